@@ -1,0 +1,30 @@
+/* What every daemon (and the CLI) needs around its objects: a main loop with a GMainContext of its own, signals, sd_notify, loop lag. */
+#pragma once
+
+#include "proto/base/log.h"
+#include "proto/base/loop.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct MainLoop MainLoop;
+
+MainLoop *main_loop_new(void);
+void main_loop_free(MainLoop *loop);
+Loop *main_loop_loop(MainLoop *loop); /* the seam; borrowed */
+void main_loop_run(MainLoop *loop);   /* until main_loop_quit() */
+void main_loop_quit(MainLoop *loop);  /* any thread */
+/* Runs until *done is true (set by a callback) or the timeout passed (returns false); < 0 = no timeout. For the CLI. */
+bool main_loop_run_until(MainLoop *loop, const bool *done, int64_t timeout_us);
+/* fn(user) on the loop when SIGINT, SIGTERM, SIGHUP arrives. */
+void main_loop_on_signal(MainLoop *loop, int signal_number, LoopFn fn, void *user);
+/* Longest delay between a timer's due time and its run over the last minute, ms. */
+double main_loop_lag_ms(MainLoop *loop);
+/* fd readable -> fn(user); returns an id for main_loop_unwatch. Used by adapters only. */
+unsigned main_loop_watch_fd(MainLoop *loop, int fd, LoopFn fn, void *user);
+void main_loop_unwatch(MainLoop *loop, unsigned id);
+
+/* READY=1, STOPPING=1, STATUS=...; no-op without systemd. */
+void daemon_notify(const char *state);
+/* Raises RLIMIT_NOFILE, ignores SIGPIPE, sets MXCSR, drops core dumps (keys are in memory). */
+void daemon_prepare(void);

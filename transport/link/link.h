@@ -1,0 +1,151 @@
+/* Link: the data plane between ranks. A LinkPort is one rank's end of everything (for UCX: one worker with its address); a
+ * Link is a connected, directed pair (this port -> one peer port). One thread, the engine's, owns a port and calls everything
+ * here but link_port_interrupt().
+ *
+ * Two layers. This header is what the engine sees: 32-byte header, sealing, CRC, replay window, epoch filter, counters (link.c).
+ * Below, LinkOps moves opaque datagrams reliably and in order per link (ucx, inproc) or spoils them by script (fault, which wraps
+ * another fill). */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum LinkStatus {
+    LINK_OK = 0,
+    LINK_AGAIN = 1,      /* no buffer free: progress and call again */
+    LINK_PEER_DEAD = -1, /* the fill saw the connection die */
+    LINK_CLOSED = -2,
+    LINK_TOO_LONG = -3,
+} LinkStatus;
+
+/* Operations of a header's `op`. */
+typedef enum LinkOp {
+    LINK_OP_HELLO = 1,   /* after set-up, both directions */
+    LINK_OP_STEP = 2,    /* step rows, with activations between stages */
+    LINK_OP_PARTIAL = 3, /* collectives: transport/group */
+    LINK_OP_SAMPLE = 4,  /* vocabulary shard's candidates to the sampling rank */
+    LINK_OP_TOKEN = 5,   /* sampled tokens back to the leader */
+    LINK_OP_PROBE = 6,   /* latency and bandwidth measurement */
+    LINK_OP_ABORT = 7,   /* sender leaves the epoch; payload: text why */
+} LinkOp;
+
+/* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq, u32 length, u32 crc (CRC32C of header
+ * with crc 0 + payload; 0 when sealed). The header is the AEAD's associated data. seq starts at 1 per link direction and key and
+ * is the nonce. Sealed payloads are followed by a 16 B tag (not counted in length). */
+typedef struct LinkHeader {
+    uint64_t handle; /* bound at set-up to cluster, generation, job, replica, epoch, link: both ends derive it */
+    uint32_t step;
+    uint16_t op;
+    uint16_t flags;
+    uint64_t seq;    /* filled by link_send */
+    uint32_t length; /* payload bytes, filled by link_send */
+    uint32_t crc;    /* filled by link_send */
+} LinkHeader;
+#define LINK_HEADER_BYTES 32u
+#define LINK_TAG_BYTES 16u
+#define LINK_MESSAGE_LIMIT (64u << 20)
+
+typedef struct LinkCounters {
+    uint64_t messages_sent, bytes_sent;       /* payload bytes */
+    uint64_t messages_received, bytes_received;
+    uint64_t dropped_stale, dropped_replayed, dropped_corrupt;
+    uint64_t seal_ns, send_ns;
+} LinkCounters;
+
+typedef struct LinkPort LinkPort;
+typedef struct Link Link;
+
+/* A message arrived on `link` and passed every check. payload is borrowed for the duration of the callback and 16-byte aligned.
+ * Called inside link_port_progress() only. */
+typedef void (*LinkReceive)(Link *link, const LinkHeader *header, const void *payload, void *user);
+/* The fill saw the peer die; once per link; inside link_port_progress(). */
+typedef void (*LinkDead)(Link *link, const char *why, void *user);
+
+/* ---- what a fill provides ---------------------------------------------------------------------------------------- */
+typedef struct LinkRawPort LinkRawPort;
+typedef struct LinkRaw LinkRaw;
+typedef struct LinkRawEvents {
+    /* One whole datagram; data borrowed during the callback, writable (opened in place). raw identifies the sender's connection, by
+     * the `id` given to connect on *this* side as carried in the datagram's connection hello; unknown senders are dropped by the fill. */
+    void (*receive)(LinkRaw *raw, void *data, size_t size, void *user);
+    void (*dead)(LinkRaw *raw, const char *why, void *user);
+} LinkRawEvents;
+typedef struct LinkOps {
+    const char *name; /* "ucx", "inproc", "fault" */
+    LinkRawPort *(*port_open)(void *fill, const LinkRawEvents *events, void *user, GError **error);
+    void (*port_close)(LinkRawPort *port); /* force; bounded 1 s */
+    GBytes *(*address)(LinkRawPort *port); /* returned */
+    /* Both sides connect with each other's address; `tag` is the same 64-bit value on both sides and unique per pair and epoch. */
+    LinkRaw *(*connect)(LinkRawPort *port, GBytes *address, uint64_t tag, void *link_user, GError **error);
+    void *(*link_user)(LinkRaw *raw);
+    /* A buffer of at least `size` bytes to build the datagram in, or NULL (LINK_AGAIN); sent or given back before the next one. */
+    void *(*buffer)(LinkRaw *raw, size_t size);
+    /* Takes the buffer always. Never blocks. */
+    LinkStatus (*send)(LinkRaw *raw, void *buffer, size_t size);
+    /* Returns the number of events handled; 0 = nothing. Never blocks. */
+    unsigned (*progress)(LinkRawPort *port);
+    /* Arms the wake-up: true = sleep is allowed until the fd is readable; false = something is there, progress again. */
+    bool (*arm)(LinkRawPort *port);
+    int (*fd)(LinkRawPort *port);
+    void (*interrupt)(LinkRawPort *port); /* any thread: makes the fd readable */
+    void (*close)(LinkRaw *raw);
+} LinkOps;
+
+typedef struct LinkFill { /* a fill and its context */
+    const LinkOps *ops;
+    void *self;
+} LinkFill;
+
+/* UCX over tcp and shared memory; transports come from the process environment (link_ucx_environment()). */
+LinkFill *link_fill_ucx(void);
+/* To be called first thing in main: sets UCX_* defaults (a user's own win) and re-executes the program once if one had to be set;
+ * returns if nothing was to do. tls: NULL = shared memory and tcp, "tcp" = tcp alone. device: NULL = first usable. */
+void link_ucx_environment(int argc, char **argv, const char *tls, const char *device);
+/* Within the process: one bus shared by all ports opened from it; thread-safe. */
+LinkFill *link_fill_inproc_new(void);
+void link_fill_free(LinkFill *fill);
+
+/* Wraps another fill; the script sees each datagram before it is sent. */
+typedef enum FaultAction { FAULT_PASS, FAULT_DROP, FAULT_DUPLICATE, FAULT_FLIP_BIT, FAULT_DELAY, FAULT_REPLAY_LAST } FaultAction;
+typedef FaultAction (*FaultScript)(uint64_t tag, const void *data, size_t size, void *user);
+LinkFill *link_fill_fault_new(LinkFill *inner /* borrowed */, FaultScript script, void *user);
+
+/* ---- what the engine uses ------------------------------------------------------------------------------------------ */
+
+typedef struct LinkPortOptions {
+    const LinkFill *fill; /* borrowed */
+    LinkReceive receive;
+    LinkDead dead;
+    void *user;
+} LinkPortOptions;
+
+LinkPort *link_port_open(const LinkPortOptions *options, GError **error);
+void link_port_close(LinkPort *port); /* closes its links, erases keys; NULL-safe */
+GBytes *link_port_address(LinkPort *port);
+
+typedef struct LinkConnect {
+    GBytes *address;        /* the peer's */
+    uint64_t handle;        /* of messages in both directions of this pair */
+    uint32_t peer;          /* caller's index for the peer, see link_peer() */
+    bool seal;
+    uint8_t send_key[32], receive_key[32]; /* crypto/keys.h; copied, erased with the link */
+} LinkConnect;
+Link *link_connect(LinkPort *port, const LinkConnect *options, GError **error);
+uint32_t link_peer(const Link *link);
+bool link_is_dead(const Link *link);
+
+/* Sends header (op, step, flags set by the caller) + payload gathered from n parts; copies them (and seals) before it returns, so the
+ * caller's memory is free again. Blocks only by progressing its own port while LINK_AGAIN, until interrupted or dead. */
+typedef struct LinkPart {
+    const void *data;
+    size_t size;
+} LinkPart;
+LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
+
+unsigned link_port_progress(LinkPort *port);
+/* Sleeps until something arrives, interrupt() or timeout; progresses on return. Spins `spin_us` first. */
+void link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us);
+void link_port_interrupt(LinkPort *port); /* any thread */
+const LinkCounters *link_port_counters(const LinkPort *port);
