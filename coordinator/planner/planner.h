@@ -1,0 +1,34 @@
+/* Planner: from a model, members and wishes to the best legal plan, with reasons for people; pure. */
+#pragma once
+
+#include "proto/plan/plan.h"
+
+#include <glib.h>
+
+typedef struct PlanWish {
+    const char *job, *model;
+    uint32_t dp, pp, tp;   /* 0 = planner's choice */
+    uint32_t context;      /* 0 = min(model's, 8192) */
+    uint32_t streams;      /* sequences at once per replica that KV is reserved for; 0 = as fits, at least 1 */
+    KvType kv_type;
+    NumericsClass numerics;
+    uint32_t max_rows;     /* 0 = 512 */
+    uint64_t kv_memory;    /* 0 = by streams */
+    bool one_host_shared;  /* workers on one host may use shared memory */
+} PlanWish;
+
+/* The plan, checked, measured, predicted and with reasons. NULL + IMPOSSIBLE: the message says how much is missing (memory) or which limit is broken,
+ * *violations (may be NULL) gets PlanViolation * of the nearest try, *alternatives (may be NULL) char * of legal flag sets ("--pp 2 --tp 3"). */
+Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_members, const PlanWish *wish, GPtrArray **violations,
+                   GPtrArray **alternatives, GError **error);
+
+/* The cost model alone: predicted seconds of one step with `rows` rows at context depth `depth` through one replica (latency: all stages in turn;
+ * throughput: the slowest stage), and what bounds it. */
+typedef struct PlanCost {
+    double latency_s, slowest_stage_s;
+    double memory_s, compute_s, link_s; /* shares of latency */
+} PlanCost;
+PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members, uint32_t replica, uint32_t rows,
+                      uint32_t depth);
+/* Decode tokens/s at the memory roof of the layout: bytes that a token must touch / read bandwidth. */
+double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members);
