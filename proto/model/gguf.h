@@ -32,6 +32,23 @@ bool gguf_array_string(const Gguf *g, const char *key, uint64_t i, const char **
 bool gguf_array_f64(const Gguf *g, const char *key, uint64_t i, double *out);
 bool gguf_array_i64(const Gguf *g, const char *key, uint64_t i, int64_t *out);
 
+/* A tensor as the file describes it, checked: type known, size from the shape, bytes inside the file, aligned and overlapping no other. */
+typedef struct GgufTensor {
+    const char *name; /* name_length bytes, borrowed, not NUL-terminated */
+    size_t name_length;
+    uint32_t n_dims;  /* 1..4 */
+    uint64_t dims[4]; /* dims[0] runs fastest (columns); 1 beyond n_dims */
+    Dtype type;
+    uint32_t file;
+    uint64_t offset;  /* from the start of that file */
+    uint64_t size_bytes;
+} GgufTensor;
+uint64_t gguf_n_tensors(const Gguf *g);
+/* i < gguf_n_tensors(), in order of the file(s); borrowed. */
+const GgufTensor *gguf_tensor(const Gguf *g, uint64_t i);
+/* NULL if there is none of that name (NUL-terminated). */
+const GgufTensor *gguf_find_tensor(const Gguf *g, const char *name);
+
 uint32_t gguf_n_files(const Gguf *g);
 /* The mapping of one file (borrowed) and its path. */
 const uint8_t *gguf_file_data(const Gguf *g, uint32_t file, size_t *size_out);
@@ -41,5 +58,6 @@ const char *gguf_file_path(const Gguf *g, uint32_t file);
 ModelSpec *gguf_model_spec(const Gguf *g, GError **error);
 /* XXH3-128 over all files' bytes in order (reads everything). */
 Hash128 gguf_hash(const Gguf *g);
-/* Copies one slice's file bytes (model_spec_slice_bytes) into out. */
-void gguf_copy_slice(const Gguf *g, const ModelSpec *spec, const TensorSpec *tensor, uint32_t slice, void *out);
+/* Copies one slice's file bytes (model_spec_slice_bytes) into out. False, and out untouched, if the tensor does not lie inside these
+ * files: the spec may have come from a peer. */
+bool gguf_copy_slice(const Gguf *g, const ModelSpec *spec, const TensorSpec *tensor, uint32_t slice, void *out);
