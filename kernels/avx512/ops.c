@@ -1,0 +1,6 @@
+/* The slots of attention, norm, act, rope and sample that this variant fills: none. */
+#include "kernels/fill.h"
+
+void kernels_fill_avx512_ops(Kernels *kernels)
+{
+}

@@ -1,0 +1,95 @@
+/* The walk that every matmul shares: panels, row groups, units and the tree. A type's kernel is two tile functions, which do one unit of
+ * one tile. Internal to kernels/; included by each variant, so that it is compiled with that variant's flags. */
+#pragma once
+
+#include "kernels/ops/packed.h"
+
+#include <assert.h>
+
+#define TILE_PANELS_LIMIT 2u
+#define TILE_FLOATS (TILE_PANELS_LIMIT * ACT_ROW_GROUP * PANEL_ROWS)
+#define TREE_STACK 8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made */
+
+/* tile[p][row][lane] of `panels` panels (w + p * w_stride) and the R rows of the group, over n_tiles records of k. */
+typedef void (*TileFn)(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile);
+
+typedef struct TileKernel {
+    TileFn row1, row4;
+    uint8_t panels1, panels4; /* panels that each takes at once: 1 or 2 */
+} TileKernel;
+
+static inline void tile_add(float *left, const float *right, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        left[i] = left[i] + right[i];
+    }
+}
+
+static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t tile_rows, uint32_t panel, uint32_t n_panels,
+                              uint32_t row0, uint32_t n_rows, float *out)
+{
+    for (uint32_t p = 0; p < n_panels; p++) {
+        uint32_t n0 = (panel + p) * PANEL_ROWS;
+        uint32_t n = a->w->n_out - n0 < PANEL_ROWS ? a->w->n_out - n0 : PANEL_ROWS;
+        for (uint32_t r = 0; r < n_rows; r++) {
+            const float *from = tile + (p * tile_rows + r) * PANEL_ROWS;
+            float *to = out + (row0 + r) * a->ld + n0;
+            if (n == PANEL_ROWS) {
+                __builtin_memcpy(to, from, PANEL_ROWS * sizeof(float));
+            } else {
+                __builtin_memcpy(to, from, n * sizeof(float));
+            }
+        }
+    }
+}
+
+/* One tile: n panels from `panel` on (n <= at_once) and the rows of group g, all units, folded. */
+static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_once, uint32_t panel, uint32_t n, uint32_t g,
+                               float stack[TREE_STACK][TILE_FLOATS])
+{
+    const RecordShape record = record_shape(a->w->type);
+    const ActKind kind = act_kind_of(a->w->type);
+    const uint32_t R = act_group_rows(a->rows, g);
+    const uint32_t row0 = g * ACT_ROW_GROUP;
+    const uint32_t n_rows = a->rows - row0 < R ? a->rows - row0 : R;
+    /* A second panel that is not there aliases the first; what it gives is not written. */
+    const size_t stride = n == at_once ? a->w->panel_bytes : 0;
+    const uint8_t *w = a->w->data + (size_t)panel * a->w->panel_bytes;
+    const uint8_t *act = (const uint8_t *)a->act + row0 * act_row_bytes(kind, a->w->n_in);
+    float *out = a->out;
+    uint32_t top = 0;
+
+    for (uint32_t u = 0; u < a->n_units; u++) {
+        const uint32_t n_records = (a->units[u].n_in + record.k - 1) / record.k;
+        assert(top < TREE_STACK);
+        kernel(w, stride, act, n_records, stack[top++]);
+        w += (size_t)n_records * record.bytes;
+        act += n_records * act_tile_row_bytes(kind) * R;
+        for (unsigned m = a->units[u].step.n_merges; m > 0; m--, top--) {
+            assert(top >= 2);
+            tile_add(stack[top - 2], stack[top - 1], (size_t)at_once * R * PANEL_ROWS);
+        }
+        if (a->units[u].step.emit) {
+            tile_write(a, stack[--top], R, panel, n, row0, n_rows, out);
+            out += a->subtree_stride;
+        }
+    }
+}
+
+static inline void matmul_drive(const MatmulArgs *a, TileKernel kernel)
+{
+    _Alignas(64) float stack[TREE_STACK][TILE_FLOATS];
+    const uint32_t n_groups = act_groups(a->rows);
+    const uint32_t step = a->rows == 1 ? kernel.panels1 : kernel.panels4;
+
+    for (uint32_t panel = a->panel0; panel < a->panel1; panel += step) {
+        const uint32_t end = a->panel1 - panel < step ? a->panel1 : panel + step;
+        for (uint32_t g = 0; g < n_groups; g++) {
+            const bool single = act_group_rows(a->rows, g) == 1;
+            const uint32_t at_once = single ? kernel.panels1 : kernel.panels4;
+            for (uint32_t p = panel; p < end; p += at_once) {
+                matmul_tile(a, single ? kernel.row1 : kernel.row4, at_once, p, end - p < at_once ? end - p : at_once, g, stack);
+            }
+        }
+    }
+}
