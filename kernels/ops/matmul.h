@@ -3,7 +3,7 @@
  * Source of formats: ggml block definitions (Q4_0 ... Q6_K). Definition of the result, per output n and row r:
  *   F32, F16    acc = fmaf(w[k], x[k], acc), k ascending, from +0 at each unit's first k; w converted exactly to f32
  *   BF16        bf16dot (NUMERICS 10): x rounded to bf16; per pair (k, k+1): acc = fma(x[k]*w[k] , fma(x[k+1], w[k+1], acc)) with the odd
- *               element first, FTZ and DAZ; a unit of odd length is padded by a zero
+ *               element first, FTZ and DAZ; a unit of odd length is padded by a zero, and only the last unit may be odd
  *   Q4_0 Q5_0 Q8_0 (signed value q - 8, q - 16, q)
  *               per block of 32: s = exact int32 sum of q_w * q_a; acc = fmaf((float)s, d_w * d_a, acc)
  *   Q4_1 Q5_1   as above with unsigned q, then acc = fmaf(m_w, d_a * (float)sum_a, acc), sum_a = exact sum of the block's q_a
@@ -53,10 +53,11 @@ ActKind act_kind_of(Dtype weight);
 size_t act_bytes(ActKind kind, uint32_t rows, uint32_t n_in);
 /* Quantises rows [row0, row1) of x ([rows][ld] floats) into the buffer, whose layout depends on (kind, rows, n_in) only, not on ISA. A
  * thread may do any range; ranges must be multiples of ACT_ROW_GROUP except the last end.
- *   Q8_32: per 32: amax = max|x|; d = amax / 127; id = amax != 0 ? 127 / amax : 0; q = (int8) rint(x * id) (round half to even, fits +-127)
+ *   Q8_32: per 32: amax = max|x|; d = amax / 127; id = amax >= 2^-100 ? 127 / amax : 0; q = (int8) rint(x * id) (round half to even, fits +-127;
+ *          below 2^-100 the block is zeros, because 127 / amax may overflow)
  *   Q8_256: the same over 256, plus exact sums per 32 (16 where the weight type needs them)
  *   BF16: round to nearest even; F32: copy.
- * Non-finite x: d becomes non-finite, so that every output that depends on it is non-finite (NUMERICS 11). */
+ * Non-finite x: d becomes NaN and the quants 0, so that every output that depends on it is NaN (NUMERICS 11). */
 #define ACT_ROW_GROUP 4u
 typedef void (*ActQuantiseFn)(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer);
 
