@@ -56,7 +56,7 @@ static void report_add(GString *report, const char *what, const char *name)
 static char *report_make(const Kernels *k, const Kernels *generic)
 {
     static const char *const acts[] = {"F32", "BF16", "Q8_32", "Q8_256"};
-    static const char *const kv[] = {"F32", "F16", "BF16"};
+    static const char *const kv[] = {"F16", "BF16", "F32"};
     GString *report = g_string_new(NULL);
     if (k == generic) {
         return g_string_free(report, FALSE);

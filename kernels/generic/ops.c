@@ -1,6 +1,20 @@
-/* The slots of attention, norm, act, rope and sample that this variant fills: none. */
+/* Every slot of norm, act, rope, attention, kv and sample: generic has them all. */
+#include "kernels/generic/ops.h"
+
 #include "kernels/fill.h"
 
-void kernels_fill_generic_ops(Kernels *kernels)
+void kernels_fill_generic_ops(Kernels *table)
 {
+    table->rms_norm = rms_norm_generic;
+    table->swiglu = swiglu_generic;
+    table->add = add_generic;
+    table->rope_apply = rope_apply_generic;
+    table->kv_write[KV_F16] = kv_write_f16_generic;
+    table->kv_write[KV_BF16] = kv_write_bf16_generic;
+    table->kv_write[KV_F32] = kv_write_f32_generic;
+    table->attention[KV_F16] = attention_f16_generic;
+    table->attention[KV_BF16] = attention_bf16_generic;
+    table->attention[KV_F32] = attention_f32_generic;
+    table->chunk_stats = chunk_stats_generic;
+    table->gumbel = gumbel_generic;
 }

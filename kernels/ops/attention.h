@@ -36,6 +36,24 @@ typedef struct AttentionArgs {
     const uint8_t *const *v_blocks;
     float *scratch;       /* attention_scratch_floats(n_q, head_size) */
 } AttentionArgs;
-/* A stack of partial (m, s, o) for 32 levels and a tile of scores. */
+
+/* Keys [first, last) that a row sees: all, or those up to its own position; at most `window` of them, its own included. first >= last: none,
+ * the result is +0. */
+typedef struct AttentionRange {
+    uint32_t first, last;
+} AttentionRange;
+static inline AttentionRange attention_range(const AttentionArgs *args, uint32_t row)
+{
+    const uint32_t position = args->first_position + row;
+    AttentionRange range = {0, args->causal ? position + 1 : args->n_keys};
+    if (args->window != 0 && position >= args->window) {
+        range.first = position - args->window + 1;
+    }
+    return range;
+}
+
+#define ATTENTION_TILE 48u   /* (row, head) pairs that share one pass over the keys */
+#define ATTENTION_LEVELS 28u /* of the tree: 2^32 positions are 2^27 blocks */
+/* Floats of scratch, any alignment: the stack of partial (m, s, o) and a tile of scores, for every instruction set. */
 size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size);
 typedef void (*AttentionFn)(const AttentionArgs *args);

@@ -8,8 +8,8 @@
 /* max and sum of exp(x - max) of one chunk: lanes as NUMERICS 4. Returns false if any logit is not finite. n <= 1024. */
 typedef bool (*ChunkStatsFn)(const float *logits, uint32_t n, float *m_out, float *l_out);
 
-/* noise[i] = Gumbel noise of id first_id + i: -log(-log(u)), u from Philox4x32-10 with key (seed, choice folded: see sample.c) and counter
- * (position, id/4, purpose); own log in f32/f64, the same bits everywhere. first_id is a multiple of 4. */
+/* noise[i] = Gumbel noise of id first_id + i: -log(-log(u)), u = (word id%4 of Philox4x32-10 + 1/2) / 2^32, key = seed (low word
+ * first), counter = (position, id/4, purpose, choice); own log in f32 (math.h), the same bits everywhere. first_id is a multiple of 4. */
 typedef struct GumbelKey {
     uint64_t seed;
     uint32_t choice, position, purpose;
