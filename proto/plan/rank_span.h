@@ -1,0 +1,25 @@
+/* What one rank of a plan holds of each tensor, and what that costs in memory: shared by plan_measure(), plan_check() and the
+ * planner's cost model. Every function clips the plan's ranges to the model, because plan_check() asks about plans that nobody checked. */
+#pragma once
+
+#include "proto/plan/plan.h"
+
+/* Slices [first, first + count) of a tensor. */
+typedef struct SliceSpan {
+    uint32_t first, count;
+} SliceSpan;
+
+/* The slices of tensor `t` that `rank` of `stage` of `replica` holds; count 0 = none. All pointers are into one plan, borrowed. */
+SliceSpan rank_span(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage, const PlanRank *rank, const TensorSpec *t);
+/* Query heads [*first, *first + *count) of a rank. */
+void rank_heads(const ModelSpec *spec, const PlanRank *rank, uint32_t *first, uint32_t *count);
+/* Packed bytes of a span: 1-D tensors as floats; matrices in panels of 16 rows with the member's packed block size (NULL or 0: the
+ * file's); rounded up to 64. */
+uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan span, const PlanMember *member);
+/* s_r of FORMULAS 7a: the larger of attention and FFN. */
+uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
+/* Memory beside weights and KV:
+ *   16 MiB + 4 x (max_rows x (3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width + [tp > 1] 2 (s_r + tp) width)
+ *                 + context x rope dims + 16 x own vocabulary ids)
+ * with q, kv, ffn = this rank's elements. */
+uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanStage *stage, const PlanRank *rank);
