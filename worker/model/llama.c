@@ -179,7 +179,7 @@ static void group_heads(const Stage *s, uint32_t kv, uint32_t *first, uint32_t *
     *last = MIN((kv + 1) * per, s->o.shard->head_first + s->o.shard->n_heads);
 }
 
-enum { ATTENTION_TILE = 16 }; /* rows of one work item */
+enum { ROW_TILE = 16 }; /* rows of one work item */
 
 static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t row, uint32_t n_rows, uint32_t kv, unsigned t)
 {
@@ -224,10 +224,10 @@ static void attend(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
     uint32_t item = 0;
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *g = &step->segments[i];
-        for (uint32_t r = 0; r < g->n_rows; r += ATTENTION_TILE) {
+        for (uint32_t r = 0; r < g->n_rows; r += ROW_TILE) {
             for (uint32_t kv = 0; kv < p->s->o.shard->n_kv_heads; kv++, item++) {
                 if (item % n_threads == t) {
-                    attend_tile(p, layer, g, g->row0 + r, MIN(ATTENTION_TILE, g->n_rows - r), kv, t);
+                    attend_tile(p, layer, g, g->row0 + r, MIN(ROW_TILE, g->n_rows - r), kv, t);
                 }
             }
         }

@@ -86,6 +86,7 @@ struct Engine {
     size_t inbox_bytes;
     int64_t step_deadline_us;
     int64_t idle_since_us;
+    bool closed;
     /* shared */
     struct {
         GMutex mutex; /* commands, text of status */
@@ -693,6 +694,7 @@ static void close_all(Engine *e)
         weft_unmap(e->inbox_memory, e->inbox_bytes);
     }
     g_free(e->inbox);
+    e->closed = true;
 }
 
 static gpointer thread_main(gpointer user)
@@ -745,6 +747,9 @@ Engine *engine_new(const EngineOptions *options, GError **error)
         g_mutex_unlock(&e->shared.mutex);
     }
     if (failed != NULL) {
+        if (e->thread != NULL) { /* it is closing by itself */
+            g_thread_join(g_steal_pointer(&e->thread));
+        }
         g_propagate_error(error, failed);
         engine_free(e);
         return NULL;
@@ -775,7 +780,7 @@ void engine_free(Engine *e)
         quit->kind = COMMAND_QUIT;
         push_command(e, quit);
         g_thread_join(e->thread);
-    } else {
+    } else if (!e->closed) {
         close_all(e);
     }
     drop_commands(e);

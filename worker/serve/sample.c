@@ -95,11 +95,6 @@ typedef struct ChunkPart {
     float mt, lt; /* tempered, for top_p over all ids */
 } ChunkPart;
 
-static void put_u32(GByteArray *out, uint32_t v)
-{
-    g_byte_array_append(out, (const guint8 *)&v, 4);
-}
-
 /* Penalised and tempered values into work. */
 static void temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *work)
 {
