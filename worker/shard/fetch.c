@@ -17,6 +17,7 @@
 
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
+#include "proto/model/model_message.h"
 #include "weft/v1/cluster.pb-c.h"
 
 #include <stdatomic.h>
@@ -34,6 +35,7 @@ typedef enum SliceState { SLICE_WANTED = 0, SLICE_FLYING, SLICE_LANDED, SLICE_PU
 typedef struct Slice {
     SliceRef ref;
     size_t bytes;
+    Hash128 hash; /* the manifest's */
     SliceState state;
     uint32_t source; /* index of the one to ask next */
     uint32_t round;
@@ -96,11 +98,6 @@ static void fetch_free(Fetch *f)
     g_free(f);
 }
 
-static const Hash128 *expected_hash(const Fetch *f, const Slice *s)
-{
-    return &f->o.hashes[s->ref.tensor][s->ref.slice];
-}
-
 static SliceId slice_id(const Fetch *f, const Slice *s)
 {
     return (SliceId){f->o.spec->file_hash, s->ref.tensor, s->ref.slice};
@@ -157,7 +154,7 @@ static bool read_own_file(Fetch *f, const Slice *s, void *buffer)
         return false;
     }
     Hash128 hash = hash128(buffer, s->bytes);
-    if (hash128_equal(&hash, expected_hash(f, s))) {
+    if (hash128_equal(&hash, &s->hash)) {
         return true;
     }
     if (atomic_fetch_add(&f->own_file_wrong, 1) == 0) {
@@ -179,7 +176,7 @@ static void local_run(void *user)
     for (uint32_t i = task->first; buffer && i < task->last && !atomic_load(&f->cancelled); i++) {
         Slice *s = &f->slices[i];
         SliceId id = slice_id(f, s);
-        if (slice_store_read(f->o.store, &id, expected_hash(f, s), buffer, s->bytes)) {
+        if (slice_store_read(f->o.store, &id, &s->hash, buffer, s->bytes)) {
             task->from_cache += s->bytes;
         } else if (read_own_file(f, s, buffer)) {
             task->from_disk += s->bytes;
@@ -217,7 +214,7 @@ static void start_local(void *user)
 {
     Fetch *f = user;
     f->n_tasks--; /* this one */
-    for (uint32_t first = 0, last; first < f->n_slices; first = last) {
+    for (uint32_t first = 0, last; first < f->n_slices && !f->error; first = last) {
         for (last = first + 1; last < f->n_slices && f->slices[last].ref.tensor == f->slices[first].ref.tensor;) {
             last++;
         }
@@ -244,7 +241,7 @@ static void landed_run(void *user)
     Landed *l = user;
     Fetch *f = l->fetch;
     Hash128 hash = hash128(l->bytes, l->slice->bytes);
-    l->right = hash128_equal(&hash, expected_hash(f, l->slice));
+    l->right = hash128_equal(&hash, &l->slice->hash);
     if (l->right && !atomic_load(&f->cancelled)) {
         put(f, l->slice, l->bytes);
         SliceId id = slice_id(f, l->slice);
@@ -593,8 +590,14 @@ Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, Fet
         f->slices[i].ref = ref;
         f->slices[i].bytes = model_spec_slice_bytes(options->spec, &options->spec->tensors[ref.tensor], ref.slice);
         f->progress.bytes_total += f->slices[i].bytes;
+        if (!model_message_hash(options->manifest, ref.tensor, ref.slice, &f->slices[i].hash) && !f->error) {
+            g_set_error(&f->error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "slice %u of tensor %s has no hash in the manifest: nothing is loaded",
+                        ref.slice, options->spec->tensors[ref.tensor].name);
+        }
     }
-    f->files = slice_files_open(options->models_dir, options->spec, options->file_names, options->n_files);
+    f->o.manifest = NULL;
+    f->files = slice_files_open(options->models_dir, options->spec, (const char *const *)options->manifest->file_names,
+                                options->manifest->n_file_names);
     slice_store_retry(options->store);
     f->n_tasks = 1;
     loop_post(options->loop, start_local, f);

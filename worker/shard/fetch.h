@@ -9,6 +9,7 @@
 #include "proto/base/loop.h"
 #include "proto/plan/plan.h"
 #include "transport/rpc/rpc.h"
+#include "weft/v1/plan.pb-c.h"
 #include "worker/shard/shard.h"
 #include "worker/shard/slice_store.h"
 #include "worker/task_pool.h"
@@ -25,14 +26,12 @@ typedef struct FetchOptions {
     TaskPool *pool;
     SliceStore *store;
     Log *log;
-    const ModelSpec *spec;        /* with file_hash; borrowed until done, like shard and hashes */
+    const ModelSpec *spec;        /* with file_hash; borrowed until done, like shard */
     Shard *shard;                 /* nobody else touches it until done */
     const SliceRef *slices;       /* copied */
     uint32_t n_slices;
-    const Hash128 *const *hashes; /* [tensor][slice] */
+    const Weft__V1__Model *manifest; /* slice hashes and file names; read before fetch_start() returns */
     const char *models_dir;       /* or NULL */
-    const char *const *file_names; /* base names of the model's files; may be empty */
-    size_t n_files;
     const char *const *sources;   /* n_sources addresses, best first; copied */
     size_t n_sources;
     uint64_t slice_key;
