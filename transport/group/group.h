@@ -14,7 +14,14 @@
 
 typedef struct Group Group;
 
-typedef enum GroupStatus { GROUP_OK = 0, GROUP_DEADLINE = -1, GROUP_PEER_DEAD = -2, GROUP_ABORTED = -3 } GroupStatus;
+typedef enum GroupStatus {
+    GROUP_OK = 0,
+    GROUP_DEADLINE = -1,
+    GROUP_PEER_DEAD = -2,
+    GROUP_ABORTED = -3,
+    GROUP_MISMATCH = -4,  /* a peer sent more than this rank expects, or ran too far ahead: the ranks do not run one program */
+    GROUP_NO_MEMORY = -5,
+} GroupStatus;
 
 typedef struct GroupOptions {
     LinkPort *port;    /* borrowed */
@@ -22,7 +29,7 @@ typedef struct GroupOptions {
     Link *const *links; /* by rank; NULL at own rank; copied */
     const atomic_bool *abort; /* borrowed; set from any thread, followed by link_port_interrupt() */
     int64_t spin_us;   /* busy waiting before sleeping; 0 with yield when there are more ranks than cores */
-    bool yield;        /* sched_yield on every empty progress */
+    bool yield;        /* more ranks than cores: sched_yield on every empty progress, for 2 ms, before spin_us */
     size_t two_shot_bytes; /* from this S on, two-shot (part of no definition: same bits) */
 } GroupOptions;
 Group *group_new(const GroupOptions *options);
@@ -31,7 +38,10 @@ void group_free(Group *group);
 /* The receive handler of the port hands LINK_OP_PARTIAL messages here. Copies the payload. */
 void group_receive(Group *group, Link *link, const LinkHeader *header, const void *payload);
 
-/* Each collective carries (step, site): site orders the collectives of a step, equal on all ranks, each used once per step. */
+#define GROUP_SITE_LIMIT (1u << 14)
+
+/* Each collective carries (step, site): site (below GROUP_SITE_LIMIT) orders the collectives of a step, equal on all ranks, each
+ * used once per step and in ascending order. What peers sent for a collective before the running one is forgotten. */
 typedef struct GroupWait {
     uint32_t step;
     uint16_t site;

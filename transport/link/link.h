@@ -67,8 +67,8 @@ typedef void (*LinkDead)(Link *link, const char *why, void *user);
 typedef struct LinkRawPort LinkRawPort;
 typedef struct LinkRaw LinkRaw;
 typedef struct LinkRawEvents {
-    /* One whole datagram; data borrowed during the callback, writable (opened in place). raw identifies the sender's connection, by
-     * the `id` given to connect on *this* side as carried in the datagram's connection hello; unknown senders are dropped by the fill. */
+    /* One whole datagram; data borrowed during the callback and writable. raw is this side's end of the pair that the datagram's tag
+     * names. NULL: that pair was closed here, or never connected while more came than the fill keeps; only to be counted. */
     void (*receive)(LinkRaw *raw, void *data, size_t size, void *user);
     void (*dead)(LinkRaw *raw, const char *why, void *user);
 } LinkRawEvents;
@@ -77,7 +77,8 @@ typedef struct LinkOps {
     LinkRawPort *(*port_open)(void *fill, const LinkRawEvents *events, void *user, GError **error);
     void (*port_close)(LinkRawPort *port); /* force; bounded 1 s */
     GBytes *(*address)(LinkRawPort *port); /* returned */
-    /* Both sides connect with each other's address; `tag` is the same 64-bit value on both sides and unique per pair and epoch. */
+    /* Both sides connect with each other's address; `tag` is the same 64-bit value on both sides and unique per pair and epoch. What
+     * arrives under a tag before this side has connected is kept, up to 64 datagrams. */
     LinkRaw *(*connect)(LinkRawPort *port, GBytes *address, uint64_t tag, void *link_user, GError **error);
     void *(*link_user)(LinkRaw *raw);
     /* A buffer of at least `size` bytes to build the datagram in, or NULL (LINK_AGAIN); sent or given back before the next one. */
@@ -101,14 +102,22 @@ typedef struct LinkFill { /* a fill and its context */
 /* UCX over tcp and shared memory; transports come from the process environment (link_ucx_environment()). */
 LinkFill *link_fill_ucx(void);
 /* To be called first thing in main: sets UCX_* defaults (a user's own win) and re-executes the program once if one had to be set;
- * returns if nothing was to do. tls: NULL = shared memory and tcp, "tcp" = tcp alone. device: NULL = first usable. */
+ * returns if nothing was to do. tls: NULL = shared memory and tcp, "tcp" = tcp alone. device: an interface's name or an address that
+ * it has; NULL = the first interface that is up and not loopback, else loopback. */
 void link_ucx_environment(int argc, char **argv, const char *tls, const char *device);
 /* Within the process: one bus shared by all ports opened from it; thread-safe. */
 LinkFill *link_fill_inproc_new(void);
 void link_fill_free(LinkFill *fill);
 
 /* Wraps another fill; the script sees each datagram before it is sent. */
-typedef enum FaultAction { FAULT_PASS, FAULT_DROP, FAULT_DUPLICATE, FAULT_FLIP_BIT, FAULT_DELAY, FAULT_REPLAY_LAST } FaultAction;
+typedef enum FaultAction {
+    FAULT_PASS,
+    FAULT_DROP,
+    FAULT_DUPLICATE,
+    FAULT_FLIP_BIT,    /* one bit behind the header; of its checksum when nothing is behind it */
+    FAULT_DELAY,       /* sent after the link's next datagram */
+    FAULT_REPLAY_LAST, /* sent, followed by the datagram that the link sent before it */
+} FaultAction;
 typedef FaultAction (*FaultScript)(uint64_t tag, const void *data, size_t size, void *user);
 LinkFill *link_fill_fault_new(LinkFill *inner /* borrowed */, FaultScript script, void *user);
 
@@ -119,6 +128,7 @@ typedef struct LinkPortOptions {
     LinkReceive receive;
     LinkDead dead;
     void *user;
+    bool crowded; /* more ranks than cores: link_port_wait() yields the core on each empty progress while it spins */
 } LinkPortOptions;
 
 LinkPort *link_port_open(const LinkPortOptions *options, GError **error);
@@ -133,6 +143,8 @@ typedef struct LinkConnect {
     uint8_t send_key[32], receive_key[32]; /* crypto/keys.h; copied, erased with the link */
 } LinkConnect;
 Link *link_connect(LinkPort *port, const LinkConnect *options, GError **error);
+/* Closes one link and erases its keys; what still arrives from the pair counts as stale. The rest closes with the port. */
+void link_close(Link *link);
 uint32_t link_peer(const Link *link);
 bool link_is_dead(const Link *link);
 
@@ -143,9 +155,14 @@ typedef struct LinkPart {
     size_t size;
 } LinkPart;
 LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
+/* The same without waiting: LINK_AGAIN when no buffer is free. The only form inside a receive handler. */
+LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
 
 unsigned link_port_progress(LinkPort *port);
-/* Sleeps until something arrives, interrupt() or timeout; progresses on return. Spins `spin_us` first. */
+/* Progresses until something has arrived, interrupt() was called since the last wait, or the time is over: busily for `spin_us`,
+ * then asleep. */
 void link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us);
 void link_port_interrupt(LinkPort *port); /* any thread */
-const LinkCounters *link_port_counters(const LinkPort *port);
+const LinkCounters *link_port_counters(const LinkPort *port); /* the port's thread */
+/* "ipsec-mb" or "openssl": what seals here. */
+const char *link_seal_name(void);
