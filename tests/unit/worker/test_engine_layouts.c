@@ -12,6 +12,7 @@
 
 #include <glib/gstdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const uint32_t PROMPT[] = {1, 17, 5, 99, 23, 4, 250, 31, 77, 8, 140, 63, 2, 201, 19, 55, 180, 9, 12, 33, 47, 81, 3, 66, 111, 90, 14, 28, 7, 222, 35,
                                   51, 160, 44, 13, 70, 6, 39, 25, 101};
@@ -21,8 +22,18 @@ enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 24 };
 static Gguf *tiny(Dtype type, char **path_out)
 {
     g_autoptr(GError) error = NULL;
-    const GgufBuilderConfig config = {.n_layers = 4, .width = 288, .n_heads = 9, .n_kv_heads = 3, .head_size = 32, .ffn_width = 768,
-                                      .vocab_size = 2500, .context = 512, .type = type, .embedding_type = type, .tied = true, .seed = 42};
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.n_layers = 4;
+    config.width = 288;
+    config.n_heads = 9;
+    config.n_kv_heads = 3;
+    config.head_size = 32;
+    config.ffn_width = 768;
+    config.vocab_size = 2500;
+    config.context = 512;
+    config.seed = 42;
     *path_out = g_strdup_printf("%s/weft-engine-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
     if (!gguf_builder_write(&config, *path_out, &error)) {
         fail_msg("%s", error->message);
