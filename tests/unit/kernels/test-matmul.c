@@ -347,6 +347,8 @@ static void test_table(void **state)
     assert_true(kernels_parse_isa("auto", &isa) && isa == kernels_best_isa());
     assert_false(kernels_parse_isa("sse9", &isa));
     assert_string_equal(kernels_report(ISA_GENERIC), "");
+    assert_null(strstr(kernels_report(ISA_AVX2), "matmul"));
+    assert_null(strstr(kernels_report(ISA_AVX2), "act_quantise"));
     for (int i = ISA_GENERIC; i <= ISA_AVX512; i++) {
         for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
             assert_non_null(kernels_get((KernelIsa)i)->matmul[weight_types[t]]);

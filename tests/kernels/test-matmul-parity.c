@@ -1,0 +1,280 @@
+/* Every variant of matmul and act_quantise that this CPU runs, against generic, by memcmp, on awkward shapes and values. */
+#include "kernels/ops/packed.h"
+#include "tests/kernels/matmul_case.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <cmocka.h>
+
+static bool isa_runs(KernelIsa isa)
+{
+    if (kernels_best_isa() >= isa) {
+        return true;
+    }
+    printf("# skipped: this CPU does not run %s\n", kernels_isa_name(isa));
+    return false;
+}
+
+static void assert_same(const float *a, const float *b, size_t n, const MatmulCase *c, const char *what)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (memcmp(a + i, b + i, 4) != 0) {
+            fail_msg("%s %s, %u rows, %u -> %u: value %zu is %a, generic %a", dtype_info(c->type)->name, what, c->rows, c->n_in,
+                     c->n_out, i, (double)a[i], (double)b[i]);
+        }
+    }
+}
+
+/* A guard behind the output: nothing beyond n_out may be written. */
+static void check_case(const Kernels *k, const MatmulCase *c, const MatmulUnit *units, uint32_t n_units, uint32_t n_subtrees,
+                       const char *what)
+{
+    const size_t n = (size_t)n_subtrees * c->rows * c->n_out;
+    float *got = case_alloc((n + 16) * 4), *want = case_alloc((n + 16) * 4);
+    for (int i = 0; i < 16; i++) {
+        got[n + i] = want[n + i] = 12345;
+    }
+    matmul_case_run(kernels_get(ISA_GENERIC), c, units, n_units, want);
+    matmul_case_run(k, c, units, n_units, got);
+    assert_same(got, want, n + 16, c, what);
+    free(got);
+    free(want);
+}
+
+static void parity_shapes(KernelIsa isa)
+{
+    static const uint32_t rows[] = {1, 2, 3, 4, 5, 8, 23, 64}, outs[] = {1, 15, 16, 17, 48, 100};
+    static const uint32_t ins[] = {32, 64, 96, 256, 576, 1536}, float_ins[] = {1, 2, 7, 32, 101, 576};
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        const uint32_t block = dtype_info(weight_types[t])->block;
+        for (size_t i = 0; i < G_N_ELEMENTS(ins); i++) {
+            const uint32_t n_in = block == 1 ? float_ins[i] : block == 256 ? 256 * (uint32_t)(i / 2 + 1) : ins[i];
+            /* Each shape of rows with two widths, each width with three or so: the whole product is slow in generic. */
+            for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
+                for (size_t o = (i + r) % 3; o < G_N_ELEMENTS(outs); o += 3) {
+                    MatmulCase c;
+                    if (rows[r] * outs[o] * n_in > 1500000) {
+                        continue;
+                    }
+                    matmul_case_init(&c, weight_types[t], rows[r], outs[o], n_in, VALUES_NORMAL, 1000 * t + 100 * i + 10 * r + o);
+                    check_case(kernels_get(isa), &c, NULL, 0, 1, "normal values");
+                    matmul_case_free(&c);
+                }
+            }
+        }
+    }
+}
+
+static void parity_values(KernelIsa isa)
+{
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        for (uint64_t seed = 0; seed < 6; seed++) {
+            const uint32_t n_in = dtype_info(weight_types[t])->block == 1 ? 203 : 1024;
+            MatmulCase c;
+            matmul_case_init(&c, weight_types[t], seed % 2 ? 1 : 7, 33, n_in, seed % 3 ? VALUES_EXTREME : VALUES_SUBNORMAL, 77 + seed);
+            check_case(kernels_get(isa), &c, NULL, 0, 1, "extreme values");
+            matmul_case_free(&c);
+        }
+    }
+}
+
+/* Largest quants everywhere: an intermediate that saturated would show. */
+static void parity_saturation(KernelIsa isa)
+{
+    static const uint8_t fills[] = {0xff, 0x00, 0x80, 0x7f, 0xf0, 0x0f};
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        const DtypeInfo *info = dtype_info(weight_types[t]);
+        const uint16_t d = 0x3c00, m = 0x3800;
+        if (info->block == 1) {
+            continue;
+        }
+        for (size_t f = 0; f < sizeof fills; f++) {
+            for (int sign = 0; sign < 3; sign++) {
+                MatmulCase c;
+                matmul_case_init(&c, weight_types[t], 5, 17, 512, VALUES_NORMAL, 5);
+                memset(c.file, fills[f], c.n_out * c.row_bytes);
+                for (uint32_t b = 0; b < c.n_out * c.n_in / info->block; b++) {
+                    uint8_t *block = c.file + b * info->block_bytes;
+                    memcpy(block + (c.type == DTYPE_Q6_K ? 208 : 0), &d, 2);
+                    if (c.type == DTYPE_Q4_1 || c.type == DTYPE_Q5_1 || c.type == DTYPE_Q4_K || c.type == DTYPE_Q5_K) {
+                        memcpy(block + 2, &m, 2);
+                    }
+                }
+                packed_put(&c.w, c.file, c.row_bytes, 0, c.n_out, 0, c.n_in);
+                for (uint32_t i = 0; i < c.rows * c.n_in; i++) {
+                    c.x[i] = sign == 0 || (sign == 2 && i % 3) ? 1.0f : -1.0f;
+                }
+                check_case(kernels_get(isa), &c, NULL, 0, 1, "largest quants");
+                matmul_case_free(&c);
+            }
+        }
+    }
+}
+
+/* Unit programs of whole and partial ranges. */
+static void parity_units(KernelIsa isa)
+{
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        const uint32_t block = dtype_info(weight_types[t])->block;
+        for (uint32_t n_leaves = 1; n_leaves <= 12; n_leaves++) {
+            for (uint32_t first = 0; first < n_leaves; first += 1 + n_leaves / 4) {
+                for (uint32_t last = first + 1; last <= n_leaves; last += 1 + n_leaves / 4) {
+                    TreeStep steps[12];
+                    MatmulUnit units[12];
+                    const uint32_t n = last - first, width = block == 1 ? 6 : block;
+                    const uint32_t short_width = block == 1 ? 3 : block;
+                    const uint32_t n_subtrees = tree_program(n_leaves, first, last, steps);
+                    MatmulCase c;
+                    for (uint32_t u = 0; u < n; u++) {
+                        units[u] = (MatmulUnit){u + 1 == n ? short_width : width, steps[u]};
+                    }
+                    matmul_case_init(&c, weight_types[t], 1 + n_leaves % 6, 15 + n_leaves, (n - 1) * width + short_width,
+                                     VALUES_NORMAL, n_leaves * 100 + first * 10 + last);
+                    check_case(kernels_get(isa), &c, units, n, n_subtrees, "units");
+                    matmul_case_free(&c);
+                }
+            }
+        }
+    }
+}
+
+/* One call over all panels, or one panel a call; one row alone or among others: the same bits. */
+static void parity_split(KernelIsa isa)
+{
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    const Kernels *k = kernels_get(isa);
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        const ActKind kind = act_kind_of(weight_types[t]);
+        const uint32_t rows = 7, n_out = 83, n_in = 512;
+        MatmulCase c, one;
+        matmul_case_init(&c, weight_types[t], rows, n_out, n_in, VALUES_NORMAL, t);
+        float *whole = case_alloc(rows * n_out * 4), *parts = case_alloc(rows * n_out * 4);
+        matmul_case_run(k, &c, NULL, 0, whole);
+        for (uint32_t r = 0; r < rows; r++) {
+            one = c;
+            one.rows = 1;
+            one.x = c.x + r * n_in;
+            matmul_case_run(k, &one, NULL, 0, parts + r * n_out);
+        }
+        assert_same(parts, whole, rows * n_out, &c, "row by row");
+        void *act = case_alloc(act_bytes(kind, rows, n_in));
+        k->act_quantise[kind](c.x, n_in, rows, 4, rows, n_in, act);
+        k->act_quantise[kind](c.x, n_in, rows, 0, 4, n_in, act);
+        memset(parts, 0, rows * n_out * 4);
+        for (uint32_t p = 0; p < 6; p++) {
+            const MatmulUnit unit = {n_in, {0, 1}};
+            const MatmulArgs args = {&c.w, act, rows, &unit, 1, parts, n_out, 0, p, p + 1};
+            k->matmul[c.type](&args);
+        }
+        assert_same(parts, whole, rows * n_out, &c, "panel by panel");
+        free(act);
+        free(whole);
+        free(parts);
+        matmul_case_free(&c);
+    }
+}
+
+static void parity_activations(KernelIsa isa)
+{
+    static const uint32_t rows[] = {1, 2, 3, 4, 5, 6, 9, 13};
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
+        for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
+            for (int values = 0; values < 5; values++) {
+                const uint32_t n_in = kind == ACT_F32 || kind == ACT_BF16 ? 77 + (uint32_t)values : 512, ld = n_in + 3;
+                const size_t bytes = act_bytes((ActKind)kind, rows[r], n_in);
+                uint64_t state = 9 + r;
+                float *x = case_alloc(rows[r] * ld * 4);
+                uint8_t *got = case_alloc(bytes), *want = case_alloc(bytes);
+                for (uint32_t i = 0; i < rows[r] * ld; i++) {
+                    x[i] = values < 3 ? case_value((CaseValues)values, &state, i) : case_normal(&state) * 0x1p-98f;
+                    if (values == 4) { /* every bit pattern, infinities and NaN among them */
+                        const uint32_t bits = (uint32_t)case_random(&state) | (i % 97 == 0 ? 0x7f800000u : 0);
+                        memcpy(&x[i], &bits, 4);
+                    }
+                }
+                memset(got, 0xee, bytes);
+                memset(want, 0xee, bytes);
+                kernels_get(ISA_GENERIC)->act_quantise[kind](x, ld, rows[r], 0, rows[r], n_in, want);
+                kernels_get(isa)->act_quantise[kind](x, ld, rows[r], 0, rows[r], n_in, got);
+                assert_memory_equal(got, want, bytes);
+                free(x);
+                free(got);
+                free(want);
+            }
+        }
+    }
+}
+
+static void parity_not_finite(KernelIsa isa)
+{
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        for (int b = 0; b < 3; b++) {
+            MatmulCase c;
+            float out[6 * 19];
+            matmul_case_init(&c, weight_types[t], 6, 19, 512, VALUES_NORMAL, t);
+            c.x[4 * 512 + 401] = bad[b];
+            matmul_case_run(kernels_get(isa), &c, NULL, 0, out);
+            for (int i = 0; i < 6 * 19; i++) {
+                assert_int_equal(isfinite(out[i]) != 0, i / 19 != 4);
+            }
+            matmul_case_free(&c);
+        }
+    }
+}
+
+/* The caller's MXCSR is as it was: bf16dot sets flags for itself only. */
+static void parity_mxcsr(KernelIsa isa)
+{
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    MatmulCase c;
+    float out[64];
+    const unsigned before = __builtin_ia32_stmxcsr();
+    matmul_case_init(&c, DTYPE_BF16, 4, 16, 64, VALUES_NORMAL, 1);
+    matmul_case_run(kernels_get(isa), &c, NULL, 0, out);
+    assert_int_equal(__builtin_ia32_stmxcsr() & 0xffc0u, before & 0xffc0u);
+    matmul_case_free(&c);
+}
+
+#define ISA_TESTS(X, isa, name)                                                                                         \
+    X(shapes, isa, name) X(values, isa, name) X(saturation, isa, name) X(units, isa, name) X(split, isa, name)           \
+    X(activations, isa, name) X(not_finite, isa, name) X(mxcsr, isa, name)
+#define DEFINE(what, isa, name)                                                                                         \
+    static void what##_##name(void **state)                                                                              \
+    {                                                                                                                    \
+        parity_##what(isa);                                                                                              \
+    }
+#define LIST(what, isa, name) cmocka_unit_test(what##_##name),
+
+ISA_TESTS(DEFINE, ISA_AVX2, avx2)
+ISA_TESTS(DEFINE, ISA_AVX512, avx512)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {ISA_TESTS(LIST, ISA_AVX2, avx2) ISA_TESTS(LIST, ISA_AVX512, avx512)};
+    return cmocka_run_group_tests_name("matmul-parity", tests, NULL, NULL);
+}

@@ -1,0 +1,143 @@
+/* Ids and words against the references that tests/golden/text/make_tokenizer.py ran (packages tokenizers and sentencepiece). */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "proto/text/pre_tokenizer.h"
+#include "proto/text/tokenizer.h"
+#include "tests/unit/text/golden.h"
+
+static bool collect_word(void *user, const char *word, size_t length, GError **error)
+{
+    uint32_t n = (uint32_t)length;
+    g_array_append_val((GArray *)user, n);
+    return true;
+}
+
+static void check_words(PreTokenizer *pre, const char *name, const char *line)
+{
+    const char *space = strchr(line, ' ');
+    g_autoptr(GBytes) text = golden_hex(line, (size_t)(space - line));
+    g_autoptr(GArray) wanted = golden_numbers(space + 1), got = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    g_autoptr(GError) error = NULL;
+    PreTokenizerScratch *scratch = pre_tokenizer_scratch_new(NULL);
+    bool ok = pre_tokenizer_split(pre, scratch, g_bytes_get_data(text, NULL), g_bytes_get_size(text), collect_word, got, &error);
+    pre_tokenizer_scratch_free(scratch);
+    assert_true(ok);
+    if (got->len != wanted->len || memcmp(got->data, wanted->data, got->len * sizeof(uint32_t)) != 0) {
+        fail_msg("%s cuts %s into other words", name, line);
+    }
+}
+
+static void words_are_the_references(void **state)
+{
+    static const char *const names[] = {"gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder", "deepseek-v3", "default"};
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *file = g_strdup_printf("words-%s.txt", names[i]), *all = golden_read(file);
+        g_auto(GStrv) lines = g_strsplit(all, "\n", -1);
+        PreTokenizer *pre = pre_tokenizer_new(names[i], NULL);
+        assert_non_null(pre);
+        unsigned n = 0;
+        for (char **line = lines; *line != NULL && **line != '\0'; line++, n++) {
+            check_words(pre, names[i], *line);
+        }
+        assert_true(n > 250);
+        pre_tokenizer_free(pre);
+    }
+}
+
+static void check_detokenized(const Tokenizer *t, const GArray *ids, GBytes *text, const char *line)
+{
+    Detokenizer *d = detokenizer_new(t, true);
+    g_autoptr(GString) out = g_string_new(NULL);
+    for (guint i = 0; i < ids->len; i++) {
+        detokenizer_push(d, g_array_index(ids, uint32_t, i), out);
+    }
+    detokenizer_finish(d, out);
+    detokenizer_free(d);
+    if (out->len != g_bytes_get_size(text) || memcmp(out->str, g_bytes_get_data(text, NULL), out->len) != 0) {
+        fail_msg("ids of %.200s do not give the text back", line);
+    }
+}
+
+static void check_ids(const Tokenizer *t, const char *file, const char *line, bool round_trip)
+{
+    const char *space = strchr(line + 2, ' ');
+    g_autoptr(GBytes) text = golden_hex(line + 2, (size_t)(space - line - 2));
+    g_autoptr(GArray) wanted = golden_numbers(space + 1);
+    g_autoptr(GError) error = NULL;
+    const char *bytes = g_bytes_get_data(text, NULL);
+    g_autoptr(GArray) got = tokenizer_encode(t, bytes != NULL ? bytes : "", g_bytes_get_size(text), false, line[0] == 'p', &error);
+    assert_non_null(got);
+    if (got->len != wanted->len || memcmp(got->data, wanted->data, got->len * sizeof(uint32_t)) != 0) {
+        g_autoptr(GString) shown = g_string_new(NULL);
+        for (guint i = 0; i < MIN(got->len, 40); i++) {
+            g_string_append_printf(shown, " %u", g_array_index(got, uint32_t, i));
+        }
+        fail_msg("%s: %.400s: got%s", file, line, shown->str);
+    }
+    if (round_trip && g_utf8_validate_len(bytes != NULL ? bytes : "", g_bytes_get_size(text), NULL)) {
+        check_detokenized(t, got, text, line);
+    }
+}
+
+static void check_file(const char *gguf_path, const char *ids_name, bool round_trip)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Gguf) gguf = gguf_open(gguf_path, &error);
+    if (gguf == NULL) {
+        fail_msg("%s: %s", gguf_path, error->message);
+    }
+    g_autoptr(Tokenizer) t = tokenizer_from_gguf(gguf, &error);
+    if (t == NULL) {
+        fail_msg("%s: %s", gguf_path, error->message);
+    }
+    g_autofree char *all = golden_read(ids_name);
+    g_auto(GStrv) lines = g_strsplit(all, "\n", -1);
+    unsigned n = 0;
+    for (char **line = lines; *line != NULL && **line != '\0'; line++, n++) {
+        check_ids(t, ids_name, *line, round_trip);
+    }
+    assert_true(n > 100);
+}
+
+static void ids_are_the_references(void **state)
+{
+    static const struct {
+        const char *name;
+        bool round_trip; /* not where texts are normalized or characters become unknown */
+    } models[] = {{"bpe-gpt-2", true},   {"bpe-llama-bpe", true}, {"bpe-qwen2", false}, {"bpe-deepseek-v3", true},
+                  {"spm-bytes", false}, {"spm-unknown", false},  {"spm-unused", false}};
+    for (size_t i = 0; i < G_N_ELEMENTS(models); i++) {
+        g_autofree char *gguf = g_strdup_printf("%s/%s.gguf", GOLDEN_DIR, models[i].name), *ids = g_strdup_printf("%s.ids", models[i].name);
+        check_file(gguf, ids, models[i].round_trip);
+    }
+}
+
+static void real_model_ids_are_the_references(void **state)
+{
+    const char *path = g_getenv("WEFT_TEST_MODEL");
+    if (path == NULL) {
+        print_message("skipped: WEFT_TEST_MODEL does not name a model file\n");
+        skip();
+    }
+    g_autofree char *base = g_path_get_basename(path);
+    g_autofree char *ids = g_strdup_printf("%.*s.ids", (int)(strlen(base) - strlen(".gguf")), base);
+    g_autofree char *golden = g_build_filename(GOLDEN_DIR, ids, NULL);
+    if (!g_str_has_suffix(base, ".gguf") || !g_file_test(golden, G_FILE_TEST_EXISTS)) {
+        print_message("skipped: no golden ids for %s; tests/golden/text/make_tokenizer.py makes them\n", base);
+        skip();
+    }
+    check_file(path, ids, false);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(words_are_the_references),
+        cmocka_unit_test(ids_are_the_references),
+        cmocka_unit_test(real_model_ids_are_the_references),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,83 @@
+/* Stage: what one tensor rank of one pipeline stage needs to compute its layers: weights, KV pages, buffers, units and the tensor group. One model family a
+ * file (llama.c) implements the forward pass on it. Owned and called by the engine thread; the pool's other threads work inside.
+ *
+ * Shapes: rows are the Step's rows; x is the residual stream [rows][width] f32, complete on every rank of the stage. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "transport/group/group.h"
+#include "worker/serve/kv_pages.h"
+#include "worker/serve/step.h"
+#include "worker/shard/shard.h"
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Rows whose logits are computed at once (bounds the logits buffer). */
+#define STAGE_LOGITS_ROWS 16u
+
+typedef struct StageOptions {
+    const ModelSpec *spec; /* borrowed, like all pointers here, for the stage's life */
+    const Plan *plan;
+    uint32_t replica, stage, rank;
+    const Shard *shard;
+    const Kernels *kernels;
+    Pool *pool;
+    void (*progress)(void *user); /* link progress, called by thread 0 between ops */
+    void *progress_user;
+} StageOptions;
+
+/* How one cut tensor's contraction is folded on this rank. */
+typedef struct StageUnits {
+    MatmulUnit units[TREE_LEAVES_LIMIT];
+    uint32_t n_units, n_subtrees;
+    uint32_t n_leaves;                /* of the whole tensor */
+    uint32_t cuts[PLAN_RANKS_LIMIT + 1]; /* rank boundaries */
+} StageUnits;
+
+typedef struct Stage {
+    StageOptions o;
+    const PlanStage *plan_stage;
+    Group *group; /* NULL until the links are open; NULL for ever when the stage has one rank */
+    KvPages kv;
+    StageUnits attn_units, ffn_units;
+    MatmulUnit whole_width; /* the one unit of a matrix that is not cut: width elements */
+    uint32_t max_rows;
+    float *rope_cos, *rope_sin; /* [context][dims/2] */
+    /* buffers, row-major */
+    float *x, *h;               /* [max_rows][width] */
+    float *q, *attn;            /* [max_rows][own heads * head_size] */
+    float *k, *v;               /* [max_rows][own KV heads * head_size] */
+    float *gate, *up;           /* [max_rows][own FFN width] */
+    float *partial;             /* [subtrees][max_rows][width] */
+    float *logits;              /* [STAGE_LOGITS_ROWS][own vocabulary] */
+    float *gathered;            /* [max_rows][width]: embedding rows of the other ranks */
+    void *act[ACT_KIND_LIMIT];  /* quantised activations, where the weights want that kind */
+    float **scratch;            /* per thread: attention */
+    const uint8_t ***blocks;    /* per thread: 2 x page table length of block pointers */
+    void *arena;
+    size_t arena_bytes;
+} Stage;
+
+/* Bytes of all buffers but weights and KV (RoPE tables included): the plan counts them. */
+size_t stage_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads);
+Stage *stage_new(const StageOptions *options, GError **error);
+void stage_free(Stage *stage);
+
+/* The links are open; `group` is borrowed. */
+void stage_set_group(Stage *stage, Group *group);
+
+typedef struct StageRun {
+    const Step *step;
+    const uint32_t *const *page_tables; /* by slot */
+    int64_t deadline_us;                /* of each wait inside, relative to its start */
+} StageRun;
+
+/* Embeds the step's tokens (first stage only) into stage->x. */
+GroupStatus llama_embed(Stage *stage, const StageRun *run);
+/* The stage's layers over stage->x, in place. */
+GroupStatus llama_layers(Stage *stage, const StageRun *run);
+/* Logits of n (<= STAGE_LOGITS_ROWS) rows of stage->x (last stage): this rank's vocabulary range, into stage->logits [n][vocab_count]. */
+void llama_logits(Stage *stage, const uint32_t *rows, uint32_t n);

@@ -1,0 +1,381 @@
+#include "worker/serve/executor.h"
+
+#include "proto/base/bytes.h"
+
+#include <string.h>
+
+Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
+{
+    const PlanReplica *r = &plan->replicas[replica];
+    Position p = {.stage = stage, .rank = rank, .n_stages = r->n_stages, .tp = r->stages[stage].n_ranks};
+    uint32_t base = 0;
+    for (uint32_t s = 0; s < r->n_stages; s++) {
+        if (s + 1 == stage) {
+            p.base_previous = base;
+            p.tp_previous = r->stages[s].n_ranks;
+        } else if (s == stage) {
+            p.base = base;
+        } else if (s == stage + 1) {
+            p.base_next = base;
+            p.tp_next = r->stages[s].n_ranks;
+        }
+        base += r->stages[s].n_ranks;
+    }
+    return p;
+}
+
+/* One tensor rank's sample messages, in order of arrival: a fixed ring, buffers keep their capacity. */
+enum { SAMPLE_RING = 8 };
+typedef struct SampleQueue {
+    struct {
+        uint32_t step;
+        GByteArray *bytes;
+    } ring[SAMPLE_RING];
+    uint32_t head, tail; /* head = next to take */
+    bool waiting_done;   /* set when the awaited message is there */
+    bool overflow;
+} SampleQueue;
+
+struct Executor {
+    ExecutorOptions o;
+    Sequences sequences;
+    Sampling *sampling;    /* last stage */
+    SampleQueue *samples;  /* drawing rank: by tensor rank; other ranks of the last stage: [0] is the verdict from the drawing rank */
+    const GByteArray **parts;
+    GByteArray *own_part;
+    uint8_t *wire;         /* encoded step */
+    GByteArray *token_message;
+    RowResult *decoded;    /* leader: results from afar */
+    int blamed;
+    const char *operation;
+};
+
+Executor *executor_new(const ExecutorOptions *options)
+{
+    Executor *e = g_new0(Executor, 1);
+    const Position *p = &options->position;
+    e->o = *options;
+    e->blamed = -1;
+    sequences_init(&e->sequences, &options->limits);
+    e->wire = g_malloc(step_wire_limit(&options->limits));
+    e->token_message = g_byte_array_new();
+    if (position_leads(p)) {
+        e->decoded = g_new0(RowResult, options->limits.max_rows);
+    }
+    if (position_is_last(p)) {
+        e->sampling = sampling_new(options->stage, &e->sequences);
+        e->samples = g_new0(SampleQueue, p->tp);
+        e->parts = g_new0(const GByteArray *, p->tp);
+        e->own_part = g_byte_array_new();
+        for (uint32_t r = 0; r < p->tp; r++) {
+            for (int i = 0; i < SAMPLE_RING; i++) {
+                e->samples[r].ring[i].bytes = g_byte_array_new();
+            }
+        }
+    }
+    return e;
+}
+
+void executor_free(Executor *e)
+{
+    if (e == NULL) {
+        return;
+    }
+    for (uint32_t r = 0; e->samples != NULL && r < e->o.position.tp; r++) {
+        for (int i = 0; i < SAMPLE_RING; i++) {
+            g_byte_array_unref(e->samples[r].ring[i].bytes);
+        }
+    }
+    sampling_free(e->sampling);
+    sequences_clear(&e->sequences);
+    g_free(e->samples);
+    g_free(e->parts);
+    g_clear_pointer(&e->own_part, g_byte_array_unref);
+    g_byte_array_unref(e->token_message);
+    g_free(e->wire);
+    g_free(e->decoded);
+    g_free(e);
+}
+
+int executor_blames(const Executor *e, const char **operation)
+{
+    *operation = e->operation;
+    return e->blamed;
+}
+
+static ExecutorStatus blame(Executor *e, uint32_t global_rank, const char *operation, ExecutorStatus status)
+{
+    e->blamed = (int)global_rank;
+    e->operation = operation;
+    return status;
+}
+
+static bool send_to(Executor *e, uint32_t global_rank, LinkOp op, uint32_t step, const LinkPart *parts, unsigned n)
+{
+    Link *link = e->o.links[global_rank];
+    g_assert(link != NULL);
+    return link_send(link, op, 0, step, parts, n) == LINK_OK;
+}
+
+/* ---- handing on ---- */
+
+static ExecutorStatus send_followers(Executor *e, const Step *step, size_t wire_size)
+{
+    const Position *p = &e->o.position;
+    for (uint32_t j = 1; j < p->tp; j++) {
+        const LinkPart part = {e->wire, wire_size};
+        if (!send_to(e, p->base + j, LINK_OP_STEP, step->number, &part, 1)) {
+            return blame(e, p->base + j, "sending a step", EXECUTOR_LINK);
+        }
+    }
+    return EXECUTOR_OK;
+}
+
+static ExecutorStatus send_next_stage(Executor *e, const Step *step, size_t wire_size)
+{
+    const Position *p = &e->o.position;
+    for (uint32_t j = p->rank; j < p->tp_next; j += p->tp) {
+        const LinkPart parts[2] = {{e->wire, wire_size},
+                                   {e->o.stage->x, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width}};
+        if (!send_to(e, p->base_next + j, LINK_OP_STEP, step->number, parts, 2)) {
+            return blame(e, p->base_next + j, "sending activations", EXECUTOR_LINK);
+        }
+    }
+    return EXECUTOR_OK;
+}
+
+/* ---- results to the leader ---- */
+
+static void append(GByteArray *out, const void *data, size_t size)
+{
+    g_byte_array_append(out, data, (guint)size);
+}
+
+static void encode_results(Executor *e, const RowResult *results, uint32_t n)
+{
+    GByteArray *out = e->token_message;
+    g_byte_array_set_size(out, 0);
+    append(out, &n, 4);
+    for (uint32_t i = 0; i < n; i++) {
+        const RowResult *r = &results[i];
+        const uint32_t logits = r->logits != NULL ? e->o.limits.vocab_size : 0;
+        append(out, &r->slot, 4);
+        append(out, &r->uid, 8);
+        append(out, &r->position, 4);
+        append(out, &r->id, 4);
+        append(out, &r->logprob, 4);
+        append(out, r->row_hash, 16);
+        append(out, &r->failed, 4);
+        append(out, &r->n_top, 4);
+        append(out, &logits, 4);
+        append(out, r->top_ids, 4 * (size_t)r->n_top);
+        append(out, r->top_logprobs, 4 * (size_t)r->n_top);
+        append(out, r->logits, 4 * (size_t)logits);
+    }
+}
+
+bool executor_decode_results(Executor *e, const void *data, size_t size, const RowResult **results, uint32_t *n_results)
+{
+    ByteReader r = byte_reader(data, size);
+    const uint32_t n = byte_reader_u32le(&r);
+    if (n > e->o.limits.max_rows) {
+        return false;
+    }
+    for (uint32_t i = 0; i < n && !r.failed; i++) {
+        RowResult *row = &e->decoded[i];
+        row->slot = byte_reader_u32le(&r);
+        row->uid = byte_reader_u64le(&r);
+        row->position = byte_reader_u32le(&r);
+        row->id = byte_reader_u32le(&r);
+        row->logprob = byte_reader_f32le(&r);
+        const uint8_t *hash = byte_reader_take(&r, 16);
+        if (hash != NULL) {
+            memcpy(row->row_hash, hash, 16);
+        }
+        row->failed = byte_reader_u32le(&r);
+        row->n_top = byte_reader_u32le(&r);
+        const uint32_t logits = byte_reader_u32le(&r);
+        if (row->id >= e->o.limits.vocab_size || (logits != 0 && logits != e->o.limits.vocab_size)) {
+            return false;
+        }
+        row->top_ids = (const uint32_t *)byte_reader_take(&r, 4 * (size_t)row->n_top);
+        row->top_logprobs = (const float *)byte_reader_take(&r, 4 * (size_t)row->n_top);
+        row->logits = logits != 0 ? (const float *)byte_reader_take(&r, 4 * (size_t)logits) : NULL;
+    }
+    *results = e->decoded;
+    *n_results = n;
+    return !r.failed;
+}
+
+/* ---- sampling over the ranks of the last stage ---- */
+
+void executor_receive_sample(Executor *e, uint32_t from, uint32_t step, const void *data, size_t size)
+{
+    if (e->samples == NULL || from >= e->o.position.tp) {
+        return;
+    }
+    SampleQueue *q = &e->samples[from];
+    if (q->tail - q->head == SAMPLE_RING) {
+        q->overflow = true; /* more steps in flight than the leader allows: the wait for it will expire */
+        return;
+    }
+    GByteArray *bytes = q->ring[q->tail % SAMPLE_RING].bytes;
+    g_byte_array_set_size(bytes, 0);
+    append(bytes, data, size);
+    q->ring[q->tail % SAMPLE_RING].step = step;
+    q->tail++;
+    q->waiting_done = true;
+}
+
+/* The next message from a tensor rank, for this step; NULL when the wait gave up. Valid until the next take from that rank. */
+static const GByteArray *take_sample(Executor *e, uint32_t from, uint32_t step, const char *operation)
+{
+    SampleQueue *q = &e->samples[from];
+    if (q->head == q->tail) {
+        q->waiting_done = false;
+        if (!e->o.wait(&q->waiting_done, e->o.deadline_us, e->o.position.base + from, operation, e->o.user)) {
+            return NULL;
+        }
+    }
+    const uint32_t i = q->head++ % SAMPLE_RING;
+    return q->ring[i].step == step && !q->overflow ? q->ring[i].bytes : NULL;
+}
+
+static ExecutorStatus send_verdict(Executor *e, const Step *step, uint32_t n_candidates)
+{
+    const LinkPart part = {&n_candidates, sizeof n_candidates};
+    for (uint32_t r = 1; r < e->o.position.tp; r++) {
+        if (!send_to(e, e->o.position.base + r, LINK_OP_SAMPLE, step->number, &part, 1)) {
+            return blame(e, e->o.position.base + r, "sending the sampling verdict", EXECUTOR_LINK);
+        }
+    }
+    return EXECUTOR_OK;
+}
+
+static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **results, uint32_t *n_results)
+{
+    const Position *p = &e->o.position;
+    uint32_t n_candidates = sampling_first_candidates(e->sampling, step);
+    const bool verdicts = p->tp > 1 && sampling_may_repeat(e->sampling, step);
+    for (;;) {
+        g_byte_array_set_size(e->own_part, 0);
+        sampling_part(e->sampling, step, n_candidates, e->own_part);
+        e->parts[0] = e->own_part;
+        for (uint32_t r = 1; r < p->tp; r++) {
+            e->parts[r] = take_sample(e, r, step->number, "vocabulary shard of a step");
+            if (e->parts[r] == NULL) {
+                return blame(e, p->base + r, "vocabulary shard of a step", EXECUTOR_SAMPLE_WAIT);
+            }
+        }
+        const SamplingMerge merge = sampling_merge(e->sampling, step, e->parts, p->tp, results, n_results);
+        if (merge == SAMPLING_MALFORMED) {
+            return blame(e, p->base, "merging vocabulary shards", EXECUTOR_SAMPLE_WAIT);
+        }
+        const bool more = merge == SAMPLING_MORE;
+        n_candidates *= 8;
+        if (verdicts) {
+            const ExecutorStatus status = send_verdict(e, step, more ? n_candidates : 0);
+            if (status != EXECUTOR_OK) {
+                return status;
+            }
+        }
+        if (!more) {
+            return EXECUTOR_OK;
+        }
+    }
+}
+
+static ExecutorStatus contribute(Executor *e, const Step *step)
+{
+    const Position *p = &e->o.position;
+    uint32_t n_candidates = sampling_first_candidates(e->sampling, step);
+    while (n_candidates != 0) {
+        g_byte_array_set_size(e->own_part, 0);
+        sampling_part(e->sampling, step, n_candidates, e->own_part);
+        const LinkPart part = {e->own_part->data, e->own_part->len};
+        if (!send_to(e, p->base, LINK_OP_SAMPLE, step->number, &part, 1)) {
+            return blame(e, p->base, "sending a vocabulary shard", EXECUTOR_LINK);
+        }
+        if (!sampling_may_repeat(e->sampling, step)) {
+            return EXECUTOR_OK;
+        }
+        const GByteArray *verdict = take_sample(e, 0, step->number, "sampling verdict");
+        if (verdict == NULL || verdict->len != sizeof n_candidates) {
+            return blame(e, p->base, "sampling verdict", EXECUTOR_SAMPLE_WAIT);
+        }
+        memcpy(&n_candidates, verdict->data, sizeof n_candidates);
+    }
+    return EXECUTOR_OK;
+}
+
+static bool has_outputs(const Step *step)
+{
+    for (uint32_t r = 0; r < step->n_rows; r++) {
+        if (step->rows[r].output != STEP_OUTPUT_NONE) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult **results, uint32_t *n_results)
+{
+    const Position *p = &e->o.position;
+    const bool outputs = has_outputs(step);
+    if (p->rank != 0) {
+        return outputs ? contribute(e, step) : EXECUTOR_OK;
+    }
+    if (outputs) {
+        const ExecutorStatus status = draw(e, step, results, n_results);
+        if (status != EXECUTOR_OK) {
+            return status;
+        }
+    }
+    if (position_leads(p)) {
+        return EXECUTOR_OK;
+    }
+    encode_results(e, *results, *n_results);
+    const LinkPart part = {e->token_message->data, e->token_message->len};
+    return send_to(e, 0, LINK_OP_TOKEN, step->number, &part, 1) ? EXECUTOR_OK : blame(e, 0, "sending tokens", EXECUTOR_LINK);
+}
+
+/* ---- a step ---- */
+
+static ExecutorStatus blame_group(Executor *e)
+{
+    int64_t since;
+    const char *operation = "collective";
+    const int rank = group_waits_for(e->o.stage->group, &operation, &since);
+    e->operation = operation;
+    e->blamed = rank < 0 ? -1 : (int)e->o.position.base + rank;
+    return EXECUTOR_GROUP;
+}
+
+ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations, const RowResult **results, uint32_t *n_results)
+{
+    const Position *p = &e->o.position;
+    const bool first = p->stage == 0, last = position_is_last(p);
+    const size_t wire_size = position_leads(p) || !last ? step_encode(step, e->wire) : 0;
+    ExecutorStatus status = EXECUTOR_OK;
+    *results = NULL;
+    *n_results = 0;
+    if (position_leads(p)) {
+        status = send_followers(e, step, wire_size);
+    }
+    if (status != EXECUTOR_OK) {
+        return status;
+    }
+    sequences_apply(&e->sequences, step);
+    const StageRun run = {.step = step, .page_tables = e->sequences.page_tables, .deadline_us = e->o.deadline_us};
+    if (step->n_rows > 0) {
+        if (!first) {
+            memcpy(e->o.stage->x, activations, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
+        } else if (llama_embed(e->o.stage, &run) != GROUP_OK) {
+            return blame_group(e);
+        }
+        if (llama_layers(e->o.stage, &run) != GROUP_OK) {
+            return blame_group(e);
+        }
+    }
+    return last ? finish_step(e, step, results, n_results) : send_next_stage(e, step, wire_size);
+}

@@ -1,0 +1,66 @@
+/* Executor: runs Steps on one rank: keeps the table of sequences that all ranks share, computes the stage's part, hands activations to the next stage, draws
+ * tokens on the last (DESIGN 3). Engine thread only.
+ *
+ * Who sends what, stage s with t ranks, next stage with t' ranks:
+ *   leader (0,0)   -> (0,j), j > 0        LINK_OP_STEP   encoded Step
+ *   (s,i)          -> (s+1,j), j mod t = i LINK_OP_STEP  encoded Step + x [rows][width] f32
+ *   (last,i), i>0  -> (last,0)            LINK_OP_SAMPLE its vocabulary shard's part of each drawn row
+ *   (last,0)       -> leader              LINK_OP_TOKEN  results of the step, empty for a step without outputs */
+#pragma once
+
+#include "transport/link/link.h"
+#include "worker/model/stage.h"
+#include "worker/serve/leader.h"
+#include "worker/serve/sampling.h"
+#include "worker/serve/sequences.h"
+#include "worker/serve/step.h"
+
+typedef struct Executor Executor;
+
+/* Where a rank stands in its replica; global rank numbers count stage by stage. */
+typedef struct Position {
+    uint32_t stage, rank, n_stages;
+    uint32_t tp, tp_next, tp_previous; /* ranks of this, the next and the previous stage; 0 where there is none */
+    uint32_t base, base_next, base_previous; /* global number of rank 0 of those stages */
+} Position;
+Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank);
+static inline bool position_leads(const Position *p)
+{
+    return p->stage == 0 && p->rank == 0;
+}
+static inline bool position_is_last(const Position *p)
+{
+    return p->stage + 1 == p->n_stages;
+}
+static inline bool position_draws(const Position *p)
+{
+    return position_is_last(p) && p->rank == 0;
+}
+
+typedef enum ExecutorStatus { EXECUTOR_OK = 0, EXECUTOR_GROUP, EXECUTOR_LINK, EXECUTOR_SAMPLE_WAIT } ExecutorStatus;
+
+typedef struct ExecutorOptions {
+    Stage *stage;
+    StepLimits limits;
+    Position position;
+    Link *const *links; /* by global rank; NULL where there is none; borrowed */
+    /* Waits until *done or the deadline; false = gave up (deadline, abort, dead peer). Progresses the port. */
+    bool (*wait)(const bool *done, int64_t deadline_us, uint32_t global_rank, const char *operation, void *user);
+    void *user;
+    int64_t deadline_us; /* of each wait, relative */
+} ExecutorOptions;
+
+Executor *executor_new(const ExecutorOptions *options);
+void executor_free(Executor *executor);
+
+/* Runs one step. activations: x as it arrived ([rows][width], any alignment of 16), NULL on the first stage. On the drawing rank *results and *n_results
+ * (borrowed until the next run) are filled when it is also the leader; else they are sent to it. */
+ExecutorStatus executor_run(Executor *executor, const Step *step, const float *activations, const RowResult **results,
+                            uint32_t *n_results);
+/* Whom the failing operation waited for: global rank, or -1. */
+int executor_blames(const Executor *executor, const char **operation);
+
+/* A LINK_OP_SAMPLE message for the drawing rank, from tensor rank `from`. */
+void executor_receive_sample(Executor *executor, uint32_t from, uint32_t step, const void *data, size_t size);
+/* Decodes a LINK_OP_TOKEN message; borrowed until the next call. false: malformed. */
+bool executor_decode_results(Executor *executor, const void *data, size_t size, const RowResult **results, uint32_t *n_results);

@@ -1,0 +1,404 @@
+#include "worker/serve/sample.h"
+
+#include "proto/base/bytes.h"
+#include "proto/base/hash.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { OPEN_ENDED_FIRST = 128 };
+
+typedef struct Candidate {
+    float value; /* what is compared: tempered (and noisy without filters) */
+    float raw;
+    uint32_t id;
+} Candidate;
+
+static bool has_filters(const SampleSettings *s)
+{
+    return s->top_k > 0 || (s->top_p > 0.0f && s->top_p < 1.0f) || s->min_p > 0.0f;
+}
+
+bool sample_is_open_ended(const SampleSettings *s)
+{
+    return s->temperature > 0.0f && has_filters(s) && s->top_k == 0;
+}
+
+uint32_t sample_candidates(const SampleSettings *s)
+{
+    if (s->temperature == 0.0f || !has_filters(s)) {
+        return 1;
+    }
+    return s->top_k > 0 ? s->top_k : OPEN_ENDED_FIRST;
+}
+
+/* ---- the best of a shard ---- */
+
+/* True if a comes before b: larger value, then lower id. */
+static bool before(const Candidate *a, const Candidate *b)
+{
+    return a->value > b->value || (a->value == b->value && a->id < b->id);
+}
+
+/* A heap whose root is the worst of the best n. */
+typedef struct Best {
+    Candidate *heap;
+    uint32_t n, limit;
+} Best;
+
+static void sift_down(Best *b, uint32_t i)
+{
+    for (;;) {
+        uint32_t worst = i;
+        for (uint32_t child = 2 * i + 1; child <= 2 * i + 2 && child < b->n; child++) {
+            if (before(&b->heap[worst], &b->heap[child])) {
+                worst = child;
+            }
+        }
+        if (worst == i) {
+            return;
+        }
+        const Candidate t = b->heap[i];
+        b->heap[i] = b->heap[worst];
+        b->heap[worst] = t;
+        i = worst;
+    }
+}
+
+static void offer(Best *b, Candidate c)
+{
+    if (b->n < b->limit) {
+        uint32_t i = b->n++;
+        b->heap[i] = c;
+        while (i > 0 && before(&b->heap[(i - 1) / 2], &b->heap[i])) {
+            const Candidate t = b->heap[i];
+            b->heap[i] = b->heap[(i - 1) / 2];
+            b->heap[(i - 1) / 2] = t;
+            i = (i - 1) / 2;
+        }
+    } else if (b->limit > 0 && before(&c, &b->heap[0])) {
+        b->heap[0] = c;
+        sift_down(b, 0);
+    }
+}
+
+static int by_rank(const void *a, const void *b)
+{
+    return before(a, b) ? -1 : before(b, a) ? 1 : 0;
+}
+
+/* ---- a shard's part; on the wire: u32 failed, n_chunks, n_candidates, complete, n_top, has_target; f32 target; chunks {hash, m, l, mt, lt}; candidates; top ---- */
+
+typedef struct ChunkPart {
+    uint8_t hash[16];
+    float m, l;   /* raw */
+    float mt, lt; /* tempered, for top_p over all ids */
+} ChunkPart;
+
+/* Penalised and tempered values into work. */
+static void temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *work)
+{
+    const SampleSettings *s = &row->settings;
+    memcpy(work, logits, sizeof(float) * n);
+    if (s->repeat_penalty > 0.0f && s->repeat_penalty != 1.0f) {
+        for (uint32_t i = 0; i < row->n_window; i++) {
+            const uint32_t id = row->window[i];
+            if (id >= first_id && id < first_id + n) { /* from the raw value: a repeated id is hit once */
+                const float z = logits[id - first_id];
+                work[id - first_id] = z > 0.0f ? z / s->repeat_penalty : z * s->repeat_penalty;
+            }
+        }
+    }
+    for (uint32_t i = 0; s->temperature > 0.0f && i < n; i++) {
+        work[i] = work[i] / s->temperature;
+    }
+}
+
+static bool add_chunks(const Kernels *k, const SampleRow *row, const float *logits, const float *work, uint32_t n, GByteArray *out)
+{
+    bool finite = true;
+    const bool tempered = sample_is_open_ended(&row->settings) && !row->score;
+    for (uint32_t at = 0; at < n; at += VOCAB_CHUNK) {
+        const uint32_t count = MIN(VOCAB_CHUNK, n - at);
+        ChunkPart c = {0};
+        const Hash128 h = hash128(logits + at, sizeof(float) * count);
+        memcpy(c.hash, h.bytes, sizeof c.hash);
+        finite = k->chunk_stats(logits + at, count, &c.m, &c.l) && finite;
+        if (tempered && finite) {
+            finite = k->chunk_stats(work + at, count, &c.mt, &c.lt);
+        }
+        g_byte_array_append(out, (const guint8 *)&c, sizeof c);
+    }
+    return finite;
+}
+
+static void add_candidates(const Kernels *k, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *work, Best *best)
+{
+    const SampleSettings *s = &row->settings;
+    float noise[VOCAB_CHUNK];
+    const bool noisy = s->temperature > 0.0f && !has_filters(s);
+    const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
+    for (uint32_t at = 0; at < n; at += VOCAB_CHUNK) {
+        const uint32_t count = MIN(VOCAB_CHUNK, n - at);
+        if (noisy) {
+            k->gumbel(&key, first_id + at, count, noise);
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            offer(best, (Candidate){.value = noisy ? work[at + i] + noise[i] : work[at + i], .raw = logits[at + i], .id = first_id + at + i});
+        }
+    }
+    qsort(best->heap, best->n, sizeof *best->heap, by_rank);
+}
+
+static void add_top(const float *logits, uint32_t first_id, uint32_t n, Best *best)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        offer(best, (Candidate){.value = logits[i], .raw = logits[i], .id = first_id + i});
+    }
+    qsort(best->heap, best->n, sizeof *best->heap, by_rank);
+}
+
+void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, uint32_t n_candidates,
+                 float *work, GByteArray *out)
+{
+    const guint head = out->len;
+    const uint32_t n_chunks = (n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
+    const uint32_t limit = row->score ? 0 : MIN(n_candidates, n);
+    const uint32_t n_top = MIN(MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT), n);
+    const bool has_target = row->score && row->target >= first_id && row->target < first_id + n;
+    const float target = has_target ? logits[row->target - first_id] : 0.0f;
+    const uint32_t fields[6] = {0, n_chunks, limit, limit == n, n_top, has_target};
+    g_byte_array_append(out, (const guint8 *)fields, sizeof fields);
+    g_byte_array_append(out, (const guint8 *)&target, 4);
+    temper(row, logits, first_id, n, work);
+    if (!add_chunks(kernels, row, logits, work, n, out)) {
+        const uint32_t failed = 1;
+        memcpy(out->data + head, &failed, 4);
+    }
+    const guint at = out->len;
+    g_byte_array_set_size(out, at + (guint)sizeof(Candidate) * (limit + n_top));
+    Best best = {.heap = (Candidate *)(void *)(out->data + at), .limit = limit};
+    if (limit > 0) {
+        add_candidates(kernels, row, logits, first_id, n, work, &best);
+    }
+    Best top = {.heap = best.heap + limit, .limit = n_top};
+    if (n_top > 0) {
+        add_top(logits, first_id, n, &top);
+    }
+}
+
+/* ---- the merge ---- */
+
+typedef struct Merge {
+    GArray *chunks;     /* ChunkPart */
+    GArray *candidates; /* Candidate */
+    GArray *top;        /* Candidate */
+    Candidate bound;    /* nothing unseen comes before this one */
+    bool bounded;       /* some part is not complete */
+    bool failed, has_target;
+    float target;
+} Merge;
+
+static bool take_part(SampleReader *reader, Merge *m)
+{
+    ByteReader r = {.data = reader->data, .size = reader->size, .offset = reader->offset};
+    const bool failed = byte_reader_u32le(&r) != 0;
+    const uint32_t n_chunks = byte_reader_u32le(&r), n_candidates = byte_reader_u32le(&r);
+    const bool complete = byte_reader_u32le(&r) != 0;
+    const uint32_t n_top = byte_reader_u32le(&r);
+    const bool has_target = byte_reader_u32le(&r) != 0;
+    const float target = byte_reader_f32le(&r);
+    const uint8_t *chunks = byte_reader_take(&r, (size_t)n_chunks * sizeof(ChunkPart));
+    const uint8_t *candidates = byte_reader_take(&r, (size_t)n_candidates * sizeof(Candidate));
+    const uint8_t *top = byte_reader_take(&r, (size_t)n_top * sizeof(Candidate));
+    if (r.failed) {
+        return false;
+    }
+    g_array_append_vals(m->chunks, chunks, n_chunks);
+    g_array_append_vals(m->candidates, candidates, n_candidates);
+    g_array_append_vals(m->top, top, n_top);
+    if (!complete && n_candidates > 0) {
+        const Candidate *last = &g_array_index(m->candidates, Candidate, m->candidates->len - 1);
+        if (!m->bounded || before(last, &m->bound)) {
+            m->bound = *last;
+        }
+        m->bounded = true;
+    }
+    m->failed |= failed;
+    if (has_target) {
+        m->has_target = true;
+        m->target = target;
+    }
+    reader->offset = r.offset;
+    return true;
+}
+
+static float merge_lse(const Merge *m, bool tempered, float *max_out)
+{
+    const guint n = m->chunks->len;
+    g_autofree float *ms = g_new(float, n);
+    g_autofree float *ls = g_new(float, n);
+    for (guint i = 0; i < n; i++) {
+        const ChunkPart *c = &g_array_index(m->chunks, ChunkPart, i);
+        ms[i] = tempered ? c->mt : c->m;
+        ls[i] = tempered ? c->lt : c->l;
+    }
+    chunk_stats_merge(ms, ls, n);
+    *max_out = ms[0];
+    return ls[0];
+}
+
+static void hash_row(const Merge *m, uint8_t out[16])
+{
+    g_autofree uint8_t *hashes = g_malloc((gsize)m->chunks->len * 16);
+    for (guint i = 0; i < m->chunks->len; i++) {
+        memcpy(hashes + 16 * (gsize)i, g_array_index(m->chunks, ChunkPart, i).hash, 16);
+    }
+    const Hash128 h = hash128(hashes, (size_t)m->chunks->len * 16);
+    memcpy(out, h.bytes, 16);
+}
+
+/* How many sorted candidates are certainly the best ones in this order. */
+static guint certain(const Merge *m)
+{
+    guint n = m->candidates->len;
+    if (m->bounded) {
+        n = 0;
+        while (n < m->candidates->len && !before(&m->bound, &g_array_index(m->candidates, Candidate, n))) {
+            n++;
+        }
+    }
+    return n;
+}
+
+/* The number of sorted candidates that pass all filters; false = more are needed to know. */
+static bool filter(const Merge *m, const SampleSettings *s, guint *n_out)
+{
+    const Candidate *c = (const Candidate *)(void *)m->candidates->data;
+    const guint sure = certain(m);
+    const bool all = !m->bounded;
+    guint n = sure;
+    bool open = !all; /* the list may go on behind n */
+    if (s->top_k > 0) {
+        if (sure < s->top_k && !all) {
+            return false;
+        }
+        n = MIN(sure, s->top_k);
+        open = false;
+    }
+    const float vmax = c[0].value;
+    if (s->top_p > 0.0f && s->top_p < 1.0f) {
+        float total = 0.0f;
+        if (s->top_k > 0) {
+            for (guint i = 0; i < n; i++) {
+                total += exp32(c[i].value - vmax);
+            }
+        } else {
+            float mt;
+            total = merge_lse(m, true, &mt); /* mt = vmax */
+        }
+        float sum = 0.0f;
+        guint i = 0;
+        while (i < n && sum < s->top_p * total) {
+            sum += exp32(c[i++].value - vmax);
+        }
+        if (sum < s->top_p * total && open) {
+            return false;
+        }
+        open = open && i == n && sum < s->top_p * total;
+        n = MAX(i, 1u);
+    }
+    if (s->min_p > 0.0f) {
+        guint i = 0;
+        while (i < n && exp32(c[i].value - vmax) >= s->min_p) {
+            i++;
+        }
+        if (i == n && open) {
+            return false;
+        }
+        open = false;
+        n = MAX(i, 1u);
+    }
+    *n_out = n;
+    return !open;
+}
+
+static guint pick(const Kernels *k, const SampleRow *row, const Merge *m, guint n)
+{
+    const Candidate *c = (const Candidate *)(void *)m->candidates->data;
+    const SampleSettings *s = &row->settings;
+    if (s->temperature == 0.0f || !has_filters(s)) {
+        return 0; /* sorted: the argmax, lowest id on ties */
+    }
+    const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
+    Candidate best = {0};
+    guint at = 0;
+    for (guint i = 0; i < n; i++) {
+        float noise[4];
+        k->gumbel(&key, c[i].id & ~3u, 4, noise);
+        const Candidate noisy = {.value = c[i].value + noise[c[i].id & 3u], .id = c[i].id};
+        if (i == 0 || before(&noisy, &best)) {
+            best = noisy;
+            at = i;
+        }
+    }
+    return at;
+}
+
+static SampleOutcome conclude(const Kernels *k, const SampleRow *row, Merge *m, SampleResult *out)
+{
+    float max;
+    guint n = 1;
+    hash_row(m, out->row_hash);
+    if (m->failed) {
+        return SAMPLE_NOT_FINITE;
+    }
+    const float l = merge_lse(m, false, &max);
+    const double lse = (double)max + det_log((double)l);
+    if (row->score) {
+        if (!m->has_target) {
+            return SAMPLE_MALFORMED;
+        }
+        out->id = row->target;
+        out->logprob = (float)((double)m->target - lse);
+    } else {
+        if (m->candidates->len == 0) {
+            return SAMPLE_MALFORMED;
+        }
+        qsort(m->candidates->data, m->candidates->len, sizeof(Candidate), by_rank);
+        if (row->settings.temperature > 0.0f && has_filters(&row->settings) && !filter(m, &row->settings, &n)) {
+            return SAMPLE_MORE;
+        }
+        const Candidate *c = &g_array_index(m->candidates, Candidate, pick(k, row, m, n));
+        out->id = c->id;
+        out->logprob = (float)((double)c->raw - lse);
+    }
+    qsort(m->top->data, m->top->len, sizeof(Candidate), by_rank);
+    out->n_top = MIN(m->top->len, MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT));
+    for (uint32_t i = 0; i < out->n_top; i++) {
+        const Candidate *c = &g_array_index(m->top, Candidate, i);
+        out->top_ids[i] = c->id;
+        out->top_logprobs[i] = (float)((double)c->raw - lse);
+    }
+    return SAMPLE_DRAWN;
+}
+
+SampleOutcome sample_merge(const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers, SampleResult *result)
+{
+    Merge m = {.chunks = g_array_new(FALSE, FALSE, sizeof(ChunkPart)),
+               .candidates = g_array_new(FALSE, FALSE, sizeof(Candidate)),
+               .top = g_array_new(FALSE, FALSE, sizeof(Candidate))};
+    SampleOutcome outcome = SAMPLE_DRAWN;
+    for (uint32_t i = 0; i < n_readers && outcome == SAMPLE_DRAWN; i++) {
+        if (!take_part(&readers[i], &m)) {
+            outcome = SAMPLE_MALFORMED;
+        }
+    }
+    if (outcome == SAMPLE_DRAWN) {
+        outcome = m.chunks->len > 0 ? conclude(kernels, row, &m, result) : SAMPLE_MALFORMED;
+    }
+    g_array_unref(m.chunks);
+    g_array_unref(m.candidates);
+    g_array_unref(m.top);
+    return outcome;
+}

@@ -1,0 +1,49 @@
+#include "worker/serve/sequences.h"
+
+#include "proto/model/model_spec.h"
+
+#include <string.h>
+
+void sequences_init(Sequences *s, const StepLimits *limits)
+{
+    s->limits = *limits;
+    s->slots = g_new0(Sequence, limits->max_slots);
+    s->page_tables = g_new0(const uint32_t *, limits->max_slots);
+    for (uint32_t i = 0; i < limits->max_slots; i++) {
+        s->slots[i].pages = g_new0(uint32_t, (limits->context + KV_BLOCK - 1) / KV_BLOCK);
+        s->slots[i].tokens = g_new0(uint32_t, limits->context + 1);
+        s->page_tables[i] = s->slots[i].pages;
+    }
+}
+
+void sequences_clear(Sequences *s)
+{
+    for (uint32_t i = 0; s->slots != NULL && i < s->limits.max_slots; i++) {
+        g_free(s->slots[i].pages);
+        g_free(s->slots[i].tokens);
+    }
+    g_clear_pointer(&s->slots, g_free);
+    g_clear_pointer(&s->page_tables, g_free);
+}
+
+void sequences_apply(Sequences *s, const Step *step)
+{
+    for (uint32_t i = 0; i < step->n_releases; i++) {
+        s->slots[step->releases[i]].used = false;
+    }
+    for (uint32_t i = 0; i < step->n_admits; i++) {
+        Sequence *q = &s->slots[step->admits[i].slot];
+        q->used = true;
+        q->admit = step->admits[i];
+        q->n_tokens = 0;
+    }
+    for (uint32_t i = 0; i < step->n_segments; i++) {
+        const StepSegment *g = &step->segments[i];
+        Sequence *q = &s->slots[g->slot];
+        memcpy(q->pages + g->page_index, step->pages + g->page0, sizeof(uint32_t) * g->n_pages);
+        for (uint32_t r = 0; r < g->n_rows; r++) {
+            q->tokens[g->position + r] = step->rows[g->row0 + r].token;
+        }
+        q->n_tokens = g->position + g->n_rows;
+    }
+}
