@@ -1,0 +1,356 @@
+/* The numbers that a planner needs are ratios between workers, so each is the best of a few short runs, not a benchmark: a slow run means that
+ * something else ran, never that the machine can do less. */
+#include "worker/measure.h"
+
+#include "kernels/parallel.h"
+#include "proto/base/checked.h"
+#include "proto/base/error.h"
+#include "proto/base/version.h"
+
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define READ_BUFFER_LIMIT (256u << 20)
+#define READ_BUFFER_LEAST (4u << 20)
+#define RUNS 3
+#define MATMUL_OUT 512u
+#define MATMUL_IN 1024u
+#define MATMUL_ROWS 8u
+#define MATMUL_RUN_S 0.02
+#define PINGS 200
+#define PING_BYTES 4096u
+#define STREAM_BYTES (16u << 20)
+/* Where sockets cannot be measured (no loopback in this namespace): a modest local network. */
+#define ASSUMED_LATENCY_S 50e-6
+#define ASSUMED_BYTES_PER_S 1e9
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+typedef struct ReadRun {
+    const uint64_t *data;
+    size_t n;
+    uint64_t sink; /* keeps the loop from being left out */
+} ReadRun;
+
+static void read_part(void *user, unsigned thread, unsigned n_threads)
+{
+    ReadRun *run = user;
+    size_t first = run->n / 64 * thread / n_threads * 64, last = run->n / 64 * (thread + 1) / n_threads * 64;
+    uint64_t sum[8] = {0};
+    for (size_t i = first; i < last; i += 8) {
+        for (unsigned k = 0; k < 8; k++) {
+            sum[k] ^= run->data[i + k];
+        }
+    }
+    uint64_t all = sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
+    __atomic_fetch_xor(&run->sink, all, __ATOMIC_RELAXED);
+}
+
+static void write_part(void *user, unsigned thread, unsigned n_threads)
+{
+    ReadRun *run = user;
+    size_t first = run->n / 64 * thread / n_threads * 64, last = run->n / 64 * (thread + 1) / n_threads * 64;
+    memset((uint64_t *)run->data + first, 1, (last - first) * sizeof(uint64_t));
+}
+
+static bool measure_read(Pool *pool, uint64_t memory_bytes, Measure *out, GError **error)
+{
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    uint64_t size = cache > 0 ? 4 * (uint64_t)cache : READ_BUFFER_LIMIT;
+    size = MIN(MIN(size, READ_BUFFER_LIMIT), memory_bytes / 4);
+    size = MAX(size, READ_BUFFER_LEAST) / 4096 * 4096;
+    void *buffer = weft_map(size, "the memory measurement", error);
+    if (!buffer) {
+        return false;
+    }
+    ReadRun run = {buffer, size / sizeof(uint64_t), 0};
+    pool_run(pool, write_part, &run); /* pages that were never written are all the same zero page */
+    double best = 1e9;
+    for (int i = 0; i < RUNS; i++) {
+        double start = now_s();
+        pool_run(pool, read_part, &run);
+        best = MIN(best, now_s() - start);
+    }
+    weft_unmap(buffer, size);
+    out->read_bytes_per_s = (double)size / MAX(best, 1e-9);
+    return true;
+}
+
+/* ---- arithmetic ---------------------------------------------------------------------------------------------------- */
+
+typedef struct MatmulRun {
+    const Kernels *kernels;
+    MatmulArgs args;
+} MatmulRun;
+
+static void matmul_part(void *user, unsigned thread, unsigned n_threads)
+{
+    MatmulRun *run = user;
+    MatmulArgs args = run->args;
+    uint32_t first, last;
+    pool_share(args.w->n_out, PANEL_ROWS, thread, n_threads, &first, &last);
+    args.panel0 = first / PANEL_ROWS;
+    args.panel1 = (last + PANEL_ROWS - 1) / PANEL_ROWS;
+    if (args.panel0 < args.panel1) {
+        run->kernels->matmul[args.w->type](&args);
+    }
+}
+
+static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, double *ops_per_s, GError **error)
+{
+    PackedMatrix w = {.type = type, .n_out = MATMUL_OUT, .n_in = MATMUL_IN, .panel_bytes = packed_panel_bytes(type, MATMUL_IN)};
+    ActKind kind = act_kind_of(type);
+    MatmulUnit unit = {MATMUL_IN, {0, 1}};
+    w.data = weft_alloc(MATMUL_OUT / PANEL_ROWS, w.panel_bytes, "the arithmetic measurement", error);
+    float *x = weft_alloc(MATMUL_ROWS * MATMUL_IN, sizeof(float), "the arithmetic measurement", w.data ? error : NULL);
+    float *y = weft_alloc(MATMUL_ROWS * MATMUL_OUT, sizeof(float), "the arithmetic measurement", x ? error : NULL);
+    void *act = weft_alloc(1, act_bytes(kind, MATMUL_ROWS, MATMUL_IN), "the arithmetic measurement", y ? error : NULL);
+    if (act && y && x && w.data) {
+        for (uint32_t i = 0; i < MATMUL_ROWS * MATMUL_IN; i++) {
+            x[i] = (float)(i % 97) - 48.0f;
+        }
+        kernels->act_quantise[kind](x, MATMUL_IN, MATMUL_ROWS, 0, MATMUL_ROWS, MATMUL_IN, act);
+        MatmulRun run = {kernels, {.w = &w, .act = act, .rows = MATMUL_ROWS, .units = &unit, .n_units = 1, .out = y, .ld = MATMUL_OUT,
+                                   .subtree_stride = MATMUL_ROWS * MATMUL_OUT}};
+        double best = 0;
+        for (int i = 0; i < RUNS; i++) {
+            unsigned n = 0;
+            double start = now_s(), spent;
+            do {
+                pool_run(pool, matmul_part, &run);
+                n++;
+                spent = now_s() - start;
+            } while (spent < MATMUL_RUN_S);
+            best = MAX(best, 2.0 * MATMUL_OUT * MATMUL_IN * MATMUL_ROWS * n / spent);
+        }
+        *ops_per_s = best;
+    }
+    bool done = act && y && x && w.data;
+    weft_free(act);
+    weft_free(y);
+    weft_free(x);
+    weft_free(w.data);
+    return done;
+}
+
+/* ---- sockets ------------------------------------------------------------------------------------------------------- */
+
+static bool move(int fd, void *data, size_t size, bool send_it)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = send_it ? send(fd, (char *)data + done, size - done, MSG_NOSIGNAL) : recv(fd, (char *)data + done, size - done, 0);
+        if (n <= 0) {
+            return false;
+        }
+        done += (size_t)n;
+    }
+    return true;
+}
+
+static void *echo(void *user)
+{
+    int fd = *(int *)user;
+    uint8_t buffer[PING_BYTES] = {0};
+    for (unsigned i = 0; i < PINGS; i++) {
+        if (!move(fd, buffer, sizeof buffer, false) || !move(fd, buffer, sizeof buffer, true)) {
+            return NULL;
+        }
+    }
+    for (size_t got = 0; got < STREAM_BYTES; got += sizeof buffer) {
+        if (!move(fd, buffer, sizeof buffer, false)) {
+            return NULL;
+        }
+    }
+    move(fd, buffer, 1, true);
+    return NULL;
+}
+
+/* Two connected TCP sockets of this host. */
+static bool socket_pair(int fds[2])
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    struct timeval limit = {.tv_sec = 1};
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    fds[1] = -1;
+    bool ok = listener >= 0 && fds[0] >= 0 && bind(listener, (struct sockaddr *)&at, length) == 0 && listen(listener, 1) == 0 &&
+              getsockname(listener, (struct sockaddr *)&at, &length) == 0 && connect(fds[0], (struct sockaddr *)&at, length) == 0 &&
+              (fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0;
+    for (unsigned i = 0; ok && i < 2; i++) {
+        setsockopt(fds[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        setsockopt(fds[i], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+        setsockopt(fds[i], SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    }
+    if (listener >= 0) {
+        close(listener);
+    }
+    return ok;
+}
+
+static void measure_link(Measure *out)
+{
+    out->link_latency_s = ASSUMED_LATENCY_S;
+    out->link_bytes_per_s = ASSUMED_BYTES_PER_S;
+    int fds[2];
+    uint8_t buffer[PING_BYTES] = {0};
+    if (socket_pair(fds)) {
+        GThread *peer = g_thread_new("measure", echo, &fds[1]);
+        double start = now_s();
+        bool ok = true;
+        for (unsigned i = 0; ok && i < PINGS; i++) {
+            ok = move(fds[0], buffer, sizeof buffer, true) && move(fds[0], buffer, sizeof buffer, false);
+        }
+        double pings = now_s() - start;
+        start = now_s();
+        for (size_t sent = 0; ok && sent < STREAM_BYTES; sent += sizeof buffer) {
+            ok = move(fds[0], buffer, sizeof buffer, true);
+        }
+        ok = ok && move(fds[0], buffer, 1, false);
+        if (ok) {
+            out->link_latency_s = pings / PINGS / 2;
+            out->link_bytes_per_s = STREAM_BYTES / MAX(now_s() - start, 1e-9);
+        }
+        shutdown(fds[0], SHUT_RDWR);
+        g_thread_join(peer);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+}
+
+/* ---- public -------------------------------------------------------------------------------------------------------- */
+
+/* Workers of one host that start together would measure each other's noise: an abstract socket name is the turn; the kernel gives it back
+ * when the process ends in any way. Without a turn after 3 s the measurement goes on. */
+static int take_turn(void)
+{
+    static const char name[] = "\0weft-measure";
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    memcpy(at.sun_path, name, sizeof name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    for (int i = 0; fd >= 0 && i < 300; i++) {
+        if (bind(fd, (struct sockaddr *)&at, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof name)) == 0) {
+            break;
+        }
+        g_usleep(10000);
+    }
+    return fd;
+}
+
+bool measure_run(const MeasureOptions *options, Measure *out, GError **error)
+{
+    *out = (Measure){0};
+    const Kernels *kernels = kernels_get(options->isa);
+    Pool *pool = pool_new(options->threads, options->cpus, false, 50);
+    if (!pool) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no %u compute threads could be started: lower --threads", options->threads);
+        return false;
+    }
+    int turn = take_turn();
+    bool ok = measure_read(pool, options->memory_bytes, out, error) &&
+              measure_matmul(pool, kernels, DTYPE_Q8_0, &out->int8_ops_per_s, error) &&
+              measure_matmul(pool, kernels, DTYPE_F32, &out->f32_ops_per_s, error);
+    measure_link(out);
+    if (turn >= 0) {
+        close(turn);
+    }
+    pool_free(pool);
+    return ok;
+}
+
+char *measure_cpu_name(void)
+{
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents("/proc/cpuinfo", &text, NULL, NULL)) {
+        return g_strdup("unknown");
+    }
+    const char *at = strstr(text, "model name");
+    at = at ? strchr(at, ':') : NULL;
+    if (!at) {
+        return g_strdup("unknown");
+    }
+    const char *end = strchr(at, '\n');
+    return g_strstrip(g_strndup(at + 1, end ? (gsize)(end - at - 1) : strlen(at + 1)));
+}
+
+static char *measure_key(const MeasureOptions *options)
+{
+    g_autofree char *cpu = measure_cpu_name();
+    GString *key = g_string_new(NULL);
+    g_string_printf(key, "%s, %u threads, %s, release %s, numerics %u, on", cpu, options->threads, kernels_isa_name(options->isa), WEFT_VERSION,
+                    WEFT_NUMERICS_VERSION);
+    for (unsigned i = 0; options->cpus && i < options->threads; i++) {
+        g_string_append_printf(key, " %d", options->cpus[i]);
+    }
+    return g_string_free(key, FALSE);
+}
+
+static const struct {
+    const char *name;
+    size_t offset;
+} fields[] = {
+    {"read_bytes_per_s", offsetof(Measure, read_bytes_per_s)}, {"int8_ops_per_s", offsetof(Measure, int8_ops_per_s)},
+    {"f32_ops_per_s", offsetof(Measure, f32_ops_per_s)},       {"link_latency_s", offsetof(Measure, link_latency_s)},
+    {"link_bytes_per_s", offsetof(Measure, link_bytes_per_s)},
+};
+
+static double *field(Measure *measure, size_t i)
+{
+    return (double *)(void *)((char *)measure + fields[i].offset);
+}
+
+static bool load(const char *path, const char *key, Measure *out)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, NULL)) {
+        return false;
+    }
+    g_autofree char *kept = g_key_file_get_string(file, "measure", "machine", NULL);
+    if (g_strcmp0(kept, key) != 0) {
+        return false;
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
+        *field(out, i) = g_key_file_get_double(file, "measure", fields[i].name, NULL);
+        if (!(*field(out, i) > 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *out, Log *log, GError **error)
+{
+    g_autofree char *path = g_build_filename(state_dir, "measure", NULL);
+    g_autofree char *key = measure_key(options);
+    if (load(path, key, out)) {
+        return true;
+    }
+    if (!measure_run(options, out, error)) {
+        return false;
+    }
+    log_info(log, "measured: reads %.1f GB/s, int8 %.0f G/s, f32 %.0f G/s, messages %.0f us and %.1f GB/s", out->read_bytes_per_s / 1e9,
+             out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9, out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9);
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    g_key_file_set_string(file, "measure", "machine", key);
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
+        g_key_file_set_double(file, "measure", fields[i].name, *field(out, i));
+    }
+    g_key_file_save_to_file(file, path, NULL); /* an unwritable directory only costs the next start its second */
+    return true;
+}
