@@ -86,7 +86,7 @@ struct Engine {
     size_t inbox_bytes;
     int64_t step_deadline_us;
     int64_t idle_since_us;
-    bool closed;
+    bool closed, tell;
     /* shared */
     struct {
         GMutex mutex; /* commands, text of status */
@@ -153,7 +153,6 @@ static void tell_peers(Engine *e, const char *why)
             link_send(e->links[r], LINK_OP_ABORT, 0, 0, &part, 1);
         }
     }
-    link_port_progress(e->port);
 }
 
 typedef struct ReadyPost {
@@ -212,9 +211,7 @@ static void fail(Engine *e, GError *error /* taken */, bool tell)
     atomic_store(&e->failed, true);
     atomic_store(&e->running, false);
     atomic_store(&e->has_work, false);
-    if (tell) {
-        tell_peers(e, error->message);
-    }
+    e->tell = tell; /* by turn(): this may run inside a link callback, where nothing may be sent */
     greeting_end(e, error);
     if (e->leader != NULL) {
         leader_fail(e->leader, error);
@@ -611,6 +608,10 @@ static bool turn(Engine *e, bool *did)
     *did = link_port_progress(e->port) > 0;
     if (!do_commands(e)) {
         return false;
+    }
+    if (e->tell) {
+        e->tell = false;
+        tell_peers(e, e->shared.error);
     }
     if (e->state == STATE_GREETING) {
         check_greeting(e);
