@@ -33,7 +33,7 @@ size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size)
     (void)n_q;                         /* heads beyond the tile are done in turns */
     return 2 * KV_BLOCK * padded       /* a block of K and of V as f32 */
            + items * KV_BLOCK          /* its scores */
-           + items * ATTENTION_LEVELS * 2 /* m and s */
+           + items * (ATTENTION_LEVELS + 1) * 2 /* m and s */
            + items * (ATTENTION_LEVELS + 1) * padded /* o, and the block's own */
            + 64;
 }

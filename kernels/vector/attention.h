@@ -1,0 +1,424 @@
+/* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks together. A 16-bit block that more than one
+ * group of items reads is converted to f32 once; a lone group (decoding) converts while it reads. Every item's arithmetic is that of
+ * generic/attention.c: the tile shares loads, never sums.
+ *
+ *   for each block:  scores  K block [head_size][32]  x  q of SCORE_ITEMS items  -> p [item][32]
+ *                    softmax of each item's visible lanes                         -> m, s, p
+ *                    values  p of VALUE_ITEMS items  x  V block [32][head_size]  -> o
+ *                    push    merges by the binary counter (generic/attention.c), the exponentials of all items at once
+ *
+ * Items are ordered by row, then head, so first and end block rise with the item: the active ones of a block are a range, and the heads of a
+ * row share the visible range of a block that the diagonal or the window cuts. */
+#pragma once
+
+#include "kernels/ops/attention.h"
+
+enum {
+    TILE = ATTENTION_TILE,
+    RUN = ATTENTION_LEVELS, /* the slot of the block at hand */
+    SCORE_ITEMS = VEC_LANES == 8 ? 3 : 8,
+    SCORE_VECS = 32 / VEC_LANES,
+    VALUE_ITEMS = VEC_LANES == 8 ? 3 : 6,
+    VALUE_VECS = 4,
+};
+
+typedef struct Item {
+    const float *q;
+    float *out;
+    uint32_t first, last; /* visible keys [first, last) */
+    uint32_t filled;      /* bit l: slot l holds an operand */
+} Item;
+
+typedef struct Tile {
+    const AttentionArgs *args;
+    uint32_t n_items;
+    size_t o_ld;          /* floats from item to item in o */
+    float *k, *v;         /* the block at hand as f32, [head_size][32] and [32][head_size] */
+    float *p;             /* [TILE][32] */
+    float *m, *s;         /* [RUN + 1][TILE] */
+    float *o;             /* [RUN + 1][TILE][o_ld] */
+    Item items[TILE];
+} Tile;
+
+VEC_FN Vec kv_load(KvType type, const void *block, size_t index)
+{
+    return type == KV_F16    ? vec_load_f16((const uint16_t *)block + index)
+           : type == KV_BF16 ? vec_load_bf16((const uint16_t *)block + index)
+                             : vec_load((const float *)block + index);
+}
+
+VEC_FN Vec kv_load_first(KvType type, const void *block, size_t index, uint32_t n)
+{
+    if (type == KV_F32) {
+        return vec_load_first((const float *)block + index, n);
+    }
+    uint16_t few[VEC_LANES] = {0};
+    memcpy(few, (const uint16_t *)block + index, n * sizeof(uint16_t));
+    return kv_load(type, few, 0);
+}
+
+/* n_values, a multiple of VEC_LANES. */
+VEC_FN void kv_convert(KvType type, const void *block, size_t n_values, float *out)
+{
+    for (size_t i = 0; i < n_values; i += VEC_LANES) {
+        vec_store(out + i, kv_load(type, block, i));
+    }
+}
+
+/* p[i][j] = (q_i . k_j) * scale for n items (a constant) from `first` on. */
+VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n)
+{
+    const uint32_t head_size = tile->args->head_size;
+    const float *q[SCORE_ITEMS];
+    Vec acc[SCORE_ITEMS][SCORE_VECS];
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < n; i++) {
+        q[i] = tile->items[first + i].q;
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < SCORE_VECS; v++) {
+            acc[i][v] = vec_zero();
+        }
+    }
+    for (uint32_t d = 0; d < head_size; d++) {
+        Vec key[SCORE_VECS];
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < SCORE_VECS; v++) {
+            key[v] = kv_load(type, k, (size_t)d * KV_BLOCK + v * VEC_LANES);
+        }
+#pragma GCC unroll 8
+        for (unsigned i = 0; i < n; i++) {
+            const Vec query = vec_all(q[i][d]);
+#pragma GCC unroll 4
+            for (unsigned v = 0; v < SCORE_VECS; v++) {
+                acc[i][v] = vec_fma(query, key[v], acc[i][v]);
+            }
+        }
+    }
+    const Vec scale = vec_all(tile->args->scale);
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < n; i++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < SCORE_VECS; v++) {
+            vec_store(tile->p + (first + i) * KV_BLOCK + v * VEC_LANES, vec_mul(acc[i][v], scale));
+        }
+    }
+}
+
+VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first, uint32_t end)
+{
+    for (; first + SCORE_ITEMS <= end; first += SCORE_ITEMS) {
+        scores_of(tile, type, k, first, SCORE_ITEMS);
+    }
+    for (; SCORE_ITEMS > 4 && first + 4 <= end; first += 4) {
+        scores_of(tile, type, k, first, SCORE_ITEMS > 4 ? 4 : 1);
+    }
+    for (; first + 2 <= end; first += 2) {
+        scores_of(tile, type, k, first, 2);
+    }
+    for (; first < end; first++) {
+        scores_of(tile, type, k, first, 1);
+    }
+}
+
+/* Keys [low, high) of a block are visible. */
+VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
+{
+    float *p = tile->p + (size_t)item * KV_BLOCK;
+    Vec x[SCORE_VECS], top = vec_all(-INFINITY);
+#pragma GCC unroll 4
+    for (unsigned v = 0; v < SCORE_VECS; v++) {
+        const int at = (int)(v * VEC_LANES);
+        x[v] = vec_between(vec_load(p + at), vec_all(-INFINITY), low - at, high - at > 0 ? high - at : 0);
+        top = vec_max(x[v], top);
+    }
+    const float m = vec_max_lane(top);
+#pragma GCC unroll 4
+    for (unsigned v = 0; v < SCORE_VECS; v++) {
+        const int at = (int)(v * VEC_LANES);
+        x[v] = vec_between(vec_exp(vec_sub(x[v], vec_all(m))), vec_zero(), low - at, high - at > 0 ? high - at : 0);
+        vec_store(p + at, x[v]);
+    }
+    tile->m[RUN * TILE + item] = m;
+    tile->s[RUN * TILE + item] = vec_fold(x);
+}
+
+/* o_i[d...] = sum over j in [low, high) of p[i][j] v[j][d...] for n items and n_vecs vectors of d (constants). `rest` of the lanes, if not
+ * all, of a last vector. */
+VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
+                      uint32_t low, uint32_t high, uint32_t d, const unsigned n_vecs, uint32_t rest)
+{
+    const uint32_t head_size = tile->args->head_size;
+    const float *p = tile->p + (size_t)first * KV_BLOCK;
+    Vec acc[VALUE_ITEMS][2 * VALUE_VECS];
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < n; i++) {
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
+            acc[i][v] = vec_zero();
+        }
+    }
+    for (uint32_t j = low; j < high; j++) {
+        Vec weight[VALUE_ITEMS];
+#pragma GCC unroll 8
+        for (unsigned i = 0; i < n; i++) {
+            weight[i] = vec_all(p[i * KV_BLOCK + j]);
+        }
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
+            const size_t at = (size_t)j * head_size + d + v * VEC_LANES;
+            const Vec value = rest == VEC_LANES ? kv_load(type, v_block, at) : kv_load_first(type, v_block, at, rest);
+#pragma GCC unroll 8
+            for (unsigned i = 0; i < n; i++) {
+                acc[i][v] = vec_fma(weight[i], value, acc[i][v]);
+            }
+        }
+    }
+    float *o = tile->o + (slot * TILE + first) * tile->o_ld + d;
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < n; i++) {
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
+            vec_store(o + i * tile->o_ld + v * VEC_LANES, acc[i][v]); /* rows of o are padded */
+        }
+    }
+}
+
+VEC_FN void values_of_items(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
+                            uint32_t low, uint32_t high)
+{
+    const uint32_t head_size = tile->args->head_size;
+    uint32_t d = 0;
+    if (n == 1) { /* one item has too few sums in flight: wider */
+        for (; d + 2 * VALUE_VECS * VEC_LANES <= head_size; d += 2 * VALUE_VECS * VEC_LANES) {
+            values_of(tile, type, v_block, slot, first, 1, low, high, d, 2 * VALUE_VECS, VEC_LANES);
+        }
+    }
+    for (; d + VALUE_VECS * VEC_LANES <= head_size; d += VALUE_VECS * VEC_LANES) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS, VEC_LANES);
+    }
+    for (; d + 2 * VEC_LANES <= head_size; d += 2 * VEC_LANES) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, 2, VEC_LANES);
+    }
+    for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, VEC_LANES);
+    }
+    if (d < head_size) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, head_size - d);
+    }
+}
+
+/* Lowest and highest visible key of the block for an item, [low, high). */
+VEC_FN uint32_t visible_low(const Item *item, uint32_t start)
+{
+    return item->first > start ? item->first - start : 0;
+}
+
+VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
+{
+    return item->last - start < KV_BLOCK ? item->last - start : KV_BLOCK;
+}
+
+VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, uint32_t end, uint32_t start)
+{
+    while (first < end) {
+        const uint32_t low = visible_low(&tile->items[first], start), high = visible_high(&tile->items[first], start);
+        unsigned n = 1;
+        while (n < VALUE_ITEMS && first + n < end && visible_low(&tile->items[first + n], start) == low &&
+               visible_high(&tile->items[first + n], start) == high) {
+            n++;
+        }
+        if (n == VALUE_ITEMS) {
+            values_of_items(tile, type, v_block, slot, first, VALUE_ITEMS, low, high);
+        } else if (VALUE_ITEMS > 4 && n >= 4) {
+            n = VALUE_ITEMS > 4 ? 4 : 1;
+            values_of_items(tile, type, v_block, slot, first, VALUE_ITEMS > 4 ? 4 : 1, low, high);
+        } else if (n >= 2) {
+            n = 2;
+            values_of_items(tile, type, v_block, slot, first, 2, low, high);
+        } else {
+            values_of_items(tile, type, v_block, slot, first, 1, low, high);
+        }
+        first += n;
+    }
+}
+
+VEC_FN float *slot_o(const Tile *tile, uint32_t slot, uint32_t item)
+{
+    return tile->o + (slot * TILE + item) * tile->o_ld;
+}
+
+/* to = left e_left + right e_right, over padded rows. */
+VEC_FN void merge_o(const Tile *tile, const float *left, float e_left, const float *right, float e_right, float *to)
+{
+    const Vec el = vec_all(e_left), er = vec_all(e_right);
+    for (size_t d = 0; d < tile->o_ld; d += VEC_LANES) {
+        vec_store(to + d, vec_fma(vec_load(left + d), el, vec_mul(vec_load(right + d), er)));
+    }
+}
+
+/* The run of items [first, end) takes in slot `level` where it holds an operand; o goes to slot `to`. */
+VEC_FN void merge_level(Tile *tile, uint32_t level, uint32_t to, uint32_t first, uint32_t end)
+{
+    float m[TILE], s[TILE], e_left[TILE], e_run[TILE];
+    const float *m_left = tile->m + level * TILE, *s_left = tile->s + level * TILE;
+    float *m_run = tile->m + RUN * TILE, *s_run = tile->s + RUN * TILE;
+    for (uint32_t i = first - first % VEC_LANES; i < end; i += VEC_LANES) { /* lanes of other items are computed and dropped */
+        const Vec left = vec_load(m_left + i), run = vec_load(m_run + i), top = vec_max(left, run);
+        const Vec el = vec_exp(vec_sub(left, top)), er = vec_exp(vec_sub(run, top));
+        vec_store(m + i, top);
+        vec_store(s + i, vec_fma(vec_load(s_left + i), el, vec_mul(vec_load(s_run + i), er)));
+        vec_store(e_left + i, el);
+        vec_store(e_run + i, er);
+    }
+    for (uint32_t i = first; i < end; i++) {
+        Item *item = &tile->items[i];
+        if ((item->filled >> level & 1u) == 0) {
+            if (to != RUN) {
+                memcpy(slot_o(tile, to, i), slot_o(tile, RUN, i), tile->o_ld * sizeof(float));
+            }
+            continue;
+        }
+        item->filled &= ~(1u << level);
+        m_run[i] = m[i];
+        s_run[i] = s[i];
+        merge_o(tile, slot_o(tile, level, i), e_left[i], slot_o(tile, RUN, i), e_run[i], slot_o(tile, to, i));
+    }
+}
+
+/* Block `block` of items [first, end) is done: m and s in slot RUN, o there too, or in slot 0 if there is nothing to merge with. */
+VEC_FN void push(Tile *tile, uint32_t block, uint32_t first, uint32_t end)
+{
+    const uint32_t target = (uint32_t)__builtin_ctz(~block);
+    for (uint32_t level = 0; level < target; level++) {
+        merge_level(tile, level, level + 1 == target ? target : RUN, first, end);
+    }
+    for (uint32_t i = first; i < end; i++) {
+        tile->m[target * TILE + i] = tile->m[RUN * TILE + i];
+        tile->s[target * TILE + i] = tile->s[RUN * TILE + i];
+        tile->items[i].filled |= 1u << target;
+    }
+}
+
+/* Folds what an item's slots hold, from the right, and writes o / s. */
+VEC_FN void finish(Tile *tile, uint32_t i)
+{
+    Item *item = &tile->items[i];
+    const uint32_t head_size = tile->args->head_size;
+    uint32_t level = (uint32_t)__builtin_ctz(item->filled);
+    float *o = slot_o(tile, level, i), m = tile->m[level * TILE + i], s = tile->s[level * TILE + i];
+    for (uint32_t left = item->filled & (item->filled - 1); left != 0; left &= left - 1) {
+        level = (uint32_t)__builtin_ctz(left);
+        const float m_left = tile->m[level * TILE + i], top = m_left > m ? m_left : m;
+        const float e_left = exp32_inline(m_left - top), e_right = exp32_inline(m - top);
+        s = fmaf(tile->s[level * TILE + i], e_left, s * e_right);
+        merge_o(tile, slot_o(tile, level, i), e_left, o, e_right, o);
+        m = top;
+    }
+    uint32_t d = 0;
+    for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
+        vec_store(item->out + d, vec_div(vec_load(o + d), vec_all(s)));
+    }
+    if (d < head_size) {
+        vec_store_first(item->out + d, vec_div(vec_load(o + d), vec_all(s)), head_size - d);
+    }
+}
+
+VEC_FN void tile_run(Tile *tile, KvType type)
+{
+    const AttentionArgs *args = tile->args;
+    const size_t n_values = (size_t)args->head_size * KV_BLOCK;
+    uint32_t first = 0, end = 0; /* active items: those that see a key of the block */
+    for (uint32_t block = tile->items[0].first / KV_BLOCK; first < tile->n_items; block++) {
+        const uint32_t start = block * KV_BLOCK;
+        while (end < tile->n_items && tile->items[end].first < start + KV_BLOCK) {
+            end++;
+        }
+        const void *k = args->k_blocks[block], *v = args->v_blocks[block];
+        const bool convert = type != KV_F32 && end - first > SCORE_ITEMS;
+        const uint32_t slot = (block & 1u) == 0 ? 0 : RUN;
+        if (convert) {
+            kv_convert(type, k, n_values, tile->k);
+            kv_convert(type, v, n_values, tile->v);
+            scores(tile, KV_F32, tile->k, first, end);
+        } else {
+            scores(tile, type, k, first, end);
+        }
+        for (uint32_t i = first; i < end; i++) {
+            softmax(tile, i, (int)visible_low(&tile->items[i], start), (int)visible_high(&tile->items[i], start));
+        }
+        if (convert) {
+            values(tile, KV_F32, tile->v, slot, first, end, start);
+        } else {
+            values(tile, type, v, slot, first, end, start);
+        }
+        push(tile, block, first, end);
+        for (; first < end && tile->items[first].last <= start + KV_BLOCK; first++) {
+            finish(tile, first);
+        }
+    }
+}
+
+static void zero_rows(const AttentionArgs *args, uint32_t row, uint32_t end)
+{
+    for (; row < end; row++) {
+        memset(args->out + row * args->out_ld, 0, (size_t)args->n_q * args->head_size * sizeof(float));
+    }
+}
+
+/* Rows [row, row + n_rows) x heads [head, head + n_heads) as the items of a tile. */
+static void tile_fill(Tile *tile, uint32_t row, uint32_t n_rows, uint32_t head, uint32_t n_heads)
+{
+    const AttentionArgs *args = tile->args;
+    tile->n_items = 0;
+    for (uint32_t r = row; r < row + n_rows; r++) {
+        const AttentionRange range = attention_range(args, r);
+        for (uint32_t h = head; h < head + n_heads; h++) {
+            tile->items[tile->n_items++] = (Item){args->q + r * args->q_ld + (size_t)h * args->head_size,
+                                                  args->out + r * args->out_ld + (size_t)h * args->head_size,
+                                                  range.first, range.last, 0};
+        }
+    }
+}
+
+VEC_FN void attention_vector(const AttentionArgs *args, KvType type)
+{
+    Tile tile = {.args = args, .o_ld = (args->head_size + 15u) & ~15u};
+    tile.k = args->scratch;
+    tile.v = tile.k + KV_BLOCK * tile.o_ld;
+    tile.p = tile.v + KV_BLOCK * tile.o_ld;
+    tile.m = tile.p + TILE * KV_BLOCK;
+    tile.s = tile.m + (RUN + 1) * TILE;
+    tile.o = tile.s + (RUN + 1) * TILE;
+    uint32_t n_rows = args->n_rows; /* rows whose window lies beyond the last key see nothing; they are the last ones */
+    while (n_rows > 0) {
+        const AttentionRange range = attention_range(args, n_rows - 1);
+        if (range.first < range.last) {
+            break;
+        }
+        n_rows--;
+    }
+    zero_rows(args, n_rows, args->n_rows);
+    const uint32_t heads_at_once = args->n_q < TILE ? args->n_q : TILE, rows_at_once = TILE / heads_at_once;
+    for (uint32_t head = 0; head < args->n_q; head += heads_at_once) {
+        const uint32_t n_heads = args->n_q - head < heads_at_once ? args->n_q - head : heads_at_once;
+        for (uint32_t row = 0; row < n_rows; row += rows_at_once) {
+            tile_fill(&tile, row, n_rows - row < rows_at_once ? n_rows - row : rows_at_once, head, n_heads);
+            tile_run(&tile, type);
+        }
+    }
+}
+
+static void attention_f16_vector(const AttentionArgs *args)
+{
+    attention_vector(args, KV_F16);
+}
+
+static void attention_bf16_vector(const AttentionArgs *args)
+{
+    attention_vector(args, KV_BF16);
+}
+
+static void attention_f32_vector(const AttentionArgs *args)
+{
+    attention_vector(args, KV_F32);
+}
