@@ -1,0 +1,239 @@
+/* Problem. gRPC core completes operations on the threads that poll its queue; weft's state lives on Loops. One thread polls for the whole process
+ * and hands each completion to the Loop of the object that asked for it.
+ *
+ * Invariants
+ *   1. The queue outlives every tag: an owner releases the engine only when nothing of it is outstanding.
+ *   2. A sink posts to its Loop only under its mutex while it is open, so that nothing reaches a Loop that may be gone.
+ *   3. At most one drain is posted at a time; completions run in the order in which gRPC gave them.
+ *   4. Somebody always polls: without it reconnects and deaths would be noticed only every 5 s. */
+#include "transport/rpc/grpc/engine.h"
+
+#include <grpc/support/log.h>
+#include <grpc/support/time.h>
+#include <time.h>
+
+#define LOG_LINES_PER_SECOND 5
+#define DRAIN_BATCH 256
+
+static struct {
+    GMutex mutex;
+    unsigned users;
+    grpc_completion_queue *queue;
+    GThread *thread;
+} engine;
+
+static struct {
+    GMutex mutex;
+    GSList *logs;
+    time_t second;
+    unsigned lines;
+} core_log;
+
+struct EventSink {
+    gatomicrefcount refs; /* owner, the polling thread while it pushes, a posted drain */
+    GMutex mutex;
+    GCond arrived;
+    Loop *loop; /* NULL: closed */
+    EventTag *head, **tail;
+    bool posted;
+};
+
+/* ---- gRPC core's log ---------------------------------------------------------------------------------------- */
+
+static bool may_log(void)
+{
+    time_t now = time(NULL);
+    if (now != core_log.second) {
+        core_log.second = now;
+        core_log.lines = 0;
+    }
+    return core_log.lines++ < LOG_LINES_PER_SECOND;
+}
+
+static void on_core_log(gpr_log_func_args *arguments)
+{
+    g_mutex_lock(&core_log.mutex);
+    if (core_log.logs && may_log()) {
+        log_warn(core_log.logs->data, "grpc: %s", arguments->message);
+    }
+    g_mutex_unlock(&core_log.mutex);
+}
+
+void engine_add_log(Log *log)
+{
+    if (log) {
+        g_mutex_lock(&core_log.mutex);
+        core_log.logs = g_slist_prepend(core_log.logs, log);
+        g_mutex_unlock(&core_log.mutex);
+    }
+}
+
+void engine_remove_log(Log *log)
+{
+    g_mutex_lock(&core_log.mutex);
+    core_log.logs = g_slist_remove(core_log.logs, log);
+    g_mutex_unlock(&core_log.mutex);
+}
+
+/* ---- the sink ----------------------------------------------------------------------------------------------- */
+
+static void sink_unref(EventSink *sink)
+{
+    if (g_atomic_ref_count_dec(&sink->refs)) {
+        g_mutex_clear(&sink->mutex);
+        g_cond_clear(&sink->arrived);
+        g_free(sink);
+    }
+}
+
+EventSink *event_sink_new(Loop *loop)
+{
+    EventSink *sink = g_new0(EventSink, 1);
+    g_atomic_ref_count_init(&sink->refs);
+    g_mutex_init(&sink->mutex);
+    g_cond_init(&sink->arrived);
+    sink->loop = loop;
+    sink->tail = &sink->head;
+    return sink;
+}
+
+void event_sink_free(EventSink *sink)
+{
+    g_mutex_lock(&sink->mutex);
+    g_assert(!sink->head);
+    sink->loop = NULL;
+    g_mutex_unlock(&sink->mutex);
+    sink_unref(sink);
+}
+
+void event_tag_init(EventTag *tag, EventSink *sink, EventFn fn, void *owner)
+{
+    *tag = (EventTag){.sink = sink, .fn = fn, .owner = owner};
+}
+
+static EventTag *sink_pop(EventSink *sink)
+{
+    EventTag *tag = sink->head;
+    if (tag) {
+        sink->head = tag->next;
+        if (!sink->head) {
+            sink->tail = &sink->head;
+        }
+    }
+    return tag;
+}
+
+static void drain(void *user);
+
+/* with the mutex held */
+static void post_drain(EventSink *sink)
+{
+    if (sink->loop && !sink->posted) {
+        sink->posted = true;
+        g_atomic_ref_count_inc(&sink->refs);
+        loop_post(sink->loop, drain, sink);
+    }
+}
+
+static void drain(void *user)
+{
+    EventSink *sink = user;
+    g_mutex_lock(&sink->mutex);
+    sink->posted = false;
+    for (int n = 0; n < DRAIN_BATCH && sink->head; n++) {
+        EventTag *tag = sink_pop(sink);
+        g_mutex_unlock(&sink->mutex);
+        tag->fn(tag, tag->ok);
+        g_mutex_lock(&sink->mutex);
+    }
+    if (sink->head) {
+        post_drain(sink);
+    }
+    g_mutex_unlock(&sink->mutex);
+    sink_unref(sink);
+}
+
+static void sink_push(EventTag *tag, bool ok)
+{
+    EventSink *sink = tag->sink;
+    g_atomic_ref_count_inc(&sink->refs);
+    g_mutex_lock(&sink->mutex);
+    tag->ok = ok;
+    tag->next = NULL;
+    *sink->tail = tag;
+    sink->tail = &tag->next;
+    g_cond_signal(&sink->arrived);
+    post_drain(sink);
+    g_mutex_unlock(&sink->mutex);
+    sink_unref(sink);
+}
+
+bool event_sink_run_until(EventSink *sink, bool (*done)(void *user), void *user, int64_t until_us)
+{
+    while (!done(user)) {
+        g_mutex_lock(&sink->mutex);
+        int64_t left_us = until_us - loop_now_us(sink->loop);
+        if (!sink->head && left_us > 0) {
+            g_cond_wait_until(&sink->arrived, &sink->mutex, g_get_monotonic_time() + left_us);
+        }
+        EventTag *tag = sink_pop(sink);
+        g_mutex_unlock(&sink->mutex);
+        if (tag) {
+            tag->fn(tag, tag->ok);
+        } else if (left_us <= 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- the engine --------------------------------------------------------------------------------------------- */
+
+static void *poll_queue(void *user)
+{
+    grpc_completion_queue *queue = user;
+    for (;;) {
+        grpc_event event = grpc_completion_queue_next(queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+        if (event.type == GRPC_QUEUE_SHUTDOWN) {
+            return NULL;
+        }
+        if (event.type == GRPC_OP_COMPLETE) {
+            sink_push(event.tag, event.success != 0);
+        }
+    }
+}
+
+grpc_completion_queue *engine_acquire(void)
+{
+    g_mutex_lock(&engine.mutex);
+    if (engine.users++ == 0) {
+        gpr_set_log_function(on_core_log);
+        gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+        grpc_init();
+        engine.queue = grpc_completion_queue_create_for_next(NULL);
+        engine.thread = g_thread_new("grpc", poll_queue, engine.queue);
+    }
+    g_mutex_unlock(&engine.mutex);
+    return engine.queue;
+}
+
+void engine_release(void)
+{
+    g_mutex_lock(&engine.mutex);
+    if (--engine.users == 0) {
+        grpc_completion_queue_shutdown(engine.queue);
+        g_thread_join(engine.thread);
+        grpc_completion_queue_destroy(engine.queue);
+        engine.queue = NULL;
+        grpc_shutdown_blocking();
+    }
+    g_mutex_unlock(&engine.mutex);
+}
+
+gpr_timespec engine_deadline(int64_t ms)
+{
+    if (ms <= 0) {
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    }
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
+}
