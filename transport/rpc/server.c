@@ -273,7 +273,7 @@ static void half_closed(RpcCall *call)
     call->half_closed = true;
     if (call->route->flags.client_streaming) {
         run_handler(call, NULL);
-    } else {
+    } else if (!call->got_request) {
         refuse(call, WEFT_ERROR_INVALID, "%s was called without a request message", call->route->name);
     }
 }
@@ -287,6 +287,10 @@ void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes)
         half_closed(call);
         return;
     }
+    if (call->got_request && !call->route->flags.client_streaming) {
+        return;
+    }
+    call->got_request = true;
     const ProtobufCMessageDescriptor *type = call->route->method->input;
     ProtobufCMessage *request = protobuf_c_message_unpack(type, NULL, n_bytes, bytes);
     if (!request) {

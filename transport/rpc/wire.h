@@ -90,7 +90,7 @@ struct RpcCall {
     Loop *loop;
     RpcPeer peer;          /* its texts are owned by the call */
     int64_t deadline_us;   /* loop time; INT64_MAX without */
-    bool half_closed, finished, closed;
+    bool got_request, half_closed, finished, closed;
     LoopFn on_cancel;
     void *on_cancel_user;
     void *data;

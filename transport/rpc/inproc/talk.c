@@ -1,0 +1,402 @@
+#include "transport/rpc/inproc/talk.h"
+
+#include <string.h>
+
+typedef struct Fault {
+    char *client, *server; /* NULL = any */
+    RpcInprocFault fault;
+} Fault;
+
+typedef struct Delivery {
+    Talk *talk;
+    Direction direction;
+} Delivery;
+
+/* ---- ends --------------------------------------------------------------------------------------------------- */
+
+End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, void *owner)
+{
+    End *end = g_new0(End, 1);
+    g_atomic_ref_count_init(&end->refs);
+    end->loop = loop;
+    end->name = g_strdup(name);
+    end->ca_pem = g_strdup(credentials->ca_pem);
+    end->require_certificate = credentials->require_client_certificate;
+    end->has_certificate = credentials->certificate_pem != NULL;
+    end->owner = owner;
+    return end;
+}
+
+static End *end_ref(End *end)
+{
+    g_atomic_ref_count_inc(&end->refs);
+    return end;
+}
+
+void end_unref(End *end)
+{
+    if (end && g_atomic_ref_count_dec(&end->refs)) {
+        g_free(end->name);
+        g_free(end->ca_pem);
+        g_free(end);
+    }
+}
+
+void end_close(InprocTransport *transport, End *end)
+{
+    g_mutex_lock(&transport->mutex);
+    end->loop = NULL;
+    end->accepting = false;
+    if (end->server) {
+        g_hash_table_remove(transport->servers, end->name);
+    } else {
+        g_ptr_array_remove(transport->channels, end);
+    }
+    g_mutex_unlock(&transport->mutex);
+}
+
+/* ---- faults and reach; with the mutex held ------------------------------------------------------------------ */
+
+static RpcInprocFault fault_between(InprocTransport *transport, const char *client, const char *server)
+{
+    for (unsigned i = transport->faults->len; i > 0; i--) {
+        const Fault *fault = &g_array_index(transport->faults, Fault, i - 1);
+        if ((!fault->client || strcmp(fault->client, client) == 0) &&
+            (!fault->server || strcmp(fault->server, server) == 0)) {
+            return fault->fault;
+        }
+    }
+    return RPC_INPROC_UP;
+}
+
+static RpcInprocFault fault_of_talk(Talk *talk)
+{
+    return fault_between(talk->transport, talk->ends[TO_CLIENT]->name, talk->ends[TO_SERVER]->name);
+}
+
+static const char *why_unreachable(InprocTransport *transport, const End *client, const End *server)
+{
+    if (!server || !server->accepting) {
+        return "connection refused";
+    }
+    if (fault_between(transport, client->name, server->name) != RPC_INPROC_UP) {
+        return "the network is cut";
+    }
+    if (g_strcmp0(client->ca_pem, server->ca_pem) != 0) {
+        return "the certificates are not of the same authority";
+    }
+    if (server->require_certificate && server->ca_pem && !client->has_certificate) {
+        return "the server takes only clients with a certificate";
+    }
+    return NULL;
+}
+
+End *inproc_find(InprocTransport *transport, const End *client, const char *target, const char **why)
+{
+    g_mutex_lock(&transport->mutex);
+    End *server = g_hash_table_lookup(transport->servers, target);
+    *why = why_unreachable(transport, client, server);
+    End *found = *why ? NULL : end_ref(server);
+    g_mutex_unlock(&transport->mutex);
+    return found;
+}
+
+static void look(void *user)
+{
+    End *end = user;
+    if (end->loop) { /* closed only on this loop's thread */
+        inproc_channel_look(end->owner);
+    }
+    end_unref(end);
+}
+
+static void announce_locked(InprocTransport *transport)
+{
+    for (unsigned i = 0; i < transport->channels->len; i++) {
+        End *end = g_ptr_array_index(transport->channels, i);
+        loop_post(end->loop, look, end_ref(end));
+    }
+}
+
+void inproc_announce(InprocTransport *transport)
+{
+    g_mutex_lock(&transport->mutex);
+    announce_locked(transport);
+    g_mutex_unlock(&transport->mutex);
+}
+
+/* ---- talks -------------------------------------------------------------------------------------------------- */
+
+static void parcel_clear(Parcel *parcel)
+{
+    g_free(parcel->bytes);
+    g_free(parcel->text);
+    g_free(parcel);
+}
+
+Talk *talk_new(InprocTransport *transport, End *client, End *server)
+{
+    Talk *talk = g_new0(Talk, 1);
+    g_atomic_ref_count_init(&talk->refs);
+    talk->transport = inproc_ref(transport);
+    talk->ends[TO_SERVER] = end_ref(server);
+    talk->ends[TO_CLIENT] = end_ref(client);
+    g_queue_init(&talk->lanes[TO_SERVER]);
+    g_queue_init(&talk->lanes[TO_CLIENT]);
+    talk->link.data = talk;
+    g_mutex_lock(&transport->mutex);
+    g_queue_push_tail_link(&transport->talks, &talk->link);
+    talk->listed = true;
+    g_mutex_unlock(&transport->mutex);
+    return talk;
+}
+
+Talk *talk_ref(Talk *talk)
+{
+    g_atomic_ref_count_inc(&talk->refs);
+    return talk;
+}
+
+void talk_over(Talk *talk)
+{
+    g_mutex_lock(&talk->transport->mutex);
+    if (talk->listed) {
+        g_queue_unlink(&talk->transport->talks, &talk->link);
+        talk->listed = false;
+    }
+    g_mutex_unlock(&talk->transport->mutex);
+}
+
+void talk_unref(Talk *talk)
+{
+    if (!talk || !g_atomic_ref_count_dec(&talk->refs)) {
+        return;
+    }
+    talk_over(talk);
+    for (int i = 0; i < 2; i++) {
+        g_queue_clear_full(&talk->lanes[i], (GDestroyNotify)parcel_clear);
+        end_unref(talk->ends[i]);
+    }
+    inproc_unref(talk->transport);
+    g_free(talk->path);
+    g_free(talk->peer_name);
+    g_free(talk->peer_serial);
+    g_free(talk->peer_address);
+    g_free(talk);
+}
+
+static void arrive(void *user)
+{
+    Delivery *delivery = user;
+    Talk *talk = delivery->talk;
+    g_mutex_lock(&talk->transport->mutex);
+    Parcel *parcel = g_queue_pop_head(&talk->lanes[delivery->direction]);
+    if (delivery->direction == TO_CLIENT) {
+        talk->waiting_bytes -= parcel->n_bytes;
+    }
+    g_mutex_unlock(&talk->transport->mutex);
+    if (delivery->direction == TO_SERVER) {
+        inproc_server_receive(talk, parcel);
+    } else {
+        inproc_client_receive(talk, parcel);
+    }
+    parcel_clear(parcel);
+    g_free(delivery);
+    talk_unref(talk);
+}
+
+static void arrive_after_delay(void *user)
+{
+    Delivery *delivery = user;
+    End *end = delivery->talk->ends[delivery->direction];
+    if (end->loop) { /* closed only on this loop's thread */
+        loop_timer_start(end->loop, delivery->talk->transport->delay_us, arrive, delivery);
+    } else {
+        arrive(delivery);
+    }
+}
+
+/* with the mutex held; the End is open */
+static void post_delivery(Talk *talk, Direction direction)
+{
+    Delivery *delivery = g_new(Delivery, 1);
+    *delivery = (Delivery){talk_ref(talk), direction};
+    loop_post(talk->ends[direction]->loop, talk->transport->delay_us > 0 ? arrive_after_delay : arrive, delivery);
+}
+
+static void put(Talk *talk, Direction direction, Parcel parcel)
+{
+    if (direction == TO_CLIENT) {
+        talk->waiting_bytes += parcel.n_bytes;
+    }
+    g_queue_push_tail(&talk->lanes[direction], g_memdup2(&parcel, sizeof parcel));
+}
+
+static Parcel break_parcel(Direction direction, const char *why)
+{
+    if (direction == TO_SERVER) {
+        return (Parcel){.kind = PARCEL_CANCEL};
+    }
+    return (Parcel){.kind = PARCEL_STATUS, .status = RPC_STATUS_UNAVAILABLE, .text = g_strdup(why)};
+}
+
+static void tell_break(Talk *talk, Direction direction, const char *why)
+{
+    if (talk->ends[direction]->loop) {
+        put(talk, direction, break_parcel(direction, why));
+        post_delivery(talk, direction);
+    }
+}
+
+size_t talk_send(Talk *talk, Direction direction, Parcel parcel)
+{
+    InprocTransport *transport = talk->transport;
+    g_mutex_lock(&transport->mutex);
+    if (!talk->ends[direction]->loop) {
+        bool last_word = parcel.kind == PARCEL_CANCEL || parcel.kind == PARCEL_STATUS;
+        g_free(parcel.bytes);
+        g_free(parcel.text);
+        if (!last_word) {
+            tell_break(talk, direction == TO_SERVER ? TO_CLIENT : TO_SERVER, "connection reset");
+        }
+    } else {
+        put(talk, direction, parcel);
+        if (fault_of_talk(talk) == RPC_INPROC_UP) {
+            post_delivery(talk, direction);
+        } else {
+            talk->n_held[direction]++;
+        }
+    }
+    size_t waiting = talk->waiting_bytes;
+    g_mutex_unlock(&transport->mutex);
+    return waiting;
+}
+
+/* ---- faults ------------------------------------------------------------------------------------------------- */
+
+static void release_held(Talk *talk)
+{
+    for (int i = 0; i < 2; i++) {
+        for (; talk->n_held[i] > 0; talk->n_held[i]--) {
+            if (talk->ends[i]->loop) {
+                post_delivery(talk, (Direction)i);
+            }
+        }
+    }
+}
+
+static void lose_held(Talk *talk)
+{
+    for (int i = 0; i < 2; i++) {
+        for (; talk->n_held[i] > 0; talk->n_held[i]--) {
+            Parcel *parcel = g_queue_pop_tail(&talk->lanes[i]);
+            if (i == TO_CLIENT) {
+                talk->waiting_bytes -= parcel->n_bytes;
+            }
+            parcel_clear(parcel);
+        }
+    }
+}
+
+static void apply_fault(Talk *talk)
+{
+    switch (fault_of_talk(talk)) {
+    case RPC_INPROC_UP:
+        release_held(talk);
+        break;
+    case RPC_INPROC_CUT:
+        lose_held(talk);
+        tell_break(talk, TO_CLIENT, "connection reset");
+        tell_break(talk, TO_SERVER, "connection reset");
+        break;
+    case RPC_INPROC_FROZEN:
+        break;
+    }
+}
+
+void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *server, RpcInprocFault kind)
+{
+    InprocTransport *transport = (InprocTransport *)base;
+    g_mutex_lock(&transport->mutex);
+    Fault fault = {g_strdup(client), g_strdup(server), kind};
+    g_array_append_val(transport->faults, fault);
+    for (GList *at = transport->talks.head; at; at = at->next) {
+        apply_fault(at->data);
+    }
+    announce_locked(transport);
+    g_mutex_unlock(&transport->mutex);
+}
+
+void rpc_inproc_set_delay(RpcTransport *base, int64_t delay_us) { ((InprocTransport *)base)->delay_us = delay_us; }
+
+char *rpc_inproc_certificate(const char *name, const char *role, const char *serial)
+{
+    return g_strdup_printf("inproc %s %s %s", name, role, serial ? serial : "-");
+}
+
+/* ---- the transport ------------------------------------------------------------------------------------------ */
+
+static void fault_clear(void *data)
+{
+    Fault *fault = data;
+    g_free(fault->client);
+    g_free(fault->server);
+}
+
+InprocTransport *inproc_ref(InprocTransport *transport)
+{
+    g_atomic_ref_count_inc(&transport->refs);
+    return transport;
+}
+
+void inproc_unref(InprocTransport *transport)
+{
+    if (g_atomic_ref_count_dec(&transport->refs)) {
+        g_hash_table_unref(transport->servers);
+        g_ptr_array_unref(transport->channels);
+        g_array_unref(transport->faults);
+        g_mutex_clear(&transport->mutex);
+        g_free(transport);
+    }
+}
+
+RpcTransport *rpc_transport_inproc_new(void)
+{
+    static const RpcTransportOps ops = {
+        .server_new = inproc_server_new,
+        .server_start = inproc_server_start,
+        .server_free = inproc_server_free,
+        .call_send = inproc_call_send,
+        .call_finish = inproc_call_finish,
+        .call_free = inproc_call_free,
+        .channel_new = inproc_channel_new,
+        .channel_free = inproc_channel_free,
+        .client_new = inproc_client_new,
+        .client_start = inproc_client_start,
+        .client_send = inproc_client_send,
+        .client_half_close = inproc_client_half_close,
+        .client_cancel = inproc_client_cancel,
+        .client_free = inproc_client_free,
+    };
+    InprocTransport *transport = g_new0(InprocTransport, 1);
+    transport->base.ops = &ops;
+    g_atomic_ref_count_init(&transport->refs);
+    g_mutex_init(&transport->mutex);
+    transport->servers = g_hash_table_new(g_str_hash, g_str_equal);
+    transport->channels = g_ptr_array_new();
+    transport->faults = g_array_new(FALSE, FALSE, sizeof(Fault));
+    g_array_set_clear_func(transport->faults, fault_clear);
+    g_queue_init(&transport->talks);
+    transport->next_port = 40000;
+    return &transport->base;
+}
+
+/* Its servers and channels are freed before it. */
+void rpc_transport_inproc_free(RpcTransport *base)
+{
+    if (base) {
+        InprocTransport *transport = (InprocTransport *)base;
+        g_assert(g_hash_table_size(transport->servers) == 0 && transport->channels->len == 0);
+        inproc_unref(transport);
+    }
+}
