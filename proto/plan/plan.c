@@ -270,6 +270,15 @@ static void span_shape(const ModelSpec *spec, const TensorSpec *t, SliceSpan spa
     *columns = (uint64_t)b.col0 + b.n_cols - a.col0;
 }
 
+uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span)
+{
+    uint64_t rows = 0, columns = 0;
+    if (span.count > 0) {
+        span_shape(spec, t, span, &rows, &columns);
+    }
+    return rows * columns;
+}
+
 uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan span,
                            const PlanMember *member)
 {
@@ -291,8 +300,7 @@ uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan
 
 static uint32_t subtrees_of(uint32_t n_leaves, SliceSpan span)
 {
-    TreeStep steps[TREE_LEAVES_LIMIT];
-    return tree_program(n_leaves, span.first, span.first + span.count, steps);
+    return tree_subtrees(n_leaves, span.first, span.first + span.count);
 }
 
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank)

@@ -16,6 +16,8 @@ void rank_heads(const ModelSpec *spec, const PlanRank *rank, uint32_t *first, ui
 /* Packed bytes of a span: 1-D tensors as floats; matrices in panels of 16 rows with the member's packed block size (NULL or 0: the
  * file's); rounded up to 64. */
 uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan span, const PlanMember *member);
+/* Elements of a span. */
+uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span);
 /* s_r of FORMULAS 7a: the larger of attention and FFN. */
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
 /* Memory beside weights and KV:

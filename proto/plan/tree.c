@@ -46,6 +46,22 @@ uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep
     return walk(0, n_leaves, first, last, 0, steps);
 }
 
+static uint32_t count_subtrees(uint32_t a, uint32_t b, uint32_t first, uint32_t last)
+{
+    if (b <= first || last <= a) {
+        return 0;
+    }
+    if (first <= a && b <= last) {
+        return 1;
+    }
+    return count_subtrees(a, middle(a, b), first, last) + count_subtrees(middle(a, b), b, first, last);
+}
+
+uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last)
+{
+    return first < last && last <= n_leaves ? count_subtrees(0, n_leaves, first, last) : 0;
+}
+
 /* The rank that holds all of [a, b), or -1. */
 static int holder(const uint32_t *cuts, uint32_t n_ranks, uint32_t a, uint32_t b)
 {

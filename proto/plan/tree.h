@@ -19,6 +19,9 @@ typedef struct TreeStep {
 /* Fills steps[0 .. last-first) for leaves [first, last) of node(0, n_leaves); returns s_r, the number of subtrees emitted. */
 uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep *steps);
 
+/* s_r alone: the number of maximal subtrees of leaves [first, last) of node(0, n_leaves). */
+uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last);
+
 /* Completing the tree from everybody's subtrees, which arrive ordered by their first leaf: cuts[0..n_ranks] are the rank
  * boundaries (cuts[0] = 0, cuts[n_ranks] = n_leaves; empty ranks allowed). Fills merges[i] for each subtree i in order:
  * pops-and-adds after it was pushed. Returns the number of subtrees. The last merge leaves one value: the sum. */

@@ -1,0 +1,288 @@
+/* Seconds of one step, from measured speeds.
+ *
+ * A layer on a stage of n ranks is: attention part on all ranks, exchange, FFN part on all ranks, exchange. A part lasts as
+ * long as its slowest rank; a rank takes the longer of reading its bytes (weights once a step, KV once a sequence) and
+ * computing (2 operations per weight and row; attention 4 per row, key and query element), and a constant per op for
+ * dispatch and barriers. The vocabulary projection is one more part; a stage boundary is one message; FORMULAS 7a gives the
+ * bytes of an exchange. */
+#include "coordinator/planner/planner.h"
+
+#include "coordinator/planner/cost.h"
+#include "proto/plan/rank_span.h"
+
+#include <string.h>
+
+#define OP_OVERHEAD_S 3e-6 /* measured: one pool dispatch with its barrier on two cores */
+#define OPS_PER_PART 4.0   /* norm, quantise, products, attention or activation, add: half of a layer's */
+#define SHARED_LATENCY_S 2e-6      /* WIRE.md: shared flags, 8 KiB */
+#define SHARED_BYTES_PER_S 8e9
+/* For members that have not measured: below any machine that is worth using. */
+#define DEFAULT_READ_BYTES_PER_S 8e9
+#define DEFAULT_INT8_OPS_PER_S 50e9
+#define DEFAULT_F32_OPS_PER_S 20e9
+#define DEFAULT_LINK_LATENCY_S 50e-6
+#define DEFAULT_LINK_BYTES_PER_S 1e8
+
+/* A member says what it measured; NaN, nothing and absurd numbers must not break sums and quotients. */
+static double known(double measured, double fallback)
+{
+    return measured > 1e-12 && measured < 1e18 ? measured : fallback;
+}
+
+Speed speed_of(const PlanMember *member)
+{
+    static const PlanMember nothing;
+    const PlanMember *m = member != NULL ? member : &nothing;
+    return (Speed){
+        known(m->read_bytes_per_s, DEFAULT_READ_BYTES_PER_S),
+        known(m->int8_ops_per_s, DEFAULT_INT8_OPS_PER_S),
+        known(m->f32_ops_per_s, DEFAULT_F32_OPS_PER_S),
+        known(m->link_latency_s, DEFAULT_LINK_LATENCY_S),
+        known(m->link_bytes_per_s, DEFAULT_LINK_BYTES_PER_S),
+    };
+}
+
+const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker)
+{
+    for (uint32_t i = 0; worker != NULL && i < n_members; i++) {
+        if (strcmp(members[i].worker, worker) == 0) {
+            return &members[i];
+        }
+    }
+    return NULL;
+}
+
+void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s, double *bytes_per_s)
+{
+    bool one_host = n_members > 0;
+    *latency_s = 0.0;
+    *bytes_per_s = 0.0;
+    for (uint32_t i = 0; i < n_members; i++) {
+        Speed speed = speed_of(members[i]);
+        *latency_s = MAX(*latency_s, speed.link_latency_s);
+        *bytes_per_s = i == 0 ? speed.link_bytes_per_s : MIN(*bytes_per_s, speed.link_bytes_per_s);
+        one_host = one_host && members[i] != NULL && members[i]->host != NULL &&
+                   strcmp(members[i]->host, members[0]->host) == 0;
+    }
+    if (one_host) {
+        *latency_s = MIN(*latency_s, SHARED_LATENCY_S);
+        *bytes_per_s = MAX(*bytes_per_s, SHARED_BYTES_PER_S);
+    }
+}
+
+/* ---- one part of one stage -------------------------------------------------------------------- */
+
+typedef struct Step {
+    uint32_t rows;        /* through the layers */
+    uint32_t sequences;   /* each reads its own KV */
+    uint32_t logits_rows; /* through the vocabulary projection */
+    uint32_t depth;       /* keys per sequence */
+} Step;
+
+typedef struct Context {
+    const Plan *plan;
+    const ModelSpec *spec;
+    const PlanMember *members;
+    uint32_t n_members;
+    const PlanReplica *replica;
+    const PlanStage *stage;
+    const PlanMember **ranks; /* members of the stage's ranks */
+} Context;
+
+typedef struct Part {
+    double memory_s, compute_s;
+} Part;
+
+static void add_tensor(const Context *c, uint32_t k, const TensorSpec *t, uint32_t rows, Part *part)
+{
+    if (t == NULL) {
+        return;
+    }
+    SliceSpan span = rank_span(c->spec, c->replica, c->stage, &c->stage->ranks[k], t);
+    Speed speed = speed_of(c->ranks[k]);
+    double ops = 2.0 * (double)span_elements(c->spec, t, span) * rows;
+    bool is_quantised = dtype_info(t->type)->block > 1;
+    part->memory_s += (double)packed_span_bytes(c->spec, t, span, c->ranks[k]) / speed.read_bytes_per_s;
+    part->compute_s += ops / (is_quantised ? speed.int8_ops_per_s : speed.f32_ops_per_s);
+}
+
+static void add_attention(const Context *c, uint32_t k, const Step *step, Part *part)
+{
+    uint32_t first, n_heads, kv_first, n_kv_heads;
+    rank_heads(c->spec, &c->stage->ranks[k], &first, &n_heads);
+    model_spec_kv_heads_of(c->spec, first, n_heads, &kv_first, &n_kv_heads);
+    Speed speed = speed_of(c->ranks[k]);
+    double element = c->plan->definition.kv_type == KV_F32 ? 4.0 : 2.0;
+    double depth = c->spec->window != 0 ? MIN(step->depth, c->spec->window) : step->depth;
+    double size = c->spec->head_size;
+    part->memory_s += step->sequences * depth * n_kv_heads * size * 2.0 * element / speed.read_bytes_per_s;
+    part->compute_s += 4.0 * step->rows * depth * n_heads * size / speed.f32_ops_per_s;
+}
+
+/* Adds the slowest rank of a part to the sums and returns how long it takes. */
+static double close_part(const Part *parts, uint32_t n_ranks, double n_ops, PlanCost *cost)
+{
+    Part worst = {0};
+    for (uint32_t k = 0; k < n_ranks; k++) {
+        if (MAX(parts[k].memory_s, parts[k].compute_s) > MAX(worst.memory_s, worst.compute_s)) {
+            worst = parts[k];
+        }
+    }
+    double overhead = n_ops * OP_OVERHEAD_S;
+    if (worst.memory_s >= worst.compute_s) {
+        cost->memory_s += worst.memory_s;
+    } else {
+        cost->compute_s += worst.compute_s;
+    }
+    cost->compute_s += overhead;
+    return MAX(worst.memory_s, worst.compute_s) + overhead;
+}
+
+/* FORMULAS 7a: everybody to everybody, or reduce-scatter and all-gather, whichever is shorter. */
+static double exchange_s(const Context *c, uint32_t rows, uint32_t subtrees)
+{
+    double n = c->stage->n_ranks, latency, bandwidth;
+    if (c->stage->n_ranks < 2) {
+        return 0.0;
+    }
+    link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
+    double bytes = 4.0 * rows * c->spec->width;
+    double one_shot = (n - 1) * (latency + subtrees * bytes / bandwidth);
+    double two_shot = 2 * (n - 1) * latency + (n - 1) / n * (subtrees + 1) * bytes / bandwidth;
+    return MIN(one_shot, two_shot);
+}
+
+static uint32_t worst_subtrees(const Context *c)
+{
+    uint32_t worst = 1;
+    for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
+        worst = MAX(worst, rank_subtrees(c->spec, &c->stage->ranks[k]));
+    }
+    return worst;
+}
+
+/* Roles [first, last] of a layer on every rank. */
+static double layer_part(const Context *c, const Step *step, uint32_t layer, TensorRole first, TensorRole last,
+                         PlanCost *cost)
+{
+    g_autofree Part *parts = g_new0(Part, c->stage->n_ranks);
+    for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
+        for (uint32_t role = first; role <= last; role++) {
+            add_tensor(c, k, model_spec_tensor(c->spec, (TensorRole)role, (int32_t)layer), step->rows, &parts[k]);
+        }
+        if (first == ROLE_ATTN_NORM) {
+            add_attention(c, k, step, &parts[k]);
+        }
+    }
+    return close_part(parts, c->stage->n_ranks, OPS_PER_PART, cost);
+}
+
+static double head_part(const Context *c, const Step *step, PlanCost *cost)
+{
+    TensorRole role = c->spec->tied_output ? ROLE_TOKEN_EMBD : ROLE_OUTPUT;
+    g_autofree Part *parts = g_new0(Part, c->stage->n_ranks);
+    for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
+        add_tensor(c, k, model_spec_tensor(c->spec, role, -1), step->logits_rows, &parts[k]);
+    }
+    return close_part(parts, c->stage->n_ranks, OPS_PER_PART, cost);
+}
+
+static double stage_s(const Context *c, const Step *step, PlanCost *cost)
+{
+    bool is_first = c->stage == &c->replica->stages[0];
+    bool is_last = c->stage == &c->replica->stages[c->replica->n_stages - 1];
+    double exchange = exchange_s(c, step->rows, worst_subtrees(c));
+    double seconds = 0.0, link = 0.0;
+    if (is_first) {
+        link += exchange_s(c, step->rows, 1); /* embedding rows from their owners */
+    }
+    for (uint32_t layer = c->stage->layer_first; layer <= c->stage->layer_last && layer < c->spec->n_layers; layer++) {
+        seconds += layer_part(c, step, layer, ROLE_ATTN_NORM, ROLE_ATTN_OUT, cost);
+        seconds += layer_part(c, step, layer, ROLE_FFN_NORM, ROLE_FFN_DOWN, cost);
+        link += 2 * exchange;
+    }
+    if (is_last) {
+        double latency = 0.0, bandwidth;
+        seconds += head_part(c, step, cost);
+        if (c->stage->n_ranks > 1) { /* candidates of each rank to rank 0 */
+            link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
+        }
+        link += latency;
+    }
+    cost->link_s += link;
+    return seconds + link;
+}
+
+static void fill_ranks(Context *c, const PlanStage *stage)
+{
+    c->stage = stage;
+    for (uint32_t k = 0; k < stage->n_ranks; k++) {
+        c->ranks[k] = member_named(c->members, c->n_members, stage->ranks[k].worker);
+    }
+}
+
+/* Activations to the next stage, or the token back to the first. */
+static double hop_s(const Context *c, const PlanStage *from, const PlanStage *to, double bytes)
+{
+    const PlanMember *ends[2] = {member_named(c->members, c->n_members, from->ranks[0].worker),
+                                 member_named(c->members, c->n_members, to->ranks[0].worker)};
+    double latency, bandwidth;
+    link_of(ends, 2, &latency, &bandwidth);
+    return latency + bytes / bandwidth;
+}
+
+PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
+                      uint32_t replica, uint32_t rows, uint32_t depth)
+{
+    bool is_decode = rows <= MAX(plan->streams, 1);
+    Step step = {rows, is_decode ? rows : 1, is_decode ? rows : 1, depth};
+    Context c = {plan, spec, members, n_members, &plan->replicas[replica]};
+    PlanCost cost = {0};
+    c.ranks = g_new0(const PlanMember *, PLAN_RANKS_LIMIT);
+    for (uint32_t s = 0; s < c.replica->n_stages; s++) {
+        fill_ranks(&c, &c.replica->stages[s]);
+        double seconds = stage_s(&c, &step, &cost);
+        cost.latency_s += seconds;
+        cost.slowest_stage_s = MAX(cost.slowest_stage_s, seconds);
+    }
+    for (uint32_t s = 0; c.replica->n_stages > 1 && s < c.replica->n_stages; s++) {
+        bool is_last = s + 1 == c.replica->n_stages;
+        const PlanStage *to = &c.replica->stages[is_last ? 0 : s + 1];
+        double hop = hop_s(&c, &c.replica->stages[s], to, is_last ? 64.0 : 4.0 * rows * spec->width);
+        cost.link_s += hop;
+        cost.latency_s += hop;
+    }
+    g_free(c.ranks);
+    return cost;
+}
+
+/* What one token must read from a rank's weights: everything but the embedding table, where it is only looked up. */
+static double token_read_s(const Context *c, uint32_t k, bool is_last)
+{
+    Part part = {0};
+    for (uint32_t i = 0; i < c->spec->n_tensors; i++) {
+        const TensorSpec *t = &c->spec->tensors[i];
+        bool is_lookup = t->role == ROLE_TOKEN_EMBD && !(c->spec->tied_output && is_last);
+        if (!is_lookup) {
+            add_tensor(c, k, t, 1, &part);
+        }
+    }
+    return part.memory_s;
+}
+
+double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members)
+{
+    double seconds = 0.0;
+    Context c = {plan, spec, members, n_members, &plan->replicas[0]};
+    c.ranks = g_new0(const PlanMember *, PLAN_RANKS_LIMIT);
+    for (uint32_t s = 0; s < c.replica->n_stages; s++) {
+        double worst = 0.0;
+        fill_ranks(&c, &c.replica->stages[s]);
+        for (uint32_t k = 0; k < c.stage->n_ranks; k++) {
+            worst = MAX(worst, token_read_s(&c, k, s + 1 == c.replica->n_stages));
+        }
+        seconds += worst;
+    }
+    g_free(c.ranks);
+    return seconds > 0.0 ? 1.0 / seconds : 0.0;
+}

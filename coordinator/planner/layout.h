@@ -1,0 +1,20 @@
+/* One try: a given dp x pp x tp on members in a given order, cut by speed and fitted to memory. */
+#pragma once
+
+#include "coordinator/planner/planner.h"
+
+typedef struct Layout {
+    uint32_t dp, pp, tp;
+} Layout;
+
+typedef struct Task {
+    const ModelSpec *spec;
+    const PlanMember *members; /* all of them, for plan_check() */
+    uint32_t n_members;
+    const PlanWish *wish; /* dp, pp, tp are not read; max_rows is filled in */
+    uint32_t context;
+} Task;
+
+/* Replica r takes order[r*pp*tp ...], stage s of it the next tp. Returns a measured and predicted plan, legal or not: *missing_bytes is by how much
+ * its ranks pass their members' memory in all. Needs dp*pp*tp members, pp <= layers, tp <= plan_tp_limit(). */
+Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order, uint64_t *missing_bytes);

@@ -1,0 +1,477 @@
+/* Search over layouts. Small clusters are searched wholly; the number of tries is bounded by taking tensor degrees and stage
+ * counts of large ones in steps. Whatever is chosen has passed plan_check(). */
+#include "coordinator/planner/planner.h"
+
+#include "coordinator/planner/cost.h"
+#include "coordinator/planner/layout.h"
+#include "proto/base/error.h"
+#include "proto/base/units.h"
+#include "proto/base/version.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CONTEXT_DEFAULT 8192u
+#define MAX_ROWS_DEFAULT 512u
+#define SEARCH_WORKERS_LIMIT 64u /* automatic choice looks at no more than this many */
+#define SMALL_CLUSTER 8u         /* up to here every pp and tp is tried */
+#define GAIN_LEAST 1.02          /* more workers must be worth it */
+#define ALTERNATIVES_LIMIT 3u
+
+typedef struct Found {
+    Plan *plan; /* legal, or NULL */
+    Layout layout;
+    Plan *nearest; /* the try that missed the least memory */
+    uint64_t missing_bytes;
+} Found;
+
+static bool impossible(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+static bool impossible(GError **error, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE, text);
+    return false;
+}
+
+/* ---- members ---------------------------------------------------------------------------------- */
+
+/* Why a member cannot serve this model at all; NULL = it can. Static. */
+static const char *refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish)
+{
+    if (!m->usable) {
+        return "it is lost or draining";
+    }
+    if (m->numerics_version != WEFT_NUMERICS_VERSION) {
+        return "it is of a release with other numerics";
+    }
+    if ((m->numerics_classes >> (uint32_t)wish->numerics & 1u) == 0) {
+        return "it does not offer this numerics class";
+    }
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        if (spec->tensors[i].rows > 1 && m->packed_block_bytes[spec->tensors[i].type] == 0) {
+            return "it cannot compute a weight type of this model";
+        }
+    }
+    return NULL;
+}
+
+static int by_name(const PlanMember *a, const PlanMember *b)
+{
+    return strcmp(a->worker, b->worker);
+}
+
+static int by_speed(const void *a, const void *b)
+{
+    const PlanMember *x = *(const PlanMember *const *)a, *y = *(const PlanMember *const *)b;
+    double p = speed_of(x).read_bytes_per_s, q = speed_of(y).read_bytes_per_s;
+    return p != q ? (p < q ? 1 : -1) : by_name(x, y);
+}
+
+static int by_memory(const void *a, const void *b)
+{
+    const PlanMember *x = *(const PlanMember *const *)a, *y = *(const PlanMember *const *)b;
+    if (x->memory_bytes != y->memory_bytes) {
+        return x->memory_bytes < y->memory_bytes ? 1 : -1;
+    }
+    return by_speed(a, b);
+}
+
+/* Groups members of one host, hosts by their fastest member, from a list sorted by speed. */
+static void group_hosts(const PlanMember **order, uint32_t n)
+{
+    g_autofree const PlanMember **grouped = g_new0(const PlanMember *, n + 1);
+    uint32_t out = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (order[i] == NULL) {
+            continue;
+        }
+        const PlanMember *lead = order[i];
+        for (uint32_t j = i; j < n; j++) {
+            bool same = order[j] == lead || (order[j] != NULL && lead->host != NULL && order[j]->host != NULL &&
+                                             strcmp(order[j]->host, lead->host) == 0);
+            if (same) {
+                grouped[out++] = order[j];
+                order[j] = NULL;
+            }
+        }
+    }
+    memcpy(order, grouped, n * sizeof *order);
+}
+
+typedef struct Pool {
+    const PlanMember **order[3]; /* by speed, by host, by memory */
+    uint32_t n;
+} Pool;
+
+static void pool_clear(Pool *pool)
+{
+    for (int i = 0; i < 3; i++) {
+        g_free(pool->order[i]);
+    }
+}
+
+static Pool pool_of(const Task *task)
+{
+    Pool pool = {0};
+    for (int i = 0; i < 3; i++) {
+        pool.order[i] = g_new0(const PlanMember *, task->n_members + 1);
+    }
+    for (uint32_t m = 0; m < task->n_members; m++) {
+        if (refusal(&task->members[m], task->spec, task->wish) == NULL) {
+            pool.order[0][pool.n++] = &task->members[m];
+        }
+    }
+    qsort(pool.order[0], pool.n, sizeof *pool.order[0], by_speed);
+    for (int i = 1; i < 3; i++) {
+        memcpy(pool.order[i], pool.order[0], pool.n * sizeof *pool.order[0]);
+    }
+    group_hosts(pool.order[1], pool.n);
+    qsort(pool.order[2], pool.n, sizeof *pool.order[2], by_memory);
+    return pool;
+}
+
+/* ---- search ----------------------------------------------------------------------------------- */
+
+static bool is_legal(const Plan *plan, const Task *task)
+{
+    g_autoptr(GPtrArray) violations = plan_check(plan, task->spec, task->members, task->n_members);
+    return violations->len == 0;
+}
+
+static bool same_order(const PlanMember *const *a, const PlanMember *const *b, uint32_t n)
+{
+    return memcmp(a, b, n * sizeof *a) == 0;
+}
+
+/* The best of the member orders for one layout; nothing if none is legal. */
+static void try_layout(const Task *task, const Pool *pool, Layout layout, Found *found)
+{
+    uint32_t n = layout.dp * layout.pp * layout.tp;
+    for (int i = 0; i < 3; i++) {
+        if ((i > 0 && same_order(pool->order[i], pool->order[0], n)) ||
+            (i > 1 && same_order(pool->order[i], pool->order[1], n))) {
+            continue;
+        }
+        uint64_t missing;
+        g_autoptr(Plan) plan = layout_try(task, layout, pool->order[i], &missing);
+        if (is_legal(plan, task)) {
+            double least = found->plan != NULL ? found->plan->predicted.decode_tokens_per_s : 0.0;
+            if (found->plan != NULL && n > found->layout.dp * found->layout.pp * found->layout.tp) {
+                least *= GAIN_LEAST;
+            }
+            if (plan->predicted.decode_tokens_per_s > least) {
+                plan_free(found->plan);
+                found->plan = g_steal_pointer(&plan);
+                found->layout = layout;
+            }
+        } else if (found->nearest == NULL || missing < found->missing_bytes) {
+            plan_free(found->nearest);
+            found->nearest = g_steal_pointer(&plan);
+            found->missing_bytes = missing;
+        }
+    }
+}
+
+static void found_clear(Found *found)
+{
+    plan_free(found->plan);
+    plan_free(found->nearest);
+}
+
+/* Degrees worth trying: all small ones, then powers of two and what is asked for. */
+static bool is_tried(uint32_t degree, uint32_t wished)
+{
+    return wished != 0 ? degree == wished : degree <= SMALL_CLUSTER || (degree & (degree - 1)) == 0;
+}
+
+/* Calls `fit` for each layout that the wish, the model and the number of members allow, few workers first. */
+static void search(const Task *task, const Pool *pool, uint32_t dp, uint32_t pp_wish, uint32_t tp_wish, Found *found)
+{
+    uint32_t limit = MIN(plan_tp_limit(task->spec), PLAN_RANKS_LIMIT);
+    uint32_t most = pp_wish != 0 && tp_wish != 0 ? pool->n : MIN(pool->n, MAX(SEARCH_WORKERS_LIMIT, dp));
+    for (uint32_t n = 1; n <= most / dp; n++) {
+        for (uint32_t tp = 1; tp <= MIN(n, limit); tp++) {
+            uint32_t pp = n / tp;
+            if (n % tp == 0 && pp <= task->spec->n_layers && is_tried(tp, tp_wish) && is_tried(pp, pp_wish)) {
+                try_layout(task, pool, (Layout){dp, pp, tp}, found);
+            }
+        }
+    }
+}
+
+/* ---- explanations ----------------------------------------------------------------------------- */
+
+static void reason(Plan *plan, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+static void reason(Plan *plan, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_ptr_array_add(plan->reasons, g_strdup_vprintf(format, args));
+    va_end(args);
+}
+
+static bool uses_worker(const Plan *plan, const char *worker)
+{
+    for (uint32_t r = 0; r < plan->n_replicas; r++) {
+        for (uint32_t s = 0; s < plan->replicas[r].n_stages; s++) {
+            for (uint32_t k = 0; k < plan->replicas[r].stages[s].n_ranks; k++) {
+                if (strcmp(plan->replicas[r].stages[s].ranks[k].worker, worker) == 0) {
+                    return true;
+                }
+            }
+        }
+    }
+    return false;
+}
+
+static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, const Pool *pool)
+{
+    g_autofree char *layout = plan_layout_text(plan);
+    bool is_free = wish->pp == 0 || wish->tp == 0;
+    reason(plan, "%s %s: %.*f tokens/s decode, %.0f tokens/s prefill, bound by %s", layout,
+           is_free ? "has the best predicted decode speed of what fits" : "as asked for",
+           plan->predicted.decode_tokens_per_s < 100 ? 1 : 0, plan->predicted.decode_tokens_per_s,
+           plan->predicted.prefill_tokens_per_s, plan->predicted.bound);
+    if (wish->dp == 0 && pool->n >= 2 && plan->n_replicas == 1) {
+        reason(plan, "one replica, which serves one request fastest; --dp uses more workers for more streams");
+    }
+    uint32_t n_idle = 0;
+    for (uint32_t i = 0; i < pool->n; i++) {
+        n_idle += !uses_worker(plan, pool->order[0][i]->worker);
+    }
+    if (n_idle > 0) {
+        reason(plan, "%u of %u workers stay idle: more exchanges would cost more than they bring", n_idle, pool->n);
+    }
+    for (uint32_t i = 0; i < task->n_members; i++) {
+        const char *why = refusal(&task->members[i], task->spec, wish);
+        if (why != NULL) {
+            reason(plan, "worker %s is not used: %s", task->members[i].worker, why);
+        }
+    }
+}
+
+/* One sentence for each stage whose ranks, and one for the replica whose stages, are not alike. */
+static void explain_cuts(Plan *plan)
+{
+    const PlanReplica *replica = &plan->replicas[0];
+    uint32_t fewest = G_MAXUINT32, most = 0;
+    for (uint32_t s = 0; s < replica->n_stages; s++) {
+        const PlanStage *stage = &replica->stages[s];
+        uint32_t n_layers = stage->layer_last - stage->layer_first + 1;
+        fewest = MIN(fewest, n_layers);
+        most = MAX(most, n_layers);
+        g_autoptr(GString) units = g_string_new(NULL);
+        bool even = true;
+        for (uint32_t k = 0; k < stage->n_ranks; k++) {
+            g_string_append_printf(units, "%s%u/%u", k > 0 ? ", " : "", stage->ranks[k].attn_count,
+                                   stage->ranks[k].ffn_count);
+            even = even && stage->ranks[k].attn_count == stage->ranks[0].attn_count &&
+                   stage->ranks[k].ffn_count == stage->ranks[0].ffn_count;
+        }
+        if (!even && s < 4) {
+            reason(plan,
+                   "stage %u shares its attention/FFN units %s: by measured speed, memory and the number of partial "
+                   "sums that each cut sends",
+                   s, units->str);
+        }
+    }
+    if (most > fewest) {
+        reason(plan, "stages hold %u to %u layers: by measured speed and memory, the last one also has the vocabulary "
+                     "projection",
+               fewest, most);
+    }
+}
+
+static void explain_memory(Plan *plan)
+{
+    uint64_t kv = 0, peak = 0;
+    for (uint32_t s = 0; s < plan->replicas[0].n_stages; s++) {
+        for (uint32_t k = 0; k < plan->replicas[0].stages[s].n_ranks; k++) {
+            const PlanRank *rank = &plan->replicas[0].stages[s].ranks[k];
+            kv = MAX(kv, rank->kv_bytes_per_token * KV_BLOCK * plan->kv_pages);
+            peak = MAX(peak, rank->peak_bytes);
+        }
+    }
+    g_autofree char *kv_text = units_format_size(kv);
+    g_autofree char *peak_text = units_format_size(peak);
+    reason(plan, "KV memory for %u stream%s of %u positions: at most %s a worker, of at most %s in all", plan->streams,
+           plan->streams == 1 ? "" : "s", plan->definition.context, kv_text, peak_text);
+}
+
+/* ---- refusals --------------------------------------------------------------------------------- */
+
+static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool, GError **error)
+{
+    const ModelSpec *spec = task->spec;
+    uint32_t limit = MIN(plan_tp_limit(spec), PLAN_RANKS_LIMIT);
+    if (wish->context > spec->context) {
+        return impossible(error, "context %u is beyond the model's own limit of %u; choose --context %u or less",
+                          wish->context, spec->context, spec->context);
+    }
+    if (wish->tp > limit) {
+        return impossible(error,
+                          "tensor parallel %u is more than this model allows: it has %u attention units and %u FFN "
+                          "units; choose --tp 1 to %u",
+                          wish->tp, spec->n_attn_units, spec->n_ffn_units, limit);
+    }
+    if (wish->pp > spec->n_layers) {
+        return impossible(error, "%u stages are more than the model's %u layers; choose --pp 1 to %u", wish->pp,
+                          spec->n_layers, spec->n_layers);
+    }
+    if (pool->n == 0) {
+        const char *why = task->n_members > 0 ? refusal(&task->members[0], spec, task->wish) : NULL;
+        return why != NULL ? impossible(error, "none of %u workers can serve this model: worker %s: %s; start another",
+                                        task->n_members, task->members[0].worker, why)
+                           : impossible(error, "there is no worker; start one with `weft up` or `weft-worker --join`");
+    }
+    uint64_t need = (uint64_t)MAX(wish->dp, 1) * MAX(wish->pp, 1) * MAX(wish->tp, 1);
+    if (need > pool->n) {
+        return impossible(error,
+                          "dp %u x pp %u x tp %u needs %" G_GUINT64_FORMAT
+                          " workers and %u can be used; start %" G_GUINT64_FORMAT " more or choose a smaller layout",
+                          MAX(wish->dp, 1), MAX(wish->pp, 1), MAX(wish->tp, 1), need, pool->n, need - pool->n);
+    }
+    return true;
+}
+
+static bool refuse_memory(const Found *found, const PlanWish *wish, GError **error)
+{
+    g_autofree char *missing = units_format_size(found->missing_bytes);
+    g_autofree char *layout = plan_layout_text(found->nearest);
+    if (found->missing_bytes > 0) {
+        return impossible(error,
+                          "the model does not fit: %s of memory are missing with %s, context %u and %u stream%s; use more "
+                          "workers, less context or fewer streams",
+                          missing, layout, found->nearest->definition.context, found->nearest->streams,
+                          found->nearest->streams == 1 ? "" : "s");
+    }
+    if (wish->kv_memory != 0) {
+        g_autofree char *given = units_format_size(wish->kv_memory);
+        return impossible(error,
+                          "KV memory of %s a worker holds %" G_GUINT64_FORMAT
+                          " positions with %s, less than a context of %u; give more or choose less context",
+                          given, found->nearest->kv_pages * KV_BLOCK, layout, found->nearest->definition.context);
+    }
+    return impossible(error, "%s cannot be had; see the violations", layout);
+}
+
+static void add_alternative(GPtrArray *alternatives, const Plan *plan, Layout layout)
+{
+    if (plan == NULL || alternatives->len >= ALTERNATIVES_LIMIT) {
+        return;
+    }
+    g_autoptr(GString) text = g_string_new(NULL);
+    if (layout.dp > 1) {
+        g_string_append_printf(text, "--dp %u ", layout.dp);
+    }
+    g_string_append_printf(text, "--pp %u --tp %u", layout.pp, layout.tp);
+    for (guint i = 0; i < alternatives->len; i++) {
+        if (strcmp(g_ptr_array_index(alternatives, i), text->str) == 0) {
+            return;
+        }
+    }
+    g_ptr_array_add(alternatives, g_strdup(text->str));
+}
+
+/* Legal layouts nearest to the wish: one of pp and tp kept, then neither. */
+static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish, GPtrArray *alternatives)
+{
+    const uint32_t tries[3][2] = {{0, wish->tp}, {wish->pp, 0}, {0, 0}};
+    uint32_t dp = MAX(wish->dp, 1);
+    for (int i = 0; i < 3; i++) {
+        Found found = {0};
+        search(task, pool, dp, tries[i][0], tries[i][1], &found);
+        add_alternative(alternatives, found.plan, found.layout);
+        found_clear(&found);
+    }
+    if (alternatives->len == 0 && dp > 1) {
+        Found found = {0};
+        search(task, pool, 1, 0, 0, &found);
+        add_alternative(alternatives, found.plan, found.layout);
+        found_clear(&found);
+    }
+}
+
+/* ---- planning --------------------------------------------------------------------------------- */
+
+static GPtrArray *new_texts(void)
+{
+    return g_ptr_array_new_with_free_func(g_free);
+}
+
+static GPtrArray *new_violations(void)
+{
+    return g_ptr_array_new_with_free_func((GDestroyNotify)plan_violation_free);
+}
+
+/* What stopped the planner before there was a plan to check. */
+static void add_violation(GPtrArray *violations, const char *text)
+{
+    PlanViolation *v = g_new0(PlanViolation, 1);
+    v->rule = PLAN_RULE_LIMIT;
+    v->text = g_strdup(text);
+    g_ptr_array_add(violations, v);
+}
+
+/* Searches and explains; *violations and *alternatives are filled when it fails. */
+static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool, GPtrArray **violations,
+                       GPtrArray **alternatives, GError **error)
+{
+    Found found = {0};
+    if (check_wish(task, wish, pool, error)) {
+        search(task, pool, MAX(wish->dp, 1), wish->pp, wish->tp, &found);
+        if (found.plan == NULL && found.nearest != NULL) {
+            refuse_memory(&found, wish, error);
+        } else if (found.plan == NULL) {
+            impossible(error, "no layout of dp %u pp %u tp %u fits %u workers; choose other degrees", wish->dp, wish->pp,
+                       wish->tp, pool->n);
+        }
+    }
+    if (found.plan == NULL) {
+        if (violations != NULL && found.nearest != NULL) {
+            g_ptr_array_unref(*violations);
+            *violations = plan_check(found.nearest, task->spec, task->members, task->n_members);
+        } else if (violations != NULL && error != NULL) {
+            add_violation(*violations, (*error)->message);
+        }
+        if (alternatives != NULL && pool->n > 0 && task->context <= task->spec->context) {
+            find_alternatives(task, pool, wish, *alternatives);
+        }
+        found_clear(&found);
+        return NULL;
+    }
+    Plan *plan = g_steal_pointer(&found.plan);
+    explain_choice(plan, task, wish, pool);
+    explain_cuts(plan);
+    explain_memory(plan);
+    found_clear(&found);
+    return plan;
+}
+
+Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_members, const PlanWish *wish,
+                   GPtrArray **violations, GPtrArray **alternatives, GError **error)
+{
+    PlanWish filled = *wish;
+    g_autofree PlanMember *own = g_memdup2(members, n_members * sizeof *members);
+    for (uint32_t i = 0; !wish->one_host_shared && i < n_members; i++) {
+        own[i].host = NULL; /* then every link is counted as measured */
+    }
+    filled.max_rows = wish->max_rows != 0 ? wish->max_rows : MAX_ROWS_DEFAULT;
+    uint32_t context = wish->context != 0 ? wish->context : MIN(spec->context, CONTEXT_DEFAULT);
+    Task task = {spec, own, n_members, &filled, context};
+    if (violations != NULL) {
+        *violations = new_violations();
+    }
+    if (alternatives != NULL) {
+        *alternatives = new_texts();
+    }
+    Pool pool = pool_of(&task);
+    Plan *plan = plan_task(&task, wish, &pool, violations, alternatives, error);
+    pool_clear(&pool);
+    return plan;
+}
