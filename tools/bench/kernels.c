@@ -1,0 +1,207 @@
+/* bench-kernels: one thread's matmul speed by weight type. Columns: GOP/s with many rows (weights in cache), GB/s with few rows over weights that
+ * do not fit the caches, the same beside a plain read loop over the same buffer (medians of interleaved pairs), and GB/s of packing. */
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+
+#include <glib.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+static gchar *option_isa = "auto", *option_type = NULL;
+static gint option_rows = 512, option_decode_rows = 1, option_size_mb = 192, option_n_in = 2048, option_cpu = 0, option_runs = 7;
+
+static const GOptionEntry options[] = {
+    {"isa", 0, 0, G_OPTION_ARG_STRING, &option_isa, "auto, generic, avx2 or avx512", "ISA"},
+    {"type", 0, 0, G_OPTION_ARG_STRING, &option_type, "only this weight type", "TYPE"},
+    {"rows", 0, 0, G_OPTION_ARG_INT, &option_rows, "rows of the large product", "N"},
+    {"decode-rows", 0, 0, G_OPTION_ARG_INT, &option_decode_rows, "rows of the product from memory", "N"},
+    {"size-mb", 0, 0, G_OPTION_ARG_INT, &option_size_mb, "weights of the product from memory", "MB"},
+    {"n-in", 0, 0, G_OPTION_ARG_INT, &option_n_in, "contraction length", "N"},
+    {"cpu", 0, 0, G_OPTION_ARG_INT, &option_cpu, "CPU to run on", "N"},
+    {"runs", 0, 0, G_OPTION_ARG_INT, &option_runs, "measurements, of which the median counts", "N"},
+    {NULL},
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n)
+{
+    qsort(values, (size_t)n, sizeof *values, compare);
+    return values[n / 2];
+}
+
+static void *alloc(size_t n)
+{
+    const size_t huge_page = 2u << 20;
+    void *p = n < huge_page ? aligned_alloc(64, (n + 63) / 64 * 64) : aligned_alloc(huge_page, (n + huge_page - 1) / huge_page * huge_page);
+    if (p && n >= huge_page) {
+        madvise(p, n, MADV_HUGEPAGE);
+    }
+    if (p == NULL) {
+        fprintf(stderr, "no memory for %zu bytes: give a smaller --size-mb\n", n);
+        exit(1);
+    }
+    memset(p, 0, (n + 63) / 64 * 64);
+    return p;
+}
+
+/* The plain read loop: one add a word, with the prefetch that the kernels have. */
+static uint64_t read_all(const uint8_t *p, size_t n)
+{
+    uint64_t sum[8] = {0};
+    for (size_t i = 0; i + 64 <= n; i += 64) {
+        uint64_t line[8];
+        __builtin_prefetch(p + i + 8192);
+        memcpy(line, p + i, sizeof line);
+        for (int j = 0; j < 8; j++) {
+            sum[j] += line[j];
+        }
+    }
+    return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
+}
+
+/* A matrix of n_out rows, all from the same 16 file rows. Returns the seconds that packing took. */
+static double make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatrix *m)
+{
+    const DtypeInfo *info = dtype_info(type);
+    const size_t row_bytes = n_in / info->block * info->block_bytes;
+    float *x = alloc(n_in * 4);
+    uint8_t *file = alloc(16 * row_bytes);
+    for (uint32_t r = 0; r < 16; r++) {
+        for (uint32_t k = 0; k < n_in; k++) {
+            x[k] = (float)((k * 2654435761u + r * 97) >> 16 & 0xffff) / 32768.0f - 1.0f;
+        }
+        quantise_row(type, x, n_in, file + r * row_bytes);
+    }
+    *m = (PackedMatrix){.type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
+    m->data = alloc((n_out + 15) / 16 * m->panel_bytes);
+    const double start = now_s();
+    for (uint32_t n = 0; n < n_out; n += 16) {
+        packed_put(m, file, row_bytes, n, n_out - n < 16 ? n_out - n : 16, 0, n_in);
+    }
+    const double seconds = now_s() - start;
+    free(x);
+    free(file);
+    return seconds;
+}
+
+typedef struct Product {
+    PackedMatrix w;
+    MatmulUnit unit;
+    MatmulArgs args;
+    MatmulFn fn;
+} Product;
+
+static double product_init(Product *p, const Kernels *k, Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in)
+{
+    const ActKind kind = act_kind_of(type);
+    const double packing = make_matrix(type, n_out, n_in, &p->w);
+    float *x = alloc((size_t)rows * n_in * 4);
+    void *act = alloc(act_bytes(kind, rows, n_in));
+    for (size_t i = 0; i < (size_t)rows * n_in; i++) {
+        x[i] = (float)(i * 40503u >> 4 & 0xfff) / 2048.0f - 1.0f;
+    }
+    k->act_quantise[kind](x, n_in, rows, 0, rows, n_in, act);
+    free(x);
+    p->unit = (MatmulUnit){n_in, {0, 1}};
+    p->args = (MatmulArgs){.w = &p->w,
+                           .act = act,
+                           .rows = rows,
+                           .units = &p->unit,
+                           .n_units = 1,
+                           .out = alloc((size_t)rows * n_out * 4),
+                           .ld = n_out,
+                           .panel1 = (n_out + 15) / 16};
+    p->fn = k->matmul[type];
+    return packing;
+}
+
+static void product_clear(Product *p)
+{
+    free(p->w.data);
+    free((void *)p->args.act);
+    free(p->args.out);
+}
+
+static double product_s(const Product *p)
+{
+    const double start = now_s();
+    p->fn(&p->args);
+    return now_s() - start;
+}
+
+static void bench(void *user, unsigned thread, unsigned n_threads)
+{
+    const Kernels *k = user;
+    volatile uint64_t sink = 0;
+    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %14s %14s %10s %10s\n", kernels_isa_name(k->isa), option_n_in, option_cpu, "type",
+           "GOP/s large", "GB/s memory", "of read", "GB/s pack");
+    for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
+        if (!k->matmul[type] || (option_type && strcmp(option_type, dtype_info(type)->name) != 0)) {
+            continue;
+        }
+        const uint32_t n_in = (uint32_t)option_n_in, rows = (uint32_t)option_rows;
+        double gops[64], rates[64], ratios[64];
+        Product p;
+        product_init(&p, k, (Dtype)type, rows, 256, n_in);
+        for (int i = 0; i < option_runs; i++) {
+            gops[i] = 2e-9 * rows * 256 * n_in / product_s(&p);
+        }
+        product_clear(&p);
+        const size_t panel = packed_panel_bytes((Dtype)type, n_in);
+        const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
+        const double bytes = (double)panel * n_out / 16;
+        const double packing = product_init(&p, k, (Dtype)type, (uint32_t)option_decode_rows, n_out, n_in);
+        for (int i = 0; i < option_runs; i++) {
+            const double start = now_s();
+            sink += read_all(p.w.data, (size_t)bytes);
+            const double read = now_s() - start, product = product_s(&p);
+            rates[i] = 1e-9 * bytes / product;
+            ratios[i] = read / product;
+        }
+        product_clear(&p);
+        printf("%-6s %14.0f %14.1f %9.0f%% %10.2f\n", dtype_info(type)->name, median(gops, option_runs), median(rates, option_runs),
+               100 * median(ratios, option_runs), 1e-9 * bytes / packing);
+        fflush(stdout);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_autoptr(GOptionContext) context = g_option_context_new("- speed of the matmul kernels");
+    g_autoptr(GError) error = NULL;
+    KernelIsa isa;
+    g_option_context_add_main_entries(context, options, NULL);
+    if (!g_option_context_parse(context, &argc, &argv, &error)) {
+        fprintf(stderr, "%s\n", error->message);
+        return 2;
+    }
+    if (!kernels_parse_isa(option_isa, &isa)) {
+        fprintf(stderr, "isa %s is not known or not on this CPU: give auto or one up to %s\n", option_isa,
+                kernels_isa_name(kernels_best_isa()));
+        return 2;
+    }
+    if (option_rows < 1 || option_decode_rows < 1 || option_size_mb < 1 || option_n_in < 256 || option_n_in % 256 != 0 ||
+        option_runs < 1 || option_runs > 64) {
+        fprintf(stderr, "n-in must be a multiple of 256, runs 1 to 64, the other numbers positive\n");
+        return 2;
+    }
+    Pool *pool = pool_new(1, &option_cpu, true, 0);
+    pool_run(pool, bench, (void *)kernels_get(isa));
+    pool_free(pool);
+    return 0;
+}
