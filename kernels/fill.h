@@ -14,4 +14,3 @@ void kernels_fill_avx512_ops(Kernels *kernels);
 /* Parts of the above, one per file. */
 void quant_fill_generic(Kernels *kernels);
 void quant_fill_avx2(Kernels *kernels);
-void quant_fill_avx512(Kernels *kernels);
