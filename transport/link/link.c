@@ -89,7 +89,7 @@ static uint32_t header_checksum(WireHeader wire, const void *payload, size_t siz
 /* Room for `size` payload bytes, aligned; NULL without memory. */
 static void *port_scratch(LinkPort *port, size_t size)
 {
-    if (port->scratch_bytes < size) {
+    if (port->scratch == NULL || port->scratch_bytes < size) {
         size_t capacity = SCRATCH_LEAST;
         while (capacity < size) {
             capacity *= 2;
