@@ -1,0 +1,331 @@
+#include "tools/weft/cli.h"
+
+#include "proto/base/error.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int cli_fail(GError *error)
+{
+    const int code = weft_error_exit_code(error);
+    fprintf(stderr, "weft: %s\n", error->message);
+    g_error_free(error);
+    return code;
+}
+
+int cli_usage(const Verb *verb, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    fprintf(stderr, "weft: %s: usage: weft %s %s\n", text, verb->name, verb->arguments);
+    return 2;
+}
+
+char *cli_state_directory(const CommonOptions *common)
+{
+    if (common->state != NULL) {
+        return g_canonicalize_filename(common->state, NULL);
+    }
+    return g_build_filename(g_get_user_state_dir(), "weft", NULL);
+}
+
+/* ---- connection ---- */
+
+static void on_sigint(void *user)
+{
+    Client *c = user;
+    c->interrupted = true;
+    if (c->on_interrupt != NULL) {
+        c->on_interrupt(c->interrupt_user);
+    }
+}
+
+Client *client_new_with(const char *address, const char *ca_pem, const char *certificate_pem, const char *key_pem, const char *server_name,
+                        GError **error)
+{
+    Client *c = g_new0(Client, 1);
+    c->loop = main_loop_new();
+    c->address = g_strdup(address);
+    const RpcChannelOptions options = {.target = address, .credentials = {.ca_pem = ca_pem, .certificate_pem = certificate_pem, .key_pem = key_pem},
+                                       .server_name = server_name};
+    c->channel = rpc_channel_new(rpc_transport_grpc(), main_loop_loop(c->loop), &options, error);
+    if (c->channel == NULL) {
+        client_free(c);
+        return NULL;
+    }
+    main_loop_on_signal(c->loop, SIGINT, on_sigint, c);
+    main_loop_on_signal(c->loop, SIGTERM, on_sigint, c);
+    return c;
+}
+
+/* The address that the coordinator wrote on start: key "control" of STATE/endpoint. */
+static char *endpoint_of(const char *state)
+{
+    g_autofree char *path = g_build_filename(state, "endpoint", NULL);
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return NULL;
+    }
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    for (char **line = lines; *line != NULL; line++) {
+        if (g_str_has_prefix(*line, "control ")) {
+            return g_strdup(g_strstrip(*line + strlen("control ")));
+        }
+    }
+    return NULL;
+}
+
+typedef struct Identity {
+    char *ca, *certificate, *key, *address;
+} Identity;
+
+static void identity_clear(Identity *i)
+{
+    g_free(i->ca);
+    g_free(i->certificate);
+    g_free(i->key);
+    g_free(i->address);
+}
+
+static bool read_identity(const char *directory, Identity *out)
+{
+    g_autofree char *ca = g_build_filename(directory, "ca.crt", NULL);
+    g_autofree char *certificate = g_build_filename(directory, "admin.crt", NULL);
+    g_autofree char *key = g_build_filename(directory, "admin.key", NULL);
+    return g_file_get_contents(ca, &out->ca, NULL, NULL) && g_file_get_contents(certificate, &out->certificate, NULL, NULL) &&
+           g_file_get_contents(key, &out->key, NULL, NULL);
+}
+
+/* A coordinator's own state directory, the one `weft up` made inside --state, or what `weft login` left there. */
+static bool find_identity(const char *state, Identity *out)
+{
+    static const char *const places[] = {"coordinator", "", "client"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
+        g_autofree char *directory = g_build_filename(state, places[i], NULL);
+        if (read_identity(directory, out)) {
+            out->address = endpoint_of(directory);
+            return true;
+        }
+        identity_clear(out);
+        *out = (Identity){0};
+    }
+    return false;
+}
+
+Client *client_new(const CommonOptions *common, GError **error)
+{
+    g_autofree char *state = cli_state_directory(common);
+    Identity id = {0};
+    if (!find_identity(state, &id)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                    "no cluster is known in %s: start one with `weft up`, or name a coordinator's --state, or `weft login`", state);
+        return NULL;
+    }
+    const char *address = common->cluster != NULL ? common->cluster : id.address;
+    Client *c = NULL;
+    if (address == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "%s does not say where the coordinator is: give --cluster ADDR", state);
+    } else {
+        c = client_new_with(address, id.ca, id.certificate, id.key, "weft-coordinator", error);
+    }
+    identity_clear(&id);
+    return c;
+}
+
+void client_free(Client *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    if (c->channel != NULL) {
+        rpc_channel_free(c->channel);
+    }
+    main_loop_free(c->loop);
+    g_free(c->address);
+    g_free(c);
+}
+
+/* ---- calls that wait ---- */
+
+typedef struct Waiting {
+    Client *client;
+    RpcClientCall *call;
+    bool done;
+    GError *error;
+    ProtobufCMessage *response;
+    void (*on_message)(const ProtobufCMessage *message, void *user);
+    void *user;
+} Waiting;
+
+static void keep_response(const ProtobufCMessage *message, void *user)
+{
+    Waiting *w = user;
+    const size_t size = protobuf_c_message_get_packed_size(message);
+    g_autofree uint8_t *bytes = g_malloc(size + 1);
+    protobuf_c_message_pack(message, bytes);
+    if (w->response != NULL) {
+        protobuf_c_message_free_unpacked(w->response, NULL);
+    }
+    w->response = protobuf_c_message_unpack(message->descriptor, NULL, size, bytes);
+}
+
+static void hand_on(const ProtobufCMessage *message, void *user)
+{
+    Waiting *w = user;
+    w->on_message(message, w->user);
+}
+
+static void call_done(const GError *error, void *user)
+{
+    Waiting *w = user;
+    w->error = error != NULL ? g_error_copy(error) : NULL;
+    w->call = NULL;
+    w->done = true;
+}
+
+static void cancel_call(void *user)
+{
+    Waiting *w = user;
+    if (w->call != NULL) {
+        rpc_client_cancel(w->call);
+    }
+}
+
+static bool wait_for_call(Client *c, Waiting *w, GError **error)
+{
+    c->on_interrupt = cancel_call;
+    c->interrupt_user = w;
+    main_loop_run_until(c->loop, &w->done, -1);
+    c->on_interrupt = NULL;
+    if (w->error == NULL) {
+        return true;
+    }
+    if (c->interrupted) {
+        g_clear_error(&w->error);
+        w->error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
+    } else if (g_error_matches(w->error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
+        g_prefix_error(&w->error, "coordinator at %s: ", c->address);
+    }
+    g_propagate_error(error, w->error);
+    return false;
+}
+
+bool client_call(Client *c, const ProtobufCServiceDescriptor *service, const char *method, const ProtobufCMessage *request, int64_t deadline_ms,
+                 ProtobufCMessage **response, GError **error)
+{
+    Waiting w = {.client = c};
+    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false, (RpcCallbacks){keep_response, call_done}, &w);
+    if (!wait_for_call(c, &w, error)) {
+        if (w.response != NULL) {
+            protobuf_c_message_free_unpacked(w.response, NULL);
+        }
+        return false;
+    }
+    *response = w.response;
+    if (w.response == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s answered nothing", method);
+        return false;
+    }
+    return true;
+}
+
+bool client_stream(Client *c, const ProtobufCServiceDescriptor *service, const char *method, const ProtobufCMessage *request, int64_t deadline_ms,
+                   void (*on_message)(const ProtobufCMessage *message, void *user), void *user, GError **error)
+{
+    Waiting w = {.client = c, .on_message = on_message, .user = user};
+    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false, (RpcCallbacks){hand_on, call_done}, &w);
+    return wait_for_call(c, &w, error);
+}
+
+/* ---- output ---- */
+
+json_t *cli_json_new(void)
+{
+    return json_pack("{s:i}", "version", 1);
+}
+
+void cli_print_json(json_t *object)
+{
+    char *text = json_dumps(object, JSON_PRESERVE_ORDER | JSON_COMPACT | JSON_REAL_PRECISION(9));
+    printf("%s\n", text);
+    fflush(stdout);
+    free(text);
+    json_decref(object);
+}
+
+static bool progress_shown;
+
+void cli_progress(const CommonOptions *common, const char *format, ...)
+{
+    if (common->quiet) {
+        return;
+    }
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    if (isatty(STDERR_FILENO)) {
+        fprintf(stderr, "\r%s\033[K", text);
+        progress_shown = true;
+    } else {
+        fprintf(stderr, "%s\n", text);
+    }
+    fflush(stderr);
+}
+
+void cli_progress_end(const CommonOptions *common)
+{
+    if (progress_shown) {
+        fprintf(stderr, "\r\033[K");
+        progress_shown = false;
+    }
+}
+
+/* ---- tables ---- */
+
+struct TextTable {
+    GPtrArray *rows; /* char ** */
+    unsigned columns;
+};
+
+TextTable *text_table_new(const char *const *header)
+{
+    TextTable *t = g_new0(TextTable, 1);
+    t->rows = g_ptr_array_new_with_free_func((GDestroyNotify)g_strfreev);
+    t->columns = g_strv_length((char **)header);
+    g_ptr_array_add(t->rows, g_strdupv((char **)header));
+    return t;
+}
+
+void text_table_row(TextTable *t, ...)
+{
+    char **row = g_new0(char *, t->columns + 1);
+    va_list args;
+    va_start(args, t);
+    for (unsigned i = 0; i < t->columns; i++) {
+        row[i] = g_strdup(va_arg(args, const char *));
+    }
+    va_end(args);
+    g_ptr_array_add(t->rows, row);
+}
+
+void text_table_print(TextTable *t)
+{
+    for (guint r = 0; r < t->rows->len; r++) {
+        char **row = g_ptr_array_index(t->rows, r);
+        for (unsigned c = 0; c < t->columns; c++) {
+            glong width = 0;
+            for (guint i = 0; i < t->rows->len; i++) {
+                width = MAX(width, g_utf8_strlen(((char **)g_ptr_array_index(t->rows, i))[c], -1));
+            }
+            printf(c + 1 < t->columns ? "%s%*s  " : "%s\n", row[c], (int)(width - g_utf8_strlen(row[c], -1)), "");
+        }
+    }
+    g_ptr_array_unref(t->rows);
+    g_free(t);
+}

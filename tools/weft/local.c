@@ -1,0 +1,433 @@
+/* A cluster on this machine: real daemons with mutual TLS on loopback, for `weft up`, `weft down` and --up N.
+ *
+ * STATE/coordinator, STATE/worker-N: the daemons' own state; STATE/cache: slices, shared; STATE/NAME.log: their logs; STATE/up: one line a process, "name pid
+ * start-time", so that `down` stops what `up` started and nothing that got its number later. */
+#include "tools/weft/cli.h"
+
+#include "proto/base/error.h"
+#include "weft/v1/admin.pb-c.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <glib/gstdio.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct LocalCluster {
+    char *state;
+    bool temporary;
+};
+
+enum { START_TIMEOUT_US = 30000000, STOP_TIMEOUT_US = 8000000, POLL_US = 20000 };
+
+/* ---- processes ---- */
+
+typedef struct Process {
+    char *name;
+    pid_t pid;
+    char *started; /* field 22 of /proc/PID/stat */
+} Process;
+
+static void process_free(Process *p)
+{
+    g_free(p->name);
+    g_free(p->started);
+    g_free(p);
+}
+
+static char *start_time_of(pid_t pid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/stat", (int)pid);
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return NULL;
+    }
+    const char *after_name = strrchr(text, ')');
+    if (after_name == NULL || after_name[1] != ' ' || after_name[2] == 'Z') {
+        return NULL; /* gone, but for its parent */
+    }
+    g_auto(GStrv) fields = g_strsplit(after_name + 2, " ", -1);
+    return g_strv_length(fields) > 19 ? g_strdup(fields[19]) : NULL;
+}
+
+static bool process_alive(const Process *p)
+{
+    g_autofree char *now = start_time_of(p->pid);
+    return now != NULL && strcmp(now, p->started) == 0;
+}
+
+static GPtrArray *read_processes(const char *state)
+{
+    GPtrArray *list = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
+    g_autofree char *path = g_build_filename(state, "up", NULL);
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return list;
+    }
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    for (char **line = lines; *line != NULL; line++) {
+        char name[64], started[32];
+        int pid;
+        if (sscanf(*line, "%63s %d %31s", name, &pid, started) == 3) {
+            Process *p = g_new0(Process, 1);
+            *p = (Process){g_strdup(name), pid, g_strdup(started)};
+            g_ptr_array_add(list, p);
+        }
+    }
+    return list;
+}
+
+static bool write_processes(const char *state, GPtrArray *list, GError **error)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    for (guint i = 0; i < list->len; i++) {
+        const Process *p = g_ptr_array_index(list, i);
+        g_string_append_printf(text, "%s %d %s\n", p->name, (int)p->pid, p->started);
+    }
+    g_autofree char *path = g_build_filename(state, "up", NULL);
+    return g_file_set_contents_full(path, text->str, (gssize)text->len, G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
+}
+
+/* The daemon's binary: beside this one, in the build tree, or on the PATH. */
+static char *find_program(const char *name)
+{
+    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
+    g_autofree char *here = self != NULL ? g_path_get_dirname(self) : g_strdup(".");
+    const char *folder = strcmp(name, "weft-worker") == 0 ? "worker" : "coordinator";
+    char *candidates[] = {g_build_filename(here, name, NULL), g_build_filename(here, "..", "..", folder, name, NULL)};
+    char *found = NULL;
+    for (unsigned i = 0; i < G_N_ELEMENTS(candidates); i++) {
+        if (found == NULL && g_file_test(candidates[i], G_FILE_TEST_IS_EXECUTABLE)) {
+            found = g_canonicalize_filename(candidates[i], NULL);
+        }
+        g_free(candidates[i]);
+    }
+    return found != NULL ? found : g_find_program_in_path(name);
+}
+
+typedef struct Spawn {
+    const char *log;
+    bool detach;
+} Spawn;
+
+static void in_child(gpointer user)
+{
+    const Spawn *s = user;
+    const int log = open(s->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    dup2(null, 0);
+    dup2(log, 1);
+    dup2(log, 2);
+    setsid();
+    if (!s->detach) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
+    }
+    signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the client, which ends the cluster in order */
+}
+
+static bool start_process(const char *state, const char *name, char **argv, bool detach, GPtrArray *list, GError **error)
+{
+    g_autofree char *log_name = g_strconcat(name, ".log", NULL);
+    g_autofree char *log = g_build_filename(state, log_name, NULL);
+    Spawn spawn = {log, detach};
+    GPid pid;
+    g_autofree char *program = find_program(argv[0]);
+    if (program == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "%s is neither beside weft nor on the PATH: build or install it", argv[0]);
+        return false;
+    }
+    argv[0] = program;
+    GError *why = NULL;
+    if (!g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, in_child, &spawn, &pid, &why)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "cannot start %s: %s", name, why->message);
+        g_error_free(why);
+        return false;
+    }
+    Process *p = g_new0(Process, 1);
+    *p = (Process){g_strdup(name), pid, start_time_of(pid)};
+    if (p->started == NULL) {
+        p->started = g_strdup("0");
+    }
+    g_ptr_array_add(list, p);
+    return true;
+}
+
+/* The last line of a daemon's log, to say why it ended. */
+static char *last_words(const char *state, const char *name)
+{
+    g_autofree char *log_name = g_strconcat(name, ".log", NULL);
+    g_autofree char *path = g_build_filename(state, log_name, NULL);
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return g_strdup("no log");
+    }
+    g_strchomp(text);
+    const char *newline = strrchr(text, '\n');
+    return g_strdup(newline != NULL ? newline + 1 : text);
+}
+
+static bool all_alive(const char *state, GPtrArray *list, GError **error)
+{
+    for (guint i = 0; i < list->len; i++) {
+        const Process *p = g_ptr_array_index(list, i);
+        if (waitpid(p->pid, NULL, WNOHANG) > 0 || !process_alive(p)) {
+            g_autofree char *words = last_words(state, p->name);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "%s ended at once: %s (log in %s)", p->name, words, state);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- the steps of `up` ---- */
+
+static bool start_coordinator(const char *state, bool detach, GPtrArray *list, GError **error)
+{
+    g_autofree char *own = g_build_filename(state, "coordinator", NULL);
+    g_autofree char *endpoint = g_build_filename(own, "endpoint", NULL);
+    g_unlink(endpoint);
+    char *argv[] = {"weft-coordinator", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--state", own, "--models", "/", NULL};
+    if (!start_process(state, "coordinator", argv, detach, list, error)) {
+        return false;
+    }
+    const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
+    while (!g_file_test(endpoint, G_FILE_TEST_EXISTS)) {
+        if (!all_alive(state, list, error)) {
+            return false;
+        }
+        if (g_get_monotonic_time() > limit) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "the coordinator did not come up within 30 s: see %s/coordinator.log", state);
+            return false;
+        }
+        g_usleep(POLL_US);
+    }
+    return true;
+}
+
+static uint64_t memory_share(unsigned n_workers)
+{
+    g_autofree char *text = NULL;
+    uint64_t available_kib = 4 << 20;
+    if (g_file_get_contents("/proc/meminfo", &text, NULL, NULL)) {
+        const char *line = strstr(text, "MemAvailable:");
+        if (line != NULL) {
+            available_kib = g_ascii_strtoull(line + strlen("MemAvailable:"), NULL, 10);
+        }
+    }
+    return available_kib * 1024 / 10 * 9 / n_workers;
+}
+
+static bool start_worker(const char *state, unsigned i, unsigned n, const Weft__V1__CreateTokenResponse *token, const char *ca_hash, bool detach,
+                         GPtrArray *list, GError **error)
+{
+    const unsigned cores = g_get_num_processors(), threads = MAX(1u, cores / n);
+    g_autofree char *name = g_strdup_printf("worker-%u", i + 1);
+    g_autofree char *own = g_build_filename(state, name, NULL);
+    g_autofree char *cache = g_build_filename(state, "cache", NULL);
+    g_autofree char *thread_text = g_strdup_printf("%u", threads);
+    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, memory_share(n));
+    const unsigned first = n <= cores ? i * threads : i % cores;
+    g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1) : g_strdup_printf("%u", first);
+    char *argv[] = {"weft-worker", "--join",  token->join_address, "--token",    token->token, "--ca-hash", (char *)ca_hash, "--name", name,
+                    "--state",     own,       "--cache",           cache,        "--threads",  thread_text, "--cpu-list",    cpus,     "--memory",
+                    memory,        "--listen", "127.0.0.1:0",      NULL};
+    return start_process(state, name, argv, detach, list, error);
+}
+
+static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse **token, GError **error)
+{
+    Weft__V1__CreateTokenRequest request = WEFT__V1__CREATE_TOKEN_REQUEST__INIT;
+    request.role = "worker";
+    request.ttl_ms = 300000;
+    request.uses = n;
+    return client_call(client, &weft__v1__admin__descriptor, "CreateToken", &request.base, 10000, (ProtobufCMessage **)token, error);
+}
+
+static bool count_ready(Client *client, unsigned *n, GError **error)
+{
+    Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
+    Weft__V1__StatusResponse *status;
+    if (!client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, (ProtobufCMessage **)&status, error)) {
+        return false;
+    }
+    *n = 0;
+    for (size_t i = 0; i < status->n_members; i++) {
+        *n += strcmp(status->members[i]->state, "ready") == 0 || strcmp(status->members[i]->state, "serving") == 0;
+    }
+    protobuf_c_message_free_unpacked(&status->base, NULL);
+    return true;
+}
+
+static bool wait_for_members(Client *client, const char *state, unsigned n, GPtrArray *list, const CommonOptions *common, GError **error)
+{
+    const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
+    for (unsigned ready = 0, shown = n + 1;;) {
+        if (!all_alive(state, list, error) || !count_ready(client, &ready, error)) {
+            return false;
+        }
+        if (ready != shown) {
+            cli_progress(common, "workers ready: %u of %u", ready, n);
+            shown = ready;
+        }
+        if (ready >= n) {
+            cli_progress_end(common);
+            return true;
+        }
+        if (g_get_monotonic_time() > limit) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "%u of %u workers came up within 30 s: see %s/worker-*.log", ready, n, state);
+            return false;
+        }
+        g_usleep(POLL_US);
+    }
+}
+
+static bool start_workers(const char *state, unsigned n, const CommonOptions *common, bool detach, GPtrArray *list, GError **error)
+{
+    CommonOptions own = {.state = (char *)state, .quiet = common->quiet};
+    Client *client = client_new(&own, error);
+    Weft__V1__CreateTokenResponse *token = NULL;
+    bool ok = client != NULL && ask_token(client, n, &token, error);
+    if (ok) {
+        g_autoptr(GString) hash = g_string_new("sha256:");
+        for (size_t i = 0; i < token->ca_hash.len; i++) {
+            g_string_append_printf(hash, "%02x", token->ca_hash.data[i]);
+        }
+        for (unsigned i = 0; ok && i < n; i++) {
+            ok = start_worker(state, i, n, token, hash->str, detach, list, error);
+        }
+        protobuf_c_message_free_unpacked(&token->base, NULL);
+    }
+    ok = ok && write_processes(state, list, error) && wait_for_members(client, state, n, list, common, error);
+    client_free(client);
+    return ok;
+}
+
+/* ---- the outside ---- */
+
+bool local_cluster_running(const char *state)
+{
+    g_autoptr(GPtrArray) list = read_processes(state);
+    for (guint i = 0; i < list->len; i++) {
+        if (process_alive(g_ptr_array_index(list, i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void signal_all(GPtrArray *list, int signal_number)
+{
+    for (guint i = list->len; i-- > 0;) { /* workers before the coordinator */
+        const Process *p = g_ptr_array_index(list, i);
+        if (process_alive(p)) {
+            kill(p->pid, signal_number);
+        }
+    }
+}
+
+static bool wait_for_end(GPtrArray *list, gint64 timeout_us)
+{
+    const gint64 limit = g_get_monotonic_time() + timeout_us;
+    for (;;) {
+        bool alive = false;
+        for (guint i = 0; i < list->len; i++) {
+            const Process *p = g_ptr_array_index(list, i);
+            waitpid(p->pid, NULL, WNOHANG);
+            alive |= process_alive(p);
+        }
+        if (!alive || g_get_monotonic_time() > limit) {
+            return !alive;
+        }
+        g_usleep(POLL_US);
+    }
+}
+
+bool local_cluster_stop(const char *state, GError **error)
+{
+    g_autoptr(GPtrArray) list = read_processes(state);
+    g_autofree char *path = g_build_filename(state, "up", NULL);
+    signal_all(list, SIGCONT);
+    signal_all(list, SIGTERM);
+    if (!wait_for_end(list, STOP_TIMEOUT_US)) {
+        signal_all(list, SIGKILL);
+        wait_for_end(list, STOP_TIMEOUT_US);
+    }
+    if (g_unlink(path) != 0 && errno != ENOENT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot remove %s: %s", path, g_strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+LocalCluster *local_cluster_start(const char *state, unsigned n_workers, const CommonOptions *common, bool detach, GError **error)
+{
+    g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
+    if (g_mkdir_with_parents(state, 0700) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make the state directory %s: %s", state, g_strerror(errno));
+        return NULL;
+    }
+    LocalCluster *cluster = g_new0(LocalCluster, 1);
+    cluster->state = g_strdup(state);
+    cluster->temporary = !detach;
+    if (!start_coordinator(state, detach, list, error) || !write_processes(state, list, error) ||
+        !start_workers(state, n_workers, common, detach, list, error)) {
+        write_processes(state, list, NULL);
+        local_cluster_stop(state, NULL);
+        cluster->temporary = false;
+        local_cluster_free(cluster);
+        return NULL;
+    }
+    return cluster;
+}
+
+static void remove_tree(const char *path)
+{
+    GDir *dir = g_file_test(path, G_FILE_TEST_IS_SYMLINK) ? NULL : g_dir_open(path, 0, NULL);
+    if (dir != NULL) {
+        const char *name;
+        while ((name = g_dir_read_name(dir)) != NULL) {
+            g_autofree char *child = g_build_filename(path, name, NULL);
+            remove_tree(child);
+        }
+        g_dir_close(dir);
+    }
+    g_remove(path);
+}
+
+void local_cluster_free(LocalCluster *cluster)
+{
+    if (cluster == NULL) {
+        return;
+    }
+    if (cluster->temporary) {
+        local_cluster_stop(cluster->state, NULL);
+        remove_tree(cluster->state);
+    }
+    g_free(cluster->state);
+    g_free(cluster);
+}
+
+LocalCluster *local_cluster_for(CommonOptions *common, GError **error)
+{
+    if (common->up == 0) {
+        return NULL;
+    }
+    g_autofree char *template = g_build_filename(g_get_tmp_dir(), "weft-up-XXXXXX", NULL);
+    if (g_mkdtemp(template) == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make a directory in %s: %s", g_get_tmp_dir(), g_strerror(errno));
+        return NULL;
+    }
+    LocalCluster *cluster = local_cluster_start(template, (unsigned)common->up, common, false, error);
+    if (cluster == NULL) {
+        remove_tree(template);
+        return NULL;
+    }
+    g_free(common->state);
+    common->state = g_steal_pointer(&template);
+    g_clear_pointer(&common->cluster, g_free);
+    return cluster;
+}

@@ -1,0 +1,179 @@
+#include "tools/weft/request.h"
+
+#include "proto/base/error.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void request_defaults(RequestOptions *o)
+{
+    *o = (RequestOptions){.repeat_penalty = 1.0, .penalty_window = 64, .n = 128};
+}
+
+char *request_model_path(const char *model)
+{
+    return g_file_test(model, G_FILE_TEST_EXISTS) ? g_canonicalize_filename(model, NULL) : g_strdup(model);
+}
+
+bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler, Weft__V1__Layout *layout, const RequestOptions *o, GError **error)
+{
+    weft__v1__sampler__init(sampler);
+    weft__v1__layout__init(layout);
+    sampler->temperature = (float)o->temperature;
+    sampler->top_k = (uint32_t)o->top_k;
+    sampler->top_p = (float)o->top_p;
+    sampler->min_p = (float)o->min_p;
+    sampler->repeat_penalty = (float)o->repeat_penalty;
+    sampler->penalty_window = (uint32_t)o->penalty_window;
+    if (o->seed_text != NULL) {
+        char *end;
+        errno = 0;
+        sampler->seed = g_ascii_strtoull(o->seed_text, &end, 10);
+        if (errno != 0 || end == o->seed_text || *end != '\0' || o->seed_text[0] == '-') {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "seed '%s' is not a number from 0 to 2^64-1", o->seed_text);
+            return false;
+        }
+        message->seed_given = 1;
+    }
+    layout->dp = (uint32_t)o->dp;
+    layout->pp = (uint32_t)o->pp;
+    layout->tp = (uint32_t)o->tp;
+    message->sampler = sampler;
+    message->layout = layout;
+    message->max_tokens = (uint32_t)o->n;
+    message->context = (uint32_t)o->context;
+    message->numerics = o->numerics != NULL ? o->numerics : "";
+    return true;
+}
+
+void run_outcome_clear(RunOutcome *o)
+{
+    if (o->text != NULL) {
+        g_string_free(o->text, TRUE);
+    }
+    g_clear_pointer(&o->ids, g_array_unref);
+    g_clear_pointer(&o->logits, g_array_unref);
+    g_free(o->finish_reason);
+    if (o->plan != NULL) {
+        weft__v1__plan__free_unpacked(o->plan, NULL);
+    }
+    *o = (RunOutcome){0};
+}
+
+/* ---- events ---- */
+
+typedef struct Collector {
+    const CommonOptions *common;
+    RunOutcome *out;
+    FILE *echo;
+} Collector;
+
+static void hex(const ProtobufCBinaryData *bytes, char out[33])
+{
+    out[0] = '\0';
+    for (size_t i = 0; i < bytes->len && i < 16; i++) {
+        snprintf(out + 2 * i, 3, "%02x", bytes->data[i]);
+    }
+}
+
+static Weft__V1__Plan *copy_plan(const Weft__V1__Plan *plan)
+{
+    const size_t size = weft__v1__plan__get_packed_size(plan);
+    g_autofree uint8_t *bytes = g_malloc(size + 1);
+    weft__v1__plan__pack(plan, bytes);
+    return weft__v1__plan__unpack(NULL, size, bytes);
+}
+
+static void take_started(RunOutcome *out, const Weft__V1__RunStarted *s)
+{
+    if (out->plan == NULL && s->plan != NULL) {
+        out->plan = copy_plan(s->plan);
+    }
+    out->prompt_tokens = s->prompt_tokens;
+    out->seed = s->seed;
+    out->load_s = s->load_s;
+    out->epoch = s->epoch;
+    hex(&s->definition, out->definition);
+}
+
+static void take_delta(Collector *c, const Weft__V1__RunDelta *d)
+{
+    g_string_append(c->out->text, d->text);
+    g_array_append_vals(c->out->ids, d->ids, (guint)d->n_ids);
+    g_array_append_vals(c->out->logits, d->logits.data, (guint)(d->logits.len / sizeof(float)));
+    if (c->echo != NULL) {
+        fputs(d->text, c->echo);
+        fflush(c->echo);
+    }
+}
+
+static void take_done(RunOutcome *out, const Weft__V1__RunDone *d)
+{
+    g_free(out->finish_reason);
+    out->finish_reason = g_strdup(d->finish_reason);
+    hex(&d->digest, out->digest);
+    out->prefill_s = d->prefill_s;
+    out->decode_s = d->decode_s;
+    out->prefill_tokens = d->prefill_tokens;
+    out->nll_sum = d->nll_sum;
+    out->tokens_scored = d->tokens_scored;
+    out->wire_bytes = d->wire_bytes;
+}
+
+static void on_event(const ProtobufCMessage *message, void *user)
+{
+    Collector *c = user;
+    const Weft__V1__RunEvent *e = (const Weft__V1__RunEvent *)message;
+    switch (e->event_case) {
+    case WEFT__V1__RUN_EVENT__EVENT_PROGRESS:
+        cli_progress(c->common, "%s", e->progress->text);
+        break;
+    case WEFT__V1__RUN_EVENT__EVENT_STARTED:
+        cli_progress_end(c->common);
+        take_started(c->out, e->started);
+        break;
+    case WEFT__V1__RUN_EVENT__EVENT_DELTA:
+        take_delta(c, e->delta);
+        break;
+    case WEFT__V1__RUN_EVENT__EVENT_DONE:
+        take_done(c->out, e->done);
+        break;
+    default:
+        break; /* an event of a newer release */
+    }
+}
+
+bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message, FILE *echo, RunOutcome *out, GError **error)
+{
+    *out = (RunOutcome){.text = g_string_new(NULL), .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
+                        .logits = g_array_new(FALSE, FALSE, sizeof(float))};
+    Collector c = {common, out, echo};
+    const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0, on_event, &c, error);
+    cli_progress_end(common);
+    return ok;
+}
+
+/* ---- layouts ---- */
+
+char *plan_message_layout(const Weft__V1__Plan *plan)
+{
+    GString *text = g_string_new(NULL);
+    const Weft__V1__Replica *r = plan->n_replicas > 0 ? plan->replicas[0] : NULL;
+    g_string_append_printf(text, "dp%zu pp%zu tp", plan->n_replicas, r != NULL ? r->n_stages : 0);
+    for (size_t s = 0; r != NULL && s < r->n_stages; s++) {
+        g_string_append_printf(text, "%s%zu", s > 0 ? "," : "", r->stages[s]->n_ranks);
+    }
+    return g_string_free(text, FALSE);
+}
+
+json_t *plan_message_layout_json(const Weft__V1__Plan *plan)
+{
+    const Weft__V1__Replica *r = plan->n_replicas > 0 ? plan->replicas[0] : NULL;
+    size_t tp = 0;
+    for (size_t s = 0; r != NULL && s < r->n_stages; s++) {
+        tp = MAX(tp, r->stages[s]->n_ranks);
+    }
+    return json_pack("{s:I,s:I,s:I}", "dp", (json_int_t)plan->n_replicas, "pp", (json_int_t)(r != NULL ? r->n_stages : 0), "tp", (json_int_t)tp);
+}

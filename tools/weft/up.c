@@ -1,0 +1,86 @@
+/* weft up, weft down: a cluster on this machine. */
+#include "tools/weft/verbs.h"
+
+#include <stdio.h>
+
+typedef struct UpOptions {
+    CommonOptions common;
+    uint64_t workers;
+} UpOptions;
+
+static const Option UP_OPTIONS[] = {
+    {"workers", 'w', OPTION_COUNT, offsetof(UpOptions, workers), "N", "worker daemons to start", NULL, 1, 64, NULL, false},
+    COMMON_OPTIONS(UpOptions),
+    {0},
+};
+
+static void up_defaults(void *values)
+{
+    ((UpOptions *)values)->workers = 1;
+}
+
+static void print_split(const UpOptions *o)
+{
+    const unsigned cores = g_get_num_processors(), n = (unsigned)o->workers;
+    if (!o->common.quiet) {
+        fprintf(stderr, "%u workers on %u cores: %u thread%s each, %s\n", n, cores, MAX(1u, cores / n), cores / n > 1 ? "s" : "",
+                n <= cores ? "cores of their own" : "sharing cores (waits yield)");
+    }
+}
+
+static int up_run(const Verb *verb, void *values, GPtrArray *rest)
+{
+    UpOptions *o = values;
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
+    g_autofree char *state = cli_state_directory(&o->common);
+    if (local_cluster_running(state)) {
+        if (!o->common.quiet) {
+            fprintf(stderr, "a cluster is running already in %s\n", state);
+        }
+        return 0;
+    }
+    print_split(o);
+    if (o->common.dry_run) {
+        printf("would start a coordinator and %u workers in %s\n", (unsigned)o->workers, state);
+        return 0;
+    }
+    GError *error = NULL;
+    LocalCluster *cluster = local_cluster_start(state, (unsigned)o->workers, &o->common, true, &error);
+    if (cluster == NULL) {
+        return cli_fail(error);
+    }
+    local_cluster_free(cluster);
+    if (o->common.json) {
+        json_t *object = cli_json_new();
+        json_object_set_new(object, "state", json_string(state));
+        json_object_set_new(object, "workers", json_integer((json_int_t)o->workers));
+        cli_print_json(object);
+    } else if (!o->common.quiet) {
+        fprintf(stderr, "cluster is up in %s; `weft down` stops it\n", state);
+    }
+    return 0;
+}
+
+const Verb VERB_UP = {"up", "[--workers N]", "start a cluster on this machine", UP_OPTIONS, sizeof(UpOptions), up_defaults, up_run};
+
+typedef struct DownOptions {
+    CommonOptions common;
+} DownOptions;
+
+static const Option DOWN_OPTIONS[] = {COMMON_OPTIONS(DownOptions), {0}};
+
+static int down_run(const Verb *verb, void *values, GPtrArray *rest)
+{
+    DownOptions *o = values;
+    g_autofree char *state = cli_state_directory(&o->common);
+    GError *error = NULL;
+    if (o->common.dry_run) {
+        printf("would stop the cluster in %s\n", state);
+        return 0;
+    }
+    return local_cluster_stop(state, &error) ? 0 : cli_fail(error);
+}
+
+const Verb VERB_DOWN = {"down", "", "stop what `up` started", DOWN_OPTIONS, sizeof(DownOptions), NULL, down_run};

@@ -1,0 +1,3 @@
+#include "tools/weft/verbs.h"
+
+const Verb *const VERBS[] = {&VERB_UP, &VERB_DOWN, &VERB_RUN, &VERB_CHAT, NULL};
