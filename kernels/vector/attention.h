@@ -1,10 +1,10 @@
-/* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks together. A 16-bit block that more than one
- * group of items reads is converted to f32 once; a lone group (decoding) converts while it reads. Every item's arithmetic is that of
+/* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks together. A 16-bit block that many items
+ * read is converted to f32 once; few (decoding) convert while they read. Every item's arithmetic is that of
  * generic/attention.c: the tile shares loads, never sums.
  *
- *   for each block:  scores  K block [head_size][32]  x  q of SCORE_ITEMS items  -> p [item][32]
+ *   for each block:  scores  K block [head_size][32]  x  q of a group of items -> p [item][32]
  *                    softmax of each item's visible lanes                         -> m, s, p
- *                    values  p of VALUE_ITEMS items  x  V block [32][head_size]  -> o
+ *                    values  p of a group of items  x  V block [32][head_size]  -> o
  *                    push    merges by the binary counter (generic/attention.c), the exponentials of all items at once
  *
  * Items are ordered by row, then head, so first and end block rise with the item: the active ones of a block are a range, and the heads of a
@@ -15,12 +15,17 @@
 
 enum {
     TILE = ATTENTION_TILE,
-    RUN = ATTENTION_LEVELS, /* the slot of the block at hand */
-    SCORE_ITEMS = VEC_LANES == 8 ? 3 : 8,
-    SCORE_VECS = 32 / VEC_LANES,
-    VALUE_ITEMS = VEC_LANES == 8 ? 3 : 6,
-    VALUE_VECS = 4,
+    RUN = ATTENTION_LEVELS,  /* the slot of the block at hand */
+    GROUP = 6,               /* items whose sums are in registers at once */
+    BLOCK_VECS = 32 / VEC_LANES,
+    CONVERT_ABOVE = 2 * GROUP, /* items that read a 16-bit block: convert it once */
 };
+
+/* Vectors of 32 keys, or of the head, that a group of n items holds sums of: at least 8 sums hide the latency of fma; sums, one item's operand
+ * and a vector each must fit in the registers with one to spare, or gcc spills. */
+#define SCORE_VECS(n) (VEC_LANES == 8 && (n) > 3 ? 2 : BLOCK_VECS)
+#define VALUE_VECS(n) ((n) == 1 ? 8 : VEC_LANES == 16 || (n) == 2 ? 4 : (n) == 3 ? 3 : 2)
+#define MOST_VECS 8
 
 typedef struct Item {
     const float *q;
@@ -65,58 +70,75 @@ VEC_FN void kv_convert(KvType type, const void *block, size_t n_values, float *o
     }
 }
 
-/* p[i][j] = (q_i . k_j) * scale for n items (a constant) from `first` on. */
-VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n)
+/* p[i][j] = (q_i . k_j) * scale for n items from `first` on and n_vecs vectors of keys from `key` on (n, n_vecs constant). */
+VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n, uint32_t key, const unsigned n_vecs)
 {
     const uint32_t head_size = tile->args->head_size;
-    const float *q[SCORE_ITEMS];
-    Vec acc[SCORE_ITEMS][SCORE_VECS];
+    const float *q[GROUP];
+    Vec acc[GROUP][BLOCK_VECS];
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
         q[i] = tile->items[first + i].q;
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < SCORE_VECS; v++) {
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
             acc[i][v] = vec_zero();
         }
     }
     for (uint32_t d = 0; d < head_size; d++) {
-        Vec key[SCORE_VECS];
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < SCORE_VECS; v++) {
-            key[v] = kv_load(type, k, (size_t)d * KV_BLOCK + v * VEC_LANES);
+        Vec keys[BLOCK_VECS];
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
+            keys[v] = kv_load(type, k, (size_t)d * KV_BLOCK + key + v * VEC_LANES);
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
             const Vec query = vec_all(q[i][d]);
-#pragma GCC unroll 4
-            for (unsigned v = 0; v < SCORE_VECS; v++) {
-                acc[i][v] = vec_fma(query, key[v], acc[i][v]);
+#pragma GCC unroll 8
+            for (unsigned v = 0; v < n_vecs; v++) {
+                acc[i][v] = vec_fma(query, keys[v], acc[i][v]);
             }
         }
     }
     const Vec scale = vec_all(tile->args->scale);
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < SCORE_VECS; v++) {
-            vec_store(tile->p + (first + i) * KV_BLOCK + v * VEC_LANES, vec_mul(acc[i][v], scale));
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < n_vecs; v++) {
+            vec_store(tile->p + (first + i) * KV_BLOCK + key + v * VEC_LANES, vec_mul(acc[i][v], scale));
         }
+    }
+}
+
+VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n)
+{
+    for (uint32_t key = 0; key < KV_BLOCK; key += SCORE_VECS(n) * VEC_LANES) {
+        scores_of(tile, type, k, first, n, key, SCORE_VECS(n));
     }
 }
 
 VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first, uint32_t end)
 {
-    for (; first + SCORE_ITEMS <= end; first += SCORE_ITEMS) {
-        scores_of(tile, type, k, first, SCORE_ITEMS);
+    for (; first + GROUP <= end; first += GROUP) {
+        scores_of_group(tile, type, k, first, GROUP);
     }
-    for (; SCORE_ITEMS > 4 && first + 4 <= end; first += 4) {
-        scores_of(tile, type, k, first, SCORE_ITEMS > 4 ? 4 : 1);
-    }
-    for (; first + 2 <= end; first += 2) {
-        scores_of(tile, type, k, first, 2);
-    }
-    for (; first < end; first++) {
-        scores_of(tile, type, k, first, 1);
+    switch (end - first) {
+    case 5:
+        scores_of_group(tile, type, k, first, 5);
+        break;
+    case 4:
+        scores_of_group(tile, type, k, first, 4);
+        break;
+    case 3:
+        scores_of_group(tile, type, k, first, 3);
+        break;
+    case 2:
+        scores_of_group(tile, type, k, first, 2);
+        break;
+    case 1:
+        scores_of_group(tile, type, k, first, 1);
+        break;
+    default:
+        break;
     }
 }
 
@@ -124,16 +146,16 @@ VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first,
 VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
 {
     float *p = tile->p + (size_t)item * KV_BLOCK;
-    Vec x[SCORE_VECS], top = vec_all(-INFINITY);
+    Vec x[BLOCK_VECS], top = vec_all(-INFINITY);
 #pragma GCC unroll 4
-    for (unsigned v = 0; v < SCORE_VECS; v++) {
+    for (unsigned v = 0; v < BLOCK_VECS; v++) {
         const int at = (int)(v * VEC_LANES);
         x[v] = vec_between(vec_load(p + at), vec_all(-INFINITY), low - at, high - at > 0 ? high - at : 0);
         top = vec_max(x[v], top);
     }
     const float m = vec_max_lane(top);
 #pragma GCC unroll 4
-    for (unsigned v = 0; v < SCORE_VECS; v++) {
+    for (unsigned v = 0; v < BLOCK_VECS; v++) {
         const int at = (int)(v * VEC_LANES);
         x[v] = vec_between(vec_exp(vec_sub(x[v], vec_all(m))), vec_zero(), low - at, high - at > 0 ? high - at : 0);
         vec_store(p + at, x[v]);
@@ -149,7 +171,7 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
 {
     const uint32_t head_size = tile->args->head_size;
     const float *p = tile->p + (size_t)first * KV_BLOCK;
-    Vec acc[VALUE_ITEMS][2 * VALUE_VECS];
+    Vec acc[GROUP][MOST_VECS];
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
 #pragma GCC unroll 8
@@ -158,18 +180,18 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
         }
     }
     for (uint32_t j = low; j < high; j++) {
-        Vec weight[VALUE_ITEMS];
-#pragma GCC unroll 8
-        for (unsigned i = 0; i < n; i++) {
-            weight[i] = vec_all(p[i * KV_BLOCK + j]);
-        }
+        Vec value[MOST_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
             const size_t at = (size_t)j * head_size + d + v * VEC_LANES;
-            const Vec value = rest == VEC_LANES ? kv_load(type, v_block, at) : kv_load_first(type, v_block, at, rest);
+            value[v] = rest == VEC_LANES ? kv_load(type, v_block, at) : kv_load_first(type, v_block, at, rest);
+        }
 #pragma GCC unroll 8
-            for (unsigned i = 0; i < n; i++) {
-                acc[i][v] = vec_fma(weight[i], value, acc[i][v]);
+        for (unsigned i = 0; i < n; i++) {
+            const Vec weight = vec_all(p[i * KV_BLOCK + j]);
+#pragma GCC unroll 8
+            for (unsigned v = 0; v < n_vecs; v++) {
+                acc[i][v] = vec_fma(weight, value[v], acc[i][v]);
             }
         }
     }
@@ -183,24 +205,22 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
     }
 }
 
-VEC_FN void values_of_items(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
+VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
                             uint32_t low, uint32_t high)
 {
-    const uint32_t head_size = tile->args->head_size;
+    const uint32_t head_size = tile->args->head_size, lanes = VEC_LANES;
     uint32_t d = 0;
-    if (n == 1) { /* one item has too few sums in flight: wider */
-        for (; d + 2 * VALUE_VECS * VEC_LANES <= head_size; d += 2 * VALUE_VECS * VEC_LANES) {
-            values_of(tile, type, v_block, slot, first, 1, low, high, d, 2 * VALUE_VECS, VEC_LANES);
-        }
+    for (; d + VALUE_VECS(n) * lanes <= head_size; d += VALUE_VECS(n) * lanes) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n), lanes);
     }
-    for (; d + VALUE_VECS * VEC_LANES <= head_size; d += VALUE_VECS * VEC_LANES) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS, VEC_LANES);
+    for (; VALUE_VECS(n) > 4 && d + 4 * lanes <= head_size; d += 4 * lanes) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n) > 4 ? 4 : 1, lanes);
     }
-    for (; d + 2 * VEC_LANES <= head_size; d += 2 * VEC_LANES) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, 2, VEC_LANES);
+    for (; VALUE_VECS(n) > 2 && d + 2 * lanes <= head_size; d += 2 * lanes) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, 2, lanes);
     }
-    for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, VEC_LANES);
+    for (; d + lanes <= head_size; d += lanes) {
+        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, lanes);
     }
     if (d < head_size) {
         values_of(tile, type, v_block, slot, first, n, low, high, d, 1, head_size - d);
@@ -220,25 +240,33 @@ VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
 
 VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, uint32_t end, uint32_t start)
 {
-    while (first < end) {
+    for (unsigned n; first < end; first += n) {
         const uint32_t low = visible_low(&tile->items[first], start), high = visible_high(&tile->items[first], start);
-        unsigned n = 1;
-        while (n < VALUE_ITEMS && first + n < end && visible_low(&tile->items[first + n], start) == low &&
+        n = 1;
+        while (n < GROUP && first + n < end && visible_low(&tile->items[first + n], start) == low &&
                visible_high(&tile->items[first + n], start) == high) {
             n++;
         }
-        if (n == VALUE_ITEMS) {
-            values_of_items(tile, type, v_block, slot, first, VALUE_ITEMS, low, high);
-        } else if (VALUE_ITEMS > 4 && n >= 4) {
-            n = VALUE_ITEMS > 4 ? 4 : 1;
-            values_of_items(tile, type, v_block, slot, first, VALUE_ITEMS > 4 ? 4 : 1, low, high);
-        } else if (n >= 2) {
-            n = 2;
-            values_of_items(tile, type, v_block, slot, first, 2, low, high);
-        } else {
-            values_of_items(tile, type, v_block, slot, first, 1, low, high);
+        switch (n) {
+        case 6:
+            values_of_group(tile, type, v_block, slot, first, 6, low, high);
+            break;
+        case 5:
+            values_of_group(tile, type, v_block, slot, first, 5, low, high);
+            break;
+        case 4:
+            values_of_group(tile, type, v_block, slot, first, 4, low, high);
+            break;
+        case 3:
+            values_of_group(tile, type, v_block, slot, first, 3, low, high);
+            break;
+        case 2:
+            values_of_group(tile, type, v_block, slot, first, 2, low, high);
+            break;
+        default:
+            values_of_group(tile, type, v_block, slot, first, 1, low, high);
+            break;
         }
-        first += n;
     }
 }
 
@@ -334,7 +362,7 @@ VEC_FN void tile_run(Tile *tile, KvType type)
             end++;
         }
         const void *k = args->k_blocks[block], *v = args->v_blocks[block];
-        const bool convert = type != KV_F32 && end - first > SCORE_ITEMS;
+        const bool convert = type != KV_F32 && end - first > CONVERT_ABOVE;
         const uint32_t slot = (block & 1u) == 0 ? 0 : RUN;
         if (convert) {
             kv_convert(type, k, n_values, tile->k);
