@@ -1,0 +1,100 @@
+/* What a worker tells about its deployments. Counters of engines that are gone stay in the sum, so that what the coordinator sees never falls. */
+#include "worker/agent/deployment.h"
+
+#include <string.h>
+
+void reports_add_counters(Engine *engine, Weft__V1__Counters *sum)
+{
+    EngineStatus s;
+    engine_status(engine, &s);
+    sum->steps += s.steps;
+    sum->rows += s.rows;
+    sum->wire_bytes_sent += s.link.bytes_sent;
+    sum->wire_bytes_received += s.link.bytes_received;
+    sum->wire_messages_sent += s.link.messages_sent;
+    sum->dropped_stale += s.link.dropped_stale;
+    sum->dropped_replayed += s.link.dropped_replayed;
+    sum->dropped_corrupt += s.link.dropped_corrupt;
+    sum->compute_us += s.compute_us;
+    sum->wait_us += s.wait_us;
+    sum->wire_us += s.wire_us;
+    sum->seal_us += s.link.seal_ns / 1000;
+}
+
+Weft__V1__Counters *deployments_counters(Deployments *table)
+{
+    Weft__V1__Counters *sum = g_new(Weft__V1__Counters, 1);
+    *sum = table->gone;
+    for (guint i = 0; i < table->all->len; i++) {
+        Deployment *d = table->all->pdata[i];
+        if (d->engine && !d->task_running) {
+            reports_add_counters(d->engine, sum);
+        }
+    }
+    return sum;
+}
+
+Weft__V1__Held **deployments_held(Deployments *table, uint64_t sequence, size_t *n_out)
+{
+    Weft__V1__Held **all = g_new0(Weft__V1__Held *, table->all->len + 1);
+    size_t n = 0;
+    for (guint i = 0; i < table->all->len; i++) {
+        Deployment *d = table->all->pdata[i];
+        if (d->state == DEPLOY_CLOSING) {
+            continue;
+        }
+        if (d->listed_since == 0) {
+            d->listed_since = sequence;
+        }
+        Weft__V1__Held *held = all[n++] = g_new(Weft__V1__Held, 1);
+        weft__v1__held__init(held);
+        held->job = g_strdup(d->job);
+        held->replica = d->replica;
+        held->epoch = d->epoch;
+        held->stage = d->stage;
+        held->rank = d->rank;
+        held->generation = d->generation;
+        held->state = g_strdup(deployment_state_name(d->state));
+        held->error = g_strdup(d->error ? d->error->message : "");
+    }
+    *n_out = n;
+    return all;
+}
+
+static Weft__V1__Waiting *waiting_of(const Deployment *d, const EngineStatus *status)
+{
+    const PlanReplica *replica = &d->plan->replicas[d->replica];
+    if (status->waits_stage >= replica->n_stages || status->waits_rank >= replica->stages[status->waits_stage].n_ranks) {
+        return NULL;
+    }
+    Weft__V1__Waiting *w = g_new(Weft__V1__Waiting, 1);
+    weft__v1__waiting__init(w);
+    w->job = g_strdup(d->job);
+    w->replica = d->replica;
+    w->epoch = d->epoch;
+    w->waits_for = g_strdup(replica->stages[status->waits_stage].ranks[status->waits_rank].worker);
+    w->operation = g_strdup(status->waits_operation);
+    w->since_ms = (uint64_t)MAX(0, g_get_monotonic_time() - status->waits_since_us) / 1000;
+    w->expired = status->wait_expired;
+    return w;
+}
+
+Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out)
+{
+    Weft__V1__Waiting **all = g_new0(Weft__V1__Waiting *, table->all->len + 1);
+    size_t n = 0;
+    for (guint i = 0; i < table->all->len; i++) {
+        Deployment *d = table->all->pdata[i];
+        EngineStatus status;
+        if (!d->engine || d->task_running) {
+            continue;
+        }
+        engine_status(d->engine, &status);
+        Weft__V1__Waiting *w = status.waiting || status.wait_expired ? waiting_of(d, &status) : NULL;
+        if (w) {
+            all[n++] = w;
+        }
+    }
+    *n_out = n;
+    return all;
+}
