@@ -472,7 +472,19 @@ Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp,
     return d;
 }
 
-Engine *deployment_engine(Deployment *d) { return d->engine; }
+uint64_t deployment_submit(Deployment *d, const EngineRequest *request, EngineTokenFn fn, void *user)
+{
+    g_assert(d->state == DEPLOY_READY);
+    return engine_submit(d->engine, request, d->table->o.loop, fn, user);
+}
+
+void deployment_cancel(Deployment *d, uint64_t engine_request)
+{
+    if (d->state != DEPLOY_CLOSING) {
+        engine_cancel(d->engine, engine_request);
+    }
+}
+
 const ModelSpec *deployment_spec(const Deployment *d) { return d->weights->spec; }
 const Plan *deployment_plan(const Deployment *d) { return d->plan; }
 
@@ -523,6 +535,17 @@ void deployments_shut_down(Deployments *table)
 }
 
 bool deployments_is_empty(const Deployments *table) { return table->all->len == 0; }
+
+bool deployments_is_busy(const Deployments *table)
+{
+    for (guint i = 0; i < table->all->len; i++) {
+        const Deployment *d = table->all->pdata[i];
+        if (d->load_calls->len > 0 || d->start_calls->len > 0 || d->watches->len > 0) {
+            return true;
+        }
+    }
+    return false;
+}
 
 void deployments_free(Deployments *table)
 {

@@ -33,7 +33,7 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     uint32_t numerics_classes;
     bool crowded;       /* engines yield instead of spinning */
     bool inline_engine; /* engines have no thread: deployments_step() */
-    RpcChannel *(*channel)(const char *source, void *user); /* to a peer's or the coordinator's Slices */
+    RpcChannel *(*channel)(const char *source, bool is_last, void *user); /* fetch.h */
     void *channel_user;
 } DeploymentsOptions;
 
@@ -41,6 +41,8 @@ Deployments *deployments_new(const DeploymentsOptions *options);
 /* Ends everything at once: calls with CANCELLED, engines stopped. The loop must run until deployments_is_empty() before deployments_free(). */
 void deployments_shut_down(Deployments *table);
 bool deployments_is_empty(const Deployments *table);
+/* A call or a load is open. */
+bool deployments_is_busy(const Deployments *table);
 void deployments_free(Deployments *table); /* NULL-safe */
 
 /* The coordinator's generation, from its welcome: stamps of another one are stale. */
@@ -70,7 +72,9 @@ bool deployments_step(Deployments *table);
 
 /* The ready deployment of this stamp that this worker leads, or NULL + STALE, NOT_FOUND, NOT_READY, INVALID, DENIED. */
 Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp, GError **error);
-Engine *deployment_engine(Deployment *deployment);
+/* engine_submit() and engine_cancel() on its engine; cancel does nothing once the deployment is closing, which ends every request by itself. */
+uint64_t deployment_submit(Deployment *deployment, const EngineRequest *request, EngineTokenFn fn, void *user);
+void deployment_cancel(Deployment *deployment, uint64_t engine_request);
 const ModelSpec *deployment_spec(const Deployment *deployment);
 const Plan *deployment_plan(const Deployment *deployment);
 /* ended(user) once, when the deployment's engine is gone and no token event can come any more; the id is for deployment_unwatch(). */

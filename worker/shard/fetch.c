@@ -522,7 +522,7 @@ static void next_flights(Fetch *f)
             return;
         }
         uint32_t round = s->round, source = s->source;
-        RpcChannel *channel = f->o.channel(f->sources[source], f->o.channel_user);
+        RpcChannel *channel = f->o.channel(f->sources[source], source + 1 == f->n_sources, f->o.channel_user);
         if (!choose_batch(f, flight, round, source)) {
             continue;
         }

@@ -35,8 +35,8 @@ typedef struct FetchOptions {
     const char *const *sources;   /* n_sources addresses, best first; copied */
     size_t n_sources;
     uint64_t slice_key;
-    /* The channel to a source, or NULL: skipped. Borrowed until done. */
-    RpcChannel *(*channel)(const char *source, void *user);
+    /* The channel to a source (the last one named is the coordinator), or NULL: skipped. Borrowed until done. */
+    RpcChannel *(*channel)(const char *source, bool is_last, void *user);
     void *channel_user;
 } FetchOptions;
 

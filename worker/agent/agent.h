@@ -1,0 +1,52 @@
+/* Agent: one worker of a cluster: its listener, its stream to the coordinator, its deployments and its health, on one Loop. Everything outside
+ * comes through the options, so that a test can host many agents in one process under simulated time. */
+#pragma once
+
+#include "worker/agent/deployments.h"
+#include "worker/agent/identity.h"
+#include "worker/measure.h"
+
+#include "proto/base/random.h"
+
+typedef struct Agent Agent;
+
+typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed */
+    Loop *loop;
+    RpcTransport *transport;
+    Random *random;
+    Log *log;
+    const LinkFill *fill;
+    const Identity *identity;
+    const char *state_dir;     /* where a renewed certificate goes; NULL = nowhere */
+    const char *cache_dir;     /* or NULL */
+    const char *models_dir;    /* or NULL */
+    const char *listen;        /* of the mutual TLS listener; port 0 = any */
+    const char *advertise;     /* host under which peers reach it; NULL = as in listen */
+    const char *health_listen; /* plaintext, health only; or NULL */
+    const char *host;          /* equal for workers that can share memory; NULL = none */
+    uint64_t memory_bytes;
+    unsigned threads;
+    const int *cpus; /* `threads` of them or NULL */
+    KernelIsa isa;
+    uint32_t numerics_classes; /* bit per NumericsClass */
+    Measure measure;
+    bool crowded;
+    unsigned io_threads; /* loading; 0 = on the loop, and engines without a thread: agent_step() */
+    /* The coordinator refuses this worker for good (revoked, other version); the agent does nothing more. */
+    void (*refused)(const GError *error, void *user);
+    void *user;
+} AgentOptions;
+
+/* Opens the listeners and starts attaching. NULL + error when a listener cannot be had. */
+Agent *agent_new(const AgentOptions *options, GError **error);
+/* "host:port" that peers use; borrowed. */
+const char *agent_address(const Agent *agent);
+const char *agent_health_address(const Agent *agent); /* or NULL */
+bool agent_is_attached(const Agent *agent);
+Deployments *agent_deployments(Agent *agent); /* borrowed */
+/* io_threads 0: one turn of every engine; true if anything was done. */
+bool agent_step(Agent *agent);
+/* Health off, streams and engines ended; then stopped(user) on the loop. */
+void agent_stop(Agent *agent, LoopFn stopped, void *user);
+/* After stopped. NULL-safe. */
+void agent_free(Agent *agent);
