@@ -379,7 +379,10 @@ static void test_channel_free_ends_calls(void **state)
 static void free_channel_on_done(const GError *error, void *user)
 {
     Fixture *f = user;
+    Loop *loop = main_loop_loop(f->loop);
+    int64_t began_us = loop_now_us(loop);
     rpc_channel_free(f->channel);
+    g_assert_cmpint(loop_now_us(loop) - began_us, <, 500000); /* nothing was left behind */
     f->channel = NULL;
     f->n_ready_changes = 1000;
 }

@@ -137,6 +137,7 @@ static void close_when_read(GrpcClientCall *call)
 {
     if (call->has_status && !call->reading) {
         g_autofree char *details = grpc_slice_to_c_string(call->details);
+        release_wire(call); /* before on_done, which may free the channel */
         rpc_client_closed(&call->base, (int)call->status, details);
     }
 }

@@ -253,7 +253,7 @@ static void on_received(EventTag *tag, bool ok)
         grpc_slice bytes = buffer_join(buffer);
         rpc_call_message(&call->base, GRPC_SLICE_START_PTR(bytes), GRPC_SLICE_LENGTH(bytes));
         grpc_slice_unref(bytes);
-        if (rpc_call_streams_requests(&call->base) && !call->base.finished && !call->base.closed) {
+        if (!call->base.finished && !call->base.closed && rpc_call_streams_requests(&call->base)) {
             receive(call);
         }
     }

@@ -181,7 +181,6 @@ void inproc_client_receive(Talk *talk, Parcel *parcel)
     if (parcel->kind == PARCEL_DATA) {
         rpc_client_message(&call->base, parcel->bytes, parcel->n_bytes);
     } else {
-        talk_over(talk);
         close_call(call, parcel->status, parcel->text);
     }
     rpc_client_unref(&call->base);

@@ -68,7 +68,6 @@ static void close_call(InprocCall *call)
         return;
     }
     loop_timer_cancel(call->base.loop, g_steal_pointer(&call->deadline));
-    talk_over(call->talk);
     call->talk->call = NULL;
     rpc_call_closed(&call->base);
 }

@@ -10,6 +10,8 @@ typedef struct Fault {
 typedef struct Delivery {
     Talk *talk;
     Direction direction;
+    LoopTimer *timer; /* while it is in its End's `delayed` */
+    GList link;
 } Delivery;
 
 /* ---- ends --------------------------------------------------------------------------------------------------- */
@@ -24,6 +26,7 @@ End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, vo
     end->require_certificate = credentials->require_client_certificate;
     end->has_certificate = credentials->certificate_pem != NULL;
     end->owner = owner;
+    g_queue_init(&end->delayed);
     return end;
 }
 
@@ -42,8 +45,20 @@ void end_unref(End *end)
     }
 }
 
+static void drop_delayed(End *end)
+{
+    while (end->delayed.head) {
+        Delivery *delivery = end->delayed.head->data;
+        g_queue_unlink(&end->delayed, &delivery->link);
+        loop_timer_cancel(end->loop, delivery->timer);
+        talk_unref(delivery->talk);
+        g_free(delivery);
+    }
+}
+
 void end_close(InprocTransport *transport, End *end)
 {
+    drop_delayed(end);
     g_mutex_lock(&transport->mutex);
     end->loop = NULL;
     end->accepting = false;
@@ -146,7 +161,6 @@ Talk *talk_new(InprocTransport *transport, End *client, End *server)
     talk->link.data = talk;
     g_mutex_lock(&transport->mutex);
     g_queue_push_tail_link(&transport->talks, &talk->link);
-    talk->listed = true;
     g_mutex_unlock(&transport->mutex);
     return talk;
 }
@@ -157,32 +171,32 @@ Talk *talk_ref(Talk *talk)
     return talk;
 }
 
-void talk_over(Talk *talk)
-{
-    g_mutex_lock(&talk->transport->mutex);
-    if (talk->listed) {
-        g_queue_unlink(&talk->transport->talks, &talk->link);
-        talk->listed = false;
-    }
-    g_mutex_unlock(&talk->transport->mutex);
-}
-
+/* The count goes down under the mutex: whoever walks transport->talks with it held meets only talks that are alive. */
 void talk_unref(Talk *talk)
 {
-    if (!talk || !g_atomic_ref_count_dec(&talk->refs)) {
+    if (!talk) {
         return;
     }
-    talk_over(talk);
+    InprocTransport *transport = talk->transport;
+    g_mutex_lock(&transport->mutex);
+    bool last = g_atomic_ref_count_dec(&talk->refs);
+    if (last) {
+        g_queue_unlink(&transport->talks, &talk->link);
+    }
+    g_mutex_unlock(&transport->mutex);
+    if (!last) {
+        return;
+    }
     for (int i = 0; i < 2; i++) {
         g_queue_clear_full(&talk->lanes[i], (GDestroyNotify)parcel_clear);
         end_unref(talk->ends[i]);
     }
-    inproc_unref(talk->transport);
     g_free(talk->path);
     g_free(talk->peer_name);
     g_free(talk->peer_serial);
     g_free(talk->peer_address);
     g_free(talk);
+    inproc_unref(transport);
 }
 
 static void arrive(void *user)
@@ -205,12 +219,21 @@ static void arrive(void *user)
     talk_unref(talk);
 }
 
+static void arrive_delayed(void *user)
+{
+    Delivery *delivery = user;
+    g_queue_unlink(&delivery->talk->ends[delivery->direction]->delayed, &delivery->link);
+    arrive(delivery);
+}
+
 static void arrive_after_delay(void *user)
 {
     Delivery *delivery = user;
     End *end = delivery->talk->ends[delivery->direction];
     if (end->loop) { /* closed only on this loop's thread */
-        loop_timer_start(end->loop, delivery->talk->transport->delay_us, arrive, delivery);
+        delivery->timer = loop_timer_start(end->loop, delivery->talk->transport->delay_us, arrive_delayed, delivery);
+        delivery->link.data = delivery;
+        g_queue_push_tail_link(&end->delayed, &delivery->link);
     } else {
         arrive(delivery);
     }
@@ -220,7 +243,7 @@ static void arrive_after_delay(void *user)
 static void post_delivery(Talk *talk, Direction direction)
 {
     Delivery *delivery = g_new(Delivery, 1);
-    *delivery = (Delivery){talk_ref(talk), direction};
+    *delivery = (Delivery){.talk = talk_ref(talk), .direction = direction};
     loop_post(talk->ends[direction]->loop, talk->transport->delay_us > 0 ? arrive_after_delay : arrive, delivery);
 }
 

@@ -20,7 +20,8 @@ typedef struct End {
     char *name;  /* server: address; channel: the client's name */
     char *ca_pem;
     bool require_certificate, has_certificate;
-    void *owner; /* InprocServer or InprocChannel; touched on the loop only, valid while open */
+    void *owner;    /* InprocServer or InprocChannel; touched on the loop only, valid while open */
+    GQueue delayed; /* Delivery whose timer runs; touched on the loop only */
 } End;
 
 typedef enum ParcelKind { PARCEL_OPEN, PARCEL_DATA, PARCEL_HALF_CLOSE, PARCEL_CANCEL, PARCEL_STATUS } ParcelKind;
@@ -43,7 +44,6 @@ struct Talk {
     unsigned n_held[2];  /* at each lane's tail, without a delivery; guarded */
     size_t waiting_bytes; /* of the lane to the client; guarded */
     GList link;          /* in transport->talks; guarded */
-    bool listed;
     RpcClientCall *client; /* client's loop only; NULL when over */
     RpcCall *call;         /* server's loop only */
     char *path;            /* constant */
@@ -76,8 +76,6 @@ Talk *talk_ref(Talk *talk);
 void talk_unref(Talk *talk);
 /* Takes text and bytes. Returns bytes that wait in the lane to the client. */
 size_t talk_send(Talk *talk, Direction direction, Parcel parcel);
-/* One side is over: no more breaks need to be told to it. */
-void talk_over(Talk *talk);
 
 /* The server that a channel's end can reach now (referenced), or NULL and why (borrowed). */
 End *inproc_find(InprocTransport *transport, const End *client, const char *target, const char **why);
