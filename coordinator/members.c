@@ -125,8 +125,8 @@ static void member_detach(Member *m, const char *reason)
         rpc_call_finish(stream, why);
         rpc_call_unref(stream);
     }
-    rpc_channel_free(m->channel);
-    m->channel = NULL;
+    RpcChannel *channel = g_steal_pointer(&m->channel);
+    rpc_channel_free(channel); /* runs the on_done of what was open on it */
     member_save(m, NULL, NULL);
 }
 

@@ -1,0 +1,801 @@
+/* Problem: to bring one plan into force on many workers, any of which may die at any step, so that no two attempts are ever mixed up.
+ *
+ *                 asked                 durable               all loaded             all started
+ *   IDLE, FAILED ───────▶ PLANNING ───────────────▶ LOADING ──────────────▶ STARTING ───────────▶ READY ──▶ (request, request, ...)
+ *      ▲  ▲                  │ impossible              │ a rank failed          │                   │ │
+ *      │  └──────────────────┴─────────────────────────┴────────────────────────┘ deployment_fail   │ │ last replica's epoch ended, or
+ *      └────────────────────────────────────────────────────────────────────────────────────────────┘ │ a member drains and no request runs
+ *   STORED (coordinator started again) ── every rank held, ready, same epoch ──▶ READY                 │
+ *      └── asked, and workers had time to come back ──▶ PLANNING           unload: any ──▶ STOPPED ◀───┘
+ *
+ * 1. An epoch is durable before a worker hears of it, and used by one attempt only.
+ * 2. live: workers may hold the replica under its epoch. Once it ended, live is false for ever under that epoch; the next attempt has a higher one.
+ * 3. READY => at least one replica is live. A request is on a replica that was ready when it was given out.
+ * 4. n_pending counts exactly the ranks of LOADING or STARTING that have not answered; no rank call is in flight in other states.
+ * 5. The epoch's secret is made in start and erased in start: it is in no state, row or log line.
+ * 6. Only deployment_pump() begins planning, adopts or gives out replicas; deployment_enter() alone changes the state. */
+#include "coordinator/jobs/deployment.h"
+
+#include "coordinator/message.h"
+#include "coordinator/planner/planner.h"
+#include "coordinator/store/records.h"
+#include "proto/base/error.h"
+#include "proto/base/units.h"
+#include "proto/plan/plan_message.h"
+#include "transport/crypto/keys.h"
+
+#include <string.h>
+
+#define SETTLE_US (INT64_C(3) * 1000000)
+#define VERDICT_US (INT64_C(700) * 1000)
+#define ATTEMPTS_LIMIT 3u
+
+typedef struct PlanTask {
+    Deployment *deployment; /* NULL: it is gone */
+    Jobs *jobs;
+    Model *model;
+    PlanWish wish;
+    char *job;
+    MemberSnapshot members;
+    Plan *plan;
+    GError *error;
+    GPtrArray *violations, *alternatives;
+} PlanTask;
+
+static void deployment_enter(Deployment *d, DeploymentState state)
+{
+    d->state = state;
+    jobs_settle_members(d->jobs);
+}
+
+const char *deployment_state_text(const Deployment *d)
+{
+    switch (d->state) {
+    case DEPLOYMENT_STORED:
+        return "replanning";
+    case DEPLOYMENT_IDLE:
+    case DEPLOYMENT_PLANNING:
+        return d->planned_before ? "replanning" : "planning";
+    case DEPLOYMENT_LOADING:
+    case DEPLOYMENT_STARTING:
+        return "loading";
+    case DEPLOYMENT_READY:
+        return "ready";
+    case DEPLOYMENT_FAILED:
+        return "failed";
+    case DEPLOYMENT_STOPPED:
+        break;
+    }
+    return "stopped";
+}
+
+/* ---- layout ---------------------------------------------------------------------------------------------------- */
+
+static void replicas_clear(Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        ReplicaState *replica = &d->replicas[r];
+        loop_timer_cancel(d->jobs->options.loop, replica->verdict);
+        g_clear_error(&replica->suspicion);
+        for (uint32_t k = 0; k < replica->n_ranks; k++) {
+            rank_forget_call(&replica->ranks[k]);
+            g_clear_pointer(&replica->ranks[k].data_address, g_bytes_unref);
+        }
+        g_free(replica->ranks);
+    }
+    g_clear_pointer(&d->replicas, g_free);
+    d->n_replicas = 0;
+}
+
+static void replica_lay_out(Deployment *d, uint32_t index)
+{
+    const PlanReplica *plan = &d->plan->replicas[index];
+    ReplicaState *replica = &d->replicas[index];
+    replica->deployment = d;
+    replica->index = index;
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        replica->n_ranks += plan->stages[s].n_ranks;
+    }
+    replica->ranks = g_new0(RankState, replica->n_ranks);
+    RankState *rank = replica->ranks;
+    for (uint32_t s = 0; s < plan->n_stages; s++) {
+        for (uint32_t k = 0; k < plan->stages[s].n_ranks; k++, rank++) {
+            *rank = (RankState){
+                .deployment = d, .replica = index, .stage = s, .rank = k, .worker = plan->stages[s].ranks[k].worker};
+        }
+    }
+}
+
+void deployment_lay_out(Deployment *d)
+{
+    replicas_clear(d);
+    d->n_replicas = d->plan->n_replicas;
+    d->replicas = g_new0(ReplicaState, d->n_replicas);
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        replica_lay_out(d, r);
+    }
+}
+
+Deployment *deployment_new(Jobs *jobs, const char *id)
+{
+    Deployment *d = g_new0(Deployment, 1);
+    d->jobs = jobs;
+    d->id = g_strdup(id);
+    d->state = DEPLOYMENT_IDLE;
+    d->created_us = loop_now_us(jobs->options.loop);
+    d->used_us = d->created_us;
+    g_queue_init(&d->waiting);
+    g_queue_init(&d->active);
+    return d;
+}
+
+void deployment_free(Deployment *d)
+{
+    if (d->task != NULL) {
+        d->task->deployment = NULL;
+    }
+    loop_timer_cancel(d->jobs->options.loop, d->settle);
+    loop_timer_cancel(d->jobs->options.loop, d->kick);
+    replicas_clear(d);
+    if (d->plan != NULL) {
+        plan_free(d->plan);
+    }
+    model_unref(d->model);
+    g_clear_error(&d->error);
+    g_free(d->model_path);
+    g_free(d->id);
+    g_free(d);
+}
+
+bool deployment_uses(const Deployment *d, const char *worker)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            if (strcmp(d->replicas[r].ranks[k].worker, worker) == 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static const PlanRank *rank_plan(const Deployment *d, const RankState *rank)
+{
+    return &d->plan->replicas[rank->replica].stages[rank->stage].ranks[rank->rank];
+}
+
+uint64_t deployment_bytes_on(const Deployment *d, const char *worker)
+{
+    uint64_t bytes = 0;
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; (d->replicas[r].live || d->kept) && k < d->replicas[r].n_ranks; k++) {
+            const RankState *rank = &d->replicas[r].ranks[k];
+            if (strcmp(rank->worker, worker) == 0) {
+                bytes += rank_plan(d, rank)->peak_bytes;
+            }
+        }
+    }
+    return bytes;
+}
+
+/* ---- leases ---------------------------------------------------------------------------------------------------- */
+
+void lease_fail(Lease *lease, const GError *error)
+{
+    Deployment *d = lease->deployment;
+    if (lease->state == LEASE_WAITING) {
+        g_queue_remove(&d->waiting, lease);
+    } else if (lease->state == LEASE_ACTIVE) {
+        g_queue_remove(&d->active, lease);
+        d->replicas[lease->replica].n_active--;
+    }
+    lease->deployment = NULL;
+    lease->state = LEASE_FAILED;
+    lease->callbacks.failed(error, lease->user);
+}
+
+static void fail_waiting(Deployment *d, const GError *error)
+{
+    g_autoptr(GError) own = g_error_copy(error);
+    GQueue waiting = d->waiting;
+    g_queue_init(&d->waiting);
+    Lease *lease;
+    while ((lease = g_queue_pop_head(&waiting)) != NULL) {
+        lease_fail(lease, own);
+    }
+}
+
+static void tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
+{
+    for (GList *l = d->waiting.head; l != NULL; l = l->next) {
+        Lease *lease = l->data;
+        if (lease->callbacks.progress != NULL) {
+            lease->callbacks.progress(text, fraction, worker, lease->user);
+        }
+    }
+}
+
+static ReplicaState *replica_with_room(Deployment *d)
+{
+    ReplicaState *best = NULL;
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        ReplicaState *replica = &d->replicas[r];
+        if (replica->ready && (best == NULL || replica->n_active < best->n_active)) {
+            best = replica;
+        }
+    }
+    return best;
+}
+
+static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
+{
+    const RankState *leader = &replica->ranks[0];
+    lease->state = LEASE_ACTIVE;
+    lease->replica = replica->index;
+    replica->n_active++;
+    g_queue_push_tail(&d->active, lease);
+    d->used_us = loop_now_us(d->jobs->options.loop);
+    lease->info = (LeaseInfo){
+        .job = d->id,
+        .plan = d->plan,
+        .replica = replica->index,
+        .epoch = replica->epoch,
+        .leader = leader->worker,
+        .channel = member_channel(members_find(d->jobs->options.members, leader->worker)),
+        .load_s = d->load_s,
+    };
+    lease->callbacks.ready(&lease->info, lease->user);
+}
+
+/* ---- the end of an epoch --------------------------------------------------------------------------------------- */
+
+static void replica_drop(Deployment *d, ReplicaState *replica, bool keep_weights)
+{
+    for (uint32_t k = 0; k < replica->n_ranks; k++) {
+        rank_forget_call(&replica->ranks[k]);
+        rank_drop(d, &replica->ranks[k], replica->epoch, keep_weights);
+    }
+    loop_timer_cancel(d->jobs->options.loop, replica->verdict);
+    replica->verdict = NULL;
+    g_clear_error(&replica->suspicion);
+    replica->live = false;
+    replica->ready = false;
+    d->kept = keep_weights;
+    /* Whoever still holds the ended epoch after a restart of this coordinator must not be taken for current. */
+    g_autoptr(GArray) changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
+    jobs_next_epoch(d->jobs, d->id, replica->index, changes);
+    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len, NULL, NULL);
+    store_changes_clear(changes);
+}
+
+static bool any_live(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].live) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
+{
+    ReplicaState *replica = &d->replicas[index];
+    if (d->state != DEPLOYMENT_READY || !replica->live) {
+        return;
+    }
+    g_autoptr(GError) own = g_error_copy(why);
+    log_warn(d->jobs->options.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " over: %s", d->id, index, replica->epoch, own->message);
+    replica_drop(d, replica, true);
+    if (!any_live(d)) {
+        deployment_enter(d, DEPLOYMENT_IDLE);
+    } else {
+        jobs_settle_members(d->jobs);
+    }
+    g_autoptr(GPtrArray) hit = g_ptr_array_new();
+    for (GList *l = d->active.head; l != NULL; l = l->next) {
+        if (((Lease *)l->data)->replica == index) {
+            g_ptr_array_add(hit, l->data);
+        }
+    }
+    for (guint i = 0; i < hit->len; i++) {
+        lease_fail(g_ptr_array_index(hit, i), own);
+    }
+    deployment_kick(d);
+}
+
+static void replica_on_verdict(void *user)
+{
+    ReplicaState *replica = user;
+    Deployment *d = replica->deployment;
+    replica->verdict = NULL;
+    g_autoptr(GError) suspicion = g_steal_pointer(&replica->suspicion);
+    g_autoptr(GError) culprit = jobs_culprit(d->jobs, d, replica->index);
+    deployment_end_epoch(d, replica->index, culprit != NULL ? culprit : suspicion);
+}
+
+void deployment_suspect(Deployment *d, uint32_t index, const GError *error)
+{
+    ReplicaState *replica = &d->replicas[index];
+    if (d->state != DEPLOYMENT_READY || !replica->live || replica->verdict != NULL) {
+        return;
+    }
+    replica->ready = false;
+    replica->suspicion = g_error_copy(error);
+    replica->verdict = loop_timer_start(d->jobs->options.loop, VERDICT_US, replica_on_verdict, replica);
+}
+
+static void deployment_drop_all(Deployment *d, bool keep_weights)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].live) {
+            replica_drop(d, &d->replicas[r], keep_weights);
+        }
+    }
+    d->n_pending = 0;
+}
+
+static bool uses_gone_worker(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            Member *member = members_find(d->jobs->options.members, d->replicas[r].ranks[k].worker);
+            if (member == NULL || !member_attached(member)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void deployment_fail(Deployment *d, const GError *why)
+{
+    bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && uses_gone_worker(d);
+    log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d), why->message);
+    deployment_drop_all(d, true);
+    g_clear_error(&d->error);
+    d->error = g_error_copy(why);
+    if (again) {
+        deployment_enter(d, DEPLOYMENT_IDLE);
+        tell_waiting(d, why->message, 0, "");
+        deployment_kick(d);
+        return;
+    }
+    d->n_attempts = 0;
+    deployment_enter(d, DEPLOYMENT_FAILED);
+    fail_waiting(d, d->error);
+}
+
+void deployment_unload(Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].live || d->kept) {
+            replica_drop(d, &d->replicas[r], false);
+        }
+    }
+    d->kept = false;
+    store_put(d->jobs->options.store, STORE_JOBS, d->id, NULL, NULL, NULL);
+    log_info(d->jobs->options.log, "job %s unloaded", d->id);
+    deployment_enter(d, DEPLOYMENT_STOPPED);
+}
+
+/* ---- planning -------------------------------------------------------------------------------------------------- */
+
+static void plan_task_free(void *user)
+{
+    PlanTask *task = user;
+    model_unref(task->model);
+    member_snapshot_free(&task->members);
+    if (task->plan != NULL) {
+        plan_free(task->plan);
+    }
+    g_clear_pointer(&task->violations, g_ptr_array_unref);
+    g_clear_pointer(&task->alternatives, g_ptr_array_unref);
+    g_clear_error(&task->error);
+    g_free(task->job);
+    g_free(task);
+}
+
+static void plan_task_work(void *user)
+{
+    PlanTask *task = user;
+    task->plan = planner_plan(task->model->spec, task->members.members, task->members.n, &task->wish, &task->violations, &task->alternatives, &task->error);
+}
+
+static GBytes *deployment_record(const Deployment *d, const uint64_t *epochs)
+{
+    Weft__V1__Plan *message = plan_to_message(d->plan);
+    JobRecord record = {.model = d->model_path,
+                        .dp = d->wish.dp,
+                        .pp = d->wish.pp,
+                        .tp = d->wish.tp,
+                        .context = d->context,
+                        .numerics = d->wish.numerics,
+                        .plan = message_pack(&message->base),
+                        .epochs = (uint64_t *)epochs,
+                        .n_epochs = d->n_replicas};
+    memcpy(record.file_hash, d->file_hash.bytes, sizeof record.file_hash);
+    GBytes *bytes = job_record_pack(&record);
+    g_bytes_unref(record.plan);
+    message_free(message);
+    return bytes;
+}
+
+static void deployment_begin_loading(Deployment *d);
+
+static void plan_task_durable(const GError *error, void *user)
+{
+    PlanTask *task = user;
+    Deployment *d = task->deployment;
+    if (d != NULL && d->state == DEPLOYMENT_PLANNING) {
+        d->task = NULL;
+        if (error != NULL) {
+            deployment_fail(d, error);
+        } else {
+            deployment_begin_loading(d);
+        }
+    }
+    plan_task_free(task);
+}
+
+/* Invariant 1: epochs and plan go to disk in one batch before any worker hears of them. */
+static void deployment_persist(Deployment *d, PlanTask *task)
+{
+    g_autoptr(GArray) changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
+    g_autofree uint64_t *epochs = g_new0(uint64_t, d->n_replicas);
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        epochs[r] = jobs_next_epoch(d->jobs, d->id, r, changes);
+        d->replicas[r].epoch = epochs[r];
+    }
+    StoreChange job = {.table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
+    g_array_append_val(changes, job);
+    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len, plan_task_durable, task);
+    store_changes_clear(changes);
+}
+
+static GError *with_alternatives(const GError *error, const GPtrArray *alternatives)
+{
+    GError *copy = g_error_copy(error);
+    if (alternatives != NULL && alternatives->len > 0) {
+        g_autoptr(GString) list = g_string_new(NULL);
+        for (guint i = 0; i < alternatives->len; i++) {
+            g_string_append_printf(list, "%s%s", i > 0 ? " | " : "", (const char *)g_ptr_array_index(alternatives, i));
+        }
+        g_autofree char *message = g_strdup_printf("%s; possible here: %s", copy->message, list->str);
+        g_free(copy->message);
+        copy->message = g_steal_pointer(&message);
+    }
+    return copy;
+}
+
+static bool wants_memory(const PlanTask *task)
+{
+    for (guint i = 0; task->violations != NULL && i < task->violations->len; i++) {
+        if (((const PlanViolation *)g_ptr_array_index(task->violations, i))->rule == PLAN_RULE_MEMORY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void plan_task_done(void *user)
+{
+    PlanTask *task = user;
+    Deployment *d = task->deployment;
+    if (d == NULL || d->state != DEPLOYMENT_PLANNING) {
+        plan_task_free(task);
+        return;
+    }
+    if (task->plan == NULL) {
+        d->task = NULL;
+        if (wants_memory(task) && jobs_make_room(d->jobs, d)) {
+            deployment_enter(d, DEPLOYMENT_IDLE);
+            deployment_kick(d);
+        } else {
+            g_autoptr(GError) error = with_alternatives(task->error, task->alternatives);
+            replicas_clear(d);
+            deployment_fail(d, error);
+        }
+        plan_task_free(task);
+        return;
+    }
+    replicas_clear(d);
+    if (d->plan != NULL) {
+        plan_free(d->plan);
+    }
+    d->plan = g_steal_pointer(&task->plan);
+    deployment_lay_out(d);
+    deployment_persist(d, task);
+}
+
+static void deployment_begin_planning(Deployment *d)
+{
+    Jobs *jobs = d->jobs;
+    PlanTask *task = g_new0(PlanTask, 1);
+    task->deployment = d;
+    task->jobs = jobs;
+    task->model = model_ref(d->model);
+    task->job = g_strdup(d->id);
+    task->members = jobs_snapshot(jobs, d->id);
+    task->wish = (PlanWish){.job = task->job,
+                            .model = task->model->path,
+                            .dp = d->wish.dp,
+                            .pp = d->wish.pp,
+                            .tp = d->wish.tp,
+                            .context = d->wish.context,
+                            .streams = d->wish.streams,
+                            .numerics = d->wish.numerics};
+    d->task = task;
+    d->n_attempts++;
+    deployment_enter(d, DEPLOYMENT_PLANNING);
+    tell_waiting(d, "planning", 0, "");
+    work_pool_run_full(jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
+}
+
+/* ---- loading and starting -------------------------------------------------------------------------------------- */
+
+static void each_rank(Deployment *d, void (*fn)(RankState *rank))
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            fn(&d->replicas[r].ranks[k]);
+        }
+    }
+}
+
+static void rank_await(RankState *rank)
+{
+    rank->answered = false;
+    rank->deployment->n_pending++;
+}
+
+static void deployment_begin_loading(Deployment *d)
+{
+    g_autofree char *layout = plan_layout_text(d->plan);
+    log_info(d->jobs->options.log, "job %s planned: %s, epoch %" G_GUINT64_FORMAT, d->id, layout, d->replicas[0].epoch);
+    d->planned_before = true;
+    if (uses_gone_worker(d)) {
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "a worker of the plan was lost before load: planning again");
+        deployment_fail(d, error);
+        return;
+    }
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        d->replicas[r].live = true;
+    }
+    d->n_pending = 0;
+    deployment_enter(d, DEPLOYMENT_LOADING);
+    each_rank(d, rank_await);
+    each_rank(d, rank_load);
+}
+
+void deployment_on_progress(RankState *rank)
+{
+    Deployment *d = rank->deployment;
+    uint64_t done = 0, total = 0;
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            done += d->replicas[r].ranks[k].bytes_done;
+            total += d->replicas[r].ranks[k].bytes_total;
+        }
+    }
+    g_autofree char *done_text = units_format_size(done);
+    g_autofree char *total_text = units_format_size(total);
+    g_autofree char *text = g_strdup_printf("loading %s of %s", done_text, total_text);
+    tell_waiting(d, text, total > 0 ? (double)done / (double)total : 0, rank->worker);
+}
+
+static void replica_start(ReplicaState *replica)
+{
+    Deployment *d = replica->deployment;
+    Jobs *jobs = d->jobs;
+    g_autofree Weft__V1__RankAddress *addresses = g_new(Weft__V1__RankAddress, replica->n_ranks);
+    g_autofree Weft__V1__RankAddress **list = g_new(Weft__V1__RankAddress *, replica->n_ranks);
+    for (uint32_t k = 0; k < replica->n_ranks; k++) {
+        RankState *rank = &replica->ranks[k];
+        gsize size;
+        addresses[k] = (Weft__V1__RankAddress)WEFT__V1__RANK_ADDRESS__INIT;
+        addresses[k].stage = rank->stage;
+        addresses[k].rank = rank->rank;
+        addresses[k].worker = (char *)rank->worker;
+        addresses[k].data_address.data = (uint8_t *)g_bytes_get_data(rank->data_address, &size);
+        addresses[k].data_address.len = size;
+        addresses[k].boot_id.data = rank->boot_id;
+        addresses[k].boot_id.len = sizeof rank->boot_id;
+        addresses[k].host = member_hello(members_find(jobs->options.members, rank->worker))->host;
+        list[k] = &addresses[k];
+    }
+    uint8_t secret[EPOCH_SECRET_BYTES];
+    random_fill(jobs->options.random, secret, sizeof secret);
+    Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
+    stamp.cluster = jobs->cluster;
+    stamp.generation = jobs->options.generation;
+    stamp.job = d->id;
+    stamp.replica = replica->index;
+    stamp.epoch = replica->epoch;
+    Weft__V1__StartRequest request = WEFT__V1__START_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.secret.data = secret;
+    request.secret.len = sizeof secret;
+    request.ranks = list;
+    request.n_ranks = replica->n_ranks;
+    for (uint32_t k = 0; k < replica->n_ranks; k++) {
+        rank_start(&replica->ranks[k], &request);
+    }
+    keys_erase(secret, sizeof secret);
+}
+
+void deployment_on_loaded(RankState *rank)
+{
+    Deployment *d = rank->deployment;
+    rank->answered = true;
+    if (--d->n_pending > 0) {
+        return;
+    }
+    deployment_enter(d, DEPLOYMENT_STARTING);
+    tell_waiting(d, "starting", 1, "");
+    each_rank(d, rank_await);
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        replica_start(&d->replicas[r]);
+    }
+}
+
+static void deployment_ready(Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        d->replicas[r].ready = d->replicas[r].live;
+    }
+    d->n_attempts = 0;
+    g_clear_error(&d->error);
+    d->load_s = (double)(loop_now_us(d->jobs->options.loop) - d->asked_us) / 1e6;
+    deployment_enter(d, DEPLOYMENT_READY);
+    log_info(d->jobs->options.log, "job %s ready after %.1f s", d->id, d->load_s);
+    deployment_kick(d);
+}
+
+void deployment_on_started(RankState *rank)
+{
+    rank->answered = true;
+    if (--rank->deployment->n_pending == 0) {
+        deployment_ready(rank->deployment);
+    }
+}
+
+void deployment_on_rank_error(RankState *rank, const char *operation, const GError *error)
+{
+    GError *named = g_error_copy(error);
+    g_autofree char *needle = g_strdup_printf("worker %s", rank->worker);
+    if (strstr(named->message, needle) == NULL) {
+        g_prefix_error(&named, "%s, %s: ", needle, operation);
+    }
+    deployment_fail(rank->deployment, named);
+    g_error_free(named);
+}
+
+/* ---- the pump -------------------------------------------------------------------------------------------------- */
+
+void deployment_try_adopt(Deployment *d)
+{
+    for (uint32_t r = 0; d->state == DEPLOYMENT_STORED && r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            const RankState *rank = &d->replicas[r].ranks[k];
+            Member *member = members_find(d->jobs->options.members, rank->worker);
+            const Weft__V1__Held *held = member != NULL && member_attached(member) ? member_held(member, d->id, r, rank->stage, rank->rank) : NULL;
+            if (held == NULL || held->epoch != d->replicas[r].epoch || strcmp(held->state, "ready") != 0) {
+                return;
+            }
+        }
+    }
+    if (d->state == DEPLOYMENT_STORED) {
+        d->asked_us = loop_now_us(d->jobs->options.loop);
+        log_info(d->jobs->options.log, "job %s adopted: its workers hold epoch %" G_GUINT64_FORMAT, d->id, d->replicas[0].epoch);
+        deployment_ready(d);
+    }
+}
+
+static void deployment_on_kick(void *user)
+{
+    Deployment *d = user;
+    d->kick = NULL;
+    deployment_pump(d);
+}
+
+void deployment_kick(Deployment *d)
+{
+    if (d->kick == NULL) {
+        d->kick = loop_timer_start(d->jobs->options.loop, 0, deployment_on_kick, d);
+    }
+}
+
+static void deployment_on_settled(void *user)
+{
+    Deployment *d = user;
+    d->settle = NULL;
+    deployment_pump(d);
+}
+
+/* Workers that were here when the last coordinator died get a moment to come back before a plan is made without them. */
+static bool deployment_settles(Deployment *d)
+{
+    Jobs *jobs = d->jobs;
+    int64_t left = jobs->started_us + SETTLE_US - loop_now_us(jobs->options.loop);
+    if (left <= 0 || members_n_missing(jobs->options.members) == 0) {
+        return false;
+    }
+    if (d->settle == NULL) {
+        d->settle = loop_timer_start(jobs->options.loop, left, deployment_on_settled, d);
+        tell_waiting(d, "waiting for workers to come back", 0, "");
+    }
+    return true;
+}
+
+static bool deployment_drains(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            Member *member = members_find(d->jobs->options.members, d->replicas[r].ranks[k].worker);
+            if (member != NULL && member_state(member) == MEMBER_DRAINING) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static bool deployment_degraded(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (!d->replicas[r].live) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is on the rest. */
+static void deployment_serve(Deployment *d)
+{
+    bool drains = deployment_drains(d);
+    bool anew = drains || (deployment_degraded(d) && d->waiting.length > 0);
+    if (anew && d->active.length == 0) {
+        deployment_drop_all(d, !drains);
+        deployment_enter(d, DEPLOYMENT_IDLE);
+        d->pump_again = true;
+        return;
+    }
+    ReplicaState *replica;
+    while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 && (replica = replica_with_room(d)) != NULL) {
+        lease_grant(d, g_queue_pop_head(&d->waiting), replica);
+    }
+}
+
+static void deployment_step(Deployment *d)
+{
+    if (d->state == DEPLOYMENT_STORED) {
+        deployment_try_adopt(d);
+    }
+    if (d->state == DEPLOYMENT_READY) {
+        deployment_serve(d);
+        return;
+    }
+    bool idle = d->state == DEPLOYMENT_STORED || d->state == DEPLOYMENT_IDLE || d->state == DEPLOYMENT_FAILED;
+    if (idle && d->waiting.length > 0 && !deployment_settles(d)) {
+        if (d->state == DEPLOYMENT_STORED) {
+            deployment_drop_all(d, true);
+        }
+        deployment_begin_planning(d);
+    }
+}
+
+void deployment_pump(Deployment *d)
+{
+    if (d->pumping) {
+        d->pump_again = true;
+        return;
+    }
+    d->pumping = true;
+    do {
+        d->pump_again = false;
+        deployment_step(d);
+    } while (d->pump_again);
+    d->pumping = false;
+}

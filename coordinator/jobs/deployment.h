@@ -1,0 +1,135 @@
+/* Deployment: one plan of one model on its workers. Inside jobs/ only; the state machine is described in deployment.c. */
+#pragma once
+
+#include "coordinator/jobs/jobs.h"
+
+typedef enum DeploymentState {
+    DEPLOYMENT_STORED,   /* found at start: its workers may still hold it */
+    DEPLOYMENT_IDLE,     /* no plan in force: planned at the next request */
+    DEPLOYMENT_PLANNING, /* planner at work, or its result being made durable */
+    DEPLOYMENT_LOADING,
+    DEPLOYMENT_STARTING,
+    DEPLOYMENT_READY,
+    DEPLOYMENT_FAILED,   /* as IDLE, and `error` says why the last try failed */
+    DEPLOYMENT_STOPPED,  /* final: about to be freed */
+} DeploymentState;
+
+typedef struct Deployment Deployment;
+
+/* One rank's part in the running attempt. */
+typedef struct RankState {
+    Deployment *deployment;
+    uint32_t replica, stage, rank;
+    const char *worker; /* borrowed from the plan */
+    struct RankCall *call; /* in flight, or NULL */
+    bool answered;
+    uint64_t bytes_done, bytes_total;
+    GBytes *data_address;
+    uint8_t boot_id[16];
+} RankState;
+
+typedef struct ReplicaState {
+    Deployment *deployment;
+    uint32_t index;
+    uint64_t epoch;
+    bool live;  /* ranks may hold it under this epoch */
+    bool ready; /* started on all ranks */
+    uint32_t n_ranks, n_active;
+    RankState *ranks; /* stage-major */
+    LoopTimer *verdict; /* something is wrong: the detector gets a moment to name the culprit */
+    GError *suspicion;
+} ReplicaState;
+
+struct Deployment {
+    Jobs *jobs;
+    char *id, *model_path;
+    Model *model; /* NULL while STORED and nobody asked */
+    JobWish wish;
+    uint32_t context; /* effective */
+    Hash128 file_hash;
+    DeploymentState state;
+    bool planned_before; /* shown as replanning */
+    bool kept;           /* workers may keep its weights although no epoch is live */
+    unsigned n_attempts; /* since somebody asked */
+    GError *error;
+    Plan *plan;
+    ReplicaState *replicas;
+    uint32_t n_replicas;
+    unsigned n_pending; /* ranks that have not answered in LOADING and STARTING */
+    GQueue waiting;     /* of Lease: not yet given a replica */
+    GQueue active;      /* of Lease: on a replica */
+    int64_t created_us, used_us, asked_us;
+    double load_s;
+    LoopTimer *settle;  /* after a start: workers get time to come back */
+    LoopTimer *kick;    /* a pump is due */
+    bool pumping, pump_again;
+    struct PlanTask *task;
+};
+
+typedef enum LeaseState { LEASE_WAITING, LEASE_ACTIVE, LEASE_FAILED } LeaseState;
+
+struct Lease {
+    Deployment *deployment; /* NULL once failed */
+    Jobs *jobs;
+    LeaseState state;
+    uint32_t replica;
+    LeaseCallbacks callbacks;
+    void *user;
+    LeaseInfo info;
+};
+
+struct Jobs {
+    JobsOptions options;
+    char *cluster, *control_address;
+    GPtrArray *deployments; /* of Deployment, owned */
+    GHashTable *epochs;     /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
+    int64_t started_us;
+};
+
+Deployment *deployment_new(Jobs *jobs, const char *id);
+void deployment_free(Deployment *d); /* its leases must be gone */
+/* Moves it on as far as it can go now: the one entry after anything changed. */
+void deployment_pump(Deployment *d);
+/* The same, later on the loop. */
+void deployment_kick(Deployment *d);
+/* STORED: its workers all hold it under its epoch: READY without loading. */
+void deployment_try_adopt(Deployment *d);
+/* Something is wrong with a replica: no new request gets it; its epoch ends now that the culprit is known or, at the latest, after a moment. */
+void deployment_suspect(Deployment *d, uint32_t replica, const GError *error);
+/* Builds replicas and ranks from d->plan; epochs 0. */
+void deployment_lay_out(Deployment *d);
+/* The epoch of one replica is over: requests on it end with `why`, its ranks drop it but keep their weights. */
+void deployment_end_epoch(Deployment *d, uint32_t replica, const GError *why);
+/* The running attempt (PLANNING to STARTING) has failed; tried again when that was for a worker which is gone. */
+void deployment_fail(Deployment *d, const GError *why);
+/* All replicas dropped with their weights; it is not planned any more until somebody asks. */
+void deployment_unload(Deployment *d);
+bool deployment_uses(const Deployment *d, const char *worker);
+/* Bytes that it takes (or may take) on a worker. */
+uint64_t deployment_bytes_on(const Deployment *d, const char *worker);
+const char *deployment_state_text(const Deployment *d);
+/* Tells members whether they serve something. */
+void jobs_settle_members(Jobs *jobs);
+/* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if there is none. */
+bool jobs_make_room(Jobs *jobs, const Deployment *d);
+/* Who is waited for in the end, in words; NULL if no member of the replica reports a wait. */
+GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica);
+uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica);
+/* Takes the next epoch in memory and appends its durable form to changes (of StoreChange, keys and values owned). */
+uint64_t jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
+void store_changes_clear(GArray *changes);
+
+/* ---- rank_calls.c: what is said to one rank's worker ---- */
+void rank_load(RankState *rank);
+void rank_start(RankState *rank, const Weft__V1__StartRequest *request);
+void rank_forget_call(RankState *rank); /* cancels it; no answer arrives */
+/* A rank drops an epoch; nobody waits for the answer. */
+void rank_drop(Deployment *d, const RankState *rank, uint64_t epoch, bool keep_weights);
+/* Answers: */
+void deployment_on_loaded(RankState *rank);
+void deployment_on_started(RankState *rank);
+void deployment_on_progress(RankState *rank);
+void deployment_on_rank_error(RankState *rank, const char *operation, const GError *error);
+
+/* ---- leases ---- */
+void lease_fail(Lease *lease, const GError *error);

@@ -1,0 +1,572 @@
+/* The registry of deployments: who may share one, what members' news mean to them, memory, epochs, and what the store knows. The state machine of each is
+ * in deployment.c.
+ *
+ * 1. Two requests share a deployment iff file, effective context, numerics and layout wish are equal and it has room for the streams asked.
+ * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest, memory first, disk before use. */
+#include "coordinator/jobs/deployment.h"
+
+#include "coordinator/store/records.h"
+#include "coordinator/wait_graph.h"
+#include "proto/base/error.h"
+#include "proto/plan/plan_message.h"
+
+#include <string.h>
+
+#define CONTEXT_DEFAULT 8192u
+
+/* ---- epochs ---------------------------------------------------------------------------------------------------- */
+
+uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica)
+{
+    g_autofree char *key = g_strdup_printf("%s/%u", job, replica);
+    const uint64_t *epoch = g_hash_table_lookup(jobs->epochs, key);
+    return epoch != NULL ? *epoch : 0;
+}
+
+uint64_t jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes)
+{
+    uint64_t next = jobs_epoch(jobs, job, replica) + 1;
+    char *key = g_strdup_printf("%s/%u", job, replica);
+    g_hash_table_replace(jobs->epochs, g_strdup(key), g_memdup2(&next, sizeof next));
+    StoreChange change = {.table = STORE_EPOCHS, .key = key, .value = counter_record_pack(next)};
+    g_array_append_val(changes, change);
+    return next;
+}
+
+void store_changes_clear(GArray *changes)
+{
+    for (guint i = 0; i < changes->len; i++) {
+        StoreChange *change = &g_array_index(changes, StoreChange, i);
+        g_free((char *)change->key);
+        if (change->value != NULL) {
+            g_bytes_unref(change->value);
+        }
+    }
+    g_array_set_size(changes, 0);
+}
+
+static Deployment *jobs_find(const Jobs *jobs, const char *id)
+{
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        if (strcmp(d->id, id) == 0) {
+            return d;
+        }
+    }
+    return NULL;
+}
+
+bool jobs_restore_epoch(Jobs *jobs, const StoreRow *row, GError **error)
+{
+    uint64_t value;
+    if (!counter_record_read(row->key, row->value, &value, error)) {
+        return false;
+    }
+    g_hash_table_replace(jobs->epochs, g_strdup(row->key), g_memdup2(&value, sizeof value));
+    const char *slash = strrchr(row->key, '/');
+    g_autofree char *id = slash != NULL ? g_strndup(row->key, (gsize)(slash - row->key)) : NULL;
+    Deployment *d = id != NULL ? jobs_find(jobs, id) : NULL;
+    uint64_t replica = d != NULL ? g_ascii_strtoull(slash + 1, NULL, 10) : 0;
+    if (d != NULL && replica < d->n_replicas && d->replicas[replica].epoch != value) {
+        d->replicas[replica].live = false; /* it ended before the coordinator did */
+        d->state = DEPLOYMENT_IDLE;
+    }
+    return true;
+}
+
+/* ---- what members report --------------------------------------------------------------------------------------- */
+
+static void serving_member(Member *member, void *user)
+{
+    Jobs *jobs = user;
+    bool serving = false;
+    for (guint i = 0; i < jobs->deployments->len && !serving; i++) {
+        const Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        serving = d->state == DEPLOYMENT_READY && deployment_bytes_on(d, member_name(member)) > 0;
+    }
+    members_set_serving(member, serving);
+}
+
+void jobs_settle_members(Jobs *jobs)
+{
+    members_each(jobs->options.members, serving_member, jobs);
+}
+
+static void on_attached(Member *member, bool restarted, void *user)
+{
+    Jobs *jobs = user;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        deployment_kick(g_ptr_array_index(jobs->deployments, i));
+    }
+}
+
+static bool replica_uses(const ReplicaState *replica, const char *worker)
+{
+    for (uint32_t k = 0; k < replica->n_ranks; k++) {
+        if (strcmp(replica->ranks[k].worker, worker) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+typedef struct EdgeList {
+    const Deployment *deployment;
+    uint32_t replica;
+    GArray *edges; /* of WaitEdge */
+} EdgeList;
+
+static void collect_edges(Member *member, void *user)
+{
+    EdgeList *list = user;
+    const Weft__V1__Heartbeat *heartbeat = member_heartbeat(member);
+    for (size_t i = 0; heartbeat != NULL && i < heartbeat->n_waiting; i++) {
+        const Weft__V1__Waiting *w = heartbeat->waiting[i];
+        if (strcmp(w->job, list->deployment->id) == 0 && w->replica == list->replica && w->epoch == list->deployment->replicas[w->replica].epoch) {
+            WaitEdge edge = {member_name(member), w->waits_for, w->operation, w->since_ms, w->expired};
+            g_array_append_val(list->edges, edge);
+        }
+    }
+}
+
+/* What somebody waits for from `worker`; borrowed from a heartbeat, or NULL. */
+static const char *awaited_operation(const Jobs *jobs, const Deployment *d, uint32_t replica, const char *worker)
+{
+    g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
+    EdgeList list = {d, replica, edges};
+    members_each(jobs->options.members, collect_edges, &list);
+    for (guint i = 0; i < edges->len; i++) {
+        if (strcmp(g_array_index(edges, WaitEdge, i).waits_for, worker) == 0) {
+            return g_array_index(edges, WaitEdge, i).operation;
+        }
+    }
+    return NULL;
+}
+
+GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
+{
+    g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
+    EdgeList list = {d, replica, edges};
+    members_each(jobs->options.members, collect_edges, &list);
+    const WaitEdge *sink = wait_graph_sink((const WaitEdge *)edges->data, edges->len, NULL);
+    if (sink == NULL) {
+        return NULL;
+    }
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                       "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT
+                       " ms: start the request again; it runs on the workers that answer",
+                       sink->waits_for, sink->operation, sink->waiter, sink->since_ms);
+}
+
+static void deployment_on_lost(Deployment *d, Member *member, const GError *why)
+{
+    const char *worker = member_name(member);
+    if (d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING) {
+        if (deployment_uses(d, worker)) {
+            g_autoptr(GError) error = member_lost_error(member, d->state == DEPLOYMENT_LOADING ? "load" : "start");
+            deployment_fail(d, error);
+        }
+        return;
+    }
+    for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
+        if (d->replicas[r].live && replica_uses(&d->replicas[r], worker)) {
+            const char *operation = awaited_operation(d->jobs, d, r, worker);
+            g_autoptr(GError) error = member_lost_error(member, operation != NULL ? operation : d->replicas[r].n_active > 0 ? "generate" : NULL);
+            deployment_end_epoch(d, r, error);
+        }
+    }
+}
+
+static void on_lost(Member *member, const GError *why, void *user)
+{
+    Jobs *jobs = user;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        deployment_on_lost(g_ptr_array_index(jobs->deployments, i), member, why);
+    }
+}
+
+static bool is_current(const Deployment *d, uint32_t replica, uint64_t epoch)
+{
+    return d != NULL && replica < d->n_replicas && d->replicas[replica].live && d->replicas[replica].epoch == epoch;
+}
+
+static void on_reported(Member *member, void *user)
+{
+    Jobs *jobs = user;
+    const Weft__V1__Heartbeat *heartbeat = member_heartbeat(member);
+    for (size_t i = 0; i < heartbeat->n_held; i++) {
+        const Weft__V1__Held *held = heartbeat->held[i];
+        Deployment *d = jobs_find(jobs, held->job);
+        if (is_current(d, held->replica, held->epoch) && strcmp(held->state, "failed") == 0) {
+            g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s failed: %s", member_name(member), held->error);
+            deployment_suspect(d, held->replica, error);
+        }
+        if (d != NULL && d->state == DEPLOYMENT_STORED) {
+            deployment_try_adopt(d);
+        }
+    }
+    for (size_t i = 0; i < heartbeat->n_waiting; i++) {
+        const Weft__V1__Waiting *w = heartbeat->waiting[i];
+        Deployment *d = jobs_find(jobs, w->job);
+        if (is_current(d, w->replica, w->epoch) && w->expired) {
+            g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT " ms",
+                                                  w->waits_for, w->operation, member_name(member), w->since_ms);
+            deployment_suspect(d, w->replica, error);
+        }
+    }
+}
+
+static void on_drained(Member *member, void *user)
+{
+    Jobs *jobs = user;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        deployment_kick(g_ptr_array_index(jobs->deployments, i));
+    }
+}
+
+static void on_keep(const Member *member, GPtrArray *keep, void *user)
+{
+    Jobs *jobs = user;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        const Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        for (uint32_t r = 0; r < d->n_replicas; r++) {
+            if (d->replicas[r].live && replica_uses(&d->replicas[r], member_name(member))) {
+                Weft__V1__Keep *item = malloc(sizeof *item);
+                weft__v1__keep__init(item);
+                item->job = strdup(d->id);
+                item->replica = r;
+                item->epoch = d->replicas[r].epoch;
+                g_ptr_array_add(keep, item);
+            }
+        }
+    }
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------ */
+
+Jobs *jobs_new(const JobsOptions *options)
+{
+    Jobs *jobs = g_new0(Jobs, 1);
+    jobs->options = *options;
+    jobs->cluster = g_strdup(options->cluster);
+    jobs->control_address = g_strdup(options->control_address);
+    jobs->deployments = g_ptr_array_new_with_free_func((GDestroyNotify)deployment_free);
+    jobs->epochs = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    jobs->started_us = loop_now_us(options->loop);
+    MembersListener listener = {.attached = on_attached,
+                                .lost = on_lost,
+                                .reported = on_reported,
+                                .drained = on_drained,
+                                .keep = on_keep,
+                                .user = jobs};
+    members_listen(options->members, &listener);
+    return jobs;
+}
+
+void jobs_free(Jobs *jobs)
+{
+    if (jobs == NULL) {
+        return;
+    }
+    MembersListener none = {0};
+    members_listen(jobs->options.members, &none);
+    g_ptr_array_unref(jobs->deployments);
+    g_hash_table_unref(jobs->epochs);
+    g_free(jobs->control_address);
+    g_free(jobs->cluster);
+    g_free(jobs);
+}
+
+static Plan *stored_plan(const StoreRow *row, const JobRecord *record, GError **error)
+{
+    gsize size;
+    const uint8_t *data = g_bytes_get_data(record->plan, &size);
+    Weft__V1__Plan *message = weft__v1__plan__unpack(NULL, size, data);
+    if (message == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "plan of job %s in the state directory is damaged: it will be planned again", row->key);
+        return NULL;
+    }
+    Plan *plan = plan_from_message(message, error);
+    weft__v1__plan__free_unpacked(message, NULL);
+    return plan;
+}
+
+bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
+{
+    JobRecord record = {0};
+    if (!job_record_read(row->key, row->value, &record, error)) {
+        return false;
+    }
+    Plan *plan = stored_plan(row, &record, error);
+    bool ok = plan != NULL && plan->n_replicas == record.n_epochs;
+    if (ok) {
+        Deployment *d = deployment_new(jobs, row->key);
+        d->model_path = g_strdup(record.model);
+        d->wish = (JobWish){.dp = record.dp, .pp = record.pp, .tp = record.tp, .context = record.context, .numerics = (NumericsClass)record.numerics};
+        d->context = record.context;
+        memcpy(d->file_hash.bytes, record.file_hash, sizeof record.file_hash);
+        d->plan = g_steal_pointer(&plan);
+        d->state = DEPLOYMENT_STORED;
+        d->planned_before = true;
+        deployment_lay_out(d);
+        for (uint32_t r = 0; r < d->n_replicas; r++) {
+            d->replicas[r].epoch = record.epochs[r];
+            d->replicas[r].live = true; /* until jobs_restore_epoch says that it ended */
+        }
+        g_ptr_array_add(jobs->deployments, d);
+    } else if (plan != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "job %s in the state directory has %u epochs for %u replicas", row->key, record.n_epochs, plan->n_replicas);
+        plan_free(plan);
+    }
+    job_record_clear(&record);
+    return ok;
+}
+
+/* ---- leases ---------------------------------------------------------------------------------------------------- */
+
+static uint32_t effective_context(const Model *model, const JobWish *wish)
+{
+    return wish->context != 0 ? wish->context : MIN(model->spec->context, CONTEXT_DEFAULT);
+}
+
+static bool deployment_fits(const Deployment *d, const Model *model, const JobWish *wish)
+{
+    bool room = d->plan == NULL || wish->streams <= d->plan->streams || d->wish.streams >= wish->streams;
+    return d->state != DEPLOYMENT_STOPPED && room && hash128_equal(&d->file_hash, &model->spec->file_hash) &&
+           d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
+           d->wish.tp == wish->tp;
+}
+
+/* A short id that people can read: the model's name and four random digits. */
+static char *job_id(Jobs *jobs, const Model *model)
+{
+    g_autoptr(GString) base = g_string_new(NULL);
+    for (const char *c = model->name; *c != '\0' && base->len < 24; c++) {
+        char lower = g_ascii_tolower(*c);
+        if (g_ascii_isalnum(lower)) {
+            g_string_append_c(base, lower);
+        } else if (base->len > 0 && base->str[base->len - 1] != '-') {
+            g_string_append_c(base, '-');
+        }
+    }
+    for (;;) {
+        uint16_t digits = (uint16_t)random_u64(jobs->options.random);
+        g_autofree char *id = g_strdup_printf("%s%s%04x", base->len > 0 ? base->str : "model", g_str_has_suffix(base->str, "-") ? "" : "-", digits);
+        if (jobs_find(jobs, id) == NULL && jobs_epoch(jobs, id, 0) == 0) {
+            return g_steal_pointer(&id);
+        }
+    }
+}
+
+static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish)
+{
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        if (deployment_fits(d, model, wish)) {
+            if (d->model == NULL) {
+                d->model = model_ref(model);
+            }
+            return d;
+        }
+    }
+    g_autofree char *id = job_id(jobs, model);
+    Deployment *d = deployment_new(jobs, id);
+    d->model = model_ref(model);
+    d->model_path = g_strdup(model->path);
+    d->wish = *wish;
+    d->context = effective_context(model, wish);
+    d->file_hash = model->spec->file_hash;
+    g_ptr_array_add(jobs->deployments, d);
+    return d;
+}
+
+Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks, void *user)
+{
+    Deployment *d = jobs_deployment(jobs, model, wish);
+    Lease *lease = g_new0(Lease, 1);
+    lease->deployment = d;
+    lease->jobs = jobs;
+    lease->callbacks = callbacks;
+    lease->user = user;
+    if (d->state != DEPLOYMENT_READY && d->waiting.length == 0) {
+        d->asked_us = loop_now_us(jobs->options.loop);
+        d->n_attempts = 0;
+    }
+    g_queue_push_tail(&d->waiting, lease);
+    deployment_kick(d);
+    return lease;
+}
+
+void lease_release(Lease *lease)
+{
+    Deployment *d = lease->deployment;
+    if (lease->state == LEASE_WAITING) {
+        g_queue_remove(&d->waiting, lease);
+    } else if (lease->state == LEASE_ACTIVE) {
+        g_queue_remove(&d->active, lease);
+        d->replicas[lease->replica].n_active--;
+        d->used_us = loop_now_us(lease->jobs->options.loop);
+        d->load_s = 0;
+        deployment_kick(d);
+    }
+    g_free(lease);
+}
+
+void lease_report(Lease *lease, const GError *error)
+{
+    if (lease->state == LEASE_ACTIVE) {
+        deployment_suspect(lease->deployment, lease->replica, error);
+    }
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+typedef struct SnapshotBuild {
+    const Jobs *jobs;
+    const char *except;
+    GArray *members; /* of PlanMember */
+    GPtrArray *strings;
+} SnapshotBuild;
+
+static const char *snapshot_string(SnapshotBuild *build, const char *text)
+{
+    char *copy = g_strdup(text);
+    g_ptr_array_add(build->strings, copy);
+    return copy;
+}
+
+static uint64_t bytes_of_others(const SnapshotBuild *build, const char *worker)
+{
+    uint64_t bytes = 0;
+    for (guint i = 0; i < build->jobs->deployments->len; i++) {
+        const Deployment *d = g_ptr_array_index(build->jobs->deployments, i);
+        if (build->except == NULL || (strcmp(build->except, JOBS_ALL) != 0 && strcmp(d->id, build->except) != 0)) {
+            bytes += deployment_bytes_on(d, worker);
+        }
+    }
+    return bytes;
+}
+
+static void snapshot_member(Member *member, void *user)
+{
+    SnapshotBuild *build = user;
+    const Weft__V1__Hello *hello = member_hello(member);
+    if (hello == NULL || !member_attached(member)) {
+        return;
+    }
+    PlanMember m = {.worker = snapshot_string(build, member_name(member)),
+                    .numerics_version = hello->numerics_version,
+                    .numerics_classes = hello->numerics_classes,
+                    .threads = hello->threads,
+                    .usable = member_usable(member),
+                    .host = hello->host[0] != '\0' ? snapshot_string(build, hello->host) : NULL};
+    uint64_t taken = bytes_of_others(build, m.worker);
+    m.memory_bytes = hello->memory_bytes > taken ? hello->memory_bytes - taken : 0;
+    for (size_t i = 0; i < hello->n_packed; i++) {
+        if (hello->packed[i]->type < DTYPE_LIMIT) {
+            m.packed_block_bytes[hello->packed[i]->type] = hello->packed[i]->block_bytes;
+        }
+    }
+    if (hello->measured != NULL) {
+        m.read_bytes_per_s = hello->measured->read_bytes_per_s;
+        m.int8_ops_per_s = hello->measured->int8_ops_per_s;
+        m.f32_ops_per_s = hello->measured->f32_ops_per_s;
+        m.link_latency_s = hello->measured->link_latency_s;
+        m.link_bytes_per_s = hello->measured->link_bytes_per_s;
+    }
+    g_array_append_val(build->members, m);
+}
+
+MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job)
+{
+    SnapshotBuild build = {jobs, except_job, g_array_new(FALSE, TRUE, sizeof(PlanMember)), g_ptr_array_new_with_free_func(g_free)};
+    members_each(jobs->options.members, snapshot_member, &build);
+    uint32_t n = build.members->len;
+    return (MemberSnapshot){(PlanMember *)g_array_free(build.members, FALSE), n, build.strings};
+}
+
+void member_snapshot_free(MemberSnapshot *snapshot)
+{
+    g_clear_pointer(&snapshot->members, g_free);
+    g_clear_pointer(&snapshot->strings, g_ptr_array_unref);
+}
+
+static bool is_idle(const Deployment *d)
+{
+    bool busy = d->state == DEPLOYMENT_PLANNING || d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING;
+    return !busy && d->waiting.length == 0 && d->active.length == 0;
+}
+
+static void jobs_remove(Jobs *jobs, Deployment *d)
+{
+    deployment_unload(d);
+    g_ptr_array_remove(jobs->deployments, d);
+}
+
+bool jobs_make_room(Jobs *jobs, const Deployment *d)
+{
+    Deployment *oldest = NULL;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        Deployment *other = g_ptr_array_index(jobs->deployments, i);
+        if (other != d && is_idle(other) && (oldest == NULL || other->used_us < oldest->used_us)) {
+            oldest = other;
+        }
+    }
+    if (oldest != NULL) {
+        jobs_remove(jobs, oldest);
+    }
+    return oldest != NULL;
+}
+
+static bool is_of_model(const Deployment *d, const char *model)
+{
+    if (model[0] == '\0' || strcmp(d->id, model) == 0 || strcmp(d->model_path, model) == 0) {
+        return true;
+    }
+    g_autofree char *base = g_path_get_basename(d->model_path);
+    g_autofree char *wished = g_path_get_basename(model);
+    g_autofree char *with_suffix = g_strconcat(wished, ".gguf", NULL);
+    return strcmp(base, wished) == 0 || strcmp(base, with_suffix) == 0;
+}
+
+bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error)
+{
+    g_autoptr(GPtrArray) found = g_ptr_array_new();
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        if (!is_of_model(d, model)) {
+            continue;
+        }
+        if (!is_idle(d)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "job %s runs %u requests: wait for them or cancel them", d->id,
+                        d->active.length + d->waiting.length);
+            return false;
+        }
+        g_ptr_array_add(found, d);
+    }
+    for (guint i = 0; i < found->len; i++) {
+        jobs_remove(jobs, g_ptr_array_index(found, i));
+    }
+    *n_out = found->len;
+    return true;
+}
+
+void jobs_describe(const Jobs *jobs, void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user)
+{
+    int64_t now = loop_now_us(jobs->options.loop);
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        const Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        g_autofree char *layout = d->plan != NULL ? plan_layout_text(d->plan) : g_strdup("");
+        Weft__V1__Job job = WEFT__V1__JOB__INIT;
+        job.id = d->id;
+        job.kind = (char *)"serve";
+        job.model = d->model_path;
+        job.state = (char *)deployment_state_text(d);
+        job.layout = layout;
+        job.epoch = d->n_replicas > 0 ? d->replicas[0].epoch : 0;
+        job.age_ms = (uint64_t)(now - d->created_us) / 1000;
+        job.error = d->error != NULL ? d->error->message : (char *)"";
+        job.active_requests = d->active.length + d->waiting.length;
+        fn(&job, d->n_replicas > 0 && d->state == DEPLOYMENT_READY ? d->plan : NULL, user);
+    }
+}

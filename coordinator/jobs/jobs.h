@@ -1,0 +1,82 @@
+/* Jobs: deployments of models on workers, from a wish to ranks that serve, and back when one dies. Loop thread only.
+ *
+ * A request takes a Lease: it waits until a deployment like its wish is ready (planned, loaded, started if need be), holds one replica of it while it runs,
+ * and hears if that replica's epoch ends. */
+#pragma once
+
+#include "coordinator/jobs/models.h"
+#include "coordinator/members.h"
+#include "coordinator/work_pool.h"
+#include "proto/base/random.h"
+#include "proto/plan/plan.h"
+#include "weft/v1/admin.pb-c.h"
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct Jobs Jobs;
+typedef struct Lease Lease;
+
+typedef struct JobsOptions {
+    Loop *loop;
+    Store *store;
+    Log *log;
+    Random *random;
+    WorkPool *pool;
+    Members *members; /* jobs_new becomes its listener */
+    Models *models;
+    const char *cluster;
+    uint64_t generation;
+    const char *control_address; /* where workers fetch slices from this coordinator; copied */
+} JobsOptions;
+
+Jobs *jobs_new(const JobsOptions *options);
+void jobs_free(Jobs *jobs); /* NULL-safe; leases are forgotten without a call */
+/* Rows found at start: jobs, then epochs. */
+bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error);
+bool jobs_restore_epoch(Jobs *jobs, const StoreRow *row, GError **error);
+
+typedef struct JobWish {
+    uint32_t dp, pp, tp;  /* 0 = planner's choice */
+    uint32_t context;     /* 0 = min(model's, 8192) */
+    uint32_t streams;     /* sequences at once; 0 = as fits */
+    NumericsClass numerics;
+} JobWish;
+
+typedef struct LeaseInfo {
+    const char *job;
+    const Plan *plan;
+    uint32_t replica;
+    uint64_t epoch;
+    const char *leader; /* node id of stage 0, rank 0 */
+    RpcChannel *channel; /* to it */
+    double load_s;      /* from the wish to ready; 0 if it was ready */
+} LeaseInfo;
+
+typedef struct LeaseCallbacks {
+    void (*progress)(const char *text, double fraction, const char *worker, void *user);
+    void (*ready)(const LeaseInfo *info, void *user); /* at most once; info is valid until release or failed */
+    /* It could not be had, or its epoch ended: names worker and operation. At most once, nothing follows; lease_release is still due. */
+    void (*failed)(const GError *error, void *user);
+} LeaseCallbacks;
+
+/* Never calls back inside. model: a reference is taken. */
+Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks, void *user);
+void lease_release(Lease *lease); /* always, once; nothing is called afterwards */
+/* The leader's call ended with an error of a worker or peer: the replica's epoch is over. failed() follows, with the culprit's name. */
+void lease_report(Lease *lease, const GError *error);
+
+/* Stops deployments of a model ("" = all) that no request uses; returns how many. INVALID while one is in use. */
+bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error);
+/* Planner's view of the members now, PlanMember with strings borrowed from `strings` (to be freed after): array of n. */
+typedef struct MemberSnapshot {
+    PlanMember *members;
+    uint32_t n;
+    GPtrArray *strings;
+} MemberSnapshot;
+MemberSnapshot *jobs_snapshot(const Jobs *jobs, const char *except_job /* memory that this job holds counts as free; may be NULL */);
+void member_snapshot_free(MemberSnapshot *snapshot);
+
+/* Calls fn for each deployment with a description whose strings live until fn returns. */
+void jobs_describe(const Jobs *jobs, void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user);

@@ -1,0 +1,439 @@
+/* One task a model: resolve the name, open and check the file, hash its slices (or take the manifest that was computed for the same path, sizes and
+ * times), load vocabulary and template. Tasks for the same name wait for the first.
+ *
+ * 1. `open` has at most one entry a name; an entry is LOADING (waiters) or has its Model and the identity of the files it was read from.
+ * 2. A Model is immutable once published; requests hold references, so that a replaced file does not pull the old mapping away.
+ * 3. Pool threads see only the task and, under its lock, the manifest table. */
+#include "coordinator/jobs/models.h"
+
+#include "proto/base/error.h"
+#include "proto/model/model_message.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define HASH_BYTES 16u
+
+struct Models {
+    WorkPool *pool;
+    Store *store;
+    char *dir;
+    GHashTable *open; /* name -> ModelEntry */
+    GMutex lock;      /* manifests */
+    GHashTable *manifests; /* identity -> GBytes */
+};
+
+typedef struct ModelWaiter {
+    ModelOpened done;
+    void *user;
+} ModelWaiter;
+
+typedef struct ModelEntry {
+    Model *model;
+    char *identity;
+    bool loading;
+    GArray *waiters; /* of ModelWaiter */
+} ModelEntry;
+
+typedef struct ModelTask {
+    Models *models;
+    char *name, *dir;
+    char *known_identity; /* of the entry's model: unchanged = nothing to do */
+    /* results */
+    Model *model;
+    char *identity;
+    GBytes *manifest; /* new, to be stored */
+    GError *error;
+} ModelTask;
+
+Model *model_ref(Model *model)
+{
+    g_atomic_ref_count_inc(&model->refs);
+    return model;
+}
+
+void model_unref(Model *model)
+{
+    if (model == NULL || !g_atomic_ref_count_dec(&model->refs)) {
+        return;
+    }
+    if (model->chat != NULL) {
+        chat_template_free(model->chat);
+    }
+    if (model->tokenizer != NULL) {
+        tokenizer_free(model->tokenizer);
+    }
+    g_clear_error(&model->chat_error);
+    g_clear_error(&model->tokenizer_error);
+    model_spec_free(model->spec);
+    if (model->gguf != NULL) {
+        gguf_free(model->gguf);
+    }
+    g_free(model->slice_hashes);
+    g_free(model->first_slice);
+    g_free(model->name);
+    g_free(model->path);
+    g_free(model);
+}
+
+Weft__V1__Model *model_message(const Model *model, bool with_tensors)
+{
+    const ModelSpec *spec = model->spec;
+    Weft__V1__Model *message = model_to_message(spec, with_tensors);
+    for (uint32_t i = 0; with_tensors && i < spec->n_tensors; i++) {
+        const Hash128 *hashes = (const Hash128 *)(model->slice_hashes + (size_t)model->first_slice[i] * HASH_BYTES);
+        model_message_set_hashes(message, i, hashes, spec->tensors[i].n_slices);
+    }
+    g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
+    for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++) {
+        g_ptr_array_add(names, g_path_get_basename(gguf_file_path(model->gguf, i)));
+    }
+    model_message_set_files(message, (const char *const *)names->pdata, names->len);
+    return message;
+}
+
+/* ---- names ----------------------------------------------------------------------------------------------------- */
+
+static char *resolve_existing(const char *path)
+{
+    char *real = realpath(path, NULL);
+    char *copy = g_strdup(real);
+    free(real);
+    return copy;
+}
+
+char *models_resolve(const char *dir, const char *name, GError **error)
+{
+    if (dir == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "model %s: this coordinator has no models directory: start it with --models DIR", name);
+        return NULL;
+    }
+    g_autofree char *root = resolve_existing(dir);
+    if (root == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "models directory %s: %s: start the coordinator with another --models", dir, g_strerror(errno));
+        return NULL;
+    }
+    g_autofree char *wished = g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(root, name, NULL);
+    g_autofree char *real = resolve_existing(wished);
+    if (real == NULL && !g_str_has_suffix(wished, ".gguf")) {
+        g_autofree char *with_suffix = g_strconcat(wished, ".gguf", NULL);
+        real = resolve_existing(with_suffix);
+    }
+    if (real == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "no such model file: %s: looked under %s on the coordinator's host", name, root);
+        return NULL;
+    }
+    size_t n = strlen(root);
+    bool inside = strncmp(real, root, n) == 0 && (real[n] == '/' || strcmp(root, "/") == 0);
+    if (!inside) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED, "model %s lies outside the models directory %s: move it there, or start the coordinator with another --models",
+                    name, root);
+        return NULL;
+    }
+    struct stat st;
+    if (stat(real, &st) != 0 || !S_ISREG(st.st_mode)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s is not a regular file: name a GGUF file", name);
+        return NULL;
+    }
+    return g_steal_pointer(&real);
+}
+
+/* ---- on the pool ----------------------------------------------------------------------------------------------- */
+
+static bool identity_add(GString *out, const char *path, GError **error)
+{
+    struct stat st;
+    if (stat(path, &st) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "model file %s: %s", path, g_strerror(errno));
+        return false;
+    }
+    g_string_append_printf(out, "%s %" G_GINT64_FORMAT " %" G_GINT64_FORMAT ".%09ld;", path, (gint64)st.st_size, (gint64)st.st_mtim.tv_sec,
+                           st.st_mtim.tv_nsec);
+    return true;
+}
+
+static char *gguf_identity(const Gguf *gguf, GError **error)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    for (uint32_t i = 0; i < gguf_n_files(gguf); i++) {
+        if (!identity_add(text, gguf_file_path(gguf, i), error)) {
+            return NULL;
+        }
+    }
+    return g_string_free(g_steal_pointer(&text), FALSE);
+}
+
+/* The files that a known identity names are as they were. */
+static bool identity_holds(const char *identity)
+{
+    g_auto(GStrv) parts = g_strsplit(identity, ";", -1);
+    for (char **part = parts; *part != NULL && **part != '\0'; part++) {
+        g_autoptr(GString) now = g_string_new(NULL);
+        char *space = strrchr(*part, ' ');
+        g_autofree char *path = NULL;
+        if (space != NULL) {
+            path = g_strndup(*part, (gsize)(space - *part));
+            char *second = strrchr(path, ' ');
+            if (second != NULL) {
+                *second = '\0';
+            }
+        }
+        g_autofree char *expected = g_strconcat(*part, ";", NULL);
+        if (path == NULL || !identity_add(now, path, NULL) || strcmp(now->str, expected) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool model_index_slices(Model *model, GError **error)
+{
+    const ModelSpec *spec = model->spec;
+    uint64_t n = 0;
+    model->first_slice = g_new0(uint32_t, spec->n_tensors + 1);
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        n += spec->tensors[i].n_slices;
+        if (n > UINT32_MAX / HASH_BYTES) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s has more than %u slices", model->name, UINT32_MAX / HASH_BYTES);
+            return false;
+        }
+        model->first_slice[i + 1] = (uint32_t)n;
+    }
+    return true;
+}
+
+static size_t largest_slice(const ModelSpec *spec)
+{
+    size_t largest = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        for (uint32_t s = 0; s < spec->tensors[i].n_slices; s++) {
+            largest = MAX(largest, model_spec_slice_bytes(spec, &spec->tensors[i], s));
+        }
+    }
+    return largest;
+}
+
+static bool model_hash_slices(Model *model, GError **error)
+{
+    const ModelSpec *spec = model->spec;
+    g_autofree uint8_t *buffer = g_try_malloc(largest_slice(spec));
+    if (buffer == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for a slice of model %s", model->name);
+        return false;
+    }
+    model->slice_hashes = g_malloc0((gsize)model->first_slice[spec->n_tensors] * HASH_BYTES);
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *tensor = &spec->tensors[i];
+        for (uint32_t s = 0; s < tensor->n_slices; s++) {
+            gguf_copy_slice(model->gguf, spec, tensor, s, buffer);
+            Hash128 hash = hash128(buffer, model_spec_slice_bytes(spec, tensor, s));
+            memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES, hash.bytes, HASH_BYTES);
+        }
+    }
+    model->spec->file_hash = gguf_hash(model->gguf);
+    return true;
+}
+
+static bool model_take_manifest(Model *model, GBytes *manifest)
+{
+    gsize size;
+    const uint8_t *data = g_bytes_get_data(manifest, &size);
+    size_t expected = ((size_t)model->first_slice[model->spec->n_tensors] + 1) * HASH_BYTES;
+    if (size != expected) {
+        return false;
+    }
+    memcpy(model->spec->file_hash.bytes, data, HASH_BYTES);
+    model->slice_hashes = g_memdup2(data + HASH_BYTES, size - HASH_BYTES);
+    return true;
+}
+
+static GBytes *model_manifest(const Model *model)
+{
+    size_t n = (size_t)model->first_slice[model->spec->n_tensors] * HASH_BYTES;
+    GByteArray *bytes = g_byte_array_sized_new((guint)(n + HASH_BYTES));
+    g_byte_array_append(bytes, model->spec->file_hash.bytes, HASH_BYTES);
+    g_byte_array_append(bytes, model->slice_hashes, (guint)n);
+    return g_byte_array_free_to_bytes(bytes);
+}
+
+static void model_load_text(Model *model)
+{
+    const char *source;
+    size_t length;
+    model->tokenizer = tokenizer_from_gguf(model->gguf, &model->tokenizer_error);
+    if (gguf_get_string(model->gguf, "tokenizer.chat_template", &source, &length, &model->chat_error)) {
+        model->chat = chat_template_parse(source, length, &model->chat_error);
+    }
+}
+
+static Model *model_load(ModelTask *task, const char *path)
+{
+    Model *model = g_new0(Model, 1);
+    g_atomic_ref_count_init(&model->refs);
+    model->path = g_strdup(path);
+    model->gguf = gguf_open(path, &task->error);
+    model->spec = model->gguf != NULL ? gguf_model_spec(model->gguf, &task->error) : NULL;
+    task->identity = model->spec != NULL ? gguf_identity(model->gguf, &task->error) : NULL;
+    if (task->identity == NULL) {
+        model_unref(model);
+        return NULL;
+    }
+    model->name = g_strdup(model->spec->name);
+    Models *models = task->models;
+    g_mutex_lock(&models->lock);
+    GBytes *known = g_hash_table_lookup(models->manifests, task->identity);
+    g_autoptr(GBytes) manifest = known != NULL ? g_bytes_ref(known) : NULL;
+    g_mutex_unlock(&models->lock);
+    bool ok = model_index_slices(model, &task->error);
+    if (ok && (manifest == NULL || !model_take_manifest(model, manifest))) {
+        ok = model_hash_slices(model, &task->error);
+        task->manifest = ok ? model_manifest(model) : NULL;
+    }
+    if (!ok) {
+        model_unref(model);
+        return NULL;
+    }
+    model_load_text(model);
+    return model;
+}
+
+static void model_task_work(void *user)
+{
+    ModelTask *task = user;
+    if (task->known_identity != NULL && identity_holds(task->known_identity)) {
+        return;
+    }
+    g_autofree char *path = models_resolve(task->dir, task->name, &task->error);
+    if (path != NULL) {
+        task->model = model_load(task, path);
+    }
+}
+
+/* ---- on the loop ----------------------------------------------------------------------------------------------- */
+
+static void model_entry_free(void *data)
+{
+    ModelEntry *entry = data;
+    model_unref(entry->model);
+    g_free(entry->identity);
+    g_array_unref(entry->waiters);
+    g_free(entry);
+}
+
+static void model_task_free(void *user)
+{
+    ModelTask *task = user;
+    model_unref(task->model);
+    g_clear_pointer(&task->manifest, g_bytes_unref);
+    g_clear_error(&task->error);
+    g_free(task->known_identity);
+    g_free(task->identity);
+    g_free(task->name);
+    g_free(task->dir);
+    g_free(task);
+}
+
+static void models_publish(Models *models, ModelTask *task, ModelEntry *entry)
+{
+    if (task->manifest != NULL) {
+        g_mutex_lock(&models->lock);
+        g_hash_table_replace(models->manifests, g_strdup(task->identity), g_bytes_ref(task->manifest));
+        g_mutex_unlock(&models->lock);
+        store_put(models->store, STORE_MANIFESTS, task->identity, g_bytes_ref(task->manifest), NULL, NULL);
+    }
+    if (task->model != NULL) {
+        model_unref(entry->model);
+        entry->model = g_steal_pointer(&task->model);
+        g_free(entry->identity);
+        entry->identity = g_steal_pointer(&task->identity);
+    }
+}
+
+static void model_task_done(void *user)
+{
+    ModelTask *task = user;
+    Models *models = task->models;
+    ModelEntry *entry = g_hash_table_lookup(models->open, task->name);
+    models_publish(models, task, entry);
+    entry->loading = false;
+    GArray *waiters = entry->waiters;
+    entry->waiters = g_array_new(FALSE, FALSE, sizeof(ModelWaiter));
+    Model *model = task->error == NULL ? model_ref(entry->model) : NULL;
+    if (model == NULL) {
+        g_hash_table_remove(models->open, task->name);
+    }
+    for (guint i = 0; i < waiters->len; i++) {
+        ModelWaiter *w = &g_array_index(waiters, ModelWaiter, i);
+        w->done(model, task->error, w->user);
+    }
+    g_array_unref(waiters);
+    model_unref(model);
+    model_task_free(task);
+}
+
+Models *models_new(WorkPool *pool, Store *store, const char *dir)
+{
+    Models *models = g_new0(Models, 1);
+    models->pool = pool;
+    models->store = store;
+    models->dir = g_strdup(dir);
+    models->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, model_entry_free);
+    models->manifests = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_bytes_unref);
+    g_mutex_init(&models->lock);
+    return models;
+}
+
+void models_free(Models *models)
+{
+    if (models == NULL) {
+        return;
+    }
+    g_hash_table_unref(models->open);
+    g_hash_table_unref(models->manifests);
+    g_mutex_clear(&models->lock);
+    g_free(models->dir);
+    g_free(models);
+}
+
+void models_restore(Models *models, const StoreRow *row)
+{
+    g_hash_table_replace(models->manifests, g_strdup(row->key), g_bytes_ref(row->value));
+}
+
+void models_open(Models *models, const char *name, ModelOpened done, void *user)
+{
+    ModelEntry *entry = g_hash_table_lookup(models->open, name);
+    if (entry == NULL) {
+        entry = g_new0(ModelEntry, 1);
+        entry->waiters = g_array_new(FALSE, FALSE, sizeof(ModelWaiter));
+        g_hash_table_replace(models->open, g_strdup(name), entry);
+    }
+    ModelWaiter waiter = {done, user};
+    g_array_append_val(entry->waiters, waiter);
+    if (entry->loading) {
+        return;
+    }
+    entry->loading = true;
+    ModelTask *task = g_new0(ModelTask, 1);
+    task->models = models;
+    task->name = g_strdup(name);
+    task->dir = g_strdup(models->dir);
+    task->known_identity = g_strdup(entry->identity);
+    work_pool_run_full(models->pool, model_task_work, model_task_done, model_task_free, task);
+}
+
+Model *models_by_hash(const Models *models, const uint8_t hash[16])
+{
+    GHashTableIter iter;
+    void *value;
+    g_hash_table_iter_init(&iter, models->open);
+    while (g_hash_table_iter_next(&iter, NULL, &value)) {
+        ModelEntry *entry = value;
+        if (entry->model != NULL && memcmp(entry->model->spec->file_hash.bytes, hash, HASH_BYTES) == 0) {
+            return entry->model;
+        }
+    }
+    return NULL;
+}
