@@ -69,13 +69,15 @@ void lease_report(Lease *lease, const GError *error);
 
 /* Stops deployments of a model ("" = all) that no request uses; returns how many. INVALID while one is in use. */
 bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error);
-/* Planner's view of the members now, PlanMember with strings borrowed from `strings` (to be freed after): array of n. */
+/* The planner's view of the members now; names are borrowed from `strings`. */
 typedef struct MemberSnapshot {
     PlanMember *members;
     uint32_t n;
     GPtrArray *strings;
 } MemberSnapshot;
-MemberSnapshot *jobs_snapshot(const Jobs *jobs, const char *except_job /* memory that this job holds counts as free; may be NULL */);
+#define JOBS_ALL "*"
+/* except_job: memory that this job holds counts as free (JOBS_ALL: that all of them hold); NULL: none. */
+MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job);
 void member_snapshot_free(MemberSnapshot *snapshot);
 
 /* Calls fn for each deployment with a description whose strings live until fn returns. */

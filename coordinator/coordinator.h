@@ -1,0 +1,44 @@
+/* Coordinator: the whole daemon as one object, so that a test process can host a cluster. */
+#pragma once
+
+#include "coordinator/store/store.h"
+#include "proto/base/log.h"
+#include "proto/base/loop.h"
+#include "proto/base/random.h"
+#include "transport/rpc/rpc.h"
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct CoordinatorOptions {
+    Loop *loop;
+    RpcTransport *transport;
+    Log *log;
+    Random *random;
+    Store *store;              /* taken always */
+    const char *listen;        /* control: mutual TLS */
+    const char *join_listen;
+    const char *health_listen; /* NULL: none. Plaintext, health only */
+    const char *advertise;     /* host that others reach this one by; NULL: from listen, or this host's first address */
+    const char *state_dir;     /* NULL: keys and credentials are kept nowhere (tests) */
+    const char *models_dir;    /* NULL: models are refused */
+    unsigned threads;          /* of the work pool; 0 = on the loop */
+    double (*lag_ms)(void *user); /* loop lag for status; NULL: 0 */
+    void *lag_user;
+    LoopFn on_stop;            /* an administrator asked the coordinator to stop */
+    void *stop_user;
+} CoordinatorOptions;
+
+typedef struct Coordinator Coordinator;
+
+/* Texts are copied. */
+Coordinator *coordinator_new(const CoordinatorOptions *options);
+/* Reads the state, makes what is missing, raises the generation and opens the listeners; started(NULL) once it serves, started(error) when it cannot
+ * (then only coordinator_free is left to do). Posted, once. */
+void coordinator_start(Coordinator *c, void (*started)(const GError *error, void *user), void *user);
+void coordinator_free(Coordinator *c); /* NULL-safe; ends calls, finishes writes */
+
+/* Addresses really bound; borrowed, NULL before it serves. */
+const char *coordinator_control_address(const Coordinator *c);
+const char *coordinator_join_address(const Coordinator *c);

@@ -1,0 +1,35 @@
+/* What the services of the coordinator share. Private to coordinator/: filled by coordinator.c, read by admin_service.c, cluster_service.c and requests. */
+#pragma once
+
+#include "coordinator/ca/authority.h"
+#include "coordinator/ca/join_gate.h"
+#include "coordinator/ca/tokens.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/gateway/requests/requests.h"
+#include "coordinator/jobs/jobs.h"
+#include "coordinator/jobs/models.h"
+#include "coordinator/jobs/slices_service.h"
+#include "coordinator/members.h"
+#include "coordinator/work_pool.h"
+
+typedef struct Parts {
+    CoordinatorOptions options;
+    char *cluster;
+    uint64_t generation;
+    uint8_t generation_id[16];
+    int64_t started_us;
+    char *control_address, *join_address; /* as others reach them */
+    WorkPool *pool;
+    Authority *authority;
+    TokenBook *tokens;
+    JoinGate *gate;
+    Members *members;
+    Models *models;
+    Jobs *jobs;
+    Requests *requests;
+    SlicesService slices;
+    RpcServer *control, *health;
+} Parts;
+
+void cluster_service_add(RpcServer *server, Parts *parts);
+void admin_service_add(RpcServer *server, Parts *parts);
