@@ -407,9 +407,9 @@ static bool member_attach(Member *m, RpcCall *call, const Weft__V1__Hello *hello
         }
         member_settle(m, false);
         member_save(m, NULL, NULL);
-        if (members->listener.attached != NULL) {
-            members->listener.attached(m, restarted, members->listener.user);
-        }
+    }
+    if (members->listener.attached != NULL) {
+        members->listener.attached(m, fresh, members->listener.user);
     }
     return true;
 }

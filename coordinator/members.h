@@ -31,9 +31,9 @@ typedef struct Member Member;
 
 /* What the rest of the coordinator hears. Every slot may be NULL. */
 typedef struct MembersListener {
-    /* After its hello was accepted; restarted: another process than before, which has lost what it held. */
-    void (*attached)(Member *member, bool restarted, void *user);
-    /* Left the cluster's live part: why names it. Once per attachment; the member's call and channel are gone. */
+    /* After each hello that was accepted; fresh: it begins an attachment, else the same process is back within one (and may have dropped what it held). */
+    void (*attached)(Member *member, bool fresh, void *user);
+    /* Left the cluster's live part: why names it. Once per attachment, after attached(fresh). */
     void (*lost)(Member *member, const GError *why, void *user);
     void (*reported)(Member *member, void *user); /* a heartbeat was taken */
     void (*drained)(Member *member, void *user);  /* draining began or ended */

@@ -92,14 +92,6 @@ void jobs_settle_members(Jobs *jobs)
     members_each(jobs->options.members, serving_member, jobs);
 }
 
-static void on_attached(Member *member, bool restarted, void *user)
-{
-    Jobs *jobs = user;
-    for (guint i = 0; i < jobs->deployments->len; i++) {
-        deployment_kick(g_ptr_array_index(jobs->deployments, i));
-    }
-}
-
 static bool replica_uses(const ReplicaState *replica, const char *worker)
 {
     for (uint32_t k = 0; k < replica->n_ranks; k++) {
@@ -188,6 +180,37 @@ static void on_lost(Member *member, const GError *why, void *user)
 static bool is_current(const Deployment *d, uint32_t replica, uint64_t epoch)
 {
     return d != NULL && replica < d->n_replicas && d->replicas[replica].live && d->replicas[replica].epoch == epoch;
+}
+
+/* A worker that was away for a while fences itself (DESIGN 7.6): what it does not hold any more is over. */
+static void check_held(Deployment *d, Member *member)
+{
+    for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
+        for (uint32_t k = 0; d->replicas[r].live && k < d->replicas[r].n_ranks; k++) {
+            const RankState *rank = &d->replicas[r].ranks[k];
+            if (strcmp(rank->worker, member_name(member)) != 0) {
+                continue;
+            }
+            const Weft__V1__Held *held = member_held(member, d->id, r, rank->stage, rank->rank);
+            if (held == NULL || held->epoch != d->replicas[r].epoch) {
+                g_autoptr(GError) error =
+                    g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s was cut off and has ended its part: start the request again", rank->worker);
+                deployment_end_epoch(d, r, error);
+            }
+        }
+    }
+}
+
+static void on_attached(Member *member, bool fresh, void *user)
+{
+    Jobs *jobs = user;
+    for (guint i = 0; i < jobs->deployments->len; i++) {
+        Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        if (!fresh) {
+            check_held(d, member);
+        }
+        deployment_kick(d);
+    }
 }
 
 static void on_reported(Member *member, void *user)

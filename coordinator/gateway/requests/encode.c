@@ -1,0 +1,176 @@
+/* From what a client sent to the token ids of each sequence. Runs on the pool: touches only its own run. */
+#include "coordinator/gateway/requests/run.h"
+
+#include "proto/base/error.h"
+
+#include <string.h>
+
+static bool need_tokenizer(Run *run)
+{
+    if (run->model->tokenizer != NULL) {
+        return true;
+    }
+    run->error = g_error_copy(run->model->tokenizer_error);
+    g_prefix_error(&run->error, "model %s has no usable vocabulary: ", run->model->name);
+    return false;
+}
+
+static char *token_text(const Tokenizer *t, int64_t id)
+{
+    size_t length = 0;
+    const char *piece = id >= 0 ? tokenizer_piece(t, (uint32_t)id, true, &length) : NULL;
+    return piece != NULL ? g_strndup(piece, length) : g_strdup("");
+}
+
+static GArray *encode_chat(Run *run)
+{
+    const Weft__V1__RunRequest *r = run->request;
+    const Tokenizer *t = run->model->tokenizer;
+    if (run->model->chat == NULL) {
+        run->error = run->model->chat_error != NULL ? g_error_copy(run->model->chat_error)
+                                                    : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "model %s has no chat template: send a prompt", run->model->name);
+        return NULL;
+    }
+    g_autofree ChatMessageText *messages = g_new0(ChatMessageText, r->n_messages);
+    for (size_t i = 0; i < r->n_messages; i++) {
+        messages[i] = (ChatMessageText){r->messages[i]->role, r->messages[i]->content};
+    }
+    g_autofree char *bos = token_text(t, tokenizer_bos(t));
+    g_autofree char *eos = token_text(t, tokenizer_eos(t));
+    g_autofree char *text = chat_template_render(run->model->chat, messages, (unsigned)r->n_messages, true, bos, eos, CHAT_LIMITS_DEFAULT, &run->error);
+    if (text == NULL) {
+        return NULL;
+    }
+    bool has_bos = bos[0] != '\0' && g_str_has_prefix(text, bos);
+    return tokenizer_encode(t, text, strlen(text), !has_bos, true, &run->error);
+}
+
+static GArray *copy_ids(Run *run)
+{
+    const Weft__V1__RunRequest *r = run->request;
+    for (size_t i = 0; i < r->n_prompt_ids; i++) {
+        if (r->prompt_ids[i] >= run->model->spec->vocab_size) {
+            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "prompt id %u is out of range: the vocabulary has %u", r->prompt_ids[i],
+                                     run->model->spec->vocab_size);
+            return NULL;
+        }
+    }
+    GArray *ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), (guint)r->n_prompt_ids);
+    return g_array_append_vals(ids, r->prompt_ids, (guint)r->n_prompt_ids);
+}
+
+static GArray *random_ids(Run *run, uint32_t n)
+{
+    GArray *ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), n);
+    const Tokenizer *t = run->model->tokenizer;
+    while (ids->len < n) {
+        uint32_t id = (uint32_t)(random_u64(run->owner->options.random) % run->model->spec->vocab_size);
+        if (t == NULL || id >= tokenizer_size(t) || !tokenizer_is_control(t, id)) {
+            g_array_append_val(ids, id);
+        }
+    }
+    return ids;
+}
+
+static GArray *encode_text(Run *run)
+{
+    const Weft__V1__RunRequest *r = run->request;
+    if (r->n_prompt_ids > 0) {
+        return copy_ids(run);
+    }
+    if (!need_tokenizer(run)) {
+        return NULL;
+    }
+    return r->n_messages > 0 ? encode_chat(run)
+                             : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt), true, r->raw_special, &run->error);
+}
+
+static void take_ids(Run *run, GArray *ids /* taken */)
+{
+    run->n_ids = ids->len;
+    run->ids = (uint32_t *)(void *)g_array_free(ids, FALSE);
+}
+
+static void make_choices(Run *run, uint32_t n, uint32_t length, bool same_prompt)
+{
+    run->n_choices = n;
+    run->choices = g_new0(Choice, n);
+    for (uint32_t i = 0; i < n; i++) {
+        Choice *c = &run->choices[i];
+        c->run = run;
+        c->index = i;
+        c->prompt = run->ids + (same_prompt ? 0 : (size_t)i * length);
+        c->n_prompt = length;
+    }
+}
+
+static void encode_random(Run *run)
+{
+    uint32_t n = MAX(run->request->streams, 1), length = run->request->random_prompt;
+    if (!request_check_length(length, run->context, &run->error)) {
+        return;
+    }
+    take_ids(run, random_ids(run, n * length));
+    run->n_text = length;
+    make_choices(run, n, length, false);
+}
+
+/* Non-overlapping windows, the rest is left out; the first token of each is BOS if the model adds one; the second half is scored. */
+static void encode_windows(Run *run, GArray *ids /* taken */)
+{
+    uint32_t window = run->request->score_window;
+    if (ids->len < window || window > run->context) {
+        run->error = window > run->context
+                         ? g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "window of %u tokens does not fit the context of %u", window, run->context)
+                         : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "text of %u tokens is shorter than one window of %u: give more text or a smaller window",
+                                       ids->len, window);
+        g_array_unref(ids);
+        return;
+    }
+    run->n_text = ids->len;
+    take_ids(run, ids);
+    uint32_t n = run->n_ids / window;
+    make_choices(run, n, window, false);
+    run->score_from = window / 2;
+    const Tokenizer *t = run->model->tokenizer;
+    for (uint32_t i = 0; t != NULL && tokenizer_adds_bos(t) && tokenizer_bos(t) >= 0 && i < n; i++) {
+        run->ids[(size_t)i * window] = (uint32_t)tokenizer_bos(t);
+    }
+}
+
+static void encode_one(Run *run, GArray *ids /* taken */)
+{
+    bool score = run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
+    uint32_t least = score ? 2 : 1;
+    if (ids->len < least) {
+        run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "prompt of %u tokens is too short: at least %u", ids->len, least);
+    } else {
+        request_check_length(score ? ids->len - 1 : ids->len, run->context, &run->error);
+    }
+    if (run->error != NULL) {
+        g_array_unref(ids);
+        return;
+    }
+    run->n_text = ids->len;
+    run->score_from = 1;
+    take_ids(run, ids);
+    make_choices(run, score ? 1 : MAX(run->request->streams, 1), run->n_ids, true);
+}
+
+void run_encode(Run *run)
+{
+    const Weft__V1__RunRequest *r = run->request;
+    if (r->random_prompt > 0 && r->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
+        encode_random(run);
+        return;
+    }
+    GArray *ids = encode_text(run);
+    if (ids == NULL) {
+        return;
+    }
+    if (r->kind == WEFT__V1__REQUEST_KIND__SCORE && r->score_window > 0) {
+        encode_windows(run, ids);
+    } else {
+        encode_one(run, ids);
+    }
+}

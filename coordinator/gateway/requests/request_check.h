@@ -1,0 +1,19 @@
+/* What a request may ask for: every field that a client controls, checked before anything is done with it. Pure. */
+#pragma once
+
+#include "proto/plan/plan.h"
+#include "weft/v1/serve.pb-c.h"
+
+#include <glib.h>
+#include <stdbool.h>
+
+#define REQUEST_STREAMS_LIMIT 1024u
+#define REQUEST_TOKENS_LIMIT (1u << 20)
+#define REQUEST_STOPS_LIMIT 16u
+
+/* INVALID naming field, value and range. */
+bool request_check(const Weft__V1__RunRequest *request, GError **error);
+/* "" and "exact" | "fast". */
+bool request_numerics(const char *text, NumericsClass *out, GError **error);
+/* The prompt against the context: INVALID with both numbers. */
+bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error);

@@ -1,0 +1,447 @@
+/* Problem: a client's request goes through four hands (file, pool, deployment, leader), each of which may fail or be slow, and the client may leave at any time.
+ *
+ *   OPENING ──▶ ENCODING ──▶ WAITING ──lease ready──▶ RUNNING ──all choices done──▶ ENDED
+ *      └───────────┴────────────┴──────────────────────┴── error, cancel, deadline, epoch over ──▶ ENDED
+ *
+ * 1. A run is answered exactly once (run_fail, run_complete) or was cancelled by its client; then it is ENDED.
+ * 2. It is freed when ENDED and nobody (opening, encoding, reaping, n_calls) refers to it.
+ * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the run.
+ * 4. Prompts, texts and tokens are in no log line. */
+#include "coordinator/gateway/requests/run.h"
+
+#include "coordinator/message.h"
+#include "proto/base/error.h"
+#include "proto/plan/plan_message.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define PENDING_LIMIT ((size_t)32 << 20)
+#define CONTEXT_DEFAULT 8192u
+#define WINDOWS_AT_ONCE 4u
+#define SEED_MASK ((UINT64_C(1) << 53) - 1) /* exact in JSON */
+
+static void run_free(Run *run)
+{
+    if (run->owner != NULL) {
+        g_queue_unlink(&run->owner->runs, &run->link);
+    }
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        choice_clear(&run->choices[i]);
+    }
+    g_free(run->choices);
+    g_free(run->ids);
+    g_clear_error(&run->error);
+    model_unref(run->model);
+    message_free(run->request);
+    rpc_call_unref(run->call);
+    g_free(run);
+}
+
+static void run_free_if_unused(Run *run)
+{
+    if (run->state == RUN_ENDED && !run->opening && !run->encoding && !run->reaping && run->n_calls == 0) {
+        run_free(run);
+    }
+}
+
+/* Everything but the answer. The run may be freed by the caller's next run_free_if_unused(). */
+static void run_end(Run *run)
+{
+    run->state = RUN_ENDED;
+    if (run->owner != NULL) {
+        loop_timer_cancel(run->owner->options.loop, run->deadline);
+        run->deadline = NULL;
+    }
+    if (run->lease != NULL) {
+        lease_release(g_steal_pointer(&run->lease));
+    }
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        if (run->choices[i].call != NULL) {
+            rpc_client_cancel(run->choices[i].call);
+        }
+    }
+}
+
+/* Freed later on the loop: callers up the stack may still look at the run. */
+static void run_reap(void *user)
+{
+    Run *run = user;
+    run->reaping = false;
+    run_free_if_unused(run);
+}
+
+static void run_end_and_reap(Run *run)
+{
+    if (run->state == RUN_ENDED) {
+        return;
+    }
+    run->reaping = true;
+    run_end(run);
+    loop_post(run->owner->options.loop, run_reap, run);
+}
+
+void run_fail(Run *run, const GError *error)
+{
+    if (run->state == RUN_ENDED) {
+        return;
+    }
+    g_autoptr(GError) own = g_error_copy(error);
+    log_info(run->owner->options.log, "request %s failed: %s", run->id,
+             weft_error_group(own) == WEFT_GROUP_REQUEST ? "refused" : own->message);
+    rpc_call_on_cancel(run->call, NULL, NULL);
+    rpc_call_finish(run->call, own);
+    run_end_and_reap(run);
+}
+
+static void run_on_cancel(void *user)
+{
+    Run *run = user;
+    log_info(run->owner->options.log, "request %s cancelled by its client", run->id);
+    run_end_and_reap(run);
+}
+
+static void run_on_deadline(void *user)
+{
+    Run *run = user;
+    run->deadline = NULL;
+    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "request %s did not finish within %" G_GUINT64_FORMAT " ms (%u of %u sequences done)",
+                                          run->id, run->request->deadline_ms, run->n_done, run->n_choices);
+    run_fail(run, error);
+}
+
+void run_call_over(Run *run)
+{
+    run->n_calls--;
+    run_free_if_unused(run);
+}
+
+bool run_send(Run *run, Weft__V1__RunEvent *event)
+{
+    if (run->state == RUN_ENDED) {
+        return false;
+    }
+    if (rpc_call_send(run->call, &event->base) <= PENDING_LIMIT) {
+        return true;
+    }
+    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "request %s: the client does not read its stream; %zu bytes wait", run->id, PENDING_LIMIT);
+    run_fail(run, error);
+    return false;
+}
+
+static void run_progress(const char *text, double fraction, const char *worker, void *user)
+{
+    Weft__V1__RunProgress progress = WEFT__V1__RUN_PROGRESS__INIT;
+    progress.text = (char *)text;
+    progress.fraction = fraction;
+    progress.worker = (char *)worker;
+    Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
+    event.event_case = WEFT__V1__RUN_EVENT__EVENT_PROGRESS;
+    event.progress = &progress;
+    run_send(user, &event);
+}
+
+/* ---- counters -------------------------------------------------------------------------------------------------- */
+
+static void add_counters(const Run *run, uint64_t sum[N_COUNTERS])
+{
+    const PlanReplica *replica = &run->info.plan->replicas[run->info.replica];
+    for (uint32_t s = 0; s < replica->n_stages; s++) {
+        for (uint32_t k = 0; k < replica->stages[s].n_ranks; k++) {
+            const Member *member = members_find(run->owner->options.members, replica->stages[s].ranks[k].worker);
+            const Weft__V1__Heartbeat *heartbeat = member != NULL ? member_heartbeat(member) : NULL;
+            const Weft__V1__Counters *c = heartbeat != NULL ? heartbeat->counters : NULL;
+            if (c != NULL) {
+                const uint64_t values[N_COUNTERS] = {c->steps,           c->rows,           c->wire_bytes_sent, c->wire_bytes_received,
+                                                     c->wire_messages_sent, c->dropped_stale, c->dropped_replayed, c->dropped_corrupt,
+                                                     c->compute_us,      c->wait_us,        c->wire_us,         c->seal_us};
+                for (uint32_t i = 0; i < N_COUNTERS; i++) {
+                    sum[i] += values[i];
+                }
+            }
+        }
+    }
+}
+
+static Weft__V1__Counters counters_since(const Run *run)
+{
+    uint64_t now[N_COUNTERS] = {0};
+    add_counters(run, now);
+    for (uint32_t i = 0; i < N_COUNTERS; i++) {
+        now[i] = now[i] > run->counters[i] ? now[i] - run->counters[i] : 0;
+    }
+    Weft__V1__Counters c = WEFT__V1__COUNTERS__INIT;
+    c.steps = now[0];
+    c.rows = now[1];
+    c.wire_bytes_sent = now[2];
+    c.wire_bytes_received = now[3];
+    c.wire_messages_sent = now[4];
+    c.dropped_stale = now[5];
+    c.dropped_replayed = now[6];
+    c.dropped_corrupt = now[7];
+    c.compute_us = now[8];
+    c.wait_us = now[9];
+    c.wire_us = now[10];
+    c.seal_us = now[11];
+    return c;
+}
+
+/* ---- the end of a good run ------------------------------------------------------------------------------------- */
+
+/* NUMERICS 13: hash of the row hashes, sequences in order. */
+static Hash128 run_digest(const Run *run)
+{
+    Hasher *hasher = hasher_new();
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        hasher_update(hasher, run->choices[i].hashes->data, run->choices[i].hashes->len);
+    }
+    Hash128 digest = hasher_finish(hasher);
+    hasher_free(hasher);
+    return digest;
+}
+
+/* A sequence that a stop string ended has no times from its leader: the gateway's own are taken. */
+static void choice_times(const Choice *c, double *prefill_s, double *decode_s)
+{
+    bool told = c->prefill_us != 0 || c->decode_us != 0;
+    double prefill = told ? (double)c->prefill_us / 1e6 : (double)(c->first_us - c->begun_us) / 1e6;
+    double decode = told ? (double)c->decode_us / 1e6 : (double)(c->last_us - c->first_us) / 1e6;
+    *prefill_s = MAX(*prefill_s, prefill);
+    *decode_s = MAX(*decode_s, decode);
+}
+
+static void run_complete(Run *run)
+{
+    Hash128 digest = run_digest(run);
+    Weft__V1__RunDone done = WEFT__V1__RUN_DONE__INIT;
+    Weft__V1__Counters counters = counters_since(run);
+    bool score = run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
+    done.finish_reason = (char *)run->choices[0].finish_reason;
+    done.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
+    done.counters = &counters;
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        const Choice *c = &run->choices[i];
+        done.prefill_tokens += c->n_prompt;
+        done.wire_bytes += c->wire_bytes;
+        choice_times(c, &done.prefill_s, &done.decode_s);
+        if (score) {
+            done.nll_sum += c->nll;
+            done.tokens_scored += c->ids->len;
+        } else {
+            done.tokens += c->ids->len;
+        }
+    }
+    log_info(run->owner->options.log, "request %s job %s epoch %" G_GUINT64_FORMAT ": %u prompt tokens, %u tokens, %s, %.2f s", run->id, run->info.job,
+             run->info.epoch, done.prefill_tokens, score ? done.tokens_scored : done.tokens, done.finish_reason,
+             (double)(loop_now_us(run->owner->options.loop) - run->begun_us) / 1e6);
+    Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
+    event.event_case = WEFT__V1__RUN_EVENT__EVENT_DONE;
+    event.done = &done;
+    rpc_call_on_cancel(run->call, NULL, NULL);
+    rpc_call_reply(run->call, &event.base);
+    run_end_and_reap(run);
+}
+
+static uint32_t choices_at_once(const Run *run)
+{
+    if (run->request->kind == WEFT__V1__REQUEST_KIND__SCORE) {
+        return CLAMP(run->info.plan->streams, 1, WINDOWS_AT_ONCE);
+    }
+    return run->n_choices;
+}
+
+void run_choice_done(Choice *choice)
+{
+    Run *run = choice->run;
+    run->n_done++;
+    if (run->n_done == run->n_choices) {
+        run_complete(run);
+        return;
+    }
+    if (run->n_begun < run->n_choices) {
+        g_autofree char *text = g_strdup_printf("scored %u of %u windows", run->n_done, run->n_choices);
+        run_progress(text, (double)run->n_done / run->n_choices, "", run);
+        if (run->state == RUN_RUNNING) {
+            choice_begin(&run->choices[run->n_begun++]);
+        }
+    }
+}
+
+/* ---- on the way ------------------------------------------------------------------------------------------------ */
+
+static void run_send_started(Run *run)
+{
+    Hash128 definition = definition_hash(&run->info.plan->definition);
+    Weft__V1__RunStarted started = WEFT__V1__RUN_STARTED__INIT;
+    started.request = run->id;
+    started.plan = plan_to_message(run->info.plan);
+    started.prompt_tokens = run->n_text;
+    started.definition = (ProtobufCBinaryData){sizeof definition.bytes, definition.bytes};
+    started.seed = run->seed;
+    started.load_s = run->info.load_s;
+    started.epoch = run->info.epoch;
+    Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
+    event.event_case = WEFT__V1__RUN_EVENT__EVENT_STARTED;
+    event.started = &started;
+    run_send(run, &event);
+    message_free(started.plan);
+}
+
+static void run_on_lease(const LeaseInfo *info, void *user)
+{
+    Run *run = user;
+    run->info = *info;
+    run->state = RUN_RUNNING;
+    add_counters(run, run->counters);
+    run_send_started(run);
+    uint32_t n = choices_at_once(run);
+    while (run->state == RUN_RUNNING && run->n_begun < n) {
+        choice_begin(&run->choices[run->n_begun++]);
+    }
+}
+
+static void run_on_lease_failed(const GError *error, void *user)
+{
+    run_fail(user, error);
+}
+
+static void run_acquire(Run *run)
+{
+    const Weft__V1__RunRequest *r = run->request;
+    JobWish wish = {.context = r->context, .streams = r->streams > 1 ? r->streams : 0};
+    request_numerics(r->numerics, &wish.numerics, NULL);
+    if (r->layout != NULL) {
+        wish.dp = r->layout->dp;
+        wish.pp = r->layout->pp;
+        wish.tp = r->layout->tp;
+    }
+    LeaseCallbacks callbacks = {.progress = run_progress, .ready = run_on_lease, .failed = run_on_lease_failed};
+    run->state = RUN_WAITING;
+    run->lease = jobs_acquire(run->owner->options.jobs, run->model, &wish, callbacks, run);
+}
+
+static void encode_work(void *user)
+{
+    run_encode(user);
+}
+
+static void encode_done(void *user)
+{
+    Run *run = user;
+    run->encoding = false;
+    if (run->state == RUN_ENDED) {
+        run_free_if_unused(run);
+    } else if (run->error != NULL) {
+        run_fail(run, run->error);
+    } else {
+        run_acquire(run);
+    }
+}
+
+/* The pool is gone, and with it the coordinator: the run was orphaned by requests_free(). */
+static void encode_dropped(void *user)
+{
+    Run *run = user;
+    run->encoding = false;
+    run_free_if_unused(run);
+}
+
+static bool run_check_context(Run *run, GError **error)
+{
+    uint32_t limit = run->model->spec->context;
+    if (run->request->context > limit) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "context %u is beyond the model's %u", run->request->context, limit);
+        return false;
+    }
+    run->context = run->request->context != 0 ? run->request->context : MIN(limit, CONTEXT_DEFAULT);
+    return true;
+}
+
+static void run_on_model(Model *model, const GError *error, void *user)
+{
+    Run *run = user;
+    g_autoptr(GError) own = NULL;
+    run->opening = false;
+    if (run->state == RUN_ENDED) {
+        run_free_if_unused(run);
+        return;
+    }
+    run->state = RUN_ENCODING;
+    if (error != NULL) {
+        run_fail(run, error);
+        return;
+    }
+    run->model = model_ref(model);
+    if (!run_check_context(run, &own)) {
+        run_fail(run, own);
+        return;
+    }
+    run->encoding = true;
+    work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
+}
+
+static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
+{
+    Requests *requests = user;
+    const Weft__V1__RunRequest *request = (const Weft__V1__RunRequest *)message;
+    g_autoptr(GError) error = NULL;
+    if (!request_check(request, &error)) {
+        rpc_call_finish(call, error);
+        return;
+    }
+    Run *run = g_new0(Run, 1);
+    run->owner = requests;
+    run->link.data = run;
+    g_queue_push_tail_link(&requests->runs, &run->link);
+    run->call = rpc_call_ref(call);
+    run->request = (Weft__V1__RunRequest *)message_copy(message);
+    run->begun_us = loop_now_us(requests->options.loop);
+    run->seed = request->seed_given && request->sampler != NULL ? request->sampler->seed : random_u64(requests->options.random) & SEED_MASK;
+    snprintf(run->id, sizeof run->id, "r-%08x", (unsigned)random_u64(requests->options.random));
+    rpc_call_on_cancel(call, run_on_cancel, run);
+    if (request->deadline_ms > 0 && request->deadline_ms < (uint64_t)INT64_MAX / 1000) {
+        run->deadline = loop_timer_start(requests->options.loop, (int64_t)request->deadline_ms * 1000, run_on_deadline, run);
+    }
+    run_progress("opening the model", 0, "", run);
+    run->opening = true;
+    models_open(requests->options.models, request->model, run_on_model, run);
+}
+
+/* ---- service --------------------------------------------------------------------------------------------------- */
+
+Requests *requests_new(const RequestsOptions *options)
+{
+    Requests *requests = g_new0(Requests, 1);
+    requests->options = *options;
+    requests->cluster = g_strdup(options->cluster);
+    g_queue_init(&requests->runs);
+    return requests;
+}
+
+void requests_free(Requests *requests)
+{
+    if (requests == NULL) {
+        return;
+    }
+    while (requests->runs.head != NULL) {
+        Run *run = requests->runs.head->data;
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the coordinator is stopping: start the request again when it is back");
+        if (run->state != RUN_ENDED) {
+            rpc_call_on_cancel(run->call, NULL, NULL);
+            rpc_call_finish(run->call, error);
+            run_end(run);
+        }
+        g_queue_unlink(&requests->runs, &run->link);
+        run->owner = NULL;
+        run->opening = false; /* models are freed before the loop runs again */
+        run_free_if_unused(run);
+    }
+    g_free(requests->cluster);
+    g_free(requests);
+}
+
+void requests_add(Requests *requests, RpcServer *server)
+{
+    static const RpcMethod methods[] = {{"Run", on_run, RPC_ROLE_SUBMIT | RPC_ROLE_ADMIN}, {NULL}};
+    rpc_server_add(server, &weft__v1__serve__descriptor, methods, requests);
+}
