@@ -1,0 +1,161 @@
+/* weft-coordinator: flags, signals, and one Coordinator on one main loop. Foreground; logs to stderr. */
+#include "coordinator/ca/state_files.h"
+#include "coordinator/coordinator.h"
+#include "proto/base/error.h"
+#include "proto/base/version.h"
+#include "proto/config/options.h"
+#include "transport/daemon/daemon.h"
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct Settings {
+    char *listen, *join_listen, *health_listen, *advertise, *state, *models, *config;
+    bool version, verbose;
+} Settings;
+
+#define FIELD(name) offsetof(Settings, name)
+static const Option coordinator_options[] = {
+    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT", "control listener, mutual TLS (default 0.0.0.0:7470; port 0 = any free)", "WEFT_LISTEN"},
+    {"join-listen", 0, OPTION_STRING, FIELD(join_listen), "ADDR:PORT", "listener where workers join, open only while a token is valid (default 0.0.0.0:7471)",
+     "WEFT_JOIN_LISTEN"},
+    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT", "plaintext listener that serves grpc.health.v1 only (default: none)",
+     "WEFT_HEALTH_LISTEN"},
+    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST", "name or address by which workers reach this host (default: from --listen)", "WEFT_ADVERTISE"},
+    {"state", 0, OPTION_STRING, FIELD(state), "DIR", "what must survive a restart: CA, certificates, members, jobs (default $XDG_STATE_HOME/weft/coordinator)",
+     "WEFT_COORDINATOR_STATE"},
+    {"models", 0, OPTION_STRING, FIELD(models), "DIR", "the only directory whose files may be served (default: none)", "WEFT_MODELS"},
+    {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
+    {"verbose", 'v', OPTION_FLAG, FIELD(verbose), NULL, "log details too", NULL},
+    {"version", 0, OPTION_FLAG, FIELD(version), NULL, "print versions and exit", NULL},
+    {NULL},
+};
+
+typedef struct Daemon {
+    MainLoop *loop;
+    Coordinator *coordinator;
+    int exit_code;
+} Daemon;
+
+static int complain(const GError *error)
+{
+    fprintf(stderr, "weft-coordinator: %s\n", error->message);
+    return weft_error_exit_code(error);
+}
+
+static void print_version(void)
+{
+    printf("weft-coordinator %s\nprotocol %u, numerics %u\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION);
+}
+
+static void print_help(void)
+{
+    g_autoptr(GString) text = g_string_new("usage: weft-coordinator [OPTIONS]\n\nDecides which worker holds what, and serves clients.\n\n");
+    options_help(coordinator_options, text);
+    fputs(text->str, stdout);
+}
+
+static void on_stop(void *user)
+{
+    Daemon *d = user;
+    main_loop_quit(d->loop);
+}
+
+static double lag_ms(void *user)
+{
+    return main_loop_lag_ms(user);
+}
+
+static void on_started(const GError *error, void *user)
+{
+    Daemon *d = user;
+    if (error != NULL) {
+        d->exit_code = complain(error);
+        main_loop_quit(d->loop);
+        return;
+    }
+    g_autofree char *state = g_strdup_printf("READY=1\nSTATUS=serving at %s", coordinator_control_address(d->coordinator));
+    daemon_notify(state);
+}
+
+static int serve(const Settings *s, GError **error)
+{
+    g_autofree char *path = g_build_filename(s->state, "weft.db", NULL);
+    int lock = state_dir_open(s->state, error);
+    if (lock < 0) {
+        return weft_error_exit_code(*error);
+    }
+    Daemon d = {.loop = main_loop_new()};
+    Store *store = store_sqlite_open(path, main_loop_loop(d.loop), error);
+    if (store == NULL) {
+        main_loop_free(d.loop);
+        close(lock);
+        return weft_error_exit_code(*error);
+    }
+    Log *log = log_stderr();
+    log->min_level = s->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+    CoordinatorOptions options = {.loop = main_loop_loop(d.loop),
+                                  .transport = rpc_transport_grpc(),
+                                  .log = log,
+                                  .random = random_system(),
+                                  .store = store,
+                                  .listen = s->listen != NULL ? s->listen : "0.0.0.0:7470",
+                                  .join_listen = s->join_listen != NULL ? s->join_listen : "0.0.0.0:7471",
+                                  .health_listen = s->health_listen,
+                                  .advertise = s->advertise,
+                                  .state_dir = s->state,
+                                  .models_dir = s->models,
+                                  .threads = MAX(2u, g_get_num_processors() / 2),
+                                  .lag_ms = lag_ms,
+                                  .lag_user = d.loop,
+                                  .on_stop = on_stop,
+                                  .stop_user = &d};
+    d.coordinator = coordinator_new(&options);
+    main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
+    main_loop_on_signal(d.loop, SIGINT, on_stop, &d);
+    coordinator_start(d.coordinator, on_started, &d);
+    main_loop_run(d.loop);
+    daemon_notify("STOPPING=1");
+    coordinator_free(d.coordinator);
+    main_loop_free(d.loop);
+    close(lock);
+    return d.exit_code;
+}
+
+static void default_state(Settings *s)
+{
+    if (s->state == NULL) {
+        s->state = g_build_filename(g_get_user_state_dir(), "weft", "coordinator", NULL);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) rest = g_ptr_array_new();
+    Settings s = {0};
+    bool help = false;
+    int code = 0;
+    daemon_prepare();
+    if (!options_parse(coordinator_options, &s, argc, argv, rest, &help, &error)) {
+        code = complain(error);
+    } else if (help) {
+        print_help();
+    } else if (s.version) {
+        print_version();
+    } else if (rest->len > 0) {
+        fprintf(stderr, "weft-coordinator: unexpected argument %s: see --help\n", (const char *)g_ptr_array_index(rest, 0));
+        code = 2;
+    } else {
+        default_state(&s);
+        code = serve(&s, &error);
+        if (error != NULL) {
+            complain(error);
+        }
+    }
+    options_clear(coordinator_options, &s);
+    return code;
+}
