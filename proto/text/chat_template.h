@@ -6,6 +6,7 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct ChatTemplate ChatTemplate;
 typedef struct ChatMessageText {
@@ -15,6 +16,7 @@ typedef struct ChatMessageText {
 typedef struct ChatLimits {
     size_t steps, output_bytes;
     unsigned depth;
+    int64_t now_s; /* Unix time that strftime_now() shows (UTC); 0: the function is undefined, as templates test for */
 } ChatLimits;
 #define CHAT_LIMITS_DEFAULT ((ChatLimits){.steps = 1000000, .output_bytes = 4u << 20, .depth = 64})
 
