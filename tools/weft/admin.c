@@ -43,7 +43,7 @@ static const Option TOKEN_OPTIONS[] = {
 static void token_defaults(void *values)
 {
     TokenOptions *o = values;
-    o->ttl_us = G_USEC_PER_SEC * 3600;
+    o->ttl_us = (int64_t)3600 * G_USEC_PER_SEC;
     o->uses = 1;
 }
 

@@ -1,0 +1,576 @@
+/* weft verify, perplexity, bench: the real worker path, measured and compared. */
+#include "tools/weft/request.h"
+#include "tools/weft/verbs.h"
+
+#include "proto/base/error.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- members, for layouts and the machine's figures ---- */
+
+static Weft__V1__StatusResponse *get_status(Client *client, GError **error)
+{
+    Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
+    ProtobufCMessage *response;
+    request.details = true;
+    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, &response, error) ? (Weft__V1__StatusResponse *)response
+                                                                                                             : NULL;
+}
+
+static bool is_usable(const Weft__V1__Member *m)
+{
+    return strcmp(m->state, "ready") == 0 || strcmp(m->state, "serving") == 0;
+}
+
+static uint32_t usable_members(const Weft__V1__StatusResponse *s)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < s->n_members; i++) {
+        n += is_usable(s->members[i]);
+    }
+    return n;
+}
+
+/* ---- verify ---- */
+
+typedef struct VerifyOptions {
+    CommonOptions common;
+    RequestOptions request;
+    char *layouts, *prompt;
+} VerifyOptions;
+
+static const Option VERIFY_OPTIONS[] = {
+    {"layouts", 0, OPTION_STRING, offsetof(VerifyOptions, layouts), "LIST", "all, or such as tp1,tp2,pp2,pp2tp2,dp2 ", NULL, 0, 0, NULL, false},
+    {"prompt", 'p', OPTION_STRING, offsetof(VerifyOptions, prompt), "TEXT", "what to compute", NULL, 0, 0, NULL, false},
+    SAMPLER_OPTIONS(VerifyOptions),
+    LAYOUT_OPTIONS(VerifyOptions),
+    UP_OPTION(VerifyOptions),
+    COMMON_OPTIONS(VerifyOptions),
+    {0},
+};
+
+static void verify_defaults(void *values)
+{
+    VerifyOptions *o = values;
+    request_defaults(&o->request);
+    o->request.n = 32;
+}
+
+typedef struct LayoutWish {
+    uint32_t dp, pp, tp;
+} LayoutWish;
+
+/* "pp2tp3" and the like. */
+static bool parse_layout(const char *text, LayoutWish *out, GError **error)
+{
+    *out = (LayoutWish){1, 1, 1};
+    const char *at = text;
+    while (*at != '\0') {
+        uint32_t *field = g_str_has_prefix(at, "dp") ? &out->dp : g_str_has_prefix(at, "pp") ? &out->pp : g_str_has_prefix(at, "tp") ? &out->tp : NULL;
+        char *end = NULL;
+        const unsigned long n = field != NULL ? strtoul(at + 2, &end, 10) : 0;
+        if (field == NULL || end == at + 2 || n < 1 || n > 64) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "layout '%s' is not understood: write dp, pp, tp and a number, as in pp2tp3", text);
+            return false;
+        }
+        *field = (uint32_t)n;
+        at = end;
+    }
+    return true;
+}
+
+/* Every mix that the members have room for. */
+static GArray *all_layouts(uint32_t members)
+{
+    GArray *list = g_array_new(FALSE, FALSE, sizeof(LayoutWish));
+    for (uint32_t pp = 1; pp <= members; pp++) {
+        for (uint32_t tp = 1; pp * tp <= members; tp++) {
+            const LayoutWish wish = {1, pp, tp};
+            g_array_append_val(list, wish);
+        }
+    }
+    if (members >= 2) {
+        const LayoutWish replicas = {2, 1, 1};
+        g_array_append_val(list, replicas);
+    }
+    return list;
+}
+
+static GArray *wished_layouts(const VerifyOptions *o, uint32_t members, GError **error)
+{
+    if (o->layouts == NULL || strcmp(o->layouts, "all") == 0) {
+        return all_layouts(members);
+    }
+    GArray *list = g_array_new(FALSE, FALSE, sizeof(LayoutWish));
+    g_auto(GStrv) names = g_strsplit(o->layouts, ",", -1);
+    for (char **name = names; *name != NULL; name++) {
+        LayoutWish wish;
+        if (!parse_layout(*name, &wish, error)) {
+            g_array_unref(list);
+            return NULL;
+        }
+        g_array_append_val(list, wish);
+    }
+    return list;
+}
+
+typedef struct Verdict {
+    char *layout, *why;
+    char digest[33];
+    GArray *ids;
+    guint first_difference; /* token index, G_MAXUINT = none */
+} Verdict;
+
+static void verdict_clear(void *p)
+{
+    Verdict *v = p;
+    g_free(v->layout);
+    g_free(v->why);
+    g_clear_pointer(&v->ids, g_array_unref);
+}
+
+static guint first_difference(const GArray *a, const GArray *b)
+{
+    guint i = 0;
+    while (i < a->len && i < b->len && g_array_index(a, uint32_t, i) == g_array_index(b, uint32_t, i)) {
+        i++;
+    }
+    return i < a->len || i < b->len ? i : G_MAXUINT;
+}
+
+/* One layout; a layout that the model or the members do not allow is noted, not an error. */
+static bool verify_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish, Verdict *v, GError **error)
+{
+    Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
+    Weft__V1__Sampler sampler;
+    Weft__V1__Layout layout;
+    RunOutcome out;
+    *v = (Verdict){.layout = g_strdup_printf("dp%u pp%u tp%u", wish.dp, wish.pp, wish.tp), .first_difference = G_MAXUINT};
+    if (!request_fill(&message, &sampler, &layout, &o->request, error)) {
+        return false;
+    }
+    layout = (Weft__V1__Layout)WEFT__V1__LAYOUT__INIT;
+    layout.dp = wish.dp;
+    layout.pp = wish.pp;
+    layout.tp = wish.tp;
+    message.model = (char *)path;
+    message.prompt = o->prompt != NULL ? o->prompt : "The same weights, the same prompt, the same bits: whatever the layout,";
+    message.ignore_end = true;
+    message.fresh = true;
+    g_autoptr(GError) failed = NULL;
+    const bool ok = request_run(client, &o->common, &message, NULL, &out, &failed);
+    if (ok) {
+        g_strlcpy(v->digest, out.digest, sizeof v->digest);
+        v->ids = g_array_ref(out.ids);
+    } else if (g_error_matches(failed, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE)) {
+        v->why = g_strdup(failed->message);
+    }
+    run_outcome_clear(&out);
+    if (!ok && v->why == NULL) {
+        g_propagate_prefixed_error(error, g_steal_pointer(&failed), "layout %s: ", v->layout);
+        return false;
+    }
+    return true;
+}
+
+/* Returns whether all that ran are equal. */
+static bool judge(GArray *verdicts)
+{
+    const Verdict *first = NULL;
+    bool equal = true;
+    for (guint i = 0; i < verdicts->len; i++) {
+        Verdict *v = &g_array_index(verdicts, Verdict, i);
+        if (v->why != NULL) {
+            continue;
+        }
+        if (first == NULL) {
+            first = v;
+        } else if (strcmp(first->digest, v->digest) != 0) {
+            equal = false;
+            v->first_difference = first_difference(first->ids, v->ids);
+        }
+    }
+    return equal && first != NULL;
+}
+
+static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
+{
+    if (o->common.json) {
+        json_t *object = cli_json_new(), *list = json_array();
+        for (guint i = 0; i < verdicts->len; i++) {
+            const Verdict *v = &g_array_index(verdicts, Verdict, i);
+            json_array_append_new(list, v->why != NULL ? json_pack("{s:s,s:n,s:s}", "layout", v->layout, "digest", "refused", v->why)
+                                                       : json_pack("{s:s,s:s}", "layout", v->layout, "digest", v->digest));
+        }
+        json_object_set_new(object, "layouts", list);
+        json_object_set_new(object, "equal", json_boolean(equal));
+        cli_print_json(object);
+        return;
+    }
+    TextTable *t = text_table_new((const char *const[]){"LAYOUT", "DIGEST", "RESULT", NULL});
+    for (guint i = 0; i < verdicts->len; i++) {
+        const Verdict *v = &g_array_index(verdicts, Verdict, i);
+        g_autofree char *differs = v->first_difference != G_MAXUINT ? g_strdup_printf("differs, first at token %u", v->first_difference) : NULL;
+        const Verdict *first = &g_array_index(verdicts, Verdict, 0);
+        const bool same = v->why == NULL && (first->why != NULL || strcmp(first->digest, v->digest) == 0);
+        text_table_row(t, v->layout, v->why != NULL ? "-" : v->digest,
+                       v->why != NULL ? v->why : differs != NULL ? differs : same ? "equal" : "logits differ, tokens equal", NULL);
+    }
+    text_table_print(t);
+}
+
+static bool verify_all(const VerifyOptions *o, const char *model, bool *equal, GError **error)
+{
+    g_autofree char *path = request_model_path(model);
+    Client *client = client_new(&o->common, error);
+    Weft__V1__StatusResponse *status = client != NULL ? get_status(client, error) : NULL;
+    GArray *wishes = status != NULL ? wished_layouts(o, usable_members(status), error) : NULL;
+    g_autoptr(GArray) verdicts = g_array_new(FALSE, FALSE, sizeof(Verdict));
+    g_array_set_clear_func(verdicts, verdict_clear);
+    bool ok = wishes != NULL;
+    for (guint i = 0; ok && i < wishes->len; i++) {
+        Verdict v;
+        ok = verify_layout(client, o, path, g_array_index(wishes, LayoutWish, i), &v, error);
+        g_array_append_val(verdicts, v);
+        cli_progress(&o->common, "%s: %s", v.layout, v.why != NULL ? v.why : v.digest);
+    }
+    cli_progress_end(&o->common);
+    if (ok) {
+        *equal = judge(verdicts);
+        print_verdicts(o, verdicts, *equal);
+    }
+    g_clear_pointer(&wishes, g_array_unref);
+    if (status != NULL) {
+        protobuf_c_message_free_unpacked(&status->base, NULL);
+    }
+    client_free(client);
+    return ok;
+}
+
+static int verify_run(const Verb *verb, void *values, GPtrArray *rest)
+{
+    VerifyOptions *o = values;
+    GError *error = NULL;
+    bool equal = false;
+    if (rest->len != 1) {
+        return cli_usage(verb, "one model file is expected");
+    }
+    LocalCluster *cluster = local_cluster_for(&o->common, &error);
+    const bool ok = error == NULL && verify_all(o, rest->pdata[0], &equal, &error);
+    local_cluster_free(cluster);
+    if (!ok) {
+        return cli_fail(error);
+    }
+    if (!equal) {
+        fprintf(stderr, "weft: layouts differ: one of the workers computes other bits: see `weft doctor` and the table above\n");
+    }
+    return equal ? 0 : 1;
+}
+
+const Verb VERB_VERIFY = {"verify", "MODEL [--layouts all|LIST]", "run layouts on this cluster and compare their bits", VERIFY_OPTIONS,
+                          sizeof(VerifyOptions), verify_defaults, verify_run};
+
+/* ---- perplexity ---- */
+
+typedef struct PerplexityOptions {
+    CommonOptions common;
+    RequestOptions request;
+    char *file;
+    uint64_t window;
+} PerplexityOptions;
+
+static const Option PERPLEXITY_OPTIONS[] = {
+    {"file", 'f', OPTION_STRING, offsetof(PerplexityOptions, file), "FILE", "the text", NULL, 0, 0, NULL, false},
+    {"ctx", 0, OPTION_COUNT, offsetof(PerplexityOptions, window), "N", "tokens of a window; its second half is scored", NULL, 4, 1 << 20, NULL, true},
+    LAYOUT_OPTIONS(PerplexityOptions),
+    UP_OPTION(PerplexityOptions),
+    COMMON_OPTIONS(PerplexityOptions),
+    {0},
+};
+
+static void perplexity_defaults(void *values)
+{
+    PerplexityOptions *o = values;
+    request_defaults(&o->request);
+    o->window = 512;
+}
+
+static bool score_text(const PerplexityOptions *o, const char *model, char *text, RunOutcome *out, GError **error)
+{
+    Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
+    Weft__V1__Sampler sampler;
+    Weft__V1__Layout layout;
+    g_autofree char *path = request_model_path(model);
+    if (!request_fill(&message, &sampler, &layout, &o->request, error)) {
+        return false;
+    }
+    message.model = path;
+    message.kind = WEFT__V1__REQUEST_KIND__SCORE;
+    message.prompt = text;
+    message.score_window = (uint32_t)o->window;
+    Client *client = client_new(&o->common, error);
+    const bool ok = client != NULL && request_run(client, &o->common, &message, NULL, out, error);
+    client_free(client);
+    return ok;
+}
+
+static void print_perplexity(const PerplexityOptions *o, const RunOutcome *out)
+{
+    const double mean = out->nll_sum / MAX(out->tokens_scored, 1u), perplexity = exp(mean);
+    if (o->common.json) {
+        json_t *object = cli_json_new();
+        json_object_update_new(object, json_pack("{s:f,s:f,s:I,s:I,s:s}", "perplexity", perplexity, "nll_mean", mean, "tokens_scored",
+                                                 (json_int_t)out->tokens_scored, "ctx", (json_int_t)o->window, "definition", out->definition));
+        cli_print_json(object);
+    } else {
+        printf("perplexity %.4f over %u tokens (windows of %u)\n", perplexity, out->tokens_scored, (unsigned)o->window);
+    }
+}
+
+static int perplexity_run(const Verb *verb, void *values, GPtrArray *rest)
+{
+    PerplexityOptions *o = values;
+    GError *error = NULL, *why = NULL;
+    g_autofree char *text = NULL;
+    RunOutcome out = {0};
+    if (rest->len != 1 || o->file == NULL) {
+        return cli_usage(verb, "a model and a text are needed");
+    }
+    if (!g_file_get_contents(o->file, &text, NULL, &why)) {
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "text: %s", why->message);
+        g_error_free(why);
+        return cli_fail(error);
+    }
+    LocalCluster *cluster = local_cluster_for(&o->common, &error);
+    const bool ok = error == NULL && score_text(o, rest->pdata[0], text, &out, &error);
+    local_cluster_free(cluster);
+    if (ok) {
+        print_perplexity(o, &out);
+    }
+    run_outcome_clear(&out);
+    return ok ? 0 : cli_fail(error);
+}
+
+const Verb VERB_PERPLEXITY = {"perplexity", "MODEL -f FILE [--ctx N]", "how well a model predicts a text", PERPLEXITY_OPTIONS,
+                              sizeof(PerplexityOptions), perplexity_defaults, perplexity_run};
+
+/* ---- bench ---- */
+
+typedef struct BenchOptions {
+    CommonOptions common;
+    RequestOptions request;
+    uint64_t prompt, generate, depth, streams, repetitions;
+} BenchOptions;
+
+static const Option BENCH_OPTIONS[] = {
+    {"prompt", 'p', OPTION_COUNT, offsetof(BenchOptions, prompt), "N", "prompt tokens of the prefill test, 0 = none", NULL, 0, 1 << 20, NULL, false},
+    {"generate", 'n', OPTION_COUNT, offsetof(BenchOptions, generate), "N", "tokens of the decode test, 0 = none", NULL, 0, 1 << 20, NULL, false},
+    {"depth", 'd', OPTION_COUNT, offsetof(BenchOptions, depth), "N", "tokens in the context before the decode test", NULL, 0, 1 << 20, NULL, false},
+    {"streams", 'b', OPTION_COUNT, offsetof(BenchOptions, streams), "N", "sequences at once", NULL, 1, 1024, NULL, false},
+    {"repetitions", 'r', OPTION_COUNT, offsetof(BenchOptions, repetitions), "N", "runs of each test; the median counts", NULL, 1, 1000, NULL, false},
+    LAYOUT_OPTIONS(BenchOptions),
+    UP_OPTION(BenchOptions),
+    COMMON_OPTIONS(BenchOptions),
+    {0},
+};
+
+static void bench_defaults(void *values)
+{
+    BenchOptions *o = values;
+    request_defaults(&o->request);
+    o->prompt = 512;
+    o->generate = 128;
+    o->streams = 1;
+    o->repetitions = 5;
+}
+
+typedef struct BenchRow {
+    const char *test;
+    char *name, *layout;
+    double *all, median, roof, predicted, wire_bytes_per_token;
+    uint64_t n, depth;
+} BenchRow;
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median_of(const double *values, uint64_t n)
+{
+    g_autofree double *sorted = g_memdup2(values, sizeof(double) * n);
+    qsort(sorted, n, sizeof(double), by_value);
+    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+/* One run: a fresh random prompt, no prefix cache, end tokens ignored. */
+static bool bench_once(Client *client, const BenchOptions *o, const char *path, uint64_t prompt, uint64_t generate, RunOutcome *out, GError **error)
+{
+    Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
+    Weft__V1__Sampler sampler;
+    Weft__V1__Layout layout;
+    if (!request_fill(&message, &sampler, &layout, &o->request, error)) {
+        return false;
+    }
+    message.model = (char *)path;
+    message.random_prompt = (uint32_t)prompt;
+    message.max_tokens = (uint32_t)generate;
+    message.ignore_end = true;
+    message.fresh = true;
+    message.streams = (uint32_t)o->streams;
+    return request_run(client, &o->common, &message, NULL, out, error);
+}
+
+static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row, bool decode, GError **error)
+{
+    const uint64_t prompt = decode ? MAX(o->depth, 1u) : o->prompt, generate = decode ? o->generate + 1 : 1;
+    RunOutcome out;
+    row->all = g_new0(double, o->repetitions);
+    row->n = o->repetitions;
+    for (uint64_t i = 0; i <= o->repetitions; i++) { /* run 0 loads and warms up */
+        const bool ok = bench_once(client, o, path, prompt, generate, &out, error);
+        if (ok && i > 0) {
+            const double tokens = (double)(decode ? o->generate : prompt) * (double)o->streams, seconds = decode ? out.decode_s : out.prefill_s;
+            row->all[i - 1] = seconds > 0 ? tokens / seconds : 0;
+            row->wire_bytes_per_token = (double)out.wire_bytes / (double)((prompt + generate) * o->streams);
+        }
+        if (ok && i == 0 && out.plan != NULL) {
+            row->layout = plan_message_layout(out.plan);
+            row->predicted = decode ? out.plan->predicted_decode_tokens_per_s : out.plan->predicted_prefill_tokens_per_s;
+        }
+        run_outcome_clear(&out);
+        if (!ok) {
+            return false;
+        }
+        cli_progress(&o->common, "%s: run %u of %u", row->name, (unsigned)i, (unsigned)o->repetitions);
+    }
+    row->median = median_of(row->all, row->n);
+    return true;
+}
+
+static double ask_roof(Client *client, const BenchOptions *o, const char *path)
+{
+    Weft__V1__PlanRequest request = WEFT__V1__PLAN_REQUEST__INIT;
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    Weft__V1__PlanResponse *response;
+    layout.dp = (uint32_t)o->request.dp;
+    layout.pp = (uint32_t)o->request.pp;
+    layout.tp = (uint32_t)o->request.tp;
+    request.layout = &layout;
+    request.model = (char *)path;
+    request.context = (uint32_t)o->request.context;
+    request.numerics = "";
+    if (!client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000, (ProtobufCMessage **)&response, NULL)) {
+        return 0;
+    }
+    const double roof = response->roof_decode_tokens_per_s;
+    protobuf_c_message_free_unpacked(&response->base, NULL);
+    return roof;
+}
+
+static json_t *row_json(const BenchOptions *o, const BenchRow *r, uint32_t threads)
+{
+    json_t *all = json_array();
+    for (uint64_t i = 0; i < r->n; i++) {
+        json_array_append_new(all, json_real(r->all[i]));
+    }
+    json_t *row = json_pack("{s:s,s:I,s:I,s:s,s:I,s:f,s:o,s:f,s:f}", "test", r->name, "depth", (json_int_t)r->depth, "streams", (json_int_t)o->streams,
+                            "layout", r->layout != NULL ? r->layout : "", "threads", (json_int_t)threads, "tokens_per_s", r->median, "tokens_per_s_all",
+                            all, "predicted_tokens_per_s", r->predicted, "wire_bytes_per_token", r->wire_bytes_per_token);
+    if (r->roof > 0) {
+        json_object_set_new(row, "roof_tokens_per_s", json_real(r->roof));
+        json_object_set_new(row, "roof_fraction", json_real(r->median / r->roof));
+    }
+    return row;
+}
+
+static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s, const BenchRow *rows, unsigned n)
+{
+    const Weft__V1__Member *m = s->n_members > 0 ? s->members[0] : NULL;
+    uint32_t threads = 0;
+    double read = 0;
+    for (size_t i = 0; i < s->n_members; i++) {
+        threads += is_usable(s->members[i]) ? s->members[i]->threads : 0;
+        read += is_usable(s->members[i]) && s->members[i]->measured != NULL ? s->members[i]->measured->read_bytes_per_s : 0;
+    }
+    if (o->common.json) {
+        json_t *object = cli_json_new(), *list = json_array();
+        for (unsigned i = 0; i < n; i++) {
+            json_array_append_new(list, row_json(o, &rows[i], threads));
+        }
+        json_object_set_new(object, "machine", json_pack("{s:s,s:s,s:I,s:f}", "cpu", m != NULL ? m->cpu : "", "isa", m != NULL ? m->isa : "", "threads",
+                                                         (json_int_t)threads, "read_bytes_per_s", read));
+        json_object_set_new(object, "rows", list);
+        cli_print_json(object);
+        return;
+    }
+    TextTable *t = text_table_new((const char *const[]){"TEST", "LAYOUT", "STREAMS", "TOKENS/S", "PREDICTED", "ROOF", "OF ROOF", "WIRE B/TOKEN", NULL});
+    for (unsigned i = 0; i < n; i++) {
+        const BenchRow *r = &rows[i];
+        g_autofree char *streams = g_strdup_printf("%u", (unsigned)o->streams);
+        g_autofree char *median = g_strdup_printf("%.1f", r->median);
+        g_autofree char *predicted = g_strdup_printf("%.1f", r->predicted);
+        g_autofree char *roof = r->roof > 0 ? g_strdup_printf("%.0f", r->roof) : g_strdup("-");
+        g_autofree char *fraction = r->roof > 0 ? g_strdup_printf("%.0f %%", 100 * r->median / r->roof) : g_strdup("-");
+        g_autofree char *wire = g_strdup_printf("%.0f", r->wire_bytes_per_token);
+        text_table_row(t, r->name, r->layout != NULL ? r->layout : "?", streams, median, predicted, roof, fraction, wire, NULL);
+    }
+    text_table_print(t);
+    if (m != NULL) {
+        printf("\n%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n", m->cpu, m->isa, threads, read / 1e9);
+    }
+}
+
+static bool bench_all(const BenchOptions *o, const char *model, GError **error)
+{
+    g_autofree char *path = request_model_path(model);
+    BenchRow rows[2] = {0};
+    unsigned n = 0;
+    bool ok = true;
+    Client *client = client_new(&o->common, error);
+    if (client == NULL) {
+        return false;
+    }
+    if (o->prompt > 0) {
+        rows[n] = (BenchRow){.name = g_strdup_printf("pp%u", (unsigned)o->prompt)};
+        ok = bench_test(client, o, path, &rows[n++], false, error);
+    }
+    if (ok && o->generate > 0) {
+        rows[n] = (BenchRow){.name = g_strdup_printf("tg%u", (unsigned)o->generate), .depth = o->depth};
+        ok = bench_test(client, o, path, &rows[n], true, error);
+        rows[n++].roof = o->streams == 1 ? ask_roof(client, o, path) : 0;
+    }
+    cli_progress_end(&o->common);
+    Weft__V1__StatusResponse *status = ok ? get_status(client, error) : NULL;
+    if (status != NULL) {
+        print_bench(o, status, rows, n);
+        protobuf_c_message_free_unpacked(&status->base, NULL);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        g_free(rows[i].name);
+        g_free(rows[i].layout);
+        g_free(rows[i].all);
+    }
+    client_free(client);
+    return status != NULL;
+}
+
+static int bench_run(const Verb *verb, void *values, GPtrArray *rest)
+{
+    BenchOptions *o = values;
+    GError *error = NULL;
+    if (rest->len != 1) {
+        return cli_usage(verb, "one model file is expected");
+    }
+    LocalCluster *cluster = local_cluster_for(&o->common, &error);
+    const bool ok = error == NULL && bench_all(o, rest->pdata[0], &error);
+    local_cluster_free(cluster);
+    return ok ? 0 : cli_fail(error);
+}
+
+const Verb VERB_BENCH = {"bench", "MODEL [-p 512] [-n 128] [-d 0] [-b STREAMS] [-r 5]", "speed on the real worker path", BENCH_OPTIONS,
+                         sizeof(BenchOptions), bench_defaults, bench_run};
