@@ -1,5 +1,6 @@
 #include "tests/golden/gguf_builder.h"
 
+#include "proto/base/checked.h"
 #include "proto/base/error.h"
 #include "proto/base/random.h"
 
@@ -241,6 +242,9 @@ static void put_model_keys(Keys *k, const GgufBuilderConfig *c)
     if (c->rope_original_context != 0) {
         key_u32(k, "llama.rope.scaling.original_context_length", c->rope_original_context);
     }
+    if (c->extra_key != NULL) {
+        key_u32(k, c->extra_key, c->extra_value);
+    }
     put_vocabulary(k, c);
 }
 
@@ -343,6 +347,8 @@ static void put_block(GByteArray *out, Random *random, Dtype type, double sigma)
 
 typedef struct Part {
     char *name;
+    TensorRole role;
+    int32_t layer; /* -1 = none */
     Dtype type;
     uint32_t rows, columns; /* rows 0 = 1-D */
     double sigma, mean;     /* mean only for 1-D */
@@ -362,6 +368,8 @@ static void add_matrix(GPtrArray *parts, const GgufBuilderConfig *c, TensorRole 
     part->name = role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT
                      ? g_strdup(format)
                      : g_strdup_printf("blk.%u.%s", layer, format);
+    part->role = role;
+    part->layer = role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT ? -1 : (int32_t)layer;
     part->type = c->type[role];
     part->rows = rows;
     part->columns = columns;
@@ -369,10 +377,13 @@ static void add_matrix(GPtrArray *parts, const GgufBuilderConfig *c, TensorRole 
     g_ptr_array_add(parts, part);
 }
 
-static void add_vector(GPtrArray *parts, char *name, uint32_t length, double mean, double sigma)
+static void add_vector(GPtrArray *parts, TensorRole role, char *name, int32_t layer, uint32_t length, double mean,
+                       double sigma)
 {
     Part *part = g_new0(Part, 1);
     part->name = name;
+    part->role = role;
+    part->layer = layer;
     part->type = DTYPE_F32;
     part->columns = length;
     part->mean = mean;
@@ -387,25 +398,25 @@ static GPtrArray *list_parts(const GgufBuilderConfig *c)
     uint32_t q = c->n_heads * size, kv = c->n_kv_heads * size;
     add_matrix(parts, c, ROLE_TOKEN_EMBD, c->vocab_size, c->width, 3.0, "token_embd.weight", 0);
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        add_vector(parts, g_strdup_printf("blk.%u.attn_norm.weight", i), c->width, 1.0, 0.2);
+        add_vector(parts, ROLE_ATTN_NORM, g_strdup_printf("blk.%u.attn_norm.weight", i), (int32_t)i, c->width, 1.0, 0.2);
         add_matrix(parts, c, ROLE_ATTN_Q, q, c->width, 1.5, "attn_q.weight", i);
         add_matrix(parts, c, ROLE_ATTN_K, kv, c->width, 1.5, "attn_k.weight", i);
         add_matrix(parts, c, ROLE_ATTN_V, kv, c->width, 1.0, "attn_v.weight", i);
         if (c->qkv_bias) {
-            add_vector(parts, g_strdup_printf("blk.%u.attn_q.bias", i), q, 0.0, 0.3);
-            add_vector(parts, g_strdup_printf("blk.%u.attn_k.bias", i), kv, 0.0, 0.3);
-            add_vector(parts, g_strdup_printf("blk.%u.attn_v.bias", i), kv, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_Q_BIAS, g_strdup_printf("blk.%u.attn_q.bias", i), (int32_t)i, q, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_K_BIAS, g_strdup_printf("blk.%u.attn_k.bias", i), (int32_t)i, kv, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_V_BIAS, g_strdup_printf("blk.%u.attn_v.bias", i), (int32_t)i, kv, 0.0, 0.3);
         }
         add_matrix(parts, c, ROLE_ATTN_OUT, c->width, q, 1.0, "attn_output.weight", i);
-        add_vector(parts, g_strdup_printf("blk.%u.ffn_norm.weight", i), c->width, 1.0, 0.2);
+        add_vector(parts, ROLE_FFN_NORM, g_strdup_printf("blk.%u.ffn_norm.weight", i), (int32_t)i, c->width, 1.0, 0.2);
         add_matrix(parts, c, ROLE_FFN_GATE, c->ffn_width, c->width, 1.0, "ffn_gate.weight", i);
         add_matrix(parts, c, ROLE_FFN_UP, c->ffn_width, c->width, 1.0, "ffn_up.weight", i);
         add_matrix(parts, c, ROLE_FFN_DOWN, c->width, c->ffn_width, 1.0, "ffn_down.weight", i);
     }
     if (c->rope_factors) {
-        add_vector(parts, g_strdup("rope_freqs.weight"), size / 2, 2.0, 0.5);
+        add_vector(parts, ROLE_ROPE_FACTORS, g_strdup("rope_freqs.weight"), -1, size / 2, 2.0, 0.5);
     }
-    add_vector(parts, g_strdup("output_norm.weight"), c->width, 1.0, 0.2);
+    add_vector(parts, ROLE_OUTPUT_NORM, g_strdup("output_norm.weight"), -1, c->width, 1.0, 0.2);
     if (!c->tied) {
         add_matrix(parts, c, ROLE_OUTPUT, c->vocab_size, c->width, 3.0, "output.weight", 0);
     }
@@ -503,6 +514,46 @@ static GBytes *build_file(const GgufBuilderConfig *c, uint32_t index, uint32_t n
 GBytes *gguf_builder_bytes(const GgufBuilderConfig *config, GError **error)
 {
     return build_file(config, 0, 1, error);
+}
+
+ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error)
+{
+    g_autoptr(GPtrArray) parts = list_parts(config);
+    g_autoptr(ModelSpec) spec = g_new0(ModelSpec, 1);
+    spec->family = FAMILY_LLAMA;
+    spec->name = g_strdup(config->name);
+    spec->n_layers = config->n_layers;
+    spec->width = config->width;
+    spec->n_heads = config->n_heads;
+    spec->n_kv_heads = config->n_kv_heads;
+    spec->head_size = config->head_size != 0 ? config->head_size : config->width / config->n_heads;
+    spec->ffn_width = config->ffn_width;
+    spec->vocab_size = config->vocab_size;
+    spec->context = config->context;
+    spec->norm_eps = 1e-5f;
+    spec->attention_scale = (float)(1.0 / sqrt((double)spec->head_size));
+    spec->rope = (RopeSpec){.scaling = config->rope_factors ? ROPE_SCALING_FACTORS : ROPE_SCALING_NONE,
+                            .dims = spec->head_size,
+                            .freq_base = config->rope_base,
+                            .factor = 1.0};
+    spec->tied_output = config->tied;
+    spec->tensors = weft_alloc(parts->len, sizeof *spec->tensors, "tensors", error);
+    uint64_t offset = 0;
+    for (guint i = 0; spec->tensors != NULL && i < parts->len; i++) {
+        const Part *part = g_ptr_array_index(parts, i);
+        TensorSpec *t = &spec->tensors[spec->n_tensors++];
+        size_t n_bytes;
+        *t = (TensorSpec){.name = g_strdup(part->name), .role = part->role, .layer = part->layer, .type = part->type};
+        if (!part_bytes(part, &n_bytes, error)) {
+            return NULL;
+        }
+        t->rows = MAX(part->rows, 1);
+        t->columns = part->columns;
+        t->offset = offset;
+        t->size_bytes = n_bytes;
+        offset += (n_bytes + config->alignment - 1) / config->alignment * config->alignment;
+    }
+    return spec->tensors != NULL && model_spec_finish(spec, error) ? g_steal_pointer(&spec) : NULL;
 }
 
 static bool write_bytes(GBytes *bytes, const char *path, GError **error)

@@ -25,6 +25,8 @@ typedef struct GgufBuilderConfig {
     uint32_t rope_original_context; /* 0 = no key */
     double rope_base;
     Dtype type[ROLE_LIMIT]; /* by role; 1-D tensors are F32 whatever stands here */
+    const char *extra_key; /* one more u32 key, borrowed; NULL = none */
+    uint32_t extra_value;
     uint64_t seed;
     uint32_t version;   /* 2 or 3 */
     uint32_t alignment; /* 32 = no key */
@@ -37,5 +39,7 @@ void gguf_builder_set_type(GgufBuilderConfig *config, Dtype type);
 
 /* The whole file; returned. NULL + INVALID if a row does not hold whole blocks. */
 GBytes *gguf_builder_bytes(const GgufBuilderConfig *config, GError **error);
+/* The ModelSpec of the same model without any weights (offsets as if the data began at 0): also for sizes that no test writes. Returned. */
+ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error);
 /* To a file. A path that ends in -00001-of-0000N.gguf writes all N parts. */
 bool gguf_builder_write(const GgufBuilderConfig *config, const char *path, GError **error);
