@@ -20,7 +20,7 @@ typedef union Emu {
 } Emu;
 typedef int16_t EmuBf16 __attribute__((vector_size(64), may_alias));
 
-#define EMU static inline __attribute__((always_inline, unused))
+#define EMU static __attribute__((noinline, unused)) /* else the tiles take a minute to compile */
 #define EMU_PS(name, params, expression)                                                                                \
     EMU __m512 name params                                                                                               \
     {                                                                                                                    \
