@@ -29,7 +29,8 @@ typedef struct RpcPeer {
     const char *address; /* remote address as text */
 } RpcPeer;
 
-/* Certificates for one side. PEM texts; NULL ca = plaintext (health listener; tests). Borrowed during the call. */
+/* Certificates for one side. PEM texts; NULL ca = plaintext (health listener; tests). Borrowed during the call. A server's certificate_pem is its
+ * leaf followed by the CA certificate: x509_fetch_ca() finds the CA in the chain that the server presents. */
 typedef struct RpcCredentials {
     const char *ca_pem;
     const char *certificate_pem, *key_pem; /* NULL certificate on a client: server TLS only */
@@ -48,14 +49,15 @@ typedef void (*RpcHandler)(RpcCall *call, const ProtobufCMessage *request, void 
 typedef struct RpcMethod {
     const char *name;    /* method name as in the .proto */
     RpcHandler handler;
-    unsigned roles;      /* RpcRole bits that may call; checked before the handler (PERMISSION_DENIED names role and method) */
+    /* RpcRole bits that may call; checked before the handler (PERMISSION_DENIED names role and method). 0 = whoever can connect. */
+    unsigned roles;
 } RpcMethod;
 
 typedef struct RpcServerOptions {
     const char *listen; /* "127.0.0.1:7470", port 0 = any free; inproc: any name */
     RpcCredentials credentials;
     bool health;     /* serve grpc.health.v1 */
-    bool reflection; /* serve reflection v1 and v1alpha (role admin) */
+    bool reflection; /* serve reflection v1 and v1alpha (role admin; with plaintext, where nobody has a role, for all) */
     /* NULL = nobody is revoked; called on each new call */
     bool (*is_revoked)(const char *serial, void *user);
     void *revoked_user;
@@ -71,11 +73,12 @@ void rpc_server_add(RpcServer *server, const ProtobufCServiceDescriptor *service
 bool rpc_server_start(RpcServer *server, GError **error);
 /* "host:port" with the port really bound; borrowed. */
 const char *rpc_server_address(const RpcServer *server);
-/* Health by service name; "" = the whole. Pushed to every Watch. Loop thread. */
+/* Health by service name; "" = the whole. Pushed to every Watch. Loop thread. What was not set before rpc_server_start() is SERVING from then on. */
 void rpc_server_set_health(RpcServer *server, const char *service, bool serving);
 /* Ends every call of a peer (by certificate serial or by node name) with PERMISSION_DENIED: revocation. */
 void rpc_server_kick(RpcServer *server, const char *name_or_serial);
-/* Health NOT_SERVING, waits at most grace_ms for live calls, cancels the rest, frees. Blocks at most grace_ms + 1 s. */
+/* Health NOT_SERVING, waits at most grace_ms for live calls, cancels the rest (their on_cancel runs before this returns), frees. Blocks at most
+ * grace_ms + 1 s: the Loop stands still meanwhile, so handlers that answer from timers should have finished their calls before. NULL is allowed. */
 void rpc_server_free(RpcServer *server, int grace_ms);
 
 const RpcPeer *rpc_call_peer(RpcCall *call);
@@ -112,7 +115,8 @@ typedef struct RpcChannelOptions {
 } RpcChannelOptions;
 
 RpcChannel *rpc_channel_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error);
-/* Cancels what is open; its on_done callbacks have run or will not run when this returns. */
+/* Cancels what is open: every on_done runs, with CANCELLED, before this returns. A call that is started meanwhile (from such an on_done) never
+ * begins and its on_done never runs. May be called from a callback of the channel. NULL is allowed. */
 void rpc_channel_free(RpcChannel *channel);
 
 typedef struct RpcCallbacks {
