@@ -2,44 +2,59 @@
 
 #include "kernels/ops/sample.h"
 
-/* Philox4x32-10 of the VEC_LANES counters (position, first_block + lane, purpose, choice). */
-VEC_FN void philox_lanes(const GumbelKey *key, uint32_t first_block, VecInt c[4])
+enum {
+    PHILOX_VECS = 2, /* in flight at once: ten rounds are a long chain */
+    GUMBEL_AT_ONCE = 4 * VEC_LANES * PHILOX_VECS,
+};
+
+/* Philox4x32-10 of the counters (position, first_block + VEC_LANES v + lane, purpose, choice). */
+VEC_FN void philox_lanes(const GumbelKey *key, uint32_t first_block, VecInt c[PHILOX_VECS][4])
 {
     uint32_t k0 = (uint32_t)key->seed, k1 = (uint32_t)(key->seed >> 32);
-    c[0] = vec_int_all(key->position);
-    c[1] = vec_int_add(vec_int_all(first_block), vec_int_iota());
-    c[2] = vec_int_all(key->purpose);
-    c[3] = vec_int_all(key->choice);
+    for (unsigned v = 0; v < PHILOX_VECS; v++) {
+        c[v][0] = vec_int_all(key->position);
+        c[v][1] = vec_int_add(vec_int_all(first_block + v * VEC_LANES), vec_int_iota());
+        c[v][2] = vec_int_all(key->purpose);
+        c[v][3] = vec_int_all(key->choice);
+    }
     for (unsigned round = 0; round < PHILOX_ROUNDS; round++) {
-        VecInt a_high, a_low, b_high, b_low;
-        vec_int_multiply(c[0], PHILOX_M0, &a_high, &a_low);
-        vec_int_multiply(c[2], PHILOX_M1, &b_high, &b_low);
-        c[0] = vec_int_xor(vec_int_xor(b_high, c[1]), vec_int_all(k0));
-        c[1] = b_low;
-        c[2] = vec_int_xor(vec_int_xor(a_high, c[3]), vec_int_all(k1));
-        c[3] = a_low;
+        for (unsigned v = 0; v < PHILOX_VECS; v++) {
+            VecInt a_high, a_low, b_high, b_low;
+            vec_int_multiply(c[v][0], PHILOX_M0, &a_high, &a_low);
+            vec_int_multiply(c[v][2], PHILOX_M1, &b_high, &b_low);
+            c[v][0] = vec_int_xor(vec_int_xor(b_high, c[v][1]), vec_int_all(k0));
+            c[v][1] = b_low;
+            c[v][2] = vec_int_xor(vec_int_xor(a_high, c[v][3]), vec_int_all(k1));
+            c[v][3] = a_low;
+        }
         k0 += PHILOX_W0;
         k1 += PHILOX_W1;
     }
 }
 
+VEC_FN void gumbel_group(const GumbelKey *key, uint32_t first_id, float *noise)
+{
+    VecInt bits[PHILOX_VECS][4];
+    philox_lanes(key, first_id / 4, bits);
+    for (unsigned v = 0; v < PHILOX_VECS; v++) {
+        Vec words[4];
+        for (unsigned w = 0; w < 4; w++) {
+            words[w] = vec_gumbel(bits[v][w]);
+        }
+        vec_store_interleaved(noise + v * 4 * VEC_LANES, words);
+    }
+}
+
 static void gumbel_vector(const GumbelKey *key, uint32_t first_id, uint32_t n, float *noise)
 {
-    enum { AT_ONCE = 4 * VEC_LANES };
-    for (uint32_t i = 0; i < n; i += AT_ONCE) {
-        VecInt bits[4];
-        Vec words[4];
-        philox_lanes(key, (first_id + i) / 4, bits);
-        for (unsigned w = 0; w < 4; w++) {
-            words[w] = vec_gumbel(bits[w]);
-        }
-        if (n - i >= AT_ONCE) {
-            vec_store_interleaved(noise + i, words);
-        } else {
-            float last[AT_ONCE];
-            vec_store_interleaved(last, words);
-            memcpy(noise + i, last, (n - i) * sizeof(float));
-        }
+    uint32_t i = 0;
+    for (; i + GUMBEL_AT_ONCE <= n; i += GUMBEL_AT_ONCE) {
+        gumbel_group(key, first_id + i, noise + i);
+    }
+    if (i < n) {
+        float last[GUMBEL_AT_ONCE];
+        gumbel_group(key, first_id + i, last);
+        memcpy(noise + i, last, (n - i) * sizeof(float));
     }
 }
 

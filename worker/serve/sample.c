@@ -95,96 +95,112 @@ typedef struct ChunkPart {
     float mt, lt; /* tempered, for top_p over all ids */
 } ChunkPart;
 
-/* Penalised and tempered values into work. */
-static void temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *work)
+static bool penalises(const SampleSettings *s)
+{
+    return s->repeat_penalty > 0.0f && s->repeat_penalty != 1.0f;
+}
+
+/* Penalised and tempered values of one chunk: in buffer, or the logits themselves where the settings change none. */
+static const float *temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *buffer)
 {
     const SampleSettings *s = &row->settings;
-    memcpy(work, logits, sizeof(float) * n);
-    if (s->repeat_penalty > 0.0f && s->repeat_penalty != 1.0f) {
-        for (uint32_t i = 0; i < row->n_window; i++) {
-            const uint32_t id = row->window[i];
-            if (id >= first_id && id < first_id + n) { /* from the raw value: a repeated id is hit once */
-                const float z = logits[id - first_id];
-                work[id - first_id] = z > 0.0f ? z / s->repeat_penalty : z * s->repeat_penalty;
-            }
+    if (!penalises(s) && s->temperature == 0.0f) {
+        return logits;
+    }
+    memcpy(buffer, logits, sizeof(float) * n);
+    for (uint32_t i = 0; penalises(s) && i < row->n_window; i++) {
+        const uint32_t id = row->window[i];
+        if (id >= first_id && id < first_id + n) { /* from the raw value: a repeated id is hit once */
+            const float z = logits[id - first_id];
+            buffer[id - first_id] = z > 0.0f ? z / s->repeat_penalty : z * s->repeat_penalty;
         }
     }
-    for (uint32_t i = 0; s->temperature > 0.0f && i < n; i++) {
-        work[i] = work[i] / s->temperature;
+    if (s->temperature > 0.0f) {
+        const float temperature = s->temperature;
+        memset(buffer + n, 0, sizeof(float) * (VOCAB_CHUNK - n));
+        for (uint32_t i = 0; i < VOCAB_CHUNK; i++) { /* the constant count lets -O2 use vectors */
+            buffer[i] = buffer[i] / temperature;
+        }
+    }
+    return buffer;
+}
+
+/* Offers one chunk. Ids come in ascending order, so that once the heap is full only a larger value gets in. */
+static void offer_chunk(Best *best, const float *values, const float *raw, uint32_t first_id, uint32_t n)
+{
+    enum { AT_ONCE = 16 };
+    uint32_t i = 0;
+    for (; i < n && best->n < best->limit; i++) {
+        offer(best, (Candidate){.value = values[i], .raw = raw[i], .id = first_id + i});
+    }
+    while (i < n && best->limit > 0) {
+        const uint32_t count = MIN(AT_ONCE, n - i);
+        const float bar = best->heap[0].value;
+        unsigned above = count < AT_ONCE; /* nearly always none of 16: one branch */
+        for (uint32_t j = 0; count == AT_ONCE && j < AT_ONCE; j++) {
+            above |= values[i + j] > bar;
+        }
+        for (uint32_t j = 0; above != 0 && j < count; j++) {
+            if (values[i + j] > best->heap[0].value) {
+                offer(best, (Candidate){.value = values[i + j], .raw = raw[i + j], .id = first_id + i + j});
+            }
+        }
+        i += count;
     }
 }
 
-static bool add_chunks(const Kernels *k, const SampleRow *row, const float *logits, const float *work, uint32_t n, GByteArray *out)
+/* One chunk's share of the part; false if a logit is not finite. */
+static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, ChunkPart *chunk, Best *best,
+                      Best *top)
 {
-    bool finite = true;
-    const bool tempered = sample_is_open_ended(&row->settings) && !row->score;
-    for (uint32_t at = 0; at < n; at += VOCAB_CHUNK) {
-        const uint32_t count = MIN(VOCAB_CHUNK, n - at);
-        ChunkPart c = {0};
-        const Hash128 h = hash128(logits + at, sizeof(float) * count);
-        memcpy(c.hash, h.bytes, sizeof c.hash);
-        finite = k->chunk_stats(logits + at, count, &c.m, &c.l) && finite;
-        if (tempered && finite) {
-            finite = k->chunk_stats(work + at, count, &c.mt, &c.lt);
+    const SampleSettings *s = &row->settings;
+    float buffer[VOCAB_CHUNK], noise[VOCAB_CHUNK];
+    const Hash128 h = hash128(logits, sizeof(float) * n);
+    *chunk = (ChunkPart){0};
+    memcpy(chunk->hash, h.bytes, sizeof chunk->hash);
+    bool finite = k->chunk_stats(logits, n, &chunk->m, &chunk->l);
+    if (best->limit > 0) {
+        const float *values = temper(row, logits, first_id, n, buffer);
+        if (sample_is_open_ended(s)) {
+            finite = k->chunk_stats(values, n, &chunk->mt, &chunk->lt) && finite;
         }
-        g_byte_array_append(out, (const guint8 *)&c, sizeof c);
+        if (s->temperature > 0.0f && !has_filters(s)) {
+            const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
+            k->gumbel(&key, first_id, n, noise);
+            k->add(noise, values, n);
+            values = noise;
+        }
+        offer_chunk(best, values, logits, first_id, n);
     }
+    offer_chunk(top, logits, logits, first_id, n);
     return finite;
 }
 
-static void add_candidates(const Kernels *k, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *work, Best *best)
-{
-    const SampleSettings *s = &row->settings;
-    float noise[VOCAB_CHUNK];
-    const bool noisy = s->temperature > 0.0f && !has_filters(s);
-    const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
-    for (uint32_t at = 0; at < n; at += VOCAB_CHUNK) {
-        const uint32_t count = MIN(VOCAB_CHUNK, n - at);
-        if (noisy) {
-            k->gumbel(&key, first_id + at, count, noise);
-        }
-        for (uint32_t i = 0; i < count; i++) {
-            offer(best, (Candidate){.value = noisy ? work[at + i] + noise[i] : work[at + i], .raw = logits[at + i], .id = first_id + at + i});
-        }
-    }
-    qsort(best->heap, best->n, sizeof *best->heap, by_rank);
-}
-
-static void add_top(const float *logits, uint32_t first_id, uint32_t n, Best *best)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        offer(best, (Candidate){.value = logits[i], .raw = logits[i], .id = first_id + i});
-    }
-    qsort(best->heap, best->n, sizeof *best->heap, by_rank);
-}
-
 void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, uint32_t n_candidates,
-                 float *work, GByteArray *out)
+                 GByteArray *out)
 {
-    const guint head = out->len;
     const uint32_t n_chunks = (n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
     const uint32_t limit = row->score ? 0 : MIN(n_candidates, n);
     const uint32_t n_top = MIN(MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT), n);
     const bool has_target = row->score && row->target >= first_id && row->target < first_id + n;
     const float target = has_target ? logits[row->target - first_id] : 0.0f;
     const uint32_t fields[6] = {0, n_chunks, limit, limit == n, n_top, has_target};
+    const guint head = out->len;
     g_byte_array_append(out, (const guint8 *)fields, sizeof fields);
     g_byte_array_append(out, (const guint8 *)&target, 4);
-    temper(row, logits, first_id, n, work);
-    if (!add_chunks(kernels, row, logits, work, n, out)) {
-        const uint32_t failed = 1;
-        memcpy(out->data + head, &failed, 4);
-    }
     const guint at = out->len;
-    g_byte_array_set_size(out, at + (guint)sizeof(Candidate) * (limit + n_top));
-    Best best = {.heap = (Candidate *)(void *)(out->data + at), .limit = limit};
-    if (limit > 0) {
-        add_candidates(kernels, row, logits, first_id, n, work, &best);
-    }
+    g_byte_array_set_size(out, at + (guint)(sizeof(ChunkPart) * n_chunks + sizeof(Candidate) * (limit + n_top)));
+    ChunkPart *chunks = (ChunkPart *)(void *)(out->data + at);
+    Best best = {.heap = (Candidate *)(void *)(chunks + n_chunks), .limit = limit};
     Best top = {.heap = best.heap + limit, .limit = n_top};
-    if (n_top > 0) {
-        add_top(logits, first_id, n, &top);
+    uint32_t failed = 0;
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        const uint32_t start = c * VOCAB_CHUNK, count = MIN(VOCAB_CHUNK, n - start);
+        failed |= !add_chunk(kernels, row, logits + start, first_id + start, count, &chunks[c], &best, &top);
     }
+    qsort(best.heap, best.n, sizeof *best.heap, by_rank);
+    qsort(top.heap, top.n, sizeof *top.heap, by_rank);
+    memcpy(out->data + head, &failed, sizeof failed);
 }
 
 /* ---- the merge ---- */
@@ -373,7 +389,9 @@ static SampleOutcome conclude(const Kernels *k, const SampleRow *row, Merge *m, 
         out->id = c->id;
         out->logprob = (float)((double)c->raw - lse);
     }
-    qsort(m->top->data, m->top->len, sizeof(Candidate), by_rank);
+    if (m->top->len > 0) {
+        qsort(m->top->data, m->top->len, sizeof(Candidate), by_rank);
+    }
     out->n_top = MIN(m->top->len, MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT));
     for (uint32_t i = 0; i < out->n_top; i++) {
         const Candidate *c = &g_array_index(m->top, Candidate, i);

@@ -39,9 +39,9 @@ bool sample_is_open_ended(const SampleSettings *s);
 /* Candidates per part that suffice, or a first guess for open-ended filters. */
 uint32_t sample_candidates(const SampleSettings *s);
 
-/* Appends this shard's part to out. logits: ids [first_id, first_id + n), raw, first_id a multiple of VOCAB_CHUNK; work: n floats of scratch. */
+/* Appends this shard's part to out. logits: ids [first_id, first_id + n), raw, first_id a multiple of VOCAB_CHUNK. */
 void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, uint32_t n_candidates,
-                 float *work, GByteArray *out);
+                 GByteArray *out);
 
 typedef enum SampleOutcome {
     SAMPLE_DRAWN,

@@ -7,7 +7,6 @@
 struct Sampling {
     Stage *stage;
     const Sequences *sequences;
-    float *work;          /* one row of own vocabulary */
     RowResult *results;   /* capacity max_rows */
     SampleResult *drawn;  /* beside results: owns the top lists */
     float *logits;        /* dumped rows: [n_dumped][vocab_size], grown on demand */
@@ -20,7 +19,6 @@ Sampling *sampling_new(Stage *stage, const Sequences *sequences)
     Sampling *s = g_new0(Sampling, 1);
     s->stage = stage;
     s->sequences = sequences;
-    s->work = g_new(float, stage->o.shard->vocab_count + 1);
     s->results = g_new0(RowResult, stage->max_rows);
     s->drawn = g_new0(SampleResult, stage->max_rows);
     s->readers = g_new0(SampleReader, stage->plan_stage->n_ranks);
@@ -32,7 +30,6 @@ void sampling_free(Sampling *s)
     if (s == NULL) {
         return;
     }
-    g_free(s->work);
     g_free(s->results);
     g_free(s->drawn);
     g_free(s->logits);
@@ -130,7 +127,7 @@ static void flush_block(PartPass *p)
         const OutputRow *r = &p->rows[i];
         const SampleRow row = row_of(r->sequence, r->row, r->position);
         const float *logits = stage->logits + (size_t)i * shard->vocab_count;
-        sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count, p->n_candidates, p->s->work, p->out);
+        sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count, p->n_candidates, p->out);
         if (r->sequence->admit.want_logits) {
             g_byte_array_append(p->out, (const guint8 *)logits, (guint)(sizeof(float) * shard->vocab_count));
         }
