@@ -1,0 +1,361 @@
+/* weft-worker: flags, identity (from the state directory or by joining), a short measurement, and one Agent on one main loop. Foreground; logs to stderr. */
+#include "worker/agent/agent.h"
+#include "worker/agent/join.h"
+
+#include "proto/base/error.h"
+#include "proto/base/units.h"
+#include "proto/base/version.h"
+#include "proto/config/options.h"
+#include "transport/daemon/daemon.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct Settings {
+    char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics, *listen, *advertise, *health_listen, *link, *link_device,
+        *data_port, *config;
+    uint64_t threads, memory;
+    bool version, verbose;
+} Settings;
+
+#define FIELD(name) offsetof(Settings, name)
+static const Option worker_options[] = {
+    {"join", 0, OPTION_STRING, FIELD(join), "ADDR:PORT", "the coordinator's join listener (first start only)", "WEFT_JOIN"},
+    {"token", 0, OPTION_STRING, FIELD(token), "T", "join token from `weft token create`", "WEFT_TOKEN"},
+    {"ca-hash", 0, OPTION_STRING, FIELD(ca_hash), "H", "sha256:... of the cluster's CA, printed beside the token", "WEFT_CA_HASH"},
+    {"name", 0, OPTION_STRING, FIELD(name), "NAME", "node id to ask for (default: the host's name)", NULL},
+    {"state", 0, OPTION_STRING, FIELD(state), "DIR", "key, certificate, measurements (default $XDG_STATE_HOME/weft/worker)", "WEFT_WORKER_STATE"},
+    {"cache", 0, OPTION_STRING, FIELD(cache), "DIR", "slices of models, may be shared by the workers of a host (default $XDG_CACHE_HOME/weft)", "WEFT_CACHE"},
+    {"models", 0, OPTION_STRING, FIELD(models), "DIR", "own copies of model files, used where their bytes fit (default: none)", NULL},
+    {"threads", 't', OPTION_COUNT, FIELD(threads), "N", "compute threads (default: the cores this process may use)", "WEFT_THREADS", 1, 1024},
+    {"isa", 0, OPTION_STRING, FIELD(isa), "ISA", "instruction set", "WEFT_ISA", 0, 0, "auto|generic|avx2|avx512"},
+    {"memory", 0, OPTION_SIZE, FIELD(memory), "SIZE", "budget for weights, KV and buffers (default: what is available, less a margin)", "WEFT_MEMORY"},
+    {"cpu-list", 0, OPTION_STRING, FIELD(cpu_list), "LIST", "pin compute threads, as in 0-3,8", NULL},
+    {"numerics", 0, OPTION_STRING, FIELD(numerics), "CLASSES", "bit contracts offered", NULL, 0, 0, "exact|fast|exact,fast"},
+    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT", "control listener, mutual TLS (default 0.0.0.0:0)", NULL},
+    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST", "name or address by which peers reach this host", NULL},
+    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT", "plaintext listener that serves grpc.health.v1 only (default: none)", NULL},
+    {"link", 0, OPTION_STRING, FIELD(link), "KIND", "data plane: auto = shared memory within a host and tcp, or tcp alone", NULL, 0, 0, "auto|tcp"},
+    {"link-device", 0, OPTION_STRING, FIELD(link_device), "DEVICE", "network device of the data plane (default: the first that is up)", NULL},
+    {"data-port", 0, OPTION_STRING, FIELD(data_port), "RANGE", "TCP ports of the data plane, as in 15000-15100", NULL},
+    {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
+    {"verbose", 'v', OPTION_FLAG, FIELD(verbose), "", "log details too", NULL},
+    {"version", 0, OPTION_FLAG, FIELD(version), "", "print versions and exit", NULL},
+    {NULL},
+};
+
+typedef struct Daemon {
+    const Settings *settings;
+    MainLoop *loop;
+    Identity identity;
+    Agent *agent;
+    LinkFill *fill;
+    int *cpus;
+    unsigned n_cpus;
+    bool joined, join_done, stopping;
+    GError *error;
+    int exit_code;
+} Daemon;
+
+/* ---- resources ---- */
+
+/* "0-3,8" to numbers; INVALID for anything else. */
+static bool parse_cpus(const char *text, GArray *out, GError **error)
+{
+    g_auto(GStrv) parts = g_strsplit(text, ",", -1);
+    for (char **part = parts; *part != NULL; part++) {
+        char *end;
+        const long first = strtol(*part, &end, 10);
+        const long last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+        if (end == *part || *end != '\0' || first < 0 || last < first || last > 4095) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "cpu-list '%s' is not understood: write it as in 0-3,8", text);
+            return false;
+        }
+        for (long cpu = first; cpu <= last; cpu++) {
+            const int number = (int)cpu;
+            g_array_append_val(out, number);
+        }
+    }
+    return true;
+}
+
+static unsigned allowed_cpus(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : g_get_num_processors();
+}
+
+static uint64_t number_in(const char *path, const char *key)
+{
+    g_autofree char *text = NULL;
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return 0;
+    }
+    const char *at = key != NULL ? strstr(text, key) : text;
+    return at != NULL ? g_ascii_strtoull(at + (key != NULL ? strlen(key) : 0), NULL, 10) : 0;
+}
+
+/* What is available on the host and left in this process's memory cgroup, less a tenth. */
+static uint64_t default_memory(void)
+{
+    uint64_t available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
+    g_autofree char *cgroup = NULL;
+    if (g_file_get_contents("/proc/self/cgroup", &cgroup, NULL, NULL) && g_str_has_prefix(cgroup, "0::")) {
+        g_autofree char *path = g_strdup(g_strchomp(cgroup + 3));
+        g_autofree char *limit_file = g_build_filename("/sys/fs/cgroup", path, "memory.max", NULL);
+        g_autofree char *used_file = g_build_filename("/sys/fs/cgroup", path, "memory.current", NULL);
+        const uint64_t limit = number_in(limit_file, NULL), used = number_in(used_file, NULL); /* "max" reads as 0 */
+        if (limit > used) {
+            available = MIN(available, limit - used);
+        }
+    }
+    return available / 10 * 9;
+}
+
+/* Equal for processes that may share memory: one boot of one machine, one network namespace, one user. */
+static char *host_identity(void)
+{
+    g_autofree char *boot = NULL;
+    struct stat ns = {0};
+    g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot, NULL, NULL);
+    stat("/proc/self/ns/net", &ns);
+    return g_strdup_printf("%s/%" G_GUINT64_FORMAT "/%u", boot != NULL ? g_strchomp(boot) : "?", (uint64_t)ns.st_ino, (unsigned)geteuid());
+}
+
+static bool take_cpus(Daemon *d, GError **error)
+{
+    g_autoptr(GArray) cpus = g_array_new(FALSE, FALSE, sizeof(int));
+    if (d->settings->cpu_list == NULL) {
+        return true;
+    }
+    if (!parse_cpus(d->settings->cpu_list, cpus, error)) {
+        return false;
+    }
+    d->n_cpus = cpus->len;
+    d->cpus = (int *)(void *)g_array_free(g_steal_pointer(&cpus), FALSE);
+    return true;
+}
+
+/* ---- identity ---- */
+
+static void on_joined(const Identity *identity, const GError *error, void *user)
+{
+    Daemon *d = user;
+    d->join_done = true;
+    if (identity == NULL) {
+        d->error = g_error_copy(error);
+        return;
+    }
+    identity_copy(identity, &d->identity);
+    d->joined = true;
+}
+
+static char *host_of(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    return colon != NULL ? g_strndup(address, (gsize)(colon - address)) : g_strdup(address);
+}
+
+static bool join_cluster(Daemon *d, GError **error)
+{
+    const Settings *s = d->settings;
+    if (s->join == NULL || s->token == NULL || s->ca_hash == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s holds no certificate: start once with the line that `weft token create` prints (--join, --token, --ca-hash)", s->state);
+        return false;
+    }
+    g_autofree char *ca = join_fetch_ca(s->join, s->ca_hash, error);
+    if (ca == NULL) {
+        return false;
+    }
+    g_autofree char *listen_host = host_of(s->listen != NULL ? s->listen : "0.0.0.0:0");
+    const char *addresses[] = {s->advertise != NULL ? s->advertise : listen_host, "127.0.0.1", g_get_host_name(), NULL};
+    const JoinOptions options = {.loop = main_loop_loop(d->loop), .transport = rpc_transport_grpc(), .address = s->join, .ca_pem = ca, .token = s->token,
+                                 .name = s->name != NULL ? s->name : g_get_host_name(), .addresses = addresses};
+    join_start(&options, on_joined, d);
+    main_loop_run_until(d->loop, &d->join_done, 30 * G_USEC_PER_SEC);
+    if (!d->joined) {
+        g_propagate_error(error, d->error != NULL ? g_steal_pointer(&d->error)
+                                                  : g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "no answer from %s within 30 s", s->join));
+        return false;
+    }
+    return identity_save(s->state, &d->identity, error);
+}
+
+static bool take_identity(Daemon *d, GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    if (identity_load(d->settings->state, &d->identity, &why)) {
+        return true;
+    }
+    if (!g_error_matches(why, WEFT_ERROR, WEFT_ERROR_NOT_FOUND)) {
+        g_propagate_error(error, g_steal_pointer(&why));
+        return false;
+    }
+    return join_cluster(d, error);
+}
+
+/* ---- running ---- */
+
+static void on_stopped(void *user)
+{
+    main_loop_quit(((Daemon *)user)->loop);
+}
+
+static void on_stop(void *user)
+{
+    Daemon *d = user;
+    if (!d->stopping && d->agent != NULL) {
+        d->stopping = true;
+        daemon_notify("STOPPING=1");
+        agent_stop(d->agent, on_stopped, d);
+    }
+}
+
+static void on_refused(const GError *error, void *user)
+{
+    Daemon *d = user;
+    fprintf(stderr, "weft-worker: %s\n", error->message);
+    d->exit_code = weft_error_exit_code(error);
+    on_stop(d);
+}
+
+static bool start_agent(Daemon *d, Log *log, GError **error)
+{
+    const Settings *s = d->settings;
+    KernelIsa isa = kernels_best_isa();
+    if (s->isa != NULL && !kernels_parse_isa(s->isa, &isa)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "isa %s: this CPU does not have it; auto would take %s", s->isa,
+                    kernels_isa_name(kernels_best_isa()));
+        return false;
+    }
+    const unsigned cores = allowed_cpus();
+    const unsigned threads = s->threads > 0 ? (unsigned)s->threads : d->n_cpus > 0 ? d->n_cpus : cores;
+    if (d->n_cpus > 0 && d->n_cpus != threads) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "cpu-list names %u cpus for %u threads: give as many", d->n_cpus, threads);
+        return false;
+    }
+    const uint64_t memory = s->memory > 0 ? s->memory : default_memory();
+    const MeasureOptions measure = {.isa = isa, .threads = threads, .cpus = d->cpus, .memory_bytes = memory};
+    g_autofree char *host = host_identity();
+    const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL, exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
+    AgentOptions options = {
+        .loop = main_loop_loop(d->loop),
+        .transport = rpc_transport_grpc(),
+        .random = random_system(),
+        .log = log,
+        .fill = d->fill,
+        .identity = &d->identity,
+        .state_dir = s->state,
+        .cache_dir = s->cache,
+        .models_dir = s->models,
+        .listen = s->listen != NULL ? s->listen : "0.0.0.0:0",
+        .advertise = s->advertise,
+        .health_listen = s->health_listen,
+        .host = host,
+        .memory_bytes = memory,
+        .threads = threads,
+        .cpus = d->cpus,
+        .isa = isa,
+        .numerics_classes = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0),
+        .crowded = threads > cores,
+        .io_threads = MAX(2u, threads),
+        .refused = on_refused,
+        .user = d,
+    };
+    if (!measure_get(s->state, &measure, &options.measure, log, error)) {
+        return false;
+    }
+    d->agent = agent_new(&options, error);
+    return d->agent != NULL;
+}
+
+static int serve(const Settings *s, GError **error)
+{
+    Daemon d = {.settings = s};
+    Log *log = log_stderr();
+    log->min_level = s->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+    const int lock = identity_lock(s->state, error);
+    if (lock < 0) {
+        return 1;
+    }
+    d.loop = main_loop_new();
+    if (take_cpus(&d, error) && take_identity(&d, error)) {
+        d.fill = link_fill_ucx();
+        main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
+        main_loop_on_signal(d.loop, SIGINT, on_stop, &d);
+        if (start_agent(&d, log, error)) {
+            log_info(log, "worker %s serves at %s", d.identity.name, agent_address(d.agent));
+            daemon_notify("READY=1");
+            main_loop_run(d.loop);
+        }
+        agent_free(d.agent);
+        link_fill_free(d.fill);
+    }
+    identity_clear(&d.identity);
+    main_loop_free(d.loop);
+    g_free(d.cpus);
+    close(lock);
+    return d.exit_code;
+}
+
+static void default_folders(Settings *s)
+{
+    if (s->state == NULL) {
+        s->state = g_build_filename(g_get_user_state_dir(), "weft", "worker", NULL);
+    }
+    if (s->cache == NULL) {
+        s->cache = g_build_filename(g_get_user_cache_dir(), "weft", NULL);
+    }
+}
+
+static void print_help(void)
+{
+    g_autoptr(GString) text = g_string_new("usage: weft-worker --join ADDR:PORT --token T --ca-hash H [OPTIONS]\n\nDoes its part of the cluster's work.\n\n");
+    options_help(worker_options, text);
+    fputs(text->str, stdout);
+}
+
+static void print_version(void)
+{
+    printf("weft-worker %s\nprotocol %u, numerics %u\ninstruction set %s\ncuda none\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION,
+           kernels_isa_name(kernels_best_isa()));
+}
+
+int main(int argc, char **argv)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) rest = g_ptr_array_new();
+    Settings s = {0};
+    bool help = false;
+    int code = 0;
+    if (!options_parse(worker_options, &s, argc, argv, rest, &help, &error)) {
+        code = weft_error_exit_code(error);
+    } else if (help) {
+        print_help();
+    } else if (s.version) {
+        print_version();
+    } else if (rest->len > 0) {
+        fprintf(stderr, "weft-worker: unexpected argument %s: see --help\n", (const char *)g_ptr_array_index(rest, 0));
+        code = 2;
+    } else {
+        if (s.data_port != NULL) {
+            g_setenv("UCX_TCP_PORT_RANGE", s.data_port, FALSE);
+        }
+        link_ucx_environment(argc, argv, s.link != NULL && strcmp(s.link, "tcp") == 0 ? "tcp" : NULL, s.link_device);
+        daemon_prepare();
+        default_folders(&s);
+        code = serve(&s, &error);
+    }
+    if (error != NULL) {
+        fprintf(stderr, "weft-worker: %s\n", error->message);
+        code = code != 0 ? code : weft_error_exit_code(error);
+    }
+    options_clear(worker_options, &s);
+    return code;
+}
