@@ -8,6 +8,7 @@ struct TaskPool {
 };
 
 typedef struct Task {
+    TaskPool *pool;
     TaskFn run, done;
     void *user;
 } Task;
@@ -22,16 +23,16 @@ static void report(void *user)
 static void run_on_thread(void *data, void *user)
 {
     Task *task = data;
-    TaskPool *pool = user;
     task->run(task->user);
-    loop_post(pool->loop, report, task);
+    loop_post(task->pool->loop, report, task);
 }
 
+/* done() comes after whatever run() posted, as it does from a thread. */
 static void run_on_loop(void *user)
 {
     Task *task = user;
     task->run(task->user);
-    report(task);
+    loop_post(task->pool->loop, report, task);
 }
 
 TaskPool *task_pool_new(Loop *loop, unsigned n_threads)
@@ -39,7 +40,7 @@ TaskPool *task_pool_new(Loop *loop, unsigned n_threads)
     TaskPool *pool = g_new0(TaskPool, 1);
     pool->loop = loop;
     if (n_threads > 0) {
-        pool->threads = g_thread_pool_new(run_on_thread, pool, (int)n_threads, FALSE, NULL);
+        pool->threads = g_thread_pool_new(run_on_thread, NULL, (int)n_threads, FALSE, NULL);
     }
     return pool;
 }
@@ -47,7 +48,7 @@ TaskPool *task_pool_new(Loop *loop, unsigned n_threads)
 void task_pool_run(TaskPool *pool, TaskFn run, TaskFn done, void *user)
 {
     Task *task = g_new(Task, 1);
-    *task = (Task){run, done, user};
+    *task = (Task){pool, run, done, user};
     if (pool->threads) {
         g_thread_pool_push(pool->threads, task, NULL);
     } else {

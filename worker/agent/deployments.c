@@ -486,6 +486,7 @@ void deployment_cancel(Deployment *d, uint64_t engine_request)
 }
 
 const ModelSpec *deployment_spec(const Deployment *d) { return d->weights->spec; }
+const GError *deployment_error(const Deployment *d) { return d->error; }
 const Plan *deployment_plan(const Deployment *d) { return d->plan; }
 
 uint64_t deployment_watch_end(Deployment *d, LoopFn ended, void *user)

@@ -77,6 +77,8 @@ uint64_t deployment_submit(Deployment *deployment, const EngineRequest *request,
 void deployment_cancel(Deployment *deployment, uint64_t engine_request);
 const ModelSpec *deployment_spec(const Deployment *deployment);
 const Plan *deployment_plan(const Deployment *deployment);
+/* Why it failed or is closing; NULL while it does neither. Borrowed. */
+const GError *deployment_error(const Deployment *deployment);
 /* ended(user) once, when the deployment's engine is gone and no token event can come any more; the id is for deployment_unwatch(). */
 uint64_t deployment_watch_end(Deployment *deployment, LoopFn ended, void *user);
 void deployment_unwatch(Deployment *deployment, uint64_t id);

@@ -58,8 +58,7 @@ static void cancelled(void *user)
 static void deployment_ended(void *user)
 {
     Generation *g = user;
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "request %s: its deployment has ended", g->request);
-    end_call(g, why);
+    end_call(g, deployment_error(g->deployment));
     generation_free(g);
 }
 
@@ -117,7 +116,9 @@ static void on_token(const EngineToken *token, void *user)
         }
     }
     if (token->done) {
-        end_call(g, token->error);
+        /* Of an engine that was ended, the deployment knows why. */
+        const GError *why = token->error ? deployment_error(g->deployment) : NULL;
+        end_call(g, why ? why : token->error);
         deployment_unwatch(g->deployment, g->watch);
         generation_free(g);
     }

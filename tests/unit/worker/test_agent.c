@@ -1,0 +1,633 @@
+/* The agent against a coordinator that lies, dies and freezes, under simulated time. */
+#include "proto/base/error.h"
+#include "proto/plan/plan_message.h"
+#include "tests/unit/worker/fake_coordinator.h"
+#include "transport/crypto/x509.h"
+#include "worker/agent/agent.h"
+#include "worker/agent/attach.h"
+
+#include "grpc/health.pb-c.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#define SECOND 1000000ll
+
+static const TinyShape shape = {2, 256, 6, 3, 64, 640, 1100, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
+
+typedef struct Env {
+    SimWorld *world;
+    RpcTransport *transport;
+    LinkFill *fill;
+    TinyModel *model;
+    FakeCoordinator *c;
+    Loop *loop; /* the agent's */
+    Agent *agent;
+    GError *refused;
+    bool stopped;
+} Env;
+
+static void on_refused(const GError *error, void *user)
+{
+    Env *env = user;
+    g_assert_null(env->refused);
+    env->refused = g_error_copy(error);
+}
+
+static void on_stopped(void *user) { ((Env *)user)->stopped = true; }
+
+static void start_agent(Env *env, const Identity *identity, uint64_t memory)
+{
+    AgentOptions options = {.loop = env->loop, .transport = env->transport, .random = sim_world_random(env->world), .fill = env->fill,
+                            .identity = identity, .listen = "w0-listen", .health_listen = "w0-health", .host = "host", .memory_bytes = memory,
+                            .threads = 1, .isa = ISA_GENERIC, .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .refused = on_refused,
+                            .user = env};
+    GError *error = NULL;
+    env->agent = agent_new(&options, &error);
+    g_assert_no_error(error);
+}
+
+static Env *env_new(void)
+{
+    Env *env = g_new0(Env, 1);
+    env->world = sim_world_new(sim_seed(1));
+    env->transport = rpc_transport_inproc_new();
+    env->fill = link_fill_inproc_new();
+    env->model = tiny_model_new(&shape, 11);
+    env->c = fake_coordinator_new(env->world, env->transport, "coordinator", "ca");
+    env->c->model = env->model;
+    env->loop = sim_world_loop(env->world);
+    Identity identity = fake_identity(env->c, "w0");
+    start_agent(env, &identity, 1u << 30);
+    identity_clear(&identity);
+    return env;
+}
+
+static void env_free(Env *env)
+{
+    if (env->agent) {
+        agent_stop(env->agent, on_stopped, env);
+        sim_world_run_until(env->world, &env->stopped, 60 * SECOND);
+        assert_true(env->stopped);
+        agent_free(env->agent);
+    }
+    fake_coordinator_free(env->c);
+    sim_world_run_for(env->world, SECOND);
+    rpc_transport_inproc_free(env->transport);
+    sim_world_free(env->world);
+    link_fill_free(env->fill);
+    tiny_model_free(env->model);
+    g_clear_error(&env->refused);
+    g_free(env);
+}
+
+static void run(Env *env, int64_t duration_us)
+{
+    for (int64_t at = 0; at < duration_us; at += 1000) {
+        sim_world_run_for(env->world, 1000);
+        while (agent_step(env->agent)) {
+        }
+    }
+}
+
+static void wait_for(Env *env, const bool *done)
+{
+    for (int i = 0; i < 60000 && !*done; i++) {
+        run(env, 1000);
+    }
+    assert_true(*done);
+}
+
+static void wait_attached(Env *env, unsigned n)
+{
+    for (int i = 0; i < 60000 && (env->c->n_attached < n || !agent_is_attached(env->agent)); i++) {
+        run(env, 1000);
+    }
+    assert_true(agent_is_attached(env->agent));
+}
+
+/* ---- calls --------------------------------------------------------------------------------------------------------------- */
+
+static FakeReply *load_from(Env *env, uint64_t epoch, const Plan *plan, uint32_t rank, const char *const *sources, size_t n_sources)
+{
+    Weft__V1__Stamp stamp = fake_stamp(env->c, epoch);
+    Weft__V1__LoadRequest request = WEFT__V1__LOAD_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.plan = plan_to_message(plan);
+    request.model = tiny_model_message(env->model, "tiny.gguf");
+    request.rank = rank;
+    request.sources = (char **)sources;
+    request.n_sources = n_sources;
+    request.seal = true;
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Load", &request.base);
+    weft__v1__plan__free_unpacked(request.plan, NULL);
+    weft__v1__model__free_unpacked(request.model, NULL);
+    return reply;
+}
+
+static FakeReply *load(Env *env, uint64_t epoch)
+{
+    g_autoptr(Plan) plan = tiny_plan(env->model->spec, 1, (uint32_t[]){1}, (double[]){1});
+    const char *source = "coordinator";
+    return load_from(env, epoch, plan, 0, &source, 1);
+}
+
+static const Weft__V1__LoadProgress *loaded(Env *env, FakeReply *reply)
+{
+    wait_for(env, &reply->done);
+    g_assert_no_error(reply->error);
+    const Weft__V1__LoadProgress *last = (const Weft__V1__LoadProgress *)fake_reply_last(reply);
+    assert_true(last->loaded);
+    assert_true(last->data_address.len > 0);
+    assert_memory_equal(last->boot_id.data, env->c->hello->boot_id.data, 16);
+    return last;
+}
+
+static FakeReply *start(Env *env, uint64_t epoch, const Weft__V1__LoadProgress *of)
+{
+    Weft__V1__Stamp stamp = fake_stamp(env->c, epoch);
+    Weft__V1__StartRequest request = WEFT__V1__START_REQUEST__INIT;
+    Weft__V1__RankAddress rank = WEFT__V1__RANK_ADDRESS__INIT, *ranks = &rank;
+    uint8_t secret[32] = {7};
+    rank.worker = "w0";
+    rank.data_address = of->data_address;
+    rank.boot_id = of->boot_id;
+    request.stamp = &stamp;
+    request.secret = (ProtobufCBinaryData){sizeof secret, secret};
+    request.n_ranks = 1;
+    request.ranks = &ranks;
+    return fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Start", &request.base);
+}
+
+static void make_ready(Env *env, uint64_t epoch)
+{
+    FakeReply *l = load(env, epoch);
+    FakeReply *s = start(env, epoch, loaded(env, l));
+    wait_for(env, &s->done);
+    g_assert_no_error(s->error);
+    fake_reply_free(s);
+    fake_reply_free(l);
+}
+
+static FakeReply *drop(Env *env, uint64_t epoch, bool keep)
+{
+    Weft__V1__Stamp stamp = fake_stamp(env->c, epoch);
+    Weft__V1__DropRequest request = WEFT__V1__DROP_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.keep_weights = keep;
+    return fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Drop", &request.base);
+}
+
+static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, const char *role)
+{
+    static uint32_t prompt[] = {0, 5, 77, 1000};
+    prompt[0] = first_id;
+    Weft__V1__Stamp stamp = fake_stamp(env->c, epoch);
+    Weft__V1__GenerateRequest request = WEFT__V1__GENERATE_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.request = "r1";
+    request.n_prompt = G_N_ELEMENTS(prompt);
+    request.prompt = prompt;
+    request.max_tokens = n_tokens;
+    request.top_logprobs = 2;
+    return fake_call(env->c, agent_address(env->agent), role, &weft__v1__leader__descriptor, "Generate", &request.base);
+}
+
+static void assert_fails(Env *env, FakeReply *reply, int code, const char *a, const char *b)
+{
+    wait_for(env, &reply->done);
+    assert_non_null(reply->error);
+    if (reply->error->code != code || !strstr(reply->error->message, a) || !strstr(reply->error->message, b)) {
+        fail_msg("error %d: %s", reply->error->code, reply->error->message);
+    }
+    fake_reply_free(reply);
+}
+
+static int health(Env *env, const char *service)
+{
+    Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
+    request.service = (char *)service;
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "probe", &grpc__health__v1__health__descriptor, "Check", &request.base);
+    wait_for(env, &reply->done);
+    g_assert_no_error(reply->error);
+    int status = ((const Grpc__Health__V1__HealthCheckResponse *)fake_reply_last(reply))->status;
+    fake_reply_free(reply);
+    return status;
+}
+
+enum { SERVING = 1, NOT_SERVING = 2 };
+
+/* ---- attach -------------------------------------------------------------------------------------------------------------- */
+
+static void test_hello_and_heartbeats(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    const Weft__V1__Hello *hello = env->c->hello;
+    assert_int_equal(hello->protocol_version, 1);
+    assert_int_equal(hello->boot_id.len, 16);
+    assert_string_equal(hello->control_address, "w0-listen");
+    assert_string_equal(hello->isa, "generic");
+    assert_true(hello->memory_bytes == 1u << 30);
+    assert_true(hello->measured->int8_ops_per_s == 2);
+    bool q8 = false;
+    for (size_t i = 0; i < hello->n_packed; i++) {
+        q8 = q8 || (hello->packed[i]->type == DTYPE_Q8_0 && hello->packed[i]->block_bytes == packed_block_bytes(DTYPE_Q8_0));
+    }
+    assert_true(q8);
+    unsigned before = env->c->n_heartbeats;
+    run(env, 5 * SECOND);
+    assert_in_range(env->c->n_heartbeats - before, 9, 11);
+    assert_int_equal(env->c->n_attached, 1);
+    assert_int_equal(health(env, "weft.v1.Worker"), SERVING);
+    assert_int_equal(health(env, ""), NOT_SERVING); /* nothing is loaded: not earned */
+    env_free(env);
+}
+
+static void test_refused_for_good(void **state)
+{
+    (void)state;
+    const int codes[] = {WEFT_ERROR_DENIED, WEFT_ERROR_VERSION};
+    for (size_t i = 0; i < G_N_ELEMENTS(codes); i++) {
+        Env *env = env_new();
+        env->c->refuse = g_error_new(WEFT_ERROR, codes[i], "protocol 2 here, 1 there");
+        run(env, 30 * SECOND);
+        assert_non_null(env->refused);
+        assert_int_equal(env->refused->code, codes[i]);
+        assert_non_null(strstr(env->refused->message, "protocol 2 here, 1 there"));
+        env_free(env);
+    }
+}
+
+static void test_comes_back_after_a_restart(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    fake_coordinator_down(env->c);
+    run(env, 2 * SECOND); /* shorter than the lease: nothing is lost */
+    fake_coordinator_up(env->c);
+    wait_attached(env, 2);
+    assert_int_equal(env->c->hello->n_held, 1);
+    assert_string_equal(env->c->hello->held[0]->state, "ready");
+    assert_int_equal(env->c->hello->held[0]->epoch, 1);
+    run(env, SECOND);
+    assert_int_equal(health(env, ""), SERVING);
+    FakeReply *g = generate(env, 1, 3, 1, "coordinator"); /* under the new generation */
+    wait_for(env, &g->done);
+    g_assert_no_error(g->error);
+    fake_reply_free(g);
+    fake_coordinator_down(env->c);
+    run(env, 100 * SECOND);
+    fake_coordinator_up(env->c);
+    wait_attached(env, 3);
+    assert_int_equal(env->c->hello->n_held, 0);
+    env_free(env);
+}
+
+/* ---- fencing -------------------------------------------------------------------------------------------------------------- */
+
+static void test_fences_itself_and_keeps_weights(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    FakeReply *g = generate(env, 1, 100, 1, "coordinator");
+    unsigned fetched = env->c->n_slices_asked;
+    sim_world_run_for(env->world, SECOND / 2); /* the engine is not stepped: the request stays open */
+    int64_t since = sim_world_now_us(env->world);
+    rpc_inproc_set_fault(env->transport, NULL, NULL, RPC_INPROC_FROZEN);
+    while (agent_is_attached(env->agent)) {
+        sim_world_run_for(env->world, 1000);
+        assert_true(sim_world_now_us(env->world) - since < 4 * SECOND);
+    }
+    int64_t fenced_after = sim_world_now_us(env->world) - since;
+    assert_in_range(fenced_after, 3 * SECOND - 20000, 3 * SECOND + 510000); /* 3.5 s after a send time that is at most 0.5 s old */
+    rpc_inproc_set_fault(env->transport, NULL, NULL, RPC_INPROC_UP);
+    assert_fails(env, g, WEFT_ERROR_WORKER_LOST, "fenced", "w0");
+    wait_attached(env, 2);
+    assert_int_equal(env->c->hello->n_held, 0);
+    run(env, SECOND);
+    assert_int_equal(health(env, ""), NOT_SERVING);
+    FakeReply *again = load(env, 2);
+    loaded(env, again);
+    fake_reply_free(again);
+    assert_int_equal(env->c->n_slices_asked, fetched); /* the weights were still there */
+    env_free(env);
+}
+
+/* A process that was stopped for 10 s must not serve one call of the old epoch when it goes on, whatever lies in its queues. */
+static void test_stopped_process_is_fenced_first(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    run(env, SECOND);
+    sim_loop_freeze(env->loop, true);
+    FakeReply *g = generate(env, 1, 3, 1, "coordinator");
+    sim_world_run_for(env->world, 10 * SECOND);
+    sim_loop_freeze(env->loop, false);
+    wait_for(env, &g->done);
+    assert_non_null(g->error);
+    assert_int_equal(g->messages->len, 0);
+    fake_reply_free(g);
+    wait_attached(env, 2);
+    env_free(env);
+}
+
+/* ---- load, start, drop ------------------------------------------------------------------------------------------------------ */
+
+static void test_load_is_idempotent_and_epochs_only_rise(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    FakeReply *first = load(env, 5), *joined = load(env, 5);
+    loaded(env, first);
+    loaded(env, joined);
+    assert_int_equal(((const Weft__V1__LoadProgress *)fake_reply_last(first))->bytes_from_network,
+                     ((const Weft__V1__LoadProgress *)fake_reply_last(first))->bytes_total);
+    unsigned fetched = env->c->n_slices_asked;
+    FakeReply *again = load(env, 5);
+    loaded(env, again);
+    assert_int_equal(env->c->n_slices_asked, fetched);
+    assert_fails(env, load(env, 4), WEFT_ERROR_STALE, "epoch 4", "epoch 5");
+    env->c->generation = 9;
+    assert_fails(env, load(env, 6), WEFT_ERROR_STALE, "generation 9", "generation 1");
+    env->c->generation = 1;
+    FakeReply *s = start(env, 5, (const Weft__V1__LoadProgress *)fake_reply_last(again));
+    wait_for(env, &s->done);
+    g_assert_no_error(s->error);
+    FakeReply *twice = start(env, 5, (const Weft__V1__LoadProgress *)fake_reply_last(again));
+    wait_for(env, &twice->done);
+    g_assert_no_error(twice->error);
+    FakeReply *newer = load(env, 6);
+    loaded(env, newer);
+    assert_int_equal(env->c->n_slices_asked, fetched); /* the part is the same: from memory */
+    assert_fails(env, start(env, 5, (const Weft__V1__LoadProgress *)fake_reply_last(again)), WEFT_ERROR_STALE, "epoch 5", "epoch 6");
+    run(env, SECOND);
+    assert_int_equal(env->c->heartbeat->n_held, 1);
+    assert_int_equal(env->c->heartbeat->held[0]->epoch, 6);
+    FakeReply *all[] = {first, joined, again, s, twice, newer};
+    for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
+        fake_reply_free(all[i]);
+    }
+    env_free(env);
+}
+
+static void test_drop_and_keep(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    unsigned fetched = env->c->n_slices_asked;
+    FakeReply *d = drop(env, 1, false);
+    wait_for(env, &d->done);
+    g_assert_no_error(d->error);
+    fake_reply_free(d);
+    run(env, SECOND);
+    assert_int_equal(env->c->heartbeat->n_held, 0);
+    make_ready(env, 2);
+    assert_int_equal(env->c->n_slices_asked, 2 * fetched); /* dropped with its weights */
+    FakeReply *k = drop(env, 2, true);
+    wait_for(env, &k->done);
+    fake_reply_free(k);
+    make_ready(env, 3);
+    assert_int_equal(env->c->n_slices_asked, 2 * fetched);
+    /* The coordinator that does not know epoch 3 gets it dropped; the one that knows it, not. */
+    FakeKeep known = {"job", 0, 3};
+    env->c->keep = g_array_new(FALSE, FALSE, sizeof(FakeKeep));
+    g_array_append_val(env->c->keep, known);
+    run(env, 2 * SECOND);
+    assert_int_equal(env->c->heartbeat->n_held, 1);
+    g_array_set_size(env->c->keep, 0);
+    run(env, 2 * SECOND);
+    assert_int_equal(env->c->heartbeat->n_held, 0);
+    env_free(env);
+}
+
+static void test_load_refuses_what_is_not_ours(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    const char *source = "coordinator";
+    g_autoptr(Plan) two = tiny_plan(env->model->spec, 1, (uint32_t[]){2}, (double[]){1, 1});
+    assert_fails(env, load_from(env, 1, two, 1, &source, 1), WEFT_ERROR_PROTOCOL, "belongs to w1", "w0");
+    two->replicas[0].stages[0].ranks[0].ffn_count--; /* a unit that nobody owns */
+    assert_fails(env, load_from(env, 2, two, 0, &source, 1), WEFT_ERROR_INVALID, "plan is refused", "unit");
+    g_autoptr(Plan) large = tiny_plan(env->model->spec, 1, (uint32_t[]){1}, (double[]){1});
+    large->kv_pages = 1u << 24;
+    assert_fails(env, load_from(env, 3, large, 0, &source, 1), WEFT_ERROR_IMPOSSIBLE, "needs", "1.0 GiB");
+    env_free(env);
+}
+
+/* ---- slices ------------------------------------------------------------------------------------------------------------------ */
+
+static void test_slices_come_from_whoever_has_them(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    FakeCoordinator *peer = fake_coordinator_new(env->world, env->transport, "peer", "ca");
+    peer->model = env->model;
+    wait_attached(env, 1);
+    g_autoptr(Plan) plan = tiny_plan(env->model->spec, 1, (uint32_t[]){1}, (double[]){1});
+    const char *sources[] = {"nobody", "peer", "coordinator"};
+    for (int spoilt = 0; spoilt < 5; spoilt++) {
+        peer->corrupt_slices = spoilt == 1 ? 3 : 0;
+        peer->missing = spoilt == 2;
+        peer->die_after_chunks = spoilt == 3 ? 500 : -1;
+        peer->silent = spoilt == 4;
+        unsigned before = env->c->n_slices_asked, of_peer = peer->n_slices_asked;
+        FakeReply *l = load_from(env, 10 + (uint64_t)spoilt, plan, 0, sources, 3);
+        loaded(env, l);
+        fake_reply_free(l);
+        assert_true(peer->n_slices_asked > of_peer);
+        unsigned asked = env->c->n_slices_asked - before;
+        if (spoilt == 0) {
+            assert_int_equal(asked, 0);
+        } else if (spoilt == 1) {
+            assert_int_equal(asked, 3);
+        } else {
+            assert_true(asked > 0);
+        }
+        FakeReply *d = drop(env, 10 + (uint64_t)spoilt, false);
+        wait_for(env, &d->done);
+        fake_reply_free(d);
+    }
+    peer->missing = env->c->missing = true;
+    peer->silent = false;
+    assert_fails(env, load_from(env, 20, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE, "could not be had", "tensor");
+    /* Nothing but wrong bytes is no model either. */
+    env->c->missing = peer->missing = false;
+    env->c->corrupt_slices = peer->corrupt_slices = -1;
+    assert_fails(env, load_from(env, 21, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE, "wrong hash", "tensor");
+    env->c->corrupt_slices = 0;
+    peer->corrupt_slices = 0;
+    make_ready(env, 22);
+    fake_coordinator_free(peer);
+    env_free(env);
+}
+
+/* ---- generate ---------------------------------------------------------------------------------------------------------------- */
+
+static void test_generate(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    run(env, SECOND);
+    assert_int_equal(health(env, ""), SERVING);
+    assert_true(env->c->heartbeat->serving);
+    FakeReply *g[2] = {generate(env, 1, 5, 1, "coordinator"), generate(env, 1, 5, 1, "coordinator")};
+    for (unsigned i = 0; i < 2; i++) {
+        wait_for(env, &g[i]->done);
+        g_assert_no_error(g[i]->error);
+        assert_int_equal(g[i]->messages->len, 6);
+        const Weft__V1__TokenEvent *last = (const Weft__V1__TokenEvent *)fake_reply_last(g[i]);
+        assert_true(last->done);
+        assert_string_equal(last->finish_reason, "length");
+        for (unsigned t = 0; t < 5; t++) {
+            const Weft__V1__TokenEvent *a = g[0]->messages->pdata[t], *b = g[i]->messages->pdata[t];
+            assert_int_equal(a->position, 4 + t);
+            assert_string_equal(b->request, "r1");
+            assert_int_equal(a->id, b->id);
+            assert_int_equal(b->row_hash.len, 16);
+            assert_memory_equal(a->row_hash.data, b->row_hash.data, 16);
+            assert_int_equal(b->n_top, 2);
+            assert_int_equal(b->top[0]->id, b->id);
+        }
+    }
+    fake_reply_free(g[0]);
+    fake_reply_free(g[1]);
+    assert_fails(env, generate(env, 1, 5, 1, "worker"), WEFT_ERROR_DENIED, "role worker", "coordinator");
+    assert_fails(env, generate(env, 1, 5, 1100, "coordinator"), WEFT_ERROR_INVALID, "id 1100", "has 1100");
+    assert_fails(env, generate(env, 2, 5, 1, "coordinator"), WEFT_ERROR_NOT_FOUND, "epoch 2", "epoch 1");
+    /* A client that goes away frees its place. */
+    FakeReply *gone = generate(env, 1, 100, 1, "coordinator");
+    sim_world_run_for(env->world, 10000);
+    rpc_client_cancel(gone->call);
+    wait_for(env, &gone->done);
+    fake_reply_free(gone);
+    run(env, SECOND);
+    FakeReply *d = drop(env, 1, false);
+    wait_for(env, &d->done);
+    fake_reply_free(d);
+    env_free(env);
+}
+
+static void test_drop_ends_open_requests(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    FakeReply *g = generate(env, 1, 100, 1, "coordinator");
+    sim_world_run_for(env->world, 10000);
+    FakeReply *d = drop(env, 1, false);
+    wait_for(env, &d->done);
+    fake_reply_free(d);
+    wait_for(env, &g->done);
+    assert_non_null(g->error);
+    fake_reply_free(g);
+    env_free(env);
+}
+
+static void test_held_engine_is_not_serving(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    run(env, SECOND);
+    assert_int_equal(health(env, ""), SERVING);
+    sim_world_run_for(env->world, 5 * SECOND); /* the engine gets no turn: its counter stands still */
+    assert_false(env->c->heartbeat->serving);
+    env_free(env);
+}
+
+static void test_revoked_peers_are_not_served(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    env->c->revoked = "99"; /* the serial that fake_call() shows */
+    run(env, SECOND);
+    assert_fails(env, drop(env, 1, false), WEFT_ERROR_DENIED, "revoked", "99");
+    env_free(env);
+}
+
+/* ---- the certificate ------------------------------------------------------------------------------------------------------------ */
+
+static void test_renews_at_two_thirds(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    agent_stop(env->agent, on_stopped, env);
+    sim_world_run_until(env->world, &env->stopped, SECOND);
+    agent_free(env->agent);
+    env->stopped = false;
+    fake_coordinator_free(env->c);
+    GError *error = NULL;
+    char *ca_key = x509_new_key(&error);
+    int64_t now = loop_wall_us(env->loop);
+    g_autofree char *ca = x509_new_ca(ca_key, "test", now, &error);
+    g_assert_no_error(error);
+    env->c = fake_coordinator_new(env->world, env->transport, "coordinator", ca);
+    env->c->ca_key_pem = ca_key;
+    env->c->model = env->model;
+    env->c->certificate_life_us = 3000 * SECOND;
+    Identity identity = fake_identity(env->c, "w0");
+    g_free(identity.key_pem);
+    g_free(identity.certificate_pem);
+    identity.key_pem = x509_new_key(&error);
+    g_autofree char *csr = x509_new_request(identity.key_pem, "w0", &error);
+    X509Grant grant = {.name = "w0", .role = "worker", .not_before_us = now, .not_after_us = now + 3000 * SECOND};
+    identity.certificate_pem = x509_sign(ca, ca_key, csr, &grant, NULL, &error);
+    g_assert_no_error(error);
+    start_agent(env, &identity, 1u << 30);
+    identity_clear(&identity);
+    wait_attached(env, 1);
+    sim_world_run_for(env->world, 1990 * SECOND);
+    assert_int_equal(env->c->n_renewed, 0);
+    sim_world_run_for(env->world, 20 * SECOND);
+    assert_int_equal(env->c->n_renewed, 1);
+    assert_int_equal(env->c->n_attached, 2); /* with the new certificate */
+    run(env, 5 * SECOND);
+    assert_true(agent_is_attached(env->agent));
+    assert_int_equal(health(env, "weft.v1.Worker"), SERVING); /* the listener was opened again */
+    sim_world_run_for(env->world, 4000 * SECOND);
+    assert_in_range(env->c->n_renewed, 2, 4);
+    env_free(env);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_hello_and_heartbeats),
+        cmocka_unit_test(test_refused_for_good),
+        cmocka_unit_test(test_comes_back_after_a_restart),
+        cmocka_unit_test(test_fences_itself_and_keeps_weights),
+        cmocka_unit_test(test_stopped_process_is_fenced_first),
+        cmocka_unit_test(test_load_is_idempotent_and_epochs_only_rise),
+        cmocka_unit_test(test_drop_and_keep),
+        cmocka_unit_test(test_load_refuses_what_is_not_ours),
+        cmocka_unit_test(test_slices_come_from_whoever_has_them),
+        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_drop_ends_open_requests),
+        cmocka_unit_test(test_held_engine_is_not_serving),
+        cmocka_unit_test(test_revoked_peers_are_not_served),
+        cmocka_unit_test(test_renews_at_two_thirds),
+    };
+    return cmocka_run_group_tests_name("agent", tests, NULL, NULL);
+}
