@@ -149,7 +149,7 @@ static RpcServer *gate_bind(JoinGate *gate, GError **error)
                                 .log = gate->options.log};
     RpcServer *server = rpc_server_new(gate->options.transport, gate->options.loop, &options, error);
     if (server != NULL) {
-        static const RpcMethod methods[] = {{"Join", on_join, ~0u}, {NULL}};
+        static const RpcMethod methods[] = {{"Join", on_join, 0}, {NULL}};
         rpc_server_add(server, &weft__v1__join__descriptor, methods, gate);
     }
     return server;
