@@ -354,29 +354,50 @@ static void *serve(void *user)
 
 static void free_server(void *user) { rpc_server_free(user, 0); }
 
-static void test_two_threads(void **state)
+static void two_threads(Fixture *f, RpcTransport *transport)
 {
-    Fixture *f = *state;
     MainLoop *server_loop = main_loop_new();
     RpcServerOptions options = {.listen = "127.0.0.1:0"};
-    RpcServer *server = rpc_server_new(rpc_transport_grpc(), main_loop_loop(server_loop), &options, NULL);
+    RpcServer *server = rpc_server_new(transport, main_loop_loop(server_loop), &options, NULL);
     ProbeService probe;
     probe_service_init(&probe, main_loop_loop(server_loop));
     probe_service_add(&probe, server, 0);
     rpc_server_start(server, NULL);
-    f->channel = open_channel(f, rpc_server_address(server), (RpcCredentials){0}, NULL);
+    RpcChannelOptions channel = {.target = rpc_server_address(server)};
+    f->channel = rpc_channel_new(transport, main_loop_loop(f->loop), &channel, NULL);
     GThread *thread = g_thread_new("server", serve, server_loop);
     for (int i = 0; i < 200; i++) {
-        Outcome outcome = {0};
-        outcome_start(&outcome, f->channel, i % 2 ? "Add" : "Count", i, 5000);
+        Outcome outcome = {0}, beside = {0};
+        outcome_start_waiting(&outcome, f->channel, i % 2 ? "Add" : "Count", i, 5000);
+        outcome_start_waiting(&beside, f->channel, "Hang", 1, 0);
         outcome_wait(&outcome, f->loop);
         assert_null(outcome.error);
         assert_int_equal(outcome.n_messages, i % 2 ? 1 : i);
+        rpc_client_cancel(beside.call);
+        outcome_wait(&beside, f->loop);
+        outcome_clear(&beside);
     }
+    Outcome last = {0};
+    outcome_start(&last, f->channel, "Hang", 1, 0);
+    wait_for_count(f->loop, &last.n_messages, 1);
     loop_post(main_loop_loop(server_loop), free_server, server);
-    loop_post(main_loop_loop(server_loop), (LoopFn)main_loop_quit, server_loop);
+    outcome_wait(&last, f->loop);
+    assert_true(g_error_matches(last.error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE));
+    outcome_clear(&last);
+    main_loop_quit(server_loop);
     g_thread_join(thread);
     main_loop_free(server_loop);
+    assert_null(probe.held);
+    rpc_channel_free(g_steal_pointer(&f->channel));
+}
+
+static void test_two_threads_over_grpc(void **state) { two_threads(*state, rpc_transport_grpc()); }
+
+static void test_two_threads_over_inproc(void **state)
+{
+    RpcTransport *transport = rpc_transport_inproc_new();
+    two_threads(*state, transport);
+    rpc_transport_inproc_free(transport);
 }
 
 int main(int argc, char **argv)
@@ -394,7 +415,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_fetch_ca_from_a_plaintext_server, set_up_with_process, tear_down),
         cmocka_unit_test_setup_teardown(test_port_in_use, set_up_with_process, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_credentials_and_addresses, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_two_threads, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_two_threads_over_grpc, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_two_threads_over_inproc, set_up, tear_down),
     };
     return cmocka_run_group_tests_name("rpc_peer", tests, NULL, NULL);
 }
