@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <glib-unix.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -59,7 +60,7 @@ struct MainLoop {
     GSource *source;
     int timer_fd;
 
-    GMutex mutex; /* guards posts and quit */
+    pthread_mutex_t mutex; /* guards posts and quit */
     GArray *posts;
     bool quit;
 
@@ -86,10 +87,10 @@ static void real_post(Loop *loop, LoopFn fn, void *user)
 {
     MainLoop *self = (MainLoop *)loop;
     Post post = {fn, user};
-    g_mutex_lock(&self->mutex);
+    pthread_mutex_lock(&self->mutex);
     bool first = self->posts->len == 0;
     g_array_append_val(self->posts, post);
-    g_mutex_unlock(&self->mutex);
+    pthread_mutex_unlock(&self->mutex);
     if (first) {
         g_main_context_wakeup(self->context);
     }
@@ -230,18 +231,18 @@ static void run_due_timers(MainLoop *self)
 
 static bool have_posts(MainLoop *self)
 {
-    g_mutex_lock(&self->mutex);
+    pthread_mutex_lock(&self->mutex);
     bool have = self->posts->len > 0;
-    g_mutex_unlock(&self->mutex);
+    pthread_mutex_unlock(&self->mutex);
     return have;
 }
 
 static void run_posts(MainLoop *self)
 {
-    g_mutex_lock(&self->mutex);
+    pthread_mutex_lock(&self->mutex);
     GArray *batch = self->posts;
     self->posts = g_array_new(FALSE, FALSE, sizeof(Post));
-    g_mutex_unlock(&self->mutex);
+    pthread_mutex_unlock(&self->mutex);
     for (unsigned i = 0; i < batch->len; i++) {
         Post *post = &g_array_index(batch, Post, i);
         post->fn(post->user);
@@ -304,7 +305,7 @@ MainLoop *main_loop_new(void)
     if (self->timer_fd < 0) {
         g_error("cannot create a timer: %s; raise the limit on open files", g_strerror(errno));
     }
-    g_mutex_init(&self->mutex);
+    pthread_mutex_init(&self->mutex, NULL);
     self->posts = g_array_new(FALSE, FALSE, sizeof(Post));
     self->heap = g_ptr_array_new();
     self->armed_us = INT64_MAX;
@@ -334,7 +335,7 @@ void main_loop_free(MainLoop *self)
     }
     g_ptr_array_free(self->heap, TRUE);
     g_array_free(self->posts, TRUE);
-    g_mutex_clear(&self->mutex);
+    pthread_mutex_destroy(&self->mutex);
     close(self->timer_fd);
     g_free(self);
 }
@@ -343,10 +344,10 @@ Loop *main_loop_loop(MainLoop *self) { return &self->loop; }
 
 static bool take_quit(MainLoop *self)
 {
-    g_mutex_lock(&self->mutex);
+    pthread_mutex_lock(&self->mutex);
     bool quit = self->quit;
     self->quit = false;
-    g_mutex_unlock(&self->mutex);
+    pthread_mutex_unlock(&self->mutex);
     return quit;
 }
 
@@ -359,9 +360,9 @@ void main_loop_run(MainLoop *self)
 
 void main_loop_quit(MainLoop *self)
 {
-    g_mutex_lock(&self->mutex);
+    pthread_mutex_lock(&self->mutex);
     self->quit = true;
-    g_mutex_unlock(&self->mutex);
+    pthread_mutex_unlock(&self->mutex);
     g_main_context_wakeup(self->context);
 }
 

@@ -58,6 +58,7 @@ static void submit(GrpcClientCall *call, const grpc_op *ops, size_t n, EventTag 
 {
     call->outstanding++;
     rpc_client_ref(&call->base);
+    TSAN_RELEASE(tag);
     grpc_call_error result = grpc_call_start_batch(call->call, ops, n, tag, NULL);
     g_assert(result == GRPC_CALL_OK);
 }
@@ -273,6 +274,7 @@ void grpc_client_fill_free(RpcClientCall *base)
 static void watch_state(GrpcChannel *channel)
 {
     channel->watching = true;
+    TSAN_RELEASE(&channel->watch_tag);
     grpc_channel_watch_connectivity_state(channel->channel, channel->state, engine_deadline(WATCH_MS), channel->queue,
                                           &channel->watch_tag);
 }

@@ -10,29 +10,31 @@
 
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #define LOG_LINES_PER_SECOND 5
 #define DRAIN_BATCH 256
 
 static struct {
-    GMutex mutex;
+    pthread_mutex_t mutex;
     unsigned users;
     grpc_completion_queue *queue;
     GThread *thread;
-} engine;
+} engine = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static struct {
-    GMutex mutex;
+    pthread_mutex_t mutex;
     GSList *logs;
     time_t second;
     unsigned lines;
-} core_log;
+} core_log = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 struct EventSink {
-    gatomicrefcount refs; /* owner, the polling thread while it pushes, a posted drain */
-    GMutex mutex;
-    GCond arrived;
+    atomic_uint refs; /* owner, the polling thread while it pushes, a posted drain */
+    pthread_mutex_t mutex;
+    pthread_cond_t arrived;
     Loop *loop; /* NULL: closed */
     EventTag *head, **tail;
     bool posted;
@@ -52,36 +54,36 @@ static bool may_log(void)
 
 static void on_core_log(gpr_log_func_args *arguments)
 {
-    g_mutex_lock(&core_log.mutex);
+    pthread_mutex_lock(&core_log.mutex);
     if (core_log.logs && may_log()) {
         log_warn(core_log.logs->data, "grpc: %s", arguments->message);
     }
-    g_mutex_unlock(&core_log.mutex);
+    pthread_mutex_unlock(&core_log.mutex);
 }
 
 void engine_add_log(Log *log)
 {
     if (log) {
-        g_mutex_lock(&core_log.mutex);
+        pthread_mutex_lock(&core_log.mutex);
         core_log.logs = g_slist_prepend(core_log.logs, log);
-        g_mutex_unlock(&core_log.mutex);
+        pthread_mutex_unlock(&core_log.mutex);
     }
 }
 
 void engine_remove_log(Log *log)
 {
-    g_mutex_lock(&core_log.mutex);
+    pthread_mutex_lock(&core_log.mutex);
     core_log.logs = g_slist_remove(core_log.logs, log);
-    g_mutex_unlock(&core_log.mutex);
+    pthread_mutex_unlock(&core_log.mutex);
 }
 
 /* ---- the sink ----------------------------------------------------------------------------------------------- */
 
 static void sink_unref(EventSink *sink)
 {
-    if (g_atomic_ref_count_dec(&sink->refs)) {
-        g_mutex_clear(&sink->mutex);
-        g_cond_clear(&sink->arrived);
+    if (atomic_fetch_sub(&sink->refs, 1) == 1) {
+        pthread_mutex_destroy(&sink->mutex);
+        pthread_cond_destroy(&sink->arrived);
         g_free(sink);
     }
 }
@@ -89,9 +91,9 @@ static void sink_unref(EventSink *sink)
 EventSink *event_sink_new(Loop *loop)
 {
     EventSink *sink = g_new0(EventSink, 1);
-    g_atomic_ref_count_init(&sink->refs);
-    g_mutex_init(&sink->mutex);
-    g_cond_init(&sink->arrived);
+    atomic_init(&sink->refs, 1);
+    pthread_mutex_init(&sink->mutex, NULL);
+    pthread_cond_init(&sink->arrived, NULL);
     sink->loop = loop;
     sink->tail = &sink->head;
     return sink;
@@ -99,10 +101,10 @@ EventSink *event_sink_new(Loop *loop)
 
 void event_sink_free(EventSink *sink)
 {
-    g_mutex_lock(&sink->mutex);
+    pthread_mutex_lock(&sink->mutex);
     g_assert(!sink->head);
     sink->loop = NULL;
-    g_mutex_unlock(&sink->mutex);
+    pthread_mutex_unlock(&sink->mutex);
     sink_unref(sink);
 }
 
@@ -130,7 +132,7 @@ static void post_drain(EventSink *sink)
 {
     if (sink->loop && !sink->posted) {
         sink->posted = true;
-        g_atomic_ref_count_inc(&sink->refs);
+        atomic_fetch_add(&sink->refs, 1);
         loop_post(sink->loop, drain, sink);
     }
 }
@@ -138,46 +140,56 @@ static void post_drain(EventSink *sink)
 static void drain(void *user)
 {
     EventSink *sink = user;
-    g_mutex_lock(&sink->mutex);
+    pthread_mutex_lock(&sink->mutex);
     sink->posted = false;
     for (int n = 0; n < DRAIN_BATCH && sink->head; n++) {
         EventTag *tag = sink_pop(sink);
-        g_mutex_unlock(&sink->mutex);
+        pthread_mutex_unlock(&sink->mutex);
         tag->fn(tag, tag->ok);
-        g_mutex_lock(&sink->mutex);
+        pthread_mutex_lock(&sink->mutex);
     }
     if (sink->head) {
         post_drain(sink);
     }
-    g_mutex_unlock(&sink->mutex);
+    pthread_mutex_unlock(&sink->mutex);
     sink_unref(sink);
 }
 
 static void sink_push(EventTag *tag, bool ok)
 {
     EventSink *sink = tag->sink;
-    g_atomic_ref_count_inc(&sink->refs);
-    g_mutex_lock(&sink->mutex);
+    atomic_fetch_add(&sink->refs, 1);
+    pthread_mutex_lock(&sink->mutex);
     tag->ok = ok;
     tag->next = NULL;
     *sink->tail = tag;
     sink->tail = &tag->next;
-    g_cond_signal(&sink->arrived);
+    pthread_cond_signal(&sink->arrived);
     post_drain(sink);
-    g_mutex_unlock(&sink->mutex);
+    pthread_mutex_unlock(&sink->mutex);
     sink_unref(sink);
+}
+
+static void wait_arrived(EventSink *sink, int64_t at_most_us)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t ns = until.tv_nsec + at_most_us % 1000000 * 1000;
+    until.tv_sec += at_most_us / 1000000 + ns / 1000000000;
+    until.tv_nsec = ns % 1000000000;
+    pthread_cond_clockwait(&sink->arrived, &sink->mutex, CLOCK_MONOTONIC, &until);
 }
 
 bool event_sink_run_until(EventSink *sink, bool (*done)(void *user), void *user, int64_t until_us)
 {
     while (!done(user)) {
-        g_mutex_lock(&sink->mutex);
+        pthread_mutex_lock(&sink->mutex);
         int64_t left_us = until_us - loop_now_us(sink->loop);
         if (!sink->head && left_us > 0) {
-            g_cond_wait_until(&sink->arrived, &sink->mutex, g_get_monotonic_time() + left_us);
+            wait_arrived(sink, left_us);
         }
         EventTag *tag = sink_pop(sink);
-        g_mutex_unlock(&sink->mutex);
+        pthread_mutex_unlock(&sink->mutex);
         if (tag) {
             tag->fn(tag, tag->ok);
         } else if (left_us <= 0) {
@@ -198,6 +210,7 @@ static void *poll_queue(void *user)
             return NULL;
         }
         if (event.type == GRPC_OP_COMPLETE) {
+            TSAN_ACQUIRE(event.tag);
             sink_push(event.tag, event.success != 0);
         }
     }
@@ -205,7 +218,7 @@ static void *poll_queue(void *user)
 
 grpc_completion_queue *engine_acquire(void)
 {
-    g_mutex_lock(&engine.mutex);
+    pthread_mutex_lock(&engine.mutex);
     if (engine.users++ == 0) {
         gpr_set_log_function(on_core_log);
         gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
@@ -213,13 +226,13 @@ grpc_completion_queue *engine_acquire(void)
         engine.queue = grpc_completion_queue_create_for_next(NULL);
         engine.thread = g_thread_new("grpc", poll_queue, engine.queue);
     }
-    g_mutex_unlock(&engine.mutex);
+    pthread_mutex_unlock(&engine.mutex);
     return engine.queue;
 }
 
 void engine_release(void)
 {
-    g_mutex_lock(&engine.mutex);
+    pthread_mutex_lock(&engine.mutex);
     if (--engine.users == 0) {
         grpc_completion_queue_shutdown(engine.queue);
         g_thread_join(engine.thread);
@@ -227,7 +240,7 @@ void engine_release(void)
         engine.queue = NULL;
         grpc_shutdown_blocking();
     }
-    g_mutex_unlock(&engine.mutex);
+    pthread_mutex_unlock(&engine.mutex);
 }
 
 gpr_timespec engine_deadline(int64_t ms)

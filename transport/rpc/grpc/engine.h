@@ -17,7 +17,7 @@ void engine_remove_log(Log *log);
 
 typedef struct EventSink EventSink;
 typedef struct EventTag EventTag;
-/* One asynchronous operation: give &tag to gRPC after event_tag_begin(); fn runs on the sink's Loop when it completed. The owner keeps the tag
+/* One asynchronous operation: give &tag to gRPC after TSAN_RELEASE(&tag); fn runs on the sink's Loop when it completed. The owner keeps the tag
  * alive until then, and submits it again only from there. */
 typedef void (*EventFn)(EventTag *tag, bool ok);
 struct EventTag {
@@ -35,5 +35,16 @@ void event_tag_init(EventTag *tag, EventSink *sink, EventFn fn, void *owner);
 /* Runs completions on the calling thread (the Loop's own, while it is blocked in a destructor) until until_us of the Loop's clock or until
  * done(user). True when done. */
 bool event_sink_run_until(EventSink *sink, bool (*done)(void *user), void *user, int64_t until_us);
+
+/* ThreadSanitizer does not see into libgrpc: say that what happened before a submission happened before its completion. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define TSAN_ACQUIRE(tag) __tsan_acquire(tag)
+#define TSAN_RELEASE(tag) __tsan_release(tag)
+#else
+#define TSAN_ACQUIRE(tag) ((void)(tag))
+#define TSAN_RELEASE(tag) ((void)(tag))
+#endif
 
 gpr_timespec engine_deadline(int64_t ms); /* <= 0: never */

@@ -135,6 +135,7 @@ static void submit(GrpcCall *call, const grpc_op *ops, size_t n, EventTag *tag)
 {
     call->outstanding++;
     rpc_call_ref(&call->base);
+    TSAN_RELEASE(tag);
     grpc_call_error result = grpc_call_start_batch(call->call, ops, n, tag, NULL);
     g_assert(result == GRPC_CALL_OK);
 }
@@ -324,6 +325,7 @@ static void request_call(GrpcServer *server, Accept *accept)
     accept->call = NULL;
     grpc_call_details_init(&accept->details);
     grpc_metadata_array_init(&accept->metadata);
+    TSAN_RELEASE(&accept->tag);
     grpc_call_error result = grpc_server_request_call(server->server, &accept->call, &accept->details,
                                                       &accept->metadata, server->queue, server->queue, &accept->tag);
     g_assert(result == GRPC_CALL_OK);
@@ -438,6 +440,7 @@ void grpc_server_fill_free(RpcServer *base, int grace_ms)
 {
     GrpcServer *server = (GrpcServer *)base;
     server->shutting_down = true;
+    TSAN_RELEASE(&server->shutdown_tag);
     grpc_server_shutdown_and_notify(server->server, server->queue, &server->shutdown_tag);
     event_sink_run_until(server->sink, no_calls, server, loop_now_us(base->loop) + (int64_t)grace_ms * 1000);
     grpc_server_cancel_all_calls(server->server);

@@ -223,9 +223,9 @@ RpcChannel *inproc_channel_new(RpcTransport *base, Loop *loop, const RpcChannelO
     }
     rpc_channel_init(&channel->base, base, loop, options);
     channel->end = end_new(loop, &options->credentials, name, channel);
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     g_ptr_array_add(transport->channels, channel->end);
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     inproc_announce(transport);
     return &channel->base;
 }

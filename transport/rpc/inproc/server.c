@@ -30,7 +30,7 @@ RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOpti
 {
     InprocTransport *transport = (InprocTransport *)base;
     InprocServer *server = g_new0(InprocServer, 1);
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     g_autofree char *name = choose_name(transport, options->listen);
     bool taken = g_hash_table_contains(transport->servers, name);
     if (!taken) {
@@ -38,7 +38,7 @@ RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOpti
         server->end->server = true;
         g_hash_table_insert(transport->servers, server->end->name, server->end);
     }
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     if (taken) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
                     "cannot listen on %s: Address already in use; choose another port or stop who holds it", name);
@@ -53,9 +53,9 @@ RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOpti
 bool inproc_server_start(RpcServer *base, GError **error)
 {
     InprocServer *server = (InprocServer *)base;
-    g_mutex_lock(&transport_of(server)->mutex);
+    pthread_mutex_lock(&transport_of(server)->mutex);
     server->end->accepting = true;
-    g_mutex_unlock(&transport_of(server)->mutex);
+    pthread_mutex_unlock(&transport_of(server)->mutex);
     inproc_announce(transport_of(server));
     return true;
 }

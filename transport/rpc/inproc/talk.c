@@ -19,7 +19,7 @@ typedef struct Delivery {
 End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, void *owner)
 {
     End *end = g_new0(End, 1);
-    g_atomic_ref_count_init(&end->refs);
+    atomic_init(&end->refs, 1);
     end->loop = loop;
     end->name = g_strdup(name);
     end->ca_pem = g_strdup(credentials->ca_pem);
@@ -32,13 +32,13 @@ End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, vo
 
 static End *end_ref(End *end)
 {
-    g_atomic_ref_count_inc(&end->refs);
+    atomic_fetch_add(&end->refs, 1);
     return end;
 }
 
 void end_unref(End *end)
 {
-    if (end && g_atomic_ref_count_dec(&end->refs)) {
+    if (end && atomic_fetch_sub(&end->refs, 1) == 1) {
         g_free(end->name);
         g_free(end->ca_pem);
         g_free(end);
@@ -59,7 +59,7 @@ static void drop_delayed(End *end)
 void end_close(InprocTransport *transport, End *end)
 {
     drop_delayed(end);
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     end->loop = NULL;
     end->accepting = false;
     if (end->server) {
@@ -67,7 +67,7 @@ void end_close(InprocTransport *transport, End *end)
     } else {
         g_ptr_array_remove(transport->channels, end);
     }
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
 }
 
 /* ---- faults and reach; with the mutex held ------------------------------------------------------------------ */
@@ -108,11 +108,11 @@ static const char *why_unreachable(InprocTransport *transport, const End *client
 
 End *inproc_find(InprocTransport *transport, const End *client, const char *target, const char **why)
 {
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     End *server = g_hash_table_lookup(transport->servers, target);
     *why = why_unreachable(transport, client, server);
     End *found = *why ? NULL : end_ref(server);
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     return found;
 }
 
@@ -135,9 +135,9 @@ static void announce_locked(InprocTransport *transport)
 
 void inproc_announce(InprocTransport *transport)
 {
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     announce_locked(transport);
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
 }
 
 /* ---- talks -------------------------------------------------------------------------------------------------- */
@@ -152,22 +152,22 @@ static void parcel_clear(Parcel *parcel)
 Talk *talk_new(InprocTransport *transport, End *client, End *server)
 {
     Talk *talk = g_new0(Talk, 1);
-    g_atomic_ref_count_init(&talk->refs);
+    atomic_init(&talk->refs, 1);
     talk->transport = inproc_ref(transport);
     talk->ends[TO_SERVER] = end_ref(server);
     talk->ends[TO_CLIENT] = end_ref(client);
     g_queue_init(&talk->lanes[TO_SERVER]);
     g_queue_init(&talk->lanes[TO_CLIENT]);
     talk->link.data = talk;
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     g_queue_push_tail_link(&transport->talks, &talk->link);
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     return talk;
 }
 
 Talk *talk_ref(Talk *talk)
 {
-    g_atomic_ref_count_inc(&talk->refs);
+    atomic_fetch_add(&talk->refs, 1);
     return talk;
 }
 
@@ -178,12 +178,12 @@ void talk_unref(Talk *talk)
         return;
     }
     InprocTransport *transport = talk->transport;
-    g_mutex_lock(&transport->mutex);
-    bool last = g_atomic_ref_count_dec(&talk->refs);
+    pthread_mutex_lock(&transport->mutex);
+    bool last = atomic_fetch_sub(&talk->refs, 1) == 1;
     if (last) {
         g_queue_unlink(&transport->talks, &talk->link);
     }
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     if (!last) {
         return;
     }
@@ -203,12 +203,12 @@ static void arrive(void *user)
 {
     Delivery *delivery = user;
     Talk *talk = delivery->talk;
-    g_mutex_lock(&talk->transport->mutex);
+    pthread_mutex_lock(&talk->transport->mutex);
     Parcel *parcel = g_queue_pop_head(&talk->lanes[delivery->direction]);
     if (delivery->direction == TO_CLIENT) {
         talk->waiting_bytes -= parcel->n_bytes;
     }
-    g_mutex_unlock(&talk->transport->mutex);
+    pthread_mutex_unlock(&talk->transport->mutex);
     if (delivery->direction == TO_SERVER) {
         inproc_server_receive(talk, parcel);
     } else {
@@ -274,7 +274,7 @@ static void tell_break(Talk *talk, Direction direction, const char *why)
 size_t talk_send(Talk *talk, Direction direction, Parcel parcel)
 {
     InprocTransport *transport = talk->transport;
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     if (!talk->ends[direction]->loop) {
         bool last_word = parcel.kind == PARCEL_CANCEL || parcel.kind == PARCEL_STATUS;
         g_free(parcel.bytes);
@@ -291,7 +291,7 @@ size_t talk_send(Talk *talk, Direction direction, Parcel parcel)
         }
     }
     size_t waiting = talk->waiting_bytes;
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
     return waiting;
 }
 
@@ -340,14 +340,14 @@ static void apply_fault(Talk *talk)
 void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *server, RpcInprocFault kind)
 {
     InprocTransport *transport = (InprocTransport *)base;
-    g_mutex_lock(&transport->mutex);
+    pthread_mutex_lock(&transport->mutex);
     Fault fault = {g_strdup(client), g_strdup(server), kind};
     g_array_append_val(transport->faults, fault);
     for (GList *at = transport->talks.head; at; at = at->next) {
         apply_fault(at->data);
     }
     announce_locked(transport);
-    g_mutex_unlock(&transport->mutex);
+    pthread_mutex_unlock(&transport->mutex);
 }
 
 void rpc_inproc_set_delay(RpcTransport *base, int64_t delay_us) { ((InprocTransport *)base)->delay_us = delay_us; }
@@ -368,17 +368,17 @@ static void fault_clear(void *data)
 
 InprocTransport *inproc_ref(InprocTransport *transport)
 {
-    g_atomic_ref_count_inc(&transport->refs);
+    atomic_fetch_add(&transport->refs, 1);
     return transport;
 }
 
 void inproc_unref(InprocTransport *transport)
 {
-    if (g_atomic_ref_count_dec(&transport->refs)) {
+    if (atomic_fetch_sub(&transport->refs, 1) == 1) {
         g_hash_table_unref(transport->servers);
         g_ptr_array_unref(transport->channels);
         g_array_unref(transport->faults);
-        g_mutex_clear(&transport->mutex);
+        pthread_mutex_destroy(&transport->mutex);
         g_free(transport);
     }
 }
@@ -403,8 +403,8 @@ RpcTransport *rpc_transport_inproc_new(void)
     };
     InprocTransport *transport = g_new0(InprocTransport, 1);
     transport->base.ops = &ops;
-    g_atomic_ref_count_init(&transport->refs);
-    g_mutex_init(&transport->mutex);
+    atomic_init(&transport->refs, 1);
+    pthread_mutex_init(&transport->mutex, NULL);
     transport->servers = g_hash_table_new(g_str_hash, g_str_equal);
     transport->channels = g_ptr_array_new();
     transport->faults = g_array_new(FALSE, FALSE, sizeof(Fault));

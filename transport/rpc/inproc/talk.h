@@ -10,11 +10,14 @@
 #include "transport/rpc/inproc/inproc.h"
 #include "transport/rpc/wire.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 typedef struct InprocTransport InprocTransport;
 typedef struct Talk Talk;
 
 typedef struct End {
-    gatomicrefcount refs;
+    atomic_uint refs;
     Loop *loop;  /* guarded; NULL = closed */
     bool server, accepting; /* accepting: guarded */
     char *name;  /* server: address; channel: the client's name */
@@ -37,7 +40,7 @@ typedef struct Parcel {
 typedef enum Direction { TO_SERVER, TO_CLIENT } Direction;
 
 struct Talk {
-    gatomicrefcount refs;
+    atomic_uint refs;
     InprocTransport *transport;
     End *ends[2];        /* by Direction: where parcels go */
     GQueue lanes[2];     /* Parcel; guarded */
@@ -54,8 +57,8 @@ struct Talk {
 
 struct InprocTransport {
     RpcTransport base;
-    gatomicrefcount refs;
-    GMutex mutex;
+    atomic_uint refs;
+    pthread_mutex_t mutex;
     GHashTable *servers;  /* name -> End */
     GPtrArray *channels;  /* End */
     GArray *faults;
