@@ -7,6 +7,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#ifdef WEFT_EMULATE_AVX512 /* the tests run this code on CPUs that lack the instructions */
+#include "tests/kernels/avx512_emulation_ops.h"
+#endif
+
 #define VEC_LANES 16u
 typedef __m512 Vec;
 typedef __m512i VecInt;
@@ -106,7 +110,6 @@ VEC_FN int vec_is_finite(Vec v)
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
     return _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent) == 0;
 }
-
 
 VEC_FN float vec_fold(const Vec v[32 / VEC_LANES])
 {
