@@ -1,0 +1,641 @@
+/* The coordinator as a whole under virtual time: members come and go, requests run, workers die, the coordinator dies. */
+#include "tests/unit/coordinator/sim_cluster.h"
+
+#include "proto/base/error.h"
+#include "proto/base/version.h"
+#include "transport/crypto/x509.h"
+#include "weft/v1/join.pb-c.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static int set_up(void **state)
+{
+    *state = sim_cluster_new(1);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    sim_cluster_free(*state);
+    return 0;
+}
+
+static const char *state_of(SimCluster *s, const char *name)
+{
+    static char text[32];
+    Answer a = {0};
+    const Weft__V1__Member *member = sim_status(s, &a, name);
+    g_strlcpy(text, member != NULL ? member->state : "absent", sizeof text);
+    answer_clear(&a);
+    return text;
+}
+
+static void start_workers(SimCluster *s, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        sim_worker_start(s, i);
+    }
+    sim_run_for(s, 2 * SECOND);
+}
+
+static void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
+{
+    sim_run_begin(s, a, "hello", 5, pp, tp);
+    sim_answer(s, a, 10 * SECOND);
+    g_assert_no_error(a->error);
+    assert_int_equal(a->ids->len, 5);
+}
+
+/* ---- members --------------------------------------------------------------------------------------------------- */
+
+static void test_attach_and_status(void **state)
+{
+    SimCluster *s = *state;
+    FakeWorker *w = sim_worker_start(s, 0);
+    sim_run_for(s, 2 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "ready");
+    assert_int_equal(w->n_welcomes, 1);
+    assert_int_equal(w->generation, 1);
+}
+
+static void test_silent_worker_is_lost_in_time(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    sim_worker_freeze(&s->workers[0], true);
+    sim_run_for(s, 3900000);
+    assert_string_equal(state_of(s, "w0"), "ready");
+    sim_run_for(s, 700000);
+    assert_string_equal(state_of(s, "w0"), "lost");
+    sim_worker_freeze(&s->workers[0], false);
+    sim_run_for(s, 2 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "ready");
+}
+
+static void test_killed_worker_is_lost_after_half_a_second(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    sim_worker_kill(&s->workers[0]);
+    sim_run_for(s, 300000);
+    assert_string_equal(state_of(s, "w0"), "ready");
+    sim_run_for(s, 400000);
+    assert_string_equal(state_of(s, "w0"), "lost");
+}
+
+static void test_version_skew_names_both(void **state)
+{
+    SimCluster *s = *state;
+    s->workers[0].protocol_version = 77;
+    FakeWorker *w = sim_worker_start(s, 0);
+    sim_run_for(s, SECOND);
+    assert_non_null(w->refused);
+    assert_int_equal(w->refused->code, WEFT_ERROR_VERSION);
+    assert_non_null(strstr(w->refused->message, "protocol 77"));
+    g_autofree char *ours = g_strdup_printf("protocol %u", WEFT_PROTOCOL_VERSION);
+    assert_non_null(strstr(w->refused->message, ours));
+    assert_string_equal(state_of(s, "w0"), "joined");
+}
+
+static void test_revoke_acts_at_once(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0};
+    Weft__V1__RevokeRequest request = WEFT__V1__REVOKE_REQUEST__INIT;
+    request.node = (char *)"w0";
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Revoke", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    assert_string_equal(state_of(s, "w0"), "revoked");
+    sim_run_for(s, 2 * SECOND);
+    assert_non_null(s->workers[0].refused);
+    assert_int_equal(s->workers[0].refused->code, WEFT_ERROR_DENIED);
+    request.node = (char *)"nobody";
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Revoke", &request);
+    sim_answer(s, &a, SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_NOT_FOUND);
+    answer_clear(&a);
+}
+
+/* ---- join ------------------------------------------------------------------------------------------------------ */
+
+static char *create_token(SimCluster *s, const char *role, uint64_t ttl_ms, uint32_t uses)
+{
+    Answer a = {0};
+    Weft__V1__CreateTokenRequest request = WEFT__V1__CREATE_TOKEN_REQUEST__INIT;
+    request.role = (char *)role;
+    request.ttl_ms = ttl_ms;
+    request.uses = uses;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "CreateToken", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    char *token = g_strdup(((Weft__V1__CreateTokenResponse *)a.message)->token);
+    answer_clear(&a);
+    return token;
+}
+
+static void join_with(SimCluster *s, Answer *a, const char *token, const char *name)
+{
+    answer_clear(a);
+    g_autofree char *key = x509_new_key(NULL);
+    g_autofree char *csr = x509_new_request(key, name, NULL);
+    RpcChannelOptions options = {.target = JOIN, .credentials = {.ca_pem = s->ca_pem}, .server_name = "weft-coordinator"};
+    RpcChannel *channel = rpc_channel_new(s->transport, s->client_loop, &options, NULL);
+    Weft__V1__JoinRequest request = WEFT__V1__JOIN_REQUEST__INIT;
+    request.protocol_version = WEFT_PROTOCOL_VERSION;
+    request.token = (char *)token;
+    request.name = (char *)name;
+    request.csr_pem = (ProtobufCBinaryData){strlen(csr), (uint8_t *)csr};
+    RpcChannel *admin = s->admin;
+    s->admin = channel;
+    sim_call(s, a, &weft__v1__join__descriptor, "Join", &request);
+    s->admin = admin;
+    sim_world_run_until(s->world, &a->done, 500000);
+    if (!a->done) { /* nobody listens: the call waits for a connection */
+        rpc_client_cancel(a->call);
+        sim_answer(s, a, SECOND);
+    }
+    rpc_channel_free(channel);
+}
+
+static void test_join_once(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *token = create_token(s, "worker", 60000, 2);
+    Answer a = {0};
+    join_with(s, &a, token, "Node 7!");
+    g_assert_no_error(a.error);
+    const Weft__V1__JoinResponse *response = (const Weft__V1__JoinResponse *)a.message;
+    assert_string_equal(response->name, "node7");
+    assert_string_equal(response->role, "worker");
+    g_autofree char *pem = g_strndup((char *)response->certificate_pem.data, response->certificate_pem.len);
+    X509Info info = {0};
+    assert_true(x509_parse(pem, &info, NULL));
+    assert_string_equal(info.name, "node7");
+    assert_string_equal(info.role, "worker");
+    int64_t life_us = info.not_after_us - loop_wall_us(s->client_loop);
+    assert_in_range(life_us / SECOND, 7 * 24 * 3600 - 10, 7 * 24 * 3600);
+    x509_info_clear(&info);
+    assert_string_equal(state_of(s, "node7"), "joined");
+    join_with(s, &a, "weft-0000", "x");
+    assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
+    join_with(s, &a, token, "node7");
+    g_assert_no_error(a.error);
+    assert_string_equal(((const Weft__V1__JoinResponse *)a.message)->name, "node7-2");
+    /* Within the moment that the door stays open the token is refused by name; then nobody listens. */
+    join_with(s, &a, token, "node7");
+    assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
+    assert_non_null(strstr(a.error->message, "used up"));
+    sim_run_for(s, 2 * SECOND);
+    join_with(s, &a, token, "node7");
+    assert_int_equal(a.error->code, WEFT_ERROR_CANCELLED);
+    assert_null(strstr(s->log->str, token));
+    answer_clear(&a);
+}
+
+static void test_token_expires(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *token = create_token(s, "admin", 5000, 1);
+    g_autofree char *other = create_token(s, "worker", 600000, 1);
+    sim_run_for(s, 6 * SECOND);
+    Answer a = {0};
+    join_with(s, &a, token, "");
+    assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
+    join_with(s, &a, other, "");
+    g_assert_no_error(a.error);
+    assert_string_equal(((const Weft__V1__JoinResponse *)a.message)->name, "worker-1");
+    answer_clear(&a);
+}
+
+static void test_token_survives_restart_but_not_its_uses(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *token = create_token(s, "worker", 600000, 2);
+    Answer a = {0};
+    join_with(s, &a, token, "a");
+    g_assert_no_error(a.error);
+    sim_cluster_stop(s);
+    sim_cluster_start(s);
+    sim_run_for(s, SECOND);
+    join_with(s, &a, token, "b");
+    g_assert_no_error(a.error);
+    join_with(s, &a, token, "c");
+    assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
+    assert_string_equal(state_of(s, "a"), "joined");
+    answer_clear(&a);
+}
+
+/* ---- requests -------------------------------------------------------------------------------------------------- */
+
+static void test_run_and_reuse(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, b = {0};
+    run_ok(s, &a, 2, 1);
+    assert_string_equal(a.run_done->finish_reason, "length");
+    assert_int_equal(a.run_done->digest.len, 16);
+    assert_int_equal(a.started->prompt_tokens, 5);
+    assert_int_equal(a.started->plan->replicas[0]->n_stages, 2);
+    assert_int_equal(strlen(a.text->str), 5);
+    assert_true(a.n_progress > 0);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
+    assert_string_equal(state_of(s, "w0"), "serving");
+    run_ok(s, &b, 2, 1);
+    assert_memory_equal(a.run_done->digest.data, b.run_done->digest.data, 16);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->workers[0].n_keep, 1);
+    assert_null(strstr(s->log->str, "hello"));
+    answer_clear(&a);
+    answer_clear(&b);
+}
+
+static void expect_invalid(SimCluster *s, Weft__V1__RunRequest *request, const char *needle)
+{
+    Answer a = {0};
+    request->model = (char *)sim_cluster_model(s);
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", request);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_non_null(a.error);
+    assert_int_equal(a.error->code, WEFT_ERROR_INVALID);
+    if (strstr(a.error->message, needle) == NULL) {
+        fail_msg("'%s' is not in '%s'", needle, a.error->message);
+    }
+    answer_clear(&a);
+}
+
+static void test_bad_requests(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    g_autofree char *text = g_strnfill(70, 'x');
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.prompt = text;
+    request.max_tokens = 1;
+    expect_invalid(s, &request, "prompt of 70 tokens does not fit the context of 64");
+    request.prompt = (char *)"x";
+    request.context = 1000;
+    expect_invalid(s, &request, "context 1000 is beyond the model's 64");
+    request.context = 0;
+    request.prompt = (char *)"";
+    expect_invalid(s, &request, "too short");
+    uint32_t id = 5000;
+    request.prompt_ids = &id;
+    request.n_prompt_ids = 1;
+    expect_invalid(s, &request, "id 5000");
+    Answer a = {0};
+    request.model = (char *)"../../etc/passwd";
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, SECOND);
+    assert_true(a.error->code == WEFT_ERROR_DENIED || a.error->code == WEFT_ERROR_NOT_FOUND);
+    answer_clear(&a);
+}
+
+static void test_no_worker_and_impossible_layout(void **state)
+{
+    SimCluster *s = *state;
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 0, 0);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    start_workers(s, 1);
+    sim_run_begin(s, &a, "hello", 5, 2, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    run_ok(s, &a, 1, 1);
+    answer_clear(&a);
+}
+
+static void test_stop_string(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer a = {0};
+    run_ok(s, &a, 1, 1);
+    char stop[3] = {a.text->str[2], a.text->str[3], 0};
+    char before[3] = {a.text->str[0], a.text->str[1], 0};
+    char *stops[] = {stop};
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = layout.pp = layout.tp = 1;
+    request.layout = &layout;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = 20;
+    request.stop = stops;
+    request.n_stop = 1;
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, 10 * SECOND);
+    g_assert_no_error(a.error);
+    assert_string_equal(a.text->str, before);
+    assert_string_equal(a.run_done->finish_reason, "stop");
+    assert_int_equal(a.ids->len, 4);
+    answer_clear(&a);
+}
+
+static void test_score_windows(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    g_autofree char *text = g_strnfill(45, 'y');
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.kind = WEFT__V1__REQUEST_KIND__SCORE;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = text;
+    request.score_window = 8;
+    Answer a = {0};
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, 20 * SECOND);
+    g_assert_no_error(a.error);
+    assert_int_equal(a.run_done->tokens_scored, 5 * 4); /* five whole windows, second half of each */
+    assert_true(a.run_done->nll_sum == 20.0);
+    assert_int_equal(a.started->prompt_tokens, 45);
+    answer_clear(&a);
+}
+
+static void test_duplicate_tokens(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer a = {0};
+    s->workers[0].repeat = 1;
+    run_ok(s, &a, 1, 1);
+    s->workers[0].repeat = 2;
+    sim_run_begin(s, &a, "hello", 5, 1, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_NUMERICS);
+    answer_clear(&a);
+}
+
+static void test_cancel_reaches_the_leader(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    s->workers[0].silent = true;
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 1, 1);
+    sim_run_for(s, 2 * SECOND);
+    assert_int_equal(s->workers[0].streams->len, 1);
+    rpc_client_cancel(a.call);
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->workers[0].streams->len, 0);
+    s->workers[0].silent = false;
+    run_ok(s, &a, 1, 1);
+    answer_clear(&a);
+}
+
+static void test_deadline(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    s->workers[0].silent = true;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"x";
+    request.max_tokens = 3;
+    request.deadline_ms = 1500;
+    Answer a = {0};
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, 2 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->workers[0].streams->len, 0);
+    answer_clear(&a);
+}
+
+/* ---- death ----------------------------------------------------------------------------------------------------- */
+
+static void test_killed_worker_ends_the_request_and_next_runs(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    for (int i = 0; i < 3; i++) {
+        s->workers[i].silent = true;
+    }
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 2, 1);
+    sim_run_for(s, 2 * SECOND);
+    int victim = -1;
+    for (int i = 0; i < 3; i++) {
+        if (s->workers[i].n_loads > 0 && s->workers[i].n_generates == 0) {
+            victim = i; /* the second stage */
+        }
+    }
+    assert_true(victim >= 0);
+    int64_t killed_us = sim_world_now_us(s->world);
+    sim_worker_kill(&s->workers[victim]);
+    sim_answer(s, &a, 6 * SECOND);
+    assert_true(a.done_us - killed_us < 5 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
+    g_autofree char *named = g_strdup_printf("worker w%d lost during generate", victim);
+    if (strstr(a.error->message, named) == NULL) {
+        fail_msg("'%s' is not in '%s'", named, a.error->message);
+    }
+    for (int i = 0; i < 3; i++) {
+        s->workers[i].silent = false;
+    }
+    run_ok(s, &a, 2, 1);
+    assert_true(a.started->epoch >= 2);
+    /* The survivor was told to drop the old epoch and to keep its weights. */
+    unsigned drops = 0, full = 0;
+    for (int i = 0; i < 3; i++) {
+        drops += s->workers[i].n_drops;
+        full += s->workers[i].n_full_drops;
+    }
+    assert_true(drops >= 1);
+    assert_int_equal(full, 0);
+    answer_clear(&a);
+}
+
+static void test_frozen_worker_ends_the_request_in_time(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    s->workers[0].silent = s->workers[1].silent = true;
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 2, 1);
+    sim_run_for(s, 2 * SECOND);
+    FakeWorker *second = s->workers[0].n_generates == 0 ? &s->workers[0] : &s->workers[1];
+    int64_t frozen_us = sim_world_now_us(s->world);
+    sim_worker_freeze(second, true);
+    sim_answer(s, &a, 6 * SECOND);
+    assert_true(a.done_us - frozen_us <= 5 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
+    assert_non_null(strstr(a.error->message, second->name));
+    sim_worker_freeze(second, false);
+    answer_clear(&a);
+}
+
+/* The leader says that it waits for w-middle; the middle waits for the last: the last is named. */
+static void test_sink_is_named(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    s->workers[0].silent = s->workers[1].silent = true;
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 2, 1);
+    sim_run_for(s, 2 * SECOND);
+    FakeWorker *leader = s->workers[0].n_generates > 0 ? &s->workers[0] : &s->workers[1];
+    FakeWorker *other = leader == &s->workers[0] ? &s->workers[1] : &s->workers[0];
+    Weft__V1__Held *held = g_ptr_array_index(leader->held, 0);
+    Weft__V1__Waiting *w = malloc(sizeof *w);
+    weft__v1__waiting__init(w);
+    w->job = strdup(held->job);
+    w->epoch = held->epoch;
+    w->waits_for = strdup(other->name);
+    w->operation = strdup("step 3 from stage 1");
+    w->since_ms = 2100;
+    w->expired = true;
+    g_ptr_array_add(leader->waiting, w);
+    sim_answer(s, &a, 3 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
+    assert_non_null(strstr(a.error->message, "step 3 from stage 1"));
+    g_autofree char *named = g_strdup_printf("worker %s did not answer", other->name);
+    assert_non_null(strstr(a.error->message, named));
+    answer_clear(&a);
+}
+
+static void test_load_failure_names_worker_and_operation(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    s->workers[0].fail_load = true;
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 1, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_non_null(strstr(a.error->message, "worker w0, load: disk full"));
+    s->workers[0].fail_load = false;
+    run_ok(s, &a, 1, 1);
+    answer_clear(&a);
+}
+
+static void test_drain_replans_after_the_request(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, drain = {0};
+    sim_run_begin(s, &a, "hello", 50, 1, 1);
+    sim_run_for(s, SECOND / 2);
+    FakeWorker *busy = s->workers[0].streams->len > 0 ? &s->workers[0] : &s->workers[1];
+    FakeWorker *other = busy == &s->workers[0] ? &s->workers[1] : &s->workers[0];
+    assert_int_equal(busy->streams->len, 1);
+    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
+    request.node = busy->name;
+    sim_call(s, &drain, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &drain, SECOND);
+    g_assert_no_error(drain.error);
+    sim_answer(s, &a, 10 * SECOND);
+    g_assert_no_error(a.error);
+    assert_int_equal(a.ids->len, 50);
+    assert_string_equal(state_of(s, busy->name), "draining");
+    run_ok(s, &a, 1, 1);
+    assert_int_equal(other->n_generates, 1);
+    assert_int_equal(busy->n_full_drops, 1);
+    assert_true(busy->draining);
+    answer_clear(&a);
+    answer_clear(&drain);
+}
+
+static void test_restarted_coordinator_adopts(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, b = {0};
+    run_ok(s, &a, 2, 1);
+    sim_cluster_stop(s);
+    sim_run_for(s, 2 * SECOND);
+    sim_cluster_start(s);
+    run_ok(s, &b, 2, 1);
+    assert_int_equal(s->workers[0].generation, 2);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2); /* nothing was loaded again */
+    assert_int_equal(b.started->epoch, a.started->epoch);
+    assert_memory_equal(a.run_done->digest.data, b.run_done->digest.data, 16);
+    answer_clear(&a);
+    answer_clear(&b);
+}
+
+static void test_restarted_coordinator_and_worker(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, b = {0};
+    run_ok(s, &a, 2, 1);
+    sim_cluster_stop(s);
+    sim_worker_kill(&s->workers[0]);
+    sim_worker_start(s, 0);
+    sim_cluster_start(s);
+    run_ok(s, &b, 2, 1);
+    assert_true(b.started->epoch > a.started->epoch);
+    assert_memory_equal(a.run_done->digest.data, b.run_done->digest.data, 16);
+    answer_clear(&a);
+    answer_clear(&b);
+}
+
+/* One after another, workers die at a random moment of a request: each request ends, with its tokens or an error that names a worker, and the next one on
+ * two live workers runs. */
+static void test_many_deaths(void **state)
+{
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        SimCluster *s = sim_cluster_new(seed);
+        start_workers(s, 3);
+        for (int round = 0; round < 4; round++) {
+            Answer a = {0};
+            sim_run_begin(s, &a, "hello", 30, 2, 1);
+            sim_run_for(s, (int64_t)(random_u64(sim_world_random(s->world)) % 1200000));
+            FakeWorker *victim = &s->workers[random_u64(sim_world_random(s->world)) % 3];
+            sim_worker_kill(victim);
+            sim_answer(s, &a, 20 * SECOND);
+            if (a.error != NULL) {
+                assert_non_null(strstr(a.error->message, "worker"));
+            } else {
+                assert_int_equal(a.ids->len, 30);
+            }
+            sim_run_for(s, SECOND);
+            sim_worker_start(s, (unsigned)(victim - s->workers));
+            sim_run_for(s, SECOND);
+            run_ok(s, &a, 2, 1);
+            answer_clear(&a);
+        }
+        sim_cluster_free(s);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_attach_and_status, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_silent_worker_is_lost_in_time, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_killed_worker_is_lost_after_half_a_second, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_version_skew_names_both, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_revoke_acts_at_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_join_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_token_expires, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_token_survives_restart_but_not_its_uses, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_run_and_reuse, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_bad_requests, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_no_worker_and_impossible_layout, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_stop_string, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_score_windows, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_killed_worker_ends_the_request_and_next_runs, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_replans_after_the_request, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_restarted_coordinator_and_worker, set_up, tear_down),
+        cmocka_unit_test(test_many_deaths),
+    };
+    return cmocka_run_group_tests_name("coordinator cluster", tests, NULL, NULL);
+}
