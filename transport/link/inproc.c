@@ -5,7 +5,8 @@
  * that senders write to its eventfd only then.
  *
  * Lifetimes: a port is held by its opener, by every connection to it and by the bus until it closes; a pool is held by its
- * connection and by every datagram in flight. Locks: the bus's, then a port's; a pool's alone. */
+ * connection and by every datagram in flight. Locks in this order: the bus, a port, a pool. They are pthread mutexes because ThreadSanitizer
+ * sees those, and not GLib's. */
 #include "transport/link/buffer_pool.h"
 #include "transport/link/fill.h"
 #include "transport/link/tag_table.h"
@@ -13,6 +14,7 @@
 #include "proto/base/error.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -24,14 +26,14 @@
 typedef struct Bus {
     OwnedFill owned;
     atomic_uint references; /* the fill's own and one a port */
-    GMutex lock;
+    pthread_mutex_t lock;
     GHashTable *ports; /* id -> Port, borrowed: a port leaves when it closes */
     uint64_t last_id;
 } Bus;
 
 typedef struct SharedPool {
     atomic_uint references;
-    GMutex lock;
+    pthread_mutex_t lock;
     BufferPool pool;
 } SharedPool;
 
@@ -51,7 +53,7 @@ typedef struct Port {
     int event_fd;
     const LinkRawEvents *events;
     void *user;
-    GMutex lock;
+    pthread_mutex_t lock;
     LinkBuffer *inbox, **inbox_tail; /* datagrams; owner = the SharedPool that they return to */
     Notice *notices, **notices_tail; /* handled after the datagrams that were there before them */
     bool armed, closed;
@@ -71,7 +73,7 @@ static void pool_unref(SharedPool *pool)
 {
     if (atomic_fetch_sub(&pool->references, 1) == 1) {
         buffer_pool_clear(&pool->pool);
-        g_mutex_clear(&pool->lock);
+        pthread_mutex_destroy(&pool->lock);
         g_free(pool);
     }
 }
@@ -79,9 +81,9 @@ static void pool_unref(SharedPool *pool)
 static void buffer_return(LinkBuffer *buffer)
 {
     SharedPool *pool = buffer->owner;
-    g_mutex_lock(&pool->lock);
+    pthread_mutex_lock(&pool->lock);
     buffer_pool_put(&pool->pool, buffer);
-    g_mutex_unlock(&pool->lock);
+    pthread_mutex_unlock(&pool->lock);
     pool_unref(pool);
 }
 
@@ -89,7 +91,7 @@ static void bus_unref(Bus *bus)
 {
     if (atomic_fetch_sub(&bus->references, 1) == 1) {
         g_hash_table_unref(bus->ports);
-        g_mutex_clear(&bus->lock);
+        pthread_mutex_destroy(&bus->lock);
         g_free(bus);
     }
 }
@@ -129,7 +131,7 @@ static void port_unref(Port *port)
     if (atomic_fetch_sub(&port->references, 1) == 1) {
         port_drop_inbox(port);
         close(port->event_fd);
-        g_mutex_clear(&port->lock);
+        pthread_mutex_destroy(&port->lock);
         bus_unref(port->bus);
         g_free(port);
     }
@@ -150,16 +152,16 @@ static LinkRawPort *inproc_port_open(void *fill, const LinkRawEvents *events, vo
     port->event_fd = event_fd;
     port->events = events;
     port->user = user;
-    g_mutex_init(&port->lock);
+    pthread_mutex_init(&port->lock, NULL);
     port->inbox_tail = &port->inbox;
     port->notices_tail = &port->notices;
     tag_table_init(&port->tags);
     port->raws = g_ptr_array_new();
     atomic_fetch_add(&bus->references, 1);
-    g_mutex_lock(&bus->lock);
+    pthread_mutex_lock(&bus->lock);
     port->id = ++bus->last_id;
     g_hash_table_insert(bus->ports, &port->id, port);
-    g_mutex_unlock(&bus->lock);
+    pthread_mutex_unlock(&bus->lock);
     return (LinkRawPort *)port;
 }
 
@@ -168,7 +170,7 @@ static void port_notify(Port *peer, NoticeKind kind, uint64_t tag_or_port)
 {
     Notice *notice = g_new(Notice, 1);
     *notice = (Notice){.kind = kind, .tag_or_port = tag_or_port};
-    g_mutex_lock(&peer->lock);
+    pthread_mutex_lock(&peer->lock);
     bool wake = peer->armed;
     if (peer->closed) {
         g_free(notice);
@@ -178,7 +180,7 @@ static void port_notify(Port *peer, NoticeKind kind, uint64_t tag_or_port)
         peer->notices_tail = &notice->next;
         peer->armed = false;
     }
-    g_mutex_unlock(&peer->lock);
+    pthread_mutex_unlock(&peer->lock);
     if (wake) {
         port_wake(peer);
     }
@@ -207,19 +209,19 @@ static void inproc_port_close(LinkRawPort *raw_port)
         raw_free(g_ptr_array_index(port->raws, port->raws->len - 1));
     }
     Bus *bus = port->bus;
-    g_mutex_lock(&bus->lock);
+    pthread_mutex_lock(&bus->lock);
     g_hash_table_remove(bus->ports, &port->id);
-    g_mutex_lock(&port->lock);
+    pthread_mutex_lock(&port->lock);
     port->closed = true;
     port_drop_inbox(port);
-    g_mutex_unlock(&port->lock);
+    pthread_mutex_unlock(&port->lock);
     GHashTableIter iter;
     gpointer other;
     g_hash_table_iter_init(&iter, bus->ports);
     while (g_hash_table_iter_next(&iter, NULL, &other)) {
         port_notify(other, NOTICE_PORT_CLOSED, port->id);
     }
-    g_mutex_unlock(&bus->lock);
+    pthread_mutex_unlock(&bus->lock);
     tag_table_clear(&port->tags);
     g_ptr_array_unref(port->raws);
     port_unref(port);
@@ -239,12 +241,12 @@ static Port *bus_find(Bus *bus, GBytes *address)
     if (size != sizeof(uint64_t)) {
         return NULL;
     }
-    g_mutex_lock(&bus->lock);
+    pthread_mutex_lock(&bus->lock);
     Port *port = g_hash_table_lookup(bus->ports, id);
     if (port != NULL) {
         atomic_fetch_add(&port->references, 1);
     }
-    g_mutex_unlock(&bus->lock);
+    pthread_mutex_unlock(&bus->lock);
     return port;
 }
 
@@ -266,7 +268,7 @@ static LinkRaw *inproc_connect(LinkRawPort *raw_port, GBytes *address, uint64_t 
     }
     SharedPool *pool = g_new0(SharedPool, 1);
     atomic_init(&pool->references, 1);
-    g_mutex_init(&pool->lock);
+    pthread_mutex_init(&pool->lock, NULL);
     pool->pool.out_limit = IN_FLIGHT_LIMIT;
     pool->pool.bytes_out_limit = IN_FLIGHT_BYTES;
     *raw = (Raw){.port = port, .peer = peer, .tag = tag, .link_user = link_user, .pool = pool};
@@ -282,9 +284,9 @@ static void *inproc_link_user(LinkRaw *raw)
 static void *inproc_buffer(LinkRaw *link, size_t size)
 {
     Raw *raw = (Raw *)link;
-    g_mutex_lock(&raw->pool->lock);
+    pthread_mutex_lock(&raw->pool->lock);
     LinkBuffer *buffer = buffer_pool_get(&raw->pool->pool, size);
-    g_mutex_unlock(&raw->pool->lock);
+    pthread_mutex_unlock(&raw->pool->lock);
     if (buffer == NULL) {
         return NULL;
     }
@@ -301,7 +303,7 @@ static LinkStatus inproc_send(LinkRaw *link, void *data, size_t size)
     buffer->size = size;
     buffer->tag = raw->tag;
     buffer->next = NULL;
-    g_mutex_lock(&peer->lock);
+    pthread_mutex_lock(&peer->lock);
     bool closed = peer->closed || raw->dead;
     bool wake = peer->armed && !closed;
     if (!closed) {
@@ -309,7 +311,7 @@ static LinkStatus inproc_send(LinkRaw *link, void *data, size_t size)
         peer->inbox_tail = &buffer->next;
         peer->armed = false;
     }
-    g_mutex_unlock(&peer->lock);
+    pthread_mutex_unlock(&peer->lock);
     if (closed) {
         buffer_return(buffer);
     } else if (wake) {
@@ -369,7 +371,7 @@ static unsigned inproc_progress(LinkRawPort *raw_port)
 {
     Port *port = (Port *)raw_port;
     unsigned n = port_deliver_early(port);
-    g_mutex_lock(&port->lock);
+    pthread_mutex_lock(&port->lock);
     LinkBuffer *buffers = port->inbox;
     Notice *notices = port->notices;
     port->inbox = NULL;
@@ -377,7 +379,7 @@ static unsigned inproc_progress(LinkRawPort *raw_port)
     port->notices = NULL;
     port->notices_tail = &port->notices;
     port->armed = false;
-    g_mutex_unlock(&port->lock);
+    pthread_mutex_unlock(&port->lock);
     while (buffers != NULL) {
         LinkBuffer *buffer = buffers;
         buffers = buffer->next;
@@ -401,10 +403,10 @@ static bool inproc_arm(LinkRawPort *raw_port)
     uint64_t count;
     while (read(port->event_fd, &count, sizeof count) < 0 && errno == EINTR) {
     }
-    g_mutex_lock(&port->lock);
+    pthread_mutex_lock(&port->lock);
     bool empty = port->inbox == NULL && port->notices == NULL && !tag_table_has_ready(&port->tags);
     port->armed = empty;
-    g_mutex_unlock(&port->lock);
+    pthread_mutex_unlock(&port->lock);
     return empty;
 }
 
@@ -440,7 +442,7 @@ LinkFill *link_fill_inproc_new(void)
     bus->owned.fill = (LinkFill){.ops = &inproc_ops, .self = bus};
     bus->owned.release = bus_release;
     atomic_init(&bus->references, 1);
-    g_mutex_init(&bus->lock);
+    pthread_mutex_init(&bus->lock, NULL);
     bus->ports = g_hash_table_new(g_int64_hash, g_int64_equal);
     return &bus->owned.fill;
 }
