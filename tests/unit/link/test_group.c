@@ -304,6 +304,21 @@ static void a_root_may_run_ahead(void **state)
     cluster_free(cluster);
 }
 
+/* What was sent for calls that this rank never made is forgotten, not kept until the limit: 6000 broadcasts, every 100th heard. */
+static void what_is_over_is_forgotten(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2});
+    GroupWait wait = {.operation = "every hundredth", .deadline_us = test_clock_us() + 20000000};
+    for (wait.step = 1; wait.step <= 6000; wait.step++) {
+        rank_broadcasts(&cluster->ranks[0], &wait, 0);
+        if (wait.step % 100 == 0) {
+            rank_broadcasts(&cluster->ranks[1], &wait, 0);
+        }
+    }
+    assert_string_equal(cluster->ranks[1].failure, "");
+    cluster_free(cluster);
+}
+
 /* ---- how a wait ends ---- */
 
 static GroupStatus gather_four_bytes(ClusterRank *rank, const GroupWait *wait)
@@ -439,6 +454,7 @@ int main(void)
         cmocka_unit_test(an_empty_rank_is_no_operand),
         cmocka_unit_test(every_collective_moves_its_bytes),
         cmocka_unit_test(a_root_may_run_ahead),
+        cmocka_unit_test(what_is_over_is_forgotten),
         cmocka_unit_test(a_deadline_ends_the_wait_and_names_the_rank),
         cmocka_unit_test(an_abort_ends_the_wait),
         cmocka_unit_test(a_dead_peer_ends_the_wait_and_is_named),
