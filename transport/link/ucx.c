@@ -19,17 +19,21 @@
 #include "proto/base/error.h"
 
 #include <endian.h>
+#include <net/if.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <ucp/api/ucp.h>
+#include <unistd.h>
 
 #define MESSAGE_ID 1u
 #define IN_FLIGHT_LIMIT 256u
 #define IN_FLIGHT_BYTES (128u << 20)
 #define FLUSH_LIMIT_US 100000
 #define CLOSE_LIMIT_US 1000000
-#define REACH_LIMIT_US 3000000 /* a fresh interface answers "unreachable" for about a second */
-#define REACH_PAUSE_MS 50
+#define DEVICE_LIMIT_US 3000000
+#define DEVICE_PAUSE_MS 20
 
 typedef struct Port {
     ucp_context_h context;
@@ -151,11 +155,34 @@ static ucs_status_t port_set_handler(Port *port, ucp_am_recv_callback_t handler)
     return ucp_worker_set_am_recv_handler(port->worker, &param);
 }
 
+static bool device_is_running(int socket_fd, const char *name)
+{
+    struct ifreq request = {0};
+    g_strlcpy(request.ifr_name, name, sizeof request.ifr_name);
+    return ioctl(socket_fd, SIOCGIFFLAGS, &request) != 0 || (request.ifr_flags & IFF_RUNNING) != 0;
+}
+
+/* UCX takes the interfaces that run when a context is made, for good: made a moment too early (a cable, a fresh veth: about a
+ * second), every later connect answers "unreachable". So the one that was chosen is waited for. */
+static void device_wait(void)
+{
+    const char *name = g_getenv("UCX_NET_DEVICES");
+    int socket_fd = name != NULL && if_nametoindex(name) != 0 ? socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    if (socket_fd >= 0) {
+        int64_t until = link_clock_us() + DEVICE_LIMIT_US;
+        while (!device_is_running(socket_fd, name) && link_clock_us() < until) {
+            poll(NULL, 0, DEVICE_PAUSE_MS);
+        }
+        close(socket_fd);
+    }
+}
+
 static ucs_status_t port_create_worker(Port *port)
 {
     ucp_params_t context = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
     ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SINGLE};
     ucp_config_t *config;
+    device_wait();
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status == UCS_OK) {
         status = ucp_init(&context, config, &port->context);
@@ -215,7 +242,6 @@ static void on_failure(void *arg, ucp_ep_h endpoint, ucs_status_t status)
     }
 }
 
-/* Tries again while a fresh interface is not there yet. */
 static ucs_status_t raw_create_endpoint(Raw *raw, const ucp_address_t *address)
 {
     ucp_ep_params_t params = {
@@ -224,12 +250,7 @@ static ucs_status_t raw_create_endpoint(Raw *raw, const ucp_address_t *address)
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {.cb = on_failure, .arg = raw},
     };
-    int64_t until = link_clock_us() + REACH_LIMIT_US;
-    ucs_status_t status;
-    while ((status = ucp_ep_create(raw->port->worker, &params, &raw->endpoint)) == UCS_ERR_UNREACHABLE && link_clock_us() < until) {
-        poll(NULL, 0, REACH_PAUSE_MS);
-    }
-    return status;
+    return ucp_ep_create(raw->port->worker, &params, &raw->endpoint);
 }
 
 static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user, GError **error)

@@ -61,7 +61,8 @@ static bool is_usable(const struct ifaddrs *interface, bool loopback)
            (interface->ifa_flags & up) == up && ((interface->ifa_flags & IFF_LOOPBACK) != 0) == loopback;
 }
 
-/* The first interface that has `address`, or with NULL the first that is up, loopback last; returned, NULL = none. */
+/* The interface that has `address` (up or not: the port waits for it), or with NULL the first that is up, loopback last; returned,
+ * NULL = none. */
 static char *find_device(const char *address)
 {
     struct ifaddrs *all = NULL;
@@ -71,7 +72,7 @@ static char *find_device(const char *address)
     }
     for (int loopback = 0; loopback <= 1 && found == NULL; loopback++) {
         for (const struct ifaddrs *i = all; i != NULL && found == NULL; i = i->ifa_next) {
-            if (is_usable(i, loopback) && (address == NULL || has_address(i, address))) {
+            if (address != NULL ? has_address(i, address) : is_usable(i, loopback)) {
                 found = g_strdup(i->ifa_name);
             }
         }
