@@ -115,29 +115,44 @@ static void ids_are_the_references(void **state)
     }
 }
 
-static void real_model_ids_are_the_references(void **state)
+static const char *model_path, *model_ids;
+
+static void model_file_ids(void **state)
 {
-    const char *path = g_getenv("WEFT_TEST_MODEL");
-    if (path == NULL) {
-        print_message("# skipped: WEFT_TEST_MODEL does not name a model file\n");
-        skip();
-    }
-    g_autofree char *base = g_path_get_basename(path);
-    g_autofree char *ids = g_strdup_printf("%.*s.ids", (int)(strlen(base) - strlen(".gguf")), base);
-    g_autofree char *golden = g_build_filename(GOLDEN_DIR, ids, NULL);
-    if (!g_str_has_suffix(base, ".gguf") || !g_file_test(golden, G_FILE_TEST_EXISTS)) {
-        print_message("# skipped: no golden ids for %s; tests/golden/text/make_tokenizer.py makes them\n", base);
-        skip();
-    }
-    check_file(path, ids, false);
+    check_file(model_path, model_ids, false);
 }
 
-int main(void)
+enum { EXIT_SKIP = 77 };
+
+/* The run with an argument: a real model's ids, if there is a model. cmocka's own skip reads as a failure in TAP, so this run goes by its exit code. */
+static int real_model_ids_are_the_references(void)
 {
+    const char *path = g_getenv("WEFT_TEST_MODEL") != NULL ? g_getenv("WEFT_TEST_MODEL") : g_getenv("WEFT_MODEL");
+    if (path == NULL) {
+        print_message("skipped: neither WEFT_TEST_MODEL nor WEFT_MODEL names a model file\n");
+        return EXIT_SKIP;
+    }
+    g_autofree char *base = g_path_get_basename(path);
+    g_autofree char *ids = g_strdup_printf("%.*s.ids", (int)(strlen(base) - MIN(strlen(base), strlen(".gguf"))), base);
+    g_autofree char *golden = g_build_filename(GOLDEN_DIR, ids, NULL);
+    if (!g_file_test(golden, G_FILE_TEST_EXISTS)) {
+        print_message("skipped: no golden ids for %s; tests/golden/text/make_tokenizer.py makes them\n", base);
+        return EXIT_SKIP;
+    }
+    model_path = path;
+    model_ids = ids;
+    const struct CMUnitTest tests[] = {cmocka_unit_test(model_file_ids)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) {
+        return real_model_ids_are_the_references();
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(words_are_the_references),
         cmocka_unit_test(ids_are_the_references),
-        cmocka_unit_test(real_model_ids_are_the_references),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
