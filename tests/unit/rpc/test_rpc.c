@@ -117,7 +117,7 @@ static void test_unary(void **state)
     assert_int_equal(outcome.last_value, 42);
     assert_string_equal(f->probe.peer_name, "w1");
     assert_int_equal(f->probe.peer_role, RPC_ROLE_WORKER);
-    assert_in_range(f->probe.time_left_ms, 1, 5000);
+    assert_in_range(f->probe.time_left_ms, 1, 5100); /* gRPC's timeout header is rounded up */
     outcome_clear(&outcome);
 }
 
