@@ -1,8 +1,11 @@
 /* Invariants
- *   1. The heap is ordered by (due, key, id); keys are random, so that the seed decides among equals and a run repeats exactly.
- *   2. A post puts its function at the end of its Loop's own queue and one token into the heap; a token runs the head of that queue. So posts of a
- *      Loop keep their order whatever the tokens' keys.
- *   3. An event of a frozen Loop moves to its `stalled` list when its time comes, and back when the Loop is thawed. */
+ *   1. The heap is ordered by (due, key, id); keys are random, so that the seed decides among
+ *      equals and a run repeats exactly.
+ *   2. A post puts its function at the end of its Loop's own queue and one token into the heap; a
+ *      token runs the head of that queue. So posts of a Loop keep their order whatever the tokens'
+ *      keys.
+ *   3. An event of a frozen Loop moves to its `stalled` list when its time comes, and back when the
+ *      Loop is thawed. */
 #include "tests/sim/sim_loop.h"
 
 #include <stdlib.h>
@@ -54,7 +57,7 @@ uint64_t sim_seed(uint64_t fallback)
     return seed;
 }
 
-/* ---- the heap ----------------------------------------------------------------------------------------------- */
+/* ---- the heap -------------------------------------------------------------------------------- */
 
 static bool before(const Event *a, const Event *b)
 {
@@ -64,7 +67,10 @@ static bool before(const Event *a, const Event *b)
     return a->key != b->key ? a->key < b->key : a->id < b->id;
 }
 
-static Event *heap_at(SimWorld *world, unsigned i) { return g_ptr_array_index(world->heap, i); }
+static Event *heap_at(SimWorld *world, unsigned i)
+{
+    return g_ptr_array_index(world->heap, i);
+}
 
 static void heap_set(SimWorld *world, unsigned i, Event *event)
 {
@@ -85,7 +91,8 @@ static void heap_down(SimWorld *world, unsigned i)
 {
     Event *event = heap_at(world, i);
     for (unsigned child; (child = 2 * i + 1) < world->heap->len; i = child) {
-        if (child + 1 < world->heap->len && before(heap_at(world, child + 1), heap_at(world, child))) {
+        if (child + 1 < world->heap->len &&
+            before(heap_at(world, child + 1), heap_at(world, child))) {
             child++;
         }
         if (!before(heap_at(world, child), event)) {
@@ -115,7 +122,7 @@ static void heap_remove(SimWorld *world, Event *event)
     }
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static Event *add_event(SimLoop *loop, int64_t delay_us, LoopFn fn, void *user)
 {
@@ -131,8 +138,14 @@ static Event *add_event(SimLoop *loop, int64_t delay_us, LoopFn fn, void *user)
     return event;
 }
 
-static int64_t sim_now_us(Loop *loop) { return ((SimLoop *)loop)->world->now_us; }
-static int64_t sim_wall_us(Loop *loop) { return WALL_EPOCH_US + sim_now_us(loop); }
+static int64_t sim_now_us(Loop *loop)
+{
+    return ((SimLoop *)loop)->world->now_us;
+}
+static int64_t sim_wall_us(Loop *loop)
+{
+    return WALL_EPOCH_US + sim_now_us(loop);
+}
 
 static void sim_post(Loop *base, LoopFn fn, void *user)
 {
@@ -162,9 +175,10 @@ static void sim_timer_cancel(Loop *base, LoopTimer *timer)
     g_free(event);
 }
 
-static const LoopOps sim_ops = {sim_now_us, sim_wall_us, sim_post, sim_timer_start, sim_timer_cancel};
+static const LoopOps sim_ops = {sim_now_us, sim_wall_us, sim_post, sim_timer_start,
+                                sim_timer_cancel};
 
-/* ---- running ------------------------------------------------------------------------------------------------ */
+/* ---- running --------------------------------------------------------------------------------- */
 
 static void digest_event(SimWorld *world, const Event *event)
 {
@@ -196,8 +210,8 @@ static void move_clock(SimWorld *world, int64_t to_us)
         world->now_us = to_us;
         world->n_at_once = 0;
     } else if (++world->n_at_once > MAX_EVENTS_AT_ONCE) {
-        g_error("%d events ran at virtual time %" G_GINT64_FORMAT " us: something posts for ever", MAX_EVENTS_AT_ONCE,
-                world->now_us);
+        g_error("%d events ran at virtual time %" G_GINT64_FORMAT " us: something posts for ever",
+                MAX_EVENTS_AT_ONCE, world->now_us);
     }
 }
 
@@ -245,7 +259,7 @@ void sim_loop_freeze(Loop *base, bool frozen)
     }
 }
 
-/* ---- life --------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 SimWorld *sim_world_new(uint64_t seed)
 {
@@ -305,7 +319,19 @@ void sim_world_free(SimWorld *world)
     g_free(world);
 }
 
-Random *sim_world_random(SimWorld *world) { return &world->random.base; }
-int64_t sim_world_now_us(const SimWorld *world) { return world->now_us; }
-uint64_t sim_world_n_events(const SimWorld *world) { return world->n_events; }
-uint64_t sim_world_digest(const SimWorld *world) { return world->digest; }
+Random *sim_world_random(SimWorld *world)
+{
+    return &world->random.base;
+}
+int64_t sim_world_now_us(const SimWorld *world)
+{
+    return world->now_us;
+}
+uint64_t sim_world_n_events(const SimWorld *world)
+{
+    return world->n_events;
+}
+uint64_t sim_world_digest(const SimWorld *world)
+{
+    return world->digest;
+}

@@ -1,8 +1,10 @@
-/* SimWorld: a virtual clock and one event heap in one thread, behind any number of Loops (one a daemon). The same seed gives the same run, event by
- * event; another seed gives another order among events of the same virtual microsecond.
+/* SimWorld: a virtual clock and one event heap in one thread, behind any number of Loops (one a
+ * daemon). The same seed gives the same run, event by event; another seed gives another order among
+ * events of the same virtual microsecond.
  *
- * What stays in order whatever the seed: functions posted to one Loop. What the seed shuffles: everything else that is due at the same time (posts
- * to different Loops, timers). Handlers take no virtual time. */
+ * What stays in order whatever the seed: functions posted to one Loop. What the seed shuffles:
+ * everything else that is due at the same time (posts to different Loops, timers). Handlers take no
+ * virtual time. */
 #pragma once
 
 #include "proto/base/loop.h"
@@ -13,7 +15,8 @@
 
 typedef struct SimWorld SimWorld;
 
-/* The seed of a test: WEFT_SIM_SEED, else `fallback`. Printed on standard error, so that a failure can be run again. */
+/* The seed of a test: WEFT_SIM_SEED, else `fallback`. Printed on standard error, so that a failure
+ * can be run again. */
 uint64_t sim_seed(uint64_t fallback);
 
 SimWorld *sim_world_new(uint64_t seed);
@@ -26,7 +29,8 @@ void sim_loop_freeze(Loop *loop, bool frozen);
 /* The world's own random stream (keys, ids), from the seed. */
 Random *sim_world_random(SimWorld *world);
 
-/* Runs the next event, moving the clock to it. False when there is none, or none before `until_us` (then the clock is there). */
+/* Runs the next event, moving the clock to it. False when there is none, or none before `until_us`
+ * (then the clock is there). */
 bool sim_world_step(SimWorld *world, int64_t until_us);
 /* Runs all events of the next `duration_us`. */
 void sim_world_run_for(SimWorld *world, int64_t duration_us);

@@ -55,7 +55,8 @@ static void test_time_order_and_cancel(void **state)
     g_string_free(diary.text, TRUE);
 }
 
-/* 100 posts to one Loop keep their order; timers due at the same time do not, and the seed decides. */
+/* 100 posts to one Loop keep their order; timers due at the same time do not, and the seed decides.
+ */
 static char *run_equal_times(uint64_t seed, bool posts)
 {
     SimWorld *world = sim_world_new(seed);
@@ -82,7 +83,8 @@ static void test_equal_times_follow_the_seed(void **state)
 {
     g_autofree char *posts = run_equal_times(1, true), *posts_again = run_equal_times(2, true);
     assert_string_equal(posts, posts_again);
-    g_autofree char *one = run_equal_times(1, false), *one_again = run_equal_times(1, false), *two = run_equal_times(2, false);
+    g_autofree char *one = run_equal_times(1, false), *one_again = run_equal_times(1, false),
+                    *two = run_equal_times(2, false);
     assert_string_equal(one, one_again);
     assert_string_not_equal(one, two);
 }
@@ -110,7 +112,10 @@ static void test_frozen_loop(void **state)
     g_string_free(diary.text, TRUE);
 }
 
-static void count_post(void *user) { ++*(int *)user; }
+static void count_post(void *user)
+{
+    ++*(int *)user;
+}
 
 static void test_free_runs_what_is_posted(void **state)
 {
@@ -122,7 +127,7 @@ static void test_free_runs_what_is_posted(void **state)
     assert_int_equal(n, 1);
 }
 
-/* ---- rpc ---------------------------------------------------------------------------------------------------- */
+/* ---- rpc ------------------------------------------------------------------------------------- */
 
 typedef struct Cluster {
     SimWorld *world;
@@ -209,7 +214,8 @@ static Trace run_traffic(uint64_t seed)
     assert_int_equal(count.n_messages, 50);
     assert_true(g_error_matches(hang.error, WEFT_ERROR, WEFT_ERROR_DEADLINE));
     assert_int_equal(cluster.probe.n_cancelled, 1);
-    Trace trace = {sim_world_digest(cluster.world), sim_world_n_events(cluster.world), echo.sum + count.sum};
+    Trace trace = {sim_world_digest(cluster.world), sim_world_n_events(cluster.world),
+                   echo.sum + count.sum};
     outcome_clear(&hang);
     cluster_stop(&cluster);
     return trace;
@@ -268,7 +274,8 @@ static void test_frozen_network_tells_nobody(void **state)
     sim_world_run_for(cluster.world, HOUR_US);
     assert_false(echo.done);
     assert_int_equal(echo.n_messages, 0);
-    assert_true(g_error_matches(dies.error, WEFT_ERROR, WEFT_ERROR_DEADLINE)); /* by its own clock */
+    assert_true(
+        g_error_matches(dies.error, WEFT_ERROR, WEFT_ERROR_DEADLINE)); /* by its own clock */
     rpc_inproc_set_fault(cluster.transport, "w1", NULL, RPC_INPROC_UP);
     sim_world_run_for(cluster.world, 1000);
     assert_true(echo.done && !echo.error);
@@ -287,7 +294,8 @@ static void test_frozen_network_tells_nobody(void **state)
     cluster_stop(&cluster);
 }
 
-/* An answer given while the network is frozen arrives after it, although the server's side is over by then. */
+/* An answer given while the network is frozen arrives after it, although the server's side is over
+ * by then. */
 static void test_answer_held_back_by_a_frozen_network(void **state)
 {
     Cluster cluster = {0};

@@ -27,17 +27,21 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(X509_EXTENSION, X509_EXTENSION_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(BIGNUM, BN_free)
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(GENERAL_NAMES, GENERAL_NAMES_free)
 
-/* ---- OpenSSL's errors and texts --------------------------------------------------------------------------- */
+/* ---- OpenSSL's errors and texts -------------------------------------------------------------- */
 
 static void set_openssl_error(GError **error, int code, const char *what)
 {
     unsigned long last = ERR_peek_last_error();
     const char *reason = last ? ERR_reason_error_string(last) : NULL;
-    g_set_error(error, WEFT_ERROR, code, "%s: %s", what, reason ? reason : "no reason given by OpenSSL");
+    g_set_error(error, WEFT_ERROR, code, "%s: %s", what,
+                reason ? reason : "no reason given by OpenSSL");
     ERR_clear_error();
 }
 
-static BIO *reader(const char *pem) { return BIO_new_mem_buf(pem ? pem : "", -1); }
+static BIO *reader(const char *pem)
+{
+    return BIO_new_mem_buf(pem ? pem : "", -1);
+}
 
 static char *take_text(BIO *bio)
 {
@@ -72,7 +76,7 @@ static char *write_certificate(X509 *certificate)
     return PEM_write_bio_X509(bio, certificate) ? take_text(bio) : NULL;
 }
 
-/* ---- keys and requests ------------------------------------------------------------------------------------ */
+/* ---- keys and requests ----------------------------------------------------------------------- */
 
 char *x509_new_key(GError **error)
 {
@@ -95,7 +99,8 @@ void x509_free_key(char *key_pem)
 
 static bool add_name_entry(X509_NAME *name, const char *field, const char *value)
 {
-    return X509_NAME_add_entry_by_txt(name, field, MBSTRING_UTF8, (const unsigned char *)value, -1, -1, 0);
+    return X509_NAME_add_entry_by_txt(name, field, MBSTRING_UTF8, (const unsigned char *)value, -1,
+                                      -1, 0);
 }
 
 char *x509_new_request(const char *key_pem, const char *wished_name, GError **error)
@@ -117,7 +122,7 @@ char *x509_new_request(const char *key_pem, const char *wished_name, GError **er
     return take_text(bio);
 }
 
-/* ---- signing ---------------------------------------------------------------------------------------------- */
+/* ---- signing --------------------------------------------------------------------------------- */
 
 static bool set_serial(X509 *certificate)
 {
@@ -185,7 +190,8 @@ static bool push_address(GENERAL_NAMES *names, const char *text, GError **error)
     ASN1_OCTET_STRING *value = a2i_IPADDRESS(text);
     GENERAL_NAME *name = GENERAL_NAME_new();
     if (!value || !name) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "\"%s\" is no IP address; give names as DNS names", text);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "\"%s\" is no IP address; give names as DNS names", text);
         ASN1_OCTET_STRING_free(value);
         GENERAL_NAME_free(name);
         return false;
@@ -207,7 +213,8 @@ static bool add_alternative_names(X509 *certificate, const X509Grant *grant, GEr
             return false;
         }
     }
-    if (!ok || X509_add1_ext_i2d(certificate, NID_subject_alt_name, names, 0, X509V3_ADD_DEFAULT) != 1) {
+    if (!ok ||
+        X509_add1_ext_i2d(certificate, NID_subject_alt_name, names, 0, X509V3_ADD_DEFAULT) != 1) {
         set_openssl_error(error, WEFT_ERROR_INVALID, "cannot add the certificate's names");
         return false;
     }
@@ -225,15 +232,17 @@ static EVP_PKEY *read_request_key(const char *request_pem, GError **error)
     }
     EVP_PKEY *key = X509_REQ_get0_pubkey(request);
     if (!key || X509_REQ_verify(request, key) != 1) {
-        set_openssl_error(error, WEFT_ERROR_DENIED, "the certificate request is not signed by its own key");
+        set_openssl_error(error, WEFT_ERROR_DENIED,
+                          "the certificate request is not signed by its own key");
         return NULL;
     }
     char group[32] = "";
     EVP_PKEY_get_group_name(key, group, sizeof group, NULL);
     if (EVP_PKEY_get_base_id(key) != EVP_PKEY_EC || strcmp(group, "prime256v1") != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "the certificate request has a key of another kind (%s); make an EC key on P-256",
-                    *group ? group : "no curve");
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "the certificate request has a key of another kind (%s); make an EC key on P-256",
+            *group ? group : "no curve");
         return NULL;
     }
     EVP_PKEY_up_ref(key);
@@ -249,7 +258,8 @@ static char *serial_hex(X509 *certificate)
     return lower;
 }
 
-static bool fill_leaf(X509 *leaf, X509 *ca, EVP_PKEY *public_key, const X509Grant *grant, GError **error)
+static bool fill_leaf(X509 *leaf, X509 *ca, EVP_PKEY *public_key, const X509Grant *grant,
+                      GError **error)
 {
     X509_NAME *name = X509_get_subject_name(leaf);
     if (!X509_set_version(leaf, X509_VERSION_3) || !set_serial(leaf) ||
@@ -269,8 +279,8 @@ static bool fill_leaf(X509 *leaf, X509 *ca, EVP_PKEY *public_key, const X509Gran
     return add_alternative_names(leaf, grant, error);
 }
 
-char *x509_sign(const char *ca_pem, const char *ca_key_pem, const char *request_pem, const X509Grant *grant,
-                char **serial_hex_out, GError **error)
+char *x509_sign(const char *ca_pem, const char *ca_key_pem, const char *request_pem,
+                const X509Grant *grant, char **serial_hex_out, GError **error)
 {
     g_autoptr(X509) ca = read_certificate(ca_pem, error);
     g_autoptr(EVP_PKEY) ca_key = ca ? read_key(ca_key_pem, error) : NULL;
@@ -279,7 +289,8 @@ char *x509_sign(const char *ca_pem, const char *ca_key_pem, const char *request_
         return NULL;
     }
     if (X509_check_private_key(ca, ca_key) != 1) {
-        set_openssl_error(error, WEFT_ERROR_INVALID, "the CA certificate and the CA key do not belong together");
+        set_openssl_error(error, WEFT_ERROR_INVALID,
+                          "the CA certificate and the CA key do not belong together");
         return NULL;
     }
     g_autoptr(X509) leaf = X509_new();
@@ -296,7 +307,7 @@ char *x509_sign(const char *ca_pem, const char *ca_key_pem, const char *request_
     return write_certificate(leaf);
 }
 
-/* ---- reading ---------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static char *subject_field(X509 *certificate, int nid)
 {

@@ -1,5 +1,6 @@
-/* Taking a cluster's CA certificate from a server that nobody vouches for yet (DESIGN 7.5): the only trust is the hash of the
- * CA's public key, which the operator carried over. The handshake checks nothing; what is returned is checked against it. */
+/* Taking a cluster's CA certificate from a server that nobody vouches for yet (DESIGN 7.5): the
+ * only trust is the hash of the CA's public key, which the operator carried over. The handshake
+ * checks nothing; what is returned is checked against it. */
 #include "transport/crypto/x509.h"
 
 #include "proto/base/error.h"
@@ -43,7 +44,8 @@ static void fetch_clear(Fetch *fetch)
 static bool unreachable(const Fetch *fetch, const char *why, GError **error)
 {
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
-                "cannot get the CA certificate from %s: %s; is it the join address of a running coordinator?",
+                "cannot get the CA certificate from %s: %s; is it the join address of a running "
+                "coordinator?",
                 fetch->address, why);
     return false;
 }
@@ -105,7 +107,8 @@ static bool connect_any(Fetch *fetch, GError **error)
 {
     g_autofree char *host = NULL, *port = NULL;
     if (!split_address(fetch->address, &host, &port)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "\"%s\" is no address; write host:port", fetch->address);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "\"%s\" is no address; write host:port",
+                    fetch->address);
         return false;
     }
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG}, *list = NULL;
@@ -183,7 +186,8 @@ char *x509_fetch_ca(const char *address, const uint8_t hash[32], int timeout_ms,
         if (!pem) {
             g_autofree char *wanted = x509_format_hash(hash);
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
-                        "the server at %s is not of the cluster with CA hash %s; check the address and the hash",
+                        "the server at %s is not of the cluster with CA hash %s; check the address "
+                        "and the hash",
                         address, wanted);
         }
     }

@@ -7,7 +7,10 @@
 #include <xmmintrin.h>
 #endif
 
-void daemon_notify(const char *state) { sd_notify(0, state); }
+void daemon_notify(const char *state)
+{
+    sd_notify(0, state);
+}
 
 static void raise_open_files(void)
 {
@@ -18,8 +21,9 @@ static void raise_open_files(void)
     }
 }
 
-/* One byte, not zero: a core_pattern that pipes to a program ignores a limit of 0 and honours only 1 (core(5)), and no
- * core file fits into one byte. PR_SET_DUMPABLE would also forbid cross-memory attach between workers of one host. */
+/* One byte, not zero: a core_pattern that pipes to a program ignores a limit of 0 and honours only
+ * 1 (core(5)), and no core file fits into one byte. PR_SET_DUMPABLE would also forbid cross-memory
+ * attach between workers of one host. */
 static void drop_core_dumps(void)
 {
     struct rlimit limit;

@@ -1,15 +1,20 @@
 /* The real Loop: one GMainContext per daemon object, never the default one.
  *
- * Problem. GLib's own timeouts count CLOCK_MONOTONIC, which stands still while a host sleeps, and round to
- * milliseconds. Fencing (DESIGN 7.6) needs a clock that goes on: a worker that was suspended for a minute must see
- * that minute. So the timers are a heap of our own, armed by one timerfd on CLOCK_BOOTTIME.
+ * Problem. GLib's own timeouts count CLOCK_MONOTONIC, which stands still while a host sleeps, and
+ * round to milliseconds. Fencing (DESIGN 7.6) needs a clock that goes on: a worker that was
+ * suspended for a minute must see that minute. So the timers are a heap of our own, armed by one
+ * timerfd on CLOCK_BOOTTIME.
  *
  * Invariants
- *   1. `heap` is ordered by (due, id): timers that are due at the same time run in the order they were started.
+ *   1. `heap` is ordered by (due, id): timers that are due at the same time run in the order they
+ *      were started.
  *   2. heap[i]->index == i, so that cancelling is O(log n).
- *   3. The timerfd is armed for heap[0], or disarmed when the heap is empty, whenever the loop is about to wait.
- *   4. Posted functions run in order of posting; each runs exactly once, at the latest in main_loop_free().
- *   5. A round runs only what was posted or due when it began, so neither posts nor timers starve the other. */
+ *   3. The timerfd is armed for heap[0], or disarmed when the heap is empty, whenever the loop is
+ *      about to wait.
+ *   4. Posted functions run in order of posting; each runs exactly once, at the latest in
+ *      main_loop_free().
+ *   5. A round runs only what was posted or due when it began, so neither posts nor timers starve
+ *      the other. */
 #include "transport/daemon/daemon.h"
 
 #include <errno.h>
@@ -21,7 +26,8 @@
 #include <unistd.h>
 
 #define LAG_SECONDS 60
-/* Bound on what main_loop_free() still runs: a function that posts itself for ever is a bug of its owner. */
+/* Bound on what main_loop_free() still runs: a function that posts itself for ever is a bug of its
+ * owner. */
 #define FINAL_ROUNDS 1000
 
 struct LoopTimer {
@@ -80,8 +86,14 @@ static int64_t clock_us(clockid_t clock)
     return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-static int64_t real_now_us(Loop *loop) { return clock_us(CLOCK_BOOTTIME); }
-static int64_t real_wall_us(Loop *loop) { return clock_us(CLOCK_REALTIME); }
+static int64_t real_now_us(Loop *loop)
+{
+    return clock_us(CLOCK_BOOTTIME);
+}
+static int64_t real_wall_us(Loop *loop)
+{
+    return clock_us(CLOCK_REALTIME);
+}
 
 static void real_post(Loop *loop, LoopFn fn, void *user)
 {
@@ -96,9 +108,12 @@ static void real_post(Loop *loop, LoopFn fn, void *user)
     }
 }
 
-/* ---- timers ---------------------------------------------------------------------------------------------- */
+/* ---- timers ---------------------------------------------------------------------------------- */
 
-static LoopTimer *heap_at(MainLoop *self, unsigned i) { return g_ptr_array_index(self->heap, i); }
+static LoopTimer *heap_at(MainLoop *self, unsigned i)
+{
+    return g_ptr_array_index(self->heap, i);
+}
 
 static bool timer_before(const LoopTimer *a, const LoopTimer *b)
 {
@@ -227,7 +242,7 @@ static void run_due_timers(MainLoop *self)
     }
 }
 
-/* ---- the source ------------------------------------------------------------------------------------------ */
+/* ---- the source ------------------------------------------------------------------------------ */
 
 static bool have_posts(MainLoop *self)
 {
@@ -284,9 +299,10 @@ static gboolean source_dispatch(GSource *source, GSourceFunc callback, void *dat
     return G_SOURCE_CONTINUE;
 }
 
-static GSourceFuncs source_funcs = {source_prepare, source_check, source_dispatch, NULL, NULL, NULL};
+static GSourceFuncs source_funcs = {source_prepare, source_check, source_dispatch,
+                                    NULL,           NULL,         NULL};
 
-/* ---- life ------------------------------------------------------------------------------------------------ */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static void watch_free(void *data)
 {
@@ -340,7 +356,10 @@ void main_loop_free(MainLoop *self)
     g_free(self);
 }
 
-Loop *main_loop_loop(MainLoop *self) { return &self->loop; }
+Loop *main_loop_loop(MainLoop *self)
+{
+    return &self->loop;
+}
 
 static bool take_quit(MainLoop *self)
 {
@@ -366,7 +385,10 @@ void main_loop_quit(MainLoop *self)
     g_main_context_wakeup(self->context);
 }
 
-static void set_expired(void *user) { *(bool *)user = true; }
+static void set_expired(void *user)
+{
+    *(bool *)user = true;
+}
 
 bool main_loop_run_until(MainLoop *self, const bool *done, int64_t timeout_us)
 {
@@ -384,7 +406,7 @@ bool main_loop_run_until(MainLoop *self, const bool *done, int64_t timeout_us)
     return *done;
 }
 
-/* ---- signals and file descriptors ------------------------------------------------------------------------ */
+/* ---- signals and file descriptors ------------------------------------------------------------ */
 
 static unsigned add_watch(MainLoop *self, Watch *watch)
 {

@@ -1,4 +1,5 @@
-/* The client side above the wire: packing, the one on_done of every call, and errors that say whom they concern. */
+/* The client side above the wire: packing, the one on_done of every call, and errors that say whom
+ * they concern. */
 #include "transport/rpc/wire.h"
 
 #include "proto/base/error.h"
@@ -6,9 +7,10 @@
 
 #include <string.h>
 
-/* ---- the channel -------------------------------------------------------------------------------------------- */
+/* ---- the channel ----------------------------------------------------------------------------- */
 
-void rpc_channel_init(RpcChannel *channel, RpcTransport *transport, Loop *loop, const RpcChannelOptions *options)
+void rpc_channel_init(RpcChannel *channel, RpcTransport *transport, Loop *loop,
+                      const RpcChannelOptions *options)
 {
     channel->transport = transport;
     channel->loop = loop;
@@ -30,7 +32,8 @@ void rpc_channel_clear(RpcChannel *channel)
     g_clear_pointer(&channel->target, g_free);
 }
 
-RpcChannel *rpc_channel_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error)
+RpcChannel *rpc_channel_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options,
+                            GError **error)
 {
     return transport->ops->channel_new(transport, loop, options, error);
 }
@@ -53,7 +56,7 @@ void rpc_channel_state(RpcChannel *channel, bool ready)
     }
 }
 
-/* ---- a call ------------------------------------------------------------------------------------------------- */
+/* ---- a call ---------------------------------------------------------------------------------- */
 
 RpcClientCall *rpc_client_ref(RpcClientCall *call)
 {
@@ -70,7 +73,8 @@ void rpc_client_unref(RpcClientCall *call)
     }
 }
 
-static RpcClientCall *new_call(RpcChannel *channel, const ProtobufCServiceDescriptor *service, const char *method)
+static RpcClientCall *new_call(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
+                               const char *method)
 {
     RpcClientCall *call = channel->transport->ops->client_new(channel);
     call->channel = channel;
@@ -95,9 +99,10 @@ static uint8_t *pack_request(RpcClientCall *call, const ProtobufCMessage *messag
     *n_bytes = protobuf_c_message_get_packed_size(message);
     if (*n_bytes > RPC_MAX_MESSAGE_BYTES) {
         if (!call->local_error) {
-            call->local_error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
-                                            "a request of %s has %zu bytes, over the limit of %u; send less at once",
-                                            call->path + 1, *n_bytes, RPC_MAX_MESSAGE_BYTES);
+            call->local_error = g_error_new(
+                WEFT_ERROR, WEFT_ERROR_INVALID,
+                "a request of %s has %zu bytes, over the limit of %u; send less at once",
+                call->path + 1, *n_bytes, RPC_MAX_MESSAGE_BYTES);
         }
         return NULL;
     }
@@ -106,9 +111,10 @@ static uint8_t *pack_request(RpcClientCall *call, const ProtobufCMessage *messag
     return bytes;
 }
 
-RpcClientCall *rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service, const char *method,
-                              const ProtobufCMessage *request, int64_t deadline_ms, bool wait_for_ready,
-                              RpcCallbacks callbacks, void *user)
+RpcClientCall *rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
+                              const char *method, const ProtobufCMessage *request,
+                              int64_t deadline_ms, bool wait_for_ready, RpcCallbacks callbacks,
+                              void *user)
 {
     RpcClientCall *call = new_call(channel, service, method);
     g_assert(request || call->streams_requests);
@@ -162,13 +168,14 @@ void rpc_client_cancel(RpcClientCall *call)
     }
 }
 
-/* ---- from the wire ------------------------------------------------------------------------------------------ */
+/* ---- from the wire --------------------------------------------------------------------------- */
 
 static void fail_locally(RpcClientCall *call, const char *what, size_t n_bytes)
 {
     if (!call->local_error) {
-        call->local_error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "the answer of %s at %s %s (%zu bytes)",
-                                        call->path + 1, call->channel->target, what, n_bytes);
+        call->local_error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "the answer of %s at %s %s (%zu bytes)",
+                        call->path + 1, call->channel->target, what, n_bytes);
     }
     call->ops->client_cancel(call);
 }
@@ -182,7 +189,8 @@ void rpc_client_message(RpcClientCall *call, const uint8_t *bytes, size_t n_byte
         fail_locally(call, "came twice", n_bytes);
         return;
     }
-    ProtobufCMessage *response = protobuf_c_message_unpack(call->method->output, NULL, n_bytes, bytes);
+    ProtobufCMessage *response =
+        protobuf_c_message_unpack(call->method->output, NULL, n_bytes, bytes);
     if (!response) {
         fail_locally(call, "cannot be decoded", n_bytes);
         return;
@@ -193,7 +201,8 @@ void rpc_client_message(RpcClientCall *call, const uint8_t *bytes, size_t n_byte
     protobuf_c_message_free_unpacked(response, NULL);
 }
 
-/* The peer's own words stay as they are; what the transport says gets the method and the address. */
+/* The peer's own words stay as they are; what the transport says gets the method and the address.
+ */
 static GError *error_of_status(const RpcClientCall *call, int status, const char *message)
 {
     GError *error = weft_error_from_status(status, message);
@@ -202,8 +211,9 @@ static GError *error_of_status(const RpcClientCall *call, int status, const char
     }
     if (status == RPC_STATUS_DEADLINE_EXCEEDED) {
         g_error_free(error);
-        return g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "%s at %s gave no answer within %" G_GINT64_FORMAT " ms",
-                           call->path + 1, call->channel->target, call->deadline_ms);
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE,
+                           "%s at %s gave no answer within %" G_GINT64_FORMAT " ms", call->path + 1,
+                           call->channel->target, call->deadline_ms);
     }
     g_prefix_error(&error, "%s at %s: ", call->path + 1, call->channel->target);
     return error;
@@ -219,8 +229,8 @@ void rpc_client_closed(RpcClientCall *call, int status, const char *message)
         error = error_of_status(call, status, message ? message : "");
     }
     if (!error && !call->streams_responses && call->n_responses == 0) {
-        error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s at %s ended without an answer", call->path + 1,
-                            call->channel->target);
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s at %s ended without an answer",
+                            call->path + 1, call->channel->target);
     }
     call->closed = true;
     g_queue_unlink(&call->channel->calls, &call->link);

@@ -24,15 +24,16 @@ static void add_symbol(Descriptors *self, char *symbol, const char *file_name)
     g_hash_table_insert(self->symbols, symbol, (void *)file_name);
 }
 
-static void add_enums(Descriptors *self, const char *scope, Weft__Descriptor__EnumType **enums, size_t n, const char *file_name)
+static void add_enums(Descriptors *self, const char *scope, Weft__Descriptor__EnumType **enums,
+                      size_t n, const char *file_name)
 {
     for (size_t i = 0; i < n; i++) {
         add_symbol(self, join_name(scope, enums[i]->name), file_name);
     }
 }
 
-static void add_messages(Descriptors *self, const char *scope, Weft__Descriptor__MessageType **messages, size_t n,
-                         const char *file_name)
+static void add_messages(Descriptors *self, const char *scope,
+                         Weft__Descriptor__MessageType **messages, size_t n, const char *file_name)
 {
     for (size_t i = 0; i < n; i++) {
         char *name = join_name(scope, messages[i]->name);
@@ -42,8 +43,8 @@ static void add_messages(Descriptors *self, const char *scope, Weft__Descriptor_
     }
 }
 
-static void add_service(Descriptors *self, const char *scope, const Weft__Descriptor__Service *service,
-                        const char *file_name)
+static void add_service(Descriptors *self, const char *scope,
+                        const Weft__Descriptor__Service *service, const char *file_name)
 {
     char *name = join_name(scope, service->name);
     add_symbol(self, name, file_name);
@@ -103,7 +104,10 @@ static Descriptors *get_descriptors(void)
     return self;
 }
 
-void descriptors_add(const uint8_t *set, size_t n_bytes) { add_set(get_descriptors(), set, n_bytes); }
+void descriptors_add(const uint8_t *set, size_t n_bytes)
+{
+    add_set(get_descriptors(), set, n_bytes);
+}
 
 bool descriptors_method(const char *path, MethodFlags *out)
 {

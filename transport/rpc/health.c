@@ -1,13 +1,14 @@
-/* grpc.health.v1: Check answers at once, Watch answers at once and then at each change (doc/health-checking.md of gRPC). A watch of a service that
- * is not known yet says SERVICE_UNKNOWN and goes on: the service may be added later. */
+/* grpc.health.v1: Check answers at once, Watch answers at once and then at each change
+ * (doc/health-checking.md of gRPC). A watch of a service that is not known yet says SERVICE_UNKNOWN
+ * and goes on: the service may be added later. */
 #include "transport/rpc/wire.h"
 
 #include "grpc/health.pb-c.h"
 #include "proto/base/error.h"
 
 struct RpcHealth {
-    GHashTable *states;  /* service name -> ServingStatus */
-    GQueue watches;      /* RpcCall, referenced; data = HealthWatch */
+    GHashTable *states; /* service name -> ServingStatus */
+    GQueue watches;     /* RpcCall, referenced; data = HealthWatch */
 };
 
 typedef struct HealthWatch {
@@ -16,7 +17,8 @@ typedef struct HealthWatch {
     char *service;
 } HealthWatch;
 
-static Grpc__Health__V1__HealthCheckResponse__ServingStatus state_of(RpcHealth *health, const char *service)
+static Grpc__Health__V1__HealthCheckResponse__ServingStatus state_of(RpcHealth *health,
+                                                                     const char *service)
 {
     void *state;
     if (!g_hash_table_lookup_extended(health->states, service, NULL, &state)) {
@@ -37,8 +39,8 @@ static void on_check(RpcCall *call, const ProtobufCMessage *message, void *user)
     RpcHealth *health = user;
     const Grpc__Health__V1__HealthCheckRequest *request = (const void *)message;
     if (!g_hash_table_contains(health->states, request->service)) {
-        g_autoptr(GError) error =
-            g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "service \"%s\" is not known here", request->service);
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                                              "service \"%s\" is not known here", request->service);
         rpc_call_finish(call, error);
         return;
     }
@@ -54,7 +56,10 @@ static void drop_watch(HealthWatch *watch)
     g_free(watch);
 }
 
-static void on_watch_cancelled(void *user) { drop_watch(user); }
+static void on_watch_cancelled(void *user)
+{
+    drop_watch(user);
+}
 
 static void on_watch(RpcCall *call, const ProtobufCMessage *message, void *user)
 {
@@ -129,7 +134,8 @@ void rpc_health_shut_down(RpcServer *server)
     for (unsigned i = 0; i < services->len; i++) {
         rpc_server_set_health(server, g_ptr_array_index(services, i), false);
     }
-    g_autoptr(GError) error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the server shuts down");
+    g_autoptr(GError) error =
+        g_error_new_literal(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the server shuts down");
     while (health->watches.head) {
         HealthWatch *watch = health->watches.head->data;
         rpc_call_finish(watch->call, error);

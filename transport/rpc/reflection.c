@@ -1,5 +1,5 @@
-/* grpc.reflection v1 and v1alpha (doc/server-reflection.md of gRPC) from the embedded descriptor set. The two protocols are the same bytes
- * under two names, so one handler serves both. */
+/* grpc.reflection v1 and v1alpha (doc/server-reflection.md of gRPC) from the embedded descriptor
+ * set. The two protocols are the same bytes under two names, so one handler serves both. */
 #include "transport/rpc/wire.h"
 
 #include "grpc/reflection_v1.pb-c.h"
@@ -13,7 +13,8 @@ static void send_error(RpcCall *call, Response *response, int status, const char
     Grpc__Reflection__V1__ErrorResponse error = GRPC__REFLECTION__V1__ERROR_RESPONSE__INIT;
     error.error_code = status;
     error.error_message = (char *)text;
-    response->message_response_case = GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE;
+    response->message_response_case =
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE;
     response->error_response = &error;
     rpc_call_send(call, &response->base);
 }
@@ -25,7 +26,8 @@ static void send_files(RpcCall *call, Response *response, GPtrArray *files, cons
         send_error(call, response, RPC_STATUS_NOT_FOUND, text);
         return;
     }
-    Grpc__Reflection__V1__FileDescriptorResponse answer = GRPC__REFLECTION__V1__FILE_DESCRIPTOR_RESPONSE__INIT;
+    Grpc__Reflection__V1__FileDescriptorResponse answer =
+        GRPC__REFLECTION__V1__FILE_DESCRIPTOR_RESPONSE__INIT;
     g_autofree ProtobufCBinaryData *list = g_new(ProtobufCBinaryData, files->len);
     for (unsigned i = 0; i < files->len; i++) {
         list[i].data = (uint8_t *)g_bytes_get_data(g_ptr_array_index(files, i), &list[i].len);
@@ -42,14 +44,18 @@ static void send_files(RpcCall *call, Response *response, GPtrArray *files, cons
 static void send_services(RpcCall *call, Response *response, const RpcServer *server)
 {
     unsigned n = server->services->len;
-    g_autofree Grpc__Reflection__V1__ServiceResponse *services = g_new(Grpc__Reflection__V1__ServiceResponse, n);
-    g_autofree Grpc__Reflection__V1__ServiceResponse **list = g_new(Grpc__Reflection__V1__ServiceResponse *, n);
+    g_autofree Grpc__Reflection__V1__ServiceResponse *services =
+        g_new(Grpc__Reflection__V1__ServiceResponse, n);
+    g_autofree Grpc__Reflection__V1__ServiceResponse **list =
+        g_new(Grpc__Reflection__V1__ServiceResponse *, n);
     for (unsigned i = 0; i < n; i++) {
-        services[i] = (Grpc__Reflection__V1__ServiceResponse)GRPC__REFLECTION__V1__SERVICE_RESPONSE__INIT;
+        services[i] =
+            (Grpc__Reflection__V1__ServiceResponse)GRPC__REFLECTION__V1__SERVICE_RESPONSE__INIT;
         services[i].name = g_ptr_array_index(server->services, i);
         list[i] = &services[i];
     }
-    Grpc__Reflection__V1__ListServiceResponse answer = GRPC__REFLECTION__V1__LIST_SERVICE_RESPONSE__INIT;
+    Grpc__Reflection__V1__ListServiceResponse answer =
+        GRPC__REFLECTION__V1__LIST_SERVICE_RESPONSE__INIT;
     answer.n_service = n;
     answer.service = list;
     response->message_response_case =
@@ -70,7 +76,8 @@ static void on_request(RpcCall *call, const ProtobufCMessage *message, void *use
     response.original_request = (Request *)request;
     switch (request->message_request_case) {
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME:
-        send_files(call, &response, descriptors_file(request->file_by_filename), request->file_by_filename);
+        send_files(call, &response, descriptors_file(request->file_by_filename),
+                   request->file_by_filename);
         return;
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL:
         send_files(call, &response, descriptors_symbol(request->file_containing_symbol),
@@ -90,7 +97,8 @@ void rpc_reflection_add(RpcServer *server)
         {"ServerReflectionInfo", on_request, server->tls ? RPC_ROLE_ADMIN : RPC_ROLE_NONE},
         {NULL},
     };
-    const ProtobufCServiceDescriptor *service = &grpc__reflection__v1__server_reflection__descriptor;
+    const ProtobufCServiceDescriptor *service =
+        &grpc__reflection__v1__server_reflection__descriptor;
     rpc_server_add(server, service, methods, server);
     rpc_server_add_as(server, "grpc.reflection.v1alpha.ServerReflection", service, methods, server);
 }

@@ -1,11 +1,12 @@
 /* The server side above the wire: routes, roles, revocation, and the life of a call.
  *
- *   init ──accept──► open ──finish (handler, or a refusal)──► finished ──┐
- *                      │                                                 ├─ closed (fill) ─► last unref frees
- *                      └──────────── cancelled on the wire ──────────────┘
+ *   init ─accept─► open ─finish: handler, or refusal─► finished ─┐
+ *                    │                                           ├─► closed (fill) ─► last unref
+ *                    └───────── cancelled on the wire ───────────┘
  *
  * Invariants
- *   1. A call is in server->calls from rpc_call_init() to rpc_call_closed(); after that call->server is NULL.
+ *   1. A call is in server->calls from rpc_call_init() to rpc_call_closed(); after that
+ *      call->server is NULL.
  *   2. A status is given to the fill at most once, and never after closed.
  *   3. on_cancel runs at most once, and only if the handler did not finish the call itself.
  *   4. The fill's reference lives until closed; handlers' own references may outlive the server. */
@@ -64,7 +65,7 @@ static char *format_roles(unsigned roles)
     return g_string_free(text, FALSE);
 }
 
-/* ---- the server --------------------------------------------------------------------------------------------- */
+/* ---- the server ------------------------------------------------------------------------------ */
 
 static void route_free(void *data)
 {
@@ -73,7 +74,8 @@ static void route_free(void *data)
     g_free(route);
 }
 
-void rpc_server_init(RpcServer *server, RpcTransport *transport, Loop *loop, const RpcServerOptions *options)
+void rpc_server_init(RpcServer *server, RpcTransport *transport, Loop *loop,
+                     const RpcServerOptions *options)
 {
     server->transport = transport;
     server->loop = loop;
@@ -96,7 +98,8 @@ void rpc_server_clear(RpcServer *server)
     g_clear_pointer(&server->address, g_free);
 }
 
-RpcServer *rpc_server_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options, GError **error)
+RpcServer *rpc_server_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options,
+                          GError **error)
 {
     RpcServer *server = transport->ops->server_new(transport, loop, options, error);
     if (server && options->health) {
@@ -115,8 +118,8 @@ static const RpcMethod *find_method(const RpcMethod *methods, const char *name)
     return NULL;
 }
 
-static void add_route(RpcServer *server, const char *service_name, const ProtobufCMethodDescriptor *method,
-                      const RpcMethod *entry, void *user)
+static void add_route(RpcServer *server, const char *service_name,
+                      const ProtobufCMethodDescriptor *method, const RpcMethod *entry, void *user)
 {
     RpcRoute *route = g_new0(RpcRoute, 1);
     route->method = method;
@@ -126,13 +129,16 @@ static void add_route(RpcServer *server, const char *service_name, const Protobu
     route->name = g_strdup_printf("%s/%s", service_name, method->name);
     char *path = g_strconcat("/", route->name, NULL);
     if (!descriptors_method(path, &route->flags)) {
-        g_error("%s is not in the embedded descriptor set; list its .proto in proto/grpc/meson.build", route->name);
+        g_error(
+            "%s is not in the embedded descriptor set; list its .proto in proto/grpc/meson.build",
+            route->name);
     }
     g_hash_table_insert(server->routes, path, route);
 }
 
-void rpc_server_add_as(RpcServer *server, const char *service_name, const ProtobufCServiceDescriptor *service,
-                       const RpcMethod *methods, void *user)
+void rpc_server_add_as(RpcServer *server, const char *service_name,
+                       const ProtobufCServiceDescriptor *service, const RpcMethod *methods,
+                       void *user)
 {
     for (const RpcMethod *entry = methods; entry->name; entry++) {
         if (!protobuf_c_service_descriptor_get_method_by_name(service, entry->name)) {
@@ -146,7 +152,8 @@ void rpc_server_add_as(RpcServer *server, const char *service_name, const Protob
     g_ptr_array_add(server->services, g_strdup(service_name));
 }
 
-void rpc_server_add(RpcServer *server, const ProtobufCServiceDescriptor *service, const RpcMethod *methods, void *user)
+void rpc_server_add(RpcServer *server, const ProtobufCServiceDescriptor *service,
+                    const RpcMethod *methods, void *user)
 {
     rpc_server_add_as(server, service->name, service, methods, user);
 }
@@ -160,7 +167,10 @@ bool rpc_server_start(RpcServer *server, GError **error)
     return server->transport->ops->server_start(server, error);
 }
 
-const char *rpc_server_address(const RpcServer *server) { return server->address; }
+const char *rpc_server_address(const RpcServer *server)
+{
+    return server->address;
+}
 
 void rpc_server_free(RpcServer *server, int grace_ms)
 {
@@ -170,7 +180,7 @@ void rpc_server_free(RpcServer *server, int grace_ms)
     }
 }
 
-/* ---- a call: from the wire ---------------------------------------------------------------------------------- */
+/* ---- a call: from the wire ------------------------------------------------------------------- */
 
 void rpc_call_init(RpcCall *call, RpcServer *server, const RpcPeer *peer, int64_t deadline_us)
 {
@@ -227,19 +237,21 @@ static bool check_peer(RpcCall *call)
 {
     const RpcServer *server = call->server;
     const RpcPeer *peer = &call->peer;
-    if (*peer->serial && server->is_revoked && server->is_revoked(peer->serial, server->revoked_user)) {
-        log_warn(server->log, "refused %s from %s at %s: certificate %s is revoked", call->route->name, peer->name,
-                 peer->address, peer->serial);
-        refuse(call, WEFT_ERROR_DENIED, "certificate %s of %s is revoked; join the cluster again with a new token",
+    if (*peer->serial && server->is_revoked &&
+        server->is_revoked(peer->serial, server->revoked_user)) {
+        log_warn(server->log, "refused %s from %s at %s: certificate %s is revoked",
+                 call->route->name, peer->name, peer->address, peer->serial);
+        refuse(call, WEFT_ERROR_DENIED,
+               "certificate %s of %s is revoked; join the cluster again with a new token",
                peer->serial, peer->name);
         return false;
     }
     if (call->route->roles != 0 && !(call->route->roles & peer->role)) {
         g_autofree char *roles = format_roles(call->route->roles);
-        log_warn(server->log, "refused %s from %s at %s: role %s", call->route->name, *peer->name ? peer->name : "a peer",
-                 peer->address, rpc_role_name(peer->role));
-        refuse(call, WEFT_ERROR_DENIED, "role %s may not call %s; it takes role %s", rpc_role_name(peer->role),
-               call->route->name, roles);
+        log_warn(server->log, "refused %s from %s at %s: role %s", call->route->name,
+                 *peer->name ? peer->name : "a peer", peer->address, rpc_role_name(peer->role));
+        refuse(call, WEFT_ERROR_DENIED, "role %s may not call %s; it takes role %s",
+               rpc_role_name(peer->role), call->route->name, roles);
         return false;
     }
     return true;
@@ -249,14 +261,18 @@ bool rpc_call_accept(RpcCall *call, const char *path)
 {
     call->route = g_hash_table_lookup(call->server->routes, path);
     if (!call->route || !call->route->handler) {
-        g_autofree char *message = g_strdup_printf("%s is not served at %s", path, call->server->address);
+        g_autofree char *message =
+            g_strdup_printf("%s is not served at %s", path, call->server->address);
         rpc_call_finish_status(call, RPC_STATUS_UNIMPLEMENTED, message);
         return false;
     }
     return check_peer(call);
 }
 
-bool rpc_call_streams_requests(const RpcCall *call) { return call->route->flags.client_streaming; }
+bool rpc_call_streams_requests(const RpcCall *call)
+{
+    return call->route->flags.client_streaming;
+}
 
 static void run_handler(RpcCall *call, const ProtobufCMessage *request)
 {
@@ -274,7 +290,8 @@ static void half_closed(RpcCall *call)
     if (call->route->flags.client_streaming) {
         run_handler(call, NULL);
     } else if (!call->got_request) {
-        refuse(call, WEFT_ERROR_INVALID, "%s was called without a request message", call->route->name);
+        refuse(call, WEFT_ERROR_INVALID, "%s was called without a request message",
+               call->route->name);
     }
 }
 
@@ -294,7 +311,8 @@ void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes)
     const ProtobufCMessageDescriptor *type = call->route->method->input;
     ProtobufCMessage *request = protobuf_c_message_unpack(type, NULL, n_bytes, bytes);
     if (!request) {
-        refuse(call, WEFT_ERROR_INVALID, "the %zu bytes sent to %s are no %s", n_bytes, call->route->name, type->name);
+        refuse(call, WEFT_ERROR_INVALID, "the %zu bytes sent to %s are no %s", n_bytes,
+               call->route->name, type->name);
         return;
     }
     run_handler(call, request);
@@ -313,9 +331,12 @@ void rpc_call_closed(RpcCall *call)
     rpc_call_unref(call);
 }
 
-/* ---- a call: from the handler ------------------------------------------------------------------------------- */
+/* ---- a call: from the handler ---------------------------------------------------------------- */
 
-const RpcPeer *rpc_call_peer(RpcCall *call) { return &call->peer; }
+const RpcPeer *rpc_call_peer(RpcCall *call)
+{
+    return &call->peer;
+}
 
 int64_t rpc_call_time_left_ms(RpcCall *call)
 {
@@ -333,8 +354,10 @@ size_t rpc_call_send(RpcCall *call, const ProtobufCMessage *response)
     g_assert(response->descriptor == call->route->method->output);
     size_t n_bytes = protobuf_c_message_get_packed_size(response);
     if (n_bytes > RPC_MAX_MESSAGE_BYTES) {
-        log_error(call->server->log, "answer of %s is too large: %zu bytes", call->route->name, n_bytes);
-        refuse(call, WEFT_ERROR_FAILED, "the answer of %s has %zu bytes, over the limit of %u; ask for less at once",
+        log_error(call->server->log, "answer of %s is too large: %zu bytes", call->route->name,
+                  n_bytes);
+        refuse(call, WEFT_ERROR_FAILED,
+               "the answer of %s has %zu bytes, over the limit of %u; ask for less at once",
                call->route->name, n_bytes, RPC_MAX_MESSAGE_BYTES);
         return 0;
     }
@@ -399,21 +422,25 @@ void rpc_call_set_data(RpcCall *call, void *data, GDestroyNotify destroy)
     call->destroy = destroy;
 }
 
-void *rpc_call_data(RpcCall *call) { return call->data; }
+void *rpc_call_data(RpcCall *call)
+{
+    return call->data;
+}
 
-/* ---- revocation --------------------------------------------------------------------------------------------- */
+/* ---- revocation ------------------------------------------------------------------------------ */
 
 static bool is_peer(const RpcCall *call, const char *name_or_serial)
 {
-    return *name_or_serial &&
-           (strcmp(call->peer.name, name_or_serial) == 0 || strcmp(call->peer.serial, name_or_serial) == 0);
+    return *name_or_serial && (strcmp(call->peer.name, name_or_serial) == 0 ||
+                               strcmp(call->peer.serial, name_or_serial) == 0);
 }
 
 void rpc_server_kick(RpcServer *server, const char *name_or_serial)
 {
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
-                                          "the certificate of %s was revoked; join the cluster again with a new token",
-                                          name_or_serial);
+    g_autoptr(GError) error =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "the certificate of %s was revoked; join the cluster again with a new token",
+                    name_or_serial);
     g_autofree char *message = NULL;
     int status = weft_error_to_status(error, &message);
     for (GList *at = server->calls.head; at;) {

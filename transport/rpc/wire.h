@@ -1,5 +1,6 @@
-/* What a fill of Rpc (grpc/, inproc/) implements and what it calls back. A fill moves bytes, names, deadlines and statuses; messages, roles,
- * health and reflection are above it (server.c, client.c), once for both.
+/* What a fill of Rpc (grpc/, inproc/) implements and what it calls back. A fill moves bytes, names,
+ * deadlines and statuses; messages, roles, health and reflection are above it (server.c, client.c),
+ * once for both.
  *
  * Everything here happens on the Loop of the server or channel it belongs to. Nothing
  * outside transport/rpc includes this. */
@@ -7,7 +8,8 @@
 
 #include "transport/rpc/rpc.h"
 
-/* A message on either side's receiving limit: RESOURCE_EXHAUSTED there, so the sender refuses earlier, with a better message. */
+/* A message on either side's receiving limit: RESOURCE_EXHAUSTED there, so the sender refuses
+ * earlier, with a better message. */
 #define RPC_MAX_MESSAGE_BYTES (4u << 20)
 
 typedef struct RpcRoute RpcRoute;
@@ -29,17 +31,20 @@ enum {
 typedef struct RpcStart {
     int64_t deadline_ms; /* relative; <= 0: none */
     bool wait_for_ready;
-    uint8_t *bytes;      /* first request or NULL; g_malloc'ed, taken */
+    uint8_t *bytes; /* first request or NULL; g_malloc'ed, taken */
     size_t n_bytes;
-    bool half_close;     /* nothing follows */
+    bool half_close; /* nothing follows */
 } RpcStart;
 
 typedef struct RpcTransportOps {
-    /* The fill allocates an object that begins with the base, and calls rpc_server_init(); NULL + error. */
-    RpcServer *(*server_new)(RpcTransport *transport, Loop *loop, const RpcServerOptions *options, GError **error);
+    /* The fill allocates an object that begins with the base, and calls rpc_server_init(); NULL +
+     * error. */
+    RpcServer *(*server_new)(RpcTransport *transport, Loop *loop, const RpcServerOptions *options,
+                             GError **error);
     bool (*server_start)(RpcServer *server, GError **error);
-    /* Takes no new calls, waits at most grace_ms for server->calls to become empty, ends the rest (rpc_call_closed ran for each),
-     * frees everything of the fill, and the object itself after rpc_server_clear(). */
+    /* Takes no new calls, waits at most grace_ms for server->calls to become empty, ends the rest
+     * (rpc_call_closed ran for each), frees everything of the fill, and the object itself after
+     * rpc_server_clear(). */
     void (*server_free)(RpcServer *server, int grace_ms);
 
     /* bytes: g_malloc'ed, taken always. Returns bytes that wait. */
@@ -48,11 +53,14 @@ typedef struct RpcTransportOps {
     /* After the last reference went and rpc_call_closed ran. */
     void (*call_free)(RpcCall *call);
 
-    RpcChannel *(*channel_new)(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error);
-    /* Ends every call of channel->calls with rpc_client_closed(CANCELLED), then frees, after rpc_channel_clear(). */
+    RpcChannel *(*channel_new)(RpcTransport *transport, Loop *loop,
+                               const RpcChannelOptions *options, GError **error);
+    /* Ends every call of channel->calls with rpc_client_closed(CANCELLED), then frees, after
+     * rpc_channel_clear(). */
     void (*channel_free)(RpcChannel *channel);
 
-    RpcClientCall *(*client_new)(RpcChannel *channel); /* an object beginning with the base, zeroed */
+    RpcClientCall *(*client_new)(
+        RpcChannel *channel); /* an object beginning with the base, zeroed */
     void (*client_start)(RpcClientCall *call, const RpcStart *start);
     void (*client_send)(RpcClientCall *call, uint8_t *bytes, size_t n_bytes); /* taken always */
     void (*client_half_close)(RpcClientCall *call);
@@ -64,7 +72,7 @@ struct RpcTransport {
     const RpcTransportOps *ops;
 };
 
-/* ---- server side ------------------------------------------------------------------------------------------- */
+/* ---- server side ----------------------------------------------------------------------------- */
 
 struct RpcServer {
     RpcTransport *transport;
@@ -75,10 +83,10 @@ struct RpcServer {
     bool (*is_revoked)(const char *serial, void *user);
     void *revoked_user;
     char *address;
-    GHashTable *routes;   /* "/pkg.Service/Method" -> RpcRoute */
-    GPtrArray *services;  /* names, in order of adding */
-    GQueue calls;         /* RpcCall, live: accepted and not closed */
-    RpcHealth *health;    /* NULL: not served */
+    GHashTable *routes;  /* "/pkg.Service/Method" -> RpcRoute */
+    GPtrArray *services; /* names, in order of adding */
+    GQueue calls;        /* RpcCall, live: accepted and not closed */
+    RpcHealth *health;   /* NULL: not served */
 };
 
 struct RpcCall {
@@ -88,8 +96,8 @@ struct RpcCall {
     GList link;            /* in server->calls */
     const RpcRoute *route; /* NULL until accepted */
     Loop *loop;
-    RpcPeer peer;          /* its texts are owned by the call */
-    int64_t deadline_us;   /* loop time; INT64_MAX without */
+    RpcPeer peer;        /* its texts are owned by the call */
+    int64_t deadline_us; /* loop time; INT64_MAX without */
     bool got_request, half_closed, finished, closed;
     LoopFn on_cancel;
     void *on_cancel_user;
@@ -97,17 +105,20 @@ struct RpcCall {
     GDestroyNotify destroy;
 };
 
-void rpc_server_init(RpcServer *server, RpcTransport *transport, Loop *loop, const RpcServerOptions *options);
+void rpc_server_init(RpcServer *server, RpcTransport *transport, Loop *loop,
+                     const RpcServerOptions *options);
 void rpc_server_clear(RpcServer *server);
 /* A new call: sets the base with one reference (the fill's). peer's texts are copied. */
 void rpc_call_init(RpcCall *call, RpcServer *server, const RpcPeer *peer, int64_t deadline_us);
-/* Routes and checks revocation and role. False: the call was finished with a status; expect no messages. */
+/* Routes and checks revocation and role. False: the call was finished with a status; expect no
+ * messages. */
 bool rpc_call_accept(RpcCall *call, const char *path);
 /* Whether more than one request message may come. After rpc_call_accept. */
 bool rpc_call_streams_requests(const RpcCall *call);
 /* bytes NULL = half-close. Borrowed. */
 void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes);
-/* Once: nothing moves any more on the wire. Reports the cancellation where the handler had not finished. Gives up the fill's reference. */
+/* Once: nothing moves any more on the wire. Reports the cancellation where the handler had not
+ * finished. Gives up the fill's reference. */
 void rpc_call_closed(RpcCall *call);
 /* Finishes with a bare status (for answers that are no WEFT_ERROR, as UNIMPLEMENTED). */
 void rpc_call_finish_status(RpcCall *call, int status, const char *message);
@@ -116,18 +127,19 @@ RpcRole rpc_role_parse(const char *text);
 const char *rpc_role_name(RpcRole role);
 
 /* Serves `service`'s methods under another full name (same messages on the wire). */
-void rpc_server_add_as(RpcServer *server, const char *service_name, const ProtobufCServiceDescriptor *service,
-                       const RpcMethod *methods, void *user);
+void rpc_server_add_as(RpcServer *server, const char *service_name,
+                       const ProtobufCServiceDescriptor *service, const RpcMethod *methods,
+                       void *user);
 
 /* health.c */
 void rpc_health_add(RpcServer *server);
-void rpc_health_default(RpcServer *server);    /* serving, where nothing else was said */
-void rpc_health_shut_down(RpcServer *server);  /* everything NOT_SERVING, watches ended */
+void rpc_health_default(RpcServer *server);   /* serving, where nothing else was said */
+void rpc_health_shut_down(RpcServer *server); /* everything NOT_SERVING, watches ended */
 void rpc_health_free(RpcHealth *health);
 /* reflection.c */
 void rpc_reflection_add(RpcServer *server);
 
-/* ---- client side ------------------------------------------------------------------------------------------- */
+/* ---- client side ----------------------------------------------------------------------------- */
 
 struct RpcChannel {
     RpcTransport *transport;
@@ -136,8 +148,9 @@ struct RpcChannel {
     void (*on_state)(bool ready, void *user);
     void *user;
     bool ready, closing;
-    GQueue calls;         /* RpcClientCall, not yet closed */
-    GQueue never_started; /* begun from an on_done inside rpc_channel_free(): handles without a life */
+    GQueue calls; /* RpcClientCall, not yet closed */
+    GQueue
+        never_started; /* begun from an on_done inside rpc_channel_free(): handles without a life */
 };
 
 struct RpcClientCall {
@@ -156,7 +169,8 @@ struct RpcClientCall {
     int64_t deadline_ms;
 };
 
-void rpc_channel_init(RpcChannel *channel, RpcTransport *transport, Loop *loop, const RpcChannelOptions *options);
+void rpc_channel_init(RpcChannel *channel, RpcTransport *transport, Loop *loop,
+                      const RpcChannelOptions *options);
 void rpc_channel_clear(RpcChannel *channel);
 void rpc_channel_state(RpcChannel *channel, bool ready);
 void rpc_client_message(RpcClientCall *call, const uint8_t *bytes, size_t n_bytes);

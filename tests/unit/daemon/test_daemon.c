@@ -31,8 +31,14 @@ static int tear_down(void **state)
     return 0;
 }
 
-static void set_true(void *user) { *(bool *)user = true; }
-static void count_up(void *user) { ++*(int *)user; }
+static void set_true(void *user)
+{
+    *(bool *)user = true;
+}
+static void count_up(void *user)
+{
+    ++*(int *)user;
+}
 
 static int64_t boot_us(void)
 {
@@ -49,7 +55,7 @@ static void test_clocks(void **state)
     assert_in_range(loop_wall_us(loop) / 1000000, time(NULL) - 1, time(NULL) + 1);
 }
 
-/* ---- posts -------------------------------------------------------------------------------------------------- */
+/* ---- posts ----------------------------------------------------------------------------------- */
 
 typedef struct Numbered {
     int thread, number;
@@ -158,7 +164,7 @@ static void test_free_runs_what_was_posted(void **state)
     assert_int_equal(n, 1);
 }
 
-/* ---- timers ------------------------------------------------------------------------------------------------- */
+/* ---- timers ---------------------------------------------------------------------------------- */
 
 typedef struct Diary {
     Loop *loop;
@@ -198,7 +204,8 @@ static void test_timer_order_and_cancel(void **state)
     g_string_free(diary.text, TRUE);
 }
 
-/* Random starts and cancellations against a plain list: exactly the timers not cancelled run, in order of their times. */
+/* Random starts and cancellations against a plain list: exactly the timers not cancelled run, in
+ * order of their times. */
 typedef struct Planned {
     LoopTimer *timer;
     int64_t delay_us;
@@ -292,7 +299,7 @@ static void test_lag(void **state)
     assert_true(main_loop_lag_ms(*state) < (double)PATIENCE_US / 1000);
 }
 
-/* ---- quit, signals, descriptors ----------------------------------------------------------------------------- */
+/* ---- quit, signals, descriptors -------------------------------------------------------------- */
 
 static void *quit_from_thread(void *user)
 {
@@ -368,7 +375,7 @@ static void test_two_loops_do_not_mix(void **state)
     assert_int_equal(there, 1);
 }
 
-/* ---- the daemon --------------------------------------------------------------------------------------------- */
+/* ---- the daemon ------------------------------------------------------------------------------ */
 
 static void test_notify(void **state)
 {

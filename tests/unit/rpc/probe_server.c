@@ -1,5 +1,6 @@
-/* rpc-probe-server ADDRESS [CERTIFICATE KEY CA]: serves Probe, health and reflection over gRPC in a process of its own, so that tests can kill it.
- * Prints its address and ends when its standard input does. */
+/* rpc-probe-server ADDRESS [CERTIFICATE KEY CA]: serves Probe, health and reflection over gRPC in a
+ * process of its own, so that tests can kill it. Prints its address and ends when its standard
+ * input does. */
 #include "tests/unit/rpc/probe_service.h"
 #include "transport/daemon/daemon.h"
 
@@ -43,7 +44,8 @@ int main(int argc, char **argv)
         .log = log_stderr(),
     };
     g_autoptr(GError) error = NULL;
-    RpcServer *server = rpc_server_new(rpc_transport_grpc(), main_loop_loop(loop), &options, &error);
+    RpcServer *server =
+        rpc_server_new(rpc_transport_grpc(), main_loop_loop(loop), &options, &error);
     if (!server) {
         g_printerr("%s\n", error->message);
         return 1;

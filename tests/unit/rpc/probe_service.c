@@ -118,24 +118,36 @@ static void on_fail(RpcCall *call, const ProtobufCMessage *request, void *user)
 {
     note(user, call);
     int code = (int)((const Weft__Test__Number *)request)->value;
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, code, "number %d was asked to fail; ask for another", code);
+    g_autoptr(GError) error =
+        g_error_new(WEFT_ERROR, code, "number %d was asked to fail; ask for another", code);
     rpc_call_finish(call, error);
 }
 
-void probe_service_init(ProbeService *probe, Loop *loop) { *probe = (ProbeService){.loop = loop}; }
+void probe_service_init(ProbeService *probe, Loop *loop)
+{
+    *probe = (ProbeService){.loop = loop};
+}
 
 void probe_service_add(ProbeService *probe, RpcServer *server, unsigned roles)
 {
     const RpcMethod methods[] = {
-        {"Add", on_add, roles},   {"Count", on_count, roles}, {"Sum", on_sum, roles}, {"Echo", on_echo, roles},
-        {"Hang", on_hang, roles}, {"Fail", on_fail, roles},   {NULL},
+        {"Add", on_add, roles},
+        {"Count", on_count, roles},
+        {"Sum", on_sum, roles},
+        {"Echo", on_echo, roles},
+        {"Hang", on_hang, roles},
+        {"Fail", on_fail, roles},
+        {NULL},
     };
     rpc_server_add(server, &weft__test__probe__descriptor, methods, probe);
 }
 
-/* ---- certificates ------------------------------------------------------------------------------------------- */
+/* ---- certificates ---------------------------------------------------------------------------- */
 
-static int64_t now_us(void) { return (int64_t)time(NULL) * 1000000; }
+static int64_t now_us(void)
+{
+    return (int64_t)time(NULL) * 1000000;
+}
 
 void test_ca_make(TestCa *ca, const char *cluster)
 {
@@ -152,11 +164,13 @@ void test_ca_clear(TestCa *ca)
     g_free(ca->pem);
 }
 
-void test_identity_make(TestIdentity *identity, const TestCa *ca, const char *name, const char *role)
+void test_identity_make(TestIdentity *identity, const TestCa *ca, const char *name,
+                        const char *role)
 {
     g_autoptr(GError) error = NULL;
     static const char *const addresses[] = {"127.0.0.1", NULL};
-    X509Grant grant = {name, role, NULL, addresses, now_us() - 60000000, now_us() + G_GINT64_CONSTANT(3600000000)};
+    X509Grant grant = {
+        name, role, NULL, addresses, now_us() - 60000000, now_us() + G_GINT64_CONSTANT(3600000000)};
     identity->key = x509_new_key(&error);
     g_assert_no_error(error);
     g_autofree char *request = x509_new_request(identity->key, name, &error);

@@ -28,22 +28,25 @@ void outcome_clear(Outcome *outcome)
     *outcome = (Outcome){0};
 }
 
-static void start(Outcome *outcome, RpcChannel *channel, const char *method, const Weft__Test__Number *number,
-                  int64_t deadline_ms, bool wait_for_ready)
+static void start(Outcome *outcome, RpcChannel *channel, const char *method,
+                  const Weft__Test__Number *number, int64_t deadline_ms, bool wait_for_ready)
 {
     outcome_clear(outcome);
-    outcome->call = rpc_call_start(channel, &weft__test__probe__descriptor, method, number ? &number->base : NULL,
-                                   deadline_ms, wait_for_ready, callbacks, outcome);
+    outcome->call = rpc_call_start(channel, &weft__test__probe__descriptor, method,
+                                   number ? &number->base : NULL, deadline_ms, wait_for_ready,
+                                   callbacks, outcome);
 }
 
-void outcome_start(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value, int64_t deadline_ms)
+void outcome_start(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value,
+                   int64_t deadline_ms)
 {
     Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
     number.value = value;
     start(outcome, channel, method, &number, deadline_ms, false);
 }
 
-void outcome_start_waiting(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value, int64_t deadline_ms)
+void outcome_start_waiting(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value,
+                           int64_t deadline_ms)
 {
     Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
     number.value = value;

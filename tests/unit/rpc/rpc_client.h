@@ -18,8 +18,10 @@ typedef struct Outcome {
 
 void outcome_clear(Outcome *outcome);
 /* Starts a call of Probe with a Number. */
-void outcome_start(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value, int64_t deadline_ms);
-void outcome_start_waiting(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value, int64_t deadline_ms);
+void outcome_start(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value,
+                   int64_t deadline_ms);
+void outcome_start_waiting(Outcome *outcome, RpcChannel *channel, const char *method, int64_t value,
+                           int64_t deadline_ms);
 /* Without a first message. */
 void outcome_open(Outcome *outcome, RpcChannel *channel, const char *method, int64_t deadline_ms);
 void outcome_send(Outcome *outcome, int64_t value);

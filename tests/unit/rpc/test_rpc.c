@@ -1,5 +1,6 @@
-/* The same calls over gRPC (mutual TLS on loopback) and over inproc: each kind of method, deadlines, cancellation, roles, revocation, kick,
- * health. Server and client share one MainLoop; what needs a second process is in test_rpc_peer.c. */
+/* The same calls over gRPC (mutual TLS on loopback) and over inproc: each kind of method,
+ * deadlines, cancellation, roles, revocation, kick, health. Server and client share one MainLoop;
+ * what needs a second process is in test_rpc_peer.c. */
 #include "tests/unit/rpc/probe_service.h"
 #include "tests/unit/rpc/rpc_client.h"
 
@@ -266,7 +267,9 @@ static void test_role_refused(void **state)
     outcome_start(&outcome, channel, "Add", 1, 5000);
     outcome_wait(&outcome, f->loop);
     assert_true(g_error_matches(outcome.error, WEFT_ERROR, WEFT_ERROR_DENIED));
-    assert_string_equal(outcome.error->message, "role probe may not call weft.test.Probe/Add; it takes role worker or admin");
+    assert_string_equal(
+        outcome.error->message,
+        "role probe may not call weft.test.Probe/Add; it takes role worker or admin");
     assert_int_equal(f->probe.n_called, 0);
     outcome_clear(&outcome);
     rpc_channel_free(channel);
@@ -347,7 +350,7 @@ static void test_server_free_ends_calls(void **state)
     f->server = NULL;
     int64_t took_us = loop_now_us(main_loop_loop(f->loop)) - began_us;
     assert_in_range(took_us, f->inproc ? 0 : 100000, 1100000); /* inproc has nothing to wait for */
-    assert_int_equal(f->probe.n_cancelled, 1); /* told before the server was gone */
+    assert_int_equal(f->probe.n_cancelled, 1);                 /* told before the server was gone */
     outcome_wait(&outcome, f->loop);
     assert_true(g_error_matches(outcome.error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE));
     outcome_clear(&outcome);
@@ -392,7 +395,8 @@ static void test_channel_freed_in_on_done(void **state)
     Fixture *f = *state;
     Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
     RpcCallbacks callbacks = {NULL, free_channel_on_done};
-    rpc_call_start(f->channel, &weft__test__probe__descriptor, "Add", &number.base, 5000, false, callbacks, f);
+    rpc_call_start(f->channel, &weft__test__probe__descriptor, "Add", &number.base, 5000, false,
+                   callbacks, f);
     wait_for_count(f->loop, &f->n_ready_changes, 1000);
     assert_null(f->channel);
 }
@@ -404,7 +408,8 @@ static void start_again_on_done(const GError *error, void *user)
     Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
     RpcCallbacks callbacks = {NULL, start_again_on_done};
     if (f->channel) {
-        rpc_call_start(f->channel, &weft__test__probe__descriptor, "Hang", &number.base, 0, false, callbacks, f);
+        rpc_call_start(f->channel, &weft__test__probe__descriptor, "Hang", &number.base, 0, false,
+                       callbacks, f);
     }
 }
 
@@ -415,13 +420,14 @@ static void test_retry_while_channel_is_freed(void **state)
     Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
     RpcCallbacks callbacks = {NULL, start_again_on_done};
     f->n_ready_changes = 0;
-    rpc_call_start(f->channel, &weft__test__probe__descriptor, "Hang", &number.base, 0, false, callbacks, f);
+    rpc_call_start(f->channel, &weft__test__probe__descriptor, "Hang", &number.base, 0, false,
+                   callbacks, f);
     rpc_channel_free(f->channel);
     f->channel = NULL;
     assert_in_range(f->n_ready_changes, 100, 199);
 }
 
-/* ---- health and reflection ---------------------------------------------------------------------------------- */
+/* ---- health and reflection ------------------------------------------------------------------- */
 
 typedef struct HealthOutcome {
     bool done;
@@ -443,14 +449,16 @@ static void on_health_done(const GError *error, void *user)
     health->error = error ? g_error_copy(error) : NULL;
 }
 
-static RpcClientCall *ask_health(Fixture *f, HealthOutcome *health, const char *method, const char *service)
+static RpcClientCall *ask_health(Fixture *f, HealthOutcome *health, const char *method,
+                                 const char *service)
 {
     g_clear_error(&health->error);
     *health = (HealthOutcome){.status = -1};
     Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     request.service = (char *)service;
     return rpc_call_start(f->channel, &grpc__health__v1__health__descriptor, method, &request.base,
-                          strcmp(method, "Watch") ? 5000 : 0, false, (RpcCallbacks){on_health, on_health_done}, health);
+                          strcmp(method, "Watch") ? 5000 : 0, false,
+                          (RpcCallbacks){on_health, on_health_done}, health);
 }
 
 enum { SERVING = 1, NOT_SERVING = 2, SERVICE_UNKNOWN = 3 };
@@ -521,10 +529,12 @@ static void on_reflection(const ProtobufCMessage *response, void *user)
     if (answer->message_response_case ==
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE) {
         for (size_t i = 0; i < answer->list_services_response->n_service; i++) {
-            g_string_append_printf(outcome->services, "%s ", answer->list_services_response->service[i]->name);
+            g_string_append_printf(outcome->services, "%s ",
+                                   answer->list_services_response->service[i]->name);
         }
-    } else if (answer->message_response_case ==
-               GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE) {
+    } else if (
+        answer->message_response_case ==
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE) {
         outcome->n_files = (int)answer->file_descriptor_response->n_file_descriptor_proto;
     } else {
         outcome->error_code = answer->error_response->error_code;
@@ -544,10 +554,13 @@ static void test_reflection(void **state)
     RpcChannel *admin = open_channel(f, &f->admin_id);
     ReflectionOutcome outcome = {.services = g_string_new(NULL)};
     RpcCallbacks callbacks = {on_reflection, on_reflection_done};
-    RpcClientCall *call = rpc_call_start(admin, &grpc__reflection__v1__server_reflection__descriptor, "ServerReflectionInfo",
-                                         NULL, 5000, false, callbacks, &outcome);
-    Grpc__Reflection__V1__ServerReflectionRequest request = GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
-    request.message_request_case = GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES;
+    RpcClientCall *call =
+        rpc_call_start(admin, &grpc__reflection__v1__server_reflection__descriptor,
+                       "ServerReflectionInfo", NULL, 5000, false, callbacks, &outcome);
+    Grpc__Reflection__V1__ServerReflectionRequest request =
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
+    request.message_request_case =
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES;
     request.list_services = "";
     rpc_client_send(call, &request.base);
     request.message_request_case =
@@ -563,14 +576,15 @@ static void test_reflection(void **state)
     assert_string_equal(outcome.services->str,
                         "grpc.health.v1.Health weft.test.Probe grpc.reflection.v1.ServerReflection "
                         "grpc.reflection.v1alpha.ServerReflection ");
-    assert_int_equal(outcome.n_files, 4); /* admin.proto, and what it imports: plan, cluster, serve */
+    assert_int_equal(outcome.n_files,
+                     4); /* admin.proto, and what it imports: plan, cluster, serve */
     assert_int_equal(outcome.error_code, 5);
     rpc_channel_free(admin);
 
     /* not for workers when peers have roles */
     outcome.done = false;
-    rpc_call_start(f->channel, &grpc__reflection__v1__server_reflection__descriptor, "ServerReflectionInfo", NULL, 5000,
-                   false, callbacks, &outcome);
+    rpc_call_start(f->channel, &grpc__reflection__v1__server_reflection__descriptor,
+                   "ServerReflectionInfo", NULL, 5000, false, callbacks, &outcome);
     assert_true(main_loop_run_until(f->loop, &outcome.done, PATIENCE_US));
     assert_true(g_error_matches(outcome.error, WEFT_ERROR, WEFT_ERROR_DENIED));
     g_clear_error(&outcome.error);
@@ -588,7 +602,10 @@ static void test_state_callback(void **state)
     assert_false(f->ready);
 }
 
-#define OVER(test, kind) {#test " over " #kind, test, set_up, tear_down, kind}
+#define OVER(test, kind)                                                                           \
+    {                                                                                              \
+#test " over " #kind, test, set_up, tear_down, kind                                        \
+    }
 #define BOTH(test) OVER(test, grpc), OVER(test, inproc)
 
 int main(void)

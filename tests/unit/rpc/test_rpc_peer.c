@@ -1,4 +1,5 @@
-/* gRPC against another process: a server that is killed, restarted, frozen; and who is not let in. */
+/* gRPC against another process: a server that is killed, restarted, frozen; and who is not let in.
+ */
 #include "tests/unit/rpc/probe_service.h"
 #include "tests/unit/rpc/rpc_client.h"
 
@@ -73,11 +74,13 @@ static void on_state(bool ready, void *user)
     f->n_changes++;
 }
 
-static RpcChannel *open_channel(Fixture *f, const char *target, RpcCredentials credentials, const char *server_name)
+static RpcChannel *open_channel(Fixture *f, const char *target, RpcCredentials credentials,
+                                const char *server_name)
 {
     g_autoptr(GError) error = NULL;
     RpcChannelOptions options = {target, credentials, server_name, on_state, f};
-    RpcChannel *channel = rpc_channel_new(rpc_transport_grpc(), main_loop_loop(f->loop), &options, &error);
+    RpcChannel *channel =
+        rpc_channel_new(rpc_transport_grpc(), main_loop_loop(f->loop), &options, &error);
     g_assert_no_error(error);
     return channel;
 }
@@ -110,7 +113,10 @@ static int tear_down(void **state)
     return 0;
 }
 
-static int64_t now_us(Fixture *f) { return loop_now_us(main_loop_loop(f->loop)); }
+static int64_t now_us(Fixture *f)
+{
+    return loop_now_us(main_loop_loop(f->loop));
+}
 
 static void test_server_killed_mid_stream(void **state)
 {
@@ -139,7 +145,8 @@ static void test_restart_and_reconnect(void **state)
     wait_for_count(f->loop, &f->n_changes, 2); /* idle channel, and still it is told */
     assert_false(f->ready);
 
-    outcome_start(&outcome, f->channel, "Add", 1, 5000); /* does not wait: fails now, not after 5 s */
+    outcome_start(&outcome, f->channel, "Add", 1,
+                  5000); /* does not wait: fails now, not after 5 s */
     int64_t began_us = now_us(f);
     outcome_wait(&outcome, f->loop);
     assert_true(g_error_matches(outcome.error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE));
@@ -185,7 +192,7 @@ static void test_nobody_listens(void **state)
     outcome_clear(&outcome);
 }
 
-/* ---- who is let in ------------------------------------------------------------------------------------------ */
+/* ---- who is let in --------------------------------------------------------------------------- */
 
 typedef struct Guard {
     TestCa ca, foreign;
@@ -201,7 +208,8 @@ static void guard_start(Guard *guard, Fixture *f, bool require_client)
     test_identity_make(&guard->server, &guard->ca, "c0", "coordinator");
     test_identity_make(&guard->worker, &guard->ca, "w1", "worker");
     test_identity_make(&guard->stranger, &guard->foreign, "w1", "worker");
-    RpcServerOptions options = {.listen = "127.0.0.1:0", .credentials = test_credentials(&guard->ca, &guard->server)};
+    RpcServerOptions options = {.listen = "127.0.0.1:0",
+                                .credentials = test_credentials(&guard->ca, &guard->server)};
     options.credentials.require_client_certificate = require_client;
     g_autoptr(GError) error = NULL;
     guard->rpc = rpc_server_new(rpc_transport_grpc(), main_loop_loop(f->loop), &options, &error);
@@ -251,7 +259,8 @@ static void test_only_own_certificates_get_in(void **state)
     assert_int_equal(try_call(f, &guard, no_certificate, NULL), WEFT_ERROR_UNREACHABLE);
     RpcCredentials foreign = {guard.ca.pem, guard.stranger.pem, guard.stranger.key, false};
     assert_int_equal(try_call(f, &guard, foreign, NULL), WEFT_ERROR_UNREACHABLE);
-    assert_int_equal(try_call(f, &guard, own, "weft-worker"), WEFT_ERROR_UNREACHABLE); /* the server is no worker */
+    assert_int_equal(try_call(f, &guard, own, "weft-worker"),
+                     WEFT_ERROR_UNREACHABLE); /* the server is no worker */
     RpcCredentials trusts_another = test_credentials(&guard.foreign, &guard.stranger);
     assert_int_equal(try_call(f, &guard, trusts_another, NULL), WEFT_ERROR_UNREACHABLE);
     assert_int_equal(guard.probe.n_called, 3);
@@ -288,7 +297,8 @@ static void test_fetch_ca_from_a_server(void **state)
     assert_null(x509_fetch_ca(rpc_server_address(guard.rpc), wrong, 5000, &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED));
     g_clear_error(&error);
-    assert_true(x509_public_key_hash(guard.server.pem, wrong, &error)); /* the leaf's own key is no CA */
+    assert_true(
+        x509_public_key_hash(guard.server.pem, wrong, &error)); /* the leaf's own key is no CA */
     assert_null(x509_fetch_ca(rpc_server_address(guard.rpc), wrong, 5000, &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED));
     g_clear_error(&error);
@@ -352,7 +362,10 @@ static void *serve(void *user)
     return NULL;
 }
 
-static void free_server(void *user) { rpc_server_free(user, 0); }
+static void free_server(void *user)
+{
+    rpc_server_free(user, 0);
+}
 
 static void two_threads(Fixture *f, RpcTransport *transport)
 {
@@ -391,7 +404,10 @@ static void two_threads(Fixture *f, RpcTransport *transport)
     rpc_channel_free(g_steal_pointer(&f->channel));
 }
 
-static void test_two_threads_over_grpc(void **state) { two_threads(*state, rpc_transport_grpc()); }
+static void test_two_threads_over_grpc(void **state)
+{
+    two_threads(*state, rpc_transport_grpc());
+}
 
 static void test_two_threads_over_inproc(void **state)
 {
@@ -405,14 +421,17 @@ int main(int argc, char **argv)
     server_program = argc > 1 ? argv[1] : "rpc-probe-server";
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_server_killed_mid_stream, set_up_with_process, tear_down),
+        cmocka_unit_test_setup_teardown(test_server_killed_mid_stream, set_up_with_process,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_restart_and_reconnect, set_up_with_process, tear_down),
-        cmocka_unit_test_setup_teardown(test_frozen_server_meets_the_deadline, set_up_with_process, tear_down),
+        cmocka_unit_test_setup_teardown(test_frozen_server_meets_the_deadline, set_up_with_process,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_nobody_listens, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_only_own_certificates_get_in, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_server_tls_only, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_fetch_ca_from_a_server, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_fetch_ca_from_a_plaintext_server, set_up_with_process, tear_down),
+        cmocka_unit_test_setup_teardown(test_fetch_ca_from_a_plaintext_server, set_up_with_process,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_port_in_use, set_up_with_process, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_credentials_and_addresses, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_two_threads_over_grpc, set_up, tear_down),

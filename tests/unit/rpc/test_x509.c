@@ -94,8 +94,10 @@ static void test_leaf_verifies_for_both_sides(void **state)
     assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_SERVER, a->now_us), X509_V_OK);
     assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_CLIENT, a->now_us), X509_V_OK);
     int64_t late_us = grant.not_after_us + 1000000, early_us = grant.not_before_us - 1000000;
-    assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_CLIENT, late_us), X509_V_ERR_CERT_HAS_EXPIRED);
-    assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_CLIENT, early_us), X509_V_ERR_CERT_NOT_YET_VALID);
+    assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_CLIENT, late_us),
+                     X509_V_ERR_CERT_HAS_EXPIRED);
+    assert_int_equal(verify_chain(leaf, a->pem, X509_PURPOSE_SSL_CLIENT, early_us),
+                     X509_V_ERR_CERT_NOT_YET_VALID);
 }
 
 static void test_leaf_of_another_authority_fails(void **state)
@@ -104,7 +106,8 @@ static void test_leaf_of_another_authority_fails(void **state)
     set_up((void **)&other);
     X509Grant grant = grant_for(a, "w1", "worker");
     g_autofree char *leaf = sign_fresh(a, &grant, NULL);
-    assert_int_not_equal(verify_chain(leaf, other->pem, X509_PURPOSE_SSL_CLIENT, a->now_us), X509_V_OK);
+    assert_int_not_equal(verify_chain(leaf, other->pem, X509_PURPOSE_SSL_CLIENT, a->now_us),
+                         X509_V_OK);
     g_autoptr(GError) error = NULL;
     char *key = x509_new_key(NULL);
     g_autofree char *request = x509_new_request(key, NULL, NULL);
@@ -145,13 +148,15 @@ static void test_leaf_is_no_authority(void **state)
 static void test_names(void **state)
 {
     Authority *a = *state;
-    static const char *const dns[] = {"host.example", NULL}, *const addresses[] = {"10.1.2.3", "fd00::7", NULL};
+    static const char *const dns[] = {"host.example", NULL}, *const addresses[] = {"10.1.2.3",
+                                                                                   "fd00::7", NULL};
     X509Grant grant = grant_for(a, "w1", "worker");
     grant.dns = dns;
     grant.addresses = addresses;
     g_autofree char *pem = sign_fresh(a, &grant, NULL);
     X509 *leaf = load(pem);
-    for (const char *const *name = (const char *const[]){"w1", "weft-worker", "host.example", NULL}; *name; name++) {
+    for (const char *const *name = (const char *const[]){"w1", "weft-worker", "host.example", NULL};
+         *name; name++) {
         assert_int_equal(X509_check_host(leaf, *name, 0, 0, NULL), 1);
     }
     assert_int_equal(X509_check_ip_asc(leaf, "10.1.2.3", 0), 1);
@@ -191,12 +196,14 @@ static void test_parse(void **state)
     g_autofree char *other_serial = NULL, *other = sign_fresh(a, &grant, &other_serial);
     assert_string_not_equal(serial, other_serial);
     g_autoptr(GError) error = NULL;
-    assert_false(x509_parse("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", &info, &error));
+    assert_false(x509_parse("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", &info,
+                            &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID));
     x509_info_clear(&info);
 }
 
-/* Any text with a byte changed or cut off: parsed or refused, never a crash (run under the sanitizers). */
+/* Any text with a byte changed or cut off: parsed or refused, never a crash (run under the
+ * sanitizers). */
 static void test_parse_of_damaged_text(void **state)
 {
     Authority *a = *state;
@@ -273,7 +280,8 @@ static void test_public_key_hash(void **state)
     assert_true(x509_public_key_hash(a->pem, hash, NULL));
     X509 *ca = load(a->pem);
     unsigned char *der = NULL;
-    int size = i2d_PUBKEY(X509_get0_pubkey(ca), &der); /* what `openssl pkey -pubin -outform der` gives */
+    int size =
+        i2d_PUBKEY(X509_get0_pubkey(ca), &der); /* what `openssl pkey -pubin -outform der` gives */
     EVP_Digest(der, (size_t)size, expected, NULL, EVP_sha256(), NULL);
     OPENSSL_free(der);
     X509_free(ca);

@@ -11,13 +11,15 @@
 void args_add_int(ArgList *list, const char *key, int value)
 {
     g_assert(list->n < GRPC_MAX_ARGS);
-    list->args[list->n++] = (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+    list->args[list->n++] =
+        (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
 void args_add_text(ArgList *list, const char *key, const char *value)
 {
     g_assert(list->n < GRPC_MAX_ARGS);
-    list->args[list->n++] = (grpc_arg){.type = GRPC_ARG_STRING, .key = (char *)key, .value.string = (char *)value};
+    list->args[list->n++] =
+        (grpc_arg){.type = GRPC_ARG_STRING, .key = (char *)key, .value.string = (char *)value};
 }
 
 void args_add_common(ArgList *list)
@@ -65,11 +67,13 @@ static bool check_credentials(const RpcCredentials *credentials, GError **error)
     if (!check_certificate(credentials->ca_pem, "the CA certificate", error)) {
         return false;
     }
-    if (credentials->certificate_pem && !check_certificate(credentials->certificate_pem, "the certificate", error)) {
+    if (credentials->certificate_pem &&
+        !check_certificate(credentials->certificate_pem, "the certificate", error)) {
         return false;
     }
     if (credentials->certificate_pem && !credentials->key_pem) {
-        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the certificate came without its key; give both");
+        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                            "the certificate came without its key; give both");
         return false;
     }
     return true;
@@ -84,13 +88,15 @@ grpc_server_credentials *credentials_server(const RpcCredentials *credentials, G
         return NULL;
     }
     if (!credentials->certificate_pem) {
-        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a TLS server takes a certificate and its key");
+        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                            "a TLS server takes a certificate and its key");
         return NULL;
     }
     grpc_ssl_pem_key_cert_pair pair = {credentials->key_pem, credentials->certificate_pem};
     grpc_ssl_client_certificate_request_type request =
-        credentials->require_client_certificate ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                                                : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE;
+        credentials->require_client_certificate
+            ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+            : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE;
     grpc_ssl_server_certificate_config *config =
         grpc_ssl_server_certificate_config_create(credentials->ca_pem, &pair, 1);
     return grpc_ssl_server_credentials_create_with_options(
@@ -106,10 +112,11 @@ grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, 
         return NULL;
     }
     grpc_ssl_pem_key_cert_pair pair = {credentials->key_pem, credentials->certificate_pem};
-    return grpc_ssl_credentials_create_ex(credentials->ca_pem, credentials->certificate_pem ? &pair : NULL, NULL, NULL);
+    return grpc_ssl_credentials_create_ex(credentials->ca_pem,
+                                          credentials->certificate_pem ? &pair : NULL, NULL, NULL);
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 const RpcTransportOps *grpc_ops(void)
 {

@@ -15,7 +15,8 @@ typedef struct ArgList {
 } ArgList;
 
 void args_add_int(ArgList *list, const char *key, int value);
-void args_add_text(ArgList *list, const char *key, const char *value /* borrowed until the list was used */);
+void args_add_text(ArgList *list, const char *key,
+                   const char *value /* borrowed until the list was used */);
 /* Keepalive 10 s + 5 s, message limits: on both sides. */
 void args_add_common(ArgList *list);
 
@@ -29,13 +30,15 @@ grpc_server_credentials *credentials_server(const RpcCredentials *credentials, G
 grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, GError **error);
 
 const RpcTransportOps *grpc_ops(void);
-RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options, GError **error);
+RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop,
+                                const RpcServerOptions *options, GError **error);
 bool grpc_server_fill_start(RpcServer *server, GError **error);
 void grpc_server_fill_free(RpcServer *server, int grace_ms);
 size_t grpc_call_fill_send(RpcCall *call, uint8_t *bytes, size_t n_bytes);
 void grpc_call_fill_finish(RpcCall *call, int status, const char *message);
 void grpc_call_fill_free(RpcCall *call);
-RpcChannel *grpc_channel_fill_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error);
+RpcChannel *grpc_channel_fill_new(RpcTransport *transport, Loop *loop,
+                                  const RpcChannelOptions *options, GError **error);
 void grpc_channel_fill_free(RpcChannel *channel);
 RpcClientCall *grpc_client_fill_new(RpcChannel *channel);
 void grpc_client_fill_start(RpcClientCall *call, const RpcStart *start);

@@ -1,10 +1,12 @@
 /* The gRPC fill's channel and calls.
  *
- * A connectivity watch is always outstanding on the one polled queue: it is what makes the sockets of an idle channel polled, so that a dead peer is
- * seen at once and a reconnect takes a fraction of a second instead of the 5 s of gRPC's backup poller.
+ * A connectivity watch is always outstanding on the one polled queue: it is what makes the sockets
+ * of an idle channel polled, so that a dead peer is seen at once and a reconnect takes a fraction
+ * of a second instead of the 5 s of gRPC's backup poller.
  *
  *   call: client_start ─► RECV_STATUS, RECV_INITIAL_METADATA + RECV_MESSAGE, sends one at a time
- *         status arrived and reading ended ─► rpc_client_closed ─► nothing outstanding: grpc_call given back
+ *         status arrived and reading ended ─► rpc_client_closed
+ *         nothing outstanding ─► grpc_call given back
  *
  * Invariants
  *   1. on_done comes after the last message: closed only when has_status and not reading.
@@ -21,7 +23,8 @@
 
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 1000
-/* gRPC's "min reconnect backoff" is in truth how long one attempt may take: a TLS handshake on a busy host needs more than the back-off */
+/* gRPC's "min reconnect backoff" is in truth how long one attempt may take: a TLS handshake on a
+ * busy host needs more than the back-off */
 #define CONNECT_TIMEOUT_MS 3000
 #define WATCH_MS 60000
 #define END_GRACE_US G_GINT64_CONSTANT(1000000)
@@ -52,7 +55,7 @@ typedef struct GrpcClientCall {
     grpc_slice details;
 } GrpcClientCall;
 
-/* ---- one call ----------------------------------------------------------------------------------------------- */
+/* ---- one call -------------------------------------------------------------------------------- */
 
 static void submit(GrpcClientCall *call, const grpc_op *ops, size_t n, EventTag *tag)
 {
@@ -82,7 +85,10 @@ static void release_wire(GrpcClientCall *call)
 }
 
 /* Brackets each completion. The count goes down first, so that a callback may free the channel. */
-static void begin_completion(GrpcClientCall *call) { call->outstanding--; }
+static void begin_completion(GrpcClientCall *call)
+{
+    call->outstanding--;
+}
 
 static void end_completion(GrpcClientCall *call)
 {
@@ -219,13 +225,14 @@ void grpc_client_fill_start(RpcClientCall *base, const RpcStart *start)
 {
     GrpcClientCall *call = (GrpcClientCall *)base;
     grpc_slice path = grpc_slice_from_copied_string(base->path);
-    call->call = grpc_channel_create_call(call->channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, call->channel->queue,
-                                          path, NULL, engine_deadline(start->deadline_ms), NULL);
+    call->call = grpc_channel_create_call(call->channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS,
+                                          call->channel->queue, path, NULL,
+                                          engine_deadline(start->deadline_ms), NULL);
     grpc_slice_unref(path);
     call->channel->n_wires++;
     if (start->wait_for_ready) {
-        call->initial_flags =
-            GRPC_INITIAL_METADATA_WAIT_FOR_READY | GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET;
+        call->initial_flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY |
+                              GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET;
     }
     if (start->bytes) {
         g_queue_push_tail(&call->outgoing, buffer_take(start->bytes, start->n_bytes));
@@ -269,13 +276,14 @@ void grpc_client_fill_free(RpcClientCall *base)
     g_free(call);
 }
 
-/* ---- the channel -------------------------------------------------------------------------------------------- */
+/* ---- the channel ----------------------------------------------------------------------------- */
 
 static void watch_state(GrpcChannel *channel)
 {
     channel->watching = true;
     TSAN_RELEASE(&channel->watch_tag);
-    grpc_channel_watch_connectivity_state(channel->channel, channel->state, engine_deadline(WATCH_MS), channel->queue,
+    grpc_channel_watch_connectivity_state(channel->channel, channel->state,
+                                          engine_deadline(WATCH_MS), channel->queue,
                                           &channel->watch_tag);
 }
 
@@ -297,14 +305,16 @@ static char *target_uri(const char *target, GError **error)
 {
     const char *colon = strrchr(target, ':');
     if (!colon || colon == target || !colon[1]) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "\"%s\" is no address; write host:port", target);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "\"%s\" is no address; write host:port",
+                    target);
         return NULL;
     }
     g_autofree char *host = g_strndup(target, (gsize)(colon - target));
     if (host[0] == '[') {
         return g_strconcat("ipv6:", target, NULL);
     }
-    return g_hostname_is_ip_address(host) ? g_strconcat("ipv4:", target, NULL) : g_strconcat("dns:///", target, NULL);
+    return g_hostname_is_ip_address(host) ? g_strconcat("ipv4:", target, NULL)
+                                          : g_strconcat("dns:///", target, NULL);
 }
 
 static void fill_args(ArgList *list, const RpcChannelOptions *options)
@@ -317,13 +327,15 @@ static void fill_args(ArgList *list, const RpcChannelOptions *options)
     args_add_int(list, GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
     args_add_int(list, GRPC_ARG_ENABLE_HTTP_PROXY, 0);
     args_add_int(list, GRPC_ARG_ENABLE_RETRIES, 0);
-    args_add_int(list, GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1); /* one channel's back-off is not another's */
+    args_add_int(list, GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL,
+                 1); /* one channel's back-off is not another's */
     if (options->credentials.ca_pem && options->server_name) {
         args_add_text(list, GRPC_SSL_TARGET_NAME_OVERRIDE_ARG, options->server_name);
     }
 }
 
-RpcChannel *grpc_channel_fill_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error)
+RpcChannel *grpc_channel_fill_new(RpcTransport *transport, Loop *loop,
+                                  const RpcChannelOptions *options, GError **error)
 {
     g_autofree char *uri = target_uri(options->target, error);
     if (!uri) {
@@ -362,8 +374,14 @@ static void end_calls(GrpcChannel *channel)
     }
 }
 
-static bool no_wires(void *user) { return ((GrpcChannel *)user)->n_wires == 0; }
-static bool not_watching(void *user) { return !((GrpcChannel *)user)->watching; }
+static bool no_wires(void *user)
+{
+    return ((GrpcChannel *)user)->n_wires == 0;
+}
+static bool not_watching(void *user)
+{
+    return !((GrpcChannel *)user)->watching;
+}
 
 void grpc_channel_fill_free(RpcChannel *base)
 {

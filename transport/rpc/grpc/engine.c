@@ -1,9 +1,12 @@
-/* Problem. gRPC core completes operations on the threads that poll its queue; weft's state lives on Loops. One thread polls for the whole process
- * and hands each completion to the Loop of the object that asked for it.
+/* Problem. gRPC core completes operations on the threads that poll its queue; weft's state lives on
+ * Loops. One thread polls for the whole process and hands each completion to the Loop of the object
+ * that asked for it.
  *
  * Invariants
- *   1. The queue outlives every tag: an owner releases the engine only when nothing of it is outstanding.
- *   2. A sink posts to its Loop only under its mutex while it is open, so that nothing reaches a Loop that may be gone.
+ *   1. The queue outlives every tag: an owner releases the engine only when nothing of it is
+ *      outstanding.
+ *   2. A sink posts to its Loop only under its mutex while it is open, so that nothing reaches a
+ *      Loop that may be gone.
  *   3. At most one drain is posted at a time; completions run in the order in which gRPC gave them.
  *   4. Somebody always polls: without it reconnects and deaths would be noticed only every 5 s. */
 #include "transport/rpc/grpc/engine.h"
@@ -40,7 +43,7 @@ struct EventSink {
     bool posted;
 };
 
-/* ---- gRPC core's log ---------------------------------------------------------------------------------------- */
+/* ---- gRPC core's log ------------------------------------------------------------------------- */
 
 static bool may_log(void)
 {
@@ -77,7 +80,7 @@ void engine_remove_log(Log *log)
     pthread_mutex_unlock(&core_log.mutex);
 }
 
-/* ---- the sink ----------------------------------------------------------------------------------------------- */
+/* ---- the sink -------------------------------------------------------------------------------- */
 
 static void sink_unref(EventSink *sink)
 {
@@ -199,13 +202,14 @@ bool event_sink_run_until(EventSink *sink, bool (*done)(void *user), void *user,
     return true;
 }
 
-/* ---- the engine --------------------------------------------------------------------------------------------- */
+/* ---- the engine ------------------------------------------------------------------------------ */
 
 static void *poll_queue(void *user)
 {
     grpc_completion_queue *queue = user;
     for (;;) {
-        grpc_event event = grpc_completion_queue_next(queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+        grpc_event event =
+            grpc_completion_queue_next(queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
         if (event.type == GRPC_QUEUE_SHUTDOWN) {
             return NULL;
         }

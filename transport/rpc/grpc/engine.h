@@ -1,5 +1,5 @@
-/* Engine: gRPC core's one completion queue of the process with its one thread, alive while any server or channel is; and EventSink, which carries
- * completions from that thread to a Loop. */
+/* Engine: gRPC core's one completion queue of the process with its one thread, alive while any
+ * server or channel is; and EventSink, which carries completions from that thread to a Loop. */
 #pragma once
 
 #include "proto/base/log.h"
@@ -11,14 +11,16 @@
 /* Starts gRPC at the first use, stops it (joins the thread) at the last release. Any thread. */
 grpc_completion_queue *engine_acquire(void);
 void engine_release(void);
-/* Where gRPC core's own lines go (warnings, at most a few a second, never payload); the latest added wins. NULL: ignored. */
+/* Where gRPC core's own lines go (warnings, at most a few a second, never payload); the latest
+ * added wins. NULL: ignored. */
 void engine_add_log(Log *log);
 void engine_remove_log(Log *log);
 
 typedef struct EventSink EventSink;
 typedef struct EventTag EventTag;
-/* One asynchronous operation: give &tag to gRPC after TSAN_RELEASE(&tag); fn runs on the sink's Loop when it completed. The owner keeps the tag
- * alive until then, and submits it again only from there. */
+/* One asynchronous operation: give &tag to gRPC after TSAN_RELEASE(&tag); fn runs on the sink's
+ * Loop when it completed. The owner keeps the tag alive until then, and submits it again only from
+ * there. */
 typedef void (*EventFn)(EventTag *tag, bool ok);
 struct EventTag {
     EventSink *sink;
@@ -32,11 +34,12 @@ EventSink *event_sink_new(Loop *loop);
 /* Nothing is outstanding any more; the Loop may go away after this. */
 void event_sink_free(EventSink *sink);
 void event_tag_init(EventTag *tag, EventSink *sink, EventFn fn, void *owner);
-/* Runs completions on the calling thread (the Loop's own, while it is blocked in a destructor) until until_us of the Loop's clock or until
- * done(user). True when done. */
+/* Runs completions on the calling thread (the Loop's own, while it is blocked in a destructor)
+ * until until_us of the Loop's clock or until done(user). True when done. */
 bool event_sink_run_until(EventSink *sink, bool (*done)(void *user), void *user, int64_t until_us);
 
-/* ThreadSanitizer does not see into libgrpc: say that what happened before a submission happened before its completion. */
+/* ThreadSanitizer does not see into libgrpc: say that what happened before a submission happened
+ * before its completion. */
 #ifdef __SANITIZE_THREAD__
 void __tsan_acquire(void *address);
 void __tsan_release(void *address);

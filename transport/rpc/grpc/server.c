@@ -1,13 +1,15 @@
 /* The gRPC fill's server.
  *
- * Every call has at most one operation of a kind outstanding: RECV_CLOSE_ON_SERVER for its whole life (the only place where a client's cancel, its
- * deadline or a dead connection shows), one RECV_MESSAGE, one send batch. Completions arrive on the Loop, so no call needs a lock.
+ * Every call has at most one operation of a kind outstanding: RECV_CLOSE_ON_SERVER for its whole
+ * life (the only place where a client's cancel, its deadline or a dead connection shows), one
+ * RECV_MESSAGE, one send batch. Completions arrive on the Loop, so no call needs a lock.
  *
  * Invariants
- *   1. Each outstanding batch holds a reference on the call; wire_gone() runs when the last one of a closed call completed, and gives
+ *   1. Each outstanding batch holds a reference on the call; end_completion() of the last one gives
  *      the grpc_call back. Handlers' references may live on, without a grpc_call.
  *   2. A status is in the outgoing queue's last batch; nothing is sent after it.
- *   3. server->n_wires counts grpc_calls not given back, n_accepts outstanding request_calls: both 0 before the server is destroyed. */
+ *   3. server->n_wires counts grpc_calls not given back, n_accepts outstanding request_calls: both
+ *      0 before the server is destroyed. */
 #include "transport/rpc/grpc/args.h"
 #include "transport/rpc/grpc/engine.h"
 
@@ -45,7 +47,8 @@ typedef struct GrpcServer {
     grpc_completion_queue *queue;
     EventSink *sink;
     grpc_server *server;
-    GHashTable *identities; /* certificate PEM -> Identity: parsed once a certificate, not once a call */
+    GHashTable
+        *identities; /* certificate PEM -> Identity: parsed once a certificate, not once a call */
     EventTag shutdown_tag;
     Accept accepts[N_ACCEPTS];
     unsigned n_wires, n_accepts;
@@ -67,7 +70,7 @@ typedef struct GrpcCall {
     grpc_slice details;
 } GrpcCall;
 
-/* ---- peers -------------------------------------------------------------------------------------------------- */
+/* ---- peers ----------------------------------------------------------------------------------- */
 
 static void identity_free(void *data)
 {
@@ -129,7 +132,7 @@ static char *address_of_call(grpc_call *call)
     return address ? address : g_strdup("");
 }
 
-/* ---- one call ----------------------------------------------------------------------------------------------- */
+/* ---- one call -------------------------------------------------------------------------------- */
 
 static void submit(GrpcCall *call, const grpc_op *ops, size_t n, EventTag *tag)
 {
@@ -149,9 +152,12 @@ static void drop_outgoing(GrpcCall *call)
     call->waiting_bytes = 0;
 }
 
-/* Brackets each completion. The count goes down first, so that a handler may free the server; with nothing outstanding at the end, the
- * wire is gone. */
-static void begin_completion(GrpcCall *call) { call->outstanding--; }
+/* Brackets each completion. The count goes down first, so that a handler may free the server; with
+ * nothing outstanding at the end, the wire is gone. */
+static void begin_completion(GrpcCall *call)
+{
+    call->outstanding--;
+}
 
 static void end_completion(GrpcCall *call)
 {
@@ -166,7 +172,8 @@ static void end_completion(GrpcCall *call)
 
 static void pump(GrpcCall *call)
 {
-    if (call->sending || call->status_sent || call->base.closed || (!call->outgoing.head && !call->status_given)) {
+    if (call->sending || call->status_sent || call->base.closed ||
+        (!call->outgoing.head && !call->status_given)) {
         return;
     }
     grpc_op ops[3];
@@ -310,7 +317,8 @@ static void take_call(GrpcServer *server, grpc_call *wire, const grpc_call_detai
         peer.serial = identity->serial;
         peer.role = identity->role;
     }
-    rpc_call_init(&call->base, &server->base, &peer, deadline_on_loop(server->base.loop, details->deadline));
+    rpc_call_init(&call->base, &server->base, &peer,
+                  deadline_on_loop(server->base.loop, details->deadline));
     watch_close(call);
     g_autofree char *path = grpc_slice_to_c_string(details->method);
     if (rpc_call_accept(&call->base, path)) {
@@ -318,7 +326,7 @@ static void take_call(GrpcServer *server, grpc_call *wire, const grpc_call_detai
     }
 }
 
-/* ---- accepting ---------------------------------------------------------------------------------------------- */
+/* ---- accepting ------------------------------------------------------------------------------- */
 
 static void request_call(GrpcServer *server, Accept *accept)
 {
@@ -326,8 +334,9 @@ static void request_call(GrpcServer *server, Accept *accept)
     grpc_call_details_init(&accept->details);
     grpc_metadata_array_init(&accept->metadata);
     TSAN_RELEASE(&accept->tag);
-    grpc_call_error result = grpc_server_request_call(server->server, &accept->call, &accept->details,
-                                                      &accept->metadata, server->queue, server->queue, &accept->tag);
+    grpc_call_error result =
+        grpc_server_request_call(server->server, &accept->call, &accept->details, &accept->metadata,
+                                 server->queue, server->queue, &accept->tag);
     g_assert(result == GRPC_CALL_OK);
     server->n_accepts++;
 }
@@ -347,9 +356,12 @@ static void on_new_call(EventTag *tag, bool ok)
     }
 }
 
-static void on_shut_down(EventTag *tag, bool ok) { ((GrpcServer *)tag->owner)->shut_down = true; }
+static void on_shut_down(EventTag *tag, bool ok)
+{
+    ((GrpcServer *)tag->owner)->shut_down = true;
+}
 
-/* ---- life --------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 /* gRPC only says that it could not bind; ask the kernel once more for the reason. */
 static char *bind_failure(const char *listen_address)
@@ -359,7 +371,8 @@ static char *bind_failure(const char *listen_address)
         return g_strdup("it is no host:port");
     }
     bool bracketed = listen_address[0] == '[' && colon[-1] == ']';
-    g_autofree char *host = g_strndup(listen_address + bracketed, (gsize)(colon - listen_address - 2 * bracketed));
+    g_autofree char *host =
+        g_strndup(listen_address + bracketed, (gsize)(colon - listen_address - 2 * bracketed));
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list = NULL;
     int failure = getaddrinfo(host, colon + 1, &hints, &list);
     if (failure != 0) {
@@ -384,16 +397,19 @@ static bool bind_port(GrpcServer *server, const RpcServerOptions *options, GErro
     grpc_server_credentials_release(credentials);
     if (port <= 0) {
         g_autofree char *reason = bind_failure(options->listen);
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot listen on %s: %s; choose another port or stop who holds it",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "cannot listen on %s: %s; choose another port or stop who holds it",
                     options->listen, reason);
         return false;
     }
     const char *colon = strrchr(options->listen, ':');
-    server->base.address = g_strdup_printf("%.*s:%d", (int)(colon ? colon - options->listen : 0), options->listen, port);
+    server->base.address = g_strdup_printf("%.*s:%d", (int)(colon ? colon - options->listen : 0),
+                                           options->listen, port);
     return true;
 }
 
-RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options, GError **error)
+RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop,
+                                const RpcServerOptions *options, GError **error)
 {
     GrpcServer *server = g_new0(GrpcServer, 1);
     rpc_server_init(&server->base, transport, loop, options);
@@ -405,8 +421,10 @@ RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop, const RpcSe
 
     ArgList list = {0};
     args_add_common(&list);
-    args_add_int(&list, GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, MIN_PING_INTERVAL_MS);
-    args_add_int(&list, GRPC_ARG_ALLOW_REUSEPORT, 0); /* a second daemon on the port is an error, not a twin */
+    args_add_int(&list, GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                 MIN_PING_INTERVAL_MS);
+    args_add_int(&list, GRPC_ARG_ALLOW_REUSEPORT,
+                 0); /* a second daemon on the port is an error, not a twin */
     grpc_channel_args args = {list.n, list.args};
     server->server = grpc_server_create(&args, NULL);
     grpc_server_register_completion_queue(server->server, server->queue, NULL);
@@ -428,7 +446,10 @@ bool grpc_server_fill_start(RpcServer *base, GError **error)
     return true;
 }
 
-static bool no_calls(void *user) { return ((GrpcServer *)user)->base.calls.length == 0; }
+static bool no_calls(void *user)
+{
+    return ((GrpcServer *)user)->base.calls.length == 0;
+}
 
 static bool all_gone(void *user)
 {
@@ -442,12 +463,15 @@ void grpc_server_fill_free(RpcServer *base, int grace_ms)
     server->shutting_down = true;
     TSAN_RELEASE(&server->shutdown_tag);
     grpc_server_shutdown_and_notify(server->server, server->queue, &server->shutdown_tag);
-    event_sink_run_until(server->sink, no_calls, server, loop_now_us(base->loop) + (int64_t)grace_ms * 1000);
+    event_sink_run_until(server->sink, no_calls, server,
+                         loop_now_us(base->loop) + (int64_t)grace_ms * 1000);
     grpc_server_cancel_all_calls(server->server);
     engine_remove_log(base->log);
-    if (!event_sink_run_until(server->sink, all_gone, server, loop_now_us(base->loop) + END_GRACE_US)) {
+    if (!event_sink_run_until(server->sink, all_gone, server,
+                              loop_now_us(base->loop) + END_GRACE_US)) {
         /* memory that gRPC may still write to is not given back */
-        log_error(base->log, "server at %s left behind: %u calls did not end within 1 s", base->address, server->n_wires);
+        log_error(base->log, "server at %s left behind: %u calls did not end within 1 s",
+                  base->address, server->n_wires);
         return;
     }
     grpc_server_destroy(server->server);

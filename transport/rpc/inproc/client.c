@@ -29,9 +29,12 @@ typedef struct Ending {
     char *text;
 } Ending;
 
-static InprocTransport *transport_of(const InprocChannel *channel) { return (InprocTransport *)channel->base.transport; }
+static InprocTransport *transport_of(const InprocChannel *channel)
+{
+    return (InprocTransport *)channel->base.transport;
+}
 
-/* ---- one call ----------------------------------------------------------------------------------------------- */
+/* ---- one call -------------------------------------------------------------------------------- */
 
 static void drop_parcel(void *data)
 {
@@ -139,7 +142,8 @@ void inproc_client_start(RpcClientCall *base, const RpcStart *start)
         call->deadline = loop_timer_start(loop, start->deadline_ms * 1000, on_deadline, call);
     }
     const char *why;
-    End *server = inproc_find(transport_of(call->channel), call->channel->end, call->channel->base.target, &why);
+    End *server = inproc_find(transport_of(call->channel), call->channel->end,
+                              call->channel->base.target, &why);
     if (server) {
         connect_call(call, server);
         end_unref(server);
@@ -186,9 +190,10 @@ void inproc_client_receive(Talk *talk, Parcel *parcel)
     rpc_client_unref(&call->base);
 }
 
-/* ---- the channel -------------------------------------------------------------------------------------------- */
+/* ---- the channel ----------------------------------------------------------------------------- */
 
-static bool read_identity(InprocChannel *channel, const char *certificate, char **name, GError **error)
+static bool read_identity(InprocChannel *channel, const char *certificate, char **name,
+                          GError **error)
 {
     if (!certificate) {
         *name = g_strdup("");
@@ -212,7 +217,8 @@ static bool read_identity(InprocChannel *channel, const char *certificate, char 
     return true;
 }
 
-RpcChannel *inproc_channel_new(RpcTransport *base, Loop *loop, const RpcChannelOptions *options, GError **error)
+RpcChannel *inproc_channel_new(RpcTransport *base, Loop *loop, const RpcChannelOptions *options,
+                               GError **error)
 {
     InprocTransport *transport = (InprocTransport *)base;
     InprocChannel *channel = g_new0(InprocChannel, 1);
@@ -230,7 +236,8 @@ RpcChannel *inproc_channel_new(RpcTransport *base, Loop *loop, const RpcChannelO
     return &channel->base;
 }
 
-/* Calls that wait begin, and the state is reported. The callback comes last: it may free the channel. */
+/* Calls that wait begin, and the state is reported. The callback comes last: it may free the
+ * channel. */
 void inproc_channel_look(void *user)
 {
     InprocChannel *channel = user;

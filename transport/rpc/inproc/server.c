@@ -15,7 +15,10 @@ typedef struct InprocCall {
     LoopTimer *deadline;
 } InprocCall;
 
-static InprocTransport *transport_of(const InprocServer *server) { return (InprocTransport *)server->base.transport; }
+static InprocTransport *transport_of(const InprocServer *server)
+{
+    return (InprocTransport *)server->base.transport;
+}
 
 /* Port 0 is any that is free, as on a real host. */
 static char *choose_name(InprocTransport *transport, const char *listen_name)
@@ -23,10 +26,12 @@ static char *choose_name(InprocTransport *transport, const char *listen_name)
     if (!g_str_has_suffix(listen_name, ":0")) {
         return g_strdup(listen_name);
     }
-    return g_strdup_printf("%.*s:%u", (int)strlen(listen_name) - 2, listen_name, transport->next_port++);
+    return g_strdup_printf("%.*s:%u", (int)strlen(listen_name) - 2, listen_name,
+                           transport->next_port++);
 }
 
-RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOptions *options, GError **error)
+RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOptions *options,
+                             GError **error)
 {
     InprocTransport *transport = (InprocTransport *)base;
     InprocServer *server = g_new0(InprocServer, 1);
@@ -40,8 +45,10 @@ RpcServer *inproc_server_new(RpcTransport *base, Loop *loop, const RpcServerOpti
     }
     pthread_mutex_unlock(&transport->mutex);
     if (taken) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
-                    "cannot listen on %s: Address already in use; choose another port or stop who holds it", name);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_IO,
+            "cannot listen on %s: Address already in use; choose another port or stop who holds it",
+            name);
         g_free(server);
         return NULL;
     }
@@ -60,7 +67,7 @@ bool inproc_server_start(RpcServer *base, GError **error)
     return true;
 }
 
-/* ---- calls -------------------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 static void close_call(InprocCall *call)
 {
@@ -86,7 +93,8 @@ static void open_call(Talk *talk)
     call->talk = talk_ref(talk);
     talk->call = &call->base;
     Loop *loop = server->base.loop;
-    int64_t deadline_us = talk->deadline_ms > 0 ? loop_now_us(loop) + talk->deadline_ms * 1000 : INT64_MAX;
+    int64_t deadline_us =
+        talk->deadline_ms > 0 ? loop_now_us(loop) + talk->deadline_ms * 1000 : INT64_MAX;
     rpc_call_init(&call->base, &server->base, &talk->peer, deadline_us);
     if (talk->deadline_ms > 0) {
         call->deadline = loop_timer_start(loop, talk->deadline_ms * 1000, on_deadline, call);
@@ -132,7 +140,8 @@ static void close_later(void *user)
 void inproc_call_finish(RpcCall *base, int status, const char *message)
 {
     InprocCall *call = (InprocCall *)base;
-    talk_send(call->talk, TO_CLIENT, (Parcel){.kind = PARCEL_STATUS, .status = status, .text = g_strdup(message)});
+    talk_send(call->talk, TO_CLIENT,
+              (Parcel){.kind = PARCEL_STATUS, .status = status, .text = g_strdup(message)});
     loop_post(base->loop, close_later, rpc_call_ref(base));
 }
 
@@ -143,7 +152,8 @@ void inproc_call_free(RpcCall *base)
     g_free(call);
 }
 
-/* Nothing that would end a call can arrive while this Loop is blocked here, so there is nothing to wait for. */
+/* Nothing that would end a call can arrive while this Loop is blocked here, so there is nothing to
+ * wait for. */
 void inproc_server_free(RpcServer *base, int grace_ms)
 {
     InprocServer *server = (InprocServer *)base;
@@ -151,7 +161,9 @@ void inproc_server_free(RpcServer *base, int grace_ms)
         InprocCall *call = base->calls.head->data;
         if (!call->base.finished) {
             talk_send(call->talk, TO_CLIENT,
-                      (Parcel){.kind = PARCEL_STATUS, .status = RPC_STATUS_UNAVAILABLE, .text = g_strdup("the server shuts down")});
+                      (Parcel){.kind = PARCEL_STATUS,
+                               .status = RPC_STATUS_UNAVAILABLE,
+                               .text = g_strdup("the server shuts down")});
         }
         close_call(call);
     }

@@ -14,7 +14,7 @@ typedef struct Delivery {
     GList link;
 } Delivery;
 
-/* ---- ends --------------------------------------------------------------------------------------------------- */
+/* ---- ends ------------------------------------------------------------------------------------ */
 
 End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, void *owner)
 {
@@ -70,9 +70,10 @@ void end_close(InprocTransport *transport, End *end)
     pthread_mutex_unlock(&transport->mutex);
 }
 
-/* ---- faults and reach; with the mutex held ------------------------------------------------------------------ */
+/* ---- faults and reach; with the mutex held --------------------------------------------------- */
 
-static RpcInprocFault fault_between(InprocTransport *transport, const char *client, const char *server)
+static RpcInprocFault fault_between(InprocTransport *transport, const char *client,
+                                    const char *server)
 {
     for (unsigned i = transport->faults->len; i > 0; i--) {
         const Fault *fault = &g_array_index(transport->faults, Fault, i - 1);
@@ -106,7 +107,8 @@ static const char *why_unreachable(InprocTransport *transport, const End *client
     return NULL;
 }
 
-End *inproc_find(InprocTransport *transport, const End *client, const char *target, const char **why)
+End *inproc_find(InprocTransport *transport, const End *client, const char *target,
+                 const char **why)
 {
     pthread_mutex_lock(&transport->mutex);
     End *server = g_hash_table_lookup(transport->servers, target);
@@ -140,7 +142,7 @@ void inproc_announce(InprocTransport *transport)
     pthread_mutex_unlock(&transport->mutex);
 }
 
-/* ---- talks -------------------------------------------------------------------------------------------------- */
+/* ---- talks ----------------------------------------------------------------------------------- */
 
 static void parcel_clear(Parcel *parcel)
 {
@@ -171,7 +173,8 @@ Talk *talk_ref(Talk *talk)
     return talk;
 }
 
-/* The count goes down under the mutex: whoever walks transport->talks with it held meets only talks that are alive. */
+/* The count goes down under the mutex: whoever walks transport->talks with it held meets only talks
+ * that are alive. */
 void talk_unref(Talk *talk)
 {
     if (!talk) {
@@ -231,7 +234,8 @@ static void arrive_after_delay(void *user)
     Delivery *delivery = user;
     End *end = delivery->talk->ends[delivery->direction];
     if (end->loop) { /* closed only on this loop's thread */
-        delivery->timer = loop_timer_start(end->loop, delivery->talk->transport->delay_us, arrive_delayed, delivery);
+        delivery->timer = loop_timer_start(end->loop, delivery->talk->transport->delay_us,
+                                           arrive_delayed, delivery);
         delivery->link.data = delivery;
         g_queue_push_tail_link(&end->delayed, &delivery->link);
     } else {
@@ -244,7 +248,8 @@ static void post_delivery(Talk *talk, Direction direction)
 {
     Delivery *delivery = g_new(Delivery, 1);
     *delivery = (Delivery){.talk = talk_ref(talk), .direction = direction};
-    loop_post(talk->ends[direction]->loop, talk->transport->delay_us > 0 ? arrive_after_delay : arrive, delivery);
+    loop_post(talk->ends[direction]->loop,
+              talk->transport->delay_us > 0 ? arrive_after_delay : arrive, delivery);
 }
 
 static void put(Talk *talk, Direction direction, Parcel parcel)
@@ -295,7 +300,7 @@ size_t talk_send(Talk *talk, Direction direction, Parcel parcel)
     return waiting;
 }
 
-/* ---- faults ------------------------------------------------------------------------------------------------- */
+/* ---- faults ---------------------------------------------------------------------------------- */
 
 static void release_held(Talk *talk)
 {
@@ -337,7 +342,8 @@ static void apply_fault(Talk *talk)
     }
 }
 
-void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *server, RpcInprocFault kind)
+void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *server,
+                          RpcInprocFault kind)
 {
     InprocTransport *transport = (InprocTransport *)base;
     pthread_mutex_lock(&transport->mutex);
@@ -350,14 +356,17 @@ void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *se
     pthread_mutex_unlock(&transport->mutex);
 }
 
-void rpc_inproc_set_delay(RpcTransport *base, int64_t delay_us) { ((InprocTransport *)base)->delay_us = delay_us; }
+void rpc_inproc_set_delay(RpcTransport *base, int64_t delay_us)
+{
+    ((InprocTransport *)base)->delay_us = delay_us;
+}
 
 char *rpc_inproc_certificate(const char *name, const char *role, const char *serial)
 {
     return g_strdup_printf("inproc %s %s %s", name, role, serial ? serial : "-");
 }
 
-/* ---- the transport ------------------------------------------------------------------------------------------ */
+/* ---- the transport --------------------------------------------------------------------------- */
 
 static void fault_clear(void *data)
 {

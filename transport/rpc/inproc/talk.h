@@ -1,10 +1,13 @@
 /* The shared half of inproc's two sides. A Talk is one call: two lanes of parcels, one a direction.
  *
  * Invariants
- *   1. Everything shared is guarded by the transport's mutex; nothing is called with it held but loop_post().
- *   2. Each parcel in a lane that is not held back by a fault has exactly one delivery posted to the receiving Loop; each delivery takes the
- *      lane's head. So parcels of a lane arrive in order however deliveries are ordered.
- *   3. An End whose loop is NULL is closed: nothing is posted to it; what is sent to it comes back as a break to the sender. */
+ *   1. Everything shared is guarded by the transport's mutex; nothing is called with it held but
+ *      loop_post().
+ *   2. Each parcel in a lane that is not held back by a fault has exactly one delivery posted to
+ *      the receiving Loop; each delivery takes the lane's head. So parcels of a lane arrive in
+ *      order however deliveries are ordered.
+ *   3. An End whose loop is NULL is closed: nothing is posted to it; what is sent to it comes back
+ *      as a break to the sender. */
 #pragma once
 
 #include "transport/rpc/inproc/inproc.h"
@@ -18,16 +21,22 @@ typedef struct Talk Talk;
 
 typedef struct End {
     atomic_uint refs;
-    Loop *loop;  /* guarded; NULL = closed */
+    Loop *loop;             /* guarded; NULL = closed */
     bool server, accepting; /* accepting: guarded */
-    char *name;  /* server: address; channel: the client's name */
+    char *name;             /* server: address; channel: the client's name */
     char *ca_pem;
     bool require_certificate, has_certificate;
     void *owner;    /* InprocServer or InprocChannel; touched on the loop only, valid while open */
     GQueue delayed; /* Delivery whose timer runs; touched on the loop only */
 } End;
 
-typedef enum ParcelKind { PARCEL_OPEN, PARCEL_DATA, PARCEL_HALF_CLOSE, PARCEL_CANCEL, PARCEL_STATUS } ParcelKind;
+typedef enum ParcelKind {
+    PARCEL_OPEN,
+    PARCEL_DATA,
+    PARCEL_HALF_CLOSE,
+    PARCEL_CANCEL,
+    PARCEL_STATUS
+} ParcelKind;
 
 typedef struct Parcel {
     ParcelKind kind;
@@ -42,16 +51,16 @@ typedef enum Direction { TO_SERVER, TO_CLIENT } Direction;
 struct Talk {
     atomic_uint refs;
     InprocTransport *transport;
-    End *ends[2];        /* by Direction: where parcels go */
-    GQueue lanes[2];     /* Parcel; guarded */
-    unsigned n_held[2];  /* at each lane's tail, without a delivery; guarded */
-    size_t waiting_bytes; /* of the lane to the client; guarded */
-    GList link;          /* in transport->talks; guarded */
+    End *ends[2];          /* by Direction: where parcels go */
+    GQueue lanes[2];       /* Parcel; guarded */
+    unsigned n_held[2];    /* at each lane's tail, without a delivery; guarded */
+    size_t waiting_bytes;  /* of the lane to the client; guarded */
+    GList link;            /* in transport->talks; guarded */
     RpcClientCall *client; /* client's loop only; NULL when over */
     RpcCall *call;         /* server's loop only */
     char *path;            /* constant */
     int64_t deadline_ms;
-    RpcPeer peer;          /* texts owned by the channel's End and identity; copied by rpc_call_init */
+    RpcPeer peer; /* texts owned by the channel's End and identity; copied by rpc_call_init */
     char *peer_name, *peer_serial, *peer_address;
 };
 
@@ -59,8 +68,8 @@ struct InprocTransport {
     RpcTransport base;
     atomic_uint refs;
     pthread_mutex_t mutex;
-    GHashTable *servers;  /* name -> End */
-    GPtrArray *channels;  /* End */
+    GHashTable *servers; /* name -> End */
+    GPtrArray *channels; /* End */
     GArray *faults;
     GQueue talks;
     int64_t delay_us;
@@ -81,7 +90,8 @@ void talk_unref(Talk *talk);
 size_t talk_send(Talk *talk, Direction direction, Parcel parcel);
 
 /* The server that a channel's end can reach now (referenced), or NULL and why (borrowed). */
-End *inproc_find(InprocTransport *transport, const End *client, const char *target, const char **why);
+End *inproc_find(InprocTransport *transport, const End *client, const char *target,
+                 const char **why);
 /* Tells all channels to look again whether their server can be reached. */
 void inproc_announce(InprocTransport *transport);
 
@@ -91,13 +101,15 @@ void inproc_client_receive(Talk *talk, Parcel *parcel);
 void inproc_channel_look(void *channel);
 
 /* the table */
-RpcServer *inproc_server_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options, GError **error);
+RpcServer *inproc_server_new(RpcTransport *transport, Loop *loop, const RpcServerOptions *options,
+                             GError **error);
 bool inproc_server_start(RpcServer *server, GError **error);
 void inproc_server_free(RpcServer *server, int grace_ms);
 size_t inproc_call_send(RpcCall *call, uint8_t *bytes, size_t n_bytes);
 void inproc_call_finish(RpcCall *call, int status, const char *message);
 void inproc_call_free(RpcCall *call);
-RpcChannel *inproc_channel_new(RpcTransport *transport, Loop *loop, const RpcChannelOptions *options, GError **error);
+RpcChannel *inproc_channel_new(RpcTransport *transport, Loop *loop,
+                               const RpcChannelOptions *options, GError **error);
 void inproc_channel_free(RpcChannel *channel);
 RpcClientCall *inproc_client_new(RpcChannel *channel);
 void inproc_client_start(RpcClientCall *call, const RpcStart *start);
