@@ -187,19 +187,46 @@ static double head_part(const Context *c, const Step *step, PlanCost *cost)
     return close_part(parts, c->stage->n_ranks, OPS_PER_PART, cost);
 }
 
+/* Layers whose tensors are of the same types cost the same. */
+static bool is_like_previous(const ModelSpec *spec, uint32_t layer)
+{
+    const TensorSpec *a = model_spec_tensor(spec, ROLE_ATTN_NORM, (int32_t)layer - 1);
+    const TensorSpec *b = model_spec_tensor(spec, ROLE_ATTN_NORM, (int32_t)layer);
+    for (; a->layer + 1 == (int32_t)layer && b->layer == (int32_t)layer; a++, b++) {
+        if (a->role != b->role || a->type != b->type) {
+            return false;
+        }
+    }
+    return a->layer == (int32_t)layer; /* both ended together */
+}
+
+/* The stage's layers without their exchanges. */
+static double layers_s(const Context *c, const Step *step, PlanCost *cost)
+{
+    PlanCost layer_cost = {0};
+    double layer_s = 0.0, seconds = 0.0;
+    for (uint32_t layer = c->stage->layer_first; layer <= c->stage->layer_last && layer < c->spec->n_layers; layer++) {
+        if (layer == c->stage->layer_first || !is_like_previous(c->spec, layer)) {
+            layer_cost = (PlanCost){0};
+            layer_s = layer_part(c, step, layer, ROLE_ATTN_NORM, ROLE_ATTN_OUT, &layer_cost);
+            layer_s += layer_part(c, step, layer, ROLE_FFN_NORM, ROLE_FFN_DOWN, &layer_cost);
+        }
+        cost->memory_s += layer_cost.memory_s;
+        cost->compute_s += layer_cost.compute_s;
+        seconds += layer_s;
+    }
+    return seconds;
+}
+
 static double stage_s(const Context *c, const Step *step, PlanCost *cost)
 {
     bool is_first = c->stage == &c->replica->stages[0];
     bool is_last = c->stage == &c->replica->stages[c->replica->n_stages - 1];
     double exchange = exchange_s(c, step->rows, worst_subtrees(c));
-    double seconds = 0.0, link = 0.0;
+    double seconds = layers_s(c, step, cost);
+    double link = 2 * exchange * (c->stage->layer_last - c->stage->layer_first + 1);
     if (is_first) {
         link += exchange_s(c, step->rows, 1); /* embedding rows from their owners */
-    }
-    for (uint32_t layer = c->stage->layer_first; layer <= c->stage->layer_last && layer < c->spec->n_layers; layer++) {
-        seconds += layer_part(c, step, layer, ROLE_ATTN_NORM, ROLE_ATTN_OUT, cost);
-        seconds += layer_part(c, step, layer, ROLE_FFN_NORM, ROLE_FFN_DOWN, cost);
-        link += 2 * exchange;
     }
     if (is_last) {
         double latency = 0.0, bandwidth;

@@ -1,7 +1,5 @@
 #include "coordinator/planner/cut.h"
 
-#include "proto/plan/tree.h"
-
 #include <glib.h>
 #include <math.h>
 #include <stdbool.h>
@@ -17,11 +15,22 @@ static bool is_better(double slowest, uint32_t subtrees, const Best *than)
     return slowest < than->slowest || (slowest == than->slowest && subtrees < than->subtrees);
 }
 
-/* Dynamic programme over (rank, end of its range). */
-void cut_units(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts)
+void subtree_table_init(SubtreeTable *table, uint32_t n)
 {
-    g_assert(n_ranks >= 1 && n_ranks <= n && n <= TREE_LEAVES_LIMIT);
-    uint32_t width = n + 1;
+    g_assert(n <= TREE_LEAVES_LIMIT);
+    table->n = n;
+    for (uint32_t first = 0; first < n; first++) {
+        for (uint32_t end = first; end <= n; end++) {
+            table->count[first][end] = (uint8_t)tree_subtrees(n, first, end);
+        }
+    }
+}
+
+/* Dynamic programme over (rank, end of its range). */
+void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts)
+{
+    uint32_t n = table->n, width = n + 1;
+    g_assert(n_ranks >= 1 && n_ranks <= n);
     g_autofree Best *best = g_new(Best, (gsize)(n_ranks + 1) * width);
     for (uint32_t i = 0; i < (n_ranks + 1) * width; i++) {
         best[i] = (Best){INFINITY, 0, 0};
@@ -29,7 +38,7 @@ void cut_units(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtre
     best[0] = (Best){0.0, 0, 0};
     for (uint32_t first = 0; first < n; first++) {
         for (uint32_t end = first + 1; end <= n; end++) {
-            uint32_t subtrees = tree_subtrees(n, first, end);
+            uint32_t subtrees = table->count[first][end];
             for (uint32_t r = 0; r < n_ranks; r++) {
                 const Best *before = &best[r * width + first];
                 Best *after = &best[(r + 1) * width + end];

@@ -4,13 +4,12 @@
 #include "coordinator/planner/layout.h"
 
 #include "coordinator/planner/cost.h"
-#include "coordinator/planner/cut.h"
 #include "proto/base/version.h"
 #include "proto/plan/rank_span.h"
 
 #include <math.h>
 
-#define FIT_ROUNDS 48
+#define FIT_ROUNDS 32
 #define STREAMS_AUTO 16u
 #define PREDICT_DEPTH 512u /* decode is predicted in the middle of a context, at most here */
 
@@ -22,29 +21,27 @@ typedef struct Try {
     PlanReplica *replica;
     double *rank_factor;  /* [pp*tp], <= 1: what memory leaves of the speed */
     double *stage_factor; /* [pp] */
+    bool *is_cut;         /* [pp]: the stage's units fit its ranks' factors */
 } Try;
 
-/* ---- cutting one replica ---------------------------------------------------------------------- */
-
-static double tensor_bytes(const ModelSpec *spec, TensorRole role, int32_t layer)
+void layout_task_init(Task *task)
 {
-    const TensorSpec *t = model_spec_tensor(spec, role, layer);
-    return t != NULL ? (double)t->size_bytes : 0.0;
-}
-
-static double roles_bytes(const ModelSpec *spec, uint32_t first, uint32_t last, int32_t layer)
-{
-    double bytes = 0.0;
-    for (uint32_t role = first; role <= last; role++) {
-        bytes += tensor_bytes(spec, (TensorRole)role, layer);
+    const ModelSpec *spec = task->spec;
+    TensorRole head = spec->tied_output ? ROLE_TOKEN_EMBD : ROLE_OUTPUT;
+    subtree_table_init(&task->attn, spec->n_attn_units);
+    subtree_table_init(&task->ffn, spec->n_ffn_units);
+    task->attn_bytes = task->ffn_bytes = 0.0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *t = &spec->tensors[i];
+        if (t->layer >= 0) {
+            double *sum = t->role <= ROLE_ATTN_OUT ? &task->attn_bytes : &task->ffn_bytes;
+            *sum += (double)t->size_bytes / spec->n_layers;
+        }
     }
-    return bytes;
+    task->head_bytes = (double)model_spec_tensor(spec, head, -1)->size_bytes;
 }
 
-static double head_bytes(const ModelSpec *spec)
-{
-    return tensor_bytes(spec, spec->tied_output ? ROLE_TOKEN_EMBD : ROLE_OUTPUT, -1);
-}
+/* ---- cutting one replica ---------------------------------------------------------------------- */
 
 /* Bytes per second of rank k of stage s, marked down by what memory allows. */
 static double rank_speed(const Try *t, uint32_t s, uint32_t k)
@@ -69,15 +66,10 @@ static void assign_layers(Try *t)
     g_autofree double *layer_s = g_new(double, pp);
     g_autofree double *base_s = g_new0(double, pp);
     g_autofree uint32_t *counts = g_new(uint32_t, pp);
-    /* Layers may differ in type; the mean serves to weigh them against the head. */
-    double all_layers = 0.0;
-    for (uint32_t layer = 0; layer < spec->n_layers; layer++) {
-        all_layers += roles_bytes(spec, ROLE_ATTN_NORM, ROLE_FFN_DOWN, (int32_t)layer);
-    }
     for (uint32_t s = 0; s < pp; s++) {
-        layer_s[s] = all_layers / spec->n_layers / stage_speed(t, s);
+        layer_s[s] = (t->task->attn_bytes + t->task->ffn_bytes) / stage_speed(t, s);
     }
-    base_s[pp - 1] = head_bytes(spec) / stage_speed(t, pp - 1);
+    base_s[pp - 1] = t->task->head_bytes / stage_speed(t, pp - 1);
     cut_layers(spec->n_layers, layer_s, base_s, pp, counts);
     uint32_t layer = 0;
     for (uint32_t s = 0; s < pp; s++) {
@@ -101,9 +93,8 @@ static void assign_units(Try *t, uint32_t s)
     PlanStage *stage = &t->replica->stages[s];
     uint32_t tp = t->layout.tp;
     bool has_vocab = s == 0 || s + 1 == t->layout.pp;
-    int32_t layer = (int32_t)stage->layer_first;
-    double attn_bytes = roles_bytes(spec, ROLE_ATTN_NORM, ROLE_ATTN_OUT, layer) / spec->n_attn_units;
-    double ffn_bytes = roles_bytes(spec, ROLE_FFN_NORM, ROLE_FFN_DOWN, layer) / spec->n_ffn_units;
+    double attn_bytes = t->task->attn_bytes / spec->n_attn_units;
+    double ffn_bytes = t->task->ffn_bytes / spec->n_ffn_units;
     g_autofree double *speed = g_new(double, tp);
     g_autofree double *attn_s = g_new(double, tp);
     g_autofree double *ffn_s = g_new(double, tp);
@@ -113,8 +104,8 @@ static void assign_units(Try *t, uint32_t s)
         attn_s[k] = attn_bytes / speed[k];
         ffn_s[k] = ffn_bytes / speed[k];
     }
-    cut_units(spec->n_attn_units, attn_s, tp, subtree_s(t, s), attn);
-    cut_units(spec->n_ffn_units, ffn_s, tp, subtree_s(t, s), ffn);
+    cut_units(&t->task->attn, attn_s, tp, subtree_s(t, s), attn);
+    cut_units(&t->task->ffn, ffn_s, tp, subtree_s(t, s), ffn);
     plan_cut(has_vocab ? spec->n_vocab_chunks : 0, speed, tp, 0, vocab);
     for (uint32_t k = 0; k < tp; k++) {
         PlanRank *rank = &stage->ranks[k];
@@ -151,6 +142,7 @@ static bool mark_down_stage(Try *t, uint32_t s)
         double ratio = (double)t->members[s * t->layout.tp + k]->memory_bytes / (double)stage->ranks[k].peak_bytes;
         if (ratio < 1.0) {
             t->rank_factor[s * t->layout.tp + k] *= MAX(0.2, MIN(0.93, ratio));
+            t->is_cut[s] = false;
         }
     }
     return false;
@@ -173,7 +165,10 @@ static bool fit_replica(Try *t)
         bool fits = true;
         assign_layers(t);
         for (uint32_t s = 0; s < t->layout.pp; s++) {
-            assign_units(t, s);
+            if (!t->is_cut[s]) {
+                assign_units(t, s);
+                t->is_cut[s] = true;
+            }
         }
         plan_measure(t->plan, t->task->spec, t->task->members, t->task->n_members);
         for (uint32_t s = 0; s < t->layout.pp; s++) {
@@ -208,7 +203,8 @@ static bool fit_plan(Plan *plan, const Task *task, Layout layout, const PlanMemb
     for (uint32_t r = 0; r < layout.dp; r++) {
         g_autofree double *rank_factor = g_new(double, n);
         g_autofree double *stage_factor = g_new(double, layout.pp);
-        Try t = {task, layout, order + r * n, plan, &plan->replicas[r], rank_factor, stage_factor};
+        g_autofree bool *is_cut = g_new0(bool, layout.pp);
+        Try t = {task, layout, order + r * n, plan, &plan->replicas[r], rank_factor, stage_factor, is_cut};
         for (uint32_t i = 0; i < n; i++) {
             rank_factor[i] = 1.0;
         }
@@ -266,6 +262,10 @@ static bool fit_with_kv(Plan *plan, const Task *task, Layout layout, const PlanM
         pages_by_streams(plan, task, wish->streams);
         return fit_plan(plan, task, layout, order);
     }
+    pages_by_streams(plan, task, 1);
+    if (!fit_plan(plan, task, layout, order)) {
+        return false;
+    }
     for (uint32_t streams = STREAMS_AUTO; streams >= 1; streams /= 2) {
         pages_by_streams(plan, task, streams);
         if (fit_plan(plan, task, layout, order)) {
@@ -318,7 +318,9 @@ Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order
     plan->n_replicas = layout.dp;
     plan->replicas = g_new0(PlanReplica, layout.dp);
     fit_with_kv(plan, task, layout, order);
-    predict(plan, task);
     *missing_bytes = missing_memory(plan, task);
+    if (*missing_bytes == 0) {
+        predict(plan, task);
+    }
     return plan;
 }

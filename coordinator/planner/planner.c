@@ -151,14 +151,19 @@ static bool same_order(const PlanMember *const *a, const PlanMember *const *b, u
 static void try_layout(const Task *task, const Pool *pool, Layout layout, Found *found)
 {
     uint32_t n = layout.dp * layout.pp * layout.tp;
+    bool is_found = false;
     for (int i = 0; i < 3; i++) {
         if ((i > 0 && same_order(pool->order[i], pool->order[0], n)) ||
             (i > 1 && same_order(pool->order[i], pool->order[1], n))) {
             continue;
         }
         uint64_t missing;
+        if (i == 2 && is_found) {
+            break; /* by memory only where speed leads nowhere */
+        }
         g_autoptr(Plan) plan = layout_try(task, layout, pool->order[i], &missing);
-        if (is_legal(plan, task)) {
+        if (missing == 0 && is_legal(plan, task)) {
+            is_found = true;
             double least = found->plan != NULL ? found->plan->predicted.decode_tokens_per_s : 0.0;
             if (found->plan != NULL && n > found->layout.dp * found->layout.pp * found->layout.tp) {
                 least *= GAIN_LEAST;
@@ -378,12 +383,17 @@ static void add_alternative(GPtrArray *alternatives, const Plan *plan, Layout la
     g_ptr_array_add(alternatives, g_strdup(text->str));
 }
 
-/* Legal layouts nearest to the wish: one of pp and tp kept, then neither. */
+/* Legal layouts nearest to the wish: one of pp and tp kept, then neither, each once; what was tried already is not tried again. */
 static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish, GPtrArray *alternatives)
 {
     const uint32_t tries[3][2] = {{0, wish->tp}, {wish->pp, 0}, {0, 0}};
     uint32_t dp = MAX(wish->dp, 1);
     for (int i = 0; i < 3; i++) {
+        bool is_wish = tries[i][0] == wish->pp && tries[i][1] == wish->tp;
+        bool is_repeat = i < 2 && tries[i][0] == 0 && tries[i][1] == 0;
+        if (is_wish || is_repeat) {
+            continue;
+        }
         Found found = {0};
         search(task, pool, dp, tries[i][0], tries[i][1], &found);
         add_alternative(alternatives, found.plan, found.layout);
@@ -463,15 +473,21 @@ Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_
     }
     filled.max_rows = wish->max_rows != 0 ? wish->max_rows : MAX_ROWS_DEFAULT;
     uint32_t context = wish->context != 0 ? wish->context : MIN(spec->context, CONTEXT_DEFAULT);
-    Task task = {spec, own, n_members, &filled, context};
+    g_autofree Task *task = g_new0(Task, 1);
+    task->spec = spec;
+    task->members = own;
+    task->n_members = n_members;
+    task->wish = &filled;
+    task->context = context;
+    layout_task_init(task);
     if (violations != NULL) {
         *violations = new_violations();
     }
     if (alternatives != NULL) {
         *alternatives = new_texts();
     }
-    Pool pool = pool_of(&task);
-    Plan *plan = plan_task(&task, wish, &pool, violations, alternatives, error);
+    Pool pool = pool_of(task);
+    Plan *plan = plan_task(task, wish, &pool, violations, alternatives, error);
     pool_clear(&pool);
     return plan;
 }

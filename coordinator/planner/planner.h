@@ -18,7 +18,7 @@ typedef struct PlanWish {
 } PlanWish;
 
 /* Automatic choice (dp, pp or tp 0): one replica unless dp is given; of all pp x tp that fit, the one with the best predicted decode speed of one
- * request, the fewest workers when several are within 2 %. Workers are taken by measured read bandwidth, or host by host, or by memory, whichever
+ * request, the fewest workers when several are within 2 %. Workers are taken by measured read bandwidth, or host by host, whichever
  * order predicts best. Layers go to stages and units to ranks by measured speed, within each member's memory. The same input gives the same plan.
  * peak_bytes of each rank = packed weights + kv_pages x 32 x KV bytes per token + step buffers (proto/plan/rank_span.h has that formula).
  * kv_memory is per worker. Both arrays, where asked for, are always set, perhaps to empty ones; returned, g_ptr_array_unref.

@@ -355,11 +355,21 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
     if (stage->layer_first <= stage->layer_last && stage->layer_first < spec->n_layers) {
         n_layers = MIN(stage->layer_last, spec->n_layers - 1) - stage->layer_first + 1;
     }
+    /* Within a role all layers have one shape, and a rank one span: only another type changes the bytes. */
+    const TensorSpec *last[ROLE_LIMIT] = {NULL};
+    uint64_t bytes[ROLE_LIMIT] = {0};
     rank->weight_bytes = 0;
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *t = &spec->tensors[i];
-        SliceSpan span = rank_span(spec, replica, stage, rank, t);
-        rank->weight_bytes += packed_span_bytes(spec, t, span, member);
+        if (!stage_has(spec, replica, stage, t)) {
+            continue;
+        }
+        if (last[t->role] == NULL || last[t->role]->type != t->type) {
+            SliceSpan span = rank_span(spec, replica, stage, rank, t);
+            bytes[t->role] = packed_span_bytes(spec, t, span, member);
+            last[t->role] = t;
+        }
+        rank->weight_bytes += bytes[t->role];
     }
     rank->kv_bytes_per_token =
         n_layers * n_kv_heads * spec->head_size * 2 * (plan->definition.kv_type == KV_F32 ? 4 : 2);

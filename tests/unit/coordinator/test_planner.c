@@ -1,0 +1,686 @@
+/* The planner: choices that can be worked out by hand, refusals with their numbers, and thousands of random clusters whose plans all pass
+ * plan_check(). */
+#include "coordinator/planner/planner.h"
+
+#include "coordinator/planner/cut.h"
+#include "proto/base/error.h"
+#include "proto/base/random.h"
+#include "proto/base/version.h"
+#include "proto/plan/tree.h"
+#include "tests/golden/gguf_builder.h"
+#include "tests/golden/plan_builder.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define MIB (1ull << 20)
+
+/* ---- models and members ----------------------------------------------------------------------- */
+
+/* SmolLM2-135M's shape. */
+static ModelSpec *smol(void)
+{
+    GgufBuilderConfig c;
+    gguf_builder_defaults(&c);
+    c.n_layers = 30;
+    c.width = 576;
+    c.n_heads = 9;
+    c.n_kv_heads = 3;
+    c.ffn_width = 1536;
+    c.vocab_size = 49152;
+    c.context = 8192;
+    gguf_builder_set_type(&c, DTYPE_Q4_1);
+    c.type[ROLE_TOKEN_EMBD] = DTYPE_Q8_0;
+    ModelSpec *spec = gguf_builder_spec(&c, NULL);
+    assert_non_null(spec);
+    return spec;
+}
+
+/* Llama-3-8B's shape in Q4_K: 5.4 GB. */
+static ModelSpec *large(void)
+{
+    GgufBuilderConfig c;
+    gguf_builder_defaults(&c);
+    c.n_layers = 32;
+    c.width = 4096;
+    c.n_heads = 32;
+    c.n_kv_heads = 8;
+    c.ffn_width = 14336;
+    c.vocab_size = 128256;
+    c.context = 8192;
+    c.tied = false;
+    gguf_builder_set_type(&c, DTYPE_Q4_K);
+    ModelSpec *spec = gguf_builder_spec(&c, NULL);
+    assert_non_null(spec);
+    return spec;
+}
+
+static void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n)
+{
+    g_autoptr(GPtrArray) found = plan_check(plan, spec, members, n);
+    if (found->len > 0) {
+        fail_msg("%s", ((PlanViolation *)found->pdata[0])->text);
+    }
+}
+
+static Plan *plan_ok(const ModelSpec *spec, const PlanMember *members, uint32_t n, const PlanWish *wish)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GPtrArray) violations = NULL, alternatives = NULL;
+    Plan *plan = planner_plan(spec, members, n, wish, &violations, &alternatives, &error);
+    if (plan == NULL) {
+        fail_msg("%s", error->message);
+    }
+    assert_null(error);
+    assert_int_equal(violations->len, 0);
+    assert_int_equal(alternatives->len, 0);
+    assert_legal(plan, spec, members, n);
+    return plan;
+}
+
+typedef struct Refusal {
+    GError *error;
+    GPtrArray *violations, *alternatives;
+} Refusal;
+
+static Refusal plan_refused(const ModelSpec *spec, const PlanMember *members, uint32_t n, const PlanWish *wish)
+{
+    Refusal r = {0};
+    Plan *plan = planner_plan(spec, members, n, wish, &r.violations, &r.alternatives, &r.error);
+    assert_null(plan);
+    assert_true(g_error_matches(r.error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE));
+    assert_non_null(r.violations);
+    assert_non_null(r.alternatives);
+    return r;
+}
+
+static void refusal_clear(Refusal *r)
+{
+    g_clear_error(&r->error);
+    g_ptr_array_unref(r->violations);
+    g_ptr_array_unref(r->alternatives);
+}
+
+static void assert_text(const Refusal *r, const char *part)
+{
+    if (strstr(r->error->message, part) == NULL) {
+        fail_msg("'%s' lacks '%s'", r->error->message, part);
+    }
+}
+
+static bool has_alternative(const Refusal *r, const char *text)
+{
+    for (guint i = 0; i < r->alternatives->len; i++) {
+        if (strcmp(r->alternatives->pdata[i], text) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void assert_layout(const Plan *plan, uint32_t dp, uint32_t pp, uint32_t tp)
+{
+    uint32_t got[3];
+    plan_layout(plan, &got[0], &got[1], &got[2]);
+    if (got[0] != dp || got[1] != pp || got[2] != tp) {
+        fail_msg("dp%u pp%u tp%u, not dp%u pp%u tp%u", got[0], got[1], got[2], dp, pp, tp);
+    }
+}
+
+/* ---- automatic choice ------------------------------------------------------------------------- */
+
+static void test_one_worker(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[1];
+    plan_builder_members(members, 1);
+    PlanWish wish = {.job = "j", .model = "m.gguf", .streams = 4};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 1, &wish);
+    assert_layout(plan, 1, 1, 1);
+    assert_string_equal(plan->job, "j");
+    assert_string_equal(plan->model, "m.gguf");
+    assert_int_equal(plan->definition.context, 8192);
+    assert_int_equal(plan->max_rows, 512);
+    assert_int_equal(plan->streams, 4);
+    assert_true(plan->kv_pages == 4 * 256);
+    assert_true(plan->predicted.decode_tokens_per_s > 50 && plan->predicted.decode_tokens_per_s < 250);
+    assert_string_equal(plan->predicted.bound, "memory");
+    assert_true(plan->reasons->len >= 2);
+}
+
+/* Two alike: with a fast link both are used, with a slow one the single worker is the fastest. */
+static void test_link_decides(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    PlanWish wish = {.streams = 1};
+    g_autoptr(Plan) fast = plan_ok(spec, members, 2, &wish);
+    assert_layout(fast, 1, 1, 2);
+    members[0].link_latency_s = members[1].link_latency_s = 1e-3;
+    g_autoptr(Plan) slow = plan_ok(spec, members, 2, &wish);
+    assert_layout(slow, 1, 1, 1);
+    members[0].host = members[1].host = "machine"; /* shared memory, if allowed */
+    g_autoptr(Plan) still = plan_ok(spec, members, 2, &wish);
+    assert_layout(still, 1, 1, 1);
+    wish.one_host_shared = true;
+    g_autoptr(Plan) shared = plan_ok(spec, members, 2, &wish);
+    assert_layout(shared, 1, 1, 2);
+}
+
+static void test_fastest_worker_is_taken(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    plan_builder_members(members, 3);
+    members[1].read_bytes_per_s = 60e9;
+    for (int i = 0; i < 3; i++) {
+        members[i].link_latency_s = 1e-3;
+    }
+    PlanWish wish = {.streams = 1};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
+    assert_layout(plan, 1, 1, 1);
+    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, "w1");
+}
+
+/* Too large for one: the model goes over those that are needed. */
+static void test_too_large_for_one(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[3];
+    plan_builder_members(members, 3);
+    for (int i = 0; i < 3; i++) {
+        members[i].memory_bytes = 3000 * MIB;
+        members[i].link_latency_s = 5e-3;
+    }
+    PlanWish wish = {.streams = 1, .context = 2048};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
+    uint32_t dp, pp, tp;
+    plan_layout(plan, &dp, &pp, &tp);
+    assert_true(pp * tp >= 2);
+}
+
+/* ---- uneven ----------------------------------------------------------------------------------- */
+
+static void test_units_by_speed(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    members[1].read_bytes_per_s = 40e9; /* twice w0 */
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+    assert_string_equal(ranks[0].worker, "w1");
+    assert_int_equal(ranks[0].attn_count, 6);
+    assert_int_equal(ranks[1].attn_count, 3);
+    assert_int_equal(ranks[0].ffn_count, 8);
+    assert_int_equal(ranks[0].vocab_count, 32);
+}
+
+/* The fast one has little memory: units move to the slow one until they fit. */
+static void test_memory_moves_units(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    members[0].read_bytes_per_s = 80e9;
+    members[0].memory_bytes = 2000 * MIB;
+    members[1].memory_bytes = 8000 * MIB;
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 1, .context = 2048};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+    uint32_t fast = strcmp(ranks[0].worker, "w0") == 0 ? 0 : 1;
+    assert_true(ranks[fast].peak_bytes <= 2000 * MIB);
+    assert_true(ranks[fast].ffn_count < ranks[1 - fast].ffn_count);
+    assert_true(ranks[fast].ffn_count >= 56 / 8); /* though not emptied */
+}
+
+static void test_memory_moves_layers(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    members[0].memory_bytes = 1500 * MIB;
+    members[1].memory_bytes = 8000 * MIB;
+    PlanWish wish = {.pp = 2, .tp = 1, .streams = 1, .context = 2048};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    for (uint32_t s = 0; s < 2; s++) {
+        const PlanStage *stage = &plan->replicas[0].stages[s];
+        uint32_t n_layers = stage->layer_last - stage->layer_first + 1;
+        if (strcmp(stage->ranks[0].worker, "w0") == 0) {
+            assert_in_range(n_layers, 2, 10);
+        }
+    }
+}
+
+/* The last stage also reads the vocabulary projection, as much as 13 layers here, and so gets fewer layers. */
+static void test_layers_by_work(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    PlanWish wish = {.pp = 2, .tp = 1, .streams = 1};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    PlanCost cost = planner_cost(plan, spec, members, 2, 0, 1, 0);
+    assert_true(cost.slowest_stage_s < 0.55 * cost.latency_s);
+    assert_true(plan->replicas[0].stages[0].layer_last >= 20);
+}
+
+/* 3 KV heads over 2 and 4 workers: legal, uneven, the shared KV head on both sides. */
+static void test_shared_kv_heads(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[4];
+    plan_builder_members(members, 4);
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
+    g_autoptr(Plan) two = plan_ok(spec, members, 4, &wish);
+    assert_layout(two, 1, 1, 2);
+    const PlanRank *ranks = two->replicas[0].stages[0].ranks;
+    assert_int_equal(ranks[0].attn_count + ranks[1].attn_count, 9);
+    assert_int_equal(ranks[0].kv_bytes_per_token + ranks[1].kv_bytes_per_token, 30 * 4 * 64 * 4);
+    wish.tp = 4;
+    g_autoptr(Plan) four = plan_ok(spec, members, 4, &wish);
+    assert_layout(four, 1, 1, 4);
+}
+
+static void test_replicas_are_disjoint(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[6];
+    plan_builder_members(members, 6);
+    PlanWish wish = {.dp = 3, .pp = 1, .tp = 2, .streams = 2};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 6, &wish); /* plan_check() refuses a worker used twice */
+    assert_layout(plan, 3, 1, 2);
+    wish = (PlanWish){.dp = 3, .streams = 2};
+    g_autoptr(Plan) free_degrees = plan_ok(spec, members, 6, &wish);
+    assert_int_equal(free_degrees->n_replicas, 3);
+}
+
+/* ---- KV memory -------------------------------------------------------------------------------- */
+
+static void test_streams_as_fits(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[1];
+    plan_builder_members(members, 1);
+    PlanWish wish = {0};
+    g_autoptr(Plan) roomy = plan_ok(spec, members, 1, &wish);
+    assert_int_equal(roomy->streams, 16);
+    members[0].memory_bytes = 700 * MIB; /* weights and buffers 230, a stream 180 */
+    g_autoptr(Plan) tight = plan_ok(spec, members, 1, &wish);
+    assert_int_equal(tight->streams, 2);
+    members[0].memory_bytes = 100 * MIB;
+    Refusal r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "MiB of memory are missing");
+    refusal_clear(&r);
+}
+
+static void test_kv_memory(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    PlanWish wish = {.pp = 1, .tp = 1, .kv_memory = 1024 * MIB};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    uint64_t token = plan->replicas[0].stages[0].ranks[0].kv_bytes_per_token;
+    assert_true(plan->kv_pages * KV_BLOCK * token <= 1024 * MIB);
+    assert_true((plan->kv_pages + 1) * KV_BLOCK * token > 1024 * MIB);
+    assert_int_equal(plan->streams, plan->kv_pages / 256);
+    wish.kv_memory = 10 * MIB;
+    Refusal r = plan_refused(spec, members, 2, &wish);
+    assert_text(&r, "KV memory of 10.0 MiB");
+    refusal_clear(&r);
+}
+
+/* ---- refusals --------------------------------------------------------------------------------- */
+
+static void test_degree_above_limit(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[12];
+    plan_builder_members(members, 12);
+    PlanWish wish = {.tp = 10, .streams = 1};
+    Refusal r = plan_refused(spec, members, 12, &wish);
+    assert_text(&r, "tensor parallel 10 is more than this model allows: it has 9 attention units and 12 FFN units");
+    assert_int_equal(r.violations->len, 1);
+    assert_true(r.alternatives->len > 0);
+    refusal_clear(&r);
+    wish = (PlanWish){.pp = 31, .streams = 1};
+    r = plan_refused(spec, members, 12, &wish);
+    assert_text(&r, "31 stages are more than the model's 30 layers");
+    refusal_clear(&r);
+    wish = (PlanWish){.context = 9000};
+    r = plan_refused(spec, members, 12, &wish);
+    assert_text(&r, "context 9000 is beyond the model's own limit of 8192");
+    refusal_clear(&r);
+}
+
+static void test_too_few_workers(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    plan_builder_members(members, 3);
+    members[2].usable = false;
+    PlanWish wish = {.pp = 3, .tp = 1, .streams = 1};
+    Refusal r = plan_refused(spec, members, 3, &wish);
+    assert_text(&r, "needs 3 workers and 2 can be used; start 1 more");
+    refusal_clear(&r);
+    r = plan_refused(spec, members, 0, &wish);
+    assert_text(&r, "there is no worker");
+    refusal_clear(&r);
+    wish = (PlanWish){.dp = UINT32_MAX, .pp = 30, .tp = 9};
+    r = plan_refused(spec, members, 3, &wish);
+    assert_text(&r, "workers and 2 can be used");
+    refusal_clear(&r);
+}
+
+static void test_unfit_workers(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[1];
+    PlanWish wish = {.streams = 1};
+    plan_builder_members(members, 1);
+    members[0].numerics_version = 99;
+    Refusal r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "other numerics");
+    refusal_clear(&r);
+    plan_builder_members(members, 1);
+    members[0].packed_block_bytes[DTYPE_Q4_1] = 0;
+    r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "cannot compute a weight type");
+    refusal_clear(&r);
+    plan_builder_members(members, 1);
+    wish.numerics = NUMERICS_FAST;
+    r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "numerics class");
+    refusal_clear(&r);
+}
+
+/* The number that is said to be missing is the number: with that much more it fits. */
+static void test_missing_memory_is_exact(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[1];
+    PlanWish wish = {.streams = 1};
+    plan_builder_members(members, 1);
+    g_autoptr(Plan) plan = plan_ok(spec, members, 1, &wish);
+    uint64_t need = plan->replicas[0].stages[0].ranks[0].peak_bytes;
+    members[0].memory_bytes = need - 100 * MIB;
+    Refusal r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "100 MiB of memory are missing");
+    assert_int_equal(r.violations->len, 1);
+    assert_int_equal(((PlanViolation *)r.violations->pdata[0])->rule, PLAN_RULE_MEMORY);
+    refusal_clear(&r);
+    members[0].memory_bytes = need;
+    g_autoptr(Plan) fits = plan_ok(spec, members, 1, &wish);
+    assert_non_null(fits);
+}
+
+static void test_alternatives(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    members[0].memory_bytes = members[1].memory_bytes = 4000 * MIB;
+    PlanWish wish = {.pp = 1, .tp = 1, .streams = 1, .context = 2048};
+    Refusal r = plan_refused(spec, members, 2, &wish);
+    assert_true(has_alternative(&r, "--pp 2 --tp 1"));
+    assert_true(has_alternative(&r, "--pp 1 --tp 2"));
+    refusal_clear(&r);
+}
+
+/* ---- cost model ------------------------------------------------------------------------------- */
+
+static void test_roof(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    PlanWish wish = {.pp = 1, .tp = 1, .streams = 1};
+    g_autoptr(Plan) one = plan_ok(spec, members, 2, &wish);
+    double roof = planner_roof(one, spec, members, 2);
+    double wanted = 20e9 / (double)one->replicas[0].stages[0].ranks[0].weight_bytes;
+    assert_true(fabs(roof - wanted) < 1e-6 * wanted);
+    assert_true(one->predicted.decode_tokens_per_s < roof);
+    wish.pp = 2;
+    g_autoptr(Plan) two = plan_ok(spec, members, 2, &wish); /* the embedding of stage 0 is only looked up */
+    assert_true(fabs(planner_roof(two, spec, members, 2) - wanted) < 0.001 * wanted);
+}
+
+static void test_cost_follows_speed_and_depth(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    plan_builder_members(members, 2);
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 4};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+    PlanCost base = planner_cost(plan, spec, members, 2, 0, 1, 0);
+    PlanCost deep = planner_cost(plan, spec, members, 2, 0, 1, 8000);
+    PlanCost batch = planner_cost(plan, spec, members, 2, 0, 4, 0);
+    PlanCost prefill = planner_cost(plan, spec, members, 2, 0, 512, 0);
+    assert_true(deep.latency_s > base.latency_s);
+    assert_true(batch.latency_s < 4 * base.latency_s); /* weights are read once */
+    assert_true(prefill.latency_s < 512 * base.latency_s && prefill.compute_s > prefill.memory_s);
+    double parts = base.memory_s + base.compute_s + base.link_s;
+    assert_true(fabs(parts - base.latency_s) < 1e-9);
+    /* 30 layers x 2 exchanges, and the embedding's and the sampler's: each one latency and its bytes. */
+    double exchange = 10e-6 + 576 * 4 / 2e9;
+    assert_true(fabs(base.link_s - (61 * exchange + 10e-6)) < 1e-7);
+    members[0].link_latency_s = members[1].link_latency_s = 1e-3;
+    PlanCost slow = planner_cost(plan, spec, members, 2, 0, 1, 0);
+    assert_true(slow.link_s > 0.05 && slow.latency_s > base.latency_s);
+}
+
+/* Members that measured nothing, or nonsense, still get a finite plan. */
+static void test_unmeasured_members(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    static const double values[] = {0.0, -1.0, NAN, INFINITY, 1e300, 1e-300};
+    for (size_t i = 0; i < G_N_ELEMENTS(values); i++) {
+        PlanMember members[2];
+        plan_builder_members(members, 2);
+        members[0].read_bytes_per_s = members[0].int8_ops_per_s = members[0].f32_ops_per_s = values[i];
+        members[0].link_latency_s = members[0].link_bytes_per_s = values[i];
+        PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
+        g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
+        assert_true(isfinite(plan->predicted.decode_tokens_per_s) && plan->predicted.decode_tokens_per_s > 0);
+        assert_true(isfinite(plan->predicted.prefill_tokens_per_s) && plan->predicted.prefill_tokens_per_s > 0);
+    }
+}
+
+/* ---- cuts ------------------------------------------------------------------------------------- */
+
+static void cut(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts)
+{
+    SubtreeTable table;
+    subtree_table_init(&table, n);
+    cut_units(&table, unit_s, n_ranks, subtree_s, cuts);
+}
+
+/* cut_units() against all cuts of small trees on three ranks. */
+static void test_cut_units_is_best(void **state)
+{
+    RandomSeeded random;
+    random_seeded_init(&random, 17);
+    for (int i = 0; i < 500; i++) {
+        uint32_t n = 3 + (uint32_t)(random_u64(&random.base) % 14), cuts[4];
+        double unit_s[3], subtree_s = (double)(random_u64(&random.base) % 100) / 20.0;
+        for (int r = 0; r < 3; r++) {
+            unit_s[r] = 0.1 + (double)(random_u64(&random.base) % 100) / 25.0;
+        }
+        cut(n, unit_s, 3, subtree_s, cuts);
+        assert_int_equal(cuts[0], 0);
+        assert_int_equal(cuts[3], n);
+        double best = INFINITY, got = 0.0;
+        for (uint32_t r = 0; r < 3; r++) {
+            assert_true(cuts[r] < cuts[r + 1]);
+            double time = (cuts[r + 1] - cuts[r]) * unit_s[r] + tree_subtrees(n, cuts[r], cuts[r + 1]) * subtree_s;
+            got = MAX(got, time);
+        }
+        for (uint32_t a = 1; a + 2 <= n; a++) {
+            for (uint32_t b = a + 1; b + 1 <= n; b++) {
+                double x = a * unit_s[0] + tree_subtrees(n, 0, a) * subtree_s;
+                double y = (b - a) * unit_s[1] + tree_subtrees(n, a, b) * subtree_s;
+                double z = (n - b) * unit_s[2] + tree_subtrees(n, b, n) * subtree_s;
+                best = MIN(best, MAX(x, MAX(y, z)));
+            }
+        }
+        assert_true(fabs(got - best) < 1e-9);
+    }
+}
+
+/* 8 units on 3 equal ranks: even where partial sums are free, node-aligned (1/4, 1/4, 1/2 in some order) where they are dear. */
+static void test_cut_units_aligns(void **state)
+{
+    const double alike[3] = {1.0, 1.0, 1.0};
+    uint32_t cuts[4];
+    cut(8, alike, 3, 0.0, cuts);
+    assert_int_equal(MAX(cuts[1], MAX(cuts[2] - cuts[1], 8 - cuts[2])), 3);
+    cut(8, alike, 3, 10.0, cuts);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(tree_subtrees(8, cuts[r], cuts[r + 1]), 1);
+    }
+    const double two[2] = {1.0, 1.0};
+    cut(9, two, 2, 0.1, cuts);
+    assert_int_equal(cuts[1], 5); /* the root's own cut */
+}
+
+static void test_cut_layers(void **state)
+{
+    uint32_t counts[3];
+    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 0}, 3, counts);
+    assert_int_equal(counts[0] + counts[1] + counts[2], 30);
+    assert_int_equal(counts[0], 10);
+    assert_int_equal(counts[2], 10);
+    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 9}, 3, counts);
+    assert_int_equal(counts[2], 4);
+    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 1000}, 3, counts);
+    assert_int_equal(counts[2], 1);
+    cut_layers(3, (double[]){1, 5, 9}, (double[]){0, 0, 0}, 3, counts);
+    assert_int_equal(counts[0], 1);
+    assert_int_equal(counts[1], 1);
+}
+
+/* ---- random clusters -------------------------------------------------------------------------- */
+
+static double pick(Random *random, double low, double high)
+{
+    return low * pow(high / low, (double)(random_u64(random) % 1000) / 999.0);
+}
+
+static void random_member(Random *random, PlanMember *m)
+{
+    static const char *const hosts[] = {"a", "b", "c", NULL};
+    m->memory_bytes = (uint64_t)pick(random, 50e6, 20e9);
+    m->read_bytes_per_s = pick(random, 2e9, 200e9);
+    m->int8_ops_per_s = pick(random, 20e9, 4e12);
+    m->f32_ops_per_s = pick(random, 10e9, 1e12);
+    m->link_latency_s = pick(random, 1e-6, 5e-3);
+    m->link_bytes_per_s = pick(random, 1e7, 2e10);
+    m->usable = random_u64(random) % 8 != 0;
+    m->host = hosts[random_u64(random) % 4];
+    if (random_u64(random) % 16 == 0) {
+        m->numerics_version++;
+    }
+    if (random_u64(random) % 16 == 0) {
+        m->packed_block_bytes[DTYPE_Q4_1] = 0;
+    }
+}
+
+static bool same_plan(const Plan *a, const Plan *b)
+{
+    g_autofree char *x = plan_layout_text(a), *y = plan_layout_text(b);
+    if (strcmp(x, y) != 0 || a->kv_pages != b->kv_pages || a->reasons->len != b->reasons->len) {
+        return false;
+    }
+    for (uint32_t r = 0; r < a->n_replicas; r++) {
+        for (uint32_t s = 0; s < a->replicas[r].n_stages; s++) {
+            for (uint32_t k = 0; k < a->replicas[r].stages[s].n_ranks; k++) {
+                PlanRank p = a->replicas[r].stages[s].ranks[k], q = b->replicas[r].stages[s].ranks[k];
+                if (strcmp(p.worker, q.worker) != 0) {
+                    return false;
+                }
+                p.worker = q.worker = NULL;
+                if (memcmp(&p, &q, sizeof p) != 0) {
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+static void test_random_clusters(void **state)
+{
+    g_autoptr(ModelSpec) small = smol();
+    g_autoptr(ModelSpec) big = large();
+    RandomSeeded random;
+    uint32_t n_planned = 0, n_refused = 0;
+    const uint64_t seed = 4711;
+    random_seeded_init(&random, seed);
+    for (int i = 0; i < 3000; i++) {
+        const ModelSpec *spec = i % 3 == 0 ? big : small;
+        PlanMember members[9];
+        uint32_t n = 1 + (uint32_t)(random_u64(&random.base) % 9);
+        plan_builder_members(members, n);
+        for (uint32_t m = 0; m < n; m++) {
+            random_member(&random.base, &members[m]);
+        }
+        PlanWish wish = {
+            .dp = random_u64(&random.base) % 4 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 3) : 0,
+            .pp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 4) : 0,
+            .tp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 5) : 0,
+            .streams = (uint32_t)(random_u64(&random.base) % 4),
+            .context = random_u64(&random.base) % 2 == 0 ? 1024 : 0,
+            .kv_type = (KvType)(random_u64(&random.base) % 3),
+            .kv_memory = random_u64(&random.base) % 5 == 0 ? 600 * MIB : 0,
+            .one_host_shared = random_u64(&random.base) % 2 == 0,
+        };
+        g_autoptr(GError) error = NULL;
+        g_autoptr(GPtrArray) violations = NULL, alternatives = NULL;
+        g_autoptr(Plan) plan = planner_plan(spec, members, n, &wish, &violations, &alternatives, &error);
+        if (plan == NULL) {
+            n_refused++;
+            assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE));
+            assert_true(violations->len > 0);
+            continue;
+        }
+        n_planned++;
+        assert_legal(plan, spec, members, n);
+        assert_true(wish.dp == 0 || plan->n_replicas == wish.dp);
+        assert_true(wish.pp == 0 || plan->replicas[0].n_stages == wish.pp);
+        assert_true(wish.tp == 0 || plan->replicas[0].stages[0].n_ranks == wish.tp);
+        assert_true(isfinite(plan->predicted.decode_tokens_per_s));
+        if (i % 10 == 0) {
+            g_autoptr(Plan) again = planner_plan(spec, members, n, &wish, NULL, NULL, NULL);
+            assert_true(same_plan(plan, again));
+        }
+    }
+    print_message("# seed %" G_GUINT64_FORMAT ": %u planned, %u refused\n", seed, n_planned, n_refused);
+    assert_true(n_planned > 1000 && n_refused > 300);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_worker),          cmocka_unit_test(test_link_decides),
+        cmocka_unit_test(test_fastest_worker_is_taken), cmocka_unit_test(test_too_large_for_one),
+        cmocka_unit_test(test_units_by_speed),      cmocka_unit_test(test_memory_moves_units),
+        cmocka_unit_test(test_memory_moves_layers), cmocka_unit_test(test_layers_by_work),
+        cmocka_unit_test(test_shared_kv_heads),     cmocka_unit_test(test_replicas_are_disjoint),
+        cmocka_unit_test(test_streams_as_fits),     cmocka_unit_test(test_kv_memory),
+        cmocka_unit_test(test_degree_above_limit),  cmocka_unit_test(test_too_few_workers),
+        cmocka_unit_test(test_unfit_workers),       cmocka_unit_test(test_missing_memory_is_exact),
+        cmocka_unit_test(test_alternatives),        cmocka_unit_test(test_roof),
+        cmocka_unit_test(test_cost_follows_speed_and_depth), cmocka_unit_test(test_unmeasured_members),
+        cmocka_unit_test(test_cut_units_is_best),   cmocka_unit_test(test_cut_units_aligns),
+        cmocka_unit_test(test_cut_layers),          cmocka_unit_test(test_random_clusters),
+    };
+    return cmocka_run_group_tests_name("planner", tests, NULL, NULL);
+}
