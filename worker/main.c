@@ -8,13 +8,17 @@
 #include "proto/config/options.h"
 #include "transport/daemon/daemon.h"
 
+#include <netdb.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define STOP_LIMIT_S 5
 
 typedef struct Settings {
     char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics, *listen, *advertise, *health_listen, *link, *link_device,
@@ -41,7 +45,7 @@ static const Option worker_options[] = {
     {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST", "name or address by which peers reach this host", NULL},
     {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT", "plaintext listener that serves grpc.health.v1 only (default: none)", NULL},
     {"link", 0, OPTION_STRING, FIELD(link), "KIND", "data plane: auto = shared memory within a host and tcp, or tcp alone", NULL, 0, 0, "auto|tcp"},
-    {"link-device", 0, OPTION_STRING, FIELD(link_device), "DEVICE", "network device of the data plane (default: the first that is up)", NULL},
+    {"link-device", 0, OPTION_STRING, FIELD(link_device), "DEVICE", "network device or own address of the data plane (default: the device that reaches the coordinator)", NULL},
     {"data-port", 0, OPTION_STRING, FIELD(data_port), "RANGE", "TCP ports of the data plane, as in 15000-15100", NULL},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), "", "log details too", NULL},
@@ -100,18 +104,26 @@ static uint64_t number_in(const char *path, const char *key)
     return at != NULL ? g_ascii_strtoull(at + (key != NULL ? strlen(key) : 0), NULL, 10) : 0;
 }
 
-/* What is available on the host and left in this process's memory cgroup, less a tenth. */
+/* What one memory cgroup leaves; UINT64_MAX without a limit ("max" reads as 0). */
+static uint64_t left_in_cgroup(const char *folder)
+{
+    g_autofree char *limit_file = g_build_filename(folder, "memory.max", NULL);
+    g_autofree char *used_file = g_build_filename(folder, "memory.current", NULL);
+    const uint64_t limit = number_in(limit_file, NULL), used = number_in(used_file, NULL);
+    return limit == 0 ? UINT64_MAX : limit > used ? limit - used : 0;
+}
+
+/* What is available on the host and left in this process's memory cgroup and the ones around it, less a tenth. */
 static uint64_t default_memory(void)
 {
     uint64_t available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
     g_autofree char *cgroup = NULL;
-    if (g_file_get_contents("/proc/self/cgroup", &cgroup, NULL, NULL) && g_str_has_prefix(cgroup, "0::")) {
+    if (g_file_get_contents("/proc/self/cgroup", &cgroup, NULL, NULL) && g_str_has_prefix(cgroup, "0::/")) {
         g_autofree char *path = g_strdup(g_strchomp(cgroup + 3));
-        g_autofree char *limit_file = g_build_filename("/sys/fs/cgroup", path, "memory.max", NULL);
-        g_autofree char *used_file = g_build_filename("/sys/fs/cgroup", path, "memory.current", NULL);
-        const uint64_t limit = number_in(limit_file, NULL), used = number_in(used_file, NULL); /* "max" reads as 0 */
-        if (limit > used) {
-            available = MIN(available, limit - used);
+        while (strlen(path) > 1) {
+            g_autofree char *folder = g_build_filename("/sys/fs/cgroup", path, NULL);
+            available = MIN(available, left_in_cgroup(folder));
+            *strrchr(path, '/') = '\0';
         }
     }
     return available / 10 * 9;
@@ -141,6 +153,55 @@ static bool take_cpus(Daemon *d, GError **error)
     return true;
 }
 
+/* ---- addresses ---- */
+
+static char *host_of(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    return colon != NULL ? g_strndup(address, (gsize)(colon - address)) : g_strdup(address);
+}
+
+static bool is_any_host(const char *host)
+{
+    return *host == '\0' || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "[::]") == 0;
+}
+
+/* Our own address on the way to host:port (nothing is sent); returned, NULL = no way known. */
+static char *address_toward(const char *peer)
+{
+    const char *port = strrchr(peer, ':');
+    g_autofree char *host = host_of(peer);
+    struct addrinfo *to = NULL, hints = {.ai_family = AF_INET, .ai_socktype = SOCK_DGRAM};
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    char text[NI_MAXHOST];
+    if (port == NULL || getaddrinfo(host, port + 1, &hints, &to) != 0) {
+        return NULL;
+    }
+    const int fd = socket(to->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const bool found = fd >= 0 && connect(fd, to->ai_addr, to->ai_addrlen) == 0 && getsockname(fd, (struct sockaddr *)&own, &length) == 0 &&
+                       getnameinfo((struct sockaddr *)&own, length, text, sizeof text, NULL, 0, NI_NUMERICHOST) == 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    freeaddrinfo(to);
+    return found ? g_strdup(text) : NULL;
+}
+
+/* Where peers reach this host: as asked for, else the listen address, else our side of the way to the coordinator. Returned. */
+static char *own_address(const Settings *s, const char *coordinator)
+{
+    g_autofree char *listen_host = host_of(s->listen != NULL ? s->listen : "0.0.0.0:0");
+    if (s->advertise != NULL) {
+        return g_strdup(s->advertise);
+    }
+    if (!is_any_host(listen_host)) {
+        return g_steal_pointer(&listen_host);
+    }
+    char *toward = coordinator != NULL ? address_toward(coordinator) : NULL;
+    return toward != NULL ? toward : g_strdup("127.0.0.1");
+}
+
 /* ---- identity ---- */
 
 static void on_joined(const Identity *identity, const GError *error, void *user)
@@ -155,12 +216,6 @@ static void on_joined(const Identity *identity, const GError *error, void *user)
     d->joined = true;
 }
 
-static char *host_of(const char *address)
-{
-    const char *colon = strrchr(address, ':');
-    return colon != NULL ? g_strndup(address, (gsize)(colon - address)) : g_strdup(address);
-}
-
 static bool join_cluster(Daemon *d, GError **error)
 {
     const Settings *s = d->settings;
@@ -173,8 +228,8 @@ static bool join_cluster(Daemon *d, GError **error)
     if (ca == NULL) {
         return false;
     }
-    g_autofree char *listen_host = host_of(s->listen != NULL ? s->listen : "0.0.0.0:0");
-    const char *addresses[] = {s->advertise != NULL ? s->advertise : listen_host, "127.0.0.1", g_get_host_name(), NULL};
+    g_autofree char *own = own_address(s, s->join);
+    const char *addresses[] = {own, "127.0.0.1", g_get_host_name(), NULL};
     const JoinOptions options = {.loop = main_loop_loop(d->loop), .transport = rpc_transport_grpc(), .address = s->join, .ca_pem = ca, .token = s->token,
                                  .name = s->name != NULL ? s->name : g_get_host_name(), .addresses = addresses};
     join_start(&options, on_joined, d);
@@ -200,11 +255,32 @@ static bool take_identity(Daemon *d, GError **error)
     return join_cluster(d, error);
 }
 
+/* What the data plane's device must reach, before anything else is known: the join address, or the coordinator of an earlier join. */
+static char *data_plane_address(const Settings *s)
+{
+    Identity identity = {0};
+    char *own = NULL;
+    if (identity_load(s->state, &identity, NULL)) {
+        own = own_address(s, identity.control_address);
+    } else if (s->join != NULL) {
+        own = own_address(s, s->join);
+    }
+    identity_clear(&identity);
+    return own;
+}
+
 /* ---- running ---- */
 
 static void on_stopped(void *user)
 {
     main_loop_quit(((Daemon *)user)->loop);
+}
+
+/* An engine that cannot be stopped must not hold the process: there is nothing left to write. */
+static void on_stop_late(void *user)
+{
+    fprintf(stderr, "weft-worker: an engine did not stop within %d s\n", STOP_LIMIT_S);
+    _exit(1);
 }
 
 static void on_stop(void *user)
@@ -213,6 +289,7 @@ static void on_stop(void *user)
     if (!d->stopping && d->agent != NULL) {
         d->stopping = true;
         daemon_notify("STOPPING=1");
+        loop_timer_start(main_loop_loop(d->loop), STOP_LIMIT_S * G_USEC_PER_SEC, on_stop_late, d);
         agent_stop(d->agent, on_stopped, d);
     }
 }
@@ -242,7 +319,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
     }
     const uint64_t memory = s->memory > 0 ? s->memory : default_memory();
     const MeasureOptions measure = {.isa = isa, .threads = threads, .cpus = d->cpus, .memory_bytes = memory};
-    g_autofree char *host = host_identity();
+    g_autofree char *host = host_identity(), *own = own_address(s, d->identity.control_address);
     const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL, exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
     AgentOptions options = {
         .loop = main_loop_loop(d->loop),
@@ -255,7 +332,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .cache_dir = s->cache,
         .models_dir = s->models,
         .listen = s->listen != NULL ? s->listen : "0.0.0.0:0",
-        .advertise = s->advertise,
+        .advertise = own,
         .health_listen = s->health_listen,
         .host = host,
         .memory_bytes = memory,
@@ -282,7 +359,7 @@ static int serve(const Settings *s, GError **error)
     log->min_level = s->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
     const int lock = identity_lock(s->state, error);
     if (lock < 0) {
-        return 1;
+        return 0;
     }
     d.loop = main_loop_new();
     if (take_cpus(&d, error) && take_identity(&d, error)) {
@@ -347,9 +424,10 @@ int main(int argc, char **argv)
         if (s.data_port != NULL) {
             g_setenv("UCX_TCP_PORT_RANGE", s.data_port, FALSE);
         }
-        link_ucx_environment(argc, argv, s.link != NULL && strcmp(s.link, "tcp") == 0 ? "tcp" : NULL, s.link_device);
-        daemon_prepare();
         default_folders(&s);
+        g_autofree char *device = s.link_device != NULL ? g_strdup(s.link_device) : data_plane_address(&s);
+        link_ucx_environment(argc, argv, s.link != NULL && strcmp(s.link, "tcp") == 0 ? "tcp" : NULL, device);
+        daemon_prepare();
         code = serve(&s, &error);
     }
     if (error != NULL) {

@@ -23,9 +23,9 @@
 #define MATMUL_IN 1024u
 #define MATMUL_ROWS 8u
 #define MATMUL_RUN_S 0.02
-#define PINGS 200
+#define PINGS 100
 #define PING_BYTES 4096u
-#define STREAM_BYTES (16u << 20)
+#define STREAM_BYTES (8u << 20)
 /* Where sockets cannot be measured (no loopback in this namespace): a modest local network. */
 #define ASSUMED_LATENCY_S 50e-6
 #define ASSUMED_BYTES_PER_S 1e9
