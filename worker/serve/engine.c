@@ -99,7 +99,7 @@ struct Engine {
         char waits_operation[64];
         LinkCounters link;
     } shared;
-    atomic_bool abort, running, failed, has_work, waiting, wait_expired;
+    atomic_bool crowded, abort, running, failed, has_work, waiting, wait_expired;
     atomic_uint waits_stage, waits_rank;
     atomic_llong waits_since_us;
     atomic_ullong progress, steps, rows, compute_us, wait_us, next_request;
@@ -360,8 +360,8 @@ static void open_group(Engine *e)
         .rank = e->position.rank,
         .links = e->links + e->position.base,
         .abort = &e->abort,
-        .spin_us = e->o.crowded ? 0 : SPIN_US,
-        .yield = e->o.crowded,
+        .spin_us = e->crowded ? 0 : SPIN_US,
+        .yield = e->crowded,
         .two_shot_bytes = 256 << 10,
     };
     e->group = group_new(&options);
@@ -378,7 +378,7 @@ static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global
         if (left <= 0) {
             break;
         }
-        link_port_wait(e->port, MIN(left, IDLE_WAIT_US), e->o.crowded ? 0 : SPIN_US);
+        link_port_wait(e->port, MIN(left, IDLE_WAIT_US), e->crowded ? 0 : SPIN_US);
         atomic_fetch_add(&e->progress, 1);
     }
     atomic_fetch_add(&e->wait_us, (unsigned long long)(g_get_monotonic_time() - start));
@@ -630,7 +630,7 @@ static void rest(Engine *e)
     const int64_t now = g_get_monotonic_time();
     const bool busy = e->state == STATE_RUNNING && now - e->idle_since_us < 50000;
     publish(e);
-    link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : IDLE_WAIT_US, busy && !e->o.crowded ? SPIN_US : 0);
+    link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : IDLE_WAIT_US, busy && !e->crowded ? SPIN_US : 0);
 }
 
 /* ---- opening and closing ---- */
@@ -723,6 +723,7 @@ Engine *engine_new(const EngineOptions *options, GError **error)
     Engine *e = g_new0(Engine, 1);
     const PlanReplica *replica = &options->plan->replicas[options->replica];
     e->o = *options;
+    atomic_init(&e->crowded, options->crowded);
     e->position = position_of(options->plan, options->replica, options->stage, options->rank);
     e->limits = (StepLimits){.max_rows = options->plan->max_rows, .max_slots = MAX(options->plan->streams, 1u),
                              .max_pages = (uint32_t)options->plan->kv_pages, .context = options->plan->definition.context,
@@ -822,6 +823,11 @@ void engine_start(Engine *e, const uint8_t secret[32], const uint8_t own_boot_id
     c->kind = COMMAND_START;
     c->greeting = g;
     push_command(e, c);
+}
+
+void engine_set_crowded(Engine *e)
+{
+    atomic_store(&e->crowded, true);
 }
 
 bool engine_step(Engine *e)

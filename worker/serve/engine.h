@@ -46,6 +46,8 @@ typedef struct EnginePeer {
  * ready(error, user) is posted on `loop` once all hellos are in, or with an error naming the peer. */
 void engine_start(Engine *engine, const uint8_t secret[32], const uint8_t own_boot_id[16], bool seal, const EnginePeer *peers, uint32_t n_peers,
                   Loop *loop, void (*ready)(const GError *error, void *user), void *user);
+/* More ranks than cores turned out to share this host: waits yield instead of spinning (WIRE.md, "Waiting"). Before engine_start(), which is when the hosts are known. */
+void engine_set_crowded(Engine *engine);
 /* inline_run: does what is there to do; true if anything was done. */
 bool engine_step(Engine *engine);
 
