@@ -292,6 +292,21 @@ static bool check_ranks(const Deployment *d, const Weft__V1__StartRequest *reque
     return true;
 }
 
+/* More compute threads than cores on this host, as far as the replica's ranks tell: each is taken to have as many threads as this one. */
+static bool is_crowded(const Deployment *d, const Weft__V1__StartRequest *request)
+{
+    const char *own = "";
+    unsigned ranks_here = 0;
+    for (size_t i = 0; i < request->n_ranks; i++) {
+        const Weft__V1__RankAddress *rank = request->ranks[i];
+        own = rank->stage == d->stage && rank->rank == d->rank ? rank->host : own;
+    }
+    for (size_t i = 0; i < request->n_ranks; i++) {
+        ranks_here += *own != '\0' && strcmp(request->ranks[i]->host, own) == 0;
+    }
+    return ranks_here * d->table->o.threads > g_get_num_processors();
+}
+
 static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
 {
     g_autofree EnginePeer *peers = g_new0(EnginePeer, request->n_ranks);
@@ -301,6 +316,9 @@ static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
         memcpy(peers[i].boot_id, rank->boot_id.data, BOOT_ID_BYTES);
     }
     d->state = DEPLOY_STARTING;
+    if (is_crowded(d, request)) {
+        engine_set_crowded(d->engine);
+    }
     engine_start(d->engine, request->secret.data, d->table->o.boot_id, d->seal, peers, (uint32_t)request->n_ranks, d->table->o.loop, started, d);
     for (size_t i = 0; i < request->n_ranks; i++) {
         g_bytes_unref(peers[i].address);
