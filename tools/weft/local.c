@@ -8,12 +8,15 @@
 #include "weft/v1/admin.pb-c.h"
 
 #include <errno.h>
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <netinet/in.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -185,12 +188,34 @@ static bool all_alive(const char *state, GPtrArray *list, GError **error)
 
 /* ---- the steps of `up` ---- */
 
+static bool port_is_free(unsigned port)
+{
+    const struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    const bool is_free = fd >= 0 && bind(fd, (const struct sockaddr *)&at, sizeof at) == 0;
+    close(fd);
+    return is_free;
+}
+
+/* The control port of the last time, which workers of this state directory know; any free one at first, or when somebody has taken it. */
+static char *control_listen(const char *endpoint)
+{
+    g_autofree char *text = NULL;
+    unsigned port = 0;
+    if (g_file_get_contents(endpoint, &text, NULL, NULL) && sscanf(text, "control 127.0.0.1:%u", &port) == 1 && port < 65536 && port_is_free(port)) {
+        return g_strdup_printf("127.0.0.1:%u", port);
+    }
+    return g_strdup("127.0.0.1:0");
+}
+
 static bool start_coordinator(const char *state, bool detach, GPtrArray *list, GError **error)
 {
     g_autofree char *own = g_build_filename(state, "coordinator", NULL);
     g_autofree char *endpoint = g_build_filename(own, "endpoint", NULL);
+    g_autofree char *listen = control_listen(endpoint);
     g_unlink(endpoint);
-    char *argv[] = {"weft-coordinator", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--state", own, "--models", "/", NULL};
+    char *argv[] = {"weft-coordinator", "--listen", listen, "--join-listen", "127.0.0.1:0", "--state", own, "--models", "/", NULL};
     if (!start_process(state, "coordinator", argv, detach, list, error)) {
         return false;
     }
