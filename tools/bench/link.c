@@ -1,9 +1,12 @@
-/* bench-link: what an exchange between two workers of one host costs, sealed and in the clear, and what prefill-sized sums take.
+/* bench-link: what an exchange between two workers of one host costs, sealed and in the clear, and
+ * what prefill-sized sums take.
  *
- *     bench-link [tcp|shm] [SECONDS]     tcp (the default): UCX over loopback;  shm: shared memory;  SECONDS a row, 0.3
+ *     bench-link [tcp|shm] [SECONDS]     tcp (the default): UCX over loopback;  shm: shared memory;
+ * SECONDS a row, 0.3
  *
- * Two processes, each pinned to a core where there are two, make an all-reduce of n floats over and over, as tensor parallel decode
- * does twice a layer; the figure is the median over blocks of BLOCK all-reduces. Compare with the table in shared/WIRE.md. */
+ * Two processes, each pinned to a core where there are two, make an all-reduce of n floats over and
+ * over, as tensor parallel decode does twice a layer; the figure is the median over blocks of BLOCK
+ * all-reduces. Compare with the table in shared/WIRE.md. */
 #include "transport/group/group.h"
 #include "transport/link/link_clock.h"
 
@@ -67,7 +70,8 @@ static void die(const char *what)
 static void side_open(Side *side, uint64_t handle, bool seal)
 {
     g_autoptr(GError) error = NULL;
-    LinkPortOptions options = {.fill = side->fill, .receive = on_receive, .dead = on_dead, .user = side};
+    LinkPortOptions options = {
+        .fill = side->fill, .receive = on_receive, .dead = on_dead, .user = side};
     side->port = link_port_open(&options, &error);
     if (side->port == NULL) {
         die(error->message);
@@ -79,7 +83,8 @@ static void side_open(Side *side, uint64_t handle, bool seal)
     }
     ssize_t size = recv(side->control, theirs, sizeof theirs, 0);
     g_autoptr(GBytes) address = g_bytes_new(theirs, size > 0 ? (gsize)size : 0);
-    LinkConnect connect = {.address = address, .handle = handle, .peer = 1 - side->rank, .seal = seal};
+    LinkConnect connect = {
+        .address = address, .handle = handle, .peer = 1 - side->rank, .seal = seal};
     memset(connect.send_key, 1 + (int)side->rank, sizeof connect.send_key);
     memset(connect.receive_key, 2 - (int)side->rank, sizeof connect.receive_key);
     side->link = link_connect(side->port, &connect, &error);
@@ -89,7 +94,12 @@ static void side_open(Side *side, uint64_t handle, bool seal)
     Link *links[2] = {NULL, NULL};
     links[1 - side->rank] = side->link;
     bool crowded = g_get_num_processors() < 2;
-    GroupOptions group = {.port = side->port, .n_ranks = 2, .rank = side->rank, .links = links, .spin_us = 200, .yield = crowded,
+    GroupOptions group = {.port = side->port,
+                          .n_ranks = 2,
+                          .rank = side->rank,
+                          .links = links,
+                          .spin_us = 200,
+                          .yield = crowded,
                           .two_shot_bytes = 64u << 10};
     side->group = group_new(&group);
 }
@@ -117,8 +127,8 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Median microseconds of an all-reduce of n floats. Both sides make the same number of them: rank 0 says in each block whether it is
- * the last. */
+/* Median microseconds of an all-reduce of n floats. Both sides make the same number of them: rank 0
+ * says in each block whether it is the last. */
 static double side_measure(Side *side, size_t n, double seconds)
 {
     static const uint32_t cuts[] = {0, 1, 2};
@@ -161,7 +171,8 @@ static void side_run(Side *side, double seconds)
     }
     link_fill_free(side->fill);
     for (size_t i = 0; side->rank == 0 && i < G_N_ELEMENTS(sizes); i++) {
-        printf("%8zu %10zu %12.1f %12.1f %12.1f\n", sizes[i], sizes[i] * sizeof(float), us[0][i], us[1][i], us[1][i] - us[0][i]);
+        printf("%8zu %10zu %12.1f %12.1f %12.1f\n", sizes[i], sizes[i] * sizeof(float), us[0][i],
+               us[1][i], us[1][i] - us[0][i]);
     }
 }
 
@@ -178,7 +189,8 @@ int main(int argc, char **argv)
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0) {
         die("cannot create a socket pair");
     }
-    printf("all-reduce between 2 processes over UCX %s, sealing by %s (us, median)\n", kind, link_seal_name());
+    printf("all-reduce between 2 processes over UCX %s, sealing by %s (us, median)\n", kind,
+           link_seal_name());
     printf("%8s %10s %12s %12s %12s\n", "floats", "bytes", "plain", "sealed", "seal costs");
     fflush(stdout);
     pid_t child = fork();

@@ -21,10 +21,10 @@ typedef struct AeadOps {
     const char *name;
     bool (*prepare)(AeadKey *key, const uint8_t bytes[AEAD_KEY_BYTES]);
     void (*erase)(AeadKey *key);
-    void (*seal)(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size, const AeadPart *parts,
-                 unsigned n_parts, uint8_t *out, uint8_t *tag);
-    bool (*open)(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size, const uint8_t *in,
-                 size_t size, uint8_t *out, const uint8_t *tag);
+    void (*seal)(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size,
+                 const AeadPart *parts, unsigned n_parts, uint8_t *out, uint8_t *tag);
+    bool (*open)(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size,
+                 const uint8_t *in, size_t size, uint8_t *out, const uint8_t *tag);
 } AeadOps;
 
 struct AeadKey {
@@ -41,7 +41,8 @@ static bool openssl_prepare(AeadKey *key, const uint8_t bytes[AEAD_KEY_BYTES])
 {
     EVP_CIPHER *gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
     key->cipher = gcm != NULL ? EVP_CIPHER_CTX_new() : NULL;
-    bool ready = key->cipher != NULL && EVP_CipherInit_ex2(key->cipher, gcm, bytes, NULL, 1, NULL) == 1;
+    bool ready =
+        key->cipher != NULL && EVP_CipherInit_ex2(key->cipher, gcm, bytes, NULL, 1, NULL) == 1;
     EVP_CIPHER_free(gcm);
     return ready;
 }
@@ -55,14 +56,16 @@ static void openssl_update(EVP_CIPHER_CTX *cipher, uint8_t *out, const uint8_t *
 {
     for (size_t done = 0; done < size;) {
         int piece = (int)MIN(size - done, AEAD_STRIDE_BYTES), written = 0;
-        int ok = EVP_CipherUpdate(cipher, out != NULL ? out + done : NULL, &written, in + done, piece);
+        int ok =
+            EVP_CipherUpdate(cipher, out != NULL ? out + done : NULL, &written, in + done, piece);
         g_assert(ok == 1 && written == piece);
         done += (size_t)piece;
     }
 }
 
-static void openssl_seal(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size,
-                         const AeadPart *parts, unsigned n_parts, uint8_t *out, uint8_t *tag)
+static void openssl_seal(AeadKey *key, const uint8_t *iv, const void *associated,
+                         size_t associated_size, const AeadPart *parts, unsigned n_parts,
+                         uint8_t *out, uint8_t *tag)
 {
     int ok = EVP_CipherInit_ex2(key->cipher, NULL, NULL, iv, 1, NULL);
     g_assert(ok == 1);
@@ -79,8 +82,9 @@ static void openssl_seal(AeadKey *key, const uint8_t *iv, const void *associated
     g_assert(ok == 1);
 }
 
-static bool openssl_open(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size, const uint8_t *in,
-                         size_t size, uint8_t *out, const uint8_t *tag)
+static bool openssl_open(AeadKey *key, const uint8_t *iv, const void *associated,
+                         size_t associated_size, const uint8_t *in, size_t size, uint8_t *out,
+                         const uint8_t *tag)
 {
     int ok = EVP_CipherInit_ex2(key->cipher, NULL, NULL, iv, 0, NULL);
     g_assert(ok == 1);
@@ -93,10 +97,14 @@ static bool openssl_open(AeadKey *key, const uint8_t *iv, const void *associated
     return EVP_CipherFinal_ex(key->cipher, rest, &written) == 1;
 }
 
-static const AeadOps openssl_ops = {
-    .name = "openssl", .prepare = openssl_prepare, .erase = openssl_erase, .seal = openssl_seal, .open = openssl_open};
+static const AeadOps openssl_ops = {.name = "openssl",
+                                    .prepare = openssl_prepare,
+                                    .erase = openssl_erase,
+                                    .seal = openssl_seal,
+                                    .open = openssl_open};
 
-/* ---- intel-ipsec-mb: its manager is a table of functions here, filled once and only read after ---- */
+/* ---- intel-ipsec-mb: its manager is a table of functions here, filled once and only read after
+ * ---- */
 
 #ifdef __x86_64__
 #define AEAD_CPU_FEATURES (IMB_FEATURE_AESNI | IMB_FEATURE_PCLMULQDQ | IMB_FEATURE_AVX)
@@ -134,38 +142,44 @@ static void ipsec_erase(AeadKey *key)
     keys_erase(&key->schedule, sizeof key->schedule);
 }
 
-static void ipsec_seal(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size, const AeadPart *parts,
-                       unsigned n_parts, uint8_t *out, uint8_t *tag)
+static void ipsec_seal(AeadKey *key, const uint8_t *iv, const void *associated,
+                       size_t associated_size, const AeadPart *parts, unsigned n_parts,
+                       uint8_t *out, uint8_t *tag)
 {
     IMB_MGR *manager = ipsec_manager();
     struct gcm_context_data context;
     if (n_parts == 1) {
-        IMB_AES256_GCM_ENC(manager, &key->schedule, &context, out, parts[0].data, parts[0].size, iv, associated,
-                           associated_size, tag, AEAD_TAG_BYTES);
+        IMB_AES256_GCM_ENC(manager, &key->schedule, &context, out, parts[0].data, parts[0].size, iv,
+                           associated, associated_size, tag, AEAD_TAG_BYTES);
         return;
     }
     IMB_AES256_GCM_INIT(manager, &key->schedule, &context, iv, associated, associated_size);
     for (unsigned i = 0; i < n_parts; i++) {
         if (parts[i].size > 0) {
-            IMB_AES256_GCM_ENC_UPDATE(manager, &key->schedule, &context, out, parts[i].data, parts[i].size);
+            IMB_AES256_GCM_ENC_UPDATE(manager, &key->schedule, &context, out, parts[i].data,
+                                      parts[i].size);
             out += parts[i].size;
         }
     }
     IMB_AES256_GCM_ENC_FINALIZE(manager, &key->schedule, &context, tag, AEAD_TAG_BYTES);
 }
 
-static bool ipsec_open(AeadKey *key, const uint8_t *iv, const void *associated, size_t associated_size, const uint8_t *in,
-                       size_t size, uint8_t *out, const uint8_t *tag)
+static bool ipsec_open(AeadKey *key, const uint8_t *iv, const void *associated,
+                       size_t associated_size, const uint8_t *in, size_t size, uint8_t *out,
+                       const uint8_t *tag)
 {
     struct gcm_context_data context;
     uint8_t expected[AEAD_TAG_BYTES];
-    IMB_AES256_GCM_DEC(ipsec_manager(), &key->schedule, &context, out, in, size, iv, associated, associated_size, expected,
-                       AEAD_TAG_BYTES);
+    IMB_AES256_GCM_DEC(ipsec_manager(), &key->schedule, &context, out, in, size, iv, associated,
+                       associated_size, expected, AEAD_TAG_BYTES);
     return CRYPTO_memcmp(expected, tag, AEAD_TAG_BYTES) == 0;
 }
 
-static const AeadOps ipsec_ops = {
-    .name = "ipsec-mb", .prepare = ipsec_prepare, .erase = ipsec_erase, .seal = ipsec_seal, .open = ipsec_open};
+static const AeadOps ipsec_ops = {.name = "ipsec-mb",
+                                  .prepare = ipsec_prepare,
+                                  .erase = ipsec_erase,
+                                  .seal = ipsec_seal,
+                                  .open = ipsec_open};
 
 static const AeadOps *aead_ipsec_ops(void)
 {
@@ -197,7 +211,8 @@ AeadKey *aead_key_new(const uint8_t key[AEAD_KEY_BYTES], AeadKind kind, GError *
     const AeadOps *ops = aead_ops(kind);
     if (ops == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "intel-ipsec-mb needs a CPU with AES, PCLMULQDQ and AVX: take the OpenSSL implementation");
+                    "intel-ipsec-mb needs a CPU with AES, PCLMULQDQ and AVX: take the OpenSSL "
+                    "implementation");
         return NULL;
     }
     AeadKey *self = weft_alloc(1, sizeof *self, "an AES-256-GCM key", error);
@@ -207,7 +222,8 @@ AeadKey *aead_key_new(const uint8_t key[AEAD_KEY_BYTES], AeadKind kind, GError *
     self->ops = ops;
     if (!ops->prepare(self, key)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY,
-                    "AES-256-GCM is not available from OpenSSL: check its memory and provider configuration");
+                    "AES-256-GCM is not available from OpenSSL: check its memory and provider "
+                    "configuration");
         aead_key_free(self);
         return NULL;
     }
@@ -229,16 +245,16 @@ static void aead_iv(uint64_t nonce, uint8_t iv[AEAD_IV_BYTES])
     memcpy(iv + AEAD_IV_BYTES - sizeof le, &le, sizeof le);
 }
 
-void aead_seal(AeadKey *key, uint64_t nonce, const void *associated, size_t associated_size, const AeadPart *parts,
-               unsigned n_parts, void *out, uint8_t tag[AEAD_TAG_BYTES])
+void aead_seal(AeadKey *key, uint64_t nonce, const void *associated, size_t associated_size,
+               const AeadPart *parts, unsigned n_parts, void *out, uint8_t tag[AEAD_TAG_BYTES])
 {
     uint8_t iv[AEAD_IV_BYTES];
     aead_iv(nonce, iv);
     key->ops->seal(key, iv, associated, associated_size, parts, n_parts, out, tag);
 }
 
-bool aead_open(AeadKey *key, uint64_t nonce, const void *associated, size_t associated_size, const void *in, size_t size,
-               void *out, const uint8_t tag[AEAD_TAG_BYTES])
+bool aead_open(AeadKey *key, uint64_t nonce, const void *associated, size_t associated_size,
+               const void *in, size_t size, void *out, const uint8_t tag[AEAD_TAG_BYTES])
 {
     uint8_t iv[AEAD_IV_BYTES];
     aead_iv(nonce, iv);

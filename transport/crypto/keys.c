@@ -16,9 +16,11 @@ void keys_erase(void *data, size_t size)
     }
 }
 
-/* HKDF (RFC 5869) with SHA-256 and no salt: the secret is already uniform. OpenSSL fails here only without memory or with a
- * provider configuration that lacks HKDF; going on without a key would mean sending in the clear, so the process ends. */
-static void keys_hkdf(const uint8_t secret[EPOCH_SECRET_BYTES], const GByteArray *info, uint8_t *out, size_t size)
+/* HKDF (RFC 5869) with SHA-256 and no salt: the secret is already uniform. OpenSSL fails here only
+ * without memory or with a provider configuration that lacks HKDF; going on without a key would
+ * mean sending in the clear, so the process ends. */
+static void keys_hkdf(const uint8_t secret[EPOCH_SECRET_BYTES], const GByteArray *info,
+                      uint8_t *out, size_t size)
 {
     EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
     EVP_KDF_CTX *context = kdf != NULL ? EVP_KDF_CTX_new(kdf) : NULL;
@@ -48,7 +50,8 @@ static void info_u64(GByteArray *info, uint64_t value)
     g_byte_array_append(info, (const uint8_t *)&le, sizeof le);
 }
 
-/* Every field has a fixed width but the job, which follows its length: two scopes never give the same bytes. */
+/* Every field has a fixed width but the job, which follows its length: two scopes never give the
+ * same bytes. */
 static GByteArray *info_new(const char *label, const KeyScope *scope)
 {
     GByteArray *info = g_byte_array_new();
@@ -61,8 +64,10 @@ static GByteArray *info_new(const char *label, const KeyScope *scope)
     return info;
 }
 
-void keys_derive(const uint8_t secret[EPOCH_SECRET_BYTES], const KeyScope *scope, const uint8_t sender_boot[BOOT_ID_BYTES],
-                 const uint8_t receiver_boot[BOOT_ID_BYTES], uint32_t sender_rank, uint32_t receiver_rank, uint8_t key_out[32])
+void keys_derive(const uint8_t secret[EPOCH_SECRET_BYTES], const KeyScope *scope,
+                 const uint8_t sender_boot[BOOT_ID_BYTES],
+                 const uint8_t receiver_boot[BOOT_ID_BYTES], uint32_t sender_rank,
+                 uint32_t receiver_rank, uint8_t key_out[32])
 {
     g_autoptr(GByteArray) info = info_new("weft link", scope);
     g_byte_array_append(info, sender_boot, BOOT_ID_BYTES);
@@ -72,7 +77,8 @@ void keys_derive(const uint8_t secret[EPOCH_SECRET_BYTES], const KeyScope *scope
     keys_hkdf(secret, info, key_out, 32);
 }
 
-uint64_t keys_handle(const uint8_t secret[EPOCH_SECRET_BYTES], const KeyScope *scope, uint32_t rank_a, uint32_t rank_b)
+uint64_t keys_handle(const uint8_t secret[EPOCH_SECRET_BYTES], const KeyScope *scope,
+                     uint32_t rank_a, uint32_t rank_b)
 {
     g_autoptr(GByteArray) info = info_new("weft handle", scope);
     info_u32(info, MIN(rank_a, rank_b));

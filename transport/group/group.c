@@ -1,12 +1,15 @@
-/* Collectives by plain exchange: every transfer goes from its sender to its receiver directly, in messages of at most PIECE_BYTES, and
- * the receiver adds in the order of the tree.
+/* Collectives by plain exchange: every transfer goes from its sender to its receiver directly, in
+ * messages of at most PIECE_BYTES, and the receiver adds in the order of the tree.
  *
  * Invariants:
- *   1. A message belongs to (step, site, phase). Links deliver in order, so the messages of a transfer are appended as they come.
- *   2. A message for the running collective goes to its destination at once; one for a later collective (a peer that is ahead) waits
- *      in `early`; one for an earlier collective (of a call that was given up) is dropped.
+ *   1. A message belongs to (step, site, phase). Links deliver in order, so the messages of a
+ *      transfer are appended as they come.
+ *   2. A message for the running collective goes to its destination at once; one for a later
+ *      collective (a peer that is ahead) waits in `early`; one for an earlier collective (of a call
+ *      that was given up) is dropped.
  *   3. Expectations exist only while a call runs: after it nothing points into the caller's memory.
- *   4. Destinations are written before the own data has been sent only where the caller keeps them apart from what it sends. */
+ *   4. Destinations are written before the own data has been sent only where the caller keeps them
+ *      apart from what it sends. */
 #include "transport/group/group.h"
 
 #include "transport/group/reduction.h"
@@ -18,12 +21,14 @@
 #include <sched.h>
 #include <string.h>
 
-#define PIECE_BYTES (256u << 10) /* shared/WIRE.md, prefill: smaller costs messages, larger overlaps less */
+/* shared/WIRE.md, prefill: smaller pieces cost messages, larger ones overlap less. */
+#define PIECE_BYTES (256u << 10)
 #define EARLY_MESSAGES_LIMIT 4096u
 #define EARLY_BYTES_LIMIT (256u << 20)
 #define YIELD_US 2000
-#define SLEEP_LIMIT_US 100000 /* progress now and then even when nothing comes: UCX looks after silent peers inside it */
-#define ELEMENT_GRAIN 16u     /* floats: cuts of the two-shot at cache lines */
+/* Progress now and then even when nothing comes: UCX looks after silent peers inside it. */
+#define SLEEP_LIMIT_US 100000
+#define ELEMENT_GRAIN 16u /* floats: cuts of the two-shot at cache lines */
 
 typedef enum Phase { PHASE_WHOLE = 0, PHASE_SCATTER = 1, PHASE_GATHER = 2 } Phase;
 
@@ -57,7 +62,8 @@ struct Group {
 
 Group *group_new(const GroupOptions *options)
 {
-    g_assert(options->n_ranks >= 1 && options->n_ranks <= TREE_LEAVES_LIMIT && options->rank < options->n_ranks);
+    g_assert(options->n_ranks >= 1 && options->n_ranks <= TREE_LEAVES_LIMIT &&
+             options->rank < options->n_ranks);
     Group *group = g_new0(Group, 1);
     group->options = *options;
     group->options.links = NULL;
@@ -102,9 +108,11 @@ static void expectation_append(Group *group, Expectation *expected, const void *
     expected->got += size;
 }
 
-static bool expectation_takes(const Group *group, const Expectation *expected, uint32_t step, uint16_t flags)
+static bool expectation_takes(const Group *group, const Expectation *expected, uint32_t step,
+                              uint16_t flags)
 {
-    return group->wait != NULL && expected->size > 0 && group->wait->step == step && expected->flags == flags;
+    return group->wait != NULL && expected->size > 0 && group->wait->step == step &&
+           expected->flags == flags;
 }
 
 static void early_keep(Group *group, uint32_t rank, const LinkHeader *header, const void *payload)
@@ -138,7 +146,8 @@ void group_receive(Group *group, Link *link, const LinkHeader *header, const voi
     }
 }
 
-/* Earlier than the running collective: left over from a call that was given up. Steps may wrap around. */
+/* Earlier than the running collective: left over from a call that was given up. Steps may wrap
+ * around. */
 static bool early_is_over(const LinkBuffer *message, const GroupWait *wait)
 {
     uint32_t step = (uint32_t)(message->tag >> 16);
@@ -154,7 +163,8 @@ static void group_expect(Group *group, uint32_t r, Phase phase, void *to, size_t
     LinkBuffer **at = &group->early[r];
     while (*at != NULL) {
         LinkBuffer *message = *at;
-        bool takes = expectation_takes(group, expected, (uint32_t)(message->tag >> 16), (uint16_t)message->tag);
+        bool takes = expectation_takes(group, expected, (uint32_t)(message->tag >> 16),
+                                       (uint16_t)message->tag);
         if (takes) {
             expectation_append(group, expected, buffer_data(message), message->size);
         }
@@ -208,13 +218,15 @@ static int group_pending(const Group *group, bool *dead)
 /* Why the call must be given up now, or GROUP_OK. */
 static GroupStatus group_gives_up(const Group *group, int64_t now_us)
 {
-    if (group->options.abort != NULL && atomic_load_explicit(group->options.abort, memory_order_acquire)) {
+    if (group->options.abort != NULL &&
+        atomic_load_explicit(group->options.abort, memory_order_acquire)) {
         return GROUP_ABORTED;
     }
     if (group->mismatch) {
         return GROUP_MISMATCH;
     }
-    return group->wait->deadline_us != 0 && now_us >= group->wait->deadline_us ? GROUP_DEADLINE : GROUP_OK;
+    return group->wait->deadline_us != 0 && now_us >= group->wait->deadline_us ? GROUP_DEADLINE
+                                                                               : GROUP_OK;
 }
 
 /* Progresses until something came or a while is over. */
@@ -261,12 +273,14 @@ static GroupStatus group_await(Group *group)
 
 /* ---- sending ---- */
 
-static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts, unsigned n_parts, size_t size)
+static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
+                                    unsigned n_parts, size_t size)
 {
     int64_t start = 0;
     for (;;) {
-        LinkStatus sent = link_send_try(group->links[to], LINK_OP_PARTIAL, flags_of(group->wait->site, phase), group->wait->step,
-                                        parts, n_parts);
+        LinkStatus sent =
+            link_send_try(group->links[to], LINK_OP_PARTIAL, flags_of(group->wait->site, phase),
+                          group->wait->step, parts, n_parts);
         if (sent == LINK_OK) {
             group->counters.bytes_sent += size;
             group->counters.messages_sent++;
@@ -284,7 +298,8 @@ static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, cons
 }
 
 /* One transfer: the parts in a row, cut into messages. */
-static GroupStatus group_send(Group *group, uint32_t to, Phase phase, const LinkPart *parts, unsigned n_parts)
+static GroupStatus group_send(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
+                              unsigned n_parts)
 {
     LinkPart piece[TREE_SUBTREES_LIMIT];
     unsigned n_piece = 0;
@@ -310,7 +325,8 @@ static GroupStatus group_send(Group *group, uint32_t to, Phase phase, const Link
     return size > 0 ? group_send_piece(group, to, phase, piece, n_piece, size) : GROUP_OK;
 }
 
-/* The i-th peer to send to, i = 1 .. n_ranks-1: each rank starts with its right neighbour, so that they do not all send to one. */
+/* The i-th peer to send to, i = 1 .. n_ranks-1: each rank starts with its right neighbour, so that
+ * they do not all send to one. */
 static uint32_t group_peer(const Group *group, uint32_t i)
 {
     return (group->options.rank + i) % group->options.n_ranks;
@@ -338,7 +354,8 @@ static GroupStatus group_end(Group *group, GroupStatus status)
 
 /* ---- all-gather, broadcast, all-to-all ---- */
 
-static GroupStatus group_gather(Group *group, Phase phase, const void *mine, const size_t *sizes, void *const *out)
+static GroupStatus group_gather(Group *group, Phase phase, const void *mine, const size_t *sizes,
+                                void *const *out)
 {
     uint32_t n = group->options.n_ranks, rank = group->options.rank;
     for (uint32_t r = 0; r < n; r++) {
@@ -359,13 +376,15 @@ static GroupStatus group_gather(Group *group, Phase phase, const void *mine, con
     return group_await(group);
 }
 
-GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine, const size_t *sizes, void *const *out)
+GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine,
+                             const size_t *sizes, void *const *out)
 {
     group_begin(group, wait);
     return group_end(group, group_gather(group, PHASE_WHOLE, mine, sizes, out));
 }
 
-GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data, size_t size)
+GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data,
+                            size_t size)
 {
     g_assert(root < group->options.n_ranks);
     group_begin(group, wait);
@@ -381,8 +400,9 @@ GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, 
     return group_end(group, status);
 }
 
-GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send, const size_t *send_sizes,
-                             void *const *receive, const size_t *receive_sizes)
+GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send,
+                             const size_t *send_sizes, void *const *receive,
+                             const size_t *receive_sizes)
 {
     uint32_t n = group->options.n_ranks, rank = group->options.rank;
     g_assert(send_sizes[rank] == receive_sizes[rank]);
@@ -436,7 +456,8 @@ static bool group_expect_subtrees(Group *group, const Reduction *reduction, Phas
         if (r == group->options.rank) {
             continue;
         }
-        if (!sz_mul(n * sizeof(float), reduction->n_subtrees[r], &size) || !slot_reserve(&group->slots[r], size)) {
+        if (!sz_mul(n * sizeof(float), reduction->n_subtrees[r], &size) ||
+            !slot_reserve(&group->slots[r], size)) {
             return false;
         }
         group_expect(group, r, phase, group->slots[r].data, size);
@@ -444,18 +465,20 @@ static bool group_expect_subtrees(Group *group, const Reduction *reduction, Phas
     return true;
 }
 
-static GroupStatus group_send_subtrees(Group *group, uint32_t to, Phase phase, Subtrees mine, uint32_t n_subtrees, size_t first,
-                                       size_t n)
+static GroupStatus group_send_subtrees(Group *group, uint32_t to, Phase phase, Subtrees mine,
+                                       uint32_t n_subtrees, size_t first, size_t n)
 {
     LinkPart parts[TREE_SUBTREES_LIMIT];
     for (uint32_t k = 0; k < n_subtrees; k++) {
-        parts[k] = (LinkPart){.data = mine.data + k * mine.stride + first, .size = n * sizeof(float)};
+        parts[k] =
+            (LinkPart){.data = mine.data + k * mine.stride + first, .size = n * sizeof(float)};
     }
     return group_send(group, to, phase, parts, n_subtrees);
 }
 
 /* Everybody's subtrees in tree order: own ones where they lie, the others' in their slots. */
-static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, size_t first, size_t n, float *out)
+static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, size_t first,
+                      size_t n, float *out)
 {
     const float *operands[TREE_LEAVES_LIMIT];
     uint32_t i = 0;
@@ -468,9 +491,10 @@ static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, s
     reduction_sum(reduction, operands, n, out);
 }
 
-/* first[r] .. first[r+1]: the elements that rank r sums up. One-shot is the case in which everybody sums all of them. */
-static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *reduction, Subtrees mine, const size_t *first,
-                                 float *out)
+/* first[r] .. first[r+1]: the elements that rank r sums up. One-shot is the case in which everybody
+ * sums all of them. */
+static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *reduction,
+                                 Subtrees mine, const size_t *first, float *out)
 {
     uint32_t rank = group->options.rank;
     size_t n = first[rank + 1] - first[rank];
@@ -479,8 +503,9 @@ static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *red
     }
     for (uint32_t i = 1; i < group->options.n_ranks; i++) {
         uint32_t to = group_peer(group, i);
-        GroupStatus status = group_send_subtrees(group, to, phase, mine, reduction->n_subtrees[rank], first[to],
-                                                 first[to + 1] - first[to]);
+        GroupStatus status =
+            group_send_subtrees(group, to, phase, mine, reduction->n_subtrees[rank], first[to],
+                                first[to + 1] - first[to]);
         if (status != GROUP_OK) {
             return status;
         }
@@ -492,22 +517,27 @@ static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *red
     return status;
 }
 
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves, const uint32_t *cuts, const float *mine,
-                                 size_t stride, const size_t *first, float *out)
+GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves,
+                                 const uint32_t *cuts, const float *mine, size_t stride,
+                                 const size_t *first, float *out)
 {
-    const Reduction *reduction = reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
+    const Reduction *reduction =
+        reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
     group_begin(group, wait);
-    return group_end(group, group_scatter(group, PHASE_SCATTER, reduction, (Subtrees){mine, stride}, first, out));
+    return group_end(group, group_scatter(group, PHASE_SCATTER, reduction, (Subtrees){mine, stride},
+                                          first, out));
 }
 
-static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n, float *out)
+static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,
+                                  float *out)
 {
     uint32_t rank = group->options.rank;
     if (!group_expect_subtrees(group, reduction, PHASE_WHOLE, n)) {
         return GROUP_NO_MEMORY;
     }
     for (uint32_t i = 1; i < group->options.n_ranks; i++) {
-        GroupStatus status = group_send_subtrees(group, group_peer(group, i), PHASE_WHOLE, mine, reduction->n_subtrees[rank], 0, n);
+        GroupStatus status = group_send_subtrees(group, group_peer(group, i), PHASE_WHOLE, mine,
+                                                 reduction->n_subtrees[rank], 0, n);
         if (status != GROUP_OK) {
             return status;
         }
@@ -519,7 +549,8 @@ static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subt
     return status;
 }
 
-static GroupStatus group_two_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n, float *out)
+static GroupStatus group_two_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,
+                                  float *out)
 {
     uint32_t n_ranks = group->options.n_ranks, rank = group->options.rank;
     size_t first[TREE_LEAVES_LIMIT + 1], sizes[TREE_LEAVES_LIMIT];
@@ -532,14 +563,18 @@ static GroupStatus group_two_shot(Group *group, const Reduction *reduction, Subt
         parts[r] = out + first[r];
     }
     GroupStatus status = group_scatter(group, PHASE_SCATTER, reduction, mine, first, parts[rank]);
-    return status == GROUP_OK ? group_gather(group, PHASE_GATHER, parts[rank], sizes, parts) : status;
+    return status == GROUP_OK ? group_gather(group, PHASE_GATHER, parts[rank], sizes, parts)
+                              : status;
 }
 
-GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves, const uint32_t *cuts, const float *mine,
-                             size_t stride, size_t n, float *out)
+GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves,
+                             const uint32_t *cuts, const float *mine, size_t stride, size_t n,
+                             float *out)
 {
-    const Reduction *reduction = reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
-    bool two_shot = group->options.n_ranks > 1 && n * sizeof(float) >= group->options.two_shot_bytes;
+    const Reduction *reduction =
+        reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
+    bool two_shot =
+        group->options.n_ranks > 1 && n * sizeof(float) >= group->options.two_shot_bytes;
     group_begin(group, wait);
     Subtrees subtrees = {mine, stride};
     return group_end(group, two_shot ? group_two_shot(group, reduction, subtrees, n, out)

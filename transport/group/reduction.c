@@ -6,7 +6,8 @@
 #define BLOCK 512u /* floats: a block of every operand and the stack stay in L1 */
 #define DEPTH 8u   /* a tree of 64 leaves holds at most 7 values at once */
 
-static void reduction_init(Reduction *reduction, uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks)
+static void reduction_init(Reduction *reduction, uint32_t n_leaves, const uint32_t *cuts,
+                           uint32_t n_ranks)
 {
     TreeStep steps[TREE_LEAVES_LIMIT];
     memset(reduction, 0, sizeof *reduction);
@@ -22,7 +23,8 @@ static void reduction_init(Reduction *reduction, uint32_t n_leaves, const uint32
     g_assert(reduction->n_operands == n);
 }
 
-const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks)
+const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, const uint32_t *cuts,
+                                uint32_t n_ranks)
 {
     g_assert(n_leaves >= 1 && n_leaves <= TREE_LEAVES_LIMIT && n_ranks <= TREE_LEAVES_LIMIT);
     for (unsigned i = 0; i < REDUCTION_CACHE; i++) {
@@ -55,8 +57,10 @@ static void add(float *to, const float *left, const float *right, size_t n)
     }
 }
 
-/* One block: push each operand, merge as often as the tree says. The last merge writes to out, when all operands have been read. */
-static void sum_block(const Reduction *reduction, const float *const *operands, size_t first, size_t n, float *out)
+/* One block: push each operand, merge as often as the tree says. The last merge writes to out, when
+ * all operands have been read. */
+static void sum_block(const Reduction *reduction, const float *const *operands, size_t first,
+                      size_t n, float *out)
 {
     float partial[DEPTH][BLOCK];
     const float *stack[DEPTH];

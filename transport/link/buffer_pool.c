@@ -43,7 +43,8 @@ static LinkBuffer *take_kept(BufferPool *pool, size_t size)
 
 LinkBuffer *buffer_pool_get(BufferPool *pool, size_t size)
 {
-    if (pool->n_out > 0 && (pool->n_out >= pool->out_limit || pool->bytes_out + size > pool->bytes_out_limit)) {
+    if (pool->n_out > 0 &&
+        (pool->n_out >= pool->out_limit || pool->bytes_out + size > pool->bytes_out_limit)) {
         return NULL;
     }
     LinkBuffer *buffer = take_kept(pool, size);
@@ -76,7 +77,8 @@ void buffer_pool_put(BufferPool *pool, LinkBuffer *buffer)
     pool->n_out--;
     pool->bytes_out -= buffer->capacity;
     unsigned n_large = count_large(pool);
-    bool keep = buffer->capacity > SMALL_BYTES ? n_large < KEPT_LARGE : pool->n_free - n_large < KEPT_SMALL;
+    bool keep =
+        buffer->capacity > SMALL_BYTES ? n_large < KEPT_LARGE : pool->n_free - n_large < KEPT_SMALL;
     if (!keep) {
         buffer_free(buffer);
         return;

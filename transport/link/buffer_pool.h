@@ -1,5 +1,6 @@
-/* BufferPool: the datagram buffers of one sender, kept and used again so that the steady state allocates nothing. No lock of its
- * own. The fills hand out buffer_data() and find the LinkBuffer before it again. */
+/* BufferPool: the datagram buffers of one sender, kept and used again so that the steady state
+ * allocates nothing. No lock of its own. The fills hand out buffer_data() and find the LinkBuffer
+ * before it again. */
 #pragma once
 
 #include <stdbool.h>
@@ -10,8 +11,8 @@
 typedef struct LinkBuffer {
     struct LinkBuffer *next;
     size_t capacity, size;
-    uint64_t tag;   /* for the fill */
-    void *owner;    /* for the fill */
+    uint64_t tag; /* for the fill */
+    void *owner;  /* for the fill */
     uint64_t unused[3];
 } LinkBuffer;
 

@@ -1,8 +1,10 @@
-/* The remainder of the message polynomial modulo x^32 + ... (0x1EDC6F41), bits reflected, start and end inverted.
+/* The remainder of the message polynomial modulo x^32 + ... (0x1EDC6F41), bits reflected, start and
+ * end inverted.
  *
- * The SSE4.2 instruction takes 8 bytes in one cycle but answers after three, so long inputs run as three streams of STREAM_BYTES side by
- * side. The CRC is linear: crc(A|B) = shift(crc(A), |B|) ^ crc0(B), where shift multiplies by x^(8|B|); shift over STREAM_BYTES
- * is a table of 4 x 256 words. */
+ * The SSE4.2 instruction takes 8 bytes in one cycle but answers after three, so long inputs run as
+ * three streams of STREAM_BYTES side by side. The CRC is linear: crc(A|B) = shift(crc(A), |B|) ^
+ * crc0(B), where shift multiplies by x^(8|B|); shift over STREAM_BYTES is a table of 4 x 256 words.
+ */
 #include "transport/link/crc32c.h"
 
 #include <glib.h>
@@ -62,8 +64,9 @@ uint32_t crc32c_generic(uint32_t crc, const void *data, size_t size)
     crc = ~crc;
     for (; size >= 8; size -= 8, p += 8) {
         crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-        crc = t->byte[7][crc & 0xff] ^ t->byte[6][(crc >> 8) & 0xff] ^ t->byte[5][(crc >> 16) & 0xff] ^
-              t->byte[4][crc >> 24] ^ t->byte[3][p[4]] ^ t->byte[2][p[5]] ^ t->byte[1][p[6]] ^ t->byte[0][p[7]];
+        crc = t->byte[7][crc & 0xff] ^ t->byte[6][(crc >> 8) & 0xff] ^
+              t->byte[5][(crc >> 16) & 0xff] ^ t->byte[4][crc >> 24] ^ t->byte[3][p[4]] ^
+              t->byte[2][p[5]] ^ t->byte[1][p[6]] ^ t->byte[0][p[7]];
     }
     while (size-- > 0) {
         crc = t->byte[0][(crc ^ *p++) & 0xff] ^ (crc >> 8);
@@ -74,7 +77,8 @@ uint32_t crc32c_generic(uint32_t crc, const void *data, size_t size)
 #ifdef __x86_64__
 static uint32_t shift_stream(const CrcTables *t, uint32_t crc)
 {
-    return t->shift[0][crc & 0xff] ^ t->shift[1][(crc >> 8) & 0xff] ^ t->shift[2][(crc >> 16) & 0xff] ^ t->shift[3][crc >> 24];
+    return t->shift[0][crc & 0xff] ^ t->shift[1][(crc >> 8) & 0xff] ^
+           t->shift[2][(crc >> 16) & 0xff] ^ t->shift[3][crc >> 24];
 }
 
 static uint64_t word(const uint8_t *p)
@@ -84,7 +88,8 @@ static uint64_t word(const uint8_t *p)
     return w;
 }
 
-__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, const uint8_t *p, size_t size)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, const uint8_t *p,
+                                                               size_t size)
 {
     const CrcTables *t = tables();
     uint64_t a = (uint32_t)~crc;

@@ -1,7 +1,8 @@
-/* The fill that spoils another one by script: what tests of everything above a link are run against.
+/* The fill that spoils another one by script: what tests of everything above a link are run
+ * against.
  *
- * Datagrams are built in memory of its own and copied to the inner fill's buffers when those are free, so that a datagram can be sent
- * twice, later, changed or never. */
+ * Datagrams are built in memory of its own and copied to the inner fill's buffers when those are
+ * free, so that a datagram can be sent twice, later, changed or never. */
 #include "transport/link/fill.h"
 
 #include <string.h>
@@ -57,11 +58,13 @@ static void port_free(Port *port)
     g_free(port);
 }
 
-static LinkRawPort *fault_port_open(void *self, const LinkRawEvents *events, void *user, GError **error)
+static LinkRawPort *fault_port_open(void *self, const LinkRawEvents *events, void *user,
+                                    GError **error)
 {
     Port *port = g_new0(Port, 1);
     *port = (Port){.fill = self, .events = events, .user = user, .raws = g_ptr_array_new()};
-    port->inner = port->fill->inner->ops->port_open(port->fill->inner->self, &fault_events, port, error);
+    port->inner =
+        port->fill->inner->ops->port_open(port->fill->inner->self, &fault_events, port, error);
     if (port->inner == NULL) {
         port_free(port);
         return NULL;
@@ -102,7 +105,8 @@ static GBytes *fault_address(LinkRawPort *raw_port)
     return port->fill->inner->ops->address(port->inner);
 }
 
-static LinkRaw *fault_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user, GError **error)
+static LinkRaw *fault_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user,
+                              GError **error)
 {
     Port *port = (Port *)raw_port;
     Raw *raw = g_new0(Raw, 1);
@@ -162,7 +166,8 @@ static void raw_emit_flipped(Raw *raw, GBytes *datagram)
     const void *data = g_bytes_get_data(datagram, &size);
     g_autofree uint8_t *copy = g_memdup2(data, size);
     unsigned n = raw->n_flips++;
-    size_t at = size > LINK_HEADER_BYTES ? LINK_HEADER_BYTES + n * 37u % (size - LINK_HEADER_BYTES) : CHECKSUM_OFFSET;
+    size_t at = size > LINK_HEADER_BYTES ? LINK_HEADER_BYTES + n * 37u % (size - LINK_HEADER_BYTES)
+                                         : CHECKSUM_OFFSET;
     copy[at] ^= (uint8_t)(1u << n % 8);
     g_autoptr(GBytes) flipped = g_bytes_new(copy, size);
     raw_emit(raw, flipped);

@@ -1,12 +1,14 @@
 /* The fill within one process: ports on a bus, datagrams moved by pointer.
  *
- * Each port has an inbox that senders of any thread append to under its lock; its own thread takes the whole list at once. A
- * buffer goes back to its sender's pool when the receiver has handled it. A port that sleeps says so (armed, under the same lock), so
- * that senders write to its eventfd only then.
+ * Each port has an inbox that senders of any thread append to under its lock; its own thread takes
+ * the whole list at once. A buffer goes back to its sender's pool when the receiver has handled it.
+ * A port that sleeps says so (armed, under the same lock), so that senders write to its eventfd
+ * only then.
  *
- * Lifetimes: a port is held by its opener, by every connection to it and by the bus until it closes; a pool is held by its
- * connection and by every datagram in flight. Locks in this order: the bus, a port, a pool. They are pthread mutexes because ThreadSanitizer
- * sees those, and not GLib's. */
+ * Lifetimes: a port is held by its opener, by every connection to it and by the bus until it
+ * closes; a pool is held by its connection and by every datagram in flight. Locks in this order:
+ * the bus, a port, a pool. They are pthread mutexes because ThreadSanitizer sees those, and not
+ * GLib's. */
 #include "transport/link/buffer_pool.h"
 #include "transport/link/fill.h"
 #include "transport/link/tag_table.h"
@@ -57,7 +59,7 @@ typedef struct Port {
     LinkBuffer *inbox, **inbox_tail; /* datagrams; owner = the SharedPool that they return to */
     Notice *notices, **notices_tail; /* handled after the datagrams that were there before them */
     bool armed, closed;
-    TagTable tags;  /* the port's thread */
+    TagTable tags;   /* the port's thread */
     GPtrArray *raws; /* the port's thread; of Raw */
 } Port;
 
@@ -137,12 +139,14 @@ static void port_unref(Port *port)
     }
 }
 
-static LinkRawPort *inproc_port_open(void *fill, const LinkRawEvents *events, void *user, GError **error)
+static LinkRawPort *inproc_port_open(void *fill, const LinkRawEvents *events, void *user,
+                                     GError **error)
 {
     Bus *bus = fill;
     int event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (event_fd < 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot create an event descriptor: %s: raise the limit of open files",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "cannot create an event descriptor: %s: raise the limit of open files",
                     g_strerror(errno));
         return NULL;
     }
@@ -250,18 +254,20 @@ static Port *bus_find(Bus *bus, GBytes *address)
     return port;
 }
 
-static LinkRaw *inproc_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user, GError **error)
+static LinkRaw *inproc_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag,
+                               void *link_user, GError **error)
 {
     Port *port = (Port *)raw_port;
     Port *peer = bus_find(port->bus, address);
     if (peer == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "no port with that address is open: the peer has closed it");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                    "no port with that address is open: the peer has closed it");
         return NULL;
     }
     Raw *raw = g_new0(Raw, 1);
     if (!tag_table_add(&port->tags, tag, (LinkRaw *)raw)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "link tag %016" G_GINT64_MODIFIER "x is connected already: use a new one",
-                    tag);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "link tag %016" G_GINT64_MODIFIER "x is connected already: use a new one", tag);
         port_unref(peer);
         g_free(raw);
         return NULL;
@@ -360,7 +366,8 @@ static unsigned port_deliver_early(Port *port)
     unsigned n = 0;
     EarlyDatagram *early;
     while ((early = tag_table_take_ready(&port->tags)) != NULL) {
-        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size, port->user);
+        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size,
+                              port->user);
         g_free(early);
         n++;
     }

@@ -1,14 +1,17 @@
-/* The layer that every fill shares: 32-byte header, sealing or CRC32C, epoch filter, replay window, counters.
+/* The layer that every fill shares: 32-byte header, sealing or CRC32C, epoch filter, replay window,
+ * counters.
  *
  * What arrives goes through these gates in order; each that closes counts the message and drops it:
  *   1. the tag is connected (the fill's table), else stale: an epoch that is over, or a stranger;
  *   2. the sizes fit together, else corrupt;
  *   3. unsealed: the checksum is right, else corrupt;  the handle is this pair's, else stale;
- *      sealed: the handle is this pair's, else stale (no key would fit);  the tag is right, else corrupt;
- *   4. the number is new, else replayed. Asked last, so that only authentic numbers move the window.
+ *      sealed: the handle is this pair's, else stale (no key would fit);  the tag is right, else
+ *      corrupt;
+ *   4. the number is new, else replayed. Asked last: only authentic numbers move the window.
  *
- * Invariants: a number (the AEAD's nonce) is taken only when a buffer is held and is never given back, so that none repeats under
- * one key; user callbacks run only inside progress, and progress is never entered twice. */
+ * Invariants: a number (the AEAD's nonce) is taken only when a buffer is held and is never given
+ * back, so that none repeats under one key; user callbacks run only inside progress, and progress
+ * is never entered twice. */
 #include "transport/link/link.h"
 
 #include "proto/base/checked.h"
@@ -68,14 +71,24 @@ _Static_assert(sizeof(WireHeader) == LINK_HEADER_BYTES, "32 bytes on the wire");
 
 static WireHeader header_encode(const LinkHeader *h)
 {
-    return (WireHeader){.handle = htole64(h->handle), .step = htole32(h->step), .op = htole16(h->op), .flags = htole16(h->flags),
-                        .seq = htole64(h->seq), .length = htole32(h->length), .crc = htole32(h->crc)};
+    return (WireHeader){.handle = htole64(h->handle),
+                        .step = htole32(h->step),
+                        .op = htole16(h->op),
+                        .flags = htole16(h->flags),
+                        .seq = htole64(h->seq),
+                        .length = htole32(h->length),
+                        .crc = htole32(h->crc)};
 }
 
 static LinkHeader header_decode(const WireHeader *w)
 {
-    return (LinkHeader){.handle = le64toh(w->handle), .step = le32toh(w->step), .op = le16toh(w->op), .flags = le16toh(w->flags),
-                        .seq = le64toh(w->seq), .length = le32toh(w->length), .crc = le32toh(w->crc)};
+    return (LinkHeader){.handle = le64toh(w->handle),
+                        .step = le32toh(w->step),
+                        .op = le16toh(w->op),
+                        .flags = le16toh(w->flags),
+                        .seq = le64toh(w->seq),
+                        .length = le32toh(w->length),
+                        .crc = le32toh(w->crc)};
 }
 
 static uint32_t header_checksum(WireHeader wire, const void *payload, size_t size)
@@ -111,7 +124,7 @@ static void link_died(Link *link, const char *why)
     }
 }
 
-/* Where the payload is to lie for the user: where it came when that is aligned, else the scratch. */
+/* Where the payload is to lie for the user: where it came if that is aligned, else the scratch. */
 static void *link_place(Link *link, uint8_t *payload, size_t size)
 {
     if ((uintptr_t)payload % PAYLOAD_ALIGN == 0) {
@@ -125,7 +138,8 @@ static void *link_place(Link *link, uint8_t *payload, size_t size)
 }
 
 /* Gate 3 for a sealed message; NULL: dropped and counted. */
-static void *link_open_sealed(Link *link, const WireHeader *wire, uint64_t seq, uint8_t *payload, size_t size)
+static void *link_open_sealed(Link *link, const WireHeader *wire, uint64_t seq, uint8_t *payload,
+                              size_t size)
 {
     LinkCounters *counters = &link->port->counters;
     if (le64toh(wire->handle) != link->handle) {
@@ -137,7 +151,8 @@ static void *link_open_sealed(Link *link, const WireHeader *wire, uint64_t seq, 
         return NULL;
     }
     uint64_t start = link_clock_ns();
-    bool authentic = aead_open(link->receive_key, seq, wire, sizeof *wire, payload, size, plain, payload + size);
+    bool authentic =
+        aead_open(link->receive_key, seq, wire, sizeof *wire, payload, size, plain, payload + size);
     counters->seal_ns += link_clock_ns() - start;
     if (!authentic) {
         counters->dropped_corrupt++;
@@ -300,7 +315,8 @@ Link *link_connect(LinkPort *port, const LinkConnect *options, GError **error)
     bool ready = true;
     if (options->seal) {
         link->send_key = aead_key_new(options->send_key, AEAD_AUTO, error);
-        link->receive_key = link->send_key != NULL ? aead_key_new(options->receive_key, AEAD_AUTO, error) : NULL;
+        link->receive_key =
+            link->send_key != NULL ? aead_key_new(options->receive_key, AEAD_AUTO, error) : NULL;
         ready = link->receive_key != NULL;
     }
     if (ready) {
@@ -347,11 +363,13 @@ static bool parts_size(const LinkPart *parts, unsigned n_parts, size_t *size_out
     return size <= LINK_MESSAGE_LIMIT;
 }
 
-_Static_assert(sizeof(LinkPart) == sizeof(AeadPart) && offsetof(LinkPart, size) == offsetof(AeadPart, size),
+_Static_assert(sizeof(LinkPart) == sizeof(AeadPart) &&
+                   offsetof(LinkPart, size) == offsetof(AeadPart, size),
                "a list of parts is handed to the AEAD as it stands");
 
 /* Fills the datagram and hands it to the fill. */
-static LinkStatus link_post(Link *link, void *buffer, LinkHeader header, const LinkPart *parts, unsigned n_parts)
+static LinkStatus link_post(Link *link, void *buffer, LinkHeader header, const LinkPart *parts,
+                            unsigned n_parts)
 {
     LinkCounters *counters = &link->port->counters;
     uint8_t *payload = (uint8_t *)buffer + LINK_HEADER_BYTES;
@@ -361,8 +379,8 @@ static LinkStatus link_post(Link *link, void *buffer, LinkHeader header, const L
     uint64_t start = link_clock_ns();
     WireHeader wire = header_encode(&header);
     if (link->send_key != NULL) {
-        aead_seal(link->send_key, header.seq, &wire, sizeof wire, (const AeadPart *)parts, n_parts, payload,
-                  payload + header.length);
+        aead_seal(link->send_key, header.seq, &wire, sizeof wire, (const AeadPart *)parts, n_parts,
+                  payload, payload + header.length);
         size += LINK_TAG_BYTES;
     } else {
         size_t done = 0;
@@ -386,7 +404,8 @@ static LinkStatus link_post(Link *link, void *buffer, LinkHeader header, const L
     return status;
 }
 
-LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts)
+LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
+                         const LinkPart *parts, unsigned n_parts)
 {
     size_t length;
     if (link->dead || link->closed) {
@@ -404,12 +423,14 @@ LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
     return link_post(link, buffer, header, parts, n_parts);
 }
 
-LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts)
+LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts,
+                     unsigned n_parts)
 {
     LinkPort *port = link->port;
     for (;;) {
         LinkStatus status = link_send_try(link, op, flags, step, parts, n_parts);
-        if (status != LINK_AGAIN || port->progressing || atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
+        if (status != LINK_AGAIN || port->progressing ||
+            atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
             return status;
         }
         if (link_port_progress(port) == 0) {
@@ -445,7 +466,8 @@ static void wait_pause(const LinkPort *port)
 static bool wait_spinning(LinkPort *port, int64_t until)
 {
     do {
-        if (link_port_progress(port) > 0 || atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
+        if (link_port_progress(port) > 0 ||
+            atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
             return true;
         }
         wait_pause(port);
@@ -453,8 +475,8 @@ static bool wait_spinning(LinkPort *port, int64_t until)
     return false;
 }
 
-/* An interrupt sets the flag before it makes the fd readable, and arming empties the fd before the flag is looked at: so either the
- * flag is seen here, or the fd is readable when poll begins. */
+/* An interrupt sets the flag before it makes the fd readable, and arming empties the fd before the
+ * flag is looked at: so either the flag is seen here, or the fd is readable when poll begins. */
 static void wait_asleep(LinkPort *port, int64_t until)
 {
     for (;;) {

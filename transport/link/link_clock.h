@@ -1,4 +1,5 @@
-/* The clock of the data plane: CLOCK_MONOTONIC, which the deadlines of transport/group are given in. */
+/* The clock of the data plane: CLOCK_MONOTONIC, which the deadlines of transport/group are given
+ * in. */
 #pragma once
 
 #include <stdint.h>

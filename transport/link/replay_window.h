@@ -1,4 +1,5 @@
-/* The sliding window against replays (RFC 4303, 3.4.3): numbers up to `highest`, of the last 64 which were seen. */
+/* The sliding window against replays (RFC 4303, 3.4.3): numbers up to `highest`, of the last 64
+ * which were seen. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,7 +10,8 @@ typedef struct ReplayWindow {
     uint64_t seen; /* bit i: highest - i */
 } ReplayWindow;
 
-/* Accepts seq (from 1) once; false when it was seen or is older than the window. To be asked only for authentic messages. */
+/* Accepts seq (from 1) once; false when it was seen or is older than the window. To be asked only
+ * for authentic messages. */
 static inline bool replay_window_accept(ReplayWindow *window, uint64_t seq)
 {
     if (seq > window->highest) {

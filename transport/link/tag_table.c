@@ -83,7 +83,8 @@ LinkRaw *tag_table_find(const TagTable *table, uint64_t tag)
 bool tag_table_keep(TagTable *table, uint64_t tag, const void *data, size_t size)
 {
     EarlyQueue *queue = g_hash_table_lookup(table->early, &tag);
-    bool full = queue != NULL ? queue->n >= TAG_EARLY_LIMIT : g_hash_table_size(table->early) >= TAG_EARLY_TAGS;
+    bool full = queue != NULL ? queue->n >= TAG_EARLY_LIMIT
+                              : g_hash_table_size(table->early) >= TAG_EARLY_TAGS;
     if (full || size > TAG_EARLY_BYTES - table->early_bytes || is_retired(table, tag)) {
         return false;
     }

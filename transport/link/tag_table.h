@@ -1,8 +1,9 @@
 /* TagTable: a port's connections by tag, and what came too early.
  *
- * Both ends of a pair connect by themselves, so datagrams may arrive before this end has connected: they are kept, at most
- * TAG_EARLY_LIMIT a tag and TAG_EARLY_BYTES in all, and come out in order once it has. A tag that was removed is retired: what still
- * arrives under it is refused. Owned by the port's thread. */
+ * Both ends of a pair connect by themselves, so datagrams may arrive before this end has connected:
+ * they are kept, at most TAG_EARLY_LIMIT a tag and TAG_EARLY_BYTES in all, and come out in order
+ * once it has. A tag that was removed is retired: what still arrives under it is refused. Owned by
+ * the port's thread. */
 #pragma once
 
 #include "transport/link/link.h"
@@ -22,8 +23,8 @@ typedef struct EarlyDatagram {
 } EarlyDatagram;
 
 typedef struct TagTable {
-    GHashTable *connected; /* tag -> LinkRaw, borrowed */
-    GHashTable *early;     /* tag -> EarlyQueue, owned: not connected yet */
+    GHashTable *connected;              /* tag -> LinkRaw, borrowed */
+    GHashTable *early;                  /* tag -> EarlyQueue, owned: not connected yet */
     EarlyDatagram *ready, **ready_tail; /* of tags that are connected by now */
     size_t early_bytes;
     uint64_t retired[TAG_RETIRED_LIMIT];
@@ -38,7 +39,8 @@ bool tag_table_add(TagTable *table, uint64_t tag, LinkRaw *raw);
 /* Retires the tag. */
 void tag_table_remove(TagTable *table, uint64_t tag);
 LinkRaw *tag_table_find(const TagTable *table, uint64_t tag); /* NULL: not connected */
-/* Copies a datagram for a tag that is not connected; false when it is refused (retired, or a limit). */
+/* Copies a datagram for a tag that is not connected; false when it is refused (retired, or a
+ * limit). */
 bool tag_table_keep(TagTable *table, uint64_t tag, const void *data, size_t size);
 bool tag_table_has_ready(const TagTable *table);
 /* The next kept datagram of a connected tag, to be freed with g_free(); NULL = none. */

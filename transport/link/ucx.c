@@ -1,15 +1,18 @@
 /* The fill over UCX (UCP active messages): tcp between hosts, shared memory within one.
  *
- * A port is a context, a worker and one handler; a connection is an endpoint made from the peer's worker address, which travels over
- * the control plane. Every datagram is one active message whose header is the pair's tag, so that the receiver finds its own end.
- * Messages go eagerly whatever their size (rendezvous costs a round trip, shared/WIRE.md, and would let a later message overtake);
- * UCP puts fragments together again (WHOLE_MSG).
+ * A port is a context, a worker and one handler; a connection is an endpoint made from the peer's
+ * worker address, which travels over the control plane. Every datagram is one active message whose
+ * header is the pair's tag, so that the receiver finds its own end. Messages go eagerly whatever
+ * their size (rendezvous costs a round trip, shared/WIRE.md, and would let a later message
+ * overtake); UCP puts fragments together again (WHOLE_MSG).
  *
- * A connection ends in this order, because its buffers and the callbacks' argument must outlive the endpoint:
+ * A connection ends in this order, because its buffers and the callbacks' argument must outlive the
+ * endpoint:
  *     open -> (peer dies: failed, told to the user once) -> closed by the user: its tag is retired
- *          -> what it is still sending is written, or FLUSH_LIMIT_US are over -> endpoint closed by force
- *          -> the close and all sends have completed -> freed.
- * UCX calls back inside progress only; callbacks record, and act on nothing that UCX is walking over. */
+ *          -> what it is still sending is written, or FLUSH_LIMIT_US are over
+ *          -> endpoint closed by force -> the close and all sends have completed -> freed.
+ * UCX calls back inside progress only; callbacks record, and act on nothing that UCX is walking
+ * over. */
 #include "transport/link/buffer_pool.h"
 #include "transport/link/crc32c.h"
 #include "transport/link/fill.h"
@@ -42,9 +45,9 @@ typedef struct Port {
     const LinkRawEvents *events;
     void *user;
     TagTable tags;
-    GPtrArray *open;   /* of Raw, owned */
-    GPtrArray *ending; /* of Raw, owned: closed by the user */
-    unsigned n_failed; /* open ones whose death was not told yet */
+    GPtrArray *open;     /* of Raw, owned */
+    GPtrArray *ending;   /* of Raw, owned: closed by the user */
+    unsigned n_failed;   /* open ones whose death was not told yet */
     unsigned n_messages; /* in the running progress */
 } Port;
 
@@ -56,7 +59,7 @@ typedef struct Raw {
     BufferPool pool;
     unsigned n_sending;
     ucs_status_t failure; /* UCS_OK: alive */
-    bool told; /* of the failure, or closed by the user */
+    bool told;            /* of the failure, or closed by the user */
     int64_t closed_us;
     ucs_status_ptr_t close_request;
 } Raw;
@@ -85,7 +88,9 @@ static GBytes *ucx_address(LinkRawPort *raw_port)
     if (status != UCS_OK) {
         return g_bytes_new(NULL, 0);
     }
-    AddressHead head = {.magic = "WUCX", .version = htole32(ucx_version()), .checksum = htole32(crc32c(0, address, size))};
+    AddressHead head = {.magic = "WUCX",
+                        .version = htole32(ucx_version()),
+                        .checksum = htole32(crc32c(0, address, size))};
     GByteArray *out = g_byte_array_new();
     g_byte_array_append(out, (const guint8 *)&head, sizeof head);
     g_byte_array_append(out, (const guint8 *)address, (guint)size);
@@ -100,20 +105,23 @@ static const ucp_address_t *address_parse(GBytes *bytes, GError **error)
     const uint8_t *data = g_bytes_get_data(bytes, &size);
     AddressHead head;
     if (size <= sizeof head || memcmp(data, "WUCX", 4) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "link address of %zu bytes is not one of UCX: the peer runs another link",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "link address of %zu bytes is not one of UCX: the peer runs another link",
                     size);
         return NULL;
     }
     memcpy(&head, data, sizeof head);
     uint32_t theirs = le32toh(head.version), ours = ucx_version();
     if (theirs != ours) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
-                    "the peer has UCX %u.%u and this host %u.%u: install the same release on all workers", theirs >> 16,
-                    theirs & 0xffff, ours >> 16, ours & 0xffff);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_VERSION,
+            "the peer has UCX %u.%u and this host %u.%u: install the same release on all workers",
+            theirs >> 16, theirs & 0xffff, ours >> 16, ours & 0xffff);
         return NULL;
     }
     if (le32toh(head.checksum) != crc32c(0, data + sizeof head, size - sizeof head)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "link address of %zu bytes fails its checksum", size);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "link address of %zu bytes fails its checksum", size);
         return NULL;
     }
     return (const ucp_address_t *)(data + sizeof head);
@@ -121,8 +129,8 @@ static const ucp_address_t *address_parse(GBytes *bytes, GError **error)
 
 /* ---- port ---- */
 
-static ucs_status_t on_message(void *arg, const void *header, size_t header_size, void *data, size_t size,
-                               const ucp_am_recv_param_t *param)
+static ucs_status_t on_message(void *arg, const void *header, size_t header_size, void *data,
+                               size_t size, const ucp_am_recv_param_t *param)
 {
     Port *port = arg;
     uint64_t tag;
@@ -145,8 +153,8 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_size
 static ucs_status_t port_set_handler(Port *port, ucp_am_recv_callback_t handler)
 {
     ucp_am_handler_param_t param = {
-        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
-                      UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                      UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
         .id = MESSAGE_ID,
         .flags = UCP_AM_FLAG_WHOLE_MSG,
         .cb = handler,
@@ -162,12 +170,15 @@ static bool device_is_running(int socket_fd, const char *name)
     return ioctl(socket_fd, SIOCGIFFLAGS, &request) != 0 || (request.ifr_flags & IFF_RUNNING) != 0;
 }
 
-/* UCX takes the interfaces that run when a context is made, for good: made a moment too early (a cable, a fresh veth: about a
- * second), every later connect answers "unreachable". So the one that was chosen is waited for. */
+/* UCX takes the interfaces that run when a context is made, for good: made a moment too early (a
+ * cable, a fresh veth: about a second), every later connect answers "unreachable". So the one that
+ * was chosen is waited for. */
 static void device_wait(void)
 {
     const char *name = g_getenv("UCX_NET_DEVICES");
-    int socket_fd = name != NULL && if_nametoindex(name) != 0 ? socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    int socket_fd = name != NULL && if_nametoindex(name) != 0
+                        ? socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+                        : -1;
     if (socket_fd >= 0) {
         int64_t until = link_clock_us() + DEVICE_LIMIT_US;
         while (!device_is_running(socket_fd, name) && link_clock_us() < until) {
@@ -179,8 +190,10 @@ static void device_wait(void)
 
 static ucs_status_t port_create_worker(Port *port)
 {
-    ucp_params_t context = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
-    ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SINGLE};
+    ucp_params_t context = {.field_mask = UCP_PARAM_FIELD_FEATURES,
+                            .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
+    ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
+                                  .thread_mode = UCS_THREAD_MODE_SINGLE};
     ucp_config_t *config;
     device_wait();
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
@@ -211,7 +224,8 @@ static void port_free(Port *port)
     g_free(port);
 }
 
-static LinkRawPort *ucx_port_open(void *fill, const LinkRawEvents *events, void *user, GError **error)
+static LinkRawPort *ucx_port_open(void *fill, const LinkRawEvents *events, void *user,
+                                  GError **error)
 {
     Port *port = g_new0(Port, 1);
     port->events = events;
@@ -223,8 +237,10 @@ static LinkRawPort *ucx_port_open(void *fill, const LinkRawEvents *events, void 
     if (status != UCS_OK) {
         const char *tls = g_getenv("UCX_TLS"), *devices = g_getenv("UCX_NET_DEVICES");
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
-                    "cannot open a UCX worker on UCX_TLS=%s UCX_NET_DEVICES=%s: %s: name an interface that is up with --link-device",
-                    tls != NULL ? tls : "(unset)", devices != NULL ? devices : "(unset)", ucs_status_string(status));
+                    "cannot open a UCX worker on UCX_TLS=%s UCX_NET_DEVICES=%s: %s: name an "
+                    "interface that is up with --link-device",
+                    tls != NULL ? tls : "(unset)", devices != NULL ? devices : "(unset)",
+                    ucs_status_string(status));
         port_free(port);
         return NULL;
     }
@@ -245,7 +261,8 @@ static void on_failure(void *arg, ucp_ep_h endpoint, ucs_status_t status)
 static ucs_status_t raw_create_endpoint(Raw *raw, const ucp_address_t *address)
 {
     ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER,
         .address = address,
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {.cb = on_failure, .arg = raw},
@@ -253,7 +270,8 @@ static ucs_status_t raw_create_endpoint(Raw *raw, const ucp_address_t *address)
     return ucp_ep_create(raw->port->worker, &params, &raw->endpoint);
 }
 
-static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user, GError **error)
+static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag, void *link_user,
+                            GError **error)
 {
     Port *port = (Port *)raw_port;
     const ucp_address_t *worker_address = address_parse(address, error);
@@ -261,8 +279,8 @@ static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag
         return NULL;
     }
     if (tag_table_find(&port->tags, tag) != NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "link tag %016" G_GINT64_MODIFIER "x is connected already: use a new one",
-                    tag);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "link tag %016" G_GINT64_MODIFIER "x is connected already: use a new one", tag);
         return NULL;
     }
     Raw *raw = g_new0(Raw, 1);
@@ -272,7 +290,8 @@ static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag
     ucs_status_t status = raw_create_endpoint(raw, worker_address);
     if (status != UCS_OK) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
-                    "cannot connect a link: %s: check that both hosts name an interface of one network with --link-device",
+                    "cannot connect a link: %s: check that both hosts name an interface of one "
+                    "network with --link-device",
                     ucs_status_string(status));
         g_free(raw);
         return NULL;
@@ -309,16 +328,19 @@ static LinkStatus ucx_send(LinkRaw *link, void *data, size_t size)
     Raw *raw = (Raw *)link;
     LinkBuffer *buffer = buffer_of(data);
     buffer->owner = raw;
-    buffer->tag = htole64(raw->tag); /* lies with the buffer: UCP reads the header until the send is complete */
+    /* Lies with the buffer: UCP reads the header until the send is complete. */
+    buffer->tag = htole64(raw->tag);
     ucp_request_param_t param = {
-        .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+        .op_attr_mask =
+            UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
         .flags = UCP_AM_SEND_FLAG_EAGER,
         .cb.send = on_sent,
         .user_data = buffer,
     };
-    ucs_status_ptr_t sent = raw->failure != UCS_OK ? UCS_STATUS_PTR(raw->failure)
-                                                   : ucp_am_send_nbx(raw->endpoint, MESSAGE_ID, &buffer->tag, sizeof buffer->tag,
-                                                                     data, size, &param);
+    ucs_status_ptr_t sent = raw->failure != UCS_OK
+                                ? UCS_STATUS_PTR(raw->failure)
+                                : ucp_am_send_nbx(raw->endpoint, MESSAGE_ID, &buffer->tag,
+                                                  sizeof buffer->tag, data, size, &param);
     if (UCS_PTR_IS_PTR(sent)) {
         raw->n_sending++;
         return LINK_OK;
@@ -335,7 +357,8 @@ static LinkStatus ucx_send(LinkRaw *link, void *data, size_t size)
 
 static void raw_force_close(Raw *raw)
 {
-    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS, .flags = UCP_EP_CLOSE_FLAG_FORCE};
+    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
+                                 .flags = UCP_EP_CLOSE_FLAG_FORCE};
     ucs_status_ptr_t request = ucp_ep_close_nbx(raw->endpoint, &param);
     raw->endpoint = NULL;
     raw->close_request = UCS_PTR_IS_PTR(request) ? request : NULL;
@@ -344,11 +367,13 @@ static void raw_force_close(Raw *raw)
 /* True when nothing of UCX points at it any more. */
 static bool raw_has_ended(Raw *raw, int64_t now_us)
 {
-    bool flushed = raw->n_sending == 0 || raw->failure != UCS_OK || now_us - raw->closed_us >= FLUSH_LIMIT_US;
+    bool flushed =
+        raw->n_sending == 0 || raw->failure != UCS_OK || now_us - raw->closed_us >= FLUSH_LIMIT_US;
     if (raw->endpoint != NULL && flushed) {
         raw_force_close(raw);
     }
-    if (raw->close_request != NULL && ucp_request_check_status(raw->close_request) != UCS_INPROGRESS) {
+    if (raw->close_request != NULL &&
+        ucp_request_check_status(raw->close_request) != UCS_INPROGRESS) {
         ucp_request_free(raw->close_request);
         raw->close_request = NULL;
     }
@@ -384,7 +409,8 @@ static void ucx_close(LinkRaw *link)
     g_ptr_array_add(port->ending, raw);
 }
 
-static ucs_status_t on_message_while_closing(void *arg, const void *header, size_t header_size, void *data, size_t size,
+static ucs_status_t on_message_while_closing(void *arg, const void *header, size_t header_size,
+                                             void *data, size_t size,
                                              const ucp_am_recv_param_t *param)
 {
     return UCS_OK;
@@ -403,7 +429,7 @@ static void ucx_port_close(LinkRawPort *raw_port)
         ucp_worker_progress(port->worker);
         port_end_some(port);
     }
-    /* Those that are left have sends which UCX has not completed; the worker's end completes them. */
+    /* What is left has sends that UCX has not completed; the worker's end completes them. */
     ucp_worker_destroy(port->worker);
     port->worker = NULL;
     g_ptr_array_set_free_func(port->ending, raw_free);
@@ -429,7 +455,8 @@ static unsigned port_deliver_early(Port *port)
     unsigned n = 0;
     EarlyDatagram *early;
     while ((early = tag_table_take_ready(&port->tags)) != NULL) {
-        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size, port->user);
+        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size,
+                              port->user);
         g_free(early);
         n++;
     }

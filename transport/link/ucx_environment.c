@@ -1,6 +1,7 @@
-/* UCX's settings come from the environment, and libucs reads some of them when it is loaded: so they must stand there before the
- * program starts, and a program that finds them missing sets them and starts itself once more (the same process, the same
- * arguments). A mark with the process id keeps that to once; in a child, which has another id, it means nothing. */
+/* UCX's settings come from the environment, and libucs reads some of them when it is loaded: so
+ * they must stand there before the program starts, and a program that finds them missing sets them
+ * and starts itself once more (the same process, the same arguments). A mark with the process id
+ * keeps that to once; in a child, which has another id, it means nothing. */
 #include "transport/link/link.h"
 
 #include <arpa/inet.h>
@@ -18,14 +19,16 @@ typedef struct Setting {
 
 /* PLATFORM.md section 2 and WIRE.md have the measurements behind each. */
 static const Setting settings[] = {
-    {"UCX_POSIX_ERROR_HANDLING", "y"}, /* else a link that reports a dead peer takes no shared memory */
-    {"UCX_HANDLE_ERRORS", "none"},     /* signals belong to the daemon */
+    /* Else a link that reports dead peers takes no shared memory. */
+    {"UCX_POSIX_ERROR_HANDLING", "y"},
+    {"UCX_HANDLE_ERRORS", "none"}, /* signals belong to the daemon */
     {"UCX_WARN_UNUSED_ENV_VARS", "n"},
-    {"UCX_LOG_LEVEL", "fatal"},        /* libraries return errors, daemons log them */
+    {"UCX_LOG_LEVEL", "fatal"}, /* libraries return errors, daemons log them */
     {"UCX_RNDV_THRESH", "inf"},
     {"UCX_TCP_TX_SEG_SIZE", "256k"},
     {"UCX_TCP_RX_SEG_SIZE", "256k"},
-    {"UCX_KEEPALIVE_INTERVAL", "500ms"}, /* a peer killed behind shared memory is found by it */
+    /* A peer that was killed behind shared memory is found by it. */
+    {"UCX_KEEPALIVE_INTERVAL", "500ms"},
     {"UCX_TCP_KEEPIDLE", "1s"},
     {"UCX_TCP_KEEPINTVL", "1s"},
     {"UCX_TCP_KEEPCNT", "3"},
@@ -47,9 +50,11 @@ static bool has_address(const struct ifaddrs *interface, const char *address)
     }
     char text[INET6_ADDRSTRLEN] = "";
     if (interface->ifa_addr->sa_family == AF_INET) {
-        inet_ntop(AF_INET, &((const struct sockaddr_in *)interface->ifa_addr)->sin_addr, text, sizeof text);
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)interface->ifa_addr)->sin_addr, text,
+                  sizeof text);
     } else if (interface->ifa_addr->sa_family == AF_INET6) {
-        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)interface->ifa_addr)->sin6_addr, text, sizeof text);
+        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)interface->ifa_addr)->sin6_addr, text,
+                  sizeof text);
     }
     return strcmp(text, address) == 0;
 }
@@ -57,12 +62,15 @@ static bool has_address(const struct ifaddrs *interface, const char *address)
 static bool is_usable(const struct ifaddrs *interface, bool loopback)
 {
     unsigned up = IFF_UP | IFF_RUNNING;
-    return interface->ifa_addr != NULL && (interface->ifa_addr->sa_family == AF_INET || interface->ifa_addr->sa_family == AF_INET6) &&
-           (interface->ifa_flags & up) == up && ((interface->ifa_flags & IFF_LOOPBACK) != 0) == loopback;
+    return interface->ifa_addr != NULL &&
+           (interface->ifa_addr->sa_family == AF_INET ||
+            interface->ifa_addr->sa_family == AF_INET6) &&
+           (interface->ifa_flags & up) == up &&
+           ((interface->ifa_flags & IFF_LOOPBACK) != 0) == loopback;
 }
 
-/* The interface that has `address` (up or not: the port waits for it), or with NULL the first that is up, loopback last; returned,
- * NULL = none. */
+/* The interface that has `address` (up or not: the port waits for it), or with NULL the first that
+ * is up, loopback last; returned, NULL = none. */
 static char *find_device(const char *address)
 {
     struct ifaddrs *all = NULL;

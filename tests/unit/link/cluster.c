@@ -58,7 +58,8 @@ Cluster *cluster_new(const ClusterOptions *options)
         ClusterRank *rank = &cluster->ranks[r];
         rank->cluster = cluster;
         rank->rank = r;
-        LinkPortOptions port = {.fill = cluster->fill, .receive = on_receive, .dead = on_dead, .user = rank};
+        LinkPortOptions port = {
+            .fill = cluster->fill, .receive = on_receive, .dead = on_dead, .user = rank};
         rank->port = link_port_open(&port, NULL);
         assert_non_null(rank->port);
     }
@@ -69,8 +70,13 @@ Cluster *cluster_new(const ClusterOptions *options)
     }
     for (uint32_t r = 0; r < options->n_ranks; r++) {
         ClusterRank *rank = &cluster->ranks[r];
-        GroupOptions group = {.port = rank->port, .n_ranks = options->n_ranks, .rank = r, .links = rank->links, .abort = &rank->abort,
-                              .yield = options->yield, .two_shot_bytes = options->two_shot_bytes};
+        GroupOptions group = {.port = rank->port,
+                              .n_ranks = options->n_ranks,
+                              .rank = r,
+                              .links = rank->links,
+                              .abort = &rank->abort,
+                              .yield = options->yield,
+                              .two_shot_bytes = options->two_shot_bytes};
         rank->group = group_new(&group);
     }
     return cluster;

@@ -1,5 +1,5 @@
-/* For the tests of transport/link and transport/group: n ranks, each with a port and links to all others, over one fill; and a way
- * to run each rank on a thread of its own. */
+/* For the tests of transport/link and transport/group: n ranks, each with a port and links to all
+ * others, over one fill; and a way to run each rank on a thread of its own. */
 #pragma once
 
 #include "transport/group/group.h"
@@ -36,12 +36,12 @@ void cluster_free(Cluster *cluster);
 void cluster_run(Cluster *cluster, void (*fn)(ClusterRank *rank, void *user), void *user);
 
 /* A check on a rank's thread: cmocka's own jump out of the test's thread. */
-#define rank_check(rank_, condition)                                                                                       \
-    do {                                                                                                                   \
-        if (!(condition) && (rank_)->failure[0] == '\0') {                                                                 \
-            g_snprintf((rank_)->failure, sizeof(rank_)->failure, "rank %u, line %d: %s", (rank_)->rank, __LINE__,           \
-                       #condition);                                                                                        \
-        }                                                                                                                  \
+#define rank_check(rank_, condition)                                                               \
+    do {                                                                                           \
+        if (!(condition) && (rank_)->failure[0] == '\0') {                                         \
+            g_snprintf((rank_)->failure, sizeof(rank_)->failure, "rank %u, line %d: %s",           \
+                       (rank_)->rank, __LINE__, #condition);                                       \
+        }                                                                                          \
     } while (0)
 
 int64_t test_clock_us(void); /* CLOCK_MONOTONIC */

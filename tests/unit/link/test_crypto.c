@@ -1,5 +1,5 @@
-/* Keys and AEAD against values from Python's hmac and `cryptography` (an independent HKDF and another binding), and the two AEAD
- * implementations against each other. */
+/* Keys and AEAD against values from Python's hmac and `cryptography` (an independent HKDF and
+ * another binding), and the two AEAD implementations against each other. */
 #include "transport/crypto/aead.h"
 #include "transport/crypto/keys.h"
 
@@ -9,7 +9,8 @@
 
 #include <cmocka.h>
 
-static const KeyScope scope = {.generation = 0x1122334455667788u, .epoch = 9, .job = "job-7", .replica = 2};
+static const KeyScope scope = {
+    .generation = 0x1122334455667788u, .epoch = 9, .job = "job-7", .replica = 2};
 
 static void fill_counting(uint8_t *out, size_t n, uint8_t first)
 {
@@ -20,8 +21,10 @@ static void fill_counting(uint8_t *out, size_t n, uint8_t first)
 
 static void keys_are_hkdf_sha256(void **state)
 {
-    static const uint8_t expected[32] = {0x18, 0xb1, 0x0b, 0x7c, 0x06, 0x4c, 0x84, 0x7d, 0xef, 0x57, 0x2c, 0x18, 0x0c, 0x4e, 0x75, 0x30,
-                                         0x81, 0x34, 0x72, 0x04, 0xcb, 0x0a, 0x05, 0x71, 0x88, 0x78, 0xcc, 0x19, 0xf3, 0x78, 0xa1, 0x96};
+    static const uint8_t expected[32] = {0x18, 0xb1, 0x0b, 0x7c, 0x06, 0x4c, 0x84, 0x7d,
+                                         0xef, 0x57, 0x2c, 0x18, 0x0c, 0x4e, 0x75, 0x30,
+                                         0x81, 0x34, 0x72, 0x04, 0xcb, 0x0a, 0x05, 0x71,
+                                         0x88, 0x78, 0xcc, 0x19, 0xf3, 0x78, 0xa1, 0x96};
     uint8_t secret[EPOCH_SECRET_BYTES], sender[BOOT_ID_BYTES], receiver[BOOT_ID_BYTES], key[32];
     fill_counting(secret, sizeof secret, 0);
     fill_counting(sender, sizeof sender, 0x40);
@@ -81,9 +84,10 @@ static unsigned kinds(AeadKind out[2])
 static void aead_equals_a_known_vector(void **state)
 {
     static const uint8_t expected[37 + 16] = {
-        0x1d, 0xf0, 0xf0, 0x53, 0x7f, 0x0b, 0xe3, 0x7c, 0xac, 0x33, 0xb9, 0x7d, 0xcb, 0x72, 0x59, 0xc0, 0xcc, 0x8d,
-        0x48, 0x4e, 0xd5, 0x20, 0xb2, 0xea, 0x00, 0xd4, 0x67, 0x0e, 0xbb, 0xc4, 0x50, 0xfe, 0xe9, 0xb1, 0xc0, 0x89,
-        0xf5, 0xd5, 0xfc, 0x55, 0xb6, 0xe7, 0x9c, 0xab, 0x25, 0x63, 0x41, 0x60, 0x17, 0xf7, 0x55, 0x62, 0xc4};
+        0x1d, 0xf0, 0xf0, 0x53, 0x7f, 0x0b, 0xe3, 0x7c, 0xac, 0x33, 0xb9, 0x7d, 0xcb, 0x72,
+        0x59, 0xc0, 0xcc, 0x8d, 0x48, 0x4e, 0xd5, 0x20, 0xb2, 0xea, 0x00, 0xd4, 0x67, 0x0e,
+        0xbb, 0xc4, 0x50, 0xfe, 0xe9, 0xb1, 0xc0, 0x89, 0xf5, 0xd5, 0xfc, 0x55, 0xb6, 0xe7,
+        0x9c, 0xab, 0x25, 0x63, 0x41, 0x60, 0x17, 0xf7, 0x55, 0x62, 0xc4};
     uint8_t bytes[AEAD_KEY_BYTES], associated[32], plain[37], out[37], tag[AEAD_TAG_BYTES];
     fill_counting(bytes, sizeof bytes, 0);
     fill_counting(associated, sizeof associated, 0xa0);
@@ -105,7 +109,8 @@ static void aead_round_trip(const uint8_t *bytes, AeadKind sealer, AeadKind open
 {
     g_autoptr(AeadKey) seal = aead_key_new(bytes, sealer, NULL);
     g_autoptr(AeadKey) open = aead_key_new(bytes, opener, NULL);
-    g_autofree uint8_t *plain = g_malloc(size + 1), *wire = g_malloc(size + 1), *back = g_malloc(size + 1);
+    g_autofree uint8_t *plain = g_malloc(size + 1), *wire = g_malloc(size + 1),
+                       *back = g_malloc(size + 1);
     uint8_t tag[AEAD_TAG_BYTES], associated[32];
     fill_counting(associated, sizeof associated, 3);
     for (size_t i = 0; i < size; i++) {
@@ -127,7 +132,8 @@ static void aead_round_trip(const uint8_t *bytes, AeadKind sealer, AeadKind open
         assert_false(aead_open(open, size, associated, sizeof associated, wire, size, back, tag));
         wire[size / 2] ^= 4;
     }
-    assert_true(aead_open(open, size, associated, sizeof associated, wire, size, wire, tag)); /* in place */
+    assert_true(
+        aead_open(open, size, associated, sizeof associated, wire, size, wire, tag)); /* in place */
     assert_memory_equal(wire, plain, size);
 }
 

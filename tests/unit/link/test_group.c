@@ -1,4 +1,5 @@
-/* Collectives over inproc, a thread a rank: bit for bit what one process computes by the tree as NUMERICS 2 writes it down. */
+/* Collectives over inproc, a thread a rank: bit for bit what one process computes by the tree as
+ * NUMERICS 2 writes it down. */
 #include "cluster.h"
 
 #include "proto/plan/tree.h"
@@ -38,9 +39,10 @@ static float node(uint32_t a, uint32_t b, size_t i, float (*leaf)(uint32_t, size
     return left + node(m, b, i, leaf);
 }
 
-/* Writes the maximal subtrees of node(a, b) inside [first, last), one vector each; returns how many. */
-static uint32_t subtrees(uint32_t a, uint32_t b, uint32_t first, uint32_t last, float (*leaf)(uint32_t, size_t), float *out,
-                         size_t stride, size_t n)
+/* Writes the maximal subtrees of node(a, b) inside [first, last), one vector each; returns how
+ * many. */
+static uint32_t subtrees(uint32_t a, uint32_t b, uint32_t first, uint32_t last,
+                         float (*leaf)(uint32_t, size_t), float *out, size_t stride, size_t n)
 {
     if (b <= first || last <= a) {
         return 0;
@@ -90,19 +92,22 @@ static void check_all_reduce(ClusterRank *rank, const GroupWait *wait, const Red
 {
     size_t n = c->n, stride = n + 3;
     const uint32_t *cut = c->cuts + rank->rank;
-    g_autofree float *mine = g_new(float, TREE_SUBTREES_LIMIT * stride), *apart = g_new(float, n);
+    g_autofree float *mine = g_new(float, TREE_SUBTREES_LIMIT *stride), *apart = g_new(float, n);
     float *out = c->in_place ? mine : apart;
     uint32_t s = subtrees(0, c->n_leaves, cut[0], cut[1], leaf_value, mine, stride, n);
     uint64_t before = group_counters(rank->group)->bytes_sent;
-    GroupStatus status = group_all_reduce(rank->group, wait, c->n_leaves, c->cuts, mine, stride, n, out);
+    GroupStatus status =
+        group_all_reduce(rank->group, wait, c->n_leaves, c->cuts, mine, stride, n, out);
     rank_check(rank, status == GROUP_OK);
-    rank_check(rank, status != GROUP_OK || memcmp(out, references[c->n_leaves], n * sizeof *out) == 0);
+    rank_check(rank,
+               status != GROUP_OK || memcmp(out, references[c->n_leaves], n * sizeof *out) == 0);
     uint64_t sent = group_counters(rank->group)->bytes_sent - before;
     uint64_t n_ranks = rank->cluster->n_ranks, bytes = n * sizeof(float);
     if (!c->two_shot) { /* FORMULAS 7a */
         rank_check(rank, sent == (n_ranks - 1) * s * bytes);
     } else if (n % (16 * n_ranks) == 0) {
-        rank_check(rank, sent == (n_ranks - 1) * s * bytes / n_ranks + (n_ranks - 1) * bytes / n_ranks);
+        rank_check(rank,
+                   sent == (n_ranks - 1) * s * bytes / n_ranks + (n_ranks - 1) * bytes / n_ranks);
     }
 }
 
@@ -110,13 +115,17 @@ static void rank_all_reduces(ClusterRank *rank, void *user)
 {
     static const size_t lengths[] = {1, 19, 960, MAX_N};
     uint32_t cuts[CLUSTER_RANKS + 1];
-    GroupWait wait = {.step = 0xfffffff0u, .deadline_us = test_clock_us() + 60000000, .operation = "all-reduce"};
+    GroupWait wait = {
+        .step = 0xfffffff0u, .deadline_us = test_clock_us() + 60000000, .operation = "all-reduce"};
     unsigned call = 0;
     for (uint32_t n_leaves = 1; n_leaves <= LEAVES; n_leaves++, wait.step++) {
         wait.site = 0;
         for (unsigned v = 0; v < 6; v++, wait.site++, call++) {
             make_cuts(n_leaves, rank->cluster->n_ranks, v, cuts);
-            ReduceCase c = {.n_leaves = n_leaves, .cuts = cuts, .n = lengths[call % 4], .in_place = call % 3 == 0,
+            ReduceCase c = {.n_leaves = n_leaves,
+                            .cuts = cuts,
+                            .n = lengths[call % 4],
+                            .in_place = call % 3 == 0,
                             .two_shot = *(const size_t *)user == 0};
             check_all_reduce(rank, &wait, &c);
         }
@@ -126,7 +135,8 @@ static void rank_all_reduces(ClusterRank *rank, void *user)
 static void all_reduce_with(size_t two_shot_bytes, bool seal)
 {
     for (uint32_t n_ranks = 1; n_ranks <= 5; n_ranks++) {
-        ClusterOptions options = {.n_ranks = n_ranks, .seal = seal, .two_shot_bytes = two_shot_bytes, .yield = true};
+        ClusterOptions options = {
+            .n_ranks = n_ranks, .seal = seal, .two_shot_bytes = two_shot_bytes, .yield = true};
         Cluster *cluster = cluster_new(&options);
         cluster_run(cluster, rank_all_reduces, &two_shot_bytes);
         cluster_free(cluster);
@@ -155,7 +165,8 @@ static void rank_reduces_minus_zero(ClusterRank *rank, void *user)
     float mine[TREE_SUBTREES_LIMIT * 64], out[64];
     uint32_t r = rank->rank;
     subtrees(0, 7, cuts[r], cuts[r + 1], minus_zero, mine, 64, 64);
-    GroupWait wait = {.step = 1, .site = 1, .deadline_us = test_clock_us() + 20000000, .operation = "minus zero"};
+    GroupWait wait = {
+        .step = 1, .site = 1, .deadline_us = test_clock_us() + 20000000, .operation = "minus zero"};
     rank_check(rank, group_all_reduce(rank->group, &wait, 7, cuts, mine, 64, 64, out) == GROUP_OK);
     for (unsigned i = 0; i < 64; i++) {
         rank_check(rank, out[i] == 0.0f && signbit(out[i]));
@@ -165,7 +176,8 @@ static void rank_reduces_minus_zero(ClusterRank *rank, void *user)
 static void an_empty_rank_is_no_operand(void **state)
 {
     for (size_t two_shot_bytes = 0; two_shot_bytes < 2; two_shot_bytes++) {
-        ClusterOptions options = {.n_ranks = 4, .two_shot_bytes = two_shot_bytes == 0 ? 0 : SIZE_MAX};
+        ClusterOptions options = {.n_ranks = 4,
+                                  .two_shot_bytes = two_shot_bytes == 0 ? 0 : SIZE_MAX};
         Cluster *cluster = cluster_new(&options);
         cluster_run(cluster, rank_reduces_minus_zero, NULL);
         cluster_free(cluster);
@@ -224,7 +236,8 @@ static void rank_exchanges(ClusterRank *rank, const GroupWait *wait)
         send[r] = to;
         receive[r] = g_malloc0(receive_sizes[r] + 1);
     }
-    rank_check(rank, group_all_to_all(rank->group, wait, send, send_sizes, receive, receive_sizes) == GROUP_OK);
+    rank_check(rank, group_all_to_all(rank->group, wait, send, send_sizes, receive,
+                                      receive_sizes) == GROUP_OK);
     for (uint32_t r = 0; r < n; r++) {
         for (size_t i = 0; i < receive_sizes[r]; i++) {
             rank_check(rank, ((uint8_t *)receive[r])[i] == pattern(r, me, i));
@@ -257,13 +270,16 @@ static void rank_reduce_scatters(ClusterRank *rank, const GroupWait *wait)
     }
     float mine[TREE_SUBTREES_LIMIT * N], out[N];
     subtrees(0, 13, cuts[me], cuts[me + 1], leaf_value, mine, N, N);
-    rank_check(rank, group_reduce_scatter(rank->group, wait, 13, cuts, mine, N, first, out) == GROUP_OK);
-    rank_check(rank, memcmp(out, references[13] + first[me], (first[me + 1] - first[me]) * sizeof *out) == 0);
+    rank_check(rank,
+               group_reduce_scatter(rank->group, wait, 13, cuts, mine, N, first, out) == GROUP_OK);
+    rank_check(rank, memcmp(out, references[13] + first[me],
+                            (first[me + 1] - first[me]) * sizeof *out) == 0);
 }
 
 static void rank_does_all(ClusterRank *rank, void *user)
 {
-    GroupWait wait = {.step = 5, .deadline_us = test_clock_us() + 60000000, .operation = "all of them"};
+    GroupWait wait = {
+        .step = 5, .deadline_us = test_clock_us() + 60000000, .operation = "all of them"};
     for (unsigned round = 0; round < 8; round++) {
         rank_gathers(rank, &wait);
         wait.site++;
@@ -304,7 +320,8 @@ static void a_root_may_run_ahead(void **state)
     cluster_free(cluster);
 }
 
-/* What was sent for calls that this rank never made is forgotten, not kept until the limit: 6000 broadcasts, every 100th heard. */
+/* What was sent for calls that this rank never made is forgotten, not kept until the limit: 6000
+ * broadcasts, every 100th heard. */
 static void what_is_over_is_forgotten(void **state)
 {
     Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2});
@@ -337,9 +354,12 @@ static void a_deadline_ends_the_wait_and_names_the_rank(void **state)
 {
     Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 3});
     int64_t start = test_clock_us();
-    GroupWait wait = {.step = 1, .site = 3, .deadline_us = start + 20000, .operation = "attention 4"};
-    assert_int_equal(gather_four_bytes(&cluster->ranks[1], &(GroupWait){.step = 1, .site = 3, .deadline_us = start + 1}),
-                     GROUP_DEADLINE); /* rank 1 has sent its part, and waits for 0 and 2 */
+    GroupWait wait = {
+        .step = 1, .site = 3, .deadline_us = start + 20000, .operation = "attention 4"};
+    assert_int_equal(
+        gather_four_bytes(&cluster->ranks[1],
+                          &(GroupWait){.step = 1, .site = 3, .deadline_us = start + 1}),
+        GROUP_DEADLINE); /* rank 1 has sent its part, and waits for 0 and 2 */
     assert_int_equal(gather_four_bytes(&cluster->ranks[0], &wait), GROUP_DEADLINE);
     assert_true(test_clock_us() - start >= 20000);
     const char *operation;
@@ -348,7 +368,8 @@ static void a_deadline_ends_the_wait_and_names_the_rank(void **state)
     assert_string_equal(operation, "attention 4");
     assert_in_range(since, start, test_clock_us());
     /* The next step works, and what is left of the old one is no part of it. */
-    GroupWait next = {.step = 2, .site = 0, .deadline_us = test_clock_us() + 20000000, .operation = "next"};
+    GroupWait next = {
+        .step = 2, .site = 0, .deadline_us = test_clock_us() + 20000000, .operation = "next"};
     rank_broadcasts(&cluster->ranks[0], &next, 0);
     rank_broadcasts(&cluster->ranks[1], &next, 0);
     rank_broadcasts(&cluster->ranks[2], &next, 0);

@@ -1,5 +1,6 @@
-/* The layer above the fills: what is on the wire, what is let through, what is dropped and how it is counted. One thread; the other
- * end is a port of its own, or a bare port of the fill that sends whatever a test makes up. */
+/* The layer above the fills: what is on the wire, what is let through, what is dropped and how it
+ * is counted. One thread; the other end is a port of its own, or a bare port of the fill that sends
+ * whatever a test makes up. */
 #include "proto/base/checked.h"
 #include "transport/crypto/aead.h"
 #include "transport/link/crc32c.h"
@@ -49,7 +50,8 @@ static void crc32c_is_castagnoli(void **state)
         uint32_t expected = crc_by_bits(data + 1, size - (size > 0));
         assert_int_equal(crc32c(0, data + 1, size - (size > 0)), expected);
         assert_int_equal(crc32c_generic(0, data + 1, size - (size > 0)), expected);
-        assert_int_equal(crc32c(crc32c(0, data, size / 3), data + size / 3, size - size / 3), crc_by_bits(data, size));
+        assert_int_equal(crc32c(crc32c(0, data, size / 3), data + size / 3, size - size / 3),
+                         crc_by_bits(data, size));
     }
 }
 
@@ -177,17 +179,22 @@ static void a_message_arrives_as_it_was_sent(void **state)
     for (unsigned seal = 0; seal < 2; seal++) {
         Pair *pair = pair_new(seal != 0);
         LinkPart parts[] = {{"part", 4}, {NULL, 0}, {"s in a row", 10}};
-        assert_int_equal(link_send(pair->ends[0].link, LINK_OP_SAMPLE, 0xbeef, 99, parts, 3), LINK_OK);
+        assert_int_equal(link_send(pair->ends[0].link, LINK_OP_SAMPLE, 0xbeef, 99, parts, 3),
+                         LINK_OK);
         assert_int_equal(link_send(pair->ends[0].link, LINK_OP_TOKEN, 1, 100, NULL, 0), LINK_OK);
         assert_int_equal(link_port_progress(pair->ends[1].port), 2);
         End *end = &pair->ends[1];
         assert_int_equal(end->n_received, 2);
         assert_memory_equal(end->payload, "parts in a row", 14);
-        assert_true(end->header.op == LINK_OP_TOKEN && end->header.flags == 1 && end->header.step == 100);
-        assert_true(end->header.seq == 2 && end->header.length == 0 && end->header.handle == HANDLE);
+        assert_true(end->header.op == LINK_OP_TOKEN && end->header.flags == 1 &&
+                    end->header.step == 100);
+        assert_true(end->header.seq == 2 && end->header.length == 0 &&
+                    end->header.handle == HANDLE);
         assert_int_equal(end->steps[0], 99);
-        const LinkCounters *sent = link_port_counters(pair->ends[0].port), *got = link_port_counters(end->port);
-        assert_true(sent->messages_sent == 2 && sent->bytes_sent == 14 && got->messages_received == 2 && got->bytes_received == 14);
+        const LinkCounters *sent = link_port_counters(pair->ends[0].port),
+                           *got = link_port_counters(end->port);
+        assert_true(sent->messages_sent == 2 && sent->bytes_sent == 14 &&
+                    got->messages_received == 2 && got->bytes_received == 14);
         assert_true(sent->seal_ns > 0);
         pair_free(pair);
     }
@@ -210,9 +217,7 @@ static void wire_receive(LinkRaw *raw, void *data, size_t size, void *user)
     memcpy(wire->bytes, data, MIN(size, sizeof wire->bytes));
 }
 
-static void wire_dead(LinkRaw *raw, const char *why, void *user)
-{
-}
+static void wire_dead(LinkRaw *raw, const char *why, void *user) {}
 
 /* A link whose other end is a bare port of the fill. */
 typedef struct Bare {
@@ -230,7 +235,8 @@ static Bare *bare_new(bool seal)
     bare->bus = link_fill_inproc_new();
     bare->end.port = open_port(bare->bus, &bare->end);
     bare->port = bare->bus->ops->port_open(bare->bus->self, &events, &bare->wire, NULL);
-    g_autoptr(GBytes) theirs = bare->bus->ops->address(bare->port), ours = link_port_address(bare->end.port);
+    g_autoptr(GBytes) theirs = bare->bus->ops->address(bare->port),
+                      ours = link_port_address(bare->end.port);
     LinkConnect connect = connect_options(theirs, seal, 0);
     bare->end.link = link_connect(bare->end.port, &connect, NULL);
     bare->raw = bare->bus->ops->connect(bare->port, ours, HANDLE, NULL, NULL);
@@ -256,11 +262,11 @@ static const LinkCounters *bare_send(Bare *bare, const void *data, size_t size)
     return link_port_counters(bare->end.port);
 }
 
-static const uint8_t wire_head[28] = {0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,  /* handle */
-                                      0x04, 0x03, 0x02, 0x01,                          /* step */
-                                      2,    0,    7,    0,                             /* op, flags */
-                                      1,    0,    0,    0,    0,    0,    0,    0,     /* number */
-                                      5,    0,    0,    0};                            /* length */
+static const uint8_t wire_head[28] = {0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, /* handle */
+                                      0x04, 0x03, 0x02, 0x01,                         /* step */
+                                      2,    0,    7,    0,                         /* op, flags */
+                                      1,    0,    0,    0,    0,    0,    0,    0, /* number */
+                                      5,    0,    0,    0};                        /* length */
 
 static void the_wire_is_as_documented(void **state)
 {
@@ -271,7 +277,8 @@ static void the_wire_is_as_documented(void **state)
         const uint8_t *bytes = bare->wire.bytes;
         assert_int_equal(bare->wire.size, 32 + 5 + (seal != 0 ? 16 : 0));
         assert_memory_equal(bytes, wire_head, sizeof wire_head);
-        uint32_t crc = (uint32_t)bytes[28] | (uint32_t)bytes[29] << 8 | (uint32_t)bytes[30] << 16 | (uint32_t)bytes[31] << 24;
+        uint32_t crc = (uint32_t)bytes[28] | (uint32_t)bytes[29] << 8 | (uint32_t)bytes[30] << 16 |
+                       (uint32_t)bytes[31] << 24;
         if (seal == 0) {
             uint8_t whole[37] = {0};
             memcpy(whole, wire_head, sizeof wire_head);
@@ -292,7 +299,8 @@ static void the_wire_is_as_documented(void **state)
 }
 
 /* An unsealed datagram with a right checksum. */
-static size_t make_plain(uint8_t *out, uint64_t handle, uint64_t seq, uint32_t length, const char *payload)
+static size_t make_plain(uint8_t *out, uint64_t handle, uint64_t seq, uint32_t length,
+                         const char *payload)
 {
     memcpy(out, wire_head, sizeof wire_head);
     for (unsigned i = 0; i < 8; i++) {
@@ -348,7 +356,8 @@ static void every_bit_of_a_sealed_message_counts(void **state)
         d[bit / 8] ^= (uint8_t)(1u << bit % 8);
         const LinkCounters *counters = bare_send(bare, d, sizeof d);
         assert_int_equal(counters->dropped_corrupt + counters->dropped_stale, bit + 1);
-        assert_int_equal(counters->dropped_stale, MIN(bit + 1, 64)); /* the handle is looked at before any key */
+        assert_int_equal(counters->dropped_stale,
+                         MIN(bit + 1, 64)); /* the handle is looked at before any key */
         assert_int_equal(counters->messages_received + counters->dropped_replayed, 0);
         d[bit / 8] ^= (uint8_t)(1u << bit % 8);
     }
@@ -381,11 +390,13 @@ static void faults_are_dropped_and_counted(void **state)
     for (unsigned seal = 0; seal < 2; seal++) {
         Pair *pair = send_through(flips, 4, 5, seal != 0);
         const LinkCounters *counters = link_port_counters(pair->ends[1].port);
-        assert_true(counters->messages_received == 2 && counters->dropped_corrupt == 3 && counters->dropped_replayed == 0);
+        assert_true(counters->messages_received == 2 && counters->dropped_corrupt == 3 &&
+                    counters->dropped_replayed == 0);
         pair_free(pair);
         pair = send_through(doubles, 3, 3, seal != 0);
         counters = link_port_counters(pair->ends[1].port);
-        assert_true(counters->messages_received == 3 && counters->dropped_replayed == 2 && counters->dropped_corrupt == 0);
+        assert_true(counters->messages_received == 3 && counters->dropped_replayed == 2 &&
+                    counters->dropped_corrupt == 0);
         pair_free(pair);
         pair = send_through(losses, 3, 4, seal != 0);
         assert_int_equal(link_port_counters(pair->ends[1].port)->messages_received, 2);
@@ -486,7 +497,8 @@ static void sending_is_bounded(void **state)
     Pair *pair = pair_new(true);
     End *from = &pair->ends[1]; /* not through the fault fill, which has memory of its own */
     static const uint8_t nothing[1] = {0};
-    LinkPart too_long[] = {{nothing, LINK_MESSAGE_LIMIT}, {nothing, 1}}, overflow[] = {{nothing, SIZE_MAX}, {nothing, 2}};
+    LinkPart too_long[] = {{nothing, LINK_MESSAGE_LIMIT}, {nothing, 1}},
+             overflow[] = {{nothing, SIZE_MAX}, {nothing, 2}};
     assert_int_equal(link_send(from->link, LINK_OP_PROBE, 0, 0, too_long, 2), LINK_TOO_LONG);
     assert_int_equal(link_send(from->link, LINK_OP_PROBE, 0, 0, overflow, 2), LINK_TOO_LONG);
     unsigned n = 0;
@@ -495,7 +507,8 @@ static void sending_is_bounded(void **state)
     }
     assert_in_range(n, 16, 99999);
     link_port_interrupt(from->port);
-    assert_int_equal(link_send(from->link, LINK_OP_PROBE, 0, n, NULL, 0), LINK_AGAIN); /* would wait, but is interrupted */
+    assert_int_equal(link_send(from->link, LINK_OP_PROBE, 0, n, NULL, 0),
+                     LINK_AGAIN); /* would wait, but is interrupted */
     link_port_progress(pair->ends[0].port);
     assert_int_equal(pair->ends[0].n_received, n);
     assert_int_equal(link_send(from->link, LINK_OP_PROBE, 0, n, NULL, 0), LINK_OK);
@@ -514,7 +527,8 @@ static void a_handler_may_answer(void **state)
     pair_free(pair);
 }
 
-/* After one message of each size, no message allocates: an allocation would fail and with it the send. */
+/* After one message of each size, no message allocates: an allocation would fail and with it the
+ * send. */
 static void the_steady_state_allocates_nothing(void **state)
 {
     Pair *pair = pair_new(true);

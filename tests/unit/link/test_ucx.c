@@ -1,5 +1,6 @@
-/* Links over UCX between two processes: argv[1] = tcp (loopback) or shm (shared memory beside tcp). The child is forked before UCX is
- * touched; a socket pair carries addresses and the order of events, so that nothing here sleeps.
+/* Links over UCX between two processes: argv[1] = tcp (loopback) or shm (shared memory beside tcp).
+ * The child is forked before UCX is touched; a socket pair carries addresses and the order of
+ * events, so that nothing here sleeps.
  *
  *     parent  <-- control socket -->  child
  *     parent  <====== link ========>  child */
@@ -80,8 +81,9 @@ static void on_receive(Link *link, const LinkHeader *header, const void *payload
 {
     End *end = user;
     uint32_t i = end->n_received;
-    bool right = link == end->link && header->handle == HANDLE && header->step == i && header->flags == (i & 0xffff) &&
-                 header->length == message_size(i) && (uintptr_t)payload % 16 == 0 &&
+    bool right = link == end->link && header->handle == HANDLE && header->step == i &&
+                 header->flags == (i & 0xffff) && header->length == message_size(i) &&
+                 (uintptr_t)payload % 16 == 0 &&
                  memcmp(payload, message_data(i), header->length) == 0;
     end->n_wrong += !right;
     end->n_received++;
@@ -123,7 +125,8 @@ static bool meet(const End *end)
 static bool end_open(End *end)
 {
     end->fill = link_fill_ucx();
-    LinkPortOptions options = {.fill = end->fill, .receive = on_receive, .dead = on_dead, .user = end, .crowded = true};
+    LinkPortOptions options = {
+        .fill = end->fill, .receive = on_receive, .dead = on_dead, .user = end, .crowded = true};
     g_autoptr(GError) error = NULL;
     end->port = link_port_open(&options, &error);
     if (end->port == NULL) {
@@ -140,7 +143,10 @@ static bool end_open(End *end)
 
 static bool end_connect(End *end)
 {
-    LinkConnect connect = {.address = end->peer_address, .handle = HANDLE, .peer = end->is_child ? 0 : 1, .seal = end->seal};
+    LinkConnect connect = {.address = end->peer_address,
+                           .handle = HANDLE,
+                           .peer = end->is_child ? 0 : 1,
+                           .seal = end->seal};
     memset(connect.send_key, end->is_child ? 7 : 9, sizeof connect.send_key);
     memset(connect.receive_key, end->is_child ? 9 : 7, sizeof connect.receive_key);
     g_autoptr(GError) error = NULL;
@@ -238,7 +244,8 @@ static bool child_leaves(End *end)
 static bool child_receives_and_answers(End *end)
 {
     if (!end_open(end) || !end_connect(end) || !end_wait_for(end, DOWN)) {
-        fprintf(stderr, "# child: %u received, %u wrong, %s\n", end->n_received, end->n_wrong, end->why);
+        fprintf(stderr, "# child: %u received, %u wrong, %s\n", end->n_received, end->n_wrong,
+                end->why);
         return false;
     }
     for (uint32_t i = 0; i < UP; i++) {
@@ -247,8 +254,9 @@ static bool child_receives_and_answers(End *end)
         }
     }
     const LinkCounters *counters = link_port_counters(end->port);
-    bool right = counters->messages_received == DOWN && counters->messages_sent == UP && counters->dropped_corrupt == 0 &&
-                 counters->dropped_replayed == 0 && counters->dropped_stale == 0;
+    bool right = counters->messages_received == DOWN && counters->messages_sent == UP &&
+                 counters->dropped_corrupt == 0 && counters->dropped_replayed == 0 &&
+                 counters->dropped_stale == 0;
     return child_leaves(end) && right;
 }
 
@@ -267,8 +275,9 @@ static void exchange(bool seal)
         bytes += message_size(i);
     }
     assert_true(end_wait_for(end, UP));
-    print_message("# %s %s: %u messages, %" G_GUINT64_FORMAT " MB down, %.2f s with the way back\n", mode, seal ? "sealed" : "plain", DOWN,
-                  bytes >> 20, (double)(now_us() - start) * 1e-6);
+    print_message("# %s %s: %u messages, %" G_GUINT64_FORMAT " MB down, %.2f s with the way back\n",
+                  mode, seal ? "sealed" : "plain", DOWN, bytes >> 20,
+                  (double)(now_us() - start) * 1e-6);
     assert_int_equal(link_port_counters(end->port)->bytes_sent, bytes);
     assert_true(meet(end));
     pair_end(&pair, 0);
@@ -319,7 +328,8 @@ static void early_messages_are_kept(void **state)
 
 static bool child_waits_forever(End *end)
 {
-    bool right = end_open(end) && end_connect(end) && end_send(end, 0) && end_wait_for(end, 1) && meet(end);
+    bool right =
+        end_open(end) && end_connect(end) && end_send(end, 0) && end_wait_for(end, 1) && meet(end);
     while (right) {
         link_port_wait(end->port, 1000000, 0);
     }
@@ -330,7 +340,8 @@ static void start_and_greet(Pair *pair)
 {
     pair_start(pair, true, child_waits_forever);
     End *end = &pair->parent;
-    assert_true(end_open(end) && end_connect(end) && end_send(end, 0) && end_wait_for(end, 1) && meet(end));
+    assert_true(end_open(end) && end_connect(end) && end_send(end, 0) && end_wait_for(end, 1) &&
+                meet(end));
 }
 
 static void a_killed_peer_is_reported(void **state)
@@ -340,11 +351,13 @@ static void a_killed_peer_is_reported(void **state)
     End *end = &pair.parent;
     int64_t start = now_us();
     assert_int_equal(kill(pair.child, SIGKILL), 0);
-    pair_reap(&pair, SIGKILL); /* shared memory: UCX looks whether the process exists, and a zombie does */
+    pair_reap(&pair,
+              SIGKILL); /* shared memory: UCX looks whether the process exists, and a zombie does */
     while (end->dead_us == 0 && now_us() - start < WAIT_US) {
         link_port_wait(end->port, 100000, 0);
     }
-    print_message("# %s: kill -9 reported after %.1f ms (%s)\n", mode, (double)(end->dead_us - start) * 1e-3, end->why);
+    print_message("# %s: kill -9 reported after %.1f ms (%s)\n", mode,
+                  (double)(end->dead_us - start) * 1e-3, end->why);
     assert_true(end->dead_us != 0);
     assert_true(link_is_dead(end->link));
     assert_int_equal(link_send(end->link, LINK_OP_PROBE, 0, 0, NULL, 0), LINK_PEER_DEAD);
