@@ -57,6 +57,7 @@ void coordinator_free(Coordinator *c)
         return;
     }
     Parts *p = &c->parts;
+    members_quiesce(p->members);
     requests_free(p->requests);
     if (p->control != NULL) {
         rpc_server_free(p->control, 100);

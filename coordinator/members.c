@@ -1,21 +1,24 @@
 /* Problem: to say of every worker, within a bounded time and never contradicting oneself, whether it is there.
  *
- *            hello                 rank of a ready deployment
+ *            hello + heartbeat     rank of a ready deployment
  *   JOINED ─────────▶ READY ◀──────────────────────────────▶ SERVING
  *      ▲               │ ▲ drain/undrain                        │
  *      │ coordinator   │ └──────────────▶ DRAINING ◀────────────┘
  *      │ restarts      ▼                     │
- *      │            LOST ◀───────────────────┘   no heartbeat for 4.5 s, or stream reset for 0.5 s, or a new process said hello,
- *      │              │                          or the worker closed its stream
+ *      │            LOST ◀───────────────────┘   no heartbeat for 4.5 s, or stream ended (by whom ever) for 0.5 s, or a new process
+ *      │              │                          said hello
  *      └──────────────┘ hello ─▶ READY           revoke: any ─▶ REVOKED (final)
  *
- * 1. attached <=> state is READY, SERVING or DRAINING <=> channel and deadline timer exist. The stream may be missing for 0.5 s (reset).
+ * 1. attached (from hello on) <=> channel and deadline timer exist; confirmed (from the first heartbeat on) <=> state is READY, SERVING or DRAINING. The
+ *    worker sends heartbeats after the welcome only, so whoever is confirmed takes calls stamped with this generation. The stream may be missing for
+ *    0.5 s (reset).
  * 2. Each attachment ends with exactly one lost() call, before another attached() call for that member.
  * 3. The deadline is armed at hello and at each heartbeat; only its expiry, a reset's, a new process or a revocation ends an attachment.
  * 4. A hello of another protocol or numerics version never attaches; the refusal names both versions.
  * 5. State is a function of (attached, draining, serving, revoked): member_settle() is the only place that sets it.
  * 6. One process at a time is a member: a hello with another boot id ends the attachment of the old process first. A hello with the
- *    same boot id takes the stream over: the worker itself is the witness that the old one is dead. */
+ *    same boot id takes the stream over: the worker itself is the witness that the old one is dead.
+ * 7. Once quiet, no attachment ends: a coordinator that stops must leave its rows as they are, or its successor could adopt nothing. */
 #include "coordinator/members.h"
 
 #include "coordinator/message.h"
@@ -32,8 +35,10 @@ struct Member {
     char *name;
     MemberState state;
     bool attached, draining, revoked, serving;
+    bool confirmed;    /* a heartbeat came after its hello: it has read the welcome, and with it this generation */
     bool was_attached; /* when the last coordinator died */
-    char *reason;      /* why lost or draining, NULL */
+    char *reason;       /* why it was lost, NULL */
+    char *drain_reason; /* why it drains, NULL */
     int64_t joined_wall_us;
     int64_t heard_us; /* loop time of the last message */
     RpcCall *stream;  /* referenced; NULL after a reset */
@@ -48,6 +53,7 @@ struct Members {
     char *cluster, *ca_pem, *certificate_pem, *key_pem;
     MembersListener listener;
     GTree *by_name; /* name -> Member, owned */
+    bool quiet;     /* stopping: invariant 7 */
 };
 
 /* ---- state ----------------------------------------------------------------------------------------------------- */
@@ -63,14 +69,15 @@ static void member_settle(Member *m, bool was_attached)
     MemberState state = m->state;
     if (m->revoked) {
         state = MEMBER_REVOKED;
-    } else if (m->attached) {
+    } else if (m->attached && m->confirmed) {
         state = m->draining ? MEMBER_DRAINING : m->serving ? MEMBER_SERVING : MEMBER_READY;
     } else if (was_attached) {
         state = MEMBER_LOST;
     }
     if (state != m->state) {
+        const char *reason = state == MEMBER_DRAINING ? m->drain_reason : m->reason;
         log_info(m->members->options.log, "worker %s %s (was %s)%s%s", m->name, member_state_text(state), member_state_text(m->state),
-                 m->reason != NULL ? ": " : "", m->reason != NULL ? m->reason : "");
+                 reason != NULL ? ": " : "", reason != NULL ? reason : "");
         m->state = state;
     }
 }
@@ -81,7 +88,7 @@ static void member_save(Member *m, StoreDone done, void *user)
                            .draining = m->draining,
                            .revoked = m->revoked,
                            .attached = m->attached,
-                           .reason = m->draining ? m->reason : NULL};
+                           .reason = m->drain_reason};
     store_put(m->members->options.store, STORE_MEMBERS, m->name, member_record_pack(&record), done, user);
 }
 
@@ -104,13 +111,14 @@ GError *member_lost_error(const Member *m, const char *what)
 /* The one way out of an attachment (invariant 2). */
 static void member_detach(Member *m, const char *reason)
 {
-    if (!m->attached) {
+    if (!m->attached || m->members->quiet) {
         return;
     }
     Members *members = m->members;
     g_free(m->reason);
     m->reason = g_strdup(reason);
     m->attached = false;
+    m->confirmed = false;
     m->serving = false;
     loop_timer_cancel(members->options.loop, m->deadline);
     m->deadline = NULL;
@@ -122,7 +130,8 @@ static void member_detach(Member *m, const char *reason)
     if (m->stream != NULL) {
         RpcCall *stream = rpc_call_ref(m->stream);
         member_drop_stream(m);
-        rpc_call_finish(stream, why);
+        g_autoptr(GError) denied = m->revoked ? g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED, "worker %s was revoked: join again with a new token", m->name) : NULL;
+        rpc_call_finish(stream, denied != NULL ? denied : why);
         rpc_call_unref(stream);
     }
     RpcChannel *channel = g_steal_pointer(&m->channel);
@@ -136,7 +145,7 @@ static void member_on_deadline(void *user)
     Members *members = m->members;
     m->deadline = NULL;
     int64_t silent_ms = (loop_now_us(members->options.loop) - m->heard_us) / 1000;
-    g_autofree char *reason = m->stream == NULL ? g_strdup_printf("connection broke and did not come back for %d ms", (int)(MEMBER_RESET_US / 1000))
+    g_autofree char *reason = m->stream == NULL ? g_strdup_printf("its connection ended and did not come back within %d ms", (int)(MEMBER_RESET_US / 1000))
                                                 : g_strdup_printf("no heartbeat for %" G_GINT64_FORMAT " ms", silent_ms);
     member_detach(m, reason);
 }
@@ -148,12 +157,13 @@ static void member_arm(Member *m, int64_t delay_us)
     m->deadline = loop_timer_start(loop, delay_us, member_on_deadline, m);
 }
 
-/* The stream broke without a word: the worker has half a second to come back, but never longer than its heartbeat allows. */
+/* The stream ended, by a reset or by the worker's half-close (a killed process gives either): it has half a second to come back, but never longer than
+ * its heartbeat allows. */
 static void member_on_reset(void *user)
 {
     Member *m = user;
     member_drop_stream(m);
-    if (m->attached) {
+    if (m->attached && !m->members->quiet) {
         int64_t left = m->heard_us + MEMBER_LOST_US - loop_now_us(m->members->options.loop);
         member_arm(m, CLAMP(left, 0, MEMBER_RESET_US));
     }
@@ -176,6 +186,7 @@ static void member_free(void *data)
     message_free(m->heartbeat);
     g_free(m->name);
     g_free(m->reason);
+    g_free(m->drain_reason);
     g_free(m);
 }
 
@@ -216,6 +227,13 @@ void members_free(Members *members)
     g_free(members);
 }
 
+void members_quiesce(Members *members)
+{
+    if (members != NULL) {
+        members->quiet = true;
+    }
+}
+
 void members_listen(Members *members, const MembersListener *listener)
 {
     members->listener = *listener;
@@ -244,7 +262,7 @@ bool members_restore(Members *members, const StoreRow *row, GError **error)
     m->revoked = record.revoked;
     m->was_attached = record.attached;
     if (record.reason[0] != '\0') {
-        m->reason = g_steal_pointer(&record.reason);
+        m->drain_reason = g_steal_pointer(&record.reason);
     }
     member_settle(m, false);
     member_record_clear(&record);
@@ -307,7 +325,7 @@ void members_each(const Members *members, void (*fn)(Member *member, void *user)
 
 static void count_missing(Member *m, void *user)
 {
-    *(unsigned *)user += m->was_attached && !m->attached && !m->revoked;
+    *(unsigned *)user += m->was_attached && !m->confirmed && !m->revoked;
 }
 
 unsigned members_n_missing(const Members *members)
@@ -399,19 +417,24 @@ static bool member_attach(Member *m, RpcCall *call, const Weft__V1__Hello *hello
     m->heard_us = loop_now_us(members->options.loop);
     member_arm(m, MEMBER_LOST_US);
     member_welcome(m);
-    if (fresh) {
-        m->attached = true;
-        m->was_attached = false;
-        if (!m->draining) {
-            g_clear_pointer(&m->reason, g_free);
-        }
-        member_settle(m, false);
-        member_save(m, NULL, NULL);
-    }
-    if (members->listener.attached != NULL) {
-        members->listener.attached(m, fresh, members->listener.user);
+    m->attached = true;
+    if (m->confirmed && members->listener.attached != NULL) {
+        members->listener.attached(m, false, members->listener.user);
     }
     return true;
+}
+
+static void member_confirm(Member *m)
+{
+    Members *members = m->members;
+    m->confirmed = true;
+    m->was_attached = false;
+    g_clear_pointer(&m->reason, g_free);
+    member_settle(m, false);
+    member_save(m, NULL, NULL);
+    if (members->listener.attached != NULL) {
+        members->listener.attached(m, true, members->listener.user);
+    }
 }
 
 static void keep_free(void *keep)
@@ -448,6 +471,9 @@ static void member_on_heartbeat(Member *m, const Weft__V1__Heartbeat *heartbeat)
     m->heard_us = loop_now_us(members->options.loop);
     member_arm(m, MEMBER_LOST_US);
     message_replace(&m->heartbeat, heartbeat);
+    if (!m->confirmed) {
+        member_confirm(m);
+    }
     if (members->listener.reported != NULL) {
         members->listener.reported(m, members->listener.user);
     }
@@ -488,10 +514,9 @@ void members_on_report(Members *members, RpcCall *call, const Weft__V1__WorkerRe
     if (report == NULL) {
         if (m != NULL) {
             rpc_call_on_cancel(call, NULL, NULL);
-            member_detach(m, "it closed its connection");
-        } else {
-            rpc_call_finish(call, NULL);
+            member_on_reset(m);
         }
+        rpc_call_finish(call, NULL);
         return;
     }
     if (report->report_case == WEFT__V1__WORKER_REPORT__REPORT_HELLO && m == NULL) {
@@ -518,8 +543,8 @@ bool members_drain(Members *members, const char *name, const char *reason, bool 
         return false;
     }
     m->draining = !undrain;
-    g_free(m->reason);
-    m->reason = undrain ? NULL : g_strdup(reason != NULL && reason[0] != '\0' ? reason : "asked by an administrator");
+    g_free(m->drain_reason);
+    m->drain_reason = undrain ? NULL : g_strdup(reason != NULL && reason[0] != '\0' ? reason : "asked by an administrator");
     member_settle(m, false);
     member_save(m, done, user);
     if (members->listener.drained != NULL) {
@@ -543,7 +568,7 @@ bool members_revoke(Members *members, const char *name)
 
 void members_set_serving(Member *m, bool serving)
 {
-    m->serving = serving && m->attached;
+    m->serving = serving && m->confirmed;
     member_settle(m, false);
 }
 
@@ -561,12 +586,12 @@ MemberState member_state(const Member *m)
 
 bool member_attached(const Member *m)
 {
-    return m->attached;
+    return m->attached && m->confirmed;
 }
 
 bool member_usable(const Member *m)
 {
-    return m->attached && !m->draining && m->stream != NULL && loop_now_us(m->members->options.loop) - m->heard_us < MEMBER_SUSPECT_US;
+    return member_attached(m) && !m->draining && m->stream != NULL && loop_now_us(m->members->options.loop) - m->heard_us < MEMBER_SUSPECT_US;
 }
 
 const Weft__V1__Hello *member_hello(const Member *m)
@@ -601,7 +626,8 @@ void member_describe(const Member *m, Weft__V1__Member *out)
     Loop *loop = m->members->options.loop;
     out->name = m->name;
     out->state = (char *)member_state_text(m->state);
-    out->reason = m->reason != NULL ? m->reason : (char *)"";
+    const char *reason = m->state == MEMBER_DRAINING ? m->drain_reason : m->reason;
+    out->reason = reason != NULL ? (char *)reason : (char *)"";
     out->age_ms = (uint64_t)MAX(loop_wall_us(loop) - m->joined_wall_us, 0) / 1000;
     if (m->hello != NULL) {
         out->last_heartbeat_ms = (uint64_t)MAX(loop_now_us(loop) - m->heard_us, 0) / 1000;

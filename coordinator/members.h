@@ -31,9 +31,9 @@ typedef struct Member Member;
 
 /* What the rest of the coordinator hears. Every slot may be NULL. */
 typedef struct MembersListener {
-    /* After each hello that was accepted; fresh: it begins an attachment, else the same process is back within one (and may have dropped what it held). */
+    /* fresh: an attachment has begun (hello and first heartbeat); else the same process is back within one (and may have dropped what it held). */
     void (*attached)(Member *member, bool fresh, void *user);
-    /* Left the cluster's live part: why names it. Once per attachment, after attached(fresh). */
+    /* Left the cluster's live part: why names it. Once per attachment. */
     void (*lost)(Member *member, const GError *why, void *user);
     void (*reported)(Member *member, void *user); /* a heartbeat was taken */
     void (*drained)(Member *member, void *user);  /* draining began or ended */
@@ -58,6 +58,8 @@ typedef struct MembersOptions {
 
 Members *members_new(const MembersOptions *options);
 void members_free(Members *members); /* NULL-safe */
+/* The coordinator is about to stop: from here on nobody is declared lost, whatever happens to the streams. NULL-safe. */
+void members_quiesce(Members *members);
 void members_listen(Members *members, const MembersListener *listener); /* copied; one */
 bool members_restore(Members *members, const StoreRow *row, GError **error);
 /* A node id like the wish that nobody has or had; "" or unusable characters give "worker-N". Returned. */

@@ -360,11 +360,12 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
            d->wish.tp == wish->tp;
 }
 
-/* A short id that people can read: the model's name and four random digits. */
+/* A short id that people can read: the file's name and four random digits. */
 static char *job_id(Jobs *jobs, const Model *model)
 {
+    g_autofree char *file = g_path_get_basename(model->path);
     g_autoptr(GString) base = g_string_new(NULL);
-    for (const char *c = model->name; *c != '\0' && base->len < 24; c++) {
+    for (const char *c = file; *c != '\0' && strcmp(c, ".gguf") != 0 && base->len < 24; c++) {
         char lower = g_ascii_tolower(*c);
         if (g_ascii_isalnum(lower)) {
             g_string_append_c(base, lower);

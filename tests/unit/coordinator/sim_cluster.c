@@ -244,10 +244,16 @@ static void send_heartbeat(void *user)
     Weft__V1__WorkerReport report = WEFT__V1__WORKER_REPORT__INIT;
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT;
     report.heartbeat = &heartbeat;
-    if (w->attach != NULL) {
+    if (w->attach != NULL && w->welcomed) {
         rpc_client_send(w->attach, &report.base);
     }
     w->timer = loop_timer_start(w->loop, SECOND / 2, send_heartbeat, w);
+}
+
+static void beat_now(FakeWorker *w)
+{
+    loop_timer_cancel(w->loop, w->timer);
+    w->timer = loop_timer_start(w->loop, 0, send_heartbeat, w);
 }
 
 static void on_notice(const ProtobufCMessage *message, void *user)
@@ -257,6 +263,8 @@ static void on_notice(const ProtobufCMessage *message, void *user)
     if (notice->notice_case == WEFT__V1__COORDINATOR_NOTICE__NOTICE_WELCOME) {
         w->n_welcomes++;
         w->generation = notice->welcome->generation;
+        w->welcomed = true;
+        beat_now(w);
     } else {
         w->n_keep = (unsigned)notice->ack->n_keep;
         w->n_revoked = (unsigned)notice->ack->n_revoked;
@@ -270,6 +278,7 @@ static void on_attach_done(const GError *error, void *user)
 {
     FakeWorker *w = user;
     w->attach = NULL;
+    w->welcomed = false;
     bool final = error != NULL && (error->code == WEFT_ERROR_VERSION || error->code == WEFT_ERROR_DENIED);
     if (final) {
         g_clear_error(&w->refused);

@@ -27,7 +27,7 @@ typedef struct FakeWorker {
     RpcChannel *channel;
     RpcClientCall *attach;
     LoopTimer *timer;
-    bool running, frozen;
+    bool running, welcomed;
     uint8_t boot_id[16];
     uint32_t protocol_version;
     uint64_t memory_bytes, sequence;

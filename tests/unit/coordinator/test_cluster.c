@@ -88,6 +88,24 @@ static void test_killed_worker_is_lost_after_half_a_second(void **state)
     assert_string_equal(state_of(s, "w0"), "lost");
 }
 
+/* A connection that breaks and comes back within half a second costs nothing. */
+static void test_blip_is_survived(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer a = {0};
+    run_ok(s, &a, 1, 1);
+    rpc_inproc_set_fault(s->transport, "w0", CONTROL, RPC_INPROC_CUT);
+    sim_run_for(s, 100000);
+    rpc_inproc_set_fault(s->transport, "w0", CONTROL, RPC_INPROC_UP);
+    sim_run_for(s, 2 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "serving");
+    assert_null(strstr(s->log->str, "lost"));
+    run_ok(s, &a, 1, 1);
+    assert_int_equal(s->workers[0].n_loads, 1);
+    answer_clear(&a);
+}
+
 static void test_version_skew_names_both(void **state)
 {
     SimCluster *s = *state;
@@ -615,6 +633,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_attach_and_status, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_silent_worker_is_lost_in_time, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_killed_worker_is_lost_after_half_a_second, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_blip_is_survived, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_version_skew_names_both, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_revoke_acts_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_join_once, set_up, tear_down),
