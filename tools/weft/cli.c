@@ -259,6 +259,7 @@ void cli_print_json(json_t *object)
 }
 
 static bool progress_shown;
+static gint64 progress_last_us;
 
 void cli_progress(const CommonOptions *common, const char *format, ...)
 {
@@ -272,7 +273,8 @@ void cli_progress(const CommonOptions *common, const char *format, ...)
     if (isatty(STDERR_FILENO)) {
         fprintf(stderr, "\r%s\033[K", text);
         progress_shown = true;
-    } else {
+    } else if (g_get_monotonic_time() - progress_last_us > G_USEC_PER_SEC) { /* a file or pipe: a line a second at most */
+        progress_last_us = g_get_monotonic_time();
         fprintf(stderr, "%s\n", text);
     }
     fflush(stderr);

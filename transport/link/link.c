@@ -451,6 +451,11 @@ unsigned link_port_progress(LinkPort *port)
     return n;
 }
 
+void link_port_set_crowded(LinkPort *port, bool crowded)
+{
+    port->crowded = crowded;
+}
+
 static void wait_pause(const LinkPort *port)
 {
     if (port->crowded) {

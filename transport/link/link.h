@@ -159,6 +159,8 @@ LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, con
 LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
 
 unsigned link_port_progress(LinkPort *port);
+/* Changes the waiting policy of LinkPortOptions.crowded. */
+void link_port_set_crowded(LinkPort *port, bool crowded);
 /* Progresses until something has arrived, interrupt() was called since the last wait, or the time is over: busily for `spin_us`,
  * then asleep. */
 void link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us);

@@ -163,9 +163,12 @@ typedef struct LoadTask {
     GError *error;
 } LoadTask;
 
+/* The longest step: a full prefill chunk, or a token. */
 static double predicted_step_s(const Plan *plan)
 {
-    return plan->predicted.decode_tokens_per_s > 0 ? 1.0 / plan->predicted.decode_tokens_per_s : 0;
+    const double token = plan->predicted.decode_tokens_per_s > 0 ? 1.0 / plan->predicted.decode_tokens_per_s : 0;
+    const double chunk = plan->predicted.prefill_tokens_per_s > 0 ? plan->max_rows / plan->predicted.prefill_tokens_per_s : 0;
+    return MAX(token, chunk);
 }
 
 static void open_run(void *user)

@@ -360,7 +360,7 @@ static void open_group(Engine *e)
         .rank = e->position.rank,
         .links = e->links + e->position.base,
         .abort = &e->abort,
-        .spin_us = e->crowded ? 0 : SPIN_US,
+        .spin_us = SPIN_US,
         .yield = e->crowded,
         .two_shot_bytes = 256 << 10,
     };
@@ -378,7 +378,7 @@ static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global
         if (left <= 0) {
             break;
         }
-        link_port_wait(e->port, MIN(left, IDLE_WAIT_US), e->crowded ? 0 : SPIN_US);
+        link_port_wait(e->port, MIN(left, IDLE_WAIT_US), SPIN_US);
         atomic_fetch_add(&e->progress, 1);
     }
     atomic_fetch_add(&e->wait_us, (unsigned long long)(g_get_monotonic_time() - start));
@@ -393,6 +393,7 @@ static void begin_greeting(Engine *e, Greeting *g)
     GError *error = NULL;
     e->greeting = g;
     e->greeting_since_us = g_get_monotonic_time();
+    link_port_set_crowded(e->port, e->crowded);
     e->state = STATE_GREETING;
     for (uint32_t i = 0; i < g->n_peers; i++) {
         const EnginePeer *peer = &g->peers[i];
@@ -630,7 +631,7 @@ static void rest(Engine *e)
     const int64_t now = g_get_monotonic_time();
     const bool busy = e->state == STATE_RUNNING && now - e->idle_since_us < 50000;
     publish(e);
-    link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : IDLE_WAIT_US, busy && !e->crowded ? SPIN_US : 0);
+    link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : IDLE_WAIT_US, busy ? SPIN_US : 0);
 }
 
 /* ---- opening and closing ---- */
