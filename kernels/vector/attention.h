@@ -156,9 +156,8 @@ VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
     const float m = vec_max_lane(top);
 #pragma GCC unroll 4
     for (unsigned v = 0; v < BLOCK_VECS; v++) {
-        const int at = (int)(v * VEC_LANES);
-        x[v] = vec_between(vec_exp(vec_sub(x[v], vec_all(m))), vec_zero(), low - at, high - at > 0 ? high - at : 0);
-        vec_store(p + at, x[v]);
+        x[v] = vec_exp(vec_sub(x[v], vec_all(m))); /* invisible: exp(-inf) = +0 */
+        vec_store(p + v * VEC_LANES, x[v]);
     }
     tile->m[RUN * TILE + item] = m;
     tile->s[RUN * TILE + item] = vec_fold(x);

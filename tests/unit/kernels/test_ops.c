@@ -30,22 +30,43 @@ static void test_rms_norm(void **state)
     }
 }
 
-/* The order of the sum is NUMERICS 4, not just any: 2^24 absorbs a lone 1 but not the pair that its own lane collects. */
+/* Sum of squares in n_lanes lanes; neighbours first, or the halves onto each other. */
+static float lane_sum(const float *x, uint32_t n, uint32_t n_lanes, bool neighbours)
+{
+    float lanes[32] = {0}, next[32];
+    for (uint32_t i = 0; i < n; i++) {
+        lanes[i % n_lanes] = fmaf(x[i], x[i], lanes[i % n_lanes]);
+    }
+    for (; n_lanes > 1; n_lanes /= 2) {
+        for (uint32_t i = 0; i < n_lanes / 2; i++) {
+            next[i] = neighbours ? lanes[2 * i] + lanes[2 * i + 1] : lanes[i] + lanes[i + n_lanes / 2];
+        }
+        memcpy(lanes, next, sizeof lanes);
+    }
+    return lanes[0];
+}
+
+/* The order of the sum is NUMERICS 4, not just any. */
 static void test_norm_sums_in_32_lanes(void **state)
 {
-    float x[64] = {0}, w[64], out[64];
-    for (uint32_t i = 0; i < 64; i++) {
+    enum { N = 500, ROUNDS = 300 };
+    float x[N], w[N], out[N];
+    unsigned differs[3] = {0};
+    Numbers numbers = {7};
+    for (uint32_t i = 0; i < N; i++) {
         w[i] = 1.0f;
     }
-    x[0] = 4096.0f; /* square 2^24 */
-    x[1] = x[33] = 1.0f;
-    rms_norm_generic(x, w, 0.0f, 64, out);
-    assert_true(out[0] == 4096.0f * (1.0f / sqrtf(16777218.0f / 64.0f)));
-    memset(x, 0, sizeof x);
-    x[0] = 4096.0f;
-    x[1] = x[2] = 1.0f; /* lane 1 meets lane 0 before it meets lane 2 */
-    rms_norm_generic(x, w, 0.0f, 64, out);
-    assert_true(out[0] == 4096.0f * (1.0f / sqrtf(16777216.0f / 64.0f)));
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        numbers_fill(&numbers, x, N, -3.0, 3.0);
+        rms_norm_generic(x, w, 0.0f, N, out);
+        assert_true(out[0] == x[0] * (1.0f / sqrtf(lane_sum(x, N, 32, true) / (float)N)));
+        differs[0] += out[0] != x[0] * (1.0f / sqrtf(lane_sum(x, N, 8, true) / (float)N));
+        differs[1] += out[0] != x[0] * (1.0f / sqrtf(lane_sum(x, N, 32, false) / (float)N));
+        differs[2] += out[0] != x[0] * (1.0f / sqrtf(lane_sum(x, N, 1, true) / (float)N));
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        assert_true(differs[i] > 20); /* else this test could not tell one order from another */
+    }
 }
 
 static void test_swiglu_and_add(void **state)
