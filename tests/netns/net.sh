@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Four hosts as network namespaces, and the real daemons on them. Sourced by the tests of this folder.
 #
-#                        +---------------- $NET-sw: bridge "br" ----------------+
+#                        +---------------- $NET-sw: bridge0 -------------------+
 #                        |  to-c          to-w1          to-w2          to-w3   |
 #                        +---|--------------|--------------|--------------|-----+
 #                  veth pair |         veth |         veth |         veth |
@@ -48,14 +48,14 @@ fail() {
 ok() { echo "ok: $1"; }
 
 network_up() {
-    ip -n "$NET-sw" link add br type bridge
-    ip -n "$NET-sw" link set br up
+    ip -n "$NET-sw" link add name bridge0 type bridge
+    ip -n "$NET-sw" link set bridge0 up
     local host
     for host in c w1 w2 w3; do
         ip netns add "$NET-$host"
         ip -n "$NET-$host" link set lo up
         ip -n "$NET-sw" link add "to-$host" type veth peer name eth0 netns "$NET-$host"
-        ip -n "$NET-sw" link set "to-$host" master br up
+        ip -n "$NET-sw" link set "to-$host" master bridge0 up
         ip -n "$NET-$host" address add "$(address_of "$host")/24" dev eth0
         ip -n "$NET-$host" link set eth0 up
     done

@@ -63,12 +63,13 @@ static size_t send_chunk(Serving *s)
     chunk.data = (ProtobufCBinaryData){n, n ? (uint8_t *)data + s->sent : NULL};
     s->sent += n;
     chunk.last = s->sent == size;
+    size_t waiting = rpc_call_send(s->call, &chunk.base);
     if (chunk.last) {
         g_clear_pointer(&s->slice, g_bytes_unref);
         s->sent = 0;
         s->at++;
     }
-    return rpc_call_send(s->call, &chunk.base);
+    return waiting;
 }
 
 static void send_some(void *user)

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <glib/gstdio.h>
 #include <string.h>
 
 #define SECOND 1000000ll
@@ -23,6 +24,7 @@ typedef struct Env {
     SimWorld *world;
     RpcTransport *transport;
     LinkFill *fill;
+    char *cache; /* NULL = none */
     TinyModel *model;
     FakeCoordinator *c;
     Loop *loop; /* the agent's */
@@ -43,7 +45,7 @@ static void on_stopped(void *user) { ((Env *)user)->stopped = true; }
 static void start_agent(Env *env, const Identity *identity, uint64_t memory)
 {
     AgentOptions options = {.loop = env->loop, .transport = env->transport, .random = sim_world_random(env->world), .fill = env->fill,
-                            .identity = identity, .listen = "w0-listen", .health_listen = "w0-health", .host = "host", .memory_bytes = memory,
+                            .identity = identity, .cache_dir = env->cache, .listen = "w0-listen", .health_listen = "w0-health", .host = "host", .memory_bytes = memory,
                             .threads = 1, .isa = ISA_GENERIC, .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .refused = on_refused,
                             .user = env};
     GError *error = NULL;
@@ -51,9 +53,10 @@ static void start_agent(Env *env, const Identity *identity, uint64_t memory)
     g_assert_no_error(error);
 }
 
-static Env *env_new(void)
+static Env *env_new_with(char *cache)
 {
     Env *env = g_new0(Env, 1);
+    env->cache = cache;
     env->world = sim_world_new(sim_seed(1));
     env->transport = rpc_transport_inproc_new();
     env->fill = link_fill_inproc_new();
@@ -65,6 +68,21 @@ static Env *env_new(void)
     start_agent(env, &identity, 1u << 30);
     identity_clear(&identity);
     return env;
+}
+
+static Env *env_new(void) { return env_new_with(NULL); }
+
+static void remove_tree(const char *path)
+{
+    GDir *dir = g_dir_open(path, 0, NULL);
+    for (const char *name; dir && (name = g_dir_read_name(dir)) != NULL;) {
+        g_autofree char *inner = g_build_filename(path, name, NULL);
+        remove_tree(inner);
+    }
+    if (dir) {
+        g_dir_close(dir);
+    }
+    g_remove(path);
 }
 
 static void env_free(Env *env)
@@ -82,6 +100,10 @@ static void env_free(Env *env)
     link_fill_free(env->fill);
     tiny_model_free(env->model);
     g_clear_error(&env->refused);
+    if (env->cache) {
+        remove_tree(env->cache);
+        g_free(env->cache);
+    }
     g_free(env);
 }
 
@@ -478,6 +500,67 @@ static void test_slices_come_from_whoever_has_them(void **state)
     env_free(env);
 }
 
+/* What this worker has cached it gives to its peers, byte for byte, and says what it lacks. */
+static void test_serves_its_cache_to_peers(void **state)
+{
+    (void)state;
+    Env *env = env_new_with(g_dir_make_tmp("weft-cache-XXXXXX", NULL));
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    const ModelSpec *spec = env->model->spec;
+    GPtrArray *refs = g_ptr_array_new_with_free_func(g_free);
+    for (uint32_t t = 0; t <= spec->n_tensors; t++) { /* one tensor too many */
+        for (uint32_t s = 0; s < (t < spec->n_tensors ? spec->tensors[t].n_slices : 1); s++) {
+            Weft__V1__SliceRef *ref = g_new(Weft__V1__SliceRef, 1);
+            weft__v1__slice_ref__init(ref);
+            ref->tensor = t;
+            ref->slice = s;
+            g_ptr_array_add(refs, ref);
+        }
+    }
+    Weft__V1__FetchRequest request = WEFT__V1__FETCH_REQUEST__INIT;
+    request.file_hash = (ProtobufCBinaryData){16, (uint8_t *)spec->file_hash.bytes};
+    request.n_slices = refs->len;
+    request.slices = (Weft__V1__SliceRef **)refs->pdata;
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "worker", &weft__v1__slices__descriptor, "Fetch", &request.base);
+    wait_for(env, &reply->done);
+    g_assert_no_error(reply->error);
+    guint at = 0;
+    for (guint i = 0; i < refs->len; i++) {
+        const Weft__V1__SliceRef *ref = refs->pdata[i];
+        g_autoptr(GByteArray) got = g_byte_array_new();
+        const Weft__V1__FetchChunk *chunk;
+        do {
+            assert_true(at < reply->messages->len);
+            chunk = reply->messages->pdata[at++];
+            assert_int_equal(chunk->index, i);
+            g_byte_array_append(got, chunk->data.data, (guint)chunk->data.len);
+        } while (!chunk->last);
+        if (ref->tensor == spec->n_tensors) {
+            assert_true(chunk->missing);
+            continue;
+        }
+        size_t size;
+        g_autofree void *expected = tiny_model_slice(env->model, ref->tensor, ref->slice, &size);
+        assert_int_equal(got->len, size);
+        assert_memory_equal(got->data, expected, size);
+    }
+    assert_int_equal(at, reply->messages->len);
+    fake_reply_free(reply);
+    g_ptr_array_unref(refs);
+    /* After a drop and all memory of it, a load needs no network. */
+    unsigned asked = env->c->n_slices_asked;
+    FakeReply *d = drop(env, 1, false);
+    wait_for(env, &d->done);
+    fake_reply_free(d);
+    FakeReply *again = load(env, 2);
+    const Weft__V1__LoadProgress *last = loaded(env, again);
+    assert_int_equal(last->bytes_from_cache, last->bytes_total);
+    assert_int_equal(env->c->n_slices_asked, asked);
+    fake_reply_free(again);
+    env_free(env);
+}
+
 /* ---- generate ---------------------------------------------------------------------------------------------------------------- */
 
 static void test_generate(void **state)
@@ -623,6 +706,7 @@ int main(void)
         cmocka_unit_test(test_drop_and_keep),
         cmocka_unit_test(test_load_refuses_what_is_not_ours),
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
+        cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
         cmocka_unit_test(test_drop_ends_open_requests),
         cmocka_unit_test(test_held_engine_is_not_serving),
