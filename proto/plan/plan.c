@@ -9,6 +9,7 @@
 #define PANEL_ROWS 16u          /* kernels/ops/matmul.h: outputs of one packed panel */
 #define ARRAY_ALIGN 64u         /* each array of a shard begins on a cache line */
 #define LOGITS_ROWS 16u         /* rows whose logits a stage computes at once */
+#define THREADS_LIMIT 4096u     /* what a member says is not trusted to be sane */
 #define RANK_BASE_BYTES (16ull << 20) /* stacks, link buffers, tables that no formula below names */
 
 /* ---- the object ------------------------------------------------------------------------------- */
@@ -310,8 +311,27 @@ uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank)
     return MAX(subtrees_of(spec->n_attn_units, attn), subtrees_of(spec->n_ffn_units, ffn));
 }
 
-uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanStage *stage,
-                           const PlanRank *rank)
+/* Floats per row beside the layers' own buffers: steps that wait (all in flight and one more), a message on its way, and in a tensor
+ * group the other ranks' subtrees (each rank sums up its part of them; arrived, early, rounded up) and what it sends. */
+static uint64_t link_floats_per_row(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
+                                    const PlanRank *rank)
+{
+    uint64_t width = spec->width, floats = 0;
+    if (replica->n_stages > 1) {
+        floats += (replica->n_stages + 4) * width;
+    }
+    if (stage->n_ranks > 1) {
+        uint64_t others = 0;
+        for (uint32_t k = 0; k < stage->n_ranks; k++) {
+            others += &stage->ranks[k] != rank ? rank_subtrees(spec, &stage->ranks[k]) : 0;
+        }
+        floats += (4 * others / stage->n_ranks + rank_subtrees(spec, rank) + 2) * width;
+    }
+    return floats;
+}
+
+uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
+                           const PlanRank *rank, uint32_t threads)
 {
     uint32_t head_first, n_heads, kv_first, n_kv_heads;
     rank_heads(spec, rank, &head_first, &n_heads);
@@ -325,13 +345,13 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanSt
     uint64_t per_row = 3 * width + 2 * q + 2 * kv + 2 * ffn; /* x, h, gathered; q, attn; k, v; gate, up */
     per_row += 2 * MAX(width, MAX(q, ffn));                  /* activations in two kinds */
     per_row += subtrees * width;                             /* partial sums */
-    if (stage->n_ranks > 1) {
-        per_row += 2 * (subtrees + stage->n_ranks) * width;  /* two sets in flight, sent and received */
-    }
+    per_row += link_floats_per_row(spec, replica, stage, rank);
     uint64_t floats = per_row * plan->max_rows;
     floats += (uint64_t)plan->definition.context * spec->rope.dims; /* cos and sin */
     floats += (uint64_t)LOGITS_ROWS * chunks.count * VOCAB_CHUNK;
-    return RANK_BASE_BYTES + floats * sizeof(float);
+    /* attention's tiles and page lists of each thread */
+    uint64_t per_thread = (uint64_t)spec->head_size * 4096 + plan->definition.context;
+    return RANK_BASE_BYTES + floats * sizeof(float) + per_thread * threads;
 }
 
 static const PlanMember *find_member(const PlanMember *members, uint32_t n_members,
@@ -374,9 +394,10 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
     rank->kv_bytes_per_token =
         n_layers * n_kv_heads * spec->head_size * 2 * (plan->definition.kv_type == KV_F32 ? 4 : 2);
     /* kv_pages may be any number here, plan_check() runs on plans that nobody checked. */
+    uint32_t threads = member != NULL ? MIN(member->threads, THREADS_LIMIT) : 1;
     size_t kv_bytes, peak;
     if (!sz_mul((size_t)plan->kv_pages, (size_t)(KV_BLOCK * rank->kv_bytes_per_token), &kv_bytes) ||
-        !sz_add(kv_bytes, rank->weight_bytes + rank_buffer_bytes(plan, spec, stage, rank), &peak)) {
+        !sz_add(kv_bytes, rank->weight_bytes + rank_buffer_bytes(plan, spec, replica, stage, rank, threads), &peak)) {
         peak = G_MAXUINT64;
     }
     rank->peak_bytes = peak;

@@ -20,8 +20,12 @@ uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan
 uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span);
 /* s_r of FORMULAS 7a: the larger of attention and FFN. */
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
-/* Memory beside weights and KV:
- *   16 MiB + 4 x (max_rows x (3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width + [tp > 1] 2 (s_r + tp) width)
- *                 + context x rope dims + 16 x own vocabulary ids)
+/* Memory beside weights and KV, in bytes, for a rank with that many threads:
+ *   16 MiB + threads x (4096 x head size + context)
+ *   + 4 x (context x rope dims + 16 x own vocabulary ids + max_rows x floats), where floats =
+ *       3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width       the layers' buffers
+ *     + [pp > 1] (pp + 4) width                                                 steps that wait and travel
+ *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width           partial sums that arrive and leave
  * with q, kv, ffn = this rank's elements. */
-uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanStage *stage, const PlanRank *rank);
+uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage, const PlanRank *rank,
+                           uint32_t threads);

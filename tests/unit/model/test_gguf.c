@@ -374,7 +374,8 @@ static void test_keys(void **state)
     put(f, 100, 8);
     assert_refused(f, "string 0");
     f = with_array(9, 1);
-    put(f, 0, 12);
+    put(f, 0, 8);
+    put(f, 0, 4);
     assert_refused(f, "array of arrays");
     f = header(3, 0, 1); /* the name's length */
     put(f, 70000, 8);

@@ -219,6 +219,7 @@ static void test_members(void **state)
 static void test_memory(void **state)
 {
     Bench *b = *state;
+    plan_measure(b->plan, b->spec, b->members, N_MEMBERS);
     b->members[3].memory_bytes = rank(b, 1, 1)->peak_bytes - 1;
     assert_broken(b, PLAN_RULE_MEMORY, "worker w3 needs");
     rank(b, 1, 1)->peak_bytes = 0; /* what the plan claims is not believed */

@@ -1,0 +1,87 @@
+/* What a plan says that a rank needs, against what the worker's own code maps for it: never less, and not much more. */
+#include "proto/plan/plan.h"
+
+#include "kernels/ops/matmul.h"
+#include "proto/plan/rank_span.h"
+#include "tests/golden/gguf_builder.h"
+#include "tests/golden/plan_builder.h"
+#include "worker/model/stage.h"
+#include "worker/shard/shard.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#define N_MEMBERS 64u
+#define THREADS 8u
+#define MIB (1ull << 20)
+
+static const Dtype all_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
+                                  DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+
+static void check_rank(const Plan *plan, const ModelSpec *spec, uint32_t r, uint32_t s, uint32_t k)
+{
+    const PlanReplica *replica = &plan->replicas[r];
+    const PlanStage *stage = &replica->stages[s];
+    const PlanRank *rank = &stage->ranks[k];
+    uint64_t weights = shard_bytes(spec, plan, r, s, k);
+    uint64_t buffers = stage_buffer_bytes(spec, plan, r, s, k, THREADS);
+    uint64_t planned = rank_buffer_bytes(plan, spec, replica, stage, rank, THREADS);
+    if (rank->weight_bytes + MIB < weights || rank->weight_bytes > weights + weights / 20 + MIB) {
+        fail_msg("weights: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", rank->weight_bytes, weights);
+    }
+    if (planned < buffers) {
+        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", planned, buffers);
+    }
+    if (stage->n_ranks == 1 && replica->n_stages == 1 && planned > buffers + buffers / 2 + 24 * MIB) {
+        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, only %" G_GUINT64_FORMAT " mapped", planned, buffers);
+    }
+}
+
+static void test_plans_cover_what_workers_map(void **state)
+{
+    PlanMember members[N_MEMBERS];
+    RandomSeeded random;
+    random_seeded_init(&random, 31);
+    plan_builder_members(members, N_MEMBERS);
+    for (uint32_t m = 0; m < N_MEMBERS; m++) {
+        members[m].threads = THREADS;
+        for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
+            members[m].packed_block_bytes[type] = packed_block_bytes((Dtype)type);
+        }
+    }
+    for (uint32_t i = 0; i < 132; i++) {
+        GgufBuilderConfig c;
+        gguf_builder_defaults(&c);
+        c.n_layers = 4;
+        c.width = 768;
+        c.n_heads = 12;
+        c.n_kv_heads = 4;
+        c.ffn_width = 2048;
+        c.vocab_size = 9000;
+        c.context = 4096;
+        c.tied = i % 2 == 0;
+        c.qkv_bias = i % 3 == 0;
+        gguf_builder_set_type(&c, all_types[i % G_N_ELEMENTS(all_types)]);
+        g_autoptr(ModelSpec) spec = gguf_builder_spec(&c, NULL);
+        assert_non_null(spec);
+        uint32_t pp = 1 + (uint32_t)(random_u64(&random.base) % 3);
+        g_autoptr(Plan) plan = plan_builder_random(&random.base, spec, 1, pp, i < 22 ? 1 : plan_tp_limit(spec));
+        plan->max_rows = i % 4 == 0 ? 16 : 512;
+        plan->definition.context = 4096;
+        plan_measure(plan, spec, members, N_MEMBERS);
+        for (uint32_t s = 0; s < pp; s++) {
+            for (uint32_t k = 0; k < plan->replicas[0].stages[s].n_ranks; k++) {
+                check_rank(plan, spec, 0, s, k);
+            }
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans_cover_what_workers_map)};
+    return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
+}
