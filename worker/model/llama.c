@@ -109,7 +109,10 @@ static void add_bias(float *rows, const float *bias, uint32_t n, uint32_t n_rows
 static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *operation, unsigned t)
 {
     Stage *s = p->s;
-    if (t == 0 && s->group != NULL) {
+    if (s->group == NULL) {
+        return; /* one rank: the product folded all units already */
+    }
+    if (t == 0) {
         const size_t n = (size_t)p->rows * s->o.spec->width;
         const GroupWait wait = {.step = p->run->step->number, .site = site, .deadline_us = g_get_monotonic_time() + p->run->deadline_us,
                                 .operation = operation};

@@ -284,12 +284,12 @@ void leader_submit(Leader *l, LeaderRequest *q)
         leader_request_fail(q, error);
         return;
     }
+    q->n_limit = MIN(q->n_limit, l->o.limits.context);
     if (q->kind == 0 ? q->n_known >= q->n_limit : q->n_known <= q->score_from) { /* nothing to draw or to score */
         event_log_finish(q->log, "length", NULL);
         request_free(q);
         return;
     }
-    q->n_limit = MIN(q->n_limit, l->o.limits.context);
     g_queue_push_tail(&l->waiting, q);
 }
 
