@@ -76,7 +76,7 @@ until_true() {
 weft() { on c "$BUILD/tools/weft/weft" "$@"; }
 
 coordinator_start() {
-    on c "$BUILD/coordinator/weft-coordinator" --listen 10.83.0.1:7470 --join-listen 10.83.0.1:7471 --health-listen 10.83.0.1:7480 \
+    ip netns exec "$NET-c" "$BUILD/coordinator/weft-coordinator" --listen 10.83.0.1:7470 --join-listen 10.83.0.1:7471 --health-listen 10.83.0.1:7480 \
         --state "$DIR/coordinator" --models "$DIR/models" >>"$DIR/coordinator.log" 2>&1 &
     PID[c]=$!
     until_true 20 weft status || fail "the coordinator does not answer"
@@ -85,7 +85,7 @@ coordinator_start() {
 worker_start() {
     local name=$1
     shift
-    on "$name" "$BUILD/worker/weft-worker" --state "$DIR/$name" --cache "$DIR/$name/cache" --name "$name" --threads 1 --memory 1G --link tcp \
+    ip netns exec "$NET-$name" "$BUILD/worker/weft-worker" --state "$DIR/$name" --cache "$DIR/$name/cache" --name "$name" --threads 1 --memory 1G --link tcp \
         --health-listen "$(address_of "$name"):7480" "$@" >>"$DIR/$name.log" 2>&1 &
     PID[$name]=$!
 }

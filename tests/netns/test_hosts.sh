@@ -49,7 +49,11 @@ for layout in "--tp 2" "--tp 3" "--pp 2" "--pp 3" "--pp 2 --tp 2" "--dp 3 --tp 1
 done
 
 # health, earned; from another host and over the plaintext port
-on w2 "$BUILD/tools/weft/weft" probe 10.83.0.1:7480 || fail "the coordinator's health port says $?"
+on w2 "$BUILD/tools/weft/weft" probe --plain 10.83.0.1:7480 || fail "the coordinator's health port says $?"
+on c "$BUILD/tools/weft/weft" probe --plain 10.83.0.11:7480 || fail "w1's health port says $?"
+on c "$BUILD/tools/weft/weft" probe 10.83.0.1:7470 || fail "the coordinator's health over mutual TLS says $?"
+on w1 "$BUILD/tools/weft/weft" probe --plain 10.83.0.1:7470
+[ $? != 0 ] || fail "plaintext was served on the control port"
 ok "health over the network"
 
 # a coordinator that is killed and started again finds its workers, and they find it
