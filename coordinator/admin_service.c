@@ -91,6 +91,7 @@ static void on_status(RpcCall *call, const ProtobufCMessage *message, void *user
     response.join_address = parts->join_address;
     response.ca_hash = (ProtobufCBinaryData){32, (uint8_t *)authority_hash(parts->authority)};
     response.loop_lag_ms = parts->options.lag_ms != NULL ? parts->options.lag_ms(parts->options.lag_user) : 0;
+    response.seal_off = parts->options.seal_off;
     rpc_call_reply(call, &response.base);
 }
 
@@ -179,6 +180,7 @@ static void plan_call_opened(Model *model, const GError *error, void *user)
     p->wish.model = model->path;
     p->wish.context = p->request->context;
     p->wish.streams = p->request->streams;
+    p->wish.seal_off = p->parts->options.seal_off;
     if (layout != NULL) {
         p->wish.dp = layout->dp;
         p->wish.pp = layout->pp;

@@ -332,6 +332,9 @@ static bool start_control(Coordinator *c, GError **error)
 static bool start_jobs(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
+    if (p->options.seal_off) {
+        log_warn(p->options.log, "payloads between workers are not sealed (--seal off): whoever reaches the data ports can read and forge activations");
+    }
     JobsOptions options = {.loop = p->options.loop,
                            .store = p->options.store,
                            .log = p->options.log,
@@ -341,7 +344,8 @@ static bool start_jobs(Coordinator *c, GError **error)
                            .models = p->models,
                            .cluster = p->cluster,
                            .generation = p->generation,
-                           .control_address = p->control_address};
+                           .control_address = p->control_address,
+                           .seal_off = p->options.seal_off};
     p->jobs = jobs_new(&options);
     RequestsOptions requests = {.loop = p->options.loop,
                                 .log = p->options.log,

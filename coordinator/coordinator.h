@@ -23,6 +23,7 @@ typedef struct CoordinatorOptions {
     const char *advertise;     /* host that others reach this one by; NULL: from listen, or this host's first address */
     const char *state_dir;     /* NULL: keys and credentials are kept nowhere (tests) */
     const char *models_dir;    /* NULL: models are refused */
+    bool seal_off;             /* trusted fabrics: workers' payloads travel unsealed, with CRC32C only */
     unsigned threads;          /* of the work pool; 0 = on the loop */
     double (*lag_ms)(void *user); /* loop lag for status; NULL: 0 */
     void *lag_user;

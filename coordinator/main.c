@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 typedef struct Settings {
-    char *listen, *join_listen, *health_listen, *advertise, *state, *models, *config;
+    char *listen, *join_listen, *health_listen, *advertise, *state, *models, *seal, *config;
     bool version, verbose;
 } Settings;
 
@@ -28,6 +28,8 @@ static const Option coordinator_options[] = {
     {"state", 0, OPTION_STRING, FIELD(state), "DIR", "what must survive a restart: CA, certificates, members, jobs (default $XDG_STATE_HOME/weft/coordinator)",
      "WEFT_COORDINATOR_STATE"},
     {"models", 0, OPTION_STRING, FIELD(models), "DIR", "the only directory whose files may be served (default: none)", "WEFT_MODELS"},
+    {"seal", 0, OPTION_STRING, FIELD(seal), "on|off", "workers' payloads encrypted and authenticated (default on); off = CRC32C only, for trusted fabrics",
+     "WEFT_SEAL", 0, 0, "on|off", false},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), NULL, "log details too", NULL},
     {"version", 0, OPTION_FLAG, FIELD(version), NULL, "print versions and exit", NULL},
@@ -108,6 +110,7 @@ static int serve(const Settings *s, GError **error)
                                   .advertise = s->advertise,
                                   .state_dir = s->state,
                                   .models_dir = s->models,
+                                  .seal_off = g_strcmp0(s->seal, "off") == 0,
                                   .threads = MAX(2u, g_get_num_processors() / 2),
                                   .lag_ms = lag_ms,
                                   .lag_user = d.loop,

@@ -524,7 +524,8 @@ static void deployment_begin_planning(Deployment *d)
                             .tp = d->wish.tp,
                             .context = d->wish.context,
                             .streams = d->wish.streams,
-                            .numerics = d->wish.numerics};
+                            .numerics = d->wish.numerics,
+                            .seal_off = d->jobs->options.seal_off};
     d->task = task;
     d->n_attempts++;
     deployment_enter(d, DEPLOYMENT_PLANNING);
@@ -680,7 +681,8 @@ void deployment_try_adopt(Deployment *d)
             const RankState *rank = &d->replicas[r].ranks[k];
             Member *member = members_find(d->jobs->options.members, rank->worker);
             const Weft__V1__Held *held = member != NULL && member_attached(member) ? member_held(member, d->id, r, rank->stage, rank->rank) : NULL;
-            if (held == NULL || held->epoch != d->replicas[r].epoch || strcmp(held->state, "ready") != 0) {
+            if (held == NULL || held->epoch != d->replicas[r].epoch || strcmp(held->state, "ready") != 0 ||
+                held->unsealed != d->jobs->options.seal_off) { /* links keep the setting that they were opened with */
                 return;
             }
         }

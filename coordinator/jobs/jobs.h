@@ -29,6 +29,7 @@ typedef struct JobsOptions {
     const char *cluster;
     uint64_t generation;
     const char *control_address; /* where workers fetch slices from this coordinator; copied */
+    bool seal_off;               /* data-plane payloads between workers travel with CRC32C only */
 } JobsOptions;
 
 Jobs *jobs_new(const JobsOptions *options);

@@ -168,7 +168,7 @@ void rank_load(RankState *rank)
     request.rank = rank->rank;
     request.sources = (char **)sources->pdata;
     request.n_sources = sources->len;
-    request.seal = true;
+    request.seal = !d->jobs->options.seal_off;
     memcpy(&request.slice_key, d->file_hash.bytes, sizeof request.slice_key);
     rank_begin(rank, "Load", &request.base, LOAD_DEADLINE_MS, false);
     weft__v1__plan__free_unpacked(request.plan, NULL);

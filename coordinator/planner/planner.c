@@ -308,6 +308,14 @@ static void explain_memory(Plan *plan)
            plan->streams == 1 ? "" : "s", plan->definition.context, kv_text, peak_text);
 }
 
+static void explain_seal(Plan *plan, const PlanWish *wish)
+{
+    if (plan->replicas[0].n_stages > 1 || plan->replicas[0].stages[0].n_ranks > 1) {
+        reason(plan, wish->seal_off ? "payloads between workers are NOT sealed (--seal off): CRC32C only, for trusted fabrics"
+                                    : "payloads between workers are sealed with AES-256-GCM");
+    }
+}
+
 /* ---- refusals --------------------------------------------------------------------------------- */
 
 static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool, GError **error)
@@ -459,6 +467,7 @@ static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
     explain_choice(plan, task, wish, pool);
     explain_cuts(plan);
     explain_memory(plan);
+    explain_seal(plan, wish);
     found_clear(&found);
     return plan;
 }

@@ -15,6 +15,7 @@ typedef struct PlanWish {
     uint32_t max_rows;     /* 0 = 512 */
     uint64_t kv_memory;    /* 0 = by streams */
     bool one_host_shared;  /* workers on one host may use shared memory */
+    bool seal_off;         /* said in the reasons; the bits do not depend on it */
 } PlanWish;
 
 /* Automatic choice (dp, pp or tp 0): one replica unless dp is given; of all pp x tp that fit, the one with the best predicted decode speed of one

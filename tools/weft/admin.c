@@ -226,8 +226,8 @@ static void print_status_json(const Weft__V1__StatusResponse *s)
                                               (json_int_t)j->active_requests));
     }
     g_autofree char *hash = hash_text(&s->ca_hash);
-    json_object_update_new(object, json_pack("{s:s,s:I,s:s,s:s,s:s,s:s,s:o,s:o}", "cluster", s->cluster, "generation", (json_int_t)s->generation,
-                                             "release", s->release, "control_address", s->control_address, "join_address", s->join_address,
+    json_object_update_new(object, json_pack("{s:s,s:I,s:s,s:s,s:s,s:s,s:s,s:o,s:o}", "cluster", s->cluster, "generation", (json_int_t)s->generation,
+                                             "release", s->release, "seal", s->seal_off ? "off" : "on", "control_address", s->control_address, "join_address", s->join_address,
                                              "ca_hash", hash, "members", members, "jobs", jobs));
     cli_print_json(object);
 }
@@ -279,6 +279,7 @@ static bool show_status(Client *client, const StatusOptions *o, GError **error)
     } else {
         print_members(status);
         print_jobs(status);
+        printf("\npayloads between workers: %s\n", status->seal_off ? "NOT sealed, CRC32C only (--seal off)" : "sealed, AES-256-GCM");
     }
     protobuf_c_message_free_unpacked(&status->base, NULL);
     return true;

@@ -54,6 +54,7 @@ Weft__V1__Held **deployments_held(Deployments *table, uint64_t sequence, size_t 
         held->stage = d->stage;
         held->rank = d->rank;
         held->generation = d->generation;
+        held->unsealed = !d->seal;
         held->state = g_strdup(deployment_state_name(d->state));
         held->error = g_strdup(d->error ? d->error->message : "");
     }

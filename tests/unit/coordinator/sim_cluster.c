@@ -76,6 +76,7 @@ static void on_load(RpcCall *call, const ProtobufCMessage *message, void *user)
     held.stage = request->stage;
     held.rank = request->rank;
     held.state = (char *)"loaded";
+    held.unsealed = !request->seal;
     g_ptr_array_add(w->held, message_copy(&held.base));
     Weft__V1__LoadProgress progress = WEFT__V1__LOAD_PROGRESS__INIT;
     progress.bytes_done = progress.bytes_total = 100;
@@ -396,7 +397,8 @@ void sim_cluster_start(SimCluster *s)
                                   .listen = CONTROL,
                                   .join_listen = JOIN,
                                   .state_dir = s->dir,
-                                  .models_dir = s->dir};
+                                  .models_dir = s->dir,
+                                  .seal_off = s->seal_off};
     Started started = {0};
     s->coordinator = coordinator_new(&options);
     coordinator_start(s->coordinator, on_started, &started);

@@ -56,6 +56,7 @@ struct SimCluster {
     FakeWorker workers[WORKERS_LIMIT];
     GString *log;
     Log log_seam;
+    bool seal_off; /* of the next sim_cluster_start() */
 };
 
 SimCluster *sim_cluster_new(uint64_t seed);

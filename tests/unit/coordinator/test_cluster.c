@@ -581,6 +581,48 @@ static void test_restarted_coordinator_adopts(void **state)
     answer_clear(&b);
 }
 
+static bool has_reason(const Weft__V1__Plan *plan, const char *part)
+{
+    for (size_t i = 0; i < plan->n_reasons; i++) {
+        if (strstr(plan->reasons[i], part) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool holds_unsealed(const FakeWorker *w)
+{
+    assert_int_equal(w->held->len, 1);
+    return ((const Weft__V1__Held *)g_ptr_array_index(w->held, 0))->unsealed;
+}
+
+/* Sealed unless it is said otherwise; a coordinator that comes back with another setting does not adopt what runs with the old one. */
+static void test_seal_setting(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0};
+    for (int off = 0; off < 2; off++) {
+        if (off) {
+            sim_cluster_stop(s);
+            s->seal_off = true;
+            sim_cluster_start(s);
+            sim_run_for(s, 2 * SECOND);
+        }
+        run_ok(s, &a, 2, 1);
+        assert_int_equal(holds_unsealed(&s->workers[0]), off);
+        assert_int_equal(holds_unsealed(&s->workers[1]), off);
+        assert_true(has_reason(a.started->plan, off ? "NOT sealed" : "are sealed"));
+        answer_clear(&a);
+        sim_status(s, &a, "w0");
+        assert_int_equal(((const Weft__V1__StatusResponse *)a.message)->seal_off, off);
+        answer_clear(&a);
+        assert_int_equal(strstr(s->log->str, "not sealed") != NULL, off);
+    }
+    assert_int_equal(s->workers[0].n_loads, 2);
+}
+
 static void test_restarted_coordinator_and_worker(void **state)
 {
     SimCluster *s = *state;
@@ -653,6 +695,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drain_replans_after_the_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_seal_setting, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_and_worker, set_up, tear_down),
         cmocka_unit_test(test_many_deaths),
     };
