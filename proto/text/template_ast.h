@@ -121,6 +121,8 @@ struct ChatTemplate {
     Block body;
 };
 
+/* INVALID with the line; the message is one line of well-formed UTF-8 whatever the template put into it. Takes `what` always. */
+GError *template_error(unsigned line, char *what);
 /* Zeroed memory that lives as long as the template. */
 void *template_alloc(ChatTemplate *t, size_t n, size_t size);
 const char *template_intern(ChatTemplate *t, const char *name, size_t length);

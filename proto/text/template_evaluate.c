@@ -307,13 +307,9 @@ static Value evaluate_sign(Render *r, Value v, bool negate)
 }
 
 /* One bound of a slice, clamped as Python does. */
-static int64_t slice_bound(Render *r, Value v, int64_t n, int64_t fallback, int64_t low, int64_t high)
+static int64_t slice_bound(Value v, int64_t n, int64_t fallback, int64_t low, int64_t high)
 {
-    if (v.kind == VALUE_NONE || render_failed(r)) {
-        return fallback;
-    }
-    if (!value_is_integral(v)) {
-        render_fail(r, "a slice needs integers, not %s", value_kind_name(v));
+    if (v.kind == VALUE_NONE) {
         return fallback;
     }
     int64_t i = value_integer(v);
@@ -326,25 +322,29 @@ static int64_t slice_bound(Render *r, Value v, int64_t n, int64_t fallback, int6
 static Value evaluate_slice(Render *r, Value v, const PostfixStep *step)
 {
     Value bounds[3];
+    bool sliceable = is_repeatable(v);
     for (int i = 0; i < 3; i++) {
         bounds[i] = step->operands[i] != NULL ? render_expression(r, step->operands[i]) : value_none();
+        sliceable &= bounds[i].kind == VALUE_NONE || value_is_integral(bounds[i]);
     }
     if (v.kind == VALUE_UNDEFINED) {
         render_fail_undefined(r, v);
-    } else if (v.kind != VALUE_STRING && (v.kind != VALUE_LIST || v.list->kind == LIST_GENERATOR)) {
-        render_fail(r, "%s cannot be sliced", value_kind_name(v));
+    }
+    int64_t by = value_is_integral(bounds[2]) ? value_integer(bounds[2]) : 1;
+    if (by == 0 && sliceable) {
+        render_fail(r, "the step of a slice is 0");
+    }
+    if (!sliceable) {
+        render_fail(r, "%s cannot be sliced by %s, %s, %s", value_kind_name(v), value_kind_name(bounds[0]), value_kind_name(bounds[1]),
+                    value_kind_name(bounds[2]));
     }
     const ValueList *items = render_failed(r) ? NULL : value_iterate(r, v);
     if (items == NULL) {
         return value_none();
     }
-    int64_t n = (int64_t)items->n, by = value_is_integral(bounds[2]) ? value_integer(bounds[2]) : 1;
-    if (by == 0 || (bounds[2].kind != VALUE_NONE && !value_is_integral(bounds[2]))) {
-        render_fail(r, "the step of a slice must be an integer other than 0");
-        return value_none();
-    }
-    int64_t first = by > 0 ? slice_bound(r, bounds[0], n, 0, 0, n) : slice_bound(r, bounds[0], n, n - 1, -1, n - 1);
-    int64_t last = by > 0 ? slice_bound(r, bounds[1], n, n, 0, n) : slice_bound(r, bounds[1], n, -1, -1, n - 1);
+    int64_t n = (int64_t)items->n;
+    int64_t first = by > 0 ? slice_bound(bounds[0], n, 0, 0, n) : slice_bound(bounds[0], n, n - 1, -1, n - 1);
+    int64_t last = by > 0 ? slice_bound(bounds[1], n, n, 0, n) : slice_bound(bounds[1], n, -1, -1, n - 1);
     int64_t distance = by > 0 ? last - first : first - last;
     uint64_t stride = by > 0 ? (uint64_t)by : 0u - (uint64_t)by;
     size_t count = distance > 0 ? (size_t)(((uint64_t)distance - 1) / stride + 1) : 0;

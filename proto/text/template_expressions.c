@@ -1,8 +1,6 @@
 /* Expressions, in Jinja's order of precedence: if-else, or, and, not, comparison, + -, ~, * / // %, **, unary, postfix. */
 #include "proto/text/template_parser.h"
 
-#include "proto/base/error.h"
-
 #include <string.h>
 
 bool parser_fail(Parser *p, const char *format, ...)
@@ -10,10 +8,8 @@ bool parser_fail(Parser *p, const char *format, ...)
     if (!p->failed) {
         va_list arguments;
         va_start(arguments, format);
-        g_autofree char *what = g_strdup_vprintf(format, arguments);
+        g_propagate_error(p->error, template_error(parser_peek(p)->line, g_strdup_vprintf(format, arguments)));
         va_end(arguments);
-        g_autofree char *shown = g_utf8_make_valid(what, -1);
-        g_set_error(p->error, WEFT_ERROR, WEFT_ERROR_INVALID, "chat template line %u: %s", parser_peek(p)->line, shown);
     }
     p->failed = true;
     return false;

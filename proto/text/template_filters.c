@@ -55,7 +55,11 @@ static Value filter_replace(Render *r, Value v, const Value *a)
 
 static Value filter_indent(Render *r, Value v, const Value *a)
 {
-    Text text = value_to_text(r, v), by = a[0].kind == VALUE_STRING ? a[0].text : TEXT("");
+    if (v.kind != VALUE_STRING) {
+        render_fail(r, "indent needs a string, not %s", value_kind_name(v));
+        return value_none();
+    }
+    Text text = v.text, by = a[0].kind == VALUE_STRING ? a[0].text : TEXT("");
     if (a[0].kind != VALUE_STRING) {
         by = value_to_text(r, render_arithmetic(r, OPERATOR_MULTIPLY, value_text(TEXT(" ")), value_int(argument_integer(r, a[0], 4))));
     }
@@ -338,7 +342,7 @@ typedef struct SortItem {
 
 typedef struct SortOrder {
     Render *render;
-    bool reverse;
+    bool reverse, by_attribute;
 } SortOrder;
 
 /* The key by which values are ordered or told apart: an attribute perhaps, strings without case unless it counts. */
@@ -351,7 +355,9 @@ static Value sort_key(Render *r, Value v, Value attribute, bool case_sensitive)
 static int compare_items(gconstpointer a, gconstpointer b, gpointer user)
 {
     const SortOrder *order = user;
-    int result = value_compare(order->render, ((const SortItem *)a)->key, ((const SortItem *)b)->key);
+    Value x = ((const SortItem *)a)->key, y = ((const SortItem *)b)->key;
+    /* Attributes are compared inside lists in Jinja, where equal ones (both missing, say) need no order. */
+    int result = order->by_attribute && value_equal(order->render, x, y) ? 0 : value_compare(order->render, x, y);
     return order->reverse ? -result : result;
 }
 
@@ -366,7 +372,7 @@ static ValueList *sort_values(Render *r, const ValueList *items, bool reverse, b
     if (list == NULL) {
         return NULL;
     }
-    g_qsort_with_data(sorted, (gint)items->n, sizeof *sorted, compare_items, &(SortOrder){.render = r, .reverse = reverse});
+    g_qsort_with_data(sorted, (gint)items->n, sizeof *sorted, compare_items, &(SortOrder){.render = r, .reverse = reverse, .by_attribute = attribute.kind != VALUE_UNDEFINED});
     for (size_t i = 0; i < items->n; i++) {
         list->items[i] = sorted[i].value;
     }
@@ -381,6 +387,9 @@ static Value filter_sort(Render *r, Value v, const Value *a)
 static Value filter_dictsort(Render *r, Value v, const Value *a)
 {
     Text by = argument_text(r, a[1], TEXT("key"));
+    if (v.kind == VALUE_UNDEFINED) {
+        render_fail_undefined(r, v);
+    }
     Value items = filter_items(r, v, a);
     if (items.kind != VALUE_LIST) {
         return value_none();
@@ -445,6 +454,12 @@ static Value filter_sum(Render *r, Value v, const Value *a)
 
 /* ---- filters over elements ---- */
 
+/* What map, select and their like go through: nothing for whatever is false, also where that cannot be iterated. */
+static const ValueList *iterate_unless_false(Render *r, Value v)
+{
+    return value_truth(v) ? value_iterate(r, v) : value_list_new(r, LIST_LIST, 0);
+}
+
 static Arguments arguments_rest(const Arguments *arguments, unsigned skip)
 {
     return (Arguments){.positional = arguments->positional + skip,
@@ -471,7 +486,7 @@ static Value map_one(Render *r, Value item, const Arguments *arguments)
 
 static Value filter_map(Render *r, Value v, const Arguments *arguments)
 {
-    const ValueList *items = value_iterate(r, v);
+    const ValueList *items = iterate_unless_false(r, v);
     ValueList *mapped = items != NULL ? value_list_new(r, LIST_GENERATOR, items->n) : NULL;
     for (size_t i = 0; mapped != NULL && i < items->n && render_step(r, 1); i++) {
         mapped->items[i] = map_one(r, items->items[i], arguments);
@@ -482,7 +497,7 @@ static Value filter_map(Render *r, Value v, const Arguments *arguments)
 /* The elements for which a test (or, without one, their truth) has the wanted outcome; with `attribute` it looks at one of theirs. */
 static Value choose(Render *r, Value v, const Arguments *arguments, bool attribute, bool wanted)
 {
-    const ValueList *items = value_iterate(r, v);
+    const ValueList *items = iterate_unless_false(r, v);
     ValueList *kept = items != NULL ? value_list_new(r, LIST_GENERATOR, items->n) : NULL;
     size_t n = 0;
     if (attribute && arguments->n_positional == 0) {

@@ -17,7 +17,7 @@ typedef struct Lexer {
 
 static bool lexer_fail(Lexer *lexer, const char *what)
 {
-    g_set_error(lexer->error, WEFT_ERROR, WEFT_ERROR_INVALID, "chat template line %u: %s", lexer->line, what);
+    g_propagate_error(lexer->error, template_error(lexer->line, g_strdup(what)));
     return false;
 }
 

@@ -370,6 +370,9 @@ static Value dict_values(Render *r, Value self, const Value *a)
 
 static Value dict_get(Render *r, Value self, const Value *a)
 {
+    if (!value_contains(r, self, a[0])) {
+        return a[1].kind == VALUE_UNDEFINED ? value_none() : a[1];
+    }
     const Value *found = value_dict_find(r, self.dict, a[0]);
     return found != NULL ? *found : a[1].kind == VALUE_UNDEFINED ? value_none() : a[1];
 }

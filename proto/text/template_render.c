@@ -2,8 +2,6 @@
  * Every expression and statement counts a step, work on long values counts more; memory is bounded by the output limit, the C stack by depth. */
 #include "proto/text/template_render.h"
 
-#include "proto/base/error.h"
-
 #include <string.h>
 
 /* Intermediate values may take this many times the output limit. */
@@ -16,10 +14,8 @@ void render_fail(Render *r, const char *format, ...)
     }
     va_list arguments;
     va_start(arguments, format);
-    g_autofree char *what = g_strdup_vprintf(format, arguments);
+    r->error = template_error(r->line, g_strdup_vprintf(format, arguments));
     va_end(arguments);
-    g_autofree char *shown = g_utf8_make_valid(what, -1);
-    r->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "chat template line %u: %s", r->line, shown);
 }
 
 void render_fail_undefined(Render *r, Value v)
@@ -237,6 +233,7 @@ static const ValueList *loop_select(Render *r, const Statement *s, const ValueLi
     return kept;
 }
 
+/* The else part is for loops of which no iteration came to its end: none was there, or each met break or continue, as in Jinja. */
 static void render_for(Render *r, const Statement *s)
 {
     const ValueList *items = value_iterate(r, render_expression(r, s->expressions[0]));
@@ -251,6 +248,7 @@ static void render_for(Render *r, const Statement *s)
     Scope *outer = r->scope;
     loop->items = items;
     Flow flow = FLOW_ON;
+    bool completed = false;
     for (; loop->index < items->n && flow != FLOW_BREAK && !render_failed(r); loop->index++) {
         r->scope = scope_new(r, outer);
         if (r->scope == NULL) {
@@ -261,9 +259,10 @@ static void render_for(Render *r, const Statement *s)
         }
         assign(r, &s->targets[0], items->items[loop->index]);
         flow = render_block(r, &s->blocks[0]);
+        completed |= flow == FLOW_ON;
     }
     r->scope = outer;
-    if (items->n == 0) {
+    if (!completed && !render_failed(r)) {
         render_block(r, &s->blocks[1]);
     }
 }

@@ -7,6 +7,16 @@
 
 enum { SOURCE_MAX = 4 << 20 };
 
+GError *template_error(unsigned line, char *what)
+{
+    g_autofree char *shown = g_utf8_make_valid(what, -1);
+    for (char *c = shown; *c != '\0'; c++) {
+        *c = g_ascii_iscntrl(*c) ? ' ' : *c;
+    }
+    g_free(what);
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "chat template line %u: %s", line, shown);
+}
+
 void *template_alloc(ChatTemplate *t, size_t n, size_t size)
 {
     void *memory = g_malloc0_n(n, size);

@@ -24,7 +24,8 @@ TEST(mapping, v.kind == VALUE_DICT)
 TEST(iterable, v.kind == VALUE_LIST || v.kind == VALUE_DICT || v.kind == VALUE_STRING || v.kind == VALUE_UNDEFINED)
 /* An undefined value has a length (0) and can be subscripted (to an error), which is all that Jinja asks. */
 TEST(sequence, (v.kind == VALUE_LIST && v.list->kind != LIST_GENERATOR) || v.kind == VALUE_DICT || v.kind == VALUE_STRING || v.kind == VALUE_UNDEFINED)
-TEST(callable, v.kind == VALUE_FUNCTION || v.kind == VALUE_METHOD || v.kind == VALUE_MACRO)
+/* An undefined value can be called (to an error), too. */
+TEST(callable, v.kind == VALUE_UNDEFINED || v.kind == VALUE_FUNCTION || v.kind == VALUE_METHOD || v.kind == VALUE_MACRO)
 TEST(equal, value_equal(r, v, a[0]))
 TEST(not_equal, !value_equal(r, v, a[0]))
 TEST(less, value_compare(r, v, a[0]) < 0)

@@ -356,6 +356,9 @@ bool value_contains(Render *r, Value container, Value x)
         }
         return render_step(r, 1 + container.text.length / 64) && text_find(container.text, x.text, 0) >= 0;
     case VALUE_DICT:
+        if (!value_is_hashable(x)) {
+            render_fail(r, "a %s cannot be a key", value_kind_name(x));
+        }
         return value_dict_find(r, container.dict, x) != NULL;
     case VALUE_LIST:
         for (size_t i = 0; i < container.list->n && !render_failed(r); i++) {

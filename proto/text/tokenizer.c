@@ -163,6 +163,9 @@ Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error)
     }
     t->texts = g_byte_array_new();
     t->pieces = g_byte_array_new();
+    /* One byte that no slice has: a vocabulary of empty texts still has blobs to point into. */
+    g_byte_array_append(t->texts, (const guint8 *)"", 1);
+    g_byte_array_append(t->pieces, (const guint8 *)"", 1);
     t->bos = vocab->bos;
     t->eos = vocab->eos;
     t->unk = vocab->unk;
