@@ -250,7 +250,8 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
         n_idle += !uses_worker(plan, pool->order[0][i]->worker);
     }
     if (n_idle > 0) {
-        reason(plan, "%u of %u workers stay idle: more exchanges would cost more than they bring", n_idle, pool->n);
+        reason(plan, "%u of %u workers stay idle: %s", n_idle, pool->n,
+               is_free ? "using them would not make one request faster" : "this layout has no rank for them");
     }
     for (uint32_t i = 0; i < task->n_members; i++) {
         const char *why = refusal(&task->members[i], task->spec, wish);

@@ -477,6 +477,30 @@ static void test_cost_follows_speed_and_depth(void **state)
     assert_true(slow.link_s > 0.05 && slow.latency_s > base.latency_s);
 }
 
+/* FORMULAS 7a on three ranks: each sends its s_r vectors to two others, one-shot or in two steps. */
+static void test_exchange_of_three(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    plan_builder_members(members, 3);
+    PlanWish wish = {.pp = 1, .tp = 3, .streams = 1};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
+    uint32_t s = 1;
+    for (uint32_t k = 0; k < 3; k++) {
+        const PlanRank *rank = &plan->replicas[0].stages[0].ranks[k];
+        s = MAX(s, tree_subtrees(9, rank->attn_first, rank->attn_first + rank->attn_count));
+        s = MAX(s, tree_subtrees(12, rank->ffn_first, rank->ffn_first + rank->ffn_count));
+    }
+    for (uint32_t rows = 1; rows <= 512; rows *= 8) {
+        double bytes = 4.0 * 576 * rows;
+        double one_shot = 2 * (10e-6 + s * bytes / 2e9), one_copy = 2 * (10e-6 + bytes / 2e9);
+        double two_shot = 4 * 10e-6 + 2.0 / 3 * (s + 1) * bytes / 2e9, two_copy = 4 * 10e-6 + 2.0 / 3 * 2 * bytes / 2e9;
+        double wanted = 60 * MIN(one_shot, two_shot) + MIN(one_copy, two_copy) + 10e-6;
+        PlanCost cost = planner_cost(plan, spec, members, 3, 0, rows, 0);
+        assert_true(fabs(cost.link_s - wanted) < 1e-9 + 1e-6 * wanted);
+    }
+}
+
 /* Members that measured nothing, or nonsense, still get a finite plan. */
 static void test_unmeasured_members(void **state)
 {
@@ -678,7 +702,7 @@ int main(void)
         cmocka_unit_test(test_degree_above_limit),  cmocka_unit_test(test_too_few_workers),
         cmocka_unit_test(test_unfit_workers),       cmocka_unit_test(test_missing_memory_is_exact),
         cmocka_unit_test(test_alternatives),        cmocka_unit_test(test_roof),
-        cmocka_unit_test(test_cost_follows_speed_and_depth), cmocka_unit_test(test_unmeasured_members),
+        cmocka_unit_test(test_exchange_of_three),   cmocka_unit_test(test_cost_follows_speed_and_depth), cmocka_unit_test(test_unmeasured_members),
         cmocka_unit_test(test_cut_units_is_best),   cmocka_unit_test(test_cut_units_aligns),
         cmocka_unit_test(test_cut_layers),          cmocka_unit_test(test_random_clusters),
     };
