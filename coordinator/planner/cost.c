@@ -1,9 +1,10 @@
 /* Seconds of one step, from measured speeds.
  *
- * A layer on a stage of n ranks is: attention part on all ranks, exchange, FFN part on all ranks, exchange. A part lasts as
- * long as its slowest rank; a rank takes the longer of reading its bytes (weights once a step, KV once a sequence) and
- * computing (2 operations per weight and row; attention 4 per row, key and query element), and a constant per op for
- * dispatch and barriers. The vocabulary projection is one more part; a stage boundary is one message; FORMULAS 7a gives the
+ * A layer on a stage of n ranks is: attention part on all ranks, exchange, FFN part on all ranks,
+ * exchange. A part lasts as long as its slowest rank; a rank takes the longer of reading its bytes
+ * (weights once a step, KV once a sequence) and computing (2 operations per weight and row;
+ * attention 4 per row, key and query element), and a constant per op for dispatch and barriers. The
+ * vocabulary projection is one more part; a stage boundary is one message; FORMULAS 7a gives the
  * bytes of an exchange. */
 #include "coordinator/planner/planner.h"
 
@@ -13,8 +14,9 @@
 #include <string.h>
 
 #define OP_OVERHEAD_S 3e-6 /* measured: one pool dispatch with its barrier on two cores */
-#define OPS_PER_PART 4.0   /* norm, quantise, products, attention or activation, add: half of a layer's */
-#define SHARED_LATENCY_S 2e-6      /* WIRE.md: shared flags, 8 KiB */
+#define OPS_PER_PART                                                                               \
+    4.0 /* norm, quantise, products, attention or activation, add: half of a layer's */
+#define SHARED_LATENCY_S 2e-6 /* WIRE.md: shared flags, 8 KiB */
 #define SHARED_BYTES_PER_S 8e9
 /* For members that have not measured: below any machine that is worth using. */
 #define DEFAULT_READ_BYTES_PER_S 8e9
@@ -23,7 +25,8 @@
 #define DEFAULT_LINK_LATENCY_S 50e-6
 #define DEFAULT_LINK_BYTES_PER_S 1e8
 
-/* A member says what it measured; NaN, nothing and absurd numbers must not break sums and quotients. */
+/* A member says what it measured; NaN, nothing and absurd numbers must not break sums and
+ * quotients. */
 static double known(double measured, double fallback)
 {
     return measured > 1e-12 && measured < 1e18 ? measured : fallback;
@@ -52,7 +55,8 @@ const PlanMember *member_named(const PlanMember *members, uint32_t n_members, co
     return NULL;
 }
 
-void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s, double *bytes_per_s)
+void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
+             double *bytes_per_s)
 {
     bool one_host = n_members > 0;
     *latency_s = 0.0;
@@ -70,7 +74,8 @@ void link_of(const PlanMember *const *members, uint32_t n_members, double *laten
     }
 }
 
-/* ---- one part of one stage -------------------------------------------------------------------- */
+/* ---- one part of one stage --------------------------------------------------------------------
+ */
 
 typedef struct Step {
     uint32_t rows;        /* through the layers */
@@ -102,7 +107,8 @@ static void add_tensor(const Context *c, uint32_t k, const TensorSpec *t, uint32
     Speed speed = speed_of(c->ranks[k]);
     double ops = 2.0 * (double)span_elements(c->spec, t, span) * rows;
     bool is_quantised = dtype_info(t->type)->block > 1;
-    part->memory_s += (double)packed_span_bytes(c->spec, t, span, c->ranks[k]) / speed.read_bytes_per_s;
+    part->memory_s +=
+        (double)packed_span_bytes(c->spec, t, span, c->ranks[k]) / speed.read_bytes_per_s;
     part->compute_s += ops / (is_quantised ? speed.int8_ops_per_s : speed.f32_ops_per_s);
 }
 
@@ -115,7 +121,8 @@ static void add_attention(const Context *c, uint32_t k, const Step *step, Part *
     double element = c->plan->definition.kv_type == KV_F32 ? 4.0 : 2.0;
     double depth = c->spec->window != 0 ? MIN(step->depth, c->spec->window) : step->depth;
     double size = c->spec->head_size;
-    part->memory_s += step->sequences * depth * n_kv_heads * size * 2.0 * element / speed.read_bytes_per_s;
+    part->memory_s +=
+        step->sequences * depth * n_kv_heads * size * 2.0 * element / speed.read_bytes_per_s;
     part->compute_s += 4.0 * step->rows * depth * n_heads * size / speed.f32_ops_per_s;
 }
 
@@ -162,13 +169,14 @@ static uint32_t worst_subtrees(const Context *c)
 }
 
 /* Roles [first, last] of a layer on every rank. */
-static double layer_part(const Context *c, const Step *step, uint32_t layer, TensorRole first, TensorRole last,
-                         PlanCost *cost)
+static double layer_part(const Context *c, const Step *step, uint32_t layer, TensorRole first,
+                         TensorRole last, PlanCost *cost)
 {
     g_autofree Part *parts = g_new0(Part, c->stage->n_ranks);
     for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
         for (uint32_t role = first; role <= last; role++) {
-            add_tensor(c, k, model_spec_tensor(c->spec, (TensorRole)role, (int32_t)layer), step->rows, &parts[k]);
+            add_tensor(c, k, model_spec_tensor(c->spec, (TensorRole)role, (int32_t)layer),
+                       step->rows, &parts[k]);
         }
         if (first == ROLE_ATTN_NORM) {
             add_attention(c, k, step, &parts[k]);
@@ -205,7 +213,8 @@ static double layers_s(const Context *c, const Step *step, PlanCost *cost)
 {
     PlanCost layer_cost = {0};
     double layer_s = 0.0, seconds = 0.0;
-    for (uint32_t layer = c->stage->layer_first; layer <= c->stage->layer_last && layer < c->spec->n_layers; layer++) {
+    for (uint32_t layer = c->stage->layer_first;
+         layer <= c->stage->layer_last && layer < c->spec->n_layers; layer++) {
         if (layer == c->stage->layer_first || !is_like_previous(c->spec, layer)) {
             layer_cost = (PlanCost){0};
             layer_s = layer_part(c, step, layer, ROLE_ATTN_NORM, ROLE_ATTN_OUT, &layer_cost);
@@ -258,8 +267,8 @@ static double hop_s(const Context *c, const PlanStage *from, const PlanStage *to
     return latency + bytes / bandwidth;
 }
 
-PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
-                      uint32_t replica, uint32_t rows, uint32_t depth)
+PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
+                      uint32_t n_members, uint32_t replica, uint32_t rows, uint32_t depth)
 {
     bool is_decode = rows <= MAX(plan->streams, 1);
     Step step = {rows, is_decode ? rows : 1, is_decode ? rows : 1, depth};
@@ -275,7 +284,8 @@ PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember 
     for (uint32_t s = 0; c.replica->n_stages > 1 && s < c.replica->n_stages; s++) {
         bool is_last = s + 1 == c.replica->n_stages;
         const PlanStage *to = &c.replica->stages[is_last ? 0 : s + 1];
-        double hop = hop_s(&c, &c.replica->stages[s], to, is_last ? 64.0 : 4.0 * rows * spec->width);
+        double hop =
+            hop_s(&c, &c.replica->stages[s], to, is_last ? 64.0 : 4.0 * rows * spec->width);
         cost.link_s += hop;
         cost.latency_s += hop;
     }
@@ -283,7 +293,8 @@ PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember 
     return cost;
 }
 
-/* What one token must read from a rank's weights: everything but the embedding table, where it is only looked up. */
+/* What one token must read from a rank's weights: everything but the embedding table, where it is
+ * only looked up. */
 static double token_read_s(const Context *c, uint32_t k, bool is_last)
 {
     Part part = {0};
@@ -297,7 +308,8 @@ static double token_read_s(const Context *c, uint32_t k, bool is_last)
     return part.memory_s;
 }
 
-double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members)
+double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
+                    uint32_t n_members)
 {
     double seconds = 0.0;
     Context c = {plan, spec, members, n_members, &plan->replicas[0]};

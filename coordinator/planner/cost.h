@@ -9,6 +9,8 @@ typedef struct Speed {
     double link_latency_s, link_bytes_per_s;
 } Speed;
 Speed speed_of(const PlanMember *member /* or NULL */);
-/* The link between the members of a group: the slowest of them; shared memory when all are on one known host. */
-void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s, double *bytes_per_s);
+/* The link between the members of a group: the slowest of them; shared memory when all are on one
+ * known host. */
+void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
+             double *bytes_per_s);
 const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker);

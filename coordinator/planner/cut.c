@@ -27,7 +27,8 @@ void subtree_table_init(SubtreeTable *table, uint32_t n)
 }
 
 /* Dynamic programme over (rank, end of its range). */
-void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts)
+void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s,
+               uint32_t *cuts)
 {
     uint32_t n = table->n, width = n + 1;
     g_assert(n_ranks >= 1 && n_ranks <= n);
@@ -42,8 +43,10 @@ void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks
             for (uint32_t r = 0; r < n_ranks; r++) {
                 const Best *before = &best[r * width + first];
                 Best *after = &best[(r + 1) * width + end];
-                double slowest = MAX(before->slowest, (end - first) * unit_s[r] + subtrees * subtree_s);
-                if (!isinf(before->slowest) && is_better(slowest, before->subtrees + subtrees, after)) {
+                double slowest =
+                    MAX(before->slowest, (end - first) * unit_s[r] + subtrees * subtree_s);
+                if (!isinf(before->slowest) &&
+                    is_better(slowest, before->subtrees + subtrees, after)) {
                     *after = (Best){slowest, before->subtrees + subtrees, first};
                 }
             }
@@ -55,7 +58,8 @@ void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks
     }
 }
 
-void cut_layers(uint32_t n_layers, const double *layer_s, const double *base_s, uint32_t n_stages, uint32_t *counts)
+void cut_layers(uint32_t n_layers, const double *layer_s, const double *base_s, uint32_t n_stages,
+                uint32_t *counts)
 {
     g_assert(n_stages >= 1 && n_stages <= n_layers);
     for (uint32_t s = 0; s < n_stages; s++) {

@@ -12,11 +12,15 @@ typedef struct SubtreeTable {
 } SubtreeTable;
 void subtree_table_init(SubtreeTable *table, uint32_t n);
 
-/* Contiguous ranges of table->n units over n_ranks, each at least one: minimises, over all such cuts, the slowest rank's
- * units x unit_s[rank] + s_r x subtree_s, where s_r is the number of maximal subtrees of its range (FORMULAS 7a); where two
- * beginnings of a cut are equally good the one with fewer subtrees is kept. Fills cuts[0..n_ranks]. */
-void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts);
+/* Contiguous ranges of table->n units over n_ranks, each at least one: minimises, over all such
+ * cuts, the slowest rank's units x unit_s[rank] + s_r x subtree_s, where s_r is the number of
+ * maximal subtrees of its range (FORMULAS 7a); where two beginnings of a cut are equally good the
+ * one with fewer subtrees is kept. Fills cuts[0..n_ranks]. */
+void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s,
+               uint32_t *cuts);
 
-/* Layers over stages, each at least one: layer after layer to the stage that would then be done first, given what it has to do anyway
- * (base_s) and a layer's seconds there. counts[n_stages] sum to n_layers (>= n_stages). */
-void cut_layers(uint32_t n_layers, const double *layer_s, const double *base_s, uint32_t n_stages, uint32_t *counts);
+/* Layers over stages, each at least one: layer after layer to the stage that would then be done
+ * first, given what it has to do anyway (base_s) and a layer's seconds there. counts[n_stages] sum
+ * to n_layers (>= n_stages). */
+void cut_layers(uint32_t n_layers, const double *layer_s, const double *base_s, uint32_t n_stages,
+                uint32_t *counts);

@@ -1,6 +1,7 @@
-/* Cuts follow speed first. Where a rank then passes its member's memory, its speed is marked down and everything is cut again:
- * its units move to the other ranks of the stage, or, when the whole stage is too full, its layers to the other stages. Each
- * round is deterministic and there are at most FIT_ROUNDS of them. */
+/* Cuts follow speed first. Where a rank then passes its member's memory, its speed is marked down
+ * and everything is cut again: its units move to the other ranks of the stage, or, when the whole
+ * stage is too full, its layers to the other stages. Each round is deterministic and there are at
+ * most FIT_ROUNDS of them. */
 #include "coordinator/planner/layout.h"
 
 #include "coordinator/planner/cost.h"
@@ -41,7 +42,8 @@ void layout_task_init(Task *task)
     task->head_bytes = (double)model_spec_tensor(spec, head, -1)->size_bytes;
 }
 
-/* ---- cutting one replica ---------------------------------------------------------------------- */
+/* ---- cutting one replica ----------------------------------------------------------------------
+ */
 
 /* Bytes per second of rank k of stage s, marked down by what memory allows. */
 static double rank_speed(const Try *t, uint32_t s, uint32_t k)
@@ -118,9 +120,11 @@ static void assign_units(Try *t, uint32_t s)
     }
 }
 
-/* ---- fitting to memory ------------------------------------------------------------------------ */
+/* ---- fitting to memory ------------------------------------------------------------------------
+ */
 
-/* Marks down what is too full in one stage; the stage as a whole, or single ranks. True if all fit. */
+/* Marks down what is too full in one stage; the stage as a whole, or single ranks. True if all fit.
+ */
 static bool mark_down_stage(Try *t, uint32_t s)
 {
     const PlanStage *stage = &t->replica->stages[s];
@@ -139,7 +143,8 @@ static bool mark_down_stage(Try *t, uint32_t s)
         t->stage_factor[s] *= MAX(0.2, MIN(0.93, have / need));
     }
     for (uint32_t k = 0; k < stage->n_ranks; k++) {
-        double ratio = (double)t->members[s * t->layout.tp + k]->memory_bytes / (double)stage->ranks[k].peak_bytes;
+        double ratio = (double)t->members[s * t->layout.tp + k]->memory_bytes /
+                       (double)stage->ranks[k].peak_bytes;
         if (ratio < 1.0) {
             t->rank_factor[s * t->layout.tp + k] *= MAX(0.2, MIN(0.93, ratio));
             t->is_cut[s] = false;
@@ -148,7 +153,8 @@ static bool mark_down_stage(Try *t, uint32_t s)
     return false;
 }
 
-/* No cut makes room where even the sum of all budgets is passed by a tenth: what ranks share (norms, KV heads) is less. */
+/* No cut makes room where even the sum of all budgets is passed by a tenth: what ranks share
+ * (norms, KV heads) is less. */
 static bool is_hopeless(const Try *t)
 {
     double need = 0.0, have = 0.0;
@@ -204,7 +210,8 @@ static bool fit_plan(Plan *plan, const Task *task, Layout layout, const PlanMemb
         g_autofree double *rank_factor = g_new(double, n);
         g_autofree double *stage_factor = g_new(double, layout.pp);
         g_autofree bool *is_cut = g_new0(bool, layout.pp);
-        Try t = {task, layout, order + r * n, plan, &plan->replicas[r], rank_factor, stage_factor, is_cut};
+        Try t = {task,        layout,       order + r * n, plan, &plan->replicas[r],
+                 rank_factor, stage_factor, is_cut};
         for (uint32_t i = 0; i < n; i++) {
             rank_factor[i] = 1.0;
         }
@@ -219,7 +226,8 @@ static bool fit_plan(Plan *plan, const Task *task, Layout layout, const PlanMemb
     return fits;
 }
 
-/* ---- KV memory -------------------------------------------------------------------------------- */
+/* ---- KV memory --------------------------------------------------------------------------------
+ */
 
 static uint64_t pages_per_sequence(const Task *task)
 {
@@ -252,7 +260,8 @@ static bool fit_with_kv(Plan *plan, const Task *task, Layout layout, const PlanM
 {
     const PlanWish *wish = task->wish;
     if (wish->kv_memory != 0) {
-        /* The cut decides bytes per token and the pages the cut: once each way is enough, memory is checked after. */
+        /* The cut decides bytes per token and the pages the cut: once each way is enough, memory is
+         * checked after. */
         pages_by_streams(plan, task, 1);
         fit_plan(plan, task, layout, order);
         pages_by_memory(plan, task);
@@ -275,18 +284,22 @@ static bool fit_with_kv(Plan *plan, const Task *task, Layout layout, const PlanM
     return false;
 }
 
-/* ---- one try ---------------------------------------------------------------------------------- */
+/* ---- one try ----------------------------------------------------------------------------------
+ */
 
 static void predict(Plan *plan, const Task *task)
 {
     uint32_t depth = MIN(plan->definition.context / 2, PREDICT_DEPTH);
     PlanCost decode = planner_cost(plan, task->spec, task->members, task->n_members, 0, 1, depth);
     uint32_t chunk = MAX(plan->max_rows, MIN(plan->streams + 1, plan->definition.context));
-    PlanCost prefill = planner_cost(plan, task->spec, task->members, task->n_members, 0, chunk, depth);
+    PlanCost prefill =
+        planner_cost(plan, task->spec, task->members, task->n_members, 0, chunk, depth);
     plan->predicted.decode_tokens_per_s = 1.0 / decode.latency_s;
     plan->predicted.prefill_tokens_per_s = chunk / prefill.slowest_stage_s;
     bool is_link = decode.link_s > decode.memory_s && decode.link_s > decode.compute_s;
-    plan->predicted.bound = is_link ? "link" : decode.compute_s > decode.memory_s ? "compute" : "memory";
+    plan->predicted.bound = is_link                              ? "link"
+                            : decode.compute_s > decode.memory_s ? "compute"
+                                                                 : "memory";
 }
 
 static uint64_t missing_memory(const Plan *plan, const Task *task)
@@ -296,7 +309,8 @@ static uint64_t missing_memory(const Plan *plan, const Task *task)
         for (uint32_t s = 0; s < plan->replicas[r].n_stages; s++) {
             const PlanStage *stage = &plan->replicas[r].stages[s];
             for (uint32_t k = 0; k < stage->n_ranks; k++) {
-                const PlanMember *m = member_named(task->members, task->n_members, stage->ranks[k].worker);
+                const PlanMember *m =
+                    member_named(task->members, task->n_members, stage->ranks[k].worker);
                 uint64_t peak = stage->ranks[k].peak_bytes;
                 missing += peak > m->memory_bytes ? peak - m->memory_bytes : 0;
             }
@@ -305,14 +319,16 @@ static uint64_t missing_memory(const Plan *plan, const Task *task)
     return missing;
 }
 
-Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order, uint64_t *missing_bytes)
+Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order,
+                 uint64_t *missing_bytes)
 {
     const PlanWish *wish = task->wish;
     Plan *plan = g_new0(Plan, 1);
     plan->job = g_strdup(wish->job != NULL ? wish->job : "");
     plan->model = g_strdup(wish->model != NULL ? wish->model : "");
-    plan->definition = (Definition){WEFT_NUMERICS_VERSION, wish->numerics, wish->kv_type, task->context, 0,
-                                    task->spec->file_hash};
+    plan->definition =
+        (Definition){WEFT_NUMERICS_VERSION, wish->numerics, wish->kv_type, task->context, 0,
+                     task->spec->file_hash};
     plan->max_rows = wish->max_rows;
     plan->reasons = g_ptr_array_new_with_free_func(g_free);
     plan->n_replicas = layout.dp;

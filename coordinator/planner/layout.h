@@ -15,11 +15,14 @@ typedef struct Task {
     const PlanWish *wish; /* dp, pp, tp are not read; max_rows is filled in */
     uint32_t context;
     /* layout_task_init() */
-    SubtreeTable attn, ffn; /* of the model's units */
-    double attn_bytes, ffn_bytes, head_bytes; /* file bytes of a layer's two parts, in the mean over layers, and of the vocabulary projection */
+    SubtreeTable attn, ffn;                   /* of the model's units */
+    double attn_bytes, ffn_bytes, head_bytes; /* file bytes of a layer's two parts, in the mean over
+                                                 layers, and of the vocabulary projection */
 } Task;
 void layout_task_init(Task *task);
 
-/* Replica r takes order[r*pp*tp ...], stage s of it the next tp. Returns a measured plan, legal or not: *missing_bytes is by how much its
- * ranks pass their members' memory in all; when by nothing, the plan is predicted too. Needs dp*pp*tp members, pp <= layers, tp <= plan_tp_limit(). */
-Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order, uint64_t *missing_bytes);
+/* Replica r takes order[r*pp*tp ...], stage s of it the next tp. Returns a measured plan, legal or
+ * not: *missing_bytes is by how much its ranks pass their members' memory in all; when by nothing,
+ * the plan is predicted too. Needs dp*pp*tp members, pp <= layers, tp <= plan_tp_limit(). */
+Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order,
+                 uint64_t *missing_bytes);

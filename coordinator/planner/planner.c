@@ -1,5 +1,6 @@
-/* Search over layouts. Small clusters are searched wholly; the number of tries is bounded by taking tensor degrees and stage
- * counts of large ones in steps. Whatever is chosen has passed plan_check(). */
+/* Search over layouts. Small clusters are searched wholly; the number of tries is bounded by taking
+ * tensor degrees and stage counts of large ones in steps. Whatever is chosen has passed
+ * plan_check(). */
 #include "coordinator/planner/planner.h"
 
 #include "coordinator/planner/cost.h"
@@ -37,7 +38,8 @@ static bool impossible(GError **error, const char *format, ...)
     return false;
 }
 
-/* ---- members ---------------------------------------------------------------------------------- */
+/* ---- members ----------------------------------------------------------------------------------
+ */
 
 /* Why a member cannot serve this model at all; NULL = it can. Static. */
 static const char *refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish)
@@ -91,8 +93,9 @@ static void group_hosts(const PlanMember **order, uint32_t n)
         }
         const PlanMember *lead = order[i];
         for (uint32_t j = i; j < n; j++) {
-            bool same = order[j] == lead || (order[j] != NULL && lead->host != NULL && order[j]->host != NULL &&
-                                             strcmp(order[j]->host, lead->host) == 0);
+            bool same = order[j] == lead ||
+                        (order[j] != NULL && lead->host != NULL && order[j]->host != NULL &&
+                         strcmp(order[j]->host, lead->host) == 0);
             if (same) {
                 grouped[out++] = order[j];
                 order[j] = NULL;
@@ -134,7 +137,8 @@ static Pool pool_of(const Task *task)
     return pool;
 }
 
-/* ---- search ----------------------------------------------------------------------------------- */
+/* ---- search -----------------------------------------------------------------------------------
+ */
 
 static bool is_legal(const Plan *plan, const Task *task)
 {
@@ -193,22 +197,27 @@ static bool is_tried(uint32_t degree, uint32_t wished)
     return wished != 0 ? degree == wished : degree <= SMALL_CLUSTER || (degree & (degree - 1)) == 0;
 }
 
-/* Calls `fit` for each layout that the wish, the model and the number of members allow, few workers first. */
-static void search(const Task *task, const Pool *pool, uint32_t dp, uint32_t pp_wish, uint32_t tp_wish, Found *found)
+/* Calls `fit` for each layout that the wish, the model and the number of members allow, few workers
+ * first. */
+static void search(const Task *task, const Pool *pool, uint32_t dp, uint32_t pp_wish,
+                   uint32_t tp_wish, Found *found)
 {
     uint32_t limit = MIN(plan_tp_limit(task->spec), PLAN_RANKS_LIMIT);
-    uint32_t most = pp_wish != 0 && tp_wish != 0 ? pool->n : MIN(pool->n, MAX(SEARCH_WORKERS_LIMIT, dp));
+    uint32_t most =
+        pp_wish != 0 && tp_wish != 0 ? pool->n : MIN(pool->n, MAX(SEARCH_WORKERS_LIMIT, dp));
     for (uint32_t n = 1; n <= most / dp; n++) {
         for (uint32_t tp = 1; tp <= MIN(n, limit); tp++) {
             uint32_t pp = n / tp;
-            if (n % tp == 0 && pp <= task->spec->n_layers && is_tried(tp, tp_wish) && is_tried(pp, pp_wish)) {
+            if (n % tp == 0 && pp <= task->spec->n_layers && is_tried(tp, tp_wish) &&
+                is_tried(pp, pp_wish)) {
                 try_layout(task, pool, (Layout){dp, pp, tp}, found);
             }
         }
     }
 }
 
-/* ---- explanations ----------------------------------------------------------------------------- */
+/* ---- explanations -----------------------------------------------------------------------------
+ */
 
 static void reason(Plan *plan, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
@@ -243,7 +252,8 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
            plan->predicted.decode_tokens_per_s < 100 ? 1 : 0, plan->predicted.decode_tokens_per_s,
            plan->predicted.prefill_tokens_per_s, plan->predicted.bound);
     if (wish->dp == 0 && pool->n >= 2 && plan->n_replicas == 1) {
-        reason(plan, "one replica, which serves one request fastest; --dp uses more workers for more streams");
+        reason(plan, "one replica, which serves one request fastest; --dp uses more workers for "
+                     "more streams");
     }
     uint32_t n_idle = 0;
     for (uint32_t i = 0; i < pool->n; i++) {
@@ -251,7 +261,8 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
     }
     if (n_idle > 0) {
         reason(plan, "%u of %u workers stay idle: %s", n_idle, pool->n,
-               is_free ? "using them would not make one request faster" : "this layout has no rank for them");
+               is_free ? "using them would not make one request faster"
+                       : "this layout has no rank for them");
     }
     for (uint32_t i = 0; i < task->n_members; i++) {
         const char *why = refusal(&task->members[i], task->spec, wish);
@@ -281,14 +292,17 @@ static void explain_cuts(Plan *plan)
         }
         if (!even && s < 4) {
             reason(plan,
-                   "stage %u shares its attention/FFN units %s: by measured speed, memory and the number of partial "
+                   "stage %u shares its attention/FFN units %s: by measured speed, memory and the "
+                   "number of partial "
                    "sums that each cut sends",
                    s, units->str);
         }
     }
     if (most > fewest) {
-        reason(plan, "stages hold %u to %u layers: by measured speed and memory, the last one also has the vocabulary "
-                     "projection",
+        reason(plan,
+               "stages hold %u to %u layers: by measured speed and memory, the last one also has "
+               "the vocabulary "
+               "projection",
                fewest, most);
     }
 }
@@ -305,50 +319,64 @@ static void explain_memory(Plan *plan)
     }
     g_autofree char *kv_text = units_format_size(kv);
     g_autofree char *peak_text = units_format_size(peak);
-    reason(plan, "KV memory for %u stream%s of %u positions: at most %s a worker, of at most %s in all", plan->streams,
-           plan->streams == 1 ? "" : "s", plan->definition.context, kv_text, peak_text);
+    reason(plan,
+           "KV memory for %u stream%s of %u positions: at most %s a worker, of at most %s in all",
+           plan->streams, plan->streams == 1 ? "" : "s", plan->definition.context, kv_text,
+           peak_text);
 }
 
 static void explain_seal(Plan *plan, const PlanWish *wish)
 {
     if (plan->replicas[0].n_stages > 1 || plan->replicas[0].stages[0].n_ranks > 1) {
-        reason(plan, wish->seal_off ? "payloads between workers are NOT sealed (--seal off): CRC32C only, for trusted fabrics"
+        reason(plan, wish->seal_off ? "payloads between workers are NOT sealed (--seal off): "
+                                      "CRC32C only, for trusted fabrics"
                                     : "payloads between workers are sealed with AES-256-GCM");
     }
 }
 
-/* ---- refusals --------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------
+ */
 
 static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool, GError **error)
 {
     const ModelSpec *spec = task->spec;
     uint32_t limit = MIN(plan_tp_limit(spec), PLAN_RANKS_LIMIT);
     if (wish->context > spec->context) {
-        return impossible(error, "context %u is beyond the model's own limit of %u; choose --context %u or less",
-                          wish->context, spec->context, spec->context);
+        return impossible(
+            error, "context %u is beyond the model's own limit of %u; choose --context %u or less",
+            wish->context, spec->context, spec->context);
     }
     if (wish->tp > limit) {
         return impossible(error,
-                          "tensor parallel %u is more than this model allows: it has %u attention units and %u FFN "
+                          "tensor parallel %u is more than this model allows: it has %u attention "
+                          "units and %u FFN "
                           "units; choose --tp 1 to %u",
                           wish->tp, spec->n_attn_units, spec->n_ffn_units, limit);
     }
     if (wish->pp > spec->n_layers) {
-        return impossible(error, "%u stages are more than the model's %u layers; choose --pp 1 to %u", wish->pp,
-                          spec->n_layers, spec->n_layers);
+        return impossible(error,
+                          "%u stages are more than the model's %u layers; choose --pp 1 to %u",
+                          wish->pp, spec->n_layers, spec->n_layers);
     }
     if (pool->n == 0) {
         const char *why = task->n_members > 0 ? refusal(&task->members[0], spec, task->wish) : NULL;
-        return why != NULL ? impossible(error, "none of %u workers can serve this model: worker %s: %s; start another",
-                                        task->n_members, task->members[0].worker, why)
-                           : impossible(error, "there is no worker; start one with `weft up` or `weft-worker --join`");
+        return why != NULL
+                   ? impossible(
+                         error,
+                         "none of %u workers can serve this model: worker %s: %s; start another",
+                         task->n_members, task->members[0].worker, why)
+                   : impossible(
+                         error,
+                         "there is no worker; start one with `weft up` or `weft-worker --join`");
     }
     uint64_t need = (uint64_t)MAX(wish->dp, 1) * MAX(wish->pp, 1) * MAX(wish->tp, 1);
     if (need > pool->n) {
         return impossible(error,
                           "dp %u x pp %u x tp %u needs %" G_GUINT64_FORMAT
-                          " workers and %u can be used; start %" G_GUINT64_FORMAT " more or choose a smaller layout",
-                          MAX(wish->dp, 1), MAX(wish->pp, 1), MAX(wish->tp, 1), need, pool->n, need - pool->n);
+                          " workers and %u can be used; start %" G_GUINT64_FORMAT
+                          " more or choose a smaller layout",
+                          MAX(wish->dp, 1), MAX(wish->pp, 1), MAX(wish->tp, 1), need, pool->n,
+                          need - pool->n);
     }
     return true;
 }
@@ -359,17 +387,19 @@ static bool refuse_memory(const Found *found, const PlanWish *wish, GError **err
     g_autofree char *layout = plan_layout_text(found->nearest);
     if (found->missing_bytes > 0) {
         return impossible(error,
-                          "the model does not fit: %s of memory are missing with %s, context %u and %u stream%s; use more "
+                          "the model does not fit: %s of memory are missing with %s, context %u "
+                          "and %u stream%s; use more "
                           "workers, less context or fewer streams",
-                          missing, layout, found->nearest->definition.context, found->nearest->streams,
-                          found->nearest->streams == 1 ? "" : "s");
+                          missing, layout, found->nearest->definition.context,
+                          found->nearest->streams, found->nearest->streams == 1 ? "" : "s");
     }
     if (wish->kv_memory != 0) {
         g_autofree char *given = units_format_size(wish->kv_memory);
-        return impossible(error,
-                          "KV memory of %s a worker holds %" G_GUINT64_FORMAT
-                          " positions with %s, less than a context of %u; give more or choose less context",
-                          given, found->nearest->kv_pages * KV_BLOCK, layout, found->nearest->definition.context);
+        return impossible(
+            error,
+            "KV memory of %s a worker holds %" G_GUINT64_FORMAT
+            " positions with %s, less than a context of %u; give more or choose less context",
+            given, found->nearest->kv_pages * KV_BLOCK, layout, found->nearest->definition.context);
     }
     return impossible(error, "%s cannot be had; see the violations", layout);
 }
@@ -392,8 +422,10 @@ static void add_alternative(GPtrArray *alternatives, const Plan *plan, Layout la
     g_ptr_array_add(alternatives, g_strdup(text->str));
 }
 
-/* Legal layouts nearest to the wish: one of pp and tp kept, then neither, each once; what was tried already is not tried again. */
-static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish, GPtrArray *alternatives)
+/* Legal layouts nearest to the wish: one of pp and tp kept, then neither, each once; what was tried
+ * already is not tried again. */
+static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish,
+                              GPtrArray *alternatives)
 {
     const uint32_t tries[3][2] = {{0, wish->tp}, {wish->pp, 0}, {0, 0}};
     uint32_t dp = MAX(wish->dp, 1);
@@ -416,7 +448,8 @@ static void find_alternatives(const Task *task, const Pool *pool, const PlanWish
     }
 }
 
-/* ---- planning --------------------------------------------------------------------------------- */
+/* ---- planning ---------------------------------------------------------------------------------
+ */
 
 static GPtrArray *new_texts(void)
 {
@@ -438,8 +471,8 @@ static void add_violation(GPtrArray *violations, const char *text)
 }
 
 /* Searches and explains; *violations and *alternatives are filled when it fails. */
-static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool, GPtrArray **violations,
-                       GPtrArray **alternatives, GError **error)
+static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
+                       GPtrArray **violations, GPtrArray **alternatives, GError **error)
 {
     Found found = {0};
     if (check_wish(task, wish, pool, error)) {
@@ -447,8 +480,9 @@ static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
         if (found.plan == NULL && found.nearest != NULL) {
             refuse_memory(&found, wish, error);
         } else if (found.plan == NULL) {
-            impossible(error, "no layout of dp %u pp %u tp %u fits %u workers; choose other degrees", wish->dp, wish->pp,
-                       wish->tp, pool->n);
+            impossible(error,
+                       "no layout of dp %u pp %u tp %u fits %u workers; choose other degrees",
+                       wish->dp, wish->pp, wish->tp, pool->n);
         }
     }
     if (found.plan == NULL) {
@@ -473,8 +507,9 @@ static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
     return plan;
 }
 
-Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_members, const PlanWish *wish,
-                   GPtrArray **violations, GPtrArray **alternatives, GError **error)
+Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
+                   const PlanWish *wish, GPtrArray **violations, GPtrArray **alternatives,
+                   GError **error)
 {
     PlanWish filled = *wish;
     g_autofree PlanMember *own = g_memdup2(members, n_members * sizeof *members);

@@ -69,8 +69,8 @@ void *weft_map(size_t size, const char *what, GError **error)
         set_memory_error(error, size, what, ENOMEM);
         return NULL;
     }
-    void *p = mmap(NULL, size > 0 ? size : 1, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p =
+        mmap(NULL, size > 0 ? size : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
         set_memory_error(error, size, what, errno);
         return NULL;

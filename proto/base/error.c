@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-G_DEFINE_QUARK(weft-error-quark, weft_error)
+G_DEFINE_QUARK(weft - error - quark, weft_error)
 
 /* grpc/status.h numbering; that header stays inside transport/rpc. */
 enum {

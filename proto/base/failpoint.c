@@ -1,5 +1,5 @@
-/* Points come from two places: failpoint_set(), and the environment, which is read once. A point set
- * by call hides one of the same name from the environment. */
+/* Points come from two places: failpoint_set(), and the environment, which is read once. A point
+ * set by call hides one of the same name from the environment. */
 #include "proto/base/failpoint.h"
 
 #ifdef WEFT_FAILPOINTS

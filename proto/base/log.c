@@ -36,8 +36,8 @@ static void stderr_write(Log *self, LogLevel level, const char *line)
         clock_gettime(CLOCK_REALTIME, &now);
         gmtime_r(&now.tv_sec, &utc);
         strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
-        text = g_strdup_printf("%s.%03ldZ %s: %s\n", stamp, now.tv_nsec / 1000000, names[level],
-                               line);
+        text =
+            g_strdup_printf("%s.%03ldZ %s: %s\n", stamp, now.tv_nsec / 1000000, names[level], line);
     }
     /* One write per line, so that lines of several threads do not mix. */
     fputs(text, stderr);

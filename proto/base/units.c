@@ -16,13 +16,13 @@ typedef struct Suffix {
 #define TIB (1024.0 * GIB)
 
 static const Suffix size_suffixes[] = {
-    {"", 1},      {"b", 1},    {"k", KIB},   {"kb", KIB}, {"kib", KIB}, {"m", MIB},   {"mb", MIB},
-    {"mib", MIB}, {"g", GIB},  {"gb", GIB},  {"gib", GIB}, {"t", TIB},  {"tb", TIB},  {"tib", TIB},
+    {"", 1},      {"b", 1},   {"k", KIB},  {"kb", KIB},  {"kib", KIB}, {"m", MIB},  {"mb", MIB},
+    {"mib", MIB}, {"g", GIB}, {"gb", GIB}, {"gib", GIB}, {"t", TIB},   {"tb", TIB}, {"tib", TIB},
 };
 static const Suffix count_suffixes[] = {{"", 1}, {"k", KIB}, {"m", MIB}, {"g", GIB}};
 static const Suffix duration_suffixes[] = {
-    {"", 1e6},     {"us", 1},      {"ms", 1e3},      {"s", 1e6},
-    {"m", 60e6},   {"min", 60e6},  {"h", 3600e6},    {"d", 86400e6},
+    {"", 1e6},   {"us", 1},     {"ms", 1e3},   {"s", 1e6},
+    {"m", 60e6}, {"min", 60e6}, {"h", 3600e6}, {"d", 86400e6},
 };
 
 /* A plain decimal number: digits with at most one point. Returns the end or NULL. */
@@ -40,10 +40,10 @@ static const char *number_end(const char *p)
     }
 }
 
-/* number x factor of its suffix, rounded; false if it is malformed or >= limit. Whole numbers without a
- * fraction are exact up to 2^53 and beyond that by integer arithmetic. */
-static bool parse_scaled(const char *text, const Suffix *suffixes, size_t n_suffixes, uint64_t limit,
-                         uint64_t *out)
+/* number x factor of its suffix, rounded; false if it is malformed or >= limit. Whole numbers
+ * without a fraction are exact up to 2^53 and beyond that by integer arithmetic. */
+static bool parse_scaled(const char *text, const Suffix *suffixes, size_t n_suffixes,
+                         uint64_t limit, uint64_t *out)
 {
     const char *end = text != NULL ? number_end(text) : NULL;
     if (end == NULL || end - text > 32) {

@@ -1,4 +1,5 @@
-/* Block shapes: ggml's block definitions (ggml-common.h), which GGUF stores as they lie in memory. */
+/* Block shapes: ggml's block definitions (ggml-common.h), which GGUF stores as they lie in memory.
+ */
 #include "proto/model/dtype.h"
 
 #include "proto/base/checked.h"

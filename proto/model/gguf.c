@@ -5,7 +5,8 @@
  * 2. keys are sorted and unique per file, tensor names over all files;
  * 3. every tensor has a known type, a size equal to what its shape says, and bytes that lie aligned
  *    inside the data section of its file, apart from every other tensor's;
- * 4. counts were bounded by what the remaining bytes can hold before anything was allocated for them. */
+ * 4. counts were bounded by what the remaining bytes can hold before anything was allocated for
+ * them. */
 #include "proto/model/gguf.h"
 
 #include "proto/base/bytes.h"
@@ -23,7 +24,7 @@
 #define ALIGNMENT_DEFAULT 32u
 #define ALIGNMENT_LIMIT (1u << 20)
 #define FILES_LIMIT 1024u
-#define KEY_BYTES_LEAST (8u + 4u + 1u)           /* empty name, type, one byte */
+#define KEY_BYTES_LEAST (8u + 4u + 1u)              /* empty name, type, one byte */
 #define TENSOR_BYTES_LEAST (8u + 4u + 8u + 4u + 8u) /* empty name, one dimension, type, offset */
 
 typedef enum ValueType {
@@ -47,18 +48,18 @@ static const struct {
     const char *name;
     uint32_t size; /* bytes of one element; 0 = not fixed */
 } value_types[VALUE_LIMIT] = {
-    {"u8", 1},  {"i8", 1},   {"u16", 2},    {"i16", 2},   {"u32", 4}, {"i32", 4}, {"f32", 4},
+    {"u8", 1},   {"i8", 1},     {"u16", 2},   {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
     {"bool", 1}, {"string", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8},
 };
 
 typedef struct Key {
     const char *name; /* borrowed from the mapping */
     size_t name_length;
-    ValueType type;    /* of the value; of the elements when is_array */
+    ValueType type; /* of the value; of the elements when is_array */
     bool is_array;
-    uint64_t n;        /* elements; 1 for scalars */
+    uint64_t n;           /* elements; 1 for scalars */
     const uint8_t *value; /* first element; strings: their u64 length */
-    uint64_t *strings; /* arrays of strings: offset of each from value, owned */
+    uint64_t *strings;    /* arrays of strings: offset of each from value, owned */
 } Key;
 
 typedef struct File {
@@ -68,7 +69,7 @@ typedef struct File {
     size_t size;
     uint32_t alignment;
     uint32_t n_keys;
-    Key *keys; /* sorted by name */
+    Key *keys;                        /* sorted by name */
     uint64_t n_tensors, first_tensor; /* this file's part of Gguf.tensors before it is sorted */
 } File;
 
@@ -76,11 +77,12 @@ struct Gguf {
     uint32_t n_files;
     File *files;
     uint64_t n_tensors;
-    GgufTensor *tensors;  /* file order */
-    uint32_t *by_name;    /* tensor indices sorted by name */
+    GgufTensor *tensors; /* file order */
+    uint32_t *by_name;   /* tensor indices sorted by name */
 };
 
-/* ---- reading ---------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------------
+ */
 
 static bool fail(const File *file, GError **error, const char *format, ...) G_GNUC_PRINTF(3, 4);
 
@@ -205,8 +207,8 @@ static int compare_keys(const void *a, const void *b)
 static bool read_keys(File *file, ByteReader *r, uint64_t n_keys, GError **error)
 {
     if (n_keys > KEYS_LIMIT || n_keys > (r->size - r->offset) / KEY_BYTES_LEAST) {
-        return fail(file, error, "the header claims %" G_GUINT64_FORMAT " keys in %zu bytes", n_keys,
-                    r->size);
+        return fail(file, error, "the header claims %" G_GUINT64_FORMAT " keys in %zu bytes",
+                    n_keys, r->size);
     }
     file->keys = weft_alloc((size_t)n_keys, sizeof *file->keys, "a table of keys", error);
     if (file->keys == NULL) {
@@ -236,10 +238,10 @@ static bool read_keys(File *file, ByteReader *r, uint64_t n_keys, GError **error
 static const char *foreign_type_name(uint32_t type)
 {
     static const char *const names[] = {
-        [9] = "Q8_1",     [10] = "Q2_K",    [11] = "Q3_K",   [15] = "Q8_K",   [16] = "IQ2_XXS",
-        [17] = "IQ2_XS",  [18] = "IQ3_XXS", [19] = "IQ1_S",  [20] = "IQ4_NL", [21] = "IQ3_S",
-        [22] = "IQ2_S",   [23] = "IQ4_XS",  [24] = "I8",     [25] = "I16",    [26] = "I32",
-        [27] = "I64",     [28] = "F64",     [29] = "IQ1_M",  [34] = "TQ1_0",  [35] = "TQ2_0",
+        [9] = "Q8_1",    [10] = "Q2_K",    [11] = "Q3_K",  [15] = "Q8_K",   [16] = "IQ2_XXS",
+        [17] = "IQ2_XS", [18] = "IQ3_XXS", [19] = "IQ1_S", [20] = "IQ4_NL", [21] = "IQ3_S",
+        [22] = "IQ2_S",  [23] = "IQ4_XS",  [24] = "I8",    [25] = "I16",    [26] = "I32",
+        [27] = "I64",    [28] = "F64",     [29] = "IQ1_M", [34] = "TQ1_0",  [35] = "TQ2_0",
         [39] = "MXFP4",
     };
     return type < G_N_ELEMENTS(names) && names[type] != NULL ? names[type] : "an unknown type";
@@ -248,10 +250,11 @@ static const char *foreign_type_name(uint32_t type)
 static bool unsupported_type(const File *file, const GgufTensor *t, uint32_t type, GError **error)
 {
     g_autofree char *name = printable(t->name, t->name_length);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "%s: tensor %s has weights of type %s (%u), which is not supported; take a file with "
-                "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K weights",
-                file->path, name, foreign_type_name(type), type);
+    g_set_error(
+        error, WEFT_ERROR, WEFT_ERROR_INVALID,
+        "%s: tensor %s has weights of type %s (%u), which is not supported; take a file with "
+        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K weights",
+        file->path, name, foreign_type_name(type), type);
     return false;
 }
 
@@ -354,8 +357,8 @@ static bool place_tensors(Gguf *g, File *file, size_t header_end, GError **error
         size_t start, end;
         sorted[i] = t;
         if (t->offset % file->alignment != 0) {
-            ok = fail(file, error, "tensor %s lies at %" G_GUINT64_FORMAT ", no multiple of %u", name,
-                      t->offset, file->alignment);
+            ok = fail(file, error, "tensor %s lies at %" G_GUINT64_FORMAT ", no multiple of %u",
+                      name, t->offset, file->alignment);
         } else if (!sz_add(data_start, t->offset, &start) || !sz_add(start, t->size_bytes, &end) ||
                    end > file->size) {
             ok = fail(file, error,
@@ -383,8 +386,9 @@ static bool place_tensors(Gguf *g, File *file, size_t header_end, GError **error
 static const Key *find_key(const File *file, const char *name)
 {
     Key wanted = {.name = name, .name_length = strlen(name)};
-    return file->n_keys == 0 ? NULL
-                             : bsearch(&wanted, file->keys, file->n_keys, sizeof wanted, compare_keys);
+    return file->n_keys == 0
+               ? NULL
+               : bsearch(&wanted, file->keys, file->n_keys, sizeof wanted, compare_keys);
 }
 
 static bool key_u64(const Key *key, uint64_t i, uint64_t *out);
@@ -397,7 +401,8 @@ static bool read_alignment(File *file, GError **error)
         return fail(file, error, "general.alignment is no number");
     }
     if (alignment < 8 || alignment > ALIGNMENT_LIMIT || (alignment & (alignment - 1)) != 0) {
-        return fail(file, error, "general.alignment is %" G_GUINT64_FORMAT ", no power of two from 8",
+        return fail(file, error,
+                    "general.alignment is %" G_GUINT64_FORMAT ", no power of two from 8",
                     alignment);
     }
     file->alignment = (uint32_t)alignment;
@@ -418,9 +423,10 @@ static bool read_file(Gguf *g, uint32_t file_index, GError **error)
         return false;
     }
     if (version != 2 && version != 3) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "%s: GGUF version %u%s; versions 2 and 3, little-endian, are read; convert it again",
-                    file->path, version, (version & 0xffff) == 0 ? " (big-endian)" : "");
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "%s: GGUF version %u%s; versions 2 and 3, little-endian, are read; convert it again",
+            file->path, version, (version & 0xffff) == 0 ? " (big-endian)" : "");
         return false;
     }
     return read_keys(file, &r, n_keys, error) && read_alignment(file, error) &&
@@ -428,7 +434,8 @@ static bool read_file(Gguf *g, uint32_t file_index, GError **error)
            place_tensors(g, file, r.offset, error);
 }
 
-/* ---- names over all files --------------------------------------------------------------------- */
+/* ---- names over all files ---------------------------------------------------------------------
+ */
 
 static int compare_tensor_names(const void *a, const void *b, void *user)
 {
@@ -457,7 +464,8 @@ static bool index_tensors(Gguf *g, GError **error)
     return true;
 }
 
-/* ---- opening ---------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------
+ */
 
 static Gguf *gguf_new(uint32_t n_files)
 {
@@ -524,7 +532,8 @@ static bool map_file(File *file, GError **error)
     GError *cause = NULL;
     if (g_file_test(file->path, G_FILE_TEST_IS_DIR)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "%s: a directory, not a model file; name a file that ends in .gguf", file->path);
+                    "%s: a directory, not a model file; name a file that ends in .gguf",
+                    file->path);
         return false;
     }
     file->mapping = g_mapped_file_new(file->path, FALSE, &cause);
@@ -547,8 +556,8 @@ static bool check_split_keys(const Gguf *g, uint32_t i, GError **error)
     const File *file = &g->files[i];
     const Key *no = find_key(file, "split.no"), *count = find_key(file, "split.count");
     uint64_t number, total;
-    if (no == NULL || count == NULL || no->is_array || count->is_array || !key_u64(no, 0, &number) ||
-        !key_u64(count, 0, &total)) {
+    if (no == NULL || count == NULL || no->is_array || count->is_array ||
+        !key_u64(no, 0, &number) || !key_u64(count, 0, &total)) {
         return fail(file, error, "the keys split.no and split.count are missing");
     }
     if (number != i || total != g->n_files) {
@@ -581,8 +590,8 @@ Gguf *gguf_open(const char *path, GError **error)
     }
     g_autoptr(Gguf) g = gguf_new(count);
     for (uint32_t i = 0; i < count; i++) {
-        g->files[i].path = is_split ? g_strdup_printf("%s-%05u-of-%05u.gguf", stem, i + 1, count)
-                                    : g_strdup(path);
+        g->files[i].path =
+            is_split ? g_strdup_printf("%s-%05u-of-%05u.gguf", stem, i + 1, count) : g_strdup(path);
         if (!map_file(&g->files[i], error) || !read_file(g, i, error) ||
             (count > 1 && !check_split_keys(g, i, error))) {
             return NULL;
@@ -591,7 +600,8 @@ Gguf *gguf_open(const char *path, GError **error)
     return index_tensors(g, error) ? g_steal_pointer(&g) : NULL;
 }
 
-/* ---- values ----------------------------------------------------------------------------------- */
+/* ---- values -----------------------------------------------------------------------------------
+ */
 
 /* Element i as a signed integer in 128 bits' worth of care: *negative says how to read *bits. */
 static bool key_integer(const Key *key, uint64_t i, uint64_t *bits, bool *negative)
@@ -769,7 +779,8 @@ bool gguf_array_i64(const Gguf *g, const char *key, uint64_t i, int64_t *out)
     return true;
 }
 
-/* ---- tensors and files ------------------------------------------------------------------------ */
+/* ---- tensors and files ------------------------------------------------------------------------
+ */
 
 uint64_t gguf_n_tensors(const Gguf *g)
 {

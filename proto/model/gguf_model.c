@@ -1,5 +1,6 @@
-/* From keys and tensor names of a llama-family GGUF to a ModelSpec. What is not understood is refused
- * with its name: a bias or a norm that is read over would give wrong text without a word. */
+/* From keys and tensor names of a llama-family GGUF to a ModelSpec. What is not understood is
+ * refused with its name: a bias or a norm that is read over would give wrong text without a word.
+ */
 #include "proto/model/gguf.h"
 
 #include "proto/base/checked.h"
@@ -10,7 +11,8 @@
 
 #define MODEL_NAME_LIMIT 256u
 
-/* ---- keys ------------------------------------------------------------------------------------- */
+/* ---- keys -------------------------------------------------------------------------------------
+ */
 
 static bool invalid(const Gguf *g, GError **error, const char *format, ...) G_GNUC_PRINTF(3, 4);
 
@@ -81,18 +83,20 @@ static bool check_architecture(const Gguf *g, GError **error)
                        "key 'general.architecture' is missing; name a language model's file");
     }
     if (strcmp(architecture, "llama") != 0) {
-        return invalid(g, error, "architecture '%s' is not supported; take a model of architecture "
-                                 "'llama'",
+        return invalid(g, error,
+                       "architecture '%s' is not supported; take a model of architecture "
+                       "'llama'",
                        architecture);
     }
     uint32_t n_experts;
     if (!read_u32(g, "llama.expert_count", 0, &n_experts, error)) {
         return false;
     }
-    return n_experts == 0 || invalid(g, error,
-                                     "it has %u experts, and expert models are not supported; take a "
-                                     "dense model of architecture 'llama'",
-                                     n_experts);
+    return n_experts == 0 ||
+           invalid(g, error,
+                   "it has %u experts, and expert models are not supported; take a "
+                   "dense model of architecture 'llama'",
+                   n_experts);
 }
 
 static bool read_dimensions(const Gguf *g, ModelSpec *spec, GError **error)
@@ -112,22 +116,25 @@ static bool read_dimensions(const Gguf *g, ModelSpec *spec, GError **error)
         return false;
     }
     if (isnan(eps)) {
-        return invalid(g, error, "key 'llama.attention.layer_norm_rms_epsilon' is missing or NaN; "
-                                 "convert the model again");
+        return invalid(g, error,
+                       "key 'llama.attention.layer_norm_rms_epsilon' is missing or NaN; "
+                       "convert the model again");
     }
     if (spec->n_heads == 0) {
         return invalid(g, error, "key 'llama.attention.head_count' is 0; get the file again");
     }
     if (key_length == 0 && value_length == 0 && spec->width % spec->n_heads != 0) {
-        return invalid(g, error, "a width of %u is not shared evenly by %u heads; get the file again",
+        return invalid(g, error,
+                       "a width of %u is not shared evenly by %u heads; get the file again",
                        spec->width, spec->n_heads);
     }
     uint32_t even = spec->width / spec->n_heads;
     key_length = key_length != 0 ? key_length : even;
     value_length = value_length != 0 ? value_length : even;
     if (key_length != value_length) {
-        return invalid(g, error, "keys of %u and values of %u elements a head are not supported; "
-                                 "take a model whose heads are equal",
+        return invalid(g, error,
+                       "keys of %u and values of %u elements a head are not supported; "
+                       "take a model whose heads are equal",
                        key_length, value_length);
     }
     spec->head_size = key_length;
@@ -135,7 +142,8 @@ static bool read_dimensions(const Gguf *g, ModelSpec *spec, GError **error)
     if (!read_f64(g, "llama.attention.scale", 0.0, &scale, error)) {
         return false;
     }
-    spec->attention_scale = scale != 0.0 ? (float)scale : (float)(1.0 / sqrt((double)spec->head_size));
+    spec->attention_scale =
+        scale != 0.0 ? (float)scale : (float)(1.0 / sqrt((double)spec->head_size));
     return true;
 }
 
@@ -174,14 +182,16 @@ static bool read_rope(const Gguf *g, ModelSpec *spec, GError **error)
     } else if (strcmp(scaling, "llama3") == 0 && has_factors) {
         rope->scaling = ROPE_SCALING_NONE;
     } else {
-        return invalid(g, error, "rope scaling '%s' is not supported; none, linear, yarn and a tensor "
-                                 "of factors (llama3) are",
+        return invalid(g, error,
+                       "rope scaling '%s' is not supported; none, linear, yarn and a tensor "
+                       "of factors (llama3) are",
                        scaling);
     }
     if (has_factors) {
         if (rope->scaling != ROPE_SCALING_NONE) {
-            return invalid(g, error, "rope scaling '%s' together with the tensor rope_freqs is not "
-                                     "supported; convert the model again",
+            return invalid(g, error,
+                           "rope scaling '%s' together with the tensor rope_freqs is not "
+                           "supported; convert the model again",
                            scaling);
         }
         rope->scaling = ROPE_SCALING_FACTORS;
@@ -193,7 +203,8 @@ static bool read_rope(const Gguf *g, ModelSpec *spec, GError **error)
     return true;
 }
 
-/* ---- tensors ---------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------
+ */
 
 typedef struct NameRow {
     const char *name; /* behind "blk.N." for roles of a layer */
@@ -249,19 +260,22 @@ static bool fill_tensor(const Gguf *g, const GgufTensor *from, TensorSpec *t, GE
 {
     if (from->name_length > MODEL_NAME_LIMIT ||
         !g_utf8_validate_len(from->name, from->name_length, NULL)) {
-        return invalid(g, error, "the name of a tensor is no text of at most %u bytes; get the file "
-                                 "again",
+        return invalid(g, error,
+                       "the name of a tensor is no text of at most %u bytes; get the file "
+                       "again",
                        MODEL_NAME_LIMIT);
     }
     t->name = g_strndup(from->name, from->name_length);
     if (!role_of_name(t->name, &t->role, &t->layer)) {
-        return invalid(g, error, "tensor '%s' is no part of a llama model that is supported; take "
-                                 "another model",
+        return invalid(g, error,
+                       "tensor '%s' is no part of a llama model that is supported; take "
+                       "another model",
                        t->name);
     }
     if (from->n_dims > 2 || from->dims[0] > G_MAXUINT32 || from->dims[1] > G_MAXUINT32) {
-        return invalid(g, error, "tensor '%s' has %u dimensions, the first %" G_GUINT64_FORMAT
-                                 "; get the file again",
+        return invalid(g, error,
+                       "tensor '%s' has %u dimensions, the first %" G_GUINT64_FORMAT
+                       "; get the file again",
                        t->name, from->n_dims, from->dims[0]);
     }
     t->type = from->type;
@@ -319,7 +333,8 @@ ModelSpec *gguf_model_spec(const Gguf *g, GError **error)
     return g_steal_pointer(&spec);
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------ */
+/* ---- bytes ------------------------------------------------------------------------------------
+ */
 
 Hash128 gguf_hash(const Gguf *g)
 {

@@ -10,7 +10,8 @@
 #define NAME_LIMIT 1024u /* of models, tensors and files, bytes */
 #define HASH_BYTES sizeof(Hash128)
 
-/* ---- to a message ----------------------------------------------------------------------------- */
+/* ---- to a message -----------------------------------------------------------------------------
+ */
 
 /* protobuf-c frees with free(), which is what GLib's allocator is since 2.46. */
 static char *copy_text(const char *text)
@@ -107,7 +108,8 @@ void model_message_set_hashes(Weft__V1__Model *message, uint32_t tensor, const H
     field->data = g_memdup2(hashes, field->len);
 }
 
-/* ---- from a message --------------------------------------------------------------------------- */
+/* ---- from a message ---------------------------------------------------------------------------
+ */
 
 static bool malformed(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
@@ -117,9 +119,10 @@ static bool malformed(GError **error, const char *format, ...)
     va_start(args, format);
     g_autofree char *what = g_strdup_vprintf(format, args);
     va_end(args);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
-                "the model description that arrived is malformed: %s; run the same release everywhere",
-                what);
+    g_set_error(
+        error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+        "the model description that arrived is malformed: %s; run the same release everywhere",
+        what);
     return false;
 }
 
@@ -271,7 +274,8 @@ ModelSpec *model_from_message(const Weft__V1__Model *message, GError **error)
     return g_steal_pointer(&spec);
 }
 
-bool model_message_hash(const Weft__V1__Model *message, uint32_t tensor, uint32_t slice, Hash128 *out)
+bool model_message_hash(const Weft__V1__Model *message, uint32_t tensor, uint32_t slice,
+                        Hash128 *out)
 {
     if (tensor >= message->n_tensors) {
         return false;

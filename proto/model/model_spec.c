@@ -1,6 +1,6 @@
-/* Dimensions in, units and cuts out (NUMERICS 3). Everything here is computed again by each worker from
- * what it was sent, so nothing may trust the dimensions: every limit is checked before it is used, and
- * the products below then fit 64 bits by a wide margin. */
+/* Dimensions in, units and cuts out (NUMERICS 3). Everything here is computed again by each worker
+ * from what it was sent, so nothing may trust the dimensions: every limit is checked before it is
+ * used, and the products below then fit 64 bits by a wide margin. */
 #include "proto/model/model_spec.h"
 
 #include "proto/base/checked.h"
@@ -43,13 +43,13 @@ static bool fail(const ModelSpec *spec, GError **error, const char *format, ...)
     va_start(args, format);
     g_autofree char *what = g_strdup_vprintf(format, args);
     va_end(args);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "model %s: %s; this model cannot be run", spec->name != NULL ? spec->name : "?",
-                what);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s: %s; this model cannot be run",
+                spec->name != NULL ? spec->name : "?", what);
     return false;
 }
 
-/* ---- dimensions ------------------------------------------------------------------------------- */
+/* ---- dimensions -------------------------------------------------------------------------------
+ */
 
 static bool check_count(const ModelSpec *spec, const char *what, uint32_t value, uint32_t limit,
                         GError **error)
@@ -78,8 +78,8 @@ static bool check_rope(const ModelSpec *spec, GError **error)
             return fail(spec, error, "yarn rope has an original context of %u",
                         rope->original_context);
         }
-        const double values[] = {rope->yarn_ext_factor, rope->yarn_attn_factor, rope->yarn_beta_fast,
-                                 rope->yarn_beta_slow};
+        const double values[] = {rope->yarn_ext_factor, rope->yarn_attn_factor,
+                                 rope->yarn_beta_fast, rope->yarn_beta_slow};
         for (size_t i = 0; i < G_N_ELEMENTS(values); i++) {
             if (!(values[i] >= 0.0 && values[i] <= 1e6)) {
                 return fail(spec, error, "yarn rope has the setting %g", values[i]);
@@ -125,7 +125,8 @@ static bool check_dimensions(const ModelSpec *spec, GError **error)
     return check_rope(spec, error);
 }
 
-/* ---- units ------------------------------------------------------------------------------------ */
+/* ---- units ------------------------------------------------------------------------------------
+ */
 
 static uint32_t greatest_divisor(uint32_t a, uint32_t b)
 {
@@ -177,13 +178,14 @@ static bool fill_units(ModelSpec *spec, GError **error)
     spec->n_ffn_units = ceil_div(width, w);
     spec->n_vocab_chunks = ceil_div(spec->vocab_size, VOCAB_CHUNK);
     if (spec->n_attn_units > TREE_LEAVES_LIMIT) {
-        return fail(spec, error, "%u heads of %u make %u attention units, more than %u", heads, size,
-                    spec->n_attn_units, TREE_LEAVES_LIMIT);
+        return fail(spec, error, "%u heads of %u make %u attention units, more than %u", heads,
+                    size, spec->n_attn_units, TREE_LEAVES_LIMIT);
     }
     return true;
 }
 
-/* ---- tensors ---------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------
+ */
 
 typedef struct RoleRow {
     const char *name;
@@ -260,7 +262,9 @@ static void wanted_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows,
 /* Global tensors before the layers, layer tensors by layer, global tensors behind them. */
 static uint64_t canonical_key(TensorRole role, int32_t layer)
 {
-    uint64_t place = layer >= 0 ? (uint64_t)layer + 1 : role == ROLE_TOKEN_EMBD ? 0 : G_MAXINT32 + 1ull;
+    uint64_t place = layer >= 0                ? (uint64_t)layer + 1
+                     : role == ROLE_TOKEN_EMBD ? 0
+                                               : G_MAXINT32 + 1ull;
     return place << 8 | (uint64_t)role;
 }
 
@@ -322,7 +326,8 @@ static bool check_tensor(const ModelSpec *spec, const TensorSpec *t, GError **er
     size_t row_bytes, size_bytes;
     uint64_t end;
     if (!dtype_row_bytes(t->type, columns, &row_bytes) || !sz_mul(row_bytes, rows, &size_bytes)) {
-        return fail(spec, error, "rows of tensor %s have %u elements, which %s blocks of %u cannot hold",
+        return fail(spec, error,
+                    "rows of tensor %s have %u elements, which %s blocks of %u cannot hold",
                     t->name, columns, type, dtype_info(t->type)->block);
     }
     if (t->size_bytes != size_bytes) {
@@ -436,9 +441,11 @@ const TensorSpec *model_spec_tensor(const ModelSpec *spec, TensorRole role, int3
     return bsearch(&wanted, spec->tensors, spec->n_tensors, sizeof wanted, compare_canonical);
 }
 
-/* ---- slices ----------------------------------------------------------------------------------- */
+/* ---- slices -----------------------------------------------------------------------------------
+ */
 
-static void clip_unit(uint32_t unit, uint32_t size, uint32_t total, uint32_t *first, uint32_t *count)
+static void clip_unit(uint32_t unit, uint32_t size, uint32_t total, uint32_t *first,
+                      uint32_t *count)
 {
     *first = MIN(unit * size, total);
     *count = MIN(size, total - *first);

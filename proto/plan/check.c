@@ -1,5 +1,6 @@
-/* plan_check(): every rule looks at the whole plan and reports all that it finds, so that a user mends a
- * plan in one go. No rule relies on another having passed: indices are clipped, sums are 64-bit. */
+/* plan_check(): every rule looks at the whole plan and reports all that it finds, so that a user
+ * mends a plan in one go. No rule relies on another having passed: indices are clipped, sums are
+ * 64-bit. */
 #include "proto/plan/plan.h"
 
 #include "proto/base/units.h"
@@ -50,15 +51,17 @@ static const PlanMember *member_of(const Check *c, const char *worker)
     return NULL;
 }
 
-/* ---- coverage --------------------------------------------------------------------------------- */
+/* ---- coverage ---------------------------------------------------------------------------------
+ */
 
 typedef struct Range {
     uint32_t first;
     uint64_t end; /* exclusive */
 } Range;
 
-/* Reports each run of items of [0, n) that no range or several ranges hold, ranges that leave [0, n),
- * and ranges that do not ascend: the tree is completed in rank order. `where` names the ranges. */
+/* Reports each run of items of [0, n) that no range or several ranges hold, ranges that leave [0,
+ * n), and ranges that do not ascend: the tree is completed in rank order. `where` names the ranges.
+ */
 static void check_cover(const Check *c, PlanRule rule, const char *where, const char *items,
                         const Range *ranges, uint32_t n_ranges, uint32_t n)
 {
@@ -69,13 +72,15 @@ static void check_cover(const Check *c, PlanRule rule, const char *where, const 
             continue;
         }
         if (ranges[i].end > n) {
-            report(c, rule, "%s: part %u holds %s %u to %" G_GUINT64_FORMAT
-                            ", and there are %u; end it at %u",
+            report(c, rule,
+                   "%s: part %u holds %s %u to %" G_GUINT64_FORMAT
+                   ", and there are %u; end it at %u",
                    where, i, items, ranges[i].first, ranges[i].end - 1, n, n);
         }
         if (ranges[i].first < last_end) {
-            report(c, rule, "%s: part %u begins at %s %u, before the end of an earlier part; order the "
-                            "parts",
+            report(c, rule,
+                   "%s: part %u begins at %s %u, before the end of an earlier part; order the "
+                   "parts",
                    where, i, items, ranges[i].first);
         }
         last_end = MAX(last_end, ranges[i].end);
@@ -109,8 +114,9 @@ static void check_layers(const Check *c, uint32_t r)
     for (uint32_t s = 0; s < replica->n_stages; s++) {
         const PlanStage *stage = &replica->stages[s];
         if (stage->layer_last < stage->layer_first) {
-            report(c, PLAN_RULE_LAYERS, "replica %u stage %u holds no layer (%u to %u); give it one", r,
-                   s, stage->layer_first, stage->layer_last);
+            report(c, PLAN_RULE_LAYERS,
+                   "replica %u stage %u holds no layer (%u to %u); give it one", r, s,
+                   stage->layer_first, stage->layer_last);
             ranges[s] = (Range){stage->layer_first, stage->layer_first};
         } else {
             ranges[s] = (Range){stage->layer_first, (uint64_t)stage->layer_last + 1};
@@ -152,7 +158,8 @@ static void check_vocab(const Check *c, uint32_t r, uint32_t s)
         vocab[k] = range_of(rank->vocab_first, rank->vocab_count);
         if (!holds && rank->vocab_count != 0) {
             report(c, PLAN_RULE_VOCAB,
-                   "%s: rank %u holds %u vocabulary chunks, and only the first and last stage have any",
+                   "%s: rank %u holds %u vocabulary chunks, and only the first and last stage have "
+                   "any",
                    where, k, rank->vocab_count);
         }
     }
@@ -162,7 +169,8 @@ static void check_vocab(const Check *c, uint32_t r, uint32_t s)
     }
 }
 
-/* ---- ranks and members ------------------------------------------------------------------------ */
+/* ---- ranks and members ------------------------------------------------------------------------
+ */
 
 static void check_types(const Check *c, const char *where, const PlanReplica *replica,
                         const PlanStage *stage, const PlanRank *rank, const PlanMember *member)
@@ -175,10 +183,11 @@ static void check_types(const Check *c, const char *where, const PlanReplica *re
             continue;
         }
         told[t->type] = true;
-        report(c, PLAN_RULE_TYPE,
-               "%s: worker %s cannot compute %s weights (%s); use a worker of the newest release or "
-               "another file",
-               where, member->worker, dtype_info(t->type)->name, t->name);
+        report(
+            c, PLAN_RULE_TYPE,
+            "%s: worker %s cannot compute %s weights (%s); use a worker of the newest release or "
+            "another file",
+            where, member->worker, dtype_info(t->type)->name, t->name);
     }
 }
 
@@ -192,8 +201,9 @@ static void check_numerics(const Check *c, const char *where, const PlanMember *
     }
     if ((uint32_t)d->numerics <= NUMERICS_FAST &&
         (member->numerics_classes >> (uint32_t)d->numerics & 1u) == 0) {
-        report(c, PLAN_RULE_NUMERICS, "%s: worker %s does not offer numerics %s; choose the other class",
-               where, member->worker, d->numerics == NUMERICS_EXACT ? "exact" : "fast");
+        report(c, PLAN_RULE_NUMERICS,
+               "%s: worker %s does not offer numerics %s; choose the other class", where,
+               member->worker, d->numerics == NUMERICS_EXACT ? "exact" : "fast");
     }
 }
 
@@ -206,10 +216,11 @@ static void check_memory(const Check *c, const char *where, const PlanRank *rank
     g_autofree char *need = units_format_size(rank->peak_bytes);
     g_autofree char *have = units_format_size(member->memory_bytes);
     g_autofree char *missing = units_format_size(rank->peak_bytes - member->memory_bytes);
-    report(c, PLAN_RULE_MEMORY,
-           "%s: worker %s needs %s and offers %s, %s are missing; use more workers, less context or "
-           "fewer streams",
-           where, member->worker, need, have, missing);
+    report(
+        c, PLAN_RULE_MEMORY,
+        "%s: worker %s needs %s and offers %s, %s are missing; use more workers, less context or "
+        "fewer streams",
+        where, member->worker, need, have, missing);
 }
 
 static void check_rank(const Check *c, uint32_t r, uint32_t s, uint32_t k, GHashTable *used)
@@ -229,28 +240,29 @@ static void check_rank(const Check *c, uint32_t r, uint32_t s, uint32_t k, GHash
                rank->worker);
     }
     if (rank->device != 0) {
-        report(c, PLAN_RULE_MEMBER, "%s: worker %s has no device %u; use device 0", where, rank->worker,
-               rank->device);
+        report(c, PLAN_RULE_MEMBER, "%s: worker %s has no device %u; use device 0", where,
+               rank->worker, rank->device);
     }
     char *place = g_strdup_printf("%u %s", rank->device, rank->worker);
     if (!g_hash_table_add(used, place)) {
-        report(c, PLAN_RULE_MEMBER, "%s: worker %s device %u is used twice; give it one rank", where,
-               rank->worker, rank->device);
+        report(c, PLAN_RULE_MEMBER, "%s: worker %s device %u is used twice; give it one rank",
+               where, rank->worker, rank->device);
     }
     check_numerics(c, where, member);
     check_types(c, where, replica, stage, rank, member);
     check_memory(c, where, rank, member);
 }
 
-/* ---- counts ----------------------------------------------------------------------------------- */
+/* ---- counts -----------------------------------------------------------------------------------
+ */
 
 static void check_count(const Check *c, const char *what, uint64_t value, uint64_t least,
                         uint64_t most)
 {
     if (value < least || value > most) {
         report(c, PLAN_RULE_LIMIT,
-               "%s is %" G_GUINT64_FORMAT "; choose %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT, what,
-               value, least, most);
+               "%s is %" G_GUINT64_FORMAT "; choose %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT,
+               what, value, least, most);
     }
 }
 
@@ -273,8 +285,8 @@ static void check_counts(const Check *c)
         char planned[33], given[33];
         hash128_hex(&d->file_hash, planned);
         hash128_hex(&c->spec->file_hash, given);
-        report(c, PLAN_RULE_NUMERICS, "the plan is for file %s and the model is file %s; plan again",
-               planned, given);
+        report(c, PLAN_RULE_NUMERICS,
+               "the plan is for file %s and the model is file %s; plan again", planned, given);
     }
 }
 
@@ -284,7 +296,8 @@ static void check_degree(const Check *c, uint32_t r, uint32_t s)
     uint32_t limit = MIN(plan_tp_limit(c->spec), PLAN_RANKS_LIMIT);
     if (n_ranks < 1 || n_ranks > limit) {
         report(c, PLAN_RULE_LIMIT,
-               "replica %u stage %u has %u ranks; this model allows 1 to %u (%u attention units, %u FFN "
+               "replica %u stage %u has %u ranks; this model allows 1 to %u (%u attention units, "
+               "%u FFN "
                "units)",
                r, s, n_ranks, limit, c->spec->n_attn_units, c->spec->n_ffn_units);
     }

@@ -6,13 +6,15 @@
 
 #include <string.h>
 
-#define PANEL_ROWS 16u          /* kernels/ops/matmul.h: outputs of one packed panel */
-#define ARRAY_ALIGN 64u         /* each array of a shard begins on a cache line */
-#define LOGITS_ROWS 16u         /* rows whose logits a stage computes at once */
-#define THREADS_LIMIT 4096u     /* what a member says is not trusted to be sane */
-#define RANK_BASE_BYTES (16ull << 20) /* stacks, link buffers, tables that no formula below names */
+#define PANEL_ROWS 16u                /* kernels/ops/matmul.h: outputs of one packed panel */
+#define ARRAY_ALIGN 64u               /* each array of a shard begins on a cache line */
+#define LOGITS_ROWS 16u               /* rows whose logits a stage computes at once */
+#define THREADS_LIMIT 4096u           /* what a member says is not trusted to be sane */
+#define RANK_BASE_BYTES (16ull << 20) /* stacks, link buffers, tables that no formula below names  \
+                                       */
 
-/* ---- the object ------------------------------------------------------------------------------- */
+/* ---- the object -------------------------------------------------------------------------------
+ */
 
 void plan_free(Plan *plan)
 {
@@ -90,7 +92,8 @@ Hash128 definition_hash(const Definition *d)
     return hash128(bytes, sizeof bytes);
 }
 
-/* ---- layout as text --------------------------------------------------------------------------- */
+/* ---- layout as text ---------------------------------------------------------------------------
+ */
 
 void plan_layout(const Plan *plan, uint32_t *dp, uint32_t *pp, uint32_t *tp)
 {
@@ -137,12 +140,14 @@ char *plan_layout_text(const Plan *plan)
         g_string_append_printf(tp, "%s%s", r > 0 ? "/" : "", degrees);
     }
     if (same && plan->n_replicas > 0) {
-        return g_strdup_printf("dp%u pp%u tp%s", plan->n_replicas, plan->replicas[0].n_stages, first);
+        return g_strdup_printf("dp%u pp%u tp%s", plan->n_replicas, plan->replicas[0].n_stages,
+                               first);
     }
     return g_strdup_printf("dp%u pp%s tp%s", plan->n_replicas, pp->str, tp->str);
 }
 
-/* ---- cuts ------------------------------------------------------------------------------------- */
+/* ---- cuts -------------------------------------------------------------------------------------
+ */
 
 uint32_t plan_tp_limit(const ModelSpec *spec)
 {
@@ -176,7 +181,8 @@ void plan_cut(uint32_t n, const double *weight, uint32_t n_parts, uint32_t least
     }
 }
 
-/* ---- what a rank holds ------------------------------------------------------------------------ */
+/* ---- what a rank holds ------------------------------------------------------------------------
+ */
 
 /* [first, first + count) cut to n items, whatever the plan says. */
 static SliceSpan span_clipped(uint32_t first, uint32_t count, uint32_t n)
@@ -254,7 +260,8 @@ GArray *plan_rank_slices(const Plan *plan, const ModelSpec *spec, uint32_t repli
     return slices;
 }
 
-/* ---- memory ----------------------------------------------------------------------------------- */
+/* ---- memory -----------------------------------------------------------------------------------
+ */
 
 static uint64_t round_up(uint64_t n, uint64_t step)
 {
@@ -296,7 +303,8 @@ uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan
     if (block_bytes == 0) {
         block_bytes = info->block_bytes;
     }
-    return round_up(round_up(rows, PANEL_ROWS) * (columns / info->block) * block_bytes, ARRAY_ALIGN);
+    return round_up(round_up(rows, PANEL_ROWS) * (columns / info->block) * block_bytes,
+                    ARRAY_ALIGN);
 }
 
 static uint32_t subtrees_of(uint32_t n_leaves, SliceSpan span)
@@ -311,10 +319,11 @@ uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank)
     return MAX(subtrees_of(spec->n_attn_units, attn), subtrees_of(spec->n_ffn_units, ffn));
 }
 
-/* Floats per row beside the layers' own buffers: steps that wait (all in flight and one more), a message on its way, and in a tensor
- * group the other ranks' subtrees (each rank sums up its part of them; arrived, early, rounded up) and what it sends. */
-static uint64_t link_floats_per_row(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
-                                    const PlanRank *rank)
+/* Floats per row beside the layers' own buffers: steps that wait (all in flight and one more), a
+ * message on its way, and in a tensor group the other ranks' subtrees (each rank sums up its part
+ * of them; arrived, early, rounded up) and what it sends. */
+static uint64_t link_floats_per_row(const ModelSpec *spec, const PlanReplica *replica,
+                                    const PlanStage *stage, const PlanRank *rank)
 {
     uint64_t width = spec->width, floats = 0;
     if (replica->n_stages > 1) {
@@ -330,8 +339,8 @@ static uint64_t link_floats_per_row(const ModelSpec *spec, const PlanReplica *re
     return floats;
 }
 
-uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
-                           const PlanRank *rank, uint32_t threads)
+uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
+                           const PlanStage *stage, const PlanRank *rank, uint32_t threads)
 {
     uint32_t head_first, n_heads, kv_first, n_kv_heads;
     rank_heads(spec, rank, &head_first, &n_heads);
@@ -342,9 +351,10 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanRe
     uint64_t q = (uint64_t)n_heads * spec->head_size, kv = (uint64_t)n_kv_heads * spec->head_size;
     uint64_t ffn = (uint64_t)units.count * spec->ffn_unit_width;
     uint64_t subtrees = rank_subtrees(spec, rank);
-    uint64_t per_row = 3 * width + 2 * q + 2 * kv + 2 * ffn; /* x, h, gathered; q, attn; k, v; gate, up */
-    per_row += 2 * MAX(width, MAX(q, ffn));                  /* activations in two kinds */
-    per_row += subtrees * width;                             /* partial sums */
+    uint64_t per_row =
+        3 * width + 2 * q + 2 * kv + 2 * ffn; /* x, h, gathered; q, attn; k, v; gate, up */
+    per_row += 2 * MAX(width, MAX(q, ffn));   /* activations in two kinds */
+    per_row += subtrees * width;              /* partial sums */
     per_row += link_floats_per_row(spec, replica, stage, rank);
     uint64_t floats = per_row * plan->max_rows;
     floats += (uint64_t)plan->definition.context * spec->rope.dims; /* cos and sin */
@@ -375,7 +385,8 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
     if (stage->layer_first <= stage->layer_last && stage->layer_first < spec->n_layers) {
         n_layers = MIN(stage->layer_last, spec->n_layers - 1) - stage->layer_first + 1;
     }
-    /* Within a role all layers have one shape, and a rank one span: only another type changes the bytes. */
+    /* Within a role all layers have one shape, and a rank one span: only another type changes the
+     * bytes. */
     const TensorSpec *last[ROLE_LIMIT] = {NULL};
     uint64_t bytes[ROLE_LIMIT] = {0};
     rank->weight_bytes = 0;
@@ -397,7 +408,9 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
     uint32_t threads = member != NULL ? MIN(member->threads, THREADS_LIMIT) : 1;
     size_t kv_bytes, peak;
     if (!sz_mul((size_t)plan->kv_pages, (size_t)(KV_BLOCK * rank->kv_bytes_per_token), &kv_bytes) ||
-        !sz_add(kv_bytes, rank->weight_bytes + rank_buffer_bytes(plan, spec, replica, stage, rank, threads), &peak)) {
+        !sz_add(kv_bytes,
+                rank->weight_bytes + rank_buffer_bytes(plan, spec, replica, stage, rank, threads),
+                &peak)) {
         peak = G_MAXUINT64;
     }
     rank->peak_bytes = peak;

@@ -12,14 +12,15 @@
 #define NAME_LIMIT 256u  /* node ids, job ids */
 #define TEXT_LIMIT 4096u /* paths, reasons */
 
-/* protobuf-c frees with free(): GLib's allocator is malloc() since 2.46, and an empty string may stay the
- * shared default. */
+/* protobuf-c frees with free(): GLib's allocator is malloc() since 2.46, and an empty string may
+ * stay the shared default. */
 static char *copy_text(const char *text)
 {
     return text != NULL ? g_strdup(text) : (char *)protobuf_c_empty_string;
 }
 
-/* ---- to a message ----------------------------------------------------------------------------- */
+/* ---- to a message -----------------------------------------------------------------------------
+ */
 
 static Weft__V1__Rank *rank_to_message(const PlanRank *rank)
 {
@@ -105,7 +106,8 @@ Weft__V1__Plan *plan_to_message(const Plan *plan)
     return m;
 }
 
-/* ---- from a message --------------------------------------------------------------------------- */
+/* ---- from a message ---------------------------------------------------------------------------
+ */
 
 static bool malformed(GError **error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 

@@ -9,6 +9,6 @@
 /* Returned; freed with weft__v1__plan__free_unpacked(message, NULL). */
 Weft__V1__Plan *plan_to_message(const Plan *plan);
 
-/* Returned, or NULL + PROTOCOL naming the field. Counts, enum values and texts are checked, so that the result is safe to walk;
- * whether it fits a model and members is plan_check()'s question. */
+/* Returned, or NULL + PROTOCOL naming the field. Counts, enum values and texts are checked, so that
+ * the result is safe to walk; whether it fits a model and members is plan_check()'s question. */
 Plan *plan_from_message(const Weft__V1__Plan *message, GError **error);

@@ -1,5 +1,6 @@
-/* What one rank of a plan holds of each tensor, and what that costs in memory: shared by plan_measure(), plan_check() and the
- * planner's cost model. Every function clips the plan's ranges to the model, because plan_check() asks about plans that nobody checked. */
+/* What one rank of a plan holds of each tensor, and what that costs in memory: shared by
+ * plan_measure(), plan_check() and the planner's cost model. Every function clips the plan's ranges
+ * to the model, because plan_check() asks about plans that nobody checked. */
 #pragma once
 
 #include "proto/plan/plan.h"
@@ -9,13 +10,16 @@ typedef struct SliceSpan {
     uint32_t first, count;
 } SliceSpan;
 
-/* The slices of tensor `t` that `rank` of `stage` of `replica` holds; count 0 = none. All pointers are into one plan, borrowed. */
-SliceSpan rank_span(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage, const PlanRank *rank, const TensorSpec *t);
+/* The slices of tensor `t` that `rank` of `stage` of `replica` holds; count 0 = none. All pointers
+ * are into one plan, borrowed. */
+SliceSpan rank_span(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
+                    const PlanRank *rank, const TensorSpec *t);
 /* Query heads [*first, *first + *count) of a rank. */
 void rank_heads(const ModelSpec *spec, const PlanRank *rank, uint32_t *first, uint32_t *count);
-/* Packed bytes of a span: 1-D tensors as floats; matrices in panels of 16 rows with the member's packed block size (NULL or 0: the
- * file's); rounded up to 64. */
-uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan span, const PlanMember *member);
+/* Packed bytes of a span: 1-D tensors as floats; matrices in panels of 16 rows with the member's
+ * packed block size (NULL or 0: the file's); rounded up to 64. */
+uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan span,
+                           const PlanMember *member);
 /* Elements of a span. */
 uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span);
 /* s_r of FORMULAS 7a: the larger of attention and FFN. */
@@ -24,8 +28,9 @@ uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
  *   16 MiB + threads x (4096 x head size + context)
  *   + 4 x (context x rope dims + 16 x own vocabulary ids + max_rows x floats), where floats =
  *       3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width       the layers' buffers
- *     + [pp > 1] (pp + 4) width                                                 steps that wait and travel
- *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width           partial sums that arrive and leave
- * with q, kv, ffn = this rank's elements. */
-uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage, const PlanRank *rank,
-                           uint32_t threads);
+ *     + [pp > 1] (pp + 4) width                                                 steps that wait and
+ * travel
+ *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width           partial sums that
+ * arrive and leave with q, kv, ffn = this rank's elements. */
+uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
+                           const PlanStage *stage, const PlanRank *rank, uint32_t threads);

@@ -1,6 +1,6 @@
-/* The program is a post-order walk of node(0, n): the merges after a leaf are the nodes that end with
- * that leaf and whose whole span belongs to the caller. A node that a range holds but whose parent it
- * does not is a maximal subtree. Depth is at most 6 for 64 leaves. */
+/* The program is a post-order walk of node(0, n): the merges after a leaf are the nodes that end
+ * with that leaf and whose whole span belongs to the caller. A node that a range holds but whose
+ * parent it does not is a maximal subtree. Depth is at most 6 for 64 leaves. */
 #include "proto/plan/tree.h"
 
 #include <glib.h>
@@ -11,8 +11,8 @@ static uint32_t middle(uint32_t a, uint32_t b)
     return a + (b - a + 1) / 2;
 }
 
-/* Writes the steps of node(a, b) restricted to [first, last); parent_inside says that the parent lies
- * wholly in the range. Returns the maximal subtrees found at or below the node. */
+/* Writes the steps of node(a, b) restricted to [first, last); parent_inside says that the parent
+ * lies wholly in the range. Returns the maximal subtrees found at or below the node. */
 static uint32_t walk(uint32_t a, uint32_t b, uint32_t first, uint32_t last, int parent_inside,
                      TreeStep *steps)
 {
@@ -54,7 +54,8 @@ static uint32_t count_subtrees(uint32_t a, uint32_t b, uint32_t first, uint32_t 
     if (first <= a && b <= last) {
         return 1;
     }
-    return count_subtrees(a, middle(a, b), first, last) + count_subtrees(middle(a, b), b, first, last);
+    return count_subtrees(a, middle(a, b), first, last) +
+           count_subtrees(middle(a, b), b, first, last);
 }
 
 uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last)
@@ -73,8 +74,8 @@ static int holder(const uint32_t *cuts, uint32_t n_ranks, uint32_t a, uint32_t b
     return -1;
 }
 
-/* Numbers the maximal subtrees in order of their leaves and counts, for each, the nodes above it that
- * end with it. */
+/* Numbers the maximal subtrees in order of their leaves and counts, for each, the nodes above it
+ * that end with it. */
 static void complete(uint32_t a, uint32_t b, const uint32_t *cuts, uint32_t n_ranks, uint32_t *n,
                      uint8_t *merges)
 {

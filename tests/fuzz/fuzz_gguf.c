@@ -1,4 +1,5 @@
-/* Any bytes as a model file: either an error, or a file whose every key, tensor and slice can be read. */
+/* Any bytes as a model file: either an error, or a file whose every key, tensor and slice can be
+ * read. */
 #include "proto/model/gguf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -10,9 +11,10 @@ static uint64_t touch(const uint8_t *bytes, size_t n)
 
 static uint64_t touch_values(const Gguf *g)
 {
-    static const char *const keys[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores",
-                                       "tokenizer.ggml.token_type", "general.name", "llama.block_count",
-                                       "tokenizer.ggml.add_bos_token"};
+    static const char *const keys[] = {
+        "tokenizer.ggml.tokens",       "tokenizer.ggml.merges", "tokenizer.ggml.scores",
+        "tokenizer.ggml.token_type",   "general.name",          "llama.block_count",
+        "tokenizer.ggml.add_bos_token"};
     uint64_t sum = 0;
     for (size_t k = 0; k < G_N_ELEMENTS(keys); k++) {
         uint64_t n = 0, whole = 0;

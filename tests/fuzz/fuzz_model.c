@@ -1,11 +1,13 @@
-/* Any bytes as a model description from a peer: refused, or a spec that holds together and survives the way back. */
+/* Any bytes as a model description from a peer: refused, or a spec that holds together and survives
+ * the way back. */
 #include "proto/model/model_message.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check_spec(const ModelSpec *spec)
 {
-    g_assert(spec->n_attn_units >= 1 && spec->n_attn_units <= 64 && spec->n_ffn_units >= 1 && spec->n_ffn_units <= 64);
+    g_assert(spec->n_attn_units >= 1 && spec->n_attn_units <= 64 && spec->n_ffn_units >= 1 &&
+             spec->n_ffn_units <= 64);
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *t = &spec->tensors[i];
         uint64_t n_bytes = 0;

@@ -1,4 +1,5 @@
-/* Any bytes as a plan from a peer: refused, or a plan that can be checked against a model, and whose slices lie inside it. */
+/* Any bytes as a plan from a peer: refused, or a plan that can be checked against a model, and
+ * whose slices lie inside it. */
 #include "proto/base/checked.h"
 #include "proto/plan/plan_message.h"
 
@@ -13,21 +14,35 @@ static ModelSpec *model(void)
         TensorRole role;
         uint32_t rows, columns;
     } layer_tensors[] = {
-        {ROLE_ATTN_NORM, 1, 48}, {ROLE_ATTN_Q, 48, 48},  {ROLE_ATTN_K, 24, 48},    {ROLE_ATTN_V, 24, 48},  {ROLE_ATTN_OUT, 48, 48},
-        {ROLE_FFN_NORM, 1, 48},  {ROLE_FFN_GATE, 320, 48}, {ROLE_FFN_UP, 320, 48}, {ROLE_FFN_DOWN, 48, 320},
+        {ROLE_ATTN_NORM, 1, 48},  {ROLE_ATTN_Q, 48, 48},   {ROLE_ATTN_K, 24, 48},
+        {ROLE_ATTN_V, 24, 48},    {ROLE_ATTN_OUT, 48, 48}, {ROLE_FFN_NORM, 1, 48},
+        {ROLE_FFN_GATE, 320, 48}, {ROLE_FFN_UP, 320, 48},  {ROLE_FFN_DOWN, 48, 320},
     };
     ModelSpec *spec = g_new0(ModelSpec, 1);
-    *spec = (ModelSpec){.family = FAMILY_LLAMA, .n_layers = N_LAYERS, .width = 48, .n_heads = 6, .n_kv_heads = 3, .head_size = 8,
-                        .ffn_width = 320, .vocab_size = 1500, .context = 128, .norm_eps = 1e-5f, .attention_scale = 0.35f,
-                        .rope = {.dims = 8, .freq_base = 10000, .factor = 1}, .tied_output = true};
+    *spec = (ModelSpec){.family = FAMILY_LLAMA,
+                        .n_layers = N_LAYERS,
+                        .width = 48,
+                        .n_heads = 6,
+                        .n_kv_heads = 3,
+                        .head_size = 8,
+                        .ffn_width = 320,
+                        .vocab_size = 1500,
+                        .context = 128,
+                        .norm_eps = 1e-5f,
+                        .attention_scale = 0.35f,
+                        .rope = {.dims = 8, .freq_base = 10000, .factor = 1},
+                        .tied_output = true};
     spec->name = g_strdup("fuzz");
     spec->tensors = weft_alloc(64, sizeof *spec->tensors, "tensors", NULL);
     uint64_t offset = 0;
     for (uint32_t layer = 0; layer < N_LAYERS + 1; layer++) {
         for (size_t i = 0; i < G_N_ELEMENTS(layer_tensors); i++) {
             bool is_global = layer == N_LAYERS;
-            TensorSpec t = {.role = layer_tensors[i].role, .layer = (int32_t)layer, .rows = layer_tensors[i].rows,
-                            .columns = layer_tensors[i].columns, .offset = offset};
+            TensorSpec t = {.role = layer_tensors[i].role,
+                            .layer = (int32_t)layer,
+                            .rows = layer_tensors[i].rows,
+                            .columns = layer_tensors[i].columns,
+                            .offset = offset};
             if (is_global) {
                 t.role = i == 0 ? ROLE_TOKEN_EMBD : ROLE_OUTPUT_NORM;
                 t.layer = -1;
@@ -55,8 +70,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (spec == NULL) {
         spec = model();
         for (int i = 0; i < 4; i++) {
-            members[i] = (PlanMember){.worker = names[i], .memory_bytes = 1ull << 30, .numerics_version = 1, .numerics_classes = 1,
-                                      .packed_block_bytes = {[DTYPE_F32] = 4}, .usable = true};
+            members[i] = (PlanMember){.worker = names[i],
+                                      .memory_bytes = 1ull << 30,
+                                      .numerics_version = 1,
+                                      .numerics_classes = 1,
+                                      .packed_block_bytes = {[DTYPE_F32] = 4},
+                                      .usable = true};
         }
     }
     g_autoptr(GError) error = NULL;
@@ -76,7 +95,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         g_autoptr(GArray) slices = plan_rank_slices(plan, spec, 0, s, 0);
         for (guint i = 0; i < slices->len; i++) {
             SliceRef ref = g_array_index(slices, SliceRef, i);
-            g_assert(ref.tensor < spec->n_tensors && ref.slice < spec->tensors[ref.tensor].n_slices);
+            g_assert(ref.tensor < spec->n_tensors &&
+                     ref.slice < spec->tensors[ref.tensor].n_slices);
         }
     }
     Weft__V1__Plan *back = plan_to_message(plan);

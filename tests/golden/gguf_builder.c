@@ -11,9 +11,18 @@
 #define N_BYTES 256u
 #define LETTERS 26u
 
-typedef enum KeyType { KEY_U16 = 2, KEY_U32 = 4, KEY_I32 = 5, KEY_F32 = 6, KEY_BOOL = 7, KEY_STRING = 8, KEY_ARRAY = 9 } KeyType;
+typedef enum KeyType {
+    KEY_U16 = 2,
+    KEY_U32 = 4,
+    KEY_I32 = 5,
+    KEY_F32 = 6,
+    KEY_BOOL = 7,
+    KEY_STRING = 8,
+    KEY_ARRAY = 9
+} KeyType;
 
-/* ---- configuration ---------------------------------------------------------------------------- */
+/* ---- configuration ----------------------------------------------------------------------------
+ */
 
 void gguf_builder_set_type(GgufBuilderConfig *config, Dtype type)
 {
@@ -43,7 +52,8 @@ void gguf_builder_defaults(GgufBuilderConfig *config)
     gguf_builder_set_type(config, DTYPE_Q8_0);
 }
 
-/* ---- little-endian writing -------------------------------------------------------------------- */
+/* ---- little-endian writing --------------------------------------------------------------------
+ */
 
 static void put(GByteArray *out, uint64_t value, guint n_bytes)
 {
@@ -127,10 +137,11 @@ static void key_array(Keys *k, const char *name, KeyType type, uint64_t n)
     put(k->out, n, 8);
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------------- */
+/* ---- vocabulary -------------------------------------------------------------------------------
+ */
 
-/* GPT-2's printable stand-in for a byte: printable Latin-1 bytes are themselves, the others follow from
- * U+0100 on in order (Radford et al. 2019, encoder of the released code). */
+/* GPT-2's printable stand-in for a byte: printable Latin-1 bytes are themselves, the others follow
+ * from U+0100 on in order (Radford et al. 2019, encoder of the released code). */
 static gunichar byte_letter(uint32_t byte)
 {
     gunichar next = 0x100;
@@ -152,7 +163,8 @@ static char *letter_text(uint32_t i)
     return g_strdup(text);
 }
 
-/* Merge i joins *left and *right: first all pairs (any letter, a to z), then all pairs with a third letter. */
+/* Merge i joins *left and *right: first all pairs (any letter, a to z), then all pairs with a third
+ * letter. */
 static bool merge_parts(uint32_t i, char **left, char **right)
 {
     uint32_t n_pairs = (LETTERS + 1) * LETTERS;
@@ -211,8 +223,10 @@ static void put_vocabulary(Keys *k, const GgufBuilderConfig *c)
     key(k, "tokenizer.ggml.add_bos_token", KEY_BOOL);
     put(k->out, 0, 1);
     key_text(k, "tokenizer.chat_template",
-             "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-             "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+             "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+             "message['content'] + "
+             "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ "
+             "'<|im_start|>assistant\n' }}"
              "{% endif %}");
 }
 
@@ -248,7 +262,8 @@ static void put_model_keys(Keys *k, const GgufBuilderConfig *c)
     put_vocabulary(k, c);
 }
 
-/* ---- weights ---------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------
+ */
 
 /* Uniform in [-1, 1). */
 static double draw(Random *random)
@@ -263,7 +278,8 @@ static void put_random(GByteArray *out, Random *random, guint n)
     random_fill(random, out->data + start, n);
 }
 
-/* Eight 6-bit scales and minimums in the 12 bytes that Q4_K and Q5_K share (ggml-quants, get_scale_min_k4). */
+/* Eight 6-bit scales and minimums in the 12 bytes that Q4_K and Q5_K share (ggml-quants,
+ * get_scale_min_k4). */
 static void put_k_scales(GByteArray *out, Random *random)
 {
     uint8_t scale[8], least[8], packed[12] = {0};
@@ -283,7 +299,8 @@ static void put_k_scales(GByteArray *out, Random *random)
 static void put_block(GByteArray *out, Random *random, Dtype type, double sigma)
 {
     double vary = 1.0 + 0.4 * draw(random);
-    double d4 = vary * sigma / 4.6, d5 = vary * sigma / 9.2; /* standard deviation of 16 and 32 levels */
+    double d4 = vary * sigma / 4.6,
+           d5 = vary * sigma / 9.2; /* standard deviation of 16 and 32 levels */
     switch (type) {
     case DTYPE_F32:
         put_f32(out, sigma * 1.7320508 * draw(random));
@@ -343,7 +360,8 @@ static void put_block(GByteArray *out, Random *random, Dtype type, double sigma)
     }
 }
 
-/* ---- tensors ---------------------------------------------------------------------------------- */
+/* ---- tensors ----------------------------------------------------------------------------------
+ */
 
 typedef struct Part {
     char *name;
@@ -377,8 +395,8 @@ static void add_matrix(GPtrArray *parts, const GgufBuilderConfig *c, TensorRole 
     g_ptr_array_add(parts, part);
 }
 
-static void add_vector(GPtrArray *parts, TensorRole role, char *name, int32_t layer, uint32_t length, double mean,
-                       double sigma)
+static void add_vector(GPtrArray *parts, TensorRole role, char *name, int32_t layer,
+                       uint32_t length, double mean, double sigma)
 {
     Part *part = g_new0(Part, 1);
     part->name = name;
@@ -398,17 +416,22 @@ static GPtrArray *list_parts(const GgufBuilderConfig *c)
     uint32_t q = c->n_heads * size, kv = c->n_kv_heads * size;
     add_matrix(parts, c, ROLE_TOKEN_EMBD, c->vocab_size, c->width, 3.0, "token_embd.weight", 0);
     for (uint32_t i = 0; i < c->n_layers; i++) {
-        add_vector(parts, ROLE_ATTN_NORM, g_strdup_printf("blk.%u.attn_norm.weight", i), (int32_t)i, c->width, 1.0, 0.2);
+        add_vector(parts, ROLE_ATTN_NORM, g_strdup_printf("blk.%u.attn_norm.weight", i), (int32_t)i,
+                   c->width, 1.0, 0.2);
         add_matrix(parts, c, ROLE_ATTN_Q, q, c->width, 1.5, "attn_q.weight", i);
         add_matrix(parts, c, ROLE_ATTN_K, kv, c->width, 1.5, "attn_k.weight", i);
         add_matrix(parts, c, ROLE_ATTN_V, kv, c->width, 1.0, "attn_v.weight", i);
         if (c->qkv_bias) {
-            add_vector(parts, ROLE_ATTN_Q_BIAS, g_strdup_printf("blk.%u.attn_q.bias", i), (int32_t)i, q, 0.0, 0.3);
-            add_vector(parts, ROLE_ATTN_K_BIAS, g_strdup_printf("blk.%u.attn_k.bias", i), (int32_t)i, kv, 0.0, 0.3);
-            add_vector(parts, ROLE_ATTN_V_BIAS, g_strdup_printf("blk.%u.attn_v.bias", i), (int32_t)i, kv, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_Q_BIAS, g_strdup_printf("blk.%u.attn_q.bias", i),
+                       (int32_t)i, q, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_K_BIAS, g_strdup_printf("blk.%u.attn_k.bias", i),
+                       (int32_t)i, kv, 0.0, 0.3);
+            add_vector(parts, ROLE_ATTN_V_BIAS, g_strdup_printf("blk.%u.attn_v.bias", i),
+                       (int32_t)i, kv, 0.0, 0.3);
         }
         add_matrix(parts, c, ROLE_ATTN_OUT, c->width, q, 1.0, "attn_output.weight", i);
-        add_vector(parts, ROLE_FFN_NORM, g_strdup_printf("blk.%u.ffn_norm.weight", i), (int32_t)i, c->width, 1.0, 0.2);
+        add_vector(parts, ROLE_FFN_NORM, g_strdup_printf("blk.%u.ffn_norm.weight", i), (int32_t)i,
+                   c->width, 1.0, 0.2);
         add_matrix(parts, c, ROLE_FFN_GATE, c->ffn_width, c->width, 1.0, "ffn_gate.weight", i);
         add_matrix(parts, c, ROLE_FFN_UP, c->ffn_width, c->width, 1.0, "ffn_up.weight", i);
         add_matrix(parts, c, ROLE_FFN_DOWN, c->width, c->ffn_width, 1.0, "ffn_down.weight", i);
@@ -427,17 +450,18 @@ static bool part_bytes(const Part *part, size_t *n_bytes, GError **error)
 {
     size_t row_bytes;
     if (!dtype_row_bytes(part->type, part->columns, &row_bytes)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "rows of %s have %u elements, no whole blocks of type %u; choose other dimensions",
-                    part->name, part->columns, (unsigned)part->type);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "rows of %s have %u elements, no whole blocks of type %u; choose other dimensions",
+            part->name, part->columns, (unsigned)part->type);
         return false;
     }
     *n_bytes = row_bytes * MAX(part->rows, 1);
     return true;
 }
 
-/* The stream of a tensor depends on (seed, name) only, so that tied and untied, split and whole models
- * share their layers' weights. */
+/* The stream of a tensor depends on (seed, name) only, so that tied and untied, split and whole
+ * models share their layers' weights. */
 static void put_weights(GByteArray *out, const Part *part, uint64_t seed)
 {
     RandomSeeded random;
@@ -445,7 +469,8 @@ static void put_weights(GByteArray *out, const Part *part, uint64_t seed)
     uint64_t word;
     memcpy(&word, hash.bytes, sizeof word);
     random_seeded_init(&random, seed ^ GUINT64_FROM_LE(word));
-    uint64_t n_blocks = (uint64_t)MAX(part->rows, 1) * part->columns / dtype_info(part->type)->block;
+    uint64_t n_blocks =
+        (uint64_t)MAX(part->rows, 1) * part->columns / dtype_info(part->type)->block;
     for (uint64_t i = 0; i < n_blocks; i++) {
         if (part->rows == 0) {
             put_f32(out, part->mean + part->sigma * draw(&random.base));
@@ -463,7 +488,8 @@ static void pad(GByteArray *out, uint32_t alignment)
 }
 
 /* File `index` of `n_files`: the keys go to the first, the tensors are dealt in order. */
-static GBytes *build_file(const GgufBuilderConfig *c, uint32_t index, uint32_t n_files, GError **error)
+static GBytes *build_file(const GgufBuilderConfig *c, uint32_t index, uint32_t n_files,
+                          GError **error)
 {
     g_autoptr(GPtrArray) parts = list_parts(c);
     guint first = parts->len * index / n_files, end = parts->len * (index + 1) / n_files;
@@ -532,10 +558,11 @@ ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error)
     spec->context = config->context;
     spec->norm_eps = 1e-5f;
     spec->attention_scale = (float)(1.0 / sqrt((double)spec->head_size));
-    spec->rope = (RopeSpec){.scaling = config->rope_factors ? ROPE_SCALING_FACTORS : ROPE_SCALING_NONE,
-                            .dims = spec->head_size,
-                            .freq_base = config->rope_base,
-                            .factor = 1.0};
+    spec->rope =
+        (RopeSpec){.scaling = config->rope_factors ? ROPE_SCALING_FACTORS : ROPE_SCALING_NONE,
+                   .dims = spec->head_size,
+                   .freq_base = config->rope_base,
+                   .factor = 1.0};
     spec->tied_output = config->tied;
     spec->tensors = weft_alloc(parts->len, sizeof *spec->tensors, "tensors", error);
     uint64_t offset = 0;
@@ -543,7 +570,10 @@ ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error)
         const Part *part = g_ptr_array_index(parts, i);
         TensorSpec *t = &spec->tensors[spec->n_tensors++];
         size_t n_bytes;
-        *t = (TensorSpec){.name = g_strdup(part->name), .role = part->role, .layer = part->layer, .type = part->type};
+        *t = (TensorSpec){.name = g_strdup(part->name),
+                          .role = part->role,
+                          .layer = part->layer,
+                          .type = part->type};
         if (!part_bytes(part, &n_bytes, error)) {
             return NULL;
         }
@@ -571,7 +601,8 @@ bool gguf_builder_write(const GgufBuilderConfig *config, const char *path, GErro
         g_autoptr(GBytes) bytes = build_file(config, i, n_files, error);
         g_autofree char *part_path =
             mark == NULL ? g_strdup(path)
-                         : g_strdup_printf("%.*s-%05u-of-%05u.gguf", (int)(mark - path), path, i + 1, n_files);
+                         : g_strdup_printf("%.*s-%05u-of-%05u.gguf", (int)(mark - path), path,
+                                           i + 1, n_files);
         if (bytes == NULL || !write_bytes(bytes, part_path, error)) {
             return false;
         }

@@ -62,7 +62,8 @@ static void cut(Random *random, uint32_t n, uint32_t n_parts, uint32_t least, ui
     }
 }
 
-static void fill_stage(Random *random, const ModelSpec *spec, PlanStage *stage, bool has_vocab, uint32_t *next_worker)
+static void fill_stage(Random *random, const ModelSpec *spec, PlanStage *stage, bool has_vocab,
+                       uint32_t *next_worker)
 {
     uint32_t attn[PLAN_RANKS_LIMIT + 1], ffn[PLAN_RANKS_LIMIT + 1], vocab[PLAN_RANKS_LIMIT + 1];
     cut(random, spec->n_attn_units, stage->n_ranks, 1, attn);
@@ -87,7 +88,8 @@ static Plan *build(Random *random, const ModelSpec *spec, uint32_t dp, uint32_t 
     uint32_t next_worker = 0;
     plan->job = g_strdup("test");
     plan->model = g_strdup("model.gguf");
-    plan->definition = (Definition){WEFT_NUMERICS_VERSION, NUMERICS_EXACT, KV_F16, 64, 0, spec->file_hash};
+    plan->definition =
+        (Definition){WEFT_NUMERICS_VERSION, NUMERICS_EXACT, KV_F16, 64, 0, spec->file_hash};
     plan->streams = 2;
     plan->kv_pages = 4;
     plan->max_rows = 64;
@@ -113,7 +115,8 @@ static Plan *build(Random *random, const ModelSpec *spec, uint32_t dp, uint32_t 
     return plan;
 }
 
-Plan *plan_builder_random(Random *random, const ModelSpec *spec, uint32_t dp, uint32_t pp, uint32_t tp_limit)
+Plan *plan_builder_random(Random *random, const ModelSpec *spec, uint32_t dp, uint32_t pp,
+                          uint32_t tp_limit)
 {
     return build(random, spec, dp, pp, tp_limit);
 }

@@ -1,5 +1,5 @@
-/* The planner: choices that can be worked out by hand, refusals with their numbers, and thousands of random clusters whose plans all pass
- * plan_check(). */
+/* The planner: choices that can be worked out by hand, refusals with their numbers, and thousands
+ * of random clusters whose plans all pass plan_check(). */
 #include "coordinator/planner/planner.h"
 
 #include "coordinator/planner/cut.h"
@@ -20,7 +20,8 @@
 
 #define MIB (1ull << 20)
 
-/* ---- models and members ----------------------------------------------------------------------- */
+/* ---- models and members -----------------------------------------------------------------------
+ */
 
 /* SmolLM2-135M's shape. */
 static ModelSpec *smol(void)
@@ -60,7 +61,8 @@ static ModelSpec *large(void)
     return spec;
 }
 
-static void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n)
+static void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
+                         uint32_t n)
 {
     g_autoptr(GPtrArray) found = plan_check(plan, spec, members, n);
     if (found->len > 0) {
@@ -68,7 +70,8 @@ static void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMemb
     }
 }
 
-static Plan *plan_ok(const ModelSpec *spec, const PlanMember *members, uint32_t n, const PlanWish *wish)
+static Plan *plan_ok(const ModelSpec *spec, const PlanMember *members, uint32_t n,
+                     const PlanWish *wish)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GPtrArray) violations = NULL, alternatives = NULL;
@@ -88,7 +91,8 @@ typedef struct Refusal {
     GPtrArray *violations, *alternatives;
 } Refusal;
 
-static Refusal plan_refused(const ModelSpec *spec, const PlanMember *members, uint32_t n, const PlanWish *wish)
+static Refusal plan_refused(const ModelSpec *spec, const PlanMember *members, uint32_t n,
+                            const PlanWish *wish)
 {
     Refusal r = {0};
     Plan *plan = planner_plan(spec, members, n, wish, &r.violations, &r.alternatives, &r.error);
@@ -132,7 +136,8 @@ static void assert_layout(const Plan *plan, uint32_t dp, uint32_t pp, uint32_t t
     }
 }
 
-/* ---- automatic choice ------------------------------------------------------------------------- */
+/* ---- automatic choice -------------------------------------------------------------------------
+ */
 
 static void test_one_worker(void **state)
 {
@@ -148,7 +153,8 @@ static void test_one_worker(void **state)
     assert_int_equal(plan->max_rows, 512);
     assert_int_equal(plan->streams, 4);
     assert_true(plan->kv_pages == 4 * 256);
-    assert_true(plan->predicted.decode_tokens_per_s > 50 && plan->predicted.decode_tokens_per_s < 250);
+    assert_true(plan->predicted.decode_tokens_per_s > 50 &&
+                plan->predicted.decode_tokens_per_s < 250);
     assert_string_equal(plan->predicted.bound, "memory");
     assert_true(plan->reasons->len >= 2);
 }
@@ -205,7 +211,8 @@ static void test_too_large_for_one(void **state)
     assert_true(pp * tp >= 2);
 }
 
-/* ---- uneven ----------------------------------------------------------------------------------- */
+/* ---- uneven -----------------------------------------------------------------------------------
+ */
 
 static void test_units_by_speed(void **state)
 {
@@ -259,7 +266,8 @@ static void test_memory_moves_layers(void **state)
     }
 }
 
-/* The last stage also reads the vocabulary projection, as much as 13 layers here, and so gets fewer layers. */
+/* The last stage also reads the vocabulary projection, as much as 13 layers here, and so gets fewer
+ * layers. */
 static void test_layers_by_work(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -295,14 +303,16 @@ static void test_replicas_are_disjoint(void **state)
     PlanMember members[6];
     plan_builder_members(members, 6);
     PlanWish wish = {.dp = 3, .pp = 1, .tp = 2, .streams = 2};
-    g_autoptr(Plan) plan = plan_ok(spec, members, 6, &wish); /* plan_check() refuses a worker used twice */
+    g_autoptr(Plan) plan =
+        plan_ok(spec, members, 6, &wish); /* plan_check() refuses a worker used twice */
     assert_layout(plan, 3, 1, 2);
     wish = (PlanWish){.dp = 3, .streams = 2};
     g_autoptr(Plan) free_degrees = plan_ok(spec, members, 6, &wish);
     assert_int_equal(free_degrees->n_replicas, 3);
 }
 
-/* ---- KV memory -------------------------------------------------------------------------------- */
+/* ---- KV memory --------------------------------------------------------------------------------
+ */
 
 static void test_streams_as_fits(void **state)
 {
@@ -338,7 +348,8 @@ static void test_kv_memory(void **state)
     refusal_clear(&r);
 }
 
-/* ---- refusals --------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------
+ */
 
 static void test_degree_above_limit(void **state)
 {
@@ -347,7 +358,8 @@ static void test_degree_above_limit(void **state)
     plan_builder_members(members, 12);
     PlanWish wish = {.tp = 10, .streams = 1};
     Refusal r = plan_refused(spec, members, 12, &wish);
-    assert_text(&r, "tensor parallel 10 is more than this model allows: it has 9 attention units and 12 FFN units");
+    assert_text(&r, "tensor parallel 10 is more than this model allows: it has 9 attention units "
+                    "and 12 FFN units");
     assert_int_equal(r.violations->len, 1);
     assert_true(r.alternatives->len > 0);
     refusal_clear(&r);
@@ -435,7 +447,8 @@ static void test_alternatives(void **state)
     refusal_clear(&r);
 }
 
-/* ---- cost model ------------------------------------------------------------------------------- */
+/* ---- cost model -------------------------------------------------------------------------------
+ */
 
 static void test_roof(void **state)
 {
@@ -449,7 +462,8 @@ static void test_roof(void **state)
     assert_true(fabs(roof - wanted) < 1e-6 * wanted);
     assert_true(one->predicted.decode_tokens_per_s < roof);
     wish.pp = 2;
-    g_autoptr(Plan) two = plan_ok(spec, members, 2, &wish); /* the embedding of stage 0 is only looked up */
+    g_autoptr(Plan) two =
+        plan_ok(spec, members, 2, &wish); /* the embedding of stage 0 is only looked up */
     assert_true(fabs(planner_roof(two, spec, members, 2) - wanted) < 0.001 * wanted);
 }
 
@@ -469,7 +483,8 @@ static void test_cost_follows_speed_and_depth(void **state)
     assert_true(prefill.latency_s < 512 * base.latency_s && prefill.compute_s > prefill.memory_s);
     double parts = base.memory_s + base.compute_s + base.link_s;
     assert_true(fabs(parts - base.latency_s) < 1e-9);
-    /* 30 layers x 2 exchanges, and the embedding's and the sampler's: each one latency and its bytes. */
+    /* 30 layers x 2 exchanges, and the embedding's and the sampler's: each one latency and its
+     * bytes. */
     double exchange = 10e-6 + 576 * 4 / 2e9;
     assert_true(fabs(base.link_s - (61 * exchange + 10e-6)) < 1e-7);
     members[0].link_latency_s = members[1].link_latency_s = 1e-3;
@@ -477,7 +492,8 @@ static void test_cost_follows_speed_and_depth(void **state)
     assert_true(slow.link_s > 0.05 && slow.latency_s > base.latency_s);
 }
 
-/* FORMULAS 7a on three ranks: each sends its s_r vectors to two others, one-shot or in two steps. */
+/* FORMULAS 7a on three ranks: each sends its s_r vectors to two others, one-shot or in two steps.
+ */
 static void test_exchange_of_three(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -494,7 +510,8 @@ static void test_exchange_of_three(void **state)
     for (uint32_t rows = 1; rows <= 512; rows *= 8) {
         double bytes = 4.0 * 576 * rows;
         double one_shot = 2 * (10e-6 + s * bytes / 2e9), one_copy = 2 * (10e-6 + bytes / 2e9);
-        double two_shot = 4 * 10e-6 + 2.0 / 3 * (s + 1) * bytes / 2e9, two_copy = 4 * 10e-6 + 2.0 / 3 * 2 * bytes / 2e9;
+        double two_shot = 4 * 10e-6 + 2.0 / 3 * (s + 1) * bytes / 2e9,
+               two_copy = 4 * 10e-6 + 2.0 / 3 * 2 * bytes / 2e9;
         double wanted = 60 * MIN(one_shot, two_shot) + MIN(one_copy, two_copy) + 10e-6;
         PlanCost cost = planner_cost(plan, spec, members, 3, 0, rows, 0);
         assert_true(fabs(cost.link_s - wanted) < 1e-9 + 1e-6 * wanted);
@@ -509,18 +526,23 @@ static void test_unmeasured_members(void **state)
     for (size_t i = 0; i < G_N_ELEMENTS(values); i++) {
         PlanMember members[2];
         plan_builder_members(members, 2);
-        members[0].read_bytes_per_s = members[0].int8_ops_per_s = members[0].f32_ops_per_s = values[i];
+        members[0].read_bytes_per_s = members[0].int8_ops_per_s = members[0].f32_ops_per_s =
+            values[i];
         members[0].link_latency_s = members[0].link_bytes_per_s = values[i];
         PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
         g_autoptr(Plan) plan = plan_ok(spec, members, 2, &wish);
-        assert_true(isfinite(plan->predicted.decode_tokens_per_s) && plan->predicted.decode_tokens_per_s > 0);
-        assert_true(isfinite(plan->predicted.prefill_tokens_per_s) && plan->predicted.prefill_tokens_per_s > 0);
+        assert_true(isfinite(plan->predicted.decode_tokens_per_s) &&
+                    plan->predicted.decode_tokens_per_s > 0);
+        assert_true(isfinite(plan->predicted.prefill_tokens_per_s) &&
+                    plan->predicted.prefill_tokens_per_s > 0);
     }
 }
 
-/* ---- cuts ------------------------------------------------------------------------------------- */
+/* ---- cuts -------------------------------------------------------------------------------------
+ */
 
-static void cut(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtree_s, uint32_t *cuts)
+static void cut(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtree_s,
+                uint32_t *cuts)
 {
     SubtreeTable table;
     subtree_table_init(&table, n);
@@ -544,7 +566,8 @@ static void test_cut_units_is_best(void **state)
         double best = INFINITY, got = 0.0;
         for (uint32_t r = 0; r < 3; r++) {
             assert_true(cuts[r] < cuts[r + 1]);
-            double time = (cuts[r + 1] - cuts[r]) * unit_s[r] + tree_subtrees(n, cuts[r], cuts[r + 1]) * subtree_s;
+            double time = (cuts[r + 1] - cuts[r]) * unit_s[r] +
+                          tree_subtrees(n, cuts[r], cuts[r + 1]) * subtree_s;
             got = MAX(got, time);
         }
         for (uint32_t a = 1; a + 2 <= n; a++) {
@@ -559,7 +582,8 @@ static void test_cut_units_is_best(void **state)
     }
 }
 
-/* 8 units on 3 equal ranks: even where partial sums are free, node-aligned (1/4, 1/4, 1/2 in some order) where they are dear. */
+/* 8 units on 3 equal ranks: even where partial sums are free, node-aligned (1/4, 1/4, 1/2 in some
+ * order) where they are dear. */
 static void test_cut_units_aligns(void **state)
 {
     const double alike[3] = {1.0, 1.0, 1.0};
@@ -591,7 +615,8 @@ static void test_cut_layers(void **state)
     assert_int_equal(counts[1], 1);
 }
 
-/* ---- random clusters -------------------------------------------------------------------------- */
+/* ---- random clusters --------------------------------------------------------------------------
+ */
 
 static double pick(Random *random, double low, double high)
 {
@@ -626,7 +651,8 @@ static bool same_plan(const Plan *a, const Plan *b)
     for (uint32_t r = 0; r < a->n_replicas; r++) {
         for (uint32_t s = 0; s < a->replicas[r].n_stages; s++) {
             for (uint32_t k = 0; k < a->replicas[r].stages[s].n_ranks; k++) {
-                PlanRank p = a->replicas[r].stages[s].ranks[k], q = b->replicas[r].stages[s].ranks[k];
+                PlanRank p = a->replicas[r].stages[s].ranks[k],
+                         q = b->replicas[r].stages[s].ranks[k];
                 if (strcmp(p.worker, q.worker) != 0) {
                     return false;
                 }
@@ -657,9 +683,12 @@ static void test_random_clusters(void **state)
             random_member(&random.base, &members[m]);
         }
         PlanWish wish = {
-            .dp = random_u64(&random.base) % 4 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 3) : 0,
-            .pp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 4) : 0,
-            .tp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 5) : 0,
+            .dp = random_u64(&random.base) % 4 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 3)
+                                                    : 0,
+            .pp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 4)
+                                                    : 0,
+            .tp = random_u64(&random.base) % 3 == 0 ? 1 + (uint32_t)(random_u64(&random.base) % 5)
+                                                    : 0,
             .streams = (uint32_t)(random_u64(&random.base) % 4),
             .context = random_u64(&random.base) % 2 == 0 ? 1024 : 0,
             .kv_type = (KvType)(random_u64(&random.base) % 3),
@@ -668,7 +697,8 @@ static void test_random_clusters(void **state)
         };
         g_autoptr(GError) error = NULL;
         g_autoptr(GPtrArray) violations = NULL, alternatives = NULL;
-        g_autoptr(Plan) plan = planner_plan(spec, members, n, &wish, &violations, &alternatives, &error);
+        g_autoptr(Plan) plan =
+            planner_plan(spec, members, n, &wish, &violations, &alternatives, &error);
         if (plan == NULL) {
             n_refused++;
             assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE));
@@ -686,25 +716,39 @@ static void test_random_clusters(void **state)
             assert_true(same_plan(plan, again));
         }
     }
-    print_message("# seed %" G_GUINT64_FORMAT ": %u planned, %u refused\n", seed, n_planned, n_refused);
+    print_message("# seed %" G_GUINT64_FORMAT ": %u planned, %u refused\n", seed, n_planned,
+                  n_refused);
     assert_true(n_planned > 1000 && n_refused > 300);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_worker),          cmocka_unit_test(test_link_decides),
-        cmocka_unit_test(test_fastest_worker_is_taken), cmocka_unit_test(test_too_large_for_one),
-        cmocka_unit_test(test_units_by_speed),      cmocka_unit_test(test_memory_moves_units),
-        cmocka_unit_test(test_memory_moves_layers), cmocka_unit_test(test_layers_by_work),
-        cmocka_unit_test(test_shared_kv_heads),     cmocka_unit_test(test_replicas_are_disjoint),
-        cmocka_unit_test(test_streams_as_fits),     cmocka_unit_test(test_kv_memory),
-        cmocka_unit_test(test_degree_above_limit),  cmocka_unit_test(test_too_few_workers),
-        cmocka_unit_test(test_unfit_workers),       cmocka_unit_test(test_missing_memory_is_exact),
-        cmocka_unit_test(test_alternatives),        cmocka_unit_test(test_roof),
-        cmocka_unit_test(test_exchange_of_three),   cmocka_unit_test(test_cost_follows_speed_and_depth), cmocka_unit_test(test_unmeasured_members),
-        cmocka_unit_test(test_cut_units_is_best),   cmocka_unit_test(test_cut_units_aligns),
-        cmocka_unit_test(test_cut_layers),          cmocka_unit_test(test_random_clusters),
+        cmocka_unit_test(test_one_worker),
+        cmocka_unit_test(test_link_decides),
+        cmocka_unit_test(test_fastest_worker_is_taken),
+        cmocka_unit_test(test_too_large_for_one),
+        cmocka_unit_test(test_units_by_speed),
+        cmocka_unit_test(test_memory_moves_units),
+        cmocka_unit_test(test_memory_moves_layers),
+        cmocka_unit_test(test_layers_by_work),
+        cmocka_unit_test(test_shared_kv_heads),
+        cmocka_unit_test(test_replicas_are_disjoint),
+        cmocka_unit_test(test_streams_as_fits),
+        cmocka_unit_test(test_kv_memory),
+        cmocka_unit_test(test_degree_above_limit),
+        cmocka_unit_test(test_too_few_workers),
+        cmocka_unit_test(test_unfit_workers),
+        cmocka_unit_test(test_missing_memory_is_exact),
+        cmocka_unit_test(test_alternatives),
+        cmocka_unit_test(test_roof),
+        cmocka_unit_test(test_exchange_of_three),
+        cmocka_unit_test(test_cost_follows_speed_and_depth),
+        cmocka_unit_test(test_unmeasured_members),
+        cmocka_unit_test(test_cut_units_is_best),
+        cmocka_unit_test(test_cut_units_aligns),
+        cmocka_unit_test(test_cut_layers),
+        cmocka_unit_test(test_random_clusters),
     };
     return cmocka_run_group_tests_name("planner", tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The GGUF reader against files that are right (every weight type, split, versions) and files that lie. */
+/* The GGUF reader against files that are right (every weight type, split, versions) and files that
+ * lie. */
 #include "proto/model/gguf.h"
 
 #include "proto/base/checked.h"
@@ -15,8 +16,9 @@
 
 #include <cmocka.h>
 
-static const Dtype all_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
-                                  DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+static const Dtype all_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,
+                                  DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q8_0,
+                                  DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
 
 static void wide(GgufBuilderConfig *c)
 {
@@ -93,7 +95,8 @@ static void test_copy_slice(void **state)
             g_autofree uint8_t *slice = g_malloc(n);
             SliceRect rect = model_spec_slice(spec, t, s);
             assert_true(gguf_copy_slice(g, spec, t, s, slice));
-            assert_true(dtype_row_bytes(t->type, rect.col0, &before) && dtype_row_bytes(t->type, rect.n_cols, &part));
+            assert_true(dtype_row_bytes(t->type, rect.col0, &before) &&
+                        dtype_row_bytes(t->type, rect.n_cols, &part));
             for (uint32_t row = 0; row < rect.n_rows; row++) {
                 memcpy(back + (rect.row0 + row) * row_bytes + before, slice + row * part, part);
             }
@@ -160,7 +163,8 @@ static void test_values(void **state)
     assert_true(hash128_equal(&hash, &wanted));
 }
 
-/* ---- files ------------------------------------------------------------------------------------ */
+/* ---- files ------------------------------------------------------------------------------------
+ */
 
 typedef struct Folder {
     char *path;
@@ -278,7 +282,8 @@ static void test_no_model_files(void **state)
     assert_open_fails(folder->path, WEFT_ERROR_INVALID, "a directory");
 }
 
-/* ---- crafted headers -------------------------------------------------------------------------- */
+/* ---- crafted headers --------------------------------------------------------------------------
+ */
 
 static void put(GByteArray *out, uint64_t value, guint n_bytes)
 {
@@ -399,8 +404,8 @@ static void test_keys(void **state)
 }
 
 /* One description: name, dimensions, type, offset. */
-static void put_tensor(GByteArray *f, const char *name, uint32_t n_dims, const uint64_t *dims, uint32_t type,
-                       uint64_t offset)
+static void put_tensor(GByteArray *f, const char *name, uint32_t n_dims, const uint64_t *dims,
+                       uint32_t type, uint64_t offset)
 {
     put_text(f, name);
     put(f, n_dims, 4);
@@ -411,8 +416,8 @@ static void put_tensor(GByteArray *f, const char *name, uint32_t n_dims, const u
     put(f, offset, 8);
 }
 
-static GByteArray *with_tensor(uint32_t n_dims, uint64_t d0, uint64_t d1, uint64_t d2, uint64_t d3, uint32_t type,
-                               uint64_t offset)
+static GByteArray *with_tensor(uint32_t n_dims, uint64_t d0, uint64_t d1, uint64_t d2, uint64_t d3,
+                               uint32_t type, uint64_t offset)
 {
     const uint64_t dims[4] = {d0, d1, d2, d3};
     GByteArray *f = header(3, 1, 0);
@@ -452,7 +457,8 @@ static void test_tensors(void **state)
     assert_refused(f, "'a' is there twice");
 }
 
-/* ---- models that are refused ------------------------------------------------------------------ */
+/* ---- models that are refused ------------------------------------------------------------------
+ */
 
 /* Overwrites the first occurrence of `from` by the equally long `to`. */
 static void replace_text(uint8_t *data, size_t size, const char *from, const char *to)
@@ -464,7 +470,8 @@ static void replace_text(uint8_t *data, size_t size, const char *from, const cha
     memcpy(p, to, n);
 }
 
-static void assert_model_refused(const GgufBuilderConfig *c, const char *from, const char *to, const char *part)
+static void assert_model_refused(const GgufBuilderConfig *c, const char *from, const char *to,
+                                 const char *part)
 {
     g_autoptr(GBytes) bytes = gguf_builder_bytes(c, NULL);
     gsize size;
@@ -492,7 +499,8 @@ static void test_model_refusals(void **state)
         {"general.architecture", "general.architectura", "'general.architecture' is missing"},
         {"llama.block_count", "llama.block_cound", "'llama.block_count' is missing"},
         {"llama.context_length", "llama.context_lentgh", "'llama.context_length' is missing"},
-        {"llama.attention.layer_norm_rms_epsilon", "llama.attention.layer_norm_rms_epsiloq", "rms_epsilon' is missing"},
+        {"llama.attention.layer_norm_rms_epsilon", "llama.attention.layer_norm_rms_epsiloq",
+         "rms_epsilon' is missing"},
         {"blk.1.attn_norm.weight", "blk.1.sub1_norm.weight", "'blk.1.sub1_norm.weight' is no part"},
         {"blk.1.attn_norm.weight", "blk.9.attn_norm.weight", "layer 9 of 2"},
         {"blk.1.attn_norm.weight", "blk.x.attn_norm.weight", "is no part"},
@@ -595,13 +603,15 @@ static void test_rope(void **state)
     assert_int_equal(partial->head_size, 24);
 }
 
-/* ---- damage ----------------------------------------------------------------------------------- */
+/* ---- damage -----------------------------------------------------------------------------------
+ */
 
 /* Reads all that a reader of the file could: nothing may crash, whatever the bytes. */
 static void touch_everything(const Gguf *g)
 {
-    static const char *const keys[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type",
-                                       "general.name", "llama.block_count"};
+    static const char *const keys[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.merges",
+                                       "tokenizer.ggml.token_type", "general.name",
+                                       "llama.block_count"};
     uint64_t sum = 0;
     for (size_t k = 0; k < G_N_ELEMENTS(keys); k++) {
         uint64_t n = 0;
@@ -666,7 +676,8 @@ static GBytes *small_model(void)
     return gguf_builder_bytes(&c, NULL);
 }
 
-/* Every prefix of the description, and one each KiB of the data, is refused: data end where the last tensor does. */
+/* Every prefix of the description, and one each KiB of the data, is refused: data end where the
+ * last tensor does. */
 static void test_truncations(void **state)
 {
     g_autoptr(GBytes) bytes = small_model();
@@ -690,11 +701,13 @@ static void test_bit_flips(void **state)
     g_autofree uint8_t *copy = g_memdup2(data, size);
     RandomSeeded random;
     random_seeded_init(&random, 20240);
-    size_t description = (size_t)((const uint8_t *)memmem(data, size, "output_norm.weight", 18) - data) + 64;
+    size_t description =
+        (size_t)((const uint8_t *)memmem(data, size, "output_norm.weight", 18) - data) + 64;
     for (int i = 0; i < 3000; i++) {
         uint32_t n_flips = 1 + (uint32_t)(random_u64(&random.base) % 4);
         for (uint32_t k = 0; k < n_flips; k++) {
-            copy[random_u64(&random.base) % description] ^= (uint8_t)(1u << random_u64(&random.base) % 8);
+            copy[random_u64(&random.base) % description] ^=
+                (uint8_t)(1u << random_u64(&random.base) % 8);
         }
         parse_damaged(copy, size);
         memcpy(copy, data, description);
@@ -704,14 +717,16 @@ static void test_bit_flips(void **state)
 /* Counts, lengths and offsets overwritten by the numbers that break arithmetic. */
 static void test_hostile_numbers(void **state)
 {
-    static const uint64_t numbers[] = {0, 1, 0x7f, 0xff, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, 1ull << 32, 1ull << 61,
-                                       1ull << 63, UINT64_MAX - 31, UINT64_MAX};
+    static const uint64_t numbers[] = {
+        0,          1,          0x7f,       0xff,       0xffff,          0x7fffffff, 0x80000000,
+        0xffffffff, 1ull << 32, 1ull << 61, 1ull << 63, UINT64_MAX - 31, UINT64_MAX};
     g_autoptr(GBytes) bytes = small_model();
     gsize size;
     const uint8_t *data = g_bytes_get_data(bytes, &size);
     g_autofree uint8_t *copy = g_memdup2(data, size);
     const uint8_t *tensors = memmem(data, size, "token_embd.weight", 17);
-    size_t end = (size_t)((const uint8_t *)memmem(data, size, "output_norm.weight", 18) - data) + 48;
+    size_t end =
+        (size_t)((const uint8_t *)memmem(data, size, "output_norm.weight", 18) - data) + 48;
     for (size_t at = 4; at + 8 < end; at++) {
         if (at == 700) { /* the vocabulary's thousand strings are all alike */
             at = (size_t)(tensors - data) - 8;

@@ -115,15 +115,27 @@ static void set_file(Weft__V1__Model *m, const char *name)
     model_message_set_files(m, &name, 1);
 }
 
-static void short_hash(Weft__V1__Model *m) { m->file_hash.len = 15; }
-static void bad_name(Weft__V1__Model *m) { set_text(&m->name, "a\xff"); }
-static void control_name(Weft__V1__Model *m) { set_text(&m->name, "a\nb"); }
+static void short_hash(Weft__V1__Model *m)
+{
+    m->file_hash.len = 15;
+}
+static void bad_name(Weft__V1__Model *m)
+{
+    set_text(&m->name, "a\xff");
+}
+static void control_name(Weft__V1__Model *m)
+{
+    set_text(&m->name, "a\nb");
+}
 static void long_name(Weft__V1__Model *m)
 {
     g_free(m->name);
     m->name = g_strnfill(5000, 'x');
 }
-static void bad_tensor_name(Weft__V1__Model *m) { set_text(&m->tensors[3]->name, "\x80"); }
+static void bad_tensor_name(Weft__V1__Model *m)
+{
+    set_text(&m->tensors[3]->name, "\x80");
+}
 static void no_rope(Weft__V1__Model *m)
 {
     weft__v1__rope__free_unpacked(m->rope, NULL);
@@ -140,26 +152,54 @@ static void partial_hashes(Weft__V1__Model *m)
     Hash128 one = {0};
     model_message_set_hashes(m, 0, &one, 1);
 }
-static void path_up(Weft__V1__Model *m) { set_file(m, "../secret"); }
-static void path_absolute(Weft__V1__Model *m) { set_file(m, "/etc/passwd"); }
-static void path_hidden(Weft__V1__Model *m) { set_file(m, ".."); }
-static void path_empty(Weft__V1__Model *m) { set_file(m, ""); }
+static void path_up(Weft__V1__Model *m)
+{
+    set_file(m, "../secret");
+}
+static void path_absolute(Weft__V1__Model *m)
+{
+    set_file(m, "/etc/passwd");
+}
+static void path_hidden(Weft__V1__Model *m)
+{
+    set_file(m, "..");
+}
+static void path_empty(Weft__V1__Model *m)
+{
+    set_file(m, "");
+}
 static void file_beyond(Weft__V1__Model *m)
 {
     set_file(m, "a.gguf");
     m->tensors[0]->file = 1;
 }
-static void wrong_rows(Weft__V1__Model *m) { m->tensors[0]->rows = UINT32_MAX; }
-static void wrong_role(Weft__V1__Model *m) { m->tensors[0]->role = 900; }
-static void wrong_type(Weft__V1__Model *m) { m->tensors[0]->type = 31; }
-static void wrong_family(Weft__V1__Model *m) { m->family = 0; }
-static void huge_layers(Weft__V1__Model *m) { m->n_layers = UINT32_MAX; }
+static void wrong_rows(Weft__V1__Model *m)
+{
+    m->tensors[0]->rows = UINT32_MAX;
+}
+static void wrong_role(Weft__V1__Model *m)
+{
+    m->tensors[0]->role = 900;
+}
+static void wrong_type(Weft__V1__Model *m)
+{
+    m->tensors[0]->type = 31;
+}
+static void wrong_family(Weft__V1__Model *m)
+{
+    m->family = 0;
+}
+static void huge_layers(Weft__V1__Model *m)
+{
+    m->n_layers = UINT32_MAX;
+}
 
 static void test_refusals(void **state)
 {
-    static const BreakFn breaks[] = {short_hash,   bad_name,      control_name, long_name,  bad_tensor_name, no_rope,
-                                     swapped,      partial_hashes, path_up,     path_absolute, path_hidden,  path_empty,
-                                     file_beyond,  wrong_rows,    wrong_role,   wrong_type, wrong_family,    huge_layers};
+    static const BreakFn breaks[] = {
+        short_hash,  bad_name,       control_name, long_name,     bad_tensor_name, no_rope,
+        swapped,     partial_hashes, path_up,      path_absolute, path_hidden,     path_empty,
+        file_beyond, wrong_rows,     wrong_role,   wrong_type,    wrong_family,    huge_layers};
     g_autoptr(ModelSpec) spec = sample();
     for (size_t i = 0; i < G_N_ELEMENTS(breaks); i++) {
         Weft__V1__Model *m = model_to_message(spec, true);
@@ -201,7 +241,8 @@ static void test_damaged_bytes(void **state)
         assert_int_equal(back == NULL, error != NULL);
         for (uint32_t k = 0; back != NULL && k < back->n_tensors; k++) {
             for (uint32_t s = 0; s < back->tensors[k].n_slices; s++) {
-                assert_true(model_spec_slice_bytes(back, &back->tensors[k], s) <= back->tensors[k].size_bytes);
+                assert_true(model_spec_slice_bytes(back, &back->tensors[k], s) <=
+                            back->tensors[k].size_bytes);
             }
         }
         weft__v1__model__free_unpacked(m, NULL);

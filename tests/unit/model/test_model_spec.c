@@ -1,4 +1,5 @@
-/* Units (the table of NUMERICS 3), cuts, slices, dtype arithmetic, and what model_spec_finish() refuses. */
+/* Units (the table of NUMERICS 3), cuts, slices, dtype arithmetic, and what model_spec_finish()
+ * refuses. */
 #include "proto/model/model_spec.h"
 
 #include "proto/base/error.h"
@@ -11,7 +12,8 @@
 
 #include <cmocka.h>
 
-static ModelSpec *spec_of(uint32_t width, uint32_t heads, uint32_t kv_heads, uint32_t ffn, Dtype type)
+static ModelSpec *spec_of(uint32_t width, uint32_t heads, uint32_t kv_heads, uint32_t ffn,
+                          Dtype type)
 {
     GgufBuilderConfig c;
     gguf_builder_defaults(&c);
@@ -35,22 +37,24 @@ static void test_unit_table(void **state)
         Dtype type;
         uint32_t attn, ffn_units;
     } rows[] = {
-        {576, 9, 3, 1536, DTYPE_Q4_1, 9, 12},     /* SmolLM2-135M */
-        {2048, 32, 8, 5632, DTYPE_Q8_0, 8, 22},   /* 1.2 B */
+        {576, 9, 3, 1536, DTYPE_Q4_1, 9, 12},   /* SmolLM2-135M */
+        {2048, 32, 8, 5632, DTYPE_Q8_0, 8, 22}, /* 1.2 B */
         {2048, 32, 8, 5632, DTYPE_F16, 8, 22},
         {4096, 32, 8, 14336, DTYPE_Q4_K, 16, 56}, /* Llama-3-8B */
         {4096, 32, 8, 14336, DTYPE_Q8_0, 16, 56},
         {4096, 32, 8, 14336, DTYPE_F16, 16, 56},
-        {768, 12, 12, 3072, DTYPE_F32, 12, 12},   /* GPT-2 124M */
+        {768, 12, 12, 3072, DTYPE_F32, 12, 12}, /* GPT-2 124M */
     };
     for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
-        g_autoptr(ModelSpec) spec = spec_of(rows[i].width, rows[i].heads, rows[i].kv_heads, rows[i].ffn, rows[i].type);
+        g_autoptr(ModelSpec) spec =
+            spec_of(rows[i].width, rows[i].heads, rows[i].kv_heads, rows[i].ffn, rows[i].type);
         assert_int_equal(spec->n_attn_units, rows[i].attn);
         assert_int_equal(spec->n_ffn_units, rows[i].ffn_units);
     }
 }
 
-/* Properties that NUMERICS 3 states, over many shapes: units cover everything once, are whole blocks, at most 64. */
+/* Properties that NUMERICS 3 states, over many shapes: units cover everything once, are whole
+ * blocks, at most 64. */
 static void test_unit_properties(void **state)
 {
     static const Dtype types[] = {DTYPE_F32, DTYPE_Q4_0, DTYPE_Q6_K};
@@ -141,7 +145,8 @@ static void test_canonical_order(void **state)
         assert_true(a->layer < b->layer || (a->layer == b->layer && a->role < b->role));
     }
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        assert_ptr_equal(model_spec_tensor(spec, spec->tensors[i].role, spec->tensors[i].layer), &spec->tensors[i]);
+        assert_ptr_equal(model_spec_tensor(spec, spec->tensors[i].role, spec->tensors[i].layer),
+                         &spec->tensors[i]);
     }
     assert_null(model_spec_tensor(spec, ROLE_ATTN_Q, 2));
     assert_null(model_spec_tensor(spec, ROLE_ATTN_Q, -1));
@@ -172,9 +177,10 @@ static void test_dtypes(void **state)
         uint32_t n;
         size_t bytes; /* ggml's type sizes */
     } rows[] = {
-        {DTYPE_F32, 1, 4},       {DTYPE_F16, 1, 2},       {DTYPE_BF16, 1, 2},      {DTYPE_Q4_0, 32, 18},
-        {DTYPE_Q4_1, 32, 20},    {DTYPE_Q5_0, 32, 22},    {DTYPE_Q5_1, 32, 24},    {DTYPE_Q8_0, 32, 34},
-        {DTYPE_Q4_K, 256, 144},  {DTYPE_Q5_K, 256, 176},  {DTYPE_Q6_K, 256, 210},
+        {DTYPE_F32, 1, 4},      {DTYPE_F16, 1, 2},      {DTYPE_BF16, 1, 2},
+        {DTYPE_Q4_0, 32, 18},   {DTYPE_Q4_1, 32, 20},   {DTYPE_Q5_0, 32, 22},
+        {DTYPE_Q5_1, 32, 24},   {DTYPE_Q8_0, 32, 34},   {DTYPE_Q4_K, 256, 144},
+        {DTYPE_Q5_K, 256, 176}, {DTYPE_Q6_K, 256, 210},
     };
     size_t bytes;
     for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
@@ -191,7 +197,8 @@ static void test_dtypes(void **state)
     assert_false(dtype_row_bytes(DTYPE_F32, UINT64_MAX / 2, &bytes));
 }
 
-/* ---- refusals --------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------
+ */
 
 typedef void (*BreakFn)(ModelSpec *spec);
 
@@ -200,40 +207,127 @@ static TensorSpec *find(ModelSpec *spec, TensorRole role, int32_t layer)
     return (TensorSpec *)model_spec_tensor(spec, role, layer);
 }
 
-static void no_layers(ModelSpec *s) { s->n_layers = 0; }
-static void more_layers(ModelSpec *s) { s->n_layers++; }
-static void fewer_layers(ModelSpec *s) { s->n_layers--; }
-static void huge_width(ModelSpec *s) { s->width = UINT32_MAX; }
-static void odd_groups(ModelSpec *s) { s->n_kv_heads = 3; }
-static void many_kv_heads(ModelSpec *s) { s->n_kv_heads = 8; }
-static void no_eps(ModelSpec *s) { s->norm_eps = 0.0f; }
-static void nan_eps(ModelSpec *s) { s->norm_eps = 0.0f / 0.0f; }
-static void odd_rope(ModelSpec *s) { s->rope.dims = 7; }
-static void wide_rope(ModelSpec *s) { s->rope.dims = 64; }
-static void nan_rope(ModelSpec *s) { s->rope.freq_base = 0.0 / 0.0; }
-static void strange_scaling(ModelSpec *s) { s->rope.scaling = (RopeScaling)9; }
-static void missing_factors(ModelSpec *s) { s->rope.scaling = ROPE_SCALING_FACTORS; }
-static void yarn_without_context(ModelSpec *s) { s->rope.scaling = ROPE_SCALING_YARN; }
-static void experts(ModelSpec *s) { s->n_experts = 8; }
-static void other_family(ModelSpec *s) { s->family = FAMILY_BERT; }
-static void no_cache(ModelSpec *s) { s->cache = CACHE_NONE; }
+static void no_layers(ModelSpec *s)
+{
+    s->n_layers = 0;
+}
+static void more_layers(ModelSpec *s)
+{
+    s->n_layers++;
+}
+static void fewer_layers(ModelSpec *s)
+{
+    s->n_layers--;
+}
+static void huge_width(ModelSpec *s)
+{
+    s->width = UINT32_MAX;
+}
+static void odd_groups(ModelSpec *s)
+{
+    s->n_kv_heads = 3;
+}
+static void many_kv_heads(ModelSpec *s)
+{
+    s->n_kv_heads = 8;
+}
+static void no_eps(ModelSpec *s)
+{
+    s->norm_eps = 0.0f;
+}
+static void nan_eps(ModelSpec *s)
+{
+    s->norm_eps = 0.0f / 0.0f;
+}
+static void odd_rope(ModelSpec *s)
+{
+    s->rope.dims = 7;
+}
+static void wide_rope(ModelSpec *s)
+{
+    s->rope.dims = 64;
+}
+static void nan_rope(ModelSpec *s)
+{
+    s->rope.freq_base = 0.0 / 0.0;
+}
+static void strange_scaling(ModelSpec *s)
+{
+    s->rope.scaling = (RopeScaling)9;
+}
+static void missing_factors(ModelSpec *s)
+{
+    s->rope.scaling = ROPE_SCALING_FACTORS;
+}
+static void yarn_without_context(ModelSpec *s)
+{
+    s->rope.scaling = ROPE_SCALING_YARN;
+}
+static void experts(ModelSpec *s)
+{
+    s->n_experts = 8;
+}
+static void other_family(ModelSpec *s)
+{
+    s->family = FAMILY_BERT;
+}
+static void no_cache(ModelSpec *s)
+{
+    s->cache = CACHE_NONE;
+}
 static void missing_tensor(ModelSpec *s)
 {
     g_free(s->tensors[3].name);
     s->tensors[3] = s->tensors[--s->n_tensors];
 }
-static void same_tensor_twice(ModelSpec *s) { find(s, ROLE_ATTN_K, 0)->role = ROLE_ATTN_V; }
-static void wrong_shape(ModelSpec *s) { find(s, ROLE_FFN_UP, 1)->rows--; }
-static void wrong_size(ModelSpec *s) { find(s, ROLE_FFN_UP, 1)->size_bytes++; }
-static void quantised_norm(ModelSpec *s) { find(s, ROLE_ATTN_NORM, 1)->type = DTYPE_Q8_0; }
-static void unknown_type(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->type = (Dtype)5; }
-static void huge_type(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->type = (Dtype)4000000000u; }
-static void unknown_role(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->role = (TensorRole)77; }
-static void negative_layer(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->layer = -5; }
-static void global_in_layer(ModelSpec *s) { find(s, ROLE_OUTPUT_NORM, -1)->layer = 0; }
-static void overlap(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->offset += 32; }
-static void wrapping_offset(ModelSpec *s) { find(s, ROLE_ATTN_Q, 1)->offset = UINT64_MAX - 8; }
-static void untied_without_output(ModelSpec *s) { s->tied_output = false; }
+static void same_tensor_twice(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_K, 0)->role = ROLE_ATTN_V;
+}
+static void wrong_shape(ModelSpec *s)
+{
+    find(s, ROLE_FFN_UP, 1)->rows--;
+}
+static void wrong_size(ModelSpec *s)
+{
+    find(s, ROLE_FFN_UP, 1)->size_bytes++;
+}
+static void quantised_norm(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_NORM, 1)->type = DTYPE_Q8_0;
+}
+static void unknown_type(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->type = (Dtype)5;
+}
+static void huge_type(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->type = (Dtype)4000000000u;
+}
+static void unknown_role(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->role = (TensorRole)77;
+}
+static void negative_layer(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->layer = -5;
+}
+static void global_in_layer(ModelSpec *s)
+{
+    find(s, ROLE_OUTPUT_NORM, -1)->layer = 0;
+}
+static void overlap(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->offset += 32;
+}
+static void wrapping_offset(ModelSpec *s)
+{
+    find(s, ROLE_ATTN_Q, 1)->offset = UINT64_MAX - 8;
+}
+static void untied_without_output(ModelSpec *s)
+{
+    s->tied_output = false;
+}
 static void no_tensors(ModelSpec *s)
 {
     for (uint32_t i = 0; i < s->n_tensors; i++) {
@@ -245,11 +339,36 @@ static void no_tensors(ModelSpec *s)
 static void test_refusals(void **state)
 {
     static const BreakFn breaks[] = {
-        no_layers,      more_layers,     fewer_layers,     huge_width,       odd_groups,      many_kv_heads,
-        no_eps,         nan_eps,         odd_rope,         wide_rope,        nan_rope,        strange_scaling,
-        missing_factors, yarn_without_context, experts,    other_family,     no_cache,        missing_tensor,
-        same_tensor_twice, wrong_shape,  wrong_size,       quantised_norm,   unknown_type,    huge_type,
-        unknown_role,   negative_layer,  global_in_layer,  overlap,          wrapping_offset, untied_without_output,
+        no_layers,
+        more_layers,
+        fewer_layers,
+        huge_width,
+        odd_groups,
+        many_kv_heads,
+        no_eps,
+        nan_eps,
+        odd_rope,
+        wide_rope,
+        nan_rope,
+        strange_scaling,
+        missing_factors,
+        yarn_without_context,
+        experts,
+        other_family,
+        no_cache,
+        missing_tensor,
+        same_tensor_twice,
+        wrong_shape,
+        wrong_size,
+        quantised_norm,
+        unknown_type,
+        huge_type,
+        unknown_role,
+        negative_layer,
+        global_in_layer,
+        overlap,
+        wrapping_offset,
+        untied_without_output,
         no_tensors,
     };
     for (size_t i = 0; i < G_N_ELEMENTS(breaks); i++) {
@@ -282,9 +401,10 @@ static void test_too_many_units(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_unit_table),   cmocka_unit_test(test_unit_properties), cmocka_unit_test(test_slices_cover_once),
-        cmocka_unit_test(test_canonical_order), cmocka_unit_test(test_kv_heads),     cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_too_many_units),
+        cmocka_unit_test(test_unit_table),        cmocka_unit_test(test_unit_properties),
+        cmocka_unit_test(test_slices_cover_once), cmocka_unit_test(test_canonical_order),
+        cmocka_unit_test(test_kv_heads),          cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_refusals),          cmocka_unit_test(test_too_many_units),
     };
     return cmocka_run_group_tests_name("model-spec", tests, NULL, NULL);
 }

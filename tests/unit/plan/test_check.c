@@ -1,4 +1,5 @@
-/* plan_check(): legal plans pass, and each way of breaking one is reported under its rule, with the others still reported beside it. */
+/* plan_check(): legal plans pass, and each way of breaking one is reported under its rule, with the
+ * others still reported beside it. */
 #include "proto/plan/plan.h"
 
 #include "proto/base/random.h"
@@ -100,9 +101,11 @@ static void test_random_layouts_are_legal(void **state)
     RandomSeeded random;
     random_seeded_init(&random, 5);
     for (int i = 0; i < 200; i++) {
-        uint32_t dp = 1 + (uint32_t)(random_u64(&random.base) % 2), pp = 1 + (uint32_t)(random_u64(&random.base) % 4);
+        uint32_t dp = 1 + (uint32_t)(random_u64(&random.base) % 2),
+                 pp = 1 + (uint32_t)(random_u64(&random.base) % 4);
         plan_free(b->plan);
-        b->plan = plan_builder_random(&random.base, b->spec, dp, pp, MIN(plan_tp_limit(b->spec), 8));
+        b->plan =
+            plan_builder_random(&random.base, b->spec, dp, pp, MIN(plan_tp_limit(b->spec), 8));
         assert_legal(b);
     }
 }
@@ -242,7 +245,8 @@ static void test_numerics(void **state)
 {
     Bench *b = *state;
     b->members[5].numerics_version++;
-    assert_broken(b, PLAN_RULE_NUMERICS, "worker w5 computes by numerics version 2 and the plan by 1");
+    assert_broken(b, PLAN_RULE_NUMERICS,
+                  "worker w5 computes by numerics version 2 and the plan by 1");
     b->members[5].numerics_version--;
     b->plan->definition.numerics = NUMERICS_FAST;
     assert_broken(b, PLAN_RULE_NUMERICS, "does not offer numerics fast");
@@ -306,7 +310,8 @@ static void test_degree(void **state)
     bool limit = false, units = false;
     for (guint i = 0; i < found->len; i++) {
         const PlanViolation *v = found->pdata[i];
-        limit = limit || (v->rule == PLAN_RULE_LIMIT && strstr(v->text, "this model allows 1 to 9") != NULL);
+        limit = limit ||
+                (v->rule == PLAN_RULE_LIMIT && strstr(v->text, "this model allows 1 to 9") != NULL);
         units = units || v->rule == PLAN_RULE_UNITS;
     }
     assert_true(limit && units);
@@ -334,16 +339,18 @@ static void test_reports_everything(void **state)
     }
 }
 
-/* Any single damaged number of a legal plan is found, or the plan is still one that covers everything: plan_check() never crashes and
- * its verdict does not depend on what was measured into the plan. */
+/* Any single damaged number of a legal plan is found, or the plan is still one that covers
+ * everything: plan_check() never crashes and its verdict does not depend on what was measured into
+ * the plan. */
 static void test_damaged_plans(void **state)
 {
     Bench *b = *state;
     static const uint32_t numbers[] = {0, 1, 2, 5, 6, 9, 64, 65, 1u << 31, UINT32_MAX};
     for (uint32_t s = 0; s < 3; s++) {
-        uint32_t *fields[] = {&stage(b, s)->layer_first,   &stage(b, s)->layer_last,    &rank(b, s, 1)->attn_first,
-                              &rank(b, s, 1)->attn_count,  &rank(b, s, 1)->ffn_first,   &rank(b, s, 1)->ffn_count,
-                              &rank(b, s, 0)->vocab_first, &rank(b, s, 0)->vocab_count, &rank(b, s, 0)->device};
+        uint32_t *fields[] = {
+            &stage(b, s)->layer_first,   &stage(b, s)->layer_last,    &rank(b, s, 1)->attn_first,
+            &rank(b, s, 1)->attn_count,  &rank(b, s, 1)->ffn_first,   &rank(b, s, 1)->ffn_count,
+            &rank(b, s, 0)->vocab_first, &rank(b, s, 0)->vocab_count, &rank(b, s, 0)->device};
         for (size_t f = 0; f < G_N_ELEMENTS(fields); f++) {
             for (size_t i = 0; i < G_N_ELEMENTS(numbers); i++) {
                 uint32_t kept = *fields[f];
@@ -363,12 +370,24 @@ int main(void)
 {
 #define PLAN_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        PLAN_TEST(test_legal),      PLAN_TEST(test_random_layouts_are_legal), PLAN_TEST(test_layers),
-        PLAN_TEST(test_layer_order), PLAN_TEST(test_attention_units),         PLAN_TEST(test_ffn_units),
-        PLAN_TEST(test_rank_without_units), PLAN_TEST(test_vocabulary),       PLAN_TEST(test_empty_vocabulary_is_fine),
-        PLAN_TEST(test_members),    PLAN_TEST(test_memory),                   PLAN_TEST(test_types),
-        PLAN_TEST(test_numerics),   PLAN_TEST(test_counts),                   PLAN_TEST(test_no_replicas),
-        PLAN_TEST(test_degree),     PLAN_TEST(test_reports_everything),       PLAN_TEST(test_damaged_plans),
+        PLAN_TEST(test_legal),
+        PLAN_TEST(test_random_layouts_are_legal),
+        PLAN_TEST(test_layers),
+        PLAN_TEST(test_layer_order),
+        PLAN_TEST(test_attention_units),
+        PLAN_TEST(test_ffn_units),
+        PLAN_TEST(test_rank_without_units),
+        PLAN_TEST(test_vocabulary),
+        PLAN_TEST(test_empty_vocabulary_is_fine),
+        PLAN_TEST(test_members),
+        PLAN_TEST(test_memory),
+        PLAN_TEST(test_types),
+        PLAN_TEST(test_numerics),
+        PLAN_TEST(test_counts),
+        PLAN_TEST(test_no_replicas),
+        PLAN_TEST(test_degree),
+        PLAN_TEST(test_reports_everything),
+        PLAN_TEST(test_damaged_plans),
     };
     return cmocka_run_group_tests_name("check", tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* What a plan says that a rank needs, against what the worker's own code maps for it: never less, and not much more. */
+/* What a plan says that a rank needs, against what the worker's own code maps for it: never less,
+ * and not much more. */
 #include "proto/plan/plan.h"
 
 #include "kernels/ops/matmul.h"
@@ -18,8 +19,9 @@
 #define THREADS 8u
 #define MIB (1ull << 20)
 
-static const Dtype all_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
-                                  DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+static const Dtype all_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,
+                                  DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q8_0,
+                                  DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
 
 static void check_rank(const Plan *plan, const ModelSpec *spec, uint32_t r, uint32_t s, uint32_t k)
 {
@@ -30,13 +32,17 @@ static void check_rank(const Plan *plan, const ModelSpec *spec, uint32_t r, uint
     uint64_t buffers = stage_buffer_bytes(spec, plan, r, s, k, THREADS);
     uint64_t planned = rank_buffer_bytes(plan, spec, replica, stage, rank, THREADS);
     if (rank->weight_bytes + MIB < weights || rank->weight_bytes > weights + weights / 20 + MIB) {
-        fail_msg("weights: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", rank->weight_bytes, weights);
+        fail_msg("weights: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped",
+                 rank->weight_bytes, weights);
     }
     if (planned < buffers) {
-        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", planned, buffers);
+        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", planned,
+                 buffers);
     }
-    if (stage->n_ranks == 1 && replica->n_stages == 1 && planned > buffers + buffers / 2 + 24 * MIB) {
-        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, only %" G_GUINT64_FORMAT " mapped", planned, buffers);
+    if (stage->n_ranks == 1 && replica->n_stages == 1 &&
+        planned > buffers + buffers / 2 + 24 * MIB) {
+        fail_msg("buffers: %" G_GUINT64_FORMAT " planned, only %" G_GUINT64_FORMAT " mapped",
+                 planned, buffers);
     }
 }
 
@@ -68,7 +74,8 @@ static void test_plans_cover_what_workers_map(void **state)
         g_autoptr(ModelSpec) spec = gguf_builder_spec(&c, NULL);
         assert_non_null(spec);
         uint32_t pp = 1 + (uint32_t)(random_u64(&random.base) % 3);
-        g_autoptr(Plan) plan = plan_builder_random(&random.base, spec, 1, pp, i < 22 ? 1 : plan_tp_limit(spec));
+        g_autoptr(Plan) plan =
+            plan_builder_random(&random.base, spec, 1, pp, i < 22 ? 1 : plan_tp_limit(spec));
         plan->max_rows = i % 4 == 0 ? 16 : 512;
         plan->definition.context = 4096;
         plan_measure(plan, spec, members, N_MEMBERS);

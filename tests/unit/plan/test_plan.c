@@ -30,7 +30,8 @@ static ModelSpec *sample(bool tied)
     return spec;
 }
 
-/* ---- small things ----------------------------------------------------------------------------- */
+/* ---- small things -----------------------------------------------------------------------------
+ */
 
 static void test_definition_hash(void **state)
 {
@@ -53,7 +54,8 @@ static void test_definition_hash(void **state)
     }
 }
 
-static void assert_layout(Plan *plan /* taken */, const char *text, uint32_t dp, uint32_t pp, uint32_t tp)
+static void assert_layout(Plan *plan /* taken */, const char *text, uint32_t dp, uint32_t pp,
+                          uint32_t tp)
 {
     uint32_t got[3];
     g_autofree char *layout = plan_layout_text(plan);
@@ -101,9 +103,11 @@ static void test_tp_limit(void **state)
     assert_int_equal(plan_tp_limit(spec), MIN(spec->n_attn_units, spec->n_ffn_units));
 }
 
-/* ---- cuts ------------------------------------------------------------------------------------- */
+/* ---- cuts -------------------------------------------------------------------------------------
+ */
 
-static void assert_cut(uint32_t n, const double *weight, uint32_t n_parts, uint32_t least, const uint32_t *wanted)
+static void assert_cut(uint32_t n, const double *weight, uint32_t n_parts, uint32_t least,
+                       const uint32_t *wanted)
 {
     uint32_t cuts[9];
     plan_cut(n, weight, n_parts, least, cuts);
@@ -149,17 +153,21 @@ static void test_cut_is_best(void **state)
     }
 }
 
-/* ---- slices of ranks -------------------------------------------------------------------------- */
+/* ---- slices of ranks --------------------------------------------------------------------------
+ */
 
-/* How many ranks of a replica must hold a slice, from what the slice is for (not from how plan.c finds it). */
-static uint32_t wanted_holders(const Plan *plan, const ModelSpec *spec, uint32_t r, uint32_t i, uint32_t slice)
+/* How many ranks of a replica must hold a slice, from what the slice is for (not from how plan.c
+ * finds it). */
+static uint32_t wanted_holders(const Plan *plan, const ModelSpec *spec, uint32_t r, uint32_t i,
+                               uint32_t slice)
 {
     const PlanReplica *replica = &plan->replicas[r];
     const TensorSpec *t = &spec->tensors[i];
     uint32_t n = 0, last = replica->n_stages - 1;
     for (uint32_t s = 0; s <= last; s++) {
         const PlanStage *stage = &replica->stages[s];
-        bool in_layer = t->layer >= (int32_t)stage->layer_first && t->layer <= (int32_t)stage->layer_last;
+        bool in_layer =
+            t->layer >= (int32_t)stage->layer_first && t->layer <= (int32_t)stage->layer_last;
         switch (t->role) {
         case ROLE_TOKEN_EMBD:
             n += s == 0 || (s == last && spec->tied_output);
@@ -184,7 +192,8 @@ static uint32_t wanted_holders(const Plan *plan, const ModelSpec *spec, uint32_t
             for (uint32_t k = 0; in_layer && k < stage->n_ranks; k++) {
                 bool reads = false;
                 for (uint32_t head = 0; head < spec->n_heads; head++) {
-                    uint32_t unit = head / spec->attn_unit_heads, group = spec->n_heads / spec->n_kv_heads;
+                    uint32_t unit = head / spec->attn_unit_heads,
+                             group = spec->n_heads / spec->n_kv_heads;
                     bool own = unit >= stage->ranks[k].attn_first &&
                                unit < stage->ranks[k].attn_first + stage->ranks[k].attn_count;
                     reads = reads || (own && head / group == slice);
@@ -213,7 +222,8 @@ static void check_slices(const Plan *plan, const ModelSpec *spec)
                 for (guint n = 0; n < slices->len; n++) {
                     SliceRef ref = g_array_index(slices, SliceRef, n);
                     uint64_t place = (uint64_t)ref.tensor << 32 | ref.slice;
-                    assert_true(ref.tensor < spec->n_tensors && ref.slice < spec->tensors[ref.tensor].n_slices);
+                    assert_true(ref.tensor < spec->n_tensors &&
+                                ref.slice < spec->tensors[ref.tensor].n_slices);
                     assert_true(n == 0 || place > last); /* canonical order, nothing twice */
                     last = place;
                     held[ref.tensor][ref.slice]++;
@@ -223,7 +233,8 @@ static void check_slices(const Plan *plan, const ModelSpec *spec)
         for (uint32_t i = 0; i < spec->n_tensors; i++) {
             for (uint32_t slice = 0; slice < spec->tensors[i].n_slices; slice++) {
                 if (held[i][slice] != wanted_holders(plan, spec, r, i, slice)) {
-                    fail_msg("slice %u of %s is held %u times", slice, spec->tensors[i].name, held[i][slice]);
+                    fail_msg("slice %u of %s is held %u times", slice, spec->tensors[i].name,
+                             held[i][slice]);
                 }
             }
             g_free(held[i]);
@@ -239,13 +250,15 @@ static void test_slices_of_random_layouts(void **state)
     random_seeded_init(&random, 11);
     for (int i = 0; i < 300; i++) {
         const ModelSpec *spec = i % 2 == 0 ? tied : untied;
-        uint32_t dp = 1 + (uint32_t)(random_u64(&random.base) % 3), pp = 1 + (uint32_t)(random_u64(&random.base) % 5);
+        uint32_t dp = 1 + (uint32_t)(random_u64(&random.base) % 3),
+                 pp = 1 + (uint32_t)(random_u64(&random.base) % 5);
         g_autoptr(Plan) plan = plan_builder_random(&random.base, spec, dp, pp, plan_tp_limit(spec));
         check_slices(plan, spec);
     }
 }
 
-/* ---- memory ----------------------------------------------------------------------------------- */
+/* ---- memory -----------------------------------------------------------------------------------
+ */
 
 static void test_measure_one_rank(void **state)
 {
@@ -255,15 +268,18 @@ static void test_measure_one_rank(void **state)
     g_autoptr(Plan) plan = plan_builder_even(spec, 1, 1, 1);
     plan_measure(plan, spec, &member, 1);
     const PlanRank *rank = &plan->replicas[0].stages[0].ranks[0];
-    /* Each matrix has a multiple of 16 rows here but the embedding (5000 = 312.5 panels): packed = file bytes + half a panel. */
+    /* Each matrix has a multiple of 16 rows here but the embedding (5000 = 312.5 panels): packed =
+     * file bytes + half a panel. */
     uint64_t file_bytes = 0;
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         file_bytes += (spec->tensors[i].size_bytes + 63) / 64 * 64;
     }
     assert_true(rank->weight_bytes >= file_bytes);
     assert_true(rank->weight_bytes <= file_bytes + 16 * (288 / 32 * 34) + 64);
-    assert_int_equal(rank->kv_bytes_per_token, 5 * 3 * 32 * 2 * 2); /* layers x KV heads x head size x K and V x f16 */
-    assert_true(rank->peak_bytes >= rank->weight_bytes + rank->kv_bytes_per_token * 32 * plan->kv_pages);
+    assert_int_equal(rank->kv_bytes_per_token,
+                     5 * 3 * 32 * 2 * 2); /* layers x KV heads x head size x K and V x f16 */
+    assert_true(rank->peak_bytes >=
+                rank->weight_bytes + rank->kv_bytes_per_token * 32 * plan->kv_pages);
     uint64_t before = rank->peak_bytes;
     plan->kv_pages++;
     plan_measure(plan, spec, &member, 1);
@@ -277,7 +293,8 @@ static void test_measure_one_rank(void **state)
     assert_true(rank->weight_bytes > before * 19 / 10);
 }
 
-/* Ranks of one stage together hold what one rank holds, plus norms, shared KV heads and panel padding. */
+/* Ranks of one stage together hold what one rank holds, plus norms, shared KV heads and panel
+ * padding. */
 static void test_measure_adds_up(void **state)
 {
     g_autoptr(ModelSpec) spec = sample(false);
@@ -289,13 +306,17 @@ static void test_measure_adds_up(void **state)
         kv += three->replicas[0].stages[0].ranks[k].kv_bytes_per_token;
     }
     assert_in_range(sum, whole, whole + whole / 20);
-    assert_int_equal(kv, one->replicas[0].stages[0].ranks[0].kv_bytes_per_token); /* 3 KV heads over 3 ranks: none shared */
+    assert_int_equal(kv, one->replicas[0]
+                             .stages[0]
+                             .ranks[0]
+                             .kv_bytes_per_token); /* 3 KV heads over 3 ranks: none shared */
     g_autoptr(Plan) two = plan_builder_even(spec, 1, 1, 2);
     kv = 0;
     for (uint32_t k = 0; k < 2; k++) {
         kv += two->replicas[0].stages[0].ranks[k].kv_bytes_per_token;
     }
-    assert_int_equal(kv, one->replicas[0].stages[0].ranks[0].kv_bytes_per_token / 3 * 4); /* the middle one twice */
+    assert_int_equal(kv, one->replicas[0].stages[0].ranks[0].kv_bytes_per_token / 3 *
+                             4); /* the middle one twice */
 }
 
 /* Numbers that nobody checked must not overflow into small ones. */
@@ -329,11 +350,16 @@ static void test_measure_absurd(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_definition_hash), cmocka_unit_test(test_layout_text),
-        cmocka_unit_test(test_copy),            cmocka_unit_test(test_tp_limit),
-        cmocka_unit_test(test_cut),             cmocka_unit_test(test_cut_is_best),
-        cmocka_unit_test(test_slices_of_random_layouts), cmocka_unit_test(test_measure_one_rank),
-        cmocka_unit_test(test_measure_adds_up), cmocka_unit_test(test_measure_absurd),
+        cmocka_unit_test(test_definition_hash),
+        cmocka_unit_test(test_layout_text),
+        cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_tp_limit),
+        cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_cut_is_best),
+        cmocka_unit_test(test_slices_of_random_layouts),
+        cmocka_unit_test(test_measure_one_rank),
+        cmocka_unit_test(test_measure_adds_up),
+        cmocka_unit_test(test_measure_absurd),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }

@@ -53,7 +53,8 @@ static void test_round_trip(void **state)
     assert_int_equal(b->streams, a->streams);
     assert_true(b->kv_pages == a->kv_pages);
     assert_int_equal(b->max_rows, a->max_rows);
-    assert_true(b->predicted.prefill_tokens_per_s == 123.5 && b->predicted.decode_tokens_per_s == 45.25);
+    assert_true(b->predicted.prefill_tokens_per_s == 123.5 &&
+                b->predicted.decode_tokens_per_s == 45.25);
     assert_string_equal(b->predicted.bound, "link");
     assert_int_equal(b->reasons->len, 2);
     assert_string_equal(b->reasons->pdata[0], "one");
@@ -81,11 +82,26 @@ static void drop_definition(Weft__V1__Plan *m)
     weft__v1__definition__free_unpacked(m->definition, NULL);
     m->definition = NULL;
 }
-static void short_hash(Weft__V1__Plan *m) { m->definition->file_hash.len = 3; }
-static void strange_numerics(Weft__V1__Plan *m) { m->definition->numerics = 2; }
-static void strange_kv(Weft__V1__Plan *m) { m->definition->kv_type = 3; }
-static void nan_speed(Weft__V1__Plan *m) { m->predicted_decode_tokens_per_s = NAN; }
-static void infinite_speed(Weft__V1__Plan *m) { m->predicted_prefill_tokens_per_s = INFINITY; }
+static void short_hash(Weft__V1__Plan *m)
+{
+    m->definition->file_hash.len = 3;
+}
+static void strange_numerics(Weft__V1__Plan *m)
+{
+    m->definition->numerics = 2;
+}
+static void strange_kv(Weft__V1__Plan *m)
+{
+    m->definition->kv_type = 3;
+}
+static void nan_speed(Weft__V1__Plan *m)
+{
+    m->predicted_decode_tokens_per_s = NAN;
+}
+static void infinite_speed(Weft__V1__Plan *m)
+{
+    m->predicted_prefill_tokens_per_s = INFINITY;
+}
 static void strange_bound(Weft__V1__Plan *m)
 {
     g_free(m->predicted_bound);
@@ -145,9 +161,10 @@ static void many_reasons(Weft__V1__Plan *m)
 
 static void test_refusals(void **state)
 {
-    static const BreakFn breaks[] = {drop_definition, short_hash,  strange_numerics, strange_kv, nan_speed,
-                                     infinite_speed,  strange_bound, bad_job,        long_worker, no_stages,
-                                     no_ranks,        many_ranks,  no_replicas,      many_reasons};
+    static const BreakFn breaks[] = {drop_definition, short_hash,     strange_numerics, strange_kv,
+                                     nan_speed,       infinite_speed, strange_bound,    bad_job,
+                                     long_worker,     no_stages,      no_ranks,         many_ranks,
+                                     no_replicas,     many_reasons};
     for (size_t i = 0; i < G_N_ELEMENTS(breaks); i++) {
         g_autoptr(Plan) plan = sample();
         g_autoptr(GError) error = NULL;

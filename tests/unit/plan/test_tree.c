@@ -1,5 +1,5 @@
-/* Tree programs against the recursive definition of NUMERICS 2, for every n <= 64 and every range. Sums are written out as text, so that
- * another shape, order or a missing operand shows. */
+/* Tree programs against the recursive definition of NUMERICS 2, for every n <= 64 and every range.
+ * Sums are written out as text, so that another shape, order or a missing operand shows. */
 #include "proto/plan/tree.h"
 
 #include "proto/base/random.h"

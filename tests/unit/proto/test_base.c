@@ -1,4 +1,5 @@
-/* proto/base: errors and their round trip over gRPC statuses, checked memory, byte reader, hash, units, random, log, fail points. */
+/* proto/base: errors and their round trip over gRPC statuses, checked memory, byte reader, hash,
+ * units, random, log, fail points. */
 #include "proto/base/bytes.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
@@ -18,21 +19,22 @@
 
 #include <cmocka.h>
 
-/* ---- errors ----------------------------------------------------------------------------------- */
+/* ---- errors -----------------------------------------------------------------------------------
+ */
 
 static const struct {
     WeftErrorCode code;
     WeftErrorGroup group;
     int exit_code;
 } codes[] = {
-    {WEFT_ERROR_INVALID, WEFT_GROUP_REQUEST, 2},      {WEFT_ERROR_IMPOSSIBLE, WEFT_GROUP_REQUEST, 2},
-    {WEFT_ERROR_NOT_FOUND, WEFT_GROUP_REQUEST, 3},    {WEFT_ERROR_DENIED, WEFT_GROUP_REQUEST, 6},
-    {WEFT_ERROR_DEADLINE, WEFT_GROUP_REQUEST, 7},     {WEFT_ERROR_CANCELLED, WEFT_GROUP_REQUEST, 130},
-    {WEFT_ERROR_UNREACHABLE, WEFT_GROUP_PEER, 5},     {WEFT_ERROR_PROTOCOL, WEFT_GROUP_PEER, 1},
-    {WEFT_ERROR_VERSION, WEFT_GROUP_PEER, 1},         {WEFT_ERROR_STALE, WEFT_GROUP_PEER, 1},
-    {WEFT_ERROR_WORKER_LOST, WEFT_GROUP_WORKER, 1},   {WEFT_ERROR_NOT_READY, WEFT_GROUP_WORKER, 4},
-    {WEFT_ERROR_MEMORY, WEFT_GROUP_WORKER, 1},        {WEFT_ERROR_IO, WEFT_GROUP_WORKER, 1},
-    {WEFT_ERROR_NUMERICS, WEFT_GROUP_WORKER, 1},      {WEFT_ERROR_FAILED, WEFT_GROUP_JOB, 1},
+    {WEFT_ERROR_INVALID, WEFT_GROUP_REQUEST, 2},    {WEFT_ERROR_IMPOSSIBLE, WEFT_GROUP_REQUEST, 2},
+    {WEFT_ERROR_NOT_FOUND, WEFT_GROUP_REQUEST, 3},  {WEFT_ERROR_DENIED, WEFT_GROUP_REQUEST, 6},
+    {WEFT_ERROR_DEADLINE, WEFT_GROUP_REQUEST, 7},   {WEFT_ERROR_CANCELLED, WEFT_GROUP_REQUEST, 130},
+    {WEFT_ERROR_UNREACHABLE, WEFT_GROUP_PEER, 5},   {WEFT_ERROR_PROTOCOL, WEFT_GROUP_PEER, 1},
+    {WEFT_ERROR_VERSION, WEFT_GROUP_PEER, 1},       {WEFT_ERROR_STALE, WEFT_GROUP_PEER, 1},
+    {WEFT_ERROR_WORKER_LOST, WEFT_GROUP_WORKER, 1}, {WEFT_ERROR_NOT_READY, WEFT_GROUP_WORKER, 4},
+    {WEFT_ERROR_MEMORY, WEFT_GROUP_WORKER, 1},      {WEFT_ERROR_IO, WEFT_GROUP_WORKER, 1},
+    {WEFT_ERROR_NUMERICS, WEFT_GROUP_WORKER, 1},    {WEFT_ERROR_FAILED, WEFT_GROUP_JOB, 1},
 };
 
 static void test_error_groups_and_exit_codes(void **state)
@@ -84,7 +86,8 @@ static void test_foreign_statuses(void **state)
     assert_true(strlen(error->message) > 0);
 }
 
-/* ---- checked ---------------------------------------------------------------------------------- */
+/* ---- checked ----------------------------------------------------------------------------------
+ */
 
 static void test_checked_arithmetic(void **state)
 {
@@ -154,11 +157,13 @@ static void test_map(void **state)
     weft_unmap(NULL, 5);
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------ */
+/* ---- bytes ------------------------------------------------------------------------------------
+ */
 
 static void test_byte_reader(void **state)
 {
-    const uint8_t data[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 0, 0x80, 0x3f, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f};
+    const uint8_t data[] = {1,  2, 3, 4,    5,    6, 7, 8, 9, 10, 11, 12,   13,  14,
+                            15, 0, 0, 0x80, 0x3f, 0, 0, 0, 0, 0,  0,  0xf8, 0x3f};
     ByteReader r = byte_reader(data, sizeof data);
     assert_int_equal(byte_reader_u8(&r), 1);
     assert_int_equal(byte_reader_u16le(&r), 0x0302);
@@ -185,9 +190,11 @@ static void test_byte_reader_stays_failed(void **state)
     assert_null(byte_reader_take(&r, SIZE_MAX));
 }
 
-/* ---- hash ------------------------------------------------------------------------------------- */
+/* ---- hash -------------------------------------------------------------------------------------
+ */
 
-/* XXH3-128 of the empty input and of "abc", published with the algorithm's reference test values (xxhsum -H2). */
+/* XXH3-128 of the empty input and of "abc", published with the algorithm's reference test values
+ * (xxhsum -H2). */
 static void test_hash_values(void **state)
 {
     char hex[33];
@@ -221,7 +228,8 @@ static void test_hash_streams(void **state)
     hasher_free(NULL);
 }
 
-/* ---- units ------------------------------------------------------------------------------------ */
+/* ---- units ------------------------------------------------------------------------------------
+ */
 
 static void test_parse_size(void **state)
 {
@@ -229,8 +237,16 @@ static void test_parse_size(void **state)
         const char *text;
         uint64_t bytes;
     } good[] = {
-        {"8G", 8ull << 30},  {"8GiB", 8ull << 30}, {"1.5g", 3ull << 29}, {"123", 123},      {"512M", 512ull << 20},
-        {"0", 0},            {"4 kb", 4096},       {"2t", 2ull << 40},   {"7b", 7},         {"18446744073709551615", UINT64_MAX},
+        {"8G", 8ull << 30},
+        {"8GiB", 8ull << 30},
+        {"1.5g", 3ull << 29},
+        {"123", 123},
+        {"512M", 512ull << 20},
+        {"0", 0},
+        {"4 kb", 4096},
+        {"2t", 2ull << 40},
+        {"7b", 7},
+        {"18446744073709551615", UINT64_MAX},
         {"9007199254740993", 9007199254740993ull},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(good); i++) {
@@ -238,7 +254,9 @@ static void test_parse_size(void **state)
         assert_true(units_parse_size(good[i].text, &bytes, NULL));
         assert_true(bytes == good[i].bytes);
     }
-    static const char *const bad[] = {"", "G", "8X", "-1", "1.2.3G", "1e9", "18446744073709551616", "20000000000G", "8G ", "nan", "."};
+    static const char *const bad[] = {
+        "",    "G",   "8X", "-1", "1.2.3G", "1e9", "18446744073709551616", "20000000000G",
+        "8G ", "nan", "."};
     for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
         g_autoptr(GError) error = NULL;
         uint64_t bytes = 42;
@@ -294,13 +312,15 @@ static void test_format(void **state)
     assert_text(units_format_duration(-12000000), "-12s");
 }
 
-/* ---- random ----------------------------------------------------------------------------------- */
+/* ---- random -----------------------------------------------------------------------------------
+ */
 
 static void test_random_seeded(void **state)
 {
     RandomSeeded a, b;
     random_seeded_init(&a, 1234567);
-    /* Reference: SplitMix64 from seed 1234567, as published with Vigna's splitmix64.c and Rosetta Code's task. */
+    /* Reference: SplitMix64 from seed 1234567, as published with Vigna's splitmix64.c and Rosetta
+     * Code's task. */
     assert_true(random_u64(&a.base) == UINT64_C(6457827717110365317));
     assert_true(random_u64(&a.base) == UINT64_C(3203168211198807973));
     assert_true(random_u64(&a.base) == UINT64_C(9817491932198370423));
@@ -321,7 +341,8 @@ static void test_random_system(void **state)
     assert_memory_not_equal(a + 984, (uint8_t[16]){0}, 16);
 }
 
-/* ---- log -------------------------------------------------------------------------------------- */
+/* ---- log --------------------------------------------------------------------------------------
+ */
 
 typedef struct LogCatcher {
     Log base;
@@ -345,7 +366,8 @@ static void test_log(void **state)
     assert_non_null(log_stderr());
 }
 
-/* ---- fail points ------------------------------------------------------------------------------ */
+/* ---- fail points ------------------------------------------------------------------------------
+ */
 
 static char *failpoint_file; /* named by the environment that main() sets */
 
