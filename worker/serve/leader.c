@@ -211,7 +211,8 @@ struct Leader {
     uint32_t n_releases;
     uint64_t next_uid;
     uint32_t next_step;
-    GQueue in_flight;        /* InFlight *, oldest first */
+    InFlight *in_flight;     /* ring of steps_in_flight, oldest at flight_head */
+    uint32_t flight_head, flight_tail;
     uint32_t turn;           /* slot that is served first next time */
 };
 
@@ -221,7 +222,7 @@ Leader *leader_new(const LeaderOptions *options)
     l->o = *options;
     page_allocator_init(&l->pages, options->kv_pages);
     g_queue_init(&l->waiting);
-    g_queue_init(&l->in_flight);
+    l->in_flight = g_new0(InFlight, options->steps_in_flight);
     l->slots = g_new0(LeaderRequest *, options->limits.max_slots);
     l->slot_taken = g_new0(bool, options->limits.max_slots);
     l->releases = g_new0(uint32_t, options->limits.max_slots);
@@ -394,7 +395,7 @@ static uint32_t pending(const LeaderRequest *q)
 
 bool leader_next(Leader *l, Step *step)
 {
-    if (g_queue_get_length(&l->in_flight) >= l->o.steps_in_flight) {
+    if (leader_steps_in_flight(l) >= l->o.steps_in_flight) {
         return false;
     }
     step_clear(step);
@@ -423,9 +424,7 @@ bool leader_next(Leader *l, Step *step)
     }
     l->n_releases = 0;
     step->number = l->next_step++;
-    InFlight *f = g_new(InFlight, 1);
-    *f = (InFlight){.number = step->number, .built_us = g_get_monotonic_time()};
-    g_queue_push_tail(&l->in_flight, f);
+    l->in_flight[l->flight_tail++ % l->o.steps_in_flight] = (InFlight){.number = step->number, .built_us = g_get_monotonic_time()};
     return true;
 }
 
@@ -488,11 +487,10 @@ static void take_row(Leader *l, const RowResult *r)
 
 void leader_result(Leader *l, uint32_t step_number, const RowResult *results, uint32_t n)
 {
-    InFlight *oldest = g_queue_peek_head(&l->in_flight);
-    if (oldest == NULL || oldest->number != step_number) {
+    if (leader_steps_in_flight(l) == 0 || l->in_flight[l->flight_head % l->o.steps_in_flight].number != step_number) {
         return; /* not one of ours: steps come back in order */
     }
-    g_free(g_queue_pop_head(&l->in_flight));
+    l->flight_head++;
     for (uint32_t i = 0; i < n; i++) {
         take_row(l, &results[i]);
     }
@@ -509,13 +507,13 @@ uint32_t leader_open_requests(const Leader *l)
 
 uint32_t leader_steps_in_flight(const Leader *l)
 {
-    return g_queue_get_length((GQueue *)&l->in_flight);
+    return l->flight_tail - l->flight_head;
 }
 
 int64_t leader_oldest_step_us(const Leader *l, uint32_t *step)
 {
-    const InFlight *oldest = g_queue_peek_head((GQueue *)&l->in_flight);
-    if (oldest == NULL) {
+    const InFlight *oldest = &l->in_flight[l->flight_head % l->o.steps_in_flight];
+    if (leader_steps_in_flight(l) == 0) {
         return 0;
     }
     *step = oldest->number;
@@ -542,7 +540,7 @@ void leader_free(Leader *l, const GError *error)
         return;
     }
     leader_fail(l, error);
-    g_queue_clear_full(&l->in_flight, g_free);
+    g_free(l->in_flight);
     page_allocator_clear(&l->pages);
     g_free(l->slots);
     g_free(l->slot_taken);

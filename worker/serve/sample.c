@@ -205,7 +205,7 @@ void sample_part(const Kernels *kernels, const SampleRow *row, const float *logi
 
 /* ---- the merge ---- */
 
-typedef struct Merge {
+struct SampleMerger {
     GArray *chunks;     /* ChunkPart */
     GArray *candidates; /* Candidate */
     GArray *top;        /* Candidate */
@@ -213,9 +213,11 @@ typedef struct Merge {
     bool bounded;       /* some part is not complete */
     bool failed, has_target;
     float target;
-} Merge;
+    GArray *ms, *ls;    /* float: the chunks' pairs while they are merged */
+    GByteArray *hashes;
+};
 
-static bool take_part(SampleReader *reader, Merge *m)
+static bool take_part(SampleReader *reader, SampleMerger *m)
 {
     ByteReader r = {.data = reader->data, .size = reader->size, .offset = reader->offset};
     const bool failed = byte_reader_u32le(&r) != 0;
@@ -249,11 +251,12 @@ static bool take_part(SampleReader *reader, Merge *m)
     return true;
 }
 
-static float merge_lse(const Merge *m, bool tempered, float *max_out)
+static float merge_lse(const SampleMerger *m, bool tempered, float *max_out)
 {
     const guint n = m->chunks->len;
-    g_autofree float *ms = g_new(float, n);
-    g_autofree float *ls = g_new(float, n);
+    g_array_set_size(m->ms, n);
+    g_array_set_size(m->ls, n);
+    float *ms = (float *)(void *)m->ms->data, *ls = (float *)(void *)m->ls->data;
     for (guint i = 0; i < n; i++) {
         const ChunkPart *c = &g_array_index(m->chunks, ChunkPart, i);
         ms[i] = tempered ? c->mt : c->m;
@@ -264,9 +267,10 @@ static float merge_lse(const Merge *m, bool tempered, float *max_out)
     return ls[0];
 }
 
-static void hash_row(const Merge *m, uint8_t out[16])
+static void hash_row(const SampleMerger *m, uint8_t out[16])
 {
-    g_autofree uint8_t *hashes = g_malloc((gsize)m->chunks->len * 16);
+    g_byte_array_set_size(m->hashes, m->chunks->len * 16);
+    uint8_t *hashes = m->hashes->data;
     for (guint i = 0; i < m->chunks->len; i++) {
         memcpy(hashes + 16 * (gsize)i, g_array_index(m->chunks, ChunkPart, i).hash, 16);
     }
@@ -275,7 +279,7 @@ static void hash_row(const Merge *m, uint8_t out[16])
 }
 
 /* How many sorted candidates are certainly the best ones in this order. */
-static guint certain(const Merge *m)
+static guint certain(const SampleMerger *m)
 {
     guint n = m->candidates->len;
     if (m->bounded) {
@@ -288,7 +292,7 @@ static guint certain(const Merge *m)
 }
 
 /* The number of sorted candidates that pass all filters; false = more are needed to know. */
-static bool filter(const Merge *m, const SampleSettings *s, guint *n_out)
+static bool filter(const SampleMerger *m, const SampleSettings *s, guint *n_out)
 {
     const Candidate *c = (const Candidate *)(void *)m->candidates->data;
     const guint sure = certain(m);
@@ -339,7 +343,7 @@ static bool filter(const Merge *m, const SampleSettings *s, guint *n_out)
     return !open;
 }
 
-static guint pick(const Kernels *k, const SampleRow *row, const Merge *m, guint n)
+static guint pick(const Kernels *k, const SampleRow *row, const SampleMerger *m, guint n)
 {
     const Candidate *c = (const Candidate *)(void *)m->candidates->data;
     const SampleSettings *s = &row->settings;
@@ -361,7 +365,7 @@ static guint pick(const Kernels *k, const SampleRow *row, const Merge *m, guint 
     return at;
 }
 
-static SampleOutcome conclude(const Kernels *k, const SampleRow *row, Merge *m, SampleResult *out)
+static SampleOutcome conclude(const Kernels *k, const SampleRow *row, SampleMerger *m, SampleResult *out)
 {
     float max;
     guint n = 1;
@@ -401,22 +405,43 @@ static SampleOutcome conclude(const Kernels *k, const SampleRow *row, Merge *m, 
     return SAMPLE_DRAWN;
 }
 
-SampleOutcome sample_merge(const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers, SampleResult *result)
+SampleMerger *sample_merger_new(void)
 {
-    Merge m = {.chunks = g_array_new(FALSE, FALSE, sizeof(ChunkPart)),
-               .candidates = g_array_new(FALSE, FALSE, sizeof(Candidate)),
-               .top = g_array_new(FALSE, FALSE, sizeof(Candidate))};
-    SampleOutcome outcome = SAMPLE_DRAWN;
-    for (uint32_t i = 0; i < n_readers && outcome == SAMPLE_DRAWN; i++) {
-        if (!take_part(&readers[i], &m)) {
-            outcome = SAMPLE_MALFORMED;
+    SampleMerger *m = g_new0(SampleMerger, 1);
+    m->chunks = g_array_new(FALSE, FALSE, sizeof(ChunkPart));
+    m->candidates = g_array_new(FALSE, FALSE, sizeof(Candidate));
+    m->top = g_array_new(FALSE, FALSE, sizeof(Candidate));
+    m->ms = g_array_new(FALSE, FALSE, sizeof(float));
+    m->ls = g_array_new(FALSE, FALSE, sizeof(float));
+    m->hashes = g_byte_array_new();
+    return m;
+}
+
+void sample_merger_free(SampleMerger *m)
+{
+    if (m == NULL) {
+        return;
+    }
+    g_array_unref(m->chunks);
+    g_array_unref(m->candidates);
+    g_array_unref(m->top);
+    g_array_unref(m->ms);
+    g_array_unref(m->ls);
+    g_byte_array_unref(m->hashes);
+    g_free(m);
+}
+
+SampleOutcome sample_merge(SampleMerger *m, const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers,
+                           SampleResult *result)
+{
+    g_array_set_size(m->chunks, 0);
+    g_array_set_size(m->candidates, 0);
+    g_array_set_size(m->top, 0);
+    m->bounded = m->failed = m->has_target = false;
+    for (uint32_t i = 0; i < n_readers; i++) {
+        if (!take_part(&readers[i], m)) {
+            return SAMPLE_MALFORMED;
         }
     }
-    if (outcome == SAMPLE_DRAWN) {
-        outcome = m.chunks->len > 0 ? conclude(kernels, row, &m, result) : SAMPLE_MALFORMED;
-    }
-    g_array_unref(m.chunks);
-    g_array_unref(m.candidates);
-    g_array_unref(m.top);
-    return outcome;
+    return m->chunks->len > 0 ? conclude(kernels, row, m, result) : SAMPLE_MALFORMED;
 }

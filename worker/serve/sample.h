@@ -65,5 +65,11 @@ typedef struct SampleReader {
     size_t size, offset;
 } SampleReader;
 
+/* Memory of merges, grown to the largest row and kept: no allocation per token. One thread. */
+typedef struct SampleMerger SampleMerger;
+SampleMerger *sample_merger_new(void);
+void sample_merger_free(SampleMerger *merger); /* NULL-safe */
+
 /* Takes the next part from each reader (ranks in order) and merges them. */
-SampleOutcome sample_merge(const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers, SampleResult *result);
+SampleOutcome sample_merge(SampleMerger *merger, const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers,
+                           SampleResult *result);

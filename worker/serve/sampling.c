@@ -12,6 +12,7 @@ struct Sampling {
     float *logits;        /* dumped rows: [n_dumped][vocab_size], grown on demand */
     size_t logits_capacity;
     SampleReader *readers;
+    SampleMerger *merger;
 };
 
 Sampling *sampling_new(Stage *stage, const Sequences *sequences)
@@ -22,6 +23,7 @@ Sampling *sampling_new(Stage *stage, const Sequences *sequences)
     s->results = g_new0(RowResult, stage->max_rows);
     s->drawn = g_new0(SampleResult, stage->max_rows);
     s->readers = g_new0(SampleReader, stage->plan_stage->n_ranks);
+    s->merger = sample_merger_new();
     return s;
 }
 
@@ -34,6 +36,7 @@ void sampling_free(Sampling *s)
     g_free(s->drawn);
     g_free(s->logits);
     g_free(s->readers);
+    sample_merger_free(s->merger);
     g_free(s);
 }
 
@@ -195,7 +198,7 @@ static void merge_row(const OutputRow *r, void *user)
     }
     const SampleRow row = row_of(r->sequence, r->row, r->position);
     SampleResult *drawn = &s->drawn[p->n];
-    const SampleOutcome outcome = sample_merge(s->stage->o.kernels, &row, s->readers, p->n_parts, drawn);
+    const SampleOutcome outcome = sample_merge(s->merger, s->stage->o.kernels, &row, s->readers, p->n_parts, drawn);
     const bool dump = r->sequence->admit.want_logits;
     if (outcome == SAMPLE_MORE) {
         p->outcome = SAMPLING_MORE;

@@ -15,6 +15,15 @@
 
 enum { VOCAB = 5 * 1024 + 37, N_CHUNKS = 6, RANKS = 4 };
 
+static SampleMerger *merger(void)
+{
+    static SampleMerger *one; /* the program's, as a rank has one */
+    if (one == NULL) {
+        one = sample_merger_new();
+    }
+    return one;
+}
+
 static float logits[VOCAB];
 
 /* Draws with the vocabulary cut at chunks cuts[0..n_ranks]; *rounds counts the tries, each with twice the candidates. */
@@ -31,7 +40,7 @@ static SampleOutcome draw(const Kernels *kernels, const SampleRow *row, uint32_t
             readers[r] = (SampleReader){.data = parts[r]->data, .size = parts[r]->len};
         }
         memset(result, 0, sizeof *result);
-        const SampleOutcome outcome = sample_merge(kernels, row, readers, n_ranks, result);
+        const SampleOutcome outcome = sample_merge(merger(), kernels, row, readers, n_ranks, result);
         for (uint32_t r = 0; r < n_ranks; r++) {
             assert_true(outcome != SAMPLE_DRAWN || readers[r].offset == readers[r].size);
             g_byte_array_unref(parts[r]);
@@ -349,7 +358,7 @@ static void test_malformed_parts(void **state)
     for (guint size = 0; size < part->len; size++) {
         g_autofree uint8_t *exact = g_memdup2(part->data, size); /* so that a read beyond is caught by the sanitizer */
         SampleReader reader = {.data = exact, .size = size};
-        assert_int_equal(sample_merge(kernels_get(ISA_GENERIC), &row, &reader, 1, &r), SAMPLE_MALFORMED);
+        assert_int_equal(sample_merge(merger(), kernels_get(ISA_GENERIC), &row, &reader, 1, &r), SAMPLE_MALFORMED);
     }
     for (unsigned i = 0; i < 3000; i++) { /* any bytes: any outcome, no crash */
         g_autofree uint8_t *damaged = g_memdup2(part->data, part->len);
@@ -357,7 +366,7 @@ static void test_malformed_parts(void **state)
             damaged[numbers_u64(&numbers) % (i % 2 ? 28 : part->len)] = (uint8_t)numbers_u64(&numbers);
         }
         SampleReader reader = {.data = damaged, .size = part->len};
-        sample_merge(kernels_get(ISA_GENERIC), &row, &reader, 1, &r);
+        sample_merge(merger(), kernels_get(ISA_GENERIC), &row, &reader, 1, &r);
     }
     g_byte_array_unref(part);
 }
