@@ -105,28 +105,44 @@ static uint64_t number_in(const char *path, const char *key)
 }
 
 /* What one memory cgroup leaves; UINT64_MAX without a limit ("max" reads as 0). */
-static uint64_t left_in_cgroup(const char *folder)
+static uint64_t left_in_cgroup(const char *folder, const char *limit_name, const char *used_name)
 {
-    g_autofree char *limit_file = g_build_filename(folder, "memory.max", NULL);
-    g_autofree char *used_file = g_build_filename(folder, "memory.current", NULL);
+    g_autofree char *limit_file = g_build_filename(folder, limit_name, NULL);
+    g_autofree char *used_file = g_build_filename(folder, used_name, NULL);
     const uint64_t limit = number_in(limit_file, NULL), used = number_in(used_file, NULL);
     return limit == 0 ? UINT64_MAX : limit > used ? limit - used : 0;
 }
 
-/* What is available on the host and left in this process's memory cgroup and the ones around it, less a tenth. */
-static uint64_t default_memory(void)
+/* The least that is left in this process's memory cgroup and the ones around it; both generations of cgroups. */
+static uint64_t left_in_cgroups(void)
 {
-    uint64_t available = number_in("/proc/meminfo", "MemAvailable:") * 1024;
-    g_autofree char *cgroup = NULL;
-    if (g_file_get_contents("/proc/self/cgroup", &cgroup, NULL, NULL) && g_str_has_prefix(cgroup, "0::/")) {
-        g_autofree char *path = g_strdup(g_strchomp(cgroup + 3));
+    g_autofree char *text = NULL;
+    uint64_t least = UINT64_MAX;
+    if (!g_file_get_contents("/proc/self/cgroup", &text, NULL, NULL)) {
+        return least;
+    }
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    for (char **line = lines; *line != NULL; line++) {
+        const bool unified = g_str_has_prefix(*line, "0::/");
+        const char *memory = strstr(*line, ":memory:/");
+        if (!unified && memory == NULL) {
+            continue;
+        }
+        g_autofree char *path = g_strdup(unified ? *line + strlen("0::") : memory + strlen(":memory:"));
         while (strlen(path) > 1) {
-            g_autofree char *folder = g_build_filename("/sys/fs/cgroup", path, NULL);
-            available = MIN(available, left_in_cgroup(folder));
+            g_autofree char *folder = g_build_filename(unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory", path, NULL);
+            least = MIN(least, unified ? left_in_cgroup(folder, "memory.max", "memory.current")
+                                       : left_in_cgroup(folder, "memory.limit_in_bytes", "memory.usage_in_bytes"));
             *strrchr(path, '/') = '\0';
         }
     }
-    return available / 10 * 9;
+    return least;
+}
+
+/* What is available on the host and in this process's memory cgroups, less a tenth. */
+static uint64_t default_memory(void)
+{
+    return MIN(number_in("/proc/meminfo", "MemAvailable:") * 1024, left_in_cgroups()) / 10 * 9;
 }
 
 /* Equal for processes that may share memory: one boot of one machine, one network namespace, one user. */

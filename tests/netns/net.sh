@@ -82,10 +82,11 @@ coordinator_start() {
     until_true 20 weft status || fail "the coordinator does not answer"
 }
 # worker_start NAME [FLAGS]: with the flags of the first start (--join ...), or as one that has joined
+# GROUP: the file of a cgroup that takes the worker's process id, or empty.
 worker_start() {
     local name=$1
     shift
-    ip netns exec "$NET-$name" "$BUILD/worker/weft-worker" --state "$DIR/$name" --cache "$DIR/$name/cache" --name "$name" --threads 1 --memory 1G --link tcp \
+    GROUP=${GROUP:-} bash -c '[ -z "$GROUP" ] || echo $$ >"$GROUP"; exec "$@"' worker ip netns exec "$NET-$name" "$BUILD/worker/weft-worker" --state "$DIR/$name" --cache "$DIR/$name/cache" --name "$name" --threads 1 --memory 1G --link tcp \
         --health-listen "$(address_of "$name"):7480" "$@" >>"$DIR/$name.log" 2>&1 &
     PID[$name]=$!
 }
@@ -105,7 +106,7 @@ serving_or_ready="ready serving"
 cluster_up() {
     network_up
     mkdir "$DIR/models"
-    "$BUILD/tests/netns/make-model" "$DIR/models/tiny.gguf" || fail "no model could be made"
+    "$BUILD/tests/netns/make-model" "$DIR/models/tiny.gguf" ${MODEL_SIZE:-} || fail "no model could be made"
     MODEL=$DIR/models/tiny.gguf
     coordinator_start
     local words name
