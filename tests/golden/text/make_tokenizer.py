@@ -134,7 +134,7 @@ def write_bpe(out, name):
     write_ids(os.path.join(out, f"bpe-{name}.ids"), lambda d: encode(parsed, vocab, d), lambda d: encode(plain, vocab, d), 60, longs=False)
 
 
-def write_real(out, path):
+def real_references(path):
     from gguf import GGUFReader
     fields = GGUFReader(path).fields
     get = lambda key: fields["tokenizer.ggml." + key].contents()
@@ -142,7 +142,17 @@ def write_real(out, path):
     vocab = {t: i for i, t in enumerate(tokens)}
     merges = [tuple(m.split(" ")) for m in get("merges")]
     control = [t for t, k in zip(tokens, kinds) if k == 3]
-    parsed, plain = reference(get("pre"), vocab, merges, control, [t for t, k in zip(tokens, kinds) if k == 4])
+    return vocab, *reference(get("pre"), vocab, merges, control, [t for t, k in zip(tokens, kinds) if k == 4])
+
+
+def encoder(path):
+    """From text bytes to ids under the model file's own vocabulary, special tokens parsed."""
+    vocab, parsed, _ = real_references(path)
+    return lambda data: encode(parsed, vocab, data)
+
+
+def write_real(out, path):
+    vocab, parsed, plain = real_references(path)
     name = os.path.basename(path).removesuffix(".gguf")
     write_ids(os.path.join(out, name + ".ids"), lambda d: encode(parsed, vocab, d), lambda d: encode(plain, vocab, d), 150)
 
@@ -194,4 +204,5 @@ def main():
         write_real(out, path)
 
 
-main()
+if __name__ == "__main__":
+    main()
