@@ -674,7 +674,7 @@ static void test_random_clusters(void **state)
     uint32_t n_planned = 0, n_refused = 0;
     const uint64_t seed = 4711;
     random_seeded_init(&random, seed);
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 2000; i++) {
         const ModelSpec *spec = i % 3 == 0 ? big : small;
         PlanMember members[9];
         uint32_t n = 1 + (uint32_t)(random_u64(&random.base) % 9);
@@ -718,7 +718,7 @@ static void test_random_clusters(void **state)
     }
     print_message("# seed %" G_GUINT64_FORMAT ": %u planned, %u refused\n", seed, n_planned,
                   n_refused);
-    assert_true(n_planned > 1000 && n_refused > 300);
+    assert_true(n_planned > 800 && n_refused > 300);
 }
 
 int main(void)
