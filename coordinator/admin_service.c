@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-/* ---- Status ---------------------------------------------------------------------------------------------------- */
+/* ---- Status ---- */
 
 typedef struct StatusBuild {
     Parts *parts;
@@ -24,17 +24,21 @@ static void message_free_data(void *data)
     message_free(data);
 }
 
-static void describe_rank(StatusBuild *build, const Weft__V1__Job *job, const Plan *plan, uint32_t replica, const PlanStage *stage, const PlanRank *rank)
+static void describe_rank(StatusBuild *build, const Weft__V1__Job *job, const Plan *plan,
+                          uint32_t replica, const PlanStage *stage, const PlanRank *rank)
 {
     GPtrArray *list = g_hash_table_lookup(build->shards, rank->worker);
     if (list == NULL) {
         list = g_ptr_array_new_with_free_func(g_free);
         g_hash_table_insert(build->shards, g_strdup(rank->worker), list);
     }
-    g_autofree char *replica_text = plan->n_replicas > 1 ? g_strdup_printf(" replica %u", replica) : g_strdup("");
-    g_ptr_array_add(list, g_strdup_printf("%s%s layers %u-%u units %u-%u", job->id, replica_text, stage->layer_first, stage->layer_last, rank->attn_first,
+    g_autofree char *replica_text =
+        plan->n_replicas > 1 ? g_strdup_printf(" replica %u", replica) : g_strdup("");
+    g_ptr_array_add(list, g_strdup_printf("%s%s layers %u-%u units %u-%u", job->id, replica_text,
+                                          stage->layer_first, stage->layer_last, rank->attn_first,
                                           rank->attn_first + rank->attn_count - 1));
-    g_hash_table_replace(build->epochs, g_strdup(rank->worker), g_memdup2(&job->epoch, sizeof job->epoch));
+    g_hash_table_replace(build->epochs, g_strdup(rank->worker),
+                         g_memdup2(&job->epoch, sizeof job->epoch));
 }
 
 static void describe_job(const Weft__V1__Job *job, const Plan *plan, void *user)
@@ -63,7 +67,8 @@ static void describe_member(Member *member, void *user)
         message.n_shards = shards->len;
     }
     message.epoch = epoch != NULL ? *epoch : 0;
-    message.certificate_expires = (uint64_t)authority_expiry(build->parts->authority, message.name) / 1000000;
+    message.certificate_expires =
+        (uint64_t)authority_expiry(build->parts->authority, message.name) / 1000000;
     g_ptr_array_add(build->members, message_copy(&message.base));
 }
 
@@ -72,7 +77,8 @@ static void on_status(RpcCall *call, const ProtobufCMessage *message, void *user
     Parts *parts = user;
     g_autoptr(GPtrArray) members = g_ptr_array_new_with_free_func(message_free_data);
     g_autoptr(GPtrArray) jobs = g_ptr_array_new_with_free_func(message_free_data);
-    g_autoptr(GHashTable) shards = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_ptr_array_unref);
+    g_autoptr(GHashTable) shards =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_ptr_array_unref);
     g_autoptr(GHashTable) epochs = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     StatusBuild build = {parts, members, jobs, shards, epochs};
     jobs_describe(parts->jobs, describe_job, &build);
@@ -90,12 +96,13 @@ static void on_status(RpcCall *call, const ProtobufCMessage *message, void *user
     response.control_address = parts->control_address;
     response.join_address = parts->join_address;
     response.ca_hash = (ProtobufCBinaryData){32, (uint8_t *)authority_hash(parts->authority)};
-    response.loop_lag_ms = parts->options.lag_ms != NULL ? parts->options.lag_ms(parts->options.lag_user) : 0;
+    response.loop_lag_ms =
+        parts->options.lag_ms != NULL ? parts->options.lag_ms(parts->options.lag_user) : 0;
     response.seal_off = parts->options.seal_off;
     rpc_call_reply(call, &response.base);
 }
 
-/* ---- Plan ------------------------------------------------------------------------------------------------------ */
+/* ---- Plan ---- */
 
 typedef struct PlanCall {
     Parts *parts;
@@ -129,7 +136,8 @@ static void plan_call_free(void *user)
 static void plan_call_work(void *user)
 {
     PlanCall *p = user;
-    p->plan = planner_plan(p->model->spec, p->members.members, p->members.n, &p->wish, &p->violations, &p->alternatives, &p->error);
+    p->plan = planner_plan(p->model->spec, p->members.members, p->members.n, &p->wish,
+                           &p->violations, &p->alternatives, &p->error);
     if (p->plan != NULL) {
         p->roof = planner_roof(p->plan, p->model->spec, p->members.members, p->members.n);
     }
@@ -205,7 +213,7 @@ static void on_plan(RpcCall *call, const ProtobufCMessage *message, void *user)
     models_open(parts->models, request->model, plan_call_opened, p);
 }
 
-/* ---- tokens and members ---------------------------------------------------------------------------------------- */
+/* ---- tokens and members ---- */
 
 typedef struct AdminCall {
     Parts *parts;
@@ -235,11 +243,13 @@ static void on_token_created(const char *token, int64_t expires_us, const GError
     if (error == NULL) {
         Weft__V1__CreateTokenResponse response = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT;
         response.token = (char *)token;
-        response.ca_hash = (ProtobufCBinaryData){32, (uint8_t *)authority_hash(a->parts->authority)};
+        response.ca_hash =
+            (ProtobufCBinaryData){32, (uint8_t *)authority_hash(a->parts->authority)};
         response.join_address = a->parts->join_address;
         response.expires = (uint64_t)expires_us / 1000000;
         rpc_call_reply(a->call, &response.base);
-        log_info(a->parts->options.log, "token for role %s created by %s", a->text, rpc_call_peer(a->call)->name);
+        log_info(a->parts->options.log, "token for role %s created by %s", a->text,
+                 rpc_call_peer(a->call)->name);
     } else {
         rpc_call_finish(a->call, error);
     }
@@ -253,8 +263,10 @@ static void on_create_token(RpcCall *call, const ProtobufCMessage *message, void
     g_autoptr(GError) error = NULL;
     AdminCall *a = admin_call_new(parts, call);
     a->text = g_strdup(request->role[0] != '\0' ? request->role : "worker");
-    int64_t ttl_us = request->ttl_ms < (uint64_t)INT64_MAX / 1000 ? (int64_t)request->ttl_ms * 1000 : INT64_MAX;
-    if (!token_book_create(parts->tokens, a->text, ttl_us, request->uses, on_token_created, a, &error)) {
+    int64_t ttl_us =
+        request->ttl_ms < (uint64_t)INT64_MAX / 1000 ? (int64_t)request->ttl_ms * 1000 : INT64_MAX;
+    if (!token_book_create(parts->tokens, a->text, ttl_us, request->uses, on_token_created, a,
+                           &error)) {
         rpc_call_finish(call, error);
         admin_call_free(a);
     }
@@ -277,14 +289,18 @@ static void on_revoke(RpcCall *call, const ProtobufCMessage *message, void *user
 {
     Parts *parts = user;
     const Weft__V1__RevokeRequest *request = (const Weft__V1__RevokeRequest *)message;
-    if (members_find(parts->members, request->node) == NULL && authority_expiry(parts->authority, request->node) == 0) {
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "node %s has no certificate: weft status lists the members", request->node);
+    if (members_find(parts->members, request->node) == NULL &&
+        authority_expiry(parts->authority, request->node) == 0) {
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                        "node %s has no certificate: weft status lists the members", request->node);
         rpc_call_finish(call, error);
         return;
     }
     AdminCall *a = admin_call_new(parts, call);
     log_warn(parts->options.log, "node %s revoked by %s", request->node, rpc_call_peer(call)->name);
-    /* Certificates first: from here on nothing new gets in; then the streams that are open end and its deployments' epochs with them. */
+    /* Certificates first: from here on nothing new gets in; then the streams that are open end and
+     * its deployments' epochs with them. */
     a->n = authority_revoke(parts->authority, request->node, on_revoked, a);
     members_revoke(parts->members, request->node);
     rpc_server_kick(parts->control, request->node);
@@ -308,7 +324,8 @@ static void on_drain(RpcCall *call, const ProtobufCMessage *message, void *user)
     const Weft__V1__DrainRequest *request = (const Weft__V1__DrainRequest *)message;
     g_autoptr(GError) error = NULL;
     AdminCall *a = admin_call_new(parts, call);
-    if (!members_drain(parts->members, request->node, request->reason, request->undrain, on_drained, a, &error)) {
+    if (!members_drain(parts->members, request->node, request->reason, request->undrain, on_drained,
+                       a, &error)) {
         rpc_call_finish(call, error);
         admin_call_free(a);
     }

@@ -25,10 +25,12 @@ static void on_renewed(const char *certificate_pem, const GError *error, void *u
     if (error == NULL) {
         const char *ca = authority_ca_pem(r->parts->authority);
         Weft__V1__RenewResponse response = WEFT__V1__RENEW_RESPONSE__INIT;
-        response.certificate_pem = (ProtobufCBinaryData){strlen(certificate_pem), (uint8_t *)certificate_pem};
+        response.certificate_pem =
+            (ProtobufCBinaryData){strlen(certificate_pem), (uint8_t *)certificate_pem};
         response.ca_pem = (ProtobufCBinaryData){strlen(ca), (uint8_t *)ca};
         rpc_call_reply(r->call, &response.base);
-        log_info(r->parts->options.log, "certificate of worker %s renewed", rpc_call_peer(r->call)->name);
+        log_info(r->parts->options.log, "certificate of worker %s renewed",
+                 rpc_call_peer(r->call)->name);
     } else {
         rpc_call_finish(r->call, error);
     }
@@ -45,9 +47,12 @@ static void on_renew(RpcCall *call, const ProtobufCMessage *message, void *user)
     const Weft__V1__Hello *hello = member != NULL ? member_hello(member) : NULL;
     g_autoptr(GError) error = NULL;
     if (hello == NULL) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID, "worker %s renews without having attached: attach first", name);
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "worker %s renews without having attached: attach first", name);
     } else if (request->csr_pem.len == 0 || request->csr_pem.len > CSR_LIMIT) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID, "certificate request of %zu bytes: at most %u", request->csr_pem.len, CSR_LIMIT);
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "certificate request of %zu bytes: at most %u", request->csr_pem.len,
+                    CSR_LIMIT);
     }
     if (error != NULL) {
         rpc_call_finish(call, error);

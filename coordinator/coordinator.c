@@ -1,10 +1,13 @@
 /* Start-up, in this order and no other:
  *
- *   read every table ──▶ cluster id, generation + 1, certificates durable ──▶ listeners ──▶ STATE/endpoint ──▶ SERVING
+ *   read every table ──▶ cluster id, generation + 1, certificates durable
+ *                    ──▶ listeners ──▶ STATE/endpoint ──▶ SERVING
  *
- * 1. Nothing is served before the new generation is durable: no two incarnations of a coordinator speak with the same one.
+ * 1. Nothing is served before the new generation is durable: no two incarnations of a coordinator
+ * speak with the same one.
  * 2. STATE/endpoint appears (by rename) only when both addresses in it are bound.
- * 3. Parts are freed in the reverse order of their making; servers first, so that no handler sees a missing part; the store last. */
+ * 3. Parts are freed in the reverse order of their making; servers first, so that no handler sees a
+ * missing part; the store last. */
 #include "coordinator/coordinator.h"
 
 #include "coordinator/ca/state_files.h"
@@ -90,7 +93,9 @@ void coordinator_free(Coordinator *c)
     g_free(c);
 }
 
-/* ---- addresses ------------------------------------------------------------------------------------------------- */
+/* ---- addresses
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static char *host_of(const char *address)
 {
@@ -100,7 +105,8 @@ static char *host_of(const char *address)
 
 static bool is_wildcard(const char *host)
 {
-    return host[0] == '\0' || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "[::]") == 0 || strcmp(host, "::") == 0 || strcmp(host, "*") == 0;
+    return host[0] == '\0' || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "[::]") == 0 ||
+           strcmp(host, "::") == 0 || strcmp(host, "*") == 0;
 }
 
 /* This host's own addresses, loopback excluded; of char *. */
@@ -111,8 +117,10 @@ static GPtrArray *own_addresses(void)
     if (getifaddrs(&all) == 0) {
         for (struct ifaddrs *i = all; i != NULL; i = i->ifa_next) {
             char text[INET_ADDRSTRLEN];
-            bool useful = i->ifa_addr != NULL && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) != 0 && (i->ifa_flags & IFF_LOOPBACK) == 0;
-            if (useful && inet_ntop(AF_INET, &((struct sockaddr_in *)i->ifa_addr)->sin_addr, text, sizeof text) != NULL) {
+            bool useful = i->ifa_addr != NULL && i->ifa_addr->sa_family == AF_INET &&
+                          (i->ifa_flags & IFF_UP) != 0 && (i->ifa_flags & IFF_LOOPBACK) == 0;
+            if (useful && inet_ntop(AF_INET, &((struct sockaddr_in *)i->ifa_addr)->sin_addr, text,
+                                    sizeof text) != NULL) {
                 g_ptr_array_add(list, g_strdup(text));
             }
         }
@@ -130,7 +138,9 @@ static char *reachable(const Coordinator *c, const char *bound)
         return g_strdup(bound);
     }
     g_autoptr(GPtrArray) own = own_addresses();
-    const char *name = c->advertise != NULL ? c->advertise : own->len > 0 ? g_ptr_array_index(own, 0) : "127.0.0.1";
+    const char *name = c->advertise != NULL ? c->advertise
+                       : own->len > 0       ? g_ptr_array_index(own, 0)
+                                            : "127.0.0.1";
     return g_strconcat(name, port != NULL ? port : "", NULL);
 }
 
@@ -147,7 +157,9 @@ static GPtrArray *certificate_names(const Coordinator *c)
     }
     const char *given[] = {c->listen, c->join_listen, c->advertise};
     for (size_t i = 0; i < G_N_ELEMENTS(given); i++) {
-        g_autofree char *name = given[i] != NULL ? (given[i] == c->advertise ? g_strdup(given[i]) : host_of(given[i])) : NULL;
+        g_autofree char *name =
+            given[i] != NULL ? (given[i] == c->advertise ? g_strdup(given[i]) : host_of(given[i]))
+                             : NULL;
         if (name != NULL && !is_wildcard(name)) {
             g_ptr_array_add(names, g_steal_pointer(&name));
         }
@@ -155,7 +167,9 @@ static GPtrArray *certificate_names(const Coordinator *c)
     return names;
 }
 
-/* ---- start ----------------------------------------------------------------------------------------------------- */
+/* ---- start
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static void start_report(Coordinator *c, const GError *error)
 {
@@ -189,7 +203,8 @@ static bool start_identity(Coordinator *c, GError **error)
     } else {
         p->cluster = g_strdup_printf("%016" G_GINT64_MODIFIER "x", random_u64(p->options.random));
     }
-    if (generation != NULL && !counter_record_read("generation", generation, &p->generation, error)) {
+    if (generation != NULL &&
+        !counter_record_read("generation", generation, &p->generation, error)) {
         return false;
     }
     p->generation++;
@@ -197,9 +212,11 @@ static bool start_identity(Coordinator *c, GError **error)
     return true;
 }
 
-/* fn over every row of a table; a row that cannot be read is said and left out when `tolerant`, else the start fails. */
-static bool restore_table(Coordinator *c, StoreTable table, bool (*fn)(void *object, const StoreRow *row, GError **error), void *object, bool tolerant,
-                          GError **error)
+/* fn over every row of a table; a row that cannot be read is said and left out when `tolerant`,
+ * else the start fails. */
+static bool restore_table(Coordinator *c, StoreTable table,
+                          bool (*fn)(void *object, const StoreRow *row, GError **error),
+                          void *object, bool tolerant, GError **error)
 {
     for (guint i = 0; i < c->rows[table]->len; i++) {
         g_autoptr(GError) own = NULL;
@@ -256,21 +273,27 @@ static void on_tokens_changed(void *user)
 static bool start_authority(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
-    p->authority = authority_new(p->options.loop, p->options.store, c->state_dir, p->cluster, error);
-    if (p->authority == NULL || !restore_table(c, STORE_CERTIFICATES, restore_certificate, p->authority, false, error)) {
+    p->authority =
+        authority_new(p->options.loop, p->options.store, c->state_dir, p->cluster, error);
+    if (p->authority == NULL ||
+        !restore_table(c, STORE_CERTIFICATES, restore_certificate, p->authority, false, error)) {
         return false;
     }
-    p->tokens = token_book_new(p->options.loop, p->options.store, p->options.random, on_tokens_changed, c);
+    p->tokens =
+        token_book_new(p->options.loop, p->options.store, p->options.random, on_tokens_changed, c);
     if (!restore_table(c, STORE_TOKENS, restore_token, p->tokens, false, error)) {
         return false;
     }
     g_autoptr(GPtrArray) names = certificate_names(c);
-    if (!authority_issue(p->authority, "coordinator", "coordinator", (const char *const *)names->pdata, names->len, &c->key_pem, &c->chain_pem, error)) {
+    if (!authority_issue(p->authority, "coordinator", "coordinator",
+                         (const char *const *)names->pdata, names->len, &c->key_pem, &c->chain_pem,
+                         error)) {
         return false;
     }
-    return c->state_dir == NULL || (state_file_write(c->state_dir, "coordinator.crt", c->chain_pem, 0644, error) &&
-                                    state_file_write(c->state_dir, "coordinator.key", c->key_pem, 0600, error) &&
-                                    authority_ensure_admin(p->authority, c->state_dir, error));
+    return c->state_dir == NULL ||
+           (state_file_write(c->state_dir, "coordinator.crt", c->chain_pem, 0644, error) &&
+            state_file_write(c->state_dir, "coordinator.key", c->key_pem, 0600, error) &&
+            authority_ensure_admin(p->authority, c->state_dir, error));
 }
 
 static RpcCredentials own_credentials(const Coordinator *c)
@@ -333,7 +356,8 @@ static bool start_jobs(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
     if (p->options.seal_off) {
-        log_warn(p->options.log, "payloads between workers are not sealed (--seal off): whoever reaches the data ports can read and forge activations");
+        log_warn(p->options.log, "payloads between workers are not sealed (--seal off): whoever "
+                                 "reaches the data ports can read and forge activations");
     }
     JobsOptions options = {.loop = p->options.loop,
                            .store = p->options.store,
@@ -358,7 +382,8 @@ static bool start_jobs(Coordinator *c, GError **error)
                                 .generation = p->generation};
     p->requests = requests_new(&requests);
     p->slices = (SlicesService){p->options.loop, p->pool, p->models};
-    return restore_table(c, STORE_JOBS, restore_job, p->jobs, true, error) && restore_table(c, STORE_EPOCHS, restore_epoch, p->jobs, false, error);
+    return restore_table(c, STORE_JOBS, restore_job, p->jobs, true, error) &&
+           restore_table(c, STORE_EPOCHS, restore_epoch, p->jobs, false, error);
 }
 
 static bool start_join(Coordinator *c, GError **error)
@@ -407,9 +432,12 @@ static bool write_endpoint(Coordinator *c, GError **error)
         return true;
     }
     Parts *p = &c->parts;
-    g_autofree char *health = p->health != NULL ? g_strdup_printf("health %s\n", rpc_server_address(p->health)) : g_strdup("");
+    g_autofree char *health = p->health != NULL
+                                  ? g_strdup_printf("health %s\n", rpc_server_address(p->health))
+                                  : g_strdup("");
     g_autofree char *text =
-        g_strdup_printf("control %s\njoin %s\n%spid %ld\ncluster %s\n", p->control_address, p->join_address, health, (long)getpid(), p->cluster);
+        g_strdup_printf("control %s\njoin %s\n%spid %ld\ncluster %s\n", p->control_address,
+                        p->join_address, health, (long)getpid(), p->cluster);
     return state_file_write(c->state_dir, "endpoint", text, 0644, error);
 }
 
@@ -434,8 +462,10 @@ static void start_on_durable(const GError *error, void *user)
     Coordinator *c = user;
     g_autoptr(GError) own = NULL;
     if (error == NULL && start_services(c, &own)) {
-        log_info(c->parts.options.log, "cluster %s generation %" G_GUINT64_FORMAT ": control at %s, join at %s", c->parts.cluster, c->parts.generation,
-                 c->parts.control_address, c->parts.join_address);
+        log_info(c->parts.options.log,
+                 "cluster %s generation %" G_GUINT64_FORMAT ": control at %s, join at %s",
+                 c->parts.cluster, c->parts.generation, c->parts.control_address,
+                 c->parts.join_address);
         start_report(c, NULL);
     } else {
         start_report(c, error != NULL ? error : own);
@@ -446,13 +476,16 @@ static void start_with_rows(Coordinator *c)
 {
     Parts *p = &c->parts;
     g_autoptr(GError) error = NULL;
-    if (!start_identity(c, &error) || !start_authority(c, &error) || !start_members(c, &error) || !start_control(c, &error) || !start_jobs(c, &error) ||
-        !start_join(c, &error) || !start_health(c, &error)) {
+    if (!start_identity(c, &error) || !start_authority(c, &error) || !start_members(c, &error) ||
+        !start_control(c, &error) || !start_jobs(c, &error) || !start_join(c, &error) ||
+        !start_health(c, &error)) {
         start_report(c, error);
         return;
     }
     StoreChange changes[] = {
-        {.table = STORE_META, .key = "cluster", .value = g_bytes_new(p->cluster, strlen(p->cluster))},
+        {.table = STORE_META,
+         .key = "cluster",
+         .value = g_bytes_new(p->cluster, strlen(p->cluster))},
         {.table = STORE_META, .key = "generation", .value = counter_record_pack(p->generation)},
     };
     store_write(p->options.store, changes, G_N_ELEMENTS(changes), start_on_durable, c);

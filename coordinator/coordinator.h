@@ -16,18 +16,19 @@ typedef struct CoordinatorOptions {
     RpcTransport *transport;
     Log *log;
     Random *random;
-    Store *store;              /* taken always */
-    const char *listen;        /* control: mutual TLS */
+    Store *store;       /* taken always */
+    const char *listen; /* control: mutual TLS */
     const char *join_listen;
     const char *health_listen; /* NULL: none. Plaintext, health only */
-    const char *advertise;     /* host that others reach this one by; NULL: from listen, or this host's first address */
-    const char *state_dir;     /* NULL: keys and credentials are kept nowhere (tests) */
-    const char *models_dir;    /* NULL: models are refused */
-    bool seal_off;             /* trusted fabrics: workers' payloads travel unsealed, with CRC32C only */
-    unsigned threads;          /* of the work pool; 0 = on the loop */
+    const char *advertise;  /* host that others reach this one by; NULL: from listen, or this host's
+                               first address */
+    const char *state_dir;  /* NULL: keys and credentials are kept nowhere (tests) */
+    const char *models_dir; /* NULL: models are refused */
+    bool seal_off;    /* trusted fabrics: workers' payloads travel unsealed, with CRC32C only */
+    unsigned threads; /* of the work pool; 0 = on the loop */
     double (*lag_ms)(void *user); /* loop lag for status; NULL: 0 */
     void *lag_user;
-    LoopFn on_stop;            /* an administrator asked the coordinator to stop */
+    LoopFn on_stop; /* an administrator asked the coordinator to stop */
     void *stop_user;
 } CoordinatorOptions;
 
@@ -35,9 +36,11 @@ typedef struct Coordinator Coordinator;
 
 /* Texts are copied. */
 Coordinator *coordinator_new(const CoordinatorOptions *options);
-/* Reads the state, makes what is missing, raises the generation and opens the listeners; started(NULL) once it serves, started(error) when it cannot
- * (then only coordinator_free is left to do). Posted, once. */
-void coordinator_start(Coordinator *c, void (*started)(const GError *error, void *user), void *user);
+/* Reads the state, makes what is missing, raises the generation and opens the listeners;
+ * started(NULL) once it serves, started(error) when it cannot (then only coordinator_free is left
+ * to do). Posted, once. */
+void coordinator_start(Coordinator *c, void (*started)(const GError *error, void *user),
+                       void *user);
 void coordinator_free(Coordinator *c); /* NULL-safe; ends calls, finishes writes */
 
 /* Addresses really bound; borrowed, NULL before it serves. */

@@ -1,4 +1,5 @@
-/* weft-coordinator: flags, signals, and one Coordinator on one main loop. Foreground; logs to stderr. */
+/* weft-coordinator: flags, signals, and one Coordinator on one main loop. Foreground; logs to
+ * stderr. */
 #include "coordinator/ca/state_files.h"
 #include "coordinator/coordinator.h"
 #include "proto/base/error.h"
@@ -19,16 +20,24 @@ typedef struct Settings {
 
 #define FIELD(name) offsetof(Settings, name)
 static const Option coordinator_options[] = {
-    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT", "control listener, mutual TLS (default 0.0.0.0:7470; port 0 = any free)", "WEFT_LISTEN"},
-    {"join-listen", 0, OPTION_STRING, FIELD(join_listen), "ADDR:PORT", "listener where workers join, open only while a token is valid (default 0.0.0.0:7471)",
+    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT",
+     "control listener, mutual TLS (default 0.0.0.0:7470; port 0 = any free)", "WEFT_LISTEN"},
+    {"join-listen", 0, OPTION_STRING, FIELD(join_listen), "ADDR:PORT",
+     "listener where workers join, open only while a token is valid (default 0.0.0.0:7471)",
      "WEFT_JOIN_LISTEN"},
-    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT", "plaintext listener that serves grpc.health.v1 only (default: none)",
-     "WEFT_HEALTH_LISTEN"},
-    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST", "name or address by which workers reach this host (default: from --listen)", "WEFT_ADVERTISE"},
-    {"state", 0, OPTION_STRING, FIELD(state), "DIR", "what must survive a restart: CA, certificates, members, jobs (default $XDG_STATE_HOME/weft/coordinator)",
+    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT",
+     "plaintext listener that serves grpc.health.v1 only (default: none)", "WEFT_HEALTH_LISTEN"},
+    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST",
+     "name or address by which workers reach this host (default: from --listen)", "WEFT_ADVERTISE"},
+    {"state", 0, OPTION_STRING, FIELD(state), "DIR",
+     "what must survive a restart: CA, certificates, members, jobs (default "
+     "$XDG_STATE_HOME/weft/coordinator)",
      "WEFT_COORDINATOR_STATE"},
-    {"models", 0, OPTION_STRING, FIELD(models), "DIR", "the only directory whose files may be served (default: none)", "WEFT_MODELS"},
-    {"seal", 0, OPTION_STRING, FIELD(seal), "on|off", "workers' payloads encrypted and authenticated (default on); off = CRC32C only, for trusted fabrics",
+    {"models", 0, OPTION_STRING, FIELD(models), "DIR",
+     "the only directory whose files may be served (default: none)", "WEFT_MODELS"},
+    {"seal", 0, OPTION_STRING, FIELD(seal), "on|off",
+     "workers' payloads encrypted and authenticated (default on); off = CRC32C only, for trusted "
+     "fabrics",
      "WEFT_SEAL", 0, 0, "on|off", false},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), NULL, "log details too", NULL},
@@ -50,12 +59,14 @@ static int complain(const GError *error)
 
 static void print_version(void)
 {
-    printf("weft-coordinator %s\nprotocol %u, numerics %u\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION);
+    printf("weft-coordinator %s\nprotocol %u, numerics %u\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION,
+           WEFT_NUMERICS_VERSION);
 }
 
 static void print_help(void)
 {
-    g_autoptr(GString) text = g_string_new("usage: weft-coordinator [OPTIONS]\n\nDecides which worker holds what, and serves clients.\n\n");
+    g_autoptr(GString) text = g_string_new("usage: weft-coordinator [OPTIONS]\n\nDecides which "
+                                           "worker holds what, and serves clients.\n\n");
     options_help(coordinator_options, text);
     fputs(text->str, stdout);
 }
@@ -79,7 +90,8 @@ static void on_started(const GError *error, void *user)
         main_loop_quit(d->loop);
         return;
     }
-    g_autofree char *state = g_strdup_printf("READY=1\nSTATUS=serving at %s", coordinator_control_address(d->coordinator));
+    g_autofree char *state = g_strdup_printf("READY=1\nSTATUS=serving at %s",
+                                             coordinator_control_address(d->coordinator));
     daemon_notify(state);
 }
 
@@ -105,7 +117,8 @@ static int serve(const Settings *s, GError **error)
                                   .random = random_system(),
                                   .store = store,
                                   .listen = s->listen != NULL ? s->listen : "0.0.0.0:7470",
-                                  .join_listen = s->join_listen != NULL ? s->join_listen : "0.0.0.0:7471",
+                                  .join_listen =
+                                      s->join_listen != NULL ? s->join_listen : "0.0.0.0:7471",
                                   .health_listen = s->health_listen,
                                   .advertise = s->advertise,
                                   .state_dir = s->state,
@@ -150,7 +163,8 @@ int main(int argc, char **argv)
     } else if (s.version) {
         print_version();
     } else if (rest->len > 0) {
-        fprintf(stderr, "weft-coordinator: unexpected argument %s: see --help\n", (const char *)g_ptr_array_index(rest, 0));
+        fprintf(stderr, "weft-coordinator: unexpected argument %s: see --help\n",
+                (const char *)g_ptr_array_index(rest, 0));
         code = 2;
     } else {
         default_state(&s);

@@ -1,24 +1,34 @@
-/* Problem: to say of every worker, within a bounded time and never contradicting oneself, whether it is there.
+/* Problem: to say of every worker, within a bounded time and never contradicting oneself, whether
+ * it is there.
  *
- *            hello + heartbeat     rank of a ready deployment
- *   JOINED ─────────▶ READY ◀──────────────────────────────▶ SERVING
- *      ▲               │ ▲ drain/undrain                        │
- *      │ coordinator   │ └──────────────▶ DRAINING ◀────────────┘
- *      │ restarts      ▼                     │
- *      │            LOST ◀───────────────────┘   no heartbeat for 4.5 s, or stream ended (by whom ever) for 0.5 s, or a new process
- *      │              │                          said hello
- *      └──────────────┘ hello ─▶ READY           revoke: any ─▶ REVOKED (final)
+ *           hello + heartbeat        a rank of a ready deployment
+ *   JOINED ───────────────────▶ READY ◀─────────────────────────▶ SERVING
+ *                               ▲ │ ▲  drain, undrain                │
+ *             hello + heartbeat │ │ └──────────────▶ DRAINING ◀──────┘
+ *                               │ ▼                     │
+ *                              LOST ◀───────────────────┘ (and from SERVING)
+ *   any ── revoke ──▶ REVOKED (final)
  *
- * 1. attached (from hello on) <=> channel and deadline timer exist; confirmed (from the first heartbeat on) <=> state is READY, SERVING or DRAINING. The
- *    worker sends heartbeats after the welcome only, so whoever is confirmed takes calls stamped with this generation. The stream may be missing for
- *    0.5 s (reset).
- * 2. Each attachment ends with exactly one lost() call, before another attached() call for that member.
- * 3. The deadline is armed at hello and at each heartbeat; only its expiry, a reset's, a new process or a revocation ends an attachment.
- * 4. A hello of another protocol or numerics version never attaches; the refusal names both versions.
- * 5. State is a function of (attached, draining, serving, revoked): member_settle() is the only place that sets it.
- * 6. One process at a time is a member: a hello with another boot id ends the attachment of the old process first. A hello with the
- *    same boot id takes the stream over: the worker itself is the witness that the old one is dead.
- * 7. Once quiet, no attachment ends: a coordinator that stops must leave its rows as they are, or its successor could adopt nothing. */
+ *   Lost: no heartbeat for 4.5 s; or the stream ended, by whomever, and is not back in 0.5 s;
+ *   or another process of the same name said hello. A restarted coordinator begins at JOINED.
+ *
+ * 1. attached (from hello on) <=> channel and deadline timer exist; confirmed (from the first
+ * heartbeat on) <=> state is READY, SERVING or DRAINING. The worker sends heartbeats after the
+ * welcome only, so whoever is confirmed takes calls stamped with this generation. The stream may be
+ * missing for 0.5 s (reset).
+ * 2. Each attachment ends with exactly one lost() call, before another attached() call for that
+ * member.
+ * 3. The deadline is armed at hello and at each heartbeat; only its expiry, a reset's, a new
+ * process or a revocation ends an attachment.
+ * 4. A hello of another protocol or numerics version never attaches; the refusal names both
+ * versions.
+ * 5. State is a function of (attached, draining, serving, revoked): member_settle() is the only
+ * place that sets it.
+ * 6. One process at a time is a member: a hello with another boot id ends the attachment of the old
+ * process first. A hello with the same boot id takes the stream over: the worker itself is the
+ * witness that the old one is dead.
+ * 7. Once quiet, no attachment ends: a coordinator that stops must leave its rows as they are, or
+ * its successor could adopt nothing. */
 #include "coordinator/members.h"
 
 #include "coordinator/message.h"
@@ -35,8 +45,9 @@ struct Member {
     char *name;
     MemberState state;
     bool attached, draining, revoked, serving;
-    bool confirmed;    /* a heartbeat came after its hello: it has read the welcome, and with it this generation */
-    bool was_attached; /* when the last coordinator died */
+    bool confirmed; /* a heartbeat came after its hello: it has read the welcome, and with it this
+                       generation */
+    bool was_attached;  /* when the last coordinator died */
     char *reason;       /* why it was lost, NULL */
     char *drain_reason; /* why it drains, NULL */
     int64_t joined_wall_us;
@@ -56,11 +67,14 @@ struct Members {
     bool quiet;     /* stopping: invariant 7 */
 };
 
-/* ---- state ----------------------------------------------------------------------------------------------------- */
+/* ---- state
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 const char *member_state_text(MemberState state)
 {
-    static const char *const texts[] = {"joined", "ready", "serving", "draining", "lost", "revoked"};
+    static const char *const texts[] = {"joined",   "ready", "serving",
+                                        "draining", "lost",  "revoked"};
     return texts[state];
 }
 
@@ -76,8 +90,9 @@ static void member_settle(Member *m, bool was_attached)
     }
     if (state != m->state) {
         const char *reason = state == MEMBER_DRAINING ? m->drain_reason : m->reason;
-        log_info(m->members->options.log, "worker %s %s (was %s)%s%s", m->name, member_state_text(state), member_state_text(m->state),
-                 reason != NULL ? ": " : "", reason != NULL ? reason : "");
+        log_info(m->members->options.log, "worker %s %s (was %s)%s%s", m->name,
+                 member_state_text(state), member_state_text(m->state), reason != NULL ? ": " : "",
+                 reason != NULL ? reason : "");
         m->state = state;
     }
 }
@@ -89,7 +104,8 @@ static void member_save(Member *m, StoreDone done, void *user)
                            .revoked = m->revoked,
                            .attached = m->attached,
                            .reason = m->drain_reason};
-    store_put(m->members->options.store, STORE_MEMBERS, m->name, member_record_pack(&record), done, user);
+    store_put(m->members->options.store, STORE_MEMBERS, m->name, member_record_pack(&record), done,
+              user);
 }
 
 static void member_drop_stream(Member *m)
@@ -103,9 +119,11 @@ static void member_drop_stream(Member *m)
 
 GError *member_lost_error(const Member *m, const char *what)
 {
-    return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s lost%s%s: %s: start the request again; it runs on the workers that are left",
-                       m->name, what != NULL ? " during " : "", what != NULL ? what : "",
-                       m->reason != NULL ? m->reason : "its connection broke");
+    return g_error_new(
+        WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+        "worker %s lost%s%s: %s: start the request again; it runs on the workers that are left",
+        m->name, what != NULL ? " during " : "", what != NULL ? what : "",
+        m->reason != NULL ? m->reason : "its connection broke");
 }
 
 /* The one way out of an attachment (invariant 2). */
@@ -130,7 +148,10 @@ static void member_detach(Member *m, const char *reason)
     if (m->stream != NULL) {
         RpcCall *stream = rpc_call_ref(m->stream);
         member_drop_stream(m);
-        g_autoptr(GError) denied = m->revoked ? g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED, "worker %s was revoked: join again with a new token", m->name) : NULL;
+        g_autoptr(GError) denied =
+            m->revoked ? g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
+                                     "worker %s was revoked: join again with a new token", m->name)
+                       : NULL;
         rpc_call_finish(stream, denied != NULL ? denied : why);
         rpc_call_unref(stream);
     }
@@ -145,8 +166,11 @@ static void member_on_deadline(void *user)
     Members *members = m->members;
     m->deadline = NULL;
     int64_t silent_ms = (loop_now_us(members->options.loop) - m->heard_us) / 1000;
-    g_autofree char *reason = m->stream == NULL ? g_strdup_printf("its connection ended and did not come back within %d ms", (int)(MEMBER_RESET_US / 1000))
-                                                : g_strdup_printf("no heartbeat for %" G_GINT64_FORMAT " ms", silent_ms);
+    g_autofree char *reason =
+        m->stream == NULL
+            ? g_strdup_printf("its connection ended and did not come back within %d ms",
+                              (int)(MEMBER_RESET_US / 1000))
+            : g_strdup_printf("no heartbeat for %" G_GINT64_FORMAT " ms", silent_ms);
     member_detach(m, reason);
 }
 
@@ -157,8 +181,8 @@ static void member_arm(Member *m, int64_t delay_us)
     m->deadline = loop_timer_start(loop, delay_us, member_on_deadline, m);
 }
 
-/* The stream ended, by a reset or by the worker's half-close (a killed process gives either): it has half a second to come back, but never longer than
- * its heartbeat allows. */
+/* The stream ended, by a reset or by the worker's half-close (a killed process gives either): it
+ * has half a second to come back, but never longer than its heartbeat allows. */
 static void member_on_reset(void *user)
 {
     Member *m = user;
@@ -169,7 +193,9 @@ static void member_on_reset(void *user)
     }
 }
 
-/* ---- registry -------------------------------------------------------------------------------------------------- */
+/* ---- registry
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void member_free(void *data)
 {
@@ -281,7 +307,8 @@ char *members_free_name(const Members *members, const char *wish)
     while (base->len > 0 && base->str[base->len - 1] == '-') {
         g_string_truncate(base, base->len - 1);
     }
-    bool own = base->len > 0 && !g_str_has_prefix(base->str, "weft") && strcmp(base->str, "coordinator") != 0 && strcmp(base->str, "local-admin") != 0;
+    bool own = base->len > 0 && !g_str_has_prefix(base->str, "weft") &&
+               strcmp(base->str, "coordinator") != 0 && strcmp(base->str, "local-admin") != 0;
     if (own && members_find(members, base->str) == NULL) {
         return g_strdup(base->str);
     }
@@ -335,23 +362,32 @@ unsigned members_n_missing(const Members *members)
     return n;
 }
 
-/* ---- Attach ---------------------------------------------------------------------------------------------------- */
+/* ---- Attach
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static bool hello_check(const Member *m, const Weft__V1__Hello *hello, GError **error)
 {
     if (hello->protocol_version != WEFT_PROTOCOL_VERSION) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION, "worker %s (release %s) speaks protocol %u, this coordinator (release %s) protocol %u: install the same release",
-                    m->name, hello->release, hello->protocol_version, WEFT_VERSION, WEFT_PROTOCOL_VERSION);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
+                    "worker %s (release %s) speaks protocol %u, this coordinator (release %s) "
+                    "protocol %u: install the same release",
+                    m->name, hello->release, hello->protocol_version, WEFT_VERSION,
+                    WEFT_PROTOCOL_VERSION);
         return false;
     }
     if (hello->numerics_version != WEFT_NUMERICS_VERSION) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION, "worker %s (release %s) computes numerics %u, this coordinator (release %s) numerics %u: install the same release",
-                    m->name, hello->release, hello->numerics_version, WEFT_VERSION, WEFT_NUMERICS_VERSION);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
+                    "worker %s (release %s) computes numerics %u, this coordinator (release %s) "
+                    "numerics %u: install the same release",
+                    m->name, hello->release, hello->numerics_version, WEFT_VERSION,
+                    WEFT_NUMERICS_VERSION);
         return false;
     }
     if (hello->boot_id.len != 16 || hello->control_address[0] == '\0') {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "hello of worker %s with a boot id of %zu bytes and address '%s' is malformed", m->name,
-                    hello->boot_id.len, hello->control_address);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "hello of worker %s with a boot id of %zu bytes and address '%s' is malformed",
+                    m->name, hello->boot_id.len, hello->control_address);
         return false;
     }
     return true;
@@ -378,9 +414,11 @@ static void member_welcome(Member *m)
 
 static bool member_open_channel(Member *m, const Weft__V1__Hello *hello, GError **error)
 {
-    RpcChannelOptions options = {
-        .target = hello->control_address, .credentials = m->members->options.credentials, .server_name = m->name};
-    m->channel = rpc_channel_new(m->members->options.transport, m->members->options.loop, &options, error);
+    RpcChannelOptions options = {.target = hello->control_address,
+                                 .credentials = m->members->options.credentials,
+                                 .server_name = m->name};
+    m->channel =
+        rpc_channel_new(m->members->options.transport, m->members->options.loop, &options, error);
     return m->channel != NULL;
 }
 
@@ -390,7 +428,8 @@ static void member_take_stream(Member *m, RpcCall *call)
         RpcCall *old = rpc_call_ref(m->stream);
         member_drop_stream(m);
         rpc_call_on_cancel(old, NULL, NULL);
-        g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s opened a newer stream", m->name);
+        g_autoptr(GError) why =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s opened a newer stream", m->name);
         rpc_call_finish(old, why);
         rpc_call_unref(old);
     }
@@ -449,7 +488,9 @@ static void member_acknowledge(Member *m, uint64_t sequence)
     if (members->listener.keep != NULL) {
         members->listener.keep(m, keep, members->listener.user);
     }
-    const GPtrArray *revoked = members->options.revoked != NULL ? members->options.revoked(members->options.revoked_user) : NULL;
+    const GPtrArray *revoked = members->options.revoked != NULL
+                                   ? members->options.revoked(members->options.revoked_user)
+                                   : NULL;
     Weft__V1__Ack ack = WEFT__V1__ACK__INIT;
     ack.sequence = sequence;
     ack.draining = m->draining;
@@ -482,17 +523,20 @@ static void member_on_heartbeat(Member *m, const Weft__V1__Heartbeat *heartbeat)
     }
 }
 
-static bool members_on_hello(Members *members, RpcCall *call, const Weft__V1__Hello *hello, GError **error)
+static bool members_on_hello(Members *members, RpcCall *call, const Weft__V1__Hello *hello,
+                             GError **error)
 {
     const char *name = rpc_call_peer(call)->name;
     Member *m = members_find(members, name);
     if (m == NULL) {
-        /* A certificate of this CA without a row: the state directory was restored from an older copy. The certificate is the proof. */
+        /* A certificate of this CA without a row: the state directory was restored from an older
+         * copy. The certificate is the proof. */
         members_add(members, name);
         m = members_find(members, name);
     }
     if (m->revoked) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED, "worker %s was revoked: join again with a new token", name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "worker %s was revoked: join again with a new token", name);
         return false;
     }
     if (!hello_check(m, hello, error)) {
@@ -526,25 +570,32 @@ void members_on_report(Members *members, RpcCall *call, const Weft__V1__WorkerRe
     } else if (report->report_case == WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT && m != NULL) {
         member_on_heartbeat(m, report->heartbeat);
     } else {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "report %d of worker %s is out of order: one hello first, then heartbeats",
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "report %d of worker %s is out of order: one hello first, then heartbeats",
                     (int)report->report_case, rpc_call_peer(call)->name);
         stream_refuse(call, error);
     }
 }
 
-/* ---- the administrator's side ---------------------------------------------------------------------------------- */
+/* ---- the administrator's side
+ * ---------------------------------------------------------------------------------- */
 
-bool members_drain(Members *members, const char *name, const char *reason, bool undrain, StoreDone done, void *user, GError **error)
+bool members_drain(Members *members, const char *name, const char *reason, bool undrain,
+                   StoreDone done, void *user, GError **error)
 {
     Member *m = members_find(members, name);
     if (m == NULL || m->revoked) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "worker %s is %s: weft status lists the members", name,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "worker %s is %s: weft status lists the members", name,
                     m == NULL ? "not a member" : "revoked");
         return false;
     }
     m->draining = !undrain;
     g_free(m->drain_reason);
-    m->drain_reason = undrain ? NULL : g_strdup(reason != NULL && reason[0] != '\0' ? reason : "asked by an administrator");
+    m->drain_reason =
+        undrain
+            ? NULL
+            : g_strdup(reason != NULL && reason[0] != '\0' ? reason : "asked by an administrator");
     member_settle(m, false);
     member_save(m, done, user);
     if (members->listener.drained != NULL) {
@@ -572,7 +623,8 @@ void members_set_serving(Member *m, bool serving)
     member_settle(m, false);
 }
 
-/* ---- looking at one -------------------------------------------------------------------------------------------- */
+/* ---- looking at one
+ * -------------------------------------------------------------------------------------------- */
 
 const char *member_name(const Member *m)
 {
@@ -591,7 +643,8 @@ bool member_attached(const Member *m)
 
 bool member_usable(const Member *m)
 {
-    return member_attached(m) && !m->draining && m->stream != NULL && loop_now_us(m->members->options.loop) - m->heard_us < MEMBER_SUSPECT_US;
+    return member_attached(m) && !m->draining && m->stream != NULL &&
+           loop_now_us(m->members->options.loop) - m->heard_us < MEMBER_SUSPECT_US;
 }
 
 const Weft__V1__Hello *member_hello(const Member *m)
@@ -609,12 +662,18 @@ RpcChannel *member_channel(const Member *m)
     return m->channel;
 }
 
-const Weft__V1__Held *member_held(const Member *m, const char *job, uint32_t replica, uint32_t stage, uint32_t rank)
+const Weft__V1__Held *member_held(const Member *m, const char *job, uint32_t replica,
+                                  uint32_t stage, uint32_t rank)
 {
-    Weft__V1__Held **held = m->heartbeat != NULL ? m->heartbeat->held : m->hello != NULL ? m->hello->held : NULL;
-    size_t n = m->heartbeat != NULL ? m->heartbeat->n_held : m->hello != NULL ? m->hello->n_held : 0;
+    Weft__V1__Held **held = m->heartbeat != NULL ? m->heartbeat->held
+                            : m->hello != NULL   ? m->hello->held
+                                                 : NULL;
+    size_t n = m->heartbeat != NULL ? m->heartbeat->n_held
+               : m->hello != NULL   ? m->hello->n_held
+                                    : 0;
     for (size_t i = 0; m->attached && i < n; i++) {
-        if (strcmp(held[i]->job, job) == 0 && held[i]->replica == replica && held[i]->stage == stage && held[i]->rank == rank) {
+        if (strcmp(held[i]->job, job) == 0 && held[i]->replica == replica &&
+            held[i]->stage == stage && held[i]->rank == rank) {
             return held[i];
         }
     }

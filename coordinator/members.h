@@ -13,17 +13,17 @@
 #include <stdint.h>
 
 #define HEARTBEAT_MS 500
-#define MEMBER_LOST_US (INT64_C(4500) * 1000)  /* after the last heartbeat received */
-#define MEMBER_RESET_US (INT64_C(500) * 1000)  /* after its stream broke and did not come back */
+#define MEMBER_LOST_US (INT64_C(4500) * 1000)    /* after the last heartbeat received */
+#define MEMBER_RESET_US (INT64_C(500) * 1000)    /* after its stream broke and did not come back */
 #define MEMBER_SUSPECT_US (INT64_C(1500) * 1000) /* silent for so long: gets no new work */
 
 typedef enum MemberState {
-    MEMBER_JOINED,   /* has a certificate, was never attached or not since the coordinator started */
-    MEMBER_READY,    /* attached */
-    MEMBER_SERVING,  /* attached, and a rank of a deployment that is ready */
+    MEMBER_JOINED,  /* has a certificate, was never attached or not since the coordinator started */
+    MEMBER_READY,   /* attached */
+    MEMBER_SERVING, /* attached, and a rank of a deployment that is ready */
     MEMBER_DRAINING, /* attached, gets no new work */
     MEMBER_LOST,
-    MEMBER_REVOKED,  /* final */
+    MEMBER_REVOKED, /* final */
 } MemberState;
 
 typedef struct Members Members;
@@ -31,13 +31,15 @@ typedef struct Member Member;
 
 /* What the rest of the coordinator hears. Every slot may be NULL. */
 typedef struct MembersListener {
-    /* fresh: an attachment has begun (hello and first heartbeat); else the same process is back within one (and may have dropped what it held). */
+    /* fresh: an attachment has begun (hello and first heartbeat); else the same process is back
+     * within one (and may have dropped what it held). */
     void (*attached)(Member *member, bool fresh, void *user);
     /* Left the cluster's live part: why names it. Once per attachment. */
     void (*lost)(Member *member, const GError *why, void *user);
     void (*reported)(Member *member, void *user); /* a heartbeat was taken */
     void (*drained)(Member *member, void *user);  /* draining began or ended */
-    /* Appends weft.v1.Keep * (malloc'ed, protobuf-c allocator) for each deployment that this member should hold. */
+    /* Appends weft.v1.Keep * (malloc'ed, protobuf-c allocator) for each deployment that this member
+     * should hold. */
     void (*keep)(const Member *member, GPtrArray *keep, void *user);
     void *user;
 } MembersListener;
@@ -58,11 +60,13 @@ typedef struct MembersOptions {
 
 Members *members_new(const MembersOptions *options);
 void members_free(Members *members); /* NULL-safe */
-/* The coordinator is about to stop: from here on nobody is declared lost, whatever happens to the streams. NULL-safe. */
+/* The coordinator is about to stop: from here on nobody is declared lost, whatever happens to the
+ * streams. NULL-safe. */
 void members_quiesce(Members *members);
 void members_listen(Members *members, const MembersListener *listener); /* copied; one */
 bool members_restore(Members *members, const StoreRow *row, GError **error);
-/* A node id like the wish that nobody has or had; "" or unusable characters give "worker-N". Returned. */
+/* A node id like the wish that nobody has or had; "" or unusable characters give "worker-N".
+ * Returned. */
 char *members_free_name(const Members *members, const char *wish);
 /* A worker got its certificate. */
 void members_add(Members *members, const char *name);
@@ -70,7 +74,8 @@ void members_add(Members *members, const char *name);
 /* Cluster.Attach: each message of a worker's stream, NULL at its end. */
 void members_on_report(Members *members, RpcCall *call, const Weft__V1__WorkerReport *report);
 
-bool members_drain(Members *members, const char *name, const char *reason, bool undrain, StoreDone done, void *user, GError **error);
+bool members_drain(Members *members, const char *name, const char *reason, bool undrain,
+                   StoreDone done, void *user, GError **error);
 /* Its stream ends, it is lost and stays revoked. False if no such member. */
 bool members_revoke(Members *members, const char *name);
 void members_set_serving(Member *member, bool serving);
@@ -87,11 +92,14 @@ const char *member_state_text(MemberState state);
 bool member_attached(const Member *member);
 /* Attached, not draining, heard of lately. */
 bool member_usable(const Member *member);
-const Weft__V1__Hello *member_hello(const Member *member);         /* NULL before its first */
-const Weft__V1__Heartbeat *member_heartbeat(const Member *member); /* latest, NULL before its first */
-RpcChannel *member_channel(const Member *member);                  /* to its own listener; NULL unless attached */
+const Weft__V1__Hello *member_hello(const Member *member); /* NULL before its first */
+const Weft__V1__Heartbeat *
+member_heartbeat(const Member *member);           /* latest, NULL before its first */
+RpcChannel *member_channel(const Member *member); /* to its own listener; NULL unless attached */
 /* What it says it holds, from the latest heartbeat or the hello. NULL if nothing. */
-const Weft__V1__Held *member_held(const Member *member, const char *job, uint32_t replica, uint32_t stage, uint32_t rank);
-void member_describe(const Member *member, Weft__V1__Member *out); /* strings borrowed from the member */
+const Weft__V1__Held *member_held(const Member *member, const char *job, uint32_t replica,
+                                  uint32_t stage, uint32_t rank);
+void member_describe(const Member *member,
+                     Weft__V1__Member *out); /* strings borrowed from the member */
 /* "worker b lost: no heartbeat for 4500 ms" */
 GError *member_lost_error(const Member *member, const char *what);

@@ -12,9 +12,9 @@ GBytes *message_pack(const ProtobufCMessage *message);
 
 #define message_free(m) message_free_base((ProtobufCMessage *)(m))
 /* *slot becomes a copy of m. */
-#define message_replace(slot, m)                                        \
-    do {                                                                \
-        void *replaced_ = *(slot);                                      \
-        *(slot) = (void *)message_copy((const ProtobufCMessage *)(m));  \
-        message_free(replaced_);                                        \
+#define message_replace(slot, m)                                                                   \
+    do {                                                                                           \
+        void *replaced_ = *(slot);                                                                 \
+        *(slot) = (void *)message_copy((const ProtobufCMessage *)(m));                             \
+        message_free(replaced_);                                                                   \
     } while (0)

@@ -1,4 +1,5 @@
-/* What the services of the coordinator share. Private to coordinator/: filled by coordinator.c, read by admin_service.c, cluster_service.c and requests. */
+/* What the services of the coordinator share. Private to coordinator/: filled by coordinator.c,
+ * read by admin_service.c, cluster_service.c and requests. */
 #pragma once
 
 #include "coordinator/ca/authority.h"

@@ -1,6 +1,8 @@
-/* A wait is oldest at the culprit's direct waiter and younger the further away it is, as each follower began to wait later; what one node waits for first
- * is the reason of whatever it waits for next. So each node's longest wait is followed, to the node without a wait of its own. In a cycle nobody is without
- * one: the node whose own wait is the youngest was the last to be at work. */
+/* A wait is oldest at the culprit's direct waiter and younger the further away it is, as each
+ * follower began to wait later; what one node waits for first is the reason of whatever it waits
+ * for next. So each node's longest wait is followed, to the node without a wait of its own. In a
+ * cycle nobody is without one: the node whose own wait is the youngest was the last to be at work.
+ */
 #include "coordinator/wait_graph.h"
 
 #include <stddef.h>
@@ -10,7 +12,8 @@ static const WaitEdge *longest_wait_of(const WaitEdge *edges, unsigned n, const 
 {
     const WaitEdge *best = NULL;
     for (unsigned i = 0; i < n; i++) {
-        if (strcmp(edges[i].waiter, waiter) == 0 && strcmp(edges[i].waits_for, waiter) != 0 && (best == NULL || edges[i].since_ms > best->since_ms)) {
+        if (strcmp(edges[i].waiter, waiter) == 0 && strcmp(edges[i].waits_for, waiter) != 0 &&
+            (best == NULL || edges[i].since_ms > best->since_ms)) {
             best = &edges[i];
         }
     }

@@ -1,4 +1,5 @@
-/* Who is to blame: of all that wait, the one that everybody waits for in the end (DESIGN 7.6). Pure. */
+/* Who is to blame: of all that wait, the one that everybody waits for in the end (DESIGN 7.6).
+ * Pure. */
 #pragma once
 
 #include <stdbool.h>
@@ -11,6 +12,7 @@ typedef struct WaitEdge {
     bool expired;
 } WaitEdge;
 
-/* Follows the longest wait of each node from `from` (NULL: from the waiter of an expired edge, else of the longest wait). Returns the edge into the node
- * that waits for nobody; in a cycle, the edge into the node that has begun to wait last; NULL when `from` waits for nobody. */
+/* Follows the longest wait of each node from `from` (NULL: from the waiter of an expired edge, else
+ * of the longest wait). Returns the edge into the node that waits for nobody; in a cycle, the edge
+ * into the node that has begun to wait last; NULL when `from` waits for nobody. */
 const WaitEdge *wait_graph_sink(const WaitEdge *edges, unsigned n, const char *from);

@@ -1,6 +1,8 @@
-/* Problem: a report posted to the loop may arrive after its pool is gone (shutdown, a test's teardown).
+/* Problem: a report posted to the loop may arrive after its pool is gone (shutdown, a test's
+ * teardown).
  *
- * 1. Every item is on exactly one of: queued (pool's), running (a thread's), finished (list), or reported.
+ * 1. Every item is on exactly one of: queued (pool's), running (a thread's), finished (list), or
+ * reported.
  * 2. The core is shared by the pool and every posted drain; the last one frees it.
  * 3. After work_pool_free() `closed` is set: finished items are dropped, never reported. */
 #include "coordinator/work_pool.h"

@@ -1,8 +1,12 @@
-/* Problem: who is in the cluster is what the CA signed minus what was revoked, and both must survive a crash.
+/* Problem: who is in the cluster is what the CA signed minus what was revoked, and both must
+ * survive a crash.
  *
- * 1. A certificate leaves the coordinator only after its row is durable: whatever exists can be revoked by its node's name.
- * 2. Revocation holds in memory from the call on, before the disk has it; calls and streams are refused from then.
- * 3. The CA key is written once, with mode 0600, before its certificate, so that a half-made CA is made again. */
+ * 1. A certificate leaves the coordinator only after its row is durable: whatever exists can be
+ * revoked by its node's name.
+ * 2. Revocation holds in memory from the call on, before the disk has it; calls and streams are
+ * refused from then.
+ * 3. The CA key is written once, with mode 0600, before its certificate, so that a half-made CA is
+ * made again. */
 #include "coordinator/ca/authority.h"
 
 #include "coordinator/ca/state_files.h"
@@ -38,11 +42,13 @@ static void certificate_record_free(void *data)
     g_free(data);
 }
 
-/* ---- the CA itself --------------------------------------------------------------------------------------------- */
+/* ---- the CA itself
+ * --------------------------------------------------------------------------------------------- */
 
 static bool authority_load(Authority *a, const char *state_dir, GError **error)
 {
-    return state_file_read(state_dir, "ca.key", &a->ca_key_pem, error) && state_file_read(state_dir, "ca.crt", &a->ca_pem, error);
+    return state_file_read(state_dir, "ca.key", &a->ca_key_pem, error) &&
+           state_file_read(state_dir, "ca.crt", &a->ca_pem, error);
 }
 
 static bool authority_make(Authority *a, const char *state_dir, const char *cluster, GError **error)
@@ -55,19 +61,23 @@ static bool authority_make(Authority *a, const char *state_dir, const char *clus
     if (a->ca_pem == NULL) {
         return false;
     }
-    return state_dir == NULL || (state_file_write(state_dir, "ca.key", a->ca_key_pem, 0600, error) &&
-                                 state_file_write(state_dir, "ca.crt", a->ca_pem, 0644, error));
+    return state_dir == NULL ||
+           (state_file_write(state_dir, "ca.key", a->ca_key_pem, 0600, error) &&
+            state_file_write(state_dir, "ca.crt", a->ca_pem, 0644, error));
 }
 
-Authority *authority_new(Loop *loop, Store *store, const char *state_dir, const char *cluster, GError **error)
+Authority *authority_new(Loop *loop, Store *store, const char *state_dir, const char *cluster,
+                         GError **error)
 {
     Authority *a = g_new0(Authority, 1);
     a->loop = loop;
     a->store = store;
-    a->certificates = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, certificate_record_free);
+    a->certificates =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, certificate_record_free);
     a->revoked = g_ptr_array_new();
     bool there = state_dir != NULL && state_file_exists(state_dir, "ca.crt");
-    bool ok = there ? authority_load(a, state_dir, error) : authority_make(a, state_dir, cluster, error);
+    bool ok =
+        there ? authority_load(a, state_dir, error) : authority_make(a, state_dir, cluster, error);
     if (!ok || !x509_public_key_hash(a->ca_pem, a->hash, error)) {
         authority_free(a);
         return NULL;
@@ -99,9 +109,11 @@ const uint8_t *authority_hash(const Authority *a)
     return a->hash;
 }
 
-/* ---- certificates ---------------------------------------------------------------------------------------------- */
+/* ---- certificates
+ * ---------------------------------------------------------------------------------------------- */
 
-static void authority_remember(Authority *a, const char *serial, CertificateRecord *record /* taken */)
+static void authority_remember(Authority *a, const char *serial,
+                               CertificateRecord *record /* taken */)
 {
     char *key = g_strdup(serial);
     g_hash_table_replace(a->certificates, key, record);
@@ -131,7 +143,8 @@ static int64_t certificate_life_us(const char *role)
     if (strcmp(role, "worker") == 0) {
         return CERTIFICATE_WORKER_LIFE_US;
     }
-    return strcmp(role, "coordinator") == 0 ? CERTIFICATE_COORDINATOR_LIFE_US : CERTIFICATE_CLIENT_LIFE_US;
+    return strcmp(role, "coordinator") == 0 ? CERTIFICATE_COORDINATOR_LIFE_US
+                                            : CERTIFICATE_CLIENT_LIFE_US;
 }
 
 /* The host part of "host:port", "[v6]:port" or a bare host; returned. */
@@ -149,7 +162,8 @@ static char *address_host(const char *address)
 static bool is_host_name(const char *host)
 {
     size_t n = strlen(host);
-    return n > 0 && n <= 253 && strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == n;
+    return n > 0 && n <= 253 &&
+           strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == n;
 }
 
 static void sort_names(const char *const *addresses, unsigned n, GPtrArray *dns, GPtrArray *ips)
@@ -167,7 +181,8 @@ static void sort_names(const char *const *addresses, unsigned n, GPtrArray *dns,
     g_ptr_array_add(ips, NULL);
 }
 
-static char *authority_certify(Authority *a, const char *request_pem, const char *name, const char *role, const char *const *addresses, unsigned n,
+static char *authority_certify(Authority *a, const char *request_pem, const char *name,
+                               const char *role, const char *const *addresses, unsigned n,
                                char **serial, CertificateRecord **record, GError **error)
 {
     g_autoptr(GPtrArray) dns = g_ptr_array_new_with_free_func(g_free);
@@ -211,15 +226,17 @@ static void signing_refused(void *user)
     signing_report(s, s->error);
 }
 
-void authority_sign(Authority *a, const char *request_pem, const char *name, const char *role, const char *const *addresses, unsigned n_addresses,
-                    CertificateSigned done, void *user)
+void authority_sign(Authority *a, const char *request_pem, const char *name, const char *role,
+                    const char *const *addresses, unsigned n_addresses, CertificateSigned done,
+                    void *user)
 {
     g_autofree char *serial = NULL;
     CertificateRecord *record = NULL;
     Signing *s = g_new0(Signing, 1);
     s->done = done;
     s->user = user;
-    s->pem = authority_certify(a, request_pem, name, role, addresses, n_addresses, &serial, &record, &s->error);
+    s->pem = authority_certify(a, request_pem, name, role, addresses, n_addresses, &serial, &record,
+                               &s->error);
     if (s->pem == NULL) {
         loop_post(a->loop, signing_refused, s);
         return;
@@ -229,8 +246,8 @@ void authority_sign(Authority *a, const char *request_pem, const char *name, con
     store_put(a->store, STORE_CERTIFICATES, serial, row, signing_written, s);
 }
 
-bool authority_issue(Authority *a, const char *name, const char *role, const char *const *addresses, unsigned n_addresses, char **key_pem,
-                     char **chain_pem, GError **error)
+bool authority_issue(Authority *a, const char *name, const char *role, const char *const *addresses,
+                     unsigned n_addresses, char **key_pem, char **chain_pem, GError **error)
 {
     g_autofree char *serial = NULL;
     CertificateRecord *record = NULL;
@@ -239,8 +256,10 @@ bool authority_issue(Authority *a, const char *name, const char *role, const cha
         return false;
     }
     g_autofree char *request = x509_new_request(key, name, error);
-    g_autofree char *leaf =
-        request != NULL ? authority_certify(a, request, name, role, addresses, n_addresses, &serial, &record, error) : NULL;
+    g_autofree char *leaf = request != NULL
+                                ? authority_certify(a, request, name, role, addresses, n_addresses,
+                                                    &serial, &record, error)
+                                : NULL;
     if (leaf == NULL) {
         x509_free_key(key);
         return false;
@@ -255,12 +274,15 @@ bool authority_issue(Authority *a, const char *name, const char *role, const cha
 static bool admin_is_good(Authority *a, const char *state_dir)
 {
     g_autofree char *pem = NULL;
-    if (!state_file_exists(state_dir, "admin.key") || !state_file_read(state_dir, "admin.crt", &pem, NULL)) {
+    if (!state_file_exists(state_dir, "admin.key") ||
+        !state_file_read(state_dir, "admin.crt", &pem, NULL)) {
         return false;
     }
     X509Info info = {0};
-    bool good = x509_parse(pem, &info, NULL) && info.not_after_us > loop_wall_us(a->loop) + ADMIN_RENEW_BEFORE_US &&
-                g_hash_table_contains(a->certificates, info.serial_hex) && !authority_is_revoked(a, info.serial_hex);
+    bool good = x509_parse(pem, &info, NULL) &&
+                info.not_after_us > loop_wall_us(a->loop) + ADMIN_RENEW_BEFORE_US &&
+                g_hash_table_contains(a->certificates, info.serial_hex) &&
+                !authority_is_revoked(a, info.serial_hex);
     x509_info_clear(&info);
     return good;
 }
@@ -275,12 +297,15 @@ bool authority_ensure_admin(Authority *a, const char *state_dir, GError **error)
     if (!authority_issue(a, "local-admin", "admin", NULL, 0, &key, &chain, error)) {
         return false;
     }
-    bool ok = state_file_write(state_dir, "admin.key", key, 0600, error) && state_file_write(state_dir, "admin.crt", chain, 0644, error);
+    bool ok = state_file_write(state_dir, "admin.key", key, 0600, error) &&
+              state_file_write(state_dir, "admin.crt", chain, 0644, error);
     x509_free_key(key);
     return ok;
 }
 
-/* ---- revocation ------------------------------------------------------------------------------------------------ */
+/* ---- revocation
+ * ------------------------------------------------------------------------------------------------
+ */
 
 bool authority_is_revoked(const Authority *a, const char *serial)
 {
@@ -301,7 +326,8 @@ unsigned authority_revoke(Authority *a, const char *name, StoreDone done, void *
         }
         record->revoked = true;
         g_ptr_array_add(a->revoked, serial);
-        StoreChange change = {.table = STORE_CERTIFICATES, .key = serial, .value = certificate_record_pack(record)};
+        StoreChange change = {
+            .table = STORE_CERTIFICATES, .key = serial, .value = certificate_record_pack(record)};
         g_array_append_val(changes, change);
     }
     store_write(a->store, (StoreChange *)changes->data, changes->len, done, user);

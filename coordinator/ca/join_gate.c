@@ -1,10 +1,15 @@
-/* Problem: the only door without a client certificate should be shut when nobody is expected, and must not cut off whoever is just going through.
+/* Problem: the only door without a client certificate should be shut when nobody is expected, and
+ * must not cut off whoever is just going through.
  *
- *   SHUT ──a token is valid──▶ OPEN ──no token is valid──▶ LINGERING ──1 s and no join under way──▶ SHUT
- *                                ▲───────a token is valid───────┘
+ *            a token is valid           none is valid
+ *   SHUT ─────────────────────▶ OPEN ──────────────────▶ LINGERING ──┐
+ *    ▲                            ▲────a token is valid─────┘        │
+ *    └───────────────────────────────────── 1 s, no join under way ──┘
  *
- * 1. Every answer to a wrong token is the same DENIED; what differs is only whether it is known, expired or used up.
- * 2. A token's use is durable before a certificate is signed; the certificate's row is durable before it is sent.
+ * 1. Every answer to a wrong token is the same DENIED; what differs is only whether it is known,
+ * expired or used up.
+ * 2. A token's use is durable before a certificate is signed; the certificate's row is durable
+ * before it is sent.
  * 3. Tokens and requests are in no log line. */
 #include "coordinator/ca/join_gate.h"
 
@@ -52,7 +57,8 @@ static void joining_free(Joining *j)
 static void joining_refuse(Joining *j, const GError *error)
 {
     if (j->gate != NULL) {
-        log_warn(j->gate->options.log, "join from %s refused: %s", rpc_call_peer(j->call)->address, error->message);
+        log_warn(j->gate->options.log, "join from %s refused: %s", rpc_call_peer(j->call)->address,
+                 error->message);
         rpc_call_finish(j->call, error);
     }
     joining_free(j);
@@ -73,11 +79,13 @@ static void on_signed(const char *certificate_pem, const GError *error, void *us
     response.cluster = gate->cluster;
     response.name = j->name;
     response.role = j->role;
-    response.certificate_pem = (ProtobufCBinaryData){strlen(certificate_pem), (uint8_t *)certificate_pem};
+    response.certificate_pem =
+        (ProtobufCBinaryData){strlen(certificate_pem), (uint8_t *)certificate_pem};
     response.ca_pem = (ProtobufCBinaryData){strlen(gate->ca_pem), (uint8_t *)gate->ca_pem};
     response.control_address = gate->control_address;
     rpc_call_reply(j->call, &response.base);
-    log_info(gate->options.log, "%s %s joined from %s", j->role, j->name, rpc_call_peer(j->call)->address);
+    log_info(gate->options.log, "%s %s joined from %s", j->role, j->name,
+             rpc_call_peer(j->call)->address);
     joining_free(j);
 }
 
@@ -86,7 +94,8 @@ static char *client_name(JoinGate *gate, const char *role, const char *wish)
     if (strcmp(role, "worker") == 0) {
         return members_free_name(gate->options.members, wish);
     }
-    return g_strdup_printf("%s-%06x", role, (unsigned)(random_u64(gate->options.random) & 0xffffff));
+    return g_strdup_printf("%s-%06x", role,
+                           (unsigned)(random_u64(gate->options.random) & 0xffffff));
 }
 
 static void on_token(const char *role, const GError *error, void *user)
@@ -100,19 +109,26 @@ static void on_token(const char *role, const GError *error, void *user)
     j->role = g_strdup(role);
     j->name = client_name(j->gate, role, wish);
     g_free(wish);
-    authority_sign(j->gate->options.authority, j->csr, j->name, role, (const char *const *)j->addresses->pdata, j->addresses->len, on_signed, j);
+    authority_sign(j->gate->options.authority, j->csr, j->name, role,
+                   (const char *const *)j->addresses->pdata, j->addresses->len, on_signed, j);
 }
 
 static bool join_check(const Weft__V1__JoinRequest *request, GError **error)
 {
     if (request->protocol_version != WEFT_PROTOCOL_VERSION) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION, "you (release %s) speak protocol %u, this coordinator (release %s) protocol %u: install the same release",
-                    request->release, request->protocol_version, WEFT_VERSION, WEFT_PROTOCOL_VERSION);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
+                    "you (release %s) speak protocol %u, this coordinator (release %s) protocol "
+                    "%u: install the same release",
+                    request->release, request->protocol_version, WEFT_VERSION,
+                    WEFT_PROTOCOL_VERSION);
         return false;
     }
-    if (request->csr_pem.len == 0 || request->csr_pem.len > CSR_LIMIT || request->n_addresses > ADDRESSES_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "certificate request of %zu bytes for %zu addresses: at most %u bytes and %u addresses",
-                    request->csr_pem.len, request->n_addresses, CSR_LIMIT, ADDRESSES_LIMIT);
+    if (request->csr_pem.len == 0 || request->csr_pem.len > CSR_LIMIT ||
+        request->n_addresses > ADDRESSES_LIMIT) {
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "certificate request of %zu bytes for %zu addresses: at most %u bytes and %u addresses",
+            request->csr_pem.len, request->n_addresses, CSR_LIMIT, ADDRESSES_LIMIT);
         return false;
     }
     return true;
@@ -140,14 +156,18 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
     token_book_use(gate->tokens, request->token, on_token, j);
 }
 
-/* ---- the listener ---------------------------------------------------------------------------------------------- */
+/* ---- the listener
+ * ---------------------------------------------------------------------------------------------- */
 
 static RpcServer *gate_bind(JoinGate *gate, GError **error)
 {
     RpcServerOptions options = {.listen = gate->bound != NULL ? gate->bound : gate->listen,
-                                .credentials = {.ca_pem = gate->ca_pem, .certificate_pem = gate->certificate_pem, .key_pem = gate->key_pem},
+                                .credentials = {.ca_pem = gate->ca_pem,
+                                                .certificate_pem = gate->certificate_pem,
+                                                .key_pem = gate->key_pem},
                                 .log = gate->options.log};
-    RpcServer *server = rpc_server_new(gate->options.transport, gate->options.loop, &options, error);
+    RpcServer *server =
+        rpc_server_new(gate->options.transport, gate->options.loop, &options, error);
     if (server != NULL) {
         static const RpcMethod methods[] = {{"Join", on_join, 0}, {NULL}};
         rpc_server_add(server, &weft__v1__join__descriptor, methods, gate);

@@ -1,4 +1,5 @@
-/* JoinGate: the Join listener, open only while a token is valid (DESIGN 7.5), and the Join service behind it. Loop thread only. */
+/* JoinGate: the Join listener, open only while a token is valid (DESIGN 7.5), and the Join service
+ * behind it. Loop thread only. */
 #pragma once
 
 #include "coordinator/ca/authority.h"
@@ -16,17 +17,20 @@ typedef struct JoinGateOptions {
     Random *random;
     Authority *authority;
     Members *members;
-    const char *listen;          /* "host:port", port 0 = any free, the same one each time it opens; copied */
+    const char
+        *listen; /* "host:port", port 0 = any free, the same one each time it opens; copied */
     const char *cluster;         /* copied */
     const char *control_address; /* told to who joins; copied */
     RpcCredentials credentials;  /* server TLS; texts copied */
 } JoinGateOptions;
 
 typedef struct JoinGate JoinGate;
-/* Tries the port once, so that one in use is known at start; closed again until join_gate_update(). */
+/* Tries the port once, so that one in use is known at start; closed again until join_gate_update().
+ */
 JoinGate *join_gate_new(const JoinGateOptions *options, GError **error);
 void join_gate_free(JoinGate *gate); /* NULL-safe */
-/* tokens: borrowed from now on; opens or (after a moment, so that the last answer gets out) closes the listener. */
+/* tokens: borrowed from now on; opens or (after a moment, so that the last answer gets out) closes
+ * the listener. */
 void join_gate_update(JoinGate *gate, TokenBook *tokens);
 /* "host:port" really bound; borrowed. */
 const char *join_gate_address(const JoinGate *gate);

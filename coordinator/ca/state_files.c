@@ -13,7 +13,9 @@
 static bool fail_errno(GError **error, const char *what, const char *path)
 {
     int saved = errno;
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s %s: %s: check the path, its owner and free space", what, path, g_strerror(saved));
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                "%s %s: %s: check the path, its owner and free space", what, path,
+                g_strerror(saved));
     return false;
 }
 
@@ -30,7 +32,9 @@ int state_dir_open(const char *dir, GError **error)
         return -1;
     }
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "state directory %s is in use by another coordinator: stop it, or give this one its own --state",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED,
+                    "state directory %s is in use by another coordinator: stop it, or give this "
+                    "one its own --state",
                     dir);
         close(fd);
         return -1;

@@ -1,9 +1,13 @@
-/* Problem: a token must let in exactly as often as it says, also when two ask at once and when the coordinator dies between.
+/* Problem: a token must let in exactly as often as it says, also when two ask at once and when the
+ * coordinator dies between.
  *
- * 1. A use is taken in memory first (two callers cannot both have the last one), then durably, then reported.
- * 2. If the durable write fails the caller is refused; the use stays taken in memory: never one use too many.
+ * 1. A use is taken in memory first (two callers cannot both have the last one), then durably, then
+ * reported.
+ * 2. If the durable write fails the caller is refused; the use stays taken in memory: never one use
+ * too many.
  * 3. The clear token exists only in the creator's reply; rows and log lines have at most its hash.
- * 4. An expired token is forgotten by a timer, which also tells the owner (who may close the Join listener). */
+ * 4. An expired token is forgotten by a timer, which also tells the owner (who may close the Join
+ * listener). */
 #include "coordinator/ca/tokens.h"
 
 #include "coordinator/store/records.h"
@@ -146,15 +150,18 @@ static void token_creation_done(const GError *error, void *user)
     g_free(c);
 }
 
-bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32_t uses, TokenCreated done, void *user, GError **error)
+bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32_t uses,
+                       TokenCreated done, void *user, GError **error)
 {
     static const char *const roles[] = {"worker", "admin", "submit", "probe", NULL};
     if (!g_strv_contains(roles, role)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "role %s is unknown: use worker, admin, submit or probe", role);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "role %s is unknown: use worker, admin, submit or probe", role);
         return false;
     }
     if (ttl_us < 0 || ttl_us > TOKEN_TTL_LIMIT_US || uses > TOKEN_USES_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "token for %" G_GINT64_FORMAT " s and %u uses: at most 30 days and %u uses",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "token for %" G_GINT64_FORMAT " s and %u uses: at most 30 days and %u uses",
                     ttl_us / 1000000, uses, TOKEN_USES_LIMIT);
         return false;
     }
@@ -173,7 +180,8 @@ bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32
     c->record.uses_left = uses > 0 ? uses : 1;
     c->done = done;
     c->user = user;
-    store_put(book->store, STORE_TOKENS, c->hash, token_record_pack(&c->record), token_creation_done, c);
+    store_put(book->store, STORE_TOKENS, c->hash, token_record_pack(&c->record),
+              token_creation_done, c);
     return true;
 }
 
@@ -201,7 +209,9 @@ static GError *token_refusal(const TokenRecord *record, int64_t now_us)
     const char *why = record == NULL ? "is not known (wrong, used up or long expired)"
                       : record->expires_us <= now_us ? "has expired"
                                                      : "is used up";
-    return g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED, "join token %s: ask an administrator for a new one (weft token create)", why);
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
+                       "join token %s: ask an administrator for a new one (weft token create)",
+                       why);
 }
 
 void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *user)
@@ -211,14 +221,16 @@ void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *us
     TokenUse *use = g_new0(TokenUse, 1);
     use->done = done;
     use->user = user;
-    if (record == NULL || record->uses_left == 0 || record->expires_us <= loop_wall_us(book->loop)) {
+    if (record == NULL || record->uses_left == 0 ||
+        record->expires_us <= loop_wall_us(book->loop)) {
         use->error = token_refusal(record, loop_wall_us(book->loop));
         loop_post(book->loop, token_use_refused, use);
         return;
     }
     use->role = g_strdup(record->role);
     record->uses_left--;
-    /* A used up token stays as a row until it expires, so that its holder is told why it is refused. */
+    /* A used up token stays as a row until it expires, so that its holder is told why it is
+     * refused. */
     store_put(book->store, STORE_TOKENS, hash, token_record_pack(record), token_use_written, use);
     book->changed(book->user);
 }

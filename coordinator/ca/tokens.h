@@ -20,12 +20,16 @@ void token_book_free(TokenBook *book); /* NULL-safe */
 /* A row found at start; expired ones are forgotten. */
 bool token_book_restore(TokenBook *book, const StoreRow *row, GError **error);
 
-typedef void (*TokenCreated)(const char *token, int64_t expires_us, const GError *error, void *user);
-/* role worker | admin | submit | probe; ttl 0 = 1 h; uses 0 = 1. INVALID for others; nothing is reported then. */
-bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32_t uses, TokenCreated done, void *user, GError **error);
+typedef void (*TokenCreated)(const char *token, int64_t expires_us, const GError *error,
+                             void *user);
+/* role worker | admin | submit | probe; ttl 0 = 1 h; uses 0 = 1. INVALID for others; nothing is
+ * reported then. */
+bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32_t uses,
+                       TokenCreated done, void *user, GError **error);
 
 typedef void (*TokenUsed)(const char *role, const GError *error, void *user);
-/* Takes one use of a token, durably, before it reports the role. DENIED: unknown, expired or used up. */
+/* Takes one use of a token, durably, before it reports the role. DENIED: unknown, expired or used
+ * up. */
 void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *user);
 /* Whether somebody may still join. */
 bool token_book_any_valid(const TokenBook *book);

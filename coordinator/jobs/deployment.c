@@ -1,19 +1,28 @@
-/* Problem: to bring one plan into force on many workers, any of which may die at any step, so that no two attempts are ever mixed up.
+/* Problem: to bring one plan into force on many workers, any of which may die at any step, so that
+ * no two attempts are ever mixed up.
  *
- *                 asked                 durable               all loaded             all started
- *   IDLE, FAILED ───────▶ PLANNING ───────────────▶ LOADING ──────────────▶ STARTING ───────────▶ READY ──▶ (request, request, ...)
- *      ▲  ▲                  │ impossible              │ a rank failed          │                   │ │
- *      │  └──────────────────┴─────────────────────────┴────────────────────────┘ deployment_fail   │ │ last replica's epoch ended, or
- *      └────────────────────────────────────────────────────────────────────────────────────────────┘ │ a member drains and no request runs
- *   STORED (coordinator started again) ── every rank held, ready, same epoch ──▶ READY                 │
- *      └── asked, and workers had time to come back ──▶ PLANNING           unload: any ──▶ STOPPED ◀───┘
+ *                asked            durable          all loaded         all started
+ *   IDLE, FAILED ─────▶ PLANNING ───────▶ LOADING ───────────▶ STARTING ──────────▶ READY
+ *     ▲   ▲                │ impossible      │ a rank failed      │                 │
+ *     │   └────────────────┴─────────────────┴────────────────────┘ deployment_fail │
+ *     └─────────────────────────────────────────────────────────────────────────────┘
+ *           last replica's epoch ended, or a member drains and no request runs
+ *
+ *   STORED (the coordinator was started again)
+ *     ├── every rank is held, ready, under the same epoch ──▶ READY
+ *     └── asked, and workers had time to come back ──▶ PLANNING
+ *   any ── unload ──▶ STOPPED
  *
  * 1. An epoch is durable before a worker hears of it, and used by one attempt only.
- * 2. live: workers may hold the replica under its epoch. Once it ended, live is false for ever under that epoch; the next attempt has a higher one.
- * 3. READY => at least one replica is live. A request is on a replica that was ready when it was given out.
- * 4. n_pending counts exactly the ranks of LOADING or STARTING that have not answered; no rank call is in flight in other states.
+ * 2. live: workers may hold the replica under its epoch. Once it ended, live is false for ever
+ * under that epoch; the next attempt has a higher one.
+ * 3. READY => at least one replica is live. A request is on a replica that was ready when it was
+ * given out.
+ * 4. n_pending counts exactly the ranks of LOADING or STARTING that have not answered; no rank call
+ * is in flight in other states.
  * 5. The epoch's secret is made in start and erased in start: it is in no state, row or log line.
- * 6. Only deployment_pump() begins planning, adopts or gives out replicas; deployment_enter() alone changes the state. */
+ * 6. Only deployment_pump() begins planning, adopts or gives out replicas; deployment_enter() alone
+ * changes the state. */
 #include "coordinator/jobs/deployment.h"
 
 #include "coordinator/message.h"
@@ -69,7 +78,7 @@ const char *deployment_state_text(const Deployment *d)
     return "stopped";
 }
 
-/* ---- layout ---------------------------------------------------------------------------------------------------- */
+/* ---- layout ---- */
 
 static void replicas_clear(Deployment *d)
 {
@@ -100,8 +109,11 @@ static void replica_lay_out(Deployment *d, uint32_t index)
     RankState *rank = replica->ranks;
     for (uint32_t s = 0; s < plan->n_stages; s++) {
         for (uint32_t k = 0; k < plan->stages[s].n_ranks; k++, rank++) {
-            *rank = (RankState){
-                .deployment = d, .replica = index, .stage = s, .rank = k, .worker = plan->stages[s].ranks[k].worker};
+            *rank = (RankState){.deployment = d,
+                                .replica = index,
+                                .stage = s,
+                                .rank = k,
+                                .worker = plan->stages[s].ranks[k].worker};
         }
     }
 }
@@ -178,7 +190,7 @@ uint64_t deployment_bytes_on(const Deployment *d, const char *worker)
     return bytes;
 }
 
-/* ---- leases ---------------------------------------------------------------------------------------------------- */
+/* ---- leases ---- */
 
 void lease_fail(Lease *lease, const GError *error)
 {
@@ -247,7 +259,7 @@ static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
     lease->callbacks.ready(&lease->info, lease->user);
 }
 
-/* ---- the end of an epoch --------------------------------------------------------------------------------------- */
+/* ---- the end of an epoch ---- */
 
 static void replica_drop(Deployment *d, ReplicaState *replica, bool keep_weights)
 {
@@ -261,7 +273,8 @@ static void replica_drop(Deployment *d, ReplicaState *replica, bool keep_weights
     replica->live = false;
     replica->ready = false;
     d->kept = keep_weights;
-    /* Whoever still holds the ended epoch after a restart of this coordinator must not be taken for current. */
+    /* Whoever still holds the ended epoch after a restart of this coordinator must not be taken for
+     * current. */
     g_autoptr(GArray) changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
     jobs_next_epoch(d->jobs, d->id, replica->index, changes);
     store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len, NULL, NULL);
@@ -285,7 +298,8 @@ void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
         return;
     }
     g_autoptr(GError) own = g_error_copy(why);
-    log_warn(d->jobs->options.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " over: %s", d->id, index, replica->epoch, own->message);
+    log_warn(d->jobs->options.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " over: %s", d->id,
+             index, replica->epoch, own->message);
     replica_drop(d, replica, true);
     if (!any_live(d)) {
         deployment_enter(d, DEPLOYMENT_IDLE);
@@ -322,7 +336,8 @@ void deployment_suspect(Deployment *d, uint32_t index, const GError *error)
     }
     replica->ready = false;
     replica->suspicion = g_error_copy(error);
-    replica->verdict = loop_timer_start(d->jobs->options.loop, VERDICT_US, replica_on_verdict, replica);
+    replica->verdict =
+        loop_timer_start(d->jobs->options.loop, VERDICT_US, replica_on_verdict, replica);
 }
 
 static void deployment_drop_all(Deployment *d, bool keep_weights)
@@ -351,7 +366,8 @@ static bool uses_gone_worker(const Deployment *d)
 void deployment_fail(Deployment *d, const GError *why)
 {
     bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && uses_gone_worker(d);
-    log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d), why->message);
+    log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d),
+             why->message);
     deployment_drop_all(d, true);
     g_clear_error(&d->error);
     d->error = g_error_copy(why);
@@ -379,7 +395,7 @@ void deployment_unload(Deployment *d)
     deployment_enter(d, DEPLOYMENT_STOPPED);
 }
 
-/* ---- planning -------------------------------------------------------------------------------------------------- */
+/* ---- planning ---- */
 
 static void plan_task_free(void *user)
 {
@@ -399,7 +415,8 @@ static void plan_task_free(void *user)
 static void plan_task_work(void *user)
 {
     PlanTask *task = user;
-    task->plan = planner_plan(task->model->spec, task->members.members, task->members.n, &task->wish, &task->violations, &task->alternatives, &task->error);
+    task->plan = planner_plan(task->model->spec, task->members.members, task->members.n,
+                              &task->wish, &task->violations, &task->alternatives, &task->error);
 }
 
 static GBytes *deployment_record(const Deployment *d, const uint64_t *epochs)
@@ -447,9 +464,11 @@ static void deployment_persist(Deployment *d, PlanTask *task)
         epochs[r] = jobs_next_epoch(d->jobs, d->id, r, changes);
         d->replicas[r].epoch = epochs[r];
     }
-    StoreChange job = {.table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
+    StoreChange job = {
+        .table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
     g_array_append_val(changes, job);
-    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len, plan_task_durable, task);
+    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len,
+                plan_task_durable, task);
     store_changes_clear(changes);
 }
 
@@ -459,9 +478,11 @@ static GError *with_alternatives(const GError *error, const GPtrArray *alternati
     if (alternatives != NULL && alternatives->len > 0) {
         g_autoptr(GString) list = g_string_new(NULL);
         for (guint i = 0; i < alternatives->len; i++) {
-            g_string_append_printf(list, "%s%s", i > 0 ? " | " : "", (const char *)g_ptr_array_index(alternatives, i));
+            g_string_append_printf(list, "%s%s", i > 0 ? " | " : "",
+                                   (const char *)g_ptr_array_index(alternatives, i));
         }
-        g_autofree char *message = g_strdup_printf("%s; possible here: %s", copy->message, list->str);
+        g_autofree char *message =
+            g_strdup_printf("%s; possible here: %s", copy->message, list->str);
         g_free(copy->message);
         copy->message = g_steal_pointer(&message);
     }
@@ -471,7 +492,8 @@ static GError *with_alternatives(const GError *error, const GPtrArray *alternati
 static bool wants_memory(const PlanTask *task)
 {
     for (guint i = 0; task->violations != NULL && i < task->violations->len; i++) {
-        if (((const PlanViolation *)g_ptr_array_index(task->violations, i))->rule == PLAN_RULE_MEMORY) {
+        if (((const PlanViolation *)g_ptr_array_index(task->violations, i))->rule ==
+            PLAN_RULE_MEMORY) {
             return true;
         }
     }
@@ -533,7 +555,7 @@ static void deployment_begin_planning(Deployment *d)
     work_pool_run_full(jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
 }
 
-/* ---- loading and starting -------------------------------------------------------------------------------------- */
+/* ---- loading and starting ---- */
 
 static void each_rank(Deployment *d, void (*fn)(RankState *rank))
 {
@@ -553,10 +575,13 @@ static void rank_await(RankState *rank)
 static void deployment_begin_loading(Deployment *d)
 {
     g_autofree char *layout = plan_layout_text(d->plan);
-    log_info(d->jobs->options.log, "job %s planned: %s, epoch %" G_GUINT64_FORMAT, d->id, layout, d->replicas[0].epoch);
+    log_info(d->jobs->options.log, "job %s planned: %s, epoch %" G_GUINT64_FORMAT, d->id, layout,
+             d->replicas[0].epoch);
     d->planned_before = true;
     if (uses_gone_worker(d)) {
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "a worker of the plan was lost before load: planning again");
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                        "a worker of the plan was lost before load: planning again");
         deployment_fail(d, error);
         return;
     }
@@ -672,7 +697,7 @@ void deployment_on_rank_error(RankState *rank, const char *operation, const GErr
     g_error_free(named);
 }
 
-/* ---- the pump -------------------------------------------------------------------------------------------------- */
+/* ---- the pump ---- */
 
 void deployment_try_adopt(Deployment *d)
 {
@@ -680,16 +705,23 @@ void deployment_try_adopt(Deployment *d)
         for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
             const RankState *rank = &d->replicas[r].ranks[k];
             Member *member = members_find(d->jobs->options.members, rank->worker);
-            const Weft__V1__Held *held = member != NULL && member_attached(member) ? member_held(member, d->id, r, rank->stage, rank->rank) : NULL;
-            if (held == NULL || held->epoch != d->replicas[r].epoch || strcmp(held->state, "ready") != 0 ||
-                held->unsealed != d->jobs->options.seal_off) { /* links keep the setting that they were opened with */
+            const Weft__V1__Held *held =
+                member != NULL && member_attached(member)
+                    ? member_held(member, d->id, r, rank->stage, rank->rank)
+                    : NULL;
+            if (held == NULL || held->epoch != d->replicas[r].epoch ||
+                strcmp(held->state, "ready") != 0 ||
+                held->unsealed !=
+                    d->jobs->options
+                        .seal_off) { /* links keep the setting that they were opened with */
                 return;
             }
         }
     }
     if (d->state == DEPLOYMENT_STORED) {
         d->asked_us = loop_now_us(d->jobs->options.loop);
-        log_info(d->jobs->options.log, "job %s adopted: its workers hold epoch %" G_GUINT64_FORMAT, d->id, d->replicas[0].epoch);
+        log_info(d->jobs->options.log, "job %s adopted: its workers hold epoch %" G_GUINT64_FORMAT,
+                 d->id, d->replicas[0].epoch);
         deployment_ready(d);
     }
 }
@@ -715,7 +747,8 @@ static void deployment_on_settled(void *user)
     deployment_pump(d);
 }
 
-/* Workers that were here when the last coordinator died get a moment to come back before a plan is made without them. */
+/* Workers that were here when the last coordinator died get a moment to come back before a plan is
+ * made without them. */
 static bool deployment_settles(Deployment *d)
 {
     Jobs *jobs = d->jobs;
@@ -753,7 +786,8 @@ static bool deployment_degraded(const Deployment *d)
     return false;
 }
 
-/* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is on the rest. */
+/* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is
+ * on the rest. */
 static void deployment_serve(Deployment *d)
 {
     bool drains = deployment_drains(d);
@@ -765,7 +799,8 @@ static void deployment_serve(Deployment *d)
         return;
     }
     ReplicaState *replica;
-    while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 && (replica = replica_with_room(d)) != NULL) {
+    while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 &&
+           (replica = replica_with_room(d)) != NULL) {
         lease_grant(d, g_queue_pop_head(&d->waiting), replica);
     }
 }
@@ -779,7 +814,8 @@ static void deployment_step(Deployment *d)
         deployment_serve(d);
         return;
     }
-    bool idle = d->state == DEPLOYMENT_STORED || d->state == DEPLOYMENT_IDLE || d->state == DEPLOYMENT_FAILED;
+    bool idle = d->state == DEPLOYMENT_STORED || d->state == DEPLOYMENT_IDLE ||
+                d->state == DEPLOYMENT_FAILED;
     if (idle && d->waiting.length > 0 && !deployment_settles(d)) {
         if (d->state == DEPLOYMENT_STORED) {
             deployment_drop_all(d, true);

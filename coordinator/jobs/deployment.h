@@ -1,4 +1,5 @@
-/* Deployment: one plan of one model on its workers. Inside jobs/ only; the state machine is described in deployment.c. */
+/* Deployment: one plan of one model on its workers. Inside jobs/ only; the state machine is
+ * described in deployment.c. */
 #pragma once
 
 #include "coordinator/jobs/jobs.h"
@@ -10,8 +11,8 @@ typedef enum DeploymentState {
     DEPLOYMENT_LOADING,
     DEPLOYMENT_STARTING,
     DEPLOYMENT_READY,
-    DEPLOYMENT_FAILED,   /* as IDLE, and `error` says why the last try failed */
-    DEPLOYMENT_STOPPED,  /* final: about to be freed */
+    DEPLOYMENT_FAILED,  /* as IDLE, and `error` says why the last try failed */
+    DEPLOYMENT_STOPPED, /* final: about to be freed */
 } DeploymentState;
 
 typedef struct Deployment Deployment;
@@ -20,7 +21,7 @@ typedef struct Deployment Deployment;
 typedef struct RankState {
     Deployment *deployment;
     uint32_t replica, stage, rank;
-    const char *worker; /* borrowed from the plan */
+    const char *worker;    /* borrowed from the plan */
     struct RankCall *call; /* in flight, or NULL */
     bool answered;
     uint64_t bytes_done, bytes_total;
@@ -35,7 +36,7 @@ typedef struct ReplicaState {
     bool live;  /* ranks may hold it under this epoch */
     bool ready; /* started on all ranks */
     uint32_t n_ranks, n_active;
-    RankState *ranks; /* stage-major */
+    RankState *ranks;   /* stage-major */
     LoopTimer *verdict; /* something is wrong: the detector gets a moment to name the culprit */
     GError *suspicion;
 } ReplicaState;
@@ -60,8 +61,8 @@ struct Deployment {
     GQueue active;      /* of Lease: on a replica */
     int64_t created_us, used_us, asked_us;
     double load_s;
-    LoopTimer *settle;  /* after a start: workers get time to come back */
-    LoopTimer *kick;    /* a pump is due */
+    LoopTimer *settle; /* after a start: workers get time to come back */
+    LoopTimer *kick;   /* a pump is due */
     bool pumping, pump_again;
     struct PlanTask *task;
 };
@@ -82,7 +83,8 @@ struct Jobs {
     JobsOptions options;
     char *cluster, *control_address;
     GPtrArray *deployments; /* of Deployment, owned */
-    GHashTable *epochs;     /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
+    GHashTable
+        *epochs; /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
     int64_t started_us;
 };
 
@@ -94,13 +96,16 @@ void deployment_pump(Deployment *d);
 void deployment_kick(Deployment *d);
 /* STORED: its workers all hold it under its epoch: READY without loading. */
 void deployment_try_adopt(Deployment *d);
-/* Something is wrong with a replica: no new request gets it; its epoch ends now that the culprit is known or, at the latest, after a moment. */
+/* Something is wrong with a replica: no new request gets it; its epoch ends now that the culprit is
+ * known or, at the latest, after a moment. */
 void deployment_suspect(Deployment *d, uint32_t replica, const GError *error);
 /* Builds replicas and ranks from d->plan; epochs 0. */
 void deployment_lay_out(Deployment *d);
-/* The epoch of one replica is over: requests on it end with `why`, its ranks drop it but keep their weights. */
+/* The epoch of one replica is over: requests on it end with `why`, its ranks drop it but keep their
+ * weights. */
 void deployment_end_epoch(Deployment *d, uint32_t replica, const GError *why);
-/* The running attempt (PLANNING to STARTING) has failed; tried again when that was for a worker which is gone. */
+/* The running attempt (PLANNING to STARTING) has failed; tried again when that was for a worker
+ * which is gone. */
 void deployment_fail(Deployment *d, const GError *why);
 /* All replicas dropped with their weights; it is not planned any more until somebody asks. */
 void deployment_unload(Deployment *d);
@@ -110,12 +115,14 @@ uint64_t deployment_bytes_on(const Deployment *d, const char *worker);
 const char *deployment_state_text(const Deployment *d);
 /* Tells members whether they serve something. */
 void jobs_settle_members(Jobs *jobs);
-/* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if there is none. */
+/* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if
+ * there is none. */
 bool jobs_make_room(Jobs *jobs, const Deployment *d);
 /* Who is waited for in the end, in words; NULL if no member of the replica reports a wait. */
 GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica);
 uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica);
-/* Takes the next epoch in memory and appends its durable form to changes (of StoreChange, keys and values owned). */
+/* Takes the next epoch in memory and appends its durable form to changes (of StoreChange, keys and
+ * values owned). */
 uint64_t jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
 void store_changes_clear(GArray *changes);
 

@@ -1,8 +1,10 @@
-/* The registry of deployments: who may share one, what members' news mean to them, memory, epochs, and what the store knows. The state machine of each is
- * in deployment.c.
+/* The registry of deployments: who may share one, what members' news mean to them, memory, epochs,
+ * and what the store knows. The state machine of each is in deployment.c.
  *
- * 1. Two requests share a deployment iff file, effective context, numerics and layout wish are equal and it has room for the streams asked.
- * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest, memory first, disk before use. */
+ * 1. Two requests share a deployment iff file, effective context, numerics and layout wish are
+ * equal and it has room for the streams asked.
+ * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest,
+ * memory first, disk before use. */
 #include "coordinator/jobs/deployment.h"
 
 #include "coordinator/store/records.h"
@@ -14,7 +16,9 @@
 
 #define CONTEXT_DEFAULT 8192u
 
-/* ---- epochs ---------------------------------------------------------------------------------------------------- */
+/* ---- epochs
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica)
 {
@@ -74,7 +78,8 @@ bool jobs_restore_epoch(Jobs *jobs, const StoreRow *row, GError **error)
     return true;
 }
 
-/* ---- what members report --------------------------------------------------------------------------------------- */
+/* ---- what members report
+ * --------------------------------------------------------------------------------------- */
 
 static void serving_member(Member *member, void *user)
 {
@@ -114,15 +119,18 @@ static void collect_edges(Member *member, void *user)
     const Weft__V1__Heartbeat *heartbeat = member_heartbeat(member);
     for (size_t i = 0; heartbeat != NULL && i < heartbeat->n_waiting; i++) {
         const Weft__V1__Waiting *w = heartbeat->waiting[i];
-        if (strcmp(w->job, list->deployment->id) == 0 && w->replica == list->replica && w->epoch == list->deployment->replicas[w->replica].epoch) {
-            WaitEdge edge = {member_name(member), w->waits_for, w->operation, w->since_ms, w->expired};
+        if (strcmp(w->job, list->deployment->id) == 0 && w->replica == list->replica &&
+            w->epoch == list->deployment->replicas[w->replica].epoch) {
+            WaitEdge edge = {member_name(member), w->waits_for, w->operation, w->since_ms,
+                             w->expired};
             g_array_append_val(list->edges, edge);
         }
     }
 }
 
 /* What somebody waits for from `worker`; borrowed from a heartbeat, or NULL. */
-static const char *awaited_operation(const Jobs *jobs, const Deployment *d, uint32_t replica, const char *worker)
+static const char *awaited_operation(const Jobs *jobs, const Deployment *d, uint32_t replica,
+                                     const char *worker)
 {
     g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
     EdgeList list = {d, replica, edges};
@@ -155,7 +163,8 @@ static void deployment_on_lost(Deployment *d, Member *member, const GError *why)
     const char *worker = member_name(member);
     if (d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING) {
         if (deployment_uses(d, worker)) {
-            g_autoptr(GError) error = member_lost_error(member, d->state == DEPLOYMENT_LOADING ? "load" : "start");
+            g_autoptr(GError) error =
+                member_lost_error(member, d->state == DEPLOYMENT_LOADING ? "load" : "start");
             deployment_fail(d, error);
         }
         return;
@@ -163,7 +172,10 @@ static void deployment_on_lost(Deployment *d, Member *member, const GError *why)
     for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
         if (d->replicas[r].live && replica_uses(&d->replicas[r], worker)) {
             const char *operation = awaited_operation(d->jobs, d, r, worker);
-            g_autoptr(GError) error = member_lost_error(member, operation != NULL ? operation : d->replicas[r].n_active > 0 ? "generate" : NULL);
+            g_autoptr(GError) error =
+                member_lost_error(member, operation != NULL             ? operation
+                                          : d->replicas[r].n_active > 0 ? "generate"
+                                                                        : NULL);
             deployment_end_epoch(d, r, error);
         }
     }
@@ -179,10 +191,12 @@ static void on_lost(Member *member, const GError *why, void *user)
 
 static bool is_current(const Deployment *d, uint32_t replica, uint64_t epoch)
 {
-    return d != NULL && replica < d->n_replicas && d->replicas[replica].live && d->replicas[replica].epoch == epoch;
+    return d != NULL && replica < d->n_replicas && d->replicas[replica].live &&
+           d->replicas[replica].epoch == epoch;
 }
 
-/* A worker that was away for a while fences itself (DESIGN 7.6): what it does not hold any more is over. */
+/* A worker that was away for a while fences itself (DESIGN 7.6): what it does not hold any more is
+ * over. */
 static void check_held(Deployment *d, Member *member)
 {
     for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
@@ -193,8 +207,10 @@ static void check_held(Deployment *d, Member *member)
             }
             const Weft__V1__Held *held = member_held(member, d->id, r, rank->stage, rank->rank);
             if (held == NULL || held->epoch != d->replicas[r].epoch) {
-                g_autoptr(GError) error =
-                    g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s was cut off and has ended its part: start the request again", rank->worker);
+                g_autoptr(GError) error = g_error_new(
+                    WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                    "worker %s was cut off and has ended its part: start the request again",
+                    rank->worker);
                 deployment_end_epoch(d, r, error);
             }
         }
@@ -221,7 +237,9 @@ static void on_reported(Member *member, void *user)
         const Weft__V1__Held *held = heartbeat->held[i];
         Deployment *d = jobs_find(jobs, held->job);
         if (is_current(d, held->replica, held->epoch) && strcmp(held->state, "failed") == 0) {
-            g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s failed: %s", member_name(member), held->error);
+            g_autoptr(GError) error =
+                g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s failed: %s",
+                            member_name(member), held->error);
             deployment_suspect(d, held->replica, error);
         }
         if (d != NULL && d->state == DEPLOYMENT_STORED) {
@@ -232,8 +250,10 @@ static void on_reported(Member *member, void *user)
         const Weft__V1__Waiting *w = heartbeat->waiting[i];
         Deployment *d = jobs_find(jobs, w->job);
         if (is_current(d, w->replica, w->epoch) && w->expired) {
-            g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT " ms",
-                                                  w->waits_for, w->operation, member_name(member), w->since_ms);
+            g_autoptr(GError) error = g_error_new(
+                WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT " ms",
+                w->waits_for, w->operation, member_name(member), w->since_ms);
             deployment_suspect(d, w->replica, error);
         }
     }
@@ -265,7 +285,9 @@ static void on_keep(const Member *member, GPtrArray *keep, void *user)
     }
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------ */
+/* ---- life
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 Jobs *jobs_new(const JobsOptions *options)
 {
@@ -306,7 +328,9 @@ static Plan *stored_plan(const StoreRow *row, const JobRecord *record, GError **
     const uint8_t *data = g_bytes_get_data(record->plan, &size);
     Weft__V1__Plan *message = weft__v1__plan__unpack(NULL, size, data);
     if (message == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "plan of job %s in the state directory is damaged: it will be planned again", row->key);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "plan of job %s in the state directory is damaged: it will be planned again",
+                    row->key);
         return NULL;
     }
     Plan *plan = plan_from_message(message, error);
@@ -325,7 +349,11 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
     if (ok) {
         Deployment *d = deployment_new(jobs, row->key);
         d->model_path = g_strdup(record.model);
-        d->wish = (JobWish){.dp = record.dp, .pp = record.pp, .tp = record.tp, .context = record.context, .numerics = (NumericsClass)record.numerics};
+        d->wish = (JobWish){.dp = record.dp,
+                            .pp = record.pp,
+                            .tp = record.tp,
+                            .context = record.context,
+                            .numerics = (NumericsClass)record.numerics};
         d->context = record.context;
         memcpy(d->file_hash.bytes, record.file_hash, sizeof record.file_hash);
         d->plan = g_steal_pointer(&plan);
@@ -338,14 +366,18 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
         }
         g_ptr_array_add(jobs->deployments, d);
     } else if (plan != NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "job %s in the state directory has %u epochs for %u replicas", row->key, record.n_epochs, plan->n_replicas);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "job %s in the state directory has %u epochs for %u replicas", row->key,
+                    record.n_epochs, plan->n_replicas);
         plan_free(plan);
     }
     job_record_clear(&record);
     return ok;
 }
 
-/* ---- leases ---------------------------------------------------------------------------------------------------- */
+/* ---- leases
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t effective_context(const Model *model, const JobWish *wish)
 {
@@ -354,10 +386,12 @@ static uint32_t effective_context(const Model *model, const JobWish *wish)
 
 static bool deployment_fits(const Deployment *d, const Model *model, const JobWish *wish)
 {
-    bool room = d->plan == NULL || wish->streams <= d->plan->streams || d->wish.streams >= wish->streams;
-    return d->state != DEPLOYMENT_STOPPED && room && hash128_equal(&d->file_hash, &model->spec->file_hash) &&
-           d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
-           d->wish.tp == wish->tp;
+    bool room =
+        d->plan == NULL || wish->streams <= d->plan->streams || d->wish.streams >= wish->streams;
+    return d->state != DEPLOYMENT_STOPPED && room &&
+           hash128_equal(&d->file_hash, &model->spec->file_hash) &&
+           d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics &&
+           d->wish.dp == wish->dp && d->wish.pp == wish->pp && d->wish.tp == wish->tp;
 }
 
 /* A short id that people can read: the file's name and four random digits. */
@@ -375,7 +409,8 @@ static char *job_id(Jobs *jobs, const Model *model)
     }
     for (;;) {
         uint16_t digits = (uint16_t)random_u64(jobs->options.random);
-        g_autofree char *id = g_strdup_printf("%s%s%04x", base->len > 0 ? base->str : "model", g_str_has_suffix(base->str, "-") ? "" : "-", digits);
+        g_autofree char *id = g_strdup_printf("%s%s%04x", base->len > 0 ? base->str : "model",
+                                              g_str_has_suffix(base->str, "-") ? "" : "-", digits);
         if (jobs_find(jobs, id) == NULL && jobs_epoch(jobs, id, 0) == 0) {
             return g_steal_pointer(&id);
         }
@@ -404,7 +439,8 @@ static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish
     return d;
 }
 
-Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks, void *user)
+Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks,
+                    void *user)
 {
     Deployment *d = jobs_deployment(jobs, model, wish);
     Lease *lease = g_new0(Lease, 1);
@@ -443,7 +479,9 @@ void lease_report(Lease *lease, const GError *error)
     }
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ---- memory
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 typedef struct SnapshotBuild {
     const Jobs *jobs;
@@ -464,7 +502,8 @@ static uint64_t bytes_of_others(const SnapshotBuild *build, const char *worker)
     uint64_t bytes = 0;
     for (guint i = 0; i < build->jobs->deployments->len; i++) {
         const Deployment *d = g_ptr_array_index(build->jobs->deployments, i);
-        if (build->except == NULL || (strcmp(build->except, JOBS_ALL) != 0 && strcmp(d->id, build->except) != 0)) {
+        if (build->except == NULL ||
+            (strcmp(build->except, JOBS_ALL) != 0 && strcmp(d->id, build->except) != 0)) {
             bytes += deployment_bytes_on(d, worker);
         }
     }
@@ -503,7 +542,8 @@ static void snapshot_member(Member *member, void *user)
 
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job)
 {
-    SnapshotBuild build = {jobs, except_job, g_array_new(FALSE, TRUE, sizeof(PlanMember)), g_ptr_array_new_with_free_func(g_free)};
+    SnapshotBuild build = {jobs, except_job, g_array_new(FALSE, TRUE, sizeof(PlanMember)),
+                           g_ptr_array_new_with_free_func(g_free)};
     members_each(jobs->options.members, snapshot_member, &build);
     uint32_t n = build.members->len;
     return (MemberSnapshot){(PlanMember *)g_array_free(build.members, FALSE), n, build.strings};
@@ -517,7 +557,8 @@ void member_snapshot_free(MemberSnapshot *snapshot)
 
 static bool is_idle(const Deployment *d)
 {
-    bool busy = d->state == DEPLOYMENT_PLANNING || d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING;
+    bool busy = d->state == DEPLOYMENT_PLANNING || d->state == DEPLOYMENT_LOADING ||
+                d->state == DEPLOYMENT_STARTING;
     return !busy && d->waiting.length == 0 && d->active.length == 0;
 }
 
@@ -562,7 +603,8 @@ bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error)
             continue;
         }
         if (!is_idle(d)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "job %s runs %u requests: wait for them or cancel them", d->id,
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                        "job %s runs %u requests: wait for them or cancel them", d->id,
                         d->active.length + d->waiting.length);
             return false;
         }
@@ -575,7 +617,8 @@ bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error)
     return true;
 }
 
-void jobs_describe(const Jobs *jobs, void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user)
+void jobs_describe(const Jobs *jobs,
+                   void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user)
 {
     int64_t now = loop_now_us(jobs->options.loop);
     for (guint i = 0; i < jobs->deployments->len; i++) {

@@ -1,7 +1,9 @@
-/* Jobs: deployments of models on workers, from a wish to ranks that serve, and back when one dies. Loop thread only.
+/* Jobs: deployments of models on workers, from a wish to ranks that serve, and back when one dies.
+ * Loop thread only.
  *
- * A request takes a Lease: it waits until a deployment like its wish is ready (planned, loaded, started if need be), holds one replica of it while it runs,
- * and hears if that replica's epoch ends. */
+ * A request takes a Lease: it waits until a deployment like its wish is ready (planned, loaded,
+ * started if need be), holds one replica of it while it runs, and hears if that replica's epoch
+ * ends. */
 #pragma once
 
 #include "coordinator/jobs/models.h"
@@ -39,9 +41,9 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error);
 bool jobs_restore_epoch(Jobs *jobs, const StoreRow *row, GError **error);
 
 typedef struct JobWish {
-    uint32_t dp, pp, tp;  /* 0 = planner's choice */
-    uint32_t context;     /* 0 = min(model's, 8192) */
-    uint32_t streams;     /* sequences at once; 0 = as fits */
+    uint32_t dp, pp, tp; /* 0 = planner's choice */
+    uint32_t context;    /* 0 = min(model's, 8192) */
+    uint32_t streams;    /* sequences at once; 0 = as fits */
     NumericsClass numerics;
 } JobWish;
 
@@ -50,25 +52,30 @@ typedef struct LeaseInfo {
     const Plan *plan;
     uint32_t replica;
     uint64_t epoch;
-    const char *leader; /* node id of stage 0, rank 0 */
+    const char *leader;  /* node id of stage 0, rank 0 */
     RpcChannel *channel; /* to it */
-    double load_s;      /* from the wish to ready; 0 if it was ready */
+    double load_s;       /* from the wish to ready; 0 if it was ready */
 } LeaseInfo;
 
 typedef struct LeaseCallbacks {
     void (*progress)(const char *text, double fraction, const char *worker, void *user);
-    void (*ready)(const LeaseInfo *info, void *user); /* at most once; info is valid until release or failed */
-    /* It could not be had, or its epoch ended: names worker and operation. At most once, nothing follows; lease_release is still due. */
+    void (*ready)(const LeaseInfo *info,
+                  void *user); /* at most once; info is valid until release or failed */
+    /* It could not be had, or its epoch ended: names worker and operation. At most once, nothing
+     * follows; lease_release is still due. */
     void (*failed)(const GError *error, void *user);
 } LeaseCallbacks;
 
 /* Never calls back inside. model: a reference is taken. */
-Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks, void *user);
+Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks,
+                    void *user);
 void lease_release(Lease *lease); /* always, once; nothing is called afterwards */
-/* The leader's call ended with an error of a worker or peer: the replica's epoch is over. failed() follows, with the culprit's name. */
+/* The leader's call ended with an error of a worker or peer: the replica's epoch is over. failed()
+ * follows, with the culprit's name. */
 void lease_report(Lease *lease, const GError *error);
 
-/* Stops deployments of a model ("" = all) that no request uses; returns how many. INVALID while one is in use. */
+/* Stops deployments of a model ("" = all) that no request uses; returns how many. INVALID while one
+ * is in use. */
 bool jobs_unload(Jobs *jobs, const char *model, uint32_t *n_out, GError **error);
 /* The planner's view of the members now; names are borrowed from `strings`. */
 typedef struct MemberSnapshot {
@@ -77,9 +84,11 @@ typedef struct MemberSnapshot {
     GPtrArray *strings;
 } MemberSnapshot;
 #define JOBS_ALL "*"
-/* except_job: memory that this job holds counts as free (JOBS_ALL: that all of them hold); NULL: none. */
+/* except_job: memory that this job holds counts as free (JOBS_ALL: that all of them hold); NULL:
+ * none. */
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job);
 void member_snapshot_free(MemberSnapshot *snapshot);
 
 /* Calls fn for each deployment with a description whose strings live until fn returns. */
-void jobs_describe(const Jobs *jobs, void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user);
+void jobs_describe(const Jobs *jobs,
+                   void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user);

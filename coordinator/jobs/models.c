@@ -1,8 +1,11 @@
-/* One task a model: resolve the name, open and check the file, hash its slices (or take the manifest that was computed for the same path, sizes and
- * times), load vocabulary and template. Tasks for the same name wait for the first.
+/* One task a model: resolve the name, open and check the file, hash its slices (or take the
+ * manifest that was computed for the same path, sizes and times), load vocabulary and template.
+ * Tasks for the same name wait for the first.
  *
- * 1. `open` has at most one entry a name; an entry is LOADING (waiters) or has its Model and the identity of the files it was read from.
- * 2. A Model is immutable once published; requests hold references, so that a replaced file does not pull the old mapping away.
+ * 1. `open` has at most one entry a name; an entry is LOADING (waiters) or has its Model and the
+ * identity of the files it was read from.
+ * 2. A Model is immutable once published; requests hold references, so that a replaced file does
+ * not pull the old mapping away.
  * 3. Pool threads see only the task and, under its lock, the manifest table. */
 #include "coordinator/jobs/models.h"
 
@@ -20,8 +23,8 @@ struct Models {
     WorkPool *pool;
     Store *store;
     char *dir;
-    GHashTable *open; /* name -> ModelEntry */
-    GMutex lock;      /* manifests */
+    GHashTable *open;      /* name -> ModelEntry */
+    GMutex lock;           /* manifests */
     GHashTable *manifests; /* identity -> GBytes */
 };
 
@@ -83,7 +86,8 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     const ModelSpec *spec = model->spec;
     Weft__V1__Model *message = model_to_message(spec, with_tensors);
     for (uint32_t i = 0; with_tensors && i < spec->n_tensors; i++) {
-        const Hash128 *hashes = (const Hash128 *)(model->slice_hashes + (size_t)model->first_slice[i] * HASH_BYTES);
+        const Hash128 *hashes =
+            (const Hash128 *)(model->slice_hashes + (size_t)model->first_slice[i] * HASH_BYTES);
         model_message_set_hashes(message, i, hashes, spec->tensors[i].n_slices);
     }
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
@@ -94,7 +98,9 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     return message;
 }
 
-/* ---- names ----------------------------------------------------------------------------------------------------- */
+/* ---- names
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static char *resolve_existing(const char *path)
 {
@@ -107,50 +113,63 @@ static char *resolve_existing(const char *path)
 char *models_resolve(const char *dir, const char *name, GError **error)
 {
     if (dir == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "model %s: this coordinator has no models directory: start it with --models DIR", name);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+            "model %s: this coordinator has no models directory: start it with --models DIR", name);
         return NULL;
     }
     g_autofree char *root = resolve_existing(dir);
     if (root == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "models directory %s: %s: start the coordinator with another --models", dir, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "models directory %s: %s: start the coordinator with another --models", dir,
+                    g_strerror(errno));
         return NULL;
     }
-    g_autofree char *wished = g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(root, name, NULL);
+    g_autofree char *wished =
+        g_path_is_absolute(name) ? g_strdup(name) : g_build_filename(root, name, NULL);
     g_autofree char *real = resolve_existing(wished);
     if (real == NULL && !g_str_has_suffix(wished, ".gguf")) {
         g_autofree char *with_suffix = g_strconcat(wished, ".gguf", NULL);
         real = resolve_existing(with_suffix);
     }
     if (real == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "no such model file: %s: looked under %s on the coordinator's host", name, root);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "no such model file: %s: looked under %s on the coordinator's host", name,
+                    root);
         return NULL;
     }
     size_t n = strlen(root);
     bool inside = strncmp(real, root, n) == 0 && (real[n] == '/' || strcmp(root, "/") == 0);
     if (!inside) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED, "model %s lies outside the models directory %s: move it there, or start the coordinator with another --models",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "model %s lies outside the models directory %s: move it there, or start the "
+                    "coordinator with another --models",
                     name, root);
         return NULL;
     }
     struct stat st;
     if (stat(real, &st) != 0 || !S_ISREG(st.st_mode)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s is not a regular file: name a GGUF file", name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s is not a regular file: name a GGUF file", name);
         return NULL;
     }
     return g_steal_pointer(&real);
 }
 
-/* ---- on the pool ----------------------------------------------------------------------------------------------- */
+/* ---- on the pool
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static bool identity_add(GString *out, const char *path, GError **error)
 {
     struct stat st;
     if (stat(path, &st) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "model file %s: %s", path, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "model file %s: %s", path,
+                    g_strerror(errno));
         return false;
     }
-    g_string_append_printf(out, "%s %" G_GINT64_FORMAT " %" G_GINT64_FORMAT ".%09ld;", path, (gint64)st.st_size, (gint64)st.st_mtim.tv_sec,
-                           st.st_mtim.tv_nsec);
+    g_string_append_printf(out, "%s %" G_GINT64_FORMAT " %" G_GINT64_FORMAT ".%09ld;", path,
+                           (gint64)st.st_size, (gint64)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
     return true;
 }
 
@@ -196,7 +215,8 @@ static bool model_index_slices(Model *model, GError **error)
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         n += spec->tensors[i].n_slices;
         if (n > UINT32_MAX / HASH_BYTES) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s has more than %u slices", model->name, UINT32_MAX / HASH_BYTES);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "model %s has more than %u slices",
+                        model->name, UINT32_MAX / HASH_BYTES);
             return false;
         }
         model->first_slice[i + 1] = (uint32_t)n;
@@ -220,7 +240,8 @@ static bool model_hash_slices(Model *model, GError **error)
     const ModelSpec *spec = model->spec;
     g_autofree uint8_t *buffer = g_try_malloc(largest_slice(spec));
     if (buffer == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for a slice of model %s", model->name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for a slice of model %s",
+                    model->name);
         return false;
     }
     model->slice_hashes = g_malloc0((gsize)model->first_slice[spec->n_tensors] * HASH_BYTES);
@@ -229,7 +250,8 @@ static bool model_hash_slices(Model *model, GError **error)
         for (uint32_t s = 0; s < tensor->n_slices; s++) {
             gguf_copy_slice(model->gguf, spec, tensor, s, buffer);
             Hash128 hash = hash128(buffer, model_spec_slice_bytes(spec, tensor, s));
-            memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES, hash.bytes, HASH_BYTES);
+            memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES,
+                   hash.bytes, HASH_BYTES);
         }
     }
     model->spec->file_hash = gguf_hash(model->gguf);
@@ -263,7 +285,8 @@ static void model_load_text(Model *model)
     const char *source;
     size_t length;
     model->tokenizer = tokenizer_from_gguf(model->gguf, &model->tokenizer_error);
-    if (gguf_get_string(model->gguf, "tokenizer.chat_template", &source, &length, &model->chat_error)) {
+    if (gguf_get_string(model->gguf, "tokenizer.chat_template", &source, &length,
+                        &model->chat_error)) {
         model->chat = chat_template_parse(source, length, &model->chat_error);
     }
 }
@@ -311,7 +334,9 @@ static void model_task_work(void *user)
     }
 }
 
-/* ---- on the loop ----------------------------------------------------------------------------------------------- */
+/* ---- on the loop
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static void model_entry_free(void *data)
 {
@@ -339,9 +364,11 @@ static void models_publish(Models *models, ModelTask *task, ModelEntry *entry)
 {
     if (task->manifest != NULL) {
         g_mutex_lock(&models->lock);
-        g_hash_table_replace(models->manifests, g_strdup(task->identity), g_bytes_ref(task->manifest));
+        g_hash_table_replace(models->manifests, g_strdup(task->identity),
+                             g_bytes_ref(task->manifest));
         g_mutex_unlock(&models->lock);
-        store_put(models->store, STORE_MANIFESTS, task->identity, g_bytes_ref(task->manifest), NULL, NULL);
+        store_put(models->store, STORE_MANIFESTS, task->identity, g_bytes_ref(task->manifest), NULL,
+                  NULL);
     }
     if (task->model != NULL) {
         model_unref(entry->model);
@@ -380,7 +407,8 @@ Models *models_new(WorkPool *pool, Store *store, const char *dir)
     models->store = store;
     models->dir = g_strdup(dir);
     models->open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, model_entry_free);
-    models->manifests = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_bytes_unref);
+    models->manifests =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_bytes_unref);
     g_mutex_init(&models->lock);
     return models;
 }
@@ -431,7 +459,8 @@ Model *models_by_hash(const Models *models, const uint8_t hash[16])
     g_hash_table_iter_init(&iter, models->open);
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
         ModelEntry *entry = value;
-        if (entry->model != NULL && memcmp(entry->model->spec->file_hash.bytes, hash, HASH_BYTES) == 0) {
+        if (entry->model != NULL &&
+            memcmp(entry->model->spec->file_hash.bytes, hash, HASH_BYTES) == 0) {
             return entry->model;
         }
     }

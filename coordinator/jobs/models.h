@@ -1,5 +1,6 @@
-/* Models: the files under --models, opened once, with what the coordinator knows of each: shape, slice hashes (the manifest, DESIGN 7.8), vocabulary and
- * chat template. Files are opened, hashed and read on the work pool only. */
+/* Models: the files under --models, opened once, with what the coordinator knows of each: shape,
+ * slice hashes (the manifest, DESIGN 7.8), vocabulary and chat template. Files are opened, hashed
+ * and read on the work pool only. */
 #pragma once
 
 #include "coordinator/store/store.h"
@@ -17,18 +18,19 @@ typedef struct Model {
     gatomicrefcount refs;
     char *path, *name; /* resolved path; general.name or the file's base name */
     Gguf *gguf;
-    ModelSpec *spec; /* file_hash set */
-    Tokenizer *tokenizer;     /* NULL: tokenizer_error says why */
-    ChatTemplate *chat;       /* NULL: the file has none, or chat_error says why */
+    ModelSpec *spec;      /* file_hash set */
+    Tokenizer *tokenizer; /* NULL: tokenizer_error says why */
+    ChatTemplate *chat;   /* NULL: the file has none, or chat_error says why */
     GError *tokenizer_error, *chat_error;
-    uint8_t *slice_hashes;    /* 16 bytes a slice, tensors in canonical order */
-    uint32_t *first_slice;    /* [n_tensors + 1]: index of each tensor's first */
+    uint8_t *slice_hashes; /* 16 bytes a slice, tensors in canonical order */
+    uint32_t *first_slice; /* [n_tensors + 1]: index of each tensor's first */
 } Model;
 
 Model *model_ref(Model *model); /* any thread */
 void model_unref(Model *model); /* NULL-safe, any thread */
 
-/* As it travels: with tensors, their slice hashes and the files' base names (to a worker), or without (for people). Returned; message_free(). */
+/* As it travels: with tensors, their slice hashes and the files' base names (to a worker), or
+ * without (for people). Returned; message_free(). */
 Weft__V1__Model *model_message(const Model *model, bool with_tensors);
 
 typedef struct Models Models;
@@ -40,7 +42,8 @@ void models_restore(Models *models, const StoreRow *row);
 
 /* model: borrowed, NULL with an error. */
 typedef void (*ModelOpened)(Model *model, const GError *error, void *user);
-/* name: a path, absolute or under the directory, ".gguf" may be left out. NOT_FOUND, DENIED (outside the directory), INVALID (what is wrong in the file). */
+/* name: a path, absolute or under the directory, ".gguf" may be left out. NOT_FOUND, DENIED
+ * (outside the directory), INVALID (what is wrong in the file). */
 void models_open(Models *models, const char *name, ModelOpened done, void *user);
 /* The open model with these bytes, or NULL. Borrowed. */
 Model *models_by_hash(const Models *models, const uint8_t hash[16]);

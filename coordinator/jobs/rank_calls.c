@@ -1,7 +1,9 @@
 /* Load, Start and Drop to one rank's worker.
  *
- * 1. A rank has at most one call in flight; RankCall outlives the rank if it must (rank = NULL) and frees itself in on_done.
- * 2. A Load without progress for LOAD_STALL_MS ends with an error that names the worker; Start and Drop have deadlines of their own. */
+ * 1. A rank has at most one call in flight; RankCall outlives the rank if it must (rank = NULL) and
+ * frees itself in on_done.
+ * 2. A Load without progress for LOAD_STALL_MS ends with an error that names the worker; Start and
+ * Drop have deadlines of their own. */
 #include "coordinator/jobs/deployment.h"
 
 #include "proto/base/error.h"
@@ -31,8 +33,10 @@ static void rank_call_stalled(void *user)
     if (rank == NULL) {
         return;
     }
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s made no progress in load for %d s: its engine or disk hangs; look at its log",
-                                          rank->worker, LOAD_STALL_MS / 1000);
+    g_autoptr(GError) error = g_error_new(
+        WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+        "worker %s made no progress in load for %d s: its engine or disk hangs; look at its log",
+        rank->worker, LOAD_STALL_MS / 1000);
     rank_forget_call(rank);
     deployment_on_rank_error(rank, "load", error);
 }
@@ -87,7 +91,8 @@ static void on_rank_done(const GError *error, void *user)
         rank->call = NULL;
         g_autoptr(GError) incomplete = NULL;
         if (error == NULL && !c->start && !c->loaded) {
-            incomplete = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "worker %s ended load without a data address", rank->worker);
+            incomplete = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                     "worker %s ended load without a data address", rank->worker);
             error = incomplete;
         }
         if (error != NULL) {
@@ -101,7 +106,8 @@ static void on_rank_done(const GError *error, void *user)
     g_free(c);
 }
 
-static void stamp_fill(Weft__V1__Stamp *stamp, const Deployment *d, uint32_t replica, uint64_t epoch)
+static void stamp_fill(Weft__V1__Stamp *stamp, const Deployment *d, uint32_t replica,
+                       uint64_t epoch)
 {
     stamp->cluster = d->jobs->cluster;
     stamp->generation = d->jobs->options.generation;
@@ -116,7 +122,8 @@ static RpcChannel *rank_channel(const RankState *rank)
     return member != NULL ? member_channel(member) : NULL;
 }
 
-static void rank_begin(RankState *rank, const char *method, const ProtobufCMessage *request, int64_t deadline_ms, bool start)
+static void rank_begin(RankState *rank, const char *method, const ProtobufCMessage *request,
+                       int64_t deadline_ms, bool start)
 {
     RankCall *c = g_new0(RankCall, 1);
     c->rank = rank;
@@ -126,25 +133,31 @@ static void rank_begin(RankState *rank, const char *method, const ProtobufCMessa
     if (!start) {
         rank_call_arm(c);
     }
-    RpcCallbacks callbacks = {.on_message = start ? NULL : on_load_message, .on_done = on_rank_done};
-    c->call = rpc_call_start(rank_channel(rank), &weft__v1__worker__descriptor, method, request, deadline_ms, true, callbacks, c);
+    RpcCallbacks callbacks = {.on_message = start ? NULL : on_load_message,
+                              .on_done = on_rank_done};
+    c->call = rpc_call_start(rank_channel(rank), &weft__v1__worker__descriptor, method, request,
+                             deadline_ms, true, callbacks, c);
 }
 
-/* Workers that hold a deployment of the same file have its slices; then this coordinator, which has them all. */
+/* Workers that hold a deployment of the same file have its slices; then this coordinator, which has
+ * them all. */
 static GPtrArray *slice_sources(const RankState *rank)
 {
     const Deployment *d = rank->deployment;
     GPtrArray *sources = g_ptr_array_new_with_free_func(g_free);
     for (guint i = 0; i < d->jobs->deployments->len; i++) {
         const Deployment *other = g_ptr_array_index(d->jobs->deployments, i);
-        bool holds = other != d && other->state == DEPLOYMENT_READY && hash128_equal(&other->file_hash, &d->file_hash);
+        bool holds = other != d && other->state == DEPLOYMENT_READY &&
+                     hash128_equal(&other->file_hash, &d->file_hash);
         for (uint32_t r = 0; holds && r < other->n_replicas; r++) {
             for (uint32_t k = 0; k < other->replicas[r].n_ranks; k++) {
                 const char *worker = other->replicas[r].ranks[k].worker;
                 Member *member = members_find(d->jobs->options.members, worker);
-                bool useful = strcmp(worker, rank->worker) != 0 && member != NULL && member_usable(member);
+                bool useful =
+                    strcmp(worker, rank->worker) != 0 && member != NULL && member_usable(member);
                 const char *address = useful ? member_hello(member)->control_address : NULL;
-                if (address != NULL && !g_ptr_array_find_with_equal_func(sources, address, g_str_equal, NULL)) {
+                if (address != NULL &&
+                    !g_ptr_array_find_with_equal_func(sources, address, g_str_equal, NULL)) {
                     g_ptr_array_add(sources, g_strdup(address));
                 }
             }
@@ -180,10 +193,9 @@ void rank_start(RankState *rank, const Weft__V1__StartRequest *request)
     rank_begin(rank, "Start", &request->base, START_DEADLINE_MS, true);
 }
 
-/* A worker that does not answer Drop is told again by every heartbeat's acknowledgement, whose keep list lacks the epoch. */
-static void on_drop_done(const GError *error, void *user)
-{
-}
+/* A worker that does not answer Drop is told again by every heartbeat's acknowledgement, whose keep
+ * list lacks the epoch. */
+static void on_drop_done(const GError *error, void *user) {}
 
 void rank_drop(Deployment *d, const RankState *rank, uint64_t epoch, bool keep_weights)
 {
@@ -197,5 +209,6 @@ void rank_drop(Deployment *d, const RankState *rank, uint64_t epoch, bool keep_w
     request.stamp = &stamp;
     request.keep_weights = keep_weights;
     RpcCallbacks callbacks = {.on_done = on_drop_done};
-    rpc_call_start(channel, &weft__v1__worker__descriptor, "Drop", &request.base, DROP_DEADLINE_MS, false, callbacks, NULL);
+    rpc_call_start(channel, &weft__v1__worker__descriptor, "Drop", &request.base, DROP_DEADLINE_MS,
+                   false, callbacks, NULL);
 }

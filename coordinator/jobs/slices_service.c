@@ -1,10 +1,14 @@
-/* Problem: models are larger than memory, and a reader may be slower than the disk: never more than a little is on its way.
+/* Problem: models are larger than memory, and a reader may be slower than the disk: never more than
+ * a little is on its way.
  *
- *   READING (pool: up to BATCH_BYTES of slices) ──▶ SENDING (loop: chunks while the call has room) ──▶ READING ... ──▶ finished
- *                                                      │ call full: a timer tries again
+ *   READING (pool: up to BATCH_BYTES) ──▶ SENDING (loop: chunks) ──all sent──▶ finished
+ *      ▲                                     │ ▲ └─ call full: a timer tries again
+ *      └───────────── batch sent ────────────┘
  *
- * 1. A fetch is in exactly one of READING and SENDING; its batch buffer belongs to the pool in the first, to the loop in the second.
- * 2. After the call was cancelled the fetch is freed at its next turn on the loop; the call is referenced until then. */
+ * 1. A fetch is in exactly one of READING and SENDING; its batch buffer belongs to the pool in the
+ * first, to the loop in the second.
+ * 2. After the call was cancelled the fetch is freed at its next turn on the loop; the call is
+ * referenced until then. */
 #include "coordinator/jobs/slices_service.h"
 
 #include "proto/base/error.h"
@@ -73,7 +77,8 @@ static void fetch_read(void *user)
     size_t total = 0, size;
     f->first = f->next;
     f->n_batch = 0;
-    while (f->next < f->n_slices && slice_size(f, f->next, &size) && (f->n_batch == 0 || total + size <= BATCH_BYTES)) {
+    while (f->next < f->n_slices && slice_size(f, f->next, &size) &&
+           (f->n_batch == 0 || total + size <= BATCH_BYTES)) {
         f->sizes[f->n_batch++] = size;
         total += size;
         f->next++;
@@ -83,14 +88,16 @@ static void fetch_read(void *user)
         f->bytes = g_try_malloc(total);
         f->capacity = f->bytes != NULL ? total : 0;
         if (f->bytes == NULL) {
-            g_set_error(&f->error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for slices of %zu bytes", total);
+            g_set_error(&f->error, WEFT_ERROR, WEFT_ERROR_MEMORY,
+                        "no memory for slices of %zu bytes", total);
             return;
         }
     }
     size_t offset = 0;
     for (uint32_t i = 0; i < f->n_batch; i++) {
         const SliceRef *ref = &f->slices[f->first + i];
-        gguf_copy_slice(f->model->gguf, f->model->spec, &f->model->spec->tensors[ref->tensor], ref->slice, f->bytes + offset);
+        gguf_copy_slice(f->model->gguf, f->model->spec, &f->model->spec->tensors[ref->tensor],
+                        ref->slice, f->bytes + offset);
         offset += f->sizes[i];
     }
 }
@@ -183,11 +190,15 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
     SlicesService *service = user;
     const Weft__V1__FetchRequest *request = (const Weft__V1__FetchRequest *)message;
     g_autoptr(GError) error = NULL;
-    Model *model = request->file_hash.len == 16 ? models_by_hash(service->models, request->file_hash.data) : NULL;
+    Model *model = request->file_hash.len == 16
+                       ? models_by_hash(service->models, request->file_hash.data)
+                       : NULL;
     if (request->n_slices > SLICES_LIMIT) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID, "fetch of %zu slices: at most %u at once", request->n_slices, SLICES_LIMIT);
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "fetch of %zu slices: at most %u at once", request->n_slices, SLICES_LIMIT);
     } else if (model == NULL) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "no open model file has the hash that was asked for");
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "no open model file has the hash that was asked for");
     }
     if (error != NULL) {
         rpc_call_finish(call, error);
@@ -209,6 +220,7 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
 
 void slices_service_add(RpcServer *server, SlicesService *service)
 {
-    static const RpcMethod methods[] = {{"Fetch", on_fetch, RPC_ROLE_WORKER | RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod methods[] = {{"Fetch", on_fetch, RPC_ROLE_WORKER | RPC_ROLE_COORDINATOR},
+                                        {NULL}};
     rpc_server_add(server, &weft__v1__slices__descriptor, methods, service);
 }

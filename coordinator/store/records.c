@@ -1,4 +1,5 @@
-/* Rows are GVariants in little-endian order: a type string, a strict reader (g_variant_is_normal_form) and no parser of our own. */
+/* Rows are GVariants in little-endian order: a type string, a strict reader
+ * (g_variant_is_normal_form) and no parser of our own. */
 #include "coordinator/store/records.h"
 
 #include "proto/base/error.h"
@@ -29,12 +30,14 @@ static GBytes *record_pack(GVariant *value /* floating */)
 
 static GVariant *record_read(const char *key, GBytes *bytes, const char *type, GError **error)
 {
-    GVariant *value = g_variant_ref_sink(g_variant_new_from_bytes(G_VARIANT_TYPE(type), bytes, FALSE));
+    GVariant *value =
+        g_variant_ref_sink(g_variant_new_from_bytes(G_VARIANT_TYPE(type), bytes, FALSE));
     if (!g_variant_is_normal_form(value)) {
         g_variant_unref(value);
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
-                    "state row %s of %zu bytes is damaged (expected %s): restore the state directory from a copy, or start with a new one", key,
-                    g_bytes_get_size(bytes), type);
+                    "state row %s of %zu bytes is damaged (expected %s): restore the state "
+                    "directory from a copy, or start with a new one",
+                    key, g_bytes_get_size(bytes), type);
         return NULL;
     }
     return little_endian(value);
@@ -64,7 +67,8 @@ void token_record_clear(TokenRecord *r)
 
 GBytes *member_record_pack(const MemberRecord *r)
 {
-    return record_pack(g_variant_new(MEMBER_TYPE, (gint64)r->joined_us, (gboolean)r->draining, (gboolean)r->revoked, (gboolean)r->attached,
+    return record_pack(g_variant_new(MEMBER_TYPE, (gint64)r->joined_us, (gboolean)r->draining,
+                                     (gboolean)r->revoked, (gboolean)r->attached,
                                      r->reason != NULL ? r->reason : ""));
 }
 
@@ -91,7 +95,8 @@ void member_record_clear(MemberRecord *r)
 
 GBytes *certificate_record_pack(const CertificateRecord *r)
 {
-    return record_pack(g_variant_new(CERTIFICATE_TYPE, r->name, r->role, (gint64)r->not_after_us, (gboolean)r->revoked));
+    return record_pack(g_variant_new(CERTIFICATE_TYPE, r->name, r->role, (gint64)r->not_after_us,
+                                     (gboolean)r->revoked));
 }
 
 bool certificate_record_read(const char *key, GBytes *bytes, CertificateRecord *out, GError **error)
@@ -123,9 +128,11 @@ GBytes *job_record_pack(const JobRecord *r)
 {
     gsize size;
     const void *plan = g_bytes_get_data(r->plan, &size);
-    return record_pack(g_variant_new("(suuuuu@ay@ay@at)", r->model, r->dp, r->pp, r->tp, r->context, r->numerics,
-                                     byte_array(r->file_hash, sizeof r->file_hash), byte_array(plan, size),
-                                     g_variant_new_fixed_array(G_VARIANT_TYPE_UINT64, r->epochs, r->n_epochs, sizeof(uint64_t))));
+    return record_pack(g_variant_new("(suuuuu@ay@ay@at)", r->model, r->dp, r->pp, r->tp, r->context,
+                                     r->numerics, byte_array(r->file_hash, sizeof r->file_hash),
+                                     byte_array(plan, size),
+                                     g_variant_new_fixed_array(G_VARIANT_TYPE_UINT64, r->epochs,
+                                                               r->n_epochs, sizeof(uint64_t))));
 }
 
 bool job_record_read(const char *key, GBytes *bytes, JobRecord *out, GError **error)
@@ -137,7 +144,8 @@ bool job_record_read(const char *key, GBytes *bytes, JobRecord *out, GError **er
     g_autoptr(GVariant) hash = NULL;
     g_autoptr(GVariant) plan = NULL;
     g_autoptr(GVariant) epochs = NULL;
-    g_variant_get(value, "(suuuuu@ay@ay@at)", &out->model, &out->dp, &out->pp, &out->tp, &out->context, &out->numerics, &hash, &plan, &epochs);
+    g_variant_get(value, "(suuuuu@ay@ay@at)", &out->model, &out->dp, &out->pp, &out->tp,
+                  &out->context, &out->numerics, &hash, &plan, &epochs);
     gsize n;
     const void *data = g_variant_get_fixed_array(hash, &n, 1);
     if (n == sizeof out->file_hash) {

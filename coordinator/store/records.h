@@ -1,4 +1,5 @@
-/* Rows of the store as structures. Reading is strict: a row that is not exactly what its type says is an IO error naming the row, never a guess. */
+/* Rows of the store as structures. Reading is strict: a row that is not exactly what its type says
+ * is an IO error naming the row, never a guess. */
 #pragma once
 
 #include <glib.h>
@@ -12,7 +13,7 @@ typedef struct TokenRecord {
 } TokenRecord;
 
 typedef struct MemberRecord {
-    int64_t joined_us; /* Unix time */
+    int64_t joined_us;                /* Unix time */
     bool draining, revoked, attached; /* attached: when last heard of */
     char *reason;
 } MemberRecord;
@@ -42,7 +43,8 @@ bool member_record_read(const char *key, GBytes *bytes, MemberRecord *out, GErro
 void member_record_clear(MemberRecord *r);
 
 GBytes *certificate_record_pack(const CertificateRecord *r);
-bool certificate_record_read(const char *key, GBytes *bytes, CertificateRecord *out, GError **error);
+bool certificate_record_read(const char *key, GBytes *bytes, CertificateRecord *out,
+                             GError **error);
 void certificate_record_clear(CertificateRecord *r);
 
 GBytes *job_record_pack(const JobRecord *r);

@@ -5,7 +5,8 @@ void store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone
     store->ops->write(store, changes, n, done, user);
 }
 
-void store_put(Store *store, StoreTable table, const char *key, GBytes *value, StoreDone done, void *user)
+void store_put(Store *store, StoreTable table, const char *key, GBytes *value, StoreDone done,
+               void *user)
 {
     StoreChange change = {.table = table, .key = key, .value = value};
     store->ops->write(store, &change, 1, done, user);

@@ -1,8 +1,10 @@
-/* Store: what the coordinator must find again after it died. Tables of (key, value) rows with atomic batches, behind one table of functions:
- * SQLite (store_sqlite.c) and a simulated one that can be made to fail (store_memory.c). Values are built and read by records.h.
+/* Store: what the coordinator must find again after it died. Tables of (key, value) rows with
+ * atomic batches, behind one table of functions: SQLite (store_sqlite.c) and a simulated one that
+ * can be made to fail (store_memory.c). Values are built and read by records.h.
  *
- * Asynchronous: the caller's loop never waits for a disk. Reports arrive on the loop in the order of the calls, never inside a call, and none after
- * store_free(). A write that was reported without error is durable. */
+ * Asynchronous: the caller's loop never waits for a disk. Reports arrive on the loop in the order
+ * of the calls, never inside a call, and none after store_free(). A write that was reported without
+ * error is durable. */
 #pragma once
 
 #include "proto/base/loop.h"
@@ -47,14 +49,16 @@ struct Store {
 
 /* All changes or none. done may be NULL (a write whose loss costs only work). Loop thread. */
 void store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done, void *user);
-void store_put(Store *store, StoreTable table, const char *key, GBytes *value /* taken always */, StoreDone done, void *user);
+void store_put(Store *store, StoreTable table, const char *key, GBytes *value /* taken always */,
+               StoreDone done, void *user);
 void store_read(Store *store, StoreTable table, StoreRows done, void *user);
 void store_free(Store *store); /* finishes writes that were asked for; NULL-safe */
 
 void store_row_free(StoreRow *row);
 const char *store_table_name(StoreTable table);
 
-/* Opens or creates STATE/weft.db. INVALID naming both schema versions when it was written by a newer weft; IO otherwise. Blocks: before serving. */
+/* Opens or creates STATE/weft.db. INVALID naming both schema versions when it was written by a
+ * newer weft; IO otherwise. Blocks: before serving. */
 Store *store_sqlite_open(const char *path, Loop *loop, GError **error);
 
 /* The simulated disk outlives the stores on it, as a disk does. */

@@ -1,5 +1,5 @@
-/* The simulated store: a disk of hash tables. Work happens when the posted report runs, so that a crash between call and report loses the write,
- * as with a real disk. */
+/* The simulated store: a disk of hash tables. Work happens when the posted report runs, so that a
+ * crash between call and report loses the write, as with a real disk. */
 #include "coordinator/store/store.h"
 
 #include "proto/base/error.h"
@@ -49,7 +49,8 @@ StoreDisk *store_disk_new(void)
 {
     StoreDisk *disk = g_new0(StoreDisk, 1);
     for (int i = 0; i < STORE_TABLE_COUNT; i++) {
-        disk->tables[i] = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_bytes_unref);
+        disk->tables[i] =
+            g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)g_bytes_unref);
     }
     disk->fail_after = -1;
     return disk;
@@ -81,7 +82,9 @@ static void store_memory_unref(StoreMemory *store)
 static bool disk_apply(StoreDisk *disk, const GPtrArray *changes, GError **error)
 {
     if (disk->fail_after == 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "state could not be written: simulated disk failure: check the disk of the state directory");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "state could not be written: simulated disk failure: check the disk of the "
+                    "state directory");
         return false;
     }
     if (disk->fail_after > 0) {
@@ -102,7 +105,8 @@ static bool disk_apply(StoreDisk *disk, const GPtrArray *changes, GError **error
 static GPtrArray *disk_rows(StoreDisk *disk, StoreTable table)
 {
     GPtrArray *rows = g_ptr_array_new_with_free_func((GDestroyNotify)store_row_free);
-    g_autoptr(GList) keys = g_list_sort(g_hash_table_get_keys(disk->tables[table]), (GCompareFunc)strcmp);
+    g_autoptr(GList) keys =
+        g_list_sort(g_hash_table_get_keys(disk->tables[table]), (GCompareFunc)strcmp);
     for (GList *k = keys; k != NULL; k = k->next) {
         StoreRow *row = g_new0(StoreRow, 1);
         row->key = g_strdup(k->data);
@@ -144,7 +148,8 @@ static MemoryOp *memory_op_post(Store *base)
     return op;
 }
 
-static void store_memory_write(Store *base, const StoreChange *changes, unsigned n, StoreDone done, void *user)
+static void store_memory_write(Store *base, const StoreChange *changes, unsigned n, StoreDone done,
+                               void *user)
 {
     MemoryOp *op = memory_op_post(base);
     op->changes = g_ptr_array_new_with_free_func(memory_change_free);

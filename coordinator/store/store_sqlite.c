@@ -1,8 +1,10 @@
 /* The durable store: SQLite, one connection owned by one thread.
  *
  * 1. Only the thread touches the connection once it runs; the loop pushes operations to a queue.
- * 2. Operations run in the order of the calls; each write is one transaction (WAL, synchronous = FULL: durable when reported).
- * 3. Reports go through the core's finished list; after store_free() none is delivered, but every write asked for has been tried. */
+ * 2. Operations run in the order of the calls; each write is one transaction (WAL, synchronous =
+ * FULL: durable when reported).
+ * 3. Reports go through the core's finished list; after store_free() none is delivered, but every
+ * write asked for has been tried. */
 #include "coordinator/store/store.h"
 
 #include "proto/base/error.h"
@@ -67,24 +69,29 @@ static void sqlite_op_free(SqliteOp *op)
 
 static bool sqlite_fail(sqlite3 *db, const char *path, const char *what, GError **error)
 {
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "state %s: %s: %s: check free space and permissions of its directory", path, what,
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                "state %s: %s: %s: check free space and permissions of its directory", path, what,
                 db != NULL ? sqlite3_errmsg(db) : "out of memory");
     return false;
 }
 
 static bool sqlite_exec(sqlite3 *db, const char *path, const char *sql, GError **error)
 {
-    return sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK || sqlite_fail(db, path, "statement failed", error);
+    return sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK ||
+           sqlite_fail(db, path, "statement failed", error);
 }
 
-/* ---- on the store's thread ------------------------------------------------------------------------------------- */
+/* ---- on the store's thread
+ * ------------------------------------------------------------------------------------- */
 
 static bool sqlite_change(StoreSqlite *store, const StoreChange *change, GError **error)
 {
     const char *table = store_table_name(change->table);
     g_autofree char *sql =
         change->value != NULL
-            ? g_strdup_printf("INSERT INTO %s(key, value) VALUES(?1, ?2) ON CONFLICT(key) DO UPDATE SET value = excluded.value", table)
+            ? g_strdup_printf("INSERT INTO %s(key, value) VALUES(?1, ?2) ON CONFLICT(key) DO "
+                              "UPDATE SET value = excluded.value",
+                              table)
             : g_strdup_printf("DELETE FROM %s WHERE key = ?1", table);
     sqlite3_stmt *statement = NULL;
     bool ok = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL) == SQLITE_OK &&
@@ -92,7 +99,8 @@ static bool sqlite_change(StoreSqlite *store, const StoreChange *change, GError 
     if (ok && change->value != NULL) {
         gsize size;
         const void *data = g_bytes_get_data(change->value, &size);
-        ok = sqlite3_bind_blob64(statement, 2, size > 0 ? data : "", size, SQLITE_TRANSIENT) == SQLITE_OK;
+        ok = sqlite3_bind_blob64(statement, 2, size > 0 ? data : "", size, SQLITE_TRANSIENT) ==
+             SQLITE_OK;
     }
     ok = ok && sqlite3_step(statement) == SQLITE_DONE;
     if (!ok) {
@@ -116,7 +124,8 @@ static void sqlite_run_write(StoreSqlite *store, SqliteOp *op)
 
 static void sqlite_run_read(StoreSqlite *store, SqliteOp *op)
 {
-    g_autofree char *sql = g_strdup_printf("SELECT key, value FROM %s ORDER BY key", store_table_name(op->table));
+    g_autofree char *sql =
+        g_strdup_printf("SELECT key, value FROM %s ORDER BY key", store_table_name(op->table));
     sqlite3_stmt *statement = NULL;
     int rc = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
     op->rows = g_ptr_array_new_with_free_func((GDestroyNotify)store_row_free);
@@ -125,7 +134,8 @@ static void sqlite_run_read(StoreSqlite *store, SqliteOp *op)
         if (rc == SQLITE_ROW) {
             StoreRow *row = g_new0(StoreRow, 1);
             row->key = g_strdup((const char *)sqlite3_column_text(statement, 0));
-            row->value = g_bytes_new(sqlite3_column_blob(statement, 1), (gsize)sqlite3_column_bytes(statement, 1));
+            row->value = g_bytes_new(sqlite3_column_blob(statement, 1),
+                                     (gsize)sqlite3_column_bytes(statement, 1));
             g_ptr_array_add(op->rows, row);
         }
     }
@@ -172,9 +182,12 @@ static void *store_sqlite_thread(void *user)
     }
 }
 
-/* ---- on the loop ----------------------------------------------------------------------------------------------- */
+/* ---- on the loop
+ * -----------------------------------------------------------------------------------------------
+ */
 
-static void store_sqlite_write(Store *base, const StoreChange *changes, unsigned n, StoreDone done, void *user)
+static void store_sqlite_write(Store *base, const StoreChange *changes, unsigned n, StoreDone done,
+                               void *user)
 {
     StoreSqlite *store = (StoreSqlite *)base;
     SqliteOp *op = g_new0(SqliteOp, 1);
@@ -226,12 +239,15 @@ static const StoreOps store_sqlite_ops = {
     .free = store_sqlite_free,
 };
 
-/* ---- opening --------------------------------------------------------------------------------------------------- */
+/* ---- opening
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static bool sqlite_schema_version(sqlite3 *db, const char *path, int *version, GError **error)
 {
     sqlite3_stmt *statement = NULL;
-    bool ok = sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &statement, NULL) == SQLITE_OK && sqlite3_step(statement) == SQLITE_ROW;
+    bool ok = sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &statement, NULL) == SQLITE_OK &&
+              sqlite3_step(statement) == SQLITE_ROW;
     if (ok) {
         *version = sqlite3_column_int(statement, 0);
     } else {
@@ -245,7 +261,9 @@ static bool sqlite_create_schema(sqlite3 *db, const char *path, GError **error)
 {
     g_autoptr(GString) sql = g_string_new("BEGIN IMMEDIATE;");
     for (int i = 0; i < STORE_TABLE_COUNT; i++) {
-        g_string_append_printf(sql, "CREATE TABLE IF NOT EXISTS %s(key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) STRICT;",
+        g_string_append_printf(sql,
+                               "CREATE TABLE IF NOT EXISTS %s(key TEXT PRIMARY KEY NOT NULL, value "
+                               "BLOB NOT NULL) STRICT;",
                                store_table_name((StoreTable)i));
     }
     g_string_append_printf(sql, "PRAGMA user_version = %d; COMMIT;", STORE_SCHEMA_VERSION);
@@ -261,8 +279,9 @@ static bool sqlite_prepare(sqlite3 *db, const char *path, GError **error)
     }
     if (version > STORE_SCHEMA_VERSION) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "state %s has schema version %d, this weft-coordinator reads up to %d: use the newer release that wrote it", path, version,
-                    STORE_SCHEMA_VERSION);
+                    "state %s has schema version %d, this weft-coordinator reads up to %d: use the "
+                    "newer release that wrote it",
+                    path, version, STORE_SCHEMA_VERSION);
         return false;
     }
     return sqlite_create_schema(db, path, error);
@@ -271,7 +290,8 @@ static bool sqlite_prepare(sqlite3 *db, const char *path, GError **error)
 Store *store_sqlite_open(const char *path, Loop *loop, GError **error)
 {
     sqlite3 *db = NULL;
-    if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) {
+    if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                        NULL) != SQLITE_OK) {
         sqlite_fail(db, path, "cannot be opened", error);
         sqlite3_close(db);
         return NULL;

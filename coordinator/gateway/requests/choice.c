@@ -1,9 +1,12 @@
 /* One sequence on its replica: the call to the leader, its tokens, their text.
  *
- * 1. A token is taken only for (request, choice, position) of this choice, in order of position. One that comes again must be equal, id and row hash,
- *    else the numerics are at fault and the run ends.
- * 2. done is set once: by the leader's last event, by a stop string, or with the run. What arrives afterwards is ignored.
- * 3. Text goes out in complete characters; what may be the beginning of a stop string is held back. */
+ * 1. A token is taken only for (request, choice, position) of this choice, in order of position.
+ * One that comes again must be equal, id and row hash, else the numerics are at fault and the run
+ * ends.
+ * 2. done is set once: by the leader's last event, by a stop string, or with the run. What arrives
+ * afterwards is ignored.
+ * 3. Text goes out in complete characters; what may be the beginning of a stop string is held back.
+ */
 #include "coordinator/gateway/requests/run.h"
 
 #include "proto/base/error.h"
@@ -32,7 +35,9 @@ static bool is_score(const Choice *c)
     return c->run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
 }
 
-/* ---- tokens ---------------------------------------------------------------------------------------------------- */
+/* ---- tokens
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t first_position(const Choice *c)
 {
@@ -44,9 +49,12 @@ static bool choice_admit(Choice *c, const Weft__V1__TokenEvent *e)
 {
     uint32_t first = first_position(c), expected = first + c->ids->len;
     g_autoptr(GError) error = NULL;
-    if (strcmp(e->request, c->run->id) != 0 || e->choice != c->index || e->position < first || e->position > expected || e->row_hash.len != HASH_BYTES) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "worker %s, generate: token for position %u of choice %u where position %u was due", c->run->info.leader,
-                    e->position, e->choice, expected);
+    if (strcmp(e->request, c->run->id) != 0 || e->choice != c->index || e->position < first ||
+        e->position > expected || e->row_hash.len != HASH_BYTES) {
+        g_set_error(
+            &error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+            "worker %s, generate: token for position %u of choice %u where position %u was due",
+            c->run->info.leader, e->position, e->choice, expected);
         run_fail(c->run, error);
         return false;
     }
@@ -54,10 +62,14 @@ static bool choice_admit(Choice *c, const Weft__V1__TokenEvent *e)
         return true;
     }
     uint32_t i = e->position - first;
-    bool equal = g_array_index(c->ids, uint32_t, i) == e->id && memcmp(c->hashes->data + (size_t)i * HASH_BYTES, e->row_hash.data, HASH_BYTES) == 0;
+    bool equal =
+        g_array_index(c->ids, uint32_t, i) == e->id &&
+        memcmp(c->hashes->data + (size_t)i * HASH_BYTES, e->row_hash.data, HASH_BYTES) == 0;
     if (!equal) {
         g_set_error(&error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
-                    "position %u of request %s was computed twice with different results: run weft verify; a worker computes wrongly", e->position, c->run->id);
+                    "position %u of request %s was computed twice with different results: run weft "
+                    "verify; a worker computes wrongly",
+                    e->position, c->run->id);
         run_fail(c->run, error);
     }
     return false;
@@ -94,7 +106,8 @@ static void choice_rest(Choice *c, GString *out)
     }
 }
 
-static bool choice_send(Choice *c, const char *text, const Weft__V1__TokenEvent *e /* NULL: text alone */)
+static bool choice_send(Choice *c, const char *text,
+                        const Weft__V1__TokenEvent *e /* NULL: text alone */)
 {
     Weft__V1__RunDelta delta = WEFT__V1__RUN_DELTA__INIT;
     delta.text = (char *)text;
@@ -180,7 +193,9 @@ static void on_token(const ProtobufCMessage *message, void *user)
     }
 }
 
-/* ---- the call -------------------------------------------------------------------------------------------------- */
+/* ---- the call
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void choice_on_error(Choice *c, const GError *error)
 {
@@ -206,7 +221,9 @@ static void on_generate_done(const GError *error, void *user)
         if (error != NULL) {
             choice_on_error(c, error);
         } else if (c->finish_reason == NULL || strcmp(c->finish_reason, "error") == 0) {
-            g_autoptr(GError) cut = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "worker %s, generate: the stream ended without a result", run->info.leader);
+            g_autoptr(GError) cut = g_error_new(
+                WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                "worker %s, generate: the stream ended without a result", run->info.leader);
             choice_on_error(c, cut);
         } else {
             g_autoptr(GString) text = g_string_new(NULL);
@@ -236,7 +253,9 @@ void choice_begin(Choice *c)
     c->hashes = g_array_new(FALSE, FALSE, 1);
     if (t != NULL && !is_score(c)) {
         c->detokenizer = detokenizer_new(t, r->raw_special);
-        c->stop = r->n_stop > 0 ? stop_matcher_new((const char *const *)r->stop, (unsigned)r->n_stop) : NULL;
+        c->stop = r->n_stop > 0
+                      ? stop_matcher_new((const char *const *)r->stop, (unsigned)r->n_stop)
+                      : NULL;
     }
     Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
     stamp.cluster = run->owner->cluster;
@@ -266,5 +285,6 @@ void choice_begin(Choice *c)
     c->begun_us = loop_now_us(run->owner->options.loop);
     run->n_calls++;
     RpcCallbacks callbacks = {.on_message = on_token, .on_done = on_generate_done};
-    c->call = rpc_call_start(run->info.channel, &weft__v1__leader__descriptor, "Generate", &g.base, 0, false, callbacks, c);
+    c->call = rpc_call_start(run->info.channel, &weft__v1__leader__descriptor, "Generate", &g.base,
+                             0, false, callbacks, c);
 }

@@ -1,4 +1,5 @@
-/* From what a client sent to the token ids of each sequence. Runs on the pool: touches only its own run. */
+/* From what a client sent to the token ids of each sequence. Runs on the pool: touches only its own
+ * run. */
 #include "coordinator/gateway/requests/run.h"
 
 #include "proto/base/error.h"
@@ -27,8 +28,11 @@ static GArray *encode_chat(Run *run)
     const Weft__V1__RunRequest *r = run->request;
     const Tokenizer *t = run->model->tokenizer;
     if (run->model->chat == NULL) {
-        run->error = run->model->chat_error != NULL ? g_error_copy(run->model->chat_error)
-                                                    : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "model %s has no chat template: send a prompt", run->model->name);
+        run->error =
+            run->model->chat_error != NULL
+                ? g_error_copy(run->model->chat_error)
+                : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                              "model %s has no chat template: send a prompt", run->model->name);
         return NULL;
     }
     g_autofree ChatMessageText *messages = g_new0(ChatMessageText, r->n_messages);
@@ -37,7 +41,9 @@ static GArray *encode_chat(Run *run)
     }
     g_autofree char *bos = token_text(t, tokenizer_bos(t));
     g_autofree char *eos = token_text(t, tokenizer_eos(t));
-    g_autofree char *text = chat_template_render(run->model->chat, messages, (unsigned)r->n_messages, true, bos, eos, CHAT_LIMITS_DEFAULT, &run->error);
+    g_autofree char *text =
+        chat_template_render(run->model->chat, messages, (unsigned)r->n_messages, true, bos, eos,
+                             CHAT_LIMITS_DEFAULT, &run->error);
     if (text == NULL) {
         return NULL;
     }
@@ -50,8 +56,9 @@ static GArray *copy_ids(Run *run)
     const Weft__V1__RunRequest *r = run->request;
     for (size_t i = 0; i < r->n_prompt_ids; i++) {
         if (r->prompt_ids[i] >= run->model->spec->vocab_size) {
-            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "prompt id %u is out of range: the vocabulary has %u", r->prompt_ids[i],
-                                     run->model->spec->vocab_size);
+            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                                     "prompt id %u is out of range: the vocabulary has %u",
+                                     r->prompt_ids[i], run->model->spec->vocab_size);
             return NULL;
         }
     }
@@ -64,7 +71,8 @@ static GArray *random_ids(Run *run, uint32_t n)
     GArray *ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), n);
     const Tokenizer *t = run->model->tokenizer;
     while (ids->len < n) {
-        uint32_t id = (uint32_t)(random_u64(run->owner->options.random) % run->model->spec->vocab_size);
+        uint32_t id =
+            (uint32_t)(random_u64(run->owner->options.random) % run->model->spec->vocab_size);
         if (t == NULL || id >= tokenizer_size(t) || !tokenizer_is_control(t, id)) {
             g_array_append_val(ids, id);
         }
@@ -82,7 +90,8 @@ static GArray *encode_text(Run *run)
         return NULL;
     }
     return r->n_messages > 0 ? encode_chat(run)
-                             : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt), true, r->raw_special, &run->error);
+                             : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt),
+                                                true, r->raw_special, &run->error);
 }
 
 static void take_ids(Run *run, GArray *ids /* taken */)
@@ -115,14 +124,19 @@ static void encode_random(Run *run)
     make_choices(run, n, length, false);
 }
 
-/* Non-overlapping windows, the rest is left out; the first token of each is BOS if the model adds one; the second half is scored. */
+/* Non-overlapping windows, the rest is left out; the first token of each is BOS if the model adds
+ * one; the second half is scored. */
 static void encode_windows(Run *run, GArray *ids /* taken */)
 {
     uint32_t window = run->request->score_window;
     if (ids->len < window || window > run->context) {
         run->error = window > run->context
-                         ? g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "window of %u tokens does not fit the context of %u", window, run->context)
-                         : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "text of %u tokens is shorter than one window of %u: give more text or a smaller window",
+                         ? g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                                       "window of %u tokens does not fit the context of %u", window,
+                                       run->context)
+                         : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                                       "text of %u tokens is shorter than one window of %u: give "
+                                       "more text or a smaller window",
                                        ids->len, window);
         g_array_unref(ids);
         return;
@@ -133,7 +147,8 @@ static void encode_windows(Run *run, GArray *ids /* taken */)
     make_choices(run, n, window, false);
     run->score_from = window / 2;
     const Tokenizer *t = run->model->tokenizer;
-    for (uint32_t i = 0; t != NULL && tokenizer_adds_bos(t) && tokenizer_bos(t) >= 0 && i < n; i++) {
+    for (uint32_t i = 0; t != NULL && tokenizer_adds_bos(t) && tokenizer_bos(t) >= 0 && i < n;
+         i++) {
         run->ids[(size_t)i * window] = (uint32_t)tokenizer_bos(t);
     }
 }
@@ -143,7 +158,8 @@ static void encode_one(Run *run, GArray *ids /* taken */)
     bool score = run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
     uint32_t least = score ? 2 : 1;
     if (ids->len < least) {
-        run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "prompt of %u tokens is too short: at least %u", ids->len, least);
+        run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                                 "prompt of %u tokens is too short: at least %u", ids->len, least);
     } else {
         request_check_length(score ? ids->len - 1 : ids->len, run->context, &run->error);
     }

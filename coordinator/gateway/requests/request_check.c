@@ -15,9 +15,11 @@ static bool in_range(const char *what, double value, double least, double most, 
         return true;
     }
     if (isinf(most)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %g is out of range: at least %g", what, value, least);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %g is out of range: at least %g",
+                    what, value, least);
     } else {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %g is out of range: from %g to %g", what, value, least, most);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %g is out of range: from %g to %g",
+                    what, value, least, most);
     }
     return false;
 }
@@ -25,16 +27,21 @@ static bool in_range(const char *what, double value, double least, double most, 
 static bool check_sampler(const Weft__V1__Sampler *s, GError **error)
 {
     return s == NULL ||
-           (in_range("temperature", s->temperature, 0, (double)INFINITY, error) && in_range("top-p", s->top_p, 0, 1, error) &&
-            in_range("min-p", s->min_p, 0, 1, error) && in_range("repeat penalty", s->repeat_penalty, 0, 1000, error) &&
+           (in_range("temperature", s->temperature, 0, (double)INFINITY, error) &&
+            in_range("top-p", s->top_p, 0, 1, error) && in_range("min-p", s->min_p, 0, 1, error) &&
+            in_range("repeat penalty", s->repeat_penalty, 0, 1000, error) &&
             in_range("penalty window", s->penalty_window, 0, PENALTY_WINDOW_LIMIT, error));
 }
 
 static bool check_prompt(const Weft__V1__RunRequest *r, GError **error)
 {
-    unsigned given = (r->prompt[0] != '\0') + (r->n_messages > 0) + (r->n_prompt_ids > 0) + (r->random_prompt > 0);
+    unsigned given = (r->prompt[0] != '\0') + (r->n_messages > 0) + (r->n_prompt_ids > 0) +
+                     (r->random_prompt > 0);
     if (given > 1) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a request has one of prompt, messages, prompt ids and random prompt: %u are given", given);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "a request has one of prompt, messages, prompt ids and random prompt: %u are given",
+            given);
         return false;
     }
     return in_range("random prompt", r->random_prompt, 0, REQUEST_TOKENS_LIMIT, error);
@@ -43,12 +50,15 @@ static bool check_prompt(const Weft__V1__RunRequest *r, GError **error)
 static bool check_stops(const Weft__V1__RunRequest *r, GError **error)
 {
     if (r->n_stop > REQUEST_STOPS_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%zu stop strings: at most %u", r->n_stop, REQUEST_STOPS_LIMIT);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%zu stop strings: at most %u",
+                    r->n_stop, REQUEST_STOPS_LIMIT);
         return false;
     }
     for (size_t i = 0; i < r->n_stop; i++) {
         if (strlen(r->stop[i]) > STOP_BYTES_LIMIT) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "stop string %zu has %zu bytes: at most %u", i, strlen(r->stop[i]), STOP_BYTES_LIMIT);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "stop string %zu has %zu bytes: at most %u", i, strlen(r->stop[i]),
+                        STOP_BYTES_LIMIT);
             return false;
         }
     }
@@ -57,7 +67,8 @@ static bool check_stops(const Weft__V1__RunRequest *r, GError **error)
 
 static bool check_layout(const Weft__V1__Layout *layout, GError **error)
 {
-    return layout == NULL || (in_range("dp", layout->dp, 0, PLAN_RANKS_LIMIT, error) && in_range("pp", layout->pp, 0, PLAN_RANKS_LIMIT, error) &&
+    return layout == NULL || (in_range("dp", layout->dp, 0, PLAN_RANKS_LIMIT, error) &&
+                              in_range("pp", layout->pp, 0, PLAN_RANKS_LIMIT, error) &&
                               in_range("tp", layout->tp, 0, PLAN_RANKS_LIMIT, error));
 }
 
@@ -68,12 +79,15 @@ static bool check_kind(const Weft__V1__RunRequest *r, GError **error)
         return in_range("number of tokens n", r->max_tokens, 1, REQUEST_TOKENS_LIMIT, error);
     case WEFT__V1__REQUEST_KIND__SCORE:
         if (r->score_window == 1) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "score window 1 is out of range: at least 2 tokens, as the first is not scored");
+            g_set_error(
+                error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "score window 1 is out of range: at least 2 tokens, as the first is not scored");
             return false;
         }
         return true;
     default:
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "request kind %d is not served: generate or score", (int)r->kind);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "request kind %d is not served: generate or score", (int)r->kind);
         return false;
     }
 }
@@ -88,7 +102,8 @@ bool request_numerics(const char *text, NumericsClass *out, GError **error)
         *out = NUMERICS_FAST;
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "numerics %s is unknown: exact or fast", text);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "numerics %s is unknown: exact or fast",
+                text);
     return false;
 }
 
@@ -99,8 +114,10 @@ bool request_check(const Weft__V1__RunRequest *r, GError **error)
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a request names no model");
         return false;
     }
-    return check_prompt(r, error) && check_kind(r, error) && check_sampler(r->sampler, error) && check_stops(r, error) && check_layout(r->layout, error) &&
-           request_numerics(r->numerics, &numerics, error) && in_range("streams", r->streams, 0, REQUEST_STREAMS_LIMIT, error) &&
+    return check_prompt(r, error) && check_kind(r, error) && check_sampler(r->sampler, error) &&
+           check_stops(r, error) && check_layout(r->layout, error) &&
+           request_numerics(r->numerics, &numerics, error) &&
+           in_range("streams", r->streams, 0, REQUEST_STREAMS_LIMIT, error) &&
            in_range("top logprobs", r->top_logprobs, 0, TOP_LOGPROBS_LIMIT, error);
 }
 
@@ -109,7 +126,9 @@ bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error)
     if (n_prompt < context) {
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "prompt of %u tokens does not fit the context of %u: shorten it, or ask for a larger context", n_prompt,
-                context);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "prompt of %u tokens does not fit the context of %u: shorten it, or ask for a "
+                "larger context",
+                n_prompt, context);
     return false;
 }

@@ -1,4 +1,5 @@
-/* What a request may ask for: every field that a client controls, checked before anything is done with it. Pure. */
+/* What a request may ask for: every field that a client controls, checked before anything is done
+ * with it. Pure. */
 #pragma once
 
 #include "proto/plan/plan.h"

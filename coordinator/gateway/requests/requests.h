@@ -1,4 +1,5 @@
-/* Requests: clients' runs, from their text to tokens of a replica and back (service Serve). Knows deployments by lease and workers by RPC only. Loop thread. */
+/* Requests: clients' runs, from their text to tokens of a replica and back (service Serve). Knows
+ * deployments by lease and workers by RPC only. Loop thread. */
 #pragma once
 
 #include "coordinator/gateway/requests/request_check.h"

@@ -1,11 +1,16 @@
-/* Problem: a client's request goes through four hands (file, pool, deployment, leader), each of which may fail or be slow, and the client may leave at any time.
+/* Problem: a client's request goes through four hands (file, pool, deployment, leader), each of
+ * which may fail or be slow, and the client may leave at any time.
  *
- *   OPENING ──▶ ENCODING ──▶ WAITING ──lease ready──▶ RUNNING ──all choices done──▶ ENDED
- *      └───────────┴────────────┴──────────────────────┴── error, cancel, deadline, epoch over ──▶ ENDED
+ *             model opened      ids there       lease ready      all choices done
+ *   OPENING ────────────▶ ENCODING ──────▶ WAITING ────────▶ RUNNING ────────▶ ENDED
+ *      └─────────────────────┴────────────────┴─────────────────┴────────────────▲
+ *                        error, cancel, deadline, its epoch is over
  *
- * 1. A run is answered exactly once (run_fail, run_complete) or was cancelled by its client; then it is ENDED.
+ * 1. A run is answered exactly once (run_fail, run_complete) or was cancelled by its client; then
+ * it is ENDED.
  * 2. It is freed when ENDED and nobody (opening, encoding, reaping, n_calls) refers to it.
- * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the run.
+ * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the
+ * run.
  * 4. Prompts, texts and tokens are in no log line. */
 #include "coordinator/gateway/requests/run.h"
 
@@ -40,7 +45,8 @@ static void run_free(Run *run)
 
 static void run_free_if_unused(Run *run)
 {
-    if (run->state == RUN_ENDED && !run->opening && !run->encoding && !run->reaping && run->n_calls == 0) {
+    if (run->state == RUN_ENDED && !run->opening && !run->encoding && !run->reaping &&
+        run->n_calls == 0) {
         run_free(run);
     }
 }
@@ -105,8 +111,10 @@ static void run_on_deadline(void *user)
 {
     Run *run = user;
     run->deadline = NULL;
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "request %s did not finish within %" G_GUINT64_FORMAT " ms (%u of %u sequences done)",
-                                          run->id, run->request->deadline_ms, run->n_done, run->n_choices);
+    g_autoptr(GError) error = g_error_new(
+        WEFT_ERROR, WEFT_ERROR_DEADLINE,
+        "request %s did not finish within %" G_GUINT64_FORMAT " ms (%u of %u sequences done)",
+        run->id, run->request->deadline_ms, run->n_done, run->n_choices);
     run_fail(run, error);
 }
 
@@ -124,7 +132,9 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
     if (rpc_call_send(run->call, &event->base) <= PENDING_LIMIT) {
         return true;
     }
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "request %s: the client does not read its stream; %zu bytes wait", run->id, PENDING_LIMIT);
+    g_autoptr(GError) error = g_error_new(
+        WEFT_ERROR, WEFT_ERROR_DEADLINE,
+        "request %s: the client does not read its stream; %zu bytes wait", run->id, PENDING_LIMIT);
     run_fail(run, error);
     return false;
 }
@@ -141,20 +151,32 @@ static void run_progress(const char *text, double fraction, const char *worker, 
     run_send(user, &event);
 }
 
-/* ---- counters -------------------------------------------------------------------------------------------------- */
+/* ---- counters
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void add_counters(const Run *run, uint64_t sum[N_COUNTERS])
 {
     const PlanReplica *replica = &run->info.plan->replicas[run->info.replica];
     for (uint32_t s = 0; s < replica->n_stages; s++) {
         for (uint32_t k = 0; k < replica->stages[s].n_ranks; k++) {
-            const Member *member = members_find(run->owner->options.members, replica->stages[s].ranks[k].worker);
+            const Member *member =
+                members_find(run->owner->options.members, replica->stages[s].ranks[k].worker);
             const Weft__V1__Heartbeat *heartbeat = member != NULL ? member_heartbeat(member) : NULL;
             const Weft__V1__Counters *c = heartbeat != NULL ? heartbeat->counters : NULL;
             if (c != NULL) {
-                const uint64_t values[N_COUNTERS] = {c->steps,           c->rows,           c->wire_bytes_sent, c->wire_bytes_received,
-                                                     c->wire_messages_sent, c->dropped_stale, c->dropped_replayed, c->dropped_corrupt,
-                                                     c->compute_us,      c->wait_us,        c->wire_us,         c->seal_us};
+                const uint64_t values[N_COUNTERS] = {c->steps,
+                                                     c->rows,
+                                                     c->wire_bytes_sent,
+                                                     c->wire_bytes_received,
+                                                     c->wire_messages_sent,
+                                                     c->dropped_stale,
+                                                     c->dropped_replayed,
+                                                     c->dropped_corrupt,
+                                                     c->compute_us,
+                                                     c->wait_us,
+                                                     c->wire_us,
+                                                     c->seal_us};
                 for (uint32_t i = 0; i < N_COUNTERS; i++) {
                     sum[i] += values[i];
                 }
@@ -186,7 +208,8 @@ static Weft__V1__Counters counters_since(const Run *run)
     return c;
 }
 
-/* ---- the end of a good run ------------------------------------------------------------------------------------- */
+/* ---- the end of a good run
+ * ------------------------------------------------------------------------------------- */
 
 /* NUMERICS 13: hash of the row hashes, sequences in order. */
 static Hash128 run_digest(const Run *run)
@@ -231,8 +254,11 @@ static void run_complete(Run *run)
             done.tokens += c->ids->len;
         }
     }
-    log_info(run->owner->options.log, "request %s job %s epoch %" G_GUINT64_FORMAT ": %u prompt tokens, %u tokens, %s, %.2f s", run->id, run->info.job,
-             run->info.epoch, done.prefill_tokens, score ? done.tokens_scored : done.tokens, done.finish_reason,
+    log_info(run->owner->options.log,
+             "request %s job %s epoch %" G_GUINT64_FORMAT
+             ": %u prompt tokens, %u tokens, %s, %.2f s",
+             run->id, run->info.job, run->info.epoch, done.prefill_tokens,
+             score ? done.tokens_scored : done.tokens, done.finish_reason,
              (double)(loop_now_us(run->owner->options.loop) - run->begun_us) / 1e6);
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_DONE;
@@ -259,7 +285,8 @@ void run_choice_done(Choice *choice)
         return;
     }
     if (run->n_begun < run->n_choices) {
-        g_autofree char *text = g_strdup_printf("scored %u of %u windows", run->n_done, run->n_choices);
+        g_autofree char *text =
+            g_strdup_printf("scored %u of %u windows", run->n_done, run->n_choices);
         run_progress(text, (double)run->n_done / run->n_choices, "", run);
         if (run->state == RUN_RUNNING) {
             choice_begin(&run->choices[run->n_begun++]);
@@ -267,7 +294,9 @@ void run_choice_done(Choice *choice)
     }
 }
 
-/* ---- on the way ------------------------------------------------------------------------------------------------ */
+/* ---- on the way
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static void run_send_started(Run *run)
 {
@@ -315,7 +344,8 @@ static void run_acquire(Run *run)
         wish.pp = r->layout->pp;
         wish.tp = r->layout->tp;
     }
-    LeaseCallbacks callbacks = {.progress = run_progress, .ready = run_on_lease, .failed = run_on_lease_failed};
+    LeaseCallbacks callbacks = {
+        .progress = run_progress, .ready = run_on_lease, .failed = run_on_lease_failed};
     run->state = RUN_WAITING;
     run->lease = jobs_acquire(run->owner->options.jobs, run->model, &wish, callbacks, run);
 }
@@ -350,7 +380,8 @@ static bool run_check_context(Run *run, GError **error)
 {
     uint32_t limit = run->model->spec->context;
     if (run->request->context > limit) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "context %u is beyond the model's %u", run->request->context, limit);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "context %u is beyond the model's %u",
+                    run->request->context, limit);
         return false;
     }
     run->context = run->request->context != 0 ? run->request->context : MIN(limit, CONTEXT_DEFAULT);
@@ -396,18 +427,23 @@ static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
     run->call = rpc_call_ref(call);
     run->request = (Weft__V1__RunRequest *)message_copy(message);
     run->begun_us = loop_now_us(requests->options.loop);
-    run->seed = request->seed_given && request->sampler != NULL ? request->sampler->seed : random_u64(requests->options.random) & SEED_MASK;
+    run->seed = request->seed_given && request->sampler != NULL
+                    ? request->sampler->seed
+                    : random_u64(requests->options.random) & SEED_MASK;
     snprintf(run->id, sizeof run->id, "r-%08x", (unsigned)random_u64(requests->options.random));
     rpc_call_on_cancel(call, run_on_cancel, run);
     if (request->deadline_ms > 0 && request->deadline_ms < (uint64_t)INT64_MAX / 1000) {
-        run->deadline = loop_timer_start(requests->options.loop, (int64_t)request->deadline_ms * 1000, run_on_deadline, run);
+        run->deadline = loop_timer_start(
+            requests->options.loop, (int64_t)request->deadline_ms * 1000, run_on_deadline, run);
     }
     run_progress("opening the model", 0, "", run);
     run->opening = true;
     models_open(requests->options.models, request->model, run_on_model, run);
 }
 
-/* ---- service --------------------------------------------------------------------------------------------------- */
+/* ---- service
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 Requests *requests_new(const RequestsOptions *options)
 {
@@ -425,7 +461,9 @@ void requests_free(Requests *requests)
     }
     while (requests->runs.head != NULL) {
         Run *run = requests->runs.head->data;
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the coordinator is stopping: start the request again when it is back");
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                        "the coordinator is stopping: start the request again when it is back");
         if (run->state != RUN_ENDED) {
             rpc_call_on_cancel(run->call, NULL, NULL);
             rpc_call_finish(run->call, error);

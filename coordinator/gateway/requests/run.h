@@ -1,4 +1,5 @@
-/* Run: one client's request while it is open. Inside requests/ only; the state machine is described in run.c. */
+/* Run: one client's request while it is open. Inside requests/ only; the state machine is described
+ * in run.c. */
 #pragma once
 
 #include "coordinator/gateway/requests/requests.h"
@@ -16,7 +17,8 @@ typedef enum RunState {
 
 typedef struct Run Run;
 
-/* One sequence: a choice of a generation, or a window of a scored text. All that a re-submission needs is here until the request ends. */
+/* One sequence: a choice of a generation, or a window of a scored text. All that a re-submission
+ * needs is here until the request ends. */
 typedef struct Choice {
     Run *run;
     uint32_t index;
@@ -46,7 +48,7 @@ struct Run {
     LeaseInfo info; /* while RUNNING */
     LoopTimer *deadline;
     bool opening, encoding, reaping; /* models_open(), the pool, a posted run_reap() has it */
-    unsigned n_calls; /* leader calls whose on_done is still to come */
+    unsigned n_calls;                /* leader calls whose on_done is still to come */
     uint64_t seed;
     int64_t begun_us;
     uint32_t context;

@@ -14,7 +14,8 @@
 
 #define TOKEN_US 20000
 
-/* ---- the worker's services ------------------------------------------------------------------------------------- */
+/* ---- the worker's services
+ * ------------------------------------------------------------------------------------- */
 
 typedef struct Stream {
     FakeWorker *worker;
@@ -50,7 +51,8 @@ static Weft__V1__Held *find_held(FakeWorker *w, const Weft__V1__Stamp *stamp)
 {
     for (guint i = 0; i < w->held->len; i++) {
         Weft__V1__Held *held = g_ptr_array_index(w->held, i);
-        if (strcmp(held->job, stamp->job) == 0 && held->replica == stamp->replica && held->epoch == stamp->epoch) {
+        if (strcmp(held->job, stamp->job) == 0 && held->replica == stamp->replica &&
+            held->epoch == stamp->epoch) {
             return held;
         }
     }
@@ -115,7 +117,8 @@ static void on_drop(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_reply(call, &response.base);
 }
 
-/* The fake model: the token at a position is a function of (prompt's first id, position). Printable ASCII. */
+/* The fake model: the token at a position is a function of (prompt's first id, position). Printable
+ * ASCII. */
 static uint32_t fake_token(const Stream *s, uint32_t position)
 {
     uint32_t text[2] = {s->prompt[0], position};
@@ -176,7 +179,9 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     const Weft__V1__GenerateRequest *request = (const Weft__V1__GenerateRequest *)message;
     w->n_generates++;
     if (find_held(w, request->stamp) == NULL || request->stamp->generation != w->generation) {
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s holds no epoch %" G_GUINT64_FORMAT, w->name, request->stamp->epoch);
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s holds no epoch %" G_GUINT64_FORMAT,
+                        w->name, request->stamp->epoch);
         rpc_call_finish(call, error);
         return;
     }
@@ -197,7 +202,9 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     }
 }
 
-/* ---- attachment ------------------------------------------------------------------------------------------------ */
+/* ---- attachment
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static void send_hello(FakeWorker *w)
 {
@@ -280,7 +287,8 @@ static void on_attach_done(const GError *error, void *user)
     FakeWorker *w = user;
     w->attach = NULL;
     w->welcomed = false;
-    bool final = error != NULL && (error->code == WEFT_ERROR_VERSION || error->code == WEFT_ERROR_DENIED);
+    bool final =
+        error != NULL && (error->code == WEFT_ERROR_VERSION || error->code == WEFT_ERROR_DENIED);
     if (final) {
         g_clear_error(&w->refused);
         w->refused = g_error_copy(error);
@@ -296,13 +304,17 @@ static void worker_attach(void *user)
         return;
     }
     RpcCallbacks callbacks = {.on_message = on_notice, .on_done = on_attach_done};
-    w->attach = rpc_call_start(w->channel, &weft__v1__cluster__descriptor, "Attach", NULL, 0, true, callbacks, w);
+    w->attach = rpc_call_start(w->channel, &weft__v1__cluster__descriptor, "Attach", NULL, 0, true,
+                               callbacks, w);
     send_hello(w);
 }
 
 static RpcCredentials worker_credentials(FakeWorker *w)
 {
-    return (RpcCredentials){.ca_pem = w->cluster->ca_pem, .certificate_pem = w->certificate, .key_pem = "key", .require_client_certificate = true};
+    return (RpcCredentials){.ca_pem = w->cluster->ca_pem,
+                            .certificate_pem = w->certificate,
+                            .key_pem = "key",
+                            .require_client_certificate = true};
 }
 
 FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
@@ -314,7 +326,8 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
         w->loop = sim_world_loop(s->world);
         snprintf(w->name, sizeof w->name, "w%u", i);
         snprintf(w->address, sizeof w->address, "w%u:1", i);
-        w->protocol_version = w->protocol_version != 0 ? w->protocol_version : WEFT_PROTOCOL_VERSION;
+        w->protocol_version =
+            w->protocol_version != 0 ? w->protocol_version : WEFT_PROTOCOL_VERSION;
         w->memory_bytes = w->memory_bytes != 0 ? w->memory_bytes : UINT64_C(1) << 30;
         w->certificate = rpc_inproc_certificate(w->name, "worker", NULL);
     }
@@ -323,16 +336,20 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
     w->streams = g_ptr_array_new_with_free_func(stream_free);
     random_fill(sim_world_random(s->world), w->boot_id, sizeof w->boot_id);
     w->running = true;
-    static const RpcMethod worker_methods[] = {
-        {"Load", on_load, RPC_ROLE_COORDINATOR}, {"Start", on_start, RPC_ROLE_COORDINATOR}, {"Drop", on_drop, RPC_ROLE_COORDINATOR}, {NULL}};
-    static const RpcMethod leader_methods[] = {{"Generate", on_generate, RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod worker_methods[] = {{"Load", on_load, RPC_ROLE_COORDINATOR},
+                                               {"Start", on_start, RPC_ROLE_COORDINATOR},
+                                               {"Drop", on_drop, RPC_ROLE_COORDINATOR},
+                                               {NULL}};
+    static const RpcMethod leader_methods[] = {{"Generate", on_generate, RPC_ROLE_COORDINATOR},
+                                               {NULL}};
     RpcServerOptions server = {.listen = w->address, .credentials = worker_credentials(w)};
     w->server = rpc_server_new(s->transport, w->loop, &server, NULL);
     g_assert_nonnull(w->server);
     rpc_server_add(w->server, &weft__v1__worker__descriptor, worker_methods, w);
     rpc_server_add(w->server, &weft__v1__leader__descriptor, leader_methods, w);
     g_assert_true(rpc_server_start(w->server, NULL));
-    RpcChannelOptions channel = {.target = CONTROL, .credentials = worker_credentials(w), .server_name = "weft-coordinator"};
+    RpcChannelOptions channel = {
+        .target = CONTROL, .credentials = worker_credentials(w), .server_name = "weft-coordinator"};
     w->channel = rpc_channel_new(s->transport, w->loop, &channel, NULL);
     worker_attach(w);
     w->timer = loop_timer_start(w->loop, SECOND / 2, send_heartbeat, w);
@@ -363,7 +380,8 @@ void sim_worker_freeze(FakeWorker *w, bool frozen)
     sim_loop_freeze(w->loop, frozen);
 }
 
-/* ---- the coordinator ------------------------------------------------------------------------------------------- */
+/* ---- the coordinator
+ * ------------------------------------------------------------------------------------------- */
 
 typedef struct Started {
     bool done;
@@ -427,9 +445,10 @@ SimCluster *sim_cluster_new(uint64_t seed)
     sim_cluster_start(s);
     s->client_loop = sim_world_loop(s->world);
     g_autofree char *certificate = rpc_inproc_certificate("tester", "admin", NULL);
-    RpcChannelOptions channel = {.target = CONTROL,
-                                 .credentials = {.ca_pem = s->ca_pem, .certificate_pem = certificate, .key_pem = "key"},
-                                 .server_name = "weft-coordinator"};
+    RpcChannelOptions channel = {
+        .target = CONTROL,
+        .credentials = {.ca_pem = s->ca_pem, .certificate_pem = certificate, .key_pem = "key"},
+        .server_name = "weft-coordinator"};
     s->admin = rpc_channel_new(s->transport, s->client_loop, &channel, NULL);
     return s;
 }
@@ -482,7 +501,9 @@ void sim_run_for(SimCluster *s, int64_t us)
     sim_world_run_for(s->world, us);
 }
 
-/* ---- calls ----------------------------------------------------------------------------------------------------- */
+/* ---- calls
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static void take_run_event(Answer *a, const Weft__V1__RunEvent *event)
 {
@@ -523,7 +544,8 @@ static void on_answer_done(const GError *error, void *user)
     a->done_us = sim_world_now_us(a->cluster->world);
 }
 
-void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *service, const char *method, const void *request)
+void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *service,
+              const char *method, const void *request)
 {
     answer_clear(a);
     a->cluster = s;
@@ -551,7 +573,8 @@ void answer_clear(Answer *a)
     memset(a, 0, sizeof *a);
 }
 
-void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp, uint32_t tp)
+void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp,
+                   uint32_t tp)
 {
     Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
     layout.dp = 1;

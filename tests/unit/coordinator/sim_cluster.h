@@ -1,5 +1,5 @@
-/* SimCluster: the real coordinator over inproc rpc under a virtual clock, with workers whose engine is a hash: they attach, load, start, generate and die as
- * a test says. */
+/* SimCluster: the real coordinator over inproc rpc under a virtual clock, with workers whose engine
+ * is a hash: they attach, load, start, generate and die as a test says. */
 #pragma once
 
 #include "coordinator/coordinator.h"
@@ -39,9 +39,9 @@ typedef struct FakeWorker {
     uint64_t generation; /* told by welcome */
     bool draining;       /* told by an acknowledgement */
     bool fail_load;
-    bool silent;         /* takes a generation and sends nothing */
-    int repeat;          /* 1: sends each token twice; 2: the second differs */
-    GError *refused;     /* how its attachment ended */
+    bool silent;     /* takes a generation and sends nothing */
+    int repeat;      /* 1: sends each token twice; 2: the second differs */
+    GError *refused; /* how its attachment ended */
 } FakeWorker;
 
 struct SimCluster {
@@ -65,7 +65,7 @@ void sim_cluster_stop(SimCluster *s);  /* the coordinator dies; what was durable
 void sim_cluster_start(SimCluster *s); /* a new incarnation on the same state */
 /* Adds worker i ("w0", ...) with a certificate and attaches it. */
 FakeWorker *sim_worker_start(SimCluster *s, unsigned i);
-void sim_worker_kill(FakeWorker *w);   /* its process is gone: sockets reset */
+void sim_worker_kill(FakeWorker *w); /* its process is gone: sockets reset */
 void sim_worker_freeze(FakeWorker *w, bool frozen);
 const char *sim_cluster_model(SimCluster *s); /* path of the tiny model */
 void sim_run_for(SimCluster *s, int64_t us);
@@ -85,11 +85,13 @@ typedef struct Answer {
     int64_t done_us;
     SimCluster *cluster;
 } Answer;
-void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *service, const char *method, const void *request);
+void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *service,
+              const char *method, const void *request);
 /* Runs the world until it is answered; asserts that it is, within `limit_us`. */
 void sim_answer(SimCluster *s, Answer *a, int64_t limit_us);
 void answer_clear(Answer *a);
 
-void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp, uint32_t tp);
+void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp,
+                   uint32_t tp);
 /* The member as status shows it; borrowed from a. */
 const Weft__V1__Member *sim_status(SimCluster *s, Answer *a, const char *name);

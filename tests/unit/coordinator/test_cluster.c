@@ -1,4 +1,5 @@
-/* The coordinator as a whole under virtual time: members come and go, requests run, workers die, the coordinator dies. */
+/* The coordinator as a whole under virtual time: members come and go, requests run, workers die,
+ * the coordinator dies. */
 #include "tests/unit/coordinator/sim_cluster.h"
 
 #include "proto/base/error.h"
@@ -51,7 +52,9 @@ static void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
     assert_int_equal(a->ids->len, 5);
 }
 
-/* ---- members --------------------------------------------------------------------------------------------------- */
+/* ---- members
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void test_attach_and_status(void **state)
 {
@@ -142,7 +145,9 @@ static void test_revoke_acts_at_once(void **state)
     answer_clear(&a);
 }
 
-/* ---- join ------------------------------------------------------------------------------------------------------ */
+/* ---- join
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static char *create_token(SimCluster *s, const char *role, uint64_t ttl_ms, uint32_t uses)
 {
@@ -164,7 +169,8 @@ static void join_with(SimCluster *s, Answer *a, const char *token, const char *n
     answer_clear(a);
     g_autofree char *key = x509_new_key(NULL);
     g_autofree char *csr = x509_new_request(key, name, NULL);
-    RpcChannelOptions options = {.target = JOIN, .credentials = {.ca_pem = s->ca_pem}, .server_name = "weft-coordinator"};
+    RpcChannelOptions options = {
+        .target = JOIN, .credentials = {.ca_pem = s->ca_pem}, .server_name = "weft-coordinator"};
     RpcChannel *channel = rpc_channel_new(s->transport, s->client_loop, &options, NULL);
     Weft__V1__JoinRequest request = WEFT__V1__JOIN_REQUEST__INIT;
     request.protocol_version = WEFT_PROTOCOL_VERSION;
@@ -193,7 +199,8 @@ static void test_join_once(void **state)
     const Weft__V1__JoinResponse *response = (const Weft__V1__JoinResponse *)a.message;
     assert_string_equal(response->name, "node7");
     assert_string_equal(response->role, "worker");
-    g_autofree char *pem = g_strndup((char *)response->certificate_pem.data, response->certificate_pem.len);
+    g_autofree char *pem =
+        g_strndup((char *)response->certificate_pem.data, response->certificate_pem.len);
     X509Info info = {0};
     assert_true(x509_parse(pem, &info, NULL));
     assert_string_equal(info.name, "node7");
@@ -207,7 +214,8 @@ static void test_join_once(void **state)
     join_with(s, &a, token, "node7");
     g_assert_no_error(a.error);
     assert_string_equal(((const Weft__V1__JoinResponse *)a.message)->name, "node7-2");
-    /* Within the moment that the door stays open the token is refused by name; then nobody listens. */
+    /* Within the moment that the door stays open the token is refused by name; then nobody listens.
+     */
     join_with(s, &a, token, "node7");
     assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
     assert_non_null(strstr(a.error->message, "used up"));
@@ -251,7 +259,9 @@ static void test_token_survives_restart_but_not_its_uses(void **state)
     answer_clear(&a);
 }
 
-/* ---- requests -------------------------------------------------------------------------------------------------- */
+/* ---- requests
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void test_run_and_reuse(void **state)
 {
@@ -374,7 +384,8 @@ static void test_score_windows(void **state)
     sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
     sim_answer(s, &a, 20 * SECOND);
     g_assert_no_error(a.error);
-    assert_int_equal(a.run_done->tokens_scored, 5 * 4); /* five whole windows, second half of each */
+    assert_int_equal(a.run_done->tokens_scored,
+                     5 * 4); /* five whole windows, second half of each */
     assert_true(a.run_done->nll_sum == 20.0);
     assert_int_equal(a.started->prompt_tokens, 45);
     answer_clear(&a);
@@ -430,7 +441,9 @@ static void test_deadline(void **state)
     answer_clear(&a);
 }
 
-/* ---- death ----------------------------------------------------------------------------------------------------- */
+/* ---- death
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static void test_killed_worker_ends_the_request_and_next_runs(void **state)
 {
@@ -574,7 +587,8 @@ static void test_restarted_coordinator_adopts(void **state)
     sim_cluster_start(s);
     run_ok(s, &b, 2, 1);
     assert_int_equal(s->workers[0].generation, 2);
-    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2); /* nothing was loaded again */
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads,
+                     2); /* nothing was loaded again */
     assert_int_equal(b.started->epoch, a.started->epoch);
     assert_memory_equal(a.run_done->digest.data, b.run_done->digest.data, 16);
     answer_clear(&a);
@@ -597,7 +611,8 @@ static bool holds_unsealed(const FakeWorker *w)
     return ((const Weft__V1__Held *)g_ptr_array_index(w->held, 0))->unsealed;
 }
 
-/* Sealed unless it is said otherwise; a coordinator that comes back with another setting does not adopt what runs with the old one. */
+/* Sealed unless it is said otherwise; a coordinator that comes back with another setting does not
+ * adopt what runs with the old one. */
 static void test_seal_setting(void **state)
 {
     SimCluster *s = *state;
@@ -640,8 +655,8 @@ static void test_restarted_coordinator_and_worker(void **state)
     answer_clear(&b);
 }
 
-/* One after another, workers die at a random moment of a request: each request ends, with its tokens or an error that names a worker, and the next one on
- * two live workers runs. */
+/* One after another, workers die at a random moment of a request: each request ends, with its
+ * tokens or an error that names a worker, and the next one on two live workers runs. */
 static void test_many_deaths(void **state)
 {
     for (uint64_t seed = 1; seed <= 20; seed++) {
@@ -674,13 +689,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_attach_and_status, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_silent_worker_is_lost_in_time, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_killed_worker_is_lost_after_half_a_second, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_killed_worker_is_lost_after_half_a_second, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_blip_is_survived, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_version_skew_names_both, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_revoke_acts_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_join_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_token_expires, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_token_survives_restart_but_not_its_uses, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_token_survives_restart_but_not_its_uses, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_run_and_reuse, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_requests, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_worker_and_impossible_layout, set_up, tear_down),
@@ -689,10 +706,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_killed_worker_ends_the_request_and_next_runs, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_killed_worker_ends_the_request_and_next_runs, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_drain_replans_after_the_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_seal_setting, set_up, tear_down),

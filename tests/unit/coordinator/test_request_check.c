@@ -148,7 +148,9 @@ static void test_length(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good), cmocka_unit_test(test_sampler), cmocka_unit_test(test_counts), cmocka_unit_test(test_prompts_and_stops), cmocka_unit_test(test_length),
+        cmocka_unit_test(test_good),   cmocka_unit_test(test_sampler),
+        cmocka_unit_test(test_counts), cmocka_unit_test(test_prompts_and_stops),
+        cmocka_unit_test(test_length),
     };
     return cmocka_run_group_tests_name("coordinator request check", tests, NULL, NULL);
 }

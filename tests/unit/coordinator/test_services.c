@@ -1,4 +1,5 @@
-/* What the coordinator serves beside runs: plans, slices, renewal, status; and what it does when its disk fails. */
+/* What the coordinator serves beside runs: plans, slices, renewal, status; and what it does when
+ * its disk fails. */
 #include "tests/unit/coordinator/sim_cluster.h"
 
 #include "coordinator/message.h"
@@ -76,7 +77,9 @@ static void test_impossible_plan_says_why_and_what_else(void **state)
     answer_clear(&a);
 }
 
-/* ---- slices ---------------------------------------------------------------------------------------------------- */
+/* ---- slices
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 typedef struct Fetched {
     bool done;
@@ -106,14 +109,16 @@ static void on_fetched(const GError *error, void *user)
     f->error = error != NULL ? g_error_copy(error) : NULL;
 }
 
-static void fetch(SimCluster *s, Fetched *f, const uint8_t *hash, Weft__V1__SliceRef **refs, size_t n)
+static void fetch(SimCluster *s, Fetched *f, const uint8_t *hash, Weft__V1__SliceRef **refs,
+                  size_t n)
 {
     Weft__V1__FetchRequest request = WEFT__V1__FETCH_REQUEST__INIT;
     request.file_hash = (ProtobufCBinaryData){16, (uint8_t *)hash};
     request.slices = refs;
     request.n_slices = n;
     RpcCallbacks callbacks = {.on_message = on_chunk, .on_done = on_fetched};
-    rpc_call_start(s->workers[0].channel, &weft__v1__slices__descriptor, "Fetch", &request.base, 0, true, callbacks, f);
+    rpc_call_start(s->workers[0].channel, &weft__v1__slices__descriptor, "Fetch", &request.base, 0,
+                   true, callbacks, f);
     assert_true(sim_world_run_until(s->world, &f->done, 5 * SECOND));
 }
 
@@ -128,7 +133,8 @@ static void test_slices_are_the_files_bytes(void **state)
     g_autoptr(Gguf) gguf = gguf_open(path, NULL);
     g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
     Hash128 hash = gguf_hash(gguf);
-    Weft__V1__SliceRef refs[3] = {WEFT__V1__SLICE_REF__INIT, WEFT__V1__SLICE_REF__INIT, WEFT__V1__SLICE_REF__INIT};
+    Weft__V1__SliceRef refs[3] = {WEFT__V1__SLICE_REF__INIT, WEFT__V1__SLICE_REF__INIT,
+                                  WEFT__V1__SLICE_REF__INIT};
     Weft__V1__SliceRef *list[3] = {&refs[0], &refs[1], &refs[2]};
     refs[0].tensor = 2;
     refs[1].tensor = 999; /* not in this model */
@@ -156,7 +162,9 @@ static void test_slices_are_the_files_bytes(void **state)
     g_error_free(other.error);
 }
 
-/* ---- renewal --------------------------------------------------------------------------------------------------- */
+/* ---- renewal
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void test_renew_gives_the_same_name(void **state)
 {
@@ -174,7 +182,8 @@ static void test_renew_gives_the_same_name(void **state)
     sim_answer(s, &a, SECOND);
     g_assert_no_error(a.error);
     const Weft__V1__RenewResponse *response = (const Weft__V1__RenewResponse *)a.message;
-    g_autofree char *pem = g_strndup((char *)response->certificate_pem.data, response->certificate_pem.len);
+    g_autofree char *pem =
+        g_strndup((char *)response->certificate_pem.data, response->certificate_pem.len);
     X509Info info = {0};
     assert_true(x509_parse(pem, &info, NULL));
     assert_string_equal(info.name, "w0");
@@ -186,7 +195,9 @@ static void test_renew_gives_the_same_name(void **state)
     answer_clear(&a);
 }
 
-/* ---- the disk -------------------------------------------------------------------------------------------------- */
+/* ---- the disk
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void test_no_epoch_without_a_disk(void **state)
 {
@@ -222,9 +233,12 @@ static void test_no_token_without_a_disk(void **state)
     answer_clear(&a);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ---- memory
+ * ----------------------------------------------------------------------------------------------------
+ */
 
-/* Two deployments that do not fit beside each other: the idle one gives way; one in use does not. */
+/* Two deployments that do not fit beside each other: the idle one gives way; one in use does not.
+ */
 static void test_idle_deployment_gives_way(void **state)
 {
     SimCluster *s = *state;
@@ -232,7 +246,11 @@ static void test_idle_deployment_gives_way(void **state)
     start_workers(s, 1);
     Answer a = {0}, b = {0};
     ask_plan(s, &a, 1, 1);
-    uint64_t peak = ((const Weft__V1__PlanResponse *)a.message)->plan->replicas[0]->stages[0]->ranks[0]->peak_bytes;
+    uint64_t peak = ((const Weft__V1__PlanResponse *)a.message)
+                        ->plan->replicas[0]
+                        ->stages[0]
+                        ->ranks[0]
+                        ->peak_bytes;
     sim_worker_kill(&s->workers[0]);
     s->workers[0].memory_bytes = peak + peak / 4;
     start_workers(s, 1);
@@ -270,7 +288,8 @@ static void test_unload(void **state)
     answer_clear(&a);
 }
 
-/* Several sequences of one request, each with its own choice index; a seed that was not given is reported. */
+/* Several sequences of one request, each with its own choice index; a seed that was not given is
+ * reported. */
 static void test_streams(void **state)
 {
     SimCluster *s = *state;
@@ -309,7 +328,9 @@ static void test_chat_template(void **state)
     sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
     sim_answer(s, &a, 5 * SECOND);
     g_assert_no_error(a.error);
-    assert_int_equal(a.started->prompt_tokens, 1 + strlen("user\nhey") + 1 + 1); /* <|im_start|> ... <|im_end|> and a line end */
+    assert_int_equal(a.started->prompt_tokens,
+                     1 + strlen("user\nhey") + 1 +
+                         1); /* <|im_start|> ... <|im_end|> and a line end */
     answer_clear(&a);
 }
 
@@ -317,7 +338,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_plan_loads_nothing, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_impossible_plan_says_why_and_what_else, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_impossible_plan_says_why_and_what_else, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_slices_are_the_files_bytes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_renew_gives_the_same_name, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_epoch_without_a_disk, set_up, tear_down),

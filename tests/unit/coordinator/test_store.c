@@ -1,4 +1,5 @@
-/* The same expectations of both fills of the Store seam; then what only one of them can show: durability and failure. */
+/* The same expectations of both fills of the Store seam; then what only one of them can show:
+ * durability and failure. */
 #include "coordinator/ca/state_files.h"
 #include "coordinator/store/records.h"
 #include "coordinator/store/store.h"
@@ -25,7 +26,8 @@ typedef struct Fixture {
 static Store *open_store(Fixture *f)
 {
     g_autoptr(GError) error = NULL;
-    Store *store = f->disk != NULL ? store_memory_new(f->disk, main_loop_loop(f->loop)) : store_sqlite_open(f->path, main_loop_loop(f->loop), &error);
+    Store *store = f->disk != NULL ? store_memory_new(f->disk, main_loop_loop(f->loop))
+                                   : store_sqlite_open(f->path, main_loop_loop(f->loop), &error);
     g_assert_no_error(error);
     return store;
 }
@@ -201,7 +203,10 @@ static void test_newer_schema_is_refused(void **state)
     Fixture *f = *state;
     store_free(f->store);
     f->store = NULL;
-    g_autofree char *command = g_strdup_printf("/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('%s'); c.execute('PRAGMA user_version = 99')\"", f->path);
+    g_autofree char *command =
+        g_strdup_printf("/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('%s'); "
+                        "c.execute('PRAGMA user_version = 99')\"",
+                        f->path);
     int status = -1;
     if (!g_spawn_command_line_sync(command, NULL, NULL, &status, NULL) || status != 0) {
         print_message("skipped: no python3 with sqlite3 to write another schema version\n");
@@ -224,7 +229,9 @@ static void test_damaged_file_is_an_error(void **state)
     assert_int_equal(error->code, WEFT_ERROR_IO);
 }
 
-/* ---- records --------------------------------------------------------------------------------------------------- */
+/* ---- records
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void test_records_round_trip(void **state)
 {
@@ -236,7 +243,8 @@ static void test_records_round_trip(void **state)
     assert_int_equal(token_out.uses_left, 3);
     token_record_clear(&token_out);
 
-    MemberRecord member = {.joined_us = 9, .draining = true, .attached = true, .reason = "r"}, member_out = {0};
+    MemberRecord member = {.joined_us = 9, .draining = true, .attached = true, .reason = "r"},
+                 member_out = {0};
     g_autoptr(GBytes) member_bytes = member_record_pack(&member);
     assert_true(member_record_read("k", member_bytes, &member_out, NULL));
     assert_true(member_out.draining && member_out.attached && !member_out.revoked);
@@ -244,7 +252,15 @@ static void test_records_round_trip(void **state)
     member_record_clear(&member_out);
 
     uint64_t epochs[] = {UINT64_C(1) << 60, 2};
-    JobRecord job = {.model = "/m", .dp = 1, .pp = 2, .tp = 3, .context = 4, .numerics = 0, .plan = text("plan bytes"), .epochs = epochs, .n_epochs = 2};
+    JobRecord job = {.model = "/m",
+                     .dp = 1,
+                     .pp = 2,
+                     .tp = 3,
+                     .context = 4,
+                     .numerics = 0,
+                     .plan = text("plan bytes"),
+                     .epochs = epochs,
+                     .n_epochs = 2};
     JobRecord job_out = {0};
     memset(job.file_hash, 0xab, sizeof job.file_hash);
     g_autoptr(GBytes) job_bytes = job_record_pack(&job);
@@ -258,7 +274,8 @@ static void test_records_round_trip(void **state)
     g_bytes_unref(job.plan);
 }
 
-/* Every truncation and every single flipped byte of a row is read without a crash; truncations are refused. */
+/* Every truncation and every single flipped byte of a row is read without a crash; truncations are
+ * refused. */
 static void test_damaged_records(void **state)
 {
     uint64_t epochs[] = {7};
@@ -286,7 +303,8 @@ static void test_damaged_records(void **state)
     }
 }
 
-/* ---- the state directory --------------------------------------------------------------------------------------- */
+/* ---- the state directory
+ * --------------------------------------------------------------------------------------- */
 
 static void test_state_directory_has_one_owner(void **state)
 {
@@ -319,8 +337,11 @@ static void test_state_file_modes(void **state)
     assert_int_equal(error->code, WEFT_ERROR_IO);
 }
 
-#define BOTH(test)                                                                             \
-    {#test " (sqlite)", test, set_up_sqlite, tear_down, NULL}, {#test " (memory)", test, set_up_memory, tear_down, NULL}
+#define BOTH(test)                                                                                 \
+    {#test " (sqlite)", test, set_up_sqlite, tear_down, NULL},                                     \
+    {                                                                                              \
+#test " (memory)", test, set_up_memory, tear_down, NULL                                    \
+    }
 
 int main(void)
 {
@@ -329,12 +350,14 @@ int main(void)
         BOTH(test_order_of_calls),
         BOTH(test_survives_reopening),
         BOTH(test_nothing_is_reported_after_free),
-        cmocka_unit_test_setup_teardown(test_batch_is_atomic_under_failure, set_up_memory, tear_down),
+        cmocka_unit_test_setup_teardown(test_batch_is_atomic_under_failure, set_up_memory,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_newer_schema_is_refused, set_up_sqlite, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_file_is_an_error, set_up_sqlite, tear_down),
         cmocka_unit_test(test_records_round_trip),
         cmocka_unit_test(test_damaged_records),
-        cmocka_unit_test_setup_teardown(test_state_directory_has_one_owner, set_up_memory, tear_down),
+        cmocka_unit_test_setup_teardown(test_state_directory_has_one_owner, set_up_memory,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_state_file_modes, set_up_memory, tear_down),
     };
     return cmocka_run_group_tests_name("coordinator store", tests, NULL, NULL);

@@ -18,7 +18,9 @@ static void test_nobody_waits(void **state)
 /* The first to time out (a) is not to blame, nor the one it waited for (b). */
 static void test_chain_names_its_end(void **state)
 {
-    WaitEdge edges[] = {{"a", "b", "tokens of a step", 2100, true}, {"b", "c", "all-reduce of layer 3", 2000, false}, {"d", "b", "x", 100, false}};
+    WaitEdge edges[] = {{"a", "b", "tokens of a step", 2100, true},
+                        {"b", "c", "all-reduce of layer 3", 2000, false},
+                        {"d", "b", "x", 100, false}};
     const WaitEdge *sink = wait_graph_sink(edges, 3, NULL);
     assert_string_equal(sink->waits_for, "c");
     assert_string_equal(sink->waiter, "b");
@@ -33,9 +35,11 @@ static void test_the_longest_wait_leads(void **state)
 
 static void test_cycle_names_the_youngest_waiter(void **state)
 {
-    WaitEdge edges[] = {{"a", "b", "x", 900, true}, {"b", "c", "y", 950, false}, {"c", "a", "z", 20, false}};
+    WaitEdge edges[] = {
+        {"a", "b", "x", 900, true}, {"b", "c", "y", 950, false}, {"c", "a", "z", 20, false}};
     assert_string_equal(wait_graph_sink(edges, 3, NULL)->waits_for, "c");
-    WaitEdge into[] = {{"s", "a", "w", 5000, true}, {"a", "b", "x", 30, false}, {"b", "a", "y", 40, false}};
+    WaitEdge into[] = {
+        {"s", "a", "w", 5000, true}, {"a", "b", "x", 30, false}, {"b", "a", "y", 40, false}};
     assert_string_equal(wait_graph_sink(into, 3, "s")->waits_for, "a");
 }
 
@@ -54,7 +58,8 @@ static void test_random_graphs_end(void **state)
         WaitEdge edges[12];
         unsigned n = (unsigned)rand() % 13;
         for (unsigned i = 0; i < n; i++) {
-            edges[i] = (WaitEdge){names[rand() % 6], names[rand() % 6], "x", (uint64_t)(rand() % 5), rand() % 4 == 0};
+            edges[i] = (WaitEdge){names[rand() % 6], names[rand() % 6], "x", (uint64_t)(rand() % 5),
+                                  rand() % 4 == 0};
         }
         const WaitEdge *sink = wait_graph_sink(edges, n, NULL);
         assert_true(sink == NULL || (sink >= edges && sink < edges + n));

@@ -126,8 +126,9 @@ static void layer_tensors(Writer *w, unsigned layer)
         const char *name;
         uint32_t columns, rows;
     } parts[] = {
-        {"attn_norm", WIDTH, 1}, {"attn_q", WIDTH, WIDTH},  {"attn_k", WIDTH, WIDTH},  {"attn_v", WIDTH, WIDTH},   {"attn_output", WIDTH, WIDTH},
-        {"ffn_norm", WIDTH, 1},  {"ffn_gate", WIDTH, FFN}, {"ffn_up", WIDTH, FFN}, {"ffn_down", FFN, WIDTH},
+        {"attn_norm", WIDTH, 1},  {"attn_q", WIDTH, WIDTH},      {"attn_k", WIDTH, WIDTH},
+        {"attn_v", WIDTH, WIDTH}, {"attn_output", WIDTH, WIDTH}, {"ffn_norm", WIDTH, 1},
+        {"ffn_gate", WIDTH, FFN}, {"ffn_up", WIDTH, FFN},        {"ffn_down", FFN, WIDTH},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(parts); i++) {
         g_autofree char *name = g_strdup_printf("blk.%u.%s.weight", layer, parts[i].name);
@@ -155,12 +156,16 @@ static void keys(Writer *w)
     vocabulary(w);
     key_u32(w, "tokenizer.ggml.bos_token_id", 256);
     key_u32(w, "tokenizer.ggml.eos_token_id", 257);
-    key_string(w, "tokenizer.chat_template", "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}");
+    key_string(w, "tokenizer.chat_template",
+               "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] "
+               "}}<|im_end|>\n{% endfor %}");
 }
 
 void tiny_gguf_write(const char *path)
 {
-    Writer w = {.out = g_byte_array_new(), .infos = g_byte_array_new(), .sizes = g_array_new(FALSE, FALSE, sizeof(uint64_t))};
+    Writer w = {.out = g_byte_array_new(),
+                .infos = g_byte_array_new(),
+                .sizes = g_array_new(FALSE, FALSE, sizeof(uint64_t))};
     keys(&w);
     tensor(&w, "token_embd.weight", WIDTH, TINY_GGUF_VOCAB);
     for (unsigned layer = 0; layer < LAYERS; layer++) {

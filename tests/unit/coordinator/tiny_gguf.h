@@ -1,4 +1,5 @@
-/* A small but whole GGUF file: two Llama layers of random F32 weights, a byte-level vocabulary, a chat template. */
+/* A small but whole GGUF file: two Llama layers of random F32 weights, a byte-level vocabulary, a
+ * chat template. */
 #pragma once
 
 #define TINY_GGUF_CONTEXT 64u
