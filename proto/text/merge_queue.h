@@ -21,13 +21,13 @@ typedef bool (*MergeRule)(void *user, const MergeSymbol *left, const MergeSymbol
 
 typedef struct MergeCandidate {
     uint64_t key; /* order, then index of the left symbol */
-    uint32_t right, id, length;
+    uint32_t id, length; /* of the joined symbol */
 } MergeCandidate;
 
 /* Scratch of one encoding, reused from word to word. */
 typedef struct MergeQueue {
     MergeSymbol *symbols; /* symbols[0..n): the first is never eaten, so the result starts there */
-    MergeCandidate *heap;
+    MergeCandidate *heap; /* 2 * capacity */
     uint32_t n_symbols, n_heap, capacity;
 } MergeQueue;
 

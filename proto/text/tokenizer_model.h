@@ -6,8 +6,8 @@
 #include "proto/text/token_table.h"
 #include "proto/text/tokenizer_vocab.h"
 
-/* Larger requests than any context window holds; keeps every index in 32 bits. */
-#define TOKENIZER_TEXT_MAX (64u << 20)
+/* More than any context window holds. A text without a break takes about 52 bytes for each of its own while it is merged. */
+#define TOKENIZER_TEXT_MAX (16u << 20)
 #define TOKENIZER_TOKENS_MAX (4u << 20)
 #define TOKENIZER_TOKEN_BYTES_MAX 4096u
 

@@ -196,19 +196,38 @@ static void spm_normalize(const Tokenizer *t, const char *text, size_t length, G
     }
 }
 
+/* Bytes of the symbol that text begins with: a character, or one byte that is none. */
+static uint32_t spm_symbol(const char *text, size_t length)
+{
+    uint32_t code;
+    int step = utf8_decode(text, length, &code);
+    return step > 0 ? (uint32_t)step : 1;
+}
+
+/* One symbol for each character; the room is counted first, since it costs many times the text. */
+static bool spm_start(MergeQueue *queue, const GString *text, GError **error)
+{
+    size_t n = 0;
+    for (size_t at = 0; at < text->len; n++) {
+        at += spm_symbol(text->str + at, text->len - at);
+    }
+    if (!merge_queue_reset(queue, n, error)) {
+        return false;
+    }
+    for (size_t at = 0; at < text->len;) {
+        uint32_t bytes = spm_symbol(text->str + at, text->len - at);
+        merge_queue_push(queue, (uint32_t)at, bytes, MERGE_NO_ID);
+        at += bytes;
+    }
+    return true;
+}
+
 bool tokenizer_spm_encode(EncodeRun *run, const char *text, size_t length, GError **error)
 {
     GString *normalized = run->normalized;
     spm_normalize(run->tokenizer, text, length, normalized);
-    if (!merge_queue_reset(&run->queue, normalized->len, error)) {
+    if (!spm_start(&run->queue, normalized, error)) {
         return false;
-    }
-    for (size_t at = 0; at < normalized->len;) {
-        uint32_t code;
-        int step = utf8_decode(normalized->str + at, normalized->len - at, &code);
-        uint32_t bytes = step > 0 ? (uint32_t)step : 1;
-        merge_queue_push(&run->queue, (uint32_t)at, bytes, MERGE_NO_ID);
-        at += bytes;
     }
     SpmRun spm = {.run = run, .text = normalized->str};
     if (run->tokenizer->has_unused) {

@@ -15,6 +15,11 @@ static bool collect_word(void *user, const char *word, size_t length, GError **e
     return true;
 }
 
+static bool same_numbers(const GArray *a, const GArray *b)
+{
+    return a->len == b->len && (a->len == 0 || memcmp(a->data, b->data, a->len * sizeof(uint32_t)) == 0);
+}
+
 static void check_words(PreTokenizer *pre, const char *name, const char *line)
 {
     const char *space = strchr(line, ' ');
@@ -25,7 +30,7 @@ static void check_words(PreTokenizer *pre, const char *name, const char *line)
     bool ok = pre_tokenizer_split(pre, scratch, g_bytes_get_data(text, NULL), g_bytes_get_size(text), collect_word, got, &error);
     pre_tokenizer_scratch_free(scratch);
     assert_true(ok);
-    if (got->len != wanted->len || memcmp(got->data, wanted->data, got->len * sizeof(uint32_t)) != 0) {
+    if (!same_numbers(got, wanted)) {
         fail_msg("%s cuts %s into other words", name, line);
     }
 }
@@ -56,7 +61,7 @@ static void check_detokenized(const Tokenizer *t, const GArray *ids, GBytes *tex
     }
     detokenizer_finish(d, out);
     detokenizer_free(d);
-    if (out->len != g_bytes_get_size(text) || memcmp(out->str, g_bytes_get_data(text, NULL), out->len) != 0) {
+    if (out->len != g_bytes_get_size(text) || (out->len > 0 && memcmp(out->str, g_bytes_get_data(text, NULL), out->len) != 0)) {
         fail_msg("ids of %.200s do not give the text back", line);
     }
 }
@@ -70,7 +75,7 @@ static void check_ids(const Tokenizer *t, const char *file, const char *line, bo
     const char *bytes = g_bytes_get_data(text, NULL);
     g_autoptr(GArray) got = tokenizer_encode(t, bytes != NULL ? bytes : "", g_bytes_get_size(text), false, line[0] == 'p', &error);
     assert_non_null(got);
-    if (got->len != wanted->len || memcmp(got->data, wanted->data, got->len * sizeof(uint32_t)) != 0) {
+    if (!same_numbers(got, wanted)) {
         g_autoptr(GString) shown = g_string_new(NULL);
         for (guint i = 0; i < MIN(got->len, 40); i++) {
             g_string_append_printf(shown, " %u", g_array_index(got, uint32_t, i));
