@@ -87,6 +87,7 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     REPORT_SLOT(swiglu)
     REPORT_SLOT(add)
     REPORT_SLOT(rope_apply)
+    REPORT_SLOT(attention_combine)
     REPORT_SLOT(chunk_stats)
     REPORT_SLOT(gumbel)
 #undef REPORT_SLOT

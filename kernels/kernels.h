@@ -25,6 +25,7 @@ typedef struct Kernels {
     RopeApplyFn rope_apply;
     KvWriteFn kv_write[3];              /* by KvType */
     AttentionFn attention[3];           /* by KvType */
+    AttentionCombineFn attention_combine;
     ChunkStatsFn chunk_stats;
     GumbelFn gumbel;
 } Kernels;

@@ -22,6 +22,7 @@ void kernels_fill_avx512_ops(Kernels *kernels)
     kernels->attention[KV_F16] = attention_f16_vector;
     kernels->attention[KV_BF16] = attention_bf16_vector;
     kernels->attention[KV_F32] = attention_f32_vector;
+    kernels->attention_combine = attention_combine_vector;
     kernels->chunk_stats = chunk_stats_vector;
     kernels->gumbel = gumbel_vector;
 }

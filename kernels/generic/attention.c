@@ -55,6 +55,27 @@ static void merge(const float *left, float *right, uint32_t head_size)
     }
 }
 
+/* The same where either may be no operand. */
+static void merge_present(const float *left, float *right, uint32_t head_size)
+{
+    if (left[1] == 0.0f) {
+        return;
+    }
+    if (right[1] == 0.0f) {
+        memcpy(right, left, (head_size + 2) * sizeof(float));
+        return;
+    }
+    merge(left, right, head_size);
+}
+
+/* o / s; +0 where no key was visible. */
+static void divide(const float *run, uint32_t head_size, float *out)
+{
+    for (uint32_t d = 0; d < head_size; d++) {
+        out[d] = run[1] == 0.0f ? 0.0f : run[2 + d] / run[1];
+    }
+}
+
 /* One block's keys [low, high) for query q. */
 static void block_partial(const AttentionArgs *args, const float *q, uint32_t block, uint32_t low,
                           uint32_t high, LoadFn load, float *out)
@@ -88,7 +109,6 @@ static void attend(const AttentionArgs *args, uint32_t row, uint32_t head, LoadF
 {
     const AttentionRange range = attention_range(args, row);
     const float *q = args->q + row * args->q_ld + (size_t)head * args->head_size;
-    float *out = args->out + row * args->out_ld + (size_t)head * args->head_size;
     const uint32_t size = args->head_size;
     const uint32_t n_blocks = range.first < range.last ? (range.last + KV_BLOCK - 1) / KV_BLOCK : 0;
     float *run = partial(args, ATTENTION_LEVELS); /* the run that ends at the current block */
@@ -121,9 +141,34 @@ static void attend(const AttentionArgs *args, uint32_t row, uint32_t head, LoadF
             any = true;
         }
     }
-    for (uint32_t d = 0; d < size; d++) {
-        out[d] = any ? run[2 + d] / run[1] : 0.0f;
+    if (!any) {
+        memset(run, 0, (size + 2) * sizeof(float));
     }
+    if (args->partial != NULL) {
+        const size_t item = (size_t)row * args->n_q + head;
+        memcpy(args->partial + item * attention_partial_floats(size), run, (size + 2) * sizeof(float));
+    } else {
+        divide(run, size, args->out + row * args->out_ld + (size_t)head * size);
+    }
+}
+
+/* The same counter over runs, in place: stack[] holds the runs whose nodes are complete. */
+void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out)
+{
+    float *stack[ATTENTION_LEVELS + 1];
+    uint32_t depth = 0;
+    for (uint32_t i = 0; i < n_runs; i++) {
+        stack[depth++] = partials + i * stride;
+        for (uint32_t level = i; (level & 1u) != 0; level >>= 1, depth--) {
+            merge_present(stack[depth - 2], stack[depth - 1], head_size);
+            stack[depth - 2] = stack[depth - 1];
+        }
+    }
+    for (; depth > 1; depth--) {
+        merge_present(stack[depth - 2], stack[depth - 1], head_size);
+        stack[depth - 2] = stack[depth - 1];
+    }
+    divide(stack[0], head_size, out);
 }
 
 static void attention(const AttentionArgs *args, LoadFn load)

@@ -15,6 +15,7 @@ void kernels_fill_generic_ops(Kernels *table)
     table->attention[KV_F16] = attention_f16_generic;
     table->attention[KV_BF16] = attention_bf16_generic;
     table->attention[KV_F32] = attention_f32_generic;
+    table->attention_combine = attention_combine_generic;
     table->chunk_stats = chunk_stats_generic;
     table->gumbel = gumbel_generic;
 }

@@ -35,10 +35,27 @@ typedef struct AttentionArgs {
     const uint8_t *const *k_blocks; /* by block index, ceil(n_keys/32) */
     const uint8_t *const *v_blocks;
     float *scratch;       /* attention_scratch_floats(n_q, head_size) */
+    float *partial;       /* NULL, or: only the keys of run `run`, and instead of out, per row and head attention_partial_floats() apart: m, s,
+                           * o[head_size]. s = 0: no key of the run is visible. For attention_combine. */
+    uint32_t run;
 } AttentionArgs;
 
-/* Keys [first, last) that a row sees: all, or those up to its own position; at most `window` of them, its own included. first >= last: none,
- * the result is +0. */
+/* A run is 16 blocks, from a multiple of 16 on: a whole subtree of the growing tree, so threads may share one row's keys by runs. */
+#define ATTENTION_RUN_KEYS (16u * KV_BLOCK)
+static inline uint32_t attention_runs(uint32_t n_keys)
+{
+    return (n_keys + ATTENTION_RUN_KEYS - 1) / ATTENTION_RUN_KEYS;
+}
+static inline size_t attention_partial_floats(uint32_t head_size)
+{
+    return head_size + 2u;
+}
+/* Merges the partials of runs 0..n_runs-1 of one row and head, `stride` floats apart, by the growing tree, and writes out[head_size]: the bits
+ * that the whole would have. Destroys the partials. */
+typedef void (*AttentionCombineFn)(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out);
+
+/* Keys [first, last) that a row sees: all, or those up to its own position; at most `window` of them, its own included; of the run, if one is
+ * asked for. first >= last: none, the result is +0. */
 typedef struct AttentionRange {
     uint32_t first, last;
 } AttentionRange;
@@ -48,6 +65,11 @@ static inline AttentionRange attention_range(const AttentionArgs *args, uint32_t
     AttentionRange range = {0, args->causal ? position + 1 : args->n_keys};
     if (args->window != 0 && position >= args->window) {
         range.first = position - args->window + 1;
+    }
+    if (args->partial != NULL) {
+        const uint32_t start = args->run * ATTENTION_RUN_KEYS, end = start + ATTENTION_RUN_KEYS;
+        range.first = range.first > start ? range.first : start;
+        range.last = range.last < end ? range.last : end;
     }
     return range;
 }

@@ -29,7 +29,7 @@ enum {
 
 typedef struct Item {
     const float *q;
-    float *out;
+    float *out;           /* or the partial */
     uint32_t first, last; /* visible keys [first, last) */
     uint32_t filled;      /* bit l: slot l holds an operand */
 } Item;
@@ -326,7 +326,19 @@ VEC_FN void push(Tile *tile, uint32_t block, uint32_t first, uint32_t end)
     }
 }
 
-/* Folds what an item's slots hold, from the right, and writes o / s. */
+/* out = o / s */
+VEC_FN void divide(const float *o, float s, uint32_t head_size, float *out)
+{
+    uint32_t d = 0;
+    for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
+        vec_store(out + d, vec_div(vec_load(o + d), vec_all(s)));
+    }
+    if (d < head_size) {
+        vec_store_first(out + d, vec_div(vec_load_first(o + d, head_size - d), vec_all(s)), head_size - d);
+    }
+}
+
+/* Folds what an item's slots hold, from the right, and writes o / s, or the partial. */
 VEC_FN void finish(Tile *tile, uint32_t i)
 {
     Item *item = &tile->items[i];
@@ -341,12 +353,12 @@ VEC_FN void finish(Tile *tile, uint32_t i)
         merge_o(tile, slot_o(tile, level, i), e_left, o, e_right, o);
         m = top;
     }
-    uint32_t d = 0;
-    for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
-        vec_store(item->out + d, vec_div(vec_load(o + d), vec_all(s)));
-    }
-    if (d < head_size) {
-        vec_store_first(item->out + d, vec_div(vec_load(o + d), vec_all(s)), head_size - d);
+    if (tile->args->partial != NULL) {
+        item->out[0] = m;
+        item->out[1] = s;
+        memcpy(item->out + 2, o, head_size * sizeof(float));
+    } else {
+        divide(o, s, head_size, item->out);
     }
 }
 
@@ -385,24 +397,24 @@ VEC_FN void tile_run(Tile *tile, KvType type)
     }
 }
 
-static void zero_rows(const AttentionArgs *args, uint32_t row, uint32_t end)
-{
-    for (; row < end; row++) {
-        memset(args->out + row * args->out_ld, 0, (size_t)args->n_q * args->head_size * sizeof(float));
-    }
-}
-
-/* Rows [row, row + n_rows) x heads [head, head + n_heads) as the items of a tile. */
+/* Rows [row, row + n_rows) x heads [head, head + n_heads) as the items of a tile. Those that see no key are no items and get their zeros here:
+ * they are the first rows (the run lies ahead of them) or the last (their window lies beyond it). */
 static void tile_fill(Tile *tile, uint32_t row, uint32_t n_rows, uint32_t head, uint32_t n_heads)
 {
     const AttentionArgs *args = tile->args;
+    const size_t partial = attention_partial_floats(args->head_size);
     tile->n_items = 0;
     for (uint32_t r = row; r < row + n_rows; r++) {
         const AttentionRange range = attention_range(args, r);
         for (uint32_t h = head; h < head + n_heads; h++) {
-            tile->items[tile->n_items++] = (Item){args->q + r * args->q_ld + (size_t)h * args->head_size,
-                                                  args->out + r * args->out_ld + (size_t)h * args->head_size,
-                                                  range.first, range.last, 0};
+            float *out = args->partial != NULL ? args->partial + ((size_t)r * args->n_q + h) * partial
+                                               : args->out + r * args->out_ld + (size_t)h * args->head_size;
+            if (range.first < range.last) {
+                tile->items[tile->n_items++] =
+                    (Item){args->q + r * args->q_ld + (size_t)h * args->head_size, out, range.first, range.last, 0};
+            } else {
+                memset(out, 0, (args->partial != NULL ? partial : args->head_size) * sizeof(float));
+            }
         }
     }
 }
@@ -416,21 +428,14 @@ VEC_FN void attention_vector(const AttentionArgs *args, KvType type)
     tile.m = tile.p + TILE * KV_BLOCK;
     tile.s = tile.m + (RUN + 1) * TILE;
     tile.o = tile.s + (RUN + 1) * TILE;
-    uint32_t n_rows = args->n_rows; /* rows whose window lies beyond the last key see nothing; they are the last ones */
-    while (n_rows > 0) {
-        const AttentionRange range = attention_range(args, n_rows - 1);
-        if (range.first < range.last) {
-            break;
-        }
-        n_rows--;
-    }
-    zero_rows(args, n_rows, args->n_rows);
     const uint32_t heads_at_once = args->n_q < TILE ? args->n_q : TILE, rows_at_once = TILE / heads_at_once;
     for (uint32_t head = 0; head < args->n_q; head += heads_at_once) {
         const uint32_t n_heads = args->n_q - head < heads_at_once ? args->n_q - head : heads_at_once;
-        for (uint32_t row = 0; row < n_rows; row += rows_at_once) {
-            tile_fill(&tile, row, n_rows - row < rows_at_once ? n_rows - row : rows_at_once, head, n_heads);
-            tile_run(&tile, type);
+        for (uint32_t row = 0; row < args->n_rows; row += rows_at_once) {
+            tile_fill(&tile, row, args->n_rows - row < rows_at_once ? args->n_rows - row : rows_at_once, head, n_heads);
+            if (tile.n_items > 0) {
+                tile_run(&tile, type);
+            }
         }
     }
 }
@@ -448,4 +453,50 @@ static void attention_bf16_vector(const AttentionArgs *args)
 static void attention_f32_vector(const AttentionArgs *args)
 {
     attention_vector(args, KV_F32);
+}
+
+/* right = left merged with right, partials of one row and head; s = 0: no operand. */
+static void combine_two(const float *left, float *right, uint32_t head_size)
+{
+    if (left[1] == 0.0f) {
+        return;
+    }
+    if (right[1] == 0.0f) {
+        memcpy(right, left, attention_partial_floats(head_size) * sizeof(float));
+        return;
+    }
+    const float m = left[0] > right[0] ? left[0] : right[0];
+    const float e_left = exp32_inline(left[0] - m), e_right = exp32_inline(right[0] - m);
+    const Vec el = vec_all(e_left), er = vec_all(e_right);
+    uint32_t i = 1;
+    right[0] = m;
+    for (; i + VEC_LANES <= head_size + 2; i += VEC_LANES) {
+        vec_store(right + i, vec_fma(vec_load(left + i), el, vec_mul(vec_load(right + i), er)));
+    }
+    for (; i < head_size + 2; i++) {
+        right[i] = fmaf(left[i], e_left, right[i] * e_right);
+    }
+}
+
+/* generic/attention.c has the comment. */
+static void attention_combine_vector(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out)
+{
+    float *stack[ATTENTION_LEVELS + 1];
+    uint32_t depth = 0;
+    for (uint32_t i = 0; i < n_runs; i++) {
+        stack[depth++] = partials + i * stride;
+        for (uint32_t level = i; (level & 1u) != 0; level >>= 1, depth--) {
+            combine_two(stack[depth - 2], stack[depth - 1], head_size);
+            stack[depth - 2] = stack[depth - 1];
+        }
+    }
+    for (; depth > 1; depth--) {
+        combine_two(stack[depth - 2], stack[depth - 1], head_size);
+        stack[depth - 2] = stack[depth - 1];
+    }
+    if (stack[0][1] == 0.0f) {
+        memset(out, 0, head_size * sizeof(float));
+    } else {
+        divide(stack[0] + 2, stack[0][1], head_size, out);
+    }
 }

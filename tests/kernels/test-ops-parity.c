@@ -216,11 +216,11 @@ static void test_sampling_ops(void **state)
 
 /* ---- attention ------------------------------------------------------------------------------------------------------------- */
 
-enum { MOST_KEYS = 1056, MOST_SIZE = 256, MOST_QUERIES = 40 * 9 * 256 + 8 };
+enum { MOST_KEYS = 1056, MOST_BLOCKS = 160, MOST_SIZE = 256, MOST_QUERIES = 40 * 9 * 256 + 8 };
 
 typedef struct Bench {
     uint8_t *k, *v; /* pages, one after another, each one byte off any alignment but its element's */
-    const uint8_t *k_blocks[MOST_KEYS / 32 + 1], *v_blocks[MOST_KEYS / 32 + 1];
+    const uint8_t *k_blocks[MOST_BLOCKS], *v_blocks[MOST_BLOCKS];
     float *q, *got, *want, *scratch;
 } Bench;
 
@@ -340,6 +340,42 @@ static void test_attention_prefill(void **state)
     compare(b, KV_F16, 16, 60, 3, 140, true, 0, &numbers); /* more heads than a tile holds; the same pages read as 16 wide */
 }
 
+/* Runs of keys computed apart and combined give the bits of the whole, and so does every mixture of variants. */
+static void test_attention_runs(void **state)
+{
+    Bench *b = *state;
+    Numbers numbers = {9};
+    static const uint32_t counts[] = {1, 511, 512, 513, 1000, 1024, 1056, 3600, 5000};
+    static const uint32_t windows[] = {0, 3, 300, 530};
+    static float partials[10][3 * 4 * 258], one[10 * 258];
+    for (unsigned c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        for (unsigned w = 0; w < 4; w++) {
+            const uint32_t head_size = counts[c] > MOST_KEYS ? 20 : head_sizes[(c + w) % 10], n_keys = counts[c], rows = MIN(3u, n_keys), n_q = 4;
+            const uint32_t n_runs = attention_runs(n_keys);
+            const size_t ld = (size_t)n_q * head_size, stride = attention_partial_floats(head_size);
+            bench_fill(b, KV_BF16, head_size, n_keys, &numbers);
+            numbers_fill(&numbers, b->q, rows * ld, -2.0, 2.0);
+            AttentionArgs args = {.q = b->q, .q_ld = ld, .out = b->want, .out_ld = ld, .n_rows = rows,
+                                  .first_position = n_keys - rows, .n_q = n_q, .head_size = head_size, .scale = 0.2f,
+                                  .window = windows[w], .causal = c % 2 == 0, .n_keys = n_keys, .k_blocks = b->k_blocks,
+                                  .v_blocks = b->v_blocks, .scratch = b->scratch};
+            generic->attention[KV_BF16](&args);
+            args.out = NULL;
+            for (args.run = 0; args.run < n_runs; args.run++) {
+                args.partial = partials[args.run];
+                (args.run == 1 ? generic : variant)->attention[KV_BF16](&args);
+            }
+            for (uint32_t i = 0; i < rows * n_q; i++) {
+                for (uint32_t r = 0; r < n_runs; r++) {
+                    memcpy(one + r * stride, partials[r] + i * stride, stride * sizeof(float));
+                }
+                (i % 2 ? generic : variant)->attention_combine(one, stride, n_runs, head_size, b->got + i * head_size);
+            }
+            assert_memory_equal(b->got, b->want, rows * ld * sizeof(float));
+        }
+    }
+}
+
 /* Chunk size and neighbours change nothing: a row alone gives the bits that it has in a chunk. */
 static void test_attention_rows_are_independent(void **state)
 {
@@ -376,6 +412,7 @@ int main(void)
         cmocka_unit_test(test_sampling_ops),
         cmocka_unit_test_setup_teardown(test_attention_decode, bench_setup, bench_teardown),
         cmocka_unit_test_setup_teardown(test_attention_prefill, bench_setup, bench_teardown),
+        cmocka_unit_test_setup_teardown(test_attention_runs, bench_setup, bench_teardown),
         cmocka_unit_test_setup_teardown(test_attention_rows_are_independent, bench_setup, bench_teardown),
     };
     int failed = 0, ran = 0;
