@@ -6,11 +6,15 @@
  *   waits until done = n - 1     <-- (the last one wakes thread 0)
  *
  * Invariants
- *  1. fn and user are written only while every worker waits for `region` (done = n - 1 was seen), and are published by region++.
- *  2. A waiter counts itself in `sleepers` before it asks the kernel to sleep on the word's old value; a changer changes the word before
- *     it looks at `sleepers` (both sequentially consistent): either the kernel sees the new value or the changer sees the sleeper.
- *  3. The barrier's `arrived` is reset before `phase` changes, so that the next barrier may begin at once.
- *  4. MXCSR is 0x1F80 while fn runs, on every thread; the caller's own value comes back afterwards (NUMERICS 8). */
+ *  1. fn and user are written only while every worker waits for `region` (done = n - 1 was seen),
+ * and are published by region++.
+ *  2. A waiter counts itself in `sleepers` before it asks the kernel to sleep on the word's old
+ * value; a changer changes the word before it looks at `sleepers` (both sequentially consistent):
+ * either the kernel sees the new value or the changer sees the sleeper.
+ *  3. The barrier's `arrived` is reset before `phase` changes, so that the next barrier may begin
+ * at once.
+ *  4. MXCSR is 0x1F80 while fn runs, on every thread; the caller's own value comes back afterwards
+ * (NUMERICS 8). */
 #include "kernels/parallel.h"
 
 #include <assert.h>
@@ -112,7 +116,8 @@ static void gate_wake(Gate *gate)
     }
 }
 
-/* Returns once gate->word is no longer `old`: spins for spin_us, then sleeps. Thread 0 calls the idle hook on the way. */
+/* Returns once gate->word is no longer `old`: spins for spin_us, then sleeps. Thread 0 calls the
+ * idle hook on the way. */
 static void gate_wait(Pool *pool, Gate *gate, unsigned old, bool is_first_thread)
 {
     const bool idles = is_first_thread && pool->idle != NULL;

@@ -1,4 +1,5 @@
-/* The vocabulary of kernels/vector in 8 lanes (AVX2, FMA, F16C). kernels/avx512/vec.h has the same names in 16. */
+/* The vocabulary of kernels/vector in 8 lanes (AVX2, FMA, F16C). kernels/avx512/vec.h has the same
+ * names in 16. */
 #pragma once
 
 #include "kernels/ops/math.h"
@@ -28,7 +29,8 @@ VEC_FN Vec vec_mask(int low, int high)
 {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(low), lane);
-    return _mm256_castsi256_ps(_mm256_andnot_si256(below, _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lane)));
+    return _mm256_castsi256_ps(
+        _mm256_andnot_si256(below, _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lane)));
 }
 
 /* The first n <= VEC_LANES lanes; the others are +0 and their memory is not touched. */
@@ -116,7 +118,8 @@ VEC_FN int vec_is_finite(Vec v)
 VEC_FN float vec_fold(const Vec v[32 / VEC_LANES])
 {
     const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-    const __m128 eights = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+    const __m128 eights =
+        _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
     const __m128 halves = _mm_hadd_ps(eights, eights);
     return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
 }
@@ -144,7 +147,8 @@ VEC_FN Vec vec_exp(Vec x)
 VEC_FN Vec vec_log(Vec x)
 {
     const VecInt bits = _mm256_castps_si256(x);
-    const VecInt e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(LOG32_SQRT_HALF_BITS)), 23);
+    const VecInt e =
+        _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(LOG32_SQRT_HALF_BITS)), 23);
     const Vec m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)));
     const Vec f = vec_sub(m, vec_all(1.0f));
     Vec p = vec_fma(vec_all(LOG32_P8), f, vec_all(LOG32_P7));
@@ -161,7 +165,9 @@ VEC_FN Vec vec_log(Vec x)
     return vec_fma(k, vec_all(LOG32_LN2_HI), vec_fma(k, vec_all(LOG32_LN2_LO), y));
 }
 
-/* ---- integers ---------------------------------------------------------------------------------------------------------- */
+/* ---- integers
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 VEC_FN VecInt vec_int_all(uint32_t x)
 {
@@ -197,7 +203,8 @@ VEC_FN void vec_int_multiply(VecInt a, uint32_t m, VecInt *high, VecInt *low)
 VEC_FN Vec vec_gumbel(VecInt bits)
 {
     const VecInt upper = _mm256_srai_epi32(bits, 31);
-    const Vec w = _mm256_cvtepi32_ps(_mm256_xor_si256(bits, upper)), is_upper = _mm256_castsi256_ps(upper);
+    const Vec w = _mm256_cvtepi32_ps(_mm256_xor_si256(bits, upper)),
+              is_upper = _mm256_castsi256_ps(upper);
     const Vec v = vec_fma(w, vec_all(0x1p-32f), vec_all(0x1p-33f));
     const Vec y = _mm256_blendv_ps(v, vec_sub(vec_all(1.0f), v), is_upper);
     const Vec d = _mm256_and_ps(vec_sub(vec_sub(vec_all(1.0f), y), v), is_upper);
@@ -218,7 +225,9 @@ VEC_FN void vec_store_interleaved(float *out, const Vec w[4])
     vec_store(out + 24, _mm256_permute2f128_ps(l26, l37, 0x31));
 }
 
-/* ---- 16-bit floats -------------------------------------------------------------------------------------------------------- */
+/* ---- 16-bit floats
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 VEC_FN Vec vec_load_f16(const uint16_t *p)
 {
@@ -227,12 +236,14 @@ VEC_FN Vec vec_load_f16(const uint16_t *p)
 
 VEC_FN Vec vec_load_bf16(const uint16_t *p)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 
 VEC_FN void vec_store_f16(uint16_t *p, Vec v)
 {
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)p,
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
@@ -242,14 +253,20 @@ VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
     const VecInt even = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
     const VecInt quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     const Vec is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-    const VecInt r = _mm256_srli_epi32(
-        _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(even), _mm256_castsi256_ps(quiet), is_nan)), 16);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
+    const VecInt r =
+        _mm256_srli_epi32(_mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(even),
+                                                               _mm256_castsi256_ps(quiet), is_nan)),
+                          16);
+    _mm_storeu_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
 }
 
-/* ---- RoPE of neighbours ------------------------------------------------------------------------------------------------------ */
+/* ---- RoPE of neighbours
+ * ------------------------------------------------------------------------------------------------------
+ */
 
-/* VEC_LANES / 2 pairs (a, b) at x with their cos and sin: a' = a c - (b s), b' = a s + (b c), the products in brackets rounded first. */
+/* VEC_LANES / 2 pairs (a, b) at x with their cos and sin: a' = a c - (b s), b' = a s + (b c), the
+ * products in brackets rounded first. */
 VEC_FN void vec_rotate_pairs(float *x, const float *cos, const float *sin)
 {
     const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
@@ -257,6 +274,7 @@ VEC_FN void vec_rotate_pairs(float *x, const float *cos, const float *sin)
     const Vec s = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(sin)), twice);
     const Vec v = vec_load(x);
     const Vec a = _mm256_moveldup_ps(v), b = _mm256_movehdup_ps(v);
-    const Vec with_a = _mm256_blend_ps(c, s, 0xaa), with_b = _mm256_blend_ps(vec_negate(s), c, 0xaa);
+    const Vec with_a = _mm256_blend_ps(c, s, 0xaa),
+              with_b = _mm256_blend_ps(vec_negate(s), c, 0xaa);
     vec_store(x, vec_fma(a, with_a, vec_mul(b, with_b)));
 }

@@ -1,4 +1,5 @@
-/* The vocabulary of kernels/vector in 16 lanes (AVX-512 F, BW, VL, DQ). kernels/avx2/vec.h has the same names in 8 and the comments. */
+/* The vocabulary of kernels/vector in 16 lanes (AVX-512 F, BW, VL, DQ). kernels/avx2/vec.h has the
+ * same names in 8 and the comments. */
 #pragma once
 
 #include "kernels/ops/math.h"
@@ -82,7 +83,8 @@ VEC_FN Vec vec_fma(Vec a, Vec b, Vec c)
 
 VEC_FN Vec vec_negate(Vec a)
 {
-    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
+    return _mm512_castsi512_ps(
+        _mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
 
 VEC_FN Vec vec_max(Vec a, Vec b)
@@ -108,7 +110,8 @@ VEC_FN float vec_max_lane(Vec v)
 VEC_FN int vec_is_finite(Vec v)
 {
     const __m512i exponent = _mm512_set1_epi32(0x7f800000);
-    return _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent) == 0;
+    return _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent) ==
+           0;
 }
 
 VEC_FN float vec_fold(const Vec v[32 / VEC_LANES])
@@ -117,7 +120,8 @@ VEC_FN float vec_fold(const Vec v[32 / VEC_LANES])
     const __m256 b = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v[0]), 1));
     const __m256 d = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v[1]), 1));
     const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    const __m128 eights = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+    const __m128 eights =
+        _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
     const __m128 halves = _mm_hadd_ps(eights, eights);
     return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
 }
@@ -144,7 +148,8 @@ VEC_FN Vec vec_exp(Vec x)
 VEC_FN Vec vec_log(Vec x)
 {
     const VecInt bits = _mm512_castps_si512(x);
-    const VecInt e = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(LOG32_SQRT_HALF_BITS)), 23);
+    const VecInt e =
+        _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(LOG32_SQRT_HALF_BITS)), 23);
     const Vec m = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(e, 23)));
     const Vec f = vec_sub(m, vec_all(1.0f));
     Vec p = vec_fma(vec_all(LOG32_P8), f, vec_all(LOG32_P7));
@@ -161,7 +166,9 @@ VEC_FN Vec vec_log(Vec x)
     return vec_fma(k, vec_all(LOG32_LN2_HI), vec_fma(k, vec_all(LOG32_LN2_LO), y));
 }
 
-/* ---- integers ---------------------------------------------------------------------------------------------------------- */
+/* ---- integers
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 VEC_FN VecInt vec_int_all(uint32_t x)
 {
@@ -220,7 +227,9 @@ VEC_FN void vec_store_interleaved(float *out, const Vec w[4])
     vec_store(out + 48, _mm512_shuffle_f32x4(u, v, 0xdd));
 }
 
-/* ---- 16-bit floats -------------------------------------------------------------------------------------------------------- */
+/* ---- 16-bit floats
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 VEC_FN Vec vec_load_f16(const uint16_t *p)
 {
@@ -229,12 +238,14 @@ VEC_FN Vec vec_load_f16(const uint16_t *p)
 
 VEC_FN Vec vec_load_bf16(const uint16_t *p)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 
 VEC_FN void vec_store_f16(uint16_t *p, Vec v)
 {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((__m256i *)p,
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
@@ -248,7 +259,9 @@ VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
 }
 
-/* ---- RoPE of neighbours ------------------------------------------------------------------------------------------------------ */
+/* ---- RoPE of neighbours
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 VEC_FN void vec_rotate_pairs(float *x, const float *cos, const float *sin)
 {
@@ -257,6 +270,7 @@ VEC_FN void vec_rotate_pairs(float *x, const float *cos, const float *sin)
     const Vec s = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(sin)));
     const Vec v = vec_load(x);
     const Vec a = _mm512_moveldup_ps(v), b = _mm512_movehdup_ps(v);
-    const Vec with_a = _mm512_mask_blend_ps(0xaaaa, c, s), with_b = _mm512_mask_blend_ps(0xaaaa, vec_negate(s), c);
+    const Vec with_a = _mm512_mask_blend_ps(0xaaaa, c, s),
+              with_b = _mm512_mask_blend_ps(0xaaaa, vec_negate(s), c);
     vec_store(x, vec_fma(a, with_a, vec_mul(b, with_b)));
 }

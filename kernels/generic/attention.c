@@ -1,10 +1,12 @@
-/* Attention as kernels/ops/attention.h defines it, one (row, head) after another: every block of 32 keys gives (m, s, o) by itself, and
- * the blocks merge by the growing tree over the absolute block index (NUMERICS 2, 5).
+/* Attention as kernels/ops/attention.h defines it, one (row, head) after another: every block of 32
+ * keys gives (m, s, o) by itself, and the blocks merge by the growing tree over the absolute block
+ * index (NUMERICS 2, 5).
  *
- * The tree is a binary counter: slot l of the stack holds the node of a finished run of 2^l blocks. Block b, when it is done, merges with
- * slot 0, 1, ... for each trailing one bit of b, and rests in the slot after those. What is left at the end merges from the right: the
- * largest power of two is the outermost left operand. A run without a visible key is no operand: its slot is empty and a merge with it
- * is a move. */
+ * The tree is a binary counter: slot l of the stack holds the node of a finished run of 2^l blocks.
+ * Block b, when it is done, merges with slot 0, 1, ... for each trailing one bit of b, and rests in
+ * the slot after those. What is left at the end merges from the right: the largest power of two is
+ * the outermost left operand. A run without a visible key is no operand: its slot is empty and a
+ * merge with it is a move. */
 #include "kernels/generic/ops.h"
 
 #include "kernels/ops/embed.h"
@@ -30,10 +32,10 @@ static float load_f32(const void *block, size_t index)
 size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size)
 {
     const size_t items = ATTENTION_TILE, padded = (head_size + 15u) & ~15u;
-    (void)n_q;                         /* heads beyond the tile are done in turns */
-    return 2 * KV_BLOCK * padded       /* a block of K and of V as f32 */
-           + items * KV_BLOCK          /* its scores */
-           + items * (ATTENTION_LEVELS + 1) * 2 /* m and s */
+    (void)n_q;                                       /* heads beyond the tile are done in turns */
+    return 2 * KV_BLOCK * padded                     /* a block of K and of V as f32 */
+           + items * KV_BLOCK                        /* its scores */
+           + items * (ATTENTION_LEVELS + 1) * 2      /* m and s */
            + items * (ATTENTION_LEVELS + 1) * padded /* o, and the block's own */
            + 64;
 }
@@ -146,14 +148,16 @@ static void attend(const AttentionArgs *args, uint32_t row, uint32_t head, LoadF
     }
     if (args->partial != NULL) {
         const size_t item = (size_t)row * args->n_q + head;
-        memcpy(args->partial + item * attention_partial_floats(size), run, (size + 2) * sizeof(float));
+        memcpy(args->partial + item * attention_partial_floats(size), run,
+               (size + 2) * sizeof(float));
     } else {
         divide(run, size, args->out + row * args->out_ld + (size_t)head * size);
     }
 }
 
 /* The same counter over runs, in place: stack[] holds the runs whose nodes are complete. */
-void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out)
+void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size,
+                               float *out)
 {
     float *stack[ATTENTION_LEVELS + 1];
     uint32_t depth = 0;

@@ -1,6 +1,8 @@
-/* exp, log, pow, sin and cos in double from +, -, *, /, fma, sqrt and rint alone (NUMERICS 7): glibc picks its variants by CPU, these
- * give the same bits on every one. Series are Taylor's, cut where the next term is below 2^-60 of the sum; arguments are reduced with
- * Cody and Waite's split constants, whose product with the count an fma keeps exact. One implementation, off the hot path. */
+/* exp, log, pow, sin and cos in double from +, -, *, /, fma, sqrt and rint alone (NUMERICS 7):
+ * glibc picks its variants by CPU, these give the same bits on every one. Series are Taylor's, cut
+ * where the next term is below 2^-60 of the sum; arguments are reduced with Cody and Waite's split
+ * constants, whose product with the count an fma keeps exact. One implementation, off the hot path.
+ */
 #include "kernels/ops/act.h"
 
 #include <math.h>
@@ -45,8 +47,9 @@ static double exp_sum(double hi, double lo)
     const double n = rint(hi * 0x1.71547652b82fep+0);
     const double r = fma(-n, LN2_LO, fma(-n, LN2_HI, hi)) + lo;
     double p = 1.0 / 6227020800.0; /* 1/13! */
-    static const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
-                                       720.0,       120.0,      24.0,      6.0,      2.0};
+    static const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0,
+                                       40320.0,     5040.0,     720.0,     120.0,
+                                       24.0,        6.0,        2.0};
     for (unsigned i = 0; i < sizeof factorial / sizeof factorial[0]; i++) {
         p = fma(p, r, 1.0 / factorial[i]);
     }
@@ -68,7 +71,8 @@ static void log_pair(double x, double *hi, double *lo)
         bits = double_bits(x * 0x1p54);
         e = -54;
     }
-    const int64_t k = (int64_t)(bits - 0x3fe6a09e667f3bcdu) >> 52; /* mantissa in [sqrt(1/2), sqrt(2)) */
+    const int64_t k =
+        (int64_t)(bits - 0x3fe6a09e667f3bcdu) >> 52; /* mantissa in [sqrt(1/2), sqrt(2)) */
     const double m = double_of_bits(bits - ((uint64_t)k << 52));
     const double n = (double)(e + k);
     /* log m = 2 atanh(s), s = f / (m + 1) as a pair of doubles */

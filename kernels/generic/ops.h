@@ -1,4 +1,5 @@
-/* The generic (specifying) implementations of norm, act, rope, attention, kv and sample; contracts: kernels/ops. */
+/* The generic (specifying) implementations of norm, act, rope, attention, kv and sample; contracts:
+ * kernels/ops. */
 #pragma once
 
 #include "kernels/ops/act.h"
@@ -21,6 +22,7 @@ void kv_write_f32_generic(const float *k, const float *v, uint32_t head_size, ui
 void attention_f16_generic(const AttentionArgs *args);
 void attention_bf16_generic(const AttentionArgs *args);
 void attention_f32_generic(const AttentionArgs *args);
-void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out);
+void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size,
+                               float *out);
 bool chunk_stats_generic(const float *logits, uint32_t n, float *m_out, float *l_out);
 void gumbel_generic(const GumbelKey *key, uint32_t first_id, uint32_t n, float *noise);

@@ -1,10 +1,12 @@
-/* RoPE (Su et al. 2021), linear interpolation (Chen et al. 2023), YaRN (Peng et al. 2023, "NTK-by-parts" and the attention factor) with
- * the conventions of GGUF files: pair i turns by position * base^(-2i/dims). */
+/* RoPE (Su et al. 2021), linear interpolation (Chen et al. 2023), YaRN (Peng et al. 2023,
+ * "NTK-by-parts" and the attention factor) with the conventions of GGUF files: pair i turns by
+ * position * base^(-2i/dims). */
 #include "kernels/generic/ops.h"
 
 #include "kernels/ops/math.h"
 
-/* The pair index at which a wavelength fits `turns` times into the original context (YaRN, eq. 17 solved for the dimension). */
+/* The pair index at which a wavelength fits `turns` times into the original context (YaRN, eq. 17
+ * solved for the dimension). */
 static double yarn_dimension(const RopeSpec *spec, double turns)
 {
     const double two_pi = 0x1.921fb54442d18p+2;

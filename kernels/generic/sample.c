@@ -24,7 +24,8 @@ void gumbel_generic(const GumbelKey *key, uint32_t first_id, uint32_t n, float *
     uint32_t random[4] = {0};
     for (uint32_t i = 0; i < n; i++) {
         if (i % 4 == 0) {
-            const uint32_t counter[4] = {key->position, (first_id + i) / 4, key->purpose, key->choice};
+            const uint32_t counter[4] = {key->position, (first_id + i) / 4, key->purpose,
+                                         key->choice};
             philox4x32(counter, k, random);
         }
         noise[i] = gumbel_inline(random[i % 4]);

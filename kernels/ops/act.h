@@ -1,4 +1,5 @@
-/* Element-wise ops of the feed-forward and residual paths, and the one exponential (NUMERICS 7; KERNELS.md "exp"). */
+/* Element-wise ops of the feed-forward and residual paths, and the one exponential (NUMERICS 7;
+ * KERNELS.md "exp"). */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -8,11 +9,12 @@ typedef void (*SwigluFn)(const float *gate, const float *up, uint32_t n, float *
 /* x[i] += y[i] */
 typedef void (*AddFn)(float *x, const float *y, size_t n);
 
-/* exp in f32: the same sequence of fma, add, mul in every variant (kernels/ops/math.h has the inline scalar). exp32(-inf) = +0. */
+/* exp in f32: the same sequence of fma, add, mul in every variant (kernels/ops/math.h has the
+ * inline scalar). exp32(-inf) = +0. */
 float exp32(float x);
 
-/* Double-precision functions of +,-,*,/,fma,sqrt,rint only, for tables and samplers (no libm, NUMERICS 7). Within 1e-14 relative (sin, cos:
- * absolute) for |x| < 1e9. */
+/* Double-precision functions of +,-,*,/,fma,sqrt,rint only, for tables and samplers (no libm,
+ * NUMERICS 7). Within 1e-14 relative (sin, cos: absolute) for |x| < 1e9. */
 double det_exp(double x);
 double det_log(double x);
 double det_pow(double x, double y); /* x > 0 */

@@ -1,6 +1,7 @@
-/* Scalar arithmetic that every instruction set repeats step by step (NUMERICS 7): the one exponential, the sampler's logarithm and the fold
- * of 32 virtual lanes. A vector variant uses the constants below in the same order of operations, so that it
- * gives the same bits; tests/kernels compares them by memcmp. */
+/* Scalar arithmetic that every instruction set repeats step by step (NUMERICS 7): the one
+ * exponential, the sampler's logarithm and the fold of 32 virtual lanes. A vector variant uses the
+ * constants below in the same order of operations, so that it gives the same bits; tests/kernels
+ * compares them by memcmp. */
 #pragma once
 
 #include <math.h>
@@ -20,10 +21,12 @@ static inline float float_of_bits(uint32_t u)
     return f;
 }
 
-/* ---- exp (KERNELS.md "exp"; at most 0.88 ulp) ----------------------------------------------------------------------- */
+/* ---- exp (KERNELS.md "exp"; at most 0.88 ulp)
+ * ----------------------------------------------------------------------- */
 
 #define EXP32_LOG2E 0x1.715476p+0f
-#define EXP32_MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer that lies in the low bits */
+#define EXP32_MAGIC                                                                                \
+    12582912.0f /* 1.5 * 2^23: adding it rounds to an integer that lies in the low bits */
 #define EXP32_LN2_HI 0x1.62e43p-1f
 #define EXP32_LN2_LO -0x1.05c61p-29f
 #define EXP32_C2 0.49999994f
@@ -31,8 +34,8 @@ static inline float float_of_bits(uint32_t u)
 #define EXP32_C4 0.0416682661f
 #define EXP32_C5 0.00836867373f
 #define EXP32_C6 0.00138206338f
-#define EXP32_LOWEST -87.3365402f  /* below: +0 (no subnormal results) */
-#define EXP32_HIGHEST 88.7228317f  /* above: +inf */
+#define EXP32_LOWEST -87.3365402f /* below: +0 (no subnormal results) */
+#define EXP32_HIGHEST 88.7228317f /* above: +inf */
 
 static inline float exp32_inline(float x)
 {
@@ -52,7 +55,8 @@ static inline float exp32_inline(float x)
     return x < EXP32_LOWEST ? 0.0f : y;
 }
 
-/* ---- log of a positive normal number (at most 0.75 ulp) -------------------------------------------------------------- */
+/* ---- log of a positive normal number (at most 0.75 ulp)
+ * -------------------------------------------------------------- */
 
 #define LOG32_SQRT_HALF_BITS 0x3f3504f3u /* mantissas lie in [sqrt(1/2), sqrt(2)) */
 #define LOG32_LN2_HI 0x1.62e4p-1f        /* 16 bits: exponent * hi is exact */
@@ -86,10 +90,11 @@ static inline float log32_inline(float x)
     return fmaf(k, LOG32_LN2_HI, fmaf(k, LOG32_LN2_LO, y));
 }
 
-/* ---- Gumbel noise of 32 random bits ---------------------------------------------------------------------------------- */
+/* ---- Gumbel noise of 32 random bits
+ * ---------------------------------------------------------------------------------- */
 
-/* -log(-log(u)), u = (bits + 1/2) / 2^32. The upper half goes through 1 - u, where log(1 - v) = log(y) + d / y with y + d = 1 - v
- * exactly: large noise (u near 1) keeps its resolution. */
+/* -log(-log(u)), u = (bits + 1/2) / 2^32. The upper half goes through 1 - u, where log(1 - v) =
+ * log(y) + d / y with y + d = 1 - v exactly: large noise (u near 1) keeps its resolution. */
 static inline float gumbel_inline(uint32_t bits)
 {
     const uint32_t upper = (uint32_t)((int32_t)bits >> 31); /* all ones in the upper half */
@@ -101,7 +106,8 @@ static inline float gumbel_inline(uint32_t bits)
     return -log32_inline(e);
 }
 
-/* ---- 32 virtual lanes (NUMERICS 4) ------------------------------------------------------------------------------------- */
+/* ---- 32 virtual lanes (NUMERICS 4)
+ * ------------------------------------------------------------------------------------- */
 
 /* node(0,32): neighbours first. Destroys the lanes. */
 static inline float lanes_fold(float lanes[32])

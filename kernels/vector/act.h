@@ -14,7 +14,9 @@ static void swiglu_vector(const float *gate, const float *up, uint32_t n, float 
         vec_store(out + i, swiglu_lanes(vec_load(gate + i), vec_load(up + i)));
     }
     if (i < n) {
-        vec_store_first(out + i, swiglu_lanes(vec_load_first(gate + i, n - i), vec_load_first(up + i, n - i)), n - i);
+        vec_store_first(
+            out + i, swiglu_lanes(vec_load_first(gate + i, n - i), vec_load_first(up + i, n - i)),
+            n - i);
     }
 }
 
@@ -26,6 +28,7 @@ static void add_vector(float *x, const float *y, size_t n)
     }
     if (i < n) {
         const uint32_t rest = (uint32_t)(n - i);
-        vec_store_first(x + i, vec_add(vec_load_first(x + i, rest), vec_load_first(y + i, rest)), rest);
+        vec_store_first(x + i, vec_add(vec_load_first(x + i, rest), vec_load_first(y + i, rest)),
+                        rest);
     }
 }

@@ -1,28 +1,32 @@
-/* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks together. A 16-bit block that many items
- * read is converted to f32 once; few (decoding) convert while they read. Every item's arithmetic is that of
- * generic/attention.c: the tile shares loads, never sums.
+/* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks
+ * together. A 16-bit block that many items read is converted to f32 once; few (decoding) convert
+ * while they read. Every item's arithmetic is that of generic/attention.c: the tile shares loads,
+ * never sums.
  *
  *   for each block:  scores  K block [head_size][32]  x  q of a group of items -> p [item][32]
- *                    softmax of each item's visible lanes                         -> m, s, p
+ *                    softmax of each item's visible lanes                      -> m, s, p
  *                    values  p of a group of items  x  V block [32][head_size]  -> o
- *                    push    merges by the binary counter (generic/attention.c), the exponentials of all items at once
+ *                    push    merges by the binary counter (generic/attention.c), the
+ *                            exponentials of all items at once
  *
- * Items are ordered by row, then head, so first and end block rise with the item: the active ones of a block are a range, and the heads of a
- * row share the visible range of a block that the diagonal or the window cuts. */
+ * Items are ordered by row, then head, so first and end block rise with the item: the active ones
+ * of a block are a range, and the heads of a row share the visible range of a block that the
+ * diagonal or the window cuts. */
 #pragma once
 
 #include "kernels/ops/attention.h"
 
 enum {
     TILE = ATTENTION_TILE,
-    RUN = ATTENTION_LEVELS,  /* the slot of the block at hand */
-    GROUP = 6,               /* items whose sums are in registers at once */
+    RUN = ATTENTION_LEVELS, /* the slot of the block at hand */
+    GROUP = 6,              /* items whose sums are in registers at once */
     BLOCK_VECS = 32 / VEC_LANES,
     CONVERT_ABOVE = 2 * GROUP, /* items that read a 16-bit block: convert it once */
 };
 
-/* Vectors of 32 keys, or of the head, that a group of n items holds sums of: at least 8 sums hide the latency of fma; sums, one item's operand
- * and a vector each must fit in the registers with one to spare, or gcc spills. */
+/* Vectors of 32 keys, or of the head, that a group of n items holds sums of: at least 8 sums hide
+ * the latency of fma; sums, one item's operand and a vector each must fit in the registers with one
+ * to spare, or gcc spills. */
 #define SCORE_VECS(n) (VEC_LANES == 8 && (n) > 3 ? 2 : BLOCK_VECS)
 #define VALUE_VECS(n) ((n) == 1 ? 8 : VEC_LANES == 16 || (n) == 2 ? 4 : (n) == 3 ? 3 : 2)
 #define MOST_VECS 8
@@ -37,11 +41,11 @@ typedef struct Item {
 typedef struct Tile {
     const AttentionArgs *args;
     uint32_t n_items;
-    size_t o_ld;          /* floats from item to item in o */
-    float *k, *v;         /* the block at hand as f32, [head_size][32] and [32][head_size] */
-    float *p;             /* [TILE][32] */
-    float *m, *s;         /* [RUN + 1][TILE] */
-    float *o;             /* [RUN + 1][TILE][o_ld] */
+    size_t o_ld;  /* floats from item to item in o */
+    float *k, *v; /* the block at hand as f32, [head_size][32] and [32][head_size] */
+    float *p;     /* [TILE][32] */
+    float *m, *s; /* [RUN + 1][TILE] */
+    float *o;     /* [RUN + 1][TILE][o_ld] */
     Item items[TILE];
 } Tile;
 
@@ -70,8 +74,10 @@ VEC_FN void kv_convert(KvType type, const void *block, size_t n_values, float *o
     }
 }
 
-/* p[i][j] = (q_i . k_j) * scale for n items from `first` on and n_vecs vectors of keys from `key` on (n, n_vecs constant). */
-VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n, uint32_t key, const unsigned n_vecs)
+/* p[i][j] = (q_i . k_j) * scale for n items from `first` on and n_vecs vectors of keys from `key`
+ * on (n, n_vecs constant). */
+VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first,
+                      const unsigned n, uint32_t key, const unsigned n_vecs)
 {
     const uint32_t head_size = tile->args->head_size;
     const float *q[GROUP];
@@ -104,12 +110,14 @@ VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t fir
     for (unsigned i = 0; i < n; i++) {
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
-            vec_store(tile->p + (first + i) * KV_BLOCK + key + v * VEC_LANES, vec_mul(acc[i][v], scale));
+            vec_store(tile->p + (first + i) * KV_BLOCK + key + v * VEC_LANES,
+                      vec_mul(acc[i][v], scale));
         }
     }
 }
 
-VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32_t first, const unsigned n)
+VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32_t first,
+                            const unsigned n)
 {
     for (uint32_t key = 0; key < KV_BLOCK; key += SCORE_VECS(n) * VEC_LANES) {
         scores_of(tile, type, k, first, n, key, SCORE_VECS(n));
@@ -150,7 +158,8 @@ VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
 #pragma GCC unroll 4
     for (unsigned v = 0; v < BLOCK_VECS; v++) {
         const int at = (int)(v * VEC_LANES);
-        x[v] = vec_between(vec_load(p + at), vec_all(-INFINITY), low - at, high - at > 0 ? high - at : 0);
+        x[v] = vec_between(vec_load(p + at), vec_all(-INFINITY), low - at,
+                           high - at > 0 ? high - at : 0);
         top = vec_max(x[v], top);
     }
     const float m = vec_max_lane(top);
@@ -163,10 +172,11 @@ VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
     tile->s[RUN * TILE + item] = vec_fold(x);
 }
 
-/* o_i[d...] = sum over j in [low, high) of p[i][j] v[j][d...] for n items and n_vecs vectors of d (constants). `rest` of the lanes, if not
- * all, of a last vector. */
-VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
-                      uint32_t low, uint32_t high, uint32_t d, const unsigned n_vecs, uint32_t rest)
+/* o_i[d...] = sum over j in [low, high) of p[i][j] v[j][d...] for n items and n_vecs vectors of d
+ * (constants). `rest` of the lanes, if not all, of a last vector. */
+VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
+                      uint32_t first, const unsigned n, uint32_t low, uint32_t high, uint32_t d,
+                      const unsigned n_vecs, uint32_t rest)
 {
     const uint32_t head_size = tile->args->head_size;
     const float *p = tile->p + (size_t)first * KV_BLOCK;
@@ -183,7 +193,8 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
             const size_t at = (size_t)j * head_size + d + v * VEC_LANES;
-            value[v] = rest == VEC_LANES ? kv_load(type, v_block, at) : kv_load_first(type, v_block, at, rest);
+            value[v] = rest == VEC_LANES ? kv_load(type, v_block, at)
+                                         : kv_load_first(type, v_block, at, rest);
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
@@ -204,8 +215,8 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
     }
 }
 
-VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, const unsigned n,
-                            uint32_t low, uint32_t high)
+VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
+                            uint32_t first, const unsigned n, uint32_t low, uint32_t high)
 {
     const uint32_t head_size = tile->args->head_size, lanes = VEC_LANES;
     uint32_t d = 0;
@@ -213,7 +224,8 @@ VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, 
         values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n), lanes);
     }
     for (; VALUE_VECS(n) > 4 && d + 4 * lanes <= head_size; d += 4 * lanes) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n) > 4 ? 4 : 1, lanes);
+        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n) > 4 ? 4 : 1,
+                  lanes);
     }
     for (; VALUE_VECS(n) > 2 && d + 2 * lanes <= head_size; d += 2 * lanes) {
         values_of(tile, type, v_block, slot, first, n, low, high, d, 2, lanes);
@@ -237,10 +249,12 @@ VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
     return item->last - start < KV_BLOCK ? item->last - start : KV_BLOCK;
 }
 
-VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t slot, uint32_t first, uint32_t end, uint32_t start)
+VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
+                   uint32_t first, uint32_t end, uint32_t start)
 {
     for (unsigned n; first < end; first += n) {
-        const uint32_t low = visible_low(&tile->items[first], start), high = visible_high(&tile->items[first], start);
+        const uint32_t low = visible_low(&tile->items[first], start),
+                       high = visible_high(&tile->items[first], start);
         n = 1;
         while (n < GROUP && first + n < end && visible_low(&tile->items[first + n], start) == low &&
                visible_high(&tile->items[first + n], start) == high) {
@@ -275,7 +289,8 @@ VEC_FN float *slot_o(const Tile *tile, uint32_t slot, uint32_t item)
 }
 
 /* to = left e_left + right e_right, over padded rows. */
-VEC_FN void merge_o(const Tile *tile, const float *left, float e_left, const float *right, float e_right, float *to)
+VEC_FN void merge_o(const Tile *tile, const float *left, float e_left, const float *right,
+                    float e_right, float *to)
 {
     const Vec el = vec_all(e_left), er = vec_all(e_right);
     for (size_t d = 0; d < tile->o_ld; d += VEC_LANES) {
@@ -283,13 +298,15 @@ VEC_FN void merge_o(const Tile *tile, const float *left, float e_left, const flo
     }
 }
 
-/* The run of items [first, end) takes in slot `level` where it holds an operand; o goes to slot `to`. */
+/* The run of items [first, end) takes in slot `level` where it holds an operand; o goes to slot
+ * `to`. */
 VEC_FN void merge_level(Tile *tile, uint32_t level, uint32_t to, uint32_t first, uint32_t end)
 {
     float m[TILE], s[TILE], e_left[TILE], e_run[TILE];
     const float *m_left = tile->m + level * TILE, *s_left = tile->s + level * TILE;
     float *m_run = tile->m + RUN * TILE, *s_run = tile->s + RUN * TILE;
-    for (uint32_t i = first - first % VEC_LANES; i < end; i += VEC_LANES) { /* lanes of other items are computed and dropped */
+    for (uint32_t i = first - first % VEC_LANES; i < end;
+         i += VEC_LANES) { /* lanes of other items are computed and dropped */
         const Vec left = vec_load(m_left + i), run = vec_load(m_run + i), top = vec_max(left, run);
         const Vec el = vec_exp(vec_sub(left, top)), er = vec_exp(vec_sub(run, top));
         vec_store(m + i, top);
@@ -308,11 +325,13 @@ VEC_FN void merge_level(Tile *tile, uint32_t level, uint32_t to, uint32_t first,
         item->filled &= ~(1u << level);
         m_run[i] = m[i];
         s_run[i] = s[i];
-        merge_o(tile, slot_o(tile, level, i), e_left[i], slot_o(tile, RUN, i), e_run[i], slot_o(tile, to, i));
+        merge_o(tile, slot_o(tile, level, i), e_left[i], slot_o(tile, RUN, i), e_run[i],
+                slot_o(tile, to, i));
     }
 }
 
-/* Block `block` of items [first, end) is done: m and s in slot RUN, o there too, or in slot 0 if there is nothing to merge with. */
+/* Block `block` of items [first, end) is done: m and s in slot RUN, o there too, or in slot 0 if
+ * there is nothing to merge with. */
 VEC_FN void push(Tile *tile, uint32_t block, uint32_t first, uint32_t end)
 {
     const uint32_t target = (uint32_t)__builtin_ctz(~block);
@@ -334,7 +353,8 @@ VEC_FN void divide(const float *o, float s, uint32_t head_size, float *out)
         vec_store(out + d, vec_div(vec_load(o + d), vec_all(s)));
     }
     if (d < head_size) {
-        vec_store_first(out + d, vec_div(vec_load_first(o + d, head_size - d), vec_all(s)), head_size - d);
+        vec_store_first(out + d, vec_div(vec_load_first(o + d, head_size - d), vec_all(s)),
+                        head_size - d);
     }
 }
 
@@ -383,7 +403,8 @@ VEC_FN void tile_run(Tile *tile, KvType type)
             scores(tile, type, k, first, end);
         }
         for (uint32_t i = first; i < end; i++) {
-            softmax(tile, i, (int)visible_low(&tile->items[i], start), (int)visible_high(&tile->items[i], start));
+            softmax(tile, i, (int)visible_low(&tile->items[i], start),
+                    (int)visible_high(&tile->items[i], start));
         }
         if (convert) {
             values(tile, KV_F32, tile->v, slot, first, end, start);
@@ -397,8 +418,9 @@ VEC_FN void tile_run(Tile *tile, KvType type)
     }
 }
 
-/* Rows [row, row + n_rows) x heads [head, head + n_heads) as the items of a tile. Those that see no key are no items and get their zeros here:
- * they are the first rows (the run lies ahead of them) or the last (their window lies beyond it). */
+/* Rows [row, row + n_rows) x heads [head, head + n_heads) as the items of a tile. Those that see no
+ * key are no items and get their zeros here: they are the first rows (the run lies ahead of them)
+ * or the last (their window lies beyond it). */
 static void tile_fill(Tile *tile, uint32_t row, uint32_t n_rows, uint32_t head, uint32_t n_heads)
 {
     const AttentionArgs *args = tile->args;
@@ -407,11 +429,13 @@ static void tile_fill(Tile *tile, uint32_t row, uint32_t n_rows, uint32_t head, 
     for (uint32_t r = row; r < row + n_rows; r++) {
         const AttentionRange range = attention_range(args, r);
         for (uint32_t h = head; h < head + n_heads; h++) {
-            float *out = args->partial != NULL ? args->partial + ((size_t)r * args->n_q + h) * partial
-                                               : args->out + r * args->out_ld + (size_t)h * args->head_size;
+            float *out = args->partial != NULL
+                             ? args->partial + ((size_t)r * args->n_q + h) * partial
+                             : args->out + r * args->out_ld + (size_t)h * args->head_size;
             if (range.first < range.last) {
                 tile->items[tile->n_items++] =
-                    (Item){args->q + r * args->q_ld + (size_t)h * args->head_size, out, range.first, range.last, 0};
+                    (Item){args->q + r * args->q_ld + (size_t)h * args->head_size, out, range.first,
+                           range.last, 0};
             } else {
                 memset(out, 0, (args->partial != NULL ? partial : args->head_size) * sizeof(float));
             }
@@ -428,11 +452,15 @@ VEC_FN void attention_vector(const AttentionArgs *args, KvType type)
     tile.m = tile.p + TILE * KV_BLOCK;
     tile.s = tile.m + (RUN + 1) * TILE;
     tile.o = tile.s + (RUN + 1) * TILE;
-    const uint32_t heads_at_once = args->n_q < TILE ? args->n_q : TILE, rows_at_once = TILE / heads_at_once;
+    const uint32_t heads_at_once = args->n_q < TILE ? args->n_q : TILE,
+                   rows_at_once = TILE / heads_at_once;
     for (uint32_t head = 0; head < args->n_q; head += heads_at_once) {
-        const uint32_t n_heads = args->n_q - head < heads_at_once ? args->n_q - head : heads_at_once;
+        const uint32_t n_heads =
+            args->n_q - head < heads_at_once ? args->n_q - head : heads_at_once;
         for (uint32_t row = 0; row < args->n_rows; row += rows_at_once) {
-            tile_fill(&tile, row, args->n_rows - row < rows_at_once ? args->n_rows - row : rows_at_once, head, n_heads);
+            tile_fill(&tile, row,
+                      args->n_rows - row < rows_at_once ? args->n_rows - row : rows_at_once, head,
+                      n_heads);
             if (tile.n_items > 0) {
                 tile_run(&tile, type);
             }
@@ -479,7 +507,8 @@ static void combine_two(const float *left, float *right, uint32_t head_size)
 }
 
 /* generic/attention.c has the comment. */
-static void attention_combine_vector(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size, float *out)
+static void attention_combine_vector(float *partials, size_t stride, uint32_t n_runs,
+                                     uint32_t head_size, float *out)
 {
     float *stack[ATTENTION_LEVELS + 1];
     uint32_t depth = 0;

@@ -2,9 +2,10 @@
 
 #include "kernels/ops/attention.h"
 
-/* V's row is contiguous; K's is a column of the block, one element every 32. `store` rounds VEC_LANES floats to 16 bits. */
-VEC_FN void kv_write_16(const float *k, const float *v, uint32_t head_size, uint32_t slot, uint16_t *k_out, uint16_t *v_out,
-                        void (*store)(uint16_t *p, Vec v))
+/* V's row is contiguous; K's is a column of the block, one element every 32. `store` rounds
+ * VEC_LANES floats to 16 bits. */
+VEC_FN void kv_write_16(const float *k, const float *v, uint32_t head_size, uint32_t slot,
+                        uint16_t *k_out, uint16_t *v_out, void (*store)(uint16_t *p, Vec v))
 {
     v_out += (size_t)slot * head_size;
     k_out += slot;
@@ -20,12 +21,14 @@ VEC_FN void kv_write_16(const float *k, const float *v, uint32_t head_size, uint
     }
 }
 
-static void kv_write_f16_vector(const float *k, const float *v, uint32_t head_size, uint32_t slot, void *k_block, void *v_block)
+static void kv_write_f16_vector(const float *k, const float *v, uint32_t head_size, uint32_t slot,
+                                void *k_block, void *v_block)
 {
     kv_write_16(k, v, head_size, slot, k_block, v_block, vec_store_f16);
 }
 
-static void kv_write_bf16_vector(const float *k, const float *v, uint32_t head_size, uint32_t slot, void *k_block, void *v_block)
+static void kv_write_bf16_vector(const float *k, const float *v, uint32_t head_size, uint32_t slot,
+                                 void *k_block, void *v_block)
 {
     kv_write_16(k, v, head_size, slot, k_block, v_block, vec_store_bf16);
 }

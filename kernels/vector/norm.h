@@ -16,7 +16,8 @@ static void rms_norm_vector(const float *x, const float *weight, float eps, uint
             lanes[v] = vec_fma(a, a, lanes[v]);
         }
     }
-    for (unsigned v = 0; i < n; v++) { /* lanes beyond n get +0 * +0, which changes no sum of squares */
+    for (unsigned v = 0; i < n;
+         v++) { /* lanes beyond n get +0 * +0, which changes no sum of squares */
         const uint32_t rest = n - i < VEC_LANES ? n - i : VEC_LANES;
         const Vec a = vec_load_first(x + i, rest);
         lanes[v] = vec_fma(a, a, lanes[v]);
@@ -28,7 +29,8 @@ static void rms_norm_vector(const float *x, const float *weight, float eps, uint
         vec_store(out + i, vec_mul(vec_mul(vec_load(x + i), scale), vec_load(weight + i)));
     }
     if (i < n) {
-        const Vec y = vec_mul(vec_mul(vec_load_first(x + i, n - i), scale), vec_load_first(weight + i, n - i));
+        const Vec y = vec_mul(vec_mul(vec_load_first(x + i, n - i), scale),
+                              vec_load_first(weight + i, n - i));
         vec_store_first(out + i, y, n - i);
     }
 }

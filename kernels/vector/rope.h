@@ -8,7 +8,8 @@ VEC_FN void rotate_halves(float *x, uint32_t n_pairs, const float *cos, const fl
     float *y = x + n_pairs;
     uint32_t i = 0;
     for (; i + VEC_LANES <= n_pairs; i += VEC_LANES) {
-        const Vec a = vec_load(x + i), b = vec_load(y + i), c = vec_load(cos + i), s = vec_load(sin + i);
+        const Vec a = vec_load(x + i), b = vec_load(y + i), c = vec_load(cos + i),
+                  s = vec_load(sin + i);
         vec_store(x + i, vec_fma(a, c, vec_negate(vec_mul(b, s))));
         vec_store(y + i, vec_fma(a, s, vec_mul(b, c)));
     }
@@ -35,8 +36,8 @@ VEC_FN void rotate_adjacent(float *x, uint32_t n_pairs, const float *cos, const 
     }
 }
 
-static void rope_apply_vector(float *x, uint32_t n_heads, uint32_t head_size, uint32_t dims, RopePairing pairing,
-                              const float *cos, const float *sin)
+static void rope_apply_vector(float *x, uint32_t n_heads, uint32_t head_size, uint32_t dims,
+                              RopePairing pairing, const float *cos, const float *sin)
 {
     for (uint32_t h = 0; h < n_heads; h++) {
         if (pairing == ROPE_HALVES) {

@@ -1,4 +1,5 @@
-/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in avx512_emulation.h. Included by vec.h in a test's build only. */
+/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in avx512_emulation.h. Included
+ * by vec.h in a test's build only. */
 #pragma once
 
 #include "tests/kernels/avx512_emulation.h"
@@ -10,7 +11,8 @@ EMU_PS(emu_add_ps, (__m512 a, __m512 b), F32(a)[i] + F32(b)[i])
 EMU_PS(emu_sub_ps, (__m512 a, __m512 b), F32(a)[i] - F32(b)[i])
 EMU_PS(emu_div_ps, (__m512 a, __m512 b), F32(a)[i] / F32(b)[i])
 EMU_PS(emu_max_ps, (__m512 a, __m512 b), F32(a)[i] > F32(b)[i] ? F32(a)[i] : F32(b)[i])
-EMU_PS(emu_mask_blend_ps, (__mmask16 k, __m512 a, __m512 b), (k >> i & 1) != 0 ? F32(b)[i] : F32(a)[i])
+EMU_PS(emu_mask_blend_ps, (__mmask16 k, __m512 a, __m512 b),
+       (k >> i & 1) != 0 ? F32(b)[i] : F32(a)[i])
 EMU_PS(emu_moveldup_ps, (__m512 a), F32(a)[i & ~1])
 EMU_PS(emu_movehdup_ps, (__m512 a), F32(a)[i | 1])
 EMU_PS(emu_permutexvar_ps, (__m512i index, __m512 a), F32(a)[U32(index)[i] & 15])
@@ -18,42 +20,46 @@ EMU_PS(emu_permutexvar_ps, (__m512i index, __m512 a), F32(a)[U32(index)[i] & 15]
 EMU_PS(emu_unpacklo_ps, (__m512 a, __m512 b), F32((i & 1) != 0 ? b : a)[(i & ~3) + (i & 3) / 2])
 EMU_PS(emu_unpackhi_ps, (__m512 a, __m512 b), F32((i & 1) != 0 ? b : a)[(i & ~3) + 2 + (i & 3) / 2])
 /* In each part: words 0 and 1 chosen from a, 2 and 3 from b, two bits each. */
-EMU_PS(emu_shuffle_ps, (__m512 a, __m512 b, int choice), F32((i & 2) != 0 ? b : a)[(i & ~3) + (choice >> 2 * (i & 3) & 3)])
+EMU_PS(emu_shuffle_ps, (__m512 a, __m512 b, int choice),
+       F32((i & 2) != 0 ? b : a)[(i & ~3) + (choice >> 2 * (i & 3) & 3)])
 /* Whole parts: 0 and 1 chosen from a, 2 and 3 from b. */
-EMU_PS(emu_shuffle_f32x4, (__m512 a, __m512 b, int choice), F32(i >= 8 ? b : a)[4 * (choice >> 2 * (i / 4) & 3) + i % 4])
+EMU_PS(emu_shuffle_f32x4, (__m512 a, __m512 b, int choice),
+       F32(i >= 8 ? b : a)[4 * (choice >> 2 * (i / 4) & 3) + i % 4])
 
 EMU_SI(emu_xor_si512, (__m512i a, __m512i b), 16, u32, U32(a)[i] ^ U32(b)[i])
 EMU_SI(emu_srli_epi32, (__m512i a, unsigned n), 16, u32, U32(a)[i] >> n)
-EMU_SI(emu_mask_blend_epi32, (__mmask16 k, __m512i a, __m512i b), 16, u32, (k >> i & 1) != 0 ? U32(b)[i] : U32(a)[i])
+EMU_SI(emu_mask_blend_epi32, (__mmask16 k, __m512i a, __m512i b), 16, u32,
+       (k >> i & 1) != 0 ? U32(b)[i] : U32(a)[i])
 
 /* Lane i of eight 64-bit lanes. */
 static inline uint64_t emu_u64(__m512i a, int i)
 {
     return (uint64_t)U32(a)[2 * i + 1] << 32 | U32(a)[2 * i];
 }
-#define EMU_SI64(name, params, expression)                                                                              \
-    EMU __m512i name params                                                                                              \
-    {                                                                                                                    \
-        Emu out;                                                                                                         \
-        for (int i = 0; i < 8; i++) {                                                                                    \
-            const uint64_t lane = expression;                                                                            \
-            out.u32[2 * i] = (uint32_t)lane;                                                                             \
-            out.u32[2 * i + 1] = (uint32_t)(lane >> 32);                                                                 \
-        }                                                                                                                \
-        return out.si;                                                                                                   \
+#define EMU_SI64(name, params, expression)                                                         \
+    EMU __m512i name params                                                                        \
+    {                                                                                              \
+        Emu out;                                                                                   \
+        for (int i = 0; i < 8; i++) {                                                              \
+            const uint64_t lane = expression;                                                      \
+            out.u32[2 * i] = (uint32_t)lane;                                                       \
+            out.u32[2 * i + 1] = (uint32_t)(lane >> 32);                                           \
+        }                                                                                          \
+        return out.si;                                                                             \
     }
-EMU_SI64(emu_mul_epu32, (__m512i a, __m512i b), (emu_u64(a, i) & 0xffffffffu) * (emu_u64(b, i) & 0xffffffffu))
+EMU_SI64(emu_mul_epu32, (__m512i a, __m512i b),
+         (emu_u64(a, i) & 0xffffffffu) * (emu_u64(b, i) & 0xffffffffu))
 EMU_SI64(emu_slli_epi64, (__m512i a, unsigned n), emu_u64(a, i) << n)
 EMU_SI64(emu_srli_epi64, (__m512i a, unsigned n), emu_u64(a, i) >> n)
 
-#define EMU_MASK(name, params, expression)                                                                              \
-    EMU __mmask16 name params                                                                                            \
-    {                                                                                                                    \
-        unsigned mask = 0;                                                                                               \
-        for (int i = 0; i < 16; i++) {                                                                                   \
-            mask |= (unsigned)(expression) << i;                                                                         \
-        }                                                                                                                \
-        return (__mmask16)mask;                                                                                          \
+#define EMU_MASK(name, params, expression)                                                         \
+    EMU __mmask16 name params                                                                      \
+    {                                                                                              \
+        unsigned mask = 0;                                                                         \
+        for (int i = 0; i < 16; i++) {                                                             \
+            mask |= (unsigned)(expression) << i;                                                   \
+        }                                                                                          \
+        return (__mmask16)mask;                                                                    \
     }
 EMU_MASK(emu_cmpeq_epi32_mask, (__m512i a, __m512i b), U32(a)[i] == U32(b)[i])
 EMU_MASK(emu_cmplt_epi32_mask, (__m512i a, __m512i b), ((Emu)a).i32[i] < ((Emu)b).i32[i])
@@ -63,11 +69,13 @@ EMU_MASK(emu_cmp_unordered, (__m512 a, __m512 b), F32(a)[i] != F32(a)[i] || F32(
 
 EMU __mmask16 emu_cmp_ps_mask(__m512 a, __m512 b, int predicate)
 {
-    return predicate == _CMP_NLE_UQ ? emu_cmp_nle(a, b) : predicate == _CMP_LT_OQ ? emu_cmp_lt(a, b) : emu_cmp_unordered(a, b);
+    return predicate == _CMP_NLE_UQ  ? emu_cmp_nle(a, b)
+           : predicate == _CMP_LT_OQ ? emu_cmp_lt(a, b)
+                                     : emu_cmp_unordered(a, b);
 }
 
-EMU __m512i emu_set_epi32(int f, int e, int d, int c, int b, int a, int n9, int n8, int n7, int n6, int n5, int n4, int n3, int n2, int n1,
-                          int n0)
+EMU __m512i emu_set_epi32(int f, int e, int d, int c, int b, int a, int n9, int n8, int n7, int n6,
+                          int n5, int n4, int n3, int n2, int n1, int n0)
 {
     const Emu out = {.i32 = {n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, a, b, c, d, e, f}};
     return out.si;

@@ -1,5 +1,6 @@
-/* Every vector variant of norm, act, rope, kv, sample and attention against `generic`, by memcmp, on awkward shapes: tails, primes, unaligned
- * pointers, in place, huge and tiny numbers, NaN in whatever is not visible. */
+/* Every vector variant of norm, act, rope, kv, sample and attention against `generic`, by memcmp,
+ * on awkward shapes: tails, primes, unaligned pointers, in place, huge and tiny numbers, NaN in
+ * whatever is not visible. */
 #include "kernels/fill.h"
 #include "kernels/ops/math.h"
 #include "tests/unit/kernels/numbers.h"
@@ -14,7 +15,8 @@
 enum { MOST = 2200, GUARD = 40 };
 
 #ifdef WEFT_EMULATE_AVX512
-/* Linked instead of the library's: the same sources over tests/kernels/avx512_emulation_ops.h, so any CPU with AVX2 runs them. */
+/* Linked instead of the library's: the same sources over tests/kernels/avx512_emulation_ops.h, so
+ * any CPU with AVX2 runs them. */
 #define FIRST_ISA ISA_AVX512
 #define NEEDED(isa) ISA_AVX2
 #else
@@ -32,7 +34,8 @@ static uint32_t number_bits(Numbers *numbers)
 /* A third each: ordinary, any magnitude, a few special values; never NaN. */
 static void fill_wild(Numbers *numbers, float *out, size_t n)
 {
-    static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 3e38f, -3e38f, 88.7f, -87.4f, 1.0f};
+    static const float special[] = {0.0f,   -0.0f, 1e-45f, -1e-40f, 3e38f,
+                                    -3e38f, 88.7f, -87.4f, 1.0f};
     for (size_t i = 0; i < n; i++) {
         const uint32_t kind = number_bits(numbers) % 8;
         float x = (float)numbers_uniform(numbers, -4.0, 4.0);
@@ -50,13 +53,15 @@ static void assert_same(const float *got, const float *want, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (float_bits(got[i]) != float_bits(want[i]) && !(isnan(got[i]) && isnan(want[i]))) {
-            print_error("element %zu of %zu: %a, generic %a\n", i, n, (double)got[i], (double)want[i]);
+            print_error("element %zu of %zu: %a, generic %a\n", i, n, (double)got[i],
+                        (double)want[i]);
             fail();
         }
     }
 }
 
-static const uint32_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 100, 127, 576, 960, 1023, 1024, 1537};
+static const uint32_t sizes[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,   31,   32,  33,
+                                 47, 63, 64, 65, 100, 127, 576, 960, 1023, 1024, 1537};
 #define N_SIZES (sizeof sizes / sizeof sizes[0])
 
 static void test_norm(void **state)
@@ -113,7 +118,8 @@ static void test_swiglu_and_add(void **state)
     }
 }
 
-/* swiglu of (x, 1 + e^-x ...) shows exp at every exponent: 40 million bit patterns are too many, every 509th is not. */
+/* swiglu of (x, 1 + e^-x ...) shows exp at every exponent: 40 million bit patterns are too many,
+ * every 509th is not. */
 static void test_exp_over_all_floats(void **state)
 {
     enum { AT_ONCE = 1024 };
@@ -163,10 +169,14 @@ static void test_kv_write(void **state)
             memset(want, 0xee, sizeof want);
             memset(got, 0xee, sizeof got);
             for (uint32_t slot = 0; slot < 32; slot += 1 + i % 3) {
-                for (unsigned d = 0; d < 260; d++) { /* any pattern: subnormals, halfway cases, infinities, NaN */
-                    k[d] = d % 2 ? (float)numbers_uniform(&numbers, -9.0, 9.0) : numbers_float_of(number_bits(&numbers));
-                    v[d] = d % 3 ? numbers_float_of(0x38000000u + (number_bits(&numbers) & 0x87fff000u))
-                                 : (float)numbers_uniform(&numbers, -7e-5, 7e-5);
+                for (unsigned d = 0; d < 260;
+                     d++) { /* any pattern: subnormals, halfway cases, infinities, NaN */
+                    k[d] = d % 2 ? (float)numbers_uniform(&numbers, -9.0, 9.0)
+                                 : numbers_float_of(number_bits(&numbers));
+                    v[d] =
+                        d % 3
+                            ? numbers_float_of(0x38000000u + (number_bits(&numbers) & 0x87fff000u))
+                            : (float)numbers_uniform(&numbers, -7e-5, 7e-5);
                 }
                 generic->kv_write[type](k + 1, v + 3, head_sizes[i], slot, want[0], want[1]);
                 variant->kv_write[type](k + 1, v + 3, head_sizes[i], slot, got[0], got[1]);
@@ -205,7 +215,8 @@ static void test_sampling_ops(void **state)
                 assert_memory_equal(&l[0], &l[1], sizeof l[0]);
             }
         }
-        const GumbelKey key = {numbers_u64(&numbers), number_bits(&numbers), number_bits(&numbers), 1};
+        const GumbelKey key = {numbers_u64(&numbers), number_bits(&numbers), number_bits(&numbers),
+                               1};
         memset(got, 0xee, sizeof got);
         memset(want, 0xee, sizeof want);
         generic->gumbel(&key, s * 1024, sizes[s], want + s % 2);
@@ -214,12 +225,15 @@ static void test_sampling_ops(void **state)
     }
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------------------------- */
+/* ---- attention
+ * -------------------------------------------------------------------------------------------------------------
+ */
 
 enum { MOST_KEYS = 1056, MOST_BLOCKS = 160, MOST_SIZE = 256, MOST_QUERIES = 40 * 9 * 256 + 8 };
 
 typedef struct Bench {
-    uint8_t *k, *v; /* pages, one after another, each one byte off any alignment but its element's */
+    uint8_t *k,
+        *v; /* pages, one after another, each one byte off any alignment but its element's */
     const uint8_t *k_blocks[MOST_BLOCKS], *v_blocks[MOST_BLOCKS];
     float *q, *got, *want, *scratch;
 } Bench;
@@ -266,29 +280,41 @@ static void bench_fill(Bench *b, KvType type, uint32_t head_size, uint32_t n_key
         const double spread = j % 97 == 5 ? 30.0 : 2.0; /* now and then a key that dominates */
         numbers_fill(numbers, k, head_size, -spread, spread);
         numbers_fill(numbers, v, head_size, -2.0, 2.0);
-        generic->kv_write[type](k, v, head_size, j % 32, (void *)b->k_blocks[j / 32], (void *)b->v_blocks[j / 32]);
+        generic->kv_write[type](k, v, head_size, j % 32, (void *)b->k_blocks[j / 32],
+                                (void *)b->v_blocks[j / 32]);
     }
 }
 
-static void compare(Bench *b, KvType type, uint32_t head_size, uint32_t n_q, uint32_t n_rows, uint32_t n_keys, bool causal,
-                    uint32_t window, Numbers *numbers)
+static void compare(Bench *b, KvType type, uint32_t head_size, uint32_t n_q, uint32_t n_rows,
+                    uint32_t n_keys, bool causal, uint32_t window, Numbers *numbers)
 {
     const size_t ld = (size_t)n_q * head_size;
     numbers_fill(numbers, b->q, n_rows * ld + 4, -2.0, 2.0);
     memset(b->got, 0xee, (n_rows * ld + 8) * sizeof(float));
     memset(b->want, 0xee, (n_rows * ld + 8) * sizeof(float));
     memset(b->scratch, 0xff, (attention_scratch_floats(n_q, head_size) + 1) * sizeof(float));
-    AttentionArgs args = {.q = b->q + 1, .q_ld = ld, .out = b->want + 3, .out_ld = ld, .n_rows = n_rows,
-                          .first_position = n_keys - n_rows, .n_q = n_q, .head_size = head_size,
-                          .scale = 1.0f / sqrtf((float)head_size), .window = window, .causal = causal, .n_keys = n_keys,
-                          .k_blocks = b->k_blocks, .v_blocks = b->v_blocks, .scratch = b->scratch + 1};
+    AttentionArgs args = {.q = b->q + 1,
+                          .q_ld = ld,
+                          .out = b->want + 3,
+                          .out_ld = ld,
+                          .n_rows = n_rows,
+                          .first_position = n_keys - n_rows,
+                          .n_q = n_q,
+                          .head_size = head_size,
+                          .scale = 1.0f / sqrtf((float)head_size),
+                          .window = window,
+                          .causal = causal,
+                          .n_keys = n_keys,
+                          .k_blocks = b->k_blocks,
+                          .v_blocks = b->v_blocks,
+                          .scratch = b->scratch + 1};
     generic->attention[type](&args);
     args.out = b->got + 3;
     memset(b->scratch, 0xff, (attention_scratch_floats(n_q, head_size) + 1) * sizeof(float));
     variant->attention[type](&args);
     if (memcmp(b->got, b->want, (n_rows * ld + 8) * sizeof(float)) != 0) {
-        print_error("type %d, head size %u, %u heads, %u rows, %u keys, causal %d, window %u\n", type, head_size, n_q, n_rows,
-                    n_keys, causal, window);
+        print_error("type %d, head size %u, %u heads, %u rows, %u keys, causal %d, window %u\n",
+                    type, head_size, n_q, n_rows, n_keys, causal, window);
         assert_same(b->got, b->want, n_rows * ld + 8);
         fail();
     }
@@ -312,7 +338,8 @@ static void test_attention_decode(void **state)
                 }
                 bench_fill(b, type, head_sizes[h], key_counts[k], &numbers);
                 compare(b, type, head_sizes[h], n_q, 1, key_counts[k], true, 0, &numbers);
-                compare(b, type, head_sizes[h], n_q, 1, key_counts[k], true, 1 + key_counts[k] / 3, &numbers);
+                compare(b, type, head_sizes[h], n_q, 1, key_counts[k], true, 1 + key_counts[k] / 3,
+                        &numbers);
             }
         }
     }
@@ -337,10 +364,12 @@ static void test_attention_prefill(void **state)
     bench_fill(b, KV_F16, 64, 300, &numbers);
     compare(b, KV_F16, 64, 3, 40, 300, true, 100, &numbers);
     compare(b, KV_F16, 64, 9, 40, 300, true, 40, &numbers);
-    compare(b, KV_F16, 16, 60, 3, 140, true, 0, &numbers); /* more heads than a tile holds; the same pages read as 16 wide */
+    compare(b, KV_F16, 16, 60, 3, 140, true, 0,
+            &numbers); /* more heads than a tile holds; the same pages read as 16 wide */
 }
 
-/* Runs of keys computed apart and combined give the bits of the whole, and so does every mixture of variants. */
+/* Runs of keys computed apart and combined give the bits of the whole, and so does every mixture of
+ * variants. */
 static void test_attention_runs(void **state)
 {
     Bench *b = *state;
@@ -350,15 +379,27 @@ static void test_attention_runs(void **state)
     static float partials[10][3 * 4 * 258], one[10 * 258];
     for (unsigned c = 0; c < sizeof counts / sizeof counts[0]; c++) {
         for (unsigned w = 0; w < 4; w++) {
-            const uint32_t head_size = counts[c] > MOST_KEYS ? 20 : head_sizes[(c + w) % 10], n_keys = counts[c], rows = MIN(3u, n_keys), n_q = 4;
+            const uint32_t head_size = counts[c] > MOST_KEYS ? 20 : head_sizes[(c + w) % 10],
+                           n_keys = counts[c], rows = MIN(3u, n_keys), n_q = 4;
             const uint32_t n_runs = attention_runs(n_keys);
             const size_t ld = (size_t)n_q * head_size, stride = attention_partial_floats(head_size);
             bench_fill(b, KV_BF16, head_size, n_keys, &numbers);
             numbers_fill(&numbers, b->q, rows * ld, -2.0, 2.0);
-            AttentionArgs args = {.q = b->q, .q_ld = ld, .out = b->want, .out_ld = ld, .n_rows = rows,
-                                  .first_position = n_keys - rows, .n_q = n_q, .head_size = head_size, .scale = 0.2f,
-                                  .window = windows[w], .causal = c % 2 == 0, .n_keys = n_keys, .k_blocks = b->k_blocks,
-                                  .v_blocks = b->v_blocks, .scratch = b->scratch};
+            AttentionArgs args = {.q = b->q,
+                                  .q_ld = ld,
+                                  .out = b->want,
+                                  .out_ld = ld,
+                                  .n_rows = rows,
+                                  .first_position = n_keys - rows,
+                                  .n_q = n_q,
+                                  .head_size = head_size,
+                                  .scale = 0.2f,
+                                  .window = windows[w],
+                                  .causal = c % 2 == 0,
+                                  .n_keys = n_keys,
+                                  .k_blocks = b->k_blocks,
+                                  .v_blocks = b->v_blocks,
+                                  .scratch = b->scratch};
             generic->attention[KV_BF16](&args);
             args.out = NULL;
             for (args.run = 0; args.run < n_runs; args.run++) {
@@ -369,7 +410,8 @@ static void test_attention_runs(void **state)
                 for (uint32_t r = 0; r < n_runs; r++) {
                     memcpy(one + r * stride, partials[r] + i * stride, stride * sizeof(float));
                 }
-                (i % 2 ? generic : variant)->attention_combine(one, stride, n_runs, head_size, b->got + i * head_size);
+                (i % 2 ? generic : variant)
+                    ->attention_combine(one, stride, n_runs, head_size, b->got + i * head_size);
             }
             assert_memory_equal(b->got, b->want, rows * ld * sizeof(float));
         }
@@ -384,9 +426,20 @@ static void test_attention_rows_are_independent(void **state)
     const uint32_t head_size = 64, n_q = 3, rows = 37, n_keys = 133, ld = n_q * head_size;
     bench_fill(b, KV_F16, head_size, n_keys, &numbers);
     numbers_fill(&numbers, b->q, rows * ld, -2.0, 2.0);
-    AttentionArgs args = {.q = b->q, .q_ld = ld, .out = b->want, .out_ld = ld, .n_rows = rows, .first_position = n_keys - rows,
-                          .n_q = n_q, .head_size = head_size, .scale = 0.125f, .causal = true, .n_keys = n_keys,
-                          .k_blocks = b->k_blocks, .v_blocks = b->v_blocks, .scratch = b->scratch};
+    AttentionArgs args = {.q = b->q,
+                          .q_ld = ld,
+                          .out = b->want,
+                          .out_ld = ld,
+                          .n_rows = rows,
+                          .first_position = n_keys - rows,
+                          .n_q = n_q,
+                          .head_size = head_size,
+                          .scale = 0.125f,
+                          .causal = true,
+                          .n_keys = n_keys,
+                          .k_blocks = b->k_blocks,
+                          .v_blocks = b->v_blocks,
+                          .scratch = b->scratch};
     variant->attention[KV_F16](&args);
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t h = 0; h < n_q; h++) {
@@ -396,7 +449,8 @@ static void test_attention_rows_are_independent(void **state)
             one.n_rows = one.n_q = 1;
             one.first_position += r;
             variant->attention[KV_F16](&one);
-            assert_memory_equal(b->got, b->want + r * ld + h * head_size, head_size * sizeof(float));
+            assert_memory_equal(b->got, b->want + r * ld + h * head_size,
+                                head_size * sizeof(float));
         }
     }
 }
@@ -413,13 +467,15 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_attention_decode, bench_setup, bench_teardown),
         cmocka_unit_test_setup_teardown(test_attention_prefill, bench_setup, bench_teardown),
         cmocka_unit_test_setup_teardown(test_attention_runs, bench_setup, bench_teardown),
-        cmocka_unit_test_setup_teardown(test_attention_rows_are_independent, bench_setup, bench_teardown),
+        cmocka_unit_test_setup_teardown(test_attention_rows_are_independent, bench_setup,
+                                        bench_teardown),
     };
     int failed = 0, ran = 0;
     generic = kernels_get(ISA_GENERIC);
     for (KernelIsa isa = FIRST_ISA; isa <= ISA_AVX512; isa++) {
         if (NEEDED(isa) > kernels_best_isa()) {
-            fprintf(stderr, "%s: not run, this cpu has only %s\n", kernels_isa_name(isa), kernels_isa_name(kernels_best_isa()));
+            fprintf(stderr, "%s: not run, this cpu has only %s\n", kernels_isa_name(isa),
+                    kernels_isa_name(kernels_best_isa()));
             continue;
         }
         Kernels table = *generic;

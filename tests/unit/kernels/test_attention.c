@@ -1,4 +1,5 @@
-/* Attention of `generic`: against softmax in double, and the shape of its tree by numbers that tell trees apart. */
+/* Attention of `generic`: against softmax in double, and the shape of its tree by numbers that tell
+ * trees apart. */
 #include "kernels/generic/ops.h"
 #include "kernels/ops/embed.h"
 #include "kernels/ops/math.h"
@@ -18,8 +19,10 @@ typedef struct Cache {
     const uint8_t *k_blocks[BLOCKS], *v_blocks[BLOCKS];
 } Cache;
 
-static const KvWriteFn writers[] = {kv_write_f16_generic, kv_write_bf16_generic, kv_write_f32_generic};
-static const AttentionFn readers[] = {attention_f16_generic, attention_bf16_generic, attention_f32_generic};
+static const KvWriteFn writers[] = {kv_write_f16_generic, kv_write_bf16_generic,
+                                    kv_write_f32_generic};
+static const AttentionFn readers[] = {attention_f16_generic, attention_bf16_generic,
+                                      attention_f32_generic};
 
 static float rounded(float x, KvType type)
 {
@@ -41,20 +44,24 @@ static void cache_fill(Cache *cache, KvType type, uint32_t n_keys, uint64_t seed
     for (uint32_t j = 0; j < n_keys; j++) {
         numbers_fill(&numbers, cache->k[j], SIZE, -2.0, 2.0);
         numbers_fill(&numbers, cache->v[j], SIZE, -2.0, 2.0);
-        writers[type](cache->k[j], cache->v[j], SIZE, j % 32, cache->k_pages[j / 32], cache->v_pages[j / 32]);
+        writers[type](cache->k[j], cache->v[j], SIZE, j % 32, cache->k_pages[j / 32],
+                      cache->v_pages[j / 32]);
     }
 }
 
-static void check_row(const AttentionArgs *args, const Cache *cache, KvType type, uint32_t row, uint32_t head)
+static void check_row(const AttentionArgs *args, const Cache *cache, KvType type, uint32_t row,
+                      uint32_t head)
 {
     const uint32_t position = args->first_position + row;
     const uint32_t last = args->causal ? position : args->n_keys - 1;
-    const uint32_t first = args->window != 0 && position + 1 > args->window ? position + 1 - args->window : 0;
+    const uint32_t first =
+        args->window != 0 && position + 1 > args->window ? position + 1 - args->window : 0;
     double sum = 0.0, o[SIZE] = {0}, scores[KEYS], m = -INFINITY;
     for (uint32_t j = first; j <= last; j++) {
         double dot = 0.0;
         for (unsigned d = 0; d < SIZE; d++) {
-            dot += (double)args->q[row * args->q_ld + head * SIZE + d] * rounded(cache->k[j][d], type);
+            dot +=
+                (double)args->q[row * args->q_ld + head * SIZE + d] * rounded(cache->k[j][d], type);
         }
         scores[j] = dot * args->scale;
         m = fmax(m, scores[j]);
@@ -83,12 +90,23 @@ static void test_against_double(void **state)
         for (unsigned i = 0; i < sizeof starts / sizeof starts[0]; i++) {
             for (unsigned variant = 0; variant < 4; variant++) {
                 const uint32_t rows = 1 + (i * 13 + variant * 7) % ROWS;
-                AttentionArgs args = {.q = q, .q_ld = HEADS * SIZE, .out = out, .out_ld = HEADS * SIZE,
-                                      .n_rows = rows, .first_position = starts[i], .n_q = HEADS,
-                                      .head_size = SIZE, .scale = 0.3f, .causal = variant != 3,
-                                      .window = variant == 1 ? 40 : variant == 2 ? 5 : 0,
-                                      .n_keys = starts[i] + rows, .k_blocks = cache.k_blocks,
-                                      .v_blocks = cache.v_blocks, .scratch = scratch};
+                AttentionArgs args = {.q = q,
+                                      .q_ld = HEADS * SIZE,
+                                      .out = out,
+                                      .out_ld = HEADS * SIZE,
+                                      .n_rows = rows,
+                                      .first_position = starts[i],
+                                      .n_q = HEADS,
+                                      .head_size = SIZE,
+                                      .scale = 0.3f,
+                                      .causal = variant != 3,
+                                      .window = variant == 1   ? 40
+                                                : variant == 2 ? 5
+                                                               : 0,
+                                      .n_keys = starts[i] + rows,
+                                      .k_blocks = cache.k_blocks,
+                                      .v_blocks = cache.v_blocks,
+                                      .scratch = scratch};
                 cache_fill(&cache, type, args.n_keys, i + 1);
                 readers[type](&args);
                 for (uint32_t r = 0; r < rows; r++) {
@@ -102,7 +120,8 @@ static void test_against_double(void **state)
     free(scratch);
 }
 
-/* Blocks meet as ((0 1)(2 3)) 4, and with a window that hides block 0 as (1 (2 3)) 4: recomputed here from single blocks. */
+/* Blocks meet as ((0 1)(2 3)) 4, and with a window that hides block 0 as (1 (2 3)) 4: recomputed
+ * here from single blocks. */
 static void merge(const float left[3], float right[3])
 {
     const float m = fmaxf(left[0], right[0]), a = exp32(left[0] - m), b = exp32(right[0] - m);
@@ -151,10 +170,21 @@ static void test_growing_tree(void **state)
             merge(part[2], part[3]);
             merge(part[1], part[3]);
             merge(part[3], part[4]);
-            const AttentionArgs args = {.q = &q[4], .q_ld = 1, .out = out, .out_ld = 1, .n_rows = 1,
-                                        .first_position = N - 1, .n_q = 1, .head_size = 1, .scale = 1.0f,
-                                        .causal = true, .window = window, .n_keys = N, .k_blocks = k_blocks,
-                                        .v_blocks = v_blocks, .scratch = scratch};
+            const AttentionArgs args = {.q = &q[4],
+                                        .q_ld = 1,
+                                        .out = out,
+                                        .out_ld = 1,
+                                        .n_rows = 1,
+                                        .first_position = N - 1,
+                                        .n_q = 1,
+                                        .head_size = 1,
+                                        .scale = 1.0f,
+                                        .causal = true,
+                                        .window = window,
+                                        .n_keys = N,
+                                        .k_blocks = k_blocks,
+                                        .v_blocks = v_blocks,
+                                        .scratch = scratch};
             attention_f32_generic(&args);
             assert_true(out[0] == part[4][2] / part[4][1]);
             differs += out[0] != chain[2] / chain[1];
@@ -171,9 +201,20 @@ static void test_no_visible_key_gives_zero(void **state)
     float q[SIZE] = {1.0f}, out[SIZE];
     cache_fill(&cache, KV_F32, 35, 1);
     memset(out, 0xff, sizeof out);
-    const AttentionArgs args = {.q = q, .q_ld = SIZE, .out = out, .out_ld = SIZE, .n_rows = 1, .first_position = 200,
-                                .n_q = 1, .head_size = SIZE, .scale = 1.0f, .window = 10, .n_keys = 35,
-                                .k_blocks = cache.k_blocks, .v_blocks = cache.v_blocks, .scratch = scratch};
+    const AttentionArgs args = {.q = q,
+                                .q_ld = SIZE,
+                                .out = out,
+                                .out_ld = SIZE,
+                                .n_rows = 1,
+                                .first_position = 200,
+                                .n_q = 1,
+                                .head_size = SIZE,
+                                .scale = 1.0f,
+                                .window = 10,
+                                .n_keys = 35,
+                                .k_blocks = cache.k_blocks,
+                                .v_blocks = cache.v_blocks,
+                                .scratch = scratch};
     attention_f32_generic(&args);
     for (unsigned d = 0; d < SIZE; d++) {
         assert_int_equal(float_bits(out[d]), 0);

@@ -1,5 +1,5 @@
-/* Digests of what `generic` gives for fixed inputs. They are part of the definition: a change here changes tokens, and requires another numerics_version
- * (NUMERICS, "Definition"). */
+/* Digests of what `generic` gives for fixed inputs. They are part of the definition: a change here
+ * changes tokens, and requires another numerics_version (NUMERICS, "Definition"). */
 #include "kernels/generic/ops.h"
 #include "proto/base/hash.h"
 #include "tests/unit/kernels/numbers.h"
@@ -69,9 +69,20 @@ static void test_attention(void **state)
         numbers_fill(&numbers, v, SIZE, -2.0, 2.0);
         kv_write_f16_generic(k, v, SIZE, j % 32, k_pages[j / 32], v_pages[j / 32]);
     }
-    AttentionArgs args = {.q = q, .q_ld = HEADS * SIZE, .out = out[0], .out_ld = HEADS * SIZE, .n_rows = ROWS, .first_position = KEYS - ROWS,
-                          .n_q = HEADS, .head_size = SIZE, .scale = 0.25f, .causal = true, .n_keys = KEYS, .k_blocks = k_blocks,
-                          .v_blocks = v_blocks, .scratch = scratch};
+    AttentionArgs args = {.q = q,
+                          .q_ld = HEADS * SIZE,
+                          .out = out[0],
+                          .out_ld = HEADS * SIZE,
+                          .n_rows = ROWS,
+                          .first_position = KEYS - ROWS,
+                          .n_q = HEADS,
+                          .head_size = SIZE,
+                          .scale = 0.25f,
+                          .causal = true,
+                          .n_keys = KEYS,
+                          .k_blocks = k_blocks,
+                          .v_blocks = v_blocks,
+                          .scratch = scratch};
     attention_f16_generic(&args);
     args.window = 70;
     args.out = out[1];
@@ -88,7 +99,8 @@ static void test_sampling(void **state)
 {
     static float noise[1000], logits[1000];
     float stats[2];
-    const GumbelKey key = {.seed = 0x123456789abcdef0u, .choice = 2, .position = 1234, .purpose = 0};
+    const GumbelKey key = {
+        .seed = 0x123456789abcdef0u, .choice = 2, .position = 1234, .purpose = 0};
     Numbers numbers = {4};
     gumbel_generic(&key, 2048, 1000, noise);
     expect("97b67d222c3501853b33f96d71ce0af6", noise, sizeof noise);

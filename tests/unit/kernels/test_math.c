@@ -98,7 +98,9 @@ static void test_circle(void **state)
 {
     Numbers numbers = {3};
     for (unsigned i = 0; i < 300000; i++) {
-        const double x = numbers_uniform(&numbers, -1.0, 1.0) * (i % 3 == 0 ? 1e9 : i % 3 == 1 ? 131072.0 : 4.0);
+        const double x = numbers_uniform(&numbers, -1.0, 1.0) * (i % 3 == 0   ? 1e9
+                                                                 : i % 3 == 1 ? 131072.0
+                                                                              : 4.0);
         assert_true(fabsl(det_sin(x) - sinl((long double)x)) < 1e-14L);
         assert_true(fabsl(det_cos(x) - cosl((long double)x)) < 1e-14L);
     }
@@ -116,11 +118,13 @@ static void test_halves_round_to_even_and_keep_subnormals(void **state)
             continue;
         }
         const double want = magnitude == 0x7c00u ? (double)INFINITY
-                            : magnitude < 0x400u ? magnitude * 0x1p-24
-                                                 : ldexp(1024 + (magnitude & 1023u), (int)(magnitude >> 10) - 25);
+                            : magnitude < 0x400u
+                                ? magnitude * 0x1p-24
+                                : ldexp(1024 + (magnitude & 1023u), (int)(magnitude >> 10) - 25);
         assert_true(f == (float)(h & 0x8000u ? -want : want));
         assert_int_equal(f32_to_f16(f), h);
-        if (magnitude < 0x7bffu) { /* halfway to the next goes to the even one, anything more to the next */
+        if (magnitude <
+            0x7bffu) { /* halfway to the next goes to the even one, anything more to the next */
             const float next = f16_to_f32((uint16_t)(h + 1));
             const float middle = f + (next - f) * 0.5f;
             assert_int_equal(f32_to_f16(middle), (h & 1u) != 0 ? h + 1 : h);

@@ -1,4 +1,5 @@
-/* norm, swiglu, add, kv_write, Philox, Gumbel noise and chunk statistics of `generic` against double. */
+/* norm, swiglu, add, kv_write, Philox, Gumbel noise and chunk statistics of `generic` against
+ * double. */
 #include "kernels/generic/ops.h"
 #include "kernels/ops/embed.h"
 #include "kernels/ops/math.h"
@@ -39,7 +40,8 @@ static float lane_sum(const float *x, uint32_t n, uint32_t n_lanes, bool neighbo
     }
     for (; n_lanes > 1; n_lanes /= 2) {
         for (uint32_t i = 0; i < n_lanes / 2; i++) {
-            next[i] = neighbours ? lanes[2 * i] + lanes[2 * i + 1] : lanes[i] + lanes[i + n_lanes / 2];
+            next[i] =
+                neighbours ? lanes[2 * i] + lanes[2 * i + 1] : lanes[i] + lanes[i + n_lanes / 2];
         }
         memcpy(lanes, next, sizeof lanes);
     }
@@ -111,8 +113,10 @@ static void test_kv_write_touches_one_slot(void **state)
         for (unsigned slot = 0; slot < 32; slot++) {
             assert_int_equal(k16[d * 32 + slot], slot == 7 ? f32_to_f16(k[d]) : 0xeeee);
             assert_int_equal(v16[slot * SIZE + d], slot == 7 ? f32_to_f16(v[d]) : 0xeeee);
-            assert_int_equal(float_bits(k32[d * 32 + slot]), slot == 7 ? float_bits(k[d]) : 0xeeeeeeee);
-            assert_int_equal(float_bits(v32[slot * SIZE + d]), slot == 7 ? float_bits(v[d]) : 0xeeeeeeee);
+            assert_int_equal(float_bits(k32[d * 32 + slot]),
+                             slot == 7 ? float_bits(k[d]) : 0xeeeeeeee);
+            assert_int_equal(float_bits(v32[slot * SIZE + d]),
+                             slot == 7 ? float_bits(v[d]) : 0xeeeeeeee);
         }
     }
     kv_write_bf16_generic(k, v, SIZE, 31, k16, v16);

@@ -1,4 +1,5 @@
-/* The thread pool: every thread runs, barriers hold, the float control word is right on every thread, the idle hook runs. */
+/* The thread pool: every thread runs, barriers hold, the float control word is right on every
+ * thread, the idle hook runs. */
 #include "kernels/parallel.h"
 
 #include <stdatomic.h>
@@ -77,7 +78,8 @@ static void test_float_control_word(void **state)
 {
     unsigned seen[3] = {0};
     const unsigned before = _mm_getcsr();
-    _mm_setcsr(0x9fc0u); /* what a library built with -ffast-math leaves: FTZ and DAZ; threads inherit it */
+    _mm_setcsr(0x9fc0u); /* what a library built with -ffast-math leaves: FTZ and DAZ; threads
+                            inherit it */
     Pool *pool = pool_new(3, NULL, false, 10);
     pool_run(pool, read_control, seen);
     assert_int_equal(_mm_getcsr() & 0xffc0u, 0x9fc0u); /* the caller's own is back */
@@ -94,7 +96,8 @@ static void count_idle(void *user)
     atomic_fetch_add(&((Job *)user)->idle_calls, 1);
 }
 
-/* The other thread does not end before the hook has run three times: the test would hang if it never did. */
+/* The other thread does not end before the hook has run three times: the test would hang if it
+ * never did. */
 static void wait_for_idle(void *user, unsigned thread, unsigned n_threads)
 {
     Job *job = user;

@@ -1,4 +1,5 @@
-/* RoPE tables against the formulas in long double, written here a second time from the papers; rotation against double. */
+/* RoPE tables against the formulas in long double, written here a second time from the papers;
+ * rotation against double. */
 #include "kernels/generic/ops.h"
 #include "tests/unit/kernels/numbers.h"
 
@@ -10,9 +11,11 @@
 #define DIMS 64u
 #define PI 3.14159265358979323846264338327950288L
 
-static long double reference_angle(const RopeSpec *s, const float *factors, uint32_t position, uint32_t i)
+static long double reference_angle(const RopeSpec *s, const float *factors, uint32_t position,
+                                   uint32_t i)
 {
-    long double theta = (long double)position * powl((long double)s->freq_base, -2.0L * i / s->dims);
+    long double theta =
+        (long double)position * powl((long double)s->freq_base, -2.0L * i / s->dims);
     theta /= factors != NULL ? (long double)factors[i] : 1.0L;
     if (s->scaling == ROPE_SCALING_LINEAR) {
         return theta / (long double)s->factor;
@@ -21,8 +24,10 @@ static long double reference_angle(const RopeSpec *s, const float *factors, uint
         return theta;
     }
     const long double base = logl((long double)s->freq_base), n = (long double)s->original_context;
-    long double low = floorl(s->dims * logl(n / ((long double)s->yarn_beta_fast * 2 * PI)) / (2 * base));
-    long double high = ceill(s->dims * logl(n / ((long double)s->yarn_beta_slow * 2 * PI)) / (2 * base));
+    long double low =
+        floorl(s->dims * logl(n / ((long double)s->yarn_beta_fast * 2 * PI)) / (2 * base));
+    long double high =
+        ceill(s->dims * logl(n / ((long double)s->yarn_beta_slow * 2 * PI)) / (2 * base));
     low = fmaxl(0.0L, low);
     high = fminl(s->dims - 1.0L, high);
     const long double ramp = fminl(1.0L, fmaxl(0.0L, (i - low) / fmaxl(0.001L, high - low)));
@@ -37,7 +42,8 @@ static void check(const RopeSpec *s, const float *factors, long double magnitude
         float cos_out[2 * DIMS / 2], sin_out[2 * DIMS / 2];
         rope_table(s, factors, positions[p], 2, cos_out, sin_out);
         for (uint32_t i = 0; i < DIMS; i++) {
-            const long double angle = reference_angle(s, factors, positions[p] + i / (DIMS / 2), i % (DIMS / 2));
+            const long double angle =
+                reference_angle(s, factors, positions[p] + i / (DIMS / 2), i % (DIMS / 2));
             assert_true(fabsl(cos_out[i] - cosl(angle) * magnitude) < 1e-6L);
             assert_true(fabsl(sin_out[i] - sinl(angle) * magnitude) < 1e-6L);
         }
@@ -106,7 +112,8 @@ static void test_rotation(void **state)
                 assert_float_equal(x[a], (double)before[a] * c[i] - (double)before[b] * s[i], 1e-6);
                 assert_float_equal(x[b], (double)before[a] * s[i] + (double)before[b] * c[i], 1e-6);
             }
-            assert_memory_equal(&x[h * head_size + dims], &before[h * head_size + dims], 16 * sizeof(float));
+            assert_memory_equal(&x[h * head_size + dims], &before[h * head_size + dims],
+                                16 * sizeof(float));
         }
     }
 }
