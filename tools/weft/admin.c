@@ -232,9 +232,27 @@ static void print_status_json(const Weft__V1__StatusResponse *s)
     cli_print_json(object);
 }
 
+static uint64_t dropped(const Weft__V1__Member *m)
+{
+    return m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed + m->counters->dropped_corrupt : 0;
+}
+
+static bool any_dropped(const Weft__V1__StatusResponse *s)
+{
+    for (size_t i = 0; i < s->n_members; i++) {
+        if (dropped(s->members[i]) > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* DROPPED: messages of an old epoch, replayed, or whose seal or checksum is wrong; only where there are any. */
 static void print_members(const Weft__V1__StatusResponse *s)
 {
-    TextTable *t = text_table_new((const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "AGE", NULL});
+    const bool drops = any_dropped(s);
+    TextTable *t = text_table_new(drops ? (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "DROPPED", "AGE", NULL}
+                                        : (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "AGE", NULL});
     for (size_t i = 0; i < s->n_members; i++) {
         const Weft__V1__Member *m = s->members[i];
         g_autofree char *threads = g_strdup_printf("%u", m->threads);
@@ -244,7 +262,9 @@ static void print_members(const Weft__V1__StatusResponse *s)
         for (size_t k = 0; k < m->n_shards; k++) {
             g_string_append_printf(shards, "%s%s", k > 0 ? "; " : "", m->shards[k]);
         }
-        text_table_row(t, m->name, m->state, m->isa, threads, memory, shards->len > 0 ? shards->str : m->reason[0] != '\0' ? m->reason : "-", age, NULL);
+        g_autofree char *lost = g_strdup_printf("%" G_GUINT64_FORMAT, dropped(m));
+        const char *held = shards->len > 0 ? shards->str : m->reason[0] != '\0' ? m->reason : "-";
+        text_table_row(t, m->name, m->state, m->isa, threads, memory, held, drops ? lost : age, drops ? age : NULL, NULL);
     }
     text_table_print(t);
 }

@@ -391,6 +391,7 @@ typedef struct BenchRow {
     const char *test;
     char *name, *layout;
     double *all, median, roof, predicted, wire_bytes_per_token;
+    double compute_us, wait_us, wire_us, seal_us; /* per token, summed over the members */
     uint64_t n, depth;
 } BenchRow;
 
@@ -425,10 +426,63 @@ static bool bench_once(Client *client, const BenchOptions *o, const char *path, 
     return request_run(client, &o->common, &message, NULL, out, error);
 }
 
+typedef struct TimeShares {
+    double compute_us, wait_us, wire_us, seal_us;
+} TimeShares;
+
+/* True once every usable member has told its counters since `since_us`; their sums in *out. */
+static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool *all_in, GError **error)
+{
+    Weft__V1__StatusResponse *s = get_status(client, error);
+    if (s == NULL) {
+        return false;
+    }
+    const uint64_t age_ms = (uint64_t)(g_get_monotonic_time() - since_us) / 1000;
+    *out = (TimeShares){0};
+    *all_in = true;
+    for (size_t i = 0; i < s->n_members; i++) {
+        const Weft__V1__Member *m = s->members[i];
+        if (is_usable(m) && m->counters != NULL) {
+            *all_in = *all_in && m->last_heartbeat_ms < age_ms;
+            out->compute_us += (double)m->counters->compute_us;
+            out->wait_us += (double)m->counters->wait_us;
+            out->wire_us += (double)m->counters->wire_us;
+            out->seal_us += (double)m->counters->seal_us;
+        }
+    }
+    protobuf_c_message_free_unpacked(&s->base, NULL);
+    return true;
+}
+
+/* Members tell their counters with each heartbeat, twice a second: what they say after a moment of rest holds all that was done. */
+static bool read_shares(Client *client, TimeShares *out, GError **error)
+{
+    enum { IN_FLIGHT_US = 50000, POLL_US = 50000, GIVE_UP_US = 3000000 };
+    const gint64 since_us = g_get_monotonic_time() + IN_FLIGHT_US;
+    const bool never = false;
+    for (bool all_in = false; !all_in;) {
+        main_loop_run_until(client->loop, client->interrupted ? &client->interrupted : &never, POLL_US);
+        if (!shares_since(client, MIN(since_us, g_get_monotonic_time()), out, &all_in, error)) {
+            return false;
+        }
+        all_in = all_in || g_get_monotonic_time() > since_us + GIVE_UP_US; /* a member went silent: the run itself says more than this would */
+    }
+    return true;
+}
+
+static void fill_shares(BenchRow *row, const TimeShares *from, const TimeShares *to, double tokens)
+{
+    row->compute_us = (to->compute_us - from->compute_us) / tokens;
+    row->wait_us = (to->wait_us - from->wait_us) / tokens;
+    row->wire_us = (to->wire_us - from->wire_us) / tokens;
+    row->seal_us = (to->seal_us - from->seal_us) / tokens;
+}
+
 static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row, bool decode, GError **error)
 {
     const uint64_t prompt = decode ? MAX(o->depth, 1u) : o->prompt, generate = decode ? o->generate + 1 : 1;
     RunOutcome out;
+    TimeShares before = {0}, after = {0};
     row->all = g_new0(double, o->repetitions);
     row->n = o->repetitions;
     for (uint64_t i = 0; i <= o->repetitions; i++) { /* run 0 loads and warms up */
@@ -443,12 +497,16 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
             row->predicted = decode ? out.plan->predicted_decode_tokens_per_s : out.plan->predicted_prefill_tokens_per_s;
         }
         run_outcome_clear(&out);
-        if (!ok) {
+        if (!ok || (i == 0 && !read_shares(client, &before, error))) {
             return false;
         }
         cli_progress(&o->common, "%s: run %u of %u", row->name, (unsigned)i, (unsigned)o->repetitions);
     }
     row->median = median_of(row->all, row->n);
+    if (!read_shares(client, &after, error)) {
+        return false;
+    }
+    fill_shares(row, &before, &after, (double)((prompt + generate) * o->streams * o->repetitions));
     return true;
 }
 
@@ -481,6 +539,8 @@ static json_t *row_json(const BenchOptions *o, const BenchRow *r, uint32_t threa
     json_t *row = json_pack("{s:s,s:I,s:I,s:s,s:I,s:f,s:o,s:f,s:f}", "test", r->name, "depth", (json_int_t)r->depth, "streams", (json_int_t)o->streams,
                             "layout", r->layout != NULL ? r->layout : "", "threads", (json_int_t)threads, "tokens_per_s", r->median, "tokens_per_s_all",
                             all, "predicted_tokens_per_s", r->predicted, "wire_bytes_per_token", r->wire_bytes_per_token);
+    json_object_update_new(row, json_pack("{s:f,s:f,s:f,s:f}", "compute_us_per_token", r->compute_us, "wait_us_per_token", r->wait_us, "wire_us_per_token",
+                                          r->wire_us, "seal_us_per_token", r->seal_us));
     if (r->roof > 0) {
         json_object_set_new(row, "roof_tokens_per_s", json_real(r->roof));
         json_object_set_new(row, "roof_fraction", json_real(r->median / r->roof));
@@ -520,8 +580,13 @@ static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s
         text_table_row(t, r->name, r->layout != NULL ? r->layout : "?", streams, median, predicted, roof, fraction, wire, NULL);
     }
     text_table_print(t);
+    printf("\n");
+    for (unsigned i = 0; i < n; i++) {
+        printf("%s, microseconds per token, all members together: compute %.0f, wait %.0f, wire %.0f, seal %.0f\n", rows[i].name, rows[i].compute_us,
+               rows[i].wait_us, rows[i].wire_us, rows[i].seal_us);
+    }
     if (m != NULL) {
-        printf("\n%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n", m->cpu, m->isa, threads, read / 1e9);
+        printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n", m->cpu, m->isa, threads, read / 1e9);
     }
 }
 

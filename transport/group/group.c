@@ -249,6 +249,18 @@ static void group_wait_some(Group *group, int64_t now_us)
     link_port_wait(port, limit, group->options.spin_us);
 }
 
+static uint64_t group_busy_us(const Group *group)
+{
+    return link_counters_busy_ns(link_port_counters(group->options.port)) / 1000;
+}
+
+/* busy_us: of the port when the wait began. */
+static void group_count_wait(Group *group, int64_t took_us, uint64_t busy_us)
+{
+    uint64_t busy = group_busy_us(group) - busy_us;
+    group->counters.wait_us += (uint64_t)took_us > busy ? (uint64_t)took_us - busy : 0;
+}
+
 static GroupStatus group_await(Group *group)
 {
     bool dead;
@@ -257,6 +269,7 @@ static GroupStatus group_await(Group *group)
         return GROUP_OK;
     }
     int64_t start = link_clock_us(), now = start;
+    uint64_t busy = group_busy_us(group);
     GroupStatus status = GROUP_OK;
     while (rank >= 0 && status == GROUP_OK) {
         group_report(group, rank, start);
@@ -267,7 +280,7 @@ static GroupStatus group_await(Group *group)
             rank = group_pending(group, &dead);
         }
     }
-    group->counters.wait_us += (uint64_t)(now - start);
+    group_count_wait(group, now - start, busy);
     return status == GROUP_OK && group->mismatch ? GROUP_MISMATCH : status;
 }
 
@@ -293,7 +306,9 @@ static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, cons
         if (status != GROUP_OK) {
             return status;
         }
+        uint64_t busy = group_busy_us(group);
         group_wait_some(group, now);
+        group_count_wait(group, link_clock_us() - now, busy);
     }
 }
 

@@ -70,6 +70,7 @@ int group_waits_for(const Group *group, const char **operation, int64_t *since_u
 
 typedef struct GroupCounters {
     uint64_t bytes_sent, messages_sent; /* payload, by collectives */
-    uint64_t wait_us, calls;
+    uint64_t wait_us; /* for peers, without what the port was busy with meanwhile */
+    uint64_t calls;
 } GroupCounters;
 const GroupCounters *group_counters(const Group *group);

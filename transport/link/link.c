@@ -427,16 +427,17 @@ LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, con
                      unsigned n_parts)
 {
     LinkPort *port = link->port;
-    for (;;) {
-        LinkStatus status = link_send_try(link, op, flags, step, parts, n_parts);
-        if (status != LINK_AGAIN || port->progressing ||
-            atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
-            return status;
-        }
+    LinkStatus status = link_send_try(link, op, flags, step, parts, n_parts);
+    while (status == LINK_AGAIN && !port->progressing &&
+           !atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
+        uint64_t start = link_clock_ns();
         if (link_port_progress(port) == 0) {
             sched_yield();
+            port->counters.send_ns += link_clock_ns() - start;
         }
+        status = link_send_try(link, op, flags, step, parts, n_parts);
     }
+    return status;
 }
 
 /* ---- progress and waiting ---- */
@@ -444,9 +445,14 @@ LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, con
 unsigned link_port_progress(LinkPort *port)
 {
     g_assert(!port->progressing);
+    uint64_t start = link_clock_ns(), busy = link_counters_busy_ns(&port->counters);
     port->progressing = true;
     unsigned n = port->ops->progress(port->raw);
     port->progressing = false;
+    if (n > 0) { /* what callbacks opened and sent is counted already */
+        port->counters.receive_ns +=
+            link_clock_ns() - start - (link_counters_busy_ns(&port->counters) - busy);
+    }
     port_end_closing(port);
     return n;
 }

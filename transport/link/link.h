@@ -51,8 +51,15 @@ typedef struct LinkCounters {
     uint64_t messages_sent, bytes_sent;       /* payload bytes */
     uint64_t messages_received, bytes_received;
     uint64_t dropped_stale, dropped_replayed, dropped_corrupt;
-    uint64_t seal_ns, send_ns;
+    uint64_t seal_ns;    /* sealing and opening; without a seal, copying and checksums */
+    uint64_t send_ns;    /* in the fill's send, and waiting for a buffer of it */
+    uint64_t receive_ns; /* in progress that brought something, opening apart */
 } LinkCounters;
+/* What the port has been busy with so far; the three do not overlap. */
+static inline uint64_t link_counters_busy_ns(const LinkCounters *c)
+{
+    return c->seal_ns + c->send_ns + c->receive_ns;
+}
 
 typedef struct LinkPort LinkPort;
 typedef struct Link Link;

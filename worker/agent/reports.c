@@ -18,7 +18,7 @@ void reports_add_counters(Engine *engine, Weft__V1__Counters *sum)
     sum->compute_us += s.compute_us;
     sum->wait_us += s.wait_us;
     sum->wire_us += s.wire_us;
-    sum->seal_us += s.link.seal_ns / 1000;
+    sum->seal_us += s.seal_us;
 }
 
 Weft__V1__Counters *deployments_counters(Deployments *table)

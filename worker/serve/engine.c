@@ -13,12 +13,13 @@
 
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
-#include "proto/base/checked.h"
 #include "proto/base/error.h"
 #include "proto/base/failpoint.h"
 #include "transport/crypto/keys.h"
 #include "transport/group/group.h"
+#include "worker/serve/engine_counters.h"
 #include "worker/serve/executor.h"
+#include "worker/serve/inbox.h"
 #include "worker/serve/leader.h"
 
 #include <stdatomic.h>
@@ -54,12 +55,6 @@ typedef struct Command {
     GError *error;
 } Command;
 
-typedef struct InboxSlot {
-    uint32_t number;
-    size_t size;
-    uint8_t *data;
-} InboxSlot;
-
 struct Engine {
     EngineOptions o;
     Position position;
@@ -80,10 +75,9 @@ struct Engine {
     Greeting *greeting;
     int64_t greeting_since_us;
     Step *step;
-    InboxSlot *inbox;
-    uint32_t inbox_size, inbox_head, inbox_tail, steps_in_flight;
-    uint8_t *inbox_memory;
-    size_t inbox_bytes;
+    Inbox inbox;
+    uint32_t steps_in_flight;
+    uint64_t waited_us; /* in executor_wait() */
     int64_t step_deadline_us;
     int64_t idle_since_us;
     bool closed, tell;
@@ -97,12 +91,12 @@ struct Engine {
         GBytes *address;
         char error[256];
         char waits_operation[64];
-        LinkCounters link;
     } shared;
+    EngineCounters counters;
     atomic_bool crowded, abort, running, failed, has_work, waiting, wait_expired;
     atomic_uint waits_stage, waits_rank;
     atomic_llong waits_since_us;
-    atomic_ullong progress, steps, rows, compute_us, wait_us, next_request;
+    atomic_ullong progress, next_request;
 };
 
 /* ---- small things ---- */
@@ -231,20 +225,10 @@ static void fail_waiting(Engine *e, uint32_t global, const char *operation, int6
 
 static void on_step_message(Engine *e, const LinkHeader *header, const void *payload)
 {
-    if (e->inbox_tail - e->inbox_head == e->inbox_size) {
-        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "more than %u steps in flight arrived", e->inbox_size), true);
-        return;
+    GError *error = NULL;
+    if (!inbox_push(&e->inbox, header->step, payload, header->length, &error)) {
+        fail(e, error, true);
     }
-    InboxSlot *slot = &e->inbox[e->inbox_tail % e->inbox_size];
-    const size_t limit = e->inbox_bytes / e->inbox_size;
-    if (header->length > limit) {
-        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message of %u bytes exceeds %zu", header->length, limit), true);
-        return;
-    }
-    slot->number = header->step;
-    slot->size = header->length;
-    memcpy(slot->data, payload, header->length);
-    e->inbox_tail++;
 }
 
 static void on_tokens(Engine *e, const LinkHeader *header, const void *payload)
@@ -372,6 +356,7 @@ static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global
 {
     Engine *e = user;
     const int64_t start = g_get_monotonic_time();
+    const NetTime net = net_time_begin(e->port);
     report_wait(e, (int)global_rank, operation, start);
     while (!*done && !atomic_load(&e->abort) && e->state != STATE_FAILED) {
         const int64_t left = start + deadline_us - g_get_monotonic_time();
@@ -381,7 +366,7 @@ static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global
         link_port_wait(e->port, MIN(left, IDLE_WAIT_US), SPIN_US);
         atomic_fetch_add(&e->progress, 1);
     }
-    atomic_fetch_add(&e->wait_us, (unsigned long long)(g_get_monotonic_time() - start));
+    e->waited_us += net_time_us(&net, e->port);
     if (*done) {
         report_wait(e, -1, "", 0);
     }
@@ -435,17 +420,23 @@ static void check_greeting(Engine *e)
 
 /* ---- steps ---- */
 
+static uint64_t waited_us(const Engine *e)
+{
+    return e->waited_us + (e->group != NULL ? group_counters(e->group)->wait_us : 0);
+}
+
 static void run_step(Engine *e, const float *activations)
 {
     const RowResult *results;
     uint32_t n;
     const int64_t start = g_get_monotonic_time();
+    const NetTime net = net_time_begin(e->port);
+    const uint64_t waited_before = waited_us(e);
     report_wait(e, -1, "", 0);
     const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
-    const int64_t took = g_get_monotonic_time() - start;
-    atomic_fetch_add(&e->compute_us, (unsigned long long)took);
-    atomic_fetch_add(&e->steps, 1);
-    atomic_fetch_add(&e->rows, e->step->n_rows);
+    const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
+    engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
+    engine_counters_link(&e->counters, link_port_counters(e->port));
     e->idle_since_us = g_get_monotonic_time();
     if (status != EXECUTOR_OK) {
         const char *operation;
@@ -458,10 +449,10 @@ static void run_step(Engine *e, const float *activations)
 
 static bool run_inbox(Engine *e)
 {
-    if (e->inbox_head == e->inbox_tail) {
+    const InboxSlot *slot = inbox_peek(&e->inbox);
+    if (slot == NULL) {
         return false;
     }
-    InboxSlot *slot = &e->inbox[e->inbox_head % e->inbox_size];
     GError *error = NULL;
     size_t used;
     if (!step_decode(e->step, &e->limits, slot->data, slot->size, &used, &error)) {
@@ -476,7 +467,7 @@ static bool run_inbox(Engine *e)
         return true;
     }
     run_step(e, (const float *)(slot->data + used));
-    e->inbox_head++;
+    inbox_pop(&e->inbox);
     return true;
 }
 
@@ -519,7 +510,7 @@ static bool work(Engine *e)
         }
         return false;
     }
-    atomic_store(&e->has_work, e->inbox_head != e->inbox_tail);
+    atomic_store(&e->has_work, inbox_peek(&e->inbox) != NULL);
     return run_inbox(e);
 }
 
@@ -592,13 +583,6 @@ static bool do_commands(Engine *e)
     return true;
 }
 
-static void publish(Engine *e)
-{
-    g_mutex_lock(&e->shared.mutex);
-    e->shared.link = *link_port_counters(e->port);
-    g_mutex_unlock(&e->shared.mutex);
-}
-
 /* One turn; *did tells whether anything was done. False = stop. */
 static bool turn(Engine *e, bool *did)
 {
@@ -630,8 +614,13 @@ static void rest(Engine *e)
 {
     const int64_t now = g_get_monotonic_time();
     const bool busy = e->state == STATE_RUNNING && now - e->idle_since_us < 50000;
-    publish(e);
+    const bool flying = e->leader != NULL && leader_steps_in_flight(e->leader) > 0;
+    const NetTime net = net_time_begin(e->port);
     link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : IDLE_WAIT_US, busy ? SPIN_US : 0);
+    if (flying) {
+        engine_counters_wait(&e->counters, net_time_us(&net, e->port));
+    }
+    engine_counters_link(&e->counters, link_port_counters(e->port));
 }
 
 /* ---- opening and closing ---- */
@@ -644,15 +633,7 @@ static uint64_t sent_bytes(void *user)
 static bool open_inbox(Engine *e, GError **error)
 {
     const size_t x = e->position.stage == 0 ? 0 : sizeof(float) * (size_t)e->limits.max_rows * e->o.spec->width;
-    const size_t slot = (step_wire_limit(&e->limits) + x + 63) & ~(size_t)63;
-    e->inbox_size = e->steps_in_flight + 1;
-    e->inbox_bytes = slot * e->inbox_size;
-    e->inbox_memory = weft_map(e->inbox_bytes, "step inbox", error);
-    e->inbox = g_new0(InboxSlot, e->inbox_size);
-    for (uint32_t i = 0; e->inbox_memory != NULL && i < e->inbox_size; i++) {
-        e->inbox[i].data = e->inbox_memory + i * slot;
-    }
-    return e->inbox_memory != NULL;
+    return inbox_open(&e->inbox, e->steps_in_flight + 1, step_wire_limit(&e->limits) + x, error);
 }
 
 static bool open_all(Engine *e, GError **error)
@@ -692,10 +673,7 @@ static void close_all(Engine *e)
     stage_free(e->stage);
     pool_free(e->pool);
     step_free(e->step);
-    if (e->inbox_memory != NULL) {
-        weft_unmap(e->inbox_memory, e->inbox_bytes);
-    }
-    g_free(e->inbox);
+    inbox_clear(&e->inbox);
     e->closed = true;
 }
 
@@ -878,14 +856,10 @@ void engine_status(Engine *e, EngineStatus *out)
         .waits_rank = atomic_load(&e->waits_rank),
         .waits_since_us = atomic_load(&e->waits_since_us),
         .wait_expired = atomic_load(&e->wait_expired),
-        .steps = atomic_load(&e->steps),
-        .rows = atomic_load(&e->rows),
-        .compute_us = atomic_load(&e->compute_us),
-        .wait_us = atomic_load(&e->wait_us),
     };
+    engine_counters_read(&e->counters, out);
     g_mutex_lock(&e->shared.mutex);
     g_strlcpy(out->error, e->shared.error, sizeof out->error);
     g_strlcpy(out->waits_operation, e->shared.waits_operation, sizeof out->waits_operation);
-    out->link = e->shared.link;
     g_mutex_unlock(&e->shared.mutex);
 }

@@ -98,7 +98,8 @@ typedef struct EngineStatus {
     char waits_operation[64];
     int64_t waits_since_us; /* CLOCK_MONOTONIC */
     bool wait_expired;
-    uint64_t steps, rows, compute_us, wait_us, wire_us;
+    uint64_t steps, rows;
+    uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
     LinkCounters link;
 } EngineStatus;
 void engine_status(Engine *engine, EngineStatus *out);
