@@ -93,9 +93,7 @@ void coordinator_free(Coordinator *c)
     g_free(c);
 }
 
-/* ---- addresses
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- addresses ---- */
 
 static char *host_of(const char *address)
 {
@@ -167,9 +165,7 @@ static GPtrArray *certificate_names(const Coordinator *c)
     return names;
 }
 
-/* ---- start
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- start ---- */
 
 static void start_report(Coordinator *c, const GError *error)
 {

@@ -67,9 +67,7 @@ struct Members {
     bool quiet;     /* stopping: invariant 7 */
 };
 
-/* ---- state
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- state ---- */
 
 const char *member_state_text(MemberState state)
 {
@@ -193,9 +191,7 @@ static void member_on_reset(void *user)
     }
 }
 
-/* ---- registry
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- registry ---- */
 
 static void member_free(void *data)
 {
@@ -362,9 +358,7 @@ unsigned members_n_missing(const Members *members)
     return n;
 }
 
-/* ---- Attach
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- Attach ---- */
 
 static bool hello_check(const Member *m, const Weft__V1__Hello *hello, GError **error)
 {
@@ -577,8 +571,7 @@ void members_on_report(Members *members, RpcCall *call, const Weft__V1__WorkerRe
     }
 }
 
-/* ---- the administrator's side
- * ---------------------------------------------------------------------------------- */
+/* ---- the administrator's side ---- */
 
 bool members_drain(Members *members, const char *name, const char *reason, bool undrain,
                    StoreDone done, void *user, GError **error)
@@ -623,8 +616,7 @@ void members_set_serving(Member *m, bool serving)
     member_settle(m, false);
 }
 
-/* ---- looking at one
- * -------------------------------------------------------------------------------------------- */
+/* ---- looking at one ---- */
 
 const char *member_name(const Member *m)
 {

@@ -42,8 +42,7 @@ static void certificate_record_free(void *data)
     g_free(data);
 }
 
-/* ---- the CA itself
- * --------------------------------------------------------------------------------------------- */
+/* ---- the CA itself ---- */
 
 static bool authority_load(Authority *a, const char *state_dir, GError **error)
 {
@@ -109,8 +108,7 @@ const uint8_t *authority_hash(const Authority *a)
     return a->hash;
 }
 
-/* ---- certificates
- * ---------------------------------------------------------------------------------------------- */
+/* ---- certificates ---- */
 
 static void authority_remember(Authority *a, const char *serial,
                                CertificateRecord *record /* taken */)
@@ -303,9 +301,7 @@ bool authority_ensure_admin(Authority *a, const char *state_dir, GError **error)
     return ok;
 }
 
-/* ---- revocation
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- revocation ---- */
 
 bool authority_is_revoked(const Authority *a, const char *serial)
 {

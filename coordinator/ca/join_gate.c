@@ -156,8 +156,7 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
     token_book_use(gate->tokens, request->token, on_token, j);
 }
 
-/* ---- the listener
- * ---------------------------------------------------------------------------------------------- */
+/* ---- the listener ---- */
 
 static RpcServer *gate_bind(JoinGate *gate, GError **error)
 {

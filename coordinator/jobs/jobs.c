@@ -16,9 +16,7 @@
 
 #define CONTEXT_DEFAULT 8192u
 
-/* ---- epochs
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- epochs ---- */
 
 uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica)
 {
@@ -78,8 +76,7 @@ bool jobs_restore_epoch(Jobs *jobs, const StoreRow *row, GError **error)
     return true;
 }
 
-/* ---- what members report
- * --------------------------------------------------------------------------------------- */
+/* ---- what members report ---- */
 
 static void serving_member(Member *member, void *user)
 {
@@ -285,9 +282,7 @@ static void on_keep(const Member *member, GPtrArray *keep, void *user)
     }
 }
 
-/* ---- life
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- life ---- */
 
 Jobs *jobs_new(const JobsOptions *options)
 {
@@ -375,9 +370,7 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
     return ok;
 }
 
-/* ---- leases
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- leases ---- */
 
 static uint32_t effective_context(const Model *model, const JobWish *wish)
 {
@@ -479,9 +472,7 @@ void lease_report(Lease *lease, const GError *error)
     }
 }
 
-/* ---- memory
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- memory ---- */
 
 typedef struct SnapshotBuild {
     const Jobs *jobs;

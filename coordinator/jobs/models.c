@@ -98,9 +98,7 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     return message;
 }
 
-/* ---- names
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- names ---- */
 
 static char *resolve_existing(const char *path)
 {
@@ -156,9 +154,7 @@ char *models_resolve(const char *dir, const char *name, GError **error)
     return g_steal_pointer(&real);
 }
 
-/* ---- on the pool
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- on the pool ---- */
 
 static bool identity_add(GString *out, const char *path, GError **error)
 {
@@ -334,9 +330,7 @@ static void model_task_work(void *user)
     }
 }
 
-/* ---- on the loop
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- on the loop ---- */
 
 static void model_entry_free(void *data)
 {

@@ -81,8 +81,7 @@ static bool sqlite_exec(sqlite3 *db, const char *path, const char *sql, GError *
            sqlite_fail(db, path, "statement failed", error);
 }
 
-/* ---- on the store's thread
- * ------------------------------------------------------------------------------------- */
+/* ---- on the store's thread ---- */
 
 static bool sqlite_change(StoreSqlite *store, const StoreChange *change, GError **error)
 {
@@ -182,9 +181,7 @@ static void *store_sqlite_thread(void *user)
     }
 }
 
-/* ---- on the loop
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- on the loop ---- */
 
 static void store_sqlite_write(Store *base, const StoreChange *changes, unsigned n, StoreDone done,
                                void *user)
@@ -239,9 +236,7 @@ static const StoreOps store_sqlite_ops = {
     .free = store_sqlite_free,
 };
 
-/* ---- opening
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- opening ---- */
 
 static bool sqlite_schema_version(sqlite3 *db, const char *path, int *version, GError **error)
 {

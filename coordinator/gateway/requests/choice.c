@@ -35,9 +35,7 @@ static bool is_score(const Choice *c)
     return c->run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
 }
 
-/* ---- tokens
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- tokens ---- */
 
 static uint32_t first_position(const Choice *c)
 {
@@ -193,9 +191,7 @@ static void on_token(const ProtobufCMessage *message, void *user)
     }
 }
 
-/* ---- the call
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- the call ---- */
 
 static void choice_on_error(Choice *c, const GError *error)
 {

@@ -151,9 +151,7 @@ static void run_progress(const char *text, double fraction, const char *worker, 
     run_send(user, &event);
 }
 
-/* ---- counters
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- counters ---- */
 
 static void add_counters(const Run *run, uint64_t sum[N_COUNTERS])
 {
@@ -208,8 +206,7 @@ static Weft__V1__Counters counters_since(const Run *run)
     return c;
 }
 
-/* ---- the end of a good run
- * ------------------------------------------------------------------------------------- */
+/* ---- the end of a good run ---- */
 
 /* NUMERICS 13: hash of the row hashes, sequences in order. */
 static Hash128 run_digest(const Run *run)
@@ -294,9 +291,7 @@ void run_choice_done(Choice *choice)
     }
 }
 
-/* ---- on the way
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- on the way ---- */
 
 static void run_send_started(Run *run)
 {
@@ -441,9 +436,7 @@ static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
     models_open(requests->options.models, request->model, run_on_model, run);
 }
 
-/* ---- service
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- service ---- */
 
 Requests *requests_new(const RequestsOptions *options)
 {

@@ -14,8 +14,7 @@
 
 #define TOKEN_US 20000
 
-/* ---- the worker's services
- * ------------------------------------------------------------------------------------- */
+/* ---- the worker's services ---- */
 
 typedef struct Stream {
     FakeWorker *worker;
@@ -202,9 +201,7 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     }
 }
 
-/* ---- attachment
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- attachment ---- */
 
 static void send_hello(FakeWorker *w)
 {
@@ -380,8 +377,7 @@ void sim_worker_freeze(FakeWorker *w, bool frozen)
     sim_loop_freeze(w->loop, frozen);
 }
 
-/* ---- the coordinator
- * ------------------------------------------------------------------------------------------- */
+/* ---- the coordinator ---- */
 
 typedef struct Started {
     bool done;
@@ -501,9 +497,7 @@ void sim_run_for(SimCluster *s, int64_t us)
     sim_world_run_for(s->world, us);
 }
 
-/* ---- calls
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- calls ---- */
 
 static void take_run_event(Answer *a, const Weft__V1__RunEvent *event)
 {

@@ -52,9 +52,7 @@ static void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
     assert_int_equal(a->ids->len, 5);
 }
 
-/* ---- members
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- members ---- */
 
 static void test_attach_and_status(void **state)
 {
@@ -145,9 +143,7 @@ static void test_revoke_acts_at_once(void **state)
     answer_clear(&a);
 }
 
-/* ---- join
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- join ---- */
 
 static char *create_token(SimCluster *s, const char *role, uint64_t ttl_ms, uint32_t uses)
 {
@@ -259,9 +255,7 @@ static void test_token_survives_restart_but_not_its_uses(void **state)
     answer_clear(&a);
 }
 
-/* ---- requests
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- requests ---- */
 
 static void test_run_and_reuse(void **state)
 {
@@ -441,9 +435,7 @@ static void test_deadline(void **state)
     answer_clear(&a);
 }
 
-/* ---- death
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- death ---- */
 
 static void test_killed_worker_ends_the_request_and_next_runs(void **state)
 {

@@ -77,9 +77,7 @@ static void test_impossible_plan_says_why_and_what_else(void **state)
     answer_clear(&a);
 }
 
-/* ---- slices
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- slices ---- */
 
 typedef struct Fetched {
     bool done;
@@ -162,9 +160,7 @@ static void test_slices_are_the_files_bytes(void **state)
     g_error_free(other.error);
 }
 
-/* ---- renewal
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- renewal ---- */
 
 static void test_renew_gives_the_same_name(void **state)
 {
@@ -195,9 +191,7 @@ static void test_renew_gives_the_same_name(void **state)
     answer_clear(&a);
 }
 
-/* ---- the disk
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- the disk ---- */
 
 static void test_no_epoch_without_a_disk(void **state)
 {
@@ -233,9 +227,7 @@ static void test_no_token_without_a_disk(void **state)
     answer_clear(&a);
 }
 
-/* ---- memory
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- memory ---- */
 
 /* Two deployments that do not fit beside each other: the idle one gives way; one in use does not.
  */

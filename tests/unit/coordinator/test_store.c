@@ -229,9 +229,7 @@ static void test_damaged_file_is_an_error(void **state)
     assert_int_equal(error->code, WEFT_ERROR_IO);
 }
 
-/* ---- records
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- records ---- */
 
 static void test_records_round_trip(void **state)
 {
@@ -303,8 +301,7 @@ static void test_damaged_records(void **state)
     }
 }
 
-/* ---- the state directory
- * --------------------------------------------------------------------------------------- */
+/* ---- the state directory ---- */
 
 static void test_state_directory_has_one_owner(void **state)
 {
