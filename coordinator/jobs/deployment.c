@@ -25,12 +25,8 @@
  * changes the state. */
 #include "coordinator/jobs/deployment.h"
 
-#include "coordinator/message.h"
-#include "coordinator/planner/planner.h"
-#include "coordinator/store/records.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
-#include "proto/plan/plan_message.h"
 #include "transport/crypto/keys.h"
 
 #include <string.h>
@@ -39,19 +35,7 @@
 #define VERDICT_US (INT64_C(700) * 1000)
 #define ATTEMPTS_LIMIT 3u
 
-typedef struct PlanTask {
-    Deployment *deployment; /* NULL: it is gone */
-    Jobs *jobs;
-    Model *model;
-    PlanWish wish;
-    char *job;
-    MemberSnapshot members;
-    Plan *plan;
-    GError *error;
-    GPtrArray *violations, *alternatives;
-} PlanTask;
-
-static void deployment_enter(Deployment *d, DeploymentState state)
+void deployment_enter(Deployment *d, DeploymentState state)
 {
     d->state = state;
     jobs_settle_members(d->jobs);
@@ -80,7 +64,7 @@ const char *deployment_state_text(const Deployment *d)
 
 /* ---- layout ---- */
 
-static void replicas_clear(Deployment *d)
+void deployment_clear_replicas(Deployment *d)
 {
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         ReplicaState *replica = &d->replicas[r];
@@ -120,7 +104,7 @@ static void replica_lay_out(Deployment *d, uint32_t index)
 
 void deployment_lay_out(Deployment *d)
 {
-    replicas_clear(d);
+    deployment_clear_replicas(d);
     d->n_replicas = d->plan->n_replicas;
     d->replicas = g_new0(ReplicaState, d->n_replicas);
     for (uint32_t r = 0; r < d->n_replicas; r++) {
@@ -143,12 +127,10 @@ Deployment *deployment_new(Jobs *jobs, const char *id)
 
 void deployment_free(Deployment *d)
 {
-    if (d->task != NULL) {
-        d->task->deployment = NULL;
-    }
+    deployment_forget_planning(d);
     loop_timer_cancel(d->jobs->options.loop, d->settle);
     loop_timer_cancel(d->jobs->options.loop, d->kick);
-    replicas_clear(d);
+    deployment_clear_replicas(d);
     if (d->plan != NULL) {
         plan_free(d->plan);
     }
@@ -217,7 +199,7 @@ static void fail_waiting(Deployment *d, const GError *error)
     }
 }
 
-static void tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
+void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
 {
     for (GList *l = d->waiting.head; l != NULL; l = l->next) {
         Lease *lease = l->data;
@@ -373,7 +355,7 @@ void deployment_fail(Deployment *d, const GError *why)
     d->error = g_error_copy(why);
     if (again) {
         deployment_enter(d, DEPLOYMENT_IDLE);
-        tell_waiting(d, why->message, 0, "");
+        deployment_tell_waiting(d, why->message, 0, "");
         deployment_kick(d);
         return;
     }
@@ -395,166 +377,6 @@ void deployment_unload(Deployment *d)
     deployment_enter(d, DEPLOYMENT_STOPPED);
 }
 
-/* ---- planning ---- */
-
-static void plan_task_free(void *user)
-{
-    PlanTask *task = user;
-    model_unref(task->model);
-    member_snapshot_free(&task->members);
-    if (task->plan != NULL) {
-        plan_free(task->plan);
-    }
-    g_clear_pointer(&task->violations, g_ptr_array_unref);
-    g_clear_pointer(&task->alternatives, g_ptr_array_unref);
-    g_clear_error(&task->error);
-    g_free(task->job);
-    g_free(task);
-}
-
-static void plan_task_work(void *user)
-{
-    PlanTask *task = user;
-    task->plan = planner_plan(task->model->spec, task->members.members, task->members.n,
-                              &task->wish, &task->violations, &task->alternatives, &task->error);
-}
-
-static GBytes *deployment_record(const Deployment *d, const uint64_t *epochs)
-{
-    Weft__V1__Plan *message = plan_to_message(d->plan);
-    JobRecord record = {.model = d->model_path,
-                        .dp = d->wish.dp,
-                        .pp = d->wish.pp,
-                        .tp = d->wish.tp,
-                        .context = d->context,
-                        .numerics = d->wish.numerics,
-                        .plan = message_pack(&message->base),
-                        .epochs = (uint64_t *)epochs,
-                        .n_epochs = d->n_replicas};
-    memcpy(record.file_hash, d->file_hash.bytes, sizeof record.file_hash);
-    GBytes *bytes = job_record_pack(&record);
-    g_bytes_unref(record.plan);
-    message_free(message);
-    return bytes;
-}
-
-static void deployment_begin_loading(Deployment *d);
-
-static void plan_task_durable(const GError *error, void *user)
-{
-    PlanTask *task = user;
-    Deployment *d = task->deployment;
-    if (d != NULL && d->state == DEPLOYMENT_PLANNING) {
-        d->task = NULL;
-        if (error != NULL) {
-            deployment_fail(d, error);
-        } else {
-            deployment_begin_loading(d);
-        }
-    }
-    plan_task_free(task);
-}
-
-/* Invariant 1: epochs and plan go to disk in one batch before any worker hears of them. */
-static void deployment_persist(Deployment *d, PlanTask *task)
-{
-    g_autoptr(GArray) changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
-    g_autofree uint64_t *epochs = g_new0(uint64_t, d->n_replicas);
-    for (uint32_t r = 0; r < d->n_replicas; r++) {
-        epochs[r] = jobs_next_epoch(d->jobs, d->id, r, changes);
-        d->replicas[r].epoch = epochs[r];
-    }
-    StoreChange job = {
-        .table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
-    g_array_append_val(changes, job);
-    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len,
-                plan_task_durable, task);
-    store_changes_clear(changes);
-}
-
-static GError *with_alternatives(const GError *error, const GPtrArray *alternatives)
-{
-    GError *copy = g_error_copy(error);
-    if (alternatives != NULL && alternatives->len > 0) {
-        g_autoptr(GString) list = g_string_new(NULL);
-        for (guint i = 0; i < alternatives->len; i++) {
-            g_string_append_printf(list, "%s%s", i > 0 ? " | " : "",
-                                   (const char *)g_ptr_array_index(alternatives, i));
-        }
-        g_autofree char *message =
-            g_strdup_printf("%s; possible here: %s", copy->message, list->str);
-        g_free(copy->message);
-        copy->message = g_steal_pointer(&message);
-    }
-    return copy;
-}
-
-static bool wants_memory(const PlanTask *task)
-{
-    for (guint i = 0; task->violations != NULL && i < task->violations->len; i++) {
-        if (((const PlanViolation *)g_ptr_array_index(task->violations, i))->rule ==
-            PLAN_RULE_MEMORY) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void plan_task_done(void *user)
-{
-    PlanTask *task = user;
-    Deployment *d = task->deployment;
-    if (d == NULL || d->state != DEPLOYMENT_PLANNING) {
-        plan_task_free(task);
-        return;
-    }
-    if (task->plan == NULL) {
-        d->task = NULL;
-        if (wants_memory(task) && jobs_make_room(d->jobs, d)) {
-            deployment_enter(d, DEPLOYMENT_IDLE);
-            deployment_kick(d);
-        } else {
-            g_autoptr(GError) error = with_alternatives(task->error, task->alternatives);
-            replicas_clear(d);
-            deployment_fail(d, error);
-        }
-        plan_task_free(task);
-        return;
-    }
-    replicas_clear(d);
-    if (d->plan != NULL) {
-        plan_free(d->plan);
-    }
-    d->plan = g_steal_pointer(&task->plan);
-    deployment_lay_out(d);
-    deployment_persist(d, task);
-}
-
-static void deployment_begin_planning(Deployment *d)
-{
-    Jobs *jobs = d->jobs;
-    PlanTask *task = g_new0(PlanTask, 1);
-    task->deployment = d;
-    task->jobs = jobs;
-    task->model = model_ref(d->model);
-    task->job = g_strdup(d->id);
-    task->members = jobs_snapshot(jobs, d->id);
-    task->wish = (PlanWish){.job = task->job,
-                            .model = task->model->path,
-                            .dp = d->wish.dp,
-                            .pp = d->wish.pp,
-                            .tp = d->wish.tp,
-                            .context = d->wish.context,
-                            .streams = d->wish.streams,
-                            .numerics = d->wish.numerics,
-                            .seal_off = d->jobs->options.seal_off};
-    d->task = task;
-    d->n_attempts++;
-    deployment_enter(d, DEPLOYMENT_PLANNING);
-    tell_waiting(d, "planning", 0, "");
-    work_pool_run_full(jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
-}
-
 /* ---- loading and starting ---- */
 
 static void each_rank(Deployment *d, void (*fn)(RankState *rank))
@@ -572,7 +394,7 @@ static void rank_await(RankState *rank)
     rank->deployment->n_pending++;
 }
 
-static void deployment_begin_loading(Deployment *d)
+void deployment_begin_loading(Deployment *d)
 {
     g_autofree char *layout = plan_layout_text(d->plan);
     log_info(d->jobs->options.log, "job %s planned: %s, epoch %" G_GUINT64_FORMAT, d->id, layout,
@@ -607,7 +429,7 @@ void deployment_on_progress(RankState *rank)
     g_autofree char *done_text = units_format_size(done);
     g_autofree char *total_text = units_format_size(total);
     g_autofree char *text = g_strdup_printf("loading %s of %s", done_text, total_text);
-    tell_waiting(d, text, total > 0 ? (double)done / (double)total : 0, rank->worker);
+    deployment_tell_waiting(d, text, total > 0 ? (double)done / (double)total : 0, rank->worker);
 }
 
 static void replica_start(ReplicaState *replica)
@@ -658,7 +480,7 @@ void deployment_on_loaded(RankState *rank)
         return;
     }
     deployment_enter(d, DEPLOYMENT_STARTING);
-    tell_waiting(d, "starting", 1, "");
+    deployment_tell_waiting(d, "starting", 1, "");
     each_rank(d, rank_await);
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         replica_start(&d->replicas[r]);
@@ -758,7 +580,7 @@ static bool deployment_settles(Deployment *d)
     }
     if (d->settle == NULL) {
         d->settle = loop_timer_start(jobs->options.loop, left, deployment_on_settled, d);
-        tell_waiting(d, "waiting for workers to come back", 0, "");
+        deployment_tell_waiting(d, "waiting for workers to come back", 0, "");
     }
     return true;
 }

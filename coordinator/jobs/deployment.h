@@ -120,6 +120,19 @@ void jobs_settle_members(Jobs *jobs);
 bool jobs_make_room(Jobs *jobs, const Deployment *d);
 /* Who is waited for in the end, in words; NULL if no member of the replica reports a wait. */
 GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica);
+/* The only place that changes the state. */
+void deployment_enter(Deployment *d, DeploymentState state);
+/* Every waiting request hears how far it is. */
+void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker);
+/* Forgets replicas and ranks; nothing of them may be live. */
+void deployment_clear_replicas(Deployment *d);
+/* planning.c: from IDLE, FAILED or STORED; ends in deployment_begin_loading() or deployment_fail().
+ */
+void deployment_begin_planning(Deployment *d);
+/* A plan that is still to come finds nobody. */
+void deployment_forget_planning(Deployment *d);
+/* The plan in d->plan is durable: every rank loads its part. */
+void deployment_begin_loading(Deployment *d);
 uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica);
 /* Takes the next epoch in memory and appends its durable form to changes (of StoreChange, keys and
  * values owned). */

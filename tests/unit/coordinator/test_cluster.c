@@ -498,6 +498,77 @@ static void test_frozen_worker_ends_the_request_in_time(void **state)
     answer_clear(&a);
 }
 
+static void test_two_killed_at_once(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    for (int i = 0; i < 4; i++) {
+        s->workers[i].silent = true;
+    }
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 5, 2, 2);
+    sim_run_for(s, 2 * SECOND);
+    int64_t killed_us = sim_world_now_us(s->world);
+    for (int i = 0, left = 2; i < 4 && left > 0; i++) {
+        if (s->workers[i].n_generates == 0) {
+            sim_worker_kill(&s->workers[i]);
+            left--;
+        }
+    }
+    sim_answer(s, &a, 6 * SECOND);
+    assert_true(a.done_us - killed_us < 5 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
+    for (int i = 0; i < 4; i++) {
+        s->workers[i].silent = false;
+    }
+    sim_run_for(s, SECOND);
+    run_ok(s, &a, 2, 1);
+    answer_clear(&a);
+}
+
+/* The client hears at once; the workers drop nothing, and the next coordinator adopts. */
+static void test_coordinator_dies_during_a_request(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer a = {0};
+    sim_run_begin(s, &a, "hello", 40, 1, 1);
+    sim_run_for(s, SECOND / 2);
+    assert_int_equal(s->workers[0].streams->len, 1);
+    sim_cluster_stop(s);
+    sim_answer(s, &a, SECOND);
+    assert_non_null(a.error);
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->workers[0].streams->len, 0);
+    sim_cluster_start(s);
+    run_ok(s, &a, 1, 1);
+    assert_int_equal(s->workers[0].n_loads, 1);
+    answer_clear(&a);
+}
+
+static void test_drained_while_idle(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, drain = {0};
+    run_ok(s, &a, 1, 1);
+    FakeWorker *busy = s->workers[0].n_generates > 0 ? &s->workers[0] : &s->workers[1];
+    FakeWorker *other = busy == &s->workers[0] ? &s->workers[1] : &s->workers[0];
+    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
+    request.node = busy->name;
+    sim_call(s, &drain, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &drain, SECOND);
+    g_assert_no_error(drain.error);
+    run_ok(s, &a, 1, 1);
+    assert_int_equal(other->n_generates, 1);
+    request.node = (char *)"nobody";
+    sim_call(s, &drain, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &drain, SECOND);
+    assert_int_equal(drain.error->code, WEFT_ERROR_NOT_FOUND);
+    answer_clear(&a);
+    answer_clear(&drain);
+}
+
 /* The leader says that it waits for w-middle; the middle waits for the last: the last is named. */
 static void test_sink_is_named(void **state)
 {
@@ -702,6 +773,9 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(test_two_killed_at_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
                                         tear_down),

@@ -1,0 +1,193 @@
+/* PLANNING of a deployment (deployment.c has the whole machine): the planner runs on the pool with
+ * a snapshot of the members; its plan and the epochs it will use go to disk in one batch; then
+ * LOADING.
+ *
+ * 1. A PlanTask belongs to the pool, then to the store, then is freed; its deployment may be gone
+ * or may have left PLANNING meanwhile: then its result is dropped.
+ * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
+ * is planned again; never one that a request uses. */
+#include "coordinator/jobs/deployment.h"
+
+#include "coordinator/message.h"
+#include "coordinator/planner/planner.h"
+#include "coordinator/store/records.h"
+#include "proto/base/error.h"
+#include "proto/plan/plan_message.h"
+
+#include <string.h>
+
+typedef struct PlanTask {
+    Deployment *deployment; /* NULL: it is gone */
+    Jobs *jobs;
+    Model *model;
+    PlanWish wish;
+    char *job;
+    MemberSnapshot members;
+    Plan *plan;
+    GError *error;
+    GPtrArray *violations, *alternatives;
+} PlanTask;
+
+static void plan_task_free(void *user)
+{
+    PlanTask *task = user;
+    model_unref(task->model);
+    member_snapshot_free(&task->members);
+    if (task->plan != NULL) {
+        plan_free(task->plan);
+    }
+    g_clear_pointer(&task->violations, g_ptr_array_unref);
+    g_clear_pointer(&task->alternatives, g_ptr_array_unref);
+    g_clear_error(&task->error);
+    g_free(task->job);
+    g_free(task);
+}
+
+static void plan_task_work(void *user)
+{
+    PlanTask *task = user;
+    task->plan = planner_plan(task->model->spec, task->members.members, task->members.n,
+                              &task->wish, &task->violations, &task->alternatives, &task->error);
+}
+
+static GBytes *deployment_record(const Deployment *d, const uint64_t *epochs)
+{
+    Weft__V1__Plan *message = plan_to_message(d->plan);
+    JobRecord record = {.model = d->model_path,
+                        .dp = d->wish.dp,
+                        .pp = d->wish.pp,
+                        .tp = d->wish.tp,
+                        .context = d->context,
+                        .numerics = d->wish.numerics,
+                        .plan = message_pack(&message->base),
+                        .epochs = (uint64_t *)epochs,
+                        .n_epochs = d->n_replicas};
+    memcpy(record.file_hash, d->file_hash.bytes, sizeof record.file_hash);
+    GBytes *bytes = job_record_pack(&record);
+    g_bytes_unref(record.plan);
+    message_free(message);
+    return bytes;
+}
+
+static void plan_task_durable(const GError *error, void *user)
+{
+    PlanTask *task = user;
+    Deployment *d = task->deployment;
+    if (d != NULL && d->state == DEPLOYMENT_PLANNING) {
+        d->task = NULL;
+        if (error != NULL) {
+            deployment_fail(d, error);
+        } else {
+            deployment_begin_loading(d);
+        }
+    }
+    plan_task_free(task);
+}
+
+/* Invariant 1: epochs and plan go to disk in one batch before any worker hears of them. */
+static void deployment_persist(Deployment *d, PlanTask *task)
+{
+    g_autoptr(GArray) changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
+    g_autofree uint64_t *epochs = g_new0(uint64_t, d->n_replicas);
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        epochs[r] = jobs_next_epoch(d->jobs, d->id, r, changes);
+        d->replicas[r].epoch = epochs[r];
+    }
+    StoreChange job = {
+        .table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
+    g_array_append_val(changes, job);
+    store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len,
+                plan_task_durable, task);
+    store_changes_clear(changes);
+}
+
+static GError *with_alternatives(const GError *error, const GPtrArray *alternatives)
+{
+    GError *copy = g_error_copy(error);
+    if (alternatives != NULL && alternatives->len > 0) {
+        g_autoptr(GString) list = g_string_new(NULL);
+        for (guint i = 0; i < alternatives->len; i++) {
+            g_string_append_printf(list, "%s%s", i > 0 ? " | " : "",
+                                   (const char *)g_ptr_array_index(alternatives, i));
+        }
+        g_autofree char *message =
+            g_strdup_printf("%s; possible here: %s", copy->message, list->str);
+        g_free(copy->message);
+        copy->message = g_steal_pointer(&message);
+    }
+    return copy;
+}
+
+static bool wants_memory(const PlanTask *task)
+{
+    for (guint i = 0; task->violations != NULL && i < task->violations->len; i++) {
+        if (((const PlanViolation *)g_ptr_array_index(task->violations, i))->rule ==
+            PLAN_RULE_MEMORY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void plan_task_done(void *user)
+{
+    PlanTask *task = user;
+    Deployment *d = task->deployment;
+    if (d == NULL || d->state != DEPLOYMENT_PLANNING) {
+        plan_task_free(task);
+        return;
+    }
+    if (task->plan == NULL) {
+        d->task = NULL;
+        if (wants_memory(task) && jobs_make_room(d->jobs, d)) {
+            deployment_enter(d, DEPLOYMENT_IDLE);
+            deployment_kick(d);
+        } else {
+            g_autoptr(GError) error = with_alternatives(task->error, task->alternatives);
+            deployment_clear_replicas(d);
+            deployment_fail(d, error);
+        }
+        plan_task_free(task);
+        return;
+    }
+    deployment_clear_replicas(d);
+    if (d->plan != NULL) {
+        plan_free(d->plan);
+    }
+    d->plan = g_steal_pointer(&task->plan);
+    deployment_lay_out(d);
+    deployment_persist(d, task);
+}
+
+void deployment_begin_planning(Deployment *d)
+{
+    Jobs *jobs = d->jobs;
+    PlanTask *task = g_new0(PlanTask, 1);
+    task->deployment = d;
+    task->jobs = jobs;
+    task->model = model_ref(d->model);
+    task->job = g_strdup(d->id);
+    task->members = jobs_snapshot(jobs, d->id);
+    task->wish = (PlanWish){.job = task->job,
+                            .model = task->model->path,
+                            .dp = d->wish.dp,
+                            .pp = d->wish.pp,
+                            .tp = d->wish.tp,
+                            .context = d->wish.context,
+                            .streams = d->wish.streams,
+                            .numerics = d->wish.numerics,
+                            .seal_off = d->jobs->options.seal_off};
+    d->task = task;
+    d->n_attempts++;
+    deployment_enter(d, DEPLOYMENT_PLANNING);
+    deployment_tell_waiting(d, "planning", 0, "");
+    work_pool_run_full(jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
+}
+
+void deployment_forget_planning(Deployment *d)
+{
+    if (d->task != NULL) {
+        d->task->deployment = NULL;
+        d->task = NULL;
+    }
+}
