@@ -3,7 +3,6 @@
 #include "coordinator/ca/state_files.h"
 #include "coordinator/coordinator.h"
 #include "proto/base/error.h"
-#include "proto/base/version.h"
 #include "proto/config/options.h"
 #include "transport/daemon/daemon.h"
 
@@ -59,8 +58,9 @@ static int complain(const GError *error)
 
 static void print_version(void)
 {
-    printf("weft-coordinator %s\nprotocol %u, numerics %u\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION,
-           WEFT_NUMERICS_VERSION);
+    g_autofree char *rpc = rpc_libraries(), *store = store_sqlite_library(),
+                    *libraries = g_strdup_printf("%s, %s", rpc, store);
+    daemon_print_version("weft-coordinator", libraries);
 }
 
 static void print_help(void)

@@ -4,7 +4,6 @@
 
 #include "proto/base/error.h"
 #include "proto/base/units.h"
-#include "proto/base/version.h"
 #include "proto/config/options.h"
 #include "transport/daemon/daemon.h"
 
@@ -416,8 +415,17 @@ static void print_help(void)
 
 static void print_version(void)
 {
-    printf("weft-worker %s\nprotocol %u, numerics %u\ninstruction set %s\ncuda none\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION,
-           kernels_isa_name(kernels_best_isa()));
+    static const char *const sets[] = {"generic", "avx2", "avx512"};
+    g_autofree char *rpc = rpc_libraries(), *link = link_library(), *libraries = g_strdup_printf("%s, %s", rpc, link);
+    daemon_print_version("weft-worker", libraries);
+    printf("instruction sets:");
+    for (unsigned i = 0; i < G_N_ELEMENTS(sets); i++) {
+        KernelIsa isa;
+        if (kernels_parse_isa(sets[i], &isa)) {
+            printf(" %s", sets[i]);
+        }
+    }
+    printf("\nCUDA: none\n");
 }
 
 int main(int argc, char **argv)

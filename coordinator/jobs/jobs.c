@@ -392,7 +392,7 @@ static char *job_id(Jobs *jobs, const Model *model)
 {
     g_autofree char *file = g_path_get_basename(model->path);
     g_autoptr(GString) base = g_string_new(NULL);
-    for (const char *c = file; *c != '\0' && strcmp(c, ".gguf") != 0 && base->len < 24; c++) {
+    for (const char *c = file; *c != '\0' && strcmp(c, ".gguf") != 0 && base->len < 12; c++) {
         char lower = g_ascii_tolower(*c);
         if (g_ascii_isalnum(lower)) {
             g_string_append_c(base, lower);

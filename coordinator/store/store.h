@@ -57,6 +57,7 @@ void store_free(Store *store); /* finishes writes that were asked for; NULL-safe
 void store_row_free(StoreRow *row);
 const char *store_table_name(StoreTable table);
 
+char *store_sqlite_library(void); /* "SQLite 3.40.1", as loaded; returned */
 /* Opens or creates STATE/weft.db. INVALID naming both schema versions when it was written by a
  * newer weft; IO otherwise. Blocks: before serving. */
 Store *store_sqlite_open(const char *path, Loop *loop, GError **error);

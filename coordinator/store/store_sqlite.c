@@ -282,6 +282,11 @@ static bool sqlite_prepare(sqlite3 *db, const char *path, GError **error)
     return sqlite_create_schema(db, path, error);
 }
 
+char *store_sqlite_library(void)
+{
+    return g_strdup_printf("SQLite %s", sqlite3_libversion());
+}
+
 Store *store_sqlite_open(const char *path, Loop *loop, GError **error)
 {
     sqlite3 *db = NULL;

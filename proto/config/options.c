@@ -19,7 +19,7 @@ static bool refuse(GError **error, const Option *o, const char *text, const char
 static bool in_range(const Option *o, double value, const char *text, GError **error)
 {
     if ((o->least != 0 || o->most != 0) && !(value >= o->least && value <= o->most)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %s is out of range: use %g to %g", o->name, text, o->least, o->most);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %s is out of range: use %.10g to %.10g", o->name, text, o->least, o->most);
         return false;
     }
     return true;

@@ -247,8 +247,28 @@ static bool any_dropped(const Weft__V1__StatusResponse *s)
     return false;
 }
 
+/* What a member holds: of its latest job without the job's name, and how many more; with details everything. Returned. */
+static char *shards_text(const Weft__V1__Member *m, bool details)
+{
+    if (m->n_shards == 0) {
+        return g_strdup(m->reason[0] != '\0' ? m->reason : "-");
+    }
+    g_autoptr(GString) text = g_string_new(m->reason);
+    for (size_t k = 0; details && k < m->n_shards; k++) {
+        g_string_append_printf(text, "%s%s", text->len > 0 ? "; " : "", m->shards[k]);
+    }
+    if (!details) {
+        const char *latest = m->shards[m->n_shards - 1], *after_job = strchr(latest, ' ');
+        g_string_append_printf(text, "%s%s", text->len > 0 ? "; " : "", after_job != NULL ? after_job + 1 : latest);
+        if (m->n_shards > 1) {
+            g_string_append_printf(text, " +%zu", m->n_shards - 1);
+        }
+    }
+    return g_string_free(g_steal_pointer(&text), FALSE);
+}
+
 /* DROPPED: messages of an old epoch, replayed, or whose seal or checksum is wrong; only where there are any. */
-static void print_members(const Weft__V1__StatusResponse *s)
+static void print_members(const Weft__V1__StatusResponse *s, bool details)
 {
     const bool drops = any_dropped(s);
     TextTable *t = text_table_new(drops ? (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "DROPPED", "AGE", NULL}
@@ -258,18 +278,17 @@ static void print_members(const Weft__V1__StatusResponse *s)
         g_autofree char *threads = g_strdup_printf("%u", m->threads);
         g_autofree char *memory = units_format_size(m->memory_bytes);
         g_autofree char *age = units_format_duration((int64_t)m->age_ms / 1000 * 1000000);
-        g_autoptr(GString) shards = g_string_new(NULL);
-        for (size_t k = 0; k < m->n_shards; k++) {
-            g_string_append_printf(shards, "%s%s", k > 0 ? "; " : "", m->shards[k]);
-        }
+        g_autofree char *shards = shards_text(m, details);
         g_autofree char *lost = g_strdup_printf("%" G_GUINT64_FORMAT, dropped(m));
-        const char *held = shards->len > 0 ? shards->str : m->reason[0] != '\0' ? m->reason : "-";
-        text_table_row(t, m->name, m->state, m->isa, threads, memory, held, drops ? lost : age, drops ? age : NULL, NULL);
+        text_table_row(t, m->name, m->state, m->isa, threads, memory, shards, drops ? lost : age, drops ? age : NULL, NULL);
+    }
+    if (!details) {
+        text_table_fit(t, 5);
     }
     text_table_print(t);
 }
 
-static void print_jobs(const Weft__V1__StatusResponse *s)
+static void print_jobs(const Weft__V1__StatusResponse *s, bool details)
 {
     if (s->n_jobs == 0) {
         return;
@@ -282,6 +301,9 @@ static void print_jobs(const Weft__V1__StatusResponse *s)
         g_autofree char *age = units_format_duration((int64_t)j->age_ms / 1000 * 1000000);
         g_autofree char *model = g_path_get_basename(j->model);
         text_table_row(t, j->id, j->kind, j->state, j->layout, epoch, model, age, NULL);
+    }
+    if (!details) {
+        text_table_fit(t, 5);
     }
     text_table_print(t);
 }
@@ -297,8 +319,8 @@ static bool show_status(Client *client, const StatusOptions *o, GError **error)
     if (o->common.json) {
         print_status_json(status);
     } else {
-        print_members(status);
-        print_jobs(status);
+        print_members(status, o->common.verbose);
+        print_jobs(status, o->common.verbose);
         printf("\npayloads between workers: %s\n", status->seal_off ? "NOT sealed, CRC32C only (--seal off)" : "sealed, AES-256-GCM");
     }
     protobuf_c_message_free_unpacked(&status->base, NULL);

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -63,9 +64,10 @@ Client *client_new_with(const char *address, const char *ca_pem, const char *cer
     return c;
 }
 
-/* The address that the coordinator wrote on start: key "control" of STATE/endpoint. */
-static char *endpoint_of(const char *state)
+/* What the coordinator wrote on start under this key ("control", "pid") in STATE/endpoint; returned, or NULL. */
+static char *endpoint_value(const char *state, const char *key)
 {
+    const size_t n = strlen(key);
     g_autofree char *path = g_build_filename(state, "endpoint", NULL);
     g_autofree char *text = NULL;
     if (!g_file_get_contents(path, &text, NULL, NULL)) {
@@ -73,15 +75,23 @@ static char *endpoint_of(const char *state)
     }
     g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
     for (char **line = lines; *line != NULL; line++) {
-        if (g_str_has_prefix(*line, "control ")) {
-            return g_strdup(g_strstrip(*line + strlen("control ")));
+        if (strncmp(*line, key, n) == 0 && (*line)[n] == ' ') {
+            return g_strdup(g_strstrip(*line + n + 1));
         }
     }
     return NULL;
 }
 
+/* True if a coordinator of this host wrote the endpoint file and its process is gone. */
+static bool coordinator_ended(const char *state)
+{
+    g_autofree char *pid = endpoint_value(state, "pid");
+    return pid != NULL && !local_process_exists(atoi(pid));
+}
+
 typedef struct Identity {
     char *ca, *certificate, *key, *address;
+    bool ended; /* its coordinator does not run */
 } Identity;
 
 static void identity_clear(Identity *i)
@@ -108,7 +118,8 @@ static bool find_identity(const char *state, Identity *out)
     for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
         g_autofree char *directory = g_build_filename(state, places[i], NULL);
         if (read_identity(directory, out)) {
-            out->address = endpoint_of(directory);
+            out->address = endpoint_value(directory, "control");
+            out->ended = coordinator_ended(directory);
             return true;
         }
         identity_clear(out);
@@ -130,8 +141,13 @@ Client *client_new(const CommonOptions *common, GError **error)
     Client *c = NULL;
     if (address == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "%s does not say where the coordinator is: give --cluster ADDR", state);
+    } else if (common->cluster == NULL && id.ended) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the cluster in %s is not running: start it with `weft up`, or its weft-coordinator", state);
     } else {
         c = client_new_with(address, id.ca, id.certificate, id.key, "weft-coordinator", error);
+        if (c != NULL) {
+            c->verbose = common->verbose;
+        }
     }
     identity_clear(&id);
     return c;
@@ -196,6 +212,23 @@ static void cancel_call(void *user)
     }
 }
 
+/* gRPC's account of a failed connection has the reason at its end; --verbose shows all of it. */
+static void say_unreachable(const Client *c, GError *e)
+{
+    static const char *const before_reason[] = {"Failed to connect to remote host: ", "last error: UNKNOWN: ", "last error: "};
+    const char *reason = e->message;
+    for (unsigned i = 0; !c->verbose && i < G_N_ELEMENTS(before_reason); i++) {
+        const char *at = strstr(e->message, before_reason[i]);
+        if (at != NULL) {
+            reason = at + strlen(before_reason[i]);
+            break;
+        }
+    }
+    char *message = g_strdup_printf("nothing of weft answers at %s: %s: is it running, and is this its address?", c->address, reason);
+    g_free(e->message);
+    e->message = message;
+}
+
 static bool wait_for_call(Client *c, Waiting *w, GError **error)
 {
     c->on_interrupt = cancel_call;
@@ -209,7 +242,7 @@ static bool wait_for_call(Client *c, Waiting *w, GError **error)
         g_clear_error(&w->error);
         w->error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
     } else if (g_error_matches(w->error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
-        g_prefix_error(&w->error, "coordinator at %s: ", c->address);
+        say_unreachable(c, w->error);
     }
     g_propagate_error(error, w->error);
     return false;
@@ -316,15 +349,39 @@ void text_table_row(TextTable *t, ...)
     g_ptr_array_add(t->rows, row);
 }
 
+static glong column_width(const TextTable *t, unsigned column)
+{
+    glong width = 0;
+    for (guint i = 0; i < t->rows->len; i++) {
+        width = MAX(width, g_utf8_strlen(((char **)g_ptr_array_index(t->rows, i))[column], -1));
+    }
+    return width;
+}
+
+void text_table_fit(TextTable *t, unsigned column)
+{
+    enum { SCREEN = 80, GAP = 2, LEAST = 8 };
+    glong left = SCREEN;
+    for (unsigned c = 0; c < t->columns; c++) {
+        left -= c == column ? 0 : column_width(t, c) + GAP;
+    }
+    left = MAX(left, LEAST);
+    for (guint r = 0; r < t->rows->len; r++) {
+        char **cell = &((char **)g_ptr_array_index(t->rows, r))[column];
+        if (g_utf8_strlen(*cell, -1) > left) {
+            g_autofree char *kept = g_utf8_substring(*cell, 0, left - 3);
+            g_free(*cell);
+            *cell = g_strconcat(kept, "...", NULL);
+        }
+    }
+}
+
 void text_table_print(TextTable *t)
 {
     for (guint r = 0; r < t->rows->len; r++) {
         char **row = g_ptr_array_index(t->rows, r);
         for (unsigned c = 0; c < t->columns; c++) {
-            glong width = 0;
-            for (guint i = 0; i < t->rows->len; i++) {
-                width = MAX(width, g_utf8_strlen(((char **)g_ptr_array_index(t->rows, i))[c], -1));
-            }
+            const glong width = column_width(t, c);
             printf(c + 1 < t->columns ? "%s%*s  " : "%s\n", row[c], (int)(width - g_utf8_strlen(row[c], -1)), "");
         }
     }

@@ -53,6 +53,7 @@ typedef struct Client {
     RpcChannel *channel;
     char *address;
     bool interrupted; /* SIGINT arrived */
+    bool verbose;     /* errors in full */
     void (*on_interrupt)(void *user);
     void *interrupt_user;
 } Client;
@@ -81,9 +82,12 @@ void cli_progress_end(const CommonOptions *common);
 typedef struct TextTable TextTable;
 TextTable *text_table_new(const char *const *header);
 void text_table_row(TextTable *t, ...) G_GNUC_NULL_TERMINATED; /* const char *, as many as the header has */
+/* Cuts the texts of one column so that a row fits 80 columns, if it is wide enough for that. */
+void text_table_fit(TextTable *t, unsigned column);
 void text_table_print(TextTable *t /* taken */);
 
 /* local.c: the cluster on this machine (up, down, --up N). */
+bool local_process_exists(int pid); /* and has not ended, though its parent may not know yet */
 typedef struct LocalCluster LocalCluster;
 /* Starts coordinator and workers with their state in `state`, waits until all are ready. */
 LocalCluster *local_cluster_start(const char *state, unsigned n_workers, const CommonOptions *common, bool detach, GError **error);

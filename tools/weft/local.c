@@ -57,6 +57,12 @@ static char *start_time_of(pid_t pid)
     return g_strv_length(fields) > 19 ? g_strdup(fields[19]) : NULL;
 }
 
+bool local_process_exists(int pid)
+{
+    g_autofree char *started = start_time_of(pid);
+    return started != NULL;
+}
+
 static bool process_alive(const Process *p)
 {
     g_autofree char *now = start_time_of(p->pid);

@@ -2,7 +2,6 @@
 #include "tools/weft/cli.h"
 
 #include "proto/base/error.h"
-#include "proto/base/version.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -78,7 +77,8 @@ int main(int argc, char **argv)
         return argc < 2 ? 2 : 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("weft %s protocol %u numerics %u\n", WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION);
+        g_autofree char *rpc = rpc_libraries(), *libraries = g_strdup_printf("%s, jansson %s", rpc, jansson_version_str());
+        daemon_print_version("weft", libraries);
         return 0;
     }
     const Verb *verb = find_verb(argv[1]);

@@ -119,7 +119,7 @@ static GArray *wished_layouts(const VerifyOptions *o, uint32_t members, GError *
 
 typedef struct Verdict {
     char *layout, *why;
-    char digest[33];
+    char digest[33], definition[33];
     GArray *ids;
     guint first_difference; /* token index, G_MAXUINT = none */
 } Verdict;
@@ -164,6 +164,7 @@ static bool verify_layout(Client *client, const VerifyOptions *o, const char *pa
     const bool ok = request_run(client, &o->common, &message, NULL, &out, &failed);
     if (ok) {
         g_strlcpy(v->digest, out.digest, sizeof v->digest);
+        g_strlcpy(v->definition, out.definition, sizeof v->definition);
         v->ids = g_array_ref(out.ids);
     } else if (g_error_matches(failed, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE)) {
         v->why = g_strdup(failed->message);
@@ -193,7 +194,28 @@ static bool judge(GArray *verdicts)
             v->first_difference = first_difference(first->ids, v->ids);
         }
     }
-    return equal && first != NULL;
+    return equal;
+}
+
+/* Of the layouts that ran: they ask for the same. */
+static const char *verdict_definition(GArray *verdicts)
+{
+    for (guint i = 0; i < verdicts->len; i++) {
+        const Verdict *v = &g_array_index(verdicts, Verdict, i);
+        if (v->why == NULL) {
+            return v->definition;
+        }
+    }
+    return "";
+}
+
+static guint refused_layouts(GArray *verdicts)
+{
+    guint n = 0;
+    for (guint i = 0; i < verdicts->len; i++) {
+        n += g_array_index(verdicts, Verdict, i).why != NULL;
+    }
+    return n;
 }
 
 static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
@@ -207,6 +229,7 @@ static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
         }
         json_object_set_new(object, "layouts", list);
         json_object_set_new(object, "equal", json_boolean(equal));
+        json_object_set_new(object, "definition", json_string(verdict_definition(verdicts)));
         cli_print_json(object);
         return;
     }
@@ -222,7 +245,12 @@ static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
     text_table_print(t);
 }
 
-static bool verify_all(const VerifyOptions *o, const char *model, bool *equal, GError **error)
+typedef struct Tally {
+    bool equal;
+    guint n, refused;
+} Tally;
+
+static bool verify_all(const VerifyOptions *o, const char *model, Tally *tally, GError **error)
 {
     g_autofree char *path = request_model_path(model);
     Client *client = client_new(&o->common, error);
@@ -239,8 +267,8 @@ static bool verify_all(const VerifyOptions *o, const char *model, bool *equal, G
     }
     cli_progress_end(&o->common);
     if (ok) {
-        *equal = judge(verdicts);
-        print_verdicts(o, verdicts, *equal);
+        *tally = (Tally){judge(verdicts), verdicts->len, refused_layouts(verdicts)};
+        print_verdicts(o, verdicts, tally->equal);
     }
     g_clear_pointer(&wishes, g_array_unref);
     if (status != NULL) {
@@ -254,20 +282,25 @@ static int verify_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     VerifyOptions *o = values;
     GError *error = NULL;
-    bool equal = false;
+    Tally tally = {0};
     if (rest->len != 1) {
         return cli_usage(verb, "one model file is expected");
     }
     LocalCluster *cluster = local_cluster_for(&o->common, &error);
-    const bool ok = error == NULL && verify_all(o, rest->pdata[0], &equal, &error);
+    const bool ok = error == NULL && verify_all(o, rest->pdata[0], &tally, &error);
     local_cluster_free(cluster);
     if (!ok) {
         return cli_fail(error);
     }
-    if (!equal) {
+    if (!tally.equal) {
         fprintf(stderr, "weft: layouts differ: one of the workers computes other bits: see `weft doctor` and the table above\n");
+        return 1;
     }
-    return equal ? 0 : 1;
+    if (tally.refused == tally.n || (tally.refused > 0 && o->layouts != NULL && strcmp(o->layouts, "all") != 0)) {
+        fprintf(stderr, "weft: %u of %u layouts cannot be had: the table says why: choose others with --layouts\n", tally.refused, tally.n);
+        return 2;
+    }
+    return 0;
 }
 
 const Verb VERB_VERIFY = {"verify", "MODEL [--layouts all|LIST]", "run layouts on this cluster and compare their bits", VERIFY_OPTIONS,
@@ -390,6 +423,7 @@ static void bench_defaults(void *values)
 typedef struct BenchRow {
     const char *test;
     char *name, *layout;
+    char definition[33];
     double *all, median, roof, predicted, wire_bytes_per_token;
     double compute_us, wait_us, wire_us, seal_us; /* per token, summed over the members */
     uint64_t n, depth;
@@ -493,6 +527,7 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
             row->wire_bytes_per_token = (double)out.wire_bytes / (double)((prompt + generate) * o->streams);
         }
         if (ok && i == 0 && out.plan != NULL) {
+            g_strlcpy(row->definition, out.definition, sizeof row->definition);
             row->layout = plan_message_layout(out.plan);
             row->predicted = decode ? out.plan->predicted_decode_tokens_per_s : out.plan->predicted_prefill_tokens_per_s;
         }
@@ -565,6 +600,7 @@ static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s
         json_object_set_new(object, "machine", json_pack("{s:s,s:s,s:I,s:f}", "cpu", m != NULL ? m->cpu : "", "isa", m != NULL ? m->isa : "", "threads",
                                                          (json_int_t)threads, "read_bytes_per_s", read));
         json_object_set_new(object, "rows", list);
+        json_object_set_new(object, "definition", json_string(rows[0].definition));
         cli_print_json(object);
         return;
     }
@@ -630,6 +666,9 @@ static int bench_run(const Verb *verb, void *values, GPtrArray *rest)
     GError *error = NULL;
     if (rest->len != 1) {
         return cli_usage(verb, "one model file is expected");
+    }
+    if (o->prompt == 0 && o->generate == 0) {
+        return cli_usage(verb, "there is nothing to measure with -p 0 and -n 0");
     }
     LocalCluster *cluster = local_cluster_for(&o->common, &error);
     const bool ok = error == NULL && bench_all(o, rest->pdata[0], &error);

@@ -4,6 +4,7 @@
 
 #include "proto/base/error.h"
 #include "proto/base/units.h"
+#include "proto/plan/plan_message.h"
 
 #include <stdio.h>
 
@@ -33,6 +34,18 @@ static json_t *ranks_json(const Weft__V1__Stage *s)
     return ranks;
 }
 
+/* The hash that a run under this plan will show. */
+static void add_definition(json_t *object, const Weft__V1__Plan *message)
+{
+    char hex[33];
+    g_autoptr(Plan) plan = plan_from_message(message, NULL);
+    if (plan != NULL) {
+        const Hash128 hash = definition_hash(&plan->definition);
+        hash128_hex(&hash, hex);
+        json_object_set_new(object, "definition", json_string(hex));
+    }
+}
+
 static void print_plan_json(const Weft__V1__PlanResponse *p)
 {
     json_t *object = cli_json_new(), *stages = json_array(), *violations = json_array(), *reasons = json_array(), *near = json_array();
@@ -52,6 +65,7 @@ static void print_plan_json(const Weft__V1__PlanResponse *p)
             json_array_append_new(reasons, json_string(p->plan->reasons[i]));
         }
         json_object_set_new(object, "layout", plan_message_layout_json(p->plan));
+        add_definition(object, p->plan);
     }
     json_object_set_new(object, "stages", stages);
     if (p->plan != NULL) {

@@ -101,7 +101,7 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
     json_object_set_new(object, "definition", json_string(out->definition));
     json_object_set_new(object, "seed", json_integer((json_int_t)out->seed));
     json_object_set_new(object, "timings",
-                        json_pack("{s:f,s:f,s:f}", "load_s", out->load_s, "prefill_tokens_per_s", rate(out->prefill_tokens, out->prefill_s),
+                        json_pack("{s:f,s:f,s:f,s:f}", "load_s", out->load_s, "prefill_s", out->prefill_s, "prefill_tokens_per_s", rate(out->prefill_tokens, out->prefill_s),
                                   "decode_tokens_per_s", rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s)));
     cli_print_json(object);
 }
@@ -276,8 +276,10 @@ static bool converse(ChatOptions *o, const char *model, GError **error)
             message.messages = (Weft__V1__ChatMessage **)history->pdata;
             message.n_messages = history->len;
             ok = request_run(client, &o->common, &message, stdout, &out, error);
-            printf("\n");
-            fflush(stdout);
+            if (ok || out.text->len > 0) {
+                printf("\n");
+                fflush(stdout);
+            }
             add_message(history, "assistant", out.text->str);
             run_outcome_clear(&out);
         }

@@ -80,6 +80,9 @@ static int down_run(const Verb *verb, void *values, GPtrArray *rest)
         printf("would stop the cluster in %s\n", state);
         return 0;
     }
+    if (!local_cluster_running(state) && !o->common.quiet) {
+        fprintf(stderr, "no cluster of `weft up` runs in %s\n", state);
+    }
     return local_cluster_stop(state, &error) ? 0 : cli_fail(error);
 }
 

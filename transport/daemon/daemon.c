@@ -1,6 +1,10 @@
 #include "transport/daemon/daemon.h"
 
+#include "proto/base/version.h"
+
+#include <glib.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 #if defined(__x86_64__)
@@ -41,4 +45,10 @@ void daemon_prepare(void)
 #if defined(__x86_64__)
     _mm_setcsr(0x1F80); /* NUMERICS 8; threads started later inherit it */
 #endif
+}
+
+void daemon_print_version(const char *program, const char *libraries)
+{
+    printf("%s %s\nprotocol %u, numerics %u\nlibraries: %s, GLib %u.%u.%u\n", program, WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION, libraries,
+           glib_major_version, glib_minor_version, glib_micro_version);
 }

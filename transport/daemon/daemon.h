@@ -26,5 +26,7 @@ void main_loop_unwatch(MainLoop *loop, unsigned id);
 
 /* READY=1, STOPPING=1, STATUS=...; no-op without systemd. */
 void daemon_notify(const char *state);
+/* --version: the release, what peers compare, and what the program stands on ("gRPC core 29.0.0, UCX 1.13.1"; GLib is added). */
+void daemon_print_version(const char *program, const char *libraries);
 /* Raises RLIMIT_NOFILE, ignores SIGPIPE, sets MXCSR, drops core dumps (keys are in memory). */
 void daemon_prepare(void);

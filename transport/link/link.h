@@ -108,6 +108,8 @@ typedef struct LinkFill { /* a fill and its context */
 
 /* UCX over tcp and shared memory; transports come from the process environment (link_ucx_environment()). */
 LinkFill *link_fill_ucx(void);
+/* "UCX 1.13.1", as loaded. Returned. */
+char *link_library(void);
 /* To be called first thing in main: sets UCX_* defaults (a user's own win) and re-executes the program once if one had to be set;
  * returns if nothing was to do. tls: NULL = shared memory and tcp, "tcp" = tcp alone. device: an interface's name or an address that
  * it has; NULL = the first interface that is up and not loopback, else loopback. */

@@ -516,6 +516,13 @@ static void ucx_release(OwnedFill *fill)
     g_free(fill);
 }
 
+char *link_library(void)
+{
+    unsigned major, minor, release;
+    ucp_get_version(&major, &minor, &release);
+    return g_strdup_printf("UCX %u.%u.%u", major, minor, release);
+}
+
 LinkFill *link_fill_ucx(void)
 {
     OwnedFill *owned = g_new0(OwnedFill, 1);

@@ -137,6 +137,8 @@ void rpc_client_cancel(RpcClientCall *call); /* on_done follows with CANCELLED *
 
 /* ---- fills ----------------------------------------------------------------------------------------------------- */
 
+/* What the gRPC fill stands on, with versions: "gRPC core 29.0.0, protobuf-c 1.4.1". Returned. */
+char *rpc_libraries(void);
 RpcTransport *rpc_transport_grpc(void); /* process-wide, refcounts grpc_init; never freed by callers */
 RpcTransport *rpc_transport_inproc_new(void); /* its servers are found by listen name; credentials give the peer: see inproc.h */
 void rpc_transport_inproc_free(RpcTransport *t);

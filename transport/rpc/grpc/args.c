@@ -139,6 +139,11 @@ const RpcTransportOps *grpc_ops(void)
     return &ops;
 }
 
+char *rpc_libraries(void)
+{
+    return g_strdup_printf("gRPC core %s, protobuf-c %s", grpc_version_string(), protobuf_c_version());
+}
+
 RpcTransport *rpc_transport_grpc(void)
 {
     static RpcTransport transport;

@@ -1,0 +1,355 @@
+"""Every verb once on a cluster of three workers: exit codes, what is printed where, the objects that --json prints (CONTRACT)."""
+import os
+import re
+import signal
+import subprocess
+
+import harness
+from harness import Cluster, WEFT, clean_environment, folder, tiny_model, wait_for
+
+work = folder("verbs")
+model = tiny_model(work)
+cluster = Cluster(start=False)
+weft = cluster.weft
+LAYOUT = {"dp": int, "pp": int, "tp": int}
+SECRETS = []  # tokens and prompts of this run; none may be in a log
+
+
+def shape(value, wanted, path="object"):
+    """Every key of `wanted` is in value with this type, or shape, or (in a list of one) shape of each element."""
+    if isinstance(wanted, dict):
+        assert isinstance(value, dict), f"{path} is {value!r}"
+        for key, inner in wanted.items():
+            assert key in value, f"{path} lacks '{key}': it has {list(value)}"
+            shape(value[key], inner, f"{path}.{key}")
+    elif isinstance(wanted, list):
+        assert isinstance(value, list) and value, f"{path} is {value!r}"
+        for i, element in enumerate(value):
+            shape(element, wanted[0], f"{path}[{i}]")
+    else:
+        kinds = (int, float) if wanted is float else (wanted,)
+        assert isinstance(value, kinds) and (wanted is bool or not isinstance(value, bool)), f"{path} is {value!r}, not {wanted.__name__}"
+
+
+def narrow(text):
+    for line in text.splitlines():
+        assert len(line) <= 80, f"a line of {len(line)} columns: {line}"
+
+
+def case_no_cluster():
+    """verbs that need a cluster say how to start one and exit with 5"""
+    for words in (["status"], ["run", model, "-p", "x"], ["plan", model], ["drain", "worker-1"], ["token", "create"]):
+        weft(*words).fails(5, "weft up")
+
+
+def case_dry_up():
+    """up --dry-run starts nothing"""
+    assert "3 workers" in weft("up", "--workers", 3, "--dry-run", "-q").ok().out
+    assert not (cluster.state / "up").exists()
+
+
+def case_up():
+    """up starts three ready workers, --json says so"""
+    up = weft("up", "--workers", 3, "--json", "-q").ok()
+    shape(up.json(), {"state": str, "workers": int})
+    assert up.err == "", up
+
+
+def case_up_again():
+    """up again is a no-op that says so"""
+    before = cluster.pid("coordinator")
+    assert "running already" in weft("up", "--workers", 3).ok().err
+    assert cluster.pid("coordinator") == before
+
+
+def case_status():
+    """status: every member with every field, exit 0"""
+    status = weft("status", "--json").ok().json()
+    shape(status, {"cluster": str, "generation": int, "release": str, "ca_hash": str, "jobs": list,
+                   "members": [{"name": str, "state": str, "address": str, "epoch": int, "isa": str, "threads": int, "memory_bytes": int, "shards": list}]})
+    assert sorted(m["name"] for m in status["members"]) == ["worker-1", "worker-2", "worker-3"]
+    assert all(m["state"] == "ready" for m in status["members"]), status
+
+
+def case_plan():
+    """plan: layout, stages, prediction; nothing is loaded"""
+    plan = weft("plan", model, "--json").ok().json()
+    shape(plan, {"layout": LAYOUT, "violations": list, "definition": str,
+                 "predicted": {"prefill_tokens_per_s": float, "decode_tokens_per_s": float, "bound": str},
+                 "stages": [{"layers": [int], "ranks": [{"worker": str, "units": dict, "weight_bytes": int, "kv_bytes_per_token": int, "peak_bytes": int}]}]})
+    assert plan["predicted"]["bound"] in ("memory", "compute", "link")
+    assert plan["stages"][0]["layers"][0] == 0 and plan["stages"][-1]["layers"][1] == 3
+    assert cluster.status()["jobs"] == []
+    text = weft("plan", model, "--pp", 2, "--tp", 1).ok().out
+    assert "layout dp1 pp2 tp1,1" in text and "predicted:" in text, text
+
+
+def case_plan_impossible():
+    """plan: an impossible layout is exit 2 with the legal ones near it; --json has the violations"""
+    weft("plan", model, "--tp", 4).fails(2, "4 workers", "--tp 3")
+    refused = weft("plan", model, "--tp", 40, "--json")
+    assert refused.code == 2 and refused.json()["violations"], refused
+
+
+def case_run():
+    """run: text on stdout, progress and speed on stderr"""
+    SECRETS.append("xylophone quartz")
+    answer = weft("run", model, "-p", "xylophone quartz", "-n", 8).ok()
+    assert answer.out.strip() and "digest" in answer.err and "digest" not in answer.out, answer
+    assert "\x1b" not in answer.err and "\r" not in answer.err, "terminal sequences on a file"
+
+
+def case_run_json():
+    """run --json: one object with every field; the same seed gives the same tokens"""
+    words = ["run", model, "-p", "hello there", "-n", 6, "--temp", 0.9, "--seed", 42, "--json"]
+    one = weft(*words).ok().json()
+    shape(one, {"model": str, "text": str, "tokens": [int], "prompt_tokens": int, "finish_reason": str, "digest": str, "layout": LAYOUT, "workers": [str],
+                "definition": str, "seed": int,
+                "timings": {"load_s": float, "prefill_s": float, "prefill_tokens_per_s": float, "decode_tokens_per_s": float}})
+    assert one["seed"] == 42 and one["finish_reason"] in ("stop", "length") and re.fullmatch("[0-9a-f]{32}", one["digest"]), one
+    two = weft(*words).ok().json()
+    assert (two["tokens"], two["digest"]) == (one["tokens"], one["digest"])
+    other = weft(*words[:-3], "--seed", 43, "--json").ok().json()
+    assert other["tokens"] != one["tokens"]
+
+
+def case_quiet():
+    """run --quiet prints nothing on stderr"""
+    assert weft("run", model, "-p", "hello", "-n", 3, "--quiet").ok().err == ""
+
+
+def case_run_file():
+    """run -f: a prompt from a file and from stdin give the same digest as -p"""
+    path = work / "prompt.txt"
+    path.write_text("the very same")
+    digests = {weft("run", model, "-n", 3, "--json", *more).ok().json()["digest"] for more in (["-p", "the very same"], ["-f", path])}
+    digests.add(weft("run", model, "-n", 3, "--json", "-f", "-", stdin=b"the very same").ok().json()["digest"])
+    assert len(digests) == 1, digests
+
+
+def case_run_stop():
+    """run --stop ends the answer before the stop text"""
+    whole = weft("run", model, "-p", "abc", "-n", 12, "--json").ok().json()["text"]
+    stop = whole[len(whole) // 2:][:2]
+    cut = weft("run", model, "-p", "abc", "-n", 12, "--stop", stop, "--json").ok().json()
+    assert cut["finish_reason"] == "stop" and cut["text"] == whole[:whole.index(stop)], (whole, stop, cut)
+
+
+def case_job_columns():
+    """status: tables fit 80 columns with several jobs"""
+    weft("run", model, "-p", "x", "-n", 2, "--pp", 3, "-q").ok()
+    status = weft("status").ok()
+    narrow(status.out)
+    assert status.out.splitlines()[0].startswith("NAME") and status.out.splitlines()[0].endswith("AGE"), status
+    shape(cluster.status(), {"jobs": [{"id": str, "kind": str, "state": str, "layout": str, "epoch": int, "model": str}]})
+    assert any(m["shards"] for m in cluster.status()["members"])
+
+
+def case_top():
+    """top draws status again until SIGINT ends it"""
+    process = subprocess.Popen([str(WEFT), "top"], env=clean_environment(cluster.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    screens = 0
+    for line in process.stdout:
+        screens += "NAME" in line
+        if screens == 2:
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert screens == 2 and process.wait(harness.GUARD_S) in (0, 130), process.returncode
+
+
+def case_chat():
+    """chat: a line a message, the history goes along, it ends with the input"""
+    answer = weft("chat", model, "-n", 6, "-q", stdin=b"Say hello.\nAgain.\n").ok()
+    assert len([line for line in answer.out.splitlines() if line]) >= 2, answer
+    one = weft("chat", model, "-n", 6, "-q", stdin=b"Again.\n").ok()
+    assert not answer.out.endswith(one.out), "the second answer does not depend on what was said before"
+
+
+def case_chat_template():
+    """chat and run --chat on a model without a template are refused with what to do"""
+    path = work / "plain.gguf"
+    path.write_bytes(model.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.else_template"))
+    weft("run", path, "-p", "x", "--chat", "-q").fails(2, "chat template")
+    weft("chat", path, "-q", stdin=b"x\n").fails(2, "chat template")
+
+
+def case_perplexity():
+    """perplexity: --json has its three figures, and they fit each other"""
+    text = work / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 12)
+    got = weft("perplexity", model, "-f", text, "--ctx", 64, "--json").ok().json()
+    shape(got, {"perplexity": float, "nll_mean": float, "tokens_scored": int, "definition": str})
+    assert abs(got["perplexity"] / 2.718281828459045 ** got["nll_mean"] - 1) < 1e-6 and got["tokens_scored"] > 0, got
+    same = weft("perplexity", model, "-f", text, "--ctx", 64, "--json", "--pp", 2).ok().json()
+    assert same["nll_mean"] == got["nll_mean"], "the layout changed a result"
+    assert "perplexity" in weft("perplexity", model, "-f", text, "--ctx", 64, "-q").ok().out
+
+
+def case_bench():
+    """bench: machine and rows with every field"""
+    got = weft("bench", model, "-p", 32, "-n", 8, "-r", 2, "--json", "-q").ok().json()
+    shape(got, {"machine": {"cpu": str, "isa": str, "threads": int, "read_bytes_per_s": float}, "definition": str,
+                "rows": [{"test": str, "depth": int, "streams": int, "layout": str, "threads": int, "tokens_per_s": float, "tokens_per_s_all": [float],
+                          "wire_bytes_per_token": float}]})
+    assert [r["test"] for r in got["rows"]] == ["pp32", "tg8"]
+    shape(got["rows"][1], {"roof_tokens_per_s": float, "roof_fraction": float})
+    narrow(weft("bench", model, "-p", 16, "-n", 4, "-r", 1, "-q").ok().out.split("\n\n")[0])
+    weft("bench", model, "-p", 0, "-n", 0).fails(2)
+
+
+def case_verify():
+    """verify: every layout that three workers allow, one digest"""
+    got = weft("verify", model, "-n", 4, "--json", "-q").ok().json()
+    shape(got, {"layouts": [{"layout": str}], "equal": bool, "definition": str})
+    ran = [v["layout"] for v in got["layouts"] if v["digest"]]
+    assert got["equal"] and {"dp1 pp1 tp1", "dp1 pp1 tp2", "dp1 pp1 tp3", "dp1 pp2 tp1", "dp1 pp3 tp1", "dp2 pp1 tp1"} <= set(ran), got
+    assert len({v["digest"] for v in got["layouts"] if v["digest"]}) == 1
+
+
+def case_verify_refused():
+    """verify --layouts LIST: one that is impossible is exit 2, told in the table"""
+    got = weft("verify", model, "-n", 2, "--layouts", "tp1,tp40", "-q")
+    assert got.code == 2 and "attention units" in got.out and len(got.err.splitlines()) == 1, got
+    weft("verify", model, "--layouts", "fast").fails(2, "pp2tp3")
+
+
+def case_drain():
+    """drain: the worker takes no new work and says why; undrain gives it back"""
+    weft("drain", "worker-2", "--reason", "new memory", "-q").ok()
+    cluster.wait_states({"worker-2": ("draining",)}, "worker-2 to drain")
+    assert cluster.member("worker-2")["reason"] == "new memory"
+    assert "new memory" in weft("status").out
+    got = weft("run", model, "-p", "x", "-n", 2, "--tp", 2, "--json", "-q").ok().json()
+    assert "worker-2" not in got["workers"], got
+    weft("run", model, "-p", "x", "-n", 2, "--tp", 3, "-q").fails(2, "3 workers")
+    weft("undrain", "worker-2", "-q").ok()
+    cluster.wait_states({"worker-2": ("ready", "serving")}, "worker-2 to be back")
+    assert weft("run", model, "-p", "x", "-n", 2, "--tp", 3, "--json", "-q").ok().json()["layout"]["tp"] == 3
+
+
+def case_token():
+    """token create: the complete line, --json with its parts; --dry-run makes none"""
+    line = weft("token", "create", "-q").ok().out.split()
+    assert line[0] == "weft-worker" and line[1::2] == ["--join", "--token", "--ca-hash"] and line[6].startswith("sha256:"), line
+    SECRETS.append(line[4])
+    login = weft("token", "create", "--role", "admin", "--ttl", "5s").ok().out.split()
+    assert login[:2] == ["weft", "login"] and login[3::2] == ["--token", "--ca-hash"], login
+    SECRETS.append(login[4])
+    parts = weft("token", "create", "--json").ok().json()
+    shape(parts, {"token": str, "ca_hash": str, "join_address": str, "role": str, "expires": int})
+    SECRETS.append(parts["token"])
+    assert parts["ca_hash"] == line[6]
+    assert "would" in weft("token", "create", "--dry-run").ok().out
+
+
+def case_login():
+    """login makes another account an admin; without its certificate it is nobody"""
+    home = folder("login")
+    elsewhere = {"WEFT_STATE": str(home)}
+    token = weft("token", "create", "--role", "admin", "--json").ok().json()
+    SECRETS.append(token["token"])
+    weft("status", env=elsewhere).fails(5)
+    weft("login", token["join_address"], "--token", token["token"], "--ca-hash", token["ca_hash"], env=elsewhere).ok()
+    assert len(weft("status", "--json", env=elsewhere).ok().json()["members"]) == 3
+    for path in home.rglob("*.key"):
+        assert path.stat().st_mode & 0o077 == 0, f"{path} is readable by others"
+
+
+def case_submit_role():
+    """a submit certificate may run and look, not administer: exit 6"""
+    elsewhere = {"WEFT_STATE": str(folder("submit"))}
+    token = weft("token", "create", "--role", "submit", "--json").ok().json()
+    weft("login", token["join_address"], "--token", token["token"], "--ca-hash", token["ca_hash"], "-q", env=elsewhere).ok()
+    weft("run", model, "-p", "x", "-n", 2, "-q", env=elsewhere).ok()
+    weft("status", "-q", env=elsewhere).ok()
+    weft("token", "create", env=elsewhere).fails(6)
+    weft("drain", "worker-1", env=elsewhere).fails(6)
+
+
+def case_probe():
+    """probe: 0 serving, 1 arguments, 2 connect, 3 rpc, as grpc_health_probe"""
+    control = cluster.endpoint("control")
+    assert weft("probe", control).ok().out == "status: SERVING\n"
+    weft("run", model, "-p", "x", "-n", 2, "--tp", 3, "-q").ok()
+    for member in cluster.status()["members"]:
+        weft("probe", member["address"]).ok()
+    weft("probe").fails(1)
+    weft("probe", "127.0.0.1:1").fails(2, "127.0.0.1:1")
+    weft("probe", control, "--service", "no.such.Service").fails(3, "no.such.Service")
+    weft("probe", control, env={"WEFT_STATE": str(work / "nobody")}).fails(3, "weft login")
+
+
+def case_doctor():
+    """doctor: a line a check, --json the same, exit 0 while nothing is wrong"""
+    got = weft("doctor", "--json").ok().json()
+    shape(got, {"checks": [{"check": str, "ok": bool, "text": str}], "problems": int})
+    assert {f"member worker-{i}" for i in (1, 2, 3)} <= {c["check"] for c in got["checks"]}
+    assert weft("doctor").ok().out.startswith("CHECK")
+
+
+def case_help():
+    """--help of every verb, --version of every program, exit 0"""
+    overview = weft("--help").ok().out
+    verbs = re.findall(r"^  (\S+) ", overview, re.M)
+    assert {"up", "down", "token", "revoke", "login", "status", "top", "doctor", "plan", "run", "chat", "verify", "perplexity", "bench", "drain", "undrain",
+            "probe"} <= set(verbs)
+    for verb in verbs:
+        assert f"weft {verb}" in weft(verb, "--help").ok().out
+    for program in (WEFT, harness.COORDINATOR, harness.WORKER):
+        version = harness.command([program, "--version"]).ok().out
+        assert re.search(r"\d+\.\d+\.\d+", version) and "protocol" in version and "numerics" in version, version
+        assert "libraries: gRPC" in version, version
+    assert "UCX" in version and "instruction sets: generic" in version and "CUDA" in version, version
+    assert "WEFT_THREADS" in harness.command([harness.WORKER, "--help"]).ok().out
+
+
+def case_interrupt():
+    """SIGINT cancels the request on the cluster, not only the client: exit 130"""
+    slow = tiny_model(work, "slow.gguf", context=65536)
+    process = subprocess.Popen([str(WEFT), "run", str(slow), "-p", "go", "-n", "60000", "-q"], env=clean_environment(cluster.env), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stdout.read(1), process.stderr.read()
+    assert any(j["active_requests"] for j in cluster.status()["jobs"])
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=harness.GUARD_S)
+    assert process.returncode == 130 and len(err.decode().strip().splitlines()) == 1, (process.returncode, err)
+    wait_for("the cluster to drop the request", lambda: not any(j["active_requests"] for j in cluster.status()["jobs"]))
+
+
+def case_own_cluster():
+    """run --up 2 has a cluster for itself and leaves nothing"""
+    before = set(os.listdir("/tmp"))
+    got = weft("run", model, "-p", "x", "-n", 3, "--up", 2, "--tp", 2, "--json", "-q", env={"WEFT_STATE": str(work / "none")}).ok().json()
+    assert sorted(got["workers"]) == ["worker-1", "worker-2"]
+    left = [n for n in set(os.listdir("/tmp")) - before if n.startswith("weft-up-")]
+    assert not left, left
+
+
+def case_no_secrets():
+    """no prompt, token or key is in any log"""
+    logs = cluster.logs()
+    assert len(logs) == 4
+    for name, text in logs.items():
+        assert "PRIVATE KEY" not in text, name
+        for secret in SECRETS:
+            assert secret not in text, f"{secret} is in {name}"
+
+
+def case_alive():
+    """all daemons are the ones that were started"""
+    members = {m["name"]: m["state"] for m in cluster.status()["members"]}
+    assert set(members) == {"worker-1", "worker-2", "worker-3"} and set(members.values()) <= {"ready", "serving"}, members
+    assert cluster.status()["generation"] == 1
+
+
+def case_down():
+    """down stops all of them, again says that nothing runs"""
+    pids = [cluster.pid(n) for n in ("coordinator", "worker-1", "worker-2", "worker-3")]
+    weft("down", "-q").ok()
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in pids)
+    assert "no cluster" in weft("down").ok().err
+    weft("status").fails(5, "weft up")
+
+
+harness.run_cases([case for name, case in list(globals().items()) if name.startswith("case_")])
