@@ -184,18 +184,21 @@ static void group_heads(const Stage *s, uint32_t kv, uint32_t *first, uint32_t *
 
 enum { ROW_TILE = 16 }; /* rows of one work item */
 
-static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t row, uint32_t n_rows, uint32_t kv, unsigned t)
+/* Rows x one KV head over all keys into s->attn, or over one run of keys into `partial`. */
+static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t row, uint32_t n_rows, uint32_t kv, uint32_t run, float *partial,
+                        unsigned t)
 {
     Stage *s = p->s;
     const Shard *shard = s->o.shard;
     const uint32_t hd = s->o.spec->head_size;
     const uint32_t position = g->position + (row - g->row0);
-    const uint32_t n_keys = position + n_rows, n_blocks = (n_keys + KV_BLOCK - 1) / KV_BLOCK;
+    const uint32_t n_keys = position + n_rows, n_blocks = (n_keys + KV_BLOCK - 1) / KV_BLOCK, run_blocks = ATTENTION_RUN_KEYS / KV_BLOCK;
+    const uint32_t b0 = partial != NULL ? run * run_blocks : 0, b1 = partial != NULL ? MIN(b0 + run_blocks, n_blocks) : n_blocks;
     const uint32_t *pages = p->run->page_tables[g->slot];
     const uint8_t **k_blocks = s->blocks[t], **v_blocks = k_blocks + n_blocks;
     uint32_t h0, h1;
     group_heads(s, shard->kv_first + kv, &h0, &h1);
-    for (uint32_t b = 0; b < n_blocks; b++) {
+    for (uint32_t b = b0; b < b1; b++) {
         k_blocks[b] = kv_pages_k(&s->kv, pages[b], layer, kv);
         v_blocks[b] = kv_pages_v(&s->kv, pages[b], layer, kv);
     }
@@ -216,12 +219,14 @@ static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t 
         .k_blocks = k_blocks,
         .v_blocks = v_blocks,
         .scratch = s->scratch[t],
+        .partial = partial,
+        .run = run,
     };
     s->o.kernels->attention[s->o.plan->definition.kv_type](&args);
 }
 
 /* Work items (row tile x KV head) go round the threads: causal tiles grow, so neighbours balance. */
-static void attend(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
+static void attend_whole(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
 {
     const Step *step = p->run->step;
     uint32_t item = 0;
@@ -230,11 +235,86 @@ static void attend(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
         for (uint32_t r = 0; r < g->n_rows; r += ROW_TILE) {
             for (uint32_t kv = 0; kv < p->s->o.shard->n_kv_heads; kv++, item++) {
                 if (item % n_threads == t) {
-                    attend_tile(p, layer, g, g->row0 + r, MIN(ROW_TILE, g->n_rows - r), kv, t);
+                    attend_tile(p, layer, g, g->row0 + r, MIN(ROW_TILE, g->n_rows - r), kv, 0, NULL, t);
                 }
             }
         }
     }
+}
+
+/* Decoding few sequences, (row, KV head) pairs are too few to occupy the threads evenly: the items are runs of keys, whose partials lie in s->gate (free
+ * until the feed-forward) as [run][own head], segment after segment, and are combined behind a barrier. The same bits. */
+enum { ITEMS_PER_THREAD = 4 }; /* more whole items than this balance by themselves */
+
+static bool attends_by_runs(const Pass *p, unsigned n_threads)
+{
+    const Step *step = p->run->step;
+    const Shard *shard = p->s->o.shard;
+    const size_t capacity = (size_t)p->s->max_rows * shard->layers[0].gate.n_out;
+    size_t runs = 0;
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < step->n_segments; i++) {
+        const uint32_t n = attention_runs(step->segments[i].position + 1);
+        longest = MAX(longest, n);
+        runs += n;
+    }
+    return n_threads > 1 && step->n_segments == p->rows && longest > 1 &&
+           step->n_segments * shard->n_kv_heads < ITEMS_PER_THREAD * n_threads &&
+           runs * shard->n_heads * attention_partial_floats(p->s->o.spec->head_size) <= capacity;
+}
+
+static void attend_runs(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
+{
+    const Step *step = p->run->step;
+    const Shard *shard = p->s->o.shard;
+    const size_t floats = attention_partial_floats(p->s->o.spec->head_size);
+    float *partials = p->s->gate;
+    uint32_t item = 0;
+    for (uint32_t i = 0; i < step->n_segments; i++) {
+        const StepSegment *g = &step->segments[i];
+        const uint32_t n_runs = attention_runs(g->position + 1);
+        for (uint32_t run = 0; run < n_runs; run++) {
+            for (uint32_t kv = 0; kv < shard->n_kv_heads; kv++, item++) {
+                uint32_t h0, h1;
+                group_heads(p->s, shard->kv_first + kv, &h0, &h1);
+                if (item % n_threads == t) {
+                    attend_tile(p, layer, g, g->row0, 1, kv, run, partials + (run * shard->n_heads + h0 - shard->head_first) * floats, t);
+                }
+            }
+        }
+        partials += n_runs * shard->n_heads * floats;
+    }
+}
+
+static void combine_runs(Pass *p, unsigned t, unsigned n_threads)
+{
+    const Step *step = p->run->step;
+    const Shard *shard = p->s->o.shard;
+    const uint32_t hd = p->s->o.spec->head_size;
+    const size_t floats = attention_partial_floats(hd);
+    float *partials = p->s->gate;
+    uint32_t first, last;
+    pool_share(shard->n_heads, 1, t, n_threads, &first, &last);
+    for (uint32_t i = 0; i < step->n_segments; i++) {
+        const StepSegment *g = &step->segments[i];
+        const uint32_t n_runs = attention_runs(g->position + 1);
+        for (uint32_t h = first; h < last; h++) {
+            p->s->o.kernels->attention_combine(partials + h * floats, shard->n_heads * floats, n_runs, hd,
+                                               p->s->attn + ((size_t)g->row0 * shard->n_heads + h) * hd);
+        }
+        partials += n_runs * shard->n_heads * floats;
+    }
+}
+
+static void attend(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
+{
+    if (!attends_by_runs(p, n_threads)) {
+        attend_whole(p, layer, t, n_threads);
+        return;
+    }
+    attend_runs(p, layer, t, n_threads);
+    meet(p);
+    combine_runs(p, t, n_threads);
 }
 
 /* ---- a layer, top to bottom ---- */

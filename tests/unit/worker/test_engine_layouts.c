@@ -32,7 +32,7 @@ static Gguf *tiny(Dtype type, char **path_out)
     config.head_size = 32;
     config.ffn_width = 768;
     config.vocab_size = 2500;
-    config.context = 512;
+    config.context = 2048;
     config.seed = 42;
     *path_out = g_strdup_printf("%s/weft-engine-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
     if (!gguf_builder_write(&config, *path_out, &error)) {
@@ -248,6 +248,39 @@ static void test_score(void **state)
     g_unlink(path);
 }
 
+/* Far behind the first tokens, threads share the keys of one row by runs (kernels/ops/attention.h): from the second run on, and in the middle of
+ * decoding; two sequences of different length at once. */
+static void test_keys_shared_by_threads(void **state)
+{
+    enum { LONG = 1100, SHORT = 505, TOKENS = 16 };
+    static const LocalLayout layouts[] = {{.pp = 1, .tp = {1}}, {.pp = 1, .tp = {1}, .threads = 2}, {.pp = 1, .tp = {2}, .threads = 3}};
+    uint32_t prompt[LONG];
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_Q4_1, &path);
+    LocalResult first[2], other[2];
+    for (uint32_t i = 0; i < LONG; i++) {
+        prompt[i] = (i * 37 + i / 11) % 2500;
+    }
+    const EngineRequest requests[] = {{.prompt = prompt, .n_prompt = LONG, .max_tokens = TOKENS},
+                                      {.prompt = prompt + 7, .n_prompt = SHORT, .max_tokens = TOKENS}};
+    for (unsigned i = 0; i < G_N_ELEMENTS(layouts); i++) {
+        LocalLayout layout = layouts[i];
+        layout.isa = kernels_best_isa();
+        layout.context = 2048;
+        LocalReplica *r = replica(g, layout);
+        local_replica_run(r, requests, 2, i == 0 ? first : other);
+        local_replica_free(r);
+        for (unsigned j = 0; i > 0 && j < 2; j++) {
+            assert_int_equal(other[j].n, TOKENS);
+            assert_same(&first[j], &other[j]);
+            local_result_clear(&other[j]);
+        }
+    }
+    local_result_clear(&first[0]);
+    local_result_clear(&first[1]);
+    g_unlink(path);
+}
+
 static void test_bad_requests(void **state)
 {
     g_autofree char *path = NULL;
@@ -275,6 +308,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f32_layouts),    cmocka_unit_test(test_q4_1_layouts), cmocka_unit_test(test_other_types),
         cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_neighbours), cmocka_unit_test(test_sampled_layouts),
+        cmocka_unit_test(test_keys_shared_by_threads),
         cmocka_unit_test(test_resumed),        cmocka_unit_test(test_score),        cmocka_unit_test(test_bad_requests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
