@@ -210,9 +210,15 @@ static void listen_on(FakeCoordinator *c)
 
 FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem)
 {
-    FakeCoordinator *c = g_new0(FakeCoordinator, 1);
+    FakeCoordinator *c = fake_coordinator_new_on(sim_world_loop(world), transport, address, ca_pem);
     c->world = world;
-    c->loop = sim_world_loop(world);
+    return c;
+}
+
+FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address, const char *ca_pem)
+{
+    FakeCoordinator *c = g_new0(FakeCoordinator, 1);
+    c->loop = loop;
     c->transport = transport;
     c->address = g_strdup(address);
     c->ca_pem = g_strdup(ca_pem);

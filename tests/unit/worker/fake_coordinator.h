@@ -48,6 +48,8 @@ typedef struct FakeKeep {
     uint64_t epoch;
 } FakeKeep;
 
+/* On a Loop of any kind; `world` stays NULL. */
+FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address, const char *ca_pem);
 /* Listens under `address`; tls: server with CA text "ca" and required client certificates. */
 FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem);
 void fake_coordinator_free(FakeCoordinator *c);
