@@ -598,14 +598,23 @@ static bool deployment_drains(const Deployment *d)
     return false;
 }
 
-static bool deployment_degraded(const Deployment *d)
+static void count_usable(Member *member, void *user)
 {
+    *(unsigned *)user += member_usable(member);
+}
+
+/* A replica is gone, and there are workers enough to have as many ranks as before. With fewer, the
+ * replicas that are left serve on: planning anew could only make it worse. */
+static bool deployment_repairable(const Deployment *d)
+{
+    unsigned n_ranks = 0, n_usable = 0;
+    bool degraded = false;
     for (uint32_t r = 0; r < d->n_replicas; r++) {
-        if (!d->replicas[r].live) {
-            return true;
-        }
+        n_ranks += d->replicas[r].n_ranks;
+        degraded = degraded || !d->replicas[r].live;
     }
-    return false;
+    members_each(d->jobs->options.members, count_usable, &n_usable);
+    return degraded && n_usable >= n_ranks;
 }
 
 /* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is
@@ -613,7 +622,7 @@ static bool deployment_degraded(const Deployment *d)
 static void deployment_serve(Deployment *d)
 {
     bool drains = deployment_drains(d);
-    bool anew = drains || (deployment_degraded(d) && d->waiting.length > 0);
+    bool anew = drains || (d->waiting.length > 0 && deployment_repairable(d));
     if (anew && d->active.length == 0) {
         deployment_drop_all(d, !drains);
         deployment_enter(d, DEPLOYMENT_IDLE);

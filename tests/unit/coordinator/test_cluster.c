@@ -526,6 +526,43 @@ static void test_two_killed_at_once(void **state)
     answer_clear(&a);
 }
 
+static void run_replicated(SimCluster *s, Answer *a)
+{
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = 2;
+    layout.pp = layout.tp = 1;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = 5;
+    request.layout = &layout;
+    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, a, 10 * SECOND);
+    g_assert_no_error(a->error);
+    assert_int_equal(a->ids->len, 5);
+}
+
+/* One of two replicas dies: the other serves on, under its own epoch; when the worker is back both
+ * are planned again. */
+static void test_replica_dies_and_comes_back(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0};
+    run_replicated(s, &a);
+    assert_int_equal(a.started->plan->n_replicas, 2);
+    sim_worker_kill(&s->workers[0]);
+    sim_run_for(s, 2 * SECOND);
+    run_replicated(s, &a);
+    assert_int_equal(s->workers[1].n_loads, 1);
+    sim_worker_start(s, 0);
+    sim_run_for(s, 2 * SECOND);
+    run_replicated(s, &a);
+    assert_int_equal(s->workers[0].n_loads, 2);
+    assert_true(a.started->epoch >= 2);
+    answer_clear(&a);
+}
+
 /* The client hears at once; the workers drop nothing, and the next coordinator adopts. */
 static void test_coordinator_dies_during_a_request(void **state)
 {
@@ -774,6 +811,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_two_killed_at_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
