@@ -243,6 +243,11 @@ void pool_set_idle(Pool *pool, void (*idle)(void *user), void *user)
     pool->idle_user = user;
 }
 
+void pool_float_control(void)
+{
+    float_control_set(FLOAT_CONTROL);
+}
+
 void pool_run(Pool *pool, PoolFn fn, void *user)
 {
     const unsigned caller_control = float_control_get();

@@ -12,6 +12,7 @@ typedef struct LocalLayout {
     const double *weight;     /* NULL = even; else relative weights of a stage's ranks, for uneven cuts */
     unsigned threads;
     int isa;                  /* KernelIsa */
+    const struct Kernels *kernels; /* NULL = those of isa */
     uint32_t max_rows;        /* prefill chunk; 0 = 64 */
     uint32_t streams, context; /* 0 = 4, 256 */
     KvType kv_type;

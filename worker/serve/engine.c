@@ -433,6 +433,7 @@ static void run_step(Engine *e, const float *activations)
     const NetTime net = net_time_begin(e->port);
     const uint64_t waited_before = waited_us(e);
     report_wait(e, -1, "", 0);
+    pool_float_control(); /* for what this thread computes between regions: lookups, draws */
     const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
     const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
     engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
@@ -645,7 +646,8 @@ static bool open_all(Engine *e, GError **error)
     }
     e->pool = pool_new(e->o.threads, e->o.cpus, e->o.cpus != NULL && !e->o.inline_run, e->o.crowded ? 0 : SPIN_US);
     const StageOptions stage = {.spec = e->o.spec, .plan = e->o.plan, .replica = e->o.replica, .stage = e->o.stage, .rank = e->o.rank,
-                                .shard = e->o.shard, .kernels = kernels_get((KernelIsa)e->o.isa), .pool = e->pool,
+                                .shard = e->o.shard, .pool = e->pool,
+                                .kernels = e->o.kernels != NULL ? e->o.kernels : kernels_get((KernelIsa)e->o.isa),
                                 .progress = count_progress, .progress_user = e};
     e->stage = stage_new(&stage, error);
     if (e->stage == NULL || !open_inbox(e, error)) {

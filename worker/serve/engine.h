@@ -24,6 +24,7 @@ typedef struct EngineOptions {
     unsigned threads;
     const int *cpus; /* `threads` cpu numbers or NULL */
     int isa;         /* KernelIsa */
+    const struct Kernels *kernels; /* borrowed; NULL = those of isa. A test puts another table in */
     const LinkFill *fill;
     bool crowded;    /* more ranks than cores on this host: yield instead of spinning */
     bool inline_run; /* no thread: the test calls engine_step() */
