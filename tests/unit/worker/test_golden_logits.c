@@ -7,7 +7,7 @@
  *            float32 rounds it to the neighbour.
  * relative = |difference| / |logits - their mean|, both Euclidean over all rows; KL = the largest over rows of sum p ln(p / q), p golden.
  *
- * The bounds are about twice what stands now. A swapped nibble, a scale of the neighbour, a pair of other rotary elements give 0.05 to 1.4. */
+ * The bounds are about twice what stands now. A swapped nibble, a scale of the neighbour, a pair of other rotary elements give 0.07 to 5 (tried). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
