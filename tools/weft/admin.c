@@ -354,11 +354,17 @@ static int status_of(StatusOptions *o)
 
 static int status_run(const Verb *verb, void *values, GPtrArray *rest)
 {
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
     return status_of(values);
 }
 
 static int top_run(const Verb *verb, void *values, GPtrArray *rest)
 {
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
     ((StatusOptions *)values)->watch = true;
     return status_of(values);
 }

@@ -89,8 +89,13 @@ void text_table_print(TextTable *t /* taken */);
 /* local.c: the cluster on this machine (up, down, --up N). */
 bool local_process_exists(int pid); /* and has not ended, though its parent may not know yet */
 typedef struct LocalCluster LocalCluster;
+typedef struct LocalOptions {
+    unsigned n_workers;
+    uint64_t memory_bytes; /* budget of each worker; 0 = what is available, shared */
+    bool detach;           /* the daemons outlive this command */
+} LocalOptions;
 /* Starts coordinator and workers with their state in `state`, waits until all are ready. */
-LocalCluster *local_cluster_start(const char *state, unsigned n_workers, const CommonOptions *common, bool detach, GError **error);
+LocalCluster *local_cluster_start(const char *state, const LocalOptions *o, const CommonOptions *common, GError **error);
 /* True if the cluster recorded in `state` is alive. */
 bool local_cluster_running(const char *state);
 bool local_cluster_stop(const char *state, GError **error);

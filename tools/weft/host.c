@@ -294,6 +294,9 @@ static void check_cluster(Doctor *d, const CommonOptions *common)
 
 static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
 {
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
     DoctorOptions *o = values;
     Doctor d = {.checks = json_array(), .table = text_table_new((const char *const[]){"CHECK", "RESULT", "FOUND", NULL})};
     g_autofree char *state = cli_state_directory(&o->common);

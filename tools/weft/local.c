@@ -25,7 +25,7 @@ struct LocalCluster {
     bool temporary;
 };
 
-enum { START_TIMEOUT_US = 30000000, STOP_TIMEOUT_US = 8000000, POLL_US = 20000 };
+enum { START_TIMEOUT_US = 60000000, STOP_TIMEOUT_US = 8000000, POLL_US = 20000 };
 
 /* ---- processes ---- */
 
@@ -138,7 +138,8 @@ static void in_child(gpointer user)
     signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the client, which ends the cluster in order */
 }
 
-static bool start_process(const char *state, const char *name, char **argv, bool detach, GPtrArray *list, GError **error)
+/* environment: NULL = ours. */
+static bool start_process(const char *state, const char *name, char **argv, char **environment, bool detach, GPtrArray *list, GError **error)
 {
     g_autofree char *log_name = g_strconcat(name, ".log", NULL);
     g_autofree char *log = g_build_filename(state, log_name, NULL);
@@ -151,7 +152,7 @@ static bool start_process(const char *state, const char *name, char **argv, bool
     }
     argv[0] = program;
     GError *why = NULL;
-    if (!g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, in_child, &spawn, &pid, &why)) {
+    if (!g_spawn_async(NULL, argv, environment, G_SPAWN_DO_NOT_REAP_CHILD, in_child, &spawn, &pid, &why)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "cannot start %s: %s", name, why->message);
         g_error_free(why);
         return false;
@@ -222,7 +223,7 @@ static bool start_coordinator(const char *state, bool detach, GPtrArray *list, G
     g_autofree char *listen = control_listen(endpoint);
     g_unlink(endpoint);
     char *argv[] = {"weft-coordinator", "--listen", listen, "--join-listen", "127.0.0.1:0", "--state", own, "--models", "/", NULL};
-    if (!start_process(state, "coordinator", argv, detach, list, error)) {
+    if (!start_process(state, "coordinator", argv, NULL, detach, list, error)) {
         return false;
     }
     const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
@@ -231,7 +232,7 @@ static bool start_coordinator(const char *state, bool detach, GPtrArray *list, G
             return false;
         }
         if (g_get_monotonic_time() > limit) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "the coordinator did not come up within 30 s: see %s/coordinator.log", state);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "the coordinator did not come up within 60 s: see %s/coordinator.log", state);
             return false;
         }
         g_usleep(POLL_US);
@@ -252,21 +253,22 @@ static uint64_t memory_share(unsigned n_workers)
     return available_kib * 1024 / 10 * 9 / n_workers;
 }
 
-static bool start_worker(const char *state, unsigned i, unsigned n, const Weft__V1__CreateTokenResponse *token, const char *ca_hash, bool detach,
+static bool start_worker(const char *state, unsigned i, const LocalOptions *o, const Weft__V1__CreateTokenResponse *token, const char *ca_hash,
                          GPtrArray *list, GError **error)
 {
-    const unsigned cores = g_get_num_processors(), threads = MAX(1u, cores / n);
+    const unsigned n = o->n_workers, cores = g_get_num_processors(), threads = MAX(1u, cores / n);
     g_autofree char *name = g_strdup_printf("worker-%u", i + 1);
     g_autofree char *own = g_build_filename(state, name, NULL);
     g_autofree char *cache = g_build_filename(state, "cache", NULL);
     g_autofree char *thread_text = g_strdup_printf("%u", threads);
-    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, memory_share(n));
+    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, o->memory_bytes > 0 ? o->memory_bytes : memory_share(n));
     const unsigned first = n <= cores ? i * threads : i % cores;
     g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1) : g_strdup_printf("%u", first);
-    char *argv[] = {"weft-worker", "--join",  token->join_address, "--token",    token->token, "--ca-hash", (char *)ca_hash, "--name", name,
-                    "--state",     own,       "--cache",           cache,        "--threads",  thread_text, "--cpu-list",    cpus,     "--memory",
-                    memory,        "--listen", "127.0.0.1:0",      NULL};
-    return start_process(state, name, argv, detach, list, error);
+    g_auto(GStrv) environment = g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token, TRUE); /* command lines are for all users to read */
+    char *argv[] = {"weft-worker", "--join", token->join_address, "--ca-hash", (char *)ca_hash, "--name", name,     "--state",
+                    own,           "--cache", cache,              "--threads", thread_text,     "--cpu-list", cpus, "--memory",
+                    memory,        "--listen", "127.0.0.1:0",     NULL};
+    return start_process(state, name, argv, environment, o->detach, list, error);
 }
 
 static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse **token, GError **error)
@@ -309,16 +311,17 @@ static bool wait_for_members(Client *client, const char *state, unsigned n, GPtr
             return true;
         }
         if (g_get_monotonic_time() > limit) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "%u of %u workers came up within 30 s: see %s/worker-*.log", ready, n, state);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "%u of %u workers came up within 60 s: see %s/worker-*.log", ready, n, state);
             return false;
         }
         g_usleep(POLL_US);
     }
 }
 
-static bool start_workers(const char *state, unsigned n, const CommonOptions *common, bool detach, GPtrArray *list, GError **error)
+static bool start_workers(const char *state, const LocalOptions *o, const CommonOptions *common, GPtrArray *list, GError **error)
 {
     CommonOptions own = {.state = (char *)state, .quiet = common->quiet};
+    const unsigned n = o->n_workers;
     Client *client = client_new(&own, error);
     Weft__V1__CreateTokenResponse *token = NULL;
     bool ok = client != NULL && ask_token(client, n, &token, error);
@@ -328,7 +331,7 @@ static bool start_workers(const char *state, unsigned n, const CommonOptions *co
             g_string_append_printf(hash, "%02x", token->ca_hash.data[i]);
         }
         for (unsigned i = 0; ok && i < n; i++) {
-            ok = start_worker(state, i, n, token, hash->str, detach, list, error);
+            ok = start_worker(state, i, o, token, hash->str, list, error);
         }
         protobuf_c_message_free_unpacked(&token->base, NULL);
     }
@@ -394,18 +397,18 @@ bool local_cluster_stop(const char *state, GError **error)
     return true;
 }
 
-LocalCluster *local_cluster_start(const char *state, unsigned n_workers, const CommonOptions *common, bool detach, GError **error)
+LocalCluster *local_cluster_start(const char *state, const LocalOptions *o, const CommonOptions *common, GError **error)
 {
     g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
     if (g_mkdir_with_parents(state, 0700) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make the state directory %s: %s", state, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make the state directory %s: %s: name a writable one with --state", state, g_strerror(errno));
         return NULL;
     }
     LocalCluster *cluster = g_new0(LocalCluster, 1);
     cluster->state = g_strdup(state);
-    cluster->temporary = !detach;
-    if (!start_coordinator(state, detach, list, error) || !write_processes(state, list, error) ||
-        !start_workers(state, n_workers, common, detach, list, error)) {
+    cluster->temporary = !o->detach;
+    if (!start_coordinator(state, o->detach, list, error) || !write_processes(state, list, error) ||
+        !start_workers(state, o, common, list, error)) {
         write_processes(state, list, NULL);
         local_cluster_stop(state, NULL);
         cluster->temporary = false;
@@ -452,7 +455,8 @@ LocalCluster *local_cluster_for(CommonOptions *common, GError **error)
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make a directory in %s: %s", g_get_tmp_dir(), g_strerror(errno));
         return NULL;
     }
-    LocalCluster *cluster = local_cluster_start(template, (unsigned)common->up, common, false, error);
+    const LocalOptions options = {.n_workers = (unsigned)common->up};
+    LocalCluster *cluster = local_cluster_start(template, &options, common, error);
     if (cluster == NULL) {
         remove_tree(template);
         return NULL;

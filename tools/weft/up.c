@@ -5,11 +5,12 @@
 
 typedef struct UpOptions {
     CommonOptions common;
-    uint64_t workers;
+    uint64_t workers, memory;
 } UpOptions;
 
 static const Option UP_OPTIONS[] = {
     {"workers", 'w', OPTION_COUNT, offsetof(UpOptions, workers), "N", "worker daemons to start", NULL, 1, 64, NULL, false},
+    {"memory", 0, OPTION_SIZE, offsetof(UpOptions, memory), "SIZE", "memory budget of each worker (default: what is available, shared)", NULL, 0, 0, NULL, false},
     COMMON_OPTIONS(UpOptions),
     {0},
 };
@@ -47,7 +48,8 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
         return 0;
     }
     GError *error = NULL;
-    LocalCluster *cluster = local_cluster_start(state, (unsigned)o->workers, &o->common, true, &error);
+    const LocalOptions options = {.n_workers = (unsigned)o->workers, .memory_bytes = o->memory, .detach = true};
+    LocalCluster *cluster = local_cluster_start(state, &options, &o->common, &error);
     if (cluster == NULL) {
         return cli_fail(error);
     }
@@ -73,6 +75,9 @@ static const Option DOWN_OPTIONS[] = {COMMON_OPTIONS(DownOptions), {0}};
 
 static int down_run(const Verb *verb, void *values, GPtrArray *rest)
 {
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
     DownOptions *o = values;
     g_autofree char *state = cli_state_directory(&o->common);
     GError *error = NULL;

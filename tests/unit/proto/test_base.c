@@ -280,6 +280,9 @@ static void test_parse_duration_and_count(void **state)
     assert_false(units_parse_duration("999999999999d", &us, NULL));
     assert_true(units_parse_count("32k", &n, NULL) && n == 32768);
     assert_true(units_parse_count("8192", &n, NULL) && n == 8192);
+    assert_true(units_parse_count("1.5k", &n, NULL) && n == 1536);
+    assert_false(units_parse_count("1.5", &n, NULL));
+    assert_false(units_parse_count("2.", &n, NULL));
     assert_false(units_parse_count("many", &n, NULL));
     assert_false(units_parse_count(NULL, &n, NULL));
 }
