@@ -206,7 +206,7 @@ const Plan *local_replica_plan(LocalReplica *l)
 
 typedef struct Waiter {
     LocalResult *result;
-    GArray *ids, *logprobs, *hashes, *logits;
+    GArray *ids, *logprobs, *hashes, *logits, *trace;
     unsigned *left;
     bool *done;
 } Waiter;
@@ -222,6 +222,11 @@ static void on_token(const EngineToken *t, void *user)
             gsize size;
             const void *data = g_bytes_get_data(t->logits, &size);
             g_array_append_vals(w->logits, data, (guint)(size / sizeof(float)));
+        }
+        if (t->trace != NULL) {
+            gsize size;
+            const void *data = g_bytes_get_data(t->trace, &size);
+            g_array_append_vals(w->trace, data, (guint)size);
         }
         return;
     }
@@ -240,7 +245,7 @@ void local_replica_run(LocalReplica *l, const EngineRequest *requests, unsigned 
     for (unsigned i = 0; i < n; i++) {
         results[i] = (LocalResult){0};
         w[i] = (Waiter){&results[i], g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 16),
-                        g_array_new(FALSE, FALSE, 4), &left, &done};
+                        g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 1), &left, &done};
         engine_submit(l->engines[0], &requests[i], main_loop_loop(l->loop), on_token, &w[i]);
     }
     if (!main_loop_run_until(l->loop, &done, 60000000)) {
@@ -254,6 +259,8 @@ void local_replica_run(LocalReplica *l, const EngineRequest *requests, unsigned 
         r->ids = (uint32_t *)(void *)g_array_free(w[i].ids, FALSE);
         r->logprobs = (float *)(void *)g_array_free(w[i].logprobs, FALSE);
         r->hashes = (void *)g_array_free(w[i].hashes, FALSE);
+        r->trace_bytes = w[i].trace->len;
+        r->trace = (uint8_t *)g_array_free(w[i].trace, FALSE);
         r->logits = (float *)(void *)g_array_free(w[i].logits, FALSE);
     }
 }
@@ -264,6 +271,7 @@ void local_result_clear(LocalResult *r)
     g_free(r->logprobs);
     g_free(r->hashes);
     g_free(r->logits);
+    g_free(r->trace);
     g_free(r->finish_reason);
     g_free(r->error);
     *r = (LocalResult){0};

@@ -33,6 +33,8 @@ typedef struct LocalResult {
     float *logprobs;
     uint8_t (*hashes)[16];
     float *logits; /* [n][vocab] when asked for */
+    uint8_t *trace; /* rows of u32 position + all sites, when asked for */
+    size_t trace_bytes;
     char digest[33];
     char *finish_reason, *error;
 } LocalResult;

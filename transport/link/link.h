@@ -29,6 +29,7 @@ typedef enum LinkOp {
     LINK_OP_TOKEN = 5,   /* sampled tokens back to the leader */
     LINK_OP_PROBE = 6,   /* latency and bandwidth measurement */
     LINK_OP_ABORT = 7,   /* sender leaves the epoch; payload: text why */
+    LINK_OP_TRACE = 8,   /* hashes of a step's traced rows, ahead of its step or tokens */
 } LinkOp;
 
 /* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq, u32 length, u32 crc (CRC32C of header

@@ -8,6 +8,7 @@
 #include "worker/agent/leader_service.h"
 
 #include "proto/base/error.h"
+#include "worker/serve/trace.h"
 #include "weft/v1/serve.pb-c.h"
 
 #include <math.h>
@@ -82,6 +83,11 @@ static void fill_event(const Generation *g, const EngineToken *token, Weft__V1__
         size_t size;
         const uint8_t *logits = g_bytes_get_data(token->logits, &size);
         event->logits = (ProtobufCBinaryData){size, (uint8_t *)logits};
+    }
+    if (token->trace) {
+        size_t size;
+        const uint8_t *trace = g_bytes_get_data(token->trace, &size);
+        event->trace = (ProtobufCBinaryData){size, (uint8_t *)trace};
     }
 }
 
@@ -159,6 +165,11 @@ static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *s
                     END_IDS_LIMIT, TOP_LOGPROBS_LIMIT);
         return false;
     }
+    if (r->trace && (r->kind != WEFT__V1__REQUEST_KIND__GENERATE || r->n_prompt + r->n_generated > TRACE_PROMPT_LIMIT)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a trace of %zu tokens: only generations are traced, and prompts of at most %u tokens",
+                    r->n_prompt + r->n_generated, TRACE_PROMPT_LIMIT);
+        return false;
+    }
     const Weft__V1__Sampler *s = r->sampler;
     return check_ids("prompt token", r->prompt, r->n_prompt, spec->vocab_size, error) &&
            check_ids("generated token", r->generated, r->n_generated, spec->vocab_size, error) &&
@@ -173,7 +184,7 @@ static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, E
         .kind = (uint32_t)r->kind, .prompt = r->prompt, .n_prompt = (uint32_t)r->n_prompt, .generated = r->generated,
         .n_generated = (uint32_t)r->n_generated, .choice = r->choice, .max_tokens = MIN(r->max_tokens, context - (uint32_t)r->n_prompt),
         .score_from = r->score_from, .top_logprobs = r->top_logprobs, .end_ids = r->end_ids, .n_end_ids = (uint32_t)r->n_end_ids,
-        .want_logits = r->want_logits,
+        .want_logits = r->want_logits, .trace = r->trace,
     };
     if (r->sampler) {
         out->temperature = r->sampler->temperature;

@@ -132,6 +132,31 @@ static void add_residual(Pass *p, unsigned t, unsigned n_threads)
     }
 }
 
+/* x is complete after a sub-layer: the rows that this thread has just written are hashed if they are traced. */
+static void trace_rows(Pass *p, uint32_t site, unsigned t, unsigned n_threads)
+{
+    uint32_t first, last;
+    if (p->run->trace != NULL) {
+        pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
+        stage_trace_rows(p->run->trace, site, p->s->x, p->s->o.spec->width, first, last);
+    }
+}
+
+/* Fail point: the lowest bit of the last row's first element, by the thread that owns the row. */
+static void flip_bit(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
+{
+    uint32_t first, last, bits;
+    if (p->run->flip_layer == (int64_t)layer) {
+        pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
+        if (first < last && last == p->rows) {
+            float *x = p->s->x + (size_t)(last - 1) * p->s->o.spec->width;
+            memcpy(&bits, x, sizeof bits);
+            bits ^= 1;
+            memcpy(x, &bits, sizeof bits);
+        }
+    }
+}
+
 /* ---- attention ---- */
 
 static const StepSegment *segment_of(const Step *step, uint32_t row)
@@ -348,6 +373,7 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
         return false;
     }
     add_residual(p, t, n_threads);
+    trace_rows(p, trace_site_attention(shard->layer_first + l), t, n_threads);
     norm_rows(p, w->ffn_norm, t, n_threads);
     quantise(p, s->h, width, (const PackedMatrix *const[]){&w->gate, &w->up}, 2, t, n_threads);
     meet(p);
@@ -368,6 +394,8 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
         return false;
     }
     add_residual(p, t, n_threads);
+    flip_bit(p, shard->layer_first + l, t, n_threads);
+    trace_rows(p, trace_site_ffn(shard->layer_first + l), t, n_threads);
     return true;
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "transport/group/group.h"
+#include "worker/model/stage_trace.h"
 #include "worker/serve/kv_pages.h"
 #include "worker/serve/step.h"
 #include "worker/shard/shard.h"
@@ -73,6 +74,8 @@ typedef struct StageRun {
     const Step *step;
     const uint32_t *const *page_tables; /* by slot */
     int64_t deadline_us;                /* of each wait inside, relative to its start */
+    StageTrace *trace;                  /* NULL = nothing is traced */
+    int64_t flip_layer;                 /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
 } StageRun;
 
 /* Embeds the step's tokens (first stage only) into stage->x. */

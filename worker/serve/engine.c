@@ -242,6 +242,19 @@ static void on_tokens(Engine *e, const LinkHeader *header, const void *payload)
     leader_result(e->leader, header->step, results, n);
 }
 
+/* The leader has no stage before it: what it gets is from the last one. */
+static void on_trace(Engine *e, const LinkHeader *header, const void *payload)
+{
+    if (e->executor == NULL) {
+        return;
+    }
+    if (e->leader == NULL) {
+        executor_receive_trace(e->executor, header->step, payload, header->length);
+    } else if (!leader_trace(e->leader, payload, header->length)) {
+        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "malformed trace message of %u bytes", header->length), true);
+    }
+}
+
 static void on_receive(Link *link, const LinkHeader *header, const void *payload, void *user)
 {
     Engine *e = user;
@@ -265,6 +278,9 @@ static void on_receive(Link *link, const LinkHeader *header, const void *payload
         break;
     case LINK_OP_TOKEN:
         on_tokens(e, header, payload);
+        break;
+    case LINK_OP_TRACE:
+        on_trace(e, header, payload);
         break;
     case LINK_OP_ABORT: {
         g_autofree char *why = g_strndup(payload, MIN(header->length, 200u));
@@ -444,6 +460,10 @@ static void run_step(Engine *e, const float *activations)
         const int blamed = executor_blames(e->executor, &operation);
         fail_waiting(e, blamed < 0 ? 0 : (uint32_t)blamed, operation, start, "did not answer");
     } else if (e->leader != NULL && position_is_last(&e->position)) {
+        const GByteArray *traced = executor_trace(e->executor);
+        if (traced != NULL) {
+            leader_trace(e->leader, traced->data, traced->len);
+        }
         leader_result(e->leader, e->step->number, results, n);
     }
 }

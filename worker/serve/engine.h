@@ -66,6 +66,7 @@ typedef struct EngineRequest {
     const uint32_t *end_ids;
     uint32_t n_end_ids;
     bool want_logits;
+    bool trace; /* generate only; at most TRACE_PROMPT_LIMIT tokens of prompt */
 } EngineRequest;
 
 typedef struct EngineToken {
@@ -76,6 +77,7 @@ typedef struct EngineToken {
     const uint32_t *top_ids; /* n_top */
     const float *top_logprobs;
     uint32_t n_top;
+    GBytes *trace;       /* or NULL; borrowed in the callback: rows computed since the last token, each u32 position + all sites x 16 bytes */
     bool done;           /* last event of the request: no token in it */
     const char *finish_reason; /* static; with done */
     const GError *error; /* with done, finish_reason "error" */

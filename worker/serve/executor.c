@@ -1,6 +1,8 @@
 #include "worker/serve/executor.h"
 
 #include "proto/base/bytes.h"
+#include "proto/base/failpoint.h"
+#include "worker/serve/trace.h"
 
 #include <string.h>
 
@@ -46,6 +48,8 @@ struct Executor {
     uint8_t *wire;         /* encoded step */
     GByteArray *token_message;
     RowResult *decoded;    /* leader: results from afar */
+    Trace *trace;
+    const GByteArray *traced; /* of the last step, where this rank leads and draws */
     int blamed;
     const char *operation;
 };
@@ -57,6 +61,8 @@ Executor *executor_new(const ExecutorOptions *options)
     e->o = *options;
     e->blamed = -1;
     sequences_init(&e->sequences, &options->limits);
+    const Shard *shard = options->stage->o.shard;
+    e->trace = trace_new(shard->layer_first, shard->n_layers, p->stage == 0, p->tp);
     e->wire = g_malloc(step_wire_limit(&options->limits));
     e->token_message = g_byte_array_new();
     if (position_leads(p)) {
@@ -87,6 +93,7 @@ void executor_free(Executor *e)
         }
     }
     sampling_free(e->sampling);
+    trace_free(e->trace);
     sequences_clear(&e->sequences);
     g_free(e->samples);
     g_free(e->parts);
@@ -351,6 +358,52 @@ static ExecutorStatus blame_group(Executor *e)
     return EXECUTOR_GROUP;
 }
 
+/* ---- tracing ---- */
+
+const GByteArray *executor_trace(const Executor *e)
+{
+    return e->traced;
+}
+
+void executor_receive_trace(Executor *e, uint32_t step, const void *data, size_t size)
+{
+    trace_receive(e->trace, step, data, size);
+}
+
+/* The stage's sites are complete: compared by its ranks, then sent on by rank 0. */
+static ExecutorStatus hand_on_trace(Executor *e, const Step *step)
+{
+    const Position *p = &e->o.position;
+    const GroupWait wait = {.step = step->number, .site = GROUP_SITE_LIMIT - 1, .deadline_us = g_get_monotonic_time() + e->o.deadline_us,
+                            .operation = "comparing a trace"};
+    if (e->o.stage->group != NULL && trace_compare(e->trace, e->o.stage->group, &wait) != GROUP_OK) {
+        return blame_group(e);
+    }
+    if (p->rank != 0) {
+        return EXECUTOR_OK;
+    }
+    const GByteArray *message = trace_message(e->trace, step, &e->sequences);
+    if (message == NULL) {
+        return blame(e, p->base_previous, "trace of a step", EXECUTOR_TRACE);
+    }
+    if (position_is_last(p) && position_leads(p)) {
+        e->traced = message;
+        return EXECUTOR_OK;
+    }
+    const uint32_t to = position_is_last(p) ? 0 : p->base_next;
+    const LinkPart part = {message->data, message->len};
+    return send_to(e, to, LINK_OP_TRACE, step->number, &part, 1) ? EXECUTOR_OK : blame(e, to, "sending a trace", EXECUTOR_LINK);
+}
+
+static int64_t flip_layer(const Executor *e)
+{
+    int64_t layer, rank;
+    if (!failpoint("engine-flip", &layer)) {
+        return -1;
+    }
+    return failpoint("engine-flip-rank", &rank) && rank != e->o.position.base + e->o.position.rank ? -1 : layer;
+}
+
 ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations, const RowResult **results, uint32_t *n_results)
 {
     const Position *p = &e->o.position;
@@ -366,15 +419,23 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
         return status;
     }
     sequences_apply(&e->sequences, step);
-    const StageRun run = {.step = step, .page_tables = e->sequences.page_tables, .deadline_us = e->o.deadline_us};
+    e->traced = NULL;
+    const StageRun run = {.step = step, .page_tables = e->sequences.page_tables, .deadline_us = e->o.deadline_us,
+                          .trace = trace_begin(e->trace, step, &e->sequences), .flip_layer = flip_layer(e)};
     if (step->n_rows > 0) {
         if (!first) {
             memcpy(e->o.stage->x, activations, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
         } else if (llama_embed(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);
+        } else if (run.trace != NULL) {
+            stage_trace_rows(run.trace, 0, e->o.stage->x, e->o.stage->o.spec->width, 0, step->n_rows);
         }
         if (llama_layers(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);
+        }
+        status = run.trace != NULL ? hand_on_trace(e, step) : EXECUTOR_OK;
+        if (status != EXECUTOR_OK) {
+            return status;
         }
     }
     return last ? finish_step(e, step, results, n_results) : send_next_stage(e, step, wire_size);

@@ -5,7 +5,8 @@
  *   leader (0,0)   -> (0,j), j > 0        LINK_OP_STEP   encoded Step
  *   (s,i)          -> (s+1,j), j mod t = i LINK_OP_STEP  encoded Step + x [rows][width] f32
  *   (last,i), i>0  -> (last,0)            LINK_OP_SAMPLE its vocabulary shard's part of each drawn row
- *   (last,0)       -> leader              LINK_OP_TOKEN  results of the step, empty for a step without outputs */
+ *   (last,0)       -> leader              LINK_OP_TOKEN  results of the step, empty for a step without outputs
+ *   (s,0)          -> (s+1,0) or leader   LINK_OP_TRACE  ahead of these, when rows of the step are traced (trace.h) */
 #pragma once
 
 #include "transport/link/link.h"
@@ -37,7 +38,7 @@ static inline bool position_draws(const Position *p)
     return position_is_last(p) && p->rank == 0;
 }
 
-typedef enum ExecutorStatus { EXECUTOR_OK = 0, EXECUTOR_GROUP, EXECUTOR_LINK, EXECUTOR_SAMPLE_WAIT } ExecutorStatus;
+typedef enum ExecutorStatus { EXECUTOR_OK = 0, EXECUTOR_GROUP, EXECUTOR_LINK, EXECUTOR_SAMPLE_WAIT, EXECUTOR_TRACE } ExecutorStatus;
 
 typedef struct ExecutorOptions {
     Stage *stage;
@@ -60,6 +61,10 @@ ExecutorStatus executor_run(Executor *executor, const Step *step, const float *a
 /* Whom the failing operation waited for: global rank, or -1. */
 int executor_blames(const Executor *executor, const char **operation);
 
+/* The traced rows of the last step, for the leader of a single stage; NULL = none. Borrowed until the next run. */
+const GByteArray *executor_trace(const Executor *executor);
+/* A LINK_OP_TRACE message from the stage before. */
+void executor_receive_trace(Executor *executor, uint32_t step, const void *data, size_t size);
 /* A LINK_OP_SAMPLE message for the drawing rank, from tensor rank `from`. */
 void executor_receive_sample(Executor *executor, uint32_t from, uint32_t step, const void *data, size_t size);
 /* Decodes a LINK_OP_TOKEN message; borrowed until the next call. false: malformed. */

@@ -3,6 +3,7 @@
 #include "proto/base/error.h"
 #include "proto/model/model_spec.h"
 #include "worker/serve/kv_pages.h"
+#include "worker/serve/trace.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -13,7 +14,7 @@ typedef struct Event {
     uint32_t position, id;
     float logprob;
     uint8_t row_hash[16];
-    GBytes *logits;
+    GBytes *logits, *trace;
     uint32_t n_top;
 } Event;
 
@@ -43,6 +44,7 @@ static void event_log_unref(EventLog *log)
     }
     for (uint32_t i = log->drained; i < log->published; i++) {
         g_clear_pointer(&log->events[i].logits, g_bytes_unref);
+        g_clear_pointer(&log->events[i].trace, g_bytes_unref);
     }
     g_free(log->events);
     g_free(log->top_ids);
@@ -59,12 +61,14 @@ static void event_log_drain(void *user)
     const uint32_t n = atomic_load(&log->published);
     for (; log->drained < n; log->drained++) {
         Event *e = &log->events[log->drained];
-        EngineToken token = {.position = e->position, .id = e->id, .logprob = e->logprob, .logits = e->logits, .n_top = e->n_top};
+        EngineToken token = {.position = e->position, .id = e->id, .logprob = e->logprob, .logits = e->logits, .trace = e->trace,
+                            .n_top = e->n_top};
         memcpy(token.row_hash, e->row_hash, sizeof token.row_hash);
         token.top_ids = log->top_ids != NULL ? log->top_ids + (size_t)log->drained * log->top_stride : NULL;
         token.top_logprobs = log->top_logprobs != NULL ? log->top_logprobs + (size_t)log->drained * log->top_stride : NULL;
         log->fn(&token, log->user);
         g_clear_pointer(&e->logits, g_bytes_unref);
+        g_clear_pointer(&e->trace, g_bytes_unref);
     }
     if (finished && !log->done_delivered) {
         log->done_delivered = true;
@@ -83,7 +87,7 @@ static void event_log_wake(EventLog *log)
     }
 }
 
-static void event_log_push(EventLog *log, const RowResult *r, uint32_t position, uint32_t vocab_size)
+static void event_log_push(EventLog *log, const RowResult *r, uint32_t position, uint32_t vocab_size, GBytes *trace /* taken; or NULL */)
 {
     const uint32_t i = atomic_load(&log->published);
     g_assert(i < log->capacity);
@@ -93,6 +97,7 @@ static void event_log_push(EventLog *log, const RowResult *r, uint32_t position,
     e->logprob = r->logprob;
     memcpy(e->row_hash, r->row_hash, sizeof e->row_hash);
     e->logits = r->logits != NULL ? g_bytes_new(r->logits, sizeof(float) * vocab_size) : NULL;
+    e->trace = trace;
     e->n_top = MIN(r->n_top, log->top_stride);
     for (uint32_t k = 0; k < e->n_top; k++) {
         log->top_ids[(size_t)i * log->top_stride + k] = r->top_ids[k];
@@ -132,6 +137,7 @@ struct LeaderRequest {
     uint32_t n_scored;
     int64_t submitted_us, first_us;
     uint64_t wire_start;
+    GByteArray *trace;    /* rows since the last token; NULL = not traced */
 };
 
 LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loop, EngineTokenFn fn, void *user)
@@ -162,7 +168,8 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
                            .choice = r->choice,
                            .top_logprobs = r->top_logprobs,
                            .seed = r->seed,
-                           .want_logits = r->want_logits};
+                           .want_logits = r->want_logits,
+                           .trace = r->trace && r->kind == 0};
     q->submitted_us = g_get_monotonic_time();
     EventLog *log = g_new0(EventLog, 1);
     atomic_init(&log->references, 1);
@@ -182,6 +189,7 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
 
 static void request_free(LeaderRequest *q)
 {
+    g_clear_pointer(&q->trace, g_byte_array_unref);
     g_free(q->tokens);
     g_free(q->end_ids);
     g_free(q->pages);
@@ -444,7 +452,8 @@ static void take_sampled(Leader *l, LeaderRequest *q, const RowResult *r)
         return; /* invariant 1: only the row of the last known token draws */
     }
     q->tokens[q->n_known++] = r->id;
-    event_log_push(q->log, r, r->position + 1, l->o.limits.vocab_size);
+    GBytes *trace = q->trace != NULL ? g_byte_array_free_to_bytes(g_steal_pointer(&q->trace)) : NULL;
+    event_log_push(q->log, r, r->position + 1, l->o.limits.vocab_size, trace);
     if (is_end(q, r->id)) {
         finish(l, q, "stop", NULL);
     } else if (q->n_known >= q->n_limit) {
@@ -454,7 +463,7 @@ static void take_sampled(Leader *l, LeaderRequest *q, const RowResult *r)
 
 static void take_scored(Leader *l, LeaderRequest *q, const RowResult *r)
 {
-    event_log_push(q->log, r, r->position + 1, l->o.limits.vocab_size);
+    event_log_push(q->log, r, r->position + 1, l->o.limits.vocab_size, NULL);
     q->n_scored++;
     if (q->n_scored == q->n_known - q->score_from) {
         finish(l, q, "length", NULL);
@@ -483,6 +492,25 @@ static void take_row(Leader *l, const RowResult *r)
     } else {
         take_scored(l, q, r);
     }
+}
+
+static void keep_traced_row(uint32_t slot, uint64_t uid, uint32_t position, const uint8_t *sites, uint32_t n_sites, void *user)
+{
+    Leader *l = user;
+    LeaderRequest *q = slot < l->o.limits.max_slots ? l->slots[slot] : NULL;
+    if (q == NULL || q->admit.uid != uid || !q->admit.trace) {
+        return; /* invariant 3 */
+    }
+    if (q->trace == NULL) {
+        q->trace = g_byte_array_new();
+    }
+    g_byte_array_append(q->trace, (const uint8_t *)&position, sizeof position);
+    g_byte_array_append(q->trace, sites, n_sites * sizeof(Hash128));
+}
+
+bool leader_trace(Leader *l, const void *data, size_t size)
+{
+    return trace_each_row(data, size, keep_traced_row, l);
 }
 
 void leader_result(Leader *l, uint32_t step_number, const RowResult *results, uint32_t n)

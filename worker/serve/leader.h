@@ -55,6 +55,8 @@ void leader_request_fail(LeaderRequest *request /* taken */, const GError *error
 void leader_cancel(Leader *leader, uint64_t request_id);
 /* Builds the next Step; false if there is nothing to do or enough is in flight. */
 bool leader_next(Leader *leader, Step *step);
+/* Traced rows of a step that is about to come back (trace.h). false: malformed. */
+bool leader_trace(Leader *leader, const void *data, size_t size);
 /* A step came back with its results. */
 void leader_result(Leader *leader, uint32_t step_number, const RowResult *results, uint32_t n);
 uint32_t leader_open_requests(const Leader *leader);

@@ -42,7 +42,7 @@ void step_clear(Step *step)
 
 /* ---- encoding ---- */
 
-enum { ADMIT_BYTES = 4 + 8 + 4 + 4 * 4 + 4 * 4 + 8 + 1, SEGMENT_BYTES = 7 * 4, ROW_BYTES = 12, HEAD_BYTES = 5 * 4 };
+enum { ADMIT_BYTES = 4 + 8 + 4 + 4 * 4 + 4 * 4 + 8 + 2, SEGMENT_BYTES = 7 * 4, ROW_BYTES = 12, HEAD_BYTES = 5 * 4 };
 
 size_t step_wire_limit(const StepLimits *limits)
 {
@@ -90,6 +90,7 @@ size_t step_encode(const Step *step, uint8_t *out)
         put_u32(&w, a->top_logprobs);
         put(&w, &a->seed, 8);
         put(&w, &a->want_logits, 1);
+        put(&w, &a->trace, 1);
     }
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *s = &step->segments[i];
@@ -128,6 +129,7 @@ static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, 
     a->top_logprobs = byte_reader_u32le(r);
     a->seed = byte_reader_u64le(r);
     a->want_logits = byte_reader_u8(r);
+    a->trace = byte_reader_u8(r);
     return a->slot < limits->max_slots || refuse(error, "admitted slot", a->slot, limits->max_slots);
 }
 

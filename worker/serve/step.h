@@ -25,6 +25,7 @@ typedef struct StepAdmit {
     uint32_t top_k, penalty_window, choice, top_logprobs;
     uint64_t seed;
     uint8_t want_logits;
+    uint8_t trace; /* hash its rows after each sub-layer: trace.h */
 } StepAdmit;
 
 /* Consecutive positions of one sequence. */

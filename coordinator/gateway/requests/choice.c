@@ -122,6 +122,7 @@ static bool choice_send(Choice *c, const char *text,
         delta.position = e->position;
         delta.row_hash = e->row_hash;
         delta.logits = e->logits;
+        delta.trace = e->trace;
     }
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_DELTA;
@@ -277,6 +278,7 @@ void choice_begin(Choice *c)
     g.score_from = run->score_from;
     g.want_logits = r->want_logits;
     g.top_logprobs = r->top_logprobs;
+    g.trace = r->trace;
     if (t != NULL && !r->ignore_end) {
         uint32_t n = 0;
         g.end_ids = (uint32_t *)tokenizer_end_ids(t, &n);
