@@ -143,6 +143,10 @@ class Cluster:
         """Until the members' states are these: {"worker-1": ("ready", "serving"), ...}."""
         return wait_for(what, lambda: all(self.member(n)["state"] in s for n, s in states.items()))
 
+    def wait_members(self, n):
+        """Until n members are ready or serving."""
+        return wait_for(f"{n} members", lambda: sum(m["state"] in ("ready", "serving") for m in self.status()["members"]) >= n)
+
     def pid(self, name):
         for line in (self.state / "up").read_text().splitlines():
             words = line.split()

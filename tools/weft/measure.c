@@ -1,4 +1,4 @@
-/* weft verify, perplexity, bench: the real worker path, measured and compared. */
+/* weft perplexity, bench: the real worker path, measured. */
 #include "tools/weft/request.h"
 #include "tools/weft/verbs.h"
 
@@ -8,303 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- members, for layouts and the machine's figures ---- */
-
-static Weft__V1__StatusResponse *get_status(Client *client, GError **error)
-{
-    Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
-    ProtobufCMessage *response;
-    request.details = true;
-    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, &response, error) ? (Weft__V1__StatusResponse *)response
-                                                                                                             : NULL;
-}
-
-static bool is_usable(const Weft__V1__Member *m)
-{
-    return strcmp(m->state, "ready") == 0 || strcmp(m->state, "serving") == 0;
-}
-
-static uint32_t usable_members(const Weft__V1__StatusResponse *s)
-{
-    uint32_t n = 0;
-    for (size_t i = 0; i < s->n_members; i++) {
-        n += is_usable(s->members[i]);
-    }
-    return n;
-}
-
-/* ---- verify ---- */
-
-typedef struct VerifyOptions {
-    CommonOptions common;
-    RequestOptions request;
-    char *layouts, *prompt;
-} VerifyOptions;
-
-static const Option VERIFY_OPTIONS[] = {
-    {"layouts", 0, OPTION_STRING, offsetof(VerifyOptions, layouts), "LIST", "all, or such as tp1,tp2,pp2,pp2tp2,dp2 ", NULL, 0, 0, NULL, false},
-    {"prompt", 'p', OPTION_STRING, offsetof(VerifyOptions, prompt), "TEXT", "what to compute", NULL, 0, 0, NULL, false},
-    SAMPLER_OPTIONS(VerifyOptions),
-    LAYOUT_OPTIONS(VerifyOptions),
-    UP_OPTION(VerifyOptions),
-    COMMON_OPTIONS(VerifyOptions),
-    {0},
-};
-
-static void verify_defaults(void *values)
-{
-    VerifyOptions *o = values;
-    request_defaults(&o->request);
-    o->request.n = 32;
-}
-
-typedef struct LayoutWish {
-    uint32_t dp, pp, tp;
-} LayoutWish;
-
-/* "pp2tp3" and the like. */
-static bool parse_layout(const char *text, LayoutWish *out, GError **error)
-{
-    *out = (LayoutWish){1, 1, 1};
-    const char *at = text;
-    while (*at != '\0') {
-        uint32_t *field = g_str_has_prefix(at, "dp") ? &out->dp : g_str_has_prefix(at, "pp") ? &out->pp : g_str_has_prefix(at, "tp") ? &out->tp : NULL;
-        char *end = NULL;
-        const unsigned long n = field != NULL ? strtoul(at + 2, &end, 10) : 0;
-        if (field == NULL || end == at + 2 || n < 1 || n > 64) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "layout '%s' is not understood: write dp, pp, tp and a number, as in pp2tp3", text);
-            return false;
-        }
-        *field = (uint32_t)n;
-        at = end;
-    }
-    return true;
-}
-
-/* Every mix that the members have room for. */
-static GArray *all_layouts(uint32_t members)
-{
-    GArray *list = g_array_new(FALSE, FALSE, sizeof(LayoutWish));
-    for (uint32_t pp = 1; pp <= members; pp++) {
-        for (uint32_t tp = 1; pp * tp <= members; tp++) {
-            const LayoutWish wish = {1, pp, tp};
-            g_array_append_val(list, wish);
-        }
-    }
-    if (members >= 2) {
-        const LayoutWish replicas = {2, 1, 1};
-        g_array_append_val(list, replicas);
-    }
-    return list;
-}
-
-static GArray *wished_layouts(const VerifyOptions *o, uint32_t members, GError **error)
-{
-    if (o->layouts == NULL || strcmp(o->layouts, "all") == 0) {
-        return all_layouts(members);
-    }
-    GArray *list = g_array_new(FALSE, FALSE, sizeof(LayoutWish));
-    g_auto(GStrv) names = g_strsplit(o->layouts, ",", -1);
-    for (char **name = names; *name != NULL; name++) {
-        LayoutWish wish;
-        if (!parse_layout(*name, &wish, error)) {
-            g_array_unref(list);
-            return NULL;
-        }
-        g_array_append_val(list, wish);
-    }
-    return list;
-}
-
-typedef struct Verdict {
-    char *layout, *why;
-    char digest[33], definition[33];
-    GArray *ids;
-    guint first_difference; /* token index, G_MAXUINT = none */
-} Verdict;
-
-static void verdict_clear(void *p)
-{
-    Verdict *v = p;
-    g_free(v->layout);
-    g_free(v->why);
-    g_clear_pointer(&v->ids, g_array_unref);
-}
-
-static guint first_difference(const GArray *a, const GArray *b)
-{
-    guint i = 0;
-    while (i < a->len && i < b->len && g_array_index(a, uint32_t, i) == g_array_index(b, uint32_t, i)) {
-        i++;
-    }
-    return i < a->len || i < b->len ? i : G_MAXUINT;
-}
-
-/* One layout; a layout that the model or the members do not allow is noted, not an error. */
-static bool verify_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish, Verdict *v, GError **error)
-{
-    Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
-    Weft__V1__Sampler sampler;
-    Weft__V1__Layout layout;
-    RunOutcome out;
-    *v = (Verdict){.layout = g_strdup_printf("dp%u pp%u tp%u", wish.dp, wish.pp, wish.tp), .first_difference = G_MAXUINT};
-    if (!request_fill(&message, &sampler, &layout, &o->request, error)) {
-        return false;
-    }
-    layout = (Weft__V1__Layout)WEFT__V1__LAYOUT__INIT;
-    layout.dp = wish.dp;
-    layout.pp = wish.pp;
-    layout.tp = wish.tp;
-    message.model = (char *)path;
-    message.prompt = o->prompt != NULL ? o->prompt : "The same weights, the same prompt, the same bits: whatever the layout,";
-    message.ignore_end = true;
-    message.fresh = true;
-    g_autoptr(GError) failed = NULL;
-    const bool ok = request_run(client, &o->common, &message, NULL, &out, &failed);
-    if (ok) {
-        g_strlcpy(v->digest, out.digest, sizeof v->digest);
-        g_strlcpy(v->definition, out.definition, sizeof v->definition);
-        v->ids = g_array_ref(out.ids);
-    } else if (g_error_matches(failed, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE)) {
-        v->why = g_strdup(failed->message);
-    }
-    run_outcome_clear(&out);
-    if (!ok && v->why == NULL) {
-        g_propagate_prefixed_error(error, g_steal_pointer(&failed), "layout %s: ", v->layout);
-        return false;
-    }
-    return true;
-}
-
-/* Returns whether all that ran are equal. */
-static bool judge(GArray *verdicts)
-{
-    const Verdict *first = NULL;
-    bool equal = true;
-    for (guint i = 0; i < verdicts->len; i++) {
-        Verdict *v = &g_array_index(verdicts, Verdict, i);
-        if (v->why != NULL) {
-            continue;
-        }
-        if (first == NULL) {
-            first = v;
-        } else if (strcmp(first->digest, v->digest) != 0) {
-            equal = false;
-            v->first_difference = first_difference(first->ids, v->ids);
-        }
-    }
-    return equal;
-}
-
-/* Of the layouts that ran: they ask for the same. */
-static const char *verdict_definition(GArray *verdicts)
-{
-    for (guint i = 0; i < verdicts->len; i++) {
-        const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        if (v->why == NULL) {
-            return v->definition;
-        }
-    }
-    return "";
-}
-
-static guint refused_layouts(GArray *verdicts)
-{
-    guint n = 0;
-    for (guint i = 0; i < verdicts->len; i++) {
-        n += g_array_index(verdicts, Verdict, i).why != NULL;
-    }
-    return n;
-}
-
-static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
-{
-    if (o->common.json) {
-        json_t *object = cli_json_new(), *list = json_array();
-        for (guint i = 0; i < verdicts->len; i++) {
-            const Verdict *v = &g_array_index(verdicts, Verdict, i);
-            json_array_append_new(list, v->why != NULL ? json_pack("{s:s,s:n,s:s}", "layout", v->layout, "digest", "refused", v->why)
-                                                       : json_pack("{s:s,s:s}", "layout", v->layout, "digest", v->digest));
-        }
-        json_object_set_new(object, "layouts", list);
-        json_object_set_new(object, "equal", json_boolean(equal));
-        json_object_set_new(object, "definition", json_string(verdict_definition(verdicts)));
-        cli_print_json(object);
-        return;
-    }
-    TextTable *t = text_table_new((const char *const[]){"LAYOUT", "DIGEST", "RESULT", NULL});
-    for (guint i = 0; i < verdicts->len; i++) {
-        const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        g_autofree char *differs = v->first_difference != G_MAXUINT ? g_strdup_printf("differs, first at token %u", v->first_difference) : NULL;
-        const Verdict *first = &g_array_index(verdicts, Verdict, 0);
-        const bool same = v->why == NULL && (first->why != NULL || strcmp(first->digest, v->digest) == 0);
-        text_table_row(t, v->layout, v->why != NULL ? "-" : v->digest,
-                       v->why != NULL ? v->why : differs != NULL ? differs : same ? "equal" : "logits differ, tokens equal", NULL);
-    }
-    text_table_print(t);
-}
-
-typedef struct Tally {
-    bool equal;
-    guint n, refused;
-} Tally;
-
-static bool verify_all(const VerifyOptions *o, const char *model, Tally *tally, GError **error)
-{
-    g_autofree char *path = request_model_path(model);
-    Client *client = client_new(&o->common, error);
-    Weft__V1__StatusResponse *status = client != NULL ? get_status(client, error) : NULL;
-    GArray *wishes = status != NULL ? wished_layouts(o, usable_members(status), error) : NULL;
-    g_autoptr(GArray) verdicts = g_array_new(FALSE, FALSE, sizeof(Verdict));
-    g_array_set_clear_func(verdicts, verdict_clear);
-    bool ok = wishes != NULL;
-    for (guint i = 0; ok && i < wishes->len; i++) {
-        Verdict v;
-        ok = verify_layout(client, o, path, g_array_index(wishes, LayoutWish, i), &v, error);
-        g_array_append_val(verdicts, v);
-        cli_progress(&o->common, "%s: %s", v.layout, v.why != NULL ? v.why : v.digest);
-    }
-    cli_progress_end(&o->common);
-    if (ok) {
-        *tally = (Tally){judge(verdicts), verdicts->len, refused_layouts(verdicts)};
-        print_verdicts(o, verdicts, tally->equal);
-    }
-    g_clear_pointer(&wishes, g_array_unref);
-    if (status != NULL) {
-        protobuf_c_message_free_unpacked(&status->base, NULL);
-    }
-    client_free(client);
-    return ok;
-}
-
-static int verify_run(const Verb *verb, void *values, GPtrArray *rest)
-{
-    VerifyOptions *o = values;
-    GError *error = NULL;
-    Tally tally = {0};
-    if (rest->len != 1) {
-        return cli_usage(verb, "one model file is expected");
-    }
-    LocalCluster *cluster = local_cluster_for(&o->common, &error);
-    const bool ok = error == NULL && verify_all(o, rest->pdata[0], &tally, &error);
-    local_cluster_free(cluster);
-    if (!ok) {
-        return cli_fail(error);
-    }
-    if (!tally.equal) {
-        fprintf(stderr, "weft: layouts differ: one of the workers computes other bits: see `weft doctor` and the table above\n");
-        return 1;
-    }
-    if (tally.refused == tally.n || (tally.refused > 0 && o->layouts != NULL && strcmp(o->layouts, "all") != 0)) {
-        fprintf(stderr, "weft: %u of %u layouts cannot be had: the table says why: choose others with --layouts\n", tally.refused, tally.n);
-        return 2;
-    }
-    return 0;
-}
-
-const Verb VERB_VERIFY = {"verify", "MODEL [--layouts all|LIST]", "run layouts on this cluster and compare their bits", VERIFY_OPTIONS,
-                          sizeof(VerifyOptions), verify_defaults, verify_run};
 
 /* ---- perplexity ---- */
 
@@ -467,7 +170,7 @@ typedef struct TimeShares {
 /* True once every usable member has told its counters since `since_us`; their sums in *out. */
 static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool *all_in, GError **error)
 {
-    Weft__V1__StatusResponse *s = get_status(client, error);
+    Weft__V1__StatusResponse *s = request_status(client, error);
     if (s == NULL) {
         return false;
     }
@@ -476,7 +179,7 @@ static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool 
     *all_in = true;
     for (size_t i = 0; i < s->n_members; i++) {
         const Weft__V1__Member *m = s->members[i];
-        if (is_usable(m) && m->counters != NULL) {
+        if (member_is_usable(m) && m->counters != NULL) {
             *all_in = *all_in && m->last_heartbeat_ms < age_ms;
             out->compute_us += (double)m->counters->compute_us;
             out->wait_us += (double)m->counters->wait_us;
@@ -589,8 +292,8 @@ static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s
     uint32_t threads = 0;
     double read = 0;
     for (size_t i = 0; i < s->n_members; i++) {
-        threads += is_usable(s->members[i]) ? s->members[i]->threads : 0;
-        read += is_usable(s->members[i]) && s->members[i]->measured != NULL ? s->members[i]->measured->read_bytes_per_s : 0;
+        threads += member_is_usable(s->members[i]) ? s->members[i]->threads : 0;
+        read += member_is_usable(s->members[i]) && s->members[i]->measured != NULL ? s->members[i]->measured->read_bytes_per_s : 0;
     }
     if (o->common.json) {
         json_t *object = cli_json_new(), *list = json_array();
@@ -646,7 +349,7 @@ static bool bench_all(const BenchOptions *o, const char *model, GError **error)
         rows[n++].roof = o->streams == 1 ? ask_roof(client, o, path) : 0;
     }
     cli_progress_end(&o->common);
-    Weft__V1__StatusResponse *status = ok ? get_status(client, error) : NULL;
+    Weft__V1__StatusResponse *status = ok ? request_status(client, error) : NULL;
     if (status != NULL) {
         print_bench(o, status, rows, n);
         protobuf_c_message_free_unpacked(&status->base, NULL);

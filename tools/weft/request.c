@@ -7,6 +7,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+Weft__V1__StatusResponse *request_status(Client *client, GError **error)
+{
+    Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
+    ProtobufCMessage *response;
+    request.details = true;
+    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, &response, error) ? (Weft__V1__StatusResponse *)response
+                                                                                                             : NULL;
+}
+
+bool member_is_usable(const Weft__V1__Member *m)
+{
+    return strcmp(m->state, "ready") == 0 || strcmp(m->state, "serving") == 0;
+}
+
 void request_defaults(RequestOptions *o)
 {
     *o = (RequestOptions){.repeat_penalty = 1.0, .penalty_window = 64, .n = 128};
@@ -55,6 +69,8 @@ void run_outcome_clear(RunOutcome *o)
     }
     g_clear_pointer(&o->ids, g_array_unref);
     g_clear_pointer(&o->logits, g_array_unref);
+    g_clear_pointer(&o->row_hashes, g_byte_array_unref);
+    g_clear_pointer(&o->trace, g_byte_array_unref);
     g_free(o->finish_reason);
     if (o->plan != NULL) {
         weft__v1__plan__free_unpacked(o->plan, NULL);
@@ -95,6 +111,7 @@ static void take_started(RunOutcome *out, const Weft__V1__RunStarted *s)
     out->seed = s->seed;
     out->load_s = s->load_s;
     out->epoch = s->epoch;
+    out->replica = s->replica;
     hex(&s->definition, out->definition);
 }
 
@@ -103,6 +120,8 @@ static void take_delta(Collector *c, const Weft__V1__RunDelta *d)
     g_string_append(c->out->text, d->text);
     g_array_append_vals(c->out->ids, d->ids, (guint)d->n_ids);
     g_array_append_vals(c->out->logits, d->logits.data, (guint)(d->logits.len / sizeof(float)));
+    g_byte_array_append(c->out->row_hashes, d->row_hash.data, (guint)d->row_hash.len);
+    g_byte_array_append(c->out->trace, d->trace.data, (guint)d->trace.len);
     if (c->echo != NULL) {
         fputs(d->text, c->echo);
         fflush(c->echo);
@@ -148,7 +167,7 @@ static void on_event(const ProtobufCMessage *message, void *user)
 bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message, FILE *echo, RunOutcome *out, GError **error)
 {
     *out = (RunOutcome){.text = g_string_new(NULL), .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
-                        .logits = g_array_new(FALSE, FALSE, sizeof(float))};
+                        .logits = g_array_new(FALSE, FALSE, sizeof(float)), .row_hashes = g_byte_array_new(), .trace = g_byte_array_new()};
     Collector c = {common, out, echo};
     const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0, on_event, &c, error);
     cli_progress_end(common);

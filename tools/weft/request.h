@@ -30,6 +30,10 @@ void request_defaults(RequestOptions *o);
         {"seed", 's', OPTION_STRING, offsetof(type, request.seed_text), "S", "random seed", NULL, 0, 0, NULL, false},                         \
     {"tokens", 'n', OPTION_COUNT, offsetof(type, request.n), "N", "tokens to generate at most", NULL, 1, 1 << 24, NULL, false}
 
+/* Members and jobs now; freed by protobuf_c_message_free_unpacked(). */
+Weft__V1__StatusResponse *request_status(Client *client, GError **error);
+bool member_is_usable(const Weft__V1__Member *m);
+
 /* A model's path as the coordinator is to open it: relative names that exist here become absolute. Returned. */
 char *request_model_path(const char *model);
 /* Checks and parses the seed; fills a message whose strings are borrowed from the options. */
@@ -39,6 +43,7 @@ typedef struct RunOutcome {
     GString *text;
     GArray *ids;       /* uint32_t */
     GArray *logits;    /* float, rows one after another */
+    GByteArray *row_hashes, *trace; /* 16 bytes a token; as in TokenEvent.trace */
     char *finish_reason;
     char digest[33];
     char definition[33];
@@ -49,6 +54,7 @@ typedef struct RunOutcome {
     double nll_sum;
     uint32_t tokens_scored;
     uint64_t wire_bytes, epoch;
+    uint32_t replica; /* of the plan, that ran it */
 } RunOutcome;
 void run_outcome_clear(RunOutcome *o);
 

@@ -304,6 +304,7 @@ static void run_send_started(Run *run)
     started.seed = run->seed;
     started.load_s = run->info.load_s;
     started.epoch = run->info.epoch;
+    started.replica = run->info.replica;
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_STARTED;
     event.started = &started;
