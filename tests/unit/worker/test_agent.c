@@ -20,6 +20,9 @@
 
 static const TinyShape shape = {2, 256, 6, 3, 64, 640, 1100, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
 
+/* Rows of logits of 80 kB: what a slow reader leaves waiting grows fast. */
+static const TinyShape wide_shape = {1, 256, 6, 3, 64, 640, 20000, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
+
 typedef struct Env {
     SimWorld *world;
     RpcTransport *transport;
@@ -53,14 +56,14 @@ static void start_agent(Env *env, const Identity *identity, uint64_t memory)
     g_assert_no_error(error);
 }
 
-static Env *env_new_with(char *cache)
+static Env *env_new_with(const TinyShape *of, char *cache)
 {
     Env *env = g_new0(Env, 1);
     env->cache = cache;
     env->world = sim_world_new(sim_seed(1));
     env->transport = rpc_transport_inproc_new();
     env->fill = link_fill_inproc_new();
-    env->model = tiny_model_new(&shape, 11);
+    env->model = tiny_model_new(of, 11);
     env->c = fake_coordinator_new(env->world, env->transport, "coordinator", "ca");
     env->c->model = env->model;
     env->loop = sim_world_loop(env->world);
@@ -70,7 +73,7 @@ static Env *env_new_with(char *cache)
     return env;
 }
 
-static Env *env_new(void) { return env_new_with(NULL); }
+static Env *env_new(void) { return env_new_with(&shape, NULL); }
 
 static void remove_tree(const char *path)
 {
@@ -204,7 +207,7 @@ static FakeReply *drop(Env *env, uint64_t epoch, bool keep)
     return fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Drop", &request.base);
 }
 
-static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, const char *role)
+static FakeReply *generate_with(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, bool logits, const char *role)
 {
     static uint32_t prompt[] = {0, 5, 77, 1000};
     prompt[0] = first_id;
@@ -216,7 +219,13 @@ static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t
     request.prompt = prompt;
     request.max_tokens = n_tokens;
     request.top_logprobs = 2;
+    request.want_logits = logits;
     return fake_call(env->c, agent_address(env->agent), role, &weft__v1__leader__descriptor, "Generate", &request.base);
+}
+
+static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, const char *role)
+{
+    return generate_with(env, epoch, n_tokens, first_id, false, role);
 }
 
 static void assert_fails(Env *env, FakeReply *reply, int code, const char *a, const char *b)
@@ -504,7 +513,7 @@ static void test_slices_come_from_whoever_has_them(void **state)
 static void test_serves_its_cache_to_peers(void **state)
 {
     (void)state;
-    Env *env = env_new_with(g_dir_make_tmp("weft-cache-XXXXXX", NULL));
+    Env *env = env_new_with(&shape, g_dir_make_tmp("weft-cache-XXXXXX", NULL));
     wait_attached(env, 1);
     make_ready(env, 1);
     const ModelSpec *spec = env->model->spec;
@@ -609,6 +618,30 @@ static void test_generate(void **state)
     env_free(env);
 }
 
+static void test_slow_reader_loses_its_stream(void **state)
+{
+    (void)state;
+    Env *env = env_new_with(&wide_shape, NULL);
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    FakeReply *reads = generate_with(env, 1, 40, 1, true, "coordinator");
+    wait_for(env, &reads->done); /* 3.2 MB may wait */
+    g_assert_no_error(reads->error);
+    assert_int_equal(reads->messages->len, 41);
+    fake_reply_free(reads);
+    FakeReply *slow = generate_with(env, 1, 100, 1, true, "coordinator");
+    sim_world_run_for(env->world, 1000); /* the request is there */
+    rpc_inproc_set_fault(env->transport, "caller", NULL, RPC_INPROC_FROZEN);
+    run(env, SECOND);
+    rpc_inproc_set_fault(env->transport, "caller", NULL, RPC_INPROC_UP);
+    assert_fails(env, slow, WEFT_ERROR_UNREACHABLE, "reader is too slow", "r1");
+    FakeReply *next = generate(env, 1, 3, 1, "coordinator");
+    wait_for(env, &next->done);
+    g_assert_no_error(next->error);
+    fake_reply_free(next);
+    env_free(env);
+}
+
 static void test_drop_ends_open_requests(void **state)
 {
     (void)state;
@@ -708,6 +741,7 @@ int main(void)
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
         cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_slow_reader_loses_its_stream),
         cmocka_unit_test(test_drop_ends_open_requests),
         cmocka_unit_test(test_held_engine_is_not_serving),
         cmocka_unit_test(test_revoked_peers_are_not_served),
