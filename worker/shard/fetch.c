@@ -20,6 +20,7 @@
 #include "proto/model/model_message.h"
 #include "weft/v1/cluster.pb-c.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -66,7 +67,7 @@ struct Fetch {
     uint32_t n_slices, n_put;
     uint32_t first_open; /* every slice before it is put */
     SliceFiles *files;
-    GMutex tensor_locks[LOCKS];
+    pthread_mutex_t tensor_locks[LOCKS];
     atomic_bool cancelled; /* read by tasks */
     atomic_uint own_file_wrong;
     uint32_t n_tasks; /* in the pool */
@@ -85,7 +86,7 @@ static void settle(Fetch *f);
 static void fetch_free(Fetch *f)
 {
     for (unsigned i = 0; i < LOCKS; i++) {
-        g_mutex_clear(&f->tensor_locks[i]);
+        pthread_mutex_destroy(&f->tensor_locks[i]);
     }
     for (unsigned i = 0; i < FETCH_FLIGHTS; i++) {
         g_array_unref(f->flights[i].indices);
@@ -114,10 +115,10 @@ static void report(Fetch *f, bool now)
 
 static void put(Fetch *f, const Slice *s, const void *bytes)
 {
-    GMutex *lock = &f->tensor_locks[s->ref.tensor % LOCKS];
-    g_mutex_lock(lock);
+    pthread_mutex_t *lock = &f->tensor_locks[s->ref.tensor % LOCKS];
+    pthread_mutex_lock(lock);
     shard_put(f->o.shard, s->ref.tensor, s->ref.slice, bytes);
-    g_mutex_unlock(lock);
+    pthread_mutex_unlock(lock);
 }
 
 /* Ends early; the first reason counts. Error is taken. */
@@ -577,7 +578,7 @@ Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, Fet
         f->sources[i] = g_strdup(options->sources[i]);
     }
     for (unsigned i = 0; i < LOCKS; i++) {
-        g_mutex_init(&f->tensor_locks[i]);
+        pthread_mutex_init(&f->tensor_locks[i], NULL);
     }
     for (unsigned i = 0; i < FETCH_FLIGHTS; i++) {
         f->flights[i].fetch = f;
