@@ -1,5 +1,5 @@
 /* The same tokens and row hashes on every layout: engines of one replica in this process over inproc links (NUMERICS, "Proof"). Model: a tiny random Llama of
- * each weight type made by gguf_builder; WEFT_TEST_MODEL adds the real one. */
+ * each weight type made by gguf_builder; test_engine_matrix.c has the real one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

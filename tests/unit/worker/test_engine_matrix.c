@@ -11,6 +11,7 @@
 #include "tests/unit/worker/engine_runs.h"
 
 #include <glib/gstdio.h>
+#include <stdio.h>
 #include <string.h>
 #include <xmmintrin.h>
 
@@ -307,8 +308,46 @@ static void resumed_on_another_layout(void **state)
     local_result_clear(&undisturbed);
 }
 
-int main(void)
+/* ---- the real model, at most 32 tokens: the specification is slow ---- */
+
+static void the_real_model(void **state)
 {
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Gguf) gguf = gguf_open(*state, &error);
+    if (gguf == NULL) {
+        fail_msg("%s", error->message);
+    }
+    const int isa = kernels_best_isa();
+    const LocalLayout layouts[] = {
+        {.pp = 1, .tp = {1}, .isa = ISA_GENERIC, .threads = 2},
+        {.pp = 1, .tp = {1}, .isa = isa, .threads = 2},
+        {.pp = 1, .tp = {3}, .isa = isa, .max_rows = 7},
+        {.pp = 2, .tp = {2, 1}, .isa = isa},
+        {.pp = 3, .tp = {1, 1, 1}, .isa = isa, .max_rows = 1},
+    };
+    LocalResult first, other;
+    runs_greedy(gguf, layouts[0], 16, 8, &first);
+    for (unsigned i = 1; i < G_N_ELEMENTS(layouts); i++) {
+        runs_greedy(gguf, layouts[i], 16, 8, &other);
+        assert_true(runs_equal(&first, &other));
+        local_result_clear(&other);
+    }
+    local_result_clear(&first);
+}
+
+/* Without arguments the tiny models; with one, the model that WEFT_TEST_MODEL names (exit status 77: none). */
+int main(int argc, char **argv)
+{
+    (void)argv;
+    if (argc > 1) {
+        const char *model = g_getenv("WEFT_TEST_MODEL");
+        if (model == NULL || model[0] == '\0') {
+            printf("WEFT_TEST_MODEL does not name a model file\n");
+            return 77;
+        }
+        const struct CMUnitTest real[] = {{.name = "the_real_model", .test_func = the_real_model, .initial_state = (void *)(uintptr_t)model}};
+        return cmocka_run_group_tests(real, NULL, NULL);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_and_chunks),    cmocka_unit_test(cache_types),
         cmocka_unit_test(k_quants),              cmocka_unit_test(instruction_sets),
