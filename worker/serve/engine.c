@@ -22,6 +22,7 @@
 #include "worker/serve/inbox.h"
 #include "worker/serve/leader.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -83,8 +84,9 @@ struct Engine {
     bool closed, tell;
     /* shared */
     struct {
-        GMutex mutex; /* commands, text of status */
-        GCond opened;
+        pthread_mutex_t mutex; /* commands, text of status */
+        pthread_cond_t opened;
+        LinkPort *wake; /* the port, while it may be interrupted */
         GQueue commands;
         bool open_done;
         GError *open_error;
@@ -130,9 +132,9 @@ static void report_wait(Engine *e, int global, const char *operation, int64_t si
     }
     uint32_t stage, rank;
     stage_rank_of(e, (uint32_t)global, &stage, &rank);
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     g_strlcpy(e->shared.waits_operation, operation, sizeof e->shared.waits_operation);
-    g_mutex_unlock(&e->shared.mutex);
+    pthread_mutex_unlock(&e->shared.mutex);
     atomic_store(&e->waits_stage, stage);
     atomic_store(&e->waits_rank, rank);
     atomic_store(&e->waits_since_us, since_us);
@@ -199,9 +201,9 @@ static void fail(Engine *e, GError *error /* taken */, bool tell)
         return;
     }
     e->state = STATE_FAILED;
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     g_strlcpy(e->shared.error, error->message, sizeof e->shared.error);
-    g_mutex_unlock(&e->shared.mutex);
+    pthread_mutex_unlock(&e->shared.mutex);
     atomic_store(&e->failed, true);
     atomic_store(&e->running, false);
     atomic_store(&e->has_work, false);
@@ -546,29 +548,29 @@ static void command_free(Command *c)
 
 static void push_command(Engine *e, Command *c)
 {
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     g_queue_push_tail(&e->shared.commands, c);
-    g_mutex_unlock(&e->shared.mutex);
-    if (e->port != NULL) {
-        link_port_interrupt(e->port);
+    if (e->shared.wake != NULL) { /* under the lock: the engine thread may be closing the port */
+        link_port_interrupt(e->shared.wake);
     }
+    pthread_mutex_unlock(&e->shared.mutex);
 }
 
 static Command *pop_command(Engine *e)
 {
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     Command *c = g_queue_pop_head(&e->shared.commands);
-    g_mutex_unlock(&e->shared.mutex);
+    pthread_mutex_unlock(&e->shared.mutex);
     return c;
 }
 
 static void do_submit(Engine *e, LeaderRequest *request)
 {
     if (e->state != STATE_RUNNING || e->leader == NULL) {
-        g_mutex_lock(&e->shared.mutex);
+        pthread_mutex_lock(&e->shared.mutex);
         g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "the engine does not take requests: %s",
                                               e->shared.error[0] != '\0' ? e->shared.error : "not started or not the leader");
-        g_mutex_unlock(&e->shared.mutex);
+        pthread_mutex_unlock(&e->shared.mutex);
         leader_request_fail(request, error);
         return;
     }
@@ -680,11 +682,15 @@ static bool open_all(Engine *e, GError **error)
         e->leader = leader_new(&leader);
     }
     e->shared.address = link_port_address(e->port);
+    e->shared.wake = e->port;
     return true;
 }
 
 static void close_all(Engine *e)
 {
+    pthread_mutex_lock(&e->shared.mutex);
+    e->shared.wake = NULL;
+    pthread_mutex_unlock(&e->shared.mutex);
     g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "the deployment's epoch %" G_GUINT64_FORMAT " ended", e->o.epoch);
     greeting_end(e, why);
     e->state = STATE_STOPPED;
@@ -704,11 +710,11 @@ static gpointer thread_main(gpointer user)
     Engine *e = user;
     GError *error = NULL;
     const bool open = open_all(e, &error);
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     e->shared.open_done = true;
     e->shared.open_error = error;
-    g_cond_signal(&e->shared.opened);
-    g_mutex_unlock(&e->shared.mutex);
+    pthread_cond_signal(&e->shared.opened);
+    pthread_mutex_unlock(&e->shared.mutex);
     bool did = false;
     while (open && turn(e, &did)) {
         if (!did) {
@@ -734,20 +740,20 @@ Engine *engine_new(const EngineOptions *options, GError **error)
     }
     e->steps_in_flight = replica->n_stages == 1 ? 1 : replica->n_stages + 1;
     e->step_deadline_us = MAX((int64_t)STEP_DEADLINE_US, (int64_t)(5e6 * options->predicted_step_s));
-    g_mutex_init(&e->shared.mutex);
-    g_cond_init(&e->shared.opened);
+    pthread_mutex_init(&e->shared.mutex, NULL);
+    pthread_cond_init(&e->shared.opened, NULL);
     g_queue_init(&e->shared.commands);
     GError *failed = NULL;
     if (options->inline_run) {
         open_all(e, &failed);
     } else {
         e->thread = g_thread_new("engine", thread_main, e);
-        g_mutex_lock(&e->shared.mutex);
+        pthread_mutex_lock(&e->shared.mutex);
         while (!e->shared.open_done) {
-            g_cond_wait(&e->shared.opened, &e->shared.mutex);
+            pthread_cond_wait(&e->shared.opened, &e->shared.mutex);
         }
         failed = g_steal_pointer(&e->shared.open_error);
-        g_mutex_unlock(&e->shared.mutex);
+        pthread_mutex_unlock(&e->shared.mutex);
     }
     if (failed != NULL) {
         if (e->thread != NULL) { /* it is closing by itself */
@@ -791,8 +797,8 @@ void engine_free(Engine *e)
         g_free(e->names[r]);
     }
     g_clear_pointer(&e->shared.address, g_bytes_unref);
-    g_mutex_clear(&e->shared.mutex);
-    g_cond_clear(&e->shared.opened);
+    pthread_mutex_destroy(&e->shared.mutex);
+    pthread_cond_destroy(&e->shared.opened);
     g_free(e);
 }
 
@@ -880,8 +886,8 @@ void engine_status(Engine *e, EngineStatus *out)
         .wait_expired = atomic_load(&e->wait_expired),
     };
     engine_counters_read(&e->counters, out);
-    g_mutex_lock(&e->shared.mutex);
+    pthread_mutex_lock(&e->shared.mutex);
     g_strlcpy(out->error, e->shared.error, sizeof out->error);
     g_strlcpy(out->waits_operation, e->shared.waits_operation, sizeof out->waits_operation);
-    g_mutex_unlock(&e->shared.mutex);
+    pthread_mutex_unlock(&e->shared.mutex);
 }
