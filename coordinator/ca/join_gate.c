@@ -153,7 +153,7 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
         g_ptr_array_add(j->addresses, g_strdup(request->addresses[i]));
     }
     g_queue_push_tail(&gate->joining, j);
-    token_book_use(gate->tokens, request->token, on_token, j);
+    token_book_use(gate->tokens, request->token, request->caller, on_token, j);
 }
 
 /* ---- the listener ---- */

@@ -214,7 +214,26 @@ static GError *token_refusal(const TokenRecord *record, int64_t now_us)
                        why);
 }
 
-void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *user)
+/* NULL if a caller of this kind may have the token's role. */
+static GError *caller_refusal(const TokenRecord *record, const char *caller)
+{
+    bool is_worker = strcmp(record->role, "worker") == 0;
+    if (strcmp(caller, "worker") == 0 && !is_worker) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
+                           "the token is for role %s, not worker: make one with `weft token create "
+                           "--role worker`",
+                           record->role);
+    }
+    if (strcmp(caller, "client") == 0 && is_worker) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED,
+                           "the token is for role worker, not for a person: make one with `weft "
+                           "token create --role admin` (or submit, probe)");
+    }
+    return NULL;
+}
+
+void token_book_use(TokenBook *book, const char *token, const char *caller, TokenUsed done,
+                    void *user)
 {
     g_autofree char *hash = token_hash(token);
     TokenRecord *record = g_hash_table_lookup(book->tokens, hash);
@@ -224,6 +243,10 @@ void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *us
     if (record == NULL || record->uses_left == 0 ||
         record->expires_us <= loop_wall_us(book->loop)) {
         use->error = token_refusal(record, loop_wall_us(book->loop));
+    } else {
+        use->error = caller_refusal(record, caller);
+    }
+    if (use->error != NULL) {
         loop_post(book->loop, token_use_refused, use);
         return;
     }

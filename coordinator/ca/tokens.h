@@ -28,8 +28,9 @@ bool token_book_create(TokenBook *book, const char *role, int64_t ttl_us, uint32
                        TokenCreated done, void *user, GError **error);
 
 typedef void (*TokenUsed)(const char *role, const GError *error, void *user);
-/* Takes one use of a token, durably, before it reports the role. DENIED: unknown, expired or used
- * up. */
-void token_book_use(TokenBook *book, const char *token, TokenUsed done, void *user);
+/* Takes one use of a token, durably, before it reports the role. caller: worker | client, "" for
+ * either. DENIED: unknown, expired or used up, or meant for the other kind of caller. */
+void token_book_use(TokenBook *book, const char *token, const char *caller, TokenUsed done,
+                    void *user);
 /* Whether somebody may still join. */
 bool token_book_any_valid(const TokenBook *book);

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -42,8 +43,8 @@ class Result:
         return self
 
     def fails(self, code, *words):
-        """One line `weft: ...` on stderr that holds all the words, nothing on stdout, and this exit code."""
-        lines = [line for line in self.err.splitlines() if line]
+        """One line `weft: ...` on stderr (beside a daemon's log) that holds all the words, nothing on stdout, and this exit code."""
+        lines = [line for line in self.err.splitlines() if line and not re.match(r"\d{4}-\d\d-\d\dT\S+ info: ", line)]
         assert self.code == code, f"exit code not {code}: {self}"
         assert self.out == "", f"output beside an error: {self}"
         assert len(lines) == 1 and lines[0].startswith("weft"), f"not one line: {self}"

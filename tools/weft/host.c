@@ -141,6 +141,7 @@ static Weft__V1__JoinResponse *join(const LoginOptions *o, const char *address, 
         return NULL;
     }
     Weft__V1__JoinRequest request = WEFT__V1__JOIN_REQUEST__INIT;
+    request.caller = "client";
     ProtobufCMessage *response = NULL;
     request.protocol_version = WEFT_PROTOCOL_VERSION;
     request.release = WEFT_VERSION;

@@ -130,7 +130,7 @@ int identity_lock(const char *state_dir, GError **error)
         return -1;
     }
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "state directory %s is used by another weft-worker: stop it or give another --state",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "state directory %s is used by another weft-worker: stop it or give another --state",
                     state_dir);
         close(fd);
         return -1;

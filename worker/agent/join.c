@@ -97,6 +97,7 @@ static bool send_request(Joining *j, const JoinOptions *options)
         return false;
     }
     Weft__V1__JoinRequest request = WEFT__V1__JOIN_REQUEST__INIT;
+    request.caller = "worker";
     request.protocol_version = WEFT_PROTOCOL_VERSION;
     request.release = (char *)WEFT_VERSION;
     request.token = (char *)options->token;

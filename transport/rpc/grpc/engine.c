@@ -32,6 +32,7 @@ static struct {
     GSList *logs;
     time_t second;
     unsigned lines;
+    int muted;
 } core_log = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 struct EventSink {
@@ -58,9 +59,16 @@ static bool may_log(void)
 static void on_core_log(gpr_log_func_args *arguments)
 {
     pthread_mutex_lock(&core_log.mutex);
-    if (core_log.logs && may_log()) {
+    if (core_log.logs && core_log.muted == 0 && may_log()) {
         log_warn(core_log.logs->data, "grpc: %s", arguments->message);
     }
+    pthread_mutex_unlock(&core_log.mutex);
+}
+
+void engine_mute_log(bool on)
+{
+    pthread_mutex_lock(&core_log.mutex);
+    core_log.muted += on ? 1 : -1;
     pthread_mutex_unlock(&core_log.mutex);
 }
 

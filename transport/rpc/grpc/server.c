@@ -367,9 +367,6 @@ static void on_shut_down(EventTag *tag, bool ok)
 static char *bind_failure(const char *listen_address)
 {
     const char *colon = strrchr(listen_address, ':');
-    if (!colon || colon == listen_address || !colon[1]) {
-        return g_strdup("it is no host:port");
-    }
     bool bracketed = listen_address[0] == '[' && colon[-1] == ']';
     g_autofree char *host =
         g_strndup(listen_address + bracketed, (gsize)(colon - listen_address - 2 * bracketed));
@@ -387,13 +384,27 @@ static char *bind_failure(const char *listen_address)
     return reason;
 }
 
+static bool is_host_port(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    return colon != NULL && colon != address && colon[1] != '\0';
+}
+
 static bool bind_port(GrpcServer *server, const RpcServerOptions *options, GError **error)
 {
+    if (!is_host_port(options->listen)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "cannot listen on '%s': it is no address and port, as in 0.0.0.0:7470",
+                    options->listen);
+        return false;
+    }
     grpc_server_credentials *credentials = credentials_server(&options->credentials, error);
     if (!credentials) {
         return false;
     }
+    engine_mute_log(true); /* our error says it in one line */
     int port = grpc_server_add_http2_port(server->server, options->listen, credentials);
+    engine_mute_log(false);
     grpc_server_credentials_release(credentials);
     if (port <= 0) {
         g_autofree char *reason = bind_failure(options->listen);
