@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define ALLOC_ALIGN 64u
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 /* Countdown to the one allocation that a test lets fail; negative = off. */
 static int64_t fail_after = -1;
@@ -63,20 +65,41 @@ void weft_free(void *p)
     free(p);
 }
 
+/* A huge page begins at multiples of its size only. Of a mapping of size + HUGE_PAGE_BYTES, what lies
+ * before the first multiple and behind `size` bytes from there is given back. */
+static uint8_t *trim_to_huge_page(uint8_t *p, size_t size)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t before = (HUGE_PAGE_BYTES - (uintptr_t)p % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+    const size_t kept = (size + page - 1) / page * page, mapped = kept + HUGE_PAGE_BYTES;
+    if (before > 0) {
+        munmap(p, before);
+    }
+    if (before < HUGE_PAGE_BYTES) {
+        munmap(p + before + kept, mapped - before - kept);
+    }
+    return p + before;
+}
+
 void *weft_map(size_t size, const char *what, GError **error)
 {
-    if (alloc_fails_now()) {
+    const bool large = size >= HUGE_PAGE_BYTES;
+    size_t reserved = MAX(size, 1u);
+    if (alloc_fails_now() || (large && !sz_add(size, HUGE_PAGE_BYTES, &reserved))) {
         set_memory_error(error, size, what, ENOMEM);
         return NULL;
     }
-    void *p =
-        mmap(NULL, size > 0 ? size : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *p =
+        mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
         set_memory_error(error, size, what, errno);
         return NULL;
     }
-    /* Advice only: a kernel without transparent huge pages refuses it and nothing else changes. */
-    (void)madvise(p, size > 0 ? size : 1, MADV_HUGEPAGE);
+    if (large) {
+        p = trim_to_huge_page(p, size);
+        /* Advice only: a kernel without huge pages refuses it and nothing else changes. */
+        (void)madvise(p, size, MADV_HUGEPAGE);
+    }
     return p;
 }
 

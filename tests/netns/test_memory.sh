@@ -1,5 +1,6 @@
 #!/bin/bash
 # Every worker in a memory cgroup of 1.1 times its planned peak loads, answers and is not killed: no whole file, no second copy of the weights.
+# One worker, two and three, cut both ways.
 # usage: test_memory.sh BUILD-DIRECTORY
 . "$(dirname "$0")/net.sh"
 
@@ -27,29 +28,48 @@ rmdir "$(dirname "$trial")"
 
 MODEL_SIZE=large
 cluster_up
-plan=$(weft plan "$MODEL" --tp 3 -c 512 --json 2>"$DIR/plan.err") || fail "no plan: $(cat "$DIR/plan.err")"
-mapfile -t peaks < <(grep -o '"peak_bytes": *[0-9]*' <<<"$plan" | grep -o '[0-9]*$')
-mapfile -t names < <(grep -o '"worker": *"w[0-9]*"' <<<"$plan" | grep -o 'w[0-9]')
-[ "${#peaks[@]}" = 3 ] && [ "${#names[@]}" = 3 ] || fail "the plan names ${#names[@]} workers and ${#peaks[@]} peaks"
 want=$(digest_of --tp 3 -c 512)
 [ "$want" ] || fail "no digest: $(cat "$DIR/run.err")"
 
-declare -A groups=()
-for i in 0 1 2; do
-    name=${names[$i]}
-    worker_kill "$name" TERM
-    wait "${PID[$name]}"
-    rm -rf "${DIR:?}/$name/cache" # what it holds must come over the network again, within the limit
-    limit=$((peaks[i] * 11 / 10))
-    groups[$name]=$(group "$name" "$limit")
-    GROUP=${groups[$name]} worker_start "$name" --memory "${peaks[$i]}"
-    echo "$name: planned peak ${peaks[$i]}, limit $limit"
-done
-until_true 30 members_are "$serving_or_ready" w1 w2 w3 || fail "the workers did not come back: $(weft status)"
-for turn in 1 2; do
-    got=$(digest_of --tp 3 -c 512)
-    for name in "${names[@]}"; do echo "$name: highest use $(highest "${groups[$name]}")"; done
-    [ "$got" = "$want" ] || fail "under the limit, turn $turn: digest '$got', not '$want': $(cat "$DIR/run.err")"
-done
-for name in "${names[@]}"; do kill -0 "${PID[$name]}" || fail "$name was killed"; done
-ok "three workers within 1.1 x their planned peaks"
+# under_limits RANKS LAYOUT...: only the plan's workers run, each with its planned peak as --memory and 1.1 times that as the group's limit
+under_limits() {
+    local ranks=$1 plan name i limit turn got
+    shift
+    for name in w1 w2 w3; do # as they were at first: the plan sees all of them
+        worker_kill "$name" TERM
+        wait "${PID[$name]}"
+        worker_start "$name"
+    done
+    until_true 30 members_are "$serving_or_ready" w1 w2 w3 || fail "the workers did not come back: $(weft status)"
+    plan=$(weft plan "$MODEL" "$@" -c 512 --json 2>"$DIR/plan.err") || fail "no plan: $(cat "$DIR/plan.err")"
+    local -a peaks names
+    mapfile -t peaks < <(grep -o '"peak_bytes": *[0-9]*' <<<"$plan" | grep -o '[0-9]*$')
+    mapfile -t names < <(grep -o '"worker": *"w[0-9]*"' <<<"$plan" | grep -o 'w[0-9]')
+    [ "${#peaks[@]}" = "$ranks" ] && [ "${#names[@]}" = "$ranks" ] || fail "the plan names ${#names[@]} workers and ${#peaks[@]} peaks"
+    for name in w1 w2 w3; do
+        worker_kill "$name" TERM
+        wait "${PID[$name]}"
+    done
+    local -A groups=()
+    for ((i = 0; i < ranks; i++)); do
+        name=${names[$i]}
+        rm -rf "${DIR:?}/$name/cache" # what it holds must come over the network again, within the limit
+        limit=$((peaks[i] * 11 / 10))
+        groups[$name]=$(group "${*//[ -]/}-$name" "$limit")
+        GROUP=${groups[$name]} worker_start "$name" --memory "${peaks[$i]}"
+        echo "$*: $name: planned peak ${peaks[$i]}, limit $limit"
+    done
+    until_true 30 members_are "$serving_or_ready" "${names[@]}" || fail "the workers did not come back: $(weft status)"
+    for turn in 1 2; do
+        got=$(digest_of "$@" -c 512)
+        for name in "${names[@]}"; do echo "$name: highest use $(highest "${groups[$name]}")"; done
+        [ "$got" = "$want" ] || fail "$*, under the limit, turn $turn: digest '$got', not '$want': $(cat "$DIR/run.err")"
+    done
+    for name in "${names[@]}"; do kill -0 "${PID[$name]}" || fail "$name was killed"; done
+    ok "$*: $ranks workers within 1.1 x their planned peaks"
+    for name in w1 w2 w3; do [ -v "groups[$name]" ] || worker_start "$name"; done
+}
+under_limits 3 --tp 3
+under_limits 2 --tp 2 --pp 1
+under_limits 2 --pp 2 --tp 1
+under_limits 1 --pp 1 --tp 1

@@ -115,13 +115,9 @@ static const char *name_of(const Engine *e, uint32_t rank)
     return rank < PLAN_RANKS_LIMIT && e->names[rank] != NULL ? e->names[rank] : "?";
 }
 
-static void stage_rank_of(const Engine *e, uint32_t global, uint32_t *stage, uint32_t *rank)
+static const PlanReplica *replica_of(const Engine *e)
 {
-    const PlanReplica *r = &e->o.plan->replicas[e->o.replica];
-    for (*stage = 0; *stage + 1 < r->n_stages && global >= r->stages[*stage].n_ranks; (*stage)++) {
-        global -= r->stages[*stage].n_ranks;
-    }
-    *rank = global;
+    return &e->o.plan->replicas[e->o.replica];
 }
 
 static void report_wait(Engine *e, int global, const char *operation, int64_t since_us)
@@ -131,7 +127,7 @@ static void report_wait(Engine *e, int global, const char *operation, int64_t si
         return;
     }
     uint32_t stage, rank;
-    stage_rank_of(e, (uint32_t)global, &stage, &rank);
+    position_split(replica_of(e), (uint32_t)global, &stage, &rank);
     pthread_mutex_lock(&e->shared.mutex);
     g_strlcpy(e->shared.waits_operation, operation, sizeof e->shared.waits_operation);
     pthread_mutex_unlock(&e->shared.mutex);
@@ -310,37 +306,10 @@ static void on_dead(Link *link, const char *why, void *user)
     atomic_store(&e->abort, true);
 }
 
-/* Ranks that this one exchanges messages with. */
-static bool talks_to(const Engine *e, uint32_t other_stage, uint32_t other_rank)
-{
-    const Position *p = &e->position;
-    const bool first_or_last = (position_leads(p) && other_stage + 1 == p->n_stages && other_rank == 0) ||
-                               (position_draws(p) && other_stage == 0 && other_rank == 0);
-    if (other_stage == p->stage) {
-        return other_rank != p->rank;
-    }
-    if (other_stage == p->stage + 1) {
-        return other_rank % p->tp == p->rank || first_or_last;
-    }
-    if (other_stage + 1 == p->stage) {
-        return p->rank % p->tp_previous == other_rank || first_or_last;
-    }
-    return first_or_last;
-}
-
-static uint32_t global_of(const Engine *e, uint32_t stage, uint32_t rank)
-{
-    const PlanReplica *r = &e->o.plan->replicas[e->o.replica];
-    for (uint32_t s = 0; s < stage; s++) {
-        rank += r->stages[s].n_ranks;
-    }
-    return rank;
-}
-
 static bool connect_peer(Engine *e, const Greeting *g, const EnginePeer *peer, GError **error)
 {
-    const uint32_t mine = global_of(e, e->position.stage, e->position.rank);
-    const uint32_t other = global_of(e, peer->stage, peer->rank);
+    const uint32_t mine = position_global(replica_of(e), e->position.stage, e->position.rank);
+    const uint32_t other = position_global(replica_of(e), peer->stage, peer->rank);
     const KeyScope scope = {.generation = e->o.generation, .epoch = e->o.epoch, .job = e->o.plan->job, .replica = e->o.replica};
     LinkConnect connect = {.address = peer->address, .peer = other, .seal = g->seal};
     connect.handle = keys_handle(g->secret, &scope, MIN(mine, other), MAX(mine, other));
@@ -400,10 +369,10 @@ static void begin_greeting(Engine *e, Greeting *g)
     e->state = STATE_GREETING;
     for (uint32_t i = 0; i < g->n_peers; i++) {
         const EnginePeer *peer = &g->peers[i];
-        const uint32_t global = global_of(e, peer->stage, peer->rank);
+        const uint32_t global = position_global(replica_of(e), peer->stage, peer->rank);
         g_free(e->names[global]);
         e->names[global] = g_strdup(g->workers[i]);
-        if (talks_to(e, peer->stage, peer->rank) && !connect_peer(e, g, peer, &error)) {
+        if (position_talks_to(&e->position, peer->stage, peer->rank) && !connect_peer(e, g, peer, &error)) {
             fail(e, error, false);
             return;
         }
@@ -653,10 +622,38 @@ static uint64_t sent_bytes(void *user)
     return link_port_counters(((Engine *)user)->port)->bytes_sent;
 }
 
+static StepLimits limits_of(const Plan *plan, const ModelSpec *spec)
+{
+    return (StepLimits){.max_rows = plan->max_rows, .max_slots = MAX(plan->streams, 1u), .max_pages = (uint32_t)plan->kv_pages,
+                        .context = plan->definition.context, .vocab_size = spec->vocab_size};
+}
+
+static uint32_t flight_of(const PlanReplica *replica)
+{
+    return replica->n_stages == 1 ? 1 : replica->n_stages + 1;
+}
+
+static uint32_t inbox_slots(const PlanReplica *replica)
+{
+    return flight_of(replica) + 1;
+}
+
+static size_t step_message_limit(const StepLimits *limits, const ModelSpec *spec, uint32_t stage)
+{
+    return step_wire_limit(limits) + (stage == 0 ? 0 : sizeof(float) * (size_t)limits->max_rows * spec->width);
+}
+
+size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads)
+{
+    const StepLimits limits = limits_of(plan, spec);
+    return stage_buffer_bytes(spec, plan, replica, stage, rank, threads) +
+           inbox_bytes(inbox_slots(&plan->replicas[replica]), step_message_limit(&limits, spec, stage)) + 2 * step_wire_limit(&limits) +
+           sequences_bytes(&limits);
+}
+
 static bool open_inbox(Engine *e, GError **error)
 {
-    const size_t x = e->position.stage == 0 ? 0 : sizeof(float) * (size_t)e->limits.max_rows * e->o.spec->width;
-    return inbox_open(&e->inbox, e->steps_in_flight + 1, step_wire_limit(&e->limits) + x, error);
+    return inbox_open(&e->inbox, inbox_slots(&e->o.plan->replicas[e->o.replica]), step_message_limit(&e->limits, e->o.spec, e->position.stage), error);
 }
 
 static bool open_all(Engine *e, GError **error)
@@ -732,13 +729,11 @@ Engine *engine_new(const EngineOptions *options, GError **error)
     e->o = *options;
     atomic_init(&e->crowded, options->crowded);
     e->position = position_of(options->plan, options->replica, options->stage, options->rank);
-    e->limits = (StepLimits){.max_rows = options->plan->max_rows, .max_slots = MAX(options->plan->streams, 1u),
-                             .max_pages = (uint32_t)options->plan->kv_pages, .context = options->plan->definition.context,
-                             .vocab_size = options->spec->vocab_size};
+    e->limits = limits_of(options->plan, options->spec);
     for (uint32_t s = 0; s < replica->n_stages; s++) {
         e->n_ranks += replica->stages[s].n_ranks;
     }
-    e->steps_in_flight = replica->n_stages == 1 ? 1 : replica->n_stages + 1;
+    e->steps_in_flight = flight_of(replica);
     e->step_deadline_us = MAX((int64_t)STEP_DEADLINE_US, (int64_t)(5e6 * options->predicted_step_s));
     pthread_mutex_init(&e->shared.mutex, NULL);
     pthread_cond_init(&e->shared.opened, NULL);

@@ -31,6 +31,9 @@ typedef struct EngineOptions {
     double predicted_step_s; /* step deadline = max(2 s, 5 x this) */
 } EngineOptions;
 
+/* Bytes that engine_new() maps and allocates for a rank beside KV pages and weights: the stage's buffers, the inbox, the tables of sequences. The plan's peak
+ * (proto/plan/rank_span.h) is never less. */
+size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads);
 /* Maps KV pages and buffers, opens the port. */
 Engine *engine_new(const EngineOptions *options, GError **error);
 /* Stops the thread (bounded), closes links, frees. */

@@ -6,26 +6,6 @@
 
 #include <string.h>
 
-Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
-{
-    const PlanReplica *r = &plan->replicas[replica];
-    Position p = {.stage = stage, .rank = rank, .n_stages = r->n_stages, .tp = r->stages[stage].n_ranks};
-    uint32_t base = 0;
-    for (uint32_t s = 0; s < r->n_stages; s++) {
-        if (s + 1 == stage) {
-            p.base_previous = base;
-            p.tp_previous = r->stages[s].n_ranks;
-        } else if (s == stage) {
-            p.base = base;
-        } else if (s == stage + 1) {
-            p.base_next = base;
-            p.tp_next = r->stages[s].n_ranks;
-        }
-        base += r->stages[s].n_ranks;
-    }
-    return p;
-}
-
 /* One tensor rank's sample messages, in order of arrival: a fixed ring, buffers keep their capacity. */
 enum { SAMPLE_RING = 8 };
 typedef struct SampleQueue {

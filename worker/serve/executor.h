@@ -12,31 +12,12 @@
 #include "transport/link/link.h"
 #include "worker/model/stage.h"
 #include "worker/serve/leader.h"
+#include "worker/serve/position.h"
 #include "worker/serve/sampling.h"
 #include "worker/serve/sequences.h"
 #include "worker/serve/step.h"
 
 typedef struct Executor Executor;
-
-/* Where a rank stands in its replica; global rank numbers count stage by stage. */
-typedef struct Position {
-    uint32_t stage, rank, n_stages;
-    uint32_t tp, tp_next, tp_previous; /* ranks of this, the next and the previous stage; 0 where there is none */
-    uint32_t base, base_next, base_previous; /* global number of rank 0 of those stages */
-} Position;
-Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank);
-static inline bool position_leads(const Position *p)
-{
-    return p->stage == 0 && p->rank == 0;
-}
-static inline bool position_is_last(const Position *p)
-{
-    return p->stage + 1 == p->n_stages;
-}
-static inline bool position_draws(const Position *p)
-{
-    return position_is_last(p) && p->rank == 0;
-}
 
 typedef enum ExecutorStatus { EXECUTOR_OK = 0, EXECUTOR_GROUP, EXECUTOR_LINK, EXECUTOR_SAMPLE_WAIT, EXECUTOR_TRACE } ExecutorStatus;
 

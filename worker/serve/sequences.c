@@ -4,13 +4,24 @@
 
 #include <string.h>
 
+static uint32_t table_length(const StepLimits *limits)
+{
+    return (limits->context + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+size_t sequences_bytes(const StepLimits *limits)
+{
+    const size_t pages = sizeof(uint32_t) * table_length(limits), tokens = sizeof(uint32_t) * ((size_t)limits->context + 1);
+    return limits->max_slots * (sizeof(Sequence) + sizeof(uint32_t *) + pages + tokens);
+}
+
 void sequences_init(Sequences *s, const StepLimits *limits)
 {
     s->limits = *limits;
     s->slots = g_new0(Sequence, limits->max_slots);
     s->page_tables = g_new0(const uint32_t *, limits->max_slots);
     for (uint32_t i = 0; i < limits->max_slots; i++) {
-        s->slots[i].pages = g_new0(uint32_t, (limits->context + KV_BLOCK - 1) / KV_BLOCK);
+        s->slots[i].pages = g_new0(uint32_t, table_length(limits));
         s->slots[i].tokens = g_new0(uint32_t, limits->context + 1);
         s->page_tables[i] = s->slots[i].pages;
     }

@@ -17,6 +17,7 @@ typedef struct Sequences {
     const uint32_t **page_tables; /* by slot, for the stage */
 } Sequences;
 
+size_t sequences_bytes(const StepLimits *limits);
 void sequences_init(Sequences *s, const StepLimits *limits);
 void sequences_clear(Sequences *s);
 /* Applies releases, admits, page entries and tokens of a step. */

@@ -6,7 +6,7 @@
 #include "proto/plan/rank_span.h"
 #include "tests/golden/gguf_builder.h"
 #include "tests/golden/plan_builder.h"
-#include "worker/model/stage.h"
+#include "worker/serve/engine.h"
 #include "worker/shard/shard.h"
 
 #include <setjmp.h>
@@ -29,13 +29,14 @@ static void check_rank(const Plan *plan, const ModelSpec *spec, uint32_t r, uint
     const PlanStage *stage = &replica->stages[s];
     const PlanRank *rank = &stage->ranks[k];
     uint64_t weights = shard_bytes(spec, plan, r, s, k);
-    uint64_t buffers = stage_buffer_bytes(spec, plan, r, s, k, THREADS);
+    uint64_t buffers = engine_buffer_bytes(spec, plan, r, s, k, THREADS);
     uint64_t planned = rank_buffer_bytes(plan, spec, replica, stage, rank, THREADS);
     if (rank->weight_bytes + MIB < weights || rank->weight_bytes > weights + weights / 20 + MIB) {
         fail_msg("weights: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped",
                  rank->weight_bytes, weights);
     }
-    if (planned < buffers) {
+    /* what the plan counts beside these, the process's own memory and partial sums on their way, is on top */
+    if (planned < buffers + 12 * MIB) {
         fail_msg("buffers: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", planned,
                  buffers);
     }
@@ -77,6 +78,7 @@ static void test_plans_cover_what_workers_map(void **state)
         g_autoptr(Plan) plan =
             plan_builder_random(&random.base, spec, 1, pp, i < 22 ? 1 : plan_tp_limit(spec));
         plan->max_rows = i % 4 == 0 ? 16 : 512;
+        plan->streams = 1 + i % 40;
         plan->definition.context = 4096;
         plan_measure(plan, spec, members, N_MEMBERS);
         for (uint32_t s = 0; s < pp; s++) {

@@ -9,12 +9,14 @@
 #include "proto/base/random.h"
 #include "proto/base/units.h"
 
+#include <fcntl.h>
 #include <glib/gstdio.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -143,6 +145,15 @@ static void test_nth_allocation_fails_once(void **state)
     weft_free(p);
 }
 
+static size_t address_space_pages(void)
+{
+    char text[64] = {0};
+    int fd = open("/proc/self/statm", O_RDONLY);
+    assert_true(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    close(fd);
+    return strtoul(text, NULL, 10);
+}
+
 static void test_map(void **state)
 {
     g_autoptr(GError) error = NULL;
@@ -152,6 +163,28 @@ static void test_map(void **state)
     assert_int_equal(p[size - 1], 0);
     p[size - 1] = 1;
     weft_unmap(p, size);
+    /* large ones begin at a huge page, are whole, and give back what they do not need; untouched they take no memory */
+    static const size_t sizes[] = {(size_t)2 << 20, ((size_t)2 << 20) + 1, ((size_t)9 << 20) - 4096, (size_t)33 << 20};
+    uint8_t *maps[G_N_ELEMENTS(sizes)];
+    size_t wanted = 0, before = address_space_pages();
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        unsigned char resident[(33 << 20) / 4096];
+        const size_t n_pages = (sizes[i] + 4095) / 4096;
+        maps[i] = weft_map(sizes[i], "pages", &error);
+        assert_non_null(maps[i]);
+        assert_int_equal((uintptr_t)maps[i] % ((uintptr_t)2 << 20), 0);
+        assert_int_equal(mincore(maps[i], sizes[i], resident), 0); /* all of it is mapped */
+        for (size_t k = 0; k < n_pages; k++) {
+            assert_int_equal(resident[k] & 1, 0);
+        }
+        maps[i][0] = maps[i][sizes[i] - 1] = 1;
+        wanted += n_pages;
+    }
+    const size_t taken = address_space_pages() - before;
+    assert_true(taken >= wanted && taken < wanted + 64);
+    for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        weft_unmap(maps[i], sizes[i]);
+    }
     assert_null(weft_map(SIZE_MAX / 2, "pages", &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_MEMORY));
     weft_unmap(NULL, 5);
