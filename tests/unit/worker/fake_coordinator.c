@@ -100,7 +100,8 @@ static void on_renew(RpcCall *call, const ProtobufCMessage *message, void *user)
     const Weft__V1__RenewRequest *request = (const Weft__V1__RenewRequest *)message;
     g_autofree char *csr = g_strndup((const char *)request->csr_pem.data, request->csr_pem.len);
     int64_t now = loop_wall_us(c->loop);
-    X509Grant grant = {.name = rpc_call_peer(call)->name, .role = "worker", .not_before_us = now, .not_after_us = now + c->certificate_life_us};
+    X509Grant grant = {.name = rpc_call_peer(call)->name, .role = "worker", .not_before_us = now - 1000000,
+                       .not_after_us = now + c->certificate_life_us};
     g_autoptr(GError) error = NULL;
     g_autofree char *certificate = x509_sign(c->ca_pem, c->ca_key_pem, csr, &grant, NULL, &error);
     if (!certificate) {
@@ -197,8 +198,10 @@ static void listen_on(FakeCoordinator *c)
     static const RpcMethod cluster[] = {{"Attach", on_attach, RPC_ROLE_WORKER}, {"Renew", on_renew, RPC_ROLE_WORKER}, {NULL}};
     static const RpcMethod slices[] = {{"Fetch", on_fetch, RPC_ROLE_WORKER}, {NULL}};
     static const RpcMethod join[] = {{"Join", on_join, 0}, {NULL}};
-    g_autofree char *own = rpc_inproc_certificate("coordinator", "coordinator", NULL);
-    RpcServerOptions options = {.listen = c->address, .credentials = {c->ca_pem, own, "key", false}, .health = true};
+    g_autofree char *stand_in = rpc_inproc_certificate("coordinator", "coordinator", NULL);
+    RpcCredentials credentials = {c->ca_pem, c->own_certificate ? c->own_certificate : stand_in, c->own_key ? c->own_key : "key",
+                                  c->own_key != NULL};
+    RpcServerOptions options = {.listen = c->address, .credentials = credentials, .health = true};
     GError *error = NULL;
     c->server = rpc_server_new(c->transport, c->loop, &options, &error);
     g_assert_no_error(error);
@@ -206,6 +209,41 @@ static void listen_on(FakeCoordinator *c)
     rpc_server_add(c->server, &weft__v1__slices__descriptor, slices, c);
     rpc_server_add(c->server, &weft__v1__join__descriptor, join, c);
     g_assert_true(rpc_server_start(c->server, &error));
+    if (c->own_key) {
+        g_free(c->address);
+        c->address = g_strdup(rpc_server_address(c->server));
+    }
+}
+
+char *fake_certificate(FakeCoordinator *c, const char *name, const char *role, int64_t not_before_us, int64_t not_after_us, char **key_out)
+{
+    GError *error = NULL;
+    *key_out = x509_new_key(&error);
+    g_autofree char *csr = x509_new_request(*key_out, name, &error);
+    const char *const addresses[] = {"127.0.0.1", NULL};
+    X509Grant grant = {.name = name, .role = role, .addresses = addresses, .not_before_us = not_before_us, .not_after_us = not_after_us};
+    char *certificate = x509_sign(c->ca_pem, c->ca_key_pem, csr, &grant, NULL, &error);
+    g_assert_no_error(error);
+    return certificate;
+}
+
+FakeCoordinator *fake_coordinator_new_grpc(Loop *loop)
+{
+    FakeCoordinator *c = g_new0(FakeCoordinator, 1);
+    GError *error = NULL;
+    int64_t now = loop_wall_us(loop);
+    c->loop = loop;
+    c->transport = rpc_transport_grpc();
+    c->address = g_strdup("127.0.0.1:0");
+    c->ca_key_pem = x509_new_key(&error);
+    c->ca_pem = x509_new_ca(c->ca_key_pem, "test", now, &error);
+    g_assert_no_error(error);
+    c->generation = 1;
+    c->die_after_chunks = -1;
+    c->certificate_life_us = 3600000000ll;
+    c->own_certificate = fake_certificate(c, "c0", "coordinator", now - 1000000, now + 3600000000ll, &c->own_key);
+    listen_on(c);
+    return c;
 }
 
 FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem)
@@ -255,6 +293,8 @@ void fake_coordinator_free(FakeCoordinator *c)
     g_free(c->address);
     g_free(c->ca_pem);
     x509_free_key(c->ca_key_pem);
+    x509_free_key(c->own_key);
+    g_free(c->own_certificate);
     g_free(c);
 }
 
@@ -281,8 +321,10 @@ FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role, 
 {
     FakeReply *reply = g_new0(FakeReply, 1);
     reply->messages = g_ptr_array_new_with_free_func(free_message);
-    g_autofree char *certificate = rpc_inproc_certificate("caller", role, "99");
-    RpcChannelOptions options = {.target = address, .credentials = {c->ca_pem, certificate, "key", false}};
+    g_autofree char *stand_in = rpc_inproc_certificate("caller", role, "99");
+    RpcChannelOptions options = {.target = address,
+                                 .credentials = {c->ca_pem, c->own_certificate ? c->own_certificate : stand_in, c->own_key ? c->own_key : "key", false},
+                                 .server_name = c->own_key ? "weft-worker" : NULL};
     GError *error = NULL;
     reply->channel = rpc_channel_new(c->transport, c->loop, &options, &error);
     g_assert_no_error(error);

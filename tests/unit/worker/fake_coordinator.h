@@ -29,6 +29,7 @@ typedef struct FakeCoordinator {
     /* renew */
     unsigned n_renewed;
     char *ca_pem, *ca_key_pem; /* real ones, or NULL */
+    char *own_certificate, *own_key; /* real ones: over gRPC; NULL: stand-ins of inproc */
     int64_t certificate_life_us;
     /* slices */
     const TinyModel *model;
@@ -50,6 +51,10 @@ typedef struct FakeKeep {
 
 /* On a Loop of any kind; `world` stays NULL. */
 FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address, const char *ca_pem);
+/* Over gRPC on a free port of 127.0.0.1, with a CA and a certificate of its own; `address` is then the one bound. */
+FakeCoordinator *fake_coordinator_new_grpc(Loop *loop);
+/* A key and certificate of its CA; *key_out is x509_free_key'd. Returned. */
+char *fake_certificate(FakeCoordinator *c, const char *name, const char *role, int64_t not_before_us, int64_t not_after_us, char **key_out);
 /* Listens under `address`; tls: server with CA text "ca" and required client certificates. */
 FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem);
 void fake_coordinator_free(FakeCoordinator *c);

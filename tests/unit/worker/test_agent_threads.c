@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <glib/gstdio.h>
 #include <string.h>
 
 #define SECOND 1000000ll
@@ -208,8 +209,82 @@ static void test_layouts_come_and_go(void **state)
     env_free(env);
 }
 
+/* ---- over gRPC ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct Watch {
+    Loop *loop;
+    FakeCoordinator *c;
+    Agent *agent;
+    int64_t old_end_us;
+    FakeReply *reply;
+    bool done;
+} Watch;
+
+/* Until a new connection succeeds after the first certificate's end: then the listener shows the renewed one. */
+static void look_at_listener(void *user)
+{
+    Watch *w = user;
+    if (w->reply && w->reply->done) {
+        w->done = !w->reply->error && loop_wall_us(w->loop) > w->old_end_us + SECOND && agent_is_attached(w->agent);
+        fake_reply_free(g_steal_pointer(&w->reply));
+    }
+    if (!w->done && !w->reply && agent_is_attached(w->agent)) {
+        Weft__V1__Stamp stamp = fake_stamp(w->c, 1);
+        Weft__V1__DropRequest request = WEFT__V1__DROP_REQUEST__INIT;
+        request.stamp = &stamp;
+        w->reply = fake_call(w->c, agent_address(w->agent), "coordinator", &weft__v1__worker__descriptor, "Drop", &request.base);
+    }
+    if (!w->done) {
+        loop_timer_start(w->loop, 50000, look_at_listener, w);
+    }
+}
+
+/* A certificate at two thirds of its life, with 2 s to go: renewed at once, kept on disk, and both directions go on past its end. */
+static void test_renewed_certificate_is_used_by_both_sides(void **state)
+{
+    (void)state;
+    MainLoop *main_loop = main_loop_new();
+    Loop *loop = main_loop_loop(main_loop);
+    FakeCoordinator *c = fake_coordinator_new_grpc(loop);
+    LinkFill *fill = link_fill_inproc_new();
+    g_autofree char *dir = g_dir_make_tmp("weft-state-XXXXXX", NULL);
+    int64_t now = loop_wall_us(loop);
+    Identity identity = {g_strdup("test"), g_strdup("w0"), g_strdup(c->address), g_strdup(c->ca_pem), NULL, NULL};
+    identity.certificate_pem = fake_certificate(c, "w0", "worker", now - 4 * SECOND, now + 2 * SECOND, &identity.key_pem);
+    AgentOptions options = {.loop = loop, .transport = rpc_transport_grpc(), .random = random_system(), .fill = fill, .identity = &identity,
+                            .state_dir = dir, .listen = "127.0.0.1:0", .memory_bytes = 1u << 30, .threads = 1, .isa = ISA_GENERIC,
+                            .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .io_threads = 1, .refused = on_refused};
+    GError *error = NULL;
+    Agent *agent = agent_new(&options, &error);
+    g_assert_no_error(error);
+    Watch watch = {loop, c, agent, now + 2 * SECOND, NULL, false};
+    look_at_listener(&watch);
+    assert_true(main_loop_run_until(main_loop, &watch.done, 30 * SECOND));
+    assert_int_equal(c->n_renewed, 1);
+    assert_true(c->n_attached >= 2);
+    Identity kept;
+    assert_true(identity_load(dir, &kept, &error));
+    assert_string_not_equal(kept.certificate_pem, identity.certificate_pem);
+    assert_string_not_equal(kept.key_pem, identity.key_pem);
+    identity_clear(&kept);
+    identity_clear(&identity);
+    bool stopped = false;
+    agent_stop(agent, on_done, &stopped);
+    assert_true(main_loop_run_until(main_loop, &stopped, 10 * SECOND));
+    agent_free(agent);
+    fake_coordinator_free(c);
+    main_loop_free(main_loop);
+    link_fill_free(fill);
+    const char *names[] = {"node.pem", "node.conf", "ca.pem"};
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autofree char *path = g_build_filename(dir, names[i], NULL);
+        g_unlink(path);
+    }
+    g_rmdir(dir);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts_come_and_go)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts_come_and_go), cmocka_unit_test(test_renewed_certificate_is_used_by_both_sides)};
     return cmocka_run_group_tests_name("agent threads", tests, NULL, NULL);
 }
