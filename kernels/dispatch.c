@@ -1,4 +1,5 @@
-/* Which variant of each kernel this CPU runs. Tables are filled once, on first use, and never change. */
+/* Which variant of each kernel this CPU runs. Tables are filled once, on first use, and never
+ * change. */
 #include "kernels/fill.h"
 
 #include <glib.h>
@@ -23,14 +24,16 @@ static Cpu cpu_detect(void)
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6;
     uint32_t a, b, c, d, b7, c7, d7;
     Cpu cpu = {0};
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) {
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) ||
+        !__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) {
         return cpu;
     }
     const uint64_t enabled = xcr0();
     const uint32_t need1 = bit_AVX | bit_FMA | bit_F16C;
     const uint32_t need512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     cpu.avx2 = (c & need1) == need1 && (b7 & bit_AVX2) && (enabled & ymm_state) == ymm_state;
-    cpu.avx512 = cpu.avx2 && (b7 & need512) == need512 && (c7 & bit_AVX512VNNI) && (enabled & zmm_state) == zmm_state;
+    cpu.avx512 = cpu.avx2 && (b7 & need512) == need512 && (c7 & bit_AVX512VNNI) &&
+                 (enabled & zmm_state) == zmm_state;
     cpu.avx512_bf16 = cpu.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16);
     return cpu;
 }
@@ -79,9 +82,9 @@ static char *report_make(const Kernels *k, const Kernels *generic)
             report_add(report, "attention", kv[i]);
         }
     }
-#define REPORT_SLOT(slot)                                                                                               \
-    if (k->slot && k->slot == generic->slot) {                                                                           \
-        report_add(report, #slot, NULL);                                                                                 \
+#define REPORT_SLOT(slot)                                                                          \
+    if (k->slot && k->slot == generic->slot) {                                                     \
+        report_add(report, #slot, NULL);                                                           \
     }
     REPORT_SLOT(rms_norm)
     REPORT_SLOT(swiglu)
@@ -94,7 +97,8 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     return g_string_free(report, FALSE);
 }
 
-/* Each table is the one below, overlaid; a table is complete for every isa, also those that this CPU cannot run. */
+/* Each table is the one below, overlaid; a table is complete for every isa, also those that this
+ * CPU cannot run. */
 static void fill_once(void)
 {
     static gsize filled;

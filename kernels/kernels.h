@@ -1,8 +1,10 @@
-/* The kernel table: one slot per op (and weight type), filled from kernels/generic (the specification), overlaid by avx2 and avx512
- * where the CPU has them (DESIGN 5, "Kernel table"). All variants give the same bits; a slot never falls back silently: what a variant
- * lacks stays generic and kernels_report() says so.
+/* The kernel table: one slot per op (and weight type), filled from kernels/generic (the
+ * specification), overlaid by avx2 and avx512 where the CPU has them (DESIGN 5, "Kernel table").
+ * All variants give the same bits; a slot never falls back silently: what a variant lacks stays
+ * generic and kernels_report() says so.
  *
- * Kernels work on caller-owned memory, never allocate, log or talk. MXCSR = 0x1F80 is the caller's duty (parallel.h sets it). */
+ * Kernels work on caller-owned memory, never allocate, log or talk. MXCSR = 0x1F80 is the caller's
+ * duty (parallel.h sets it). */
 #pragma once
 
 #include "kernels/ops/act.h"
@@ -17,14 +19,14 @@ typedef enum KernelIsa { ISA_GENERIC = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 } KernelI
 
 typedef struct Kernels {
     KernelIsa isa;
-    MatmulFn matmul[DTYPE_LIMIT];       /* by weight type; NULL = type not supported */
+    MatmulFn matmul[DTYPE_LIMIT]; /* by weight type; NULL = type not supported */
     ActQuantiseFn act_quantise[ACT_KIND_LIMIT];
     RmsNormFn rms_norm;
     SwigluFn swiglu;
     AddFn add;
     RopeApplyFn rope_apply;
-    KvWriteFn kv_write[3];              /* by KvType */
-    AttentionFn attention[3];           /* by KvType */
+    KvWriteFn kv_write[3];    /* by KvType */
+    AttentionFn attention[3]; /* by KvType */
     AttentionCombineFn attention_combine;
     ChunkStatsFn chunk_stats;
     GumbelFn gumbel;
@@ -33,7 +35,8 @@ typedef struct Kernels {
 /* The best ISA of this CPU. */
 KernelIsa kernels_best_isa(void);
 const char *kernels_isa_name(KernelIsa isa);
-bool kernels_parse_isa(const char *name /* auto|generic|avx2|avx512 */, KernelIsa *out); /* false: unknown or not on this CPU */
+bool kernels_parse_isa(const char *name /* auto|generic|avx2|avx512 */,
+                       KernelIsa *out); /* false: unknown or not on this CPU */
 /* Immutable, process-wide. */
 const Kernels *kernels_get(KernelIsa isa);
 /* "matmul Q6_K: generic" for each slot that the isa does not fill itself; text, static. */

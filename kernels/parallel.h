@@ -15,7 +15,8 @@ Pool *pool_new(unsigned n_threads, const int *cpus, bool pin_caller, int64_t spi
 void pool_free(Pool *pool); /* NULL-safe; not inside a region */
 unsigned pool_threads(const Pool *pool);
 
-/* Sets MXCSR = 0x1F80 on the calling thread, as pool_run does inside regions: for arithmetic outside them. */
+/* Sets MXCSR = 0x1F80 on the calling thread, as pool_run does inside regions: for arithmetic
+ * outside them. */
 void pool_float_control(void);
 
 /* fn(user, thread, n_threads) on every thread; returns when all are done. The idle hook of thread 0

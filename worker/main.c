@@ -1,4 +1,5 @@
-/* weft-worker: flags, identity (from the state directory or by joining), a short measurement, and one Agent on one main loop. Foreground; logs to stderr. */
+/* weft-worker: flags, identity (from the state directory or by joining), a short measurement, and
+ * one Agent on one main loop. Foreground; logs to stderr. */
 #include "worker/agent/agent.h"
 #include "worker/agent/join.h"
 
@@ -20,32 +21,55 @@
 #define STOP_LIMIT_S 5
 
 typedef struct Settings {
-    char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics, *listen, *advertise, *health_listen, *link, *link_device,
-        *data_port, *config;
+    char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics,
+        *listen, *advertise, *health_listen, *link, *link_device, *data_port, *config;
     uint64_t threads, memory;
     bool version, verbose;
 } Settings;
 
 #define FIELD(name) offsetof(Settings, name)
 static const Option worker_options[] = {
-    {"join", 0, OPTION_STRING, FIELD(join), "ADDR:PORT", "the coordinator's join listener (first start only)", "WEFT_JOIN"},
-    {"token", 0, OPTION_STRING, FIELD(token), "T", "join token from `weft token create`", "WEFT_TOKEN"},
-    {"ca-hash", 0, OPTION_STRING, FIELD(ca_hash), "H", "sha256:... of the cluster's CA, printed beside the token", "WEFT_CA_HASH"},
-    {"name", 0, OPTION_STRING, FIELD(name), "NAME", "node id to ask for (default: the host's name)", NULL},
-    {"state", 0, OPTION_STRING, FIELD(state), "DIR", "key, certificate, measurements (default $XDG_STATE_HOME/weft/worker)", "WEFT_WORKER_STATE"},
-    {"cache", 0, OPTION_STRING, FIELD(cache), "DIR", "slices of models, may be shared by the workers of a host (default $XDG_CACHE_HOME/weft)", "WEFT_CACHE"},
-    {"models", 0, OPTION_STRING, FIELD(models), "DIR", "own copies of model files, used where their bytes fit (default: none)", NULL},
-    {"threads", 't', OPTION_COUNT, FIELD(threads), "N", "compute threads (default: the cores this process may use)", "WEFT_THREADS", 1, 1024},
-    {"isa", 0, OPTION_STRING, FIELD(isa), "ISA", "instruction set", "WEFT_ISA", 0, 0, "auto|generic|avx2|avx512"},
-    {"memory", 0, OPTION_SIZE, FIELD(memory), "SIZE", "budget for weights, KV and buffers (default: what is available, less a margin)", "WEFT_MEMORY"},
-    {"cpu-list", 0, OPTION_STRING, FIELD(cpu_list), "LIST", "pin compute threads, as in 0-3,8", NULL},
-    {"numerics", 0, OPTION_STRING, FIELD(numerics), "CLASSES", "bit contracts offered", NULL, 0, 0, "exact|fast|exact,fast"},
-    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT", "control listener, mutual TLS (default 0.0.0.0:0)", NULL},
-    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST", "name or address by which peers reach this host", NULL},
-    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT", "plaintext listener that serves grpc.health.v1 only (default: none)", NULL},
-    {"link", 0, OPTION_STRING, FIELD(link), "KIND", "data plane: auto = shared memory within a host and tcp, or tcp alone", NULL, 0, 0, "auto|tcp"},
-    {"link-device", 0, OPTION_STRING, FIELD(link_device), "DEVICE", "network device or own address of the data plane (default: the device that reaches the coordinator)", NULL},
-    {"data-port", 0, OPTION_STRING, FIELD(data_port), "RANGE", "TCP ports of the data plane, as in 15000-15100", NULL},
+    {"join", 0, OPTION_STRING, FIELD(join), "ADDR:PORT",
+     "the coordinator's join listener (first start only)", "WEFT_JOIN"},
+    {"token", 0, OPTION_STRING, FIELD(token), "T", "join token from `weft token create`",
+     "WEFT_TOKEN"},
+    {"ca-hash", 0, OPTION_STRING, FIELD(ca_hash), "H",
+     "sha256:... of the cluster's CA, printed beside the token", "WEFT_CA_HASH"},
+    {"name", 0, OPTION_STRING, FIELD(name), "NAME", "node id to ask for (default: the host's name)",
+     NULL},
+    {"state", 0, OPTION_STRING, FIELD(state), "DIR",
+     "key, certificate, measurements (default $XDG_STATE_HOME/weft/worker)", "WEFT_WORKER_STATE"},
+    {"cache", 0, OPTION_STRING, FIELD(cache), "DIR",
+     "slices of models, may be shared by the workers of a host (default $XDG_CACHE_HOME/weft)",
+     "WEFT_CACHE"},
+    {"models", 0, OPTION_STRING, FIELD(models), "DIR",
+     "own copies of model files, used where their bytes fit (default: none)", NULL},
+    {"threads", 't', OPTION_COUNT, FIELD(threads), "N",
+     "compute threads (default: the cores this process may use)", "WEFT_THREADS", 1, 1024},
+    {"isa", 0, OPTION_STRING, FIELD(isa), "ISA", "instruction set", "WEFT_ISA", 0, 0,
+     "auto|generic|avx2|avx512"},
+    {"memory", 0, OPTION_SIZE, FIELD(memory), "SIZE",
+     "budget for weights, KV and buffers (default: what is available, less a margin)",
+     "WEFT_MEMORY"},
+    {"cpu-list", 0, OPTION_STRING, FIELD(cpu_list), "LIST", "pin compute threads, as in 0-3,8",
+     NULL},
+    {"numerics", 0, OPTION_STRING, FIELD(numerics), "CLASSES", "bit contracts offered", NULL, 0, 0,
+     "exact|fast|exact,fast"},
+    {"listen", 0, OPTION_STRING, FIELD(listen), "ADDR:PORT",
+     "control listener, mutual TLS (default 0.0.0.0:0)", NULL},
+    {"advertise", 0, OPTION_STRING, FIELD(advertise), "HOST",
+     "name or address by which peers reach this host", NULL},
+    {"health-listen", 0, OPTION_STRING, FIELD(health_listen), "ADDR:PORT",
+     "plaintext listener that serves grpc.health.v1 only (default: none)", NULL},
+    {"link", 0, OPTION_STRING, FIELD(link), "KIND",
+     "data plane: auto = shared memory within a host and tcp, or tcp alone", NULL, 0, 0,
+     "auto|tcp"},
+    {"link-device", 0, OPTION_STRING, FIELD(link_device), "DEVICE",
+     "network device or own address of the data plane (default: the device that reaches the "
+     "coordinator)",
+     NULL},
+    {"data-port", 0, OPTION_STRING, FIELD(data_port), "RANGE",
+     "TCP ports of the data plane, as in 15000-15100", NULL},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), "", "log details too", NULL},
     {"version", 0, OPTION_FLAG, FIELD(version), "", "print versions and exit", NULL},
@@ -76,7 +100,8 @@ static bool parse_cpus(const char *text, GArray *out, GError **error)
         const long first = strtol(*part, &end, 10);
         const long last = *end == '-' ? strtol(end + 1, &end, 10) : first;
         if (end == *part || *end != '\0' || first < 0 || last < first || last > 4095) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "cpu-list '%s' is not understood: write it as in 0-3,8", text);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "cpu-list '%s' is not understood: write it as in 0-3,8", text);
             return false;
         }
         for (long cpu = first; cpu <= last; cpu++) {
@@ -90,7 +115,8 @@ static bool parse_cpus(const char *text, GArray *out, GError **error)
 static unsigned allowed_cpus(void)
 {
     cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : g_get_num_processors();
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set)
+                                                       : g_get_num_processors();
 }
 
 static uint64_t number_in(const char *path, const char *key)
@@ -112,7 +138,8 @@ static uint64_t left_in_cgroup(const char *folder, const char *limit_name, const
     return limit == 0 ? UINT64_MAX : limit > used ? limit - used : 0;
 }
 
-/* The least that is left in this process's memory cgroup and the ones around it; both generations of cgroups. */
+/* The least that is left in this process's memory cgroup and the ones around it; both generations
+ * of cgroups. */
 static uint64_t left_in_cgroups(void)
 {
     g_autofree char *text = NULL;
@@ -127,11 +154,14 @@ static uint64_t left_in_cgroups(void)
         if (!unified && memory == NULL) {
             continue;
         }
-        g_autofree char *path = g_strdup(unified ? *line + strlen("0::") : memory + strlen(":memory:"));
+        g_autofree char *path =
+            g_strdup(unified ? *line + strlen("0::") : memory + strlen(":memory:"));
         while (strlen(path) > 1) {
-            g_autofree char *folder = g_build_filename(unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory", path, NULL);
+            g_autofree char *folder =
+                g_build_filename(unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory", path, NULL);
             least = MIN(least, unified ? left_in_cgroup(folder, "memory.max", "memory.current")
-                                       : left_in_cgroup(folder, "memory.limit_in_bytes", "memory.usage_in_bytes"));
+                                       : left_in_cgroup(folder, "memory.limit_in_bytes",
+                                                        "memory.usage_in_bytes"));
             *strrchr(path, '/') = '\0';
         }
     }
@@ -144,14 +174,16 @@ static uint64_t default_memory(void)
     return MIN(number_in("/proc/meminfo", "MemAvailable:") * 1024, left_in_cgroups()) / 10 * 9;
 }
 
-/* Equal for processes that may share memory: one boot of one machine, one network namespace, one user. */
+/* Equal for processes that may share memory: one boot of one machine, one network namespace, one
+ * user. */
 static char *host_identity(void)
 {
     g_autofree char *boot = NULL;
     struct stat ns = {0};
     g_file_get_contents("/proc/sys/kernel/random/boot_id", &boot, NULL, NULL);
     stat("/proc/self/ns/net", &ns);
-    return g_strdup_printf("%s/%" G_GUINT64_FORMAT "/%u", boot != NULL ? g_strchomp(boot) : "?", (uint64_t)ns.st_ino, (unsigned)geteuid());
+    return g_strdup_printf("%s/%" G_GUINT64_FORMAT "/%u", boot != NULL ? g_strchomp(boot) : "?",
+                           (uint64_t)ns.st_ino, (unsigned)geteuid());
 }
 
 static bool take_cpus(Daemon *d, GError **error)
@@ -194,8 +226,10 @@ static char *address_toward(const char *peer)
         return NULL;
     }
     const int fd = socket(to->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    const bool found = fd >= 0 && connect(fd, to->ai_addr, to->ai_addrlen) == 0 && getsockname(fd, (struct sockaddr *)&own, &length) == 0 &&
-                       getnameinfo((struct sockaddr *)&own, length, text, sizeof text, NULL, 0, NI_NUMERICHOST) == 0;
+    const bool found = fd >= 0 && connect(fd, to->ai_addr, to->ai_addrlen) == 0 &&
+                       getsockname(fd, (struct sockaddr *)&own, &length) == 0 &&
+                       getnameinfo((struct sockaddr *)&own, length, text, sizeof text, NULL, 0,
+                                   NI_NUMERICHOST) == 0;
     if (fd >= 0) {
         close(fd);
     }
@@ -203,7 +237,8 @@ static char *address_toward(const char *peer)
     return found ? g_strdup(text) : NULL;
 }
 
-/* Where peers reach this host: as asked for, else the listen address, else our side of the way to the coordinator. Returned. */
+/* Where peers reach this host: as asked for, else the listen address, else our side of the way to
+ * the coordinator. Returned. */
 static char *own_address(const Settings *s, const char *coordinator)
 {
     g_autofree char *listen_host = host_of(s->listen != NULL ? s->listen : "0.0.0.0:0");
@@ -236,7 +271,9 @@ static bool join_cluster(Daemon *d, GError **error)
     const Settings *s = d->settings;
     if (s->join == NULL || s->token == NULL || s->ca_hash == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "%s holds no certificate: start once with the line that `weft token create` prints (--join, --token, --ca-hash)", s->state);
+                    "%s holds no certificate: start once with the line that `weft token create` "
+                    "prints (--join, --token, --ca-hash)",
+                    s->state);
         return false;
     }
     g_autofree char *ca = join_fetch_ca(s->join, s->ca_hash, error);
@@ -245,13 +282,20 @@ static bool join_cluster(Daemon *d, GError **error)
     }
     g_autofree char *own = own_address(s, s->join);
     const char *addresses[] = {own, "127.0.0.1", g_get_host_name(), NULL};
-    const JoinOptions options = {.loop = main_loop_loop(d->loop), .transport = rpc_transport_grpc(), .address = s->join, .ca_pem = ca, .token = s->token,
-                                 .name = s->name != NULL ? s->name : g_get_host_name(), .addresses = addresses};
+    const JoinOptions options = {.loop = main_loop_loop(d->loop),
+                                 .transport = rpc_transport_grpc(),
+                                 .address = s->join,
+                                 .ca_pem = ca,
+                                 .token = s->token,
+                                 .name = s->name != NULL ? s->name : g_get_host_name(),
+                                 .addresses = addresses};
     join_start(&options, on_joined, d);
     main_loop_run_until(d->loop, &d->join_done, 30 * G_USEC_PER_SEC);
     if (!d->joined) {
-        g_propagate_error(error, d->error != NULL ? g_steal_pointer(&d->error)
-                                                  : g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE, "no answer from %s within 30 s", s->join));
+        g_propagate_error(error, d->error != NULL
+                                     ? g_steal_pointer(&d->error)
+                                     : g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE,
+                                                   "no answer from %s within 30 s", s->join));
         return false;
     }
     return identity_save(s->state, &d->identity, error);
@@ -270,7 +314,8 @@ static bool take_identity(Daemon *d, GError **error)
     return join_cluster(d, error);
 }
 
-/* What the data plane's device must reach, before anything else is known: the join address, or the coordinator of an earlier join. */
+/* What the data plane's device must reach, before anything else is known: the join address, or the
+ * coordinator of an earlier join. */
 static char *data_plane_address(const Settings *s)
 {
     Identity identity = {0};
@@ -322,20 +367,26 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
     const Settings *s = d->settings;
     KernelIsa isa = kernels_best_isa();
     if (s->isa != NULL && !kernels_parse_isa(s->isa, &isa)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "isa %s: this CPU does not have it; auto would take %s", s->isa,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "isa %s: this CPU does not have it; auto would take %s", s->isa,
                     kernels_isa_name(kernels_best_isa()));
         return false;
     }
     const unsigned cores = allowed_cpus();
-    const unsigned threads = s->threads > 0 ? (unsigned)s->threads : d->n_cpus > 0 ? d->n_cpus : cores;
+    const unsigned threads = s->threads > 0  ? (unsigned)s->threads
+                             : d->n_cpus > 0 ? d->n_cpus
+                                             : cores;
     if (d->n_cpus > 0 && d->n_cpus != threads) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "cpu-list names %u cpus for %u threads: give as many", d->n_cpus, threads);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "cpu-list names %u cpus for %u threads: give as many", d->n_cpus, threads);
         return false;
     }
     const uint64_t memory = s->memory > 0 ? s->memory : default_memory();
-    const MeasureOptions measure = {.isa = isa, .threads = threads, .cpus = d->cpus, .memory_bytes = memory};
+    const MeasureOptions measure = {
+        .isa = isa, .threads = threads, .cpus = d->cpus, .memory_bytes = memory};
     g_autofree char *host = host_identity(), *own = own_address(s, d->identity.control_address);
-    const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL, exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
+    const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL,
+               exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
     AgentOptions options = {
         .loop = main_loop_loop(d->loop),
         .transport = rpc_transport_grpc(),
@@ -408,7 +459,9 @@ static void default_folders(Settings *s)
 
 static void print_help(void)
 {
-    g_autoptr(GString) text = g_string_new("usage: weft-worker --join ADDR:PORT --token T --ca-hash H [OPTIONS]\n\nDoes its part of the cluster's work.\n\n");
+    g_autoptr(GString) text =
+        g_string_new("usage: weft-worker --join ADDR:PORT --token T --ca-hash H [OPTIONS]\n\nDoes "
+                     "its part of the cluster's work.\n\n");
     options_help(worker_options, text);
     fputs(text->str, stdout);
 }
@@ -416,7 +469,8 @@ static void print_help(void)
 static void print_version(void)
 {
     static const char *const sets[] = {"generic", "avx2", "avx512"};
-    g_autofree char *rpc = rpc_libraries(), *link = link_library(), *libraries = g_strdup_printf("%s, %s", rpc, link);
+    g_autofree char *rpc = rpc_libraries(), *link = link_library(),
+                    *libraries = g_strdup_printf("%s, %s", rpc, link);
     daemon_print_version("weft-worker", libraries);
     printf("instruction sets:");
     for (unsigned i = 0; i < G_N_ELEMENTS(sets); i++) {
@@ -442,15 +496,18 @@ int main(int argc, char **argv)
     } else if (s.version) {
         print_version();
     } else if (rest->len > 0) {
-        fprintf(stderr, "weft-worker: unexpected argument %s: see --help\n", (const char *)g_ptr_array_index(rest, 0));
+        fprintf(stderr, "weft-worker: unexpected argument %s: see --help\n",
+                (const char *)g_ptr_array_index(rest, 0));
         code = 2;
     } else {
         if (s.data_port != NULL) {
             g_setenv("UCX_TCP_PORT_RANGE", s.data_port, FALSE);
         }
         default_folders(&s);
-        g_autofree char *device = s.link_device != NULL ? g_strdup(s.link_device) : data_plane_address(&s);
-        link_ucx_environment(argc, argv, s.link != NULL && strcmp(s.link, "tcp") == 0 ? "tcp" : NULL, device);
+        g_autofree char *device =
+            s.link_device != NULL ? g_strdup(s.link_device) : data_plane_address(&s);
+        link_ucx_environment(argc, argv,
+                             s.link != NULL && strcmp(s.link, "tcp") == 0 ? "tcp" : NULL, device);
         daemon_prepare();
         code = serve(&s, &error);
     }

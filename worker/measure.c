@@ -1,5 +1,6 @@
-/* The numbers that a planner needs are ratios between workers, so each is the best of a few short runs, not a benchmark: a slow run means that
- * something else ran, never that the machine can do less. */
+/* The numbers that a planner needs are ratios between workers, so each is the best of a few short
+ * runs, not a benchmark: a slow run means that something else ran, never that the machine can do
+ * less. */
 #include "worker/measure.h"
 
 #include "kernels/parallel.h"
@@ -37,7 +38,9 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* ---- memory
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct ReadRun {
     const uint64_t *data;
@@ -48,7 +51,8 @@ typedef struct ReadRun {
 static void read_part(void *user, unsigned thread, unsigned n_threads)
 {
     ReadRun *run = user;
-    size_t first = run->n / 64 * thread / n_threads * 64, last = run->n / 64 * (thread + 1) / n_threads * 64;
+    size_t first = run->n / 64 * thread / n_threads * 64,
+           last = run->n / 64 * (thread + 1) / n_threads * 64;
     uint64_t sum[8] = {0};
     for (size_t i = first; i < last; i += 8) {
         for (unsigned k = 0; k < 8; k++) {
@@ -62,7 +66,8 @@ static void read_part(void *user, unsigned thread, unsigned n_threads)
 static void write_part(void *user, unsigned thread, unsigned n_threads)
 {
     ReadRun *run = user;
-    size_t first = run->n / 64 * thread / n_threads * 64, last = run->n / 64 * (thread + 1) / n_threads * 64;
+    size_t first = run->n / 64 * thread / n_threads * 64,
+           last = run->n / 64 * (thread + 1) / n_threads * 64;
     memset((uint64_t *)run->data + first, 1, (last - first) * sizeof(uint64_t));
 }
 
@@ -89,7 +94,9 @@ static bool measure_read(Pool *pool, uint64_t memory_bytes, Measure *out, GError
     return true;
 }
 
-/* ---- arithmetic ---------------------------------------------------------------------------------------------------- */
+/* ---- arithmetic
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 typedef struct MatmulRun {
     const Kernels *kernels;
@@ -109,22 +116,37 @@ static void matmul_part(void *user, unsigned thread, unsigned n_threads)
     }
 }
 
-static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, double *ops_per_s, GError **error)
+static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, double *ops_per_s,
+                           GError **error)
 {
-    PackedMatrix w = {.type = type, .n_out = MATMUL_OUT, .n_in = MATMUL_IN, .panel_bytes = packed_panel_bytes(type, MATMUL_IN)};
+    PackedMatrix w = {.type = type,
+                      .n_out = MATMUL_OUT,
+                      .n_in = MATMUL_IN,
+                      .panel_bytes = packed_panel_bytes(type, MATMUL_IN)};
     ActKind kind = act_kind_of(type);
     MatmulUnit unit = {MATMUL_IN, {0, 1}};
-    w.data = weft_alloc(MATMUL_OUT / PANEL_ROWS, w.panel_bytes, "the arithmetic measurement", error);
-    float *x = weft_alloc(MATMUL_ROWS * MATMUL_IN, sizeof(float), "the arithmetic measurement", w.data ? error : NULL);
-    float *y = weft_alloc(MATMUL_ROWS * MATMUL_OUT, sizeof(float), "the arithmetic measurement", x ? error : NULL);
-    void *act = weft_alloc(1, act_bytes(kind, MATMUL_ROWS, MATMUL_IN), "the arithmetic measurement", y ? error : NULL);
+    w.data =
+        weft_alloc(MATMUL_OUT / PANEL_ROWS, w.panel_bytes, "the arithmetic measurement", error);
+    float *x = weft_alloc(MATMUL_ROWS * MATMUL_IN, sizeof(float), "the arithmetic measurement",
+                          w.data ? error : NULL);
+    float *y = weft_alloc(MATMUL_ROWS * MATMUL_OUT, sizeof(float), "the arithmetic measurement",
+                          x ? error : NULL);
+    void *act = weft_alloc(1, act_bytes(kind, MATMUL_ROWS, MATMUL_IN), "the arithmetic measurement",
+                           y ? error : NULL);
     if (act && y && x && w.data) {
         for (uint32_t i = 0; i < MATMUL_ROWS * MATMUL_IN; i++) {
             x[i] = (float)(i % 97) - 48.0f;
         }
         kernels->act_quantise[kind](x, MATMUL_IN, MATMUL_ROWS, 0, MATMUL_ROWS, MATMUL_IN, act);
-        MatmulRun run = {kernels, {.w = &w, .act = act, .rows = MATMUL_ROWS, .units = &unit, .n_units = 1, .out = y, .ld = MATMUL_OUT,
-                                   .subtree_stride = MATMUL_ROWS * MATMUL_OUT}};
+        MatmulRun run = {kernels,
+                         {.w = &w,
+                          .act = act,
+                          .rows = MATMUL_ROWS,
+                          .units = &unit,
+                          .n_units = 1,
+                          .out = y,
+                          .ld = MATMUL_OUT,
+                          .subtree_stride = MATMUL_ROWS * MATMUL_OUT}};
         double best = 0;
         for (int i = 0; i < RUNS; i++) {
             unsigned n = 0;
@@ -146,12 +168,15 @@ static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, doubl
     return done;
 }
 
-/* ---- sockets ------------------------------------------------------------------------------------------------------- */
+/* ---- sockets
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 static bool move(int fd, void *data, size_t size, bool send_it)
 {
     for (size_t done = 0; done < size;) {
-        ssize_t n = send_it ? send(fd, (char *)data + done, size - done, MSG_NOSIGNAL) : recv(fd, (char *)data + done, size - done, 0);
+        ssize_t n = send_it ? send(fd, (char *)data + done, size - done, MSG_NOSIGNAL)
+                            : recv(fd, (char *)data + done, size - done, 0);
         if (n <= 0) {
             return false;
         }
@@ -187,8 +212,10 @@ static bool socket_pair(int fds[2])
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
     fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     fds[1] = -1;
-    bool ok = listener >= 0 && fds[0] >= 0 && bind(listener, (struct sockaddr *)&at, length) == 0 && listen(listener, 1) == 0 &&
-              getsockname(listener, (struct sockaddr *)&at, &length) == 0 && connect(fds[0], (struct sockaddr *)&at, length) == 0 &&
+    bool ok = listener >= 0 && fds[0] >= 0 && bind(listener, (struct sockaddr *)&at, length) == 0 &&
+              listen(listener, 1) == 0 &&
+              getsockname(listener, (struct sockaddr *)&at, &length) == 0 &&
+              connect(fds[0], (struct sockaddr *)&at, length) == 0 &&
               (fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0;
     for (unsigned i = 0; ok && i < 2; i++) {
         setsockopt(fds[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -212,7 +239,8 @@ static void measure_link(Measure *out)
         double start = now_s();
         bool ok = true;
         for (unsigned i = 0; ok && i < PINGS; i++) {
-            ok = move(fds[0], buffer, sizeof buffer, true) && move(fds[0], buffer, sizeof buffer, false);
+            ok = move(fds[0], buffer, sizeof buffer, true) &&
+                 move(fds[0], buffer, sizeof buffer, false);
         }
         double pings = now_s() - start;
         start = now_s();
@@ -234,10 +262,13 @@ static void measure_link(Measure *out)
     }
 }
 
-/* ---- public -------------------------------------------------------------------------------------------------------- */
+/* ---- public
+ * --------------------------------------------------------------------------------------------------------
+ */
 
-/* Workers of one host that start together would measure each other's noise: an abstract socket name is the turn; the kernel gives it back
- * when the process ends in any way. Without a turn after 3 s the measurement goes on. */
+/* Workers of one host that start together would measure each other's noise: an abstract socket name
+ * is the turn; the kernel gives it back when the process ends in any way. Without a turn after 3 s
+ * the measurement goes on. */
 static int take_turn(void)
 {
     static const char name[] = "\0weft-measure";
@@ -245,7 +276,8 @@ static int take_turn(void)
     memcpy(at.sun_path, name, sizeof name);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     for (int i = 0; fd >= 0 && i < 300; i++) {
-        if (bind(fd, (struct sockaddr *)&at, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof name)) == 0) {
+        if (bind(fd, (struct sockaddr *)&at,
+                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof name)) == 0) {
             break;
         }
         g_usleep(10000);
@@ -259,7 +291,8 @@ bool measure_run(const MeasureOptions *options, Measure *out, GError **error)
     const Kernels *kernels = kernels_get(options->isa);
     Pool *pool = pool_new(options->threads, options->cpus, false, 50);
     if (!pool) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no %u compute threads could be started: lower --threads", options->threads);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY,
+                    "no %u compute threads could be started: lower --threads", options->threads);
         return false;
     }
     int turn = take_turn();
@@ -293,8 +326,8 @@ static char *measure_key(const MeasureOptions *options)
 {
     g_autofree char *cpu = measure_cpu_name();
     GString *key = g_string_new(NULL);
-    g_string_printf(key, "%s, %u threads, %s, release %s, numerics %u, on", cpu, options->threads, kernels_isa_name(options->isa), WEFT_VERSION,
-                    WEFT_NUMERICS_VERSION);
+    g_string_printf(key, "%s, %u threads, %s, release %s, numerics %u, on", cpu, options->threads,
+                    kernels_isa_name(options->isa), WEFT_VERSION, WEFT_NUMERICS_VERSION);
     for (unsigned i = 0; options->cpus && i < options->threads; i++) {
         g_string_append_printf(key, " %d", options->cpus[i]);
     }
@@ -305,8 +338,10 @@ static const struct {
     const char *name;
     size_t offset;
 } fields[] = {
-    {"read_bytes_per_s", offsetof(Measure, read_bytes_per_s)}, {"int8_ops_per_s", offsetof(Measure, int8_ops_per_s)},
-    {"f32_ops_per_s", offsetof(Measure, f32_ops_per_s)},       {"link_latency_s", offsetof(Measure, link_latency_s)},
+    {"read_bytes_per_s", offsetof(Measure, read_bytes_per_s)},
+    {"int8_ops_per_s", offsetof(Measure, int8_ops_per_s)},
+    {"f32_ops_per_s", offsetof(Measure, f32_ops_per_s)},
+    {"link_latency_s", offsetof(Measure, link_latency_s)},
     {"link_bytes_per_s", offsetof(Measure, link_bytes_per_s)},
 };
 
@@ -334,7 +369,8 @@ static bool load(const char *path, const char *key, Measure *out)
     return true;
 }
 
-bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *out, Log *log, GError **error)
+bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *out, Log *log,
+                 GError **error)
 {
     g_autofree char *path = g_build_filename(state_dir, "measure", NULL);
     g_autofree char *key = measure_key(options);
@@ -344,13 +380,17 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
     if (!measure_run(options, out, error)) {
         return false;
     }
-    log_info(log, "measured: reads %.1f GB/s, int8 %.0f G/s, f32 %.0f G/s, messages %.0f us and %.1f GB/s", out->read_bytes_per_s / 1e9,
-             out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9, out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9);
+    log_info(
+        log,
+        "measured: reads %.1f GB/s, int8 %.0f G/s, f32 %.0f G/s, messages %.0f us and %.1f GB/s",
+        out->read_bytes_per_s / 1e9, out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9,
+        out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9);
     g_autoptr(GKeyFile) file = g_key_file_new();
     g_key_file_set_string(file, "measure", "machine", key);
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         g_key_file_set_double(file, "measure", fields[i].name, *field(out, i));
     }
-    g_key_file_save_to_file(file, path, NULL); /* an unwritable directory only costs the next start its second */
+    g_key_file_save_to_file(
+        file, path, NULL); /* an unwritable directory only costs the next start its second */
     return true;
 }

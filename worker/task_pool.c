@@ -64,7 +64,8 @@ TaskPool *task_pool_new(Loop *loop, unsigned n_threads)
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->changed, NULL);
     g_queue_init(&pool->waiting);
-    while (pool->n_threads < n_threads && pthread_create(&pool->threads[pool->n_threads], NULL, thread_main, pool) == 0) {
+    while (pool->n_threads < n_threads &&
+           pthread_create(&pool->threads[pool->n_threads], NULL, thread_main, pool) == 0) {
         pool->n_threads++; /* fewer, or none, if the system gives no more: slower, not wrong */
     }
     return pool;

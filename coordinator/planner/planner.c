@@ -422,24 +422,29 @@ static void add_alternative(GPtrArray *alternatives, const Plan *plan, Layout la
     g_ptr_array_add(alternatives, g_strdup(text->str));
 }
 
-/* The largest degree that the workers and the model allow beside `other` of the other kind, if it is less than the wish; else 0 = free. */
-static uint32_t smaller(uint32_t wished, uint32_t other, uint32_t dp, uint32_t n_workers, uint32_t limit)
+/* The largest degree that the workers and the model allow beside `other` of the other kind, if it
+ * is less than the wish; else 0 = free. */
+static uint32_t smaller(uint32_t wished, uint32_t other, uint32_t dp, uint32_t n_workers,
+                        uint32_t limit)
 {
     const uint32_t most = MIN(n_workers / dp / MAX(other, 1), limit);
     return wished > most ? most : 0;
 }
 
-/* Legal layouts nearest to the wish: a degree that is too large cut to what can be had, then one of pp and tp kept, then neither, each once; what was tried
- * already is not tried again. */
-static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish, GPtrArray *alternatives)
+/* Legal layouts nearest to the wish: a degree that is too large cut to what can be had, then one of
+ * pp and tp kept, then neither, each once; what was tried already is not tried again. */
+static void find_alternatives(const Task *task, const Pool *pool, const PlanWish *wish,
+                              GPtrArray *alternatives)
 {
     const ModelSpec *spec = task->spec;
     const uint32_t dp = MAX(wish->dp, 1);
-    const uint32_t tries[5][2] = {{wish->pp, smaller(wish->tp, wish->pp, dp, pool->n, MIN(spec->n_attn_units, spec->n_ffn_units))},
-                                  {smaller(wish->pp, wish->tp, dp, pool->n, spec->n_layers), wish->tp},
-                                  {0, wish->tp},
-                                  {wish->pp, 0},
-                                  {0, 0}};
+    const uint32_t tries[5][2] = {
+        {wish->pp,
+         smaller(wish->tp, wish->pp, dp, pool->n, MIN(spec->n_attn_units, spec->n_ffn_units))},
+        {smaller(wish->pp, wish->tp, dp, pool->n, spec->n_layers), wish->tp},
+        {0, wish->tp},
+        {wish->pp, 0},
+        {0, 0}};
     for (unsigned i = 0; i < G_N_ELEMENTS(tries); i++) {
         bool is_wish = tries[i][0] == wish->pp && tries[i][1] == wish->tp;
         bool is_repeat = i + 1 < G_N_ELEMENTS(tries) && tries[i][0] == 0 && tries[i][1] == 0;

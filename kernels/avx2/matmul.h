@@ -1,4 +1,5 @@
-/* What the AVX2 matmul files share: the prefetch distance, small loads, the making of a slot from two tile functions. */
+/* What the AVX2 matmul files share: the prefetch distance, small loads, the making of a slot from
+ * two tile functions. */
 #pragma once
 
 #include "kernels/fill.h"
@@ -8,9 +9,11 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured) */
+#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured)  \
+                             */
 
-/* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the matrix a prefetch does nothing. */
+/* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the
+ * matrix a prefetch does nothing. */
 ALWAYS_INLINE void prefetch_record(const uint8_t *w, unsigned bytes)
 {
     UNROLL
@@ -41,18 +44,20 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
     return _mm256_set1_epi32(v);
 }
 
-#define MATMUL_SLOT(name, body, panels1, panels4)                                                                       \
-    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        body(w, w_stride, act, n_records, tile, 1);                                                                      \
-    }                                                                                                                    \
-    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        body(w, w_stride, act, n_records, tile, 4);                                                                      \
-    }                                                                                                                    \
-    static void matmul_##name(const MatmulArgs *args)                                                                    \
-    {                                                                                                                    \
-        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});                                  \
+#define MATMUL_SLOT(name, body, panels1, panels4)                                                  \
+    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, 1);                                                \
+    }                                                                                              \
+    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, 4);                                                \
+    }                                                                                              \
+    static void matmul_##name(const MatmulArgs *args)                                              \
+    {                                                                                              \
+        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});            \
     }
 
 void matmul_fill_avx2_float(Kernels *kernels);

@@ -1,5 +1,6 @@
-/* Products of float weights: F32 and F16 as fmaf chains, BF16 as bf16dot (NUMERICS 10). A tile is 4 rows x one panel; a lone row takes two
- * panels at once, because one chain a lane does not cover the latency of fma. */
+/* Products of float weights: F32 and F16 as fmaf chains, BF16 as bf16dot (NUMERICS 10). A tile is 4
+ * rows x one panel; a lone row takes two panels at once, because one chain a lane does not cover
+ * the latency of fma. */
 #include "kernels/avx2/matmul.h"
 
 ALWAYS_INLINE void floats_load(Dtype type, const uint8_t *w, __m256 out[2])
@@ -14,8 +15,8 @@ ALWAYS_INLINE void floats_load(Dtype type, const uint8_t *w, __m256 out[2])
 }
 
 /* P panels x R rows, P * R <= 4. */
-ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile,
-                              unsigned P, unsigned R)
+ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act,
+                              uint32_t n_records, float *tile, unsigned P, unsigned R)
 {
     const unsigned bytes = type == DTYPE_F32 ? sizeof(RecordF32) : sizeof(RecordF16);
     __m256 acc[4][2];
@@ -44,8 +45,8 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
     }
 }
 
-/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the arithmetic, inside; the results are
- * tied by results_done(). */
+/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
+ * arithmetic, inside; the results are tied by results_done(). */
 static inline unsigned flush_begin(void)
 {
     const unsigned saved = _mm_getcsr(), flush = saved | 0x8040u;
@@ -73,8 +74,8 @@ ALWAYS_INLINE __m256 bf16_odd(__m256i pairs)
     return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000u)));
 }
 
-ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile, unsigned P,
-                             unsigned R)
+ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
+                             uint32_t n_records, float *tile, unsigned P, unsigned R)
 {
     __m256 acc[4][2];
     const unsigned saved = flush_begin();
@@ -86,7 +87,8 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         UNROLL
         for (unsigned p = 0; p < P; p++) {
             const __m256i w0 = load256(w + p * w_stride), w1 = load256(w + p * w_stride + 32);
-            const __m256 even0 = bf16_even(w0), odd0 = bf16_odd(w0), even1 = bf16_even(w1), odd1 = bf16_odd(w1);
+            const __m256 even0 = bf16_even(w0), odd0 = bf16_odd(w0), even1 = bf16_even(w1),
+                         odd1 = bf16_odd(w1);
             _mm_prefetch((const char *)w + p * w_stride + PREFETCH_AHEAD, _MM_HINT_T0);
             UNROLL
             for (unsigned r = 0; r < R; r++) {
@@ -111,11 +113,12 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
     }
 }
 
-#define F32_TILE(w, w_stride, act, n_records, tile, R) \
+#define F32_TILE(w, w_stride, act, n_records, tile, R)                                             \
     float_tile(DTYPE_F32, w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
-#define F16_TILE(w, w_stride, act, n_records, tile, R) \
+#define F16_TILE(w, w_stride, act, n_records, tile, R)                                             \
     float_tile(DTYPE_F16, w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
-#define BF16_TILE(w, w_stride, act, n_records, tile, R) bf16_tile(w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
+#define BF16_TILE(w, w_stride, act, n_records, tile, R)                                            \
+    bf16_tile(w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
 
 MATMUL_SLOT(f32, F32_TILE, 2, 1)
 MATMUL_SLOT(f16, F16_TILE, 2, 1)

@@ -1,8 +1,10 @@
-/* Products of 256-element super-blocks: Q4_K, Q5_K, Q6_K. A tile is R rows x 16 outputs. Everything inside a super-block is exact in i32; bounds:
- * 8 * 63 * 32 * 31 * 127 = 63.5 M (Q5_K), 16 * 128 * 16 * 63 * 127 = 262 M (Q6_K before the offset is taken off).
+/* Products of 256-element super-blocks: Q4_K, Q5_K, Q6_K. A tile is R rows x 16 outputs. Everything
+ * inside a super-block is exact in i32; bounds: 8 * 63 * 32 * 31 * 127 = 63.5 M (Q5_K), 16 * 128 *
+ * 16 * 63 * 127 = 262 M (Q6_K before the offset is taken off).
  *
- * The i16 sums of a sub-block (two products each) are multiplied by its scale and widened by one vpmaddwd: (s0, s1) . (sc, sc). 4-bit
- * quants: 32 elements fit an i16, 5-bit: 16 (31,496), 6-bit: 8 (2 * 2 * 63 * 127 = 32,004), see matmul_q32.c. */
+ * The i16 sums of a sub-block (two products each) are multiplied by its scale and widened by one
+ * vpmaddwd: (s0, s1) . (sc, sc). 4-bit quants: 32 elements fit an i16, 5-bit: 16 (31,496), 6-bit: 8
+ * (2 * 2 * 63 * 127 = 32,004), see matmul_q32.c. */
 #include "kernels/avx2/matmul.h"
 
 typedef struct Sums {
@@ -24,8 +26,10 @@ ALWAYS_INLINE __m256i shift16(__m256i x, int left)
     return left >= 0 ? _mm256_slli_epi16(x, left) : _mm256_srli_epi16(x, -left);
 }
 
-/* Quants of group g (of 8) of one half panel; bits above the nibbles from qh (Q5: a row a sub-block, Q6: two). */
-ALWAYS_INLINE __m256i group_quants(Bits bits, const uint8_t (*q)[64], const uint8_t *qh, unsigned g, unsigned v)
+/* Quants of group g (of 8) of one half panel; bits above the nibbles from qh (Q5: a row a
+ * sub-block, Q6: two). */
+ALWAYS_INLINE __m256i group_quants(Bits bits, const uint8_t (*q)[64], const uint8_t *qh, unsigned g,
+                                   unsigned v)
 {
     const __m256i both = load256(q[g / 2] + 32 * v);
     __m256i w = _mm256_and_si256(g % 2 ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
@@ -40,8 +44,9 @@ ALWAYS_INLINE __m256i group_quants(Bits bits, const uint8_t (*q)[64], const uint
 }
 
 /* total += scale * (groups [g0, g1) of a sub-block), scale as i16 pairs of equals. */
-ALWAYS_INLINE void groups_add(Bits bits, Sums *total, const uint8_t (*q)[64], const uint8_t *qh, const uint8_t *act, unsigned R,
-                              unsigned g0, unsigned g1, const __m256i scale[2])
+ALWAYS_INLINE void groups_add(Bits bits, Sums *total, const uint8_t (*q)[64], const uint8_t *qh,
+                              const uint8_t *act, unsigned R, unsigned g0, unsigned g1,
+                              const __m256i scale[2])
 {
     Sums s;
     sums_clear(&s, R);
@@ -69,7 +74,8 @@ ALWAYS_INLINE __m256i pair_of_bytes(const uint8_t *p)
 }
 
 /* acc = fmaf(sign (float)s, d_w * d_a, acc) */
-ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const uint16_t *d, bool negative, const uint8_t *act, unsigned R)
+ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const uint16_t *d, bool negative,
+                              const uint8_t *act, unsigned R)
 {
     UNROLL
     for (unsigned v = 0; v < 2; v++) {
@@ -78,7 +84,8 @@ ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const uint16_t *d
         for (unsigned r = 0; r < R; r++) {
             const __m256 scale = _mm256_mul_ps(dw, broadcast_f32(act + ACT_Q8_256_D(R) + 4 * r));
             const __m256 sum = _mm256_cvtepi32_ps(s->v[r][v]);
-            acc[r][v] = negative ? _mm256_fnmadd_ps(sum, scale, acc[r][v]) : _mm256_fmadd_ps(sum, scale, acc[r][v]);
+            acc[r][v] = negative ? _mm256_fnmadd_ps(sum, scale, acc[r][v])
+                                 : _mm256_fmadd_ps(sum, scale, acc[r][v]);
         }
     }
 }
@@ -117,41 +124,44 @@ ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
     }
 }
 
-#define AFFINE_K_TILE(name, Record, bits, qh_of_b)                                                                      \
-    ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile,  \
-                                   unsigned R)                                                                           \
-    {                                                                                                                    \
-        __m256 acc[4][2];                                                                                                \
-        tile_clear(acc, R);                                                                                              \
-        for (uint32_t i = 0; i < n_records; i++, w += sizeof(Record), act += ACT_Q8_256_TILE(R)) {                       \
-            const Record *rec = (const Record *)w;                                                                       \
-            Sums total, mins;                                                                                            \
-            sums_clear(&total, R);                                                                                       \
-            for (unsigned b = 0; b < 8; b++) {                                                                           \
-                const __m256i scale[2] = {pair_of_bytes(rec->sc[b]), pair_of_bytes(rec->sc[b] + 8)};                     \
-                const uint8_t *a = act + b * 32 * R;                                                                     \
-                prefetch_record(w + b * (sizeof(Record) / 8), sizeof(Record) / 8);                                       \
-                groups_add(bits, &total, rec->q[b], qh_of_b, a, R, 0, (bits) == BITS_4 ? 8 : 4, scale);                  \
-                if ((bits) == BITS_5) {                                                                                  \
-                    groups_add(bits, &total, rec->q[b], qh_of_b, a, R, 4, 8, scale);                                     \
-                }                                                                                                        \
-            }                                                                                                            \
-            minima(&mins, rec->m, act, R);                                                                               \
-            scaled_add(acc, &total, rec->d, false, act, R);                                                              \
-            scaled_add(acc, &mins, rec->dmin, true, act, R);                                                             \
-        }                                                                                                                \
-        tile_store(tile, acc, R);                                                                                        \
+#define AFFINE_K_TILE(name, Record, bits, qh_of_b)                                                 \
+    ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,          \
+                                   uint32_t n_records, float *tile, unsigned R)                    \
+    {                                                                                              \
+        __m256 acc[4][2];                                                                          \
+        tile_clear(acc, R);                                                                        \
+        for (uint32_t i = 0; i < n_records; i++, w += sizeof(Record), act += ACT_Q8_256_TILE(R)) { \
+            const Record *rec = (const Record *)w;                                                 \
+            Sums total, mins;                                                                      \
+            sums_clear(&total, R);                                                                 \
+            for (unsigned b = 0; b < 8; b++) {                                                     \
+                const __m256i scale[2] = {pair_of_bytes(rec->sc[b]),                               \
+                                          pair_of_bytes(rec->sc[b] + 8)};                          \
+                const uint8_t *a = act + b * 32 * R;                                               \
+                prefetch_record(w + b * (sizeof(Record) / 8), sizeof(Record) / 8);                 \
+                groups_add(bits, &total, rec->q[b], qh_of_b, a, R, 0, (bits) == BITS_4 ? 8 : 4,    \
+                           scale);                                                                 \
+                if ((bits) == BITS_5) {                                                            \
+                    groups_add(bits, &total, rec->q[b], qh_of_b, a, R, 4, 8, scale);               \
+                }                                                                                  \
+            }                                                                                      \
+            minima(&mins, rec->m, act, R);                                                         \
+            scaled_add(acc, &total, rec->d, false, act, R);                                        \
+            scaled_add(acc, &mins, rec->dmin, true, act, R);                                       \
+        }                                                                                          \
+        tile_store(tile, acc, R);                                                                  \
     }
 
 AFFINE_K_TILE(q4_k, RecordQ4K, BITS_4, NULL)
 AFFINE_K_TILE(q5_k, RecordQ5K, BITS_5, rec->qh[b])
 
 /* Quants are taken unsigned: S = sum sc * (unsigned dot) - 32 * sum sc * (sum of activations). */
-ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile, unsigned R)
+ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
+                             uint32_t n_records, float *tile, unsigned R)
 {
     /* From i16 pairs (first half's scale, second half's) to pairs of one of them. */
-    const __m256i first = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12,
-                                           13, 12, 13);
+    const __m256i first = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1,
+                                           0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
     const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi8(2));
     __m256 acc[4][2];
     tile_clear(acc, R);
@@ -162,10 +172,13 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         sums_clear(&offset, R);
         for (unsigned b = 0; b < 8; b++) {
             const uint8_t *a = act + b * 32 * R;
-            const __m256i pairs[2] = {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)rec->sc[b])),
-                                      _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)rec->sc[b] + 1))};
-            const __m256i scale0[2] = {_mm256_shuffle_epi8(pairs[0], first), _mm256_shuffle_epi8(pairs[1], first)};
-            const __m256i scale1[2] = {_mm256_shuffle_epi8(pairs[0], second), _mm256_shuffle_epi8(pairs[1], second)};
+            const __m256i pairs[2] = {
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)rec->sc[b])),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)rec->sc[b] + 1))};
+            const __m256i scale0[2] = {_mm256_shuffle_epi8(pairs[0], first),
+                                       _mm256_shuffle_epi8(pairs[1], first)};
+            const __m256i scale1[2] = {_mm256_shuffle_epi8(pairs[0], second),
+                                       _mm256_shuffle_epi8(pairs[1], second)};
             prefetch_record(w + b * (sizeof(RecordQ6K) / 8), sizeof(RecordQ6K) / 8);
             groups_add(BITS_6, &total, rec->q[b], rec->qh[b][0], a, R, 0, 2, scale0);
             groups_add(BITS_6, &total, rec->q[b], rec->qh[b][0], a, R, 2, 4, scale0);
@@ -174,8 +187,10 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
             UNROLL
             for (unsigned r = 0; r < R; r++) {
                 const __m256i sums = broadcast_i32(act + ACT_Q8_256_SUM16(R) + (b * R + r) * 4);
-                offset.v[r][0] = _mm256_add_epi32(offset.v[r][0], _mm256_madd_epi16(pairs[0], sums));
-                offset.v[r][1] = _mm256_add_epi32(offset.v[r][1], _mm256_madd_epi16(pairs[1], sums));
+                offset.v[r][0] =
+                    _mm256_add_epi32(offset.v[r][0], _mm256_madd_epi16(pairs[0], sums));
+                offset.v[r][1] =
+                    _mm256_add_epi32(offset.v[r][1], _mm256_madd_epi16(pairs[1], sums));
             }
         }
         UNROLL

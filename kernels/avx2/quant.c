@@ -41,7 +41,8 @@ ALWAYS_INLINE __m256i quants32(const float *x, float inverse)
         q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), scale));
     }
     /* The packs work in 128-bit halves: words come out as 0 2 4 6 1 3 5 7 of four elements each. */
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
@@ -115,8 +116,8 @@ ALWAYS_INLINE void tile_q8_256(const float *x, unsigned R, unsigned r, uint8_t *
 static const float zero_row[256];
 
 /* Rows of a group go one after another, rows that are not there as zeros. */
-ALWAYS_INLINE void quantise_groups(ActKind kind, const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in,
-                                   uint8_t *buffer)
+ALWAYS_INLINE void quantise_groups(ActKind kind, const float *x, size_t ld, uint32_t rows,
+                                   uint32_t row0, uint32_t row1, uint32_t n_in, uint8_t *buffer)
 {
     const uint32_t step = kind == ACT_Q8_256 ? 256 : 32;
     const size_t row_bytes = act_row_bytes(kind, n_in), tile_bytes = act_tile_row_bytes(kind);
@@ -137,12 +138,14 @@ ALWAYS_INLINE void quantise_groups(ActKind kind, const float *x, size_t ld, uint
     }
 }
 
-static void act_quantise_q8_32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_q8_32(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                               uint32_t row1, uint32_t n_in, void *buffer)
 {
     quantise_groups(ACT_Q8_32, x, ld, rows, row0, row1, n_in, buffer);
 }
 
-static void act_quantise_q8_256(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_q8_256(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                                uint32_t row1, uint32_t n_in, void *buffer)
 {
     quantise_groups(ACT_Q8_256, x, ld, rows, row0, row1, n_in, buffer);
 }
@@ -151,9 +154,11 @@ static void act_quantise_q8_256(const float *x, size_t ld, uint32_t rows, uint32
 ALWAYS_INLINE __m256i bf16_of(__m256i bits)
 {
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i rounded = _mm256_srli_epi32(
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
-    const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)),
+                                           _mm256_set1_epi32(0x7f800000));
     return _mm256_blendv_epi8(rounded, quiet, nan);
 }
 
@@ -192,8 +197,8 @@ static void row_f32(const float *x, uint32_t n_in, unsigned R, unsigned r, uint8
     }
 }
 
-ALWAYS_INLINE void copy_groups(ActKind kind, const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in,
-                               uint8_t *buffer)
+ALWAYS_INLINE void copy_groups(ActKind kind, const float *x, size_t ld, uint32_t rows,
+                               uint32_t row0, uint32_t row1, uint32_t n_in, uint8_t *buffer)
 {
     const size_t row_bytes = act_row_bytes(kind, n_in);
     for (uint32_t group = row0 / ACT_ROW_GROUP; group * ACT_ROW_GROUP < row1; group++) {
@@ -212,12 +217,14 @@ ALWAYS_INLINE void copy_groups(ActKind kind, const float *x, size_t ld, uint32_t
     }
 }
 
-static void act_quantise_bf16(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_bf16(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                              uint32_t row1, uint32_t n_in, void *buffer)
 {
     copy_groups(ACT_BF16, x, ld, rows, row0, row1, n_in, buffer);
 }
 
-static void act_quantise_f32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_f32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1,
+                             uint32_t n_in, void *buffer)
 {
     copy_groups(ACT_F32, x, ld, rows, row0, row1, n_in, buffer);
 }

@@ -1,5 +1,5 @@
-/* The slots of matmul that AVX-512 (F, BW, VL, DQ, VNNI) fills. Activations are quantised by the AVX2 functions, which the table has
- * already: that is a small part of a product. */
+/* The slots of matmul that AVX-512 (F, BW, VL, DQ, VNNI) fills. Activations are quantised by the
+ * AVX2 functions, which the table has already: that is a small part of a product. */
 #include "kernels/avx512/matmul.h"
 
 void kernels_fill_avx512_matmul(Kernels *kernels, bool has_bf16)

@@ -1,4 +1,5 @@
-/* What the AVX-512 matmul files share. A tile is R rows x P panels, one vector of 16 lanes a panel. */
+/* What the AVX-512 matmul files share. A tile is R rows x P panels, one vector of 16 lanes a panel.
+ */
 #pragma once
 
 #include "kernels/fill.h"
@@ -12,9 +13,11 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured) */
+#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured)  \
+                             */
 
-/* Loop bounds are constants after inlining, array dimensions are literally so: gcc 12 keeps the arrays in registers only then. */
+/* Loop bounds are constants after inlining, array dimensions are literally so: gcc 12 keeps the
+ * arrays in registers only then. */
 typedef struct Sums {
     __m512i v[4][2];
 } Sums;
@@ -22,7 +25,8 @@ typedef struct Accs {
     __m512 v[4][2];
 } Accs;
 
-/* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the matrix a prefetch does nothing. */
+/* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the
+ * matrix a prefetch does nothing. */
 ALWAYS_INLINE void prefetch_record(const uint8_t *w, unsigned bytes)
 {
     UNROLL
@@ -88,19 +92,22 @@ ALWAYS_INLINE void accs_store(float *tile, const Accs *a, unsigned P, unsigned R
     }
 }
 
-/* body(w, w_stride, act, n_records, tile, P, R); a lone row takes P1 panels at once, four rows two. */
-#define MATMUL_SLOT(name, body, P1)                                                                                     \
-    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        body(w, w_stride, act, n_records, tile, P1, 1);                                                                  \
-    }                                                                                                                    \
-    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        body(w, w_stride, act, n_records, tile, 2, 4);                                                                   \
-    }                                                                                                                    \
-    static void matmul_##name(const MatmulArgs *args)                                                                    \
-    {                                                                                                                    \
-        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, P1, 2});                                             \
+/* body(w, w_stride, act, n_records, tile, P, R); a lone row takes P1 panels at once, four rows two.
+ */
+#define MATMUL_SLOT(name, body, P1)                                                                \
+    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, P1, 1);                                            \
+    }                                                                                              \
+    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, 2, 4);                                             \
+    }                                                                                              \
+    static void matmul_##name(const MatmulArgs *args)                                              \
+    {                                                                                              \
+        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, P1, 2});                       \
     }
 
 void matmul_fill_avx512_float(Kernels *kernels);

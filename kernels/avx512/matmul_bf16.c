@@ -1,9 +1,10 @@
-/* bf16dot by VDPBF16PS: odd element first, subnormals flushed at each step whatever MXCSR says (Intel SDM, VDPBF16PS; NUMERICS 10). Compiled with
- * -mavx512bf16, used only where the CPU says that it has it. */
+/* bf16dot by VDPBF16PS: odd element first, subnormals flushed at each step whatever MXCSR says
+ * (Intel SDM, VDPBF16PS; NUMERICS 10). Compiled with -mavx512bf16, used only where the CPU says
+ * that it has it. */
 #include "kernels/avx512/matmul.h"
 
-ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile, unsigned P,
-                             unsigned R)
+ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
+                             uint32_t n_records, float *tile, unsigned P, unsigned R)
 {
     Accs acc;
     accs_clear(&acc, P, R);
@@ -14,7 +15,8 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
             _mm_prefetch((const char *)w + p * w_stride + PREFETCH_AHEAD, _MM_HINT_T0);
             UNROLL
             for (unsigned r = 0; r < R; r++) {
-                acc.v[r][p] = _mm512_dpbf16_ps(acc.v[r][p], pairs, (__m512bh)broadcast_i32(act + 4 * r));
+                acc.v[r][p] =
+                    _mm512_dpbf16_ps(acc.v[r][p], pairs, (__m512bh)broadcast_i32(act + 4 * r));
             }
         }
     }

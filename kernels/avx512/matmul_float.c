@@ -1,8 +1,9 @@
-/* Products of float weights: F32 and F16 as fmaf chains, BF16 as bf16dot (NUMERICS 10) by two fmas; matmul_bf16.c has it in one instruction. */
+/* Products of float weights: F32 and F16 as fmaf chains, BF16 as bf16dot (NUMERICS 10) by two fmas;
+ * matmul_bf16.c has it in one instruction. */
 #include "kernels/avx512/matmul.h"
 
-ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile,
-                              unsigned P, unsigned R)
+ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act,
+                              uint32_t n_records, float *tile, unsigned P, unsigned R)
 {
     const unsigned bytes = type == DTYPE_F32 ? sizeof(RecordF32) : sizeof(RecordF16);
     Accs acc;
@@ -11,7 +12,8 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
         UNROLL
         for (unsigned p = 0; p < P; p++) {
             const uint8_t *from = w + p * w_stride;
-            const __m512 weight = type == DTYPE_F32 ? _mm512_loadu_ps((const float *)from) : load_f16x16((const uint16_t *)from);
+            const __m512 weight = type == DTYPE_F32 ? _mm512_loadu_ps((const float *)from)
+                                                    : load_f16x16((const uint16_t *)from);
             _mm_prefetch((const char *)from + PREFETCH_AHEAD, _MM_HINT_T0);
             UNROLL
             for (unsigned r = 0; r < R; r++) {
@@ -22,8 +24,8 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
     accs_store(tile, &acc, P, R);
 }
 
-/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the arithmetic, inside; the results are
- * tied by result_done(). */
+/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
+ * arithmetic, inside; the results are tied by result_done(). */
 static inline unsigned flush_begin(void)
 {
     const unsigned saved = _mm_getcsr(), flush = saved | 0x8040u;
@@ -55,8 +57,8 @@ ALWAYS_INLINE __m512 bf16_odd(__m512i pairs)
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000u)));
 }
 
-ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile, unsigned P,
-                             unsigned R)
+ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
+                             uint32_t n_records, float *tile, unsigned P, unsigned R)
 {
     Accs acc;
     const unsigned saved = flush_begin();
@@ -70,7 +72,8 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
             UNROLL
             for (unsigned r = 0; r < R; r++) {
                 const __m512i x = broadcast_i32(act + 4 * r);
-                acc.v[r][p] = _mm512_fmadd_ps(even, bf16_even(x), _mm512_fmadd_ps(odd, bf16_odd(x), acc.v[r][p]));
+                acc.v[r][p] = _mm512_fmadd_ps(even, bf16_even(x),
+                                              _mm512_fmadd_ps(odd, bf16_odd(x), acc.v[r][p]));
             }
         }
     }
@@ -85,8 +88,10 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
     accs_store(tile, &acc, P, R);
 }
 
-#define F32_TILE(w, w_stride, act, n_records, tile, P, R) float_tile(DTYPE_F32, w, w_stride, act, n_records, tile, P, R)
-#define F16_TILE(w, w_stride, act, n_records, tile, P, R) float_tile(DTYPE_F16, w, w_stride, act, n_records, tile, P, R)
+#define F32_TILE(w, w_stride, act, n_records, tile, P, R)                                          \
+    float_tile(DTYPE_F32, w, w_stride, act, n_records, tile, P, R)
+#define F16_TILE(w, w_stride, act, n_records, tile, P, R)                                          \
+    float_tile(DTYPE_F16, w, w_stride, act, n_records, tile, P, R)
 
 /* A lone row takes two panels: one chain does not cover the latency of fma. */
 MATMUL_SLOT(f32, F32_TILE, 2)

@@ -1,4 +1,5 @@
-/* Block formats of the ggml file types: reading, writing, dequantising, quantising; and the 16-bit float conversions. */
+/* Block formats of the ggml file types: reading, writing, dequantising, quantising; and the 16-bit
+ * float conversions. */
 #include "kernels/ops/embed.h"
 #include "kernels/ops/packed.h"
 
@@ -8,7 +9,8 @@
 
 float f16_to_f32(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu, bits;
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u,
+             mantissa = h & 0x3ffu, bits;
     float f;
     if (exponent == 0) { /* zero, subnormal: an exact multiple of 2^-24 */
         f = (float)mantissa * 0x1p-24f;
@@ -100,7 +102,8 @@ static void fifth_bits_read(const uint8_t *src, uint8_t *q)
     uint32_t bits;
     memcpy(&bits, src, sizeof bits);
     for (unsigned i = 0; i < 32; i += 4) {
-        /* The product puts bit j of the four at bit 8j, the sums of the others do not meet there. */
+        /* The product puts bit j of the four at bit 8j, the sums of the others do not meet there.
+         */
         const uint32_t spread = (bits >> i & 15u) * 0x00204081u & 0x01010101u;
         uint32_t word;
         memcpy(&word, q + i, sizeof word);
@@ -138,8 +141,9 @@ static void scales_write(const uint8_t *sc, const uint8_t *mins, uint8_t *dst)
     }
 }
 
-/* File layouts: Q4_0 {d, 16}, Q4_1 {d, m, 16}, Q5_0 {d, 4, 16}, Q5_1 {d, m, 4, 16}, Q8_0 {d, 32}, Q4_K {d, dmin, 12, 128},
- * Q5_K {d, dmin, 12, 32, 128}, Q6_K {128 low, 64 high, 16 scales, d}; numbers are bytes. */
+/* File layouts: Q4_0 {d, 16}, Q4_1 {d, m, 16}, Q5_0 {d, 4, 16}, Q5_1 {d, m, 4, 16}, Q8_0 {d, 32},
+ * Q4_K {d, dmin, 12, 128}, Q5_K {d, dmin, 12, 32, 128}, Q6_K {128 low, 64 high, 16 scales, d};
+ * numbers are bytes. */
 void block_read(Dtype type, const uint8_t *src, BlockValues *out)
 {
     switch (type) {
@@ -181,7 +185,8 @@ void block_read(Dtype type, const uint8_t *src, BlockValues *out)
         if (type == DTYPE_Q5_K) {
             for (unsigned b = 0; b < 8; b++) {
                 for (unsigned i = 0; i < 32; i++) {
-                    out->q[32 * b + i] = (uint8_t)(out->q[32 * b + i] | (src[16 + i] >> b & 1) << 4);
+                    out->q[32 * b + i] =
+                        (uint8_t)(out->q[32 * b + i] | (src[16 + i] >> b & 1) << 4);
                 }
             }
         }
@@ -193,7 +198,8 @@ void block_read(Dtype type, const uint8_t *src, BlockValues *out)
             nibbles_read(src + 64 * half, 64, q);
             for (unsigned c = 0; c < 4; c++) {
                 for (unsigned i = 0; i < 32; i++) {
-                    q[32 * c + i] = (uint8_t)(q[32 * c + i] | (src[128 + 32 * half + i] >> 2 * c & 3) << 4);
+                    q[32 * c + i] =
+                        (uint8_t)(q[32 * c + i] | (src[128 + 32 * half + i] >> 2 * c & 3) << 4);
                 }
             }
         }
@@ -257,8 +263,8 @@ void block_write(Dtype type, const BlockValues *v, uint8_t *dst)
             const uint8_t *q = v->q + 128 * half;
             nibbles_write(q, 64, dst + 64 * half);
             for (unsigned i = 0; i < 32; i++) {
-                dst[128 + 32 * half + i] =
-                    (uint8_t)(q[i] >> 4 | q[32 + i] >> 4 << 2 | q[64 + i] >> 4 << 4 | q[96 + i] >> 4 << 6);
+                dst[128 + 32 * half + i] = (uint8_t)(q[i] >> 4 | q[32 + i] >> 4 << 2 |
+                                                     q[64 + i] >> 4 << 4 | q[96 + i] >> 4 << 6);
             }
         }
         memcpy(dst + 192, v->sc, 16);
@@ -347,7 +353,8 @@ static void range(const float *x, unsigned n, float *min, float *max)
     }
 }
 
-/* Symmetric: the element of largest magnitude is the negative end for 4 and 5 bits, which has one step more. */
+/* Symmetric: the element of largest magnitude is the negative end for 4 and 5 bits, which has one
+ * step more. */
 static void quantise_symmetric(const float *x, int offset, BlockValues *v)
 {
     float min, max, d;
@@ -359,7 +366,8 @@ static void quantise_symmetric(const float *x, int offset, BlockValues *v)
     }
     v->d = f32_to_f16(d);
     for (unsigned i = 0; i < 32; i++) {
-        v->q[i] = quant(x[i], d != 0 ? 1.0f / d : 0, offset, offset == 128 ? -127 : -offset, offset - 1);
+        v->q[i] =
+            quant(x[i], d != 0 ? 1.0f / d : 0, offset, offset == 128 ? -127 : -offset, offset - 1);
     }
 }
 
@@ -375,7 +383,8 @@ static void quantise_affine(const float *x, int levels, BlockValues *v)
     }
 }
 
-/* Q4_K, Q5_K: w = d sc q - dmin m, with m >= 0, so a block's minimum above zero is taken as zero. */
+/* Q4_K, Q5_K: w = d sc q - dmin m, with m >= 0, so a block's minimum above zero is taken as zero.
+ */
 static void quantise_affine_k(const float *x, int levels, BlockValues *v)
 {
     float scale[8], min[8], scale_max = 0, min_max = 0;
@@ -396,7 +405,8 @@ static void quantise_affine_k(const float *x, int levels, BlockValues *v)
         v->mins[b] = quant(min[b], dmin != 0 ? 1.0f / dmin : 0, 0, 0, 63);
         const float step = d * (float)v->sc[b], low = dmin * (float)v->mins[b];
         for (unsigned i = 0; i < 32; i++) {
-            v->q[32 * b + i] = quant(x[32 * b + i] + low, step != 0 ? 1.0f / step : 0, 0, 0, levels);
+            v->q[32 * b + i] =
+                quant(x[32 * b + i] + low, step != 0 ? 1.0f / step : 0, 0, 0, levels);
         }
     }
 }

@@ -1,4 +1,5 @@
-/* The product, one output and row at a time: the specification of ops/matmul.h. Readable before fast. */
+/* The product, one output and row at a time: the specification of ops/matmul.h. Readable before
+ * fast. */
 #include "kernels/fill.h"
 #include "kernels/ops/matmul_drive.h"
 
@@ -33,14 +34,16 @@ static int32_t act_q(const uint8_t *tile, unsigned R, unsigned r, unsigned k)
 
 /* ---- float types ---- */
 
-static inline void tile_float(Dtype type, const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R, float *tile)
+static inline void tile_float(Dtype type, const uint8_t *w, const uint8_t *act, uint32_t n_records,
+                              unsigned R, float *tile)
 {
     for (unsigned r = 0; r < R; r++) {
         for (unsigned lane = 0; lane < PANEL_ROWS; lane++) {
             float acc = 0;
             for (uint32_t k = 0; k < n_records; k++) {
-                const float weight = type == DTYPE_F32 ? ((const RecordF32 *)w)[k].w[lane]
-                                                       : f16_to_f32(((const RecordF16 *)w)[k].w[lane]);
+                const float weight = type == DTYPE_F32
+                                         ? ((const RecordF32 *)w)[k].w[lane]
+                                         : f16_to_f32(((const RecordF16 *)w)[k].w[lane]);
                 acc = fmaf(weight, load_f32(act + 4 * ((size_t)k * R + r)), acc);
             }
             tile[r * PANEL_ROWS + lane] = acc;
@@ -53,9 +56,10 @@ static float flush(float x)
     return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
 }
 
-/* fma(a, b, c) of bf16 a, b with subnormal operands read as zero and a subnormal result written as zero; "subnormal" is decided
- * after rounding to 24 bits with unbounded exponent, as x86 does (NUMERICS 10). The product is exact in double; the sum is rounded to
- * odd there, which makes the second rounding harmless (Boldo and Melquiond 2008). */
+/* fma(a, b, c) of bf16 a, b with subnormal operands read as zero and a subnormal result written as
+ * zero; "subnormal" is decided after rounding to 24 bits with unbounded exponent, as x86 does
+ * (NUMERICS 10). The product is exact in double; the sum is rounded to odd there, which makes the
+ * second rounding harmless (Boldo and Melquiond 2008). */
 static float fma_flushed(float a, float b, float c)
 {
     const double p = (double)flush(a) * (double)flush(b), q = (double)flush(c);
@@ -75,7 +79,8 @@ static float fma_flushed(float a, float b, float c)
     return fabs(s) < 0x1p-126 - 0x1p-151 ? copysignf(0, (float)s) : (float)s;
 }
 
-static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R, float *tile)
+static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R,
+                             float *tile)
 {
     const RecordBF16 *record = (const RecordBF16 *)w;
     for (unsigned r = 0; r < R; r++) {
@@ -83,7 +88,8 @@ static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_re
             float acc = 0;
             for (uint32_t i = 0; i < n_records; i++) {
                 const uint8_t *x = act + 4 * ((size_t)i * R + r);
-                acc = fma_flushed(bf16_to_f32(load_u16(x + 2)), bf16_to_f32(record[i].w[lane][1]), acc);
+                acc = fma_flushed(bf16_to_f32(load_u16(x + 2)), bf16_to_f32(record[i].w[lane][1]),
+                                  acc);
                 acc = fma_flushed(bf16_to_f32(load_u16(x)), bf16_to_f32(record[i].w[lane][0]), acc);
             }
             tile[r * PANEL_ROWS + lane] = acc;
@@ -93,7 +99,8 @@ static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_re
 
 /* ---- blocks of 32 ---- */
 
-static inline float block32(Dtype type, const BlockValues *v, const uint8_t *tile, unsigned R, unsigned r, float acc)
+static inline float block32(Dtype type, const BlockValues *v, const uint8_t *tile, unsigned R,
+                            unsigned r, float acc)
 {
     const float d = load_f32(tile + ACT_Q8_32_D(R) + 4 * r);
     int32_t s = 0, sum = 0;
@@ -111,7 +118,8 @@ static inline float block32(Dtype type, const BlockValues *v, const uint8_t *til
 
 /* ---- blocks of 256 ---- */
 
-static inline float block256(Dtype type, const BlockValues *v, const uint8_t *tile, unsigned R, unsigned r, float acc)
+static inline float block256(Dtype type, const BlockValues *v, const uint8_t *tile, unsigned R,
+                             unsigned r, float acc)
 {
     const float d = load_f32(tile + ACT_Q8_256_D(R) + 4 * r);
     int32_t total = 0, mins = 0;
@@ -129,7 +137,8 @@ static inline float block256(Dtype type, const BlockValues *v, const uint8_t *ti
     return fmaf(-(float)mins, f16_to_f32(v->m) * d, acc);
 }
 
-static inline void tile_blocks(Dtype type, const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R, float *tile)
+static inline void tile_blocks(Dtype type, const uint8_t *w, const uint8_t *act, uint32_t n_records,
+                               unsigned R, float *tile)
 {
     const RecordShape shape = record_shape(type);
     const size_t act_tile = (size_t)R * (shape.k == 256 ? ACT_Q8_256_TILE(1) : ACT_Q8_32_TILE(1));
@@ -140,7 +149,8 @@ static inline void tile_blocks(Dtype type, const uint8_t *w, const uint8_t *act,
             record_get(type, w, lane, &values);
             for (unsigned r = 0; r < R; r++) {
                 float *acc = tile + r * PANEL_ROWS + lane;
-                *acc = shape.k == 256 ? block256(type, &values, act, R, r, *acc) : block32(type, &values, act, R, r, *acc);
+                *acc = shape.k == 256 ? block256(type, &values, act, R, r, *acc)
+                                      : block32(type, &values, act, R, r, *acc);
             }
         }
     }
@@ -148,24 +158,29 @@ static inline void tile_blocks(Dtype type, const uint8_t *w, const uint8_t *act,
 
 /* ---- the table ---- */
 
-#define MATMUL(name, tile_call_1, tile_call_4)                                                                          \
-    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        tile_call_1;                                                                                                     \
-    }                                                                                                                    \
-    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile)     \
-    {                                                                                                                    \
-        tile_call_4;                                                                                                     \
-    }                                                                                                                    \
-    static void matmul_##name(const MatmulArgs *args)                                                                    \
-    {                                                                                                                    \
-        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, 1, 1});                                              \
+#define MATMUL(name, tile_call_1, tile_call_4)                                                     \
+    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        tile_call_1;                                                                               \
+    }                                                                                              \
+    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        tile_call_4;                                                                               \
+    }                                                                                              \
+    static void matmul_##name(const MatmulArgs *args)                                              \
+    {                                                                                              \
+        matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, 1, 1});                        \
     }
-#define MATMUL_BLOCKS(name, type)                                                                                       \
-    MATMUL(name, tile_blocks(type, w, act, n_records, 1, tile), tile_blocks(type, w, act, n_records, 4, tile))
+#define MATMUL_BLOCKS(name, type)                                                                  \
+    MATMUL(name, tile_blocks(type, w, act, n_records, 1, tile),                                    \
+           tile_blocks(type, w, act, n_records, 4, tile))
 
-MATMUL(f32, tile_float(DTYPE_F32, w, act, n_records, 1, tile), tile_float(DTYPE_F32, w, act, n_records, 4, tile))
-MATMUL(f16, tile_float(DTYPE_F16, w, act, n_records, 1, tile), tile_float(DTYPE_F16, w, act, n_records, 4, tile))
+MATMUL(f32, tile_float(DTYPE_F32, w, act, n_records, 1, tile),
+       tile_float(DTYPE_F32, w, act, n_records, 4, tile))
+MATMUL(f16, tile_float(DTYPE_F16, w, act, n_records, 1, tile),
+       tile_float(DTYPE_F16, w, act, n_records, 4, tile))
 MATMUL(bf16, tile_bf16(w, act, n_records, 1, tile), tile_bf16(w, act, n_records, 4, tile))
 MATMUL_BLOCKS(q4_0, DTYPE_Q4_0)
 MATMUL_BLOCKS(q4_1, DTYPE_Q4_1)

@@ -1,4 +1,5 @@
-/* Packing: file rows to panels of 16 outputs and back. One implementation for every ISA; the bytes are documented in ops/packed.h. */
+/* Packing: file rows to panels of 16 outputs and back. One implementation for every ISA; the bytes
+ * are documented in ops/packed.h. */
 #include "kernels/ops/embed.h"
 #include "kernels/ops/packed.h"
 
@@ -88,7 +89,8 @@ static inline void store32(uint8_t *p, uint32_t v)
 static inline void nibble_rows_put(uint8_t (*rows)[64], unsigned lane, const uint8_t *q)
 {
     for (unsigned j = 0; j < 4; j++) {
-        store32(rows[j] + 4 * lane, (load32(q + 8 * j) & 0x0f0f0f0fu) | (load32(q + 8 * j + 4) & 0x0f0f0f0fu) << 4);
+        store32(rows[j] + 4 * lane,
+                (load32(q + 8 * j) & 0x0f0f0f0fu) | (load32(q + 8 * j + 4) & 0x0f0f0f0fu) << 4);
     }
 }
 
@@ -300,7 +302,8 @@ static bool is_float_type(Dtype type)
     return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
 }
 
-static void put_floats(PackedMatrix *m, const uint8_t *src, uint32_t row, uint32_t col0, uint32_t n_cols)
+static void put_floats(PackedMatrix *m, const uint8_t *src, uint32_t row, uint32_t col0,
+                       uint32_t n_cols)
 {
     uint8_t *panel = m->data + row / PANEL_ROWS * m->panel_bytes;
     const unsigned lane = row % PANEL_ROWS;
@@ -317,8 +320,8 @@ static void put_floats(PackedMatrix *m, const uint8_t *src, uint32_t row, uint32
 }
 
 /* Inlined per type, so that the switches in block_read and record_put fall away. */
-static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, size_t row_bytes, uint32_t row0,
-                              uint32_t n_rows, uint32_t col0, uint32_t n_cols)
+static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, size_t row_bytes,
+                              uint32_t row0, uint32_t n_rows, uint32_t col0, uint32_t n_cols)
 {
     const DtypeInfo *info = dtype_info(type);
     const size_t record_bytes = record_shape(type).bytes;
@@ -327,7 +330,8 @@ static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, s
     for (uint32_t r = 0; r < n_rows;) {
         const unsigned lane = (row0 + r) % PANEL_ROWS;
         const uint32_t n = n_rows - r < PANEL_ROWS - lane ? n_rows - r : PANEL_ROWS - lane;
-        uint8_t *record = m->data + (row0 + r) / PANEL_ROWS * m->panel_bytes + col0 / info->block * record_bytes;
+        uint8_t *record =
+            m->data + (row0 + r) / PANEL_ROWS * m->panel_bytes + col0 / info->block * record_bytes;
         const uint8_t *from = src + r * row_bytes;
         for (uint32_t c = 0; c < n_cols / info->block; c++) {
             for (uint32_t i = 0; i < n; i++) {
@@ -340,7 +344,8 @@ static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, s
     }
 }
 
-void packed_put(PackedMatrix *m, const void *src, size_t row_bytes, uint32_t row0, uint32_t n_rows, uint32_t col0, uint32_t n_cols)
+void packed_put(PackedMatrix *m, const void *src, size_t row_bytes, uint32_t row0, uint32_t n_rows,
+                uint32_t col0, uint32_t n_cols)
 {
     const uint8_t *from = src;
     if (is_float_type(m->type)) {

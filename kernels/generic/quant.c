@@ -1,4 +1,5 @@
-/* Activations into the four kinds of buffer: the specification (ops/matmul.h, layouts in ops/packed.h). */
+/* Activations into the four kinds of buffer: the specification (ops/matmul.h, layouts in
+ * ops/packed.h). */
 #include "kernels/fill.h"
 #include "kernels/ops/packed.h"
 
@@ -12,8 +13,8 @@ size_t act_bytes(ActKind kind, uint32_t rows, uint32_t n_in)
     return (padded * act_row_bytes(kind, n_in) + 63) / 64 * 64;
 }
 
-/* amax / 127 and 127 / amax; a block with an element that is not finite has scale NaN and quants 0, so that every output that
- * depends on it is NaN. */
+/* amax / 127 and 127 / amax; a block with an element that is not finite has scale NaN and quants 0,
+ * so that every output that depends on it is NaN. */
 static void block_scale(const float *x, unsigned n, float *d, float *inverse)
 {
     float amax = 0;
@@ -81,7 +82,8 @@ static void tile_q8_256(const float *x, unsigned R, unsigned r, uint8_t *tile)
         sums[k / 16] += q;
     }
     for (unsigned b = 0; b < 8; b++) {
-        store_i16(tile + ACT_Q8_256_SUM32(R) + (b / 2 * R + r) * 4 + b % 2 * 2, sums[2 * b] + sums[2 * b + 1]);
+        store_i16(tile + ACT_Q8_256_SUM32(R) + (b / 2 * R + r) * 4 + b % 2 * 2,
+                  sums[2 * b] + sums[2 * b + 1]);
         store_i16(tile + ACT_Q8_256_SUM16(R) + (b * R + r) * 4, sums[2 * b]);
         store_i16(tile + ACT_Q8_256_SUM16(R) + (b * R + r) * 4 + 2, sums[2 * b + 1]);
     }
@@ -100,8 +102,8 @@ static void tile_f32(const float *x, unsigned R, unsigned r, uint8_t *tile)
     store_f32(tile + 4 * r, x ? *x : 0);
 }
 
-static void act_quantise(ActKind kind, const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1,
-                         uint32_t n_in, uint8_t *buffer)
+static void act_quantise(ActKind kind, const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                         uint32_t row1, uint32_t n_in, uint8_t *buffer)
 {
     const size_t row_bytes = act_row_bytes(kind, n_in);
     const uint32_t k_step = act_tile_k(kind);
@@ -130,22 +132,26 @@ static void act_quantise(ActKind kind, const float *x, size_t ld, uint32_t rows,
     }
 }
 
-static void act_quantise_f32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_f32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1,
+                             uint32_t n_in, void *buffer)
 {
     act_quantise(ACT_F32, x, ld, rows, row0, row1, n_in, buffer);
 }
 
-static void act_quantise_bf16(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_bf16(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                              uint32_t row1, uint32_t n_in, void *buffer)
 {
     act_quantise(ACT_BF16, x, ld, rows, row0, row1, n_in, buffer);
 }
 
-static void act_quantise_q8_32(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_q8_32(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                               uint32_t row1, uint32_t n_in, void *buffer)
 {
     act_quantise(ACT_Q8_32, x, ld, rows, row0, row1, n_in, buffer);
 }
 
-static void act_quantise_q8_256(const float *x, size_t ld, uint32_t rows, uint32_t row0, uint32_t row1, uint32_t n_in, void *buffer)
+static void act_quantise_q8_256(const float *x, size_t ld, uint32_t rows, uint32_t row0,
+                                uint32_t row1, uint32_t n_in, void *buffer)
 {
     act_quantise(ACT_Q8_256, x, ld, rows, row0, row1, n_in, buffer);
 }

@@ -1,5 +1,6 @@
-/* The walk that every matmul shares: panels, row groups, units and the tree. A type's kernel is two tile functions, which do one unit of
- * one tile. Internal to kernels/; included by each variant, so that it is compiled with that variant's flags. */
+/* The walk that every matmul shares: panels, row groups, units and the tree. A type's kernel is two
+ * tile functions, which do one unit of one tile. Internal to kernels/; included by each variant, so
+ * that it is compiled with that variant's flags. */
 #pragma once
 
 #include "kernels/ops/packed.h"
@@ -8,10 +9,13 @@
 
 #define TILE_PANELS_LIMIT 2u
 #define TILE_FLOATS (TILE_PANELS_LIMIT * ACT_ROW_GROUP * PANEL_ROWS)
-#define TREE_STACK 8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made */
+#define TREE_STACK 8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made  \
+                       */
 
-/* tile[p][row][lane] of `panels` panels (w + p * w_stride) and the R rows of the group, over n_tiles records of k. */
-typedef void (*TileFn)(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records, float *tile);
+/* tile[p][row][lane] of `panels` panels (w + p * w_stride) and the R rows of the group, over
+ * n_tiles records of k. */
+typedef void (*TileFn)(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records,
+                       float *tile);
 
 typedef struct TileKernel {
     TileFn row1, row4;
@@ -25,8 +29,9 @@ static inline void tile_add(float *left, const float *right, size_t n)
     }
 }
 
-static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t tile_rows, uint32_t panel, uint32_t n_panels,
-                              uint32_t row0, uint32_t n_rows, float *out)
+static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t tile_rows,
+                              uint32_t panel, uint32_t n_panels, uint32_t row0, uint32_t n_rows,
+                              float *out)
 {
     for (uint32_t p = 0; p < n_panels; p++) {
         uint32_t n0 = (panel + p) * PANEL_ROWS;
@@ -44,8 +49,8 @@ static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t t
 }
 
 /* One tile: n panels from `panel` on (n <= at_once) and the rows of group g, all units, folded. */
-static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_once, uint32_t panel, uint32_t n, uint32_t g,
-                               float stack[TREE_STACK][TILE_FLOATS])
+static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_once, uint32_t panel,
+                               uint32_t n, uint32_t g, float stack[TREE_STACK][TILE_FLOATS])
 {
     const RecordShape record = record_shape(a->w->type);
     const ActKind kind = act_kind_of(a->w->type);
@@ -88,7 +93,8 @@ static inline void matmul_drive(const MatmulArgs *a, TileKernel kernel)
             const bool single = act_group_rows(a->rows, g) == 1;
             const uint32_t at_once = single ? kernel.panels1 : kernel.panels4;
             for (uint32_t p = panel; p < end; p += at_once) {
-                matmul_tile(a, single ? kernel.row1 : kernel.row4, at_once, p, end - p < at_once ? end - p : at_once, g, stack);
+                matmul_tile(a, single ? kernel.row1 : kernel.row4, at_once, p,
+                            end - p < at_once ? end - p : at_once, g, stack);
             }
         }
     }

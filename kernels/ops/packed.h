@@ -1,16 +1,20 @@
-/* The bytes of packed panels and activation buffers (kernels/README.md has the table). Internal to kernels/: others use matmul.h.
+/* The bytes of packed panels and activation buffers (kernels/README.md has the table). Internal to
+ * kernels/: others use matmul.h.
  *
- * A panel is 16 outputs; a record is one block of all 16, and a panel is its records in k order. Lane l of a record is output l.
- * A "group" is 4 consecutive elements of k: quants of one group and one lane are 4 adjacent bytes, so a 64-byte row of a record is one
- * group of 16 lanes, and one dot-product instruction consumes it. All values are little-endian. */
+ * A panel is 16 outputs; a record is one block of all 16, and a panel is its records in k order.
+ * Lane l of a record is output l. A "group" is 4 consecutive elements of k: quants of one group and
+ * one lane are 4 adjacent bytes, so a 64-byte row of a record is one group of 16 lanes, and one
+ * dot-product instruction consumes it. All values are little-endian. */
 #pragma once
 
 #include "kernels/ops/matmul.h"
 
-/* ---- weight records -------------------------------------------------------------------------------------------------
- * Quants are unsigned: Q8_0 is stored + 128, the others as in the file. Two groups share a nibble row: row j holds group 2j in
- * its low nibbles and group 2j+1 in its high ones. The fifth bit of group g is bit g of qh; bits 4 and 5 of a Q6_K
- * quant of group g are bits 2(g%4), 2(g%4)+1 of qh row g/4. */
+/* ---- weight records
+ * -------------------------------------------------------------------------------------------------
+ * Quants are unsigned: Q8_0 is stored + 128, the others as in the file. Two groups share a nibble
+ * row: row j holds group 2j in its low nibbles and group 2j+1 in its high ones. The fifth bit of
+ * group g is bit g of qh; bits 4 and 5 of a Q6_K quant of group g are bits 2(g%4), 2(g%4)+1 of qh
+ * row g/4. */
 typedef struct RecordQ40 {
     uint16_t d[16];
     uint8_t q[4][64];
@@ -33,7 +37,8 @@ typedef struct RecordQ80 {
     uint16_t d[16];
     uint8_t q[8][64];
 } RecordQ80;
-/* Scales and minima as bytes; minima in pairs of 32-blocks, as a pairwise dot product wants them. */
+/* Scales and minima as bytes; minima in pairs of 32-blocks, as a pairwise dot product wants them.
+ */
 typedef struct RecordQ4K {
     uint16_t d[16], dmin[16];
     uint8_t sc[8][16];
@@ -66,8 +71,10 @@ typedef struct RecordBF16 {
     uint16_t w[16][2];
 } RecordBF16;
 
-_Static_assert(sizeof(RecordQ40) == 288 && sizeof(RecordQ41) == 320 && sizeof(RecordQ50) == 352 && sizeof(RecordQ51) == 384 &&
-                   sizeof(RecordQ80) == 544 && sizeof(RecordQ4K) == 2368 && sizeof(RecordQ5K) == 2880 && sizeof(RecordQ6K) == 3392,
+_Static_assert(sizeof(RecordQ40) == 288 && sizeof(RecordQ41) == 320 && sizeof(RecordQ50) == 352 &&
+                   sizeof(RecordQ51) == 384 && sizeof(RecordQ80) == 544 &&
+                   sizeof(RecordQ4K) == 2368 && sizeof(RecordQ5K) == 2880 &&
+                   sizeof(RecordQ6K) == 3392,
                "records have no padding of the compiler's");
 
 /* Elements of k and bytes of a record; {0, 0} for a type that is not supported. */
@@ -96,10 +103,10 @@ static inline int32_t record_quant_offset(Dtype type)
 
 /* One block of one output, out of any container (file or record). */
 typedef struct BlockValues {
-    uint8_t q[256];     /* stored quants, see record_quant_offset() */
-    uint16_t d, m;      /* f16: scale; minimum or dmin */
-    uint8_t sc[16];     /* K: scales of 32-blocks (Q4_K, Q5_K) or, as int8, of 16-blocks (Q6_K) */
-    uint8_t mins[8];    /* Q4_K, Q5_K: minima of 32-blocks */
+    uint8_t q[256];  /* stored quants, see record_quant_offset() */
+    uint16_t d, m;   /* f16: scale; minimum or dmin */
+    uint8_t sc[16];  /* K: scales of 32-blocks (Q4_K, Q5_K) or, as int8, of 16-blocks (Q6_K) */
+    uint8_t mins[8]; /* Q4_K, Q5_K: minima of 32-blocks */
 } BlockValues;
 
 /* Quantised types only. */
@@ -109,15 +116,15 @@ void block_dequantise(Dtype type, const BlockValues *values, float *out);
 void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *values);
 void record_get(Dtype type, const uint8_t *record, unsigned lane, BlockValues *out);
 
-/* ---- activation tiles -----------------------------------------------------------------------------------------------
- * Rows are taken in groups of R: R = 4, the rows missing in the last group being zero; but a last group of one row has R = 1. Row groups follow
- * one another, each a sequence of tiles over k. Macros, because R is a constant in each kernel.
- *   Q8_32, per 32 k:   {i8 q[8][R][4]; f32 d[R]; f32 ds[R]; i32 start8[R], start16[R], start128[R]}
- *   Q8_256, per 256 k: {i8 q[64][R][4]; i16 sum32[4][R][2]; i16 sum16[8][R][2]; f32 d[R]}
- *   BF16, per 2 k:     {u16 x[R][2]}
- *   F32, per k:        {f32 x[R]}
- * ds = d * (float)sum of the block's quants; start_c = -c * that sum: where an integer accumulator starts so that unsigned weights act as
- * signed ones. */
+/* ---- activation tiles
+ * -----------------------------------------------------------------------------------------------
+ * Rows are taken in groups of R: R = 4, the rows missing in the last group being zero; but a last
+ * group of one row has R = 1. Row groups follow one another, each a sequence of tiles over k.
+ * Macros, because R is a constant in each kernel. Q8_32, per 32 k:   {i8 q[8][R][4]; f32 d[R]; f32
+ * ds[R]; i32 start8[R], start16[R], start128[R]} Q8_256, per 256 k: {i8 q[64][R][4]; i16
+ * sum32[4][R][2]; i16 sum16[8][R][2]; f32 d[R]} BF16, per 2 k:     {u16 x[R][2]} F32, per k: {f32
+ * x[R]} ds = d * (float)sum of the block's quants; start_c = -c * that sum: where an integer
+ * accumulator starts so that unsigned weights act as signed ones. */
 #define ACT_Q8_32_TILE(R) (52u * (R))
 #define ACT_Q8_32_D(R) (32u * (R))
 #define ACT_Q8_32_DS(R) (36u * (R))

@@ -1,4 +1,5 @@
-/* Constants of Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3). */
+/* Constants of Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1,
+ * 2, 3", SC 2011, section 3.3). */
 #pragma once
 
 #define PHILOX_ROUNDS 10u

@@ -1,5 +1,5 @@
-/* ByteReader: a cursor over bytes that nobody trusts. Once a read runs past the end, `failed` is set,
- * every later read returns 0/NULL and the cursor stays: check once at the end of a group. */
+/* ByteReader: a cursor over bytes that nobody trusts. Once a read runs past the end, `failed` is
+ * set, every later read returns 0/NULL and the cursor stays: check once at the end of a group. */
 #pragma once
 
 #include <stdbool.h>

@@ -65,8 +65,8 @@ void weft_free(void *p)
     free(p);
 }
 
-/* A huge page begins at multiples of its size only. Of a mapping of size + HUGE_PAGE_BYTES, what lies
- * before the first multiple and behind `size` bytes from there is given back. */
+/* A huge page begins at multiples of its size only. Of a mapping of size + HUGE_PAGE_BYTES, what
+ * lies before the first multiple and behind `size` bytes from there is given back. */
 static uint8_t *trim_to_huge_page(uint8_t *p, size_t size)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -89,8 +89,7 @@ void *weft_map(size_t size, const char *what, GError **error)
         set_memory_error(error, size, what, ENOMEM);
         return NULL;
     }
-    uint8_t *p =
-        mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *p = mmap(NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
         set_memory_error(error, size, what, errno);
         return NULL;

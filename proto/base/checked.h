@@ -31,8 +31,8 @@ static inline bool sz_mul(size_t a, size_t b, size_t *out)
 void *weft_alloc(size_t n, size_t size, const char *what, GError **error);
 void weft_free(void *p);
 
-/* Anonymous mapping for big arrays (weights, KV): zero pages that take memory once they are touched;
- * from 2 MiB on it begins at a multiple of 2 MiB and transparent huge pages are asked for.
+/* Anonymous mapping for big arrays (weights, KV): zero pages that take memory once they are
+ * touched; from 2 MiB on it begins at a multiple of 2 MiB and transparent huge pages are asked for.
  * NULL + error as above. Released with weft_unmap(p, size). */
 void *weft_map(size_t size, const char *what, GError **error);
 void weft_unmap(void *p, size_t size);

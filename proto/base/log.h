@@ -1,6 +1,6 @@
 /* Log seam: libraries return errors, daemons log, once. A Log is passed to whoever may log.
- * Lines: lower case, one fact, value after its noun ("worker 7 lost after 3000 ms"). No prompt, token or key
- * is ever logged. */
+ * Lines: lower case, one fact, value after its noun ("worker 7 lost after 3000 ms"). No prompt,
+ * token or key is ever logged. */
 #pragma once
 
 #include <glib.h>
@@ -14,7 +14,8 @@ struct Log {
     void (*write)(Log *self, LogLevel level, const char *line);
 };
 
-void log_line(Log *log /* NULL: dropped */, LogLevel level, const char *format, ...) G_GNUC_PRINTF(3, 4);
+void log_line(Log *log /* NULL: dropped */, LogLevel level, const char *format, ...)
+    G_GNUC_PRINTF(3, 4);
 #define log_info(log, ...) log_line((log), LOG_LEVEL_INFO, __VA_ARGS__)
 #define log_warn(log, ...) log_line((log), LOG_LEVEL_WARN, __VA_ARGS__)
 #define log_error(log, ...) log_line((log), LOG_LEVEL_ERROR, __VA_ARGS__)

@@ -30,9 +30,18 @@ struct Loop {
     const LoopOps *ops;
 };
 
-static inline int64_t loop_now_us(Loop *loop) { return loop->ops->now_us(loop); }
-static inline int64_t loop_wall_us(Loop *loop) { return loop->ops->wall_us(loop); }
-static inline void loop_post(Loop *loop, LoopFn fn, void *user) { loop->ops->post(loop, fn, user); }
+static inline int64_t loop_now_us(Loop *loop)
+{
+    return loop->ops->now_us(loop);
+}
+static inline int64_t loop_wall_us(Loop *loop)
+{
+    return loop->ops->wall_us(loop);
+}
+static inline void loop_post(Loop *loop, LoopFn fn, void *user)
+{
+    loop->ops->post(loop, fn, user);
+}
 static inline LoopTimer *loop_timer_start(Loop *loop, int64_t delay_us, LoopFn fn, void *user)
 {
     return loop->ops->timer_start(loop, delay_us, fn, user);

@@ -21,7 +21,10 @@ typedef struct RandomSeeded {
 } RandomSeeded;
 void random_seeded_init(RandomSeeded *self, uint64_t seed);
 
-static inline void random_fill(Random *r, void *out, size_t n) { r->fill(r, out, n); }
+static inline void random_fill(Random *r, void *out, size_t n)
+{
+    r->fill(r, out, n);
+}
 static inline uint64_t random_u64(Random *r)
 {
     uint64_t v;

@@ -105,8 +105,10 @@ bool units_parse_duration(const char *text, int64_t *us_out, GError **error)
 bool units_parse_count(const char *text, uint64_t *out, GError **error)
 {
     const size_t length = text != NULL ? strlen(text) : 0;
-    const bool fraction_of_one = length > 0 && strchr(text, '.') != NULL && (g_ascii_isdigit(text[length - 1]) || text[length - 1] == '.');
-    if (!fraction_of_one && parse_scaled(text, count_suffixes, G_N_ELEMENTS(count_suffixes), G_MAXUINT64, out)) {
+    const bool fraction_of_one = length > 0 && strchr(text, '.') != NULL &&
+                                 (g_ascii_isdigit(text[length - 1]) || text[length - 1] == '.');
+    if (!fraction_of_one &&
+        parse_scaled(text, count_suffixes, G_N_ELEMENTS(count_suffixes), G_MAXUINT64, out)) {
         return true;
     }
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,

@@ -19,7 +19,8 @@ static bool refuse(GError **error, const Option *o, const char *text, const char
 static bool in_range(const Option *o, double value, const char *text, GError **error)
 {
     if ((o->least != 0 || o->most != 0) && !(value >= o->least && value <= o->most)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %s is out of range: use %.10g to %.10g", o->name, text, o->least, o->most);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s %s is out of range: use %.10g to %.10g", o->name, text, o->least, o->most);
         return false;
     }
     return true;
@@ -36,9 +37,11 @@ static bool is_choice(const Option *o, const char *text)
 
 static bool set_flag(const Option *o, bool *field, const char *text, GError **error)
 {
-    if (strcmp(text, "true") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "on") == 0 || strcmp(text, "1") == 0) {
+    if (strcmp(text, "true") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "on") == 0 ||
+        strcmp(text, "1") == 0) {
         *field = true;
-    } else if (strcmp(text, "false") == 0 || strcmp(text, "no") == 0 || strcmp(text, "off") == 0 || strcmp(text, "0") == 0) {
+    } else if (strcmp(text, "false") == 0 || strcmp(text, "no") == 0 || strcmp(text, "off") == 0 ||
+               strcmp(text, "0") == 0) {
         *field = false;
     } else {
         return refuse(error, o, text, "true or false");
@@ -78,7 +81,8 @@ static bool set_value(const Option *o, void *values, const char *text, GError **
 {
     void *field = (char *)values + o->offset;
     if (!is_choice(o, text)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s '%s' is unknown: use one of %s", o->name, text, o->choices);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s '%s' is unknown: use one of %s",
+                    o->name, text, o->choices);
         return false;
     }
     switch (o->type) {
@@ -97,9 +101,11 @@ static bool set_value(const Option *o, void *values, const char *text, GError **
     case OPTION_COUNT:
         return set_count(o, field, text, error);
     case OPTION_SIZE:
-        return units_parse_size(text, field, NULL) || refuse(error, o, text, "a size (say 8G or 512M)");
+        return units_parse_size(text, field, NULL) ||
+               refuse(error, o, text, "a size (say 8G or 512M)");
     case OPTION_DURATION:
-        return units_parse_duration(text, field, NULL) || refuse(error, o, text, "a time (say 5s, 200ms or 1h)");
+        return units_parse_duration(text, field, NULL) ||
+               refuse(error, o, text, "a time (say 5s, 200ms or 1h)");
     case OPTION_NUMBER:
         return set_number(o, field, text, error);
     }
@@ -197,7 +203,8 @@ typedef struct YamlReader {
 
 static void yaml_complain(YamlReader *r, size_t line, const char *text)
 {
-    g_string_append_printf(r->errors, "%s%s:%zu: %s", r->errors->len > 0 ? "; " : "", r->origin, line + 1, text);
+    g_string_append_printf(r->errors, "%s%s:%zu: %s", r->errors->len > 0 ? "; " : "", r->origin,
+                           line + 1, text);
 }
 
 static const Option *yaml_key(YamlReader *r, const yaml_node_t *key)
@@ -206,8 +213,9 @@ static const Option *yaml_key(YamlReader *r, const yaml_node_t *key)
     const Option *o = find(r->table, name, strlen(name));
     if (o == NULL || strcmp(name, "config") == 0) {
         const char *near = nearest_option(r->table, name);
-        g_autofree char *text = near != NULL ? g_strdup_printf("unknown key '%s': did you mean '%s'?", name, near)
-                                             : g_strdup_printf("unknown key '%s'", name);
+        g_autofree char *text =
+            near != NULL ? g_strdup_printf("unknown key '%s': did you mean '%s'?", name, near)
+                         : g_strdup_printf("unknown key '%s'", name);
         yaml_complain(r, key->start_mark.line, text);
         return NULL;
     }
@@ -226,7 +234,8 @@ static void yaml_scalar(YamlReader *r, const Option *o, const yaml_node_t *node)
 
 static void yaml_pair(YamlReader *r, yaml_document_t *document, const yaml_node_pair_t *pair)
 {
-    const yaml_node_t *key = yaml_document_get_node(document, pair->key), *value = yaml_document_get_node(document, pair->value);
+    const yaml_node_t *key = yaml_document_get_node(document, pair->key),
+                      *value = yaml_document_get_node(document, pair->value);
     if (key->type != YAML_SCALAR_NODE) {
         yaml_complain(r, key->start_mark.line, "keys are plain names");
         return;
@@ -236,7 +245,8 @@ static void yaml_pair(YamlReader *r, yaml_document_t *document, const yaml_node_
         return;
     }
     if (value->type == YAML_SEQUENCE_NODE && o->type == OPTION_STRINGS) {
-        for (yaml_node_item_t *item = value->data.sequence.items.start; item < value->data.sequence.items.top; item++) {
+        for (yaml_node_item_t *item = value->data.sequence.items.start;
+             item < value->data.sequence.items.top; item++) {
             yaml_scalar(r, o, yaml_document_get_node(document, *item));
         }
     } else {
@@ -244,7 +254,8 @@ static void yaml_pair(YamlReader *r, yaml_document_t *document, const yaml_node_
     }
 }
 
-bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length, const char *origin, GError **error)
+bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
+                        const char *origin, GError **error)
 {
     yaml_parser_t parser;
     yaml_document_t document;
@@ -252,15 +263,18 @@ bool options_parse_yaml(const Option *table, void *values, const char *text, siz
     yaml_parser_initialize(&parser);
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, length);
     if (!yaml_parser_load(&parser, &document)) {
-        yaml_complain(&r, parser.problem_mark.line, parser.problem != NULL ? parser.problem : "not YAML");
+        yaml_complain(&r, parser.problem_mark.line,
+                      parser.problem != NULL ? parser.problem : "not YAML");
     } else {
         const yaml_node_t *root = yaml_document_get_root_node(&document);
         if (root != NULL && root->type == YAML_MAPPING_NODE) {
-            for (yaml_node_pair_t *pair = root->data.mapping.pairs.start; pair < root->data.mapping.pairs.top; pair++) {
+            for (yaml_node_pair_t *pair = root->data.mapping.pairs.start;
+                 pair < root->data.mapping.pairs.top; pair++) {
                 yaml_pair(&r, &document, pair);
             }
         } else if (root != NULL) {
-            yaml_complain(&r, root->start_mark.line, "the file is to be a mapping of option names to values");
+            yaml_complain(&r, root->start_mark.line,
+                          "the file is to be a mapping of option names to values");
         }
         yaml_document_delete(&document);
     }
@@ -285,14 +299,16 @@ typedef struct Line {
     bool help;
 } Line;
 
-static bool take(Line *l, const Option *o, const char *inline_value, const char *shown, GError **error)
+static bool take(Line *l, const Option *o, const char *inline_value, const char *shown,
+                 GError **error)
 {
     const char *value = inline_value;
     if (value == NULL && o->type == OPTION_FLAG) {
         value = "true";
     } else if (value == NULL) {
         if (l->at + 1 >= l->argc) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s needs a value: %s %s", shown, shown, o->argument);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s needs a value: %s %s", shown,
+                        shown, o->argument);
             return false;
         }
         value = l->argv[++l->at];
@@ -311,8 +327,9 @@ static bool take_long(Line *l, const char *word, GError **error)
     if (o == NULL) {
         g_autofree char *name = g_strndup(word, length);
         const char *near = nearest_option(l->table, name);
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "unknown option --%s%s%s%s", name, near != NULL ? ": did you mean --" : ": see --help",
-                    near != NULL ? near : "", near != NULL ? "?" : "");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "unknown option --%s%s%s%s", name,
+                    near != NULL ? ": did you mean --" : ": see --help", near != NULL ? near : "",
+                    near != NULL ? "?" : "");
         return false;
     }
     g_autofree char *shown = g_strdup_printf("--%s", o->name);
@@ -348,7 +365,8 @@ static bool walk(Line *l, GPtrArray *rest, GError **error)
         } else if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
             l->help = true;
             return true;
-        } else if (word[1] == '-' ? !take_long(l, word + 2, error) : !take_letter(l, word + 1, error)) {
+        } else if (word[1] == '-' ? !take_long(l, word + 2, error)
+                                  : !take_letter(l, word + 1, error)) {
             return false;
         }
     }
@@ -367,7 +385,8 @@ static bool take_environment(const Option *table, void *values, GError **error)
     return true;
 }
 
-bool options_parse(const Option *table, void *values, int argc, char **argv, GPtrArray *rest, bool *help_out, GError **error)
+bool options_parse(const Option *table, void *values, int argc, char **argv, GPtrArray *rest,
+                   bool *help_out, GError **error)
 {
     Line look = {.table = table, .values = values, .argc = argc, .argv = argv, .dry = true};
     *help_out = false;
@@ -383,7 +402,8 @@ bool options_parse(const Option *table, void *values, int argc, char **argv, GPt
         gsize length;
         g_autoptr(GError) why = NULL;
         if (!g_file_get_contents(look.config, &text, &length, &why)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "configuration file: %s", why->message);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "configuration file: %s",
+                        why->message);
             return false;
         }
         if (!options_parse_yaml(table, values, text, length, look.config, error)) {
@@ -397,8 +417,11 @@ bool options_parse(const Option *table, void *values, int argc, char **argv, GPt
 void options_help(const Option *table, GString *out)
 {
     for (const Option *o = table; o->name != NULL; o++) {
-        g_autofree char *name = o->type == OPTION_FLAG ? g_strdup_printf("--%s", o->name) : g_strdup_printf("--%s %s", o->name, o->argument);
-        g_autofree char *letter = o->letter != 0 ? g_strdup_printf("-%c, ", o->letter) : g_strdup("    ");
+        g_autofree char *name = o->type == OPTION_FLAG
+                                    ? g_strdup_printf("--%s", o->name)
+                                    : g_strdup_printf("--%s %s", o->name, o->argument);
+        g_autofree char *letter =
+            o->letter != 0 ? g_strdup_printf("-%c, ", o->letter) : g_strdup("    ");
         g_string_append_printf(out, "  %s%-24s %s", letter, name, o->help);
         if (o->choices != NULL) {
             g_string_append_printf(out, " (%s)", o->choices);

@@ -1,5 +1,6 @@
-/* Options: one table a program or verb, read by the parser, --help, the configuration file and shell completion (CONTRACT).
- * Precedence: command line > environment > configuration file > the default that is in the structure already. */
+/* Options: one table a program or verb, read by the parser, --help, the configuration file and
+ * shell completion (CONTRACT). Precedence: command line > environment > configuration file > the
+ * default that is in the structure already. */
 #pragma once
 
 #include <glib.h>
@@ -21,7 +22,7 @@ typedef struct Option {
     const char *name; /* long name without dashes; also the key in the configuration file */
     char letter;      /* 0 = none */
     OptionType type;
-    size_t offset;    /* of the field in the structure */
+    size_t offset;        /* of the field in the structure */
     const char *argument; /* "FILE", shown by --help */
     const char *help;
     const char *environment; /* variable, or NULL */
@@ -30,12 +31,16 @@ typedef struct Option {
     bool defines_result;     /* part of the definition (NUMERICS, "Definition") */
 } Option;
 
-/* Parses argv[1..) up to `--`; words that are no options are left, in order, in *rest (char *, borrowed from argv). Reads the environment first and, where the
- * table has an option "config" (OPTION_STRING) and it was given, that YAML file before it. All errors of a YAML file are reported at once, with lines and near
- * names. *help_out: --help or -h was there (nothing else is checked then). */
-bool options_parse(const Option *table, void *values, int argc, char **argv, GPtrArray *rest, bool *help_out, GError **error);
+/* Parses argv[1..) up to `--`; words that are no options are left, in order, in *rest (char *,
+ * borrowed from argv). Reads the environment first and, where the table has an option "config"
+ * (OPTION_STRING) and it was given, that YAML file before it. All errors of a YAML file are
+ * reported at once, with lines and near names. *help_out: --help or -h was there (nothing else is
+ * checked then). */
+bool options_parse(const Option *table, void *values, int argc, char **argv, GPtrArray *rest,
+                   bool *help_out, GError **error);
 /* Applies a YAML text alone; `origin` names it in messages. */
-bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length, const char *origin, GError **error);
+bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
+                        const char *origin, GError **error);
 void options_clear(const Option *table, void *values);
 /* Appends the options' lines of a help text. */
 void options_help(const Option *table, GString *out);

@@ -6,12 +6,13 @@
 
 #include <string.h>
 
-#define PANEL_ROWS 16u                /* kernels/ops/matmul.h: outputs of one packed panel */
-#define ARRAY_ALIGN 64u               /* each array of a shard begins on a cache line */
-#define LOGITS_ROWS 16u               /* rows whose logits a stage computes at once */
-#define THREADS_LIMIT 4096u           /* what a member says is not trusted to be sane */
-#define RANK_BASE_BYTES (16ull << 20) /* stacks, link buffers, tables that no formula below names  \
-                                       */
+#define PANEL_ROWS 16u      /* kernels/ops/matmul.h: outputs of one packed panel */
+#define ARRAY_ALIGN 64u     /* each array of a shard begins on a cache line */
+#define LOGITS_ROWS 16u     /* rows whose logits a stage computes at once */
+#define THREADS_LIMIT 4096u /* what a member says is not trusted to be sane */
+#define RANK_BASE_BYTES                                                                            \
+    (16ull << 20) /* stacks, link buffers, tables that no formula below names                      \
+                   */
 
 /* ---- the object -------------------------------------------------------------------------------
  */

@@ -1,5 +1,5 @@
-/* Plan: who holds what, as data (DESIGN 1.3). Built by the planner, checked by plan_check(), carried to the workers,
- * shown by `weft plan`. A Plan is immutable once checked. */
+/* Plan: who holds what, as data (DESIGN 1.3). Built by the planner, checked by plan_check(),
+ * carried to the workers, shown by `weft plan`. A Plan is immutable once checked. */
 #pragma once
 
 #include "proto/base/hash.h"
@@ -28,20 +28,22 @@ Hash128 definition_hash(const Definition *d);
 
 /* One tensor rank of one stage: contiguous ranges, [first, first + count). */
 typedef struct PlanRank {
-    char *worker; /* node id */
-    uint32_t device; /* 0 = CPU */
-    uint32_t attn_first, attn_count;   /* attention units */
-    uint32_t ffn_first, ffn_count;     /* FFN units */
-    uint32_t vocab_first, vocab_count; /* vocabulary chunks; used where the stage holds embedding or head; may be 0 */
+    char *worker;                    /* node id */
+    uint32_t device;                 /* 0 = CPU */
+    uint32_t attn_first, attn_count; /* attention units */
+    uint32_t ffn_first, ffn_count;   /* FFN units */
+    uint32_t vocab_first,
+        vocab_count; /* vocabulary chunks; used where the stage holds embedding or head; may be 0 */
     /* Filled by plan_measure(): */
-    uint64_t weight_bytes;        /* packed */
+    uint64_t weight_bytes; /* packed */
     uint64_t kv_bytes_per_token;
-    uint64_t peak_bytes;          /* weights + KV + buffers */
+    uint64_t peak_bytes; /* weights + KV + buffers */
 } PlanRank;
 
 typedef struct PlanStage {
-    uint32_t layer_first, layer_last; /* inclusive; all stages together cover 0..n_layers-1 in order */
-    uint32_t n_ranks;                 /* tensor parallel degree of this stage; stages may differ */
+    uint32_t layer_first,
+        layer_last;   /* inclusive; all stages together cover 0..n_layers-1 in order */
+    uint32_t n_ranks; /* tensor parallel degree of this stage; stages may differ */
     PlanRank *ranks;
 } PlanStage;
 
@@ -56,10 +58,10 @@ typedef struct PlanPrediction {
 } PlanPrediction;
 
 typedef struct Plan {
-    char *job;       /* job id */
-    char *model;     /* path or name as the user gave it */
+    char *job;   /* job id */
+    char *model; /* path or name as the user gave it */
     Definition definition;
-    uint32_t streams; /* sequences at once that KV memory is reserved for, per replica */
+    uint32_t streams;  /* sequences at once that KV memory is reserved for, per replica */
     uint64_t kv_pages; /* pages (of KV_BLOCK positions) per replica, the same on each rank */
     uint32_t max_rows; /* rows of a step: prefill chunk + decode rows */
     uint32_t n_replicas;
@@ -83,14 +85,15 @@ typedef struct PlanMember {
     uint64_t memory_bytes;
     uint32_t numerics_version;
     uint32_t numerics_classes; /* bit per NumericsClass */
-    /* bytes of one packed panel row group: packed bytes per weight block of each type, 0 = type not supported */
+    /* bytes of one packed panel row group: packed bytes per weight block of each type, 0 = type not
+     * supported */
     uint32_t packed_block_bytes[DTYPE_LIMIT];
     uint32_t threads;
     /* measured at worker start */
-    double read_bytes_per_s; /* all threads, DRAM */
-    double int8_ops_per_s, f32_ops_per_s; /* multiply-adds x 2, all threads */
+    double read_bytes_per_s;                 /* all threads, DRAM */
+    double int8_ops_per_s, f32_ops_per_s;    /* multiply-adds x 2, all threads */
     double link_latency_s, link_bytes_per_s; /* to a peer, one message */
-    bool usable; /* attached, not draining */
+    bool usable;                             /* attached, not draining */
     const char *host; /* workers on one host share link cost of shared memory; NULL = unknown */
 } PlanMember;
 
@@ -99,31 +102,36 @@ void plan_measure(Plan *plan, const ModelSpec *spec, const PlanMember *members, 
 
 /* One violation, for people and tests. */
 typedef enum PlanRule {
-    PLAN_RULE_LAYERS,    /* a layer owned by no or by two stages */
-    PLAN_RULE_UNITS,     /* an attention or FFN unit owned by no or by two ranks, or a rank without any */
-    PLAN_RULE_VOCAB,     /* a vocabulary chunk owned by no or by two ranks of the first or last stage */
-    PLAN_RULE_MEMBER,    /* a rank on an unknown, draining or twice used worker device */
-    PLAN_RULE_MEMORY,    /* peak above the member's budget */
-    PLAN_RULE_TYPE,      /* a weight type that a member cannot compute */
-    PLAN_RULE_NUMERICS,  /* another numerics version or class */
-    PLAN_RULE_LIMIT,     /* counts out of range */
+    PLAN_RULE_LAYERS, /* a layer owned by no or by two stages */
+    PLAN_RULE_UNITS,  /* an attention or FFN unit owned by no or by two ranks, or a rank without any
+                       */
+    PLAN_RULE_VOCAB, /* a vocabulary chunk owned by no or by two ranks of the first or last stage */
+    PLAN_RULE_MEMBER,   /* a rank on an unknown, draining or twice used worker device */
+    PLAN_RULE_MEMORY,   /* peak above the member's budget */
+    PLAN_RULE_TYPE,     /* a weight type that a member cannot compute */
+    PLAN_RULE_NUMERICS, /* another numerics version or class */
+    PLAN_RULE_LIMIT,    /* counts out of range */
 } PlanRule;
 typedef struct PlanViolation {
     PlanRule rule;
     char *text; /* what, with values, and what to do; owned */
 } PlanViolation;
 
-/* Pure, no I/O: appends every violation (PlanViolation *, free with plan_violation_free) to the returned array; empty = legal. */
-GPtrArray *plan_check(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members);
+/* Pure, no I/O: appends every violation (PlanViolation *, free with plan_violation_free) to the
+ * returned array; empty = legal. */
+GPtrArray *plan_check(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
+                      uint32_t n_members);
 void plan_violation_free(PlanViolation *v);
 
 /* Largest legal tensor parallel degree: min(U attention, U FFN). */
 uint32_t plan_tp_limit(const ModelSpec *spec);
-/* Cuts `n` items into n_parts contiguous ranges in proportion to weight[] (> 0), each part at least `least` items; fills cuts[0..n_parts]. */
+/* Cuts `n` items into n_parts contiguous ranges in proportion to weight[] (> 0), each part at least
+ * `least` items; fills cuts[0..n_parts]. */
 void plan_cut(uint32_t n, const double *weight, uint32_t n_parts, uint32_t least, uint32_t *cuts);
 
 /* The slices that a rank needs, as (tensor index, slice) pairs in canonical order. */
 typedef struct SliceRef {
     uint32_t tensor, slice;
 } SliceRef;
-GArray *plan_rank_slices(const Plan *plan, const ModelSpec *spec, uint32_t replica, uint32_t stage, uint32_t rank); /* of SliceRef, returned */
+GArray *plan_rank_slices(const Plan *plan, const ModelSpec *spec, uint32_t replica, uint32_t stage,
+                         uint32_t rank); /* of SliceRef, returned */

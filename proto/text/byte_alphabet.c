@@ -4,7 +4,8 @@
 
 static bool byte_alphabet_is_itself(uint32_t code)
 {
-    return (code >= 33 && code <= 126) || (code >= 161 && code <= 172) || (code >= 174 && code <= 255);
+    return (code >= 33 && code <= 126) || (code >= 161 && code <= 172) ||
+           (code >= 174 && code <= 255);
 }
 
 /* The others are 0..32 (U+0100..U+0120), 127..160 (U+0121..U+0142) and 173 (U+0143). */

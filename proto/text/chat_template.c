@@ -28,7 +28,8 @@ static Value message_value(Render *r, const ChatMessageText *message)
 }
 
 /* The variables that model makers' own code passes. */
-static void define_all(Render *r, const ChatMessageText *messages, unsigned n, bool add_generation_prompt, const char *bos, const char *eos)
+static void define_all(Render *r, const ChatMessageText *messages, unsigned n,
+                       bool add_generation_prompt, const char *bos, const char *eos)
 {
     ValueList *list = value_list_new(r, LIST_LIST, n);
     for (unsigned i = 0; list != NULL && i < n; i++) {
@@ -49,8 +50,9 @@ static void define_all(Render *r, const ChatMessageText *messages, unsigned n, b
     }
 }
 
-char *chat_template_render(const ChatTemplate *t, const ChatMessageText *messages, unsigned n, bool add_generation_prompt, const char *bos,
-                           const char *eos, ChatLimits limits, GError **error)
+char *chat_template_render(const ChatTemplate *t, const ChatMessageText *messages, unsigned n,
+                           bool add_generation_prompt, const char *bos, const char *eos,
+                           ChatLimits limits, GError **error)
 {
     Scope globals = {0};
     Render r = {.limits = limits, .source = t, .line = 1, .scope = &globals};

@@ -28,7 +28,8 @@ void detokenizer_free(Detokenizer *d)
     g_free(d);
 }
 
-/* One more byte: gives out a character once it is complete, U+FFFD for each part that cannot become one. */
+/* One more byte: gives out a character once it is complete, U+FFFD for each part that cannot become
+ * one. */
 static void detokenizer_byte(Detokenizer *d, char byte, GString *out)
 {
     d->held[d->n_held++] = byte;

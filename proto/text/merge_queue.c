@@ -1,14 +1,17 @@
-/* A candidate is stale when one of its symbols has been joined since. Symbols only grow or vanish, so a candidate is alive exactly if its left
- * symbol still exists and its length and that of the next one add up to what they did: no generation counter is needed.
+/* A candidate is stale when one of its symbols has been joined since. Symbols only grow or vanish,
+ * so a candidate is alive exactly if its left symbol still exists and its length and that of the
+ * next one add up to what they did: no generation counter is needed.
  *
- * The heap never holds more than 2n: n - 1 pairs at the start, and each of at most n - 1 merges takes one away and adds two. */
+ * The heap never holds more than 2n: n - 1 pairs at the start, and each of at most n - 1 merges
+ * takes one away and adds two. */
 #include "proto/text/merge_queue.h"
 
 #include "proto/base/checked.h"
 
 #define NONE UINT32_MAX
 
-/* Below this, words are given twice the room that they need, so that a few allocations serve a whole text. */
+/* Below this, words are given twice the room that they need, so that a few allocations serve a
+ * whole text. */
 enum { ROOM_TO_SPARE = 65536 };
 
 bool merge_queue_reset(MergeQueue *queue, size_t n, GError **error)
@@ -19,8 +22,11 @@ bool merge_queue_reset(MergeQueue *queue, size_t n, GError **error)
     }
     size_t capacity = n < ROOM_TO_SPARE ? MAX(2 * n, 64) : n;
     merge_queue_clear(queue);
-    queue->symbols = weft_alloc(capacity, sizeof *queue->symbols, "symbols of the tokenizer", error);
-    queue->heap = queue->symbols != NULL ? weft_alloc(capacity, 2 * sizeof *queue->heap, "merges of the tokenizer", error) : NULL;
+    queue->symbols =
+        weft_alloc(capacity, sizeof *queue->symbols, "symbols of the tokenizer", error);
+    queue->heap = queue->symbols != NULL ? weft_alloc(capacity, 2 * sizeof *queue->heap,
+                                                      "merges of the tokenizer", error)
+                                         : NULL;
     if (queue->heap == NULL) {
         merge_queue_clear(queue);
         return false;
@@ -40,8 +46,11 @@ void merge_queue_push(MergeQueue *queue, uint32_t start, uint32_t length, uint32
 {
     g_assert(queue->n_symbols < queue->capacity);
     uint32_t at = queue->n_symbols++;
-    queue->symbols[at] =
-        (MergeSymbol){.start = start, .length = length, .id = id, .previous = at == 0 ? NONE : at - 1, .next = NONE};
+    queue->symbols[at] = (MergeSymbol){.start = start,
+                                       .length = length,
+                                       .id = id,
+                                       .previous = at == 0 ? NONE : at - 1,
+                                       .next = NONE};
     if (at > 0) {
         queue->symbols[at - 1].next = at;
     }
@@ -75,7 +84,8 @@ static MergeCandidate heap_pop(MergeQueue *queue)
     return top;
 }
 
-static void merge_queue_consider(MergeQueue *queue, uint32_t left, uint32_t right, MergeRule rule, void *user)
+static void merge_queue_consider(MergeQueue *queue, uint32_t left, uint32_t right, MergeRule rule,
+                                 void *user)
 {
     if (left == NONE || right == NONE) {
         return;
@@ -83,7 +93,9 @@ static void merge_queue_consider(MergeQueue *queue, uint32_t left, uint32_t righ
     const MergeSymbol *l = &queue->symbols[left], *r = &queue->symbols[right];
     uint32_t order, id;
     if (rule(user, l, r, &order, &id)) {
-        heap_push(queue, (MergeCandidate){.key = (uint64_t)order << 32 | left, .id = id, .length = l->length + r->length});
+        heap_push(queue, (MergeCandidate){.key = (uint64_t)order << 32 | left,
+                                          .id = id,
+                                          .length = l->length + r->length});
     }
 }
 
@@ -96,7 +108,8 @@ void merge_queue_run(MergeQueue *queue, MergeRule rule, void *user)
         MergeCandidate best = heap_pop(queue);
         uint32_t at = (uint32_t)best.key;
         MergeSymbol *left = &queue->symbols[at];
-        if (left->length == 0 || left->next == NONE || left->length + queue->symbols[left->next].length != best.length) {
+        if (left->length == 0 || left->next == NONE ||
+            left->length + queue->symbols[left->next].length != best.length) {
             continue;
         }
         MergeSymbol *right = &queue->symbols[left->next];

@@ -1,5 +1,6 @@
-/* MergeQueue: the greedy merging that both tokenizers share. Neighbouring symbols are joined, best pair first (lowest order, then leftmost), until
- * no pair can be; a binary heap over a linked list makes it O(n log n) for a text without any break. */
+/* MergeQueue: the greedy merging that both tokenizers share. Neighbouring symbols are joined, best
+ * pair first (lowest order, then leftmost), until no pair can be; a binary heap over a linked list
+ * makes it O(n log n) for a text without any break. */
 #pragma once
 
 #include <glib.h>
@@ -12,15 +13,16 @@
 /* A run of bytes of the text. length 0: eaten by its left neighbour. */
 typedef struct MergeSymbol {
     uint32_t start, length;
-    uint32_t id; /* MERGE_NO_ID where no token has this text */
+    uint32_t id;             /* MERGE_NO_ID where no token has this text */
     uint32_t previous, next; /* indices, UINT32_MAX at the ends */
 } MergeSymbol;
 
 /* Whether two neighbours may be joined, in what order (lower first) and into which token. */
-typedef bool (*MergeRule)(void *user, const MergeSymbol *left, const MergeSymbol *right, uint32_t *order_out, uint32_t *id_out);
+typedef bool (*MergeRule)(void *user, const MergeSymbol *left, const MergeSymbol *right,
+                          uint32_t *order_out, uint32_t *id_out);
 
 typedef struct MergeCandidate {
-    uint64_t key; /* order, then index of the left symbol */
+    uint64_t key;        /* order, then index of the left symbol */
     uint32_t id, length; /* of the joined symbol */
 } MergeCandidate;
 

@@ -6,7 +6,8 @@
 
 #include <utf8proc.h>
 
-/* Nothing below U+0300 composes with what stands before it, and all of it is its own normal form. */
+/* Nothing below U+0300 composes with what stands before it, and all of it is its own normal form.
+ */
 static bool nfc_is_trivial(const char *text, size_t length)
 {
     for (size_t i = 0; i < length; i++) {
@@ -33,7 +34,8 @@ static void nfc_sort_marks(utf8proc_int32_t *marks, size_t n, utf8proc_int32_t *
     memcpy(marks, scratch, n * sizeof *marks);
 }
 
-/* Canonical ordering (UAX 15, D109). utf8proc's own sorts by exchange, which is quadratic in the length of a run. */
+/* Canonical ordering (UAX 15, D109). utf8proc's own sorts by exchange, which is quadratic in the
+ * length of a run. */
 static void nfc_order(utf8proc_int32_t *codes, size_t n, utf8proc_int32_t *scratch)
 {
     for (size_t at = 0; at < n;) {
@@ -48,7 +50,8 @@ static void nfc_order(utf8proc_int32_t *codes, size_t n, utf8proc_int32_t *scrat
     }
 }
 
-/* Code points per byte of input: ASCII stays one, 2 bytes become at most 3, 3 or 4 bytes at most 4. */
+/* Code points per byte of input: ASCII stays one, 2 bytes become at most 3, 3 or 4 bytes at most 4.
+ */
 enum { EXPANSION = 2 };
 
 bool nfc_append(const char *text, size_t length, GString *out, GError **error)
@@ -72,13 +75,15 @@ bool nfc_append(const char *text, size_t length, GString *out, GError **error)
         g_assert(step > 0);
         at += (size_t)step;
         int boundary = 0;
-        utf8proc_ssize_t got = utf8proc_decompose_char((utf8proc_int32_t)code, codes + n, (utf8proc_ssize_t)(room - n),
-                                                       UTF8PROC_STABLE | UTF8PROC_COMPOSE, &boundary);
+        utf8proc_ssize_t got =
+            utf8proc_decompose_char((utf8proc_int32_t)code, codes + n, (utf8proc_ssize_t)(room - n),
+                                    UTF8PROC_STABLE | UTF8PROC_COMPOSE, &boundary);
         g_assert(got > 0 && (size_t)got <= room - n);
         n += (size_t)got;
     }
     nfc_order(codes, n, codes + room);
-    utf8proc_ssize_t composed = utf8proc_normalize_utf32(codes, (utf8proc_ssize_t)n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    utf8proc_ssize_t composed =
+        utf8proc_normalize_utf32(codes, (utf8proc_ssize_t)n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
     for (utf8proc_ssize_t i = 0; i < composed; i++) {
         char bytes[4];
         g_string_append_len(out, bytes, (gssize)utf8_encode((uint32_t)codes[i], bytes));

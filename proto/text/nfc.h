@@ -1,4 +1,5 @@
-/* Unicode normalization form C (UAX 15), in linear time also for text that is one endless run of combining marks. */
+/* Unicode normalization form C (UAX 15), in linear time also for text that is one endless run of
+ * combining marks. */
 #pragma once
 
 #include <glib.h>

@@ -1,6 +1,7 @@
-/* PreTokenizer: cuts text into the words inside which byte-level BPE merges. A model file names its rules (tokenizer.ggml.pre);
- * the rules themselves are the model makers' own regular expressions, applied in stages: each cuts the pieces of the one before
- * into matches and what lies between. Immutable after load; any thread. */
+/* PreTokenizer: cuts text into the words inside which byte-level BPE merges. A model file names its
+ * rules (tokenizer.ggml.pre); the rules themselves are the model makers' own regular expressions,
+ * applied in stages: each cuts the pieces of the one before into matches and what lies between.
+ * Immutable after load; any thread. */
 #pragma once
 
 #include <glib.h>
@@ -25,6 +26,7 @@ PreTokenizerScratch *pre_tokenizer_scratch_new(GError **error);
 void pre_tokenizer_scratch_free(PreTokenizerScratch *scratch);
 
 typedef bool (*PreTokenizerWord)(void *user, const char *word, size_t length, GError **error);
-/* Calls `word` for each piece of well-formed UTF-8, in order, without gap or overlap. INVALID if a pattern runs into its limits. */
-bool pre_tokenizer_split(const PreTokenizer *pre, PreTokenizerScratch *scratch, const char *text, size_t length, PreTokenizerWord word,
-                         void *user, GError **error);
+/* Calls `word` for each piece of well-formed UTF-8, in order, without gap or overlap. INVALID if a
+ * pattern runs into its limits. */
+bool pre_tokenizer_split(const PreTokenizer *pre, PreTokenizerScratch *scratch, const char *text,
+                         size_t length, PreTokenizerWord word, void *user, GError **error);

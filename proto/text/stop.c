@@ -1,5 +1,6 @@
-/* Each stop string is followed by a Knuth-Morris-Pratt automaton over the stream. A stop that has matched is final only when no other one
- * that began earlier can still complete, so that the result does not depend on how the stream is cut into pieces. */
+/* Each stop string is followed by a Knuth-Morris-Pratt automaton over the stream. A stop that has
+ * matched is final only when no other one that began earlier can still complete, so that the result
+ * does not depend on how the stream is cut into pieces. */
 #include "proto/text/stop.h"
 
 #include <string.h>
@@ -73,7 +74,8 @@ static bool stop_advance(Stop *stop, char byte)
     return stop->matched == stop->length;
 }
 
-/* Takes the last byte of held. Returns the bytes at its end that may be the beginning of a stop string. */
+/* Takes the last byte of held. Returns the bytes at its end that may be the beginning of a stop
+ * string. */
 static size_t stop_matcher_advance(StopMatcher *m)
 {
     size_t open = 0;

@@ -11,17 +11,18 @@ typedef enum ExpressionKind {
     EXPRESSION_NAME,
     EXPRESSION_LIST,
     EXPRESSION_TUPLE,
-    EXPRESSION_DICT,    /* operands: key, value, key, value, ... */
+    EXPRESSION_DICT, /* operands: key, value, key, value, ... */
     EXPRESSION_NOT,
     EXPRESSION_NEGATE,
     EXPRESSION_PLUS,
-    EXPRESSION_CHAIN,   /* operands[0] operators[0] operands[1] ...: arithmetic of one precedence, left to right */
+    EXPRESSION_CHAIN, /* operands[0] operators[0] operands[1] ...: arithmetic of one precedence,
+                         left to right */
     EXPRESSION_CONCAT,
     EXPRESSION_AND,
     EXPRESSION_OR,
-    EXPRESSION_COMPARE, /* a < b <= c as in Python */
+    EXPRESSION_COMPARE,   /* a < b <= c as in Python */
     EXPRESSION_CONDITION, /* operands: condition, then, else (may be NULL) */
-    EXPRESSION_POSTFIX, /* operands[0] followed by steps */
+    EXPRESSION_POSTFIX,   /* operands[0] followed by steps */
 } ExpressionKind;
 
 typedef enum Operator {
@@ -49,7 +50,14 @@ typedef struct CallExpressions {
     unsigned n_positional, n_named;
 } CallExpressions;
 
-typedef enum StepKind { STEP_ATTRIBUTE, STEP_ELEMENT, STEP_SLICE, STEP_CALL, STEP_FILTER, STEP_TEST } StepKind;
+typedef enum StepKind {
+    STEP_ATTRIBUTE,
+    STEP_ELEMENT,
+    STEP_SLICE,
+    STEP_CALL,
+    STEP_FILTER,
+    STEP_TEST
+} StepKind;
 
 typedef struct PostfixStep {
     StepKind kind;
@@ -90,14 +98,15 @@ typedef struct Parameter {
 typedef enum StatementKind {
     STATEMENT_TEXT,
     STATEMENT_OUTPUT,
-    STATEMENT_IF,     /* expressions[i] guards blocks[i]; one block more is the else */
-    STATEMENT_FOR,    /* expressions: iterable, condition or NULL; blocks: body, else */
-    STATEMENT_SET,    /* targets[i] = expressions[i] (one) */
-    STATEMENT_CAPTURE, /* set x (| filter)* ... endset: expression is a postfix of filters on a name or NULL */
-    STATEMENT_FILTER, /* filter f ... endfilter */
-    STATEMENT_WITH,   /* targets[i] = expressions[i], body */
+    STATEMENT_IF,      /* expressions[i] guards blocks[i]; one block more is the else */
+    STATEMENT_FOR,     /* expressions: iterable, condition or NULL; blocks: body, else */
+    STATEMENT_SET,     /* targets[i] = expressions[i] (one) */
+    STATEMENT_CAPTURE, /* set x (| filter)* ... endset: expression is a postfix of filters on a name
+                          or NULL */
+    STATEMENT_FILTER,  /* filter f ... endfilter */
+    STATEMENT_WITH,    /* targets[i] = expressions[i], body */
     STATEMENT_MACRO,
-    STATEMENT_BLOCK,  /* generation ... endgeneration: only its body */
+    STATEMENT_BLOCK, /* generation ... endgeneration: only its body */
     STATEMENT_BREAK,
     STATEMENT_CONTINUE,
 } StatementKind;
@@ -116,12 +125,13 @@ struct Statement {
 };
 
 struct ChatTemplate {
-    GPtrArray *memory;  /* everything above */
-    GHashTable *names;  /* interned */
+    GPtrArray *memory; /* everything above */
+    GHashTable *names; /* interned */
     Block body;
 };
 
-/* INVALID with the line; the message is one line of well-formed UTF-8 whatever the template put into it. Takes `what` always. */
+/* INVALID with the line; the message is one line of well-formed UTF-8 whatever the template put
+ * into it. Takes `what` always. */
 GError *template_error(unsigned line, char *what);
 /* Zeroed memory that lives as long as the template. */
 void *template_alloc(ChatTemplate *t, size_t n, size_t size);

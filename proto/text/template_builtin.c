@@ -39,7 +39,8 @@ static unsigned parameter_count(const char *parameters)
     return n;
 }
 
-bool arguments_bind(Render *r, const char *what, const Arguments *arguments, const char *parameters, unsigned required, Value *out)
+bool arguments_bind(Render *r, const char *what, const Arguments *arguments, const char *parameters,
+                    unsigned required, Value *out)
 {
     unsigned n = parameter_count(parameters);
     bool given[PARAMETERS_MAX] = {false};
@@ -79,7 +80,8 @@ Value builtin_call(Render *r, const Builtin *builtin, Value self, const Argument
     if (builtin->call_open != NULL) {
         return builtin->call_open(r, self, arguments);
     }
-    if (!arguments_bind(r, builtin->name, arguments, builtin->parameters, builtin->required, bound)) {
+    if (!arguments_bind(r, builtin->name, arguments, builtin->parameters, builtin->required,
+                        bound)) {
         return value_none();
     }
     return builtin->call(r, self, bound);
@@ -122,12 +124,13 @@ static Value function_range(Render *r, Value self, const Value *a)
     if (a[0].kind == VALUE_UNDEFINED) {
         render_fail_undefined(r, a[0]);
     }
-    int64_t start = one ? 0 : argument_integer(r, a[0], 0), stop = argument_integer(r, one ? a[0] : a[1], 0),
-            step = argument_integer(r, a[2], 1);
+    int64_t start = one ? 0 : argument_integer(r, a[0], 0),
+            stop = argument_integer(r, one ? a[0] : a[1], 0), step = argument_integer(r, a[2], 1);
     if (step == 0) {
         render_fail(r, "the step of range() is 0");
     }
-    __int128 distance = step > 0 ? (__int128)stop - start : (__int128)start - stop, width = step > 0 ? step : -(__int128)step;
+    __int128 distance = step > 0 ? (__int128)stop - start : (__int128)start - stop,
+             width = step > 0 ? step : -(__int128)step;
     __int128 n = distance > 0 && !render_failed(r) ? (distance - 1) / width + 1 : 0;
     if (n > RANGE_MAX) {
         render_fail(r, "range() of more than %d numbers", RANGE_MAX);
@@ -146,7 +149,8 @@ static Value make_dict(Render *r, const Arguments *arguments, ValueKind kind)
     if (dict == NULL) {
         return value_none();
     }
-    if (arguments->n_positional > 1 || (arguments->n_positional == 1 && arguments->positional[0].kind != VALUE_DICT)) {
+    if (arguments->n_positional > 1 ||
+        (arguments->n_positional == 1 && arguments->positional[0].kind != VALUE_DICT)) {
         render_fail(r, "dict() and namespace() take one dict and named values");
         return value_none();
     }
@@ -155,7 +159,9 @@ static Value make_dict(Render *r, const Arguments *arguments, ValueKind kind)
         value_dict_put(r, dict, base->keys[i], base->values[i]);
     }
     for (unsigned i = 0; i < arguments->n_named; i++) {
-        value_dict_put(r, dict, value_text((Text){arguments->names[i], strlen(arguments->names[i])}), arguments->named[i]);
+        value_dict_put(r, dict,
+                       value_text((Text){arguments->names[i], strlen(arguments->names[i])}),
+                       arguments->named[i]);
     }
     return (Value){.kind = kind, .dict = dict};
 }
@@ -186,7 +192,9 @@ static Value function_strftime_now(Render *r, Value self, const Value *a)
     struct tm now;
     time_t seconds = (time_t)r->limits.now_s;
     locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    size_t n = format.length > 0 && format.length < 256 && gmtime_r(&seconds, &now) != NULL ? strftime_l(out, sizeof out, pattern, &now, c) : 0;
+    size_t n = format.length > 0 && format.length < 256 && gmtime_r(&seconds, &now) != NULL
+                   ? strftime_l(out, sizeof out, pattern, &now, c)
+                   : 0;
     freelocale(c);
     if (n == 0 && format.length > 0) {
         render_fail(r, "time format of %zu bytes is too long", format.length);

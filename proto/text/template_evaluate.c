@@ -12,7 +12,8 @@ static Value fail_operands(Render *r, const char *what, Value a, Value b)
     if (a.kind == VALUE_UNDEFINED || b.kind == VALUE_UNDEFINED) {
         render_fail_undefined(r, a.kind == VALUE_UNDEFINED ? a : b);
     } else {
-        render_fail(r, "%s of %s and %s is not possible", what, value_kind_name(a), value_kind_name(b));
+        render_fail(r, "%s of %s and %s is not possible", what, value_kind_name(a),
+                    value_kind_name(b));
     }
     return value_none();
 }
@@ -25,7 +26,8 @@ static Value fail_overflow(Render *r)
 
 static Value join_lists(Render *r, const ValueList *a, const ValueList *b)
 {
-    ValueList *list = render_step(r, (a->n + b->n) / 16) ? value_list_new(r, a->kind, a->n + b->n) : NULL;
+    ValueList *list =
+        render_step(r, (a->n + b->n) / 16) ? value_list_new(r, a->kind, a->n + b->n) : NULL;
     if (list == NULL) {
         return value_none();
     }
@@ -46,7 +48,8 @@ static Value add(Render *r, Value a, Value b)
 {
     int64_t sum;
     if (value_is_integral(a) && value_is_integral(b)) {
-        return __builtin_add_overflow(value_integer(a), value_integer(b), &sum) ? fail_overflow(r) : value_int(sum);
+        return __builtin_add_overflow(value_integer(a), value_integer(b), &sum) ? fail_overflow(r)
+                                                                                : value_int(sum);
     }
     if (value_is_number(a) && value_is_number(b)) {
         return value_float(value_real(a) + value_real(b));
@@ -54,7 +57,8 @@ static Value add(Render *r, Value a, Value b)
     if (a.kind == VALUE_STRING && b.kind == VALUE_STRING) {
         return join_texts(r, a.text, b.text);
     }
-    if (a.kind == VALUE_LIST && b.kind == VALUE_LIST && a.list->kind == b.list->kind && a.list->kind != LIST_GENERATOR) {
+    if (a.kind == VALUE_LIST && b.kind == VALUE_LIST && a.list->kind == b.list->kind &&
+        a.list->kind != LIST_GENERATOR) {
         return join_lists(r, a.list, b.list);
     }
     return fail_operands(r, "the sum", a, b);
@@ -90,7 +94,9 @@ static Value multiply(Render *r, Value a, Value b)
 {
     int64_t product;
     if (value_is_integral(a) && value_is_integral(b)) {
-        return __builtin_mul_overflow(value_integer(a), value_integer(b), &product) ? fail_overflow(r) : value_int(product);
+        return __builtin_mul_overflow(value_integer(a), value_integer(b), &product)
+                   ? fail_overflow(r)
+                   : value_int(product);
     }
     if (value_is_number(a) && value_is_number(b)) {
         return value_float(value_real(a) * value_real(b));
@@ -112,7 +118,8 @@ static Value divide_integers(Render *r, Operator op, int64_t a, int64_t b)
         if (op == OPERATOR_MODULO) {
             return value_int(0);
         }
-        return __builtin_sub_overflow((int64_t)0, a, &negated) ? fail_overflow(r) : value_int(negated);
+        return __builtin_sub_overflow((int64_t)0, a, &negated) ? fail_overflow(r)
+                                                               : value_int(negated);
     }
     int64_t quotient = a / b, remainder = a % b;
     if (remainder != 0 && (remainder < 0) != (b < 0)) {
@@ -169,7 +176,9 @@ static Value subtract(Render *r, Value a, Value b)
 {
     int64_t difference;
     if (value_is_integral(a) && value_is_integral(b)) {
-        return __builtin_sub_overflow(value_integer(a), value_integer(b), &difference) ? fail_overflow(r) : value_int(difference);
+        return __builtin_sub_overflow(value_integer(a), value_integer(b), &difference)
+                   ? fail_overflow(r)
+                   : value_int(difference);
     }
     if (value_is_number(a) && value_is_number(b)) {
         return value_float(value_real(a) - value_real(b));
@@ -209,7 +218,10 @@ static bool compare(Render *r, Operator op, Value a, Value b)
     }
     bool nan = (a.kind == VALUE_FLOAT && isnan(a.real)) || (b.kind == VALUE_FLOAT && isnan(b.real));
     int order = value_compare(r, a, b);
-    return !nan && (op == OPERATOR_LESS ? order < 0 : op == OPERATOR_LESS_EQUAL ? order <= 0 : op == OPERATOR_GREATER ? order > 0 : order >= 0);
+    return !nan && (op == OPERATOR_LESS         ? order < 0
+                    : op == OPERATOR_LESS_EQUAL ? order <= 0
+                    : op == OPERATOR_GREATER    ? order > 0
+                                                : order >= 0);
 }
 
 static Value evaluate_name(Render *r, const char *name)
@@ -227,7 +239,8 @@ static Value evaluate_name(Render *r, const char *name)
 
 static Value evaluate_list(Render *r, const Expression *e)
 {
-    ValueList *list = value_list_new(r, e->kind == EXPRESSION_TUPLE ? LIST_TUPLE : LIST_LIST, e->n_operands);
+    ValueList *list =
+        value_list_new(r, e->kind == EXPRESSION_TUPLE ? LIST_TUPLE : LIST_LIST, e->n_operands);
     for (unsigned i = 0; list != NULL && i < e->n_operands && !render_failed(r); i++) {
         list->items[i] = render_expression(r, e->operands[i]);
     }
@@ -238,7 +251,8 @@ static Value evaluate_dict(Render *r, const Expression *e)
 {
     ValueDict *dict = value_dict_new(r);
     for (unsigned i = 0; dict != NULL && i + 1 < e->n_operands && !render_failed(r); i += 2) {
-        Value key = render_expression(r, e->operands[i]), value = render_expression(r, e->operands[i + 1]);
+        Value key = render_expression(r, e->operands[i]),
+              value = render_expression(r, e->operands[i + 1]);
         value_dict_put(r, dict, key, value);
     }
     return dict != NULL ? value_dict(dict) : value_none();
@@ -298,7 +312,8 @@ static Value evaluate_sign(Render *r, Value v, bool negate)
         if (!negate) {
             return value_int(value_integer(v));
         }
-        return __builtin_sub_overflow((int64_t)0, value_integer(v), &negated) ? fail_overflow(r) : value_int(negated);
+        return __builtin_sub_overflow((int64_t)0, value_integer(v), &negated) ? fail_overflow(r)
+                                                                              : value_int(negated);
     }
     if (v.kind == VALUE_FLOAT) {
         return value_float(negate ? -v.real : v.real);
@@ -324,7 +339,8 @@ static Value evaluate_slice(Render *r, Value v, const PostfixStep *step)
     Value bounds[3];
     bool sliceable = is_repeatable(v);
     for (int i = 0; i < 3; i++) {
-        bounds[i] = step->operands[i] != NULL ? render_expression(r, step->operands[i]) : value_none();
+        bounds[i] =
+            step->operands[i] != NULL ? render_expression(r, step->operands[i]) : value_none();
         sliceable &= bounds[i].kind == VALUE_NONE || value_is_integral(bounds[i]);
     }
     if (v.kind == VALUE_UNDEFINED) {
@@ -335,7 +351,8 @@ static Value evaluate_slice(Render *r, Value v, const PostfixStep *step)
         render_fail(r, "the step of a slice is 0");
     }
     if (!sliceable) {
-        render_fail(r, "%s cannot be sliced by %s, %s, %s", value_kind_name(v), value_kind_name(bounds[0]), value_kind_name(bounds[1]),
+        render_fail(r, "%s cannot be sliced by %s, %s, %s", value_kind_name(v),
+                    value_kind_name(bounds[0]), value_kind_name(bounds[1]),
                     value_kind_name(bounds[2]));
     }
     const ValueList *items = render_failed(r) ? NULL : value_iterate(r, v);
@@ -343,12 +360,17 @@ static Value evaluate_slice(Render *r, Value v, const PostfixStep *step)
         return value_none();
     }
     int64_t n = (int64_t)items->n;
-    int64_t first = by > 0 ? slice_bound(bounds[0], n, 0, 0, n) : slice_bound(bounds[0], n, n - 1, -1, n - 1);
-    int64_t last = by > 0 ? slice_bound(bounds[1], n, n, 0, n) : slice_bound(bounds[1], n, -1, -1, n - 1);
+    int64_t first =
+        by > 0 ? slice_bound(bounds[0], n, 0, 0, n) : slice_bound(bounds[0], n, n - 1, -1, n - 1);
+    int64_t last =
+        by > 0 ? slice_bound(bounds[1], n, n, 0, n) : slice_bound(bounds[1], n, -1, -1, n - 1);
     int64_t distance = by > 0 ? last - first : first - last;
     uint64_t stride = by > 0 ? (uint64_t)by : 0u - (uint64_t)by;
     size_t count = distance > 0 ? (size_t)(((uint64_t)distance - 1) / stride + 1) : 0;
-    ValueList *list = render_step(r, count) ? value_list_new(r, v.kind == VALUE_LIST ? v.list->kind : LIST_LIST, count) : NULL;
+    ValueList *list =
+        render_step(r, count)
+            ? value_list_new(r, v.kind == VALUE_LIST ? v.list->kind : LIST_LIST, count)
+            : NULL;
     for (size_t i = 0; list != NULL && i < count; i++) {
         list->items[i] = items->items[first + (int64_t)i * by];
     }
@@ -419,7 +441,8 @@ Value render_element(Render *r, Value v, Value key)
             return *found;
         }
     } else if (value_is_integral(key) && is_repeatable(v)) {
-        int64_t n = v.kind == VALUE_LIST ? (int64_t)v.list->n : value_length(r, v), i = value_integer(key);
+        int64_t n = v.kind == VALUE_LIST ? (int64_t)v.list->n : value_length(r, v),
+                i = value_integer(key);
         i += i < 0 ? n : 0;
         if (i >= 0 && i < n && v.kind == VALUE_LIST) {
             return v.list->items[i];
@@ -430,7 +453,8 @@ Value render_element(Render *r, Value v, Value key)
             return value_text((Text){rest.data, text_step(rest, NULL)});
         }
     }
-    return key.kind == VALUE_STRING ? render_attribute(r, v, key.text) : value_missing(value_to_text(r, key));
+    return key.kind == VALUE_STRING ? render_attribute(r, v, key.text)
+                                    : value_missing(value_to_text(r, key));
 }
 
 Value render_call(Render *r, Value callee, const Arguments *arguments)
@@ -453,8 +477,10 @@ Value render_call(Render *r, Value callee, const Arguments *arguments)
 
 Arguments render_arguments(Render *r, const CallExpressions *call)
 {
-    Arguments arguments = {.n_positional = call->n_positional, .n_named = call->n_named, .names = call->names};
-    arguments.positional = call->n_positional > 0 ? render_alloc(r, call->n_positional, sizeof(Value)) : NULL;
+    Arguments arguments = {
+        .n_positional = call->n_positional, .n_named = call->n_named, .names = call->names};
+    arguments.positional =
+        call->n_positional > 0 ? render_alloc(r, call->n_positional, sizeof(Value)) : NULL;
     arguments.named = call->n_named > 0 ? render_alloc(r, call->n_named, sizeof(Value)) : NULL;
     for (unsigned i = 0; i < call->n_positional && !render_failed(r); i++) {
         arguments.positional[i] = render_expression(r, call->positional[i]);
@@ -506,7 +532,8 @@ static Value evaluate_condition(Render *r, const Expression *e)
     if (value_truth(render_expression(r, e->operands[0]))) {
         return render_expression(r, e->operands[1]);
     }
-    return e->operands[2] != NULL ? render_expression(r, e->operands[2]) : value_undefined(TEXT("the missing else of an inline if"));
+    return e->operands[2] != NULL ? render_expression(r, e->operands[2])
+                                  : value_undefined(TEXT("the missing else of an inline if"));
 }
 
 static Value evaluate(Render *r, const Expression *e)
@@ -526,7 +553,8 @@ static Value evaluate(Render *r, const Expression *e)
     case EXPRESSION_NEGATE:
     case EXPRESSION_PLUS: {
         Value operand = render_expression(r, e->operands[0]);
-        return render_failed(r) ? value_none() : evaluate_sign(r, operand, e->kind == EXPRESSION_NEGATE);
+        return render_failed(r) ? value_none()
+                                : evaluate_sign(r, operand, e->kind == EXPRESSION_NEGATE);
     }
     case EXPRESSION_CHAIN:
         return evaluate_chain(r, e);
@@ -553,7 +581,8 @@ Value render_expression(Render *r, const Expression *e)
     }
     r->line = e->line;
     if (r->expression_depth >= EXPRESSIONS_PER_BLOCK * r->limits.depth) {
-        render_fail(r, "expressions are nested deeper than %u levels", EXPRESSIONS_PER_BLOCK * r->limits.depth);
+        render_fail(r, "expressions are nested deeper than %u levels",
+                    EXPRESSIONS_PER_BLOCK * r->limits.depth);
         return value_none();
     }
     r->expression_depth++;

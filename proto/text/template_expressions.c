@@ -1,4 +1,5 @@
-/* Expressions, in Jinja's order of precedence: if-else, or, and, not, comparison, + -, ~, * / // %, **, unary, postfix. */
+/* Expressions, in Jinja's order of precedence: if-else, or, and, not, comparison, + -, ~, * / // %,
+ * **, unary, postfix. */
 #include "proto/text/template_parser.h"
 
 #include <string.h>
@@ -8,7 +9,8 @@ bool parser_fail(Parser *p, const char *format, ...)
     if (!p->failed) {
         va_list arguments;
         va_start(arguments, format);
-        g_propagate_error(p->error, template_error(parser_peek(p)->line, g_strdup_vprintf(format, arguments)));
+        g_propagate_error(
+            p->error, template_error(parser_peek(p)->line, g_strdup_vprintf(format, arguments)));
         va_end(arguments);
     }
     p->failed = true;
@@ -17,7 +19,8 @@ bool parser_fail(Parser *p, const char *format, ...)
 
 bool parser_enter(Parser *p)
 {
-    return ++p->depth <= PARSE_DEPTH_MAX || parser_fail(p, "nested deeper than %d levels", PARSE_DEPTH_MAX);
+    return ++p->depth <= PARSE_DEPTH_MAX ||
+           parser_fail(p, "nested deeper than %d levels", PARSE_DEPTH_MAX);
 }
 
 void parser_leave(Parser *p)
@@ -33,7 +36,8 @@ bool parser_is_op(const Parser *p, uint16_t op)
 bool parser_is_name(const Parser *p, const char *name)
 {
     const Token *token = parser_peek(p);
-    return token->type == TOKEN_NAME && token->text.length == strlen(name) && memcmp(token->text.data, name, token->text.length) == 0;
+    return token->type == TOKEN_NAME && token->text.length == strlen(name) &&
+           memcmp(token->text.data, name, token->text.length) == 0;
 }
 
 bool parser_take_op(Parser *p, uint16_t op)
@@ -154,10 +158,12 @@ static Expression *parse_name(Parser *p)
     static const struct {
         const char *spelling;
         int value; /* 0, 1, -1: none */
-    } constants[] = {{"true", 1}, {"True", 1}, {"false", 0}, {"False", 0}, {"none", -1}, {"None", -1}};
+    } constants[] = {{"true", 1},  {"True", 1},  {"false", 0},
+                     {"False", 0}, {"none", -1}, {"None", -1}};
     for (size_t i = 0; i < G_N_ELEMENTS(constants); i++) {
         if (parser_take_name(p, constants[i].spelling)) {
-            return expression_constant(p, constants[i].value < 0 ? value_none() : value_bool(constants[i].value == 1));
+            return expression_constant(
+                p, constants[i].value < 0 ? value_none() : value_bool(constants[i].value == 1));
         }
     }
     Expression *e = expression_new(p, EXPRESSION_NAME, 0);
@@ -210,13 +216,16 @@ static Expression *parse_primary(Parser *p)
 /* Behind the opening parenthesis. */
 static bool parse_arguments(Parser *p, CallExpressions *out)
 {
-    GArray *positional = operands_new(), *named = operands_new(), *names = g_array_new(FALSE, FALSE, sizeof(const char *));
+    GArray *positional = operands_new(), *named = operands_new(),
+           *names = g_array_new(FALSE, FALSE, sizeof(const char *));
     while (!p->failed && !parser_take_op(p, OP(')'))) {
         if (parser_is_op(p, OP('*')) || parser_is_op(p, OP2('*', '*'))) {
             parser_fail(p, "*args and **kwargs are not supported");
             break;
         }
-        bool is_named = parser_peek(p)->type == TOKEN_NAME && p->tokens[p->at + 1].type == TOKEN_OPERATOR && p->tokens[p->at + 1].op == OP('=');
+        bool is_named = parser_peek(p)->type == TOKEN_NAME &&
+                        p->tokens[p->at + 1].type == TOKEN_OPERATOR &&
+                        p->tokens[p->at + 1].op == OP('=');
         if (is_named) {
             const char *name = parser_expect_identifier(p);
             p->at++;
@@ -293,15 +302,16 @@ static bool parse_filter(Parser *p, PostfixStep *step)
 
 static Expression *parse_postfix(Parser *p, Expression *base, bool tests_and_filters);
 
-/* Whether the token can begin the argument of a test written without parentheses: "is divisibleby 3". */
+/* Whether the token can begin the argument of a test written without parentheses: "is divisibleby
+ * 3". */
 static bool parser_at_test_argument(const Parser *p)
 {
     const Token *token = parser_peek(p);
     if (token->type == TOKEN_NAME) {
         return !parser_is_name(p, "else") && !parser_is_name(p, "or") && !parser_is_name(p, "and");
     }
-    return token->type == TOKEN_STRING || token->type == TOKEN_INTEGER || token->type == TOKEN_FLOAT || parser_is_op(p, OP('[')) ||
-           parser_is_op(p, OP('{'));
+    return token->type == TOKEN_STRING || token->type == TOKEN_INTEGER ||
+           token->type == TOKEN_FLOAT || parser_is_op(p, OP('[')) || parser_is_op(p, OP('{'));
 }
 
 static bool parse_test(Parser *p, PostfixStep *step)
@@ -326,7 +336,8 @@ static bool parse_test(Parser *p, PostfixStep *step)
     if (!parser_enter(p)) {
         return false;
     }
-    Expression *primary = parse_primary(p), *argument = primary != NULL ? parse_postfix(p, primary, false) : NULL;
+    Expression *primary = parse_primary(p),
+               *argument = primary != NULL ? parse_postfix(p, primary, false) : NULL;
     parser_leave(p);
     step->arguments.positional = template_alloc(p->owner, 1, sizeof(Expression *));
     step->arguments.positional[0] = argument;
@@ -419,8 +430,10 @@ static bool parser_take_operator(Parser *p, const OperatorToken *table, size_t n
     return false;
 }
 
-/* Operands of one precedence with the operators between them, evaluated from left to right without recursion. */
-static Expression *parse_chain(Parser *p, const OperatorToken *table, size_t n, Expression *(*operand)(Parser *))
+/* Operands of one precedence with the operators between them, evaluated from left to right without
+ * recursion. */
+static Expression *parse_chain(Parser *p, const OperatorToken *table, size_t n,
+                               Expression *(*operand)(Parser *))
 {
     Expression *first = operand(p);
     Operator op;
@@ -455,13 +468,16 @@ static Expression *parse_power(Parser *p)
 
 static Expression *parse_product(Parser *p)
 {
-    static const OperatorToken table[] = {
-        {OP('*'), OPERATOR_MULTIPLY}, {OP('/'), OPERATOR_DIVIDE}, {OP2('/', '/'), OPERATOR_FLOOR_DIVIDE}, {OP('%'), OPERATOR_MODULO}};
+    static const OperatorToken table[] = {{OP('*'), OPERATOR_MULTIPLY},
+                                          {OP('/'), OPERATOR_DIVIDE},
+                                          {OP2('/', '/'), OPERATOR_FLOOR_DIVIDE},
+                                          {OP('%'), OPERATOR_MODULO}};
     return parse_chain(p, table, G_N_ELEMENTS(table), parse_power);
 }
 
 /* Operands between fixed separators: ~, and, or. */
-static Expression *parse_separated(Parser *p, ExpressionKind kind, uint16_t op, const char *word, Expression *(*operand)(Parser *))
+static Expression *parse_separated(Parser *p, ExpressionKind kind, uint16_t op, const char *word,
+                                   Expression *(*operand)(Parser *))
 {
     Expression *first = operand(p);
     if (p->failed || !(word != NULL ? parser_take_name(p, word) : parser_take_op(p, op))) {
@@ -489,9 +505,12 @@ static Expression *parse_sum(Parser *p)
 
 static bool parser_take_comparison(Parser *p, Operator *out)
 {
-    static const OperatorToken table[] = {{OP2('=', '='), OPERATOR_EQUAL},      {OP2('!', '='), OPERATOR_NOT_EQUAL},
-                                          {OP2('<', '='), OPERATOR_LESS_EQUAL}, {OP2('>', '='), OPERATOR_GREATER_EQUAL},
-                                          {OP('<'), OPERATOR_LESS},             {OP('>'), OPERATOR_GREATER}};
+    static const OperatorToken table[] = {{OP2('=', '='), OPERATOR_EQUAL},
+                                          {OP2('!', '='), OPERATOR_NOT_EQUAL},
+                                          {OP2('<', '='), OPERATOR_LESS_EQUAL},
+                                          {OP2('>', '='), OPERATOR_GREATER_EQUAL},
+                                          {OP('<'), OPERATOR_LESS},
+                                          {OP('>'), OPERATOR_GREATER}};
     if (parser_take_operator(p, table, G_N_ELEMENTS(table), out)) {
         return true;
     }
@@ -587,7 +606,8 @@ Expression *parse_expression(Parser *p, bool conditional)
 static bool parser_at_tuple_end(const Parser *p)
 {
     TokenType type = parser_peek(p)->type;
-    return type == TOKEN_OUTPUT_END || type == TOKEN_BLOCK_END || type == TOKEN_END || parser_is_op(p, OP(')')) || parser_is_name(p, "recursive");
+    return type == TOKEN_OUTPUT_END || type == TOKEN_BLOCK_END || type == TOKEN_END ||
+           parser_is_op(p, OP(')')) || parser_is_name(p, "recursive");
 }
 
 Expression *parse_expressions(Parser *p, bool conditional)

@@ -15,7 +15,10 @@ static Value list_or_none(ValueList *list)
 static Value filter_trim(Render *r, Value v, const Value *a)
 {
     Text text = value_to_text(r, v), characters = argument_text(r, a[0], TEXT(""));
-    return render_step(r, text.length / 64) ? value_text(text_strip(text, a[0].kind == VALUE_STRING ? &characters : NULL, true, true)) : value_none();
+    return render_step(r, text.length / 64)
+               ? value_text(
+                     text_strip(text, a[0].kind == VALUE_STRING ? &characters : NULL, true, true))
+               : value_none();
 }
 
 static Value filter_upper(Render *r, Value v, const Value *a)
@@ -50,7 +53,8 @@ static Value filter_safe(Render *r, Value v, const Value *a)
 
 static Value filter_replace(Render *r, Value v, const Value *a)
 {
-    return text_replace(r, value_to_text(r, v), value_to_text(r, a[0]), value_to_text(r, a[1]), argument_integer(r, a[2], -1));
+    return text_replace(r, value_to_text(r, v), value_to_text(r, a[0]), value_to_text(r, a[1]),
+                        argument_integer(r, a[2], -1));
 }
 
 static Value filter_indent(Render *r, Value v, const Value *a)
@@ -61,7 +65,8 @@ static Value filter_indent(Render *r, Value v, const Value *a)
     }
     Text text = v.text, by = a[0].kind == VALUE_STRING ? a[0].text : TEXT("");
     if (a[0].kind != VALUE_STRING) {
-        by = value_to_text(r, render_arithmetic(r, OPERATOR_MULTIPLY, value_text(TEXT(" ")), value_int(argument_integer(r, a[0], 4))));
+        by = value_to_text(r, render_arithmetic(r, OPERATOR_MULTIPLY, value_text(TEXT(" ")),
+                                                value_int(argument_integer(r, a[0], 4))));
     }
     GString *out = g_string_new(NULL), *ended = g_string_new(NULL);
     render_append(r, ended, text.data, text.length);
@@ -69,7 +74,8 @@ static Value filter_indent(Render *r, Value v, const Value *a)
     const ValueList *lines = text_split_lines(r, (Text){ended->str, ended->len});
     for (size_t i = 0; lines != NULL && i < lines->n && !render_failed(r); i++) {
         Text line = lines->items[i].text;
-        bool indents = i == 0 ? argument_truth(a[1], false) : line.length > 0 || argument_truth(a[2], false);
+        bool indents =
+            i == 0 ? argument_truth(a[1], false) : line.length > 0 || argument_truth(a[2], false);
         render_append(r, out, "\n", i > 0);
         render_append(r, out, by.data, indents ? by.length : 0);
         render_append(r, out, line.data, line.length);
@@ -80,7 +86,8 @@ static Value filter_indent(Render *r, Value v, const Value *a)
 
 static Value filter_tojson(Render *r, Value v, const Value *a)
 {
-    JsonStyle style = {.ascii = argument_truth(a[1], false), .sort_keys = argument_truth(a[3], false)};
+    JsonStyle style = {.ascii = argument_truth(a[1], false),
+                       .sort_keys = argument_truth(a[3], false)};
     style.indent = argument_integer(r, a[0], -1);
     style.item_separator = style.indent >= 0 ? TEXT(",") : TEXT(", ");
     style.key_separator = TEXT(": ");
@@ -104,11 +111,13 @@ static bool parse_integer(Text text, int64_t base, int64_t *out)
     char digits[80];
     size_t n = 0;
     for (size_t i = 0; i < text.length; i++) {
-        bool between = i > 0 && i + 1 < text.length && g_ascii_isalnum(text.data[i - 1]) && g_ascii_isalnum(text.data[i + 1]);
+        bool between = i > 0 && i + 1 < text.length && g_ascii_isalnum(text.data[i - 1]) &&
+                       g_ascii_isalnum(text.data[i + 1]);
         if (text.data[i] == '_' && between) {
             continue;
         }
-        if (n + 1 >= sizeof digits || (!g_ascii_isalnum(text.data[i]) && !(i == 0 && strchr("+-", text.data[i]) != NULL))) {
+        if (n + 1 >= sizeof digits ||
+            (!g_ascii_isalnum(text.data[i]) && !(i == 0 && strchr("+-", text.data[i]) != NULL))) {
             return false;
         }
         digits[n++] = text.data[i];
@@ -196,7 +205,8 @@ static Value filter_abs(Render *r, Value v, const Value *a)
     return value_none();
 }
 
-/* Rounding of the exact decimal value, half to even: printf does that, multiplying by a power of ten does not. */
+/* Rounding of the exact decimal value, half to even: printf does that, multiplying by a power of
+ * ten does not. */
 static double round_decimal(double d, int64_t precision)
 {
     char text[512], pattern[16];
@@ -214,11 +224,15 @@ static Value filter_round(Render *r, Value v, const Value *a)
     int64_t precision = argument_integer(r, a[0], 0);
     Text method = argument_text(r, a[1], TEXT("common"));
     if (!value_is_number(v) || precision < -15 || precision > 100) {
-        render_fail(r, "round needs a number and a precision of -15 to 100, not %s and %" G_GINT64_FORMAT, value_kind_name(v), precision);
+        render_fail(
+            r, "round needs a number and a precision of -15 to 100, not %s and %" G_GINT64_FORMAT,
+            value_kind_name(v), precision);
         return value_none();
     }
     if (text_equal(method, TEXT("common"))) {
-        return value_is_integral(v) && precision >= 0 ? value_int(value_integer(v)) : value_float(round_decimal(value_real(v), precision));
+        return value_is_integral(v) && precision >= 0
+                   ? value_int(value_integer(v))
+                   : value_float(round_decimal(value_real(v), precision));
     }
     double scale = pow(10, (double)precision);
     if (text_equal(method, TEXT("ceil"))) {
@@ -262,7 +276,9 @@ static Value filter_last(Render *r, Value v, const Value *a)
 static Value filter_list(Render *r, Value v, const Value *a)
 {
     const ValueList *items = value_iterate(r, v);
-    ValueList *copy = items != NULL && render_step(r, items->n / 16) ? value_list_new(r, LIST_LIST, items->n) : NULL;
+    ValueList *copy = items != NULL && render_step(r, items->n / 16)
+                          ? value_list_new(r, LIST_LIST, items->n)
+                          : NULL;
     if (copy != NULL) {
         memcpy(copy->items, items->items, items->n * sizeof(Value));
     }
@@ -288,7 +304,9 @@ static Value filter_items(Render *r, Value v, const Value *a)
 static Value filter_reverse(Render *r, Value v, const Value *a)
 {
     const ValueList *items = value_iterate(r, v);
-    ValueList *list = items != NULL && render_step(r, items->n / 16) ? value_list_new(r, LIST_GENERATOR, items->n) : NULL;
+    ValueList *list = items != NULL && render_step(r, items->n / 16)
+                          ? value_list_new(r, LIST_GENERATOR, items->n)
+                          : NULL;
     for (size_t i = 0; list != NULL && i < items->n; i++) {
         list->items[i] = items->items[items->n - 1 - i];
     }
@@ -313,7 +331,8 @@ static Value attribute_path(Render *r, Value v, Value path)
         gssize dot = text_find(rest, TEXT("."), 0);
         Text part = {rest.data, dot >= 0 ? (size_t)dot : rest.length};
         int64_t index;
-        bool numeric = part.length > 0 && strspn(part.data, "0123456789") >= part.length && parse_integer(part, 10, &index);
+        bool numeric = part.length > 0 && strspn(part.data, "0123456789") >= part.length &&
+                       parse_integer(part, 10, &index);
         v = render_element(r, v, numeric ? value_int(index) : value_text(part));
         if (dot < 0 || render_failed(r)) {
             return v;
@@ -328,7 +347,8 @@ static Value filter_join(Render *r, Value v, const Value *a)
     Text separator = a[0].kind == VALUE_UNDEFINED ? TEXT("") : value_to_text(r, a[0]);
     GString *out = g_string_new(NULL);
     for (size_t i = 0; items != NULL && i < items->n && render_step(r, 1); i++) {
-        Value item = a[1].kind == VALUE_UNDEFINED ? items->items[i] : attribute_path(r, items->items[i], a[1]);
+        Value item = a[1].kind == VALUE_UNDEFINED ? items->items[i]
+                                                  : attribute_path(r, items->items[i], a[1]);
         Text text = render_failed(r) ? TEXT("") : value_to_text(r, item);
         render_append(r, out, separator.data, i > 0 ? separator.length : 0);
         render_append(r, out, text.data, text.length);
@@ -345,10 +365,13 @@ typedef struct SortOrder {
     bool reverse, by_attribute;
 } SortOrder;
 
-/* The key by which values are ordered or told apart: an attribute perhaps, strings without case unless it counts. */
+/* The key by which values are ordered or told apart: an attribute perhaps, strings without case
+ * unless it counts. */
 static Value sort_key(Render *r, Value v, Value attribute, bool case_sensitive)
 {
-    Value key = attribute.kind == VALUE_UNDEFINED || attribute.kind == VALUE_NONE ? v : attribute_path(r, v, attribute);
+    Value key = attribute.kind == VALUE_UNDEFINED || attribute.kind == VALUE_NONE
+                    ? v
+                    : attribute_path(r, v, attribute);
     return key.kind == VALUE_STRING && !case_sensitive ? text_lower(r, key.text) : key;
 }
 
@@ -356,23 +379,31 @@ static int compare_items(gconstpointer a, gconstpointer b, gpointer user)
 {
     const SortOrder *order = user;
     Value x = ((const SortItem *)a)->key, y = ((const SortItem *)b)->key;
-    /* Attributes are compared inside lists in Jinja, where equal ones (both missing, say) need no order. */
-    int result = order->by_attribute && value_equal(order->render, x, y) ? 0 : value_compare(order->render, x, y);
+    /* Attributes are compared inside lists in Jinja, where equal ones (both missing, say) need no
+     * order. */
+    int result = order->by_attribute && value_equal(order->render, x, y)
+                     ? 0
+                     : value_compare(order->render, x, y);
     return order->reverse ? -result : result;
 }
 
 /* Stable, also in reverse. NULL after failing. */
-static ValueList *sort_values(Render *r, const ValueList *items, bool reverse, bool case_sensitive, Value attribute)
+static ValueList *sort_values(Render *r, const ValueList *items, bool reverse, bool case_sensitive,
+                              Value attribute)
 {
     SortItem *sorted = items != NULL ? render_alloc(r, MAX(items->n, 1), sizeof *sorted) : NULL;
     for (size_t i = 0; sorted != NULL && i < items->n && !render_failed(r); i++) {
-        sorted[i] = (SortItem){.key = sort_key(r, items->items[i], attribute, case_sensitive), .value = items->items[i]};
+        sorted[i] = (SortItem){.key = sort_key(r, items->items[i], attribute, case_sensitive),
+                               .value = items->items[i]};
     }
     ValueList *list = sorted != NULL ? value_list_new(r, LIST_LIST, items->n) : NULL;
     if (list == NULL) {
         return NULL;
     }
-    g_qsort_with_data(sorted, (gint)items->n, sizeof *sorted, compare_items, &(SortOrder){.render = r, .reverse = reverse, .by_attribute = attribute.kind != VALUE_UNDEFINED});
+    g_qsort_with_data(sorted, (gint)items->n, sizeof *sorted, compare_items,
+                      &(SortOrder){.render = r,
+                                   .reverse = reverse,
+                                   .by_attribute = attribute.kind != VALUE_UNDEFINED});
     for (size_t i = 0; i < items->n; i++) {
         list->items[i] = sorted[i].value;
     }
@@ -381,7 +412,8 @@ static ValueList *sort_values(Render *r, const ValueList *items, bool reverse, b
 
 static Value filter_sort(Render *r, Value v, const Value *a)
 {
-    return list_or_none(sort_values(r, value_iterate(r, v), argument_truth(a[0], false), argument_truth(a[1], false), a[2]));
+    return list_or_none(sort_values(r, value_iterate(r, v), argument_truth(a[0], false),
+                                    argument_truth(a[1], false), a[2]));
 }
 
 static Value filter_dictsort(Render *r, Value v, const Value *a)
@@ -395,7 +427,8 @@ static Value filter_dictsort(Render *r, Value v, const Value *a)
         return value_none();
     }
     Value position = value_int(text_equal(by, TEXT("value")));
-    return list_or_none(sort_values(r, items.list, argument_truth(a[2], false), argument_truth(a[0], false), position));
+    return list_or_none(sort_values(r, items.list, argument_truth(a[2], false),
+                                    argument_truth(a[0], false), position));
 }
 
 static Value extreme(Render *r, Value v, const Value *a, int sign)
@@ -446,7 +479,9 @@ static Value filter_sum(Render *r, Value v, const Value *a)
     const ValueList *items = value_iterate(r, v);
     Value total = a[1].kind == VALUE_UNDEFINED ? value_int(0) : a[1];
     for (size_t i = 0; items != NULL && i < items->n && render_step(r, 1); i++) {
-        Value item = a[0].kind == VALUE_UNDEFINED || a[0].kind == VALUE_NONE ? items->items[i] : attribute_path(r, items->items[i], a[0]);
+        Value item = a[0].kind == VALUE_UNDEFINED || a[0].kind == VALUE_NONE
+                         ? items->items[i]
+                         : attribute_path(r, items->items[i], a[0]);
         total = render_failed(r) ? value_none() : render_arithmetic(r, OPERATOR_ADD, total, item);
     }
     return total;
@@ -454,7 +489,8 @@ static Value filter_sum(Render *r, Value v, const Value *a)
 
 /* ---- filters over elements ---- */
 
-/* What map, select and their like go through: nothing for whatever is false, also where that cannot be iterated. */
+/* What map, select and their like go through: nothing for whatever is false, also where that cannot
+ * be iterated. */
 static const ValueList *iterate_unless_false(Render *r, Value v)
 {
     return value_truth(v) ? value_iterate(r, v) : value_list_new(r, LIST_LIST, 0);
@@ -494,7 +530,8 @@ static Value filter_map(Render *r, Value v, const Arguments *arguments)
     return list_or_none(mapped);
 }
 
-/* The elements for which a test (or, without one, their truth) has the wanted outcome; with `attribute` it looks at one of theirs. */
+/* The elements for which a test (or, without one, their truth) has the wanted outcome; with
+ * `attribute` it looks at one of theirs. */
 static Value choose(Render *r, Value v, const Arguments *arguments, bool attribute, bool wanted)
 {
     const ValueList *items = iterate_unless_false(r, v);
@@ -504,11 +541,13 @@ static Value choose(Render *r, Value v, const Arguments *arguments, bool attribu
         render_fail(r, "selectattr and rejectattr need the name of an attribute");
     }
     for (size_t i = 0; kept != NULL && i < items->n && render_step(r, 1); i++) {
-        Value looked = attribute ? attribute_path(r, items->items[i], arguments->positional[0]) : items->items[i];
+        Value looked = attribute ? attribute_path(r, items->items[i], arguments->positional[0])
+                                 : items->items[i];
         bool holds;
         if (arguments->n_positional > attribute && !render_failed(r)) {
             Arguments rest = arguments_rest(arguments, attribute + 1u);
-            holds = render_apply_test(r, argument_text(r, arguments->positional[attribute], TEXT("")), looked, &rest);
+            holds = render_apply_test(
+                r, argument_text(r, arguments->positional[attribute], TEXT("")), looked, &rest);
         } else {
             holds = value_truth(looked);
         }

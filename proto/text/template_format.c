@@ -10,8 +10,10 @@ static void append(Render *r, GString *out, const char *text)
     render_append(r, out, text, strlen(text));
 }
 
-/* The shortest decimal that reads back as the same number, laid out as Python's repr does (exponent below 1e-4 and from 1e16). */
-static void append_float(Render *r, GString *out, double d, const char *infinity, const char *nan_name)
+/* The shortest decimal that reads back as the same number, laid out as Python's repr does (exponent
+ * below 1e-4 and from 1e16). */
+static void append_float(Render *r, GString *out, double d, const char *infinity,
+                         const char *nan_name)
 {
     if (!isfinite(d)) {
         append(r, out, isnan(d) ? nan_name : d < 0 ? "-" : "");
@@ -67,15 +69,18 @@ static void append_float(Render *r, GString *out, double d, const char *infinity
 static bool is_printable(uint32_t code)
 {
     utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
-    bool separates = category == UTF8PROC_CATEGORY_ZS || category == UTF8PROC_CATEGORY_ZL || category == UTF8PROC_CATEGORY_ZP;
-    bool other = category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF || category == UTF8PROC_CATEGORY_CS ||
-                 category == UTF8PROC_CATEGORY_CO || category == UTF8PROC_CATEGORY_CN;
+    bool separates = category == UTF8PROC_CATEGORY_ZS || category == UTF8PROC_CATEGORY_ZL ||
+                     category == UTF8PROC_CATEGORY_ZP;
+    bool other = category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
+                 category == UTF8PROC_CATEGORY_CS || category == UTF8PROC_CATEGORY_CO ||
+                 category == UTF8PROC_CATEGORY_CN;
     return code == ' ' || (!separates && !other);
 }
 
 static void append_quoted(Render *r, GString *out, Text text)
 {
-    bool single = memchr(text.data, '\'', text.length) != NULL && memchr(text.data, '"', text.length) == NULL;
+    bool single =
+        memchr(text.data, '\'', text.length) != NULL && memchr(text.data, '"', text.length) == NULL;
     char quote = single ? '"' : '\'';
     render_append(r, out, &quote, 1);
     for (size_t at = 0; at < text.length && !render_failed(r);) {
@@ -85,9 +90,16 @@ static void append_quoted(Render *r, GString *out, Text text)
         if (code == (uint32_t)quote || code == '\\') {
             g_snprintf(escape, sizeof escape, "\\%c", (char)code);
         } else if (code == '\n' || code == '\r' || code == '\t') {
-            g_snprintf(escape, sizeof escape, "\\%c", code == '\n' ? 'n' : code == '\r' ? 'r' : 't');
+            g_snprintf(escape, sizeof escape, "\\%c",
+                       code == '\n'   ? 'n'
+                       : code == '\r' ? 'r'
+                                      : 't');
         } else if (!is_printable(code)) {
-            g_snprintf(escape, sizeof escape, code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x", code);
+            g_snprintf(escape, sizeof escape,
+                       code < 0x100     ? "\\x%02x"
+                       : code < 0x10000 ? "\\u%04x"
+                                        : "\\U%08x",
+                       code);
         }
         if (escape[0] != '\0') {
             append(r, out, escape);
@@ -191,7 +203,8 @@ static void append_json_text(Render *r, GString *out, Text text, bool ascii)
         } else if (code < 0x20 || (ascii && code >= 0x7F && code < 0x10000)) {
             g_snprintf(escape, sizeof escape, "\\u%04x", code);
         } else if (ascii && code >= 0x10000) {
-            g_snprintf(escape, sizeof escape, "\\u%04x\\u%04x", 0xD800 + ((code - 0x10000) >> 10), 0xDC00 + ((code - 0x10000) & 0x3FF));
+            g_snprintf(escape, sizeof escape, "\\u%04x\\u%04x", 0xD800 + ((code - 0x10000) >> 10),
+                       0xDC00 + ((code - 0x10000) & 0x3FF));
         }
         if (escape[0] != '\0') {
             append(r, out, escape);
@@ -214,7 +227,8 @@ static void append_json_break(Render *r, GString *out, const JsonStyle *style, u
     }
 }
 
-static void append_json_list(Render *r, GString *out, const ValueList *list, const JsonStyle *style, unsigned depth)
+static void append_json_list(Render *r, GString *out, const ValueList *list, const JsonStyle *style,
+                             unsigned depth)
 {
     append(r, out, "[");
     for (size_t i = 0; i < list->n && !render_failed(r); i++) {
@@ -246,7 +260,8 @@ static int compare_keys(gconstpointer a, gconstpointer b, gpointer user)
     return value_compare(((void **)user)[0], keys[*(const size_t *)a], keys[*(const size_t *)b]);
 }
 
-static void append_json_dict(Render *r, GString *out, const ValueDict *dict, const JsonStyle *style, unsigned depth)
+static void append_json_dict(Render *r, GString *out, const ValueDict *dict, const JsonStyle *style,
+                             unsigned depth)
 {
     size_t *order = render_alloc(r, MAX(dict->n, 1), sizeof *order);
     for (size_t i = 0; order != NULL && i < dict->n; i++) {

@@ -63,7 +63,8 @@ static void lexer_end_tag(Lexer *lexer, char sign, bool trims)
     size_t eaten = 0;
     if (sign == '-') {
         eaten = lexer_space(lexer, lexer->at);
-    } else if (sign == 0 && trims && lexer->at < lexer->length && lexer->source[lexer->at] == '\n') {
+    } else if (sign == 0 && trims && lexer->at < lexer->length &&
+               lexer->source[lexer->at] == '\n') {
         eaten = 1;
     }
     if (eaten > 0) {
@@ -99,7 +100,8 @@ static void lexer_data(Lexer *lexer, size_t start, size_t end, char sign, bool l
             line_start--;
         }
         Text rest = {text.data + line_start, text.length - line_start};
-        if ((line_start > 0 || lexer->line_starting) && text_strip(rest, NULL, true, false).length == 0) {
+        if ((line_start > 0 || lexer->line_starting) &&
+            text_strip(rest, NULL, true, false).length == 0) {
             text.length = line_start;
         }
     }
@@ -114,8 +116,10 @@ static bool is_name_byte(char c)
     return g_ascii_isalnum(c) || c == '_' || (uint8_t)c >= 0x80;
 }
 
-/* The offset behind "{% NAME %}" (with signs) at `at`, 0 if something else is there. *end_sign_out is the sign of the end. */
-static size_t lexer_bare_block(const Lexer *lexer, size_t at, const char *name, char *begin_sign_out, size_t *end_at_out)
+/* The offset behind "{% NAME %}" (with signs) at `at`, 0 if something else is there. *end_sign_out
+ * is the sign of the end. */
+static size_t lexer_bare_block(const Lexer *lexer, size_t at, const char *name,
+                               char *begin_sign_out, size_t *end_at_out)
 {
     const char *s = lexer->source;
     size_t p = at + 2, n = strlen(name);
@@ -141,7 +145,8 @@ static bool lexer_raw(Lexer *lexer)
     for (size_t at = lexer->at; at < lexer->length; at++) {
         char begin_sign, sign;
         size_t end_at;
-        if (lexer->source[at] != '{' || lexer_bare_block(lexer, at, "endraw", &begin_sign, &end_at) == 0) {
+        if (lexer->source[at] != '{' ||
+            lexer_bare_block(lexer, at, "endraw", &begin_sign, &end_at) == 0) {
             continue;
         }
         lexer_data(lexer, lexer->at, at, begin_sign, true);
@@ -167,7 +172,8 @@ static bool lexer_comment(Lexer *lexer)
     return lexer_fail(lexer, "comment {# has no end #}");
 }
 
-/* Appends one escape of a string literal (Python's); returns bytes used after the backslash, 0 for an error. */
+/* Appends one escape of a string literal (Python's); returns bytes used after the backslash, 0 for
+ * an error. */
 static size_t lexer_escape(const char *s, size_t n, GString *out)
 {
     static const char from[] = "abfnrtv\\'\"", to[] = "\a\b\f\n\r\t\v\\'\"";
@@ -219,7 +225,8 @@ static bool lexer_string(Lexer *lexer)
             continue;
         }
         at++;
-        size_t used = at < lexer->length ? lexer_escape(lexer->source + at, lexer->length - at, out) : 0;
+        size_t used =
+            at < lexer->length ? lexer_escape(lexer->source + at, lexer->length - at, out) : 0;
         if (used == 0) {
             return lexer_fail(lexer, "escape in a string literal is not supported");
         }
@@ -239,8 +246,10 @@ static bool lexer_string(Lexer *lexer)
 static size_t lexer_digits(const Lexer *lexer, size_t at, GString *out)
 {
     size_t start = at;
-    while (at < lexer->length && (g_ascii_isdigit(lexer->source[at]) ||
-                                  (lexer->source[at] == '_' && at > start && at + 1 < lexer->length && g_ascii_isdigit(lexer->source[at + 1])))) {
+    while (at < lexer->length &&
+           (g_ascii_isdigit(lexer->source[at]) ||
+            (lexer->source[at] == '_' && at > start && at + 1 < lexer->length &&
+             g_ascii_isdigit(lexer->source[at + 1])))) {
         if (lexer->source[at] != '_') {
             g_string_append_c(out, lexer->source[at]);
         }
@@ -263,7 +272,8 @@ static bool lexer_number(Lexer *lexer)
         at += lexer_digits(lexer, at, digits);
     }
     size_t sign = at + 1 < lexer->length && (s[at + 1] == '+' || s[at + 1] == '-');
-    if (at + 1 + sign < lexer->length && (s[at] == 'e' || s[at] == 'E') && g_ascii_isdigit(s[at + 1 + sign])) {
+    if (at + 1 + sign < lexer->length && (s[at] == 'e' || s[at] == 'E') &&
+        g_ascii_isdigit(s[at + 1 + sign])) {
         real = true;
         g_string_append_len(digits, s + at, (gssize)(1 + sign));
         at += 1 + sign;
@@ -299,7 +309,8 @@ static bool lexer_operator(Lexer *lexer, int *nesting)
     }
     char c = lexer->source[lexer->at];
     if (c == '\0' || strchr("+-/*%~[](){}<>=.:|,", c) == NULL) {
-        g_autofree char *what = g_strdup_printf("unexpected character '%c'", g_ascii_isprint(c) ? c : '?');
+        g_autofree char *what =
+            g_strdup_printf("unexpected character '%c'", g_ascii_isprint(c) ? c : '?');
         return lexer_fail(lexer, what);
     }
     *nesting += c == '(' || c == '[' || c == '{';
@@ -319,7 +330,8 @@ static bool lexer_tag(Lexer *lexer, const char *end, TokenType end_type)
     for (int nesting = 0;;) {
         lexer_advance(lexer, lexer_space(lexer, lexer->at));
         if (lexer->at >= lexer->length) {
-            return lexer_fail(lexer, block ? "block {% has no end %}" : "expression {{ has no end }}");
+            return lexer_fail(lexer,
+                              block ? "block {% has no end %}" : "expression {{ has no end }}");
         }
         char sign, c = lexer->source[lexer->at];
         if (nesting == 0 && lexer_at_end(lexer, end, block, &sign)) {
@@ -375,11 +387,15 @@ static bool lexer_run(Lexer *lexer)
 {
     while (lexer->at < lexer->length) {
         size_t tag = lexer->at;
-        while (tag + 1 < lexer->length && !(lexer->source[tag] == '{' && strchr("{%#", lexer->source[tag + 1]) != NULL && lexer->source[tag + 1] != '\0')) {
+        while (tag + 1 < lexer->length &&
+               !(lexer->source[tag] == '{' && strchr("{%#", lexer->source[tag + 1]) != NULL &&
+                 lexer->source[tag + 1] != '\0')) {
             tag++;
         }
         if (tag + 1 >= lexer->length) {
-            lexer_push(lexer, (Token){.type = TOKEN_DATA, .text = {lexer->source + lexer->at, lexer->length - lexer->at}});
+            lexer_push(lexer,
+                       (Token){.type = TOKEN_DATA,
+                               .text = {lexer->source + lexer->at, lexer->length - lexer->at}});
             lexer_advance(lexer, lexer->length - lexer->at);
         } else if (!lexer_begin(lexer, tag)) {
             return false;
@@ -409,7 +425,12 @@ static Text lexer_normalize(ChatTemplate *t, const char *source, size_t length)
 GArray *template_lex(ChatTemplate *t, const char *source, size_t length, GError **error)
 {
     Text text = lexer_normalize(t, source, length);
-    Lexer lexer = {.owner = t, .source = text.data, .length = text.length, .line = 1, .line_starting = true, .error = error};
+    Lexer lexer = {.owner = t,
+                   .source = text.data,
+                   .length = text.length,
+                   .line = 1,
+                   .line_starting = true,
+                   .error = error};
     lexer.tokens = g_array_new(FALSE, FALSE, sizeof(Token));
     if (!lexer_run(&lexer)) {
         g_array_free(lexer.tokens, TRUE);

@@ -1,5 +1,6 @@
-/* The tokens of a template. White space control is done here, as Jinja does it with trim_blocks and lstrip_blocks (which model makers assume):
- * a newline right after a block or comment goes, and so do blanks between the start of a line and a block or comment. */
+/* The tokens of a template. White space control is done here, as Jinja does it with trim_blocks and
+ * lstrip_blocks (which model makers assume): a newline right after a block or comment goes, and so
+ * do blanks between the start of a line and a block or comment. */
 #pragma once
 
 #include "proto/text/template_ast.h"
@@ -31,5 +32,6 @@ typedef struct Token {
     double real;
 } Token;
 
-/* Tokens with TOKEN_END last, NULL + INVALID with the line. The array is the caller's; what it refers to is the template's. */
+/* Tokens with TOKEN_END last, NULL + INVALID with the line. The array is the caller's; what it
+ * refers to is the template's. */
 GArray *template_lex(ChatTemplate *t, const char *source, size_t length, GError **error);

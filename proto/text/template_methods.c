@@ -1,4 +1,5 @@
-/* Methods of strings, lists, dicts and `loop`. Those that would change their object are not there: values never change (namespaces do, by assignment). */
+/* Methods of strings, lists, dicts and `loop`. Those that would change their object are not there:
+ * values never change (namespaces do, by assignment). */
 #include "proto/text/template_render.h"
 
 #include "proto/text/utf8.h"
@@ -25,7 +26,9 @@ static Value strip(Render *r, Value self, const Value *a, bool left, bool right)
 {
     Text characters = argument_text(r, a[0], TEXT(""));
     bool given = a[0].kind == VALUE_STRING;
-    return render_step(r, self.text.length / 64) ? value_text(text_strip(self.text, given ? &characters : NULL, left, right)) : value_none();
+    return render_step(r, self.text.length / 64)
+               ? value_text(text_strip(self.text, given ? &characters : NULL, left, right))
+               : value_none();
 }
 
 static Value str_strip(Render *r, Value self, const Value *a)
@@ -74,7 +77,8 @@ static Value split_at(Render *r, Text text, Text separator, int64_t maximum)
         render_fail(r, "the separator of split() is empty");
     }
     while (render_step(r, 1)) {
-        gssize found = maximum >= 0 && parts->len >= (guint64)maximum ? -1 : text_find(text, separator, at);
+        gssize found =
+            maximum >= 0 && parts->len >= (guint64)maximum ? -1 : text_find(text, separator, at);
         size_t end = found >= 0 ? (size_t)found : text.length;
         Value part = value_text((Text){text.data + at, end - at});
         g_array_append_val(parts, part);
@@ -100,7 +104,8 @@ static Value str_split(Render *r, Value self, const Value *a)
 
 static gssize find_last(Text text, Text needle)
 {
-    for (size_t at = text.length >= needle.length ? text.length - needle.length + 1 : 0; at > 0; at--) {
+    for (size_t at = text.length >= needle.length ? text.length - needle.length + 1 : 0; at > 0;
+         at--) {
         if (memcmp(text.data + at - 1, needle.data, needle.length) == 0) {
             return (gssize)at - 1;
         }
@@ -121,8 +126,10 @@ static Value str_rsplit(Render *r, Value self, const Value *a)
     }
     GArray *parts = g_array_new(FALSE, FALSE, sizeof(Value));
     gssize found;
-    while ((int64_t)parts->len < maximum && render_step(r, 1 + text.length / 16) && (found = find_last(text, separator)) >= 0) {
-        Value part = value_text((Text){text.data + found + separator.length, text.length - (size_t)found - separator.length});
+    while ((int64_t)parts->len < maximum && render_step(r, 1 + text.length / 16) &&
+           (found = find_last(text, separator)) >= 0) {
+        Value part = value_text((Text){text.data + found + separator.length,
+                                       text.length - (size_t)found - separator.length});
         g_array_prepend_val(parts, part);
         text.length = (size_t)found;
     }
@@ -138,7 +145,9 @@ static Value str_splitlines(Render *r, Value self, const Value *a)
 
 static bool has_affix(Text text, Text affix, bool at_end)
 {
-    return affix.length <= text.length && text_equal((Text){text.data + (at_end ? text.length - affix.length : 0), affix.length}, affix);
+    return affix.length <= text.length &&
+           text_equal((Text){text.data + (at_end ? text.length - affix.length : 0), affix.length},
+                      affix);
 }
 
 /* One string, or a tuple of which any may fit. */
@@ -172,13 +181,17 @@ static Value str_endswith(Render *r, Value self, const Value *a)
 static Value str_removeprefix(Render *r, Value self, const Value *a)
 {
     Text affix = argument_text(r, a[0], TEXT("")), text = self.text;
-    return has_affix(text, affix, false) ? value_text((Text){text.data + affix.length, text.length - affix.length}) : self;
+    return has_affix(text, affix, false)
+               ? value_text((Text){text.data + affix.length, text.length - affix.length})
+               : self;
 }
 
 static Value str_removesuffix(Render *r, Value self, const Value *a)
 {
     Text affix = argument_text(r, a[0], TEXT(""));
-    return has_affix(self.text, affix, true) ? value_text((Text){self.text.data, self.text.length - affix.length}) : self;
+    return has_affix(self.text, affix, true)
+               ? value_text((Text){self.text.data, self.text.length - affix.length})
+               : self;
 }
 
 static Value str_upper(Render *r, Value self, const Value *a)
@@ -217,12 +230,16 @@ static Value found_at(Text text, gssize offset)
 
 static Value str_find(Render *r, Value self, const Value *a)
 {
-    return render_step(r, self.text.length / 64) ? found_at(self.text, text_find(self.text, argument_text(r, a[0], TEXT("")), 0)) : value_none();
+    return render_step(r, self.text.length / 64)
+               ? found_at(self.text, text_find(self.text, argument_text(r, a[0], TEXT("")), 0))
+               : value_none();
 }
 
 static Value str_rfind(Render *r, Value self, const Value *a)
 {
-    return render_step(r, self.text.length / 16) ? found_at(self.text, find_last(self.text, argument_text(r, a[0], TEXT("")))) : value_none();
+    return render_step(r, self.text.length / 16)
+               ? found_at(self.text, find_last(self.text, argument_text(r, a[0], TEXT(""))))
+               : value_none();
 }
 
 static Value str_index(Render *r, Value self, const Value *a)
@@ -241,7 +258,8 @@ static Value str_count(Render *r, Value self, const Value *a)
         return value_int((int64_t)text_count(self.text) + 1);
     }
     int64_t n = 0;
-    for (gssize at = 0; render_step(r, 1) && (at = text_find(self.text, needle, (size_t)at)) >= 0; at += (gssize)needle.length) {
+    for (gssize at = 0; render_step(r, 1) && (at = text_find(self.text, needle, (size_t)at)) >= 0;
+         at += (gssize)needle.length) {
         n++;
     }
     return value_int(n);
@@ -253,7 +271,8 @@ static Value str_join(Render *r, Value self, const Value *a)
     GString *out = g_string_new(NULL);
     for (size_t i = 0; items != NULL && i < items->n && !render_failed(r); i++) {
         if (items->items[i].kind != VALUE_STRING) {
-            render_fail(r, "join() needs strings, element %zu is %s", i, value_kind_name(items->items[i]));
+            render_fail(r, "join() needs strings, element %zu is %s", i,
+                        value_kind_name(items->items[i]));
             break;
         }
         render_append(r, out, self.text.data, i > 0 ? self.text.length : 0);
@@ -274,7 +293,8 @@ static bool is_digit(utf8proc_category_t c)
 
 static bool is_alnum(utf8proc_category_t c)
 {
-    return is_alpha(c) || c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
+    return is_alpha(c) || c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL ||
+           c == UTF8PROC_CATEGORY_NO;
 }
 
 static Value every(Render *r, Text text, bool (*is)(utf8proc_category_t))
@@ -305,7 +325,8 @@ static Value str_isalnum(Render *r, Value self, const Value *a)
 
 static Value str_isspace(Render *r, Value self, const Value *a)
 {
-    return value_bool(self.text.length > 0 && render_step(r, self.text.length / 64) && text_strip(self.text, NULL, true, false).length == 0);
+    return value_bool(self.text.length > 0 && render_step(r, self.text.length / 64) &&
+                      text_strip(self.text, NULL, true, false).length == 0);
 }
 
 /* There is a cased letter and none has the other case. */
@@ -415,7 +436,8 @@ static Value loop_changed(Render *r, Value self, const Arguments *arguments)
     for (unsigned i = 0; i < arguments->n_positional; i++) {
         now->items[i] = arguments->positional[i];
     }
-    bool same = self.loop->changed.kind == VALUE_LIST && value_equal(r, self.loop->changed, value_list(now));
+    bool same = self.loop->changed.kind == VALUE_LIST &&
+                value_equal(r, self.loop->changed, value_list(now));
     self.loop->changed = value_list(now);
     return value_bool(!same);
 }
@@ -474,7 +496,9 @@ static const Builtin *method_find(Value self, Text name)
     case VALUE_DICT:
         return builtin_find(dict_methods, G_N_ELEMENTS(dict_methods), name);
     case VALUE_LIST:
-        return self.list->kind == LIST_GENERATOR ? NULL : builtin_find(list_methods, G_N_ELEMENTS(list_methods), name);
+        return self.list->kind == LIST_GENERATOR
+                   ? NULL
+                   : builtin_find(list_methods, G_N_ELEMENTS(list_methods), name);
     case VALUE_LOOP:
         return builtin_find(loop_methods, G_N_ELEMENTS(loop_methods), name);
     default:

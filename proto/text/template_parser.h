@@ -15,7 +15,10 @@ typedef struct Parser {
     bool failed;
 } Parser;
 
-static inline const Token *parser_peek(const Parser *p) { return &p->tokens[p->at]; }
+static inline const Token *parser_peek(const Parser *p)
+{
+    return &p->tokens[p->at];
+}
 /* Sets the error once; returns false for the caller to return. */
 bool parser_fail(Parser *p, const char *format, ...) G_GNUC_PRINTF(2, 3);
 bool parser_enter(Parser *p);

@@ -1,5 +1,6 @@
-/* Statements and scopes. Names are looked up from the innermost scope outwards; loops, macros, captures and with open a scope, if does not.
- * Every expression and statement counts a step, work on long values counts more; memory is bounded by the output limit, the C stack by depth. */
+/* Statements and scopes. Names are looked up from the innermost scope outwards; loops, macros,
+ * captures and with open a scope, if does not. Every expression and statement counts a step, work
+ * on long values counts more; memory is bounded by the output limit, the C stack by depth. */
 #include "proto/text/template_render.h"
 
 #include <string.h>
@@ -24,7 +25,8 @@ void render_fail_undefined(Render *r, Value v)
     if (v.text.length == 0) {
         render_fail(r, "a value is undefined");
     } else {
-        render_fail(r, "%s%.*s is undefined", v.of_attribute ? "element " : "", length, v.text.data);
+        render_fail(r, "%s%.*s is undefined", v.of_attribute ? "element " : "", length,
+                    v.text.data);
     }
 }
 
@@ -44,11 +46,13 @@ bool render_step(Render *r, size_t n)
 void *render_alloc(Render *r, size_t n, size_t size)
 {
     size_t bytes, rounded;
-    size_t limit = ARENA_PER_OUTPUT * MIN(r->limits.output_bytes, SIZE_MAX / ARENA_PER_OUTPUT / 2) + ARENA_BLOCK;
+    size_t limit = ARENA_PER_OUTPUT * MIN(r->limits.output_bytes, SIZE_MAX / ARENA_PER_OUTPUT / 2) +
+                   ARENA_BLOCK;
     if (render_failed(r)) {
         return NULL;
     }
-    if (__builtin_mul_overflow(n, size, &bytes) || __builtin_add_overflow(bytes, 15, &rounded) || rounded > limit - r->arena_bytes) {
+    if (__builtin_mul_overflow(n, size, &bytes) || __builtin_add_overflow(bytes, 15, &rounded) ||
+        rounded > limit - r->arena_bytes) {
         render_fail(r, "more than %zu bytes of memory", limit);
         return NULL;
     }
@@ -163,7 +167,8 @@ static void assign(Render *r, const Target *target, Value value)
             render_fail(r, "attribute of %.64s cannot be set: it is no namespace", target->name);
             return;
         }
-        value_dict_put(r, space->dict, value_text((Text){target->attribute, strlen(target->attribute)}), value);
+        value_dict_put(r, space->dict,
+                       value_text((Text){target->attribute, strlen(target->attribute)}), value);
     }
 }
 
@@ -233,7 +238,8 @@ static const ValueList *loop_select(Render *r, const Statement *s, const ValueLi
     return kept;
 }
 
-/* The else part is for loops of which no iteration came to its end: none was there, or each met break or continue, as in Jinja. */
+/* The else part is for loops of which no iteration came to its end: none was there, or each met
+ * break or continue, as in Jinja. */
 static void render_for(Render *r, const Statement *s)
 {
     const ValueList *items = value_iterate(r, render_expression(r, s->expressions[0]));
@@ -377,7 +383,8 @@ static gssize macro_parameter(const Statement *s, const char *name)
 static void macro_bind(Render *r, const Statement *s, const Arguments *arguments)
 {
     if (arguments->n_positional > s->n_parameters) {
-        render_fail(r, "macro %.64s takes %u arguments, not %u", s->name, s->n_parameters, arguments->n_positional);
+        render_fail(r, "macro %.64s takes %u arguments, not %u", s->name, s->n_parameters,
+                    arguments->n_positional);
         return;
     }
     bool *bound = render_alloc(r, MAX(s->n_parameters, 1), sizeof *bound);
@@ -401,7 +408,9 @@ static void macro_bind(Render *r, const Statement *s, const Arguments *arguments
         const Parameter *parameter = &s->parameters[i];
         if (!bound[i]) {
             Value missing = value_undefined((Text){parameter->name, strlen(parameter->name)});
-            render_set(r, parameter->name, parameter->fallback != NULL ? render_expression(r, parameter->fallback) : missing);
+            render_set(r, parameter->name,
+                       parameter->fallback != NULL ? render_expression(r, parameter->fallback)
+                                                   : missing);
         }
     }
 }

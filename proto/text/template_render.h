@@ -1,5 +1,6 @@
-/* The state of one rendering: arena, limits, output, scopes, the first error. Errors are sticky as in ByteReader: once one is set, everything returns quickly
- * and nothing that was computed counts. */
+/* The state of one rendering: arena, limits, output, scopes, the first error. Errors are sticky as
+ * in ByteReader: once one is set, everything returns quickly and nothing that was computed counts.
+ */
 #pragma once
 
 #include "proto/text/template_ast.h"
@@ -75,19 +76,24 @@ const Value *render_find(const Render *r, const char *name);
 /* A filter, test, method or function. `self` is what it is applied to. */
 struct Builtin {
     const char *name;
-    const char *parameters; /* names with a space between them; missing arguments become undefined */
+    const char
+        *parameters; /* names with a space between them; missing arguments become undefined */
     unsigned required;
     Value (*call)(Render *r, Value self, const Value *arguments); /* one per parameter */
-    Value (*call_open)(Render *r, Value self, const Arguments *arguments); /* instead of call: any arguments */
+    Value (*call_open)(Render *r, Value self,
+                       const Arguments *arguments); /* instead of call: any arguments */
 };
 
 Value builtin_call(Render *r, const Builtin *builtin, Value self, const Arguments *arguments);
 const Builtin *builtin_find(const Builtin *table, size_t n, Text name);
-/* Distributes arguments over parameters; fails on superfluous, unknown or doubled ones, and when fewer than `required` are there. */
-bool arguments_bind(Render *r, const char *what, const Arguments *arguments, const char *parameters, unsigned required, Value *out);
+/* Distributes arguments over parameters; fails on superfluous, unknown or doubled ones, and when
+ * fewer than `required` are there. */
+bool arguments_bind(Render *r, const char *what, const Arguments *arguments, const char *parameters,
+                    unsigned required, Value *out);
 enum { PARAMETERS_MAX = 8 };
 
-/* An argument as text, integer or truth; the fallback where it was not given (or is none). Fails on other kinds. */
+/* An argument as text, integer or truth; the fallback where it was not given (or is none). Fails on
+ * other kinds. */
 Text argument_text(Render *r, Value v, Text fallback);
 int64_t argument_integer(Render *r, Value v, int64_t fallback);
 bool argument_truth(Value v, bool fallback);
@@ -101,7 +107,8 @@ const Builtin *template_function(const Render *r, const char *name);
 Value text_upper(Render *r, Text text);
 Value text_lower(Render *r, Text text);
 Value text_capitalize(Render *r, Text text);
-/* The first letter of each word in upper case, the rest in lower: `words` as str.title() sees them, else as the filter does. */
+/* The first letter of each word in upper case, the rest in lower: `words` as str.title() sees them,
+ * else as the filter does. */
 Value text_title(Render *r, Text text, bool words);
 Value text_replace(Render *r, Text text, Text old, Text new, int64_t count);
 ValueList *text_split_lines(Render *r, Text text);

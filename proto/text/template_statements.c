@@ -1,4 +1,5 @@
-/* Statements, and the two functions of a ChatTemplate that the parser fills: its memory and its names. */
+/* Statements, and the two functions of a ChatTemplate that the parser fills: its memory and its
+ * names. */
 #include "proto/text/template_parser.h"
 
 #include "proto/base/error.h"
@@ -59,7 +60,8 @@ static void statement_room(Parser *p, Statement *s, unsigned n_expressions, unsi
 {
     s->n_expressions = n_expressions;
     s->n_blocks = n_blocks;
-    s->expressions = n_expressions > 0 ? template_alloc(p->owner, n_expressions, sizeof *s->expressions) : NULL;
+    s->expressions =
+        n_expressions > 0 ? template_alloc(p->owner, n_expressions, sizeof *s->expressions) : NULL;
     s->blocks = n_blocks > 0 ? template_alloc(p->owner, n_blocks, sizeof *s->blocks) : NULL;
 }
 
@@ -74,7 +76,8 @@ static bool parser_expect_block_end(Parser *p)
 
 static Statement *parse_block_statement(Parser *p);
 
-/* Statements up to "{% one of ends": the parser then stands at that name. ends: NULL-terminated; NULL: the end of the template. */
+/* Statements up to "{% one of ends": the parser then stands at that name. ends: NULL-terminated;
+ * NULL: the end of the template. */
 static bool parse_body(Parser *p, const char *const *ends, Block *out)
 {
     GArray *statements = g_array_new(FALSE, FALSE, sizeof(Statement *));
@@ -135,7 +138,8 @@ static Statement *parse_if(Parser *p)
 {
     static const char *const ends[] = {"endif", "elif", "else", NULL};
     Statement *s = statement_new(p, STATEMENT_IF);
-    GArray *conditions = g_array_new(FALSE, FALSE, sizeof(Expression *)), *blocks = g_array_new(FALSE, FALSE, sizeof(Block));
+    GArray *conditions = g_array_new(FALSE, FALSE, sizeof(Expression *)),
+           *blocks = g_array_new(FALSE, FALSE, sizeof(Block));
     bool has_else = false;
     do {
         if (!has_else) {
@@ -171,7 +175,8 @@ static bool parse_target_part(Parser *p, bool attributes, Target *out)
 {
     *out = (Target){0};
     if (parser_take_op(p, OP('('))) {
-        bool ok = parser_enter(p) && parse_target(p, attributes, out) && parser_expect_op(p, OP(')'));
+        bool ok =
+            parser_enter(p) && parse_target(p, attributes, out) && parser_expect_op(p, OP(')'));
         parser_leave(p);
         return ok;
     }
@@ -194,7 +199,8 @@ static bool parse_target(Parser *p, bool attributes, Target *out)
     }
     GArray *parts = g_array_new(FALSE, FALSE, sizeof(Target));
     g_array_append_val(parts, first);
-    while (!p->failed && parser_take_op(p, OP(',')) && (parser_peek(p)->type == TOKEN_NAME || parser_is_op(p, OP('('))) &&
+    while (!p->failed && parser_take_op(p, OP(',')) &&
+           (parser_peek(p)->type == TOKEN_NAME || parser_is_op(p, OP('('))) &&
            !parser_is_name(p, "in")) {
         Target next;
         parse_target_part(p, attributes, &next);
@@ -275,11 +281,13 @@ static Statement *parse_filter_block(Parser *p)
 static Statement *parse_with(Parser *p)
 {
     Statement *s = statement_new(p, STATEMENT_WITH);
-    GArray *targets = g_array_new(FALSE, FALSE, sizeof(Target)), *values = g_array_new(FALSE, FALSE, sizeof(Expression *));
+    GArray *targets = g_array_new(FALSE, FALSE, sizeof(Target)),
+           *values = g_array_new(FALSE, FALSE, sizeof(Expression *));
     Block body = {0};
     while (!p->failed && parser_peek(p)->type != TOKEN_BLOCK_END) {
         Target target;
-        if ((targets->len > 0 && !parser_expect_op(p, OP(','))) || !parse_target_part(p, false, &target) || !parser_expect_op(p, OP('='))) {
+        if ((targets->len > 0 && !parser_expect_op(p, OP(','))) ||
+            !parse_target_part(p, false, &target) || !parser_expect_op(p, OP('='))) {
             break;
         }
         Expression *value = parse_expression(p, true);
@@ -304,7 +312,9 @@ static bool parse_parameters(Parser *p, Statement *s)
     GArray *parameters = g_array_new(FALSE, FALSE, sizeof(Parameter));
     while (!p->failed && !parser_take_op(p, OP(')'))) {
         Parameter parameter = {.name = parser_expect_identifier(p)};
-        bool had_default = parameters->len > 0 && g_array_index(parameters, Parameter, parameters->len - 1).fallback != NULL;
+        bool had_default =
+            parameters->len > 0 &&
+            g_array_index(parameters, Parameter, parameters->len - 1).fallback != NULL;
         if (!p->failed && parser_take_op(p, OP('='))) {
             parameter.fallback = parse_expression(p, true);
         } else if (had_default) {
@@ -327,7 +337,8 @@ static Statement *parse_macro(Parser *p)
     s->name = parser_expect_identifier(p);
     unsigned loops = p->loops;
     p->loops = 0;
-    if (!p->failed && parser_expect_op(p, OP('(')) && parse_parameters(p, s) && parser_expect_block_end(p)) {
+    if (!p->failed && parser_expect_op(p, OP('(')) && parse_parameters(p, s) &&
+        parser_expect_block_end(p)) {
         parse_body_to(p, "endmacro", &s->blocks[0]);
     }
     p->loops = loops;
@@ -376,7 +387,8 @@ static Statement *parse_block_statement(Parser *p)
         s = parse_jump(p, STATEMENT_CONTINUE);
     } else {
         Text name = parser_peek(p)->type == TOKEN_NAME ? parser_peek(p)->text : TEXT("(nothing)");
-        parser_fail(p, "statement \"%.*s\" is not supported here", (int)MIN(name.length, 32), name.data);
+        parser_fail(p, "statement \"%.*s\" is not supported here", (int)MIN(name.length, 32),
+                    name.data);
     }
     return p->failed || !parser_expect_block_end(p) ? NULL : s;
 }
@@ -384,7 +396,8 @@ static Statement *parse_block_statement(Parser *p)
 ChatTemplate *chat_template_parse(const char *source, size_t length, GError **error)
 {
     if (length > SOURCE_MAX) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "chat template of %zu bytes is too long; at most %d", length, SOURCE_MAX);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "chat template of %zu bytes is too long; at most %d", length, SOURCE_MAX);
         return NULL;
     }
     g_autoptr(ChatTemplate) t = g_new0(ChatTemplate, 1);

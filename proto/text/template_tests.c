@@ -4,10 +4,10 @@
 #include <math.h>
 #include <string.h>
 
-#define TEST(name, condition)                                    \
-    static Value test_##name(Render *r, Value v, const Value *a) \
-    {                                                            \
-        return value_bool(condition);                            \
+#define TEST(name, condition)                                                                      \
+    static Value test_##name(Render *r, Value v, const Value *a)                                   \
+    {                                                                                              \
+        return value_bool(condition);                                                              \
     }
 
 TEST(defined, v.kind != VALUE_UNDEFINED)
@@ -21,11 +21,15 @@ TEST(float, v.kind == VALUE_FLOAT)
 TEST(number, value_is_number(v))
 TEST(string, v.kind == VALUE_STRING)
 TEST(mapping, v.kind == VALUE_DICT)
-TEST(iterable, v.kind == VALUE_LIST || v.kind == VALUE_DICT || v.kind == VALUE_STRING || v.kind == VALUE_UNDEFINED)
-/* An undefined value has a length (0) and can be subscripted (to an error), which is all that Jinja asks. */
-TEST(sequence, (v.kind == VALUE_LIST && v.list->kind != LIST_GENERATOR) || v.kind == VALUE_DICT || v.kind == VALUE_STRING || v.kind == VALUE_UNDEFINED)
+TEST(iterable, v.kind == VALUE_LIST || v.kind == VALUE_DICT || v.kind == VALUE_STRING ||
+                   v.kind == VALUE_UNDEFINED)
+/* An undefined value has a length (0) and can be subscripted (to an error), which is all that Jinja
+ * asks. */
+TEST(sequence, (v.kind == VALUE_LIST && v.list->kind != LIST_GENERATOR) || v.kind == VALUE_DICT ||
+                   v.kind == VALUE_STRING || v.kind == VALUE_UNDEFINED)
 /* An undefined value can be called (to an error), too. */
-TEST(callable, v.kind == VALUE_UNDEFINED || v.kind == VALUE_FUNCTION || v.kind == VALUE_METHOD || v.kind == VALUE_MACRO)
+TEST(callable, v.kind == VALUE_UNDEFINED || v.kind == VALUE_FUNCTION || v.kind == VALUE_METHOD ||
+                   v.kind == VALUE_MACRO)
 TEST(equal, value_equal(r, v, a[0]))
 TEST(not_equal, !value_equal(r, v, a[0]))
 TEST(less, value_compare(r, v, a[0]) < 0)
@@ -41,7 +45,8 @@ static Value is_divisible(Render *r, Value v, int64_t by, int64_t remainder)
         return value_bool((rest < 0 ? rest + (double)by : rest) == (double)remainder);
     }
     if (!value_is_integral(v) || by == 0) {
-        render_fail(r, "divisibility of %s by %" G_GINT64_FORMAT " is not defined", value_kind_name(v), by);
+        render_fail(r, "divisibility of %s by %" G_GINT64_FORMAT " is not defined",
+                    value_kind_name(v), by);
         return value_none();
     }
     return value_bool(by == -1 ? remainder == 0 : llabs(value_integer(v) % by) == remainder);
@@ -69,7 +74,9 @@ static Value test_sameas(Render *r, Value v, const Value *a)
     if (v.kind != other.kind) {
         return value_bool(false);
     }
-    return value_bool(v.kind == VALUE_LIST ? v.list == other.list : v.kind == VALUE_DICT ? v.dict == other.dict : value_equal(r, v, other));
+    return value_bool(v.kind == VALUE_LIST   ? v.list == other.list
+                      : v.kind == VALUE_DICT ? v.dict == other.dict
+                                             : value_equal(r, v, other));
 }
 
 static Value case_test(Render *r, Value v, Text method)

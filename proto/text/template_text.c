@@ -11,7 +11,8 @@ static Text rest_of(Text text, size_t at)
     return (Text){text.data + at, text.length - at};
 }
 
-/* The full mapping where one letter becomes several (SpecialCasing.txt, the unconditional entries people write), else 0. */
+/* The full mapping where one letter becomes several (SpecialCasing.txt, the unconditional entries
+ * people write), else 0. */
 static const char *upper_special(uint32_t code)
 {
     switch (code) {
@@ -62,7 +63,8 @@ static bool is_letter(uint32_t code)
 static bool is_cased(uint32_t code)
 {
     utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
-    return category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL || category == UTF8PROC_CATEGORY_LT;
+    return category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL ||
+           category == UTF8PROC_CATEGORY_LT;
 }
 
 static void append_case(Render *r, GString *out, Text character, uint32_t code, LetterCase to)
@@ -78,11 +80,15 @@ static void append_case(Render *r, GString *out, Text character, uint32_t code, 
     } else if (code == 0x130 && to == CASE_LOWER) {
         render_append(r, out, "i\xCC\x87", 3);
     } else {
-        append_code(r, out, (uint32_t)(to == CASE_UPPER ? utf8proc_toupper(c) : to == CASE_LOWER ? utf8proc_tolower(c) : utf8proc_totitle(c)));
+        append_code(r, out,
+                    (uint32_t)(to == CASE_UPPER   ? utf8proc_toupper(c)
+                               : to == CASE_LOWER ? utf8proc_tolower(c)
+                                                  : utf8proc_totitle(c)));
     }
 }
 
-/* A capital sigma at the end of a word has a form of its own (SpecialCasing.txt, Final_Sigma; combining marks between are not looked through). */
+/* A capital sigma at the end of a word has a form of its own (SpecialCasing.txt, Final_Sigma;
+ * combining marks between are not looked through). */
 static bool is_final_sigma(Text text, size_t at, size_t step, bool after_letter, uint32_t code)
 {
     uint32_t next = 0;
@@ -95,7 +101,8 @@ static bool is_final_sigma(Text text, size_t at, size_t step, bool after_letter,
     return !is_letter(next);
 }
 
-/* first: the case of the text's first letter (or of each word's, with words); the others get `rest`. */
+/* first: the case of the text's first letter (or of each word's, with words); the others get
+ * `rest`. */
 static Value text_recase(Render *r, Text text, LetterCase first, LetterCase rest, bool words)
 {
     GString *out = g_string_new(NULL);
@@ -134,7 +141,8 @@ Value text_capitalize(Render *r, Text text)
 /* The filter's words begin after blanks, hyphens and opening brackets only. */
 static bool begins_word(uint32_t code)
 {
-    return code == '-' || code == '(' || code == '{' || code == '[' || code == '<' || utf8_is_space(code);
+    return code == '-' || code == '(' || code == '{' || code == '[' || code == '<' ||
+           utf8_is_space(code);
 }
 
 Value text_title(Render *r, Text text, bool words)
@@ -196,7 +204,8 @@ Value text_replace(Render *r, Text text, Text old, Text new, int64_t count)
 /* Python's line boundaries. */
 static bool ends_line(uint32_t code)
 {
-    return (code >= 0x0A && code <= 0x0D) || (code >= 0x1C && code <= 0x1E) || code == 0x85 || code == 0x2028 || code == 0x2029;
+    return (code >= 0x0A && code <= 0x0D) || (code >= 0x1C && code <= 0x1E) || code == 0x85 ||
+           code == 0x2028 || code == 0x2029;
 }
 
 ValueList *text_split_lines(Render *r, Text text)

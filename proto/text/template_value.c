@@ -60,7 +60,8 @@ gssize text_find(Text haystack, Text needle, size_t from)
     if (needle.length == 0) {
         return (gssize)from;
     }
-    const char *found = memmem(haystack.data + from, haystack.length - from, needle.data, needle.length);
+    const char *found =
+        memmem(haystack.data + from, haystack.length - from, needle.data, needle.length);
     return found != NULL ? found - haystack.data : -1;
 }
 
@@ -79,7 +80,8 @@ static bool text_has_character(Text set, Text character)
 static bool text_strips(Text character, uint32_t code, const Text *characters)
 {
     /* Python also strips the four separators U+001C..U+001F. */
-    return characters != NULL ? text_has_character(*characters, character) : utf8_is_space(code) || (code >= 0x1C && code <= 0x1F);
+    return characters != NULL ? text_has_character(*characters, character)
+                              : utf8_is_space(code) || (code >= 0x1C && code <= 0x1F);
 }
 
 Text text_strip(Text text, const Text *characters, bool left, bool right)
@@ -127,7 +129,9 @@ const char *value_kind_name(Value v)
     case VALUE_STRING:
         return "str";
     case VALUE_LIST:
-        return v.list->kind == LIST_TUPLE ? "tuple" : v.list->kind == LIST_GENERATOR ? "generator" : "list";
+        return v.list->kind == LIST_TUPLE       ? "tuple"
+               : v.list->kind == LIST_GENERATOR ? "generator"
+                                                : "list";
     case VALUE_DICT:
         return "dict";
     case VALUE_NAMESPACE:
@@ -213,7 +217,8 @@ void value_dict_put(Render *r, ValueDict *dict, Value key, Value value)
     }
     if (dict->n == dict->capacity) {
         size_t capacity = MAX(4, 2 * dict->capacity);
-        Value *keys = render_alloc(r, capacity, sizeof *keys), *values = render_alloc(r, capacity, sizeof *values);
+        Value *keys = render_alloc(r, capacity, sizeof *keys),
+              *values = render_alloc(r, capacity, sizeof *values);
         if (keys == NULL || values == NULL) {
             return;
         }
@@ -315,7 +320,9 @@ static int lists_compare(Render *r, const ValueList *a, const ValueList *b)
     }
     int order = 0;
     for (size_t i = 0; i < MIN(a->n, b->n) && order == 0; i++) {
-        order = value_equal(r, a->items[i], b->items[i]) ? 0 : value_compare(r, a->items[i], b->items[i]);
+        order = value_equal(r, a->items[i], b->items[i])
+                    ? 0
+                    : value_compare(r, a->items[i], b->items[i]);
     }
     r->value_depth--;
     return order != 0 ? order : (a->n > b->n) - (a->n < b->n);
@@ -351,10 +358,12 @@ bool value_contains(Render *r, Value container, Value x)
     switch (container.kind) {
     case VALUE_STRING:
         if (x.kind != VALUE_STRING) {
-            render_fail(r, "'in' of a string needs a string on its left, not %s", value_kind_name(x));
+            render_fail(r, "'in' of a string needs a string on its left, not %s",
+                        value_kind_name(x));
             return false;
         }
-        return render_step(r, 1 + container.text.length / 64) && text_find(container.text, x.text, 0) >= 0;
+        return render_step(r, 1 + container.text.length / 64) &&
+               text_find(container.text, x.text, 0) >= 0;
     case VALUE_DICT:
         if (!value_is_hashable(x)) {
             render_fail(r, "a %s cannot be a key", value_kind_name(x));
@@ -370,7 +379,8 @@ bool value_contains(Render *r, Value container, Value x)
     case VALUE_UNDEFINED:
         return false;
     default:
-        render_fail(r, "'in' needs a string, list or dict on its right, not %s", value_kind_name(container));
+        render_fail(r, "'in' needs a string, list or dict on its right, not %s",
+                    value_kind_name(container));
         return false;
     }
 }

@@ -1,4 +1,5 @@
-/* Values of a chat template while it is rendered: Python's, as far as templates can see them. They live in the render's arena and die with it. */
+/* Values of a chat template while it is rendered: Python's, as far as templates can see them. They
+ * live in the render's arena and die with it. */
 #pragma once
 
 #include "proto/text/chat_template.h"
@@ -55,7 +56,11 @@ struct Value {
     };
 };
 
-typedef enum ListKind { LIST_LIST, LIST_TUPLE, LIST_GENERATOR /* of a filter: always true, has no length */ } ListKind;
+typedef enum ListKind {
+    LIST_LIST,
+    LIST_TUPLE,
+    LIST_GENERATOR /* of a filter: always true, has no length */
+} ListKind;
 
 struct ValueList {
     ListKind kind;
@@ -76,23 +81,62 @@ struct ValueMethod {
 
 struct LoopState {
     const ValueList *items;
-    size_t index; /* from 0 */
+    size_t index;  /* from 0 */
     Value changed; /* last value given to loop.changed() */
 };
 
-static inline Value value_undefined(Text name) { return (Value){.kind = VALUE_UNDEFINED, .text = name}; }
-static inline Value value_missing(Text name) { return (Value){.kind = VALUE_UNDEFINED, .of_attribute = true, .text = name}; }
-static inline Value value_none(void) { return (Value){.kind = VALUE_NONE}; }
-static inline Value value_bool(bool b) { return (Value){.kind = VALUE_BOOL, .boolean = b}; }
-static inline Value value_int(int64_t i) { return (Value){.kind = VALUE_INT, .integer = i}; }
-static inline Value value_float(double d) { return (Value){.kind = VALUE_FLOAT, .real = d}; }
-static inline Value value_text(Text text) { return (Value){.kind = VALUE_STRING, .text = text}; }
-static inline Value value_list(ValueList *list) { return (Value){.kind = VALUE_LIST, .list = list}; }
-static inline Value value_dict(ValueDict *dict) { return (Value){.kind = VALUE_DICT, .dict = dict}; }
-static inline bool value_is_integral(Value v) { return v.kind == VALUE_INT || v.kind == VALUE_BOOL; }
-static inline bool value_is_number(Value v) { return value_is_integral(v) || v.kind == VALUE_FLOAT; }
-static inline int64_t value_integer(Value v) { return v.kind == VALUE_BOOL ? v.boolean : v.integer; }
-static inline double value_real(Value v) { return v.kind == VALUE_FLOAT ? v.real : (double)value_integer(v); }
+static inline Value value_undefined(Text name)
+{
+    return (Value){.kind = VALUE_UNDEFINED, .text = name};
+}
+static inline Value value_missing(Text name)
+{
+    return (Value){.kind = VALUE_UNDEFINED, .of_attribute = true, .text = name};
+}
+static inline Value value_none(void)
+{
+    return (Value){.kind = VALUE_NONE};
+}
+static inline Value value_bool(bool b)
+{
+    return (Value){.kind = VALUE_BOOL, .boolean = b};
+}
+static inline Value value_int(int64_t i)
+{
+    return (Value){.kind = VALUE_INT, .integer = i};
+}
+static inline Value value_float(double d)
+{
+    return (Value){.kind = VALUE_FLOAT, .real = d};
+}
+static inline Value value_text(Text text)
+{
+    return (Value){.kind = VALUE_STRING, .text = text};
+}
+static inline Value value_list(ValueList *list)
+{
+    return (Value){.kind = VALUE_LIST, .list = list};
+}
+static inline Value value_dict(ValueDict *dict)
+{
+    return (Value){.kind = VALUE_DICT, .dict = dict};
+}
+static inline bool value_is_integral(Value v)
+{
+    return v.kind == VALUE_INT || v.kind == VALUE_BOOL;
+}
+static inline bool value_is_number(Value v)
+{
+    return value_is_integral(v) || v.kind == VALUE_FLOAT;
+}
+static inline int64_t value_integer(Value v)
+{
+    return v.kind == VALUE_BOOL ? v.boolean : v.integer;
+}
+static inline double value_real(Value v)
+{
+    return v.kind == VALUE_FLOAT ? v.real : (double)value_integer(v);
+}
 
 /* The kind as Python names it: "str", "list", ... */
 const char *value_kind_name(Value v);
@@ -110,7 +154,8 @@ bool value_equal(Render *r, Value a, Value b);
 int value_compare(Render *r, Value a, Value b);
 /* x in container. */
 bool value_contains(Render *r, Value container, Value x);
-/* What iterating gives: elements, keys, characters. NULL after failing for what cannot be iterated. */
+/* What iterating gives: elements, keys, characters. NULL after failing for what cannot be iterated.
+ */
 ValueList *value_iterate(Render *r, Value v);
 /* len(); -1 after failing. */
 int64_t value_length(Render *r, Value v);

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <xxhash.h>
 
-bool token_table_init(TokenTable *table, const char *blob, const TextSlice *slices, uint32_t n, GError **error)
+bool token_table_init(TokenTable *table, const char *blob, const TextSlice *slices, uint32_t n,
+                      GError **error)
 {
     uint32_t size = 16;
     while (size / 2 < n) {

@@ -1,4 +1,5 @@
-/* TokenTable: which token has these bytes. Open addressing over slices of one blob; of equal texts the lowest id counts. */
+/* TokenTable: which token has these bytes. Open addressing over slices of one blob; of equal texts
+ * the lowest id counts. */
 #pragma once
 
 #include <glib.h>
@@ -20,7 +21,8 @@ typedef struct TokenTable {
 } TokenTable;
 
 /* Room for n entries; MEMORY if it cannot be had. */
-bool token_table_init(TokenTable *table, const char *blob, const TextSlice *slices, uint32_t n, GError **error);
+bool token_table_init(TokenTable *table, const char *blob, const TextSlice *slices, uint32_t n,
+                      GError **error);
 void token_table_clear(TokenTable *table);
 /* Enters a token; at most as many as init was told. Empty texts are not entered. */
 void token_table_add(TokenTable *table, uint32_t id);

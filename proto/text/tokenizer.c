@@ -1,4 +1,5 @@
-/* Building a tokenizer from a vocabulary that nobody trusts, and the questions about single tokens. */
+/* Building a tokenizer from a vocabulary that nobody trusts, and the questions about single tokens.
+ */
 #include "proto/text/tokenizer_model.h"
 
 #include "proto/base/checked.h"
@@ -6,11 +7,28 @@
 
 #include <string.h>
 
-/* Control tokens that end a turn or a text, by the names model makers gave them. A file names at most three of them by id. */
+/* Control tokens that end a turn or a text, by the names model makers gave them. A file names at
+ * most three of them by id. */
 static const char *const end_names[] = {
-    "<|im_end|>",  "<|eot_id|>",  "<|eom_id|>",        "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>",
-    "<|return|>",  "<|call|>",    "<end_of_utterance>", "<EOT>",         "_<EOT>",          "[EOT]",   "[EOS]",
-    "</s>",        "<eos>",       "<|eot|>",           "<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "</s>",
+    "<eos>",
+    "<|eot|>",
+    "<\xEF\xBD\x9C"
+    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
 };
 
 static bool vocab_check_id(const TokenizerVocab *vocab, const char *key, int64_t id, GError **error)
@@ -18,33 +36,43 @@ static bool vocab_check_id(const TokenizerVocab *vocab, const char *key, int64_t
     if (id >= -1 && id < (int64_t)vocab->n_tokens) {
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "tokenizer.ggml.%s is %" G_GINT64_FORMAT ", but there are %" G_GUINT64_FORMAT " tokens",
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "tokenizer.ggml.%s is %" G_GINT64_FORMAT ", but there are %" G_GUINT64_FORMAT
+                " tokens",
                 key, id, vocab->n_tokens);
     return false;
 }
 
 static bool vocab_check(const TokenizerVocab *vocab, GError **error)
 {
-    if (vocab->n_tokens == 0 || vocab->n_tokens > TOKENIZER_TOKENS_MAX || vocab->n_merges > 2 * (uint64_t)TOKENIZER_TOKENS_MAX) {
+    if (vocab->n_tokens == 0 || vocab->n_tokens > TOKENIZER_TOKENS_MAX ||
+        vocab->n_merges > 2 * (uint64_t)TOKENIZER_TOKENS_MAX) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "vocabulary of %" G_GUINT64_FORMAT " tokens and %" G_GUINT64_FORMAT " merges; 1 to %u tokens are supported", vocab->n_tokens,
-                    vocab->n_merges, TOKENIZER_TOKENS_MAX);
+                    "vocabulary of %" G_GUINT64_FORMAT " tokens and %" G_GUINT64_FORMAT
+                    " merges; 1 to %u tokens are supported",
+                    vocab->n_tokens, vocab->n_merges, TOKENIZER_TOKENS_MAX);
         return false;
     }
     for (uint64_t i = 0; i < vocab->n_tokens; i++) {
         if (vocab->tokens[i].length > TOKENIZER_TOKEN_BYTES_MAX) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "token %" G_GUINT64_FORMAT " has %zu bytes; at most %u are supported", i,
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "token %" G_GUINT64_FORMAT " has %zu bytes; at most %u are supported", i,
                         vocab->tokens[i].length, TOKENIZER_TOKEN_BYTES_MAX);
             return false;
         }
-        if (vocab->kinds != NULL && (vocab->kinds[i] < TOKEN_NORMAL || vocab->kinds[i] > TOKEN_BYTE)) {
+        if (vocab->kinds != NULL &&
+            (vocab->kinds[i] < TOKEN_NORMAL || vocab->kinds[i] > TOKEN_BYTE)) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                        "tokenizer.ggml.token_type[%" G_GUINT64_FORMAT "] is %" G_GINT64_FORMAT "; 1 to 6 are known", i, vocab->kinds[i]);
+                        "tokenizer.ggml.token_type[%" G_GUINT64_FORMAT "] is %" G_GINT64_FORMAT
+                        "; 1 to 6 are known",
+                        i, vocab->kinds[i]);
             return false;
         }
     }
-    return vocab_check_id(vocab, "bos_token_id", vocab->bos, error) && vocab_check_id(vocab, "eos_token_id", vocab->eos, error) &&
-           vocab_check_id(vocab, "eot_token_id", vocab->eot, error) && vocab_check_id(vocab, "eom_token_id", vocab->eom, error) &&
+    return vocab_check_id(vocab, "bos_token_id", vocab->bos, error) &&
+           vocab_check_id(vocab, "eos_token_id", vocab->eos, error) &&
+           vocab_check_id(vocab, "eot_token_id", vocab->eot, error) &&
+           vocab_check_id(vocab, "eom_token_id", vocab->eom, error) &&
            vocab_check_id(vocab, "unknown_token_id", vocab->unk, error);
 }
 
@@ -53,12 +81,15 @@ static bool tokenizer_is_special(uint8_t kind)
     return kind == TOKEN_CONTROL || kind == TOKEN_UNKNOWN;
 }
 
-/* Copies texts and kinds and derives the pieces. Sizes fit 32 bits: 4 M tokens of 4 KiB do not, so the sum is checked. */
+/* Copies texts and kinds and derives the pieces. Sizes fit 32 bits: 4 M tokens of 4 KiB do not, so
+ * the sum is checked. */
 static bool tokenizer_copy_tokens(Tokenizer *t, const TokenizerVocab *vocab, GError **error)
 {
     t->n_tokens = (uint32_t)vocab->n_tokens;
     t->text_slices = weft_alloc(t->n_tokens, sizeof *t->text_slices, "token texts", error);
-    t->piece_slices = t->text_slices != NULL ? weft_alloc(t->n_tokens, sizeof *t->piece_slices, "token pieces", error) : NULL;
+    t->piece_slices = t->text_slices != NULL
+                          ? weft_alloc(t->n_tokens, sizeof *t->piece_slices, "token pieces", error)
+                          : NULL;
     t->kinds = t->piece_slices != NULL ? weft_alloc(t->n_tokens, 1, "token kinds", error) : NULL;
     if (t->kinds == NULL) {
         return false;
@@ -66,7 +97,8 @@ static bool tokenizer_copy_tokens(Tokenizer *t, const TokenizerVocab *vocab, GEr
     for (uint32_t id = 0; id < t->n_tokens; id++) {
         VocabText text = vocab->tokens[id];
         if (t->texts->len + text.length > G_MAXINT32) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the first %u tokens have more than 2 GiB of text", id);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "the first %u tokens have more than 2 GiB of text", id);
             return false;
         }
         t->kinds[id] = vocab->kinds != NULL ? (uint8_t)vocab->kinds[id] : TOKEN_NORMAL;
@@ -90,13 +122,15 @@ static int compare_pieces(gconstpointer a, gconstpointer b, gpointer user)
 {
     const Tokenizer *t = user;
     TextSlice x = t->piece_slices[*(const uint32_t *)a], y = t->piece_slices[*(const uint32_t *)b];
-    int order = memcmp(t->pieces->data + x.offset, t->pieces->data + y.offset, MIN(x.length, y.length));
+    int order =
+        memcmp(t->pieces->data + x.offset, t->pieces->data + y.offset, MIN(x.length, y.length));
     return order != 0 ? order : (x.length > y.length) - (x.length < y.length);
 }
 
 static void tokenizer_sort_specials(Tokenizer *t)
 {
-    GArray *always = g_array_new(FALSE, FALSE, sizeof(uint32_t)), *all = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    GArray *always = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
+           *all = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     for (uint32_t id = 0; id < t->n_tokens; id++) {
         if (t->piece_slices[id].length == 0) {
             continue;
@@ -120,7 +154,8 @@ static bool tokenizer_has_end_name(const Tokenizer *t, uint32_t id)
 {
     TextSlice slice = t->text_slices[id];
     for (size_t i = 0; i < G_N_ELEMENTS(end_names); i++) {
-        if (strlen(end_names[i]) == slice.length && memcmp(end_names[i], t->texts->data + slice.offset, slice.length) == 0) {
+        if (strlen(end_names[i]) == slice.length &&
+            memcmp(end_names[i], t->texts->data + slice.offset, slice.length) == 0) {
             return true;
         }
     }
@@ -151,7 +186,9 @@ static bool tokenizer_choose_model(Tokenizer *t, const TokenizerVocab *vocab, GE
     }
     g_autofree char *shown = g_utf8_make_valid(vocab->model, -1);
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "tokenizer.ggml.model \"%.64s\" is not supported; gpt2 (byte-level BPE) and llama (SentencePiece) are", shown);
+                "tokenizer.ggml.model \"%.64s\" is not supported; gpt2 (byte-level BPE) and llama "
+                "(SentencePiece) are",
+                shown);
     return false;
 }
 
@@ -171,11 +208,13 @@ Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error)
     t->unk = vocab->unk;
     memset(t->byte_ids, -1, sizeof t->byte_ids);
     if (!tokenizer_copy_tokens(t, vocab, error) ||
-        !(t->is_bpe ? tokenizer_bpe_build(t, vocab, error) : tokenizer_spm_build(t, vocab, error))) {
+        !(t->is_bpe ? tokenizer_bpe_build(t, vocab, error)
+                    : tokenizer_spm_build(t, vocab, error))) {
         return NULL;
     }
     if (t->adds_bos && t->bos < 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the model wants a BOS token, but tokenizer.ggml.bos_token_id is missing");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "the model wants a BOS token, but tokenizer.ggml.bos_token_id is missing");
         return NULL;
     }
     tokenizer_sort_specials(t);

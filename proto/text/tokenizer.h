@@ -1,5 +1,6 @@
-/* Tokenizer: text to ids and back, from a model file's own vocabulary: byte-level BPE (gpt2 family, with the file's pre-tokenizer pattern) and
- * SentencePiece (llama: unigram scores merged greedily, byte fallback). Immutable after load; any thread. */
+/* Tokenizer: text to ids and back, from a model file's own vocabulary: byte-level BPE (gpt2 family,
+ * with the file's pre-tokenizer pattern) and SentencePiece (llama: unigram scores merged greedily,
+ * byte fallback). Immutable after load; any thread. */
 #pragma once
 
 #include "proto/model/gguf.h"
@@ -15,11 +16,15 @@ Tokenizer *tokenizer_from_gguf(const Gguf *g, GError **error);
 void tokenizer_free(Tokenizer *t);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Tokenizer, tokenizer_free)
 
-/* Any bytes (invalid UTF-8 is tokenized byte by byte). add_bos: prepend BOS if the model wants one. parse_special: control tokens in the text
- * ("<|im_start|>") become their ids; else they are plain text. Returned GArray of uint32_t. Linear time; error only for absurd sizes. */
-GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos, bool parse_special, GError **error);
+/* Any bytes (invalid UTF-8 is tokenized byte by byte). add_bos: prepend BOS if the model wants one.
+ * parse_special: control tokens in the text
+ * ("<|im_start|>") become their ids; else they are plain text. Returned GArray of uint32_t. Linear
+ * time; error only for absurd sizes. */
+GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos,
+                         bool parse_special, GError **error);
 
-/* Bytes of one token as it appears in text (control tokens: their text when `special`, else nothing). Borrowed. */
+/* Bytes of one token as it appears in text (control tokens: their text when `special`, else
+ * nothing). Borrowed. */
 const char *tokenizer_piece(const Tokenizer *t, uint32_t id, bool special, size_t *length_out);
 uint32_t tokenizer_size(const Tokenizer *t);
 /* -1 if the model has none. */
@@ -27,11 +32,13 @@ int64_t tokenizer_bos(const Tokenizer *t);
 int64_t tokenizer_eos(const Tokenizer *t);
 bool tokenizer_adds_bos(const Tokenizer *t);
 bool tokenizer_is_control(const Tokenizer *t, uint32_t id);
-/* Ids that end a generation: eos, eot, eom, and control tokens named like them (<|im_end|>, <|eot_id|>, <|endoftext|>, ...). Borrowed. */
+/* Ids that end a generation: eos, eot, eom, and control tokens named like them (<|im_end|>,
+ * <|eot_id|>, <|endoftext|>, ...). Borrowed. */
 const uint32_t *tokenizer_end_ids(const Tokenizer *t, uint32_t *n_out);
 
-/* Incremental decoding: ids to complete UTF-8 characters. Bytes that cannot become a character are given out as U+FFFD; at most 3 bytes are
- * held back. SentencePiece's leading space is dropped once, at the start of a text that begins the sequence. */
+/* Incremental decoding: ids to complete UTF-8 characters. Bytes that cannot become a character are
+ * given out as U+FFFD; at most 3 bytes are held back. SentencePiece's leading space is dropped
+ * once, at the start of a text that begins the sequence. */
 typedef struct Detokenizer Detokenizer;
 Detokenizer *detokenizer_new(const Tokenizer *t, bool special);
 void detokenizer_free(Detokenizer *d);

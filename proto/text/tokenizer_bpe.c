@@ -1,5 +1,6 @@
-/* Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2): a word is the list of its bytes' tokens; the pair that stands first
- * in the file's merges is joined, leftmost first, until no pair is in the list. */
+/* Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2): a word is the
+ * list of its bytes' tokens; the pair that stands first in the file's merges is joined, leftmost
+ * first, until no pair is in the list. */
 #include "proto/text/tokenizer_model.h"
 
 #include "proto/base/checked.h"
@@ -42,7 +43,8 @@ static MergePair *pair_slot(const Tokenizer *t, uint32_t left, uint32_t right)
 {
     uint64_t mixed = ((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u;
     uint32_t at = (uint32_t)(mixed >> 32) & t->pair_mask;
-    while (t->pairs[at].order != UINT32_MAX && (t->pairs[at].left != left || t->pairs[at].right != right)) {
+    while (t->pairs[at].order != UINT32_MAX &&
+           (t->pairs[at].left != left || t->pairs[at].right != right)) {
         at = (at + 1) & t->pair_mask;
     }
     return &t->pairs[at];
@@ -59,13 +61,15 @@ static bool merge_resolve(const TokenTable *by_text, VocabText merge, MergePair 
     size_t left = (size_t)(space - merge.text), right = merge.length - left - 1;
     memcpy(joined, merge.text, left);
     memcpy(joined + left, space + 1, right);
-    int64_t a = token_table_find(by_text, joined, left), b = token_table_find(by_text, joined + left, right),
+    int64_t a = token_table_find(by_text, joined, left),
+            b = token_table_find(by_text, joined + left, right),
             c = token_table_find(by_text, joined, left + right);
     *out = (MergePair){.left = (uint32_t)a, .right = (uint32_t)b, .id = (uint32_t)c};
     return a >= 0 && b >= 0 && c >= 0;
 }
 
-static bool bpe_build_pairs(Tokenizer *t, const TokenizerVocab *vocab, const TokenTable *by_text, GError **error)
+static bool bpe_build_pairs(Tokenizer *t, const TokenizerVocab *vocab, const TokenTable *by_text,
+                            GError **error)
 {
     uint32_t size = 16;
     while (size / 2 < vocab->n_merges) {
@@ -82,9 +86,12 @@ static bool bpe_build_pairs(Tokenizer *t, const TokenizerVocab *vocab, const Tok
     for (uint32_t i = 0; i < vocab->n_merges; i++) {
         MergePair pair;
         if (!merge_resolve(by_text, vocab->merges[i], &pair)) {
-            g_autofree char *shown = g_utf8_make_valid(vocab->merges[i].text, (gssize)MIN(vocab->merges[i].length, 64));
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                        "tokenizer.ggml.merges[%u] \"%s\" is not two tokens whose concatenation is a token", i, shown);
+            g_autofree char *shown =
+                g_utf8_make_valid(vocab->merges[i].text, (gssize)MIN(vocab->merges[i].length, 64));
+            g_set_error(
+                error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "tokenizer.ggml.merges[%u] \"%s\" is not two tokens whose concatenation is a token",
+                i, shown);
             return false;
         }
         MergePair *slot = pair_slot(t, pair.left, pair.right);
@@ -96,12 +103,14 @@ static bool bpe_build_pairs(Tokenizer *t, const TokenizerVocab *vocab, const Tok
     return true;
 }
 
-/* A byte whose character is no token is dropped from texts, as the model makers' own tokenizers do. */
+/* A byte whose character is no token is dropped from texts, as the model makers' own tokenizers do.
+ */
 static void bpe_build_bytes(Tokenizer *t, const TokenTable *by_text)
 {
     for (unsigned byte = 0; byte < 256; byte++) {
         char text[4];
-        t->byte_ids[byte] = token_table_find(by_text, text, utf8_encode(byte_alphabet_char((uint8_t)byte), text));
+        t->byte_ids[byte] =
+            token_table_find(by_text, text, utf8_encode(byte_alphabet_char((uint8_t)byte), text));
     }
 }
 
@@ -110,7 +119,8 @@ static bool bpe_build_whole_words(Tokenizer *t, GError **error)
     if (!pre_tokenizer_ignores_merges(t->pre)) {
         return true;
     }
-    if (!token_table_init(&t->by_piece, (const char *)t->pieces->data, t->piece_slices, t->n_tokens, error)) {
+    if (!token_table_init(&t->by_piece, (const char *)t->pieces->data, t->piece_slices, t->n_tokens,
+                          error)) {
         return false;
     }
     for (uint32_t id = 0; id < t->n_tokens; id++) {
@@ -125,20 +135,25 @@ bool tokenizer_bpe_build(Tokenizer *t, const TokenizerVocab *vocab, GError **err
 {
     if (vocab->pre == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "tokenizer.ggml.pre is missing: how the model cuts words is not known; convert the model with a newer converter");
+                    "tokenizer.ggml.pre is missing: how the model cuts words is not known; convert "
+                    "the model with a newer converter");
         return false;
     }
     if (vocab->adds_space_prefix == VOCAB_YES) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "tokenizer.ggml.add_space_prefix is true, which is not supported for model gpt2");
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "tokenizer.ggml.add_space_prefix is true, which is not supported for model gpt2");
         return false;
     }
     t->pre = pre_tokenizer_new(vocab->pre, error);
     if (t->pre == NULL) {
         return false;
     }
-    t->adds_bos = vocab->adds_bos == VOCAB_DEFAULT ? pre_tokenizer_adds_bos(t->pre) : vocab->adds_bos == VOCAB_YES;
+    t->adds_bos = vocab->adds_bos == VOCAB_DEFAULT ? pre_tokenizer_adds_bos(t->pre)
+                                                   : vocab->adds_bos == VOCAB_YES;
     TokenTable by_text;
-    bool ok = token_table_init(&by_text, (const char *)t->texts->data, t->text_slices, t->n_tokens, error);
+    bool ok = token_table_init(&by_text, (const char *)t->texts->data, t->text_slices, t->n_tokens,
+                               error);
     if (ok) {
         for (uint32_t id = 0; id < t->n_tokens; id++) {
             token_table_add(&by_text, id);
@@ -150,7 +165,8 @@ bool tokenizer_bpe_build(Tokenizer *t, const TokenizerVocab *vocab, GError **err
     return ok;
 }
 
-static bool bpe_rule(void *user, const MergeSymbol *left, const MergeSymbol *right, uint32_t *order_out, uint32_t *id_out)
+static bool bpe_rule(void *user, const MergeSymbol *left, const MergeSymbol *right,
+                     uint32_t *order_out, uint32_t *id_out)
 {
     const MergePair *pair = pair_slot(user, left->id, right->id);
     *order_out = pair->order;

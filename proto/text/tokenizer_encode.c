@@ -1,10 +1,13 @@
-/* Text to ids: special tokens are cut out first (leftmost, then longest), what lies between goes to the model's own encoder. */
+/* Text to ids: special tokens are cut out first (leftmost, then longest), what lies between goes to
+ * the model's own encoder. */
 #include "proto/text/tokenizer_model.h"
 
 #include "proto/base/error.h"
 
-/* The first index in sorted[low..high) whose piece has a byte >= `byte` (or > with `above`) at `depth`; all share the bytes before it. */
-static uint32_t special_bound(const Tokenizer *t, const uint32_t *sorted, uint32_t low, uint32_t high, uint32_t depth, uint8_t byte, bool above)
+/* The first index in sorted[low..high) whose piece has a byte >= `byte` (or > with `above`) at
+ * `depth`; all share the bytes before it. */
+static uint32_t special_bound(const Tokenizer *t, const uint32_t *sorted, uint32_t low,
+                              uint32_t high, uint32_t depth, uint8_t byte, bool above)
 {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -20,7 +23,8 @@ static uint32_t special_bound(const Tokenizer *t, const uint32_t *sorted, uint32
 }
 
 /* The longest special token that text begins with; -1 if none. */
-static int64_t special_at(const Tokenizer *t, const uint32_t *sorted, uint32_t n, const char *text, size_t length)
+static int64_t special_at(const Tokenizer *t, const uint32_t *sorted, uint32_t n, const char *text,
+                          size_t length)
 {
     int64_t best = -1;
     uint32_t low = 0, high = n;
@@ -40,10 +44,12 @@ static bool encode_plain(EncodeRun *run, const char *text, size_t length, GError
     if (length == 0) {
         return true;
     }
-    return run->tokenizer->is_bpe ? tokenizer_bpe_encode(run, text, length, error) : tokenizer_spm_encode(run, text, length, error);
+    return run->tokenizer->is_bpe ? tokenizer_bpe_encode(run, text, length, error)
+                                  : tokenizer_spm_encode(run, text, length, error);
 }
 
-static bool encode_text(EncodeRun *run, const char *text, size_t length, bool parse_special, GError **error)
+static bool encode_text(EncodeRun *run, const char *text, size_t length, bool parse_special,
+                        GError **error)
 {
     const Tokenizer *t = run->tokenizer;
     const uint32_t *sorted = parse_special ? t->all_special : t->always_special;
@@ -54,7 +60,8 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
     }
     size_t plain = 0;
     for (size_t at = 0; at < length;) {
-        int64_t special = begins[(uint8_t)text[at]] ? special_at(t, sorted, n, text + at, length - at) : -1;
+        int64_t special =
+            begins[(uint8_t)text[at]] ? special_at(t, sorted, n, text + at, length - at) : -1;
         if (special < 0) {
             at++;
             continue;
@@ -70,10 +77,13 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
     return encode_plain(run, text + plain, length - plain, error);
 }
 
-GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos, bool parse_special, GError **error)
+GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos,
+                         bool parse_special, GError **error)
 {
     if (length > TOKENIZER_TEXT_MAX) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "text of %zu bytes is too long to tokenize; at most %u bytes", length, TOKENIZER_TEXT_MAX);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "text of %zu bytes is too long to tokenize; at most %u bytes", length,
+                    TOKENIZER_TEXT_MAX);
         return NULL;
     }
     EncodeRun run = {.tokenizer = t};

@@ -25,12 +25,14 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(GgufVocab, gguf_vocab_clear)
 
 static bool set_bad_element(const char *key, uint64_t i, const char *wanted, GError **error)
 {
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s[%" G_GUINT64_FORMAT "] is not %s", key, i, wanted);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s[%" G_GUINT64_FORMAT "] is not %s", key,
+                i, wanted);
     return false;
 }
 
 /* *out stays NULL if the key is absent. */
-static bool read_strings(const Gguf *g, const char *key, VocabText **out, uint64_t *n_out, GError **error)
+static bool read_strings(const Gguf *g, const char *key, VocabText **out, uint64_t *n_out,
+                         GError **error)
 {
     if (!gguf_array_length(g, key, n_out)) {
         *n_out = 0;
@@ -53,7 +55,9 @@ static bool check_length(const char *key, uint64_t n, uint64_t n_tokens, GError 
     if (n == n_tokens) {
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s has %" G_GUINT64_FORMAT " elements for %" G_GUINT64_FORMAT " tokens", key, n, n_tokens);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "%s has %" G_GUINT64_FORMAT " elements for %" G_GUINT64_FORMAT " tokens", key, n,
+                n_tokens);
     return false;
 }
 
@@ -64,7 +68,8 @@ static bool read_kinds(const Gguf *g, GgufVocab *v, GError **error)
     if (!gguf_array_length(g, key, &n)) {
         return true;
     }
-    if (!check_length(key, n, v->vocab.n_tokens, error) || (v->kinds = weft_alloc(n, sizeof *v->kinds, key, error)) == NULL) {
+    if (!check_length(key, n, v->vocab.n_tokens, error) ||
+        (v->kinds = weft_alloc(n, sizeof *v->kinds, key, error)) == NULL) {
         return false;
     }
     for (uint64_t i = 0; i < n; i++) {
@@ -82,7 +87,8 @@ static bool read_scores(const Gguf *g, GgufVocab *v, GError **error)
     if (!gguf_array_length(g, key, &n)) {
         return true;
     }
-    if (!check_length(key, n, v->vocab.n_tokens, error) || (v->scores = weft_alloc(n, sizeof *v->scores, key, error)) == NULL) {
+    if (!check_length(key, n, v->vocab.n_tokens, error) ||
+        (v->scores = weft_alloc(n, sizeof *v->scores, key, error)) == NULL) {
         return false;
     }
     for (uint64_t i = 0; i < n; i++) {
@@ -143,9 +149,12 @@ static bool refuse_normalization(const Gguf *g, GError **error)
     if (!read_choice(g, "tokenizer.ggml.remove_extra_whitespaces", &squeezes, error)) {
         return false;
     }
-    if (squeezes == VOCAB_YES || (gguf_array_length(g, "tokenizer.ggml.precompiled_charsmap", &n) && n > 0)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s is not supported: text would have to be rewritten before it is cut",
-                    squeezes == VOCAB_YES ? "tokenizer.ggml.remove_extra_whitespaces = true" : "tokenizer.ggml.precompiled_charsmap");
+    if (squeezes == VOCAB_YES ||
+        (gguf_array_length(g, "tokenizer.ggml.precompiled_charsmap", &n) && n > 0)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s is not supported: text would have to be rewritten before it is cut",
+                    squeezes == VOCAB_YES ? "tokenizer.ggml.remove_extra_whitespaces = true"
+                                          : "tokenizer.ggml.precompiled_charsmap");
         return false;
     }
     return true;
@@ -155,21 +164,26 @@ Tokenizer *tokenizer_from_gguf(const Gguf *g, GError **error)
 {
     g_auto(GgufVocab) v = {0};
     TokenizerVocab *vocab = &v.vocab;
-    if (!read_name(g, "tokenizer.ggml.model", &v.model, error) || !read_name(g, "tokenizer.ggml.pre", &v.pre, error)) {
+    if (!read_name(g, "tokenizer.ggml.model", &v.model, error) ||
+        !read_name(g, "tokenizer.ggml.pre", &v.pre, error)) {
         return NULL;
     }
     if (v.model == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the file has no tokenizer (tokenizer.ggml.model is missing)");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "the file has no tokenizer (tokenizer.ggml.model is missing)");
         return NULL;
     }
     if (!read_strings(g, "tokenizer.ggml.tokens", &v.tokens, &vocab->n_tokens, error) ||
-        !read_strings(g, "tokenizer.ggml.merges", &v.merges, &vocab->n_merges, error) || !read_kinds(g, &v, error) ||
-        !read_scores(g, &v, error) || !read_id(g, "tokenizer.ggml.bos_token_id", &vocab->bos, error) ||
-        !read_id(g, "tokenizer.ggml.eos_token_id", &vocab->eos, error) || !read_id(g, "tokenizer.ggml.eot_token_id", &vocab->eot, error) ||
+        !read_strings(g, "tokenizer.ggml.merges", &v.merges, &vocab->n_merges, error) ||
+        !read_kinds(g, &v, error) || !read_scores(g, &v, error) ||
+        !read_id(g, "tokenizer.ggml.bos_token_id", &vocab->bos, error) ||
+        !read_id(g, "tokenizer.ggml.eos_token_id", &vocab->eos, error) ||
+        !read_id(g, "tokenizer.ggml.eot_token_id", &vocab->eot, error) ||
         !read_id(g, "tokenizer.ggml.eom_token_id", &vocab->eom, error) ||
         !read_id(g, "tokenizer.ggml.unknown_token_id", &vocab->unk, error) ||
         !read_choice(g, "tokenizer.ggml.add_bos_token", &vocab->adds_bos, error) ||
-        !read_choice(g, "tokenizer.ggml.add_space_prefix", &vocab->adds_space_prefix, error) || !refuse_normalization(g, error)) {
+        !read_choice(g, "tokenizer.ggml.add_space_prefix", &vocab->adds_space_prefix, error) ||
+        !refuse_normalization(g, error)) {
         return NULL;
     }
     vocab->model = v.model;

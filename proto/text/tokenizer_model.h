@@ -1,4 +1,5 @@
-/* The loaded tokenizer, shared by the files that build it and those that encode with it. Private to proto/text. */
+/* The loaded tokenizer, shared by the files that build it and those that encode with it. Private to
+ * proto/text. */
 #pragma once
 
 #include "proto/text/merge_queue.h"
@@ -6,7 +7,8 @@
 #include "proto/text/token_table.h"
 #include "proto/text/tokenizer_vocab.h"
 
-/* More than any context window holds. A text without a break takes about 52 bytes for each of its own while it is merged. */
+/* More than any context window holds. A text without a break takes about 52 bytes for each of its
+ * own while it is merged. */
 #define TOKENIZER_TEXT_MAX (16u << 20)
 #define TOKENIZER_TOKENS_MAX (4u << 20)
 #define TOKENIZER_TOKEN_BYTES_MAX 4096u
@@ -22,12 +24,14 @@ struct Tokenizer {
     uint32_t n_tokens;
     int64_t bos, eos, unk;
 
-    GByteArray *texts, *pieces;        /* blobs: tokens as the vocabulary spells them and as text has them */
+    GByteArray *texts,
+        *pieces; /* blobs: tokens as the vocabulary spells them and as text has them */
     TextSlice *text_slices, *piece_slices; /* n_tokens each */
-    uint8_t *kinds;                    /* n_tokens, TokenKind */
-    int64_t byte_ids[256];             /* token of one byte, -1 if none */
+    uint8_t *kinds;                        /* n_tokens, TokenKind */
+    int64_t byte_ids[256];                 /* token of one byte, -1 if none */
 
-    /* Sorted by piece: user-defined tokens, which are cut out of every text; and those together with control tokens. */
+    /* Sorted by piece: user-defined tokens, which are cut out of every text; and those together
+     * with control tokens. */
     uint32_t *always_special, *all_special;
     uint32_t n_always_special, n_all_special;
 
@@ -41,7 +45,7 @@ struct Tokenizer {
     TokenTable by_piece; /* only where words are looked up whole */
 
     /* SentencePiece */
-    TokenTable by_text;   /* normal, user-defined, unused */
+    TokenTable by_text;    /* normal, user-defined, unused */
     uint32_t *score_order; /* n_tokens: 0 = highest score, equal scores share a number */
 };
 

@@ -1,5 +1,6 @@
-/* SentencePiece's BPE (Kudo and Richardson 2018, arXiv 1808.06226): spaces become U+2581, characters are joined in order of the score of the token
- * that results, and what is no token is spelled in byte tokens. No word boundaries: the whole text is one list. */
+/* SentencePiece's BPE (Kudo and Richardson 2018, arXiv 1808.06226): spaces become U+2581,
+ * characters are joined in order of the score of the token that results, and what is no token is
+ * spelled in byte tokens. No word boundaries: the whole text is one list. */
 #include "proto/text/tokenizer_model.h"
 
 #include "proto/base/checked.h"
@@ -14,7 +15,10 @@ enum { SPACE_MARK_LENGTH = 3 };
 
 static int hex_digit(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                  : -1;
 }
 
 int tokenizer_spm_byte(const char *text, size_t length)
@@ -29,12 +33,14 @@ int tokenizer_spm_byte(const char *text, size_t length)
 void tokenizer_spm_append_piece(const Tokenizer *t, uint32_t id, const char *text, size_t length)
 {
     if (t->kinds[id] == TOKEN_BYTE) {
-        guint8 byte = (guint8)tokenizer_spm_byte(text, length); /* checked by the build before any piece is given out */
+        guint8 byte = (guint8)tokenizer_spm_byte(
+            text, length); /* checked by the build before any piece is given out */
         g_byte_array_append(t->pieces, &byte, 1);
         return;
     }
     for (size_t at = 0; at < length;) {
-        if (length - at >= SPACE_MARK_LENGTH && memcmp(text + at, SPACE_MARK, SPACE_MARK_LENGTH) == 0) {
+        if (length - at >= SPACE_MARK_LENGTH &&
+            memcmp(text + at, SPACE_MARK, SPACE_MARK_LENGTH) == 0) {
             g_byte_array_append(t->pieces, (const guint8 *)" ", 1);
             at += SPACE_MARK_LENGTH;
         } else {
@@ -55,19 +61,23 @@ static bool spm_build_order(Tokenizer *t, const TokenizerVocab *vocab, GError **
 {
     for (uint32_t id = 0; id < t->n_tokens; id++) {
         if (!isfinite(vocab->scores[id])) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "tokenizer.ggml.scores[%u] is not a finite number", id);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "tokenizer.ggml.scores[%u] is not a finite number", id);
             return false;
         }
     }
     t->score_order = weft_alloc(t->n_tokens, sizeof *t->score_order, "token scores", error);
-    uint32_t *sorted = t->score_order != NULL ? weft_alloc(t->n_tokens, sizeof *sorted, "token scores", error) : NULL;
+    uint32_t *sorted = t->score_order != NULL
+                           ? weft_alloc(t->n_tokens, sizeof *sorted, "token scores", error)
+                           : NULL;
     if (sorted == NULL) {
         return false;
     }
     for (uint32_t i = 0; i < t->n_tokens; i++) {
         sorted[i] = i;
     }
-    g_qsort_with_data(sorted, (gint)t->n_tokens, sizeof *sorted, compare_scores, (gpointer)vocab->scores);
+    g_qsort_with_data(sorted, (gint)t->n_tokens, sizeof *sorted, compare_scores,
+                      (gpointer)vocab->scores);
     for (uint32_t i = 1; i < t->n_tokens; i++) {
         bool lower = vocab->scores[sorted[i]] < vocab->scores[sorted[i - 1]];
         t->score_order[sorted[i]] = t->score_order[sorted[i - 1]] + lower;
@@ -79,7 +89,8 @@ static bool spm_build_order(Tokenizer *t, const TokenizerVocab *vocab, GError **
 /* Control, unknown and byte tokens are never made out of text. */
 static bool spm_build_lookup(Tokenizer *t, GError **error)
 {
-    if (!token_table_init(&t->by_text, (const char *)t->texts->data, t->text_slices, t->n_tokens, error)) {
+    if (!token_table_init(&t->by_text, (const char *)t->texts->data, t->text_slices, t->n_tokens,
+                          error)) {
         return false;
     }
     for (uint32_t id = 0; id < t->n_tokens; id++) {
@@ -87,9 +98,12 @@ static bool spm_build_lookup(Tokenizer *t, GError **error)
         if (t->kinds[id] == TOKEN_BYTE) {
             int byte = tokenizer_spm_byte(text, t->text_slices[id].length);
             if (byte < 0) {
-                g_autofree char *shown = g_utf8_make_valid(text, (gssize)MIN(t->text_slices[id].length, 16));
-                g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "token %u is of type byte, but its text is \"%s\" instead of <0x00> to <0xFF>", id,
-                            shown);
+                g_autofree char *shown =
+                    g_utf8_make_valid(text, (gssize)MIN(t->text_slices[id].length, 16));
+                g_set_error(
+                    error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "token %u is of type byte, but its text is \"%s\" instead of <0x00> to <0xFF>",
+                    id, shown);
                 return false;
             }
             t->byte_ids[byte] = t->byte_ids[byte] < 0 ? id : t->byte_ids[byte];
@@ -104,7 +118,8 @@ static bool spm_build_lookup(Tokenizer *t, GError **error)
 bool tokenizer_spm_build(Tokenizer *t, const TokenizerVocab *vocab, GError **error)
 {
     if (vocab->kinds == NULL || vocab->scores == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "tokenizer.ggml.%s is missing, which model llama needs",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "tokenizer.ggml.%s is missing, which model llama needs",
                     vocab->scores == NULL ? "scores" : "token_type");
         return false;
     }
@@ -119,20 +134,24 @@ bool tokenizer_spm_build(Tokenizer *t, const TokenizerVocab *vocab, GError **err
 typedef struct SpmRun {
     EncodeRun *run;
     const char *text; /* normalized */
-    GHashTable *splits; /* unused token id -> bytes of its left part; NULL if the vocabulary has none */
+    GHashTable
+        *splits; /* unused token id -> bytes of its left part; NULL if the vocabulary has none */
     bool after_unknown;
 } SpmRun;
 
-static bool spm_rule(void *user, const MergeSymbol *left, const MergeSymbol *right, uint32_t *order_out, uint32_t *id_out)
+static bool spm_rule(void *user, const MergeSymbol *left, const MergeSymbol *right,
+                     uint32_t *order_out, uint32_t *id_out)
 {
     SpmRun *spm = user;
     const Tokenizer *t = spm->run->tokenizer;
-    int64_t id = token_table_find(&t->by_text, spm->text + left->start, (size_t)left->length + right->length);
+    int64_t id = token_table_find(&t->by_text, spm->text + left->start,
+                                  (size_t)left->length + right->length);
     if (id < 0) {
         return false;
     }
     if (t->kinds[id] == TOKEN_UNUSED) {
-        g_hash_table_insert(spm->splits, GUINT_TO_POINTER((guint)id), GUINT_TO_POINTER(left->length));
+        g_hash_table_insert(spm->splits, GUINT_TO_POINTER((guint)id),
+                            GUINT_TO_POINTER(left->length));
     }
     *order_out = t->score_order[id];
     *id_out = (uint32_t)id;
@@ -145,7 +164,8 @@ static void spm_emit(SpmRun *spm, uint32_t id)
     spm->after_unknown = false;
 }
 
-/* Bytes that no token spells: byte tokens if there are any, else one unknown token for the whole run of them. */
+/* Bytes that no token spells: byte tokens if there are any, else one unknown token for the whole
+ * run of them. */
 static void spm_emit_missing(SpmRun *spm, const char *text, size_t length)
 {
     const Tokenizer *t = spm->run->tokenizer;
@@ -160,7 +180,8 @@ static void spm_emit_missing(SpmRun *spm, const char *text, size_t length)
     }
 }
 
-/* A token that is marked unused serves as a step of merging only and is taken apart again. Depth: the bytes of a token. */
+/* A token that is marked unused serves as a step of merging only and is taken apart again. Depth:
+ * the bytes of a token. */
 static void spm_emit_text(SpmRun *spm, const char *text, size_t length)
 {
     const Tokenizer *t = spm->run->tokenizer;
@@ -169,7 +190,10 @@ static void spm_emit_text(SpmRun *spm, const char *text, size_t length)
         spm_emit_missing(spm, text, length);
         return;
     }
-    size_t left = t->kinds[id] == TOKEN_UNUSED ? GPOINTER_TO_UINT(g_hash_table_lookup(spm->splits, GUINT_TO_POINTER((guint)id))) : 0;
+    size_t left =
+        t->kinds[id] == TOKEN_UNUSED
+            ? GPOINTER_TO_UINT(g_hash_table_lookup(spm->splits, GUINT_TO_POINTER((guint)id)))
+            : 0;
     if (left == 0) {
         spm_emit(spm, (uint32_t)id);
         return;
@@ -235,7 +259,8 @@ bool tokenizer_spm_encode(EncodeRun *run, const char *text, size_t length, GErro
     }
     merge_queue_run(&run->queue, spm_rule, &spm);
     for (uint32_t i = 0; i != UINT32_MAX; i = run->queue.symbols[i].next) {
-        spm_emit_text(&spm, normalized->str + run->queue.symbols[i].start, run->queue.symbols[i].length);
+        spm_emit_text(&spm, normalized->str + run->queue.symbols[i].start,
+                      run->queue.symbols[i].length);
     }
     g_clear_pointer(&spm.splits, g_hash_table_destroy);
     return true;

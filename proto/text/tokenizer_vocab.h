@@ -1,4 +1,5 @@
-/* TokenizerVocab: what a model file says about its tokens, before anything is checked. tokenizer_from_gguf() fills it from a file, tests by hand. */
+/* TokenizerVocab: what a model file says about its tokens, before anything is checked.
+ * tokenizer_from_gguf() fills it from a file, tests by hand. */
 #pragma once
 
 #include "proto/text/tokenizer.h"
@@ -23,13 +24,14 @@ typedef enum VocabChoice { VOCAB_DEFAULT = -1, VOCAB_NO = 0, VOCAB_YES = 1 } Voc
 typedef struct TokenizerVocab {
     const char *model, *pre; /* pre: NULL if the file has none */
     uint64_t n_tokens, n_merges;
-    const VocabText *tokens; /* n_tokens */
-    const int64_t *kinds;    /* n_tokens or NULL */
-    const double *scores;    /* n_tokens or NULL */
-    const VocabText *merges; /* n_merges: "left right" */
+    const VocabText *tokens;         /* n_tokens */
+    const int64_t *kinds;            /* n_tokens or NULL */
+    const double *scores;            /* n_tokens or NULL */
+    const VocabText *merges;         /* n_merges: "left right" */
     int64_t bos, eos, eot, eom, unk; /* -1: none */
     VocabChoice adds_bos, adds_space_prefix;
 } TokenizerVocab;
 
-/* Copies what it needs (all borrowed). INVALID names the key, the value and what is supported; MEMORY. */
+/* Copies what it needs (all borrowed). INVALID names the key, the value and what is supported;
+ * MEMORY. */
 Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error);

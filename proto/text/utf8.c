@@ -1,6 +1,7 @@
 #include "proto/text/utf8.h"
 
-/* Table 3-7 of the Unicode standard: the length of a character and the range of its second byte follow from the first. */
+/* Table 3-7 of the Unicode standard: the length of a character and the range of its second byte
+ * follow from the first. */
 static int utf8_lead(uint8_t lead, uint8_t *low, uint8_t *high)
 {
     *low = 0x80;
@@ -85,7 +86,7 @@ size_t utf8_valid_run(const char *s, size_t n)
 
 bool utf8_is_space(uint32_t code)
 {
-    return (code >= 9 && code <= 13) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
-           (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 || code == 0x202F || code == 0x205F ||
-           code == 0x3000;
+    return (code >= 9 && code <= 13) || code == 0x20 || code == 0x85 || code == 0xA0 ||
+           code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||
+           code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
 }

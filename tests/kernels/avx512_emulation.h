@@ -1,5 +1,6 @@
-/* The AVX-512 intrinsics that kernels/avx512/matmul*.c use, lane by lane in C after the manual (Intel SDM volume 2), so that the parity tests run
- * that code on CPUs without the instructions. Included by kernels/avx512/matmul.h in a test's build only. */
+/* The AVX-512 intrinsics that kernels/avx512/matmul*.c use, lane by lane in C after the manual
+ * (Intel SDM volume 2), so that the parity tests run that code on CPUs without the instructions.
+ * Included by kernels/avx512/matmul.h in a test's build only. */
 #pragma once
 
 #include <immintrin.h>
@@ -21,23 +22,23 @@ typedef union Emu {
 typedef int16_t EmuBf16 __attribute__((vector_size(64), may_alias));
 
 #define EMU static __attribute__((noinline, unused)) /* else the tiles take a minute to compile */
-#define EMU_PS(name, params, expression)                                                                                \
-    EMU __m512 name params                                                                                               \
-    {                                                                                                                    \
-        Emu out;                                                                                                         \
-        for (int i = 0; i < 16; i++) {                                                                                   \
-            out.f32[i] = expression;                                                                                     \
-        }                                                                                                                \
-        return out.ps;                                                                                                   \
+#define EMU_PS(name, params, expression)                                                           \
+    EMU __m512 name params                                                                         \
+    {                                                                                              \
+        Emu out;                                                                                   \
+        for (int i = 0; i < 16; i++) {                                                             \
+            out.f32[i] = expression;                                                               \
+        }                                                                                          \
+        return out.ps;                                                                             \
     }
-#define EMU_SI(name, params, n, field, expression)                                                                      \
-    EMU __m512i name params                                                                                              \
-    {                                                                                                                    \
-        Emu out;                                                                                                         \
-        for (int i = 0; i < n; i++) {                                                                                    \
-            out.field[i] = expression;                                                                                   \
-        }                                                                                                                \
-        return out.si;                                                                                                   \
+#define EMU_SI(name, params, n, field, expression)                                                 \
+    EMU __m512i name params                                                                        \
+    {                                                                                              \
+        Emu out;                                                                                   \
+        for (int i = 0; i < n; i++) {                                                              \
+            out.field[i] = expression;                                                             \
+        }                                                                                          \
+        return out.si;                                                                             \
     }
 
 /* One fma of the CPU, under the MXCSR of the moment. */
@@ -45,7 +46,10 @@ EMU float emu_fma(float a, float b, float c)
 {
     float out;
     __m128 r = _mm_set_ss(c);
-    __asm__ volatile("vfmadd231ss %1, %2, %0" : "+x"(r) : "x"(_mm_set_ss(a)), "x"(_mm_set_ss(b)) : "memory");
+    __asm__ volatile("vfmadd231ss %1, %2, %0"
+                     : "+x"(r)
+                     : "x"(_mm_set_ss(a)), "x"(_mm_set_ss(b))
+                     : "memory");
     _mm_store_ss(&out, r);
     return out;
 }
@@ -53,8 +57,10 @@ EMU float emu_fma(float a, float b, float c)
 EMU_PS(emu_setzero_ps, (void), 0)
 EMU_PS(emu_set1_ps, (float a), a)
 EMU_PS(emu_mul_ps, (__m512 a, __m512 b), ((Emu)a).f32[i] * ((Emu)b).f32[i])
-EMU_PS(emu_fmadd_ps, (__m512 a, __m512 b, __m512 c), emu_fma(((Emu)a).f32[i], ((Emu)b).f32[i], ((Emu)c).f32[i]))
-EMU_PS(emu_fnmadd_ps, (__m512 a, __m512 b, __m512 c), emu_fma(-((Emu)a).f32[i], ((Emu)b).f32[i], ((Emu)c).f32[i]))
+EMU_PS(emu_fmadd_ps, (__m512 a, __m512 b, __m512 c),
+       emu_fma(((Emu)a).f32[i], ((Emu)b).f32[i], ((Emu)c).f32[i]))
+EMU_PS(emu_fnmadd_ps, (__m512 a, __m512 b, __m512 c),
+       emu_fma(-((Emu)a).f32[i], ((Emu)b).f32[i], ((Emu)c).f32[i]))
 EMU_PS(emu_cvtepi32_ps, (__m512i a), (float)((Emu)a).i32[i])
 EMU_PS(emu_castsi512_ps, (__m512i a), ((Emu)a).f32[i])
 EMU_SI(emu_setzero_si512, (void), 16, i32, 0)

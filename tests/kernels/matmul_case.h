@@ -1,5 +1,5 @@
-/* What matmul tests share: random weights in file format, packed; activations; a call of a table's kernel. Header-only, so that unit and
- * parity tests can use it. */
+/* What matmul tests share: random weights in file format, packed; activations; a call of a table's
+ * kernel. Header-only, so that unit and parity tests can use it. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -8,8 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const Dtype weight_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
-                                     DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+static const Dtype weight_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,
+                                     DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q8_0,
+                                     DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
 
 static inline uint64_t case_random(uint64_t *state)
 {
@@ -42,18 +43,19 @@ typedef struct MatmulCase {
     size_t row_bytes;
     uint8_t *file; /* n_out rows in file format */
     PackedMatrix w;
-    float *x;      /* [rows][n_in] */
+    float *x; /* [rows][n_in] */
 } MatmulCase;
 
 typedef enum CaseValues {
     VALUES_NORMAL,
-    VALUES_EXTREME,    /* random scale exponents in weights and activations, zero blocks */
-    VALUES_SUBNORMAL,  /* products around 2^-126 */
+    VALUES_EXTREME,   /* random scale exponents in weights and activations, zero blocks */
+    VALUES_SUBNORMAL, /* products around 2^-126 */
 } CaseValues;
 
 static inline float case_value(CaseValues values, uint64_t *state, uint32_t k)
 {
-    static const float extremes[] = {0, 1, 0x1p-20f, 0x1p10f, 0x1p-60f, 0x1p30f, 0x1p-110f, -0.0f, 0x1p-130f, 0x1p60f};
+    static const float extremes[] = {0,       1,         0x1p-20f, 0x1p10f,   0x1p-60f,
+                                     0x1p30f, 0x1p-110f, -0.0f,    0x1p-130f, 0x1p60f};
     const float v = case_normal(state);
     if (values == VALUES_EXTREME) {
         return v * extremes[(case_random(state) >> 20 & 3) ? k / 32 % 2 : case_random(state) % 10];
@@ -69,7 +71,8 @@ static inline void case_wild_scales(Dtype type, uint8_t *row, uint32_t n_in, uin
 {
     const DtypeInfo *info = dtype_info(type);
     for (uint32_t b = 0; b < n_in / info->block; b++, row += info->block_bytes) {
-        const uint16_t d = (uint16_t)(case_random(state) & 0xbbff), m = (uint16_t)(case_random(state) & 0xbbff);
+        const uint16_t d = (uint16_t)(case_random(state) & 0xbbff),
+                       m = (uint16_t)(case_random(state) & 0xbbff);
         uint8_t *at = row + (type == DTYPE_Q6_K ? 208 : 0);
         memcpy(at, &d, 2);
         if (type == DTYPE_Q4_1 || type == DTYPE_Q5_1 || type == DTYPE_Q4_K || type == DTYPE_Q5_K) {
@@ -81,8 +84,8 @@ static inline void case_wild_scales(Dtype type, uint8_t *row, uint32_t n_in, uin
     }
 }
 
-static inline void matmul_case_init(MatmulCase *c, Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in, CaseValues values,
-                                    uint64_t seed)
+static inline void matmul_case_init(MatmulCase *c, Dtype type, uint32_t rows, uint32_t n_out,
+                                    uint32_t n_in, CaseValues values, uint64_t seed)
 {
     uint64_t state = seed;
     *c = (MatmulCase){.type = type, .rows = rows, .n_out = n_out, .n_in = n_in};
@@ -109,7 +112,8 @@ static inline void matmul_case_init(MatmulCase *c, Dtype type, uint32_t rows, ui
         c->x[i] = case_value(values, &state, (uint32_t)i);
     }
     free(row);
-    c->w = (PackedMatrix){.type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
+    c->w = (PackedMatrix){
+        .type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
     c->w.data = case_alloc((n_out + 15) / 16 * c->w.panel_bytes);
     packed_put(&c->w, c->file, c->row_bytes, 0, n_out, 0, n_in);
 }
@@ -122,7 +126,8 @@ static inline void matmul_case_free(MatmulCase *c)
 }
 
 /* out: [n_subtrees][rows][n_out], `units` as in MatmulArgs. */
-static inline void matmul_case_run(const Kernels *k, const MatmulCase *c, const MatmulUnit *units, uint32_t n_units, float *out)
+static inline void matmul_case_run(const Kernels *k, const MatmulCase *c, const MatmulUnit *units,
+                                   uint32_t n_units, float *out)
 {
     const ActKind kind = act_kind_of(c->type);
     void *act = case_alloc(act_bytes(kind, c->rows, c->n_in));

@@ -1,4 +1,5 @@
-/* Every variant of matmul and act_quantise that this CPU runs, against generic, by memcmp, on awkward shapes and values. */
+/* Every variant of matmul and act_quantise that this CPU runs, against generic, by memcmp, on
+ * awkward shapes and values. */
 #include "kernels/fill.h"
 #include "kernels/ops/packed.h"
 #include "tests/kernels/matmul_case.h"
@@ -10,7 +11,8 @@
 #include <cmocka.h>
 
 #ifdef WEFT_EMULATE_AVX512
-/* Linked instead of the library's: the same sources over tests/kernels/avx512_emulation.h, so any CPU with AVX2 runs them. */
+/* Linked instead of the library's: the same sources over tests/kernels/avx512_emulation.h, so any
+ * CPU with AVX2 runs them. */
 #define NEEDED(isa) ISA_AVX2
 #else
 #define NEEDED(isa) (isa)
@@ -25,19 +27,21 @@ static bool isa_runs(KernelIsa isa)
     return false;
 }
 
-static void assert_same(const float *a, const float *b, size_t n, const MatmulCase *c, const char *what)
+static void assert_same(const float *a, const float *b, size_t n, const MatmulCase *c,
+                        const char *what)
 {
     for (size_t i = 0; i < n; i++) {
         if (memcmp(a + i, b + i, 4) != 0) {
-            fail_msg("%s %s, %u rows, %u -> %u: value %zu is %a, generic %a", dtype_info(c->type)->name, what, c->rows, c->n_in,
-                     c->n_out, i, (double)a[i], (double)b[i]);
+            fail_msg("%s %s, %u rows, %u -> %u: value %zu is %a, generic %a",
+                     dtype_info(c->type)->name, what, c->rows, c->n_in, c->n_out, i, (double)a[i],
+                     (double)b[i]);
         }
     }
 }
 
 /* A guard behind the output: nothing beyond n_out may be written. */
-static void check_case(const Kernels *k, const MatmulCase *c, const MatmulUnit *units, uint32_t n_units, uint32_t n_subtrees,
-                       const char *what)
+static void check_case(const Kernels *k, const MatmulCase *c, const MatmulUnit *units,
+                       uint32_t n_units, uint32_t n_subtrees, const char *what)
 {
     const size_t n = (size_t)n_subtrees * c->rows * c->n_out;
     float *got = case_alloc((n + 16) * 4), *want = case_alloc((n + 16) * 4);
@@ -54,22 +58,27 @@ static void check_case(const Kernels *k, const MatmulCase *c, const MatmulUnit *
 static void parity_shapes(KernelIsa isa)
 {
     static const uint32_t rows[] = {1, 2, 3, 4, 5, 8, 23, 64}, outs[] = {1, 15, 16, 17, 48, 100};
-    static const uint32_t ins[] = {32, 64, 96, 256, 576, 1536}, float_ins[] = {1, 2, 7, 32, 101, 576};
+    static const uint32_t ins[] = {32, 64, 96, 256, 576, 1536},
+                          float_ins[] = {1, 2, 7, 32, 101, 576};
     if (!isa_runs(isa)) {
         skip();
     }
     for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
         const uint32_t block = dtype_info(weight_types[t])->block;
         for (size_t i = 0; i < G_N_ELEMENTS(ins); i++) {
-            const uint32_t n_in = block == 1 ? float_ins[i] : block == 256 ? 256 * (uint32_t)(i / 2 + 1) : ins[i];
-            /* Each shape of rows with two widths, each width with three or so: the whole product is slow in generic. */
+            const uint32_t n_in = block == 1     ? float_ins[i]
+                                  : block == 256 ? 256 * (uint32_t)(i / 2 + 1)
+                                                 : ins[i];
+            /* Each shape of rows with two widths, each width with three or so: the whole product is
+             * slow in generic. */
             for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
                 for (size_t o = (i + r) % 3; o < G_N_ELEMENTS(outs); o += 3) {
                     MatmulCase c;
                     if (rows[r] * outs[o] * n_in > 1500000) {
                         continue;
                     }
-                    matmul_case_init(&c, weight_types[t], rows[r], outs[o], n_in, VALUES_NORMAL, 1000 * t + 100 * i + 10 * r + o);
+                    matmul_case_init(&c, weight_types[t], rows[r], outs[o], n_in, VALUES_NORMAL,
+                                     1000 * t + 100 * i + 10 * r + o);
                     check_case(kernels_get(isa), &c, NULL, 0, 1, "normal values");
                     matmul_case_free(&c);
                 }
@@ -87,7 +96,8 @@ static void parity_values(KernelIsa isa)
         for (uint64_t seed = 0; seed < 6; seed++) {
             const uint32_t n_in = dtype_info(weight_types[t])->block == 1 ? 203 : 1024;
             MatmulCase c;
-            matmul_case_init(&c, weight_types[t], seed % 2 ? 1 : 7, 33, n_in, seed % 3 ? VALUES_EXTREME : VALUES_SUBNORMAL, 77 + seed);
+            matmul_case_init(&c, weight_types[t], seed % 2 ? 1 : 7, 33, n_in,
+                             seed % 3 ? VALUES_EXTREME : VALUES_SUBNORMAL, 77 + seed);
             check_case(kernels_get(isa), &c, NULL, 0, 1, "extreme values");
             matmul_case_free(&c);
         }
@@ -115,7 +125,8 @@ static void parity_saturation(KernelIsa isa)
                 for (uint32_t b = 0; b < c.n_out * c.n_in / info->block; b++) {
                     uint8_t *block = c.file + b * info->block_bytes;
                     memcpy(block + (c.type == DTYPE_Q6_K ? 208 : 0), &d, 2);
-                    if (c.type == DTYPE_Q4_1 || c.type == DTYPE_Q5_1 || c.type == DTYPE_Q4_K || c.type == DTYPE_Q5_K) {
+                    if (c.type == DTYPE_Q4_1 || c.type == DTYPE_Q5_1 || c.type == DTYPE_Q4_K ||
+                        c.type == DTYPE_Q5_K) {
                         memcpy(block + 2, &m, 2);
                     }
                 }
@@ -150,8 +161,9 @@ static void parity_units(KernelIsa isa)
                     for (uint32_t u = 0; u < n; u++) {
                         units[u] = (MatmulUnit){u + 1 == n ? short_width : width, steps[u]};
                     }
-                    matmul_case_init(&c, weight_types[t], 1 + n_leaves % 6, 15 + n_leaves, (n - 1) * width + short_width,
-                                     VALUES_NORMAL, n_leaves * 100 + first * 10 + last);
+                    matmul_case_init(&c, weight_types[t], 1 + n_leaves % 6, 15 + n_leaves,
+                                     (n - 1) * width + short_width, VALUES_NORMAL,
+                                     n_leaves * 100 + first * 10 + last);
                     check_case(kernels_get(isa), &c, units, n, n_subtrees, "units");
                     matmul_case_free(&c);
                 }
@@ -207,21 +219,26 @@ static void parity_activations(KernelIsa isa)
     for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
         for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
             for (int values = 0; values < 5; values++) {
-                const uint32_t n_in = kind == ACT_F32 || kind == ACT_BF16 ? 77 + (uint32_t)values : 512, ld = n_in + 3;
+                const uint32_t n_in = kind == ACT_F32 || kind == ACT_BF16 ? 77 + (uint32_t)values
+                                                                          : 512,
+                               ld = n_in + 3;
                 const size_t bytes = act_bytes((ActKind)kind, rows[r], n_in);
                 uint64_t state = 9 + r;
                 float *x = case_alloc(rows[r] * ld * 4);
                 uint8_t *got = case_alloc(bytes), *want = case_alloc(bytes);
                 for (uint32_t i = 0; i < rows[r] * ld; i++) {
-                    x[i] = values < 3 ? case_value((CaseValues)values, &state, i) : case_normal(&state) * 0x1p-98f;
+                    x[i] = values < 3 ? case_value((CaseValues)values, &state, i)
+                                      : case_normal(&state) * 0x1p-98f;
                     if (values == 4) { /* every bit pattern, infinities and NaN among them */
-                        const uint32_t bits = (uint32_t)case_random(&state) | (i % 97 == 0 ? 0x7f800000u : 0);
+                        const uint32_t bits =
+                            (uint32_t)case_random(&state) | (i % 97 == 0 ? 0x7f800000u : 0);
                         memcpy(&x[i], &bits, 4);
                     }
                 }
                 memset(got, 0xee, bytes);
                 memset(want, 0xee, bytes);
-                kernels_get(ISA_GENERIC)->act_quantise[kind](x, ld, rows[r], 0, rows[r], n_in, want);
+                kernels_get(ISA_GENERIC)
+                    ->act_quantise[kind](x, ld, rows[r], 0, rows[r], n_in, want);
                 kernels_get(isa)->act_quantise[kind](x, ld, rows[r], 0, rows[r], n_in, got);
                 assert_memory_equal(got, want, bytes);
                 free(x);
@@ -268,13 +285,14 @@ static void parity_mxcsr(KernelIsa isa)
     matmul_case_free(&c);
 }
 
-#define ISA_TESTS(X, isa, name)                                                                                         \
-    X(shapes, isa, name) X(values, isa, name) X(saturation, isa, name) X(units, isa, name) X(split, isa, name)           \
-    X(activations, isa, name) X(not_finite, isa, name) X(mxcsr, isa, name)
-#define DEFINE(what, isa, name)                                                                                         \
-    static void what##_##name(void **state)                                                                              \
-    {                                                                                                                    \
-        parity_##what(isa);                                                                                              \
+#define ISA_TESTS(X, isa, name)                                                                    \
+    X(shapes, isa, name)                                                                           \
+    X(values, isa, name) X(saturation, isa, name) X(units, isa, name) X(split, isa, name)          \
+        X(activations, isa, name) X(not_finite, isa, name) X(mxcsr, isa, name)
+#define DEFINE(what, isa, name)                                                                    \
+    static void what##_##name(void **state)                                                        \
+    {                                                                                              \
+        parity_##what(isa);                                                                        \
     }
 #define LIST(what, isa, name) cmocka_unit_test(what##_##name),
 
@@ -292,7 +310,8 @@ static void vdpbf16ps(void **state)
     assert_true(table.matmul[DTYPE_BF16] != kernels_get(ISA_AVX512)->matmul[DTYPE_BF16]);
     for (uint64_t seed = 0; seed < 40; seed++) {
         MatmulCase c;
-        matmul_case_init(&c, DTYPE_BF16, 1 + seed % 6, 33, 30 + (uint32_t)seed * 5, (CaseValues)(seed % 3), seed);
+        matmul_case_init(&c, DTYPE_BF16, 1 + seed % 6, 33, 30 + (uint32_t)seed * 5,
+                         (CaseValues)(seed % 3), seed);
         check_case(&table, &c, NULL, 0, 1, "VDPBF16PS");
         matmul_case_free(&c);
     }
@@ -303,9 +322,11 @@ ISA_TESTS(DEFINE, ISA_AVX512, avx512)
 int main(void)
 {
 #ifdef WEFT_EMULATE_AVX512
-    const struct CMUnitTest tests[] = {ISA_TESTS(LIST, ISA_AVX512, avx512) cmocka_unit_test(vdpbf16ps)};
+    const struct CMUnitTest tests[] = {ISA_TESTS(LIST, ISA_AVX512, avx512)
+                                           cmocka_unit_test(vdpbf16ps)};
 #else
-    const struct CMUnitTest tests[] = {ISA_TESTS(LIST, ISA_AVX2, avx2) ISA_TESTS(LIST, ISA_AVX512, avx512)};
+    const struct CMUnitTest tests[] = {ISA_TESTS(LIST, ISA_AVX2, avx2)
+                                           ISA_TESTS(LIST, ISA_AVX512, avx512)};
 #endif
     return cmocka_run_group_tests_name("matmul-parity", tests, NULL, NULL);
 }

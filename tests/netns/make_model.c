@@ -1,5 +1,5 @@
-/* make-model FILE [large]: a small random model that splits over several hosts and can talk for long; or one whose weights, some 200 MB, are
- * most of what a worker holds. */
+/* make-model FILE [large]: a small random model that splits over several hosts and can talk for
+ * long; or one whose weights, some 200 MB, are most of what a worker holds. */
 #include "tests/golden/gguf_builder.h"
 
 #include <stdio.h>

@@ -25,9 +25,12 @@ static Plan *layout_plan(const ModelSpec *spec, const LocalLayout *layout)
     Plan *plan = g_new0(Plan, 1);
     plan->job = g_strdup("job-1");
     plan->model = g_strdup("local");
-    plan->definition = (Definition){.numerics_version = 1, .kv_type = layout->kv_type, .context = layout->context ? layout->context : 256};
+    plan->definition = (Definition){.numerics_version = 1,
+                                    .kv_type = layout->kv_type,
+                                    .context = layout->context ? layout->context : 256};
     plan->streams = layout->streams ? layout->streams : 4;
-    plan->kv_pages = (uint64_t)plan->streams * ((plan->definition.context + KV_BLOCK - 1) / KV_BLOCK);
+    plan->kv_pages =
+        (uint64_t)plan->streams * ((plan->definition.context + KV_BLOCK - 1) / KV_BLOCK);
     plan->max_rows = layout->max_rows ? layout->max_rows : 64;
     plan->reasons = g_ptr_array_new_with_free_func(g_free);
     plan->n_replicas = 1;
@@ -110,13 +113,16 @@ static void start_all(LocalReplica *l, bool seal)
     uint32_t i = 0;
     for (uint32_t s = 0; s < l->plan->replicas[0].n_stages; s++) {
         for (uint32_t r = 0; r < l->plan->replicas[0].stages[s].n_ranks; r++, i++) {
-            peers[i] = (EnginePeer){.stage = s, .rank = r, .worker = l->plan->replicas[0].stages[s].ranks[r].worker,
+            peers[i] = (EnginePeer){.stage = s,
+                                    .rank = r,
+                                    .worker = l->plan->replicas[0].stages[s].ranks[r].worker,
                                     .address = engine_address(l->engines[i])};
             boot_id_of(i, peers[i].boot_id);
         }
     }
     for (i = 0; i < l->n; i++) {
-        engine_start(l->engines[i], secret, peers[i].boot_id, seal, peers, l->n, main_loop_loop(l->loop), on_ready, l);
+        engine_start(l->engines[i], secret, peers[i].boot_id, seal, peers, l->n,
+                     main_loop_loop(l->loop), on_ready, l);
     }
     if (!main_loop_run_until(l->loop, &l->ready, 20000000)) {
         l->start_error = g_strdup("engines did not greet each other within 20 s");
@@ -126,7 +132,8 @@ static void start_all(LocalReplica *l, bool seal)
     }
 }
 
-LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, const LinkFill *fill, GError **error)
+LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, const LinkFill *fill,
+                                GError **error)
 {
     LocalReplica *l = g_new0(LocalReplica, 1);
     l->gguf = gguf;
@@ -150,9 +157,19 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, con
     for (uint32_t s = 0; s < layout->pp; s++) {
         for (uint32_t r = 0; r < layout->tp[s]; r++, i++) {
             l->shards[i] = load_shard(l, s, r, error);
-            const EngineOptions options = {.spec = l->spec, .plan = l->plan, .shard = l->shards[i], .stage = s, .rank = r, .generation = 1,
-                                           .epoch = 1, .threads = MAX(layout->threads, 1u), .isa = layout->isa, .kernels = layout->kernels, .fill = fill,
-                                           .crowded = true, .predicted_step_s = 1};
+            const EngineOptions options = {.spec = l->spec,
+                                           .plan = l->plan,
+                                           .shard = l->shards[i],
+                                           .stage = s,
+                                           .rank = r,
+                                           .generation = 1,
+                                           .epoch = 1,
+                                           .threads = MAX(layout->threads, 1u),
+                                           .isa = layout->isa,
+                                           .kernels = layout->kernels,
+                                           .fill = fill,
+                                           .crowded = true,
+                                           .predicted_step_s = 1};
             l->engines[i] = l->shards[i] != NULL ? engine_new(&options, error) : NULL;
             if (l->engines[i] == NULL) {
                 local_replica_free(l);
@@ -237,15 +254,22 @@ static void on_token(const EngineToken *t, void *user)
     }
 }
 
-void local_replica_run(LocalReplica *l, const EngineRequest *requests, unsigned n, LocalResult *results)
+void local_replica_run(LocalReplica *l, const EngineRequest *requests, unsigned n,
+                       LocalResult *results)
 {
     g_autofree Waiter *w = g_new0(Waiter, n);
     unsigned left = n;
     bool done = false;
     for (unsigned i = 0; i < n; i++) {
         results[i] = (LocalResult){0};
-        w[i] = (Waiter){&results[i], g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 16),
-                        g_array_new(FALSE, FALSE, 4), g_array_new(FALSE, FALSE, 1), &left, &done};
+        w[i] = (Waiter){&results[i],
+                        g_array_new(FALSE, FALSE, 4),
+                        g_array_new(FALSE, FALSE, 4),
+                        g_array_new(FALSE, FALSE, 16),
+                        g_array_new(FALSE, FALSE, 4),
+                        g_array_new(FALSE, FALSE, 1),
+                        &left,
+                        &done};
         engine_submit(l->engines[0], &requests[i], main_loop_loop(l->loop), on_token, &w[i]);
     }
     if (!main_loop_run_until(l->loop, &done, 60000000)) {
@@ -277,7 +301,8 @@ void local_result_clear(LocalResult *r)
     *r = (LocalResult){0};
 }
 
-void local_replica_greedy(LocalReplica *l, const uint32_t *prompt, uint32_t n_prompt, uint32_t n_tokens, LocalResult *result)
+void local_replica_greedy(LocalReplica *l, const uint32_t *prompt, uint32_t n_prompt,
+                          uint32_t n_tokens, LocalResult *result)
 {
     const EngineRequest request = {.prompt = prompt, .n_prompt = n_prompt, .max_tokens = n_tokens};
     local_replica_run(l, &request, 1, result);

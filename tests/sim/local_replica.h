@@ -1,5 +1,6 @@
-/* LocalReplica: one replica of a real model file on engines in this process, over inproc links: the executor of every layout test. Real plan checks, shards,
- * keys and kernels; only the daemons around the engines are left out. */
+/* LocalReplica: one replica of a real model file on engines in this process, over inproc links: the
+ * executor of every layout test. Real plan checks, shards, keys and kernels; only the daemons
+ * around the engines are left out. */
 #pragma once
 
 #include "proto/model/gguf.h"
@@ -8,21 +9,24 @@
 
 typedef struct LocalLayout {
     uint32_t pp;
-    uint32_t tp[8];           /* per stage */
-    const double *weight;     /* NULL = even; else relative weights of a stage's ranks, for uneven cuts */
+    uint32_t tp[8]; /* per stage */
+    const double
+        *weight; /* NULL = even; else relative weights of a stage's ranks, for uneven cuts */
     unsigned threads;
-    int isa;                  /* KernelIsa */
+    int isa;                       /* KernelIsa */
     const struct Kernels *kernels; /* NULL = those of isa */
-    uint32_t max_rows;        /* prefill chunk; 0 = 64 */
-    uint32_t streams, context; /* 0 = 4, 256 */
+    uint32_t max_rows;             /* prefill chunk; 0 = 64 */
+    uint32_t streams, context;     /* 0 = 4, 256 */
     KvType kv_type;
-    bool plain;               /* links unsealed */
-    uint32_t shift;           /* page numbers start here: other placement of KV pages */
+    bool plain;     /* links unsealed */
+    uint32_t shift; /* page numbers start here: other placement of KV pages */
 } LocalLayout;
 
 typedef struct LocalReplica LocalReplica;
 
-LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, const LinkFill *fill /* NULL = inproc of its own */, GError **error);
+LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout,
+                                const LinkFill *fill /* NULL = inproc of its own */,
+                                GError **error);
 void local_replica_free(LocalReplica *r);
 Engine *local_replica_engine(LocalReplica *r, uint32_t global_rank);
 const Plan *local_replica_plan(LocalReplica *r);
@@ -32,7 +36,7 @@ typedef struct LocalResult {
     uint32_t n;
     float *logprobs;
     uint8_t (*hashes)[16];
-    float *logits; /* [n][vocab] when asked for */
+    float *logits;  /* [n][vocab] when asked for */
     uint8_t *trace; /* rows of u32 position + all sites, when asked for */
     size_t trace_bytes;
     char digest[33];
@@ -41,6 +45,8 @@ typedef struct LocalResult {
 void local_result_clear(LocalResult *r);
 
 /* Runs n requests at once and waits for all (at most 60 s; an error says which waited). */
-void local_replica_run(LocalReplica *r, const EngineRequest *requests, unsigned n, LocalResult *results);
+void local_replica_run(LocalReplica *r, const EngineRequest *requests, unsigned n,
+                       LocalResult *results);
 /* The simple case: greedy, n_tokens after the prompt. */
-void local_replica_greedy(LocalReplica *r, const uint32_t *prompt, uint32_t n_prompt, uint32_t n_tokens, LocalResult *result);
+void local_replica_greedy(LocalReplica *r, const uint32_t *prompt, uint32_t n_prompt,
+                          uint32_t n_tokens, LocalResult *result);

@@ -1,4 +1,5 @@
-/* make-model FILE [key=value...]: a tiny model for the system tests. Keys: layers width heads kv head ffn vocab context seed type (F32, Q8_0, ...). */
+/* make-model FILE [key=value...]: a tiny model for the system tests. Keys: layers width heads kv
+ * head ffn vocab context seed type (F32, Q8_0, ...). */
 #include "tests/golden/gguf_builder.h"
 
 #include <stdio.h>
@@ -10,8 +11,9 @@ static uint32_t *number_field(GgufBuilderConfig *c, const char *key)
     const struct {
         const char *key;
         uint32_t *field;
-    } fields[] = {{"layers", &c->n_layers}, {"width", &c->width},         {"heads", &c->n_heads},   {"kv", &c->n_kv_heads},
-                  {"head", &c->head_size},  {"ffn", &c->ffn_width},       {"vocab", &c->vocab_size}, {"context", &c->context}};
+    } fields[] = {{"layers", &c->n_layers},  {"width", &c->width},    {"heads", &c->n_heads},
+                  {"kv", &c->n_kv_heads},    {"head", &c->head_size}, {"ffn", &c->ffn_width},
+                  {"vocab", &c->vocab_size}, {"context", &c->context}};
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         if (strcmp(fields[i].key, key) == 0) {
             return fields[i].field;
@@ -63,7 +65,8 @@ int main(int argc, char **argv)
         }
     }
     if (argc < 2 || !gguf_builder_write(&config, argv[1], &error)) {
-        fprintf(stderr, "make-model: %s\n", error != NULL ? error->message : "a file name is needed");
+        fprintf(stderr, "make-model: %s\n",
+                error != NULL ? error->message : "a file name is needed");
         return 1;
     }
     return 0;

@@ -1,6 +1,7 @@
-/* row-digest FILE VOCABULARY: the digest of NUMERICS 13 from the rows that `weft run --logits` wrote, by xxHash alone (nothing of weft's is linked): each
- * row's chunks of 1,024 logits are hashed, the row hash is the hash of the chunk hashes, the digest the hash of the row hashes; hashes count in canonical
- * (big endian) bytes. */
+/* row-digest FILE VOCABULARY: the digest of NUMERICS 13 from the rows that `weft run --logits`
+ * wrote, by xxHash alone (nothing of weft's is linked): each row's chunks of 1,024 logits are
+ * hashed, the row hash is the hash of the chunk hashes, the digest the hash of the row hashes;
+ * hashes count in canonical (big endian) bytes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <xxhash.h>

@@ -1,5 +1,6 @@
-/* bench-kernels: one thread's matmul speed by weight type. Columns: GOP/s with many rows (weights in cache), GB/s with few rows over weights that
- * do not fit the caches, the same beside a plain read loop over the same buffer (medians of interleaved pairs), and GB/s of packing. */
+/* bench-kernels: one thread's matmul speed by weight type. Columns: GOP/s with many rows (weights
+ * in cache), GB/s with few rows over weights that do not fit the caches, the same beside a plain
+ * read loop over the same buffer (medians of interleaved pairs), and GB/s of packing. */
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 
@@ -11,14 +12,17 @@
 #include <time.h>
 
 static gchar *option_isa = "auto", *option_type = NULL;
-static gint option_rows = 512, option_decode_rows = 1, option_size_mb = 192, option_n_in = 2048, option_cpu = 0, option_runs = 7;
+static gint option_rows = 512, option_decode_rows = 1, option_size_mb = 192, option_n_in = 2048,
+            option_cpu = 0, option_runs = 7;
 
 static const GOptionEntry options[] = {
     {"isa", 0, 0, G_OPTION_ARG_STRING, &option_isa, "auto, generic, avx2 or avx512", "ISA"},
     {"type", 0, 0, G_OPTION_ARG_STRING, &option_type, "only this weight type", "TYPE"},
     {"rows", 0, 0, G_OPTION_ARG_INT, &option_rows, "rows of the large product", "N"},
-    {"decode-rows", 0, 0, G_OPTION_ARG_INT, &option_decode_rows, "rows of the product from memory", "N"},
-    {"size-mb", 0, 0, G_OPTION_ARG_INT, &option_size_mb, "weights of the product from memory", "MB"},
+    {"decode-rows", 0, 0, G_OPTION_ARG_INT, &option_decode_rows, "rows of the product from memory",
+     "N"},
+    {"size-mb", 0, 0, G_OPTION_ARG_INT, &option_size_mb, "weights of the product from memory",
+     "MB"},
     {"n-in", 0, 0, G_OPTION_ARG_INT, &option_n_in, "contraction length", "N"},
     {"cpu", 0, 0, G_OPTION_ARG_INT, &option_cpu, "CPU to run on", "N"},
     {"runs", 0, 0, G_OPTION_ARG_INT, &option_runs, "measurements, of which the median counts", "N"},
@@ -47,7 +51,8 @@ static double median(double *values, int n)
 static void *alloc(size_t n)
 {
     const size_t huge_page = 2u << 20;
-    void *p = n < huge_page ? aligned_alloc(64, (n + 63) / 64 * 64) : aligned_alloc(huge_page, (n + huge_page - 1) / huge_page * huge_page);
+    void *p = n < huge_page ? aligned_alloc(64, (n + 63) / 64 * 64)
+                            : aligned_alloc(huge_page, (n + huge_page - 1) / huge_page * huge_page);
     if (p && n >= huge_page) {
         madvise(p, n, MADV_HUGEPAGE);
     }
@@ -87,7 +92,8 @@ static double make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatri
         }
         quantise_row(type, x, n_in, file + r * row_bytes);
     }
-    *m = (PackedMatrix){.type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
+    *m = (PackedMatrix){
+        .type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
     m->data = alloc((n_out + 15) / 16 * m->panel_bytes);
     const double start = now_s();
     for (uint32_t n = 0; n < n_out; n += 16) {
@@ -106,7 +112,8 @@ typedef struct Product {
     MatmulFn fn;
 } Product;
 
-static double product_init(Product *p, const Kernels *k, Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in)
+static double product_init(Product *p, const Kernels *k, Dtype type, uint32_t rows, uint32_t n_out,
+                           uint32_t n_in)
 {
     const ActKind kind = act_kind_of(type);
     const double packing = make_matrix(type, n_out, n_in, &p->w);
@@ -148,8 +155,9 @@ static void bench(void *user, unsigned thread, unsigned n_threads)
 {
     const Kernels *k = user;
     volatile uint64_t sink = 0;
-    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %14s %14s %10s %10s\n", kernels_isa_name(k->isa), option_n_in, option_cpu, "type",
-           "GOP/s large", "GB/s memory", "of read", "GB/s pack");
+    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %14s %14s %10s %10s\n",
+           kernels_isa_name(k->isa), option_n_in, option_cpu, "type", "GOP/s large", "GB/s memory",
+           "of read", "GB/s pack");
     for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
         if (!k->matmul[type] || (option_type && strcmp(option_type, dtype_info(type)->name) != 0)) {
             continue;
@@ -165,7 +173,8 @@ static void bench(void *user, unsigned thread, unsigned n_threads)
         const size_t panel = packed_panel_bytes((Dtype)type, n_in);
         const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
         const double bytes = (double)panel * n_out / 16;
-        const double packing = product_init(&p, k, (Dtype)type, (uint32_t)option_decode_rows, n_out, n_in);
+        const double packing =
+            product_init(&p, k, (Dtype)type, (uint32_t)option_decode_rows, n_out, n_in);
         for (int i = 0; i < option_runs; i++) {
             const double start = now_s();
             sink += read_all(p.w.data, (size_t)bytes);
@@ -174,7 +183,8 @@ static void bench(void *user, unsigned thread, unsigned n_threads)
             ratios[i] = read / product;
         }
         product_clear(&p);
-        printf("%-6s %14.0f %14.1f %9.0f%% %10.2f\n", dtype_info(type)->name, median(gops, option_runs), median(rates, option_runs),
+        printf("%-6s %14.0f %14.1f %9.0f%% %10.2f\n", dtype_info(type)->name,
+               median(gops, option_runs), median(rates, option_runs),
                100 * median(ratios, option_runs), 1e-9 * bytes / packing);
         fflush(stdout);
     }
@@ -191,13 +201,14 @@ int main(int argc, char **argv)
         return 2;
     }
     if (!kernels_parse_isa(option_isa, &isa)) {
-        fprintf(stderr, "isa %s is not known or not on this CPU: give auto or one up to %s\n", option_isa,
-                kernels_isa_name(kernels_best_isa()));
+        fprintf(stderr, "isa %s is not known or not on this CPU: give auto or one up to %s\n",
+                option_isa, kernels_isa_name(kernels_best_isa()));
         return 2;
     }
-    if (option_rows < 1 || option_decode_rows < 1 || option_size_mb < 1 || option_n_in < 256 || option_n_in % 256 != 0 ||
-        option_runs < 1 || option_runs > 64) {
-        fprintf(stderr, "n-in must be a multiple of 256, runs 1 to 64, the other numbers positive\n");
+    if (option_rows < 1 || option_decode_rows < 1 || option_size_mb < 1 || option_n_in < 256 ||
+        option_n_in % 256 != 0 || option_runs < 1 || option_runs > 64) {
+        fprintf(stderr,
+                "n-in must be a multiple of 256, runs 1 to 64, the other numbers positive\n");
         return 2;
     }
     Pool *pool = pool_new(1, &option_cpu, true, 0);

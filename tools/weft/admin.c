@@ -12,7 +12,8 @@
 enum { DEADLINE_MS = 10000 };
 
 /* One unary Admin call. */
-static bool admin_call(const CommonOptions *common, const char *method, const ProtobufCMessage *request, ProtobufCMessage **response, GError **error)
+static bool admin_call(const CommonOptions *common, const char *method,
+                       const ProtobufCMessage *request, ProtobufCMessage **response, GError **error)
 {
     Client *client = client_new(common, error);
     if (client == NULL) {
@@ -33,9 +34,12 @@ typedef struct TokenOptions {
 } TokenOptions;
 
 static const Option TOKEN_OPTIONS[] = {
-    {"role", 0, OPTION_STRING, offsetof(TokenOptions, role), "ROLE", "what its bearer becomes", NULL, 0, 0, "worker|admin|submit|probe", false},
-    {"ttl", 0, OPTION_DURATION, offsetof(TokenOptions, ttl_us), "TIME", "how long it is valid", NULL, 0, 0, NULL, false},
-    {"uses", 0, OPTION_COUNT, offsetof(TokenOptions, uses), "N", "how often it may be used", NULL, 1, 10000, NULL, false},
+    {"role", 0, OPTION_STRING, offsetof(TokenOptions, role), "ROLE", "what its bearer becomes",
+     NULL, 0, 0, "worker|admin|submit|probe", false},
+    {"ttl", 0, OPTION_DURATION, offsetof(TokenOptions, ttl_us), "TIME", "how long it is valid",
+     NULL, 0, 0, NULL, false},
+    {"uses", 0, OPTION_COUNT, offsetof(TokenOptions, uses), "N", "how often it may be used", NULL,
+     1, 10000, NULL, false},
     COMMON_OPTIONS(TokenOptions),
     {0},
 };
@@ -73,25 +77,32 @@ static int token_run(const Verb *verb, void *values, GPtrArray *rest)
         printf("would create a token for role %s, %" G_GUINT64_FORMAT " uses\n", role, o->uses);
         return 0;
     }
-    if (!admin_call(&o->common, "CreateToken", &request.base, (ProtobufCMessage **)&response, &error)) {
+    if (!admin_call(&o->common, "CreateToken", &request.base, (ProtobufCMessage **)&response,
+                    &error)) {
         return cli_fail(error);
     }
     g_autofree char *hash = hash_text(&response->ca_hash);
     if (o->common.json) {
         json_t *object = cli_json_new();
-        json_object_update_new(object, json_pack("{s:s,s:s,s:s,s:s,s:I}", "token", response->token, "ca_hash", hash, "join_address",
-                                                 response->join_address, "role", role, "expires", (json_int_t)response->expires));
+        json_object_update_new(object,
+                               json_pack("{s:s,s:s,s:s,s:s,s:I}", "token", response->token,
+                                         "ca_hash", hash, "join_address", response->join_address,
+                                         "role", role, "expires", (json_int_t)response->expires));
         cli_print_json(object);
     } else if (strcmp(role, "worker") == 0) {
-        printf("weft-worker --join %s --token %s --ca-hash %s\n", response->join_address, response->token, hash);
+        printf("weft-worker --join %s --token %s --ca-hash %s\n", response->join_address,
+               response->token, hash);
     } else {
-        printf("weft login %s --token %s --ca-hash %s\n", response->join_address, response->token, hash);
+        printf("weft login %s --token %s --ca-hash %s\n", response->join_address, response->token,
+               hash);
     }
     protobuf_c_message_free_unpacked(&response->base, NULL);
     return 0;
 }
 
-const Verb VERB_TOKEN = {"token", "create [--role ROLE]", "let a worker or a person join", TOKEN_OPTIONS, sizeof(TokenOptions), token_defaults, token_run};
+const Verb VERB_TOKEN = {"token",       "create [--role ROLE]", "let a worker or a person join",
+                         TOKEN_OPTIONS, sizeof(TokenOptions),   token_defaults,
+                         token_run};
 
 /* ---- verbs with a node ---- */
 
@@ -101,7 +112,8 @@ typedef struct NodeOptions {
 } NodeOptions;
 
 static const Option NODE_OPTIONS[] = {
-    {"reason", 0, OPTION_STRING, offsetof(NodeOptions, reason), "TEXT", "shown in status", NULL, 0, 0, NULL, false},
+    {"reason", 0, OPTION_STRING, offsetof(NodeOptions, reason), "TEXT", "shown in status", NULL, 0,
+     0, NULL, false},
     COMMON_OPTIONS(NodeOptions),
     {0},
 };
@@ -166,9 +178,19 @@ static int undrain_run(const Verb *verb, void *values, GPtrArray *rest)
     return drain_node(verb, values, rest, true);
 }
 
-const Verb VERB_REVOKE = {"revoke", "NODE", "refuse a node's certificates from now on", PLAIN_NODE_OPTIONS, sizeof(NodeOptions), NULL, revoke_run};
-const Verb VERB_DRAIN = {"drain", "NODE [--reason R]", "no new work for a node", NODE_OPTIONS, sizeof(NodeOptions), NULL, drain_run};
-const Verb VERB_UNDRAIN = {"undrain", "NODE", "work for a node again", PLAIN_NODE_OPTIONS, sizeof(NodeOptions), NULL, undrain_run};
+const Verb VERB_REVOKE = {"revoke",
+                          "NODE",
+                          "refuse a node's certificates from now on",
+                          PLAIN_NODE_OPTIONS,
+                          sizeof(NodeOptions),
+                          NULL,
+                          revoke_run};
+const Verb VERB_DRAIN = {"drain",      "NODE [--reason R]", "no new work for a node",
+                         NODE_OPTIONS, sizeof(NodeOptions), NULL,
+                         drain_run};
+const Verb VERB_UNDRAIN = {
+    "undrain", "NODE",     "work for a node again", PLAIN_NODE_OPTIONS, sizeof(NodeOptions),
+    NULL,      undrain_run};
 
 /* ---- status ---- */
 
@@ -178,7 +200,8 @@ typedef struct StatusOptions {
 } StatusOptions;
 
 static const Option STATUS_OPTIONS[] = {
-    {"watch", 'w', OPTION_FLAG, offsetof(StatusOptions, watch), "", "again every second", NULL, 0, 0, NULL, false},
+    {"watch", 'w', OPTION_FLAG, offsetof(StatusOptions, watch), "", "again every second", NULL, 0,
+     0, NULL, false},
     COMMON_OPTIONS(StatusOptions),
     {0},
 };
@@ -186,11 +209,15 @@ static const Option TOP_OPTIONS[] = {COMMON_OPTIONS(StatusOptions), {0}};
 
 static json_t *counters_json(const Weft__V1__Counters *c)
 {
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "steps", (json_int_t)c->steps, "rows", (json_int_t)c->rows, "wire_bytes_sent",
-                     (json_int_t)c->wire_bytes_sent, "wire_bytes_received", (json_int_t)c->wire_bytes_received, "wire_messages_sent",
-                     (json_int_t)c->wire_messages_sent, "dropped_stale", (json_int_t)c->dropped_stale, "dropped_replayed",
-                     (json_int_t)c->dropped_replayed, "dropped_corrupt", (json_int_t)c->dropped_corrupt, "compute_us", (json_int_t)c->compute_us,
-                     "wait_us", (json_int_t)c->wait_us, "wire_us", (json_int_t)c->wire_us, "seal_us", (json_int_t)c->seal_us);
+    return json_pack(
+        "{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "steps", (json_int_t)c->steps, "rows",
+        (json_int_t)c->rows, "wire_bytes_sent", (json_int_t)c->wire_bytes_sent,
+        "wire_bytes_received", (json_int_t)c->wire_bytes_received, "wire_messages_sent",
+        (json_int_t)c->wire_messages_sent, "dropped_stale", (json_int_t)c->dropped_stale,
+        "dropped_replayed", (json_int_t)c->dropped_replayed, "dropped_corrupt",
+        (json_int_t)c->dropped_corrupt, "compute_us", (json_int_t)c->compute_us, "wait_us",
+        (json_int_t)c->wait_us, "wire_us", (json_int_t)c->wire_us, "seal_us",
+        (json_int_t)c->seal_us);
 }
 
 static json_t *member_json(const Weft__V1__Member *m)
@@ -199,16 +226,21 @@ static json_t *member_json(const Weft__V1__Member *m)
     for (size_t i = 0; i < m->n_shards; i++) {
         json_array_append_new(shards, json_string(m->shards[i]));
     }
-    json_t *object = json_pack("{s:s,s:s,s:s,s:I,s:s,s:I,s:I,s:o,s:s,s:I,s:I,s:s,s:s}", "name", m->name, "state", m->state, "address", m->address, "epoch",
-                               (json_int_t)m->epoch, "isa", m->isa, "threads", (json_int_t)m->threads, "memory_bytes", (json_int_t)m->memory_bytes,
-                               "shards", shards, "reason", m->reason, "age_ms", (json_int_t)m->age_ms, "last_heartbeat_ms",
-                               (json_int_t)m->last_heartbeat_ms, "release", m->release, "cpu", m->cpu);
+    json_t *object = json_pack(
+        "{s:s,s:s,s:s,s:I,s:s,s:I,s:I,s:o,s:s,s:I,s:I,s:s,s:s}", "name", m->name, "state", m->state,
+        "address", m->address, "epoch", (json_int_t)m->epoch, "isa", m->isa, "threads",
+        (json_int_t)m->threads, "memory_bytes", (json_int_t)m->memory_bytes, "shards", shards,
+        "reason", m->reason, "age_ms", (json_int_t)m->age_ms, "last_heartbeat_ms",
+        (json_int_t)m->last_heartbeat_ms, "release", m->release, "cpu", m->cpu);
     if (m->counters != NULL) {
         json_object_set_new(object, "counters", counters_json(m->counters));
     }
     if (m->measured != NULL) {
-        json_object_set_new(object, "measured", json_pack("{s:f,s:f,s:f}", "read_bytes_per_s", m->measured->read_bytes_per_s, "int8_ops_per_s",
-                                                          m->measured->int8_ops_per_s, "f32_ops_per_s", m->measured->f32_ops_per_s));
+        json_object_set_new(object, "measured",
+                            json_pack("{s:f,s:f,s:f}", "read_bytes_per_s",
+                                      m->measured->read_bytes_per_s, "int8_ops_per_s",
+                                      m->measured->int8_ops_per_s, "f32_ops_per_s",
+                                      m->measured->f32_ops_per_s));
     }
     return object;
 }
@@ -221,20 +253,27 @@ static void print_status_json(const Weft__V1__StatusResponse *s)
     }
     for (size_t i = 0; i < s->n_jobs; i++) {
         const Weft__V1__Job *j = s->jobs[i];
-        json_array_append_new(jobs, json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:s,s:I}", "id", j->id, "kind", j->kind, "model", j->model, "state", j->state,
-                                              "layout", j->layout, "epoch", (json_int_t)j->epoch, "error", j->error, "active_requests",
-                                              (json_int_t)j->active_requests));
+        json_array_append_new(jobs,
+                              json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:s,s:I}", "id", j->id, "kind",
+                                        j->kind, "model", j->model, "state", j->state, "layout",
+                                        j->layout, "epoch", (json_int_t)j->epoch, "error", j->error,
+                                        "active_requests", (json_int_t)j->active_requests));
     }
     g_autofree char *hash = hash_text(&s->ca_hash);
-    json_object_update_new(object, json_pack("{s:s,s:I,s:s,s:s,s:s,s:s,s:s,s:o,s:o}", "cluster", s->cluster, "generation", (json_int_t)s->generation,
-                                             "release", s->release, "seal", s->seal_off ? "off" : "on", "control_address", s->control_address, "join_address", s->join_address,
-                                             "ca_hash", hash, "members", members, "jobs", jobs));
+    json_object_update_new(object,
+                           json_pack("{s:s,s:I,s:s,s:s,s:s,s:s,s:s,s:o,s:o}", "cluster", s->cluster,
+                                     "generation", (json_int_t)s->generation, "release", s->release,
+                                     "seal", s->seal_off ? "off" : "on", "control_address",
+                                     s->control_address, "join_address", s->join_address, "ca_hash",
+                                     hash, "members", members, "jobs", jobs));
     cli_print_json(object);
 }
 
 static uint64_t dropped(const Weft__V1__Member *m)
 {
-    return m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed + m->counters->dropped_corrupt : 0;
+    return m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed +
+                                     m->counters->dropped_corrupt
+                               : 0;
 }
 
 static bool any_dropped(const Weft__V1__StatusResponse *s)
@@ -247,7 +286,8 @@ static bool any_dropped(const Weft__V1__StatusResponse *s)
     return false;
 }
 
-/* What a member holds: of its latest job without the job's name, and how many more; with details everything. Returned. */
+/* What a member holds: of its latest job without the job's name, and how many more; with details
+ * everything. Returned. */
 static char *shards_text(const Weft__V1__Member *m, bool details)
 {
     if (m->n_shards == 0) {
@@ -259,7 +299,8 @@ static char *shards_text(const Weft__V1__Member *m, bool details)
     }
     if (!details) {
         const char *latest = m->shards[m->n_shards - 1], *after_job = strchr(latest, ' ');
-        g_string_append_printf(text, "%s%s", text->len > 0 ? "; " : "", after_job != NULL ? after_job + 1 : latest);
+        g_string_append_printf(text, "%s%s", text->len > 0 ? "; " : "",
+                               after_job != NULL ? after_job + 1 : latest);
         if (m->n_shards > 1) {
             g_string_append_printf(text, " +%zu", m->n_shards - 1);
         }
@@ -267,12 +308,16 @@ static char *shards_text(const Weft__V1__Member *m, bool details)
     return g_string_free(g_steal_pointer(&text), FALSE);
 }
 
-/* DROPPED: messages of an old epoch, replayed, or whose seal or checksum is wrong; only where there are any. */
+/* DROPPED: messages of an old epoch, replayed, or whose seal or checksum is wrong; only where there
+ * are any. */
 static void print_members(const Weft__V1__StatusResponse *s, bool details)
 {
     const bool drops = any_dropped(s);
-    TextTable *t = text_table_new(drops ? (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "DROPPED", "AGE", NULL}
-                                        : (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY", "SHARDS", "AGE", NULL});
+    TextTable *t =
+        text_table_new(drops ? (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY",
+                                                     "SHARDS", "DROPPED", "AGE", NULL}
+                             : (const char *const[]){"NAME", "STATE", "ISA", "THREADS", "MEMORY",
+                                                     "SHARDS", "AGE", NULL});
     for (size_t i = 0; i < s->n_members; i++) {
         const Weft__V1__Member *m = s->members[i];
         g_autofree char *threads = g_strdup_printf("%u", m->threads);
@@ -280,7 +325,8 @@ static void print_members(const Weft__V1__StatusResponse *s, bool details)
         g_autofree char *age = units_format_duration((int64_t)m->age_ms / 1000 * 1000000);
         g_autofree char *shards = shards_text(m, details);
         g_autofree char *lost = g_strdup_printf("%" G_GUINT64_FORMAT, dropped(m));
-        text_table_row(t, m->name, m->state, m->isa, threads, memory, shards, drops ? lost : age, drops ? age : NULL, NULL);
+        text_table_row(t, m->name, m->state, m->isa, threads, memory, shards, drops ? lost : age,
+                       drops ? age : NULL, NULL);
     }
     if (!details) {
         text_table_fit(t, 5);
@@ -294,7 +340,8 @@ static void print_jobs(const Weft__V1__StatusResponse *s, bool details)
         return;
     }
     printf("\n");
-    TextTable *t = text_table_new((const char *const[]){"JOB", "KIND", "STATE", "LAYOUT", "EPOCH", "MODEL", "AGE", NULL});
+    TextTable *t = text_table_new(
+        (const char *const[]){"JOB", "KIND", "STATE", "LAYOUT", "EPOCH", "MODEL", "AGE", NULL});
     for (size_t i = 0; i < s->n_jobs; i++) {
         const Weft__V1__Job *j = s->jobs[i];
         g_autofree char *epoch = g_strdup_printf("%" G_GUINT64_FORMAT, j->epoch);
@@ -313,7 +360,8 @@ static bool show_status(Client *client, const StatusOptions *o, GError **error)
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     Weft__V1__StatusResponse *status;
     request.details = true;
-    if (!client_call(client, ADMIN, "Status", &request.base, DEADLINE_MS, (ProtobufCMessage **)&status, error)) {
+    if (!client_call(client, ADMIN, "Status", &request.base, DEADLINE_MS,
+                     (ProtobufCMessage **)&status, error)) {
         return false;
     }
     if (o->common.json) {
@@ -321,7 +369,8 @@ static bool show_status(Client *client, const StatusOptions *o, GError **error)
     } else {
         print_members(status, o->common.verbose);
         print_jobs(status, o->common.verbose);
-        printf("\npayloads between workers: %s\n", status->seal_off ? "NOT sealed, CRC32C only (--seal off)" : "sealed, AES-256-GCM");
+        printf("\npayloads between workers: %s\n",
+               status->seal_off ? "NOT sealed, CRC32C only (--seal off)" : "sealed, AES-256-GCM");
     }
     protobuf_c_message_free_unpacked(&status->base, NULL);
     return true;
@@ -338,7 +387,8 @@ static bool watch_status(Client *client, const StatusOptions *o, GError **error)
             return false;
         }
         fflush(stdout);
-        main_loop_run_until(client->loop, client->interrupted ? &client->interrupted : &never, G_USEC_PER_SEC);
+        main_loop_run_until(client->loop, client->interrupted ? &client->interrupted : &never,
+                            G_USEC_PER_SEC);
     }
     return true;
 }
@@ -347,7 +397,8 @@ static int status_of(StatusOptions *o)
 {
     GError *error = NULL;
     Client *client = client_new(&o->common, &error);
-    const bool ok = client != NULL && (o->watch ? watch_status(client, o, &error) : show_status(client, o, &error));
+    const bool ok = client != NULL &&
+                    (o->watch ? watch_status(client, o, &error) : show_status(client, o, &error));
     client_free(client);
     return ok ? 0 : cli_fail(error);
 }
@@ -369,5 +420,12 @@ static int top_run(const Verb *verb, void *values, GPtrArray *rest)
     return status_of(values);
 }
 
-const Verb VERB_STATUS = {"status", "[-w]", "members, their states and shards, jobs", STATUS_OPTIONS, sizeof(StatusOptions), NULL, status_run};
-const Verb VERB_TOP = {"top", "", "status, live", TOP_OPTIONS, sizeof(StatusOptions), NULL, top_run};
+const Verb VERB_STATUS = {"status",
+                          "[-w]",
+                          "members, their states and shards, jobs",
+                          STATUS_OPTIONS,
+                          sizeof(StatusOptions),
+                          NULL,
+                          status_run};
+const Verb VERB_TOP = {"top", "",     "status, live", TOP_OPTIONS, sizeof(StatusOptions),
+                       NULL,  top_run};

@@ -3,11 +3,13 @@
 #include <string.h>
 
 enum { HASH_BYTES = 16, POSITION_BYTES = 4 };
-static const char SPLIT[] = "weft!=rk"; /* worker/serve/trace.h: in place of a hash, before the rank */
+static const char SPLIT[] =
+    "weft!=rk"; /* worker/serve/trace.h: in place of a hash, before the rank */
 
 static const Weft__V1__Replica *replica_of(const RunOutcome *o)
 {
-    return o->plan != NULL && o->plan->n_replicas > o->replica ? o->plan->replicas[o->replica] : NULL;
+    return o->plan != NULL && o->plan->n_replicas > o->replica ? o->plan->replicas[o->replica]
+                                                               : NULL;
 }
 
 static uint32_t layers_of(const RunOutcome *o)
@@ -28,7 +30,9 @@ static uint32_t stage_of_layer(const RunOutcome *o, uint32_t layer)
 
 static void set_site(Difference *d, const RunOutcome *other, uint32_t site, const uint8_t *value)
 {
-    d->kind = site == 0 ? DIFFERENCE_EMBEDDING : site % 2 == 1 ? DIFFERENCE_ATTENTION : DIFFERENCE_FFN;
+    d->kind = site == 0       ? DIFFERENCE_EMBEDDING
+              : site % 2 == 1 ? DIFFERENCE_ATTENTION
+                              : DIFFERENCE_FFN;
     d->layer = site == 0 ? 0 : (site - 1) / 2;
     d->stage = stage_of_layer(other, d->layer);
     d->split = memcmp(value, SPLIT, strlen(SPLIT)) == 0;
@@ -40,12 +44,14 @@ static void set_site(Difference *d, const RunOutcome *other, uint32_t site, cons
 static bool hashes_differ(const RunOutcome *a, const RunOutcome *b, uint32_t token)
 {
     const size_t at = (size_t)token * HASH_BYTES;
-    return at + HASH_BYTES <= MIN(a->row_hashes->len, b->row_hashes->len) && memcmp(a->row_hashes->data + at, b->row_hashes->data + at, HASH_BYTES) != 0;
+    return at + HASH_BYTES <= MIN(a->row_hashes->len, b->row_hashes->len) &&
+           memcmp(a->row_hashes->data + at, b->row_hashes->data + at, HASH_BYTES) != 0;
 }
 
 static bool ids_differ(const RunOutcome *a, const RunOutcome *b, uint32_t token)
 {
-    return token < MIN(a->ids->len, b->ids->len) && g_array_index(a->ids, uint32_t, token) != g_array_index(b->ids, uint32_t, token);
+    return token < MIN(a->ids->len, b->ids->len) &&
+           g_array_index(a->ids, uint32_t, token) != g_array_index(b->ids, uint32_t, token);
 }
 
 Difference difference_find(const RunOutcome *reference, const RunOutcome *other)
@@ -55,18 +61,21 @@ Difference difference_find(const RunOutcome *reference, const RunOutcome *other)
     const size_t n_rows = MIN(reference->trace->len, other->trace->len) / row_bytes;
     Difference d = {0};
     for (uint32_t row = 0; row < n_rows; row++) { /* rows come in order of position, from 0 */
-        const uint8_t *a = reference->trace->data + row * row_bytes + POSITION_BYTES, *b = other->trace->data + row * row_bytes + POSITION_BYTES;
+        const uint8_t *a = reference->trace->data + row * row_bytes + POSITION_BYTES,
+                      *b = other->trace->data + row * row_bytes + POSITION_BYTES;
         d.position = row;
         d.generated = row >= n_prompt;
         for (uint32_t site = 0; site < n_sites; site++) {
-            if (memcmp(a + (size_t)site * HASH_BYTES, b + (size_t)site * HASH_BYTES, HASH_BYTES) != 0) {
+            if (memcmp(a + (size_t)site * HASH_BYTES, b + (size_t)site * HASH_BYTES, HASH_BYTES) !=
+                0) {
                 set_site(&d, other, site, b + (size_t)site * HASH_BYTES);
                 return d;
             }
         }
         const bool draws = row + 1 >= n_prompt;
         const uint32_t token = draws ? row + 1 - n_prompt : 0;
-        if (draws && (hashes_differ(reference, other, token) || ids_differ(reference, other, token))) {
+        if (draws &&
+            (hashes_differ(reference, other, token) || ids_differ(reference, other, token))) {
             d.kind = hashes_differ(reference, other, token) ? DIFFERENCE_LOGITS : DIFFERENCE_DRAW;
             d.stage = (uint32_t)replica_of(other)->n_stages - 1;
             return d;
@@ -100,15 +109,21 @@ char *difference_text(const Difference *d, const RunOutcome *other)
     }
     g_autofree char *site = difference_site(d);
     GString *text = g_string_new(NULL);
-    g_string_append_printf(text, "%s of token %u (%s), ", site, d->position, d->generated ? "answer" : "prompt");
+    g_string_append_printf(text, "%s of token %u (%s), ", site, d->position,
+                           d->generated ? "answer" : "prompt");
     const Weft__V1__Stage *stage = replica_of(other)->stages[d->stage];
     if (d->split && d->split_rank < stage->n_ranks) {
-        g_string_append_printf(text, "where %s holds another value than %s", stage->ranks[d->split_rank]->worker, stage->ranks[0]->worker);
+        g_string_append_printf(text, "where %s holds another value than %s",
+                               stage->ranks[d->split_rank]->worker, stage->ranks[0]->worker);
         return g_string_free(text, FALSE);
     }
     g_string_append(text, "computed by ");
     for (size_t r = 0; r < stage->n_ranks; r++) {
-        g_string_append_printf(text, "%s%s", r == 0 ? "" : r + 1 == stage->n_ranks ? " and " : ", ", stage->ranks[r]->worker);
+        g_string_append_printf(text, "%s%s",
+                               r == 0                    ? ""
+                               : r + 1 == stage->n_ranks ? " and "
+                                                         : ", ",
+                               stage->ranks[r]->worker);
     }
     return g_string_free(text, FALSE);
 }

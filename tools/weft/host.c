@@ -28,7 +28,8 @@ static char *read_file(const char *directory, const char *name)
     return text;
 }
 
-static bool write_file(const char *directory, const char *name, const char *text, int mode, GError **error)
+static bool write_file(const char *directory, const char *name, const char *text, int mode,
+                       GError **error)
 {
     g_autofree char *path = g_build_filename(directory, name, NULL);
     GError *why = NULL;
@@ -42,7 +43,13 @@ static bool write_file(const char *directory, const char *name, const char *text
 
 /* ---- probe ---- */
 
-enum { PROBE_SERVING = 0, PROBE_ARGUMENTS = 1, PROBE_CONNECT = 2, PROBE_RPC = 3, PROBE_NOT_SERVING = 4 };
+enum {
+    PROBE_SERVING = 0,
+    PROBE_ARGUMENTS = 1,
+    PROBE_CONNECT = 2,
+    PROBE_RPC = 3,
+    PROBE_NOT_SERVING = 4
+};
 
 typedef struct ProbeOptions {
     CommonOptions common;
@@ -52,9 +59,12 @@ typedef struct ProbeOptions {
 } ProbeOptions;
 
 static const Option PROBE_OPTIONS[] = {
-    {"service", 0, OPTION_STRING, offsetof(ProbeOptions, service), "NAME", "service to ask for, empty = the whole", NULL, 0, 0, NULL, false},
-    {"plain", 0, OPTION_FLAG, offsetof(ProbeOptions, plain), "", "no TLS: a --health-listen port", NULL, 0, 0, NULL, false},
-    {"timeout", 0, OPTION_DURATION, offsetof(ProbeOptions, timeout_us), "TIME", "for connecting and asking", NULL, 0, 0, NULL, false},
+    {"service", 0, OPTION_STRING, offsetof(ProbeOptions, service), "NAME",
+     "service to ask for, empty = the whole", NULL, 0, 0, NULL, false},
+    {"plain", 0, OPTION_FLAG, offsetof(ProbeOptions, plain), "", "no TLS: a --health-listen port",
+     NULL, 0, 0, NULL, false},
+    {"timeout", 0, OPTION_DURATION, offsetof(ProbeOptions, timeout_us), "TIME",
+     "for connecting and asking", NULL, 0, 0, NULL, false},
     COMMON_OPTIONS(ProbeOptions),
     {0},
 };
@@ -64,7 +74,8 @@ static void probe_defaults(void *values)
     ((ProbeOptions *)values)->timeout_us = 5 * G_USEC_PER_SEC;
 }
 
-static Grpc__Health__V1__HealthCheckResponse *check(const ProbeOptions *o, const char *address, const char *server_name, GError **error)
+static Grpc__Health__V1__HealthCheckResponse *check(const ProbeOptions *o, const char *address,
+                                                    const char *server_name, GError **error)
 {
     g_autofree char *state = cli_state_directory(&o->common);
     static const char *const places[] = {"coordinator", "", "client"};
@@ -78,17 +89,21 @@ static Grpc__Health__V1__HealthCheckResponse *check(const ProbeOptions *o, const
         key = read_file(directory, "admin.key");
     }
     if (!o->plain && key == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED, "no certificate in %s: `weft login` first, or --plain for a health port", state);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "no certificate in %s: `weft login` first, or --plain for a health port",
+                    state);
         return NULL;
     }
-    Client *client = client_new_with(address, o->plain ? NULL : ca, o->plain ? NULL : certificate, o->plain ? NULL : key, server_name, error);
+    Client *client = client_new_with(address, o->plain ? NULL : ca, o->plain ? NULL : certificate,
+                                     o->plain ? NULL : key, server_name, error);
     if (client == NULL) {
         return NULL;
     }
     Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     ProtobufCMessage *response = NULL;
     request.service = o->service != NULL ? o->service : "";
-    client_call(client, &grpc__health__v1__health__descriptor, "Check", &request.base, o->timeout_us / 1000, &response, error);
+    client_call(client, &grpc__health__v1__health__descriptor, "Check", &request.base,
+                o->timeout_us / 1000, &response, error);
     client_free(client);
     return (Grpc__Health__V1__HealthCheckResponse *)response;
 }
@@ -101,23 +116,32 @@ static int probe_run(const Verb *verb, void *values, GPtrArray *rest)
         cli_usage(verb, "one address is expected");
         return PROBE_ARGUMENTS;
     }
-    Grpc__Health__V1__HealthCheckResponse *response = check(o, rest->pdata[0], "weft-coordinator", &error);
-    if (response == NULL && !o->plain && g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
+    Grpc__Health__V1__HealthCheckResponse *response =
+        check(o, rest->pdata[0], "weft-coordinator", &error);
+    if (response == NULL && !o->plain &&
+        g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
         g_clear_error(&error); /* the certificate there may be a worker's */
         response = check(o, rest->pdata[0], "weft-worker", &error);
     }
     if (response == NULL) {
         fprintf(stderr, "weft: probe of %s: %s\n", (char *)rest->pdata[0], error->message);
-        return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) ? PROBE_CONNECT : PROBE_RPC;
+        return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) ? PROBE_CONNECT
+                                                                          : PROBE_RPC;
     }
-    const bool serving = response->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING;
+    const bool serving =
+        response->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING;
     printf("status: %s\n", serving ? "SERVING" : "NOT_SERVING");
     protobuf_c_message_free_unpacked(&response->base, NULL);
     return serving ? PROBE_SERVING : PROBE_NOT_SERVING;
 }
 
-const Verb VERB_PROBE = {"probe", "ADDR [--service S]", "ask a daemon's health, with grpc_health_probe's exit codes", PROBE_OPTIONS, sizeof(ProbeOptions),
-                         probe_defaults, probe_run};
+const Verb VERB_PROBE = {"probe",
+                         "ADDR [--service S]",
+                         "ask a daemon's health, with grpc_health_probe's exit codes",
+                         PROBE_OPTIONS,
+                         sizeof(ProbeOptions),
+                         probe_defaults,
+                         probe_run};
 
 /* ---- login ---- */
 
@@ -127,16 +151,21 @@ typedef struct LoginOptions {
 } LoginOptions;
 
 static const Option LOGIN_OPTIONS[] = {
-    {"token", 0, OPTION_STRING, offsetof(LoginOptions, token), "T", "from `weft token create --role admin`", "WEFT_TOKEN", 0, 0, NULL, false},
-    {"ca-hash", 0, OPTION_STRING, offsetof(LoginOptions, ca_hash), "H", "sha256:... printed beside the token", NULL, 0, 0, NULL, false},
+    {"token", 0, OPTION_STRING, offsetof(LoginOptions, token), "T",
+     "from `weft token create --role admin`", "WEFT_TOKEN", 0, 0, NULL, false},
+    {"ca-hash", 0, OPTION_STRING, offsetof(LoginOptions, ca_hash), "H",
+     "sha256:... printed beside the token", NULL, 0, 0, NULL, false},
     COMMON_OPTIONS(LoginOptions),
     {0},
 };
 
-static Weft__V1__JoinResponse *join(const LoginOptions *o, const char *address, const char *ca_pem, const char *key_pem, GError **error)
+static Weft__V1__JoinResponse *join(const LoginOptions *o, const char *address, const char *ca_pem,
+                                    const char *key_pem, GError **error)
 {
     g_autofree char *request_pem = x509_new_request(key_pem, g_get_user_name(), error);
-    Client *client = request_pem != NULL ? client_new_with(address, ca_pem, NULL, NULL, "weft-coordinator", error) : NULL;
+    Client *client = request_pem != NULL
+                         ? client_new_with(address, ca_pem, NULL, NULL, "weft-coordinator", error)
+                         : NULL;
     if (client == NULL) {
         return NULL;
     }
@@ -148,24 +177,30 @@ static Weft__V1__JoinResponse *join(const LoginOptions *o, const char *address, 
     request.token = o->token;
     request.csr_pem.data = (uint8_t *)request_pem;
     request.csr_pem.len = strlen(request_pem);
-    client_call(client, &weft__v1__join__descriptor, "Join", &request.base, 10000, &response, error);
+    client_call(client, &weft__v1__join__descriptor, "Join", &request.base, 10000, &response,
+                error);
     client_free(client);
     return (Weft__V1__JoinResponse *)response;
 }
 
-static bool keep_identity(const LoginOptions *o, const Weft__V1__JoinResponse *r, const char *key_pem, GError **error)
+static bool keep_identity(const LoginOptions *o, const Weft__V1__JoinResponse *r,
+                          const char *key_pem, GError **error)
 {
     g_autofree char *state = cli_state_directory(&o->common);
     g_autofree char *directory = g_build_filename(state, "client", NULL);
     g_autofree char *ca = g_strndup((const char *)r->ca_pem.data, r->ca_pem.len);
-    g_autofree char *certificate = g_strndup((const char *)r->certificate_pem.data, r->certificate_pem.len);
+    g_autofree char *certificate =
+        g_strndup((const char *)r->certificate_pem.data, r->certificate_pem.len);
     g_autofree char *endpoint = g_strdup_printf("control %s\n", r->control_address);
     if (g_mkdir_with_parents(directory, 0700) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make %s: %s", directory, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make %s: %s", directory,
+                    g_strerror(errno));
         return false;
     }
-    return write_file(directory, "ca.crt", ca, 0644, error) && write_file(directory, "admin.crt", certificate, 0644, error) &&
-           write_file(directory, "admin.key", key_pem, 0600, error) && write_file(directory, "endpoint", endpoint, 0644, error);
+    return write_file(directory, "ca.crt", ca, 0644, error) &&
+           write_file(directory, "admin.crt", certificate, 0644, error) &&
+           write_file(directory, "admin.key", key_pem, 0600, error) &&
+           write_file(directory, "endpoint", endpoint, 0644, error);
 }
 
 static int login_run(const Verb *verb, void *values, GPtrArray *rest)
@@ -179,14 +214,16 @@ static int login_run(const Verb *verb, void *values, GPtrArray *rest)
     const char *address = rest->pdata[0];
     g_autofree char *ca = NULL;
     char *key = NULL;
-    if (!x509_parse_hash(o->ca_hash, hash, &error) || (ca = x509_fetch_ca(address, hash, 5000, &error)) == NULL ||
+    if (!x509_parse_hash(o->ca_hash, hash, &error) ||
+        (ca = x509_fetch_ca(address, hash, 5000, &error)) == NULL ||
         (key = x509_new_key(&error)) == NULL) {
         return cli_fail(error);
     }
     Weft__V1__JoinResponse *response = join(o, address, ca, key, &error);
     const bool ok = response != NULL && keep_identity(o, response, key, &error);
     if (ok && !o->common.quiet) {
-        fprintf(stderr, "logged in to %s as %s, role %s\n", response->control_address, response->name, response->role);
+        fprintf(stderr, "logged in to %s as %s, role %s\n", response->control_address,
+                response->name, response->role);
     }
     if (response != NULL) {
         protobuf_c_message_free_unpacked(&response->base, NULL);
@@ -195,7 +232,10 @@ static int login_run(const Verb *verb, void *values, GPtrArray *rest)
     return ok ? 0 : cli_fail(error);
 }
 
-const Verb VERB_LOGIN = {"login", "ADDR --token T --ca-hash H", "make this account a remote client", LOGIN_OPTIONS, sizeof(LoginOptions), NULL, login_run};
+const Verb VERB_LOGIN = {
+    "login",       "ADDR --token T --ca-hash H", "make this account a remote client",
+    LOGIN_OPTIONS, sizeof(LoginOptions),         NULL,
+    login_run};
 
 /* ---- doctor ---- */
 
@@ -211,7 +251,8 @@ typedef struct Doctor {
     unsigned failed;
 } Doctor;
 
-static void finding(Doctor *d, const char *what, bool ok, const char *format, ...) G_GNUC_PRINTF(4, 5);
+static void finding(Doctor *d, const char *what, bool ok, const char *format, ...)
+    G_GNUC_PRINTF(4, 5);
 static void finding(Doctor *d, const char *what, bool ok, const char *format, ...)
 {
     va_list args;
@@ -220,16 +261,22 @@ static void finding(Doctor *d, const char *what, bool ok, const char *format, ..
     va_end(args);
     d->failed += !ok;
     text_table_row(d->table, what, ok ? "ok" : "PROBLEM", text, NULL);
-    json_array_append_new(d->checks, json_pack("{s:s,s:b,s:s}", "check", what, "ok", ok, "text", text));
+    json_array_append_new(d->checks,
+                          json_pack("{s:s,s:b,s:s}", "check", what, "ok", ok, "text", text));
 }
 
 static void check_cpu(Doctor *d)
 {
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-    finding(d, "cpu", avx2, "%u cores, %s", g_get_num_processors(), avx512 ? "avx512" : avx2 ? "avx2" : "neither AVX2 nor AVX-512: generic kernels, very slow");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    finding(d, "cpu", avx2, "%u cores, %s", g_get_num_processors(),
+            avx512 ? "avx512"
+            : avx2 ? "avx2"
+                   : "neither AVX2 nor AVX-512: generic kernels, very slow");
 }
 
 static void check_memory(Doctor *d)
@@ -256,7 +303,8 @@ static void check_state(Doctor *d, const char *state)
     const bool writable = access(parent, W_OK) == 0;
     const uint64_t free_bytes = statvfs(parent, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize : 0;
     g_autofree char *size = units_format_size(free_bytes);
-    finding(d, "state", writable && free_bytes > (1u << 30), "%s, %s free%s", state, size, writable ? "" : ", not writable");
+    finding(d, "state", writable && free_bytes > (1u << 30), "%s, %s free%s", state, size,
+            writable ? "" : ", not writable");
 }
 
 static void check_members(Doctor *d, const Weft__V1__StatusResponse *s)
@@ -264,12 +312,17 @@ static void check_members(Doctor *d, const Weft__V1__StatusResponse *s)
     for (size_t i = 0; i < s->n_members; i++) {
         const Weft__V1__Member *m = s->members[i];
         const bool ok = strcmp(m->state, "lost") != 0 && strcmp(m->state, "revoked") != 0;
-        const double latency = m->measured != NULL ? m->measured->link_latency_s * 1e6 : 0, bandwidth = m->measured != NULL ? m->measured->link_bytes_per_s / 1e9 : 0;
+        const double latency = m->measured != NULL ? m->measured->link_latency_s * 1e6 : 0,
+                     bandwidth = m->measured != NULL ? m->measured->link_bytes_per_s / 1e9 : 0;
         const double read = m->measured != NULL ? m->measured->read_bytes_per_s / 1e9 : 0;
         g_autofree char *what = g_strdup_printf("member %s", m->name);
-        finding(d, what, ok, "%s at %s, %u threads, %s, reads %.1f GB/s, link %.0f us %.1f GB/s, dropped %" G_GUINT64_FORMAT "%s%s", m->state, m->address,
-                m->threads, m->isa, read, latency, bandwidth,
-                m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed + m->counters->dropped_corrupt : 0,
+        finding(d, what, ok,
+                "%s at %s, %u threads, %s, reads %.1f GB/s, link %.0f us %.1f GB/s, dropped "
+                "%" G_GUINT64_FORMAT "%s%s",
+                m->state, m->address, m->threads, m->isa, read, latency, bandwidth,
+                m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed +
+                                          m->counters->dropped_corrupt
+                                    : 0,
                 m->reason[0] != '\0' ? ": " : "", m->reason);
     }
 }
@@ -281,11 +334,14 @@ static void check_cluster(Doctor *d, const CommonOptions *common)
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     ProtobufCMessage *response = NULL;
     request.details = true;
-    if (client == NULL || !client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 5000, &response, &error)) {
+    if (client == NULL || !client_call(client, &weft__v1__admin__descriptor, "Status",
+                                       &request.base, 5000, &response, &error)) {
         finding(d, "coordinator", false, "%s", error->message);
     } else {
         const Weft__V1__StatusResponse *s = (const Weft__V1__StatusResponse *)response;
-        finding(d, "coordinator", strcmp(s->release, WEFT_VERSION) == 0, "release %s (this is %s), generation %" G_GUINT64_FORMAT ", at %s, loop lag %.1f ms",
+        finding(d, "coordinator", strcmp(s->release, WEFT_VERSION) == 0,
+                "release %s (this is %s), generation %" G_GUINT64_FORMAT
+                ", at %s, loop lag %.1f ms",
                 s->release, WEFT_VERSION, s->generation, s->control_address, s->loop_lag_ms);
         check_members(d, s);
         protobuf_c_message_free_unpacked(response, NULL);
@@ -299,13 +355,17 @@ static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
         return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
     }
     DoctorOptions *o = values;
-    Doctor d = {.checks = json_array(), .table = text_table_new((const char *const[]){"CHECK", "RESULT", "FOUND", NULL})};
+    Doctor d = {.checks = json_array(),
+                .table = text_table_new((const char *const[]){"CHECK", "RESULT", "FOUND", NULL})};
     g_autofree char *state = cli_state_directory(&o->common);
     check_cpu(&d);
     check_memory(&d);
     check_state(&d, state);
     check_cluster(&d, &o->common);
-    finding(&d, "gpu", true, g_file_test("/dev/nvidiactl", G_FILE_TEST_EXISTS) ? "a driver is there; this build has no CUDA kernels" : "no device");
+    finding(&d, "gpu", true,
+            g_file_test("/dev/nvidiactl", G_FILE_TEST_EXISTS)
+                ? "a driver is there; this build has no CUDA kernels"
+                : "no device");
     if (o->common.json) {
         json_t *object = cli_json_new();
         json_object_set(object, "checks", d.checks);
@@ -318,4 +378,10 @@ static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
     return d.failed == 0 ? 0 : 4;
 }
 
-const Verb VERB_DOCTOR = {"doctor", "", "look at this host, the cluster and every link", DOCTOR_OPTIONS, sizeof(DoctorOptions), NULL, doctor_run};
+const Verb VERB_DOCTOR = {"doctor",
+                          "",
+                          "look at this host, the cluster and every link",
+                          DOCTOR_OPTIONS,
+                          sizeof(DoctorOptions),
+                          NULL,
+                          doctor_run};

@@ -1,4 +1,5 @@
-/* weft: the operator's and user's command. One verb a file; the verb table below feeds the parser, --help and completion. */
+/* weft: the operator's and user's command. One verb a file; the verb table below feeds the parser,
+ * --help and completion. */
 #include "tools/weft/cli.h"
 
 #include "proto/base/error.h"
@@ -50,7 +51,8 @@ static int unknown_verb(const char *name)
 
 static int run_verb(const Verb *verb, int argc, char **argv)
 {
-    g_autofree char *values = g_malloc0(verb->values_size); /* the verb's structure, CommonOptions first */
+    g_autofree char *values =
+        g_malloc0(verb->values_size); /* the verb's structure, CommonOptions first */
     g_autoptr(GPtrArray) rest = g_ptr_array_new();
     GError *error = NULL;
     bool help = false;
@@ -72,12 +74,14 @@ static int run_verb(const Verb *verb, int argc, char **argv)
 int main(int argc, char **argv)
 {
     daemon_prepare();
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         print_overview(argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        g_autofree char *rpc = rpc_libraries(), *libraries = g_strdup_printf("%s, jansson %s", rpc, jansson_version_str());
+        g_autofree char *rpc = rpc_libraries(),
+                        *libraries = g_strdup_printf("%s, jansson %s", rpc, jansson_version_str());
         daemon_print_version("weft", libraries);
         return 0;
     }

@@ -19,8 +19,10 @@ typedef struct PerplexityOptions {
 } PerplexityOptions;
 
 static const Option PERPLEXITY_OPTIONS[] = {
-    {"file", 'f', OPTION_STRING, offsetof(PerplexityOptions, file), "FILE", "the text", NULL, 0, 0, NULL, false},
-    {"ctx", 0, OPTION_COUNT, offsetof(PerplexityOptions, window), "N", "tokens of a window; its second half is scored", NULL, 4, 1 << 20, NULL, true},
+    {"file", 'f', OPTION_STRING, offsetof(PerplexityOptions, file), "FILE", "the text", NULL, 0, 0,
+     NULL, false},
+    {"ctx", 0, OPTION_COUNT, offsetof(PerplexityOptions, window), "N",
+     "tokens of a window; its second half is scored", NULL, 4, 1 << 20, NULL, true},
     LAYOUT_OPTIONS(PerplexityOptions),
     UP_OPTION(PerplexityOptions),
     COMMON_OPTIONS(PerplexityOptions),
@@ -34,7 +36,8 @@ static void perplexity_defaults(void *values)
     o->window = 512;
 }
 
-static bool score_text(const PerplexityOptions *o, const char *model, char *text, RunOutcome *out, GError **error)
+static bool score_text(const PerplexityOptions *o, const char *model, char *text, RunOutcome *out,
+                       GError **error)
 {
     Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
     Weft__V1__Sampler sampler;
@@ -58,11 +61,14 @@ static void print_perplexity(const PerplexityOptions *o, const RunOutcome *out)
     const double mean = out->nll_sum / MAX(out->tokens_scored, 1u), perplexity = exp(mean);
     if (o->common.json) {
         json_t *object = cli_json_new();
-        json_object_update_new(object, json_pack("{s:f,s:f,s:I,s:I,s:s}", "perplexity", perplexity, "nll_mean", mean, "tokens_scored",
-                                                 (json_int_t)out->tokens_scored, "ctx", (json_int_t)o->window, "definition", out->definition));
+        json_object_update_new(
+            object, json_pack("{s:f,s:f,s:I,s:I,s:s}", "perplexity", perplexity, "nll_mean", mean,
+                              "tokens_scored", (json_int_t)out->tokens_scored, "ctx",
+                              (json_int_t)o->window, "definition", out->definition));
         cli_print_json(object);
     } else {
-        printf("perplexity %.4f over %u tokens (windows of %u)\n", perplexity, out->tokens_scored, (unsigned)o->window);
+        printf("perplexity %.4f over %u tokens (windows of %u)\n", perplexity, out->tokens_scored,
+               (unsigned)o->window);
     }
 }
 
@@ -90,8 +96,10 @@ static int perplexity_run(const Verb *verb, void *values, GPtrArray *rest)
     return ok ? 0 : cli_fail(error);
 }
 
-const Verb VERB_PERPLEXITY = {"perplexity", "MODEL -f FILE [--ctx N]", "how well a model predicts a text", PERPLEXITY_OPTIONS,
-                              sizeof(PerplexityOptions), perplexity_defaults, perplexity_run};
+const Verb VERB_PERPLEXITY = {
+    "perplexity",       "MODEL -f FILE [--ctx N]", "how well a model predicts a text",
+    PERPLEXITY_OPTIONS, sizeof(PerplexityOptions), perplexity_defaults,
+    perplexity_run};
 
 /* ---- bench ---- */
 
@@ -102,11 +110,16 @@ typedef struct BenchOptions {
 } BenchOptions;
 
 static const Option BENCH_OPTIONS[] = {
-    {"prompt", 'p', OPTION_COUNT, offsetof(BenchOptions, prompt), "N", "prompt tokens of the prefill test, 0 = none", NULL, 0, 1 << 20, NULL, false},
-    {"generate", 'n', OPTION_COUNT, offsetof(BenchOptions, generate), "N", "tokens of the decode test, 0 = none", NULL, 0, 1 << 20, NULL, false},
-    {"depth", 'd', OPTION_COUNT, offsetof(BenchOptions, depth), "N", "tokens in the context before the decode test", NULL, 0, 1 << 20, NULL, false},
-    {"streams", 'b', OPTION_COUNT, offsetof(BenchOptions, streams), "N", "sequences at once", NULL, 1, 1024, NULL, false},
-    {"repetitions", 'r', OPTION_COUNT, offsetof(BenchOptions, repetitions), "N", "runs of each test; the median counts", NULL, 1, 1000, NULL, false},
+    {"prompt", 'p', OPTION_COUNT, offsetof(BenchOptions, prompt), "N",
+     "prompt tokens of the prefill test, 0 = none", NULL, 0, 1 << 20, NULL, false},
+    {"generate", 'n', OPTION_COUNT, offsetof(BenchOptions, generate), "N",
+     "tokens of the decode test, 0 = none", NULL, 0, 1 << 20, NULL, false},
+    {"depth", 'd', OPTION_COUNT, offsetof(BenchOptions, depth), "N",
+     "tokens in the context before the decode test", NULL, 0, 1 << 20, NULL, false},
+    {"streams", 'b', OPTION_COUNT, offsetof(BenchOptions, streams), "N", "sequences at once", NULL,
+     1, 1024, NULL, false},
+    {"repetitions", 'r', OPTION_COUNT, offsetof(BenchOptions, repetitions), "N",
+     "runs of each test; the median counts", NULL, 1, 1000, NULL, false},
     LAYOUT_OPTIONS(BenchOptions),
     UP_OPTION(BenchOptions),
     COMMON_OPTIONS(BenchOptions),
@@ -146,7 +159,8 @@ static double median_of(const double *values, uint64_t n)
 }
 
 /* One run: a fresh random prompt, no prefix cache, end tokens ignored. */
-static bool bench_once(Client *client, const BenchOptions *o, const char *path, uint64_t prompt, uint64_t generate, RunOutcome *out, GError **error)
+static bool bench_once(Client *client, const BenchOptions *o, const char *path, uint64_t prompt,
+                       uint64_t generate, RunOutcome *out, GError **error)
 {
     Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
     Weft__V1__Sampler sampler;
@@ -168,7 +182,8 @@ typedef struct TimeShares {
 } TimeShares;
 
 /* True once every usable member has told its counters since `since_us`; their sums in *out. */
-static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool *all_in, GError **error)
+static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool *all_in,
+                         GError **error)
 {
     Weft__V1__StatusResponse *s = request_status(client, error);
     if (s == NULL) {
@@ -191,18 +206,24 @@ static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool 
     return true;
 }
 
-/* Members tell their counters with each heartbeat, twice a second: what they say after a moment of rest holds all that was done. */
+/* Members tell their counters with each heartbeat, twice a second: what they say after a moment of
+ * rest holds all that was done. */
 static bool read_shares(Client *client, TimeShares *out, GError **error)
 {
     enum { IN_FLIGHT_US = 50000, POLL_US = 50000, GIVE_UP_US = 3000000 };
     const gint64 since_us = g_get_monotonic_time() + IN_FLIGHT_US;
     const bool never = false;
     for (bool all_in = false; !all_in;) {
-        main_loop_run_until(client->loop, client->interrupted ? &client->interrupted : &never, POLL_US);
+        main_loop_run_until(client->loop, client->interrupted ? &client->interrupted : &never,
+                            POLL_US);
         if (!shares_since(client, MIN(since_us, g_get_monotonic_time()), out, &all_in, error)) {
             return false;
         }
-        all_in = all_in || g_get_monotonic_time() > since_us + GIVE_UP_US; /* a member went silent: the run itself says more than this would */
+        all_in =
+            all_in ||
+            g_get_monotonic_time() >
+                since_us +
+                    GIVE_UP_US; /* a member went silent: the run itself says more than this would */
     }
     return true;
 }
@@ -215,9 +236,11 @@ static void fill_shares(BenchRow *row, const TimeShares *from, const TimeShares 
     row->seal_us = (to->seal_us - from->seal_us) / tokens;
 }
 
-static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row, bool decode, GError **error)
+static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row,
+                       bool decode, GError **error)
 {
-    const uint64_t prompt = decode ? MAX(o->depth, 1u) : o->prompt, generate = decode ? o->generate + 1 : 1;
+    const uint64_t prompt = decode ? MAX(o->depth, 1u) : o->prompt,
+                   generate = decode ? o->generate + 1 : 1;
     RunOutcome out;
     TimeShares before = {0}, after = {0};
     row->all = g_new0(double, o->repetitions);
@@ -225,20 +248,24 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
     for (uint64_t i = 0; i <= o->repetitions; i++) { /* run 0 loads and warms up */
         const bool ok = bench_once(client, o, path, prompt, generate, &out, error);
         if (ok && i > 0) {
-            const double tokens = (double)(decode ? o->generate : prompt) * (double)o->streams, seconds = decode ? out.decode_s : out.prefill_s;
+            const double tokens = (double)(decode ? o->generate : prompt) * (double)o->streams,
+                         seconds = decode ? out.decode_s : out.prefill_s;
             row->all[i - 1] = seconds > 0 ? tokens / seconds : 0;
-            row->wire_bytes_per_token = (double)out.wire_bytes / (double)((prompt + generate) * o->streams);
+            row->wire_bytes_per_token =
+                (double)out.wire_bytes / (double)((prompt + generate) * o->streams);
         }
         if (ok && i == 0 && out.plan != NULL) {
             g_strlcpy(row->definition, out.definition, sizeof row->definition);
             row->layout = plan_message_layout(out.plan);
-            row->predicted = decode ? out.plan->predicted_decode_tokens_per_s : out.plan->predicted_prefill_tokens_per_s;
+            row->predicted = decode ? out.plan->predicted_decode_tokens_per_s
+                                    : out.plan->predicted_prefill_tokens_per_s;
         }
         run_outcome_clear(&out);
         if (!ok || (i == 0 && !read_shares(client, &before, error))) {
             return false;
         }
-        cli_progress(&o->common, "%s: run %u of %u", row->name, (unsigned)i, (unsigned)o->repetitions);
+        cli_progress(&o->common, "%s: run %u of %u", row->name, (unsigned)i,
+                     (unsigned)o->repetitions);
     }
     row->median = median_of(row->all, row->n);
     if (!read_shares(client, &after, error)) {
@@ -260,7 +287,8 @@ static double ask_roof(Client *client, const BenchOptions *o, const char *path)
     request.model = (char *)path;
     request.context = (uint32_t)o->request.context;
     request.numerics = "";
-    if (!client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000, (ProtobufCMessage **)&response, NULL)) {
+    if (!client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000,
+                     (ProtobufCMessage **)&response, NULL)) {
         return 0;
     }
     const double roof = response->roof_decode_tokens_per_s;
@@ -274,11 +302,15 @@ static json_t *row_json(const BenchOptions *o, const BenchRow *r, uint32_t threa
     for (uint64_t i = 0; i < r->n; i++) {
         json_array_append_new(all, json_real(r->all[i]));
     }
-    json_t *row = json_pack("{s:s,s:I,s:I,s:s,s:I,s:f,s:o,s:f,s:f}", "test", r->name, "depth", (json_int_t)r->depth, "streams", (json_int_t)o->streams,
-                            "layout", r->layout != NULL ? r->layout : "", "threads", (json_int_t)threads, "tokens_per_s", r->median, "tokens_per_s_all",
-                            all, "predicted_tokens_per_s", r->predicted, "wire_bytes_per_token", r->wire_bytes_per_token);
-    json_object_update_new(row, json_pack("{s:f,s:f,s:f,s:f}", "compute_us_per_token", r->compute_us, "wait_us_per_token", r->wait_us, "wire_us_per_token",
-                                          r->wire_us, "seal_us_per_token", r->seal_us));
+    json_t *row = json_pack(
+        "{s:s,s:I,s:I,s:s,s:I,s:f,s:o,s:f,s:f}", "test", r->name, "depth", (json_int_t)r->depth,
+        "streams", (json_int_t)o->streams, "layout", r->layout != NULL ? r->layout : "", "threads",
+        (json_int_t)threads, "tokens_per_s", r->median, "tokens_per_s_all", all,
+        "predicted_tokens_per_s", r->predicted, "wire_bytes_per_token", r->wire_bytes_per_token);
+    json_object_update_new(row,
+                           json_pack("{s:f,s:f,s:f,s:f}", "compute_us_per_token", r->compute_us,
+                                     "wait_us_per_token", r->wait_us, "wire_us_per_token",
+                                     r->wire_us, "seal_us_per_token", r->seal_us));
     if (r->roof > 0) {
         json_object_set_new(row, "roof_tokens_per_s", json_real(r->roof));
         json_object_set_new(row, "roof_fraction", json_real(r->median / r->roof));
@@ -286,46 +318,57 @@ static json_t *row_json(const BenchOptions *o, const BenchRow *r, uint32_t threa
     return row;
 }
 
-static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s, const BenchRow *rows, unsigned n)
+static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s,
+                        const BenchRow *rows, unsigned n)
 {
     const Weft__V1__Member *m = s->n_members > 0 ? s->members[0] : NULL;
     uint32_t threads = 0;
     double read = 0;
     for (size_t i = 0; i < s->n_members; i++) {
         threads += member_is_usable(s->members[i]) ? s->members[i]->threads : 0;
-        read += member_is_usable(s->members[i]) && s->members[i]->measured != NULL ? s->members[i]->measured->read_bytes_per_s : 0;
+        read += member_is_usable(s->members[i]) && s->members[i]->measured != NULL
+                    ? s->members[i]->measured->read_bytes_per_s
+                    : 0;
     }
     if (o->common.json) {
         json_t *object = cli_json_new(), *list = json_array();
         for (unsigned i = 0; i < n; i++) {
             json_array_append_new(list, row_json(o, &rows[i], threads));
         }
-        json_object_set_new(object, "machine", json_pack("{s:s,s:s,s:I,s:f}", "cpu", m != NULL ? m->cpu : "", "isa", m != NULL ? m->isa : "", "threads",
-                                                         (json_int_t)threads, "read_bytes_per_s", read));
+        json_object_set_new(object, "machine",
+                            json_pack("{s:s,s:s,s:I,s:f}", "cpu", m != NULL ? m->cpu : "", "isa",
+                                      m != NULL ? m->isa : "", "threads", (json_int_t)threads,
+                                      "read_bytes_per_s", read));
         json_object_set_new(object, "rows", list);
         json_object_set_new(object, "definition", json_string(rows[0].definition));
         cli_print_json(object);
         return;
     }
-    TextTable *t = text_table_new((const char *const[]){"TEST", "LAYOUT", "STREAMS", "TOKENS/S", "PREDICTED", "ROOF", "OF ROOF", "WIRE B/TOKEN", NULL});
+    TextTable *t =
+        text_table_new((const char *const[]){"TEST", "LAYOUT", "STREAMS", "TOKENS/S", "PREDICTED",
+                                             "ROOF", "OF ROOF", "WIRE B/TOKEN", NULL});
     for (unsigned i = 0; i < n; i++) {
         const BenchRow *r = &rows[i];
         g_autofree char *streams = g_strdup_printf("%u", (unsigned)o->streams);
         g_autofree char *median = g_strdup_printf("%.1f", r->median);
         g_autofree char *predicted = g_strdup_printf("%.1f", r->predicted);
         g_autofree char *roof = r->roof > 0 ? g_strdup_printf("%.0f", r->roof) : g_strdup("-");
-        g_autofree char *fraction = r->roof > 0 ? g_strdup_printf("%.0f %%", 100 * r->median / r->roof) : g_strdup("-");
+        g_autofree char *fraction =
+            r->roof > 0 ? g_strdup_printf("%.0f %%", 100 * r->median / r->roof) : g_strdup("-");
         g_autofree char *wire = g_strdup_printf("%.0f", r->wire_bytes_per_token);
-        text_table_row(t, r->name, r->layout != NULL ? r->layout : "?", streams, median, predicted, roof, fraction, wire, NULL);
+        text_table_row(t, r->name, r->layout != NULL ? r->layout : "?", streams, median, predicted,
+                       roof, fraction, wire, NULL);
     }
     text_table_print(t);
     printf("\n");
     for (unsigned i = 0; i < n; i++) {
-        printf("%s, microseconds per token, all members together: compute %.0f, wait %.0f, wire %.0f, seal %.0f\n", rows[i].name, rows[i].compute_us,
-               rows[i].wait_us, rows[i].wire_us, rows[i].seal_us);
+        printf("%s, microseconds per token, all members together: compute %.0f, wait %.0f, wire "
+               "%.0f, seal %.0f\n",
+               rows[i].name, rows[i].compute_us, rows[i].wait_us, rows[i].wire_us, rows[i].seal_us);
     }
     if (m != NULL) {
-        printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n", m->cpu, m->isa, threads, read / 1e9);
+        printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n",
+               m->cpu, m->isa, threads, read / 1e9);
     }
 }
 
@@ -344,7 +387,8 @@ static bool bench_all(const BenchOptions *o, const char *model, GError **error)
         ok = bench_test(client, o, path, &rows[n++], false, error);
     }
     if (ok && o->generate > 0) {
-        rows[n] = (BenchRow){.name = g_strdup_printf("tg%u", (unsigned)o->generate), .depth = o->depth};
+        rows[n] =
+            (BenchRow){.name = g_strdup_printf("tg%u", (unsigned)o->generate), .depth = o->depth};
         ok = bench_test(client, o, path, &rows[n], true, error);
         rows[n++].roof = o->streams == 1 ? ask_roof(client, o, path) : 0;
     }
@@ -379,5 +423,10 @@ static int bench_run(const Verb *verb, void *values, GPtrArray *rest)
     return ok ? 0 : cli_fail(error);
 }
 
-const Verb VERB_BENCH = {"bench", "MODEL [-p 512] [-n 128] [-d 0] [-b STREAMS] [-r 5]", "speed on the real worker path", BENCH_OPTIONS,
-                         sizeof(BenchOptions), bench_defaults, bench_run};
+const Verb VERB_BENCH = {"bench",
+                         "MODEL [-p 512] [-n 128] [-d 0] [-b STREAMS] [-r 5]",
+                         "speed on the real worker path",
+                         BENCH_OPTIONS,
+                         sizeof(BenchOptions),
+                         bench_defaults,
+                         bench_run};

@@ -13,7 +13,8 @@ typedef struct PlanOptions {
     RequestOptions request;
 } PlanOptions;
 
-static const Option PLAN_OPTIONS[] = {LAYOUT_OPTIONS(PlanOptions), UP_OPTION(PlanOptions), COMMON_OPTIONS(PlanOptions), {0}};
+static const Option PLAN_OPTIONS[] = {
+    LAYOUT_OPTIONS(PlanOptions), UP_OPTION(PlanOptions), COMMON_OPTIONS(PlanOptions), {0}};
 
 static void plan_defaults(void *values)
 {
@@ -25,11 +26,15 @@ static json_t *ranks_json(const Weft__V1__Stage *s)
     json_t *ranks = json_array();
     for (size_t i = 0; i < s->n_ranks; i++) {
         const Weft__V1__Rank *r = s->ranks[i];
-        json_array_append_new(ranks, json_pack("{s:s,s:{s:[I,I],s:[I,I],s:[I,I]},s:I,s:I,s:I}", "worker", r->worker, "units", "attention",
-                                               (json_int_t)r->attn_first, (json_int_t)(r->attn_first + r->attn_count), "ffn", (json_int_t)r->ffn_first,
-                                               (json_int_t)(r->ffn_first + r->ffn_count), "vocabulary", (json_int_t)r->vocab_first,
-                                               (json_int_t)(r->vocab_first + r->vocab_count), "weight_bytes", (json_int_t)r->weight_bytes,
-                                               "kv_bytes_per_token", (json_int_t)r->kv_bytes_per_token, "peak_bytes", (json_int_t)r->peak_bytes));
+        json_array_append_new(
+            ranks,
+            json_pack("{s:s,s:{s:[I,I],s:[I,I],s:[I,I]},s:I,s:I,s:I}", "worker", r->worker, "units",
+                      "attention", (json_int_t)r->attn_first,
+                      (json_int_t)(r->attn_first + r->attn_count), "ffn", (json_int_t)r->ffn_first,
+                      (json_int_t)(r->ffn_first + r->ffn_count), "vocabulary",
+                      (json_int_t)r->vocab_first, (json_int_t)(r->vocab_first + r->vocab_count),
+                      "weight_bytes", (json_int_t)r->weight_bytes, "kv_bytes_per_token",
+                      (json_int_t)r->kv_bytes_per_token, "peak_bytes", (json_int_t)r->peak_bytes));
     }
     return ranks;
 }
@@ -48,11 +53,15 @@ static void add_definition(json_t *object, const Weft__V1__Plan *message)
 
 static void print_plan_json(const Weft__V1__PlanResponse *p)
 {
-    json_t *object = cli_json_new(), *stages = json_array(), *violations = json_array(), *reasons = json_array(), *near = json_array();
-    const Weft__V1__Replica *r = p->plan != NULL && p->plan->n_replicas > 0 ? p->plan->replicas[0] : NULL;
+    json_t *object = cli_json_new(), *stages = json_array(), *violations = json_array(),
+           *reasons = json_array(), *near = json_array();
+    const Weft__V1__Replica *r =
+        p->plan != NULL && p->plan->n_replicas > 0 ? p->plan->replicas[0] : NULL;
     for (size_t s = 0; r != NULL && s < r->n_stages; s++) {
-        json_array_append_new(stages, json_pack("{s:[I,I],s:o}", "layers", (json_int_t)r->stages[s]->layer_first, (json_int_t)r->stages[s]->layer_last,
-                                                "ranks", ranks_json(r->stages[s])));
+        json_array_append_new(stages, json_pack("{s:[I,I],s:o}", "layers",
+                                                (json_int_t)r->stages[s]->layer_first,
+                                                (json_int_t)r->stages[s]->layer_last, "ranks",
+                                                ranks_json(r->stages[s])));
     }
     for (size_t i = 0; i < p->n_violations; i++) {
         json_array_append_new(violations, json_string(p->violations[i]));
@@ -70,9 +79,12 @@ static void print_plan_json(const Weft__V1__PlanResponse *p)
     json_object_set_new(object, "stages", stages);
     if (p->plan != NULL) {
         json_object_set_new(object, "predicted",
-                            json_pack("{s:f,s:f,s:s}", "prefill_tokens_per_s", p->plan->predicted_prefill_tokens_per_s, "decode_tokens_per_s",
-                                      p->plan->predicted_decode_tokens_per_s, "bound", p->plan->predicted_bound));
-        json_object_set_new(object, "roof_decode_tokens_per_s", json_real(p->roof_decode_tokens_per_s));
+                            json_pack("{s:f,s:f,s:s}", "prefill_tokens_per_s",
+                                      p->plan->predicted_prefill_tokens_per_s,
+                                      "decode_tokens_per_s", p->plan->predicted_decode_tokens_per_s,
+                                      "bound", p->plan->predicted_bound));
+        json_object_set_new(object, "roof_decode_tokens_per_s",
+                            json_real(p->roof_decode_tokens_per_s));
     }
     json_object_set_new(object, "violations", violations);
     json_object_set_new(object, "alternatives", near);
@@ -87,8 +99,10 @@ static void print_replica(TextTable *t, const Weft__V1__PlanResponse *p, size_t 
         for (size_t i = 0; i < r->stages[s]->n_ranks; i++) {
             const Weft__V1__Rank *k = r->stages[s]->ranks[i];
             g_autofree char *part = g_strdup_printf("%zu/%zu/%zu", replica, s, i);
-            g_autofree char *layers = g_strdup_printf("%u-%u", r->stages[s]->layer_first, r->stages[s]->layer_last);
-            g_autofree char *attention = g_strdup_printf("%u of %u", k->attn_count, p->n_attn_units);
+            g_autofree char *layers =
+                g_strdup_printf("%u-%u", r->stages[s]->layer_first, r->stages[s]->layer_last);
+            g_autofree char *attention =
+                g_strdup_printf("%u of %u", k->attn_count, p->n_attn_units);
             g_autofree char *ffn = g_strdup_printf("%u of %u", k->ffn_count, p->n_ffn_units);
             g_autofree char *weights = units_format_size(k->weight_bytes);
             g_autofree char *peak = units_format_size(k->peak_bytes);
@@ -100,7 +114,8 @@ static void print_replica(TextTable *t, const Weft__V1__PlanResponse *p, size_t 
 static void print_plan(const Weft__V1__PlanResponse *p)
 {
     g_autofree char *layout = plan_message_layout(p->plan);
-    TextTable *t = text_table_new((const char *const[]){"WORKER", "DP/PP/TP", "LAYERS", "ATTENTION", "FFN", "WEIGHTS", "PEAK", NULL});
+    TextTable *t = text_table_new((const char *const[]){"WORKER", "DP/PP/TP", "LAYERS", "ATTENTION",
+                                                        "FFN", "WEIGHTS", "PEAK", NULL});
     printf("layout %s\n\n", layout);
     for (size_t r = 0; r < p->plan->n_replicas; r++) {
         print_replica(t, p, r);
@@ -110,8 +125,10 @@ static void print_plan(const Weft__V1__PlanResponse *p)
     for (size_t i = 0; i < p->plan->n_reasons; i++) {
         printf("- %s\n", p->plan->reasons[i]);
     }
-    printf("\npredicted: prefill %.0f tokens/s, decode %.1f tokens/s, bound by %s; memory roof of this layout %.0f tokens/s\n",
-           p->plan->predicted_prefill_tokens_per_s, p->plan->predicted_decode_tokens_per_s, p->plan->predicted_bound, p->roof_decode_tokens_per_s);
+    printf("\npredicted: prefill %.0f tokens/s, decode %.1f tokens/s, bound by %s; memory roof of "
+           "this layout %.0f tokens/s\n",
+           p->plan->predicted_prefill_tokens_per_s, p->plan->predicted_decode_tokens_per_s,
+           p->plan->predicted_bound, p->roof_decode_tokens_per_s);
 }
 
 static int impossible(const PlanOptions *o, const Weft__V1__PlanResponse *p)
@@ -119,7 +136,8 @@ static int impossible(const PlanOptions *o, const Weft__V1__PlanResponse *p)
     if (o->common.json) {
         print_plan_json(p);
     }
-    fprintf(stderr, "weft: no legal plan: %s", p->n_violations > 0 ? p->violations[0] : "the members do not suffice");
+    fprintf(stderr, "weft: no legal plan: %s",
+            p->n_violations > 0 ? p->violations[0] : "the members do not suffice");
     for (size_t i = 1; i < p->n_violations; i++) {
         fprintf(stderr, "; %s", p->violations[i]);
     }
@@ -130,7 +148,8 @@ static int impossible(const PlanOptions *o, const Weft__V1__PlanResponse *p)
     return 2;
 }
 
-static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResponse **response, GError **error)
+static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResponse **response,
+                     GError **error)
 {
     g_autofree char *path = request_model_path(model);
     Weft__V1__PlanRequest request = WEFT__V1__PLAN_REQUEST__INIT;
@@ -146,7 +165,8 @@ static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResp
     if (client == NULL) {
         return false;
     }
-    const bool ok = client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000, (ProtobufCMessage **)response, error);
+    const bool ok = client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000,
+                                (ProtobufCMessage **)response, error);
     client_free(client);
     return ok;
 }
@@ -177,4 +197,6 @@ static int plan_run(const Verb *verb, void *values, GPtrArray *rest)
     return code;
 }
 
-const Verb VERB_PLAN = {"plan", "MODEL", "who would hold what, and how fast", PLAN_OPTIONS, sizeof(PlanOptions), plan_defaults, plan_run};
+const Verb VERB_PLAN = {
+    "plan",        "MODEL", "who would hold what, and how fast", PLAN_OPTIONS, sizeof(PlanOptions),
+    plan_defaults, plan_run};

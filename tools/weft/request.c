@@ -12,8 +12,10 @@ Weft__V1__StatusResponse *request_status(Client *client, GError **error)
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     ProtobufCMessage *response;
     request.details = true;
-    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, &response, error) ? (Weft__V1__StatusResponse *)response
-                                                                                                             : NULL;
+    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000,
+                       &response, error)
+               ? (Weft__V1__StatusResponse *)response
+               : NULL;
 }
 
 bool member_is_usable(const Weft__V1__Member *m)
@@ -28,10 +30,12 @@ void request_defaults(RequestOptions *o)
 
 char *request_model_path(const char *model)
 {
-    return g_file_test(model, G_FILE_TEST_EXISTS) ? g_canonicalize_filename(model, NULL) : g_strdup(model);
+    return g_file_test(model, G_FILE_TEST_EXISTS) ? g_canonicalize_filename(model, NULL)
+                                                  : g_strdup(model);
 }
 
-bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler, Weft__V1__Layout *layout, const RequestOptions *o, GError **error)
+bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler,
+                  Weft__V1__Layout *layout, const RequestOptions *o, GError **error)
 {
     weft__v1__sampler__init(sampler);
     weft__v1__layout__init(layout);
@@ -46,7 +50,8 @@ bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler, Wef
         errno = 0;
         sampler->seed = g_ascii_strtoull(o->seed_text, &end, 10);
         if (errno != 0 || end == o->seed_text || *end != '\0' || o->seed_text[0] == '-') {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "seed '%s' is not a number from 0 to 2^64-1", o->seed_text);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "seed '%s' is not a number from 0 to 2^64-1", o->seed_text);
             return false;
         }
         message->seed_given = 1;
@@ -164,12 +169,17 @@ static void on_event(const ProtobufCMessage *message, void *user)
     }
 }
 
-bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message, FILE *echo, RunOutcome *out, GError **error)
+bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message,
+                 FILE *echo, RunOutcome *out, GError **error)
 {
-    *out = (RunOutcome){.text = g_string_new(NULL), .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
-                        .logits = g_array_new(FALSE, FALSE, sizeof(float)), .row_hashes = g_byte_array_new(), .trace = g_byte_array_new()};
+    *out = (RunOutcome){.text = g_string_new(NULL),
+                        .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
+                        .logits = g_array_new(FALSE, FALSE, sizeof(float)),
+                        .row_hashes = g_byte_array_new(),
+                        .trace = g_byte_array_new()};
     Collector c = {common, out, echo};
-    const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0, on_event, &c, error);
+    const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0,
+                                  on_event, &c, error);
     cli_progress_end(common);
     return ok;
 }
@@ -194,5 +204,6 @@ json_t *plan_message_layout_json(const Weft__V1__Plan *plan)
     for (size_t s = 0; r != NULL && s < r->n_stages; s++) {
         tp = MAX(tp, r->stages[s]->n_ranks);
     }
-    return json_pack("{s:I,s:I,s:I}", "dp", (json_int_t)plan->n_replicas, "pp", (json_int_t)(r != NULL ? r->n_stages : 0), "tp", (json_int_t)tp);
+    return json_pack("{s:I,s:I,s:I}", "dp", (json_int_t)plan->n_replicas, "pp",
+                     (json_int_t)(r != NULL ? r->n_stages : 0), "tp", (json_int_t)tp);
 }

@@ -1,4 +1,5 @@
-/* What run, chat, verify, perplexity and bench share: the options of a request, its message, and collecting its events. */
+/* What run, chat, verify, perplexity and bench share: the options of a request, its message, and
+ * collecting its events. */
 #pragma once
 
 #include "tools/weft/cli.h"
@@ -14,35 +15,108 @@ typedef struct RequestOptions {
 } RequestOptions;
 
 void request_defaults(RequestOptions *o);
-#define LAYOUT_OPTIONS(type)                                                                                                                  \
-    {"dp", 0, OPTION_COUNT, offsetof(type, request.dp), "N", "replicas", NULL, 1, 64, NULL, false},                                           \
-        {"pp", 0, OPTION_COUNT, offsetof(type, request.pp), "N", "pipeline stages", NULL, 1, 64, NULL, false},                                \
-        {"tp", 0, OPTION_COUNT, offsetof(type, request.tp), "N", "tensor ranks of a stage", NULL, 1, 64, NULL, false},                        \
-        {"context", 'c', OPTION_COUNT, offsetof(type, request.context), "N", "positions a sequence may have", NULL, 1, 1 << 24, NULL, true},  \
-    {"numerics", 0, OPTION_STRING, offsetof(type, request.numerics), "CLASS", "bit contract", NULL, 0, 0, "exact|fast", true}
-#define SAMPLER_OPTIONS(type)                                                                                                                 \
-    {"temp", 0, OPTION_NUMBER, offsetof(type, request.temperature), "T", "temperature, 0 = most likely token", NULL, 0, 100, NULL, false},    \
-        {"top-k", 0, OPTION_COUNT, offsetof(type, request.top_k), "K", "keep the K best, 0 = all", NULL, 0, 1 << 24, NULL, false},            \
-        {"top-p", 0, OPTION_NUMBER, offsetof(type, request.top_p), "P", "keep the best that sum to P", NULL, 0, 1, NULL, false},              \
-        {"min-p", 0, OPTION_NUMBER, offsetof(type, request.min_p), "P", "keep those at least P as likely as the best", NULL, 0, 1, NULL, false}, \
-        {"repeat-penalty", 0, OPTION_NUMBER, offsetof(type, request.repeat_penalty), "R", "penalty for recent tokens, 1 = none", NULL, 0.01, 100, NULL, false}, \
-        {"repeat-last-n", 0, OPTION_COUNT, offsetof(type, request.penalty_window), "N", "tokens that count as recent", NULL, 0, 1 << 24, NULL, false}, \
-        {"seed", 's', OPTION_STRING, offsetof(type, request.seed_text), "S", "random seed", NULL, 0, 0, NULL, false},                         \
-    {"tokens", 'n', OPTION_COUNT, offsetof(type, request.n), "N", "tokens to generate at most", NULL, 1, 1 << 24, NULL, false}
+#define LAYOUT_OPTIONS(type)                                                                       \
+    {                                                                                              \
+        "dp", 0,    OPTION_COUNT, offsetof(type, request.dp), "N", "replicas", NULL, 1,            \
+        64,   NULL, false},                                                                        \
+        {"pp", 0,    OPTION_COUNT, offsetof(type, request.pp), "N", "pipeline stages", NULL, 1,    \
+         64,   NULL, false},                                                                       \
+        {"tp",         0,                                                                          \
+         OPTION_COUNT, offsetof(type, request.tp),                                                 \
+         "N",          "tensor ranks of a stage",                                                  \
+         NULL,         1,                                                                          \
+         64,           NULL,                                                                       \
+         false},                                                                                   \
+        {"context",    'c',                                                                        \
+         OPTION_COUNT, offsetof(type, request.context),                                            \
+         "N",          "positions a sequence may have",                                            \
+         NULL,         1,                                                                          \
+         1 << 24,      NULL,                                                                       \
+         true},                                                                                    \
+    {                                                                                              \
+        "numerics", 0, OPTION_STRING, offsetof(type, request.numerics), "CLASS", "bit contract",   \
+            NULL, 0, 0, "exact|fast", true                                                         \
+    }
+#define SAMPLER_OPTIONS(type)                                                                      \
+    {"temp",        0,                                                                             \
+     OPTION_NUMBER, offsetof(type, request.temperature),                                           \
+     "T",           "temperature, 0 = most likely token",                                          \
+     NULL,          0,                                                                             \
+     100,           NULL,                                                                          \
+     false},                                                                                       \
+        {"top-k",      0,                                                                          \
+         OPTION_COUNT, offsetof(type, request.top_k),                                              \
+         "K",          "keep the K best, 0 = all",                                                 \
+         NULL,         0,                                                                          \
+         1 << 24,      NULL,                                                                       \
+         false},                                                                                   \
+        {"top-p",                                                                                  \
+         0,                                                                                        \
+         OPTION_NUMBER,                                                                            \
+         offsetof(type, request.top_p),                                                            \
+         "P",                                                                                      \
+         "keep the best that sum to P",                                                            \
+         NULL,                                                                                     \
+         0,                                                                                        \
+         1,                                                                                        \
+         NULL,                                                                                     \
+         false},                                                                                   \
+        {"min-p",                                                                                  \
+         0,                                                                                        \
+         OPTION_NUMBER,                                                                            \
+         offsetof(type, request.min_p),                                                            \
+         "P",                                                                                      \
+         "keep those at least P as likely as the best",                                            \
+         NULL,                                                                                     \
+         0,                                                                                        \
+         1,                                                                                        \
+         NULL,                                                                                     \
+         false},                                                                                   \
+        {"repeat-penalty",                                                                         \
+         0,                                                                                        \
+         OPTION_NUMBER,                                                                            \
+         offsetof(type, request.repeat_penalty),                                                   \
+         "R",                                                                                      \
+         "penalty for recent tokens, 1 = none",                                                    \
+         NULL,                                                                                     \
+         0.01,                                                                                     \
+         100,                                                                                      \
+         NULL,                                                                                     \
+         false},                                                                                   \
+        {"repeat-last-n",                                                                          \
+         0,                                                                                        \
+         OPTION_COUNT,                                                                             \
+         offsetof(type, request.penalty_window),                                                   \
+         "N",                                                                                      \
+         "tokens that count as recent",                                                            \
+         NULL,                                                                                     \
+         0,                                                                                        \
+         1 << 24,                                                                                  \
+         NULL,                                                                                     \
+         false},                                                                                   \
+        {"seed", 's',           OPTION_STRING, offsetof(type, request.seed_text),                  \
+         "S",    "random seed", NULL,          0,                                                  \
+         0,      NULL,          false},                                                            \
+    {                                                                                              \
+        "tokens", 'n', OPTION_COUNT, offsetof(type, request.n), "N", "tokens to generate at most", \
+            NULL, 1, 1 << 24, NULL, false                                                          \
+    }
 
 /* Members and jobs now; freed by protobuf_c_message_free_unpacked(). */
 Weft__V1__StatusResponse *request_status(Client *client, GError **error);
 bool member_is_usable(const Weft__V1__Member *m);
 
-/* A model's path as the coordinator is to open it: relative names that exist here become absolute. Returned. */
+/* A model's path as the coordinator is to open it: relative names that exist here become absolute.
+ * Returned. */
 char *request_model_path(const char *model);
 /* Checks and parses the seed; fills a message whose strings are borrowed from the options. */
-bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler, Weft__V1__Layout *layout, const RequestOptions *o, GError **error);
+bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler,
+                  Weft__V1__Layout *layout, const RequestOptions *o, GError **error);
 
 typedef struct RunOutcome {
     GString *text;
-    GArray *ids;       /* uint32_t */
-    GArray *logits;    /* float, rows one after another */
+    GArray *ids;                    /* uint32_t */
+    GArray *logits;                 /* float, rows one after another */
     GByteArray *row_hashes, *trace; /* 16 bytes a token; as in TokenEvent.trace */
     char *finish_reason;
     char digest[33];
@@ -59,7 +133,8 @@ typedef struct RunOutcome {
 void run_outcome_clear(RunOutcome *o);
 
 /* Runs a request; deltas of text are written to `echo` (NULL = silent) as they come. */
-bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message, FILE *echo, RunOutcome *out, GError **error);
+bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message,
+                 FILE *echo, RunOutcome *out, GError **error);
 /* "dp1 pp2 tp2,3" of a plan message; returned. */
 char *plan_message_layout(const Weft__V1__Plan *plan);
 /* {"dp":..,"pp":..,"tp":..} */

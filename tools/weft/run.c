@@ -17,11 +17,16 @@ typedef struct RunOptions {
 } RunOptions;
 
 static const Option RUN_OPTIONS[] = {
-    {"prompt", 'p', OPTION_STRING, offsetof(RunOptions, prompt), "TEXT", "the prompt", NULL, 0, 0, NULL, false},
-    {"file", 'f', OPTION_STRING, offsetof(RunOptions, file), "FILE", "the prompt from a file, - = stdin", NULL, 0, 0, NULL, false},
-    {"chat", 0, OPTION_FLAG, offsetof(RunOptions, chat), "", "the prompt as a user's message, through the model's template", NULL, 0, 0, NULL, false},
-    {"stop", 0, OPTION_STRINGS, offsetof(RunOptions, stop), "TEXT", "end when this text comes (may be repeated)", NULL, 0, 0, NULL, false},
-    {"logits", 0, OPTION_STRING, offsetof(RunOptions, logits), "FILE", "write the sampled rows' logits, float32", NULL, 0, 0, NULL, false},
+    {"prompt", 'p', OPTION_STRING, offsetof(RunOptions, prompt), "TEXT", "the prompt", NULL, 0, 0,
+     NULL, false},
+    {"file", 'f', OPTION_STRING, offsetof(RunOptions, file), "FILE",
+     "the prompt from a file, - = stdin", NULL, 0, 0, NULL, false},
+    {"chat", 0, OPTION_FLAG, offsetof(RunOptions, chat), "",
+     "the prompt as a user's message, through the model's template", NULL, 0, 0, NULL, false},
+    {"stop", 0, OPTION_STRINGS, offsetof(RunOptions, stop), "TEXT",
+     "end when this text comes (may be repeated)", NULL, 0, 0, NULL, false},
+    {"logits", 0, OPTION_STRING, offsetof(RunOptions, logits), "FILE",
+     "write the sampled rows' logits, float32", NULL, 0, 0, NULL, false},
     SAMPLER_OPTIONS(RunOptions),
     LAYOUT_OPTIONS(RunOptions),
     UP_OPTION(RunOptions),
@@ -100,9 +105,12 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
     }
     json_object_set_new(object, "definition", json_string(out->definition));
     json_object_set_new(object, "seed", json_integer((json_int_t)out->seed));
-    json_object_set_new(object, "timings",
-                        json_pack("{s:f,s:f,s:f,s:f}", "load_s", out->load_s, "prefill_s", out->prefill_s, "prefill_tokens_per_s", rate(out->prefill_tokens, out->prefill_s),
-                                  "decode_tokens_per_s", rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s)));
+    json_object_set_new(
+        object, "timings",
+        json_pack("{s:f,s:f,s:f,s:f}", "load_s", out->load_s, "prefill_s", out->prefill_s,
+                  "prefill_tokens_per_s", rate(out->prefill_tokens, out->prefill_s),
+                  "decode_tokens_per_s",
+                  rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s)));
     cli_print_json(object);
 }
 
@@ -112,15 +120,20 @@ static void print_run_speed(const RunOptions *o, const RunOutcome *out)
         return;
     }
     g_autofree char *layout = out->plan != NULL ? plan_message_layout(out->plan) : g_strdup("?");
-    fprintf(stderr, "%u prompt tokens at %.1f/s, %u tokens at %.1f/s (predicted %.1f/s), %s, %s, seed %" G_GUINT64_FORMAT ", digest %s\n", out->prompt_tokens,
-            rate(out->prefill_tokens, out->prefill_s), out->ids->len, rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s),
-            out->plan != NULL ? out->plan->predicted_decode_tokens_per_s : 0.0, layout, out->finish_reason, out->seed, out->digest);
+    fprintf(stderr,
+            "%u prompt tokens at %.1f/s, %u tokens at %.1f/s (predicted %.1f/s), %s, %s, seed "
+            "%" G_GUINT64_FORMAT ", digest %s\n",
+            out->prompt_tokens, rate(out->prefill_tokens, out->prefill_s), out->ids->len,
+            rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s),
+            out->plan != NULL ? out->plan->predicted_decode_tokens_per_s : 0.0, layout,
+            out->finish_reason, out->seed, out->digest);
 }
 
 static bool dump_logits(const char *path, const RunOutcome *out, GError **error)
 {
     GError *why = NULL;
-    if (!g_file_set_contents(path, (const char *)(void *)out->logits->data, (gssize)(out->logits->len * sizeof(float)), &why)) {
+    if (!g_file_set_contents(path, (const char *)(void *)out->logits->data,
+                             (gssize)(out->logits->len * sizeof(float)), &why)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "logits file: %s", why->message);
         g_error_free(why);
         return false;
@@ -156,7 +169,8 @@ static bool run_once(RunOptions *o, const char *model, GError **error)
         return false;
     }
     RunOutcome out;
-    bool ok = request_run(client, &o->common, &message, o->common.json ? NULL : stdout, &out, error);
+    bool ok =
+        request_run(client, &o->common, &message, o->common.json ? NULL : stdout, &out, error);
     if (!o->common.json && out.text->len > 0) {
         printf("\n");
         fflush(stdout);
@@ -177,7 +191,8 @@ static int run_run(const Verb *verb, void *values, GPtrArray *rest)
     RunOptions *o = values;
     GError *error = NULL;
     if (rest->len != 1) {
-        return cli_usage(verb, rest->len == 0 ? "a model file is needed" : "one model file is expected");
+        return cli_usage(verb,
+                         rest->len == 0 ? "a model file is needed" : "one model file is expected");
     }
     if (o->prompt == NULL && o->file == NULL) {
         return cli_usage(verb, "a prompt is needed: -p TEXT or -f FILE");
@@ -191,7 +206,9 @@ static int run_run(const Verb *verb, void *values, GPtrArray *rest)
     return ok ? 0 : cli_fail(error);
 }
 
-const Verb VERB_RUN = {"run", "MODEL -p TEXT|-f FILE", "one prompt, one answer", RUN_OPTIONS, sizeof(RunOptions), run_defaults, run_run};
+const Verb VERB_RUN = {"run",       "MODEL -p TEXT|-f FILE", "one prompt, one answer",
+                       RUN_OPTIONS, sizeof(RunOptions),      run_defaults,
+                       run_run};
 
 /* ---- chat ---- */
 
@@ -202,7 +219,8 @@ typedef struct ChatOptions {
 } ChatOptions;
 
 static const Option CHAT_OPTIONS[] = {
-    {"system", 0, OPTION_STRING, offsetof(ChatOptions, system), "TEXT", "system message", NULL, 0, 0, NULL, false},
+    {"system", 0, OPTION_STRING, offsetof(ChatOptions, system), "TEXT", "system message", NULL, 0,
+     0, NULL, false},
     SAMPLER_OPTIONS(ChatOptions),
     LAYOUT_OPTIONS(ChatOptions),
     UP_OPTION(ChatOptions),
@@ -253,7 +271,8 @@ static char *read_line(void)
 static bool converse(ChatOptions *o, const char *model, GError **error)
 {
     g_autofree char *path = request_model_path(model);
-    g_autoptr(GPtrArray) history = g_ptr_array_new_with_free_func((GDestroyNotify)chat_message_free);
+    g_autoptr(GPtrArray) history =
+        g_ptr_array_new_with_free_func((GDestroyNotify)chat_message_free);
     Client *client = client_new(&o->common, error);
     if (client == NULL) {
         return false;
@@ -301,4 +320,6 @@ static int chat_run(const Verb *verb, void *values, GPtrArray *rest)
     return ok ? 0 : cli_fail(error);
 }
 
-const Verb VERB_CHAT = {"chat", "MODEL", "a conversation, a line a message", CHAT_OPTIONS, sizeof(ChatOptions), chat_defaults, chat_run};
+const Verb VERB_CHAT = {
+    "chat",        "MODEL", "a conversation, a line a message", CHAT_OPTIONS, sizeof(ChatOptions),
+    chat_defaults, chat_run};

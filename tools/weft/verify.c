@@ -1,4 +1,5 @@
-/* weft verify: the same request on every layout; digests must be equal, and where they are not, the first site that differs is named. */
+/* weft verify: the same request on every layout; digests must be equal, and where they are not, the
+ * first site that differs is named. */
 #include "tools/weft/difference.h"
 #include "tools/weft/verbs.h"
 
@@ -15,8 +16,10 @@ typedef struct VerifyOptions {
 } VerifyOptions;
 
 static const Option VERIFY_OPTIONS[] = {
-    {"layouts", 0, OPTION_STRING, offsetof(VerifyOptions, layouts), "LIST", "all, or such as tp1,tp2,pp2,pp2tp2,dp2 ", NULL, 0, 0, NULL, false},
-    {"prompt", 'p', OPTION_STRING, offsetof(VerifyOptions, prompt), "TEXT", "what to compute", NULL, 0, 0, NULL, false},
+    {"layouts", 0, OPTION_STRING, offsetof(VerifyOptions, layouts), "LIST",
+     "all, or such as tp1,tp2,pp2,pp2tp2,dp2 ", NULL, 0, 0, NULL, false},
+    {"prompt", 'p', OPTION_STRING, offsetof(VerifyOptions, prompt), "TEXT", "what to compute", NULL,
+     0, 0, NULL, false},
     SAMPLER_OPTIONS(VerifyOptions),
     LAYOUT_OPTIONS(VerifyOptions),
     UP_OPTION(VerifyOptions),
@@ -52,11 +55,16 @@ static bool parse_layout(const char *text, LayoutWish *out, GError **error)
     *out = (LayoutWish){1, 1, 1};
     const char *at = text;
     while (*at != '\0') {
-        uint32_t *field = g_str_has_prefix(at, "dp") ? &out->dp : g_str_has_prefix(at, "pp") ? &out->pp : g_str_has_prefix(at, "tp") ? &out->tp : NULL;
+        uint32_t *field = g_str_has_prefix(at, "dp")   ? &out->dp
+                          : g_str_has_prefix(at, "pp") ? &out->pp
+                          : g_str_has_prefix(at, "tp") ? &out->tp
+                                                       : NULL;
         char *end = NULL;
         const unsigned long n = field != NULL ? strtoul(at + 2, &end, 10) : 0;
         if (field == NULL || end == at + 2 || n < 1 || n > 64) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "layout '%s' is not understood: write dp, pp, tp and a number, as in pp2tp3", text);
+            g_set_error(
+                error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "layout '%s' is not understood: write dp, pp, tp and a number, as in pp2tp3", text);
             return false;
         }
         *field = (uint32_t)n;
@@ -119,7 +127,8 @@ static void verdict_clear(void *p)
     g_free(v->difference_text);
 }
 
-static bool run_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish, bool trace, RunOutcome *out, GError **error)
+static bool run_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish,
+                       bool trace, RunOutcome *out, GError **error)
 {
     Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
     Weft__V1__Sampler sampler;
@@ -133,7 +142,9 @@ static bool run_layout(Client *client, const VerifyOptions *o, const char *path,
     layout.pp = wish.pp;
     layout.tp = wish.tp;
     message.model = (char *)path;
-    message.prompt = o->prompt != NULL ? o->prompt : "The same weights, the same prompt, the same bits: whatever the layout,";
+    message.prompt = o->prompt != NULL
+                         ? o->prompt
+                         : "The same weights, the same prompt, the same bits: whatever the layout,";
     message.ignore_end = true;
     message.fresh = true;
     message.seed_given = true; /* the same for all layouts also where nobody chose one */
@@ -142,11 +153,13 @@ static bool run_layout(Client *client, const VerifyOptions *o, const char *path,
 }
 
 /* One layout; a layout that the model or the members do not allow is noted, not an error. */
-static bool verify_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish, Verdict *v, GError **error)
+static bool verify_layout(Client *client, const VerifyOptions *o, const char *path, LayoutWish wish,
+                          Verdict *v, GError **error)
 {
     RunOutcome out;
     g_autoptr(GError) failed = NULL;
-    *v = (Verdict){.wish = wish, .layout = g_strdup_printf("dp%u pp%u tp%u", wish.dp, wish.pp, wish.tp)};
+    *v = (Verdict){.wish = wish,
+                   .layout = g_strdup_printf("dp%u pp%u tp%u", wish.dp, wish.pp, wish.tp)};
     const bool ok = run_layout(client, o, path, wish, false, &out, &failed);
     if (ok) {
         g_strlcpy(v->digest, out.digest, sizeof v->digest);
@@ -178,7 +191,8 @@ static const Verdict *reference_of(GArray *verdicts)
     const Verdict *best = NULL;
     for (guint i = 0; i < verdicts->len; i++) {
         const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        if (v->why == NULL && (best == NULL || count_digest(verdicts, v->digest) > count_digest(verdicts, best->digest))) {
+        if (v->why == NULL && (best == NULL || count_digest(verdicts, v->digest) >
+                                                   count_digest(verdicts, best->digest))) {
             best = v;
         }
     }
@@ -186,7 +200,8 @@ static const Verdict *reference_of(GArray *verdicts)
 }
 
 /* Runs a layout that differs once more, traced. A trace that cannot be had is told in its place. */
-static void locate(Client *client, const VerifyOptions *o, const char *path, const RunOutcome *reference, Verdict *v)
+static void locate(Client *client, const VerifyOptions *o, const char *path,
+                   const RunOutcome *reference, Verdict *v)
 {
     g_autoptr(GError) error = NULL;
     RunOutcome traced;
@@ -199,7 +214,8 @@ static void locate(Client *client, const VerifyOptions *o, const char *path, con
     run_outcome_clear(&traced);
 }
 
-/* Whether all that ran are equal; for those that are not, where they part from what most of them gave. */
+/* Whether all that ran are equal; for those that are not, where they part from what most of them
+ * gave. */
 static bool judge(Client *client, const VerifyOptions *o, const char *path, GArray *verdicts)
 {
     const Verdict *reference = reference_of(verdicts);
@@ -253,11 +269,14 @@ static json_t *verdict_json(const Verdict *v)
     if (v->why != NULL) {
         return json_pack("{s:s,s:n,s:s}", "layout", v->layout, "digest", "refused", v->why);
     }
-    json_t *object = json_pack("{s:s,s:s,s:b}", "layout", v->layout, "digest", v->digest, "equal", (int)v->same);
+    json_t *object =
+        json_pack("{s:s,s:s,s:b}", "layout", v->layout, "digest", v->digest, "equal", (int)v->same);
     if (v->difference_text != NULL) {
         g_autofree char *site = difference_site(&v->difference);
-        json_object_set_new(object, "first_difference", json_pack("{s:s,s:I,s:s}", "site", site, "token", (json_int_t)v->difference.position, "text",
-                                                                  v->difference_text));
+        json_object_set_new(object, "first_difference",
+                            json_pack("{s:s,s:I,s:s}", "site", site, "token",
+                                      (json_int_t)v->difference.position, "text",
+                                      v->difference_text));
     }
     return object;
 }
@@ -278,8 +297,14 @@ static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
     TextTable *t = text_table_new((const char *const[]){"LAYOUT", "DIGEST", "RESULT", NULL});
     for (guint i = 0; i < verdicts->len; i++) {
         const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        g_autofree char *differs = v->difference_text != NULL ? g_strdup_printf("differs, first at %s", v->difference_text) : NULL;
-        text_table_row(t, v->layout, v->why != NULL ? "-" : v->digest, v->why != NULL ? v->why : differs != NULL ? differs : "equal", NULL);
+        g_autofree char *differs = v->difference_text != NULL
+                                       ? g_strdup_printf("differs, first at %s", v->difference_text)
+                                       : NULL;
+        text_table_row(t, v->layout, v->why != NULL ? "-" : v->digest,
+                       v->why != NULL    ? v->why
+                       : differs != NULL ? differs
+                                         : "equal",
+                       NULL);
     }
     text_table_print(t);
 }
@@ -306,7 +331,8 @@ static bool verify_all(const VerifyOptions *o, const char *model, Tally *tally, 
     }
     cli_progress_end(&o->common);
     if (ok) {
-        *tally = (Tally){judge(client, o, path, verdicts), verdicts->len, refused_layouts(verdicts)};
+        *tally =
+            (Tally){judge(client, o, path, verdicts), verdicts->len, refused_layouts(verdicts)};
         print_verdicts(o, verdicts, tally->equal);
     }
     g_clear_pointer(&wishes, g_array_unref);
@@ -332,15 +358,25 @@ static int verify_run(const Verb *verb, void *values, GPtrArray *rest)
         return cli_fail(error);
     }
     if (!tally.equal) {
-        fprintf(stderr, "weft: layouts differ: a worker computes other bits: the table above says where they part first; drain it, or see `weft doctor` there\n");
+        fprintf(stderr, "weft: layouts differ: a worker computes other bits: the table above says "
+                        "where they part first; drain it, or see `weft doctor` there\n");
         return 1;
     }
-    if (tally.refused == tally.n || (tally.refused > 0 && o->layouts != NULL && strcmp(o->layouts, "all") != 0)) {
-        fprintf(stderr, "weft: %u of %u layouts cannot be had: the table says why: choose others with --layouts\n", tally.refused, tally.n);
+    if (tally.refused == tally.n ||
+        (tally.refused > 0 && o->layouts != NULL && strcmp(o->layouts, "all") != 0)) {
+        fprintf(stderr,
+                "weft: %u of %u layouts cannot be had: the table says why: choose others with "
+                "--layouts\n",
+                tally.refused, tally.n);
         return 2;
     }
     return 0;
 }
 
-const Verb VERB_VERIFY = {"verify", "MODEL [--layouts all|LIST]", "run layouts on this cluster and compare their bits", VERIFY_OPTIONS,
-                          sizeof(VerifyOptions), verify_defaults, verify_run};
+const Verb VERB_VERIFY = {"verify",
+                          "MODEL [--layouts all|LIST]",
+                          "run layouts on this cluster and compare their bits",
+                          VERIFY_OPTIONS,
+                          sizeof(VerifyOptions),
+                          verify_defaults,
+                          verify_run};

@@ -49,6 +49,7 @@ void daemon_prepare(void)
 
 void daemon_print_version(const char *program, const char *libraries)
 {
-    printf("%s %s\nprotocol %u, numerics %u\nlibraries: %s, GLib %u.%u.%u\n", program, WEFT_VERSION, WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION, libraries,
-           glib_major_version, glib_minor_version, glib_micro_version);
+    printf("%s %s\nprotocol %u, numerics %u\nlibraries: %s, GLib %u.%u.%u\n", program, WEFT_VERSION,
+           WEFT_PROTOCOL_VERSION, WEFT_NUMERICS_VERSION, libraries, glib_major_version,
+           glib_minor_version, glib_micro_version);
 }

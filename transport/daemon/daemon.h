@@ -1,4 +1,5 @@
-/* What every daemon (and the CLI) needs around its objects: a main loop with a GMainContext of its own, signals, sd_notify, loop lag. */
+/* What every daemon (and the CLI) needs around its objects: a main loop with a GMainContext of its
+ * own, signals, sd_notify, loop lag. */
 #pragma once
 
 #include "proto/base/log.h"
@@ -14,7 +15,8 @@ void main_loop_free(MainLoop *loop);
 Loop *main_loop_loop(MainLoop *loop); /* the seam; borrowed */
 void main_loop_run(MainLoop *loop);   /* until main_loop_quit() */
 void main_loop_quit(MainLoop *loop);  /* any thread */
-/* Runs until *done is true (set by a callback) or the timeout passed (returns false); < 0 = no timeout. For the CLI. */
+/* Runs until *done is true (set by a callback) or the timeout passed (returns false); < 0 = no
+ * timeout. For the CLI. */
 bool main_loop_run_until(MainLoop *loop, const bool *done, int64_t timeout_us);
 /* fn(user) on the loop when SIGINT, SIGTERM, SIGHUP arrives. */
 void main_loop_on_signal(MainLoop *loop, int signal_number, LoopFn fn, void *user);
@@ -26,7 +28,8 @@ void main_loop_unwatch(MainLoop *loop, unsigned id);
 
 /* READY=1, STOPPING=1, STATUS=...; no-op without systemd. */
 void daemon_notify(const char *state);
-/* --version: the release, what peers compare, and what the program stands on ("gRPC core 29.0.0, UCX 1.13.1"; GLib is added). */
+/* --version: the release, what peers compare, and what the program stands on ("gRPC core 29.0.0,
+ * UCX 1.13.1"; GLib is added). */
 void daemon_print_version(const char *program, const char *libraries);
 /* Raises RLIMIT_NOFILE, ignores SIGPIPE, sets MXCSR, drops core dumps (keys are in memory). */
 void daemon_prepare(void);

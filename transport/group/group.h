@@ -1,9 +1,10 @@
-/* Group: collectives over the tensor ranks of one stage and epoch, in canonical order (NUMERICS 2 and 3), over links.
- * Owned and called by the engine thread; inside a call it progresses the port, and gives up when the wait's deadline passes, a
- * peer is dead, or `abort` turns true.
+/* Group: collectives over the tensor ranks of one stage and epoch, in canonical order (NUMERICS 2
+ * and 3), over links. Owned and called by the engine thread; inside a call it progresses the port,
+ * and gives up when the wait's deadline passes, a peer is dead, or `abort` turns true.
  *
- * Wire cost, n ranks, S bytes of one vector set, s_r subtrees handed over by this rank (FORMULAS 7a):
- *   one-shot: sends (n-1) * s_r * S;  two-shot: reduce-scatter (n-1)/n * s_r * S + all-gather (n-1)/n * S. */
+ * Wire cost, n ranks, S bytes of one vector set, s_r subtrees handed over by this rank (FORMULAS
+ * 7a): one-shot: sends (n-1) * s_r * S;  two-shot: reduce-scatter (n-1)/n * s_r * S + all-gather
+ * (n-1)/n * S. */
 #pragma once
 
 #include "transport/link/link.h"
@@ -19,17 +20,20 @@ typedef enum GroupStatus {
     GROUP_DEADLINE = -1,
     GROUP_PEER_DEAD = -2,
     GROUP_ABORTED = -3,
-    GROUP_MISMATCH = -4,  /* a peer sent more than this rank expects, or ran too far ahead: the ranks do not run one program */
+    GROUP_MISMATCH = -4, /* a peer sent more than this rank expects, or ran too far ahead: the ranks
+                            do not run one program */
     GROUP_NO_MEMORY = -5,
 } GroupStatus;
 
 typedef struct GroupOptions {
-    LinkPort *port;    /* borrowed */
+    LinkPort *port; /* borrowed */
     uint32_t n_ranks, rank;
-    Link *const *links; /* by rank; NULL at own rank; copied */
+    Link *const *links;       /* by rank; NULL at own rank; copied */
     const atomic_bool *abort; /* borrowed; set from any thread, followed by link_port_interrupt() */
-    int64_t spin_us;   /* busy waiting before sleeping; 0 with yield when there are more ranks than cores */
-    bool yield;        /* more ranks than cores: sched_yield on every empty progress, for 2 ms, before spin_us */
+    int64_t spin_us; /* busy waiting before sleeping; 0 with yield when there are more ranks than
+                        cores */
+    bool yield;      /* more ranks than cores: sched_yield on every empty progress, for 2 ms, before
+                        spin_us */
     size_t two_shot_bytes; /* from this S on, two-shot (part of no definition: same bits) */
 } GroupOptions;
 Group *group_new(const GroupOptions *options);
@@ -40,8 +44,9 @@ void group_receive(Group *group, Link *link, const LinkHeader *header, const voi
 
 #define GROUP_SITE_LIMIT (1u << 14)
 
-/* Each collective carries (step, site): site (below GROUP_SITE_LIMIT) orders the collectives of a step, equal on all ranks, each
- * used once per step and in ascending order. What peers sent for a collective before the running one is forgotten. */
+/* Each collective carries (step, site): site (below GROUP_SITE_LIMIT) orders the collectives of a
+ * step, equal on all ranks, each used once per step and in ascending order. What peers sent for a
+ * collective before the running one is forgotten. */
 typedef struct GroupWait {
     uint32_t step;
     uint16_t site;
@@ -49,23 +54,31 @@ typedef struct GroupWait {
     const char *operation; /* static text for the wait report */
 } GroupWait;
 
-/* All-reduce by the unit tree: cuts[0..n_ranks] are leaf (unit) boundaries per rank of node(0, n_leaves). `mine`: this rank's subtrees,
- * s_r vectors of n floats, at `stride` floats from each other, in leaf order. out: n floats, the root; may be mine[0]. */
-GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves, const uint32_t *cuts, const float *mine,
-                             size_t stride, size_t n, float *out);
-/* Everybody's bytes to everybody: sizes[r] known on all ranks (0 = that rank sends nothing); out[r] receives rank r's bytes (own rank
- * included: copied unless equal to mine). */
-GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine, const size_t *sizes, void *const *out);
+/* All-reduce by the unit tree: cuts[0..n_ranks] are leaf (unit) boundaries per rank of node(0,
+ * n_leaves). `mine`: this rank's subtrees, s_r vectors of n floats, at `stride` floats from each
+ * other, in leaf order. out: n floats, the root; may be mine[0]. */
+GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves,
+                             const uint32_t *cuts, const float *mine, size_t stride, size_t n,
+                             float *out);
+/* Everybody's bytes to everybody: sizes[r] known on all ranks (0 = that rank sends nothing); out[r]
+ * receives rank r's bytes (own rank included: copied unless equal to mine). */
+GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine,
+                             const size_t *sizes, void *const *out);
 /* Bytes of `root` to all. */
-GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data, size_t size);
-/* Each rank keeps elements [first[r], first[r+1]) of the root vector: the first half of the two-shot all-reduce. */
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves, const uint32_t *cuts, const float *mine,
-                                 size_t stride, const size_t *first, float *out);
+GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data,
+                            size_t size);
+/* Each rank keeps elements [first[r], first[r+1]) of the root vector: the first half of the
+ * two-shot all-reduce. */
+GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves,
+                                 const uint32_t *cuts, const float *mine, size_t stride,
+                                 const size_t *first, float *out);
 /* send[r] (send_sizes[r] bytes) to rank r, receive[r] (receive_sizes[r]) from rank r. */
-GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send, const size_t *send_sizes,
-                             void *const *receive, const size_t *receive_sizes);
+GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send,
+                             const size_t *send_sizes, void *const *receive,
+                             const size_t *receive_sizes);
 
-/* Whom the last failed or the running call waits for: rank, operation, since (CLOCK_MONOTONIC us); -1 = nobody. Any thread. */
+/* Whom the last failed or the running call waits for: rank, operation, since (CLOCK_MONOTONIC us);
+ * -1 = nobody. Any thread. */
 int group_waits_for(const Group *group, const char **operation, int64_t *since_us);
 
 typedef struct GroupCounters {

@@ -1,10 +1,10 @@
-/* Link: the data plane between ranks. A LinkPort is one rank's end of everything (for UCX: one worker with its address); a
- * Link is a connected, directed pair (this port -> one peer port). One thread, the engine's, owns a port and calls everything
- * here but link_port_interrupt().
+/* Link: the data plane between ranks. A LinkPort is one rank's end of everything (for UCX: one
+ * worker with its address); a Link is a connected, directed pair (this port -> one peer port). One
+ * thread, the engine's, owns a port and calls everything here but link_port_interrupt().
  *
- * Two layers. This header is what the engine sees: 32-byte header, sealing, CRC, replay window, epoch filter, counters (link.c).
- * Below, LinkOps moves opaque datagrams reliably and in order per link (ucx, inproc) or spoils them by script (fault, which wraps
- * another fill). */
+ * Two layers. This header is what the engine sees: 32-byte header, sealing, CRC, replay window,
+ * epoch filter, counters (link.c). Below, LinkOps moves opaque datagrams reliably and in order per
+ * link (ucx, inproc) or spoils them by script (fault, which wraps another fill). */
 #pragma once
 
 #include <glib.h>
@@ -32,11 +32,13 @@ typedef enum LinkOp {
     LINK_OP_TRACE = 8,   /* hashes of a step's traced rows, ahead of its step or tokens */
 } LinkOp;
 
-/* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq, u32 length, u32 crc (CRC32C of header
- * with crc 0 + payload; 0 when sealed). The header is the AEAD's associated data. seq starts at 1 per link direction and key and
- * is the nonce. Sealed payloads are followed by a 16 B tag (not counted in length). */
+/* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq,
+ * u32 length, u32 crc (CRC32C of header with crc 0 + payload; 0 when sealed). The header is the
+ * AEAD's associated data. seq starts at 1 per link direction and key and is the nonce. Sealed
+ * payloads are followed by a 16 B tag (not counted in length). */
 typedef struct LinkHeader {
-    uint64_t handle; /* bound at set-up to cluster, generation, job, replica, epoch, link: both ends derive it */
+    uint64_t handle; /* bound at set-up to cluster, generation, job, replica, epoch, link: both ends
+                        derive it */
     uint32_t step;
     uint16_t op;
     uint16_t flags;
@@ -49,7 +51,7 @@ typedef struct LinkHeader {
 #define LINK_MESSAGE_LIMIT (64u << 20)
 
 typedef struct LinkCounters {
-    uint64_t messages_sent, bytes_sent;       /* payload bytes */
+    uint64_t messages_sent, bytes_sent; /* payload bytes */
     uint64_t messages_received, bytes_received;
     uint64_t dropped_stale, dropped_replayed, dropped_corrupt;
     uint64_t seal_ns;    /* sealing and opening; without a seal, copying and checksums */
@@ -65,18 +67,20 @@ static inline uint64_t link_counters_busy_ns(const LinkCounters *c)
 typedef struct LinkPort LinkPort;
 typedef struct Link Link;
 
-/* A message arrived on `link` and passed every check. payload is borrowed for the duration of the callback and 16-byte aligned.
- * Called inside link_port_progress() only. */
+/* A message arrived on `link` and passed every check. payload is borrowed for the duration of the
+ * callback and 16-byte aligned. Called inside link_port_progress() only. */
 typedef void (*LinkReceive)(Link *link, const LinkHeader *header, const void *payload, void *user);
 /* The fill saw the peer die; once per link; inside link_port_progress(). */
 typedef void (*LinkDead)(Link *link, const char *why, void *user);
 
-/* ---- what a fill provides ---------------------------------------------------------------------------------------- */
+/* ---- what a fill provides
+ * ---------------------------------------------------------------------------------------- */
 typedef struct LinkRawPort LinkRawPort;
 typedef struct LinkRaw LinkRaw;
 typedef struct LinkRawEvents {
-    /* One whole datagram; data borrowed during the callback and writable. raw is this side's end of the pair that the datagram's tag
-     * names. NULL: that pair was closed here, or never connected while more came than the fill keeps; only to be counted. */
+    /* One whole datagram; data borrowed during the callback and writable. raw is this side's end of
+     * the pair that the datagram's tag names. NULL: that pair was closed here, or never connected
+     * while more came than the fill keeps; only to be counted. */
     void (*receive)(LinkRaw *raw, void *data, size_t size, void *user);
     void (*dead)(LinkRaw *raw, const char *why, void *user);
 } LinkRawEvents;
@@ -85,17 +89,21 @@ typedef struct LinkOps {
     LinkRawPort *(*port_open)(void *fill, const LinkRawEvents *events, void *user, GError **error);
     void (*port_close)(LinkRawPort *port); /* force; bounded 1 s */
     GBytes *(*address)(LinkRawPort *port); /* returned */
-    /* Both sides connect with each other's address; `tag` is the same 64-bit value on both sides and unique per pair and epoch. What
-     * arrives under a tag before this side has connected is kept, up to 64 datagrams. */
-    LinkRaw *(*connect)(LinkRawPort *port, GBytes *address, uint64_t tag, void *link_user, GError **error);
+    /* Both sides connect with each other's address; `tag` is the same 64-bit value on both sides
+     * and unique per pair and epoch. What arrives under a tag before this side has connected is
+     * kept, up to 64 datagrams. */
+    LinkRaw *(*connect)(LinkRawPort *port, GBytes *address, uint64_t tag, void *link_user,
+                        GError **error);
     void *(*link_user)(LinkRaw *raw);
-    /* A buffer of at least `size` bytes to build the datagram in, or NULL (LINK_AGAIN); sent or given back before the next one. */
+    /* A buffer of at least `size` bytes to build the datagram in, or NULL (LINK_AGAIN); sent or
+     * given back before the next one. */
     void *(*buffer)(LinkRaw *raw, size_t size);
     /* Takes the buffer always. Never blocks. */
     LinkStatus (*send)(LinkRaw *raw, void *buffer, size_t size);
     /* Returns the number of events handled; 0 = nothing. Never blocks. */
     unsigned (*progress)(LinkRawPort *port);
-    /* Arms the wake-up: true = sleep is allowed until the fd is readable; false = something is there, progress again. */
+    /* Arms the wake-up: true = sleep is allowed until the fd is readable; false = something is
+     * there, progress again. */
     bool (*arm)(LinkRawPort *port);
     int (*fd)(LinkRawPort *port);
     void (*interrupt)(LinkRawPort *port); /* any thread: makes the fd readable */
@@ -107,13 +115,15 @@ typedef struct LinkFill { /* a fill and its context */
     void *self;
 } LinkFill;
 
-/* UCX over tcp and shared memory; transports come from the process environment (link_ucx_environment()). */
+/* UCX over tcp and shared memory; transports come from the process environment
+ * (link_ucx_environment()). */
 LinkFill *link_fill_ucx(void);
 /* "UCX 1.13.1", as loaded. Returned. */
 char *link_library(void);
-/* To be called first thing in main: sets UCX_* defaults (a user's own win) and re-executes the program once if one had to be set;
- * returns if nothing was to do. tls: NULL = shared memory and tcp, "tcp" = tcp alone. device: an interface's name or an address that
- * it has; NULL = the first interface that is up and not loopback, else loopback. */
+/* To be called first thing in main: sets UCX_* defaults (a user's own win) and re-executes the
+ * program once if one had to be set; returns if nothing was to do. tls: NULL = shared memory and
+ * tcp, "tcp" = tcp alone. device: an interface's name or an address that it has; NULL = the first
+ * interface that is up and not loopback, else loopback. */
 void link_ucx_environment(int argc, char **argv, const char *tls, const char *device);
 /* Within the process: one bus shared by all ports opened from it; thread-safe. */
 LinkFill *link_fill_inproc_new(void);
@@ -131,14 +141,16 @@ typedef enum FaultAction {
 typedef FaultAction (*FaultScript)(uint64_t tag, const void *data, size_t size, void *user);
 LinkFill *link_fill_fault_new(LinkFill *inner /* borrowed */, FaultScript script, void *user);
 
-/* ---- what the engine uses ------------------------------------------------------------------------------------------ */
+/* ---- what the engine uses
+ * ------------------------------------------------------------------------------------------ */
 
 typedef struct LinkPortOptions {
     const LinkFill *fill; /* borrowed */
     LinkReceive receive;
     LinkDead dead;
     void *user;
-    bool crowded; /* more ranks than cores: link_port_wait() yields the core on each empty progress while it spins */
+    bool crowded; /* more ranks than cores: link_port_wait() yields the core on each empty progress
+                     while it spins */
 } LinkPortOptions;
 
 LinkPort *link_port_open(const LinkPortOptions *options, GError **error);
@@ -146,35 +158,40 @@ void link_port_close(LinkPort *port); /* closes its links, erases keys; NULL-saf
 GBytes *link_port_address(LinkPort *port);
 
 typedef struct LinkConnect {
-    GBytes *address;        /* the peer's */
-    uint64_t handle;        /* of messages in both directions of this pair */
-    uint32_t peer;          /* caller's index for the peer, see link_peer() */
+    GBytes *address; /* the peer's */
+    uint64_t handle; /* of messages in both directions of this pair */
+    uint32_t peer;   /* caller's index for the peer, see link_peer() */
     bool seal;
     uint8_t send_key[32], receive_key[32]; /* crypto/keys.h; copied, erased with the link */
 } LinkConnect;
 Link *link_connect(LinkPort *port, const LinkConnect *options, GError **error);
-/* Closes one link and erases its keys; what still arrives from the pair counts as stale. The rest closes with the port. */
+/* Closes one link and erases its keys; what still arrives from the pair counts as stale. The rest
+ * closes with the port. */
 void link_close(Link *link);
 uint32_t link_peer(const Link *link);
 bool link_is_dead(const Link *link);
 
-/* Sends header (op, step, flags set by the caller) + payload gathered from n parts; copies them (and seals) before it returns, so the
- * caller's memory is free again. Blocks only by progressing its own port while LINK_AGAIN, until interrupted or dead. */
+/* Sends header (op, step, flags set by the caller) + payload gathered from n parts; copies them
+ * (and seals) before it returns, so the caller's memory is free again. Blocks only by progressing
+ * its own port while LINK_AGAIN, until interrupted or dead. */
 typedef struct LinkPart {
     const void *data;
     size_t size;
 } LinkPart;
-LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
-/* The same without waiting: LINK_AGAIN when no buffer is free. The only form inside a receive handler. */
-LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts, unsigned n_parts);
+LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts,
+                     unsigned n_parts);
+/* The same without waiting: LINK_AGAIN when no buffer is free. The only form inside a receive
+ * handler. */
+LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
+                         const LinkPart *parts, unsigned n_parts);
 
 unsigned link_port_progress(LinkPort *port);
 /* Changes the waiting policy of LinkPortOptions.crowded. */
 void link_port_set_crowded(LinkPort *port, bool crowded);
-/* Progresses until something has arrived, interrupt() was called since the last wait, or the time is over: busily for `spin_us`,
- * then asleep. */
+/* Progresses until something has arrived, interrupt() was called since the last wait, or the time
+ * is over: busily for `spin_us`, then asleep. */
 void link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us);
-void link_port_interrupt(LinkPort *port); /* any thread */
+void link_port_interrupt(LinkPort *port);                     /* any thread */
 const LinkCounters *link_port_counters(const LinkPort *port); /* the port's thread */
 /* "ipsec-mb" or "openssl": what seals here. */
 const char *link_seal_name(void);

@@ -1,12 +1,15 @@
-/* Wiring: who hears what from whom. The state machines are elsewhere (attach.c, deployment.h, leader_service.c); here is only
+/* Wiring: who hears what from whom. The state machines are elsewhere (attach.c, deployment.h,
+ * leader_service.c); here is only
  *
- *   coordinator --Worker, Leader--> listener --> deployments, leader service          (refused while fenced)
- *   attach --welcome, ack, fenced--> deployments;  deployments --held, waiting, counters--> attach
- *   certificate at 2/3 of its life --Renew--> identity on disk --> attach, channels, and the listener when nobody uses it
+ *   coordinator --Worker, Leader--> listener --> deployments, leader service          (refused
+ * while fenced) attach --welcome, ack, fenced--> deployments;  deployments --held, waiting,
+ * counters--> attach certificate at 2/3 of its life --Renew--> identity on disk --> attach,
+ * channels, and the listener when nobody uses it
  *
  * Invariants
  *   1. While fenced no call of the coordinator is served: its epoch may be over.
- *   2. The boot id is drawn once per agent: it names this process to peers' keys and to the coordinator. */
+ *   2. The boot id is drawn once per agent: it names this process to peers' keys and to the
+ * coordinator. */
 #include "worker/agent/agent.h"
 
 #include "proto/base/error.h"
@@ -50,14 +53,16 @@ struct Agent {
     void *stopped_user;
 };
 
-/* ---- the coordinator's calls ---------------------------------------------------------------------------------------- */
+/* ---- the coordinator's calls
+ * ---------------------------------------------------------------------------------------- */
 
 /* True: not fenced. Else the call was refused. */
 static bool admit(Agent *a, RpcCall *call)
 {
     if (!a->attach || attach_is_fenced(a->attach)) {
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "worker %s is %s: try again when it is attached", a->identity.name,
-                                              a->attach ? "fenced" : "stopping");
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                                              "worker %s is %s: try again when it is attached",
+                                              a->identity.name, a->attach ? "fenced" : "stopping");
         rpc_call_finish(call, error);
         return false;
     }
@@ -102,12 +107,16 @@ static bool is_revoked(const char *serial, void *user)
     return g_hash_table_contains(a->revoked, serial);
 }
 
-/* ---- listeners ------------------------------------------------------------------------------------------------------ */
+/* ---- listeners
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static RpcServer *open_server(Agent *a, const char *listen, GError **error)
 {
-    static const RpcMethod worker[] = {
-        {"Load", on_load, RPC_ROLE_COORDINATOR}, {"Start", on_start, RPC_ROLE_COORDINATOR}, {"Drop", on_drop, RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod worker[] = {{"Load", on_load, RPC_ROLE_COORDINATOR},
+                                       {"Start", on_start, RPC_ROLE_COORDINATOR},
+                                       {"Drop", on_drop, RPC_ROLE_COORDINATOR},
+                                       {NULL}};
     static const RpcMethod leader[] = {{"Generate", on_generate, RPC_ROLE_COORDINATOR}, {NULL}};
     RpcServerOptions options = {
         .listen = listen,
@@ -159,19 +168,22 @@ static char *peer_address(const Agent *a)
     return a->advertise && port ? g_strconcat(a->advertise, port, NULL) : g_strdup(bound);
 }
 
-/* ---- channels to sources of slices ------------------------------------------------------------------------------------- */
+/* ---- channels to sources of slices
+ * ------------------------------------------------------------------------------------- */
 
 static RpcChannel *channel_to(const char *source, bool is_last, void *user)
 {
     Agent *a = user;
-    const char *target = is_last ? a->identity.control_address : source; /* the coordinator, as this host reaches it */
+    const char *target = is_last ? a->identity.control_address
+                                 : source; /* the coordinator, as this host reaches it */
     RpcChannel *channel = g_hash_table_lookup(a->channels, target);
     if (channel || (!is_last && strcmp(source, a->address) == 0)) {
         return channel; /* no use asking oneself */
     }
     RpcChannelOptions options = {
         .target = target,
-        .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem, false},
+        .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem,
+                        false},
         .server_name = is_last ? "weft-coordinator" : "weft-worker",
     };
     g_autoptr(GError) error = NULL;
@@ -184,7 +196,9 @@ static RpcChannel *channel_to(const char *source, bool is_last, void *user)
     return channel;
 }
 
-/* ---- the certificate -------------------------------------------------------------------------------------------------- */
+/* ---- the certificate
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static void renew_due(void *user);
 
@@ -199,7 +213,8 @@ static void plan_renewal(Agent *a)
     a->renew = loop_timer_start(a->o.loop, MAX(0, due - loop_wall_us(a->o.loop)), renew_due, a);
 }
 
-/* The listener takes the new certificate when no call is open; until then the old one is still good for a third of its life. */
+/* The listener takes the new certificate when no call is open; until then the old one is still good
+ * for a third of its life. */
 static void swap_due(void *user)
 {
     Agent *a = user;
@@ -213,7 +228,8 @@ static void swap_due(void *user)
     g_autoptr(GError) error = NULL;
     a->server = open_server(a, listen, &error);
     if (!a->server) {
-        log_error(a->o.log, "listener %s could not be opened again with the new certificate: %s", listen, error->message);
+        log_error(a->o.log, "listener %s could not be opened again with the new certificate: %s",
+                  listen, error->message);
         a->o.refused(error, a->o.user);
     }
 }
@@ -222,7 +238,8 @@ static void on_renewed(const ProtobufCMessage *message, void *user)
 {
     Agent *a = user;
     const Weft__V1__RenewResponse *r = (const Weft__V1__RenewResponse *)message;
-    g_autofree char *certificate = g_strndup((const char *)r->certificate_pem.data, r->certificate_pem.len);
+    g_autofree char *certificate =
+        g_strndup((const char *)r->certificate_pem.data, r->certificate_pem.len);
     X509Info info = {0};
     g_autoptr(GError) error = NULL;
     if (!x509_parse(certificate, &info, &error)) {
@@ -246,7 +263,8 @@ static void on_renew_done(const GError *error, void *user)
     bool taken = !error && !a->renewed_key;
     x509_free_key(g_steal_pointer(&a->renewed_key));
     if (!taken) {
-        log_warn(a->o.log, "certificate was not renewed: %s: tries again in a minute", error ? error->message : "no certificate came");
+        log_warn(a->o.log, "certificate was not renewed: %s: tries again in a minute",
+                 error ? error->message : "no certificate came");
         a->renew = loop_timer_start(a->o.loop, RENEW_RETRY_US, renew_due, a);
         return;
     }
@@ -263,13 +281,15 @@ static void renew_due(void *user)
     char *key = x509_new_key(&error);
     g_autofree char *request = key ? x509_new_request(key, a->identity.name, &error) : NULL;
     a->renewed_key = key;
-    if (!request || !attach_renew(a->attach, request, (RpcCallbacks){on_renewed, on_renew_done}, a)) {
+    if (!request ||
+        !attach_renew(a->attach, request, (RpcCallbacks){on_renewed, on_renew_done}, a)) {
         x509_free_key(g_steal_pointer(&a->renewed_key));
         a->renew = loop_timer_start(a->o.loop, SWAP_LOOK_US, renew_due, a); /* not attached now */
     }
 }
 
-/* ---- the stream to the coordinator ------------------------------------------------------------------------------------- */
+/* ---- the stream to the coordinator
+ * ------------------------------------------------------------------------------------- */
 
 static ProtobufCBinaryData copied(const void *data, size_t size)
 {
@@ -285,7 +305,8 @@ static void fill_packed_sizes(const Agent *a, Weft__V1__Hello *hello)
         if (bytes == 0 || !kernels->matmul[type]) {
             continue;
         }
-        Weft__V1__PackedSize *size = hello->packed[hello->n_packed++] = g_new(Weft__V1__PackedSize, 1);
+        Weft__V1__PackedSize *size = hello->packed[hello->n_packed++] =
+            g_new(Weft__V1__PackedSize, 1);
         weft__v1__packed_size__init(size);
         size->type = type;
         size->block_bytes = bytes;
@@ -362,7 +383,9 @@ static void on_refused(const GError *error, void *user)
     a->o.refused(error, a->o.user);
 }
 
-/* ---- life --------------------------------------------------------------------------------------------------------------- */
+/* ---- life
+ * ---------------------------------------------------------------------------------------------------------------
+ */
 
 static void open_objects(Agent *a)
 {
@@ -371,22 +394,39 @@ static void open_objects(Agent *a)
     a->store = slice_store_new(o->cache_dir, o->log);
     a->slices = slice_server_new(o->loop, a->pool, a->store);
     DeploymentsOptions options = {
-        .loop = o->loop, .pool = a->pool, .store = a->store, .log = o->log, .fill = o->fill, .name = a->identity.name, .boot_id = a->boot_id,
-        .models_dir = a->models_dir, .memory_bytes = o->memory_bytes, .threads = o->threads, .cpus = a->cpus, .isa = o->isa,
-        .numerics_classes = o->numerics_classes, .crowded = o->crowded, .inline_engine = o->io_threads == 0, .channel = channel_to,
+        .loop = o->loop,
+        .pool = a->pool,
+        .store = a->store,
+        .log = o->log,
+        .fill = o->fill,
+        .name = a->identity.name,
+        .boot_id = a->boot_id,
+        .models_dir = a->models_dir,
+        .memory_bytes = o->memory_bytes,
+        .threads = o->threads,
+        .cpus = a->cpus,
+        .isa = o->isa,
+        .numerics_classes = o->numerics_classes,
+        .crowded = o->crowded,
+        .inline_engine = o->io_threads == 0,
+        .channel = channel_to,
         .channel_user = a,
     };
     a->deployments = deployments_new(&options);
     a->leader = leader_service_new(o->loop, o->log, a->deployments);
     a->health = health_new(o->loop, a->deployments);
-    a->channels = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)rpc_channel_free);
+    a->channels =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)rpc_channel_free);
     a->revoked = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 }
 
 static bool open_attach(Agent *a, GError **error)
 {
     AttachOptions options = {
-        .loop = a->o.loop, .transport = a->o.transport, .log = a->o.log, .identity = &a->identity,
+        .loop = a->o.loop,
+        .transport = a->o.transport,
+        .log = a->o.log,
+        .identity = &a->identity,
         .hooks = {make_hello, make_heartbeat, on_welcome, on_ack, on_fenced, on_refused, a},
     };
     a->attach = attach_new(&options, error);
@@ -413,7 +453,8 @@ Agent *agent_new(const AgentOptions *options, GError **error)
     if (a->server) {
         a->address = peer_address(a);
     }
-    if (!a->server || (a->health_listen && !open_health_server(a, error)) || !open_attach(a, error)) {
+    if (!a->server || (a->health_listen && !open_health_server(a, error)) ||
+        !open_attach(a, error)) {
         agent_free(a);
         return NULL;
     }
@@ -421,11 +462,26 @@ Agent *agent_new(const AgentOptions *options, GError **error)
     return a;
 }
 
-const char *agent_address(const Agent *a) { return a->address; }
-const char *agent_health_address(const Agent *a) { return a->health_server ? rpc_server_address(a->health_server) : NULL; }
-bool agent_is_attached(const Agent *a) { return a->attach && attach_is_attached(a->attach); }
-Deployments *agent_deployments(Agent *a) { return a->deployments; }
-bool agent_step(Agent *a) { return deployments_step(a->deployments); }
+const char *agent_address(const Agent *a)
+{
+    return a->address;
+}
+const char *agent_health_address(const Agent *a)
+{
+    return a->health_server ? rpc_server_address(a->health_server) : NULL;
+}
+bool agent_is_attached(const Agent *a)
+{
+    return a->attach && attach_is_attached(a->attach);
+}
+Deployments *agent_deployments(Agent *a)
+{
+    return a->deployments;
+}
+bool agent_step(Agent *a)
+{
+    return deployments_step(a->deployments);
+}
 
 static void stopping_due(void *user)
 {

@@ -1,5 +1,6 @@
-/* Agent: one worker of a cluster: its listener, its stream to the coordinator, its deployments and its health, on one Loop. Everything outside
- * comes through the options, so that a test can host many agents in one process under simulated time. */
+/* Agent: one worker of a cluster: its listener, its stream to the coordinator, its deployments and
+ * its health, on one Loop. Everything outside comes through the options, so that a test can host
+ * many agents in one process under simulated time. */
 #pragma once
 
 #include "worker/agent/deployments.h"
@@ -32,7 +33,8 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     Measure measure;
     bool crowded;
     unsigned io_threads; /* loading; 0 = on the loop, and engines without a thread: agent_step() */
-    /* The coordinator refuses this worker for good (revoked, other version); the agent does nothing more. */
+    /* The coordinator refuses this worker for good (revoked, other version); the agent does nothing
+     * more. */
     void (*refused)(const GError *error, void *user);
     void *user;
 } AgentOptions;

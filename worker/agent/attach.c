@@ -12,10 +12,12 @@
  *
  * Invariants
  *   1. At most one stream: a new one is opened only after on_done of the last.
- *   2. `acked_sent_us` is the send time (CLOCK_BOOTTIME) of the newest report that the coordinator acknowledged; it only rises. The time of the
- *      acknowledgement's arrival counts for nothing: an old one must not prolong a lease.
- *   3. When now >= acked_sent_us + ATTACH_FENCE_US the worker is fenced, before anything else is done with a message or a call. The coordinator
- *      declares death 4.5 s after the last report it received, so whatever it does to the epoch then happens after we stopped.
+ *   2. `acked_sent_us` is the send time (CLOCK_BOOTTIME) of the newest report that the coordinator
+ * acknowledged; it only rises. The time of the acknowledgement's arrival counts for nothing: an old
+ * one must not prolong a lease.
+ *   3. When now >= acked_sent_us + ATTACH_FENCE_US the worker is fenced, before anything else is
+ * done with a message or a call. The coordinator declares death 4.5 s after the last report it
+ * received, so whatever it does to the epoch then happens after we stopped.
  *   4. The fence timer is armed whenever `fenced` is false and something was ever acknowledged. */
 #include "worker/agent/attach.h"
 
@@ -29,7 +31,12 @@
 #define RENEW_DEADLINE_MS 10000
 #define SENT_RING 32u /* reports on their way: 16 s of them */
 
-typedef enum AttachState { ATTACH_WAITING, ATTACH_OPENING, ATTACH_ATTACHED, ATTACH_REFUSED } AttachState;
+typedef enum AttachState {
+    ATTACH_WAITING,
+    ATTACH_OPENING,
+    ATTACH_ATTACHED,
+    ATTACH_REFUSED
+} AttachState;
 
 struct Attach {
     Loop *loop;
@@ -39,8 +46,8 @@ struct Attach {
     Identity identity;
     RpcChannel *channel;
     AttachState state;
-    RpcClientCall *call; /* the stream, or NULL */
-    uint64_t sequence;   /* of the last heartbeat sent */
+    RpcClientCall *call;        /* the stream, or NULL */
+    uint64_t sequence;          /* of the last heartbeat sent */
     int64_t sent_us[SENT_RING]; /* by sequence */
     int64_t hello_sent_us, acked_sent_us, backoff_us;
     bool was_acked, fenced, told_lost, renew_channel;
@@ -50,7 +57,9 @@ struct Attach {
 static void open_stream(Attach *a);
 static void fence_due(void *user);
 
-/* ---- fencing ------------------------------------------------------------------------------------------------------- */
+/* ---- fencing
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 static bool check_fence(Attach *a)
 {
@@ -60,8 +69,10 @@ static bool check_fence(Attach *a)
     }
     a->fenced = true;
     loop_timer_cancel(a->loop, g_steal_pointer(&a->fence));
-    log_warn(a->log, "fenced: no acknowledgement of %s for %d ms: work of the epoch is dropped, weights are kept", a->identity.control_address,
-             (int)(silent_us / 1000));
+    log_warn(a->log,
+             "fenced: no acknowledgement of %s for %d ms: work of the epoch is dropped, weights "
+             "are kept",
+             a->identity.control_address, (int)(silent_us / 1000));
     a->hooks.fenced(silent_us, a->hooks.user);
     if (a->call) {
         rpc_client_cancel(a->call); /* a live coordinator would have answered: begin again */
@@ -96,7 +107,9 @@ static void acknowledged(Attach *a, int64_t sent_us)
     }
 }
 
-/* ---- sending ------------------------------------------------------------------------------------------------------- */
+/* ---- sending
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 static void heartbeat_due(void *user)
 {
@@ -128,7 +141,9 @@ static void send_hello(Attach *a)
     weft__v1__hello__free_unpacked(hello, NULL);
 }
 
-/* ---- receiving ----------------------------------------------------------------------------------------------------- */
+/* ---- receiving
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 static void welcome(Attach *a, const Weft__V1__Welcome *message)
 {
@@ -142,15 +157,16 @@ static void welcome(Attach *a, const Weft__V1__Welcome *message)
     loop_timer_cancel(a->loop, g_steal_pointer(&a->fence));
     acknowledged(a, a->hello_sent_us);
     a->told_lost = false;
-    log_info(a->log, "attached to %s, cluster %s, generation %" G_GUINT64_FORMAT, a->identity.control_address, message->cluster,
-             message->generation);
+    log_info(a->log, "attached to %s, cluster %s, generation %" G_GUINT64_FORMAT,
+             a->identity.control_address, message->cluster, message->generation);
     a->hooks.welcome(message, a->hooks.user);
     a->heartbeat = loop_timer_start(a->loop, 0, heartbeat_due, a);
 }
 
 static void ack(Attach *a, const Weft__V1__Ack *message)
 {
-    bool ours = message->sequence > 0 && message->sequence <= a->sequence && a->sequence - message->sequence < SENT_RING;
+    bool ours = message->sequence > 0 && message->sequence <= a->sequence &&
+                a->sequence - message->sequence < SENT_RING;
     if (a->state != ATTACH_ATTACHED || !ours) {
         return;
     }
@@ -162,7 +178,8 @@ static void on_message(const ProtobufCMessage *message, void *user)
 {
     Attach *a = user;
     const Weft__V1__CoordinatorNotice *notice = (const Weft__V1__CoordinatorNotice *)message;
-    /* Invariant 3: an acknowledgement that waited in a buffer while this process was stopped comes too late. */
+    /* Invariant 3: an acknowledgement that waited in a buffer while this process was stopped comes
+     * too late. */
     bool fenced_before = a->fenced;
     if (check_fence(a) && !fenced_before) {
         return;
@@ -196,15 +213,16 @@ static void on_done(const GError *error, void *user)
     Attach *a = user;
     a->call = NULL;
     stop_stream_timers(a);
-    if (g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED) || g_error_matches(error, WEFT_ERROR, WEFT_ERROR_VERSION)) {
+    if (g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED) ||
+        g_error_matches(error, WEFT_ERROR, WEFT_ERROR_VERSION)) {
         a->state = ATTACH_REFUSED;
         a->hooks.refused(error, a->hooks.user);
         return;
     }
     if (!a->told_lost && !a->renew_channel) {
         a->told_lost = true;
-        log_warn(a->log, "coordinator %s: %s: tries again until it answers", a->identity.control_address,
-                 error ? error->message : "the stream was ended");
+        log_warn(a->log, "coordinator %s: %s: tries again until it answers",
+                 a->identity.control_address, error ? error->message : "the stream was ended");
     }
     a->state = ATTACH_WAITING;
     a->retry = loop_timer_start(a->loop, a->backoff_us, retry_due, a);
@@ -220,13 +238,16 @@ static void opening_due(void *user)
     }
 }
 
-/* ---- the stream ---------------------------------------------------------------------------------------------------- */
+/* ---- the stream
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static bool open_channel(Attach *a, GError **error)
 {
     RpcChannelOptions to = {
         .target = a->identity.control_address,
-        .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem, false},
+        .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem,
+                        false},
         .server_name = "weft-coordinator",
     };
     a->channel = rpc_channel_new(a->transport, a->loop, &to, error);
@@ -242,12 +263,14 @@ static void open_stream(Attach *a)
         if (open_channel(a, &error)) {
             rpc_channel_free(old);
         } else {
-            log_warn(a->log, "channel with the new certificate: %s: goes on with the old one", error->message);
+            log_warn(a->log, "channel with the new certificate: %s: goes on with the old one",
+                     error->message);
             a->channel = old;
         }
     }
     a->state = ATTACH_OPENING;
-    a->call = rpc_call_start(a->channel, &weft__v1__cluster__descriptor, "Attach", NULL, 0, false, (RpcCallbacks){on_message, on_done}, a);
+    a->call = rpc_call_start(a->channel, &weft__v1__cluster__descriptor, "Attach", NULL, 0, false,
+                             (RpcCallbacks){on_message, on_done}, a);
     a->opening = loop_timer_start(a->loop, OPENING_US, opening_due, a);
     send_hello(a);
 }
@@ -275,7 +298,8 @@ void attach_free(Attach *a)
         return;
     }
     stop_stream_timers(a);
-    /* The stream's on_done runs inside channel_free() at the latest and may start a retry: stop that after it. */
+    /* The stream's on_done runs inside channel_free() at the latest and may start a retry: stop
+     * that after it. */
     rpc_channel_free(a->channel);
     stop_stream_timers(a);
     loop_timer_cancel(a->loop, a->retry);
@@ -284,9 +308,15 @@ void attach_free(Attach *a)
     g_free(a);
 }
 
-bool attach_is_attached(const Attach *a) { return a->state == ATTACH_ATTACHED && !a->fenced; }
+bool attach_is_attached(const Attach *a)
+{
+    return a->state == ATTACH_ATTACHED && !a->fenced;
+}
 
-bool attach_is_fenced(Attach *a) { return check_fence(a); }
+bool attach_is_fenced(Attach *a)
+{
+    return check_fence(a);
+}
 
 bool attach_renew(Attach *a, const char *request_pem, RpcCallbacks callbacks, void *user)
 {
@@ -295,7 +325,8 @@ bool attach_renew(Attach *a, const char *request_pem, RpcCallbacks callbacks, vo
     }
     Weft__V1__RenewRequest request = WEFT__V1__RENEW_REQUEST__INIT;
     request.csr_pem = (ProtobufCBinaryData){strlen(request_pem), (uint8_t *)request_pem};
-    rpc_call_start(a->channel, &weft__v1__cluster__descriptor, "Renew", &request.base, RENEW_DEADLINE_MS, false, callbacks, user);
+    rpc_call_start(a->channel, &weft__v1__cluster__descriptor, "Renew", &request.base,
+                   RENEW_DEADLINE_MS, false, callbacks, user);
     return true;
 }
 

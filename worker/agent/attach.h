@@ -1,4 +1,5 @@
-/* Attach: the one stream to the coordinator. Hello, a heartbeat every 500 ms, and this worker's own fencing (DESIGN 7.6). Loop thread. */
+/* Attach: the one stream to the coordinator. Hello, a heartbeat every 500 ms, and this worker's own
+ * fencing (DESIGN 7.6). Loop thread. */
 #pragma once
 
 #include "proto/base/log.h"
@@ -15,10 +16,12 @@ typedef struct Attach Attach;
 typedef struct AttachHooks {
     /* What to say; returned, freed with free_unpacked. */
     Weft__V1__Hello *(*hello)(void *user);
-    Weft__V1__Heartbeat *(*heartbeat)(uint64_t sequence, void *user); /* the sequence is filled by Attach */
+    Weft__V1__Heartbeat *(*heartbeat)(uint64_t sequence,
+                                      void *user); /* the sequence is filled by Attach */
     void (*welcome)(const Weft__V1__Welcome *welcome, void *user);
     void (*ack)(const Weft__V1__Ack *ack, void *user);
-    /* No acknowledgement for ATTACH_FENCE_US: everything of this epoch must have stopped when it returns. Once until the next welcome. */
+    /* No acknowledgement for ATTACH_FENCE_US: everything of this epoch must have stopped when it
+     * returns. Once until the next welcome. */
     void (*fenced)(int64_t silent_us, void *user);
     /* The coordinator will not have this worker (DENIED, VERSION): nothing is tried again. */
     void (*refused)(const GError *error, void *user);
@@ -38,9 +41,11 @@ Attach *attach_new(const AttachOptions *options, GError **error);
 void attach_free(Attach *attach); /* NULL-safe; not inside a hook */
 
 bool attach_is_attached(const Attach *attach);
-/* True if fenced now; fences first if the time is over but the timer has not run yet (a process that was stopped). */
+/* True if fenced now; fences first if the time is over but the timer has not run yet (a process
+ * that was stopped). */
 bool attach_is_fenced(Attach *attach);
-/* Asks for a certificate for this request; on_done as in rpc.h, with the response before it. Attached only, else false. */
+/* Asks for a certificate for this request; on_done as in rpc.h, with the response before it.
+ * Attached only, else false. */
 bool attach_renew(Attach *attach, const char *request_pem, RpcCallbacks callbacks, void *user);
 /* New credentials: the stream is opened again with them. Copied. */
 void attach_set_identity(Attach *attach, const Identity *identity);

@@ -1,26 +1,38 @@
-/* One deployment, as the files of the table see it (deployments.c: table and life; load.c: Load; reports.c: what is told). Not for others.
+/* One deployment, as the files of the table see it (deployments.c: table and life; load.c: Load;
+ * reports.c: what is told). Not for others.
  *
  *              Load                      slices in, engine open       Start        all hellos
- *   (absent) --------> LOADING -------------------------> LOADED --------> STARTING ----------> READY
- *                         |                                 |                  |                  |
- *                         '------- error ----------------> FAILED <------------'------------------'   engine failed, fenced
- *                         |                                 |                                     |
+ *   (absent) --------> LOADING -------------------------> LOADED --------> STARTING ---------->
+ * READY |                                 |                  |                  |
+ *                         '------- error ----------------> FAILED <------------'------------------'
+ * engine failed, fenced |                                 |                                     |
  *                         '--- Drop, newer epoch, keep ---> CLOSING <-----------------------------'
- *                                                             '--> (absent): task, fetch and engine gone; weights to the shelf or freed
+ *                                                             '--> (absent): task, fetch and engine
+ * gone; weights to the shelf or freed
  *
  * Invariants
  *   1. At most one deployment of a (job, replica) is not CLOSING: the one of the newest epoch.
- *   2. While `fetch` or `task_running`, a pool thread may use weights, plan and engine: nothing of them is freed before both ended.
+ *   2. While `fetch` or `task_running`, a pool thread may use weights, plan and engine: nothing of
+ * them is freed before both ended.
  *   3. An engine's plan, model and shard live until engine_free() returned (it runs in the pool).
- *   4. Every call in `load_calls` and `start_calls` is answered when the state leaves LOADING or STARTING.
- *   5. `listed_since` is the first heartbeat that listed it: an acknowledgement of an older one says nothing about it. */
+ *   4. Every call in `load_calls` and `start_calls` is answered when the state leaves LOADING or
+ * STARTING.
+ *   5. `listed_since` is the first heartbeat that listed it: an acknowledgement of an older one
+ * says nothing about it. */
 #pragma once
 
 #include "worker/agent/deployments.h"
 #include "worker/agent/weights.h"
 #include "worker/shard/fetch.h"
 
-typedef enum DeploymentState { DEPLOY_LOADING, DEPLOY_LOADED, DEPLOY_STARTING, DEPLOY_READY, DEPLOY_FAILED, DEPLOY_CLOSING } DeploymentState;
+typedef enum DeploymentState {
+    DEPLOY_LOADING,
+    DEPLOY_LOADED,
+    DEPLOY_STARTING,
+    DEPLOY_READY,
+    DEPLOY_FAILED,
+    DEPLOY_CLOSING
+} DeploymentState;
 
 typedef struct EndWatch {
     uint64_t id;
@@ -37,7 +49,7 @@ struct Deployment {
     DeploymentState state;
     GError *error; /* FAILED, CLOSING: why */
     Plan *plan;
-    ModelSpec *spec;            /* until it went into weights */
+    ModelSpec *spec;                /* until it went into weights */
     Weft__V1__LoadRequest *request; /* until the fetch began */
     Weights *weights;
     Engine *engine;
@@ -57,8 +69,8 @@ struct Deployments {
     DeploymentsOptions o;
     char *cluster;
     uint64_t generation;
-    GPtrArray *all;          /* of Deployment, owned */
-    GHashTable *newest;      /* "job/replica" -> uint64_t *: the newest epoch seen */
+    GPtrArray *all;     /* of Deployment, owned */
+    GHashTable *newest; /* "job/replica" -> uint64_t *: the newest epoch seen */
     WeightsShelf *shelf;
     bool shutting_down;
     Weft__V1__Counters gone; /* counters of engines that are gone: what is reported never falls */
@@ -79,7 +91,8 @@ void deployment_answer(GPtrArray *list, const ProtobufCMessage *message, const G
 void deployment_fail(Deployment *d, GError *error);
 /* Begins CLOSING; idempotent, keep_weights only falls. Error is borrowed. */
 void deployment_close(Deployment *d, bool keep_weights, const GError *why);
-/* After a task or fetch ended: goes on with closing if that was waited for; true = it did, and `d` may be gone. */
+/* After a task or fetch ended: goes on with closing if that was waited for; true = it did, and `d`
+ * may be gone. */
 bool deployment_closing(Deployment *d);
 const char *deployment_state_name(DeploymentState state);
 
@@ -87,7 +100,8 @@ const char *deployment_state_name(DeploymentState state);
 void load_continue(Deployments *table);
 
 /* Checks cluster, generation and epoch; STALE names both numbers. */
-bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, bool may_be_newer, GError **error);
+bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, bool may_be_newer,
+                             GError **error);
 Deployment *deployments_find(Deployments *table, const char *job, uint32_t replica, uint64_t epoch);
 /* Engine counters of `engine` added to `sum`. */
 void reports_add_counters(Engine *engine, Weft__V1__Counters *sum);

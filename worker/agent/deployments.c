@@ -9,7 +9,9 @@
 #define SHELF_AGE_US 60000000
 #define STUCK_US 3000000 /* DESIGN 7.6 */
 
-/* ---- calls that wait ------------------------------------------------------------------------------------------------ */
+/* ---- calls that wait
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static void call_cancelled(void *user)
 {
@@ -52,7 +54,8 @@ static void refuse(RpcCall *call, GError *error /* taken */)
     g_error_free(error);
 }
 
-/* ---- the end of a deployment ---------------------------------------------------------------------------------------- */
+/* ---- the end of a deployment
+ * ---------------------------------------------------------------------------------------- */
 
 const char *deployment_state_name(DeploymentState state)
 {
@@ -66,7 +69,8 @@ void deployment_fail(Deployment *d, GError *error)
         g_error_free(error);
         return;
     }
-    log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " failed: %s", d->job, d->replica, d->epoch, error->message);
+    log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " failed: %s", d->job,
+             d->replica, d->epoch, error->message);
     d->state = DEPLOY_FAILED;
     d->error = error;
     deployment_answer(d->load_calls, NULL, error);
@@ -156,7 +160,9 @@ void deployment_close(Deployment *d, bool keep_weights, const GError *why)
     deployment_closing(d);
 }
 
-/* ---- stamps -------------------------------------------------------------------------------------------------------- */
+/* ---- stamps
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 static char *newest_key(const char *job, uint32_t replica)
 {
@@ -178,24 +184,28 @@ static void set_newest_epoch(Deployments *table, const char *job, uint32_t repli
 static bool check_generation(Deployments *table, const Weft__V1__Stamp *stamp, GError **error)
 {
     if (!table->cluster) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "worker %s is not attached yet: try again", table->o.name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                    "worker %s is not attached yet: try again", table->o.name);
         return false;
     }
     if (strcmp(stamp->cluster, table->cluster) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED, "stamp of cluster %s at worker %s of cluster %s", stamp->cluster, table->o.name,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "stamp of cluster %s at worker %s of cluster %s", stamp->cluster, table->o.name,
                     table->cluster);
         return false;
     }
     if (stamp->generation != table->generation) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_STALE,
-                    "stamp of generation %" G_GUINT64_FORMAT ", worker %s follows generation %" G_GUINT64_FORMAT ": attach and plan again",
+                    "stamp of generation %" G_GUINT64_FORMAT
+                    ", worker %s follows generation %" G_GUINT64_FORMAT ": attach and plan again",
                     stamp->generation, table->o.name, table->generation);
         return false;
     }
     return true;
 }
 
-bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, bool may_be_newer, GError **error)
+bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, bool may_be_newer,
+                             GError **error)
 {
     if (!stamp) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "the call has no stamp");
@@ -206,9 +216,11 @@ bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, b
     }
     uint64_t newest = newest_epoch(table, stamp->job, stamp->replica);
     if (stamp->epoch < newest || (stamp->epoch > newest && !may_be_newer)) {
-        g_set_error(error, WEFT_ERROR, stamp->epoch < newest ? WEFT_ERROR_STALE : WEFT_ERROR_NOT_FOUND,
-                    "job %s replica %u: the call is of epoch %" G_GUINT64_FORMAT ", worker %s knows epoch %" G_GUINT64_FORMAT, stamp->job,
-                    stamp->replica, stamp->epoch, table->o.name, newest);
+        g_set_error(error, WEFT_ERROR,
+                    stamp->epoch < newest ? WEFT_ERROR_STALE : WEFT_ERROR_NOT_FOUND,
+                    "job %s replica %u: the call is of epoch %" G_GUINT64_FORMAT
+                    ", worker %s knows epoch %" G_GUINT64_FORMAT,
+                    stamp->job, stamp->replica, stamp->epoch, table->o.name, newest);
         return false;
     }
     if (may_be_newer) {
@@ -221,7 +233,8 @@ Deployment *deployments_find(Deployments *table, const char *job, uint32_t repli
 {
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
-        if (d->state != DEPLOY_CLOSING && d->epoch == epoch && d->replica == replica && strcmp(d->job, job) == 0) {
+        if (d->state != DEPLOY_CLOSING && d->epoch == epoch && d->replica == replica &&
+            strcmp(d->job, job) == 0) {
             return d;
         }
     }
@@ -235,13 +248,16 @@ static Deployment *find_by_stamp(Deployments *table, const Weft__V1__Stamp *stam
     }
     Deployment *d = deployments_find(table, stamp->job, stamp->replica, stamp->epoch);
     if (!d) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "job %s replica %u epoch %" G_GUINT64_FORMAT " is not loaded on worker %s", stamp->job,
-                    stamp->replica, stamp->epoch, table->o.name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "job %s replica %u epoch %" G_GUINT64_FORMAT " is not loaded on worker %s",
+                    stamp->job, stamp->replica, stamp->epoch, table->o.name);
     }
     return d;
 }
 
-/* ---- start --------------------------------------------------------------------------------------------------------- */
+/* ---- start
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 static void started(const GError *error, void *user)
 {
@@ -255,8 +271,9 @@ static void started(const GError *error, void *user)
     }
     d->state = DEPLOY_READY;
     d->seen_progress_us = loop_now_us(d->table->o.loop);
-    log_info(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " ready: stage %u rank %u", d->job, d->replica, d->epoch, d->stage,
-             d->rank);
+    log_info(d->table->o.log,
+             "job %s replica %u epoch %" G_GUINT64_FORMAT " ready: stage %u rank %u", d->job,
+             d->replica, d->epoch, d->stage, d->rank);
     Weft__V1__StartResponse response = WEFT__V1__START_RESPONSE__INIT;
     deployment_answer(d->start_calls, &response.base, NULL);
 }
@@ -269,30 +286,37 @@ static bool check_ranks(const Deployment *d, const Weft__V1__StartRequest *reque
     for (uint32_t s = 0; s < replica->n_stages; s++) {
         for (uint32_t r = 0; r < replica->stages[s].n_ranks; r++, at++) {
             const Weft__V1__RankAddress *rank = at < request->n_ranks ? request->ranks[at] : NULL;
-            if (!rank || rank->stage != s || rank->rank != r || rank->data_address.len == 0 || rank->boot_id.len != BOOT_ID_BYTES) {
-                g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "start: stage %u rank %u has no address or boot id in its place", s, r);
+            if (!rank || rank->stage != s || rank->rank != r || rank->data_address.len == 0 ||
+                rank->boot_id.len != BOOT_ID_BYTES) {
+                g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                            "start: stage %u rank %u has no address or boot id in its place", s, r);
                 return false;
             }
         }
     }
     if (at != request->n_ranks || request->secret.len != EPOCH_SECRET_BYTES) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "start: %zu ranks and a secret of %zu bytes for a replica of %zu ranks", request->n_ranks,
-                    request->secret.len, at);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "start: %zu ranks and a secret of %zu bytes for a replica of %zu ranks",
+                    request->n_ranks, request->secret.len, at);
         return false;
     }
     const Weft__V1__RankAddress *own = NULL;
     for (size_t i = 0; i < at; i++) {
-        own = request->ranks[i]->stage == d->stage && request->ranks[i]->rank == d->rank ? request->ranks[i] : own;
+        own = request->ranks[i]->stage == d->stage && request->ranks[i]->rank == d->rank
+                  ? request->ranks[i]
+                  : own;
     }
     if (!own || memcmp(own->boot_id.data, d->table->o.boot_id, BOOT_ID_BYTES) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_STALE, "start: worker %s was restarted since it loaded stage %u rank %u: load again",
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_STALE,
+                    "start: worker %s was restarted since it loaded stage %u rank %u: load again",
                     d->table->o.name, d->stage, d->rank);
         return false;
     }
     return true;
 }
 
-/* More compute threads than cores on this host, as far as the replica's ranks tell: each is taken to have as many threads as this one. */
+/* More compute threads than cores on this host, as far as the replica's ranks tell: each is taken
+ * to have as many threads as this one. */
 static bool is_crowded(const Deployment *d, const Weft__V1__StartRequest *request)
 {
     const char *own = "";
@@ -312,18 +336,24 @@ static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
     g_autofree EnginePeer *peers = g_new0(EnginePeer, request->n_ranks);
     for (size_t i = 0; i < request->n_ranks; i++) {
         const Weft__V1__RankAddress *rank = request->ranks[i];
-        peers[i] = (EnginePeer){rank->stage, rank->rank, rank->worker, g_bytes_new(rank->data_address.data, rank->data_address.len), {0}};
+        peers[i] = (EnginePeer){rank->stage,
+                                rank->rank,
+                                rank->worker,
+                                g_bytes_new(rank->data_address.data, rank->data_address.len),
+                                {0}};
         memcpy(peers[i].boot_id, rank->boot_id.data, BOOT_ID_BYTES);
     }
     d->state = DEPLOY_STARTING;
     if (is_crowded(d, request)) {
         engine_set_crowded(d->engine);
     }
-    engine_start(d->engine, request->secret.data, d->table->o.boot_id, d->seal, peers, (uint32_t)request->n_ranks, d->table->o.loop, started, d);
+    engine_start(d->engine, request->secret.data, d->table->o.boot_id, d->seal, peers,
+                 (uint32_t)request->n_ranks, d->table->o.loop, started, d);
     for (size_t i = 0; i < request->n_ranks; i++) {
         g_bytes_unref(peers[i].address);
     }
-    keys_erase(request->secret.data, request->secret.len); /* the message's copy; the engine erases its own */
+    keys_erase(request->secret.data,
+               request->secret.len); /* the message's copy; the engine erases its own */
 }
 
 void deployments_start(Deployments *table, RpcCall *call, const Weft__V1__StartRequest *request)
@@ -333,8 +363,10 @@ void deployments_start(Deployments *table, RpcCall *call, const Weft__V1__StartR
     if (d && d->state == DEPLOY_FAILED) {
         error = g_error_copy(d->error);
     } else if (d && d->state == DEPLOY_LOADING) {
-        error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "job %s replica %u epoch %" G_GUINT64_FORMAT " is still loading on worker %s", d->job,
-                            d->replica, d->epoch, table->o.name);
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                            "job %s replica %u epoch %" G_GUINT64_FORMAT
+                            " is still loading on worker %s",
+                            d->job, d->replica, d->epoch, table->o.name);
     } else if (d && d->state == DEPLOY_LOADED) {
         check_ranks(d, request, &error);
     }
@@ -353,7 +385,9 @@ void deployments_start(Deployments *table, RpcCall *call, const Weft__V1__StartR
     }
 }
 
-/* ---- drop ---------------------------------------------------------------------------------------------------------- */
+/* ---- drop
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 void deployments_drop(Deployments *table, RpcCall *call, const Weft__V1__DropRequest *request)
 {
@@ -371,11 +405,14 @@ void deployments_drop(Deployments *table, RpcCall *call, const Weft__V1__DropReq
         refuse(call, error);
         return;
     }
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "job %s replica %u epoch %" G_GUINT64_FORMAT " was dropped by the coordinator",
-                                        stamp->job, stamp->replica, stamp->epoch);
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_STALE,
+                    "job %s replica %u epoch %" G_GUINT64_FORMAT " was dropped by the coordinator",
+                    stamp->job, stamp->replica, stamp->epoch);
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
-        if (d->epoch <= stamp->epoch && d->replica == stamp->replica && strcmp(d->job, stamp->job) == 0) {
+        if (d->epoch <= stamp->epoch && d->replica == stamp->replica &&
+            strcmp(d->job, stamp->job) == 0) {
             deployment_close(d, request->keep_weights, why);
         }
     }
@@ -388,30 +425,38 @@ void deployments_fence(Deployments *table, int64_t silent_us)
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
         if (d->state != DEPLOY_FAILED && d->state != DEPLOY_CLOSING) {
-            g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s was fenced: no word from the coordinator for %d ms",
-                                                table->o.name, (int)(silent_us / 1000));
+            g_autoptr(GError) why =
+                g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                            "worker %s was fenced: no word from the coordinator for %d ms",
+                            table->o.name, (int)(silent_us / 1000));
             deployment_close(d, true, why);
         }
     }
 }
 
-void deployments_keep(Deployments *table, Weft__V1__Keep *const *keep, size_t n_keep, uint64_t sequence)
+void deployments_keep(Deployments *table, Weft__V1__Keep *const *keep, size_t n_keep,
+                      uint64_t sequence)
 {
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
         bool known = d->listed_since == 0 || sequence < d->listed_since;
         for (size_t k = 0; k < n_keep && !known; k++) {
-            known = keep[k]->replica == d->replica && keep[k]->epoch == d->epoch && strcmp(keep[k]->job, d->job) == 0;
+            known = keep[k]->replica == d->replica && keep[k]->epoch == d->epoch &&
+                    strcmp(keep[k]->job, d->job) == 0;
         }
         if (!known && d->state != DEPLOY_CLOSING) {
-            g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "job %s replica %u epoch %" G_GUINT64_FORMAT
-                                                " is not known to the coordinator any more", d->job, d->replica, d->epoch);
+            g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE,
+                                                "job %s replica %u epoch %" G_GUINT64_FORMAT
+                                                " is not known to the coordinator any more",
+                                                d->job, d->replica, d->epoch);
             deployment_close(d, true, why);
         }
     }
 }
 
-/* ---- health -------------------------------------------------------------------------------------------------------- */
+/* ---- health
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 /* True if the engine moved within STUCK_US; a failed engine fails its deployment. */
 static bool is_moving(Deployment *d)
@@ -429,8 +474,8 @@ static bool is_moving(Deployment *d)
     }
     bool stuck = now - d->seen_progress_us >= STUCK_US;
     if (stuck != d->stuck) {
-        log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT ": engine %s", d->job, d->replica, d->epoch,
-                 stuck ? "stands still for 3 s" : "goes on");
+        log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT ": engine %s",
+                 d->job, d->replica, d->epoch, stuck ? "stands still for 3 s" : "goes on");
         d->stuck = stuck;
     }
     return !stuck;
@@ -465,7 +510,8 @@ bool deployments_step(Deployments *table)
     return did;
 }
 
-/* ---- for service Leader ---------------------------------------------------------------------------------------------- */
+/* ---- for service Leader
+ * ---------------------------------------------------------------------------------------------- */
 
 Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp, GError **error)
 {
@@ -474,8 +520,9 @@ Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp,
         return NULL;
     }
     if (d->stage != 0 || d->rank != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "worker %s holds stage %u rank %u of job %s and does not lead the replica", table->o.name,
-                    d->stage, d->rank, d->job);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "worker %s holds stage %u rank %u of job %s and does not lead the replica",
+                    table->o.name, d->stage, d->rank, d->job);
         return NULL;
     }
     if (d->state == DEPLOY_FAILED) {
@@ -483,14 +530,16 @@ Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp,
         return NULL;
     }
     if (d->state != DEPLOY_READY) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "job %s replica %u epoch %" G_GUINT64_FORMAT " is %s on worker %s, not ready", d->job,
-                    d->replica, d->epoch, deployment_state_name(d->state), table->o.name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                    "job %s replica %u epoch %" G_GUINT64_FORMAT " is %s on worker %s, not ready",
+                    d->job, d->replica, d->epoch, deployment_state_name(d->state), table->o.name);
         return NULL;
     }
     return d;
 }
 
-uint64_t deployment_submit(Deployment *d, const EngineRequest *request, EngineTokenFn fn, void *user)
+uint64_t deployment_submit(Deployment *d, const EngineRequest *request, EngineTokenFn fn,
+                           void *user)
 {
     g_assert(d->state == DEPLOY_READY);
     return engine_submit(d->engine, request, d->table->o.loop, fn, user);
@@ -503,9 +552,18 @@ void deployment_cancel(Deployment *d, uint64_t engine_request)
     }
 }
 
-const ModelSpec *deployment_spec(const Deployment *d) { return d->weights->spec; }
-const GError *deployment_error(const Deployment *d) { return d->error; }
-const Plan *deployment_plan(const Deployment *d) { return d->plan; }
+const ModelSpec *deployment_spec(const Deployment *d)
+{
+    return d->weights->spec;
+}
+const GError *deployment_error(const Deployment *d)
+{
+    return d->error;
+}
+const Plan *deployment_plan(const Deployment *d)
+{
+    return d->plan;
+}
 
 uint64_t deployment_watch_end(Deployment *d, LoopFn ended, void *user)
 {
@@ -524,7 +582,9 @@ void deployment_unwatch(Deployment *d, uint64_t id)
     }
 }
 
-/* ---- the table ----------------------------------------------------------------------------------------------------- */
+/* ---- the table
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 Deployments *deployments_new(const DeploymentsOptions *options)
 {
@@ -546,14 +606,18 @@ void deployments_set_generation(Deployments *table, const char *cluster, uint64_
 
 void deployments_shut_down(Deployments *table)
 {
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_CANCELLED, "worker %s is stopping", table->o.name);
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_CANCELLED, "worker %s is stopping", table->o.name);
     table->shutting_down = true;
     for (guint i = 0; i < table->all->len; i++) {
         deployment_close(table->all->pdata[i], false, why);
     }
 }
 
-bool deployments_is_empty(const Deployments *table) { return table->all->len == 0; }
+bool deployments_is_empty(const Deployments *table)
+{
+    return table->all->len == 0;
+}
 
 bool deployments_is_busy(const Deployments *table)
 {

@@ -60,8 +60,17 @@ void health_listen(Health *h, RpcServer *server)
     tell(h, server);
 }
 
-void health_unlisten(Health *h, RpcServer *server) { g_ptr_array_remove_fast(h->servers, server); }
+void health_unlisten(Health *h, RpcServer *server)
+{
+    g_ptr_array_remove_fast(h->servers, server);
+}
 
-void health_follow(Health *h, Attach *attach) { h->attach = attach; }
+void health_follow(Health *h, Attach *attach)
+{
+    h->attach = attach;
+}
 
-bool health_is_serving(const Health *h) { return h->serving; }
+bool health_is_serving(const Health *h)
+{
+    return h->serving;
+}

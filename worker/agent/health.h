@@ -1,5 +1,6 @@
-/* Health, earned (DESIGN 7.6): looks at the deployments every 250 ms and tells the listeners. "" and Leader: a shard is loaded and every engine
- * moves, and the coordinator is followed. Worker and Slices: the coordinator is followed. Loop thread. */
+/* Health, earned (DESIGN 7.6): looks at the deployments every 250 ms and tells the listeners. ""
+ * and Leader: a shard is loaded and every engine moves, and the coordinator is followed. Worker and
+ * Slices: the coordinator is followed. Loop thread. */
 #pragma once
 
 #include "transport/rpc/rpc.h"
@@ -8,7 +9,7 @@
 
 typedef struct Health Health;
 Health *health_new(Loop *loop, Deployments *deployments); /* borrowed */
-void health_free(Health *health); /* NULL-safe */
+void health_free(Health *health);                         /* NULL-safe */
 /* Who is told; borrowed until health_unlisten(). */
 void health_listen(Health *health, RpcServer *server);
 void health_unlisten(Health *health, RpcServer *server);

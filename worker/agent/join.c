@@ -13,13 +13,16 @@
 char *join_fetch_ca(const char *address, const char *ca_hash, GError **error)
 {
     uint8_t hash[32];
-    return x509_parse_hash(ca_hash, hash, error) ? x509_fetch_ca(address, hash, FETCH_TIMEOUT_MS, error) : NULL;
+    return x509_parse_hash(ca_hash, hash, error)
+               ? x509_fetch_ca(address, hash, FETCH_TIMEOUT_MS, error)
+               : NULL;
 }
 
 char *join_reachable_address(const char *told, const char *peer)
 {
     const char *port = strrchr(told, ':'), *peer_port = strrchr(peer, ':');
-    bool any = g_str_has_prefix(told, "0.0.0.0:") || g_str_has_prefix(told, "[::]:") || g_str_has_prefix(told, ":");
+    bool any = g_str_has_prefix(told, "0.0.0.0:") || g_str_has_prefix(told, "[::]:") ||
+               g_str_has_prefix(told, ":");
     if (!port || !peer_port || !any) {
         return g_strdup(told);
     }
@@ -41,7 +44,8 @@ static void joining_end(void *user)
     Joining *j = user;
     rpc_channel_free(j->channel);
     if (!j->error && !j->identity.certificate_pem) {
-        j->error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "join at %s gave no certificate", j->address);
+        j->error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "join at %s gave no certificate",
+                               j->address);
     }
     j->done(j->error ? NULL : &j->identity, j->error, j->user);
     identity_clear(&j->identity);
@@ -56,14 +60,18 @@ static void on_response(const ProtobufCMessage *message, void *user)
     const Weft__V1__JoinResponse *r = (const Weft__V1__JoinResponse *)message;
     X509Info info = {0};
     size_t n = r->certificate_pem.len;
-    g_autofree char *certificate = n > 0 && n < (1u << 20) ? g_strndup((const char *)r->certificate_pem.data, n) : NULL;
+    g_autofree char *certificate =
+        n > 0 && n < (1u << 20) ? g_strndup((const char *)r->certificate_pem.data, n) : NULL;
     if (!certificate || !x509_parse(certificate, &info, NULL)) {
-        j->error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "join at %s gave %zu bytes that are no certificate", j->address, n);
+        j->error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                               "join at %s gave %zu bytes that are no certificate", j->address, n);
         return;
     }
     if (g_strcmp0(info.role, "worker") != 0) {
-        j->error = g_error_new(WEFT_ERROR, WEFT_ERROR_DENIED, "the token is for role %s, not worker: make one with `weft token create --role worker`",
-                               info.role);
+        j->error = g_error_new(
+            WEFT_ERROR, WEFT_ERROR_DENIED,
+            "the token is for role %s, not worker: make one with `weft token create --role worker`",
+            info.role);
     } else {
         j->identity.certificate_pem = g_steal_pointer(&certificate);
         j->identity.name = g_strdup(r->name);
@@ -87,11 +95,15 @@ static bool send_request(Joining *j, const JoinOptions *options)
 {
     g_autofree char *csr = NULL;
     j->identity.key_pem = x509_new_key(&j->error);
-    csr = j->identity.key_pem ? x509_new_request(j->identity.key_pem, options->name ? options->name : "", &j->error) : NULL;
+    csr = j->identity.key_pem
+              ? x509_new_request(j->identity.key_pem, options->name ? options->name : "", &j->error)
+              : NULL;
     if (!csr) {
         return false;
     }
-    RpcChannelOptions to = {.target = options->address, .credentials = {.ca_pem = options->ca_pem}, .server_name = "weft-coordinator"};
+    RpcChannelOptions to = {.target = options->address,
+                            .credentials = {.ca_pem = options->ca_pem},
+                            .server_name = "weft-coordinator"};
     j->channel = rpc_channel_new(options->transport, options->loop, &to, &j->error);
     if (!j->channel) {
         return false;
@@ -105,7 +117,8 @@ static bool send_request(Joining *j, const JoinOptions *options)
     request.csr_pem = (ProtobufCBinaryData){strlen(csr), (uint8_t *)csr};
     request.n_addresses = options->addresses ? g_strv_length((char **)options->addresses) : 0;
     request.addresses = (char **)options->addresses;
-    rpc_call_start(j->channel, &weft__v1__join__descriptor, "Join", &request.base, JOIN_DEADLINE_MS, true, (RpcCallbacks){on_response, on_done}, j);
+    rpc_call_start(j->channel, &weft__v1__join__descriptor, "Join", &request.base, JOIN_DEADLINE_MS,
+                   true, (RpcCallbacks){on_response, on_done}, j);
     return true;
 }
 

@@ -4,7 +4,8 @@
  *      |----deployment ended (no event comes)-> call finished with why, freed
  *      '----call cancelled | reader too slow--> DEAF --done event | deployment ended--> freed
  *
- * Invariant: the engine's `user` is the Generation, so it lives until the done event or until its deployment's engine is gone. */
+ * Invariant: the engine's `user` is the Generation, so it lives until the done event or until its
+ * deployment's engine is gone. */
 #include "worker/agent/leader_service.h"
 
 #include "proto/base/error.h"
@@ -114,8 +115,9 @@ static void on_token(const EngineToken *token, void *user)
     if (g->call) {
         size_t waiting = send_event(g, token);
         if (waiting > LEADER_PENDING_LIMIT && !token->done) {
-            g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "request %s: the reader is too slow, %zu bytes wait for it",
-                                                g->request, waiting);
+            g_autoptr(GError) why = g_error_new(
+                WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                "request %s: the reader is too slow, %zu bytes wait for it", g->request, waiting);
             log_warn(g->service->log, "%s: its stream is ended", why->message);
             end_call(g, why);
             deployment_cancel(g->deployment, g->engine_request);
@@ -130,13 +132,17 @@ static void on_token(const EngineToken *token, void *user)
     }
 }
 
-/* ---- the request ----------------------------------------------------------------------------------------------------- */
+/* ---- the request
+ * -----------------------------------------------------------------------------------------------------
+ */
 
-static bool check_ids(const char *what, const uint32_t *ids, size_t n, uint32_t vocab_size, GError **error)
+static bool check_ids(const char *what, const uint32_t *ids, size_t n, uint32_t vocab_size,
+                      GError **error)
 {
     for (size_t i = 0; i < n; i++) {
         if (ids[i] >= vocab_size) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s %zu is id %u, the vocabulary has %u", what, i, ids[i], vocab_size);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "%s %zu is id %u, the vocabulary has %u", what, i, ids[i], vocab_size);
             return false;
         }
     }
@@ -148,43 +154,62 @@ static bool check_number(const char *what, float value, float most, GError **err
     if (value >= 0 && value <= most) {
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s is %g, not 0 to %g", what, (double)value, (double)most);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s is %g, not 0 to %g", what, (double)value,
+                (double)most);
     return false;
 }
 
-static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *spec, const Plan *plan, GError **error)
+static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *spec,
+                          const Plan *plan, GError **error)
 {
     uint32_t context = plan->definition.context;
     if (r->n_prompt > context || r->n_generated > context - r->n_prompt) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "prompt of %zu tokens and %zu generated are longer than the context of %u: shorten it",
-                    r->n_prompt, r->n_generated, context);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "prompt of %zu tokens and %zu generated are longer than the context of %u: shorten it",
+            r->n_prompt, r->n_generated, context);
         return false;
     }
     if (r->n_end_ids > END_IDS_LIMIT || r->top_logprobs > TOP_LOGPROBS_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%zu end ids and %u top logprobs: at most %u and %u", r->n_end_ids, r->top_logprobs,
-                    END_IDS_LIMIT, TOP_LOGPROBS_LIMIT);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%zu end ids and %u top logprobs: at most %u and %u", r->n_end_ids,
+                    r->top_logprobs, END_IDS_LIMIT, TOP_LOGPROBS_LIMIT);
         return false;
     }
-    if (r->trace && (r->kind != WEFT__V1__REQUEST_KIND__GENERATE || r->n_prompt + r->n_generated > TRACE_PROMPT_LIMIT)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a trace of %zu tokens: only generations are traced, and prompts of at most %u tokens",
-                    r->n_prompt + r->n_generated, TRACE_PROMPT_LIMIT);
+    if (r->trace && (r->kind != WEFT__V1__REQUEST_KIND__GENERATE ||
+                     r->n_prompt + r->n_generated > TRACE_PROMPT_LIMIT)) {
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_INVALID,
+            "a trace of %zu tokens: only generations are traced, and prompts of at most %u tokens",
+            r->n_prompt + r->n_generated, TRACE_PROMPT_LIMIT);
         return false;
     }
     const Weft__V1__Sampler *s = r->sampler;
     return check_ids("prompt token", r->prompt, r->n_prompt, spec->vocab_size, error) &&
            check_ids("generated token", r->generated, r->n_generated, spec->vocab_size, error) &&
            check_ids("end token", r->end_ids, r->n_end_ids, spec->vocab_size, error) &&
-           (!s || (check_number("temperature", s->temperature, 1e4f, error) && check_number("top-p", s->top_p, 1, error) &&
-                   check_number("min-p", s->min_p, 1, error) && check_number("repeat penalty", s->repeat_penalty, 1e4f, error)));
+           (!s || (check_number("temperature", s->temperature, 1e4f, error) &&
+                   check_number("top-p", s->top_p, 1, error) &&
+                   check_number("min-p", s->min_p, 1, error) &&
+                   check_number("repeat penalty", s->repeat_penalty, 1e4f, error)));
 }
 
 static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, EngineRequest *out)
 {
     *out = (EngineRequest){
-        .kind = (uint32_t)r->kind, .prompt = r->prompt, .n_prompt = (uint32_t)r->n_prompt, .generated = r->generated,
-        .n_generated = (uint32_t)r->n_generated, .choice = r->choice, .max_tokens = MIN(r->max_tokens, context - (uint32_t)r->n_prompt),
-        .score_from = r->score_from, .top_logprobs = r->top_logprobs, .end_ids = r->end_ids, .n_end_ids = (uint32_t)r->n_end_ids,
-        .want_logits = r->want_logits, .trace = r->trace,
+        .kind = (uint32_t)r->kind,
+        .prompt = r->prompt,
+        .n_prompt = (uint32_t)r->n_prompt,
+        .generated = r->generated,
+        .n_generated = (uint32_t)r->n_generated,
+        .choice = r->choice,
+        .max_tokens = MIN(r->max_tokens, context - (uint32_t)r->n_prompt),
+        .score_from = r->score_from,
+        .top_logprobs = r->top_logprobs,
+        .end_ids = r->end_ids,
+        .n_end_ids = (uint32_t)r->n_end_ids,
+        .want_logits = r->want_logits,
+        .trace = r->trace,
     };
     if (r->sampler) {
         out->temperature = r->sampler->temperature;
@@ -197,7 +222,8 @@ static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, E
     }
 }
 
-void leader_service_generate(LeaderService *service, RpcCall *call, const Weft__V1__GenerateRequest *r)
+void leader_service_generate(LeaderService *service, RpcCall *call,
+                             const Weft__V1__GenerateRequest *r)
 {
     g_autoptr(GError) error = NULL;
     Deployment *d = deployments_leader(service->deployments, r->stamp, &error);
@@ -206,7 +232,11 @@ void leader_service_generate(LeaderService *service, RpcCall *call, const Weft__
         return;
     }
     Generation *g = g_new0(Generation, 1);
-    *g = (Generation){.service = service, .call = rpc_call_ref(call), .deployment = d, .request = g_strdup(r->request), .choice = r->choice};
+    *g = (Generation){.service = service,
+                      .call = rpc_call_ref(call),
+                      .deployment = d,
+                      .request = g_strdup(r->request),
+                      .choice = r->choice};
     service->n_open++;
     g->watch = deployment_watch_end(d, deployment_ended, g);
     EngineRequest request;

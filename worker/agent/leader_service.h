@@ -1,4 +1,5 @@
-/* LeaderService: Generate on the replicas that this worker leads. One call = one sequence; ending the call cancels it. Loop thread. */
+/* LeaderService: Generate on the replicas that this worker leads. One call = one sequence; ending
+ * the call cancels it. Loop thread. */
 #pragma once
 
 #include "transport/rpc/rpc.h"
@@ -12,6 +13,8 @@ typedef struct LeaderService LeaderService;
 
 /* Borrowed for the service's life. */
 LeaderService *leader_service_new(Loop *loop, Log *log, Deployments *deployments);
-void leader_service_free(LeaderService *service); /* after its calls ended: deployments_is_empty(); NULL-safe */
+void leader_service_free(
+    LeaderService *service); /* after its calls ended: deployments_is_empty(); NULL-safe */
 /* Handler of Leader.Generate; answers now or later. */
-void leader_service_generate(LeaderService *service, RpcCall *call, const Weft__V1__GenerateRequest *request);
+void leader_service_generate(LeaderService *service, RpcCall *call,
+                             const Weft__V1__GenerateRequest *request);

@@ -1,9 +1,11 @@
 /* Load: from a request to an open engine.
  *
- *   check ─► wait until whatever is closing is gone ─► [shelf has the part] ───────────────────────┐
- *                                                  └─► map (pool) ─► fetch (pool, network) ────────┴─► open engine (pool) ─► LOADED
+ *   check ─► wait until whatever is closing is gone ─► [shelf has the part]
+ * ───────────────────────┐ └─► map (pool) ─► fetch (pool, network) ────────┴─► open engine (pool)
+ * ─► LOADED
  *
- * A request of the same epoch joins the load that runs, or is answered at once; one of a failed load begins it again. */
+ * A request of the same epoch joins the load that runs, or is answered at once; one of a failed
+ * load begins it again. */
 #include "worker/agent/deployment.h"
 
 #include "proto/base/error.h"
@@ -15,9 +17,12 @@
 
 #include <string.h>
 
-/* ---- checks -------------------------------------------------------------------------------------------------------- */
+/* ---- checks
+ * --------------------------------------------------------------------------------------------------------
+ */
 
-/* Members as plan_check() wants them: of the others we know nothing, so nothing is held against them. */
+/* Members as plan_check() wants them: of the others we know nothing, so nothing is held against
+ * them. */
 static GArray *imagined_members(const Deployments *table, const Plan *plan)
 {
     GArray *members = g_array_new(FALSE, TRUE, sizeof(PlanMember));
@@ -26,11 +31,20 @@ static GArray *imagined_members(const Deployments *table, const Plan *plan)
         for (uint32_t s = 0; s < plan->replicas[p].n_stages; s++) {
             const PlanStage *stage = &plan->replicas[p].stages[s];
             for (uint32_t r = 0; r < stage->n_ranks; r++) {
-                PlanMember m = {.worker = stage->ranks[r].worker, .memory_bytes = UINT64_MAX, .numerics_version = WEFT_NUMERICS_VERSION,
-                                .numerics_classes = table->o.numerics_classes, .threads = 1, .read_bytes_per_s = 1e9, .int8_ops_per_s = 1e9,
-                                .f32_ops_per_s = 1e9, .link_latency_s = 1e-5, .link_bytes_per_s = 1e9, .usable = true};
+                PlanMember m = {.worker = stage->ranks[r].worker,
+                                .memory_bytes = UINT64_MAX,
+                                .numerics_version = WEFT_NUMERICS_VERSION,
+                                .numerics_classes = table->o.numerics_classes,
+                                .threads = 1,
+                                .read_bytes_per_s = 1e9,
+                                .int8_ops_per_s = 1e9,
+                                .f32_ops_per_s = 1e9,
+                                .link_latency_s = 1e-5,
+                                .link_bytes_per_s = 1e9,
+                                .usable = true};
                 for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
-                    m.packed_block_bytes[type] = kernels->matmul[type] ? packed_block_bytes((Dtype)type) : 0;
+                    m.packed_block_bytes[type] =
+                        kernels->matmul[type] ? packed_block_bytes((Dtype)type) : 0;
                 }
                 g_array_append_val(members, m);
             }
@@ -48,23 +62,26 @@ static bool check_plan(const Deployments *table, Plan *plan, const ModelSpec *sp
     g_ptr_array_set_free_func(violations, (GDestroyNotify)plan_violation_free);
     if (violations->len > 0) {
         const PlanViolation *first = violations->pdata[0];
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the plan is refused by worker %s (%u violations): %s", table->o.name, violations->len,
-                    first->text);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "the plan is refused by worker %s (%u violations): %s", table->o.name,
+                    violations->len, first->text);
         return false;
     }
     return true;
 }
 
 /* The rank that the request is about is this worker's. */
-static bool check_place(const Deployments *table, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, GError **error)
+static bool check_place(const Deployments *table, const Plan *plan, uint32_t replica,
+                        uint32_t stage, uint32_t rank, GError **error)
 {
     const char *worker = replica < plan->n_replicas && stage < plan->replicas[replica].n_stages &&
                                  rank < plan->replicas[replica].stages[stage].n_ranks
                              ? plan->replicas[replica].stages[stage].ranks[rank].worker
                              : NULL;
     if (!worker || strcmp(worker, table->o.name) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "replica %u stage %u rank %u of the plan belongs to %s, this is worker %s", replica, stage,
-                    rank, worker ? worker : "nobody", table->o.name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "replica %u stage %u rank %u of the plan belongs to %s, this is worker %s",
+                    replica, stage, rank, worker ? worker : "nobody", table->o.name);
         return false;
     }
     return true;
@@ -81,14 +98,19 @@ static bool check_memory(Deployments *table, uint64_t need, GError **error)
     if (used <= table->o.memory_bytes && need <= table->o.memory_bytes - used) {
         return true;
     }
-    g_autofree char *wants = units_format_size(need), *has = units_format_size(table->o.memory_bytes), *taken = units_format_size(used);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE, "worker %s has %s of memory, %s in use: the rank needs %s: use more workers or a smaller context",
+    g_autofree char *wants = units_format_size(need),
+                    *has = units_format_size(table->o.memory_bytes),
+                    *taken = units_format_size(used);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                "worker %s has %s of memory, %s in use: the rank needs %s: use more workers or a "
+                "smaller context",
                 table->o.name, has, taken, wants);
     return false;
 }
 
 /* A deployment for the request, not yet in the table; NULL + error. */
-static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadRequest *request, GError **error)
+static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadRequest *request,
+                                   GError **error)
 {
     if (!request->plan || !request->model) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "load: plan or model is missing");
@@ -96,23 +118,36 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
     }
     g_autoptr(ModelSpec) spec = model_from_message(request->model, error);
     g_autoptr(Plan) plan = spec ? plan_from_message(request->plan, error) : NULL;
-    if (!plan || !check_place(table, plan, request->stamp->replica, request->stage, request->rank, error) ||
+    if (!plan ||
+        !check_place(table, plan, request->stamp->replica, request->stage, request->rank, error) ||
         !check_plan(table, plan, spec, error)) {
         return NULL;
     }
     if (!hash128_equal(&spec->file_hash, &plan->definition.file_hash)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "load: plan and model are of different files");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "load: plan and model are of different files");
         return NULL;
     }
-    const PlanRank *rank = &plan->replicas[request->stamp->replica].stages[request->stage].ranks[request->rank];
+    const PlanRank *rank =
+        &plan->replicas[request->stamp->replica].stages[request->stage].ranks[request->rank];
     if (!check_memory(table, rank->peak_bytes, error)) {
         return NULL;
     }
     Deployment *d = g_new0(Deployment, 1);
-    *d = (Deployment){.table = table, .job = g_strdup(request->stamp->job), .replica = request->stamp->replica, .stage = request->stage,
-                      .rank = request->rank, .epoch = request->stamp->epoch, .generation = request->stamp->generation, .seal = request->seal,
-                      .state = DEPLOY_LOADING, .need_bytes = rank->peak_bytes, .plan = g_steal_pointer(&plan), .spec = g_steal_pointer(&spec),
-                      .load_calls = deployment_call_list_new(), .start_calls = deployment_call_list_new(),
+    *d = (Deployment){.table = table,
+                      .job = g_strdup(request->stamp->job),
+                      .replica = request->stamp->replica,
+                      .stage = request->stage,
+                      .rank = request->rank,
+                      .epoch = request->stamp->epoch,
+                      .generation = request->stamp->generation,
+                      .seal = request->seal,
+                      .state = DEPLOY_LOADING,
+                      .need_bytes = rank->peak_bytes,
+                      .plan = g_steal_pointer(&plan),
+                      .spec = g_steal_pointer(&spec),
+                      .load_calls = deployment_call_list_new(),
+                      .start_calls = deployment_call_list_new(),
                       .watches = g_array_new(FALSE, TRUE, sizeof(EndWatch))};
     size_t size = weft__v1__load_request__get_packed_size(request);
     g_autofree uint8_t *packed = g_malloc(size);
@@ -121,7 +156,9 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
     return d;
 }
 
-/* ---- the way to LOADED ----------------------------------------------------------------------------------------------- */
+/* ---- the way to LOADED
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static void fill_progress(const Deployment *d, Weft__V1__LoadProgress *out)
 {
@@ -166,8 +203,11 @@ typedef struct LoadTask {
 /* The longest step: a full prefill chunk, or a token. */
 static double predicted_step_s(const Plan *plan)
 {
-    const double token = plan->predicted.decode_tokens_per_s > 0 ? 1.0 / plan->predicted.decode_tokens_per_s : 0;
-    const double chunk = plan->predicted.prefill_tokens_per_s > 0 ? plan->max_rows / plan->predicted.prefill_tokens_per_s : 0;
+    const double token =
+        plan->predicted.decode_tokens_per_s > 0 ? 1.0 / plan->predicted.decode_tokens_per_s : 0;
+    const double chunk = plan->predicted.prefill_tokens_per_s > 0
+                             ? plan->max_rows / plan->predicted.prefill_tokens_per_s
+                             : 0;
     return MAX(token, chunk);
 }
 
@@ -176,9 +216,20 @@ static void open_run(void *user)
     LoadTask *task = user;
     Deployment *d = task->d;
     const DeploymentsOptions *o = &d->table->o;
-    EngineOptions options = {.spec = d->weights->spec, .plan = d->plan, .shard = d->weights->shard, .replica = d->replica, .stage = d->stage,
-                             .rank = d->rank, .generation = d->generation, .epoch = d->epoch, .threads = o->threads, .cpus = o->cpus,
-                             .isa = (int)o->isa, .fill = o->fill, .crowded = o->crowded, .inline_run = o->inline_engine,
+    EngineOptions options = {.spec = d->weights->spec,
+                             .plan = d->plan,
+                             .shard = d->weights->shard,
+                             .replica = d->replica,
+                             .stage = d->stage,
+                             .rank = d->rank,
+                             .generation = d->generation,
+                             .epoch = d->epoch,
+                             .threads = o->threads,
+                             .cpus = o->cpus,
+                             .isa = (int)o->isa,
+                             .fill = o->fill,
+                             .crowded = o->crowded,
+                             .inline_run = o->inline_engine,
                              .predicted_step_s = predicted_step_s(d->plan)};
     task->engine = engine_new(&options, &task->error);
 }
@@ -201,8 +252,10 @@ static void open_done(void *user)
     }
     d->state = DEPLOY_LOADED;
     g_autofree char *size = units_format_size(d->weights->shard->arena_bytes);
-    log_info(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT " loaded: stage %u rank %u, %s of weights", d->job, d->replica, d->epoch,
-             d->stage, d->rank, size);
+    log_info(d->table->o.log,
+             "job %s replica %u epoch %" G_GUINT64_FORMAT
+             " loaded: stage %u rank %u, %s of weights",
+             d->job, d->replica, d->epoch, d->stage, d->rank, size);
     answer_loaded(d);
 }
 
@@ -237,11 +290,22 @@ static void fetched(const GError *error, void *user)
 static void fetch_slices(Deployment *d)
 {
     const DeploymentsOptions *o = &d->table->o;
-    g_autoptr(GArray) slices = plan_rank_slices(d->plan, d->weights->spec, d->replica, d->stage, d->rank);
-    FetchOptions options = {.loop = o->loop, .pool = o->pool, .store = o->store, .log = o->log, .spec = d->weights->spec,
-                            .shard = d->weights->shard, .slices = (const SliceRef *)(const void *)slices->data, .n_slices = slices->len,
-                            .manifest = d->request->model, .models_dir = o->models_dir, .sources = (const char *const *)d->request->sources,
-                            .n_sources = d->request->n_sources, .slice_key = d->request->slice_key, .channel = o->channel,
+    g_autoptr(GArray) slices =
+        plan_rank_slices(d->plan, d->weights->spec, d->replica, d->stage, d->rank);
+    FetchOptions options = {.loop = o->loop,
+                            .pool = o->pool,
+                            .store = o->store,
+                            .log = o->log,
+                            .spec = d->weights->spec,
+                            .shard = d->weights->shard,
+                            .slices = (const SliceRef *)(const void *)slices->data,
+                            .n_slices = slices->len,
+                            .manifest = d->request->model,
+                            .models_dir = o->models_dir,
+                            .sources = (const char *const *)d->request->sources,
+                            .n_sources = d->request->n_sources,
+                            .slice_key = d->request->slice_key,
+                            .channel = o->channel,
                             .channel_user = o->channel_user};
     d->fetch = fetch_start(&options, on_progress, fetched, d);
     weft__v1__load_request__free_unpacked(g_steal_pointer(&d->request), NULL);
@@ -251,7 +315,8 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard = shard_new(d->weights->spec, d->plan, d->replica, d->stage, d->rank, &task->error);
+    d->weights->shard =
+        shard_new(d->weights->spec, d->plan, d->replica, d->stage, d->rank, &task->error);
 }
 
 static void map_done(void *user)
@@ -306,7 +371,9 @@ static void begin(Deployment *d)
     if (d->weights) {
         model_spec_free(g_steal_pointer(&d->spec));
         weft__v1__load_request__free_unpacked(g_steal_pointer(&d->request), NULL);
-        log_info(table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT ": weights are in memory already", d->job, d->replica, d->epoch);
+        log_info(table->o.log,
+                 "job %s replica %u epoch %" G_GUINT64_FORMAT ": weights are in memory already",
+                 d->job, d->replica, d->epoch);
         open_engine(d);
         return;
     }
@@ -328,13 +395,17 @@ void load_continue(Deployments *table)
     }
 }
 
-/* ---- the request ----------------------------------------------------------------------------------------------------- */
+/* ---- the request
+ * -----------------------------------------------------------------------------------------------------
+ */
 
-/* Ends what a load of this stamp replaces: every older epoch, and a failed attempt at the same one. */
+/* Ends what a load of this stamp replaces: every older epoch, and a failed attempt at the same one.
+ */
 static void end_others(Deployments *table, const Weft__V1__Stamp *stamp)
 {
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "job %s replica %u: epoch %" G_GUINT64_FORMAT " takes over", stamp->job,
-                                        stamp->replica, stamp->epoch);
+    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE,
+                                        "job %s replica %u: epoch %" G_GUINT64_FORMAT " takes over",
+                                        stamp->job, stamp->replica, stamp->epoch);
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
         bool same = d->replica == stamp->replica && strcmp(d->job, stamp->job) == 0;
@@ -351,9 +422,12 @@ static bool join_existing(Deployment *d, RpcCall *call, const Weft__V1__LoadRequ
         return false;
     }
     if (d->stage != request->stage || d->rank != request->rank) {
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "job %s replica %u epoch %" G_GUINT64_FORMAT
-                                              " holds stage %u rank %u on worker %s, not stage %u rank %u", d->job, d->replica, d->epoch, d->stage,
-                                              d->rank, d->table->o.name, request->stage, request->rank);
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "job %s replica %u epoch %" G_GUINT64_FORMAT
+                        " holds stage %u rank %u on worker %s, not stage %u rank %u",
+                        d->job, d->replica, d->epoch, d->stage, d->rank, d->table->o.name,
+                        request->stage, request->rank);
         rpc_call_finish(call, error);
         return true;
     }
@@ -368,12 +442,15 @@ void deployments_load(Deployments *table, RpcCall *call, const Weft__V1__LoadReq
 {
     g_autoptr(GError) error = NULL;
     if (table->shutting_down) {
-        error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "worker %s is stopping", table->o.name);
+        error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "worker %s is stopping", table->o.name);
     } else {
         deployments_check_stamp(table, request->stamp, true, &error);
     }
     if (!error) {
-        if (join_existing(deployments_find(table, request->stamp->job, request->stamp->replica, request->stamp->epoch), call, request)) {
+        if (join_existing(deployments_find(table, request->stamp->job, request->stamp->replica,
+                                           request->stamp->epoch),
+                          call, request)) {
             return;
         }
         end_others(table, request->stamp);

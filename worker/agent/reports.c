@@ -1,4 +1,5 @@
-/* What a worker tells about its deployments. Counters of engines that are gone stay in the sum, so that what the coordinator sees never falls. */
+/* What a worker tells about its deployments. Counters of engines that are gone stay in the sum, so
+ * that what the coordinator sees never falls. */
 #include "worker/agent/deployment.h"
 
 #include <string.h>
@@ -65,7 +66,8 @@ Weft__V1__Held **deployments_held(Deployments *table, uint64_t sequence, size_t 
 static Weft__V1__Waiting *waiting_of(const Deployment *d, const EngineStatus *status)
 {
     const PlanReplica *replica = &d->plan->replicas[d->replica];
-    if (status->waits_stage >= replica->n_stages || status->waits_rank >= replica->stages[status->waits_stage].n_ranks) {
+    if (status->waits_stage >= replica->n_stages ||
+        status->waits_rank >= replica->stages[status->waits_stage].n_ranks) {
         return NULL;
     }
     Weft__V1__Waiting *w = g_new(Weft__V1__Waiting, 1);
@@ -91,7 +93,8 @@ Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out)
             continue;
         }
         engine_status(d->engine, &status);
-        Weft__V1__Waiting *w = status.waiting || status.wait_expired ? waiting_of(d, &status) : NULL;
+        Weft__V1__Waiting *w =
+            status.waiting || status.wait_expired ? waiting_of(d, &status) : NULL;
         if (w) {
             all[n++] = w;
         }

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
+char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                   uint32_t rank)
 {
     static const Hash128 unknown;
     if (hash128_equal(&spec->file_hash, &unknown)) {
@@ -16,9 +17,11 @@ char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, ui
     char hex[33];
     hash128_hex(&spec->file_hash, hex);
     bool first = stage == 0, last = stage + 1 == of->n_stages;
-    return g_strdup_printf("%s layers %u-%u attention %u+%u ffn %u+%u vocabulary %u+%u%s%s", hex, s->layer_first, s->layer_last, r->attn_first,
-                           r->attn_count, r->ffn_first, r->ffn_count, first || last ? r->vocab_first : 0, first || last ? r->vocab_count : 0,
-                           first ? " embedding" : "", last ? " head" : "");
+    return g_strdup_printf("%s layers %u-%u attention %u+%u ffn %u+%u vocabulary %u+%u%s%s", hex,
+                           s->layer_first, s->layer_last, r->attn_first, r->attn_count,
+                           r->ffn_first, r->ffn_count, first || last ? r->vocab_first : 0,
+                           first || last ? r->vocab_count : 0, first ? " embedding" : "",
+                           last ? " head" : "");
 }
 
 void weights_free(Weights *weights)
@@ -36,8 +39,14 @@ struct WeightsShelf {
     GQueue kept; /* of Weights, oldest first */
 };
 
-static void free_run(void *user) { weights_free(user); }
-static void free_done(void *user) { (void)user; }
+static void free_run(void *user)
+{
+    weights_free(user);
+}
+static void free_done(void *user)
+{
+    (void)user;
+}
 
 static void free_later(WeightsShelf *shelf, Weights *weights)
 {
@@ -102,7 +111,8 @@ void weights_shelf_shrink(WeightsShelf *shelf, uint64_t bytes)
 
 void weights_shelf_expire(WeightsShelf *shelf, int64_t now_us, int64_t age_us)
 {
-    while (shelf->kept.head && now_us - ((Weights *)shelf->kept.head->data)->kept_since_us >= age_us) {
+    while (shelf->kept.head &&
+           now_us - ((Weights *)shelf->kept.head->data)->kept_since_us >= age_us) {
         free_later(shelf, g_queue_pop_head(&shelf->kept));
     }
 }

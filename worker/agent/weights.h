@@ -1,5 +1,6 @@
-/* Weights: a loaded shard with the model that it was cut from, one owner at a time. They outlive the deployment that loaded them, so that a new
- * plan which wants the same part finds it in memory. Loop thread. */
+/* Weights: a loaded shard with the model that it was cut from, one owner at a time. They outlive
+ * the deployment that loaded them, so that a new plan which wants the same part finds it in memory.
+ * Loop thread. */
 #pragma once
 
 #include "worker/shard/shard.h"
@@ -8,13 +9,14 @@
 typedef struct Weights {
     ModelSpec *spec;
     Shard *shard;
-    bool complete;  /* every slice is in */
-    char *part;     /* what it is: equal texts = equal bytes; NULL when the file has no hash */
+    bool complete; /* every slice is in */
+    char *part;    /* what it is: equal texts = equal bytes; NULL when the file has no hash */
     int64_t kept_since_us;
 } Weights;
 
 /* The text for a rank's part of a model; NULL when the file hash is unknown. Returned. */
-char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank);
+char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                   uint32_t rank);
 void weights_free(Weights *weights); /* NULL-safe */
 
 /* ---- weights that no deployment uses at the moment ---- */

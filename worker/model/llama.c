@@ -1,8 +1,10 @@
-/* The Llama family's forward pass: RMS norm, grouped-query attention with RoPE, SwiGLU feed-forward (Touvron et al. 2023, arXiv 2302.13971), on one tensor
- * rank of one stage. Reads top to bottom: llama_embed, layer(), llama_logits.
+/* The Llama family's forward pass: RMS norm, grouped-query attention with RoPE, SwiGLU feed-forward
+ * (Touvron et al. 2023, arXiv 2302.13971), on one tensor rank of one stage. Reads top to bottom:
+ * llama_embed, layer(), llama_logits.
  *
- * Every op is a phase of one pool region: threads share its outputs, then meet at a barrier. Thread 0 alone talks (group, links), between barriers. A thread
- * never splits a sum: sums are lanes, units and the tree (NUMERICS 1-3), so thread counts change no bit. */
+ * Every op is a phase of one pool region: threads share its outputs, then meet at a barrier. Thread
+ * 0 alone talks (group, links), between barriers. A thread never splits a sum: sums are lanes,
+ * units and the tree (NUMERICS 1-3), so thread counts change no bit. */
 #include "worker/model/stage.h"
 
 #include <string.h>
@@ -40,8 +42,8 @@ static uint32_t panels_of(const PackedMatrix *w)
     return (w->n_out + PANEL_ROWS - 1) / PANEL_ROWS;
 }
 
-static void products(Pass *p, const Product *list, unsigned n, const MatmulUnit *units, uint32_t n_units, size_t subtree_stride,
-                     unsigned t, unsigned n_threads)
+static void products(Pass *p, const Product *list, unsigned n, const MatmulUnit *units,
+                     uint32_t n_units, size_t subtree_stride, unsigned t, unsigned n_threads)
 {
     uint32_t total = 0, first, last, base = 0;
     for (unsigned i = 0; i < n; i++) {
@@ -72,8 +74,8 @@ static void products(Pass *p, const Product *list, unsigned n, const MatmulUnit 
 }
 
 /* Quantises rows of `x` for every kind that the matrices want. */
-static void quantise(Pass *p, const float *x, uint32_t n_in, const PackedMatrix *const *users, unsigned n_users, unsigned t,
-                     unsigned n_threads)
+static void quantise(Pass *p, const float *x, uint32_t n_in, const PackedMatrix *const *users,
+                     unsigned n_users, unsigned t, unsigned n_threads)
 {
     bool wanted[ACT_KIND_LIMIT] = {false};
     for (unsigned i = 0; i < n_users; i++) {
@@ -83,7 +85,8 @@ static void quantise(Pass *p, const float *x, uint32_t n_in, const PackedMatrix 
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
     for (int kind = 0; first < last && kind < ACT_KIND_LIMIT; kind++) {
         if (wanted[kind]) {
-            p->s->o.kernels->act_quantise[kind](x, n_in, p->rows, first, last, n_in, p->s->act[kind]);
+            p->s->o.kernels->act_quantise[kind](x, n_in, p->rows, first, last, n_in,
+                                                p->s->act[kind]);
         }
     }
 }
@@ -94,7 +97,8 @@ static void norm_rows(Pass *p, const float *weight, unsigned t, unsigned n_threa
     uint32_t first, last;
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
     for (uint32_t r = first; r < last; r++) {
-        p->s->o.kernels->rms_norm(p->s->x + (size_t)r * width, weight, p->s->o.spec->norm_eps, width, p->s->h + (size_t)r * width);
+        p->s->o.kernels->rms_norm(p->s->x + (size_t)r * width, weight, p->s->o.spec->norm_eps,
+                                  width, p->s->h + (size_t)r * width);
     }
 }
 
@@ -106,7 +110,8 @@ static void add_bias(float *rows, const float *bias, uint32_t n, uint32_t n_rows
 }
 
 /* Completes the unit tree of a cut product over the tensor ranks: partial[0] becomes the root. */
-static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *operation, unsigned t)
+static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *operation,
+                   unsigned t)
 {
     Stage *s = p->s;
     if (s->group == NULL) {
@@ -114,7 +119,9 @@ static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *
     }
     if (t == 0) {
         const size_t n = (size_t)p->rows * s->o.spec->width;
-        const GroupWait wait = {.step = p->run->step->number, .site = site, .deadline_us = g_get_monotonic_time() + p->run->deadline_us,
+        const GroupWait wait = {.step = p->run->step->number,
+                                .site = site,
+                                .deadline_us = g_get_monotonic_time() + p->run->deadline_us,
                                 .operation = operation};
         p->status = group_all_reduce(s->group, &wait, units->n_leaves, units->cuts, s->partial,
                                      (size_t)s->max_rows * s->o.spec->width, n, s->partial);
@@ -128,11 +135,13 @@ static void add_residual(Pass *p, unsigned t, unsigned n_threads)
     uint32_t first, last;
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
     if (first < last) {
-        p->s->o.kernels->add(p->s->x + (size_t)first * width, p->s->partial + (size_t)first * width, (size_t)(last - first) * width);
+        p->s->o.kernels->add(p->s->x + (size_t)first * width, p->s->partial + (size_t)first * width,
+                             (size_t)(last - first) * width);
     }
 }
 
-/* x is complete after a sub-layer: the rows that this thread has just written are hashed if they are traced. */
+/* x is complete after a sub-layer: the rows that this thread has just written are hashed if they
+ * are traced. */
 static void trace_rows(Pass *p, uint32_t site, unsigned t, unsigned n_threads)
 {
     uint32_t first, last;
@@ -184,17 +193,20 @@ static void rotate_and_store(Pass *p, uint32_t layer, unsigned t, unsigned n_thr
     for (uint32_t r = first; r < last; r++) {
         const StepSegment *g = segment_of(p->run->step, r);
         const uint32_t position = g->position + (r - g->row0);
-        const float *c = s->rope_cos + (size_t)position * half, *sn = s->rope_sin + (size_t)position * half;
+        const float *c = s->rope_cos + (size_t)position * half,
+                    *sn = s->rope_sin + (size_t)position * half;
         float *q = s->q + (size_t)r * nq, *k = s->k + (size_t)r * nk, *v = s->v + (size_t)r * nk;
         add_bias(q, w->q_bias, nq, 1, s->o.kernels);
         add_bias(k, w->k_bias, nk, 1, s->o.kernels);
         add_bias(v, w->v_bias, nk, 1, s->o.kernels);
         s->o.kernels->rope_apply(q, shard->n_heads, hd, spec->rope.dims, spec->rope.pairing, c, sn);
-        s->o.kernels->rope_apply(k, shard->n_kv_heads, hd, spec->rope.dims, spec->rope.pairing, c, sn);
+        s->o.kernels->rope_apply(k, shard->n_kv_heads, hd, spec->rope.dims, spec->rope.pairing, c,
+                                 sn);
         const uint32_t page = p->run->page_tables[g->slot][position / KV_BLOCK];
         for (uint32_t h = 0; h < shard->n_kv_heads; h++) {
-            s->o.kernels->kv_write[s->o.plan->definition.kv_type](k + h * hd, v + h * hd, hd, position % KV_BLOCK,
-                                                                  kv_pages_k(&s->kv, page, layer, h), kv_pages_v(&s->kv, page, layer, h));
+            s->o.kernels->kv_write[s->o.plan->definition.kv_type](
+                k + h * hd, v + h * hd, hd, position % KV_BLOCK, kv_pages_k(&s->kv, page, layer, h),
+                kv_pages_v(&s->kv, page, layer, h));
         }
     }
 }
@@ -210,15 +222,17 @@ static void group_heads(const Stage *s, uint32_t kv, uint32_t *first, uint32_t *
 enum { ROW_TILE = 16 }; /* rows of one work item */
 
 /* Rows x one KV head over all keys into s->attn, or over one run of keys into `partial`. */
-static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t row, uint32_t n_rows, uint32_t kv, uint32_t run, float *partial,
-                        unsigned t)
+static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t row,
+                        uint32_t n_rows, uint32_t kv, uint32_t run, float *partial, unsigned t)
 {
     Stage *s = p->s;
     const Shard *shard = s->o.shard;
     const uint32_t hd = s->o.spec->head_size;
     const uint32_t position = g->position + (row - g->row0);
-    const uint32_t n_keys = position + n_rows, n_blocks = (n_keys + KV_BLOCK - 1) / KV_BLOCK, run_blocks = ATTENTION_RUN_KEYS / KV_BLOCK;
-    const uint32_t b0 = partial != NULL ? run * run_blocks : 0, b1 = partial != NULL ? MIN(b0 + run_blocks, n_blocks) : n_blocks;
+    const uint32_t n_keys = position + n_rows, n_blocks = (n_keys + KV_BLOCK - 1) / KV_BLOCK,
+                   run_blocks = ATTENTION_RUN_KEYS / KV_BLOCK;
+    const uint32_t b0 = partial != NULL ? run * run_blocks : 0,
+                   b1 = partial != NULL ? MIN(b0 + run_blocks, n_blocks) : n_blocks;
     const uint32_t *pages = p->run->page_tables[g->slot];
     const uint8_t **k_blocks = s->blocks[t], **v_blocks = k_blocks + n_blocks;
     uint32_t h0, h1;
@@ -227,7 +241,8 @@ static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t 
         k_blocks[b] = kv_pages_k(&s->kv, pages[b], layer, kv);
         v_blocks[b] = kv_pages_v(&s->kv, pages[b], layer, kv);
     }
-    const size_t ld = (size_t)shard->n_heads * hd, at = (size_t)row * ld + (size_t)(h0 - shard->head_first) * hd;
+    const size_t ld = (size_t)shard->n_heads * hd,
+                 at = (size_t)row * ld + (size_t)(h0 - shard->head_first) * hd;
     const AttentionArgs args = {
         .q = s->q + at,
         .q_ld = ld,
@@ -250,7 +265,8 @@ static void attend_tile(Pass *p, uint32_t layer, const StepSegment *g, uint32_t 
     s->o.kernels->attention[s->o.plan->definition.kv_type](&args);
 }
 
-/* Work items (row tile x KV head) go round the threads: causal tiles grow, so neighbours balance. */
+/* Work items (row tile x KV head) go round the threads: causal tiles grow, so neighbours balance.
+ */
 static void attend_whole(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
 {
     const Step *step = p->run->step;
@@ -260,15 +276,17 @@ static void attend_whole(Pass *p, uint32_t layer, unsigned t, unsigned n_threads
         for (uint32_t r = 0; r < g->n_rows; r += ROW_TILE) {
             for (uint32_t kv = 0; kv < p->s->o.shard->n_kv_heads; kv++, item++) {
                 if (item % n_threads == t) {
-                    attend_tile(p, layer, g, g->row0 + r, MIN(ROW_TILE, g->n_rows - r), kv, 0, NULL, t);
+                    attend_tile(p, layer, g, g->row0 + r, MIN(ROW_TILE, g->n_rows - r), kv, 0, NULL,
+                                t);
                 }
             }
         }
     }
 }
 
-/* Decoding few sequences, (row, KV head) pairs are too few to occupy the threads evenly: the items are runs of keys, whose partials lie in s->gate (free
- * until the feed-forward) as [run][own head], segment after segment, and are combined behind a barrier. The same bits. */
+/* Decoding few sequences, (row, KV head) pairs are too few to occupy the threads evenly: the items
+ * are runs of keys, whose partials lie in s->gate (free until the feed-forward) as [run][own head],
+ * segment after segment, and are combined behind a barrier. The same bits. */
 enum { ITEMS_PER_THREAD = 4 }; /* more whole items than this balance by themselves */
 
 static bool attends_by_runs(const Pass *p, unsigned n_threads)
@@ -303,7 +321,9 @@ static void attend_runs(Pass *p, uint32_t layer, unsigned t, unsigned n_threads)
                 uint32_t h0, h1;
                 group_heads(p->s, shard->kv_first + kv, &h0, &h1);
                 if (item % n_threads == t) {
-                    attend_tile(p, layer, g, g->row0, 1, kv, run, partials + (run * shard->n_heads + h0 - shard->head_first) * floats, t);
+                    attend_tile(p, layer, g, g->row0, 1, kv, run,
+                                partials + (run * shard->n_heads + h0 - shard->head_first) * floats,
+                                t);
                 }
             }
         }
@@ -324,8 +344,9 @@ static void combine_runs(Pass *p, unsigned t, unsigned n_threads)
         const StepSegment *g = &step->segments[i];
         const uint32_t n_runs = attention_runs(g->position + 1);
         for (uint32_t h = first; h < last; h++) {
-            p->s->o.kernels->attention_combine(partials + h * floats, shard->n_heads * floats, n_runs, hd,
-                                               p->s->attn + ((size_t)g->row0 * shard->n_heads + h) * hd);
+            p->s->o.kernels->attention_combine(
+                partials + h * floats, shard->n_heads * floats, n_runs, hd,
+                p->s->attn + ((size_t)g->row0 * shard->n_heads + h) * hd);
         }
         partials += n_runs * shard->n_heads * floats;
     }
@@ -354,10 +375,12 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
     const size_t subtree = (size_t)s->max_rows * width;
     const uint16_t site = (uint16_t)(2 * (shard->layer_first + l));
 
-    norm_rows(p, w->attn_norm, t, n_threads); /* same row shares as quantise(): no barrier between */
+    norm_rows(p, w->attn_norm, t,
+              n_threads); /* same row shares as quantise(): no barrier between */
     quantise(p, s->h, width, (const PackedMatrix *const[]){&w->q, &w->k, &w->v}, 3, t, n_threads);
     meet(p);
-    products(p, (const Product[]){{&w->q, s->q, nq}, {&w->k, s->k, nk}, {&w->v, s->v, nk}}, 3, &s->whole_width, 1, 0, t, n_threads);
+    products(p, (const Product[]){{&w->q, s->q, nq}, {&w->k, s->k, nk}, {&w->v, s->v, nk}}, 3,
+             &s->whole_width, 1, 0, t, n_threads);
     meet(p);
     progress(p, t);
     rotate_and_store(p, l, t, n_threads);
@@ -366,7 +389,8 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
     meet(p);
     quantise(p, s->attn, nq, (const PackedMatrix *const[]){&w->attn_out}, 1, t, n_threads);
     meet(p);
-    products(p, (const Product[]){{&w->attn_out, s->partial, width}}, 1, s->attn_units.units, s->attn_units.n_units, subtree, t, n_threads);
+    products(p, (const Product[]){{&w->attn_out, s->partial, width}}, 1, s->attn_units.units,
+             s->attn_units.n_units, subtree, t, n_threads);
     meet(p);
     reduce(p, &s->attn_units, (uint16_t)(site + 1), "all-reduce of attention", t);
     if (p->status != GROUP_OK) {
@@ -377,17 +401,20 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
     norm_rows(p, w->ffn_norm, t, n_threads);
     quantise(p, s->h, width, (const PackedMatrix *const[]){&w->gate, &w->up}, 2, t, n_threads);
     meet(p);
-    products(p, (const Product[]){{&w->gate, s->gate, nf}, {&w->up, s->up, nf}}, 2, &s->whole_width, 1, 0, t, n_threads);
+    products(p, (const Product[]){{&w->gate, s->gate, nf}, {&w->up, s->up, nf}}, 2, &s->whole_width,
+             1, 0, t, n_threads);
     meet(p);
     progress(p, t);
     uint32_t first, last;
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
     if (first < last) {
-        s->o.kernels->swiglu(s->gate + (size_t)first * nf, s->up + (size_t)first * nf, (last - first) * nf, s->gate + (size_t)first * nf);
+        s->o.kernels->swiglu(s->gate + (size_t)first * nf, s->up + (size_t)first * nf,
+                             (last - first) * nf, s->gate + (size_t)first * nf);
     }
     quantise(p, s->gate, nf, (const PackedMatrix *const[]){&w->down}, 1, t, n_threads);
     meet(p);
-    products(p, (const Product[]){{&w->down, s->partial, width}}, 1, s->ffn_units.units, s->ffn_units.n_units, subtree, t, n_threads);
+    products(p, (const Product[]){{&w->down, s->partial, width}}, 1, s->ffn_units.units,
+             s->ffn_units.n_units, subtree, t, n_threads);
     meet(p);
     reduce(p, &s->ffn_units, (uint16_t)(site + 2), "all-reduce of feed-forward", t);
     if (p->status != GROUP_OK) {
@@ -447,11 +474,14 @@ static GroupStatus gather_embedding(Stage *s, const StageRun *run)
     float *mine = parts[s->o.rank];
     for (uint32_t r = 0; r < step->n_rows; r++) {
         if (owner_of(s, step->rows[r].token) == s->o.rank) {
-            packed_get_row(&s->o.shard->embedding, step->rows[r].token - s->o.shard->vocab_first, mine);
+            packed_get_row(&s->o.shard->embedding, step->rows[r].token - s->o.shard->vocab_first,
+                           mine);
             mine += s->o.spec->width;
         }
     }
-    const GroupWait wait = {.step = step->number, .site = 0, .deadline_us = g_get_monotonic_time() + run->deadline_us,
+    const GroupWait wait = {.step = step->number,
+                            .site = 0,
+                            .deadline_us = g_get_monotonic_time() + run->deadline_us,
                             .operation = "gather of the embedding"};
     const GroupStatus status = group_all_gather(s->group, &wait, parts[s->o.rank], sizes, parts);
     if (status != GROUP_OK) {
@@ -459,7 +489,8 @@ static GroupStatus gather_embedding(Stage *s, const StageRun *run)
     }
     for (uint32_t r = 0; r < step->n_rows; r++) {
         const uint32_t owner = owner_of(s, step->rows[r].token);
-        memcpy(s->x + (size_t)r * s->o.spec->width, (uint8_t *)s->gathered + offset[owner], row_bytes);
+        memcpy(s->x + (size_t)r * s->o.spec->width, (uint8_t *)s->gathered + offset[owner],
+               row_bytes);
         offset[owner] += row_bytes;
     }
     return GROUP_OK;
@@ -472,7 +503,8 @@ GroupStatus llama_embed(Stage *stage, const StageRun *run)
     }
     const Step *step = run->step;
     for (uint32_t r = 0; r < step->n_rows; r++) {
-        packed_get_row(&stage->o.shard->embedding, step->rows[r].token, stage->x + (size_t)r * stage->o.spec->width);
+        packed_get_row(&stage->o.shard->embedding, step->rows[r].token,
+                       stage->x + (size_t)r * stage->o.spec->width);
     }
     return GROUP_OK;
 }
@@ -494,17 +526,19 @@ static void logits_region(void *user, unsigned t, unsigned n_threads)
     uint32_t first, last;
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
     for (uint32_t i = first; i < last; i++) {
-        s->o.kernels->rms_norm(s->x + (size_t)lp->rows[i] * width, s->o.shard->output_norm, s->o.spec->norm_eps, width,
-                               s->h + (size_t)i * width);
+        s->o.kernels->rms_norm(s->x + (size_t)lp->rows[i] * width, s->o.shard->output_norm,
+                               s->o.spec->norm_eps, width, s->h + (size_t)i * width);
     }
     quantise(p, s->h, width, &head, 1, t, n_threads);
     meet(p);
-    products(p, (const Product[]){{head, s->logits, s->o.shard->vocab_count}}, 1, &s->whole_width, 1, 0, t, n_threads);
+    products(p, (const Product[]){{head, s->logits, s->o.shard->vocab_count}}, 1, &s->whole_width,
+             1, 0, t, n_threads);
 }
 
 void llama_logits(Stage *stage, const uint32_t *rows, uint32_t n)
 {
-    LogitsPass lp = {.pass = {.s = stage, .run = NULL, .rows = n, .status = GROUP_OK}, .rows = rows};
+    LogitsPass lp = {.pass = {.s = stage, .run = NULL, .rows = n, .status = GROUP_OK},
+                     .rows = rows};
     g_assert(n <= STAGE_LOGITS_ROWS);
     if (stage->o.shard->vocab_count > 0) {
         pool_run(stage->o.pool, logits_region, &lp);

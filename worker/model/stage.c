@@ -16,7 +16,8 @@ static size_t align64(size_t n)
     return (n + 63) & ~(size_t)63;
 }
 
-static void units_init(StageUnits *u, uint32_t n_leaves, const PlanStage *stage, uint32_t rank, bool attention)
+static void units_init(StageUnits *u, uint32_t n_leaves, const PlanStage *stage, uint32_t rank,
+                       bool attention)
 {
     TreeStep steps[TREE_LEAVES_LIMIT];
     u->n_leaves = n_leaves;
@@ -46,7 +47,8 @@ static void units_fill(StageUnits *u, const ModelSpec *spec, uint32_t first, boo
     }
 }
 
-static void both_units(const ModelSpec *spec, const PlanStage *stage, uint32_t rank, StageUnits *attn, StageUnits *ffn)
+static void both_units(const ModelSpec *spec, const PlanStage *stage, uint32_t rank,
+                       StageUnits *attn, StageUnits *ffn)
 {
     const PlanRank *own = &stage->ranks[rank];
     units_init(attn, spec->n_attn_units, stage, rank, true);
@@ -89,20 +91,24 @@ static bool role_is_matmul(TensorRole role)
     }
 }
 
-static void act_sizes(Sizes *s, const ModelSpec *spec, uint32_t rows, uint32_t attn_width, uint32_t ffn_width)
+static void act_sizes(Sizes *s, const ModelSpec *spec, uint32_t rows, uint32_t attn_width,
+                      uint32_t ffn_width)
 {
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *t = &spec->tensors[i];
         if (!role_is_matmul(t->role)) {
             continue;
         }
-        const uint32_t n_in = t->role == ROLE_ATTN_OUT ? attn_width : t->role == ROLE_FFN_DOWN ? ffn_width : spec->width;
+        const uint32_t n_in = t->role == ROLE_ATTN_OUT   ? attn_width
+                              : t->role == ROLE_FFN_DOWN ? ffn_width
+                                                         : spec->width;
         const ActKind kind = act_kind_of(t->type);
         s->act[kind] = MAX(s->act[kind], act_bytes(kind, rows, n_in));
     }
 }
 
-static Sizes sizes_of(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage_index, uint32_t rank, unsigned threads)
+static Sizes sizes_of(const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                      uint32_t stage_index, uint32_t rank, unsigned threads)
 {
     const PlanStage *stage = &plan->replicas[replica].stages[stage_index];
     const PlanRank *own = &stage->ranks[rank];
@@ -112,7 +118,8 @@ static Sizes sizes_of(const ModelSpec *spec, const Plan *plan, uint32_t replica,
     both_units(spec, stage, rank, &attn, &ffn);
     const uint32_t attn_width = units_width(&attn), ffn_width = units_width(&ffn);
     uint32_t kv_first, kv_count;
-    model_spec_kv_heads_of(spec, own->attn_first * spec->attn_unit_heads, attn_width / spec->head_size, &kv_first, &kv_count);
+    model_spec_kv_heads_of(spec, own->attn_first * spec->attn_unit_heads,
+                           attn_width / spec->head_size, &kv_first, &kv_count);
     Sizes s = {0};
     s.x = align64(4 * rows * spec->width);
     s.q = align64(4 * rows * attn_width);
@@ -126,7 +133,8 @@ static Sizes sizes_of(const ModelSpec *spec, const Plan *plan, uint32_t replica,
         s.gathered = s.x;
     }
     s.rope = align64(4 * (size_t)plan->definition.context * (spec->rope.dims / 2));
-    s.scratch = align64(4 * attention_scratch_floats(spec->n_heads / spec->n_kv_heads + 1, spec->head_size));
+    s.scratch = align64(
+        4 * attention_scratch_floats(spec->n_heads / spec->n_kv_heads + 1, spec->head_size));
     s.blocks = align64(2 * sizeof(void *) * (size_t)n_blocks);
     act_sizes(&s, spec, plan->max_rows, attn_width, ffn_width);
     for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
@@ -139,15 +147,16 @@ static Sizes sizes_of(const ModelSpec *spec, const Plan *plan, uint32_t replica,
 
 static size_t sizes_total(const Sizes *s)
 {
-    size_t total = 2 * s->x + 2 * s->q + 2 * s->kv + 2 * s->ffn + s->partial + s->logits + s->gathered + 2 * s->rope + s->scratch +
-                   s->blocks;
+    size_t total = 2 * s->x + 2 * s->q + 2 * s->kv + 2 * s->ffn + s->partial + s->logits +
+                   s->gathered + 2 * s->rope + s->scratch + s->blocks;
     for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
         total += s->act[kind];
     }
     return total;
 }
 
-size_t stage_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads)
+size_t stage_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                          uint32_t rank, unsigned threads)
 {
     const Sizes s = sizes_of(spec, plan, replica, stage, rank, threads);
     return sizes_total(&s);
@@ -201,8 +210,8 @@ static void rope_region(void *user, unsigned t, unsigned n_threads)
     uint32_t first, last;
     pool_share(s->o.plan->definition.context, 1, t, n_threads, &first, &last);
     if (first < last) {
-        rope_table(&spec->rope, s->o.shard->rope_factors, first, last - first, s->rope_cos + first * half,
-                   s->rope_sin + first * half);
+        rope_table(&spec->rope, s->o.shard->rope_factors, first, last - first,
+                   s->rope_cos + first * half, s->rope_sin + first * half);
     }
 }
 
@@ -211,7 +220,8 @@ Stage *stage_new(const StageOptions *options, GError **error)
     const ModelSpec *spec = options->spec;
     const Plan *plan = options->plan;
     const unsigned threads = pool_threads(options->pool);
-    const Sizes sizes = sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
+    const Sizes sizes =
+        sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
     Stage *s = g_new0(Stage, 1);
     s->o = *options;
     s->plan_stage = &plan->replicas[options->replica].stages[options->stage];
@@ -221,8 +231,8 @@ Stage *stage_new(const StageOptions *options, GError **error)
     s->arena_bytes = sizes_total(&sizes);
     s->arena = weft_map(s->arena_bytes, "step buffers", error);
     if (s->arena == NULL ||
-        !kv_pages_init(&s->kv, plan->kv_pages, options->shard->n_layers, options->shard->n_kv_heads, spec->head_size,
-                       plan->definition.kv_type, error)) {
+        !kv_pages_init(&s->kv, plan->kv_pages, options->shard->n_layers, options->shard->n_kv_heads,
+                       spec->head_size, plan->definition.kv_type, error)) {
         stage_free(s);
         return NULL;
     }

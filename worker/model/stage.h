@@ -1,7 +1,9 @@
-/* Stage: what one tensor rank of one pipeline stage needs to compute its layers: weights, KV pages, buffers, units and the tensor group. One model family a
- * file (llama.c) implements the forward pass on it. Owned and called by the engine thread; the pool's other threads work inside.
+/* Stage: what one tensor rank of one pipeline stage needs to compute its layers: weights, KV pages,
+ * buffers, units and the tensor group. One model family a file (llama.c) implements the forward
+ * pass on it. Owned and called by the engine thread; the pool's other threads work inside.
  *
- * Shapes: rows are the Step's rows; x is the residual stream [rows][width] f32, complete on every rank of the stage. */
+ * Shapes: rows are the Step's rows; x is the residual stream [rows][width] f32, complete on every
+ * rank of the stage. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -34,7 +36,7 @@ typedef struct StageOptions {
 typedef struct StageUnits {
     MatmulUnit units[TREE_LEAVES_LIMIT];
     uint32_t n_units, n_subtrees;
-    uint32_t n_leaves;                /* of the whole tensor */
+    uint32_t n_leaves;                   /* of the whole tensor */
     uint32_t cuts[PLAN_RANKS_LIMIT + 1]; /* rank boundaries */
 } StageUnits;
 
@@ -48,22 +50,23 @@ typedef struct Stage {
     uint32_t max_rows;
     float *rope_cos, *rope_sin; /* [context][dims/2] */
     /* buffers, row-major */
-    float *x, *h;               /* [max_rows][width] */
-    float *q, *attn;            /* [max_rows][own heads * head_size] */
-    float *k, *v;               /* [max_rows][own KV heads * head_size] */
-    float *gate, *up;           /* [max_rows][own FFN width] */
-    float *partial;             /* [subtrees][max_rows][width] */
-    float *logits;              /* [STAGE_LOGITS_ROWS][own vocabulary] */
-    float *gathered;            /* [max_rows][width]: embedding rows of the other ranks */
-    void *act[ACT_KIND_LIMIT];  /* quantised activations, where the weights want that kind */
-    float **scratch;            /* per thread: attention */
-    const uint8_t ***blocks;    /* per thread: 2 x page table length of block pointers */
+    float *x, *h;              /* [max_rows][width] */
+    float *q, *attn;           /* [max_rows][own heads * head_size] */
+    float *k, *v;              /* [max_rows][own KV heads * head_size] */
+    float *gate, *up;          /* [max_rows][own FFN width] */
+    float *partial;            /* [subtrees][max_rows][width] */
+    float *logits;             /* [STAGE_LOGITS_ROWS][own vocabulary] */
+    float *gathered;           /* [max_rows][width]: embedding rows of the other ranks */
+    void *act[ACT_KIND_LIMIT]; /* quantised activations, where the weights want that kind */
+    float **scratch;           /* per thread: attention */
+    const uint8_t ***blocks;   /* per thread: 2 x page table length of block pointers */
     void *arena;
     size_t arena_bytes;
 } Stage;
 
 /* Bytes of all buffers but weights and KV (RoPE tables included): the plan counts them. */
-size_t stage_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads);
+size_t stage_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                          uint32_t rank, unsigned threads);
 Stage *stage_new(const StageOptions *options, GError **error);
 void stage_free(Stage *stage);
 
@@ -75,12 +78,14 @@ typedef struct StageRun {
     const uint32_t *const *page_tables; /* by slot */
     int64_t deadline_us;                /* of each wait inside, relative to its start */
     StageTrace *trace;                  /* NULL = nothing is traced */
-    int64_t flip_layer;                 /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
+    int64_t
+        flip_layer; /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
 } StageRun;
 
 /* Embeds the step's tokens (first stage only) into stage->x. */
 GroupStatus llama_embed(Stage *stage, const StageRun *run);
 /* The stage's layers over stage->x, in place. */
 GroupStatus llama_layers(Stage *stage, const StageRun *run);
-/* Logits of n (<= STAGE_LOGITS_ROWS) rows of stage->x (last stage): this rank's vocabulary range, into stage->logits [n][vocab_count]. */
+/* Logits of n (<= STAGE_LOGITS_ROWS) rows of stage->x (last stage): this rank's vocabulary range,
+ * into stage->logits [n][vocab_count]. */
 void llama_logits(Stage *stage, const uint32_t *rows, uint32_t n);

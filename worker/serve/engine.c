@@ -5,10 +5,14 @@
  *                               '---dead, deadline, abort---> FAILED --engine_free--> STOPPED
  *
  * Invariants
- *   1. Everything but `shared` belongs to the engine thread (inline_run: to the caller of engine_step).
- *   2. No wait is longer than the step deadline, and each names whom it waits for; a failed engine tells its peers (LINK_OP_ABORT) and waits for nothing more.
- *   3. Steps run in the order of their numbers; the inbox never holds more than the leader lets fly.
- *   4. `progress` rises at every op and at least twice a second when idle, so that a still counter means a stuck engine. */
+ *   1. Everything but `shared` belongs to the engine thread (inline_run: to the caller of
+ * engine_step).
+ *   2. No wait is longer than the step deadline, and each names whom it waits for; a failed engine
+ * tells its peers (LINK_OP_ABORT) and waits for nothing more.
+ *   3. Steps run in the order of their numbers; the inbox never holds more than the leader lets
+ * fly.
+ *   4. `progress` rises at every op and at least twice a second when idle, so that a still counter
+ * means a stuck engine. */
 #include "worker/serve/engine.h"
 
 #include "kernels/kernels.h"
@@ -27,15 +31,27 @@
 #include <string.h>
 
 enum {
-    STEP_DEADLINE_US = 2000000,  /* at least (DESIGN 7.6) */
+    STEP_DEADLINE_US = 2000000, /* at least (DESIGN 7.6) */
     HELLO_DEADLINE_US = 10000000,
-    IDLE_WAIT_US = 400000,       /* invariant 4 */
-    SPIN_US = 200,               /* WIRE.md: longer than the usual wait, shorter than a wake-up hurts */
+    IDLE_WAIT_US = 400000, /* invariant 4 */
+    SPIN_US = 200,         /* WIRE.md: longer than the usual wait, shorter than a wake-up hurts */
 };
 
-typedef enum EngineState { STATE_OPENED, STATE_GREETING, STATE_RUNNING, STATE_FAILED, STATE_STOPPED } EngineState;
+typedef enum EngineState {
+    STATE_OPENED,
+    STATE_GREETING,
+    STATE_RUNNING,
+    STATE_FAILED,
+    STATE_STOPPED
+} EngineState;
 
-typedef enum CommandKind { COMMAND_START, COMMAND_SUBMIT, COMMAND_CANCEL, COMMAND_ABORT, COMMAND_QUIT } CommandKind;
+typedef enum CommandKind {
+    COMMAND_START,
+    COMMAND_SUBMIT,
+    COMMAND_CANCEL,
+    COMMAND_ABORT,
+    COMMAND_QUIT
+} CommandKind;
 
 typedef struct Greeting {
     uint8_t secret[32], boot_id[16];
@@ -211,12 +227,16 @@ static void fail(Engine *e, GError *error /* taken */, bool tell)
     g_error_free(error);
 }
 
-static void fail_waiting(Engine *e, uint32_t global, const char *operation, int64_t since_us, const char *how)
+static void fail_waiting(Engine *e, uint32_t global, const char *operation, int64_t since_us,
+                         const char *how)
 {
     report_wait(e, (int)global, operation, since_us);
     atomic_store(&e->wait_expired, true);
-    fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s %s during %s (%" G_GINT64_FORMAT " ms)", name_of(e, global), how, operation,
-                        (g_get_monotonic_time() - since_us) / 1000), true);
+    fail(e,
+         g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                     "worker %s %s during %s (%" G_GINT64_FORMAT " ms)", name_of(e, global), how,
+                     operation, (g_get_monotonic_time() - since_us) / 1000),
+         true);
 }
 
 /* ---- links ---- */
@@ -233,8 +253,12 @@ static void on_tokens(Engine *e, const LinkHeader *header, const void *payload)
 {
     const RowResult *results;
     uint32_t n;
-    if (e->leader == NULL || !executor_decode_results(e->executor, payload, header->length, &results, &n)) {
-        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "malformed token message of %u bytes", header->length), true);
+    if (e->leader == NULL ||
+        !executor_decode_results(e->executor, payload, header->length, &results, &n)) {
+        fail(e,
+             g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "malformed token message of %u bytes",
+                         header->length),
+             true);
         return;
     }
     leader_result(e->leader, header->step, results, n);
@@ -249,7 +273,10 @@ static void on_trace(Engine *e, const LinkHeader *header, const void *payload)
     if (e->leader == NULL) {
         executor_receive_trace(e->executor, header->step, payload, header->length);
     } else if (!leader_trace(e->leader, payload, header->length)) {
-        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "malformed trace message of %u bytes", header->length), true);
+        fail(e,
+             g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "malformed trace message of %u bytes",
+                         header->length),
+             true);
     }
 }
 
@@ -271,7 +298,8 @@ static void on_receive(Link *link, const LinkHeader *header, const void *payload
         break;
     case LINK_OP_SAMPLE:
         if (from >= e->position.base && from < e->position.base + e->position.tp) {
-            executor_receive_sample(e->executor, from - e->position.base, header->step, payload, header->length);
+            executor_receive_sample(e->executor, from - e->position.base, header->step, payload,
+                                    header->length);
         }
         break;
     case LINK_OP_TOKEN:
@@ -301,8 +329,11 @@ static void on_dead(Link *link, const char *why, void *user)
     }
     report_wait(e, (int)link_peer(link), operation, since);
     atomic_store(&e->wait_expired, true);
-    fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s lost its connection during %s (%s)", name_of(e, link_peer(link)),
-                        operation, why), true);
+    fail(e,
+         g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                     "worker %s lost its connection during %s (%s)", name_of(e, link_peer(link)),
+                     operation, why),
+         true);
     atomic_store(&e->abort, true);
 }
 
@@ -310,7 +341,10 @@ static bool connect_peer(Engine *e, const Greeting *g, const EnginePeer *peer, G
 {
     const uint32_t mine = position_global(replica_of(e), e->position.stage, e->position.rank);
     const uint32_t other = position_global(replica_of(e), peer->stage, peer->rank);
-    const KeyScope scope = {.generation = e->o.generation, .epoch = e->o.epoch, .job = e->o.plan->job, .replica = e->o.replica};
+    const KeyScope scope = {.generation = e->o.generation,
+                            .epoch = e->o.epoch,
+                            .job = e->o.plan->job,
+                            .replica = e->o.replica};
     LinkConnect connect = {.address = peer->address, .peer = other, .seal = g->seal};
     connect.handle = keys_handle(g->secret, &scope, MIN(mine, other), MAX(mine, other));
     keys_derive(g->secret, &scope, g->boot_id, peer->boot_id, mine, other, connect.send_key);
@@ -339,7 +373,8 @@ static void open_group(Engine *e)
     stage_set_group(e->stage, e->group);
 }
 
-static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global_rank, const char *operation, void *user)
+static bool executor_wait(const bool *done, int64_t deadline_us, uint32_t global_rank,
+                          const char *operation, void *user)
 {
     Engine *e = user;
     const int64_t start = g_get_monotonic_time();
@@ -372,17 +407,24 @@ static void begin_greeting(Engine *e, Greeting *g)
         const uint32_t global = position_global(replica_of(e), peer->stage, peer->rank);
         g_free(e->names[global]);
         e->names[global] = g_strdup(g->workers[i]);
-        if (position_talks_to(&e->position, peer->stage, peer->rank) && !connect_peer(e, g, peer, &error)) {
+        if (position_talks_to(&e->position, peer->stage, peer->rank) &&
+            !connect_peer(e, g, peer, &error)) {
             fail(e, error, false);
             return;
         }
     }
     open_group(e);
-    const ExecutorOptions options = {.stage = e->stage, .limits = e->limits, .position = e->position, .links = e->links,
-                                     .wait = executor_wait, .user = e, .deadline_us = e->step_deadline_us};
+    const ExecutorOptions options = {.stage = e->stage,
+                                     .limits = e->limits,
+                                     .position = e->position,
+                                     .links = e->links,
+                                     .wait = executor_wait,
+                                     .user = e,
+                                     .deadline_us = e->step_deadline_us};
     e->executor = executor_new(&options);
     for (uint32_t r = 0; r < e->n_ranks; r++) {
-        if (e->links[r] != NULL && link_send(e->links[r], LINK_OP_HELLO, 0, 0, NULL, 0) != LINK_OK) {
+        if (e->links[r] != NULL &&
+            link_send(e->links[r], LINK_OP_HELLO, 0, 0, NULL, 0) != LINK_OK) {
             fail_waiting(e, r, "hello", e->greeting_since_us, "cannot be reached");
             return;
         }
@@ -452,10 +494,14 @@ static bool run_inbox(Engine *e)
         return true;
     }
     e->step->number = slot->number;
-    const size_t want = e->position.stage == 0 ? 0 : sizeof(float) * e->step->n_rows * (size_t)e->o.spec->width;
+    const size_t want =
+        e->position.stage == 0 ? 0 : sizeof(float) * e->step->n_rows * (size_t)e->o.spec->width;
     if (slot->size - used != want) {
-        fail(e, g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step %u brings %zu bytes of activations, not %zu", slot->number,
-                            slot->size - used, want), true);
+        fail(e,
+             g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                         "step %u brings %zu bytes of activations, not %zu", slot->number,
+                         slot->size - used, want),
+             true);
         return true;
     }
     run_step(e, (const float *)(slot->data + used));
@@ -468,7 +514,8 @@ static void check_flight(Engine *e)
 {
     uint32_t number;
     const int64_t built = leader_oldest_step_us(e->leader, &number);
-    const uint32_t last = e->n_ranks - e->o.plan->replicas[e->o.replica].stages[e->position.n_stages - 1].n_ranks;
+    const uint32_t last =
+        e->n_ranks - e->o.plan->replicas[e->o.replica].stages[e->position.n_stages - 1].n_ranks;
     if (built == 0) {
         report_wait(e, -1, "", 0);
         return;
@@ -488,7 +535,8 @@ static void report_idle(Engine *e)
     } else if (p->stage == 0) {
         report_wait(e, (int)p->base, "a step", e->idle_since_us);
     } else {
-        report_wait(e, (int)(p->base_previous + p->rank % p->tp_previous), "a step", e->idle_since_us);
+        report_wait(e, (int)(p->base_previous + p->rank % p->tp_previous), "a step",
+                    e->idle_since_us);
     }
 }
 
@@ -537,8 +585,9 @@ static void do_submit(Engine *e, LeaderRequest *request)
 {
     if (e->state != STATE_RUNNING || e->leader == NULL) {
         pthread_mutex_lock(&e->shared.mutex);
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "the engine does not take requests: %s",
-                                              e->shared.error[0] != '\0' ? e->shared.error : "not started or not the leader");
+        g_autoptr(GError) error = g_error_new(
+            WEFT_ERROR, WEFT_ERROR_NOT_READY, "the engine does not take requests: %s",
+            e->shared.error[0] != '\0' ? e->shared.error : "not started or not the leader");
         pthread_mutex_unlock(&e->shared.mutex);
         leader_request_fail(request, error);
         return;
@@ -624,8 +673,11 @@ static uint64_t sent_bytes(void *user)
 
 static StepLimits limits_of(const Plan *plan, const ModelSpec *spec)
 {
-    return (StepLimits){.max_rows = plan->max_rows, .max_slots = MAX(plan->streams, 1u), .max_pages = (uint32_t)plan->kv_pages,
-                        .context = plan->definition.context, .vocab_size = spec->vocab_size};
+    return (StepLimits){.max_rows = plan->max_rows,
+                        .max_slots = MAX(plan->streams, 1u),
+                        .max_pages = (uint32_t)plan->kv_pages,
+                        .context = plan->definition.context,
+                        .vocab_size = spec->vocab_size};
 }
 
 static uint32_t flight_of(const PlanReplica *replica)
@@ -640,42 +692,58 @@ static uint32_t inbox_slots(const PlanReplica *replica)
 
 static size_t step_message_limit(const StepLimits *limits, const ModelSpec *spec, uint32_t stage)
 {
-    return step_wire_limit(limits) + (stage == 0 ? 0 : sizeof(float) * (size_t)limits->max_rows * spec->width);
+    return step_wire_limit(limits) +
+           (stage == 0 ? 0 : sizeof(float) * (size_t)limits->max_rows * spec->width);
 }
 
-size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads)
+size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                           uint32_t stage, uint32_t rank, unsigned threads)
 {
     const StepLimits limits = limits_of(plan, spec);
     return stage_buffer_bytes(spec, plan, replica, stage, rank, threads) +
-           inbox_bytes(inbox_slots(&plan->replicas[replica]), step_message_limit(&limits, spec, stage)) + 2 * step_wire_limit(&limits) +
-           sequences_bytes(&limits);
+           inbox_bytes(inbox_slots(&plan->replicas[replica]),
+                       step_message_limit(&limits, spec, stage)) +
+           2 * step_wire_limit(&limits) + sequences_bytes(&limits);
 }
 
 static bool open_inbox(Engine *e, GError **error)
 {
-    return inbox_open(&e->inbox, inbox_slots(&e->o.plan->replicas[e->o.replica]), step_message_limit(&e->limits, e->o.spec, e->position.stage), error);
+    return inbox_open(&e->inbox, inbox_slots(&e->o.plan->replicas[e->o.replica]),
+                      step_message_limit(&e->limits, e->o.spec, e->position.stage), error);
 }
 
 static bool open_all(Engine *e, GError **error)
 {
-    const LinkPortOptions port = {.fill = e->o.fill, .receive = on_receive, .dead = on_dead, .user = e};
+    const LinkPortOptions port = {
+        .fill = e->o.fill, .receive = on_receive, .dead = on_dead, .user = e};
     e->port = link_port_open(&port, error);
     if (e->port == NULL) {
         return false;
     }
-    e->pool = pool_new(e->o.threads, e->o.cpus, e->o.cpus != NULL && !e->o.inline_run, e->o.crowded ? 0 : SPIN_US);
-    const StageOptions stage = {.spec = e->o.spec, .plan = e->o.plan, .replica = e->o.replica, .stage = e->o.stage, .rank = e->o.rank,
-                                .shard = e->o.shard, .pool = e->pool,
-                                .kernels = e->o.kernels != NULL ? e->o.kernels : kernels_get((KernelIsa)e->o.isa),
-                                .progress = count_progress, .progress_user = e};
+    e->pool = pool_new(e->o.threads, e->o.cpus, e->o.cpus != NULL && !e->o.inline_run,
+                       e->o.crowded ? 0 : SPIN_US);
+    const StageOptions stage = {.spec = e->o.spec,
+                                .plan = e->o.plan,
+                                .replica = e->o.replica,
+                                .stage = e->o.stage,
+                                .rank = e->o.rank,
+                                .shard = e->o.shard,
+                                .pool = e->pool,
+                                .kernels = e->o.kernels != NULL ? e->o.kernels
+                                                                : kernels_get((KernelIsa)e->o.isa),
+                                .progress = count_progress,
+                                .progress_user = e};
     e->stage = stage_new(&stage, error);
     if (e->stage == NULL || !open_inbox(e, error)) {
         return false;
     }
     e->step = step_new(&e->limits);
     if (position_leads(&e->position)) {
-        const LeaderOptions leader = {.limits = e->limits, .kv_pages = e->o.plan->kv_pages, .steps_in_flight = e->steps_in_flight,
-                                      .wire_bytes = sent_bytes, .user = e};
+        const LeaderOptions leader = {.limits = e->limits,
+                                      .kv_pages = e->o.plan->kv_pages,
+                                      .steps_in_flight = e->steps_in_flight,
+                                      .wire_bytes = sent_bytes,
+                                      .user = e};
         e->leader = leader_new(&leader);
     }
     e->shared.address = link_port_address(e->port);
@@ -688,7 +756,9 @@ static void close_all(Engine *e)
     pthread_mutex_lock(&e->shared.mutex);
     e->shared.wake = NULL;
     pthread_mutex_unlock(&e->shared.mutex);
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "the deployment's epoch %" G_GUINT64_FORMAT " ended", e->o.epoch);
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_STALE,
+                    "the deployment's epoch %" G_GUINT64_FORMAT " ended", e->o.epoch);
     greeting_end(e, why);
     e->state = STATE_STOPPED;
     leader_free(e->leader, why);
@@ -734,7 +804,8 @@ Engine *engine_new(const EngineOptions *options, GError **error)
         e->n_ranks += replica->stages[s].n_ranks;
     }
     e->steps_in_flight = flight_of(replica);
-    e->step_deadline_us = MAX((int64_t)STEP_DEADLINE_US, (int64_t)(5e6 * options->predicted_step_s));
+    e->step_deadline_us =
+        MAX((int64_t)STEP_DEADLINE_US, (int64_t)(5e6 * options->predicted_step_s));
     pthread_mutex_init(&e->shared.mutex, NULL);
     pthread_cond_init(&e->shared.opened, NULL);
     g_queue_init(&e->shared.commands);
@@ -763,7 +834,8 @@ Engine *engine_new(const EngineOptions *options, GError **error)
 
 static void drop_commands(Engine *e)
 {
-    g_autoptr(GError) why = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_STALE, "the engine was stopped");
+    g_autoptr(GError) why =
+        g_error_new_literal(WEFT_ERROR, WEFT_ERROR_STALE, "the engine was stopped");
     Command *c;
     while ((c = pop_command(e)) != NULL) {
         if (c->kind == COMMAND_SUBMIT) {
@@ -804,8 +876,9 @@ GBytes *engine_address(Engine *e)
     return g_bytes_ref(e->shared.address);
 }
 
-void engine_start(Engine *e, const uint8_t secret[32], const uint8_t own_boot_id[16], bool seal, const EnginePeer *peers, uint32_t n_peers,
-                  Loop *loop, void (*ready)(const GError *error, void *user), void *user)
+void engine_start(Engine *e, const uint8_t secret[32], const uint8_t own_boot_id[16], bool seal,
+                  const EnginePeer *peers, uint32_t n_peers, Loop *loop,
+                  void (*ready)(const GError *error, void *user), void *user)
 {
     Greeting *g = g_new0(Greeting, 1);
     memcpy(g->secret, secret, sizeof g->secret);
@@ -839,7 +912,8 @@ bool engine_step(Engine *e)
     return did;
 }
 
-uint64_t engine_submit(Engine *e, const EngineRequest *request, Loop *loop, EngineTokenFn fn, void *user)
+uint64_t engine_submit(Engine *e, const EngineRequest *request, Loop *loop, EngineTokenFn fn,
+                       void *user)
 {
     Command *c = g_new0(Command, 1);
     c->kind = COMMAND_SUBMIT;

@@ -1,7 +1,9 @@
-/* Engine: one rank of one deployment at work. A thread of its own (or the caller's, step by step: executor inline) owns the link port, the compute pool and
- * the KV pages. The agent (main loop) talks to it through the functions below only, which are safe from any thread and never block.
+/* Engine: one rank of one deployment at work. A thread of its own (or the caller's, step by step:
+ * executor inline) owns the link port, the compute pool and the KV pages. The agent (main loop)
+ * talks to it through the functions below only, which are safe from any thread and never block.
  *
- * Rank (0,0) leads its replica: scheduler, page allocator, token log (leader.h). All ranks run the same step program (executor.h). */
+ * Rank (0,0) leads its replica: scheduler, page allocator, token log (leader.h). All ranks run the
+ * same step program (executor.h). */
 #pragma once
 
 #include "proto/base/loop.h"
@@ -22,18 +24,20 @@ typedef struct EngineOptions {
     uint32_t replica, stage, rank;
     uint64_t generation, epoch;
     unsigned threads;
-    const int *cpus; /* `threads` cpu numbers or NULL */
-    int isa;         /* KernelIsa */
+    const int *cpus;               /* `threads` cpu numbers or NULL */
+    int isa;                       /* KernelIsa */
     const struct Kernels *kernels; /* borrowed; NULL = those of isa. A test puts another table in */
     const LinkFill *fill;
-    bool crowded;    /* more ranks than cores on this host: yield instead of spinning */
-    bool inline_run; /* no thread: the test calls engine_step() */
+    bool crowded;            /* more ranks than cores on this host: yield instead of spinning */
+    bool inline_run;         /* no thread: the test calls engine_step() */
     double predicted_step_s; /* step deadline = max(2 s, 5 x this) */
 } EngineOptions;
 
-/* Bytes that engine_new() maps and allocates for a rank beside KV pages and weights: the stage's buffers, the inbox, the tables of sequences. The plan's peak
- * (proto/plan/rank_span.h) is never less. */
-size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, unsigned threads);
+/* Bytes that engine_new() maps and allocates for a rank beside KV pages and weights: the stage's
+ * buffers, the inbox, the tables of sequences. The plan's peak (proto/plan/rank_span.h) is never
+ * less. */
+size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                           uint32_t stage, uint32_t rank, unsigned threads);
 /* Maps KV pages and buffers, opens the port. */
 Engine *engine_new(const EngineOptions *options, GError **error);
 /* Stops the thread (bounded), closes links, frees. */
@@ -46,11 +50,14 @@ typedef struct EnginePeer {
     GBytes *address;
     uint8_t boot_id[16];
 } EnginePeer;
-/* Connects to every rank this one exchanges messages with (own tensor group, previous and next stage, the leader), says hello, starts the thread.
- * ready(error, user) is posted on `loop` once all hellos are in, or with an error naming the peer. */
-void engine_start(Engine *engine, const uint8_t secret[32], const uint8_t own_boot_id[16], bool seal, const EnginePeer *peers, uint32_t n_peers,
-                  Loop *loop, void (*ready)(const GError *error, void *user), void *user);
-/* More ranks than cores turned out to share this host: waits yield instead of spinning (WIRE.md, "Waiting"). Before engine_start(), which is when the hosts are known. */
+/* Connects to every rank this one exchanges messages with (own tensor group, previous and next
+ * stage, the leader), says hello, starts the thread. ready(error, user) is posted on `loop` once
+ * all hellos are in, or with an error naming the peer. */
+void engine_start(Engine *engine, const uint8_t secret[32], const uint8_t own_boot_id[16],
+                  bool seal, const EnginePeer *peers, uint32_t n_peers, Loop *loop,
+                  void (*ready)(const GError *error, void *user), void *user);
+/* More ranks than cores turned out to share this host: waits yield instead of spinning (WIRE.md,
+ * "Waiting"). Before engine_start(), which is when the hosts are known. */
 void engine_set_crowded(Engine *engine);
 /* inline_run: does what is there to do; true if anything was done. */
 bool engine_step(Engine *engine);
@@ -76,30 +83,33 @@ typedef struct EngineToken {
     uint32_t position, id;
     float logprob;
     uint8_t row_hash[16];
-    GBytes *logits;      /* or NULL; borrowed in the callback */
+    GBytes *logits;          /* or NULL; borrowed in the callback */
     const uint32_t *top_ids; /* n_top */
     const float *top_logprobs;
     uint32_t n_top;
-    GBytes *trace;       /* or NULL; borrowed in the callback: rows computed since the last token, each u32 position + all sites x 16 bytes */
-    bool done;           /* last event of the request: no token in it */
+    GBytes *trace; /* or NULL; borrowed in the callback: rows computed since the last token, each
+                      u32 position + all sites x 16 bytes */
+    bool done;     /* last event of the request: no token in it */
     const char *finish_reason; /* static; with done */
-    const GError *error; /* with done, finish_reason "error" */
+    const GError *error;       /* with done, finish_reason "error" */
     uint64_t prefill_us, decode_us, wire_bytes;
 } EngineToken;
 typedef void (*EngineTokenFn)(const EngineToken *token, void *user);
 
-/* Leader only. Events are posted on `loop`, in order, done last, exactly once. Returns an id for engine_cancel. */
-uint64_t engine_submit(Engine *engine, const EngineRequest *request, Loop *loop, EngineTokenFn fn, void *user);
+/* Leader only. Events are posted on `loop`, in order, done last, exactly once. Returns an id for
+ * engine_cancel. */
+uint64_t engine_submit(Engine *engine, const EngineRequest *request, Loop *loop, EngineTokenFn fn,
+                       void *user);
 void engine_cancel(Engine *engine, uint64_t request_id);
 
 /* Health and reports (any thread). */
 typedef struct EngineStatus {
-    bool running;        /* started and not failed */
+    bool running; /* started and not failed */
     bool has_work;
-    uint64_t progress;   /* rises at each op; DESIGN 7.6 */
+    uint64_t progress; /* rises at each op; DESIGN 7.6 */
     bool failed;
-    char error[256];     /* why, with worker and operation */
-    bool waiting;        /* for a peer */
+    char error[256]; /* why, with worker and operation */
+    bool waiting;    /* for a peer */
     uint32_t waits_stage, waits_rank;
     char waits_operation[64];
     int64_t waits_since_us; /* CLOCK_MONOTONIC */
@@ -109,5 +119,6 @@ typedef struct EngineStatus {
     LinkCounters link;
 } EngineStatus;
 void engine_status(Engine *engine, EngineStatus *out);
-/* The epoch is over: every wait ends at once, open requests end with `why` (WEFT_ERROR_WORKER_LOST or what it says). */
+/* The epoch is over: every wait ends at once, open requests end with `why` (WEFT_ERROR_WORKER_LOST
+ * or what it says). */
 void engine_abort(Engine *engine, const GError *why);

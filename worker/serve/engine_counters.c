@@ -2,12 +2,14 @@
 
 NetTime net_time_begin(const LinkPort *port)
 {
-    return (NetTime){.start_us = g_get_monotonic_time(), .busy_ns = link_counters_busy_ns(link_port_counters(port))};
+    return (NetTime){.start_us = g_get_monotonic_time(),
+                     .busy_ns = link_counters_busy_ns(link_port_counters(port))};
 }
 
 uint64_t net_time_us(const NetTime *begin, const LinkPort *port)
 {
-    const uint64_t busy_us = (link_counters_busy_ns(link_port_counters(port)) - begin->busy_ns) / 1000;
+    const uint64_t busy_us =
+        (link_counters_busy_ns(link_port_counters(port)) - begin->busy_ns) / 1000;
     const uint64_t took_us = (uint64_t)(g_get_monotonic_time() - begin->start_us);
     return took_us > busy_us ? took_us - busy_us : 0;
 }
@@ -15,7 +17,8 @@ uint64_t net_time_us(const NetTime *begin, const LinkPort *port)
 /* One writer: no read-modify-write is needed. */
 static void add(atomic_ullong *counter, uint64_t value)
 {
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value, memory_order_relaxed);
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + value,
+                          memory_order_relaxed);
 }
 
 static void set(atomic_ullong *counter, uint64_t value)

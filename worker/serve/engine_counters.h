@@ -1,8 +1,10 @@
-/* EngineCounters: what a rank has done and where its time went. The engine thread writes, any thread reads; each number by itself never falls.
+/* EngineCounters: what a rank has done and where its time went. The engine thread writes, any
+ * thread reads; each number by itself never falls.
  *
- * Every moment of a step belongs to one of four: sealing and opening (seal_us), handing messages to the fill and taking them from it (wire_us), waiting for a
- * peer with nothing arriving (wait_us), and the rest (compute_us). Beside steps, wire and seal count too, and on the leader the wait for tokens of steps in
- * flight; an idle rank's time is in none. */
+ * Every moment of a step belongs to one of four: sealing and opening (seal_us), handing messages to
+ * the fill and taking them from it (wire_us), waiting for a peer with nothing arriving (wait_us),
+ * and the rest (compute_us). Beside steps, wire and seal count too, and on the leader the wait for
+ * tokens of steps in flight; an idle rank's time is in none. */
 #pragma once
 
 #include "transport/link/link.h"
@@ -12,7 +14,8 @@
 
 typedef struct EngineCounters {
     atomic_ullong steps, rows, compute_us, wait_us;
-    atomic_ullong messages_sent, bytes_sent, messages_received, bytes_received, dropped_stale, dropped_replayed, dropped_corrupt, seal_ns, send_ns, receive_ns;
+    atomic_ullong messages_sent, bytes_sent, messages_received, bytes_received, dropped_stale,
+        dropped_replayed, dropped_corrupt, seal_ns, send_ns, receive_ns;
 } EngineCounters;
 
 /* An interval without what the port was busy with inside it. */
@@ -24,7 +27,8 @@ NetTime net_time_begin(const LinkPort *port);
 uint64_t net_time_us(const NetTime *begin, const LinkPort *port);
 
 /* Engine thread. */
-void engine_counters_step(EngineCounters *c, uint32_t n_rows, uint64_t compute_us, uint64_t wait_us);
+void engine_counters_step(EngineCounters *c, uint32_t n_rows, uint64_t compute_us,
+                          uint64_t wait_us);
 void engine_counters_wait(EngineCounters *c, uint64_t wait_us);
 void engine_counters_link(EngineCounters *c, const LinkCounters *link);
 /* Any thread: fills the counts of a status. */

@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-/* One tensor rank's sample messages, in order of arrival: a fixed ring, buffers keep their capacity. */
+/* One tensor rank's sample messages, in order of arrival: a fixed ring, buffers keep their
+ * capacity. */
 enum { SAMPLE_RING = 8 };
 typedef struct SampleQueue {
     struct {
@@ -21,13 +22,14 @@ typedef struct SampleQueue {
 struct Executor {
     ExecutorOptions o;
     Sequences sequences;
-    Sampling *sampling;    /* last stage */
-    SampleQueue *samples;  /* drawing rank: by tensor rank; other ranks of the last stage: [0] is the verdict from the drawing rank */
+    Sampling *sampling;   /* last stage */
+    SampleQueue *samples; /* drawing rank: by tensor rank; other ranks of the last stage: [0] is the
+                             verdict from the drawing rank */
     const GByteArray **parts;
     GByteArray *own_part;
-    uint8_t *wire;         /* encoded step */
+    uint8_t *wire; /* encoded step */
     GByteArray *token_message;
-    RowResult *decoded;    /* leader: results from afar */
+    RowResult *decoded; /* leader: results from afar */
     Trace *trace;
     const GByteArray *traced; /* of the last step, where this rank leads and draws */
     int blamed;
@@ -90,14 +92,16 @@ int executor_blames(const Executor *e, const char **operation)
     return e->blamed;
 }
 
-static ExecutorStatus blame(Executor *e, uint32_t global_rank, const char *operation, ExecutorStatus status)
+static ExecutorStatus blame(Executor *e, uint32_t global_rank, const char *operation,
+                            ExecutorStatus status)
 {
     e->blamed = (int)global_rank;
     e->operation = operation;
     return status;
 }
 
-static bool send_to(Executor *e, uint32_t global_rank, LinkOp op, uint32_t step, const LinkPart *parts, unsigned n)
+static bool send_to(Executor *e, uint32_t global_rank, LinkOp op, uint32_t step,
+                    const LinkPart *parts, unsigned n)
 {
     Link *link = e->o.links[global_rank];
     g_assert(link != NULL);
@@ -122,8 +126,9 @@ static ExecutorStatus send_next_stage(Executor *e, const Step *step, size_t wire
 {
     const Position *p = &e->o.position;
     for (uint32_t j = p->rank; j < p->tp_next; j += p->tp) {
-        const LinkPart parts[2] = {{e->wire, wire_size},
-                                   {e->o.stage->x, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width}};
+        const LinkPart parts[2] = {
+            {e->wire, wire_size},
+            {e->o.stage->x, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width}};
         if (!send_to(e, p->base_next + j, LINK_OP_STEP, step->number, parts, 2)) {
             return blame(e, p->base_next + j, "sending activations", EXECUTOR_LINK);
         }
@@ -161,7 +166,8 @@ static void encode_results(Executor *e, const RowResult *results, uint32_t n)
     }
 }
 
-bool executor_decode_results(Executor *e, const void *data, size_t size, const RowResult **results, uint32_t *n_results)
+bool executor_decode_results(Executor *e, const void *data, size_t size, const RowResult **results,
+                             uint32_t *n_results)
 {
     ByteReader r = byte_reader(data, size);
     const uint32_t n = byte_reader_u32le(&r);
@@ -182,7 +188,8 @@ bool executor_decode_results(Executor *e, const void *data, size_t size, const R
         row->failed = byte_reader_u32le(&r);
         row->n_top = byte_reader_u32le(&r);
         const uint32_t logits = byte_reader_u32le(&r);
-        if (row->id >= e->o.limits.vocab_size || (logits != 0 && logits != e->o.limits.vocab_size)) {
+        if (row->id >= e->o.limits.vocab_size ||
+            (logits != 0 && logits != e->o.limits.vocab_size)) {
             return false;
         }
         row->top_ids = (const uint32_t *)byte_reader_take(&r, 4 * (size_t)row->n_top);
@@ -196,14 +203,16 @@ bool executor_decode_results(Executor *e, const void *data, size_t size, const R
 
 /* ---- sampling over the ranks of the last stage ---- */
 
-void executor_receive_sample(Executor *e, uint32_t from, uint32_t step, const void *data, size_t size)
+void executor_receive_sample(Executor *e, uint32_t from, uint32_t step, const void *data,
+                             size_t size)
 {
     if (e->samples == NULL || from >= e->o.position.tp) {
         return;
     }
     SampleQueue *q = &e->samples[from];
     if (q->tail - q->head == SAMPLE_RING) {
-        q->overflow = true; /* more steps in flight than the leader allows: the wait for it will expire */
+        q->overflow =
+            true; /* more steps in flight than the leader allows: the wait for it will expire */
         return;
     }
     GByteArray *bytes = q->ring[q->tail % SAMPLE_RING].bytes;
@@ -214,13 +223,16 @@ void executor_receive_sample(Executor *e, uint32_t from, uint32_t step, const vo
     q->waiting_done = true;
 }
 
-/* The next message from a tensor rank, for this step; NULL when the wait gave up. Valid until the next take from that rank. */
-static const GByteArray *take_sample(Executor *e, uint32_t from, uint32_t step, const char *operation)
+/* The next message from a tensor rank, for this step; NULL when the wait gave up. Valid until the
+ * next take from that rank. */
+static const GByteArray *take_sample(Executor *e, uint32_t from, uint32_t step,
+                                     const char *operation)
 {
     SampleQueue *q = &e->samples[from];
     if (q->head == q->tail) {
         q->waiting_done = false;
-        if (!e->o.wait(&q->waiting_done, e->o.deadline_us, e->o.position.base + from, operation, e->o.user)) {
+        if (!e->o.wait(&q->waiting_done, e->o.deadline_us, e->o.position.base + from, operation,
+                       e->o.user)) {
             return NULL;
         }
     }
@@ -239,7 +251,8 @@ static ExecutorStatus send_verdict(Executor *e, const Step *step, uint32_t n_can
     return EXECUTOR_OK;
 }
 
-static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **results, uint32_t *n_results)
+static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **results,
+                           uint32_t *n_results)
 {
     const Position *p = &e->o.position;
     uint32_t n_candidates = sampling_first_candidates(e->sampling, step);
@@ -254,7 +267,8 @@ static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **resu
                 return blame(e, p->base + r, "vocabulary shard of a step", EXECUTOR_SAMPLE_WAIT);
             }
         }
-        const SamplingMerge merge = sampling_merge(e->sampling, step, e->parts, p->tp, results, n_results);
+        const SamplingMerge merge =
+            sampling_merge(e->sampling, step, e->parts, p->tp, results, n_results);
         if (merge == SAMPLING_MALFORMED) {
             return blame(e, p->base, "merging vocabulary shards", EXECUTOR_SAMPLE_WAIT);
         }
@@ -305,7 +319,8 @@ static bool has_outputs(const Step *step)
     return false;
 }
 
-static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult **results, uint32_t *n_results)
+static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult **results,
+                                  uint32_t *n_results)
 {
     const Position *p = &e->o.position;
     const bool outputs = has_outputs(step);
@@ -323,7 +338,9 @@ static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult
     }
     encode_results(e, *results, *n_results);
     const LinkPart part = {e->token_message->data, e->token_message->len};
-    return send_to(e, 0, LINK_OP_TOKEN, step->number, &part, 1) ? EXECUTOR_OK : blame(e, 0, "sending tokens", EXECUTOR_LINK);
+    return send_to(e, 0, LINK_OP_TOKEN, step->number, &part, 1)
+               ? EXECUTOR_OK
+               : blame(e, 0, "sending tokens", EXECUTOR_LINK);
 }
 
 /* ---- a step ---- */
@@ -354,9 +371,12 @@ void executor_receive_trace(Executor *e, uint32_t step, const void *data, size_t
 static ExecutorStatus hand_on_trace(Executor *e, const Step *step)
 {
     const Position *p = &e->o.position;
-    const GroupWait wait = {.step = step->number, .site = GROUP_SITE_LIMIT - 1, .deadline_us = g_get_monotonic_time() + e->o.deadline_us,
+    const GroupWait wait = {.step = step->number,
+                            .site = GROUP_SITE_LIMIT - 1,
+                            .deadline_us = g_get_monotonic_time() + e->o.deadline_us,
                             .operation = "comparing a trace"};
-    if (e->o.stage->group != NULL && trace_compare(e->trace, e->o.stage->group, &wait) != GROUP_OK) {
+    if (e->o.stage->group != NULL &&
+        trace_compare(e->trace, e->o.stage->group, &wait) != GROUP_OK) {
         return blame_group(e);
     }
     if (p->rank != 0) {
@@ -372,7 +392,9 @@ static ExecutorStatus hand_on_trace(Executor *e, const Step *step)
     }
     const uint32_t to = position_is_last(p) ? 0 : p->base_next;
     const LinkPart part = {message->data, message->len};
-    return send_to(e, to, LINK_OP_TRACE, step->number, &part, 1) ? EXECUTOR_OK : blame(e, to, "sending a trace", EXECUTOR_LINK);
+    return send_to(e, to, LINK_OP_TRACE, step->number, &part, 1)
+               ? EXECUTOR_OK
+               : blame(e, to, "sending a trace", EXECUTOR_LINK);
 }
 
 static int64_t flip_layer(const Executor *e)
@@ -381,10 +403,13 @@ static int64_t flip_layer(const Executor *e)
     if (!failpoint("engine-flip", &layer)) {
         return -1;
     }
-    return failpoint("engine-flip-rank", &rank) && rank != e->o.position.base + e->o.position.rank ? -1 : layer;
+    return failpoint("engine-flip-rank", &rank) && rank != e->o.position.base + e->o.position.rank
+               ? -1
+               : layer;
 }
 
-ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations, const RowResult **results, uint32_t *n_results)
+ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations,
+                            const RowResult **results, uint32_t *n_results)
 {
     const Position *p = &e->o.position;
     const bool first = p->stage == 0, last = position_is_last(p);
@@ -400,15 +425,20 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
     }
     sequences_apply(&e->sequences, step);
     e->traced = NULL;
-    const StageRun run = {.step = step, .page_tables = e->sequences.page_tables, .deadline_us = e->o.deadline_us,
-                          .trace = trace_begin(e->trace, step, &e->sequences), .flip_layer = flip_layer(e)};
+    const StageRun run = {.step = step,
+                          .page_tables = e->sequences.page_tables,
+                          .deadline_us = e->o.deadline_us,
+                          .trace = trace_begin(e->trace, step, &e->sequences),
+                          .flip_layer = flip_layer(e)};
     if (step->n_rows > 0) {
         if (!first) {
-            memcpy(e->o.stage->x, activations, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
+            memcpy(e->o.stage->x, activations,
+                   sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
         } else if (llama_embed(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);
         } else if (run.trace != NULL) {
-            stage_trace_rows(run.trace, 0, e->o.stage->x, e->o.stage->o.spec->width, 0, step->n_rows);
+            stage_trace_rows(run.trace, 0, e->o.stage->x, e->o.stage->o.spec->width, 0,
+                             step->n_rows);
         }
         if (llama_layers(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);

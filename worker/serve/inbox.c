@@ -17,7 +17,9 @@ size_t inbox_bytes(uint32_t n_slots, size_t message_limit)
 
 bool inbox_open(Inbox *inbox, uint32_t n_slots, size_t message_limit, GError **error)
 {
-    *inbox = (Inbox){.n_slots = n_slots, .message_limit = message_limit, .bytes = inbox_bytes(n_slots, message_limit)};
+    *inbox = (Inbox){.n_slots = n_slots,
+                     .message_limit = message_limit,
+                     .bytes = inbox_bytes(n_slots, message_limit)};
     inbox->memory = weft_map(inbox->bytes, "step inbox", error);
     if (inbox->memory == NULL) {
         return false;
@@ -41,11 +43,13 @@ void inbox_clear(Inbox *inbox)
 bool inbox_push(Inbox *inbox, uint32_t number, const void *data, size_t size, GError **error)
 {
     if (inbox->tail - inbox->head == inbox->n_slots) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "more than %u steps in flight arrived", inbox->n_slots);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "more than %u steps in flight arrived",
+                    inbox->n_slots);
         return false;
     }
     if (size > inbox->message_limit) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message of %zu bytes exceeds %zu", size, inbox->message_limit);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message of %zu bytes exceeds %zu",
+                    size, inbox->message_limit);
         return false;
     }
     InboxSlot *slot = &inbox->slots[inbox->tail++ % inbox->n_slots];

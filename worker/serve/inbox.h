@@ -1,4 +1,5 @@
-/* Inbox: steps that have arrived and wait for their turn, copied out of the link's buffers into one mapping whose size is known from the plan. Engine thread. */
+/* Inbox: steps that have arrived and wait for their turn, copied out of the link's buffers into one
+ * mapping whose size is known from the plan. Engine thread. */
 #pragma once
 
 #include <glib.h>
@@ -9,7 +10,7 @@
 typedef struct InboxSlot {
     uint32_t number; /* of the step */
     size_t size;
-    uint8_t *data;   /* 64-byte aligned */
+    uint8_t *data; /* 64-byte aligned */
 } InboxSlot;
 
 typedef struct Inbox {

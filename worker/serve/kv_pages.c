@@ -4,8 +4,8 @@
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 
-bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads, uint32_t head_size, KvType type,
-                   GError **error)
+bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
+                   uint32_t head_size, KvType type, GError **error)
 {
     pages->block_bytes = kv_block_bytes(type, head_size);
     pages->n_pages = n_pages;
@@ -14,7 +14,8 @@ bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t
     size_t total;
     if (!sz_mul(pages->block_bytes, (size_t)2 * n_layers * n_kv_heads, &pages->page_bytes) ||
         !sz_mul(pages->page_bytes, n_pages, &total)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "%" G_GUINT64_FORMAT " KV pages exceed the address space", n_pages);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY,
+                    "%" G_GUINT64_FORMAT " KV pages exceed the address space", n_pages);
         return false;
     }
     pages->memory = weft_map(total, "KV cache", error);

@@ -1,7 +1,8 @@
 /* KV pages: the cache memory of one rank, and the leader's allocator of page numbers.
  *
- * A page holds KV_BLOCK = 32 positions of every layer and KV head of the rank: [layer][KV head]{K block [head_size][32], V block [32][head_size]} (NUMERICS 5,
- * DESIGN 7.1 and 7.9). Page numbers are the same on all ranks of a replica; only their sizes differ. */
+ * A page holds KV_BLOCK = 32 positions of every layer and KV head of the rank: [layer][KV head]{K
+ * block [head_size][32], V block [32][head_size]} (NUMERICS 5, DESIGN 7.1 and 7.9). Page numbers
+ * are the same on all ranks of a replica; only their sizes differ. */
 #pragma once
 
 #include "proto/plan/plan.h"
@@ -17,13 +18,14 @@ typedef struct KvPages {
 } KvPages;
 
 /* Maps (lazily backed) memory. */
-bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads, uint32_t head_size, KvType type,
-                   GError **error);
+bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
+                   uint32_t head_size, KvType type, GError **error);
 void kv_pages_clear(KvPages *pages);
 
 static inline uint8_t *kv_pages_k(const KvPages *p, uint32_t page, uint32_t layer, uint32_t head)
 {
-    return p->memory + page * p->page_bytes + ((size_t)layer * p->n_kv_heads + head) * 2 * p->block_bytes;
+    return p->memory + page * p->page_bytes +
+           ((size_t)layer * p->n_kv_heads + head) * 2 * p->block_bytes;
 }
 static inline uint8_t *kv_pages_v(const KvPages *p, uint32_t page, uint32_t layer, uint32_t head)
 {
@@ -34,7 +36,8 @@ static inline uint8_t *kv_pages_v(const KvPages *p, uint32_t page, uint32_t laye
 typedef struct PageAllocator {
     uint32_t *free_list; /* stack */
     uint16_t *references;
-    uint64_t n_free, n_pages, n_reserved; /* reserved: promised to admitted sequences, not yet taken */
+    uint64_t n_free, n_pages,
+        n_reserved; /* reserved: promised to admitted sequences, not yet taken */
 } PageAllocator;
 
 void page_allocator_init(PageAllocator *a, uint64_t n_pages);

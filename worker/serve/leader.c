@@ -8,7 +8,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* ---- events: a log sized for the whole request, written by the engine thread, drained on the loop ---- */
+/* ---- events: a log sized for the whole request, written by the engine thread, drained on the loop
+ * ---- */
 
 typedef struct Event {
     uint32_t position, id;
@@ -57,23 +58,35 @@ static void event_log_drain(void *user)
 {
     EventLog *log = user;
     atomic_store(&log->posted, false);
-    const bool finished = atomic_load(&log->finished); /* before published: nothing is published after it */
+    const bool finished =
+        atomic_load(&log->finished); /* before published: nothing is published after it */
     const uint32_t n = atomic_load(&log->published);
     for (; log->drained < n; log->drained++) {
         Event *e = &log->events[log->drained];
-        EngineToken token = {.position = e->position, .id = e->id, .logprob = e->logprob, .logits = e->logits, .trace = e->trace,
-                            .n_top = e->n_top};
+        EngineToken token = {.position = e->position,
+                             .id = e->id,
+                             .logprob = e->logprob,
+                             .logits = e->logits,
+                             .trace = e->trace,
+                             .n_top = e->n_top};
         memcpy(token.row_hash, e->row_hash, sizeof token.row_hash);
-        token.top_ids = log->top_ids != NULL ? log->top_ids + (size_t)log->drained * log->top_stride : NULL;
-        token.top_logprobs = log->top_logprobs != NULL ? log->top_logprobs + (size_t)log->drained * log->top_stride : NULL;
+        token.top_ids =
+            log->top_ids != NULL ? log->top_ids + (size_t)log->drained * log->top_stride : NULL;
+        token.top_logprobs = log->top_logprobs != NULL
+                                 ? log->top_logprobs + (size_t)log->drained * log->top_stride
+                                 : NULL;
         log->fn(&token, log->user);
         g_clear_pointer(&e->logits, g_bytes_unref);
         g_clear_pointer(&e->trace, g_bytes_unref);
     }
     if (finished && !log->done_delivered) {
         log->done_delivered = true;
-        const EngineToken token = {.done = true, .finish_reason = log->finish_reason, .error = log->error, .prefill_us = log->prefill_us,
-                                   .decode_us = log->decode_us, .wire_bytes = log->wire_bytes};
+        const EngineToken token = {.done = true,
+                                   .finish_reason = log->finish_reason,
+                                   .error = log->error,
+                                   .prefill_us = log->prefill_us,
+                                   .decode_us = log->decode_us,
+                                   .wire_bytes = log->wire_bytes};
         log->fn(&token, log->user);
     }
     event_log_unref(log);
@@ -87,7 +100,8 @@ static void event_log_wake(EventLog *log)
     }
 }
 
-static void event_log_push(EventLog *log, const RowResult *r, uint32_t position, uint32_t vocab_size, GBytes *trace /* taken; or NULL */)
+static void event_log_push(EventLog *log, const RowResult *r, uint32_t position,
+                           uint32_t vocab_size, GBytes *trace /* taken; or NULL */)
 {
     const uint32_t i = atomic_load(&log->published);
     g_assert(i < log->capacity);
@@ -120,11 +134,11 @@ static void event_log_finish(EventLog *log, const char *reason, const GError *er
 
 struct LeaderRequest {
     uint64_t id;
-    StepAdmit admit;   /* slot and uid at admission */
+    StepAdmit admit; /* slot and uid at admission */
     uint32_t kind, max_tokens, score_from;
-    uint32_t *tokens;  /* prompt, generated, then what is drawn; capacity n_capacity */
+    uint32_t *tokens; /* prompt, generated, then what is drawn; capacity n_capacity */
     uint32_t n_prompt, n_known, n_capacity;
-    uint32_t n_limit;  /* tokens that may be known in all */
+    uint32_t n_limit; /* tokens that may be known in all */
     uint32_t *end_ids;
     uint32_t n_end_ids;
     EventLog *log;
@@ -133,14 +147,15 @@ struct LeaderRequest {
     uint32_t n_scheduled; /* positions put into steps */
     uint32_t *pages;
     uint32_t n_pages;
-    uint64_t n_reserved;  /* pages still promised */
+    uint64_t n_reserved; /* pages still promised */
     uint32_t n_scored;
     int64_t submitted_us, first_us;
     uint64_t wire_start;
-    GByteArray *trace;    /* rows since the last token; NULL = not traced */
+    GByteArray *trace; /* rows since the last token; NULL = not traced */
 };
 
-LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loop, EngineTokenFn fn, void *user)
+LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loop, EngineTokenFn fn,
+                                  void *user)
 {
     LeaderRequest *q = g_new0(LeaderRequest, 1);
     q->id = id;
@@ -212,16 +227,16 @@ typedef struct InFlight {
 struct Leader {
     LeaderOptions o;
     PageAllocator pages;
-    GQueue waiting;          /* LeaderRequest *, submitted, not admitted */
-    LeaderRequest **slots;   /* running, by slot */
-    bool *slot_taken;        /* running, or released but the release not yet in a step */
-    uint32_t *releases;      /* slots to release in the next step */
+    GQueue waiting;        /* LeaderRequest *, submitted, not admitted */
+    LeaderRequest **slots; /* running, by slot */
+    bool *slot_taken;      /* running, or released but the release not yet in a step */
+    uint32_t *releases;    /* slots to release in the next step */
     uint32_t n_releases;
     uint64_t next_uid;
     uint32_t next_step;
-    InFlight *in_flight;     /* ring of steps_in_flight, oldest at flight_head */
+    InFlight *in_flight; /* ring of steps_in_flight, oldest at flight_head */
     uint32_t flight_head, flight_tail;
-    uint32_t turn;           /* slot that is served first next time */
+    uint32_t turn; /* slot that is served first next time */
 };
 
 Leader *leader_new(const LeaderOptions *options)
@@ -269,15 +284,19 @@ static bool impossible(const Leader *l, const LeaderRequest *q, GError **error)
 {
     const uint32_t positions = MAX(q->n_limit, q->n_known);
     if (q->n_prompt == 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the prompt has no tokens: give at least one");
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "the prompt has no tokens: give at least one");
     } else if (q->kind > 1) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "request kind %u is not served by this model: generate or score", q->kind);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "request kind %u is not served by this model: generate or score", q->kind);
     } else if (q->n_known > l->o.limits.context) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "prompt of %u tokens is longer than the context of %u: shorten it", q->n_known,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "prompt of %u tokens is longer than the context of %u: shorten it", q->n_known,
                     l->o.limits.context);
     } else if (pages_for(MIN(positions, l->o.limits.context)) > l->o.kv_pages) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "%u positions need %" G_GUINT64_FORMAT " KV pages, the plan has %" G_GUINT64_FORMAT ": give the workers more memory",
+                    "%u positions need %" G_GUINT64_FORMAT
+                    " KV pages, the plan has %" G_GUINT64_FORMAT ": give the workers more memory",
                     positions, pages_for(positions), l->o.kv_pages);
     } else {
         return false;
@@ -294,7 +313,8 @@ void leader_submit(Leader *l, LeaderRequest *q)
         return;
     }
     q->n_limit = MIN(q->n_limit, l->o.limits.context);
-    if (q->kind == 0 ? q->n_known >= q->n_limit : q->n_known <= q->score_from) { /* nothing to draw or to score */
+    if (q->kind == 0 ? q->n_known >= q->n_limit
+                     : q->n_known <= q->score_from) { /* nothing to draw or to score */
         event_log_finish(q->log, "length", NULL);
         request_free(q);
         return;
@@ -375,7 +395,11 @@ static bool wants_output(const LeaderRequest *q, uint32_t position, StepRow *row
 static void add_rows(Leader *l, Step *step, LeaderRequest *q, uint32_t n)
 {
     StepSegment *g = &step->segments[step->n_segments++];
-    *g = (StepSegment){.slot = q->admit.slot, .position = q->n_scheduled, .row0 = step->n_rows, .n_rows = n, .page_index = q->n_pages,
+    *g = (StepSegment){.slot = q->admit.slot,
+                       .position = q->n_scheduled,
+                       .row0 = step->n_rows,
+                       .n_rows = n,
+                       .page_index = q->n_pages,
                        .page0 = step->n_pages};
     const uint32_t need = (uint32_t)pages_for(q->n_scheduled + n);
     while (q->n_pages < need) {
@@ -412,7 +436,8 @@ bool leader_next(Leader *l, Step *step)
     admit(l, step); /* slots of this step's releases are given out from the next step on */
     uint32_t budget = l->o.limits.max_rows;
     const uint32_t n_slots = l->o.limits.max_slots;
-    for (int decode = 1; decode >= 0; decode--) { /* single rows first: a long prompt never stalls the others */
+    for (int decode = 1; decode >= 0;
+         decode--) { /* single rows first: a long prompt never stalls the others */
         for (uint32_t i = 0; i < n_slots && budget > 0; i++) {
             LeaderRequest *q = l->slots[(l->turn + i) % n_slots];
             const uint32_t n = q != NULL ? pending(q) : 0;
@@ -424,7 +449,8 @@ bool leader_next(Leader *l, Step *step)
         }
     }
     if (step->n_rows == 0 && step->n_releases == 0) {
-        return false; /* admits without rows do not happen: a fresh sequence has pending rows or the budget is spent on others */
+        return false; /* admits without rows do not happen: a fresh sequence has pending rows or the
+                         budget is spent on others */
     }
     l->turn = (l->turn + 1) % n_slots;
     for (uint32_t i = 0; i < step->n_releases; i++) {
@@ -432,7 +458,8 @@ bool leader_next(Leader *l, Step *step)
     }
     l->n_releases = 0;
     step->number = l->next_step++;
-    l->in_flight[l->flight_tail++ % l->o.steps_in_flight] = (InFlight){.number = step->number, .built_us = g_get_monotonic_time()};
+    l->in_flight[l->flight_tail++ % l->o.steps_in_flight] =
+        (InFlight){.number = step->number, .built_us = g_get_monotonic_time()};
     return true;
 }
 
@@ -452,7 +479,8 @@ static void take_sampled(Leader *l, LeaderRequest *q, const RowResult *r)
         return; /* invariant 1: only the row of the last known token draws */
     }
     q->tokens[q->n_known++] = r->id;
-    GBytes *trace = q->trace != NULL ? g_byte_array_free_to_bytes(g_steal_pointer(&q->trace)) : NULL;
+    GBytes *trace =
+        q->trace != NULL ? g_byte_array_free_to_bytes(g_steal_pointer(&q->trace)) : NULL;
     event_log_push(q->log, r, r->position + 1, l->o.limits.vocab_size, trace);
     if (is_end(q, r->id)) {
         finish(l, q, "stop", NULL);
@@ -484,7 +512,8 @@ static void take_row(Leader *l, const RowResult *r)
     }
     if (r->failed) {
         g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NUMERICS,
-                                              "logits of position %u are not finite: the model's weights or its numeric type do not fit",
+                                              "logits of position %u are not finite: the model's "
+                                              "weights or its numeric type do not fit",
                                               r->position);
         finish(l, q, "error", error);
     } else if (q->kind == 0) {
@@ -494,7 +523,8 @@ static void take_row(Leader *l, const RowResult *r)
     }
 }
 
-static void keep_traced_row(uint32_t slot, uint64_t uid, uint32_t position, const uint8_t *sites, uint32_t n_sites, void *user)
+static void keep_traced_row(uint32_t slot, uint64_t uid, uint32_t position, const uint8_t *sites,
+                            uint32_t n_sites, void *user)
 {
     Leader *l = user;
     LeaderRequest *q = slot < l->o.limits.max_slots ? l->slots[slot] : NULL;
@@ -515,7 +545,8 @@ bool leader_trace(Leader *l, const void *data, size_t size)
 
 void leader_result(Leader *l, uint32_t step_number, const RowResult *results, uint32_t n)
 {
-    if (leader_steps_in_flight(l) == 0 || l->in_flight[l->flight_head % l->o.steps_in_flight].number != step_number) {
+    if (leader_steps_in_flight(l) == 0 ||
+        l->in_flight[l->flight_head % l->o.steps_in_flight].number != step_number) {
         return; /* not one of ours: steps come back in order */
     }
     l->flight_head++;

@@ -3,7 +3,8 @@
 Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
 {
     const PlanReplica *r = &plan->replicas[replica];
-    Position p = {.stage = stage, .rank = rank, .n_stages = r->n_stages, .tp = r->stages[stage].n_ranks};
+    Position p = {
+        .stage = stage, .rank = rank, .n_stages = r->n_stages, .tp = r->stages[stage].n_ranks};
     uint32_t base = 0;
     for (uint32_t s = 0; s < r->n_stages; s++) {
         if (s + 1 == stage) {
@@ -22,8 +23,9 @@ Position position_of(const Plan *plan, uint32_t replica, uint32_t stage, uint32_
 
 bool position_talks_to(const Position *p, uint32_t other_stage, uint32_t other_rank)
 {
-    const bool first_or_last = (position_leads(p) && other_stage + 1 == p->n_stages && other_rank == 0) ||
-                               (position_draws(p) && other_stage == 0 && other_rank == 0);
+    const bool first_or_last =
+        (position_leads(p) && other_stage + 1 == p->n_stages && other_rank == 0) ||
+        (position_draws(p) && other_stage == 0 && other_rank == 0);
     if (other_stage == p->stage) {
         return other_rank != p->rank;
     }
@@ -46,7 +48,8 @@ uint32_t position_global(const PlanReplica *replica, uint32_t stage, uint32_t ra
 
 void position_split(const PlanReplica *replica, uint32_t global, uint32_t *stage, uint32_t *rank)
 {
-    for (*stage = 0; *stage + 1 < replica->n_stages && global >= replica->stages[*stage].n_ranks; (*stage)++) {
+    for (*stage = 0; *stage + 1 < replica->n_stages && global >= replica->stages[*stage].n_ranks;
+         (*stage)++) {
         global -= replica->stages[*stage].n_ranks;
     }
     *rank = global;

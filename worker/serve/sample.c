@@ -87,7 +87,8 @@ static int by_rank(const void *a, const void *b)
     return before(a, b) ? -1 : before(b, a) ? 1 : 0;
 }
 
-/* ---- a shard's part; on the wire: u32 failed, n_chunks, n_candidates, complete, n_top, has_target; f32 target; chunks {hash, m, l, mt, lt}; candidates; top ---- */
+/* ---- a shard's part; on the wire: u32 failed, n_chunks, n_candidates, complete, n_top,
+ * has_target; f32 target; chunks {hash, m, l, mt, lt}; candidates; top ---- */
 
 typedef struct ChunkPart {
     uint8_t hash[16];
@@ -100,8 +101,10 @@ static bool penalises(const SampleSettings *s)
     return s->repeat_penalty > 0.0f && s->repeat_penalty != 1.0f;
 }
 
-/* Penalised and tempered values of one chunk: in buffer, or the logits themselves where the settings change none. */
-static const float *temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, float *buffer)
+/* Penalised and tempered values of one chunk: in buffer, or the logits themselves where the
+ * settings change none. */
+static const float *temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n,
+                           float *buffer)
 {
     const SampleSettings *s = &row->settings;
     if (!penalises(s) && s->temperature == 0.0f) {
@@ -110,7 +113,8 @@ static const float *temper(const SampleRow *row, const float *logits, uint32_t f
     memcpy(buffer, logits, sizeof(float) * n);
     for (uint32_t i = 0; penalises(s) && i < row->n_window; i++) {
         const uint32_t id = row->window[i];
-        if (id >= first_id && id < first_id + n) { /* from the raw value: a repeated id is hit once */
+        if (id >= first_id &&
+            id < first_id + n) { /* from the raw value: a repeated id is hit once */
             const float z = logits[id - first_id];
             buffer[id - first_id] = z > 0.0f ? z / s->repeat_penalty : z * s->repeat_penalty;
         }
@@ -125,8 +129,10 @@ static const float *temper(const SampleRow *row, const float *logits, uint32_t f
     return buffer;
 }
 
-/* Offers one chunk. Ids come in ascending order, so that once the heap is full only a larger value gets in. */
-static void offer_chunk(Best *best, const float *values, const float *raw, uint32_t first_id, uint32_t n)
+/* Offers one chunk. Ids come in ascending order, so that once the heap is full only a larger value
+ * gets in. */
+static void offer_chunk(Best *best, const float *values, const float *raw, uint32_t first_id,
+                        uint32_t n)
 {
     enum { AT_ONCE = 16 };
     uint32_t i = 0;
@@ -142,7 +148,8 @@ static void offer_chunk(Best *best, const float *values, const float *raw, uint3
         }
         for (uint32_t j = 0; above != 0 && j < count; j++) {
             if (values[i + j] > best->heap[0].value) {
-                offer(best, (Candidate){.value = values[i + j], .raw = raw[i + j], .id = first_id + i + j});
+                offer(best, (Candidate){
+                                .value = values[i + j], .raw = raw[i + j], .id = first_id + i + j});
             }
         }
         i += count;
@@ -150,8 +157,8 @@ static void offer_chunk(Best *best, const float *values, const float *raw, uint3
 }
 
 /* One chunk's share of the part; false if a logit is not finite. */
-static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, ChunkPart *chunk, Best *best,
-                      Best *top)
+static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logits,
+                      uint32_t first_id, uint32_t n, ChunkPart *chunk, Best *best, Best *top)
 {
     const SampleSettings *s = &row->settings;
     float buffer[VOCAB_CHUNK], noise[VOCAB_CHUNK];
@@ -165,7 +172,8 @@ static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logit
             finite = k->chunk_stats(values, n, &chunk->mt, &chunk->lt) && finite;
         }
         if (s->temperature > 0.0f && !has_filters(s)) {
-            const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
+            const GumbelKey key = {
+                .seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
             k->gumbel(&key, first_id, n, noise);
             k->add(noise, values, n);
             values = noise;
@@ -176,8 +184,8 @@ static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logit
     return finite;
 }
 
-void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, uint32_t n_candidates,
-                 GByteArray *out)
+void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits,
+                 uint32_t first_id, uint32_t n, uint32_t n_candidates, GByteArray *out)
 {
     const uint32_t n_chunks = (n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
     const uint32_t limit = row->score ? 0 : MIN(n_candidates, n);
@@ -189,14 +197,16 @@ void sample_part(const Kernels *kernels, const SampleRow *row, const float *logi
     g_byte_array_append(out, (const guint8 *)fields, sizeof fields);
     g_byte_array_append(out, (const guint8 *)&target, 4);
     const guint at = out->len;
-    g_byte_array_set_size(out, at + (guint)(sizeof(ChunkPart) * n_chunks + sizeof(Candidate) * (limit + n_top)));
+    g_byte_array_set_size(
+        out, at + (guint)(sizeof(ChunkPart) * n_chunks + sizeof(Candidate) * (limit + n_top)));
     ChunkPart *chunks = (ChunkPart *)(void *)(out->data + at);
     Best best = {.heap = (Candidate *)(void *)(chunks + n_chunks), .limit = limit};
     Best top = {.heap = best.heap + limit, .limit = n_top};
     uint32_t failed = 0;
     for (uint32_t c = 0; c < n_chunks; c++) {
         const uint32_t start = c * VOCAB_CHUNK, count = MIN(VOCAB_CHUNK, n - start);
-        failed |= !add_chunk(kernels, row, logits + start, first_id + start, count, &chunks[c], &best, &top);
+        failed |= !add_chunk(kernels, row, logits + start, first_id + start, count, &chunks[c],
+                             &best, &top);
     }
     qsort(best.heap, best.n, sizeof *best.heap, by_rank);
     qsort(top.heap, top.n, sizeof *top.heap, by_rank);
@@ -213,7 +223,7 @@ struct SampleMerger {
     bool bounded;       /* some part is not complete */
     bool failed, has_target;
     float target;
-    GArray *ms, *ls;    /* float: the chunks' pairs while they are merged */
+    GArray *ms, *ls; /* float: the chunks' pairs while they are merged */
     GByteArray *hashes;
 };
 
@@ -284,7 +294,8 @@ static guint certain(const SampleMerger *m)
     guint n = m->candidates->len;
     if (m->bounded) {
         n = 0;
-        while (n < m->candidates->len && !before(&m->bound, &g_array_index(m->candidates, Candidate, n))) {
+        while (n < m->candidates->len &&
+               !before(&m->bound, &g_array_index(m->candidates, Candidate, n))) {
             n++;
         }
     }
@@ -350,7 +361,8 @@ static guint pick(const Kernels *k, const SampleRow *row, const SampleMerger *m,
     if (s->temperature == 0.0f || !has_filters(s)) {
         return 0; /* sorted: the argmax, lowest id on ties */
     }
-    const GumbelKey key = {.seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
+    const GumbelKey key = {
+        .seed = s->seed, .choice = s->choice, .position = row->position, .purpose = 0};
     Candidate best = {0};
     guint at = 0;
     for (guint i = 0; i < n; i++) {
@@ -365,7 +377,8 @@ static guint pick(const Kernels *k, const SampleRow *row, const SampleMerger *m,
     return at;
 }
 
-static SampleOutcome conclude(const Kernels *k, const SampleRow *row, SampleMerger *m, SampleResult *out)
+static SampleOutcome conclude(const Kernels *k, const SampleRow *row, SampleMerger *m,
+                              SampleResult *out)
 {
     float max;
     guint n = 1;
@@ -386,7 +399,8 @@ static SampleOutcome conclude(const Kernels *k, const SampleRow *row, SampleMerg
             return SAMPLE_MALFORMED;
         }
         qsort(m->candidates->data, m->candidates->len, sizeof(Candidate), by_rank);
-        if (row->settings.temperature > 0.0f && has_filters(&row->settings) && !filter(m, &row->settings, &n)) {
+        if (row->settings.temperature > 0.0f && has_filters(&row->settings) &&
+            !filter(m, &row->settings, &n)) {
             return SAMPLE_MORE;
         }
         const Candidate *c = &g_array_index(m->candidates, Candidate, pick(k, row, m, n));
@@ -431,8 +445,8 @@ void sample_merger_free(SampleMerger *m)
     g_free(m);
 }
 
-SampleOutcome sample_merge(SampleMerger *m, const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers,
-                           SampleResult *result)
+SampleOutcome sample_merge(SampleMerger *m, const Kernels *kernels, const SampleRow *row,
+                           SampleReader *readers, uint32_t n_readers, SampleResult *result)
 {
     g_array_set_size(m->chunks, 0);
     g_array_set_size(m->candidates, 0);

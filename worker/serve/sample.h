@@ -1,13 +1,16 @@
-/* Sample: drawing a token where the logits lie (NUMERICS 6, 12, 13). Pure: one row at a time, no I/O, no state.
+/* Sample: drawing a token where the logits lie (NUMERICS 6, 12, 13). Pure: one row at a time, no
+ * I/O, no state.
  *
- * Each rank of the last stage makes a SamplePart of its vocabulary shard; the parts of all ranks, in order, merge into the token. The result does not
- * depend on how the vocabulary was cut, nor on the number of candidates per part (a merge that cannot be sure asks for more).
+ * Each rank of the last stage makes a SamplePart of its vocabulary shard; the parts of all ranks,
+ * in order, merge into the token. The result does not depend on how the vocabulary was cut, nor on
+ * the number of candidates per part (a merge that cannot be sure asks for more).
  *
- * Definition, for raw logits z: v = z with the repeat penalty for ids in the window (v > 0 ? v / p : v * p), then v / temperature.
- *   temperature 0: argmax v (of the penalised, untempered values), lowest id on ties.
- *   no filter:     argmax v + noise, over all ids.
- *   filters:       sort by (v descending, id ascending); keep the first top_k; of those the shortest prefix whose probabilities, summed in that order, reach top_p
- *                  (probabilities exp32(v - vmax) over the sum of what top_k left, or over all ids when top_k is off); of those ids with exp32(v - vmax) >= min_p;
+ * Definition, for raw logits z: v = z with the repeat penalty for ids in the window (v > 0 ? v / p
+ * : v * p), then v / temperature. temperature 0: argmax v (of the penalised, untempered values),
+ * lowest id on ties. no filter:     argmax v + noise, over all ids. filters:       sort by (v
+ * descending, id ascending); keep the first top_k; of those the shortest prefix whose
+ * probabilities, summed in that order, reach top_p (probabilities exp32(v - vmax) over the sum of
+ * what top_k left, or over all ids when top_k is off); of those ids with exp32(v - vmax) >= min_p;
  *                  then argmax v + noise. */
 #pragma once
 
@@ -27,10 +30,10 @@ typedef struct SampleSettings {
 
 typedef struct SampleRow {
     SampleSettings settings;
-    uint32_t position;       /* of the token to be drawn: keys the noise */
-    const uint32_t *window;  /* ids that the repeat penalty hits, duplicates allowed; borrowed */
+    uint32_t position;      /* of the token to be drawn: keys the noise */
+    const uint32_t *window; /* ids that the repeat penalty hits, duplicates allowed; borrowed */
     uint32_t n_window;
-    bool score;              /* logprob of target instead of a draw */
+    bool score; /* logprob of target instead of a draw */
     uint32_t target;
 } SampleRow;
 
@@ -39,13 +42,14 @@ bool sample_is_open_ended(const SampleSettings *s);
 /* Candidates per part that suffice, or a first guess for open-ended filters. */
 uint32_t sample_candidates(const SampleSettings *s);
 
-/* Appends this shard's part to out. logits: ids [first_id, first_id + n), raw, first_id a multiple of VOCAB_CHUNK. */
-void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n, uint32_t n_candidates,
-                 GByteArray *out);
+/* Appends this shard's part to out. logits: ids [first_id, first_id + n), raw, first_id a multiple
+ * of VOCAB_CHUNK. */
+void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits,
+                 uint32_t first_id, uint32_t n, uint32_t n_candidates, GByteArray *out);
 
 typedef enum SampleOutcome {
     SAMPLE_DRAWN,
-    SAMPLE_MORE,       /* more candidates per part are needed */
+    SAMPLE_MORE, /* more candidates per part are needed */
     SAMPLE_NOT_FINITE,
     SAMPLE_MALFORMED,
 } SampleOutcome;
@@ -71,5 +75,5 @@ SampleMerger *sample_merger_new(void);
 void sample_merger_free(SampleMerger *merger); /* NULL-safe */
 
 /* Takes the next part from each reader (ranks in order) and merges them. */
-SampleOutcome sample_merge(SampleMerger *merger, const Kernels *kernels, const SampleRow *row, SampleReader *readers, uint32_t n_readers,
-                           SampleResult *result);
+SampleOutcome sample_merge(SampleMerger *merger, const Kernels *kernels, const SampleRow *row,
+                           SampleReader *readers, uint32_t n_readers, SampleResult *result);

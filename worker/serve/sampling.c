@@ -7,9 +7,9 @@
 struct Sampling {
     Stage *stage;
     const Sequences *sequences;
-    RowResult *results;   /* capacity max_rows */
-    SampleResult *drawn;  /* beside results: owns the top lists */
-    float *logits;        /* dumped rows: [n_dumped][vocab_size], grown on demand */
+    RowResult *results;  /* capacity max_rows */
+    SampleResult *drawn; /* beside results: owns the top lists */
+    float *logits;       /* dumped rows: [n_dumped][vocab_size], grown on demand */
     size_t logits_capacity;
     SampleReader *readers;
     SampleMerger *merger;
@@ -42,17 +42,28 @@ void sampling_free(Sampling *s)
 
 static SampleSettings settings_of(const StepAdmit *a)
 {
-    return (SampleSettings){.temperature = a->temperature, .top_p = a->top_p, .min_p = a->min_p, .repeat_penalty = a->repeat_penalty,
-                            .top_k = a->top_k, .choice = a->choice, .top_logprobs = a->top_logprobs, .seed = a->seed};
+    return (SampleSettings){.temperature = a->temperature,
+                            .top_p = a->top_p,
+                            .min_p = a->min_p,
+                            .repeat_penalty = a->repeat_penalty,
+                            .top_k = a->top_k,
+                            .choice = a->choice,
+                            .top_logprobs = a->top_logprobs,
+                            .seed = a->seed};
 }
 
-/* What the sampler must know of a row: a pure function of the sequence's settings and ids (NUMERICS 12). */
+/* What the sampler must know of a row: a pure function of the sequence's settings and ids (NUMERICS
+ * 12). */
 static SampleRow row_of(const Sequence *q, const StepRow *row, uint32_t position)
 {
     const uint32_t known = position + 1; /* ids 0..position */
     const uint32_t window = MIN(q->admit.penalty_window, known);
-    return (SampleRow){.settings = settings_of(&q->admit), .position = known, .window = q->tokens + (known - window), .n_window = window,
-                       .score = row->output == STEP_OUTPUT_SCORE, .target = row->target};
+    return (SampleRow){.settings = settings_of(&q->admit),
+                       .position = known,
+                       .window = q->tokens + (known - window),
+                       .n_window = window,
+                       .score = row->output == STEP_OUTPUT_SCORE,
+                       .target = row->target};
 }
 
 /* Output rows of a step in row order. */
@@ -70,7 +81,8 @@ static void each_output(const Sampling *s, const Step *step, OutputFn fn, void *
         const StepSegment *g = &step->segments[i];
         for (uint32_t r = g->row0; r < g->row0 + g->n_rows; r++) {
             if (step->rows[r].output != STEP_OUTPUT_NONE) {
-                const OutputRow row = {&s->sequences->slots[g->slot], &step->rows[r], g->slot, r, g->position + (r - g->row0)};
+                const OutputRow row = {&s->sequences->slots[g->slot], &step->rows[r], g->slot, r,
+                                       g->position + (r - g->row0)};
                 fn(&row, user);
             }
         }
@@ -106,7 +118,8 @@ bool sampling_may_repeat(const Sampling *s, const Step *step)
     return open;
 }
 
-/* ---- this rank's part: logits in blocks of rows; each row's part, then its raw logits if they are wanted ---- */
+/* ---- this rank's part: logits in blocks of rows; each row's part, then its raw logits if they are
+ * wanted ---- */
 
 typedef struct PartPass {
     Sampling *s;
@@ -130,9 +143,11 @@ static void flush_block(PartPass *p)
         const OutputRow *r = &p->rows[i];
         const SampleRow row = row_of(r->sequence, r->row, r->position);
         const float *logits = stage->logits + (size_t)i * shard->vocab_count;
-        sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count, p->n_candidates, p->out);
+        sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count,
+                    p->n_candidates, p->out);
         if (r->sequence->admit.want_logits) {
-            g_byte_array_append(p->out, (const guint8 *)logits, (guint)(sizeof(float) * shard->vocab_count));
+            g_byte_array_append(p->out, (const guint8 *)logits,
+                                (guint)(sizeof(float) * shard->vocab_count));
         }
     }
     p->n = 0;
@@ -166,7 +181,8 @@ static uint32_t vocab_of(const Stage *stage, uint32_t rank)
 {
     const PlanRank *r = &stage->plan_stage->ranks[rank];
     const uint64_t first = (uint64_t)r->vocab_first * VOCAB_CHUNK;
-    const uint64_t last = MIN(first + (uint64_t)r->vocab_count * VOCAB_CHUNK, stage->o.spec->vocab_size);
+    const uint64_t last =
+        MIN(first + (uint64_t)r->vocab_count * VOCAB_CHUNK, stage->o.spec->vocab_size);
     return last > first ? (uint32_t)(last - first) : 0;
 }
 
@@ -198,21 +214,29 @@ static void merge_row(const OutputRow *r, void *user)
     }
     const SampleRow row = row_of(r->sequence, r->row, r->position);
     SampleResult *drawn = &s->drawn[p->n];
-    const SampleOutcome outcome = sample_merge(s->merger, s->stage->o.kernels, &row, s->readers, p->n_parts, drawn);
+    const SampleOutcome outcome =
+        sample_merge(s->merger, s->stage->o.kernels, &row, s->readers, p->n_parts, drawn);
     const bool dump = r->sequence->admit.want_logits;
     if (outcome == SAMPLE_MORE) {
         p->outcome = SAMPLING_MORE;
         return;
     }
     const bool drew = outcome == SAMPLE_DRAWN;
-    if (outcome == SAMPLE_MALFORMED || (drew && drawn->id >= s->stage->o.spec->vocab_size) || (dump && !take_logits(p))) {
+    if (outcome == SAMPLE_MALFORMED || (drew && drawn->id >= s->stage->o.spec->vocab_size) ||
+        (dump && !take_logits(p))) {
         p->outcome = SAMPLING_MALFORMED;
         return;
     }
     RowResult *result = &s->results[p->n++];
-    *result = (RowResult){.slot = r->slot, .uid = r->sequence->admit.uid, .position = r->position, .id = drawn->id,
-                          .logprob = drawn->logprob, .failed = outcome == SAMPLE_NOT_FINITE, .n_top = drawn->n_top,
-                          .top_ids = drawn->top_ids, .top_logprobs = drawn->top_logprobs};
+    *result = (RowResult){.slot = r->slot,
+                          .uid = r->sequence->admit.uid,
+                          .position = r->position,
+                          .id = drawn->id,
+                          .logprob = drawn->logprob,
+                          .failed = outcome == SAMPLE_NOT_FINITE,
+                          .n_top = drawn->n_top,
+                          .top_ids = drawn->top_ids,
+                          .top_logprobs = drawn->top_logprobs};
     memcpy(result->row_hash, drawn->row_hash, sizeof result->row_hash);
     if (result->failed) {
         result->id = 0;
@@ -239,8 +263,8 @@ static void grow_logits(Sampling *s, const Step *step)
     }
 }
 
-SamplingMerge sampling_merge(Sampling *s, const Step *step, const GByteArray *const *parts, uint32_t n_parts, const RowResult **results,
-                             uint32_t *n_results)
+SamplingMerge sampling_merge(Sampling *s, const Step *step, const GByteArray *const *parts,
+                             uint32_t n_parts, const RowResult **results, uint32_t *n_results)
 {
     MergePass p = {.s = s, .n_parts = n_parts, .outcome = SAMPLING_DONE};
     for (uint32_t i = 0; i < n_parts; i++) {

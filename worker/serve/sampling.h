@@ -1,5 +1,6 @@
-/* Sampling: the last stage's end of a step: logits of the rows that have an output, this rank's vocabulary shard of each (sample.h), and on the drawing
- * rank the merge of all shards into results. Engine thread only. */
+/* Sampling: the last stage's end of a step: logits of the rows that have an output, this rank's
+ * vocabulary shard of each (sample.h), and on the drawing rank the merge of all shards into
+ * results. Engine thread only. */
 #pragma once
 
 #include "worker/model/stage.h"
@@ -13,11 +14,12 @@ void sampling_free(Sampling *sampling);
 
 /* Candidates per shard that the first round sends for this step. */
 uint32_t sampling_first_candidates(const Sampling *sampling, const Step *step);
-/* True if the merge of this step may ask for a second round with more candidates (open-ended filters). All ranks of the stage agree on it. */
+/* True if the merge of this step may ask for a second round with more candidates (open-ended
+ * filters). All ranks of the stage agree on it. */
 bool sampling_may_repeat(const Sampling *sampling, const Step *step);
 /* Computes and appends this rank's part of every output row, in row order. */
 void sampling_part(Sampling *sampling, const Step *step, uint32_t n_candidates, GByteArray *out);
 typedef enum SamplingMerge { SAMPLING_DONE, SAMPLING_MORE, SAMPLING_MALFORMED } SamplingMerge;
 /* parts[r]: rank r's bytes. Results are borrowed until the next merge. */
-SamplingMerge sampling_merge(Sampling *sampling, const Step *step, const GByteArray *const *parts, uint32_t n_parts,
-                             const RowResult **results, uint32_t *n_results);
+SamplingMerge sampling_merge(Sampling *sampling, const Step *step, const GByteArray *const *parts,
+                             uint32_t n_parts, const RowResult **results, uint32_t *n_results);

@@ -11,7 +11,8 @@ static uint32_t table_length(const StepLimits *limits)
 
 size_t sequences_bytes(const StepLimits *limits)
 {
-    const size_t pages = sizeof(uint32_t) * table_length(limits), tokens = sizeof(uint32_t) * ((size_t)limits->context + 1);
+    const size_t pages = sizeof(uint32_t) * table_length(limits),
+                 tokens = sizeof(uint32_t) * ((size_t)limits->context + 1);
     return limits->max_slots * (sizeof(Sequence) + sizeof(uint32_t *) + pages + tokens);
 }
 

@@ -1,4 +1,5 @@
-/* Sequences: the table of slots that every rank of a replica keeps, changed only by Steps, so that it is equal everywhere (DESIGN 7.1). */
+/* Sequences: the table of slots that every rank of a replica keeps, changed only by Steps, so that
+ * it is equal everywhere (DESIGN 7.1). */
 #pragma once
 
 #include "worker/serve/step.h"

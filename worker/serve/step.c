@@ -42,7 +42,12 @@ void step_clear(Step *step)
 
 /* ---- encoding ---- */
 
-enum { ADMIT_BYTES = 4 + 8 + 4 + 4 * 4 + 4 * 4 + 8 + 2, SEGMENT_BYTES = 7 * 4, ROW_BYTES = 12, HEAD_BYTES = 5 * 4 };
+enum {
+    ADMIT_BYTES = 4 + 8 + 4 + 4 * 4 + 4 * 4 + 8 + 2,
+    SEGMENT_BYTES = 7 * 4,
+    ROW_BYTES = 12,
+    HEAD_BYTES = 5 * 4
+};
 
 size_t step_wire_limit(const StepLimits *limits)
 {
@@ -56,7 +61,8 @@ typedef struct Writer {
 
 static void put(Writer *w, const void *value, size_t size)
 {
-    memcpy(w->at, value, size); /* x86-64 and AArch64 are little-endian; other hosts are refused at hello */
+    memcpy(w->at, value,
+           size); /* x86-64 and AArch64 are little-endian; other hosts are refused at hello */
     w->at += size;
 }
 static void put_u32(Writer *w, uint32_t v)
@@ -94,11 +100,13 @@ size_t step_encode(const Step *step, uint8_t *out)
     }
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *s = &step->segments[i];
-        const uint32_t fields[7] = {s->slot, s->position, s->row0, s->n_rows, s->page_index, s->n_pages, s->page0};
+        const uint32_t fields[7] = {s->slot,       s->position, s->row0, s->n_rows,
+                                    s->page_index, s->n_pages,  s->page0};
         put(&w, fields, sizeof fields);
     }
     for (uint32_t i = 0; i < step->n_rows; i++) {
-        const uint32_t fields[3] = {step->rows[i].token, step->rows[i].target, step->rows[i].output};
+        const uint32_t fields[3] = {step->rows[i].token, step->rows[i].target,
+                                    step->rows[i].output};
         put(&w, fields, sizeof fields);
     }
     put(&w, step->pages, 4 * (size_t)step->n_pages);
@@ -109,8 +117,9 @@ size_t step_encode(const Step *step, uint8_t *out)
 
 static bool refuse(GError **error, const char *what, uint64_t value, uint64_t limit)
 {
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message: %s %" G_GUINT64_FORMAT " exceeds %" G_GUINT64_FORMAT, what,
-                value, limit);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                "step message: %s %" G_GUINT64_FORMAT " exceeds %" G_GUINT64_FORMAT, what, value,
+                limit);
     return false;
 }
 
@@ -130,10 +139,12 @@ static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, 
     a->seed = byte_reader_u64le(r);
     a->want_logits = byte_reader_u8(r);
     a->trace = byte_reader_u8(r);
-    return a->slot < limits->max_slots || refuse(error, "admitted slot", a->slot, limits->max_slots);
+    return a->slot < limits->max_slots ||
+           refuse(error, "admitted slot", a->slot, limits->max_slots);
 }
 
-static bool decode_segment(StepSegment *s, const Step *step, ByteReader *r, const StepLimits *limits, GError **error)
+static bool decode_segment(StepSegment *s, const Step *step, ByteReader *r,
+                           const StepLimits *limits, GError **error)
 {
     s->slot = byte_reader_u32le(r);
     s->position = byte_reader_u32le(r);
@@ -146,7 +157,8 @@ static bool decode_segment(StepSegment *s, const Step *step, ByteReader *r, cons
         return refuse(error, "segment slot", s->slot, limits->max_slots);
     }
     if ((uint64_t)s->position + s->n_rows > limits->context) {
-        return refuse(error, "segment end position", (uint64_t)s->position + s->n_rows, limits->context);
+        return refuse(error, "segment end position", (uint64_t)s->position + s->n_rows,
+                      limits->context);
     }
     if ((uint64_t)s->row0 + s->n_rows > step->n_rows) {
         return refuse(error, "segment end row", (uint64_t)s->row0 + s->n_rows, step->n_rows);
@@ -168,8 +180,11 @@ static bool decode_counts(Step *step, ByteReader *r, const StepLimits *limits, G
     step->n_segments = byte_reader_u32le(r);
     step->n_rows = byte_reader_u32le(r);
     step->n_pages = byte_reader_u32le(r);
-    if (step->n_admits > limits->max_slots || step->n_releases > limits->max_slots || step->n_segments > limits->max_slots) {
-        return refuse(error, "count of sequences", MAX(step->n_admits, MAX(step->n_releases, step->n_segments)), limits->max_slots);
+    if (step->n_admits > limits->max_slots || step->n_releases > limits->max_slots ||
+        step->n_segments > limits->max_slots) {
+        return refuse(error, "count of sequences",
+                      MAX(step->n_admits, MAX(step->n_releases, step->n_segments)),
+                      limits->max_slots);
     }
     if (step->n_rows > limits->max_rows) {
         return refuse(error, "count of rows", step->n_rows, limits->max_rows);
@@ -178,7 +193,8 @@ static bool decode_counts(Step *step, ByteReader *r, const StepLimits *limits, G
     return step->n_pages <= pages || refuse(error, "count of pages", step->n_pages, pages);
 }
 
-bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size_t size, size_t *used, GError **error)
+bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size_t size,
+                 size_t *used, GError **error)
 {
     ByteReader r = byte_reader(data, size);
     if (!decode_counts(step, &r, limits, error)) {
@@ -219,7 +235,8 @@ bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size
         }
     }
     if (r.failed) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message: %zu bytes are too few", size);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "step message: %zu bytes are too few",
+                    size);
         return false;
     }
     *used = r.offset;

@@ -1,8 +1,11 @@
-/* Step: the executor's only input (DESIGN 7.1): rows of any mix of prefill and decode, with what the ranks must know about sequences that come and go.
- * The leader builds it; every rank of the replica runs the same Steps in the same order, so their sequence tables stay equal without another message.
+/* Step: the executor's only input (DESIGN 7.1): rows of any mix of prefill and decode, with what
+ * the ranks must know about sequences that come and go. The leader builds it; every rank of the
+ * replica runs the same Steps in the same order, so their sequence tables stay equal without
+ * another message.
  *
- * On the wire (little-endian, LINK_OP_STEP, before the activations): u32 n_admits, n_releases, n_segments, n_rows, n_pages; then the arrays below, field by
- * field. Decoding checks every number against the deployment's limits: a peer's bytes never index anything unchecked. */
+ * On the wire (little-endian, LINK_OP_STEP, before the activations): u32 n_admits, n_releases,
+ * n_segments, n_rows, n_pages; then the arrays below, field by field. Decoding checks every number
+ * against the deployment's limits: a peer's bytes never index anything unchecked. */
 #pragma once
 
 #include <glib.h>
@@ -19,7 +22,8 @@ typedef enum StepOutput {
 /* A sequence takes a slot; its sampler settings stay with the slot on the sampling ranks. */
 typedef struct StepAdmit {
     uint32_t slot;
-    uint64_t uid; /* names the sequence for ever; results of an earlier tenant of the slot are dropped by it */
+    uint64_t uid; /* names the sequence for ever; results of an earlier tenant of the slot are
+                     dropped by it */
     uint32_t n_prompt;
     float temperature, top_p, min_p, repeat_penalty;
     uint32_t top_k, penalty_window, choice, top_logprobs;
@@ -33,7 +37,8 @@ typedef struct StepSegment {
     uint32_t slot;
     uint32_t position; /* of its first row */
     uint32_t row0, n_rows;
-    uint32_t page_index, n_pages; /* table entries [page_index, page_index + n_pages) of the slot are set from pages[page0 ...] */
+    uint32_t page_index, n_pages; /* table entries [page_index, page_index + n_pages) of the slot
+                                     are set from pages[page0 ...] */
     uint32_t page0;
 } StepSegment;
 
@@ -66,4 +71,5 @@ uint32_t step_pages_capacity(const StepLimits *limits);
 /* Encodes into out (step_wire_limit bytes); returns the size. */
 size_t step_encode(const Step *step, uint8_t *out);
 /* Decodes and checks; *used gets the bytes consumed. PROTOCOL error with the field and value. */
-bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size_t size, size_t *used, GError **error);
+bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size_t size,
+                 size_t *used, GError **error);

@@ -5,8 +5,12 @@
 
 #include <string.h>
 
-enum { ARRIVED_LIMIT = 32, /* more than fly at once: the rest is of steps that will not run */
-       HEAD_BYTES = 8, ROW_HEAD_BYTES = 16, HASH_BYTES = 16 };
+enum {
+    ARRIVED_LIMIT = 32, /* more than fly at once: the rest is of steps that will not run */
+    HEAD_BYTES = 8,
+    ROW_HEAD_BYTES = 16,
+    HASH_BYTES = 16
+};
 
 typedef struct Arrived {
     uint32_t step;
@@ -18,8 +22,8 @@ struct Trace {
     uint32_t n_ranks;
     uint32_t *rows;
     uint32_t rows_capacity;
-    Hash128 *gathered;  /* [n_ranks][n_rows][n_sites] */
-    GQueue arrived;     /* of Arrived, oldest first */
+    Hash128 *gathered; /* [n_ranks][n_rows][n_sites] */
+    GQueue arrived;    /* of Arrived, oldest first */
     GByteArray *message;
 };
 
@@ -145,7 +149,8 @@ static void append_u32(GByteArray *out, uint32_t value)
     g_byte_array_append(out, (const uint8_t *)&value, sizeof value);
 }
 
-static void append_row_head(GByteArray *out, const Step *step, const Sequences *sequences, uint32_t row)
+static void append_row_head(GByteArray *out, const Step *step, const Sequences *sequences,
+                            uint32_t row)
 {
     const StepSegment *g = step->segments;
     while (row < g->row0 || row >= g->row0 + g->n_rows) {
@@ -160,7 +165,8 @@ const GByteArray *trace_message(Trace *t, const Step *step, const Sequences *seq
 {
     const StageTrace *s = &t->stage;
     const uint32_t before = s->first_site;
-    const size_t row_bytes = ROW_HEAD_BYTES + (size_t)before * HASH_BYTES, own_bytes = (size_t)s->n_sites * HASH_BYTES;
+    const size_t row_bytes = ROW_HEAD_BYTES + (size_t)before * HASH_BYTES,
+                 own_bytes = (size_t)s->n_sites * HASH_BYTES;
     const Arrived *a = before > 0 ? arrived_for(t, step->number) : NULL;
     if (before > 0 && (a == NULL || a->bytes->len != HEAD_BYTES + s->n_rows * row_bytes)) {
         return NULL;
@@ -174,7 +180,9 @@ const GByteArray *trace_message(Trace *t, const Step *step, const Sequences *seq
     for (uint32_t i = 0; i < s->n_rows; i++) {
         append_row_head(t->message, step, sequences, s->rows[i]);
         if (before > 0) {
-            g_byte_array_append(t->message, a->bytes->data + HEAD_BYTES + i * row_bytes + ROW_HEAD_BYTES, (guint)(row_bytes - ROW_HEAD_BYTES));
+            g_byte_array_append(t->message,
+                                a->bytes->data + HEAD_BYTES + i * row_bytes + ROW_HEAD_BYTES,
+                                (guint)(row_bytes - ROW_HEAD_BYTES));
         }
         g_byte_array_append(t->message, s->hashes[(size_t)i * s->n_sites].bytes, (guint)own_bytes);
     }

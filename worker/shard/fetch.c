@@ -1,17 +1,18 @@
 /* Getting slices from wherever they are nearest.
  *
- *   LOCAL    one pool task for each tensor tries cache and own file for its slices      (fetch_start -> local_run/local_done)
- *   REMOTE   flights: a batch of missing slices asked from one source; chunks are put together on the loop, each whole slice
- *            goes to the pool (hash, pack, cache)                                       (next_flights -> flight_* -> landed_*)
- *   ENDING   failed or cancelled: flights are cancelled, tasks run out                  (fail)
- *   done     on_done, freed                                                             (settle)
+ *   LOCAL    one pool task for each tensor tries cache and own file for its slices (fetch_start ->
+ * local_run/local_done) REMOTE   flights: a batch of missing slices asked from one source; chunks
+ * are put together on the loop, each whole slice goes to the pool (hash, pack, cache) (next_flights
+ * -> flight_* -> landed_*) ENDING   failed or cancelled: flights are cancelled, tasks run out
+ * (fail) done     on_done, freed (settle)
  *
  * Invariants:
  *   1. A slice is packed once, after its hash was right; `state` says how far it is.
  *   2. Tasks of one tensor never run at once (shard_put): tensor_locks.
  *   3. A flight's memory is free again before its place is used for another.
- *   4. A slice that a source did not give correctly goes to its next source; past the last one a new round begins, ROUNDS in all, with a pause,
- *      so that a source that is just starting is waited for and a missing slice is an error in bounded time.
+ *   4. A slice that a source did not give correctly goes to its next source; past the last one a
+ * new round begins, ROUNDS in all, with a pause, so that a source that is just starting is waited
+ * for and a missing slice is an error in bounded time.
  *   5. on_done comes only when no task and no flight is left. */
 #include "worker/shard/fetch.h"
 
@@ -25,7 +26,7 @@
 #include <string.h>
 
 #define PROGRESS_US 100000
-#define SILENCE_US 10000000  /* a source that sends nothing for this long is left */
+#define SILENCE_US 10000000 /* a source that sends nothing for this long is left */
 #define BATCH_DEADLINE_MS 300000
 #define ROUNDS 4u
 #define ROUND_PAUSE_US 500000
@@ -137,7 +138,9 @@ static void fail(Fetch *f, GError *error)
     }
 }
 
-/* ---- local --------------------------------------------------------------------------------------------------------- */
+/* ---- local
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct LocalTask {
     Fetch *fetch;
@@ -147,11 +150,13 @@ typedef struct LocalTask {
     GError *error;
 } LocalTask;
 
-/* An own file that was changed since is noticed by its hashes: after a few wrong slices it is not asked again. */
+/* An own file that was changed since is noticed by its hashes: after a few wrong slices it is not
+ * asked again. */
 static bool read_own_file(Fetch *f, const Slice *s, void *buffer)
 {
     const TensorSpec *t = &f->o.spec->tensors[s->ref.tensor];
-    if (!f->files || atomic_load(&f->own_file_wrong) >= 4 || !slice_files_read(f->files, f->o.spec, t, s->ref.slice, buffer)) {
+    if (!f->files || atomic_load(&f->own_file_wrong) >= 4 ||
+        !slice_files_read(f->files, f->o.spec, t, s->ref.slice, buffer)) {
         return false;
     }
     Hash128 hash = hash128(buffer, s->bytes);
@@ -159,7 +164,9 @@ static bool read_own_file(Fetch *f, const Slice *s, void *buffer)
         return true;
     }
     if (atomic_fetch_add(&f->own_file_wrong, 1) == 0) {
-        log_warn(f->o.log, "own copy of the model in %s differs from the coordinator's: tensor %s: slices come from elsewhere",
+        log_warn(f->o.log,
+                 "own copy of the model in %s differs from the coordinator's: tensor %s: slices "
+                 "come from elsewhere",
                  f->o.models_dir, t->name);
     }
     return false;
@@ -216,7 +223,8 @@ static void start_local(void *user)
     Fetch *f = user;
     f->n_tasks--; /* this one */
     for (uint32_t first = 0, last; first < f->n_slices && !f->error; first = last) {
-        for (last = first + 1; last < f->n_slices && f->slices[last].ref.tensor == f->slices[first].ref.tensor;) {
+        for (last = first + 1;
+             last < f->n_slices && f->slices[last].ref.tensor == f->slices[first].ref.tensor;) {
             last++;
         }
         LocalTask *task = g_new0(LocalTask, 1);
@@ -227,7 +235,8 @@ static void start_local(void *user)
     settle(f);
 }
 
-/* ---- a slice that came over the network ------------------------------------------------------------------------------ */
+/* ---- a slice that came over the network
+ * ------------------------------------------------------------------------------ */
 
 typedef struct Landed {
     Fetch *fetch;
@@ -280,10 +289,11 @@ static void landed_done(void *user)
         f->progress.bytes_done += l->slice->bytes;
     } else {
         const TensorSpec *t = &f->o.spec->tensors[l->slice->ref.tensor];
-        log_warn(f->o.log, "slice %u of tensor %s from %s has a wrong hash: asks the next source", l->slice->ref.slice, t->name,
-                 f->sources[l->flight->source]);
+        log_warn(f->o.log, "slice %u of tensor %s from %s has a wrong hash: asks the next source",
+                 l->slice->ref.slice, t->name, f->sources[l->flight->source]);
         g_clear_error(&f->source_error);
-        g_set_error(&f->source_error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s sent slice %u of tensor %s with a wrong hash",
+        g_set_error(&f->source_error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "%s sent slice %u of tensor %s with a wrong hash",
                     f->sources[l->flight->source], l->slice->ref.slice, t->name);
         pass_on(f, l->slice);
     }
@@ -294,13 +304,16 @@ static void landed_done(void *user)
     settle(f);
 }
 
-/* ---- flights ------------------------------------------------------------------------------------------------------- */
+/* ---- flights
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 /* What arrived makes no sense: the call is left, its other slices go to the next source. */
 static void refuse(Flight *flight, const char *what)
 {
     if (!flight->refused) {
-        g_set_error(&flight->refused, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s: %s", flight->fetch->sources[flight->source], what);
+        g_set_error(&flight->refused, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s: %s",
+                    flight->fetch->sources[flight->source], what);
     }
     rpc_client_cancel(flight->call);
 }
@@ -398,12 +411,14 @@ static void flight_done(const GError *error, void *user)
         pass_on(f, &f->slices[g_array_index(flight->indices, uint32_t, i)]);
     }
     if (why && !f->error) {
-        log_warn(f->o.log, "slices from %s: %s: goes on with the next source", f->sources[flight->source], why->message);
+        log_warn(f->o.log, "slices from %s: %s: goes on with the next source",
+                 f->sources[flight->source], why->message);
         g_clear_error(&f->source_error);
         f->source_error = g_error_copy(why);
     } else if (left && !f->error) {
         g_clear_error(&f->source_error);
-        g_set_error(&f->source_error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "%s ended before the last slice", f->sources[flight->source]);
+        g_set_error(&f->source_error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "%s ended before the last slice", f->sources[flight->source]);
     }
     g_clear_error(&flight->refused);
     flight_settle(flight);
@@ -433,7 +448,8 @@ static void flight_start(Flight *flight, RpcChannel *channel)
     flight->busy = true;
     flight->at = 0;
     flight->filled = 0;
-    flight->call = rpc_call_start(channel, &weft__v1__slices__descriptor, "Fetch", &request.base, BATCH_DEADLINE_MS, false,
+    flight->call = rpc_call_start(channel, &weft__v1__slices__descriptor, "Fetch", &request.base,
+                                  BATCH_DEADLINE_MS, false,
                                   (RpcCallbacks){flight_message, flight_done}, flight);
     listen_on(flight);
 }
@@ -443,7 +459,8 @@ static bool choose_batch(Fetch *f, Flight *flight, uint32_t round, uint32_t sour
 {
     size_t bytes = 0;
     g_array_set_size(flight->indices, 0);
-    for (uint32_t i = f->first_open; i < f->n_slices && flight->indices->len < FETCH_BATCH_SLICES; i++) {
+    for (uint32_t i = f->first_open; i < f->n_slices && flight->indices->len < FETCH_BATCH_SLICES;
+         i++) {
         Slice *s = &f->slices[i];
         if (s->state != SLICE_WANTED || s->round != round || s->source != source) {
             continue;
@@ -467,7 +484,8 @@ static const Slice *first_wanted(Fetch *f)
     const Slice *best = NULL;
     for (uint32_t i = f->first_open; i < f->n_slices; i++) {
         const Slice *s = &f->slices[i];
-        if (s->state == SLICE_WANTED && (!best || s->round < best->round || (s->round == best->round && s->source < best->source))) {
+        if (s->state == SLICE_WANTED && (!best || s->round < best->round ||
+                                         (s->round == best->round && s->source < best->source))) {
             best = s;
         }
         if (best && best->round == 0 && best->source == 0) {
@@ -485,9 +503,12 @@ static void fail_without_source(Fetch *f, const Slice *s)
     }
     GError *why = NULL;
     g_set_error(&why, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
-                "%u of %u slices could not be had, first slice %u of tensor %s: %s: check the sources and load again", wanted,
-                f->n_slices, s->ref.slice, f->o.spec->tensors[s->ref.tensor].name,
-                f->source_error ? f->source_error->message : f->n_sources ? "no source has them" : "no source was named");
+                "%u of %u slices could not be had, first slice %u of tensor %s: %s: check the "
+                "sources and load again",
+                wanted, f->n_slices, s->ref.slice, f->o.spec->tensors[s->ref.tensor].name,
+                f->source_error ? f->source_error->message
+                : f->n_sources  ? "no source has them"
+                                : "no source was named");
     fail(f, why);
 }
 
@@ -523,7 +544,8 @@ static void next_flights(Fetch *f)
             return;
         }
         uint32_t round = s->round, source = s->source;
-        RpcChannel *channel = f->o.channel(f->sources[source], source + 1 == f->n_sources, f->o.channel_user);
+        RpcChannel *channel =
+            f->o.channel(f->sources[source], source + 1 == f->n_sources, f->o.channel_user);
         if (!choose_batch(f, flight, round, source)) {
             continue;
         }
@@ -563,9 +585,12 @@ static void settle(Fetch *f)
     fetch_free(f);
 }
 
-/* ---- public -------------------------------------------------------------------------------------------------------- */
+/* ---- public
+ * --------------------------------------------------------------------------------------------------------
+ */
 
-Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, FetchDoneFn on_done, void *user)
+Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, FetchDoneFn on_done,
+                   void *user)
 {
     Fetch *f = g_new0(Fetch, 1);
     f->o = *options;
@@ -589,15 +614,19 @@ Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, Fet
     for (uint32_t i = 0; i < f->n_slices; i++) {
         SliceRef ref = options->slices[i];
         f->slices[i].ref = ref;
-        f->slices[i].bytes = model_spec_slice_bytes(options->spec, &options->spec->tensors[ref.tensor], ref.slice);
+        f->slices[i].bytes =
+            model_spec_slice_bytes(options->spec, &options->spec->tensors[ref.tensor], ref.slice);
         f->progress.bytes_total += f->slices[i].bytes;
-        if (!model_message_hash(options->manifest, ref.tensor, ref.slice, &f->slices[i].hash) && !f->error) {
-            g_set_error(&f->error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "slice %u of tensor %s has no hash in the manifest: nothing is loaded",
+        if (!model_message_hash(options->manifest, ref.tensor, ref.slice, &f->slices[i].hash) &&
+            !f->error) {
+            g_set_error(&f->error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "slice %u of tensor %s has no hash in the manifest: nothing is loaded",
                         ref.slice, options->spec->tensors[ref.tensor].name);
         }
     }
     f->o.manifest = NULL;
-    f->files = slice_files_open(options->models_dir, options->spec, (const char *const *)options->manifest->file_names,
+    f->files = slice_files_open(options->models_dir, options->spec,
+                                (const char *const *)options->manifest->file_names,
                                 options->manifest->n_file_names);
     slice_store_retry(options->store);
     f->n_tasks = 1;

@@ -1,10 +1,13 @@
 /* A shard's memory and the way of a slice into it.
  *
- * One pass over the model's tensors decides both how many bytes a rank needs and where each matrix lies: shard_layout() runs with
- * base NULL to count and with the mapping to place, so the two can never differ. Invariants:
+ * One pass over the model's tensors decides both how many bytes a rank needs and where each matrix
+ * lies: shard_layout() runs with base NULL to count and with the mapping to place, so the two can
+ * never differ. Invariants:
  *   1. every matrix and vector lies in the arena at a multiple of ALIGNMENT and overlaps no other;
- *   2. the arena is zero before the first shard_put(): packed_put() relies on it, and unused lanes of a last panel stay zero weights;
- *   3. a tensor is held once: a tied head on a stage that is first and last is the embedding itself. */
+ *   2. the arena is zero before the first shard_put(): packed_put() relies on it, and unused lanes
+ * of a last panel stay zero weights;
+ *   3. a tensor is held once: a tied head on a stage that is first and last is the embedding
+ * itself. */
 #include "worker/shard/shard.h"
 
 #include "kernels/ops/embed.h"
@@ -15,9 +18,11 @@
 
 #define ALIGNMENT 64u
 
-/* ---- which part of the model is ours ------------------------------------------------------------------------------ */
+/* ---- which part of the model is ours
+ * ------------------------------------------------------------------------------ */
 
-static bool held_ranges(Shard *shard, const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
+static bool held_ranges(Shard *shard, const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                        uint32_t stage, uint32_t rank)
 {
     if (replica >= plan->n_replicas || stage >= plan->replicas[replica].n_stages ||
         rank >= plan->replicas[replica].stages[stage].n_ranks) {
@@ -26,10 +31,11 @@ static bool held_ranges(Shard *shard, const ModelSpec *spec, const Plan *plan, u
     const PlanReplica *of = &plan->replicas[replica];
     const PlanStage *s = &of->stages[stage];
     const PlanRank *r = &s->ranks[rank];
-    if (s->layer_last < s->layer_first || s->layer_last >= spec->n_layers || r->attn_count == 0 || r->ffn_count == 0 ||
-        r->attn_first >= spec->n_attn_units || r->attn_count > spec->n_attn_units - r->attn_first ||
-        r->ffn_first >= spec->n_ffn_units || r->ffn_count > spec->n_ffn_units - r->ffn_first ||
-        r->vocab_first > spec->n_vocab_chunks || r->vocab_count > spec->n_vocab_chunks - r->vocab_first) {
+    if (s->layer_last < s->layer_first || s->layer_last >= spec->n_layers || r->attn_count == 0 ||
+        r->ffn_count == 0 || r->attn_first >= spec->n_attn_units ||
+        r->attn_count > spec->n_attn_units - r->attn_first || r->ffn_first >= spec->n_ffn_units ||
+        r->ffn_count > spec->n_ffn_units - r->ffn_first || r->vocab_first > spec->n_vocab_chunks ||
+        r->vocab_count > spec->n_vocab_chunks - r->vocab_first) {
         return false;
     }
     shard->spec = spec;
@@ -46,7 +52,8 @@ static bool held_ranges(Shard *shard, const ModelSpec *spec, const Plan *plan, u
     model_spec_attn_unit_heads(spec, r->attn_first, &shard->head_first, &count);
     model_spec_attn_unit_heads(spec, r->attn_first + r->attn_count - 1, &first, &count);
     shard->n_heads = first + count - shard->head_first;
-    model_spec_kv_heads_of(spec, shard->head_first, shard->n_heads, &shard->kv_first, &shard->n_kv_heads);
+    model_spec_kv_heads_of(spec, shard->head_first, shard->n_heads, &shard->kv_first,
+                           &shard->n_kv_heads);
 
     if (shard->has_embedding || shard->has_head) {
         uint32_t begin = r->vocab_first * VOCAB_CHUNK;
@@ -67,13 +74,15 @@ static void ffn_range(const Shard *shard, uint32_t *first, uint32_t *count)
     *count = last + n - *first;
 }
 
-/* The rectangle of a tensor that this shard holds, in the tensor's rows and columns; n_rows 0 = nothing of it. */
+/* The rectangle of a tensor that this shard holds, in the tensor's rows and columns; n_rows 0 =
+ * nothing of it. */
 static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
 {
     uint32_t head = shard->spec->head_size, first, count;
     SliceRect all = {0, t->rows, 0, t->columns};
     SliceRect none = {0, 0, 0, 0};
-    if (t->layer >= 0 && ((uint32_t)t->layer < shard->layer_first || (uint32_t)t->layer - shard->layer_first >= shard->n_layers)) {
+    if (t->layer >= 0 && ((uint32_t)t->layer < shard->layer_first ||
+                          (uint32_t)t->layer - shard->layer_first >= shard->n_layers)) {
         return none;
     }
     bool vector = t->rows == 1;
@@ -84,7 +93,8 @@ static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
         }
         return (SliceRect){shard->vocab_first, shard->vocab_count, 0, t->columns};
     case ROLE_OUTPUT:
-        return shard->has_head ? (SliceRect){shard->vocab_first, shard->vocab_count, 0, t->columns} : none;
+        return shard->has_head ? (SliceRect){shard->vocab_first, shard->vocab_count, 0, t->columns}
+                               : none;
     case ROLE_OUTPUT_NORM:
         return shard->has_head ? all : none;
     case ROLE_ROPE_FACTORS:
@@ -118,39 +128,60 @@ static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
     return vector ? (SliceRect){0, 1, first, count} : (SliceRect){first, count, 0, t->columns};
 }
 
-/* ---- where it lies ------------------------------------------------------------------------------------------------- */
+/* ---- where it lies
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static PackedMatrix *matrix_of(Shard *shard, LayerWeights *layer, TensorRole role)
 {
     switch (role) {
-    case ROLE_TOKEN_EMBD: return &shard->embedding;
-    case ROLE_OUTPUT: return &shard->output;
-    case ROLE_ATTN_Q: return &layer->q;
-    case ROLE_ATTN_K: return &layer->k;
-    case ROLE_ATTN_V: return &layer->v;
-    case ROLE_ATTN_OUT: return &layer->attn_out;
-    case ROLE_FFN_GATE: return &layer->gate;
-    case ROLE_FFN_UP: return &layer->up;
-    case ROLE_FFN_DOWN: return &layer->down;
-    default: return NULL;
+    case ROLE_TOKEN_EMBD:
+        return &shard->embedding;
+    case ROLE_OUTPUT:
+        return &shard->output;
+    case ROLE_ATTN_Q:
+        return &layer->q;
+    case ROLE_ATTN_K:
+        return &layer->k;
+    case ROLE_ATTN_V:
+        return &layer->v;
+    case ROLE_ATTN_OUT:
+        return &layer->attn_out;
+    case ROLE_FFN_GATE:
+        return &layer->gate;
+    case ROLE_FFN_UP:
+        return &layer->up;
+    case ROLE_FFN_DOWN:
+        return &layer->down;
+    default:
+        return NULL;
     }
 }
 
 static float **vector_of(Shard *shard, LayerWeights *layer, TensorRole role)
 {
     switch (role) {
-    case ROLE_OUTPUT_NORM: return &shard->output_norm;
-    case ROLE_ROPE_FACTORS: return &shard->rope_factors;
-    case ROLE_ATTN_NORM: return &layer->attn_norm;
-    case ROLE_FFN_NORM: return &layer->ffn_norm;
-    case ROLE_ATTN_Q_BIAS: return &layer->q_bias;
-    case ROLE_ATTN_K_BIAS: return &layer->k_bias;
-    case ROLE_ATTN_V_BIAS: return &layer->v_bias;
-    default: return NULL;
+    case ROLE_OUTPUT_NORM:
+        return &shard->output_norm;
+    case ROLE_ROPE_FACTORS:
+        return &shard->rope_factors;
+    case ROLE_ATTN_NORM:
+        return &layer->attn_norm;
+    case ROLE_FFN_NORM:
+        return &layer->ffn_norm;
+    case ROLE_ATTN_Q_BIAS:
+        return &layer->q_bias;
+    case ROLE_ATTN_K_BIAS:
+        return &layer->k_bias;
+    case ROLE_ATTN_V_BIAS:
+        return &layer->v_bias;
+    default:
+        return NULL;
     }
 }
 
-/* Takes `bytes` at the cursor, rounded up to ALIGNMENT; false on overflow. The place is NULL while counting. */
+/* Takes `bytes` at the cursor, rounded up to ALIGNMENT; false on overflow. The place is NULL while
+ * counting. */
 static bool arena_take(uint8_t *base, size_t *cursor, size_t bytes, void **place)
 {
     size_t end;
@@ -163,7 +194,8 @@ static bool arena_take(uint8_t *base, size_t *cursor, size_t bytes, void **place
 }
 
 /* One tensor's part: sizes its matrix or vector and takes its bytes. */
-static bool layout_tensor(Shard *shard, LayerWeights *layer, const TensorSpec *t, uint8_t *base, size_t *cursor, GError **error)
+static bool layout_tensor(Shard *shard, LayerWeights *layer, const TensorSpec *t, uint8_t *base,
+                          size_t *cursor, GError **error)
 {
     SliceRect rect = held_rect(shard, t);
     void *place;
@@ -173,8 +205,10 @@ static bool layout_tensor(Shard *shard, LayerWeights *layer, const TensorSpec *t
         return true;
     }
     if (vector) {
-        if (!sz_mul((size_t)rect.n_rows * rect.n_cols, sizeof(float), &bytes) || !arena_take(base, cursor, bytes, &place)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "tensor %s: its size overflows", t->name);
+        if (!sz_mul((size_t)rect.n_rows * rect.n_cols, sizeof(float), &bytes) ||
+            !arena_take(base, cursor, bytes, &place)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "tensor %s: its size overflows",
+                        t->name);
             return false;
         }
         *vector = place;
@@ -189,20 +223,23 @@ static bool layout_tensor(Shard *shard, LayerWeights *layer, const TensorSpec *t
     if (m->panel_bytes == 0) {
         const char *name = dtype_info(t->type)->name;
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "tensor %s: %u columns of type %s (%u) cannot be packed by this build: use a model of a supported type", t->name,
-                    rect.n_cols, name ? name : "unknown", (unsigned)t->type);
+                    "tensor %s: %u columns of type %s (%u) cannot be packed by this build: use a "
+                    "model of a supported type",
+                    t->name, rect.n_cols, name ? name : "unknown", (unsigned)t->type);
         return false;
     }
     size_t panels = ((size_t)rect.n_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     if (!sz_mul(panels, m->panel_bytes, &bytes) || !arena_take(base, cursor, bytes, &place)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "tensor %s: its packed size overflows", t->name);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "tensor %s: its packed size overflows",
+                    t->name);
         return false;
     }
     m->data = place;
     return true;
 }
 
-/* All tensors: the arena's size, and with `base` every pointer into it. Without layers[] (counting) each layer is a scratch one. */
+/* All tensors: the arena's size, and with `base` every pointer into it. Without layers[] (counting)
+ * each layer is a scratch one. */
 static bool shard_layout(Shard *shard, uint8_t *base, size_t *bytes_out, GError **error)
 {
     size_t cursor = 0;
@@ -224,17 +261,20 @@ static bool shard_layout(Shard *shard, uint8_t *base, size_t *bytes_out, GError 
     return true;
 }
 
-size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank)
+size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                   uint32_t rank)
 {
     Shard counting = {0};
     size_t bytes = 0;
-    if (!held_ranges(&counting, spec, plan, replica, stage, rank) || !shard_layout(&counting, NULL, &bytes, NULL)) {
+    if (!held_ranges(&counting, spec, plan, replica, stage, rank) ||
+        !shard_layout(&counting, NULL, &bytes, NULL)) {
         return 0;
     }
     return bytes;
 }
 
-Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, GError **error)
+Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                 uint32_t rank, GError **error)
 {
     Shard *shard = weft_alloc(1, sizeof *shard, "shard", error);
     if (!shard) {
@@ -242,8 +282,9 @@ Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint
     }
     if (!held_ranges(shard, spec, plan, replica, stage, rank)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "replica %u stage %u rank %u: not in the plan, or its layers or units are outside the model: plan again", replica,
-                    stage, rank);
+                    "replica %u stage %u rank %u: not in the plan, or its layers or units are "
+                    "outside the model: plan again",
+                    replica, stage, rank);
         weft_free(shard);
         return NULL;
     }
@@ -281,7 +322,9 @@ const PackedMatrix *shard_head(const Shard *shard)
     return shard->spec->tied_output ? &shard->embedding : &shard->output;
 }
 
-/* ---- the way in ---------------------------------------------------------------------------------------------------- */
+/* ---- the way in
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *bytes)
 {
@@ -293,13 +336,15 @@ void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *
     g_assert(put.row0 >= held.row0 && put.row0 + put.n_rows <= held.row0 + held.n_rows);
     g_assert(put.col0 >= held.col0 && put.col0 + put.n_cols <= held.col0 + held.n_cols);
 
-    LayerWeights *layer = t->layer >= 0 ? &shard->layers[(uint32_t)t->layer - shard->layer_first] : NULL;
+    LayerWeights *layer =
+        t->layer >= 0 ? &shard->layers[(uint32_t)t->layer - shard->layer_first] : NULL;
     LayerWeights unused = {0};
     layer = layer ? layer : &unused;
     float **vector = vector_of(shard, layer, t->role);
     if (vector) {
         /* 1-D: one row in ModelSpec, so the element is its column. */
-        dequantise_row(t->type, bytes, put.n_rows * put.n_cols, *vector + (put.row0 - held.row0) + (put.col0 - held.col0));
+        dequantise_row(t->type, bytes, put.n_rows * put.n_cols,
+                       *vector + (put.row0 - held.row0) + (put.col0 - held.col0));
         return;
     }
     PackedMatrix *m = matrix_of(shard, layer, t->role);
@@ -307,5 +352,6 @@ void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *
     size_t row_bytes = 0;
     bool whole_blocks = dtype_row_bytes(t->type, put.n_cols, &row_bytes);
     g_assert(whole_blocks);
-    packed_put(m, bytes, row_bytes, put.row0 - held.row0, put.n_rows, put.col0 - held.col0, put.n_cols);
+    packed_put(m, bytes, row_bytes, put.row0 - held.row0, put.n_rows, put.col0 - held.col0,
+               put.n_cols);
 }

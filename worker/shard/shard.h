@@ -1,5 +1,6 @@
-/* Shard: the weights that one rank holds, packed for the kernels, and how they got there (DESIGN 7.8): from the slice cache on disk, the worker's own
- * copy of the file, a peer, or the coordinator; every slice checked against the manifest's hash before it is packed. */
+/* Shard: the weights that one rank holds, packed for the kernels, and how they got there
+ * (DESIGN 7.8): from the slice cache on disk, the worker's own copy of the file, a peer, or the
+ * coordinator; every slice checked against the manifest's hash before it is packed. */
 #pragma once
 
 #include "kernels/ops/matmul.h"
@@ -10,38 +11,41 @@
 
 /* Weights of one layer on this rank. NULL data = the model has none. */
 typedef struct LayerWeights {
-    float *attn_norm, *ffn_norm;         /* [width] */
-    PackedMatrix q;                      /* rows: own query heads */
-    PackedMatrix k, v;                   /* rows: KV heads that own query heads read */
-    float *q_bias, *k_bias, *v_bias;     /* own rows, or NULL */
-    PackedMatrix attn_out;               /* rows: width; columns: own attention units */
-    PackedMatrix gate, up;               /* rows: own FFN units */
-    PackedMatrix down;                   /* rows: width; columns: own FFN units */
+    float *attn_norm, *ffn_norm;     /* [width] */
+    PackedMatrix q;                  /* rows: own query heads */
+    PackedMatrix k, v;               /* rows: KV heads that own query heads read */
+    float *q_bias, *k_bias, *v_bias; /* own rows, or NULL */
+    PackedMatrix attn_out;           /* rows: width; columns: own attention units */
+    PackedMatrix gate, up;           /* rows: own FFN units */
+    PackedMatrix down;               /* rows: width; columns: own FFN units */
 } LayerWeights;
 
 typedef struct Shard {
     const ModelSpec *spec; /* borrowed */
     uint32_t layer_first, n_layers;
-    uint32_t head_first, n_heads;        /* query heads */
-    uint32_t kv_first, n_kv_heads;       /* KV heads computed here */
+    uint32_t head_first, n_heads;  /* query heads */
+    uint32_t kv_first, n_kv_heads; /* KV heads computed here */
     uint32_t attn_unit_first, n_attn_units, ffn_unit_first, n_ffn_units;
-    uint32_t vocab_first, vocab_count;   /* ids (not chunks) held by embedding or head, 0 elsewhere */
-    bool has_embedding, has_head;        /* first stage / last stage */
-    PackedMatrix embedding;              /* has_embedding or a tied head: rows vocab_first ... */
-    PackedMatrix output;                 /* untied head */
-    float *output_norm;                  /* [width], last stage */
-    float *rope_factors;                 /* or NULL */
+    uint32_t vocab_first, vocab_count; /* ids (not chunks) held by embedding or head, 0 elsewhere */
+    bool has_embedding, has_head;      /* first stage / last stage */
+    PackedMatrix embedding;            /* has_embedding or a tied head: rows vocab_first ... */
+    PackedMatrix output;               /* untied head */
+    float *output_norm;                /* [width], last stage */
+    float *rope_factors;               /* or NULL */
     LayerWeights *layers;
-    void *arena;                         /* one mapping that holds all of the above */
+    void *arena; /* one mapping that holds all of the above */
     size_t arena_bytes;
 } Shard;
 
 /* Lays out and maps an empty shard for a rank of a checked plan: every matrix sized and zeroed. */
-Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank, GError **error);
+Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                 uint32_t rank, GError **error);
 void shard_free(Shard *shard); /* NULL-safe */
 /* Bytes of the arena without building it. */
-size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank);
-/* Packs the file bytes of one slice (model_spec_slice_bytes) to its place. Threads may put different slices of different tensors. */
+size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                   uint32_t rank);
+/* Packs the file bytes of one slice (model_spec_slice_bytes) to its place. Threads may put
+ * different slices of different tensors. */
 void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *bytes);
 /* The packed head: output, or the tied embedding. */
 const PackedMatrix *shard_head(const Shard *shard);

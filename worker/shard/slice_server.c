@@ -1,9 +1,11 @@
 /* One Serving for each call: read a slice in the pool, send it in chunks, next slice.
  *
- *   READING --(bytes or NULL)--> SENDING --(slice sent)--> READING ... --(all sent | cancelled | reader too slow)--> freed
+ *   READING --(bytes or NULL)--> SENDING --(slice sent)--> READING ... --(all sent | cancelled |
+ * reader too slow)--> freed
  *
- * Invariant: at most one slice, and SEND_LIMIT bytes in the call's queue, are in memory for a call. There is no "drained" event, so a full
- * queue is waited for with a timer; a reader that lets it grow past STALL_LIMIT is left. */
+ * Invariant: at most one slice, and SEND_LIMIT bytes in the call's queue, are in memory for a call.
+ * There is no "drained" event, so a full queue is waited for with a timer; a reader that lets it
+ * grow past STALL_LIMIT is left. */
 #include "worker/shard/slice_server.h"
 
 #include "proto/base/error.h"
@@ -83,13 +85,16 @@ static void send_some(void *user)
     while (s->at == at) {
         size_t waiting = send_chunk(s);
         if (waiting > STALL_LIMIT) {
-            g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "slices: the reader is too slow: %zu bytes wait", waiting);
+            g_autoptr(GError) why =
+                g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                            "slices: the reader is too slow: %zu bytes wait", waiting);
             rpc_call_finish(s->call, why);
             serving_free(s);
             return;
         }
         if (waiting > SEND_LIMIT) {
-            loop_timer_start(s->server->loop, FULL_PAUSE_US, s->at == at ? send_some : (LoopFn)read_next, s);
+            loop_timer_start(s->server->loop, FULL_PAUSE_US,
+                             s->at == at ? send_some : (LoopFn)read_next, s);
             return;
         }
     }
@@ -117,8 +122,10 @@ static void handle_fetch(RpcCall *call, const ProtobufCMessage *message, void *u
 {
     const Weft__V1__FetchRequest *request = (const Weft__V1__FetchRequest *)message;
     if (request->file_hash.len != sizeof(Hash128) || request->n_slices > FETCH_BATCH_SLICES) {
-        g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID, "fetch: a file hash of %zu bytes and %zu slices: 16 bytes and at most %u are allowed",
-                                            request->file_hash.len, request->n_slices, FETCH_BATCH_SLICES);
+        g_autoptr(GError) why = g_error_new(
+            WEFT_ERROR, WEFT_ERROR_INVALID,
+            "fetch: a file hash of %zu bytes and %zu slices: 16 bytes and at most %u are allowed",
+            request->file_hash.len, request->n_slices, FETCH_BATCH_SLICES);
         rpc_call_finish(call, why);
         return;
     }
@@ -144,7 +151,8 @@ SliceServer *slice_server_new(Loop *loop, TaskPool *pool, SliceStore *store)
 
 void slice_server_add_to(SliceServer *server, RpcServer *rpc)
 {
-    static const RpcMethod methods[] = {{"Fetch", handle_fetch, RPC_ROLE_WORKER | RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod methods[] = {
+        {"Fetch", handle_fetch, RPC_ROLE_WORKER | RPC_ROLE_COORDINATOR}, {NULL}};
     rpc_server_add(rpc, &weft__v1__slices__descriptor, methods, server);
 }
 

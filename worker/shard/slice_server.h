@@ -1,4 +1,5 @@
-/* SliceServer: Slices.Fetch from this worker's cache, so that peers need not all ask the coordinator. The receiver checks hashes. Loop thread. */
+/* SliceServer: Slices.Fetch from this worker's cache, so that peers need not all ask the
+ * coordinator. The receiver checks hashes. Loop thread. */
 #pragma once
 
 #include "transport/rpc/rpc.h"

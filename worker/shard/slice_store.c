@@ -1,4 +1,5 @@
-/* Slices on disk. Nothing here is trusted by being there: readers check hashes, and a cache that fails in any way only costs the network again. */
+/* Slices on disk. Nothing here is trusted by being there: readers check hashes, and a cache that
+ * fails in any way only costs the network again. */
 #include "worker/shard/slice_store.h"
 
 #include <errno.h>
@@ -24,7 +25,8 @@ SliceStore *slice_store_new(const char *cache_dir, Log *log)
         return store;
     }
     if (g_mkdir_with_parents(cache_dir, 0700) != 0 || access(cache_dir, R_OK | W_OK | X_OK) != 0) {
-        log_warn(log, "cache %s: %s: goes on without caching; give a writable --cache", cache_dir, g_strerror(errno));
+        log_warn(log, "cache %s: %s: goes on without caching; give a writable --cache", cache_dir,
+                 g_strerror(errno));
         return store;
     }
     store->dir = g_strdup(cache_dir);
@@ -98,7 +100,8 @@ static void drop_cached(SliceStore *store, const SliceId *id, const char *why)
     log_warn(store->log, "cached slice %s %s: removed, is fetched again", path, why);
 }
 
-bool slice_store_read(SliceStore *store, const SliceId *id, const Hash128 *expected, void *out, size_t size)
+bool slice_store_read(SliceStore *store, const SliceId *id, const Hash128 *expected, void *out,
+                      size_t size)
 {
     size_t there;
     int fd = open_cached(store, id, &there);
@@ -153,7 +156,8 @@ static bool write_whole(int fd, const void *data, size_t size)
     return true;
 }
 
-/* Writes `data` to `aside`; errno tells why not. The pages must reach the disk before they can be given back. */
+/* Writes `data` to `aside`; errno tells why not. The pages must reach the disk before they can be
+ * given back. */
 static bool write_aside(const char *aside, const void *data, size_t size)
 {
     int fd = open(aside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -181,20 +185,25 @@ void slice_store_write(SliceStore *store, const SliceId *id, const void *data, s
     }
     g_autofree char *dir = tensor_dir(store, id);
     g_autofree char *path = g_strdup_printf("%s/%u", dir, id->slice);
-    g_autofree char *aside =
-        g_strdup_printf("%s.aside.%d.%u", path, (int)getpid(), atomic_fetch_add(&store->next_aside, 1));
-    bool ok = g_mkdir_with_parents(dir, 0700) == 0 && write_aside(aside, data, size) && rename(aside, path) == 0;
+    g_autofree char *aside = g_strdup_printf("%s.aside.%d.%u", path, (int)getpid(),
+                                             atomic_fetch_add(&store->next_aside, 1));
+    bool ok = g_mkdir_with_parents(dir, 0700) == 0 && write_aside(aside, data, size) &&
+              rename(aside, path) == 0;
     if (ok) {
         return;
     }
     int why = errno;
     unlink(aside);
     if (!atomic_exchange(&store->writes_off, true)) {
-        log_warn(store->log, "cache %s: %s: goes on without caching; free space or give another --cache", store->dir, g_strerror(why));
+        log_warn(store->log,
+                 "cache %s: %s: goes on without caching; free space or give another --cache",
+                 store->dir, g_strerror(why));
     }
 }
 
-/* ---- own model files ----------------------------------------------------------------------------------------------- */
+/* ---- own model files
+ * -----------------------------------------------------------------------------------------------
+ */
 
 struct SliceFiles {
     size_t n_files;
@@ -231,7 +240,8 @@ static int open_model_file(const char *models_dir, const char *name, uint64_t *s
     return fd;
 }
 
-SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec, const char *const *file_names, size_t n_files)
+SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec,
+                             const char *const *file_names, size_t n_files)
 {
     if (!models_dir || n_files == 0) {
         return NULL;
@@ -247,7 +257,8 @@ SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec, cons
     }
     for (uint32_t i = 0; i < spec->n_tensors && all; i++) {
         const TensorSpec *t = &spec->tensors[i];
-        all = t->file < n_files && t->size_bytes <= sizes[t->file] && t->offset <= sizes[t->file] - t->size_bytes;
+        all = t->file < n_files && t->size_bytes <= sizes[t->file] &&
+              t->offset <= sizes[t->file] - t->size_bytes;
     }
     if (!all) {
         slice_files_free(files);
@@ -256,11 +267,13 @@ SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec, cons
     return files;
 }
 
-bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec *tensor, uint32_t slice, void *out)
+bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec *tensor,
+                      uint32_t slice, void *out)
 {
     SliceRect rect = model_spec_slice(spec, tensor, slice);
     size_t row_bytes, before, part;
-    if (!dtype_row_bytes(tensor->type, tensor->columns, &row_bytes) || !dtype_row_bytes(tensor->type, rect.col0, &before) ||
+    if (!dtype_row_bytes(tensor->type, tensor->columns, &row_bytes) ||
+        !dtype_row_bytes(tensor->type, rect.col0, &before) ||
         !dtype_row_bytes(tensor->type, rect.n_cols, &part)) {
         return false;
     }
@@ -270,7 +283,8 @@ bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec
         return read_whole(fd, out, (size_t)rect.n_rows * row_bytes, at);
     }
     for (uint32_t r = 0; r < rect.n_rows; r++) {
-        if (!read_whole(fd, (char *)out + (size_t)r * part, part, at + (off_t)((uint64_t)r * row_bytes))) {
+        if (!read_whole(fd, (char *)out + (size_t)r * part, part,
+                        at + (off_t)((uint64_t)r * row_bytes))) {
             return false;
         }
     }
@@ -279,5 +293,6 @@ bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec
 
 void slice_files_forget(SliceFiles *files, const TensorSpec *tensor)
 {
-    posix_fadvise(files->fds[tensor->file], (off_t)tensor->offset, (off_t)tensor->size_bytes, POSIX_FADV_DONTNEED);
+    posix_fadvise(files->fds[tensor->file], (off_t)tensor->offset, (off_t)tensor->size_bytes,
+                  POSIX_FADV_DONTNEED);
 }

@@ -250,7 +250,8 @@ void choice_begin(Choice *c)
     c->hashes = g_array_new(FALSE, FALSE, 1);
     if (t != NULL && !is_score(c)) {
         c->detokenizer = detokenizer_new(t, r->raw_special);
-        if (c->n_prompt > 0) { /* a continuation: SentencePiece's leading space belongs to the prompt's first piece, not to ours */
+        if (c->n_prompt > 0) { /* a continuation: SentencePiece's leading space belongs to the
+                                  prompt's first piece, not to ours */
             g_autoptr(GString) shown_before = g_string_new(NULL);
             detokenizer_push(c->detokenizer, c->prompt[c->n_prompt - 1], shown_before);
         }

@@ -1,15 +1,17 @@
 #include "tests/golden/logits/golden_cases.h"
 
-/* The seeds of quantised models are such that no activation lies so near the half of a quant that float32 and float64 round it to different sides: the
- * comparison with defined roundings can then be as tight as that of float types. */
+/* The seeds of quantised models are such that no activation lies so near the half of a quant that
+ * float32 and float64 round it to different sides: the comparison with defined roundings can then
+ * be as tight as that of float types. */
 typedef struct TypeRow {
     Dtype type;
     uint64_t seed;
 } TypeRow;
 
 static const TypeRow TYPES[] = {
-    {DTYPE_F32, 1000},  {DTYPE_F16, 1001},  {DTYPE_BF16, 1002}, {DTYPE_Q8_0, 2003}, {DTYPE_Q4_0, 1004}, {DTYPE_Q4_1, 3005},
-    {DTYPE_Q5_0, 5006}, {DTYPE_Q5_1, 1007}, {DTYPE_Q4_K, 1008}, {DTYPE_Q5_K, 1009}, {DTYPE_Q6_K, 2010},
+    {DTYPE_F32, 1000},  {DTYPE_F16, 1001},  {DTYPE_BF16, 1002}, {DTYPE_Q8_0, 2003},
+    {DTYPE_Q4_0, 1004}, {DTYPE_Q4_1, 3005}, {DTYPE_Q5_0, 5006}, {DTYPE_Q5_1, 1007},
+    {DTYPE_Q4_K, 1008}, {DTYPE_Q5_K, 1009}, {DTYPE_Q6_K, 2010},
 };
 #define N_TYPES G_N_ELEMENTS(TYPES)
 
@@ -28,7 +30,8 @@ static void cache_bf16(GoldenCase *c)
     c->kv_type = KV_BF16;
 }
 
-/* Every query head has its own keys; separate output; rows that are no multiple of a vector or a panel. */
+/* Every query head has its own keys; separate output; rows that are no multiple of a vector or a
+ * panel. */
 static void multi_head(GoldenCase *c)
 {
     c->config.width = 90;
@@ -80,7 +83,8 @@ static void rope_factors(GoldenCase *c)
 static void mixed_k(GoldenCase *c)
 {
     gguf_builder_set_type(&c->config, DTYPE_Q4_K);
-    c->config.type[ROLE_ATTN_V] = c->config.type[ROLE_FFN_DOWN] = c->config.type[ROLE_OUTPUT] = DTYPE_Q6_K;
+    c->config.type[ROLE_ATTN_V] = c->config.type[ROLE_FFN_DOWN] = c->config.type[ROLE_OUTPUT] =
+        DTYPE_Q6_K;
     c->config.type[ROLE_TOKEN_EMBD] = DTYPE_Q5_0;
     c->config.tied = false;
     c->config.n_layers = 3;
@@ -100,9 +104,11 @@ static void nine_heads(GoldenCase *c)
 }
 
 static const Shape SHAPES[] = {
-    {"cache-f16", cache_f16},     {"cache-bf16", cache_bf16},     {"multi-head", multi_head}, {"one-kv-head", one_kv_head},
-    {"biases", biases},           {"rope-linear", rope_linear},   {"rope-yarn", rope_yarn},   {"rope-factors", rope_factors},
-    {"mixed-k", mixed_k},         {"nine-heads", nine_heads},
+    {"cache-f16", cache_f16},   {"cache-bf16", cache_bf16},
+    {"multi-head", multi_head}, {"one-kv-head", one_kv_head},
+    {"biases", biases},         {"rope-linear", rope_linear},
+    {"rope-yarn", rope_yarn},   {"rope-factors", rope_factors},
+    {"mixed-k", mixed_k},       {"nine-heads", nine_heads},
 };
 
 unsigned golden_case_count(void)
@@ -113,7 +119,9 @@ unsigned golden_case_count(void)
 void golden_case(unsigned index, GoldenCase *out)
 {
     const bool is_type = index < N_TYPES;
-    *out = (GoldenCase){.name = is_type ? dtype_info(TYPES[index].type)->name : SHAPES[index - N_TYPES].name, .kv_type = KV_F32};
+    *out = (GoldenCase){.name = is_type ? dtype_info(TYPES[index].type)->name
+                                        : SHAPES[index - N_TYPES].name,
+                        .kv_type = KV_F32};
     GgufBuilderConfig *c = &out->config;
     gguf_builder_defaults(c);
     gguf_builder_set_type(c, is_type ? TYPES[index].type : DTYPE_F32);

@@ -1,5 +1,6 @@
-/* The tiny models whose logits are golden: every weight type, and the shapes that could go wrong. make_logits.py computes them in float64 from the files that
- * make-tiny-model writes; test_golden_logits.c holds the engine to them. */
+/* The tiny models whose logits are golden: every weight type, and the shapes that could go wrong.
+ * make_logits.py computes them in float64 from the files that make-tiny-model writes;
+ * test_golden_logits.c holds the engine to them. */
 #pragma once
 
 #include "proto/plan/plan.h"

@@ -1,4 +1,5 @@
-/* make-tiny-model DIR: writes DIR/NAME.gguf for every golden case and prints "NAME KVTYPE" for each. */
+/* make-tiny-model DIR: writes DIR/NAME.gguf for every golden case and prints "NAME KVTYPE" for
+ * each. */
 #include "tests/golden/logits/golden_cases.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* The generic kernels against float64 and against the gguf package: formats, packing, activations, products, the tree. */
+/* The generic kernels against float64 and against the gguf package: formats, packing, activations,
+ * products, the tree. */
 #include "kernels/ops/packed.h"
 #include "tests/kernels/matmul_case.h"
 
@@ -25,11 +26,14 @@ static void test_f16_conversions(void **state)
             assert_true((f32_to_f16(f16_to_f32((uint16_t)h)) & 0x7fff) > 0x7c00);
             continue;
         }
-        double value = exponent == 31 ? INFINITY : exponent ? ldexp(1024 + mantissa, (int)exponent - 25) : ldexp(mantissa, -24);
+        double value = exponent == 31 ? INFINITY
+                       : exponent     ? ldexp(1024 + mantissa, (int)exponent - 25)
+                                      : ldexp(mantissa, -24);
         value = h & 0x8000 ? -value : value;
         assert_int_equal(float_bits(f16_to_f32((uint16_t)h)), float_bits((float)value));
         assert_int_equal(f32_to_f16((float)value), h);
-        /* Half way to the next value goes to the even one; a hair less or more to the nearer one. */
+        /* Half way to the next value goes to the even one; a hair less or more to the nearer one.
+         */
         if (exponent < 31 && (h & 0x7fff) < 0x7bff) {
             const double next = f16_to_f32((uint16_t)(h + 1));
             const float middle = (float)((value + next) / 2);
@@ -86,12 +90,14 @@ static void test_dequantise_golden(void **state)
     }
 }
 
-/* The error of a round trip stays within half a step of the type's grid (a whole one where scales are quantised too). */
+/* The error of a round trip stays within half a step of the type's grid (a whole one where scales
+ * are quantised too). */
 static void test_quantise_close(void **state)
 {
     static const double limits[DTYPE_LIMIT] = {
-        [DTYPE_Q4_0] = 0.07,  [DTYPE_Q4_1] = 0.05, [DTYPE_Q5_0] = 0.04,  [DTYPE_Q5_1] = 0.025, [DTYPE_Q8_0] = 0.005,
-        [DTYPE_Q4_K] = 0.06, [DTYPE_Q5_K] = 0.03, [DTYPE_Q6_K] = 0.02, [DTYPE_F16] = 0.0003,  [DTYPE_BF16] = 0.002, [DTYPE_F32] = 0};
+        [DTYPE_Q4_0] = 0.07,  [DTYPE_Q4_1] = 0.05,  [DTYPE_Q5_0] = 0.04, [DTYPE_Q5_1] = 0.025,
+        [DTYPE_Q8_0] = 0.005, [DTYPE_Q4_K] = 0.06,  [DTYPE_Q5_K] = 0.03, [DTYPE_Q6_K] = 0.02,
+        [DTYPE_F16] = 0.0003, [DTYPE_BF16] = 0.002, [DTYPE_F32] = 0};
     uint64_t seed = 3;
     for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
         float x[512], back[512];
@@ -110,12 +116,14 @@ static void test_quantise_close(void **state)
     }
 }
 
-/* Whatever way the rectangles come, a packed row is what the file's row dequantises to, bit for bit. */
+/* Whatever way the rectangles come, a packed row is what the file's row dequantises to, bit for
+ * bit. */
 static void test_packed_rows(void **state)
 {
     for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
         const Dtype type = weight_types[t];
-        const uint32_t block = dtype_info(type)->block, n_in = block == 1 ? 37 : 6 * block, n_out = 35;
+        const uint32_t block = dtype_info(type)->block, n_in = block == 1 ? 37 : 6 * block,
+                       n_out = 35;
         MatmulCase c;
         matmul_case_init(&c, type, 1, n_out, n_in, VALUES_EXTREME, 11 + t);
         PackedMatrix pieces = c.w;
@@ -152,11 +160,13 @@ static void test_packed_sizes(void **state)
     assert_int_equal(packed_block_bytes((Dtype)5), 0);
     for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
         const uint32_t block = dtype_info(weight_types[t])->block;
-        assert_int_equal(packed_panel_bytes(weight_types[t], 4 * block), 4 * 16 * packed_block_bytes(weight_types[t]));
+        assert_int_equal(packed_panel_bytes(weight_types[t], 4 * block),
+                         4 * 16 * packed_block_bytes(weight_types[t]));
     }
 }
 
-/* Activation quants are within half a step of x (by an f64 division), scale and sums as documented. */
+/* Activation quants are within half a step of x (by an f64 division), scale and sums as documented.
+ */
 static void test_act_quantise(void **state)
 {
     const Kernels *k = kernels_get(ISA_GENERIC);
@@ -185,7 +195,9 @@ static void test_act_quantise(void **state)
                 for (unsigned i = 0; i < step; i++) {
                     const int q = (int8_t)tile[(i / 4 * 4 + r % 4) * 4 + i % 4];
                     assert_true(q >= -127 && q <= 127);
-                    assert_true(r < 6 ? fabs(q * amax / 127 - x[r][b * step + i]) <= amax / 127 * 0.50001 : q == 0);
+                    assert_true(r < 6 ? fabs(q * amax / 127 - x[r][b * step + i]) <=
+                                            amax / 127 * 0.50001
+                                      : q == 0);
                     sum += q;
                     sum16 += i >= step - 16 ? q : 0;
                 }
@@ -197,7 +209,8 @@ static void test_act_quantise(void **state)
                     memcpy(&start[1], tile + ACT_Q8_32_START16(4) + r % 4 * 4, 4);
                     memcpy(&start[2], tile + ACT_Q8_32_START128(4) + r % 4 * 4, 4);
                     assert_true(ds == d * (float)sum);
-                    assert_true(start[0] == -8 * sum && start[1] == -16 * sum && start[2] == -128 * sum);
+                    assert_true(start[0] == -8 * sum && start[1] == -16 * sum &&
+                                start[2] == -128 * sum);
                 } else {
                     int16_t sums[2], last16;
                     int total = 0;
@@ -360,10 +373,16 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_f16_conversions), cmocka_unit_test(test_bf16_conversions),
-        cmocka_unit_test(test_dequantise_golden), cmocka_unit_test(test_quantise_close),
-        cmocka_unit_test(test_packed_rows), cmocka_unit_test(test_packed_sizes), cmocka_unit_test(test_act_quantise),
-        cmocka_unit_test(test_product_f64), cmocka_unit_test(test_units_fold), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_f16_conversions),
+        cmocka_unit_test(test_bf16_conversions),
+        cmocka_unit_test(test_dequantise_golden),
+        cmocka_unit_test(test_quantise_close),
+        cmocka_unit_test(test_packed_rows),
+        cmocka_unit_test(test_packed_sizes),
+        cmocka_unit_test(test_act_quantise),
+        cmocka_unit_test(test_product_f64),
+        cmocka_unit_test(test_units_fold),
+        cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_table),
     };
     return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);

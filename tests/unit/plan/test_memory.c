@@ -35,7 +35,8 @@ static void check_rank(const Plan *plan, const ModelSpec *spec, uint32_t r, uint
         fail_msg("weights: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped",
                  rank->weight_bytes, weights);
     }
-    /* what the plan counts beside these, the process's own memory and partial sums on their way, is on top */
+    /* what the plan counts beside these, the process's own memory and partial sums on their way, is
+     * on top */
     if (planned < buffers + 12 * MIB) {
         fail_msg("buffers: %" G_GUINT64_FORMAT " planned, %" G_GUINT64_FORMAT " mapped", planned,
                  buffers);

@@ -163,8 +163,10 @@ static void test_map(void **state)
     assert_int_equal(p[size - 1], 0);
     p[size - 1] = 1;
     weft_unmap(p, size);
-    /* large ones begin at a huge page, are whole, and give back what they do not need; untouched they take no memory */
-    static const size_t sizes[] = {(size_t)2 << 20, ((size_t)2 << 20) + 1, ((size_t)9 << 20) - 4096, (size_t)33 << 20};
+    /* large ones begin at a huge page, are whole, and give back what they do not need; untouched
+     * they take no memory */
+    static const size_t sizes[] = {(size_t)2 << 20, ((size_t)2 << 20) + 1, ((size_t)9 << 20) - 4096,
+                                   (size_t)33 << 20};
     uint8_t *maps[G_N_ELEMENTS(sizes)];
     size_t wanted = 0, before = address_space_pages();
     for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {

@@ -10,7 +10,8 @@ static inline GBytes *golden_hex(const char *hex, size_t length)
     g_assert(length % 2 == 0);
     guint8 *bytes = g_malloc(length / 2 + 1);
     for (size_t i = 0; i < length / 2; i++) {
-        bytes[i] = (guint8)(g_ascii_xdigit_value(hex[2 * i]) * 16 + g_ascii_xdigit_value(hex[2 * i + 1]));
+        bytes[i] =
+            (guint8)(g_ascii_xdigit_value(hex[2 * i]) * 16 + g_ascii_xdigit_value(hex[2 * i + 1]));
     }
     return g_bytes_new_take(bytes, length / 2);
 }

@@ -19,13 +19,16 @@ typedef struct Golden {
 static const json_t *case_source(const Golden *golden, const json_t *test)
 {
     const json_t *own = json_object_get(test, "source");
-    return own != NULL ? own : json_object_get(golden->templates, json_string_value(json_object_get(test, "name")));
+    return own != NULL ? own
+                       : json_object_get(golden->templates,
+                                         json_string_value(json_object_get(test, "name")));
 }
 
 static char *render_case(const Golden *golden, const json_t *test, GError **error)
 {
     const json_t *source = case_source(golden, test), *messages = json_object_get(test, "chat");
-    g_autoptr(ChatTemplate) t = chat_template_parse(json_string_value(source), json_string_length(source), error);
+    g_autoptr(ChatTemplate) t =
+        chat_template_parse(json_string_value(source), json_string_length(source), error);
     if (t == NULL) {
         return NULL;
     }
@@ -36,21 +39,26 @@ static char *render_case(const Golden *golden, const json_t *test, GError **erro
         texts[i].role = json_string_value(json_array_get(message, 0));
         texts[i].content = json_string_value(json_array_get(message, 1));
     }
-    return chat_template_render(t, texts, n, json_is_true(json_object_get(test, "prompt")), golden->bos, golden->eos, golden->limits, error);
+    return chat_template_render(t, texts, n, json_is_true(json_object_get(test, "prompt")),
+                                golden->bos, golden->eos, golden->limits, error);
 }
 
 /* True if the case came out as the reference has it. */
 static bool check_case(const Golden *golden, const json_t *test)
 {
-    const char *name = json_string_value(json_object_get(test, "name")), *source = json_string_value(case_source(golden, test));
-    const char *output = json_string_value(json_object_get(test, "output")), *wanted_error = json_string_value(json_object_get(test, "error"));
+    const char *name = json_string_value(json_object_get(test, "name")),
+               *source = json_string_value(case_source(golden, test));
+    const char *output = json_string_value(json_object_get(test, "output")),
+               *wanted_error = json_string_value(json_object_get(test, "error"));
     g_autoptr(GError) error = NULL;
     g_autofree char *got = render_case(golden, test, &error);
-    bool ok = output != NULL ? got != NULL && g_str_equal(got, output)
-                             : got == NULL && g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) && strstr(error->message, wanted_error) != NULL;
+    bool ok = output != NULL
+                  ? got != NULL && g_str_equal(got, output)
+                  : got == NULL && g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) &&
+                        strstr(error->message, wanted_error) != NULL;
     if (!ok) {
-        print_message("# %s: %.200s\n#  wanted %s\n#  got    %s\n", name, source, output != NULL ? output : wanted_error,
-                      got != NULL ? got : error->message);
+        print_message("# %s: %.200s\n#  wanted %s\n#  got    %s\n", name, source,
+                      output != NULL ? output : wanted_error, got != NULL ? got : error->message);
     }
     return ok;
 }
@@ -61,7 +69,8 @@ static void renderings_are_the_references(void **state)
     json_error_t why;
     json_t *file = json_loads(text, JSON_ALLOW_NUL, &why);
     assert_non_null(file);
-    Golden golden = {.limits = CHAT_LIMITS_DEFAULT, .templates = json_object_get(file, "templates")};
+    Golden golden = {.limits = CHAT_LIMITS_DEFAULT,
+                     .templates = json_object_get(file, "templates")};
     golden.limits.now_s = json_integer_value(json_object_get(file, "now_s"));
     golden.bos = json_string_value(json_object_get(file, "bos"));
     golden.eos = json_string_value(json_object_get(file, "eos"));
@@ -90,12 +99,15 @@ static void assert_stopped(const char *source, const char *named)
 {
     g_autoptr(GError) error = NULL;
     g_autofree char *got = render_text(source, CHAT_LIMITS_DEFAULT, &error);
-    if (got != NULL || !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) || strstr(error->message, named) == NULL) {
-        fail_msg("%.100s: wanted %s, got %.100s", source, named, got != NULL ? got : error->message);
+    if (got != NULL || !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) ||
+        strstr(error->message, named) == NULL) {
+        fail_msg("%.100s: wanted %s, got %.100s", source, named,
+                 got != NULL ? got : error->message);
     }
 }
 
-static char *repeated(const char *before, const char *open, const char *middle, const char *close, unsigned n)
+static char *repeated(const char *before, const char *open, const char *middle, const char *close,
+                      unsigned n)
 {
     GString *s = g_string_new(before);
     for (unsigned i = 0; i < n; i++) {
@@ -105,21 +117,32 @@ static char *repeated(const char *before, const char *open, const char *middle, 
     for (unsigned i = 0; i < n; i++) {
         g_string_append(s, close);
     }
-    g_string_append(s, before[0] == '{' && before[1] == '{' ? " }}" : before[0] == '{' && close[0] != '\0' ? " = 1 %}" : "");
+    g_string_append(s, before[0] == '{' && before[1] == '{'   ? " }}"
+                       : before[0] == '{' && close[0] != '\0' ? " = 1 %}"
+                                                              : "");
     return g_string_free(s, FALSE);
 }
 
 static void steps_output_and_memory_are_bounded(void **state)
 {
-    assert_stopped("{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}", "more than");
-    assert_stopped("{% for a in range(100000) %}{{ a + a + a + a + a + a + a + a + a + a }}{% endfor %}", "steps");
-    assert_stopped("{% for a in range(100000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% endfor %}", "bytes of output");
+    assert_stopped("{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}",
+                   "more than");
+    assert_stopped(
+        "{% for a in range(100000) %}{{ a + a + a + a + a + a + a + a + a + a }}{% endfor %}",
+        "steps");
+    assert_stopped("{% for a in range(100000) %}{{ "
+                   "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% endfor %}",
+                   "bytes of output");
     assert_stopped("{{ 'x' * 1000000000000 }}", "steps");
     assert_stopped("{{ ('x' * 1000) * 1000000 }}", "bytes of output");
     assert_stopped("{{ [1] * 1000000000000 }}", "steps");
     assert_stopped("{{ [1] * 9223372036854775807 }}", "steps");
-    assert_stopped("{% set ns = namespace(x='abcdefgh') %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", "bytes of");
-    assert_stopped("{% set ns = namespace(x=[1]) %}{% for i in range(64) %}{% set ns.x = [ns.x + ns.x, ns.x * 2] %}{% endfor %}{{ ns.x }}", "");
+    assert_stopped("{% set ns = namespace(x='abcdefgh') %}{% for i in range(64) %}{% set ns.x = "
+                   "ns.x + ns.x %}{% endfor %}",
+                   "bytes of");
+    assert_stopped("{% set ns = namespace(x=[1]) %}{% for i in range(64) %}{% set ns.x = [ns.x + "
+                   "ns.x, ns.x * 2] %}{% endfor %}{{ ns.x }}",
+                   "");
     assert_stopped("{{ ('x' * 100000)|replace('x', 'y' * 100000) }}", "bytes of output");
     assert_stopped("{{ range(100001) }}", "100000");
     assert_stopped("{{ range(-9223372036854775807, 9223372036854775807) }}", "100000");
@@ -135,23 +158,39 @@ static void steps_output_and_memory_are_bounded(void **state)
 
 static void nesting_is_bounded(void **state)
 {
-    g_autofree char *brackets = repeated("{{ ", "[", "1", "]", 60000), *negations = repeated("{{ ", "not ", "1", "", 60000),
-                    *minus = repeated("{{ ", "-", "1", "", 60000), *blocks = repeated("", "{% if true %}", "x", "{% endif %}", 60000),
-                    *calls = repeated("{{ ", "range(", "1", ")", 60000), *dicts = repeated("{{ ", "{1:", "1", "}", 60000),
-                    *tests = repeated("{{ 1", " is divisibleby range(1", "", ")", 60000), *targets = repeated("{% set ", "(", "a", ")", 60000);
+    g_autofree char *brackets = repeated("{{ ", "[", "1", "]", 60000),
+                    *negations = repeated("{{ ", "not ", "1", "", 60000),
+                    *minus = repeated("{{ ", "-", "1", "", 60000),
+                    *blocks = repeated("", "{% if true %}", "x", "{% endif %}", 60000),
+                    *calls = repeated("{{ ", "range(", "1", ")", 60000),
+                    *dicts = repeated("{{ ", "{1:", "1", "}", 60000),
+                    *tests = repeated("{{ 1", " is divisibleby range(1", "", ")", 60000),
+                    *targets = repeated("{% set ", "(", "a", ")", 60000);
     const char *const all[] = {brackets, negations, minus, blocks, calls, dicts, tests, targets};
     for (size_t i = 0; i < G_N_ELEMENTS(all); i++) {
         assert_stopped(all[i], "nested deeper");
     }
     assert_stopped("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "deeper");
-    assert_stopped("{% macro f(n) %}{{ [[[[f(n)|trim|upper]]]]|join }}{% endmacro %}{{ f(1) }}", "deeper");
+    assert_stopped("{% macro f(n) %}{{ [[[[f(n)|trim|upper]]]]|join }}{% endmacro %}{{ f(1) }}",
+                   "deeper");
     assert_stopped("{% macro f(n=f()) %}{% endmacro %}{{ f() }}", "deeper");
-    assert_stopped("{% set ns = namespace() %}{% set ns.l = [ns, 1] %}{% set a = namespace(x=[]) %}{% for i in range(1000) %}{% set a.x = [a.x] %}{% endfor %}{{ a.x }}", "deeper");
-    assert_stopped("{% set a = namespace(x=[]) %}{% for i in range(1000) %}{% set a.x = [a.x] %}{% endfor %}{{ a.x|tojson }}", "deeper");
-    assert_stopped("{% set a = namespace(x=[]) %}{% set b = namespace(x=[]) %}{% for i in range(1000) %}{% set a.x = [a.x] %}{% set b.x = [b.x] %}{% endfor %}{{ a.x == b.x }}", "deeper");
-    g_autofree char *chain = repeated("{{ 1", " + 1", "", "", 50000), *filters = repeated("{{ 'a'", "|trim", "", "", 50000), *elifs = repeated("{% if 0 %}", "{% elif 0 %}", "", "", 20000);
+    assert_stopped("{% set ns = namespace() %}{% set ns.l = [ns, 1] %}{% set a = namespace(x=[]) "
+                   "%}{% for i in range(1000) %}{% set a.x = [a.x] %}{% endfor %}{{ a.x }}",
+                   "deeper");
+    assert_stopped("{% set a = namespace(x=[]) %}{% for i in range(1000) %}{% set a.x = [a.x] %}{% "
+                   "endfor %}{{ a.x|tojson }}",
+                   "deeper");
+    assert_stopped(
+        "{% set a = namespace(x=[]) %}{% set b = namespace(x=[]) %}{% for i in range(1000) %}{% "
+        "set a.x = [a.x] %}{% set b.x = [b.x] %}{% endfor %}{{ a.x == b.x }}",
+        "deeper");
+    g_autofree char *chain = repeated("{{ 1", " + 1", "", "", 50000),
+                    *filters = repeated("{{ 'a'", "|trim", "", "", 50000),
+                    *elifs = repeated("{% if 0 %}", "{% elif 0 %}", "", "", 20000);
     g_autofree char *elifs_end = g_strconcat(elifs, "x{% endif %}", NULL);
-    g_autofree char *sum = render_text(chain, CHAT_LIMITS_DEFAULT, NULL), *a = render_text(filters, CHAT_LIMITS_DEFAULT, NULL), *none = render_text(elifs_end, CHAT_LIMITS_DEFAULT, NULL);
+    g_autofree char *sum = render_text(chain, CHAT_LIMITS_DEFAULT, NULL),
+                    *a = render_text(filters, CHAT_LIMITS_DEFAULT, NULL),
+                    *none = render_text(elifs_end, CHAT_LIMITS_DEFAULT, NULL);
     assert_string_equal(sum, "50001"); /* long is not deep */
     assert_string_equal(a, "a");
     assert_string_equal(none, "");
@@ -174,17 +213,22 @@ static void what_is_not_supported_is_said_with_its_line(void **state)
 
 static void bytes_that_are_no_text_pass_through(void **state)
 {
-    g_autofree char *got = render_text("{{ messages[0].content|trim }}{{ messages[0]['content'][6] }}|{{ messages[0].content|length }}|{{ messages[0].content|upper }}", CHAT_LIMITS_DEFAULT, NULL);
+    g_autofree char *got =
+        render_text("{{ messages[0].content|trim }}{{ messages[0]['content'][6] }}|{{ "
+                    "messages[0].content|length }}|{{ messages[0].content|upper }}",
+                    CHAT_LIMITS_DEFAULT, NULL);
     assert_string_equal(got, "hello \xFF\xC3 there\xFF|14|HELLO \xFF\xC3 THERE");
 }
 
 static void a_template_may_be_rendered_again(void **state)
 {
-    const char *source = "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ bos_token is defined }}";
+    const char *source = "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + "
+                         "1 %}{% endfor %}{{ ns.n }}{{ bos_token is defined }}";
     g_autoptr(ChatTemplate) t = chat_template_parse(source, strlen(source), NULL);
     ChatMessageText messages[3] = {{"user", "a"}, {"assistant", "b"}, {"user", "c"}};
     for (unsigned n = 0; n <= 3; n++) {
-        g_autofree char *got = chat_template_render(t, messages, n, false, n > 1 ? "<s>" : NULL, NULL, CHAT_LIMITS_DEFAULT, NULL);
+        g_autofree char *got = chat_template_render(t, messages, n, false, n > 1 ? "<s>" : NULL,
+                                                    NULL, CHAT_LIMITS_DEFAULT, NULL);
         g_autofree char *wanted = g_strdup_printf("%u%s", n, n > 1 ? "True" : "False");
         assert_string_equal(got, wanted);
     }

@@ -27,10 +27,22 @@ static Tokenizer *byte_tokenizer(void)
     tokens[256] = (VocabText){"</s>", 4};
     kinds[256] = TOKEN_CONTROL;
     tokens[257] = (VocabText){"\xE2\x96\x81", 3};
-    tokens[258] = (VocabText){"\xE2\x96\x81" "a", 4};
+    tokens[258] = (VocabText){"\xE2\x96\x81"
+                              "a",
+                              4};
     kinds[257] = kinds[258] = TOKEN_NORMAL;
-    TokenizerVocab vocab = {.model = "llama", .n_tokens = 259, .tokens = tokens, .kinds = kinds, .scores = scores, .bos = 256, .eos = 256, .eot = -1, .eom = -1, .unk = -1,
-                            .adds_bos = VOCAB_DEFAULT, .adds_space_prefix = VOCAB_DEFAULT};
+    TokenizerVocab vocab = {.model = "llama",
+                            .n_tokens = 259,
+                            .tokens = tokens,
+                            .kinds = kinds,
+                            .scores = scores,
+                            .bos = 256,
+                            .eos = 256,
+                            .eot = -1,
+                            .eom = -1,
+                            .unk = -1,
+                            .adds_bos = VOCAB_DEFAULT,
+                            .adds_space_prefix = VOCAB_DEFAULT};
     return tokenizer_from_vocab(&vocab, NULL);
 }
 
@@ -52,9 +64,12 @@ static void assert_decoded(const Tokenizer *t, const char *bytes, const char *wa
 static void ill_formed_bytes_become_one_replacement_per_maximal_subpart(void **state)
 {
     g_autoptr(Tokenizer) t = byte_tokenizer();
-    assert_decoded(t, "\xC0\xAF\xE0\x80\xBF\xF0\x81\x82\x41", FFFD FFFD FFFD FFFD FFFD FFFD FFFD FFFD "A");
-    assert_decoded(t, "\xED\xA0\x80\xED\xBF\xBF\xED\xAF\x41", FFFD FFFD FFFD FFFD FFFD FFFD FFFD FFFD "A");
-    assert_decoded(t, "\xF4\x91\x92\x93\xFF\x41\x80\xBF\x42", FFFD FFFD FFFD FFFD FFFD "A" FFFD FFFD "B");
+    assert_decoded(t, "\xC0\xAF\xE0\x80\xBF\xF0\x81\x82\x41",
+                   FFFD FFFD FFFD FFFD FFFD FFFD FFFD FFFD "A");
+    assert_decoded(t, "\xED\xA0\x80\xED\xBF\xBF\xED\xAF\x41",
+                   FFFD FFFD FFFD FFFD FFFD FFFD FFFD FFFD "A");
+    assert_decoded(t, "\xF4\x91\x92\x93\xFF\x41\x80\xBF\x42",
+                   FFFD FFFD FFFD FFFD FFFD "A" FFFD FFFD "B");
     assert_decoded(t, "\xE1\x80\xE2\xF0\x91\x92\xF1\xBF\x41", FFFD FFFD FFFD FFFD "A");
     assert_decoded(t, "\xF0\x9F\x98\x80!", "\xF0\x9F\x98\x80!");
     assert_decoded(t, "a\xF0\x9F\x98", "a" FFFD);
@@ -127,7 +142,10 @@ static void check_stream(GRand *random, const char *text, const char *const *sto
         piece = MIN(piece, length - at);
         stopped = stop_matcher_push(m, text + at, piece, out);
         at += piece;
-        assert_true(stopped || out->len + 2 * longest >= MIN(at, wanted)); /* no more is held back than may belong to a stop string */
+        assert_true(
+            stopped ||
+            out->len + 2 * longest >=
+                MIN(at, wanted)); /* no more is held back than may belong to a stop string */
         assert_true(out->len <= wanted);
     }
     assert_true(!stopped || wanted < length);

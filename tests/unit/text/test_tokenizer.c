@@ -51,7 +51,14 @@ static HandVocab *hand_new(const char *model)
     h->kinds = g_array_new(FALSE, FALSE, sizeof(int64_t));
     h->scores = g_array_new(FALSE, FALSE, sizeof(double));
     h->texts = g_ptr_array_new_with_free_func(g_free);
-    h->vocab = (TokenizerVocab){.model = model, .bos = -1, .eos = -1, .eot = -1, .eom = -1, .unk = -1, .adds_bos = VOCAB_DEFAULT, .adds_space_prefix = VOCAB_DEFAULT};
+    h->vocab = (TokenizerVocab){.model = model,
+                                .bos = -1,
+                                .eos = -1,
+                                .eot = -1,
+                                .eom = -1,
+                                .unk = -1,
+                                .adds_bos = VOCAB_DEFAULT,
+                                .adds_space_prefix = VOCAB_DEFAULT};
     return h;
 }
 
@@ -72,13 +79,25 @@ static Tokenizer *hand_build(HandVocab *h, GError **error)
     h->vocab.n_tokens = h->tokens->len;
     h->vocab.merges = (const VocabText *)(void *)h->merges->data;
     h->vocab.n_merges = h->merges->len;
-    h->vocab.kinds = h->vocab.kinds != NULL ? h->vocab.kinds : (const int64_t *)(void *)h->kinds->data;
-    h->vocab.scores = h->vocab.scores != NULL ? h->vocab.scores : (const double *)(void *)h->scores->data;
+    h->vocab.kinds =
+        h->vocab.kinds != NULL ? h->vocab.kinds : (const int64_t *)(void *)h->kinds->data;
+    h->vocab.scores =
+        h->vocab.scores != NULL ? h->vocab.scores : (const double *)(void *)h->scores->data;
     return tokenizer_from_vocab(&h->vocab, error);
 }
 
 /* 256 bytes (ids 0..255), a few merges, special tokens from 260 on. */
-enum { ID_AB = 256, ID_ABAB = 257, ID_SPACE_A = 258, ID_LONG = 259, ID_IM_START = 260, ID_IM = 261, ID_IM_END = 262, ID_SEP = 263, ID_EOT = 264 };
+enum {
+    ID_AB = 256,
+    ID_ABAB = 257,
+    ID_SPACE_A = 258,
+    ID_LONG = 259,
+    ID_IM_START = 260,
+    ID_IM = 261,
+    ID_IM_END = 262,
+    ID_SEP = 263,
+    ID_EOT = 264
+};
 
 static HandVocab *bpe_vocab(void)
 {
@@ -91,7 +110,10 @@ static HandVocab *bpe_vocab(void)
     }
     add_token(h, "ab", TOKEN_NORMAL, 0);
     add_token(h, "abab", TOKEN_NORMAL, 0);
-    add_token(h, "\xC4\xA0" "a", TOKEN_NORMAL, 0);
+    add_token(h,
+              "\xC4\xA0"
+              "a",
+              TOKEN_NORMAL, 0);
     add_token(h, "zzzz", TOKEN_NORMAL, 0);
     add_token(h, "<|im_start|>", TOKEN_CONTROL, 0);
     add_token(h, "<|im", TOKEN_CONTROL, 0);
@@ -105,17 +127,20 @@ static HandVocab *bpe_vocab(void)
     return h;
 }
 
-static void assert_ids(const Tokenizer *t, const char *text, bool parse_special, const uint32_t *wanted, unsigned n)
+static void assert_ids(const Tokenizer *t, const char *text, bool parse_special,
+                       const uint32_t *wanted, unsigned n)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GArray) ids = tokenizer_encode(t, text, strlen(text), false, parse_special, &error);
     assert_non_null(ids);
     if (ids->len != n || memcmp(ids->data, wanted, n * sizeof *wanted) != 0) {
-        fail_msg("\"%s\" gave %u ids, the first %u", text, ids->len, ids->len > 0 ? g_array_index(ids, uint32_t, 0) : 0);
+        fail_msg("\"%s\" gave %u ids, the first %u", text, ids->len,
+                 ids->len > 0 ? g_array_index(ids, uint32_t, 0) : 0);
     }
 }
-#define ASSERT_IDS(t, text, special, ...)                                                                       \
-    assert_ids(t, text, special, (const uint32_t[]){__VA_ARGS__}, sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t))
+#define ASSERT_IDS(t, text, special, ...)                                                          \
+    assert_ids(t, text, special, (const uint32_t[]){__VA_ARGS__},                                  \
+               sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t))
 
 static void merges_go_best_first_then_leftmost(void **state)
 {
@@ -201,7 +226,10 @@ static HandVocab *spm_vocab(const char *byte_token)
     add_token(h, "</s>", TOKEN_CONTROL, 0);
     add_token(h, "\xE2\x96\x81", TOKEN_NORMAL, -5);
     add_token(h, "a", TOKEN_NORMAL, -3);
-    add_token(h, "\xE2\x96\x81" "a", TOKEN_NORMAL, -1);
+    add_token(h,
+              "\xE2\x96\x81"
+              "a",
+              TOKEN_NORMAL, -1);
     add_token(h, byte_token, TOKEN_BYTE, 0);
     h->vocab.bos = 1;
     h->vocab.eos = 2;
@@ -216,7 +244,7 @@ static void sentencepiece_spells_missing_text_in_bytes_or_unknown(void **state)
     ASSERT_IDS(t, "a", false, 5);
     ASSERT_IDS(t, "a a", false, 5, 5);
     ASSERT_IDS(t, "a\xFF\xFF", false, 5, 6, 6);
-    ASSERT_IDS(t, "xyz", false, 3, 0);   /* one unknown for the run */
+    ASSERT_IDS(t, "xyz", false, 3, 0); /* one unknown for the run */
     ASSERT_IDS(t, "<s>", false, 3, 0); /* text, not the control token */
 }
 
@@ -243,7 +271,8 @@ static void assert_refused(HandVocab *h, const char *named)
 
 static void what_is_not_known_is_refused_by_name(void **state)
 {
-    static const char *const bytes[] = {"<0x-1>", "<0xGG>", "<0x1>", "0x41", "<0x041>", "", "<0x4 >"};
+    static const char *const bytes[] = {"<0x-1>",  "<0xGG>", "<0x1>", "0x41",
+                                        "<0x041>", "",       "<0x4 >"};
     for (size_t i = 0; i < G_N_ELEMENTS(bytes); i++) {
         g_autoptr(HandVocab) h = spm_vocab(bytes[i]);
         assert_refused(h, "type byte");
@@ -277,7 +306,8 @@ static void what_is_not_known_is_refused_by_name(void **state)
 
 static void broken_merges_and_tokens_are_refused(void **state)
 {
-    static const char *const merges[] = {"a", "ab", "a  b", "a nothere", "nothere a", "z z z", " ", "", "a "};
+    static const char *const merges[] = {"a",     "ab", "a  b", "a nothere", "nothere a",
+                                         "z z z", " ",  "",     "a "};
     for (size_t i = 0; i < G_N_ELEMENTS(merges); i++) {
         g_autoptr(HandVocab) h = bpe_vocab();
         add_merge(h, merges[i]);
@@ -290,7 +320,8 @@ static void broken_merges_and_tokens_are_refused(void **state)
     g_autoptr(HandVocab) ok = bpe_vocab();
     g_autoptr(Tokenizer) t = hand_build(ok, NULL);
     g_autoptr(GError) error = NULL;
-    assert_null(tokenizer_encode(t, "x", SIZE_MAX, false, false, &error)); /* refused before it is read */
+    assert_null(
+        tokenizer_encode(t, "x", SIZE_MAX, false, false, &error)); /* refused before it is read */
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID));
 }
 
@@ -303,7 +334,8 @@ static void every_allocation_may_fail(void **state)
         g_autoptr(GError) error = NULL;
         weft_alloc_fail_after(nth);
         g_autoptr(Tokenizer) t = hand_build(h, &error);
-        g_autoptr(GArray) ids = t != NULL ? tokenizer_encode(t, "ab e\xCC\x81", 6, false, false, &error) : NULL;
+        g_autoptr(GArray) ids =
+            t != NULL ? tokenizer_encode(t, "ab e\xCC\x81", 6, false, false, &error) : NULL;
         weft_alloc_fail_after(-1);
         if (ids != NULL) {
             break;
@@ -324,11 +356,13 @@ static void a_megabyte_without_a_break_is_no_problem(void **state)
     while (text->len < n) {
         g_string_append(text, "ab");
     }
-    g_autoptr(GArray) a = tokenizer_encode(bpe, text->str, n, false, false, NULL), b = tokenizer_encode(spm, text->str, n, false, false, NULL);
+    g_autoptr(GArray) a = tokenizer_encode(bpe, text->str, n, false, false, NULL),
+                      b = tokenizer_encode(spm, text->str, n, false, false, NULL);
     assert_int_equal(a->len, n / 4);
     assert_int_equal(b->len, n);
     memset(text->str, '\xFF', n);
-    g_autoptr(GArray) c = tokenizer_encode(bpe, text->str, n, false, false, NULL), d = tokenizer_encode(spm, text->str, n, false, false, NULL);
+    g_autoptr(GArray) c = tokenizer_encode(bpe, text->str, n, false, false, NULL),
+                      d = tokenizer_encode(spm, text->str, n, false, false, NULL);
     assert_int_equal(c->len, n);
     assert_int_equal(d->len, n + 1);
 }
@@ -344,13 +378,18 @@ static void assert_nfc(const char *text)
 
 static void normal_form_is_the_unicode_one(void **state)
 {
-    static const uint32_t codes[] = {'a', 'e', 0x301, 0x316, 0x327, 0x345, 0x1F82, 0x390, 0x1112, 0x1161, 0x11AB, 0xD55C, 0x958, 0x2126, 0x212B, 0x1D160, 0xF900, 0x3042, 0x3099, 0x5B0, 0x5C1};
+    static const uint32_t codes[] = {'a',    'e',     0x301,  0x316,  0x327,  0x345, 0x1F82,
+                                     0x390,  0x1112,  0x1161, 0x11AB, 0xD55C, 0x958, 0x2126,
+                                     0x212B, 0x1D160, 0xF900, 0x3042, 0x3099, 0x5B0, 0x5C1};
     GRand *random = g_rand_new_with_seed(5);
     for (unsigned round = 0; round < 2000; round++) {
         g_autoptr(GString) text = g_string_new(NULL);
         for (int i = g_rand_int_range(random, 1, 12); i > 0; i--) {
             char bytes[4];
-            g_string_append_len(text, bytes, (gssize)utf8_encode(codes[g_rand_int_range(random, 0, G_N_ELEMENTS(codes))], bytes));
+            g_string_append_len(
+                text, bytes,
+                (gssize)utf8_encode(codes[g_rand_int_range(random, 0, G_N_ELEMENTS(codes))],
+                                    bytes));
         }
         assert_nfc(text->str);
     }
@@ -360,7 +399,8 @@ static void normal_form_is_the_unicode_one(void **state)
         g_string_append(marks, i % 2 == 0 ? "\xCC\x81" : "\xCC\x96");
     }
     assert_true(nfc_append(marks->str, marks->len, out, NULL));
-    assert_int_equal(out->len, marks->len - 1); /* "a" and one acute became one letter of two bytes */
+    assert_int_equal(out->len,
+                     marks->len - 1); /* "a" and one acute became one letter of two bytes */
 }
 
 int main(void)

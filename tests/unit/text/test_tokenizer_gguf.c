@@ -132,7 +132,8 @@ static void assert_refused(File file, const char *named)
     g_autoptr(GError) error = NULL;
     g_autoptr(Tokenizer) t = load(&file, &error);
     assert_null(t);
-    if (!g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) || strstr(error->message, named) == NULL) {
+    if (!g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) ||
+        strstr(error->message, named) == NULL) {
         fail_msg("\"%s\" does not name %s", error->message, named);
     }
 }

@@ -1,4 +1,5 @@
-/* Ids and words against the references that tests/golden/text/make_tokenizer.py ran (packages tokenizers and sentencepiece). */
+/* Ids and words against the references that tests/golden/text/make_tokenizer.py ran (packages
+ * tokenizers and sentencepiece). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -17,17 +18,20 @@ static bool collect_word(void *user, const char *word, size_t length, GError **e
 
 static bool same_numbers(const GArray *a, const GArray *b)
 {
-    return a->len == b->len && (a->len == 0 || memcmp(a->data, b->data, a->len * sizeof(uint32_t)) == 0);
+    return a->len == b->len &&
+           (a->len == 0 || memcmp(a->data, b->data, a->len * sizeof(uint32_t)) == 0);
 }
 
 static void check_words(PreTokenizer *pre, const char *name, const char *line)
 {
     const char *space = strchr(line, ' ');
     g_autoptr(GBytes) text = golden_hex(line, (size_t)(space - line));
-    g_autoptr(GArray) wanted = golden_numbers(space + 1), got = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    g_autoptr(GArray) wanted = golden_numbers(space + 1),
+                      got = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     g_autoptr(GError) error = NULL;
     PreTokenizerScratch *scratch = pre_tokenizer_scratch_new(NULL);
-    bool ok = pre_tokenizer_split(pre, scratch, g_bytes_get_data(text, NULL), g_bytes_get_size(text), collect_word, got, &error);
+    bool ok = pre_tokenizer_split(pre, scratch, g_bytes_get_data(text, NULL),
+                                  g_bytes_get_size(text), collect_word, got, &error);
     pre_tokenizer_scratch_free(scratch);
     assert_true(ok);
     if (!same_numbers(got, wanted)) {
@@ -37,7 +41,8 @@ static void check_words(PreTokenizer *pre, const char *name, const char *line)
 
 static void words_are_the_references(void **state)
 {
-    static const char *const names[] = {"gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder", "deepseek-v3", "default"};
+    static const char *const names[] = {"gpt-2",          "smollm",      "llama-bpe", "qwen2",
+                                        "deepseek-coder", "deepseek-v3", "default"};
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
         g_autofree char *file = g_strdup_printf("words-%s.txt", names[i]), *all = golden_read(file);
         g_auto(GStrv) lines = g_strsplit(all, "\n", -1);
@@ -61,7 +66,8 @@ static void check_detokenized(const Tokenizer *t, const GArray *ids, GBytes *tex
     }
     detokenizer_finish(d, out);
     detokenizer_free(d);
-    if (out->len != g_bytes_get_size(text) || (out->len > 0 && memcmp(out->str, g_bytes_get_data(text, NULL), out->len) != 0)) {
+    if (out->len != g_bytes_get_size(text) ||
+        (out->len > 0 && memcmp(out->str, g_bytes_get_data(text, NULL), out->len) != 0)) {
         fail_msg("ids of %.200s do not give the text back", line);
     }
 }
@@ -73,7 +79,8 @@ static void check_ids(const Tokenizer *t, const char *file, const char *line, bo
     g_autoptr(GArray) wanted = golden_numbers(space + 1);
     g_autoptr(GError) error = NULL;
     const char *bytes = g_bytes_get_data(text, NULL);
-    g_autoptr(GArray) got = tokenizer_encode(t, bytes != NULL ? bytes : "", g_bytes_get_size(text), false, line[0] == 'p', &error);
+    g_autoptr(GArray) got = tokenizer_encode(t, bytes != NULL ? bytes : "", g_bytes_get_size(text),
+                                             false, line[0] == 'p', &error);
     assert_non_null(got);
     if (!same_numbers(got, wanted)) {
         g_autoptr(GString) shown = g_string_new(NULL);
@@ -82,7 +89,8 @@ static void check_ids(const Tokenizer *t, const char *file, const char *line, bo
         }
         fail_msg("%s: %.400s: got%s", file, line, shown->str);
     }
-    if (round_trip && g_utf8_validate_len(bytes != NULL ? bytes : "", g_bytes_get_size(text), NULL)) {
+    if (round_trip &&
+        g_utf8_validate_len(bytes != NULL ? bytes : "", g_bytes_get_size(text), NULL)) {
         check_detokenized(t, got, text, line);
     }
 }
@@ -112,10 +120,12 @@ static void ids_are_the_references(void **state)
     static const struct {
         const char *name;
         bool round_trip; /* not where texts are normalized or characters become unknown */
-    } models[] = {{"bpe-gpt-2", true},   {"bpe-llama-bpe", true}, {"bpe-qwen2", false}, {"bpe-deepseek-v3", true},
-                  {"spm-bytes", false}, {"spm-unknown", false},  {"spm-unused", false}};
+    } models[] = {{"bpe-gpt-2", true},       {"bpe-llama-bpe", true}, {"bpe-qwen2", false},
+                  {"bpe-deepseek-v3", true}, {"spm-bytes", false},    {"spm-unknown", false},
+                  {"spm-unused", false}};
     for (size_t i = 0; i < G_N_ELEMENTS(models); i++) {
-        g_autofree char *gguf = g_strdup_printf("%s/%s.gguf", GOLDEN_DIR, models[i].name), *ids = g_strdup_printf("%s.ids", models[i].name);
+        g_autofree char *gguf = g_strdup_printf("%s/%s.gguf", GOLDEN_DIR, models[i].name),
+                        *ids = g_strdup_printf("%s.ids", models[i].name);
         check_file(gguf, ids, models[i].round_trip);
     }
 }
@@ -129,19 +139,24 @@ static void model_file_ids(void **state)
 
 enum { EXIT_SKIP = 77 };
 
-/* The run with an argument: a real model's ids, if there is a model. cmocka's own skip reads as a failure in TAP, so this run goes by its exit code. */
+/* The run with an argument: a real model's ids, if there is a model. cmocka's own skip reads as a
+ * failure in TAP, so this run goes by its exit code. */
 static int real_model_ids_are_the_references(void)
 {
-    const char *path = g_getenv("WEFT_TEST_MODEL") != NULL ? g_getenv("WEFT_TEST_MODEL") : g_getenv("WEFT_MODEL");
+    const char *path =
+        g_getenv("WEFT_TEST_MODEL") != NULL ? g_getenv("WEFT_TEST_MODEL") : g_getenv("WEFT_MODEL");
     if (path == NULL) {
         print_message("skipped: neither WEFT_TEST_MODEL nor WEFT_MODEL names a model file\n");
         return EXIT_SKIP;
     }
     g_autofree char *base = g_path_get_basename(path);
-    g_autofree char *ids = g_strdup_printf("%.*s.ids", (int)(strlen(base) - MIN(strlen(base), strlen(".gguf"))), base);
+    g_autofree char *ids =
+        g_strdup_printf("%.*s.ids", (int)(strlen(base) - MIN(strlen(base), strlen(".gguf"))), base);
     g_autofree char *golden = g_build_filename(GOLDEN_DIR, ids, NULL);
     if (!g_file_test(golden, G_FILE_TEST_EXISTS)) {
-        print_message("skipped: no golden ids for %s; tests/golden/text/make_tokenizer.py makes them\n", base);
+        print_message(
+            "skipped: no golden ids for %s; tests/golden/text/make_tokenizer.py makes them\n",
+            base);
         return EXIT_SKIP;
     }
     model_path = path;

@@ -39,7 +39,8 @@ void runs_prompt(uint32_t *ids, uint32_t n, uint32_t limit)
     }
 }
 
-void runs_request(const Gguf *gguf, LocalLayout layout, const EngineRequest *request, LocalResult *result)
+void runs_request(const Gguf *gguf, LocalLayout layout, const EngineRequest *request,
+                  LocalResult *result)
 {
     LocalReplica *replica = runs_replica(gguf, layout);
     local_replica_run(replica, request, 1, result);
@@ -49,7 +50,8 @@ void runs_request(const Gguf *gguf, LocalLayout layout, const EngineRequest *req
     local_replica_free(replica);
 }
 
-void runs_greedy(const Gguf *gguf, LocalLayout layout, uint32_t n_prompt, uint32_t n_tokens, LocalResult *result)
+void runs_greedy(const Gguf *gguf, LocalLayout layout, uint32_t n_prompt, uint32_t n_tokens,
+                 LocalResult *result)
 {
     uint32_t prompt[RUNS_PROMPT];
     g_assert(n_prompt <= RUNS_PROMPT);
@@ -62,5 +64,6 @@ void runs_greedy(const Gguf *gguf, LocalLayout layout, uint32_t n_prompt, uint32
 bool runs_equal(const LocalResult *a, const LocalResult *b)
 {
     return a->n == b->n && memcmp(a->ids, b->ids, sizeof(uint32_t) * a->n) == 0 &&
-           memcmp(a->logprobs, b->logprobs, sizeof(float) * a->n) == 0 && memcmp(a->hashes, b->hashes, 16 * (size_t)a->n) == 0;
+           memcmp(a->logprobs, b->logprobs, sizeof(float) * a->n) == 0 &&
+           memcmp(a->hashes, b->hashes, 16 * (size_t)a->n) == 0;
 }

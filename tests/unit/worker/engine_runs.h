@@ -1,5 +1,5 @@
-/* What the proofs of the bit contract share: a tiny model as an open file, runs of it on a layout, and their comparison bit by bit. A failure to build or run fails
- * the test at once. */
+/* What the proofs of the bit contract share: a tiny model as an open file, runs of it on a layout,
+ * and their comparison bit by bit. A failure to build or run fails the test at once. */
 #pragma once
 
 #include "tests/golden/gguf_builder.h"
@@ -13,8 +13,10 @@ LocalReplica *runs_replica(const Gguf *gguf, LocalLayout layout);
 /* n ids below `limit`, the same at every call. */
 void runs_prompt(uint32_t *ids, uint32_t n, uint32_t limit);
 /* One request on a replica of its own; it must not end with an error. */
-void runs_request(const Gguf *gguf, LocalLayout layout, const EngineRequest *request, LocalResult *result);
+void runs_request(const Gguf *gguf, LocalLayout layout, const EngineRequest *request,
+                  LocalResult *result);
 /* Greedy: n_tokens after n_prompt ids of runs_prompt() below 259. */
-void runs_greedy(const Gguf *gguf, LocalLayout layout, uint32_t n_prompt, uint32_t n_tokens, LocalResult *result);
+void runs_greedy(const Gguf *gguf, LocalLayout layout, uint32_t n_prompt, uint32_t n_tokens,
+                 LocalResult *result);
 /* Ids, logprobs and row hashes. */
 bool runs_equal(const LocalResult *a, const LocalResult *b);

@@ -14,10 +14,18 @@ static ProtobufCMessage *copy_message(const ProtobufCMessage *message)
     return protobuf_c_message_unpack(message->descriptor, NULL, size, bytes);
 }
 
-static void free_hello(Weft__V1__Hello *hello) { weft__v1__hello__free_unpacked(hello, NULL); }
-static void free_heartbeat(Weft__V1__Heartbeat *heartbeat) { weft__v1__heartbeat__free_unpacked(heartbeat, NULL); }
+static void free_hello(Weft__V1__Hello *hello)
+{
+    weft__v1__hello__free_unpacked(hello, NULL);
+}
+static void free_heartbeat(Weft__V1__Heartbeat *heartbeat)
+{
+    weft__v1__heartbeat__free_unpacked(heartbeat, NULL);
+}
 
-/* ---- Cluster ----------------------------------------------------------------------------------------------------------- */
+/* ---- Cluster
+ * -----------------------------------------------------------------------------------------------------------
+ */
 
 static void on_attach_cancelled(void *user)
 {
@@ -47,8 +55,10 @@ static void send_ack(FakeCoordinator *c)
     for (size_t i = 0; i < ack.n_keep; i++) {
         weft__v1__keep__init(&keeps[i]);
         pointers[i] = &keeps[i];
-        FakeKeep k = c->keep ? g_array_index(c->keep, FakeKeep, i)
-                             : (FakeKeep){c->heartbeat->held[i]->job, c->heartbeat->held[i]->replica, c->heartbeat->held[i]->epoch};
+        FakeKeep k = c->keep
+                         ? g_array_index(c->keep, FakeKeep, i)
+                         : (FakeKeep){c->heartbeat->held[i]->job, c->heartbeat->held[i]->replica,
+                                      c->heartbeat->held[i]->epoch};
         keeps[i].job = (char *)k.job;
         keeps[i].replica = k.replica;
         keeps[i].epoch = k.epoch;
@@ -84,7 +94,8 @@ static void on_attach(RpcCall *call, const ProtobufCMessage *message, void *user
         rpc_call_finish(call, c->refuse);
     } else if (report && report->report_case == WEFT__V1__WORKER_REPORT__REPORT_HELLO) {
         handle_hello(c, call, report->hello);
-    } else if (report && report->report_case == WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT && call == c->attach) {
+    } else if (report && report->report_case == WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT &&
+               call == c->attach) {
         g_clear_pointer(&c->heartbeat, free_heartbeat);
         c->heartbeat = (Weft__V1__Heartbeat *)copy_message(&report->heartbeat->base);
         c->n_heartbeats++;
@@ -100,7 +111,9 @@ static void on_renew(RpcCall *call, const ProtobufCMessage *message, void *user)
     const Weft__V1__RenewRequest *request = (const Weft__V1__RenewRequest *)message;
     g_autofree char *csr = g_strndup((const char *)request->csr_pem.data, request->csr_pem.len);
     int64_t now = loop_wall_us(c->loop);
-    X509Grant grant = {.name = rpc_call_peer(call)->name, .role = "worker", .not_before_us = now - 1000000,
+    X509Grant grant = {.name = rpc_call_peer(call)->name,
+                       .role = "worker",
+                       .not_before_us = now - 1000000,
                        .not_after_us = now + c->certificate_life_us};
     g_autoptr(GError) error = NULL;
     g_autofree char *certificate = x509_sign(c->ca_pem, c->ca_key_pem, csr, &grant, NULL, &error);
@@ -114,9 +127,12 @@ static void on_renew(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_reply(call, &response.base);
 }
 
-/* ---- Slices ------------------------------------------------------------------------------------------------------------ */
+/* ---- Slices
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
-static bool send_slice(FakeCoordinator *c, RpcCall *call, uint32_t index, const Weft__V1__SliceRef *ref)
+static bool send_slice(FakeCoordinator *c, RpcCall *call, uint32_t index,
+                       const Weft__V1__SliceRef *ref)
 {
     size_t size;
     g_autofree uint8_t *bytes = tiny_model_slice(c->model, ref->tensor, ref->slice, &size);
@@ -163,7 +179,9 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_finish(call, NULL);
 }
 
-/* ---- Join -------------------------------------------------------------------------------------------------------------- */
+/* ---- Join
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
 {
@@ -177,7 +195,9 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
     }
     g_autofree char *csr = g_strndup((const char *)request->csr_pem.data, request->csr_pem.len);
     int64_t now = loop_wall_us(c->loop);
-    X509Grant grant = {.name = *request->name ? request->name : "given", .role = c->join_role ? c->join_role : "worker", .not_before_us = now,
+    X509Grant grant = {.name = *request->name ? request->name : "given",
+                       .role = c->join_role ? c->join_role : "worker",
+                       .not_before_us = now,
                        .not_after_us = now + c->certificate_life_us};
     g_autofree char *certificate = x509_sign(c->ca_pem, c->ca_key_pem, csr, &grant, NULL, &error);
     g_assert_no_error(error);
@@ -191,16 +211,19 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_reply(call, &response.base);
 }
 
-/* ---- life -------------------------------------------------------------------------------------------------------------- */
+/* ---- life
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 static void listen_on(FakeCoordinator *c)
 {
-    static const RpcMethod cluster[] = {{"Attach", on_attach, RPC_ROLE_WORKER}, {"Renew", on_renew, RPC_ROLE_WORKER}, {NULL}};
+    static const RpcMethod cluster[] = {
+        {"Attach", on_attach, RPC_ROLE_WORKER}, {"Renew", on_renew, RPC_ROLE_WORKER}, {NULL}};
     static const RpcMethod slices[] = {{"Fetch", on_fetch, RPC_ROLE_WORKER}, {NULL}};
     static const RpcMethod join[] = {{"Join", on_join, 0}, {NULL}};
     g_autofree char *stand_in = rpc_inproc_certificate("coordinator", "coordinator", NULL);
-    RpcCredentials credentials = {c->ca_pem, c->own_certificate ? c->own_certificate : stand_in, c->own_key ? c->own_key : "key",
-                                  c->own_key != NULL};
+    RpcCredentials credentials = {c->ca_pem, c->own_certificate ? c->own_certificate : stand_in,
+                                  c->own_key ? c->own_key : "key", c->own_key != NULL};
     RpcServerOptions options = {.listen = c->address, .credentials = credentials, .health = true};
     GError *error = NULL;
     c->server = rpc_server_new(c->transport, c->loop, &options, &error);
@@ -215,13 +238,18 @@ static void listen_on(FakeCoordinator *c)
     }
 }
 
-char *fake_certificate(FakeCoordinator *c, const char *name, const char *role, int64_t not_before_us, int64_t not_after_us, char **key_out)
+char *fake_certificate(FakeCoordinator *c, const char *name, const char *role,
+                       int64_t not_before_us, int64_t not_after_us, char **key_out)
 {
     GError *error = NULL;
     *key_out = x509_new_key(&error);
     g_autofree char *csr = x509_new_request(*key_out, name, &error);
     const char *const addresses[] = {"127.0.0.1", NULL};
-    X509Grant grant = {.name = name, .role = role, .addresses = addresses, .not_before_us = not_before_us, .not_after_us = not_after_us};
+    X509Grant grant = {.name = name,
+                       .role = role,
+                       .addresses = addresses,
+                       .not_before_us = not_before_us,
+                       .not_after_us = not_after_us};
     char *certificate = x509_sign(c->ca_pem, c->ca_key_pem, csr, &grant, NULL, &error);
     g_assert_no_error(error);
     return certificate;
@@ -241,19 +269,22 @@ FakeCoordinator *fake_coordinator_new_grpc(Loop *loop)
     c->generation = 1;
     c->die_after_chunks = -1;
     c->certificate_life_us = 3600000000ll;
-    c->own_certificate = fake_certificate(c, "c0", "coordinator", now - 1000000, now + 3600000000ll, &c->own_key);
+    c->own_certificate =
+        fake_certificate(c, "c0", "coordinator", now - 1000000, now + 3600000000ll, &c->own_key);
     listen_on(c);
     return c;
 }
 
-FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem)
+FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address,
+                                      const char *ca_pem)
 {
     FakeCoordinator *c = fake_coordinator_new_on(sim_world_loop(world), transport, address, ca_pem);
     c->world = world;
     return c;
 }
 
-FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address, const char *ca_pem)
+FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address,
+                                         const char *ca_pem)
 {
     FakeCoordinator *c = g_new0(FakeCoordinator, 1);
     c->loop = loop;
@@ -298,9 +329,14 @@ void fake_coordinator_free(FakeCoordinator *c)
     g_free(c);
 }
 
-/* ---- calls at a worker --------------------------------------------------------------------------------------------------- */
+/* ---- calls at a worker
+ * ---------------------------------------------------------------------------------------------------
+ */
 
-static void free_message(void *message) { protobuf_c_message_free_unpacked(message, NULL); }
+static void free_message(void *message)
+{
+    protobuf_c_message_free_unpacked(message, NULL);
+}
 
 static void on_message(const ProtobufCMessage *message, void *user)
 {
@@ -316,23 +352,30 @@ static void on_done(const GError *error, void *user)
     reply->done = true;
 }
 
-FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role, const ProtobufCServiceDescriptor *service, const char *method,
+FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role,
+                     const ProtobufCServiceDescriptor *service, const char *method,
                      const ProtobufCMessage *request)
 {
     FakeReply *reply = g_new0(FakeReply, 1);
     reply->messages = g_ptr_array_new_with_free_func(free_message);
     g_autofree char *stand_in = rpc_inproc_certificate("caller", role, "99");
     RpcChannelOptions options = {.target = address,
-                                 .credentials = {c->ca_pem, c->own_certificate ? c->own_certificate : stand_in, c->own_key ? c->own_key : "key", false},
+                                 .credentials = {c->ca_pem,
+                                                 c->own_certificate ? c->own_certificate : stand_in,
+                                                 c->own_key ? c->own_key : "key", false},
                                  .server_name = c->own_key ? "weft-worker" : NULL};
     GError *error = NULL;
     reply->channel = rpc_channel_new(c->transport, c->loop, &options, &error);
     g_assert_no_error(error);
-    reply->call = rpc_call_start(reply->channel, service, method, request, 0, true, (RpcCallbacks){on_message, on_done}, reply);
+    reply->call = rpc_call_start(reply->channel, service, method, request, 0, true,
+                                 (RpcCallbacks){on_message, on_done}, reply);
     return reply;
 }
 
-void fake_reply_wait(FakeCoordinator *c, FakeReply *reply) { sim_world_run_until(c->world, &reply->done, 60000000); }
+void fake_reply_wait(FakeCoordinator *c, FakeReply *reply)
+{
+    sim_world_run_until(c->world, &reply->done, 60000000);
+}
 
 const ProtobufCMessage *fake_reply_last(const FakeReply *reply)
 {
@@ -360,6 +403,10 @@ Weft__V1__Stamp fake_stamp(const FakeCoordinator *c, uint64_t epoch)
 
 Identity fake_identity(const FakeCoordinator *c, const char *name)
 {
-    return (Identity){g_strdup("test"), g_strdup(name), g_strdup(c->address), g_strdup(c->ca_pem), rpc_inproc_certificate(name, "worker", "01"),
+    return (Identity){g_strdup("test"),
+                      g_strdup(name),
+                      g_strdup(c->address),
+                      g_strdup(c->ca_pem),
+                      rpc_inproc_certificate(name, "worker", "01"),
                       g_strdup("key")};
 }

@@ -1,5 +1,6 @@
-/* FakeCoordinator: the coordinator's services as far as a worker sees them, on a Loop of a SimWorld over inproc, with everything that a test wants to
- * spoil; and the calls that a coordinator makes at a worker. */
+/* FakeCoordinator: the coordinator's services as far as a worker sees them, on a Loop of a SimWorld
+ * over inproc, with everything that a test wants to spoil; and the calls that a coordinator makes
+ * at a worker. */
 #pragma once
 
 #include "tests/sim/sim_loop.h"
@@ -23,12 +24,12 @@ typedef struct FakeCoordinator {
     Weft__V1__Hello *hello;         /* the latest */
     Weft__V1__Heartbeat *heartbeat; /* the latest */
     bool no_acks, no_welcome;
-    GError *refuse;       /* Attach is answered with it */
-    GArray *keep;         /* of FakeKeep; NULL = acks keep whatever was listed */
-    const char *revoked;  /* serial in every ack */
+    GError *refuse;      /* Attach is answered with it */
+    GArray *keep;        /* of FakeKeep; NULL = acks keep whatever was listed */
+    const char *revoked; /* serial in every ack */
     /* renew */
     unsigned n_renewed;
-    char *ca_pem, *ca_key_pem; /* real ones, or NULL */
+    char *ca_pem, *ca_key_pem;       /* real ones, or NULL */
     char *own_certificate, *own_key; /* real ones: over gRPC; NULL: stand-ins of inproc */
     int64_t certificate_life_us;
     /* slices */
@@ -50,13 +51,17 @@ typedef struct FakeKeep {
 } FakeKeep;
 
 /* On a Loop of any kind; `world` stays NULL. */
-FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address, const char *ca_pem);
-/* Over gRPC on a free port of 127.0.0.1, with a CA and a certificate of its own; `address` is then the one bound. */
+FakeCoordinator *fake_coordinator_new_on(Loop *loop, RpcTransport *transport, const char *address,
+                                         const char *ca_pem);
+/* Over gRPC on a free port of 127.0.0.1, with a CA and a certificate of its own; `address` is then
+ * the one bound. */
 FakeCoordinator *fake_coordinator_new_grpc(Loop *loop);
 /* A key and certificate of its CA; *key_out is x509_free_key'd. Returned. */
-char *fake_certificate(FakeCoordinator *c, const char *name, const char *role, int64_t not_before_us, int64_t not_after_us, char **key_out);
+char *fake_certificate(FakeCoordinator *c, const char *name, const char *role,
+                       int64_t not_before_us, int64_t not_after_us, char **key_out);
 /* Listens under `address`; tls: server with CA text "ca" and required client certificates. */
-FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address, const char *ca_pem);
+FakeCoordinator *fake_coordinator_new(SimWorld *world, RpcTransport *transport, const char *address,
+                                      const char *ca_pem);
 void fake_coordinator_free(FakeCoordinator *c);
 /* Stops listening (a coordinator that dies) and starts again with the next generation. */
 void fake_coordinator_down(FakeCoordinator *c);
@@ -71,7 +76,8 @@ typedef struct FakeReply {
     RpcChannel *channel;
 } FakeReply;
 /* peer: name and role as in "coordinator coordinator". Returned. */
-FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role, const ProtobufCServiceDescriptor *service, const char *method,
+FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role,
+                     const ProtobufCServiceDescriptor *service, const char *method,
                      const ProtobufCMessage *request);
 /* Runs the world until the call is done (at most 60 s virtual). */
 void fake_reply_wait(FakeCoordinator *c, FakeReply *reply);

@@ -27,12 +27,21 @@ void golden_digest(const GoldenCase *c, const Kernels *kernels, char hex[33])
     runs_prompt(prompt, N_PROMPT, 259);
     const EngineRequest requests[] = {
         {.prompt = prompt, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS},
-        {.prompt = prompt, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .temperature = 1.5f, .top_k = 60, .top_p = 0.95f, .min_p = 0.01f,
-         .repeat_penalty = 1.1f, .penalty_window = 64, .seed = 5},
+        {.prompt = prompt,
+         .n_prompt = N_PROMPT,
+         .max_tokens = N_TOKENS,
+         .temperature = 1.5f,
+         .top_k = 60,
+         .top_p = 0.95f,
+         .min_p = 0.01f,
+         .repeat_penalty = 1.1f,
+         .penalty_window = 64,
+         .seed = 5},
         {.kind = 1, .prompt = prompt, .n_prompt = N_PROMPT, .score_from = N_PROMPT / 2},
     };
     g_autoptr(Gguf) gguf = runs_model(&c->config);
-    LocalReplica *replica = runs_replica(gguf, (LocalLayout){.pp = 1, .tp = {1}, .kernels = kernels, .kv_type = c->kv_type});
+    LocalReplica *replica = runs_replica(
+        gguf, (LocalLayout){.pp = 1, .tp = {1}, .kernels = kernels, .kv_type = c->kv_type});
     Hasher *hasher = hasher_new();
     for (unsigned i = 0; i < G_N_ELEMENTS(requests); i++) {
         LocalResult result;

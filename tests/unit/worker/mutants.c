@@ -23,48 +23,54 @@ static float activation(const uint8_t *act, uint32_t k, unsigned n_rows, unsigne
     return x;
 }
 
-static void tile_forwards(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows, float *tile)
+static void tile_forwards(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows,
+                          float *tile)
 {
     const RecordF32 *record = (const RecordF32 *)w;
     for (unsigned i = 0; i < n_rows * PANEL_ROWS; i++) {
         float acc = 0;
         for (uint32_t k = 0; k < n; k++) {
-            acc = fmaf(record[k].w[i % PANEL_ROWS], activation(act, k, n_rows, i / PANEL_ROWS), acc);
+            acc =
+                fmaf(record[k].w[i % PANEL_ROWS], activation(act, k, n_rows, i / PANEL_ROWS), acc);
         }
         tile[i] = acc;
     }
 }
 
-static void tile_backwards(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows, float *tile)
+static void tile_backwards(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows,
+                           float *tile)
 {
     const RecordF32 *record = (const RecordF32 *)w;
     for (unsigned i = 0; i < n_rows * PANEL_ROWS; i++) {
         float acc = 0;
         for (uint32_t k = n; k-- > 0;) {
-            acc = fmaf(record[k].w[i % PANEL_ROWS], activation(act, k, n_rows, i / PANEL_ROWS), acc);
+            acc =
+                fmaf(record[k].w[i % PANEL_ROWS], activation(act, k, n_rows, i / PANEL_ROWS), acc);
         }
         tile[i] = acc;
     }
 }
 
 /* Even and odd k by themselves. */
-static void tile_in_halves(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows, float *tile)
+static void tile_in_halves(const uint8_t *w, const uint8_t *act, uint32_t n, unsigned n_rows,
+                           float *tile)
 {
     const RecordF32 *record = (const RecordF32 *)w;
     for (unsigned i = 0; i < n_rows * PANEL_ROWS; i++) {
         float acc[2] = {0, 0};
         for (uint32_t k = 0; k < n; k++) {
-            acc[k % 2] = fmaf(record[k].w[i % PANEL_ROWS], activation(act, k, n_rows, i / PANEL_ROWS), acc[k % 2]);
+            acc[k % 2] = fmaf(record[k].w[i % PANEL_ROWS],
+                              activation(act, k, n_rows, i / PANEL_ROWS), acc[k % 2]);
         }
         tile[i] = acc[0] + acc[1];
     }
 }
 
-#define TILE(name, walk, n_rows)                                                                                    \
-    static void name(const uint8_t *w, size_t stride, const uint8_t *act, uint32_t n, float *tile)                   \
-    {                                                                                                                \
-        (void)stride;                                                                                                \
-        walk(w, act, n, n_rows, tile);                                                                               \
+#define TILE(name, walk, n_rows)                                                                   \
+    static void name(const uint8_t *w, size_t stride, const uint8_t *act, uint32_t n, float *tile) \
+    {                                                                                              \
+        (void)stride;                                                                              \
+        walk(w, act, n, n_rows, tile);                                                             \
     }
 TILE(forwards1, tile_forwards, 1)
 TILE(backwards1, tile_backwards, 1)
@@ -131,19 +137,22 @@ static float *shadow(const void *block, uint32_t head_size)
 {
     float *values = g_hash_table_lookup(shadows, block);
     if (values == NULL) {
-        values = g_new0(float, (size_t)KV_BLOCK * head_size);
+        values = g_new0(float, (size_t)KV_BLOCK *head_size);
         g_hash_table_insert(shadows, (gpointer)block, values);
     }
     return values;
 }
 
-static void kv_write_shadowed(const float *k, const float *v, uint32_t head_size, uint32_t slot, void *k_block, void *v_block)
+static void kv_write_shadowed(const float *k, const float *v, uint32_t head_size, uint32_t slot,
+                              void *k_block, void *v_block)
 {
     real()->kv_write[KV_F16](k, v, head_size, slot, k_block, v_block);
-    real()->kv_write[KV_F32](k, v, head_size, slot, shadow(k_block, head_size), shadow(v_block, head_size));
+    real()->kv_write[KV_F32](k, v, head_size, slot, shadow(k_block, head_size),
+                             shadow(v_block, head_size));
 }
 
-/* The block in f32: rounded, but for slots from `fresh` on. A slot's elements: stride apart, `step` between slots. */
+/* The block in f32: rounded, but for slots from `fresh` on. A slot's elements: stride apart, `step`
+ * between slots. */
 static void unround(const uint8_t *block, uint32_t head_size, uint32_t fresh, bool keys, float *out)
 {
     const float *unrounded = shadow(block, head_size);
@@ -157,7 +166,8 @@ static void unround(const uint8_t *block, uint32_t head_size, uint32_t fresh, bo
 
 static void attention_unrounded(const AttentionArgs *args)
 {
-    const uint32_t n_blocks = (args->n_keys + KV_BLOCK - 1) / KV_BLOCK, block_floats = KV_BLOCK * args->head_size;
+    const uint32_t n_blocks = (args->n_keys + KV_BLOCK - 1) / KV_BLOCK,
+                   block_floats = KV_BLOCK * args->head_size;
     g_autofree float *memory = g_new(float, (size_t)2 * n_blocks * block_floats);
     g_autofree const uint8_t **blocks = g_new(const uint8_t *, 2 * n_blocks);
     for (uint32_t b = 0; b < n_blocks; b++) {
@@ -177,7 +187,8 @@ static void attention_unrounded(const AttentionArgs *args)
 
 /* ---- norm and activation ---- */
 
-static void rms_norm_eight_lanes(const float *x, const float *weight, float eps, uint32_t n, float *out)
+static void rms_norm_eight_lanes(const float *x, const float *weight, float eps, uint32_t n,
+                                 float *out)
 {
     float lanes[32] = {0}; /* fold of 8: the others add +0 to sums of squares, which changes none */
     for (uint32_t i = 0; i < n; i++) {

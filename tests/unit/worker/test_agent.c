@@ -18,10 +18,12 @@
 
 #define SECOND 1000000ll
 
-static const TinyShape shape = {2, 256, 6, 3, 64, 640, 1100, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
+static const TinyShape shape = {2,          256,        6,          3,    64,    640,  1100,
+                                DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
 
 /* Rows of logits of 80 kB: what a slow reader leaves waiting grows fast. */
-static const TinyShape wide_shape = {1, 256, 6, 3, 64, 640, 20000, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
+static const TinyShape wide_shape = {1,          256,        6,          3,    64,    640,  20000,
+                                     DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
 
 typedef struct Env {
     SimWorld *world;
@@ -43,13 +45,28 @@ static void on_refused(const GError *error, void *user)
     env->refused = g_error_copy(error);
 }
 
-static void on_stopped(void *user) { ((Env *)user)->stopped = true; }
+static void on_stopped(void *user)
+{
+    ((Env *)user)->stopped = true;
+}
 
 static void start_agent(Env *env, const Identity *identity, uint64_t memory)
 {
-    AgentOptions options = {.loop = env->loop, .transport = env->transport, .random = sim_world_random(env->world), .fill = env->fill,
-                            .identity = identity, .cache_dir = env->cache, .listen = "w0-listen", .health_listen = "w0-health", .host = "host", .memory_bytes = memory,
-                            .threads = 1, .isa = ISA_GENERIC, .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .refused = on_refused,
+    AgentOptions options = {.loop = env->loop,
+                            .transport = env->transport,
+                            .random = sim_world_random(env->world),
+                            .fill = env->fill,
+                            .identity = identity,
+                            .cache_dir = env->cache,
+                            .listen = "w0-listen",
+                            .health_listen = "w0-health",
+                            .host = "host",
+                            .memory_bytes = memory,
+                            .threads = 1,
+                            .isa = ISA_GENERIC,
+                            .numerics_classes = 1,
+                            .measure = {1, 2, 3, 4, 5},
+                            .refused = on_refused,
                             .user = env};
     GError *error = NULL;
     env->agent = agent_new(&options, &error);
@@ -73,7 +90,10 @@ static Env *env_new_with(const TinyShape *of, char *cache)
     return env;
 }
 
-static Env *env_new(void) { return env_new_with(&shape, NULL); }
+static Env *env_new(void)
+{
+    return env_new_with(&shape, NULL);
+}
 
 static void remove_tree(const char *path)
 {
@@ -135,9 +155,12 @@ static void wait_attached(Env *env, unsigned n)
     assert_true(agent_is_attached(env->agent));
 }
 
-/* ---- calls --------------------------------------------------------------------------------------------------------------- */
+/* ---- calls
+ * ---------------------------------------------------------------------------------------------------------------
+ */
 
-static FakeReply *load_from(Env *env, uint64_t epoch, const Plan *plan, uint32_t rank, const char *const *sources, size_t n_sources)
+static FakeReply *load_from(Env *env, uint64_t epoch, const Plan *plan, uint32_t rank,
+                            const char *const *sources, size_t n_sources)
 {
     Weft__V1__Stamp stamp = fake_stamp(env->c, epoch);
     Weft__V1__LoadRequest request = WEFT__V1__LOAD_REQUEST__INIT;
@@ -148,7 +171,8 @@ static FakeReply *load_from(Env *env, uint64_t epoch, const Plan *plan, uint32_t
     request.sources = (char **)sources;
     request.n_sources = n_sources;
     request.seal = true;
-    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Load", &request.base);
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "coordinator",
+                                 &weft__v1__worker__descriptor, "Load", &request.base);
     weft__v1__plan__free_unpacked(request.plan, NULL);
     weft__v1__model__free_unpacked(request.model, NULL);
     return reply;
@@ -185,7 +209,8 @@ static FakeReply *start(Env *env, uint64_t epoch, const Weft__V1__LoadProgress *
     request.secret = (ProtobufCBinaryData){sizeof secret, secret};
     request.n_ranks = 1;
     request.ranks = &ranks;
-    return fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Start", &request.base);
+    return fake_call(env->c, agent_address(env->agent), "coordinator",
+                     &weft__v1__worker__descriptor, "Start", &request.base);
 }
 
 static void make_ready(Env *env, uint64_t epoch)
@@ -204,10 +229,12 @@ static FakeReply *drop(Env *env, uint64_t epoch, bool keep)
     Weft__V1__DropRequest request = WEFT__V1__DROP_REQUEST__INIT;
     request.stamp = &stamp;
     request.keep_weights = keep;
-    return fake_call(env->c, agent_address(env->agent), "coordinator", &weft__v1__worker__descriptor, "Drop", &request.base);
+    return fake_call(env->c, agent_address(env->agent), "coordinator",
+                     &weft__v1__worker__descriptor, "Drop", &request.base);
 }
 
-static FakeReply *generate_with(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, bool logits, const char *role)
+static FakeReply *generate_with(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id,
+                                bool logits, const char *role)
 {
     static uint32_t prompt[] = {0, 5, 77, 1000};
     prompt[0] = first_id;
@@ -220,10 +247,12 @@ static FakeReply *generate_with(Env *env, uint64_t epoch, uint32_t n_tokens, uin
     request.max_tokens = n_tokens;
     request.top_logprobs = 2;
     request.want_logits = logits;
-    return fake_call(env->c, agent_address(env->agent), role, &weft__v1__leader__descriptor, "Generate", &request.base);
+    return fake_call(env->c, agent_address(env->agent), role, &weft__v1__leader__descriptor,
+                     "Generate", &request.base);
 }
 
-static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id, const char *role)
+static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id,
+                           const char *role)
 {
     return generate_with(env, epoch, n_tokens, first_id, false, role);
 }
@@ -232,7 +261,8 @@ static void assert_fails(Env *env, FakeReply *reply, int code, const char *a, co
 {
     wait_for(env, &reply->done);
     assert_non_null(reply->error);
-    if (reply->error->code != code || !strstr(reply->error->message, a) || !strstr(reply->error->message, b)) {
+    if (reply->error->code != code || !strstr(reply->error->message, a) ||
+        !strstr(reply->error->message, b)) {
         fail_msg("error %d: %s", reply->error->code, reply->error->message);
     }
     fake_reply_free(reply);
@@ -242,7 +272,8 @@ static int health(Env *env, const char *service)
 {
     Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     request.service = (char *)service;
-    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "probe", &grpc__health__v1__health__descriptor, "Check", &request.base);
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "probe",
+                                 &grpc__health__v1__health__descriptor, "Check", &request.base);
     wait_for(env, &reply->done);
     g_assert_no_error(reply->error);
     int status = ((const Grpc__Health__V1__HealthCheckResponse *)fake_reply_last(reply))->status;
@@ -252,7 +283,9 @@ static int health(Env *env, const char *service)
 
 enum { SERVING = 1, NOT_SERVING = 2 };
 
-/* ---- attach -------------------------------------------------------------------------------------------------------------- */
+/* ---- attach
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 static void test_hello_and_heartbeats(void **state)
 {
@@ -268,7 +301,8 @@ static void test_hello_and_heartbeats(void **state)
     assert_true(hello->measured->int8_ops_per_s == 2);
     bool q8 = false;
     for (size_t i = 0; i < hello->n_packed; i++) {
-        q8 = q8 || (hello->packed[i]->type == DTYPE_Q8_0 && hello->packed[i]->block_bytes == packed_block_bytes(DTYPE_Q8_0));
+        q8 = q8 || (hello->packed[i]->type == DTYPE_Q8_0 &&
+                    hello->packed[i]->block_bytes == packed_block_bytes(DTYPE_Q8_0));
     }
     assert_true(q8);
     unsigned before = env->c->n_heartbeats;
@@ -322,7 +356,9 @@ static void test_comes_back_after_a_restart(void **state)
     env_free(env);
 }
 
-/* ---- fencing -------------------------------------------------------------------------------------------------------------- */
+/* ---- fencing
+ * --------------------------------------------------------------------------------------------------------------
+ */
 
 static void test_fences_itself_and_keeps_weights(void **state)
 {
@@ -332,7 +368,8 @@ static void test_fences_itself_and_keeps_weights(void **state)
     make_ready(env, 1);
     FakeReply *g = generate(env, 1, 100, 1, "coordinator");
     unsigned fetched = env->c->n_slices_asked;
-    sim_world_run_for(env->world, SECOND / 2); /* the engine is not stepped: the request stays open */
+    sim_world_run_for(env->world,
+                      SECOND / 2); /* the engine is not stepped: the request stays open */
     int64_t since = sim_world_now_us(env->world);
     rpc_inproc_set_fault(env->transport, NULL, NULL, RPC_INPROC_FROZEN);
     while (agent_is_attached(env->agent)) {
@@ -340,7 +377,8 @@ static void test_fences_itself_and_keeps_weights(void **state)
         assert_true(sim_world_now_us(env->world) - since < 4 * SECOND);
     }
     int64_t fenced_after = sim_world_now_us(env->world) - since;
-    assert_in_range(fenced_after, 3 * SECOND - 20000, 3 * SECOND + 510000); /* 3.5 s after a send time that is at most 0.5 s old */
+    assert_in_range(fenced_after, 3 * SECOND - 20000,
+                    3 * SECOND + 510000); /* 3.5 s after a send time that is at most 0.5 s old */
     rpc_inproc_set_fault(env->transport, NULL, NULL, RPC_INPROC_UP);
     assert_fails(env, g, WEFT_ERROR_WORKER_LOST, "fenced", "w0");
     wait_attached(env, 2);
@@ -354,7 +392,8 @@ static void test_fences_itself_and_keeps_weights(void **state)
     env_free(env);
 }
 
-/* A process that was stopped for 10 s must not serve one call of the old epoch when it goes on, whatever lies in its queues. */
+/* A process that was stopped for 10 s must not serve one call of the old epoch when it goes on,
+ * whatever lies in its queues. */
 static void test_stopped_process_is_fenced_first(void **state)
 {
     (void)state;
@@ -374,7 +413,9 @@ static void test_stopped_process_is_fenced_first(void **state)
     env_free(env);
 }
 
-/* ---- load, start, drop ------------------------------------------------------------------------------------------------------ */
+/* ---- load, start, drop
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static void test_load_is_idempotent_and_epochs_only_rise(void **state)
 {
@@ -403,7 +444,8 @@ static void test_load_is_idempotent_and_epochs_only_rise(void **state)
     FakeReply *newer = load(env, 6);
     loaded(env, newer);
     assert_int_equal(env->c->n_slices_asked, fetched); /* the part is the same: from memory */
-    assert_fails(env, start(env, 5, (const Weft__V1__LoadProgress *)fake_reply_last(again)), WEFT_ERROR_STALE, "epoch 5", "epoch 6");
+    assert_fails(env, start(env, 5, (const Weft__V1__LoadProgress *)fake_reply_last(again)),
+                 WEFT_ERROR_STALE, "epoch 5", "epoch 6");
     run(env, SECOND);
     assert_int_equal(env->c->heartbeat->n_held, 1);
     assert_int_equal(env->c->heartbeat->held[0]->epoch, 6);
@@ -453,16 +495,21 @@ static void test_load_refuses_what_is_not_ours(void **state)
     wait_attached(env, 1);
     const char *source = "coordinator";
     g_autoptr(Plan) two = tiny_plan(env->model->spec, 1, (uint32_t[]){2}, (double[]){1, 1});
-    assert_fails(env, load_from(env, 1, two, 1, &source, 1), WEFT_ERROR_PROTOCOL, "belongs to w1", "w0");
+    assert_fails(env, load_from(env, 1, two, 1, &source, 1), WEFT_ERROR_PROTOCOL, "belongs to w1",
+                 "w0");
     two->replicas[0].stages[0].ranks[0].ffn_count--; /* a unit that nobody owns */
-    assert_fails(env, load_from(env, 2, two, 0, &source, 1), WEFT_ERROR_INVALID, "plan is refused", "unit");
+    assert_fails(env, load_from(env, 2, two, 0, &source, 1), WEFT_ERROR_INVALID, "plan is refused",
+                 "unit");
     g_autoptr(Plan) large = tiny_plan(env->model->spec, 1, (uint32_t[]){1}, (double[]){1});
     large->kv_pages = 1u << 24;
-    assert_fails(env, load_from(env, 3, large, 0, &source, 1), WEFT_ERROR_IMPOSSIBLE, "needs", "1.0 GiB");
+    assert_fails(env, load_from(env, 3, large, 0, &source, 1), WEFT_ERROR_IMPOSSIBLE, "needs",
+                 "1.0 GiB");
     env_free(env);
 }
 
-/* ---- slices ------------------------------------------------------------------------------------------------------------------ */
+/* ---- slices
+ * ------------------------------------------------------------------------------------------------------------------
+ */
 
 static void test_slices_come_from_whoever_has_them(void **state)
 {
@@ -497,11 +544,13 @@ static void test_slices_come_from_whoever_has_them(void **state)
     }
     peer->missing = env->c->missing = true;
     peer->silent = false;
-    assert_fails(env, load_from(env, 20, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE, "could not be had", "tensor");
+    assert_fails(env, load_from(env, 20, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE,
+                 "could not be had", "tensor");
     /* Nothing but wrong bytes is no model either. */
     env->c->missing = peer->missing = false;
     env->c->corrupt_slices = peer->corrupt_slices = -1;
-    assert_fails(env, load_from(env, 21, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE, "wrong hash", "tensor");
+    assert_fails(env, load_from(env, 21, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE, "wrong hash",
+                 "tensor");
     env->c->corrupt_slices = 0;
     peer->corrupt_slices = 0;
     make_ready(env, 22);
@@ -531,7 +580,8 @@ static void test_serves_its_cache_to_peers(void **state)
     request.file_hash = (ProtobufCBinaryData){16, (uint8_t *)spec->file_hash.bytes};
     request.n_slices = refs->len;
     request.slices = (Weft__V1__SliceRef **)refs->pdata;
-    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "worker", &weft__v1__slices__descriptor, "Fetch", &request.base);
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "worker",
+                                 &weft__v1__slices__descriptor, "Fetch", &request.base);
     wait_for(env, &reply->done);
     g_assert_no_error(reply->error);
     guint at = 0;
@@ -570,7 +620,9 @@ static void test_serves_its_cache_to_peers(void **state)
     env_free(env);
 }
 
-/* ---- generate ---------------------------------------------------------------------------------------------------------------- */
+/* ---- generate
+ * ----------------------------------------------------------------------------------------------------------------
+ */
 
 static void test_generate(void **state)
 {
@@ -581,7 +633,8 @@ static void test_generate(void **state)
     run(env, SECOND);
     assert_int_equal(health(env, ""), SERVING);
     assert_true(env->c->heartbeat->serving);
-    FakeReply *g[2] = {generate(env, 1, 5, 1, "coordinator"), generate(env, 1, 5, 1, "coordinator")};
+    FakeReply *g[2] = {generate(env, 1, 5, 1, "coordinator"),
+                       generate(env, 1, 5, 1, "coordinator")};
     for (unsigned i = 0; i < 2; i++) {
         wait_for(env, &g[i]->done);
         g_assert_no_error(g[i]->error);
@@ -602,9 +655,12 @@ static void test_generate(void **state)
     }
     fake_reply_free(g[0]);
     fake_reply_free(g[1]);
-    assert_fails(env, generate(env, 1, 5, 1, "worker"), WEFT_ERROR_DENIED, "role worker", "coordinator");
-    assert_fails(env, generate(env, 1, 5, 1100, "coordinator"), WEFT_ERROR_INVALID, "id 1100", "has 1100");
-    assert_fails(env, generate(env, 2, 5, 1, "coordinator"), WEFT_ERROR_NOT_FOUND, "epoch 2", "epoch 1");
+    assert_fails(env, generate(env, 1, 5, 1, "worker"), WEFT_ERROR_DENIED, "role worker",
+                 "coordinator");
+    assert_fails(env, generate(env, 1, 5, 1100, "coordinator"), WEFT_ERROR_INVALID, "id 1100",
+                 "has 1100");
+    assert_fails(env, generate(env, 2, 5, 1, "coordinator"), WEFT_ERROR_NOT_FOUND, "epoch 2",
+                 "epoch 1");
     /* A client that goes away frees its place. */
     FakeReply *gone = generate(env, 1, 100, 1, "coordinator");
     sim_world_run_for(env->world, 10000);
@@ -667,7 +723,8 @@ static void test_held_engine_is_not_serving(void **state)
     make_ready(env, 1);
     run(env, SECOND);
     assert_int_equal(health(env, ""), SERVING);
-    sim_world_run_for(env->world, 5 * SECOND); /* the engine gets no turn: its counter stands still */
+    sim_world_run_for(env->world,
+                      5 * SECOND); /* the engine gets no turn: its counter stands still */
     assert_false(env->c->heartbeat->serving);
     env_free(env);
 }
@@ -683,7 +740,9 @@ static void test_revoked_peers_are_not_served(void **state)
     env_free(env);
 }
 
-/* ---- the certificate ------------------------------------------------------------------------------------------------------------ */
+/* ---- the certificate
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 static void test_renews_at_two_thirds(void **state)
 {
@@ -708,7 +767,8 @@ static void test_renews_at_two_thirds(void **state)
     g_free(identity.certificate_pem);
     identity.key_pem = x509_new_key(&error);
     g_autofree char *csr = x509_new_request(identity.key_pem, "w0", &error);
-    X509Grant grant = {.name = "w0", .role = "worker", .not_before_us = now, .not_after_us = now + 3000 * SECOND};
+    X509Grant grant = {
+        .name = "w0", .role = "worker", .not_before_us = now, .not_after_us = now + 3000 * SECOND};
     identity.certificate_pem = x509_sign(ca, ca_key, csr, &grant, NULL, &error);
     g_assert_no_error(error);
     start_agent(env, &identity, 1u << 30);

@@ -1,5 +1,6 @@
-/* The agent as a daemon has it: real loop, loading threads, engines with threads of their own. Two workers in one process answer over two layouts
- * with the same rows, again and again, while deployments come and go. */
+/* The agent as a daemon has it: real loop, loading threads, engines with threads of their own. Two
+ * workers in one process answer over two layouts with the same rows, again and again, while
+ * deployments come and go. */
 #include "proto/base/error.h"
 #include "proto/plan/plan_message.h"
 #include "tests/unit/worker/fake_coordinator.h"
@@ -16,7 +17,8 @@
 
 #define SECOND 1000000ll
 
-static const TinyShape shape = {2, 256, 6, 3, 64, 640, 1100, DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
+static const TinyShape shape = {2,          256,        6,          3,    64,    640,  1100,
+                                DTYPE_Q8_0, DTYPE_Q8_0, DTYPE_Q8_0, true, false, false};
 
 typedef struct Env {
     MainLoop *main;
@@ -35,7 +37,10 @@ static void on_refused(const GError *error, void *user)
     fail_msg("refused: %s", error->message);
 }
 
-static void on_done(void *user) { *(bool *)user = true; }
+static void on_done(void *user)
+{
+    *(bool *)user = true;
+}
 
 static void wait_done(Env *env, const bool *done)
 {
@@ -60,13 +65,25 @@ static Env *env_new(void)
     env->fill = link_fill_inproc_new();
     env->model = tiny_model_new(&shape, 11);
     for (unsigned i = 0; i < 2; i++) {
-        g_autofree char *address = g_strdup_printf("coordinator%u", i), *name = g_strdup_printf("w%u", i), *listen = g_strdup_printf("listen%u", i);
+        g_autofree char *address = g_strdup_printf("coordinator%u", i),
+                        *name = g_strdup_printf("w%u", i), *listen = g_strdup_printf("listen%u", i);
         env->c[i] = fake_coordinator_new_on(env->loop, env->transport, address, "ca");
         env->c[i]->model = env->model;
         Identity identity = fake_identity(env->c[i], name);
-        AgentOptions options = {.loop = env->loop, .transport = env->transport, .random = random_system(), .fill = env->fill,
-                                .identity = &identity, .listen = listen, .memory_bytes = 1u << 30, .threads = 2, .isa = kernels_best_isa(),
-                                .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .crowded = true, .io_threads = 2, .refused = on_refused,
+        AgentOptions options = {.loop = env->loop,
+                                .transport = env->transport,
+                                .random = random_system(),
+                                .fill = env->fill,
+                                .identity = &identity,
+                                .listen = listen,
+                                .memory_bytes = 1u << 30,
+                                .threads = 2,
+                                .isa = kernels_best_isa(),
+                                .numerics_classes = 1,
+                                .measure = {1, 2, 3, 4, 5},
+                                .crowded = true,
+                                .io_threads = 2,
+                                .refused = on_refused,
                                 .user = env};
         GError *error = NULL;
         env->agents[i] = agent_new(&options, &error);
@@ -95,7 +112,8 @@ static void env_free(Env *env)
     g_free(env);
 }
 
-static FakeReply *load(Env *env, const Plan *plan, uint64_t epoch, uint32_t stage, uint32_t rank, unsigned worker)
+static FakeReply *load(Env *env, const Plan *plan, uint64_t epoch, uint32_t stage, uint32_t rank,
+                       unsigned worker)
 {
     Weft__V1__Stamp stamp = fake_stamp(env->c[worker], epoch);
     Weft__V1__LoadRequest request = WEFT__V1__LOAD_REQUEST__INIT;
@@ -107,14 +125,15 @@ static FakeReply *load(Env *env, const Plan *plan, uint64_t epoch, uint32_t stag
     request.sources = &env->c[worker]->address;
     request.n_sources = 1;
     request.seal = true;
-    FakeReply *reply = fake_call(env->c[worker], agent_address(env->agents[worker]), "coordinator", &weft__v1__worker__descriptor, "Load",
-                                 &request.base);
+    FakeReply *reply = fake_call(env->c[worker], agent_address(env->agents[worker]), "coordinator",
+                                 &weft__v1__worker__descriptor, "Load", &request.base);
     weft__v1__plan__free_unpacked(request.plan, NULL);
     weft__v1__model__free_unpacked(request.model, NULL);
     return reply;
 }
 
-static FakeReply *start(Env *env, uint64_t epoch, Weft__V1__RankAddress **ranks, size_t n, unsigned worker)
+static FakeReply *start(Env *env, uint64_t epoch, Weft__V1__RankAddress **ranks, size_t n,
+                        unsigned worker)
 {
     Weft__V1__Stamp stamp = fake_stamp(env->c[worker], epoch);
     Weft__V1__StartRequest request = WEFT__V1__START_REQUEST__INIT;
@@ -123,7 +142,8 @@ static FakeReply *start(Env *env, uint64_t epoch, Weft__V1__RankAddress **ranks,
     request.secret = (ProtobufCBinaryData){sizeof secret, secret};
     request.n_ranks = n;
     request.ranks = ranks;
-    return fake_call(env->c[worker], agent_address(env->agents[worker]), "coordinator", &weft__v1__worker__descriptor, "Start", &request.base);
+    return fake_call(env->c[worker], agent_address(env->agents[worker]), "coordinator",
+                     &weft__v1__worker__descriptor, "Start", &request.base);
 }
 
 /* Loads and starts two ranks: two stages, or one stage of two ranks. */
@@ -138,7 +158,8 @@ static void deploy(Env *env, const Plan *plan, uint64_t epoch)
     for (unsigned i = 0; i < 2; i++) {
         wait_done(env, &loads[i]->done);
         g_assert_no_error(loads[i]->error);
-        const Weft__V1__LoadProgress *last = (const Weft__V1__LoadProgress *)fake_reply_last(loads[i]);
+        const Weft__V1__LoadProgress *last =
+            (const Weft__V1__LoadProgress *)fake_reply_last(loads[i]);
         assert_true(last->loaded);
         weft__v1__rank_address__init(&addresses[i]);
         addresses[i].stage = pipeline ? i : 0;
@@ -169,7 +190,8 @@ static FakeReply *generate(Env *env, uint64_t epoch, uint32_t n_tokens)
     request.n_prompt = G_N_ELEMENTS(prompt);
     request.prompt = prompt;
     request.max_tokens = n_tokens;
-    return fake_call(env->c[0], agent_address(env->agents[0]), "coordinator", &weft__v1__leader__descriptor, "Generate", &request.base);
+    return fake_call(env->c[0], agent_address(env->agents[0]), "coordinator",
+                     &weft__v1__leader__descriptor, "Generate", &request.base);
 }
 
 static void test_layouts_come_and_go(void **state)
@@ -202,14 +224,17 @@ static void test_layouts_come_and_go(void **state)
         if (epoch < 6) {
             deploy(env, epoch % 2 ? pipeline : tensor, epoch + 1);
             wait_done(env, &open->done);
-            deploy(env, epoch % 2 ? pipeline : tensor, epoch + 1); /* idempotent: loaded and started already */
+            deploy(env, epoch % 2 ? pipeline : tensor,
+                   epoch + 1); /* idempotent: loaded and started already */
         }
         fake_reply_free(open);
     }
     env_free(env);
 }
 
-/* ---- over gRPC ---------------------------------------------------------------------------------------------------------- */
+/* ---- over gRPC
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct Watch {
     Loop *loop;
@@ -220,26 +245,30 @@ typedef struct Watch {
     bool done;
 } Watch;
 
-/* Until a new connection succeeds after the first certificate's end: then the listener shows the renewed one. */
+/* Until a new connection succeeds after the first certificate's end: then the listener shows the
+ * renewed one. */
 static void look_at_listener(void *user)
 {
     Watch *w = user;
     if (w->reply && w->reply->done) {
-        w->done = !w->reply->error && loop_wall_us(w->loop) > w->old_end_us + SECOND && agent_is_attached(w->agent);
+        w->done = !w->reply->error && loop_wall_us(w->loop) > w->old_end_us + SECOND &&
+                  agent_is_attached(w->agent);
         fake_reply_free(g_steal_pointer(&w->reply));
     }
     if (!w->done && !w->reply && agent_is_attached(w->agent)) {
         Weft__V1__Stamp stamp = fake_stamp(w->c, 1);
         Weft__V1__DropRequest request = WEFT__V1__DROP_REQUEST__INIT;
         request.stamp = &stamp;
-        w->reply = fake_call(w->c, agent_address(w->agent), "coordinator", &weft__v1__worker__descriptor, "Drop", &request.base);
+        w->reply = fake_call(w->c, agent_address(w->agent), "coordinator",
+                             &weft__v1__worker__descriptor, "Drop", &request.base);
     }
     if (!w->done) {
         loop_timer_start(w->loop, 50000, look_at_listener, w);
     }
 }
 
-/* A certificate at two thirds of its life, with 2 s to go: renewed at once, kept on disk, and both directions go on past its end. */
+/* A certificate at two thirds of its life, with 2 s to go: renewed at once, kept on disk, and both
+ * directions go on past its end. */
 static void test_renewed_certificate_is_used_by_both_sides(void **state)
 {
     (void)state;
@@ -249,11 +278,24 @@ static void test_renewed_certificate_is_used_by_both_sides(void **state)
     LinkFill *fill = link_fill_inproc_new();
     g_autofree char *dir = g_dir_make_tmp("weft-state-XXXXXX", NULL);
     int64_t now = loop_wall_us(loop);
-    Identity identity = {g_strdup("test"), g_strdup("w0"), g_strdup(c->address), g_strdup(c->ca_pem), NULL, NULL};
-    identity.certificate_pem = fake_certificate(c, "w0", "worker", now - 4 * SECOND, now + 2 * SECOND, &identity.key_pem);
-    AgentOptions options = {.loop = loop, .transport = rpc_transport_grpc(), .random = random_system(), .fill = fill, .identity = &identity,
-                            .state_dir = dir, .listen = "127.0.0.1:0", .memory_bytes = 1u << 30, .threads = 1, .isa = ISA_GENERIC,
-                            .numerics_classes = 1, .measure = {1, 2, 3, 4, 5}, .io_threads = 1, .refused = on_refused};
+    Identity identity = {g_strdup("test"),    g_strdup("w0"), g_strdup(c->address),
+                         g_strdup(c->ca_pem), NULL,           NULL};
+    identity.certificate_pem =
+        fake_certificate(c, "w0", "worker", now - 4 * SECOND, now + 2 * SECOND, &identity.key_pem);
+    AgentOptions options = {.loop = loop,
+                            .transport = rpc_transport_grpc(),
+                            .random = random_system(),
+                            .fill = fill,
+                            .identity = &identity,
+                            .state_dir = dir,
+                            .listen = "127.0.0.1:0",
+                            .memory_bytes = 1u << 30,
+                            .threads = 1,
+                            .isa = ISA_GENERIC,
+                            .numerics_classes = 1,
+                            .measure = {1, 2, 3, 4, 5},
+                            .io_threads = 1,
+                            .refused = on_refused};
     GError *error = NULL;
     Agent *agent = agent_new(&options, &error);
     g_assert_no_error(error);
@@ -285,6 +327,8 @@ static void test_renewed_certificate_is_used_by_both_sides(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts_come_and_go), cmocka_unit_test(test_renewed_certificate_is_used_by_both_sides)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_layouts_come_and_go),
+        cmocka_unit_test(test_renewed_certificate_is_used_by_both_sides)};
     return cmocka_run_group_tests_name("agent threads", tests, NULL, NULL);
 }

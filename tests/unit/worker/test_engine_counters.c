@@ -1,4 +1,5 @@
-/* Where a rank's time goes: no moment counts twice, and a slow wire is neither called computing by the sender nor by who waits. */
+/* Where a rank's time goes: no moment counts twice, and a slow wire is neither called computing by
+ * the sender nor by who waits. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -77,7 +78,8 @@ static void test_tensor_ranks(void **state)
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(&path);
     EngineStatus status[2];
-    const uint64_t wall = run_slow(g, (LocalLayout){.pp = 1, .tp = {2}, .isa = kernels_best_isa()}, status, 2);
+    const uint64_t wall =
+        run_slow(g, (LocalLayout){.pp = 1, .tp = {2}, .isa = kernels_best_isa()}, status, 2);
     check_disjoint(&status[0], wall);
     check_disjoint(&status[1], wall);
     g_unlink(path);
@@ -88,10 +90,12 @@ static void test_leader_waits_for_tokens(void **state)
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(&path);
     EngineStatus status[2];
-    const uint64_t wall = run_slow(g, (LocalLayout){.pp = 2, .tp = {1, 1}, .isa = kernels_best_isa()}, status, 2);
+    const uint64_t wall =
+        run_slow(g, (LocalLayout){.pp = 2, .tp = {1, 1}, .isa = kernels_best_isa()}, status, 2);
     check_disjoint(&status[0], wall);
     check_disjoint(&status[1], wall);
-    assert_true(status[0].wait_us >= (uint64_t)N_TOKENS * SEND_US / 3); /* stage 1 takes SEND_US to hand over each token */
+    assert_true(status[0].wait_us >= (uint64_t)N_TOKENS * SEND_US /
+                                         3); /* stage 1 takes SEND_US to hand over each token */
     g_unlink(path);
 }
 

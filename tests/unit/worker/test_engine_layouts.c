@@ -1,5 +1,6 @@
-/* The same tokens and row hashes on every layout: engines of one replica in this process over inproc links (NUMERICS, "Proof"). Model: a tiny random Llama of
- * each weight type made by gguf_builder; test_engine_matrix.c has the real one. */
+/* The same tokens and row hashes on every layout: engines of one replica in this process over
+ * inproc links (NUMERICS, "Proof"). Model: a tiny random Llama of each weight type made by
+ * gguf_builder; test_engine_matrix.c has the real one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,8 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-static const uint32_t PROMPT[] = {1, 17, 5, 99, 23, 4, 250, 31, 77, 8, 140, 63, 2, 201, 19, 55, 180, 9, 12, 33, 47, 81, 3, 66, 111, 90, 14, 28, 7, 222, 35,
-                                  51, 160, 44, 13, 70, 6, 39, 25, 101};
+static const uint32_t PROMPT[] = {1,  17,  5,   99, 23,  4,  250, 31, 77, 8,  140, 63, 2,  201,
+                                  19, 55,  180, 9,  12,  33, 47,  81, 3,  66, 111, 90, 14, 28,
+                                  7,  222, 35,  51, 160, 44, 13,  70, 6,  39, 25,  101};
 enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 24 };
 
 /* 3 KV heads of 3 query heads each, 4 layers, awkward widths: units 9 / 12 as in SmolLM2. */
@@ -34,7 +36,8 @@ static Gguf *tiny(Dtype type, char **path_out)
     config.vocab_size = 2500;
     config.context = 2048;
     config.seed = 42;
-    *path_out = g_strdup_printf("%s/weft-engine-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
+    *path_out =
+        g_strdup_printf("%s/weft-engine-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
     if (!gguf_builder_write(&config, *path_out, &error)) {
         fail_msg("%s", error->message);
     }
@@ -120,7 +123,8 @@ static void test_q4_1_layouts(void **state)
 
 static void test_other_types(void **state)
 {
-    static const Dtype types[] = {DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q5_0, DTYPE_Q5_1};
+    static const Dtype types[] = {DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0,
+                                  DTYPE_Q4_0, DTYPE_Q5_0, DTYPE_Q5_1};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
         check_layouts(types[i], kernels_best_isa(), 6);
     }
@@ -128,7 +132,8 @@ static void test_other_types(void **state)
 
 static void test_instruction_sets(void **state)
 {
-    static const Dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1};
+    static const Dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0,
+                                  DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
         g_autofree char *path = NULL;
         g_autoptr(Gguf) g = tiny(types[i], &path);
@@ -149,11 +154,13 @@ static void test_neighbours(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
-    LocalReplica *r = replica(g, (LocalLayout){.pp = 2, .tp = {2, 1}, .max_rows = 16, .isa = kernels_best_isa()});
+    LocalReplica *r =
+        replica(g, (LocalLayout){.pp = 2, .tp = {2, 1}, .max_rows = 16, .isa = kernels_best_isa()});
     EngineRequest requests[4];
     LocalResult alone[4], together[4];
     for (uint32_t i = 0; i < 4; i++) {
-        requests[i] = (EngineRequest){.prompt = PROMPT + 3 * i, .n_prompt = N_PROMPT - 7 * i, .max_tokens = 10 + 3 * i};
+        requests[i] = (EngineRequest){
+            .prompt = PROMPT + 3 * i, .n_prompt = N_PROMPT - 7 * i, .max_tokens = 10 + 3 * i};
         if (i >= 2) {
             requests[i].temperature = 0.8f;
             requests[i].top_p = i == 3 ? 0.9f : 0.0f;
@@ -177,7 +184,8 @@ static void test_sampled_layouts(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
-    static const EngineRequest base = {.prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = 20, .temperature = 1.3f, .seed = 7};
+    static const EngineRequest base = {
+        .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = 20, .temperature = 1.3f, .seed = 7};
     EngineRequest requests[4] = {base, base, base, base};
     requests[1].top_k = 40;
     requests[2].top_p = 0.97f;
@@ -185,7 +193,8 @@ static void test_sampled_layouts(void **state)
     requests[3].top_logprobs = 5;
     LocalResult alone[4], other[4];
     LocalReplica *one = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = kernels_best_isa()});
-    LocalReplica *many = replica(g, (LocalLayout){.pp = 2, .tp = {1, 3}, .isa = kernels_best_isa()});
+    LocalReplica *many =
+        replica(g, (LocalLayout){.pp = 2, .tp = {1, 3}, .isa = kernels_best_isa()});
     local_replica_run(one, requests, 4, alone);
     local_replica_run(many, requests, 4, other);
     for (unsigned i = 0; i < 4; i++) {
@@ -209,7 +218,12 @@ static void test_resumed(void **state)
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {2}, .isa = kernels_best_isa()});
-    EngineRequest whole = {.prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = 20, .temperature = 1.0f, .seed = 3, .repeat_penalty = 1.2f,
+    EngineRequest whole = {.prompt = PROMPT,
+                           .n_prompt = N_PROMPT,
+                           .max_tokens = 20,
+                           .temperature = 1.0f,
+                           .seed = 3,
+                           .repeat_penalty = 1.2f,
                            .penalty_window = 16};
     LocalResult undisturbed, rest;
     local_replica_run(r, &whole, 1, &undisturbed);
@@ -231,13 +245,15 @@ static void test_score(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F16, &path);
-    LocalReplica *r = replica(g, (LocalLayout){.pp = 2, .tp = {1, 2}, .isa = kernels_best_isa(), .max_rows = 32});
+    LocalReplica *r =
+        replica(g, (LocalLayout){.pp = 2, .tp = {1, 2}, .isa = kernels_best_isa(), .max_rows = 32});
     LocalResult drawn, scored;
     local_replica_greedy(r, PROMPT, N_PROMPT, 12, &drawn);
     uint32_t text[N_PROMPT + 12];
     memcpy(text, PROMPT, sizeof PROMPT);
     memcpy(text + N_PROMPT, drawn.ids, 12 * sizeof(uint32_t));
-    const EngineRequest score = {.kind = 1, .prompt = text, .n_prompt = N_PROMPT + 12, .score_from = N_PROMPT};
+    const EngineRequest score = {
+        .kind = 1, .prompt = text, .n_prompt = N_PROMPT + 12, .score_from = N_PROMPT};
     local_replica_run(r, &score, 1, &scored);
     assert_int_equal(scored.n, 12);
     assert_memory_equal(scored.ids, drawn.ids, 12 * sizeof(uint32_t));
@@ -248,12 +264,15 @@ static void test_score(void **state)
     g_unlink(path);
 }
 
-/* Far behind the first tokens, threads share the keys of one row by runs (kernels/ops/attention.h): from the second run on, and in the middle of
- * decoding; two sequences of different length at once. */
+/* Far behind the first tokens, threads share the keys of one row by runs (kernels/ops/attention.h):
+ * from the second run on, and in the middle of decoding; two sequences of different length at once.
+ */
 static void test_keys_shared_by_threads(void **state)
 {
     enum { LONG = 1100, SHORT = 505, TOKENS = 16 };
-    static const LocalLayout layouts[] = {{.pp = 1, .tp = {1}}, {.pp = 1, .tp = {1}, .threads = 2}, {.pp = 1, .tp = {2}, .threads = 3}};
+    static const LocalLayout layouts[] = {{.pp = 1, .tp = {1}},
+                                          {.pp = 1, .tp = {1}, .threads = 2},
+                                          {.pp = 1, .tp = {2}, .threads = 3}};
     uint32_t prompt[LONG];
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q4_1, &path);
@@ -261,8 +280,9 @@ static void test_keys_shared_by_threads(void **state)
     for (uint32_t i = 0; i < LONG; i++) {
         prompt[i] = (i * 37 + i / 11) % 2500;
     }
-    const EngineRequest requests[] = {{.prompt = prompt, .n_prompt = LONG, .max_tokens = TOKENS},
-                                      {.prompt = prompt + 7, .n_prompt = SHORT, .max_tokens = TOKENS}};
+    const EngineRequest requests[] = {
+        {.prompt = prompt, .n_prompt = LONG, .max_tokens = TOKENS},
+        {.prompt = prompt + 7, .n_prompt = SHORT, .max_tokens = TOKENS}};
     for (unsigned i = 0; i < G_N_ELEMENTS(layouts); i++) {
         LocalLayout layout = layouts[i];
         layout.isa = kernels_best_isa();
@@ -285,10 +305,12 @@ static void test_bad_requests(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
-    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = kernels_best_isa(), .context = 64});
+    LocalReplica *r =
+        replica(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = kernels_best_isa(), .context = 64});
     uint32_t too_long[65] = {0};
     LocalResult result;
-    const EngineRequest requests[] = {{.prompt = too_long, .n_prompt = 65, .max_tokens = 1}, {.prompt = too_long, .n_prompt = 0, .max_tokens = 1}};
+    const EngineRequest requests[] = {{.prompt = too_long, .n_prompt = 65, .max_tokens = 1},
+                                      {.prompt = too_long, .n_prompt = 0, .max_tokens = 1}};
     for (unsigned i = 0; i < G_N_ELEMENTS(requests); i++) {
         local_replica_run(r, &requests[i], 1, &result);
         assert_string_equal(result.finish_reason, "error");
@@ -306,10 +328,16 @@ static void test_bad_requests(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_f32_layouts),    cmocka_unit_test(test_q4_1_layouts), cmocka_unit_test(test_other_types),
-        cmocka_unit_test(test_instruction_sets), cmocka_unit_test(test_neighbours), cmocka_unit_test(test_sampled_layouts),
+        cmocka_unit_test(test_f32_layouts),
+        cmocka_unit_test(test_q4_1_layouts),
+        cmocka_unit_test(test_other_types),
+        cmocka_unit_test(test_instruction_sets),
+        cmocka_unit_test(test_neighbours),
+        cmocka_unit_test(test_sampled_layouts),
         cmocka_unit_test(test_keys_shared_by_threads),
-        cmocka_unit_test(test_resumed),        cmocka_unit_test(test_score),        cmocka_unit_test(test_bad_requests),
+        cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_score),
+        cmocka_unit_test(test_bad_requests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

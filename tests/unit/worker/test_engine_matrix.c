@@ -1,5 +1,7 @@
-/* The matrix of NUMERICS, "Proof", where it goes beyond layouts (test_engine_layouts.c has those): one result over threads, chunks, cache types, weight types, shared
- * KV heads, stale cache memory, a thread's float control, a tied head on another stage, instruction sets, and a change of layout in mid-stream. */
+/* The matrix of NUMERICS, "Proof", where it goes beyond layouts (test_engine_layouts.c has those):
+ * one result over threads, chunks, cache types, weight types, shared KV heads, stale cache memory,
+ * a thread's float control, a tied head on another stage, instruction sets, and a change of layout
+ * in mid-stream. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +19,8 @@
 
 enum { N_PROMPT = RUNS_PROMPT, N_TOKENS = 10 };
 
-/* Widths of K blocks; 8 query heads on `n_kv_heads`; 8 units of attention, at least 2 of the feed-forward. */
+/* Widths of K blocks; 8 query heads on `n_kv_heads`; 8 units of attention, at least 2 of the
+ * feed-forward. */
 static Gguf *model(Dtype type, uint32_t n_kv_heads)
 {
     GgufBuilderConfig config;
@@ -111,8 +114,9 @@ static void k_quants(void **state)
 /* Short, because the specification is slow; every level that this CPU has. */
 static void instruction_sets(void **state)
 {
-    static const Dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1,
-                                  DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+    static const Dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0,
+                                  DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1,
+                                  DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
         g_autoptr(Gguf) gguf = model(types[i], 2);
         LocalResult specification, fast;
@@ -162,12 +166,13 @@ static void fill_once(void *block, size_t size)
     g_mutex_unlock(&stale.mutex);
 }
 
-#define WRITE_STALE(NAME, TYPE)                                                                                                 \
-    static void NAME(const float *k, const float *v, uint32_t head_size, uint32_t slot, void *k_block, void *v_block)          \
-    {                                                                                                                           \
-        fill_once(k_block, kv_block_bytes(TYPE, head_size));                                                                    \
-        fill_once(v_block, kv_block_bytes(TYPE, head_size));                                                                    \
-        stale.real->kv_write[TYPE](k, v, head_size, slot, k_block, v_block);                                                    \
+#define WRITE_STALE(NAME, TYPE)                                                                    \
+    static void NAME(const float *k, const float *v, uint32_t head_size, uint32_t slot,            \
+                     void *k_block, void *v_block)                                                 \
+    {                                                                                              \
+        fill_once(k_block, kv_block_bytes(TYPE, head_size));                                       \
+        fill_once(v_block, kv_block_bytes(TYPE, head_size));                                       \
+        stale.real->kv_write[TYPE](k, v, head_size, slot, k_block, v_block);                       \
     }
 WRITE_STALE(write_stale_f16, KV_F16)
 WRITE_STALE(write_stale_bf16, KV_BF16)
@@ -186,7 +191,8 @@ static void nan_filled_pages(void **state)
             stale.seen = g_hash_table_new(NULL, NULL);
             stale.n_filled = 0;
             LocalResult clean, filled;
-            LocalLayout layout = {.pp = 1, .tp = {2}, .isa = isa, .kv_type = (KvType)kv_type, .max_rows = 48};
+            LocalLayout layout = {
+                .pp = 1, .tp = {2}, .isa = isa, .kv_type = (KvType)kv_type, .max_rows = 48};
             runs_greedy(gguf, layout, 70, 4, &clean);
             layout.kernels = &table;
             runs_greedy(gguf, layout, 70, 4, &filled);
@@ -218,15 +224,17 @@ static Gguf *scaled(const Gguf *gguf, const char *name, float factor)
     }
     g_autofree char *path = g_build_filename(g_get_tmp_dir(), "weft-scaled-XXXXXX", NULL);
     const int fd = g_mkstemp(path);
-    assert_true(fd >= 0 && g_close(fd, NULL) && g_file_set_contents(path, (const char *)copy, (gssize)size, &error));
+    assert_true(fd >= 0 && g_close(fd, NULL) &&
+                g_file_set_contents(path, (const char *)copy, (gssize)size, &error));
     Gguf *out = gguf_open(path, &error);
     g_unlink(path);
     assert_non_null(out);
     return out;
 }
 
-/* Logits that are subnormal: flushed, they would all be equal and every token the lowest id. Threads inherit the float control of the one that starts them, here that of
- * a program into which a library built with -ffast-math was loaded. */
+/* Logits that are subnormal: flushed, they would all be equal and every token the lowest id.
+ * Threads inherit the float control of the one that starts them, here that of a program into which
+ * a library built with -ffast-math was loaded. */
 static void flushing_set_on_a_thread(void **state)
 {
     GgufBuilderConfig config;
@@ -237,7 +245,8 @@ static void flushing_set_on_a_thread(void **state)
     g_autoptr(Gguf) tiny = scaled(plain, "output.weight", 1e-40f);
     uint32_t prompt[20];
     runs_prompt(prompt, 20, 259);
-    EngineRequest requests[2] = {{.prompt = prompt, .n_prompt = 20, .max_tokens = 6}, {.prompt = prompt, .n_prompt = 20, .max_tokens = 6}};
+    EngineRequest requests[2] = {{.prompt = prompt, .n_prompt = 20, .max_tokens = 6},
+                                 {.prompt = prompt, .n_prompt = 20, .max_tokens = 6}};
     requests[1].repeat_penalty = 1.25f; /* arithmetic on logits */
     requests[1].penalty_window = 64;
     for (unsigned i = 0; i < 2; i++) {
@@ -269,14 +278,17 @@ static void a_tied_head_on_two_stages(void **state)
         const LocalLayout layouts[] = {
             {.pp = 1, .tp = {1}, .isa = isa},
             {.pp = 2, .tp = {1, 1}, .isa = isa},
-            {.pp = 2, .tp = {2, 2}, .isa = isa}, /* two vocabulary chunks over two ranks of either stage */
+            {.pp = 2,
+             .tp = {2, 2},
+             .isa = isa}, /* two vocabulary chunks over two ranks of either stage */
             {.pp = 2, .tp = {1, 2}, .isa = isa},
         };
         expect_same(gguf, layouts, G_N_ELEMENTS(layouts));
     }
 }
 
-/* A stream that stops after any token and goes on elsewhere: prompt and generated ids are all that travels. */
+/* A stream that stops after any token and goes on elsewhere: prompt and generated ids are all that
+ * travels. */
 static void resumed_on_another_layout(void **state)
 {
     g_autoptr(Gguf) gguf = model(DTYPE_Q5_1, 2);
@@ -289,8 +301,15 @@ static void resumed_on_another_layout(void **state)
     };
     uint32_t prompt[50];
     runs_prompt(prompt, 50, 259);
-    const EngineRequest whole = {.prompt = prompt, .n_prompt = 50, .max_tokens = 16, .temperature = 1.2f, .top_k = 100, .top_p = 0.98f, .seed = 77,
-                                 .repeat_penalty = 1.15f, .penalty_window = 20};
+    const EngineRequest whole = {.prompt = prompt,
+                                 .n_prompt = 50,
+                                 .max_tokens = 16,
+                                 .temperature = 1.2f,
+                                 .top_k = 100,
+                                 .top_p = 0.98f,
+                                 .seed = 77,
+                                 .repeat_penalty = 1.15f,
+                                 .penalty_window = 20};
     LocalResult undisturbed, rest;
     runs_request(gguf, first, &whole, &undisturbed);
     for (unsigned i = 0; i < G_N_ELEMENTS(others); i++) {
@@ -335,7 +354,8 @@ static void the_real_model(void **state)
     local_result_clear(&first);
 }
 
-/* Without arguments the tiny models; with one, the model that WEFT_TEST_MODEL names (exit status 77: none). */
+/* Without arguments the tiny models; with one, the model that WEFT_TEST_MODEL names (exit status
+ * 77: none). */
 int main(int argc, char **argv)
 {
     (void)argv;
@@ -345,14 +365,20 @@ int main(int argc, char **argv)
             printf("WEFT_TEST_MODEL does not name a model file\n");
             return 77;
         }
-        const struct CMUnitTest real[] = {{.name = "the_real_model", .test_func = the_real_model, .initial_state = (void *)(uintptr_t)model}};
+        const struct CMUnitTest real[] = {{.name = "the_real_model",
+                                           .test_func = the_real_model,
+                                           .initial_state = (void *)(uintptr_t)model}};
         return cmocka_run_group_tests(real, NULL, NULL);
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(threads_and_chunks),    cmocka_unit_test(cache_types),
-        cmocka_unit_test(k_quants),              cmocka_unit_test(instruction_sets),
-        cmocka_unit_test(a_shared_kv_head),      cmocka_unit_test(nan_filled_pages),
-        cmocka_unit_test(flushing_set_on_a_thread), cmocka_unit_test(a_tied_head_on_two_stages),
+        cmocka_unit_test(threads_and_chunks),
+        cmocka_unit_test(cache_types),
+        cmocka_unit_test(k_quants),
+        cmocka_unit_test(instruction_sets),
+        cmocka_unit_test(a_shared_kv_head),
+        cmocka_unit_test(nan_filled_pages),
+        cmocka_unit_test(flushing_set_on_a_thread),
+        cmocka_unit_test(a_tied_head_on_two_stages),
         cmocka_unit_test(resumed_on_another_layout),
     };
     return cmocka_run_group_tests_name("engine matrix", tests, NULL, NULL);

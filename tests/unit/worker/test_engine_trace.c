@@ -1,4 +1,5 @@
-/* The trace of a request: the same on every layout, in no way of the result; a flipped bit shows at its own site. */
+/* The trace of a request: the same on every layout, in no way of the result; a flipped bit shows at
+ * its own site. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,7 +17,14 @@
 #include <unistd.h>
 
 static const uint32_t PROMPT[] = {1, 17, 5, 99, 23, 4, 25, 31, 77, 8};
-enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 6, N_LAYERS = 4, N_SITES = 1 + 2 * N_LAYERS, ROW_BYTES = 4 + 16 * N_SITES, N_ROWS = N_PROMPT + N_TOKENS - 1 };
+enum {
+    N_PROMPT = G_N_ELEMENTS(PROMPT),
+    N_TOKENS = 6,
+    N_LAYERS = 4,
+    N_SITES = 1 + 2 * N_LAYERS,
+    ROW_BYTES = 4 + 16 * N_SITES,
+    N_ROWS = N_PROMPT + N_TOKENS - 1
+};
 
 static Gguf *tiny(char **path_out)
 {
@@ -43,7 +51,8 @@ static LocalReplica *replica(const Gguf *g, LocalLayout layout)
     return r;
 }
 
-static const EngineRequest TRACED = {.prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .trace = true};
+static const EngineRequest TRACED = {
+    .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .trace = true};
 
 static void trace_of(const Gguf *g, LocalLayout layout, LocalResult *result)
 {
@@ -60,7 +69,8 @@ static const uint8_t *site_of(const LocalResult *r, uint32_t row, uint32_t site)
 }
 
 /* The first (position, site) at which two traces differ. */
-static bool first_difference(const LocalResult *a, const LocalResult *b, uint32_t *row, uint32_t *site)
+static bool first_difference(const LocalResult *a, const LocalResult *b, uint32_t *row,
+                             uint32_t *site)
 {
     for (*row = 0; *row < N_ROWS; (*row)++) {
         for (*site = 0; *site < N_SITES; (*site)++) {
@@ -147,10 +157,8 @@ static void test_flip_is_named(void **state)
         uint32_t layer, rank;
         bool split; /* only one of a stage's ranks is wrong */
     } cases[] = {
-        {{.pp = 1, .tp = {1}}, 0, 0, false},
-        {{.pp = 2, .tp = {1, 1}}, 3, 1, false},
-        {{.pp = 2, .tp = {1, 1}}, 1, 0, false},
-        {{.pp = 1, .tp = {3}}, 2, 2, true},
+        {{.pp = 1, .tp = {1}}, 0, 0, false},    {{.pp = 2, .tp = {1, 1}}, 3, 1, false},
+        {{.pp = 2, .tp = {1, 1}}, 1, 0, false}, {{.pp = 1, .tp = {3}}, 2, 2, true},
         {{.pp = 2, .tp = {2, 1}}, 1, 1, true},
     };
     LocalResult right, wrong;
@@ -177,7 +185,8 @@ static void test_flip_is_named(void **state)
     g_unlink(path);
 }
 
-static void count_row(uint32_t slot, uint64_t uid, uint32_t position, const uint8_t *sites, uint32_t n_sites, void *user)
+static void count_row(uint32_t slot, uint64_t uid, uint32_t position, const uint8_t *sites,
+                      uint32_t n_sites, void *user)
 {
     ++*(unsigned *)user;
 }

@@ -1,6 +1,8 @@
-/* The definition does not change by accident (NUMERICS, "Definition"): `generic` gives the committed digests, and so does every other instruction set.
+/* The definition does not change by accident (NUMERICS, "Definition"): `generic` gives the
+ * committed digests, and so does every other instruction set.
  *
- * With an argument it prints the lines of tests/golden/digests.txt instead: for a new numerics version, or a new model. */
+ * With an argument it prints the lines of tests/golden/digests.txt instead: for a new numerics
+ * version, or a new model. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,14 +21,17 @@ static void test_case(void **state)
     unsigned version = 0;
     g_autofree char *committed = golden_digest_committed(c->name, &version);
     if (committed == NULL || version != WEFT_NUMERICS_VERSION) {
-        fail_msg("no digest of %s under numerics version %u; print the lines of tests/golden/digests.txt again", c->name, WEFT_NUMERICS_VERSION);
+        fail_msg("no digest of %s under numerics version %u; print the lines of "
+                 "tests/golden/digests.txt again",
+                 c->name, WEFT_NUMERICS_VERSION);
     }
     for (int isa = ISA_GENERIC; isa <= (int)kernels_best_isa(); isa++) {
         char hex[33];
         golden_digest(c, kernels_get((KernelIsa)isa), hex);
         if (strcmp(hex, committed) != 0) {
-            fail_msg("%s gives %s on %s, and numerics version %u is %s: what changes a result raises WEFT_NUMERICS_VERSION", c->name, hex,
-                     kernels_isa_name((KernelIsa)isa), version, committed);
+            fail_msg("%s gives %s on %s, and numerics version %u is %s: what changes a result "
+                     "raises WEFT_NUMERICS_VERSION",
+                     c->name, hex, kernels_isa_name((KernelIsa)isa), version, committed);
         }
     }
 }
@@ -54,7 +59,8 @@ int main(int argc, char **argv)
     g_autofree struct CMUnitTest *tests = g_new0(struct CMUnitTest, n);
     for (unsigned i = 0; i < n; i++) {
         golden_case(i, &cases[i]);
-        tests[i] = (struct CMUnitTest){.name = cases[i].name, .test_func = test_case, .initial_state = &cases[i]};
+        tests[i] = (struct CMUnitTest){
+            .name = cases[i].name, .test_func = test_case, .initial_state = &cases[i]};
     }
     return _cmocka_run_group_tests("golden digests", tests, n, NULL, NULL);
 }

@@ -1,13 +1,17 @@
-/* The engine's logits against float64 ones of an independent implementation (tests/golden/logits: llama_reference.py, data by make_logits.py).
+/* The engine's logits against float64 ones of an independent implementation (tests/golden/logits:
+ * llama_reference.py, data by make_logits.py).
  *
  * Two comparisons a model:
- *   exact    against unrounded float64. What it measures is what the definition rounds: activations to 8 bits a block (2^-8 of a block's maximum each) or to bf16
- *            (2^-9 relative), keys and values to the cache type; F32 and F16 weights leave float32 arithmetic alone.
- *   defined  against float64 with those roundings made as the definition says. Left are float32 sums, and now and then a quant that lies so near a half that
- *            float32 rounds it to the neighbour.
- * relative = |difference| / |logits - their mean|, both Euclidean over all rows; KL = the largest over rows of sum p ln(p / q), p golden.
+ *   exact    against unrounded float64. What it measures is what the definition rounds: activations
+ * to 8 bits a block (2^-8 of a block's maximum each) or to bf16 (2^-9 relative), keys and values to
+ * the cache type; F32 and F16 weights leave float32 arithmetic alone. defined  against float64 with
+ * those roundings made as the definition says. Left are float32 sums, and now and then a quant that
+ * lies so near a half that float32 rounds it to the neighbour. relative = |difference| / |logits -
+ * their mean|, both Euclidean over all rows; KL = the largest over rows of sum p ln(p / q), p
+ * golden.
  *
- * The bounds are about twice what stands now. A swapped nibble, a scale of the neighbour, a pair of other rotary elements give 0.07 to 5 (tried). */
+ * The bounds are about twice what stands now. A swapped nibble, a scale of the neighbour, a pair of
+ * other rotary elements give 0.07 to 5 (tried). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -55,7 +59,8 @@ static void golden_load(const char *name, Golden *g)
     g->ids = header + 4;
     g->rows = g->ids + g->n_tokens;
     g->logits = (const float *)(const void *)(g->rows + g->n_rows);
-    assert_int_equal(size, 56 + 4 * ((size_t)g->n_tokens + g->n_rows + (size_t)g->n_sets * g->n_rows * g->vocab));
+    assert_int_equal(size, 56 + 4 * ((size_t)g->n_tokens + g->n_rows +
+                                     (size_t)g->n_sets * g->n_rows * g->vocab));
 }
 
 /* ---- closeness ---- */
@@ -107,18 +112,22 @@ static Closeness compare(const Golden *g, uint32_t set, const float *logits)
 
 /* ---- the engine ---- */
 
-/* Logits after each of ids[0 .. n): a scoring request gives those before each token, so one more token follows. */
-static void engine_logits(const Gguf *gguf, KvType kv_type, int isa, const uint32_t *ids, uint32_t n, LocalResult *result)
+/* Logits after each of ids[0 .. n): a scoring request gives those before each token, so one more
+ * token follows. */
+static void engine_logits(const Gguf *gguf, KvType kv_type, int isa, const uint32_t *ids,
+                          uint32_t n, LocalResult *result)
 {
     g_autoptr(GError) error = NULL;
-    const LocalLayout layout = {.pp = 1, .tp = {1}, .isa = isa, .kv_type = kv_type, .streams = 1, .context = 256};
+    const LocalLayout layout = {
+        .pp = 1, .tp = {1}, .isa = isa, .kv_type = kv_type, .streams = 1, .context = 256};
     LocalReplica *replica = local_replica_new(gguf, &layout, NULL, &error);
     if (replica == NULL) {
         fail_msg("%s", error->message);
     }
     g_autofree uint32_t *prompt = g_new0(uint32_t, n + 1);
     memcpy(prompt, ids, sizeof *ids * n);
-    const EngineRequest request = {.kind = 1, .prompt = prompt, .n_prompt = n + 1, .score_from = 1, .want_logits = true};
+    const EngineRequest request = {
+        .kind = 1, .prompt = prompt, .n_prompt = n + 1, .score_from = 1, .want_logits = true};
     local_replica_run(replica, &request, 1, result);
     assert_null(result->error);
     assert_int_equal(result->n, n);
@@ -139,7 +148,9 @@ static Gguf *open_checked(const char *path, const uint8_t sha256[SHA256_BYTES])
     g_checksum_update(checksum, bytes, (gssize)n_bytes);
     g_checksum_get_digest(checksum, digest, &size);
     if (memcmp(digest, sha256, sizeof digest) != 0) {
-        fail_msg("%s is not the file that the golden data was made from; run tests/golden/logits/make_logits.py again", path);
+        fail_msg("%s is not the file that the golden data was made from; run "
+                 "tests/golden/logits/make_logits.py again",
+                 path);
     }
     return gguf;
 }
@@ -152,11 +163,18 @@ typedef struct Bound {
 } Bound;
 
 static const Bound BOUNDS[] = {
-    {" F32 F16 multi-head one-kv-head biases rope-linear rope-yarn rope-factors ", {4e-6, 1e-10}, {0, 0}},
+    {" F32 F16 multi-head one-kv-head biases rope-linear rope-yarn rope-factors ",
+     {4e-6, 1e-10},
+     {0, 0}},
     {" Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 nine-heads ", {0.05, 0.02}, {5e-7, 2e-12}},
-    {" Q4_K Q5_K Q6_K mixed-k ", {0.1, 0.1}, {7e-7, 5e-12}}, /* one scale for 256 activations, not for 32 */
-    {" BF16 ", {0.015, 1e-3}, {0.005, 1e-4}},                /* roundings of activations that fall to the neighbour, each 2^-8 of one element */
-    {" cache-f16 ", {0.001, 3e-6}, {1.5e-4, 5e-8}},          /* the same of keys and values, 2^-11 */
+    {" Q4_K Q5_K Q6_K mixed-k ",
+     {0.1, 0.1},
+     {7e-7, 5e-12}}, /* one scale for 256 activations, not for 32 */
+    {" BF16 ",
+     {0.015, 1e-3},
+     {0.005,
+      1e-4}}, /* roundings of activations that fall to the neighbour, each 2^-8 of one element */
+    {" cache-f16 ", {0.001, 3e-6}, {1.5e-4, 5e-8}}, /* the same of keys and values, 2^-11 */
     {" cache-bf16 ", {0.009, 2e-4}, {1e-4, 1e-9}},
 };
 
@@ -175,7 +193,8 @@ static const Bound *bound_of(const char *name)
 static void check_case(const GoldenCase *c, int isa)
 {
     g_autoptr(GError) error = NULL;
-    g_autofree char *path = g_strdup_printf("%s/weft-golden-%s-%d.gguf", g_get_tmp_dir(), c->name, (int)getpid());
+    g_autofree char *path =
+        g_strdup_printf("%s/weft-golden-%s-%d.gguf", g_get_tmp_dir(), c->name, (int)getpid());
     Golden golden;
     golden_load(c->name, &golden);
     if (!gguf_builder_write(&c->config, path, &error)) {
@@ -187,7 +206,8 @@ static void check_case(const GoldenCase *c, int isa)
     for (uint32_t set = 0; set < golden.n_sets; set++) {
         const Closeness *bound = set == 0 ? &bound_of(c->name)->exact : &bound_of(c->name)->defined;
         const Closeness is = compare(&golden, set, result.logits);
-        print_message("# %s %s: relative %.3g, KL %.3g\n", c->name, set == 0 ? "exact" : "defined", is.relative, is.kl);
+        print_message("# %s %s: relative %.3g, KL %.3g\n", c->name, set == 0 ? "exact" : "defined",
+                      is.relative, is.kl);
         assert_true(is.relative <= bound->relative && is.kl <= bound->kl);
     }
     local_result_clear(&result);
@@ -233,7 +253,8 @@ static void parse_row(const char *line, TopRow *row)
     }
 }
 
-/* relative: difference of the 20 log-probabilities / their length. KL: over the 20 ids and everything else as one outcome. */
+/* relative: difference of the 20 log-probabilities / their length. KL: over the 20 ids and
+ * everything else as one outcome. */
 static Closeness compare_top(const TopRow *row, const float *logits, uint32_t vocab)
 {
     const double lse = log_sum_exp(logits, vocab);
@@ -270,7 +291,8 @@ static void check_text(const Gguf *gguf, const char *line, char **rows, Closenes
     local_result_clear(&result);
 }
 
-/* Path of the golden data of the model that WEFT_TEST_MODEL names; returned; NULL and a printed reason if there is none. */
+/* Path of the golden data of the model that WEFT_TEST_MODEL names; returned; NULL and a printed
+ * reason if there is none. */
 static char *real_golden(void)
 {
     const char *model = g_getenv("WEFT_TEST_MODEL");
@@ -279,7 +301,8 @@ static char *real_golden(void)
         return NULL;
     }
     g_autofree char *base = g_path_get_basename(model);
-    g_autofree char *stem = g_str_has_suffix(base, ".gguf") ? g_strndup(base, strlen(base) - 5) : g_strdup(base);
+    g_autofree char *stem =
+        g_str_has_suffix(base, ".gguf") ? g_strndup(base, strlen(base) - 5) : g_strdup(base);
     char *path = g_strdup_printf("%s/%s.top", GOLDEN_DIR, stem);
     if (!g_file_test(path, G_FILE_TEST_EXISTS)) {
         printf("no golden logits of %s; tests/golden/logits/make_logits.py makes them\n", base);
@@ -307,7 +330,9 @@ static void test_real_model(void **state)
         }
     }
     print_message("# %s exact: relative %.3g, KL %.3g\n", model, worst.relative, worst.kl);
-    assert_true(worst.relative > 0 && worst.relative < 0.05 && worst.kl < 0.01); /* of Q4_1 with 8-bit activations; 0.024 and 0.004 for SmolLM2-135M */
+    assert_true(worst.relative > 0 && worst.relative < 0.05 &&
+                worst.kl <
+                    0.01); /* of Q4_1 with 8-bit activations; 0.024 and 0.004 for SmolLM2-135M */
 }
 
 /* Without arguments the tiny models; with one, the real model (exit status 77: there is none). */
@@ -316,7 +341,8 @@ int main(int argc, char **argv)
     (void)argv;
     if (argc > 1) {
         g_autofree char *golden = real_golden();
-        const struct CMUnitTest real[] = {{.name = "real model", .test_func = test_real_model, .initial_state = golden}};
+        const struct CMUnitTest real[] = {
+            {.name = "real model", .test_func = test_real_model, .initial_state = golden}};
         return golden != NULL ? cmocka_run_group_tests(real, NULL, NULL) : 77;
     }
     const unsigned n = golden_case_count();
@@ -324,7 +350,8 @@ int main(int argc, char **argv)
     g_autofree struct CMUnitTest *tests = g_new0(struct CMUnitTest, n + 1);
     for (unsigned i = 0; i < n; i++) {
         golden_case(i, &cases[i]);
-        tests[i] = (struct CMUnitTest){.name = cases[i].name, .test_func = test_case, .initial_state = &cases[i]};
+        tests[i] = (struct CMUnitTest){
+            .name = cases[i].name, .test_func = test_case, .initial_state = &cases[i]};
     }
     tests[n] = (struct CMUnitTest)cmocka_unit_test(test_generic);
     return _cmocka_run_group_tests("golden logits", tests, n + 1, NULL, NULL);

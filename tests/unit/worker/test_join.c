@@ -67,7 +67,12 @@ static void on_joined(const Identity *identity, const GError *error, void *user)
 static void join(Env *env, const char *address, const char *token)
 {
     const char *const addresses[] = {"10.0.0.2", NULL};
-    JoinOptions options = {.loop = env->loop, .transport = env->transport, .address = address, .ca_pem = env->c->ca_pem, .token = token, .name = "w7",
+    JoinOptions options = {.loop = env->loop,
+                           .transport = env->transport,
+                           .address = address,
+                           .ca_pem = env->c->ca_pem,
+                           .token = token,
+                           .name = "w7",
                            .addresses = addresses};
     g_clear_error(&env->error);
     env->done = false;
@@ -83,7 +88,8 @@ static void test_token_becomes_an_identity(void **state)
     g_assert_no_error(env->error);
     assert_string_equal(env->identity.name, "w7");
     assert_string_equal(env->identity.cluster, "test");
-    assert_string_equal(env->identity.control_address, "10.0.0.1:7470"); /* told as 0.0.0.0: the host that we know */
+    assert_string_equal(env->identity.control_address,
+                        "10.0.0.1:7470"); /* told as 0.0.0.0: the host that we know */
     X509Info info;
     assert_true(x509_parse(env->identity.certificate_pem, &info, NULL));
     assert_string_equal(info.name, "w7");
@@ -144,9 +150,10 @@ static void test_wrong_hash_texts(void **state)
 static void test_reachable_address(void **state)
 {
     (void)state;
-    const char *cases[][3] = {
-        {"0.0.0.0:7470", "10.1.1.1:7471", "10.1.1.1:7470"}, {"[::]:7470", "node.example:1", "node.example:7470"},
-        {"10.0.0.5:7470", "10.1.1.1:7471", "10.0.0.5:7470"}, {"nonsense", "10.1.1.1:7471", "nonsense"}};
+    const char *cases[][3] = {{"0.0.0.0:7470", "10.1.1.1:7471", "10.1.1.1:7470"},
+                              {"[::]:7470", "node.example:1", "node.example:7470"},
+                              {"10.0.0.5:7470", "10.1.1.1:7471", "10.0.0.5:7470"},
+                              {"nonsense", "10.1.1.1:7471", "nonsense"}};
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autofree char *got = join_reachable_address(cases[i][0], cases[i][1]);
         assert_string_equal(got, cases[i][2]);
@@ -164,7 +171,8 @@ static void test_damaged_and_shared_directories(void **state)
     assert_false(identity_load(dir, &identity, &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND));
     g_clear_error(&error);
-    const char *wrong[] = {"", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"};
+    const char *wrong[] = {"", "garbage",
+                           "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"};
     for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
         assert_true(g_file_set_contents(pem, wrong[i], -1, NULL));
         assert_false(identity_load(dir, &identity, &error));
@@ -190,8 +198,11 @@ static void test_damaged_and_shared_directories(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_token_becomes_an_identity), cmocka_unit_test(test_refusals),          cmocka_unit_test(test_wrong_hash_texts),
-        cmocka_unit_test(test_reachable_address),         cmocka_unit_test(test_damaged_and_shared_directories),
+        cmocka_unit_test(test_token_becomes_an_identity),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_wrong_hash_texts),
+        cmocka_unit_test(test_reachable_address),
+        cmocka_unit_test(test_damaged_and_shared_directories),
     };
     return cmocka_run_group_tests_name("join", tests, NULL, NULL);
 }

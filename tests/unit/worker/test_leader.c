@@ -1,5 +1,6 @@
-/* The leader's bookkeeping (leader.h, invariants 1-4) against a pretended replica, and the Step's wire form against hostile bytes. The replica's next token is a function
- * of the sequence's uid and position, so what a request must get is known. */
+/* The leader's bookkeeping (leader.h, invariants 1-4) against a pretended replica, and the Step's
+ * wire form against hostile bytes. The replica's next token is a function of the sequence's uid and
+ * position, so what a request must get is known. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,7 +14,8 @@
 
 #include <string.h>
 
-static const StepLimits LIMITS = {.max_rows = 48, .max_slots = 3, .max_pages = 40, .context = 256, .vocab_size = 1000};
+static const StepLimits LIMITS = {
+    .max_rows = 48, .max_slots = 3, .max_pages = 40, .context = 256, .vocab_size = 1000};
 
 typedef struct Client {
     uint32_t ids[512], positions[512], n, n_done;
@@ -105,27 +107,34 @@ static Flight *fly(const Step *s, const Mirror *m)
         for (uint32_t r = 0; r < g->n_rows; r++) {
             const StepRow *row = &s->rows[g->row0 + r];
             if (row->output != STEP_OUTPUT_NONE) {
-                f->results[f->n++] = (RowResult){.slot = g->slot, .uid = m->uid[g->slot], .position = g->position + r,
-                                                 .id = row->output == STEP_OUTPUT_SCORE ? row->target
-                                                                                        : next_id(g->position + r, m->n_prompt[g->slot])};
+                f->results[f->n++] =
+                    (RowResult){.slot = g->slot,
+                                .uid = m->uid[g->slot],
+                                .position = g->position + r,
+                                .id = row->output == STEP_OUTPUT_SCORE
+                                          ? row->target
+                                          : next_id(g->position + r, m->n_prompt[g->slot])};
             }
         }
     }
     return f;
 }
 
-/* Runs the leader until it is empty, at most `steps` steps, with results coming back `lag` steps later. */
+/* Runs the leader until it is empty, at most `steps` steps, with results coming back `lag` steps
+ * later. */
 static void run_until_empty(Leader *leader, Mirror *m, unsigned lag)
 {
     GQueue flights = G_QUEUE_INIT;
     Step *step = step_new(&LIMITS), *copy = step_new(&LIMITS);
     g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS));
-    for (unsigned turn = 0; turn < 5000 && (leader_open_requests(leader) > 0 || !g_queue_is_empty(&flights)); turn++) {
+    for (unsigned turn = 0;
+         turn < 5000 && (leader_open_requests(leader) > 0 || !g_queue_is_empty(&flights)); turn++) {
         if (leader_next(leader, step)) {
             size_t used = 0;
             const size_t size = step_encode(step, wire);
             assert_true(size <= step_wire_limit(&LIMITS));
-            assert_true(step_decode(copy, &LIMITS, wire, size, &used, NULL)); /* what the leader makes, the ranks accept */
+            assert_true(step_decode(copy, &LIMITS, wire, size, &used,
+                                    NULL)); /* what the leader makes, the ranks accept */
             assert_int_equal(used, size);
             mirror_apply(m, copy);
             copy->number = step->number;
@@ -151,7 +160,10 @@ static void run_until_empty(Leader *leader, Mirror *m, unsigned lag)
 
 static Leader *new_leader(uint32_t in_flight)
 {
-    const LeaderOptions options = {.limits = LIMITS, .kv_pages = LIMITS.max_pages, .steps_in_flight = in_flight, .wire_bytes = no_bytes};
+    const LeaderOptions options = {.limits = LIMITS,
+                                   .kv_pages = LIMITS.max_pages,
+                                   .steps_in_flight = in_flight,
+                                   .wire_bytes = no_bytes};
     return leader_new(&options);
 }
 
@@ -181,7 +193,8 @@ static void assert_tokens(const Client *c, uint32_t n_prompt, uint32_t n)
     }
 }
 
-/* Random mixes of requests over pipelines of different depth: each gets its own tokens, all of them, once. */
+/* Random mixes of requests over pipelines of different depth: each gets its own tokens, all of
+ * them, once. */
 static void test_mixes(void **state)
 {
     for (uint64_t seed = 0; seed < 40; seed++) {
@@ -223,7 +236,8 @@ static void test_cancel_frees_pages(void **state)
     drain(loop, &a);
     assert_string_equal(a.reason, "cancelled");
     assert_int_equal(a.n, 0);
-    leader_result(leader, f->number, f->results, f->n); /* late results of the cancelled one: dropped */
+    leader_result(leader, f->number, f->results,
+                  f->n); /* late results of the cancelled one: dropped */
     g_free(f);
     leader_submit(leader, request(2, 40, 9, loop, &b));
     run_until_empty(leader, &mirror, 1);
@@ -240,7 +254,8 @@ static void test_failure_ends_everything(void **state)
     MainLoop *loop = main_loop_new();
     Leader *leader = new_leader(2);
     Step *step = step_new(&LIMITS);
-    g_autoptr(GError) why = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker b lost during x");
+    g_autoptr(GError) why =
+        g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker b lost during x");
     for (unsigned i = 0; i < 5; i++) {
         leader_submit(leader, request(i, 10, 10, loop, &c[i])); /* three run, two wait */
     }
@@ -275,11 +290,13 @@ static void test_refused_at_once(void **state)
     main_loop_free(loop);
 }
 
-/* Every single changed word of a valid message is either refused or decodes to numbers within the limits. */
+/* Every single changed word of a valid message is either refused or decodes to numbers within the
+ * limits. */
 static void test_hostile_steps(void **state)
 {
     Step *step = step_new(&LIMITS), *out = step_new(&LIMITS);
-    g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS)), *bad = g_malloc(step_wire_limit(&LIMITS));
+    g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS)),
+                       *bad = g_malloc(step_wire_limit(&LIMITS));
     step->n_admits = 1;
     step->admits[0] = (StepAdmit){.slot = 2, .uid = 9, .n_prompt = 5};
     step->n_releases = 1;
@@ -293,17 +310,20 @@ static void test_hostile_steps(void **state)
     for (size_t cut = 0; cut < size; cut++) {
         assert_false(step_decode(out, &LIMITS, wire, cut, &used, NULL));
     }
-    static const uint32_t values[] = {0, 1, 3, 48, 49, 256, 1000, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff};
+    static const uint32_t values[] = {0,    1,          3,          48,         49,        256,
+                                      1000, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff};
     for (size_t at = 0; at + 4 <= size; at++) {
         for (unsigned v = 0; v < G_N_ELEMENTS(values); v++) {
             memcpy(bad, wire, size);
             memcpy(bad + at, &values[v], 4);
             if (step_decode(out, &LIMITS, bad, size, &used, NULL)) {
-                assert_true(used <= size && out->n_rows <= LIMITS.max_rows && out->n_segments <= LIMITS.max_slots);
+                assert_true(used <= size && out->n_rows <= LIMITS.max_rows &&
+                            out->n_segments <= LIMITS.max_slots);
                 for (uint32_t i = 0; i < out->n_segments; i++) {
                     const StepSegment *g = &out->segments[i];
                     assert_true(g->slot < LIMITS.max_slots && g->row0 + g->n_rows <= out->n_rows &&
-                                g->position + g->n_rows <= LIMITS.context && g->page0 + g->n_pages <= out->n_pages &&
+                                g->position + g->n_rows <= LIMITS.context &&
+                                g->page0 + g->n_pages <= out->n_pages &&
                                 g->page_index + g->n_pages <= LIMITS.context / 32);
                 }
             }
@@ -316,8 +336,11 @@ static void test_hostile_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mixes),           cmocka_unit_test(test_cancel_frees_pages), cmocka_unit_test(test_failure_ends_everything),
-        cmocka_unit_test(test_refused_at_once), cmocka_unit_test(test_hostile_steps),
+        cmocka_unit_test(test_mixes),
+        cmocka_unit_test(test_cancel_frees_pages),
+        cmocka_unit_test(test_failure_ends_everything),
+        cmocka_unit_test(test_refused_at_once),
+        cmocka_unit_test(test_hostile_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

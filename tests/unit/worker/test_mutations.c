@@ -1,5 +1,6 @@
-/* The checks of the bit contract are worth what they catch (NUMERICS, "Proof"): each of eight mutations of the kernels must fail the check that guards the rule which
- * it breaks, and the real table must pass the same check. */
+/* The checks of the bit contract are worth what they catch (NUMERICS, "Proof"): each of eight
+ * mutations of the kernels must fail the check that guards the rule which it breaks, and the real
+ * table must pass the same check. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -65,7 +66,8 @@ static bool layouts_agree(const Kernels *kernels)
 
 static bool chunks_agree(const Kernels *kernels)
 {
-    return same_on(kernels, (LocalLayout){.pp = 1, .tp = {1}}, (LocalLayout){.pp = 1, .tp = {1}, .max_rows = 7});
+    return same_on(kernels, (LocalLayout){.pp = 1, .tp = {1}},
+                   (LocalLayout){.pp = 1, .tp = {1}, .max_rows = 7});
 }
 
 static bool neighbours_change_nothing(const Kernels *kernels)
@@ -76,9 +78,12 @@ static bool neighbours_change_nothing(const Kernels *kernels)
     LocalResult alone, together[4];
     runs_prompt(prompt, 8, 259);
     for (uint32_t i = 0; i < 4; i++) {
-        requests[i] = (EngineRequest){.prompt = prompt + i, .n_prompt = 1, .max_tokens = 12}; /* alone, every step is one row */
+        requests[i] = (EngineRequest){.prompt = prompt + i,
+                                      .n_prompt = 1,
+                                      .max_tokens = 12}; /* alone, every step is one row */
     }
-    LocalReplica *replica = runs_replica(gguf, (LocalLayout){.pp = 1, .tp = {1}, .kernels = kernels});
+    LocalReplica *replica =
+        runs_replica(gguf, (LocalLayout){.pp = 1, .tp = {1}, .kernels = kernels});
     local_replica_run(replica, requests, 1, &alone);
     local_replica_run(replica, requests, 4, together);
     const bool same = runs_equal(&alone, &together[0]);
@@ -100,7 +105,8 @@ typedef struct Rank {
     float out[TREE_SUBTREES_LIMIT][N_OUT];
 } Rank;
 
-static void rank_product(const Kernels *kernels, const float *w, const float *x, uint32_t first, uint32_t last, Rank *rank)
+static void rank_product(const Kernels *kernels, const float *w, const float *x, uint32_t first,
+                         uint32_t last, Rank *rank)
 {
     TreeStep steps[N_UNITS];
     MatmulUnit units[N_UNITS];
@@ -109,20 +115,32 @@ static void rank_product(const Kernels *kernels, const float *w, const float *x,
     for (uint32_t u = 0; u < last - first; u++) {
         units[u] = (MatmulUnit){.n_in = UNIT, .step = steps[u]};
     }
-    rank->w = (PackedMatrix){.type = DTYPE_F32, .n_out = N_OUT, .n_in = n_in, .panel_bytes = packed_panel_bytes(DTYPE_F32, n_in)};
+    rank->w = (PackedMatrix){.type = DTYPE_F32,
+                             .n_out = N_OUT,
+                             .n_in = n_in,
+                             .panel_bytes = packed_panel_bytes(DTYPE_F32, n_in)};
     const size_t n_panels = (N_OUT + PANEL_ROWS - 1) / PANEL_ROWS;
     rank->w.data = g_aligned_alloc0(n_panels, rank->w.panel_bytes, 64);
     rank->act = g_aligned_alloc0(1, act_bytes(ACT_F32, 1, n_in), 64);
     packed_put(&rank->w, w + first * UNIT, N_IN * sizeof(float), 0, N_OUT, 0, n_in);
     kernels->act_quantise[ACT_F32](x + first * UNIT, n_in, 1, 0, 1, n_in, rank->act);
-    const MatmulArgs args = {.w = &rank->w, .act = rank->act, .rows = 1, .units = units, .n_units = last - first, .out = rank->out[0],
-                             .ld = N_OUT, .subtree_stride = N_OUT, .panel0 = 0, .panel1 = (uint32_t)n_panels};
+    const MatmulArgs args = {.w = &rank->w,
+                             .act = rank->act,
+                             .rows = 1,
+                             .units = units,
+                             .n_units = last - first,
+                             .out = rank->out[0],
+                             .ld = N_OUT,
+                             .subtree_stride = N_OUT,
+                             .panel0 = 0,
+                             .panel1 = (uint32_t)n_panels};
     kernels->matmul[DTYPE_F32](&args);
     g_aligned_free(rank->w.data);
     g_aligned_free(rank->act);
 }
 
-static void product(const Kernels *kernels, const float *w, const float *x, const uint32_t *cuts, uint32_t n_ranks, float *out)
+static void product(const Kernels *kernels, const float *w, const float *x, const uint32_t *cuts,
+                    uint32_t n_ranks, float *out)
 {
     ReductionCache cache = {0};
     const Reduction *reduction = reduction_find(&cache, N_UNITS, cuts, n_ranks);
@@ -138,7 +156,8 @@ static void product(const Kernels *kernels, const float *w, const float *x, cons
     reduction_sum(reduction, operands, N_OUT, out);
 }
 
-/* Products of about 1e-60 of either sign: each rounds to a zero of its sign, and -0 is what every unit sums to. */
+/* Products of about 1e-60 of either sign: each rounds to a zero of its sign, and -0 is what every
+ * unit sums to. */
 static bool cuts_agree_on_negative_zero(const Kernels *kernels)
 {
     static const uint32_t whole[] = {0, N_UNITS}, apart[] = {0, 1, 2, 3};

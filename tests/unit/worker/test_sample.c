@@ -1,5 +1,6 @@
-/* The sampler: its result is a function of the logits and the settings alone, whatever the cut of the vocabulary, the number of candidates and the
- * instruction set; it agrees with the definition written out plainly, and draws from the distribution that softmax says. */
+/* The sampler: its result is a function of the logits and the settings alone, whatever the cut of
+ * the vocabulary, the number of candidates and the instruction set; it agrees with the definition
+ * written out plainly, and draws from the distribution that softmax says. */
 #include "kernels/ops/act.h"
 #include "proto/base/hash.h"
 #include "proto/model/model_spec.h"
@@ -26,21 +27,25 @@ static SampleMerger *merger(void)
 
 static float logits[VOCAB];
 
-/* Draws with the vocabulary cut at chunks cuts[0..n_ranks]; *rounds counts the tries, each with twice the candidates. */
-static SampleOutcome draw(const Kernels *kernels, const SampleRow *row, uint32_t vocab, const uint32_t *cuts, uint32_t n_ranks,
-                          uint32_t n_candidates, SampleResult *result, unsigned *rounds)
+/* Draws with the vocabulary cut at chunks cuts[0..n_ranks]; *rounds counts the tries, each with
+ * twice the candidates. */
+static SampleOutcome draw(const Kernels *kernels, const SampleRow *row, uint32_t vocab,
+                          const uint32_t *cuts, uint32_t n_ranks, uint32_t n_candidates,
+                          SampleResult *result, unsigned *rounds)
 {
     for (*rounds = 1;; (*rounds)++, n_candidates *= 2) {
         GByteArray *parts[RANKS];
         SampleReader readers[RANKS];
         for (uint32_t r = 0; r < n_ranks; r++) {
-            const uint32_t first = MIN(cuts[r] * VOCAB_CHUNK, vocab), end = MIN(cuts[r + 1] * VOCAB_CHUNK, vocab);
+            const uint32_t first = MIN(cuts[r] * VOCAB_CHUNK, vocab),
+                           end = MIN(cuts[r + 1] * VOCAB_CHUNK, vocab);
             parts[r] = g_byte_array_new();
             sample_part(kernels, row, logits + first, first, end - first, n_candidates, parts[r]);
             readers[r] = (SampleReader){.data = parts[r]->data, .size = parts[r]->len};
         }
         memset(result, 0, sizeof *result);
-        const SampleOutcome outcome = sample_merge(merger(), kernels, row, readers, n_ranks, result);
+        const SampleOutcome outcome =
+            sample_merge(merger(), kernels, row, readers, n_ranks, result);
         for (uint32_t r = 0; r < n_ranks; r++) {
             assert_true(outcome != SAMPLE_DRAWN || readers[r].offset == readers[r].size);
             g_byte_array_unref(parts[r]);
@@ -57,7 +62,8 @@ static const uint32_t one_rank[] = {0, N_CHUNKS};
 static SampleOutcome draw_whole(const SampleRow *row, uint32_t vocab, SampleResult *result)
 {
     unsigned rounds;
-    return draw(kernels_get(kernels_best_isa()), row, vocab, one_rank, 1, sample_candidates(&row->settings), result, &rounds);
+    return draw(kernels_get(kernels_best_isa()), row, vocab, one_rank, 1,
+                sample_candidates(&row->settings), result, &rounds);
 }
 
 static const SampleSettings varieties[] = {
@@ -76,9 +82,13 @@ static const SampleSettings varieties[] = {
 };
 #define N_VARIETIES (sizeof varieties / sizeof varieties[0])
 
-static SampleRow row_of(unsigned variety, uint32_t position, const uint32_t *window, uint32_t n_window)
+static SampleRow row_of(unsigned variety, uint32_t position, const uint32_t *window,
+                        uint32_t n_window)
 {
-    SampleRow row = {.settings = varieties[variety], .position = position, .window = window, .n_window = n_window};
+    SampleRow row = {.settings = varieties[variety],
+                     .position = position,
+                     .window = window,
+                     .n_window = n_window};
     row.settings.seed = 0x5eed000000000000u + variety;
     row.settings.choice = variety % 3;
     return row;
@@ -97,7 +107,8 @@ static void fill(Numbers *numbers, uint32_t n, double spread)
 
 static void test_cut_candidates_and_isa_change_nothing(void **state)
 {
-    static const uint32_t cuts[][RANKS + 1] = {{0, 1, 2, 3, 6}, {0, 0, 5, 5, 6}, {0, 2, 4, 6, 6}, {0, 3, 3, 3, 6}};
+    static const uint32_t cuts[][RANKS + 1] = {
+        {0, 1, 2, 3, 6}, {0, 0, 5, 5, 6}, {0, 2, 4, 6, 6}, {0, 3, 3, 3, 6}};
     uint32_t window[64];
     Numbers numbers = {1};
     unsigned repeated = 0;
@@ -115,7 +126,9 @@ static void test_cut_candidates_and_isa_change_nothing(void **state)
             for (unsigned c = 0; c < 4; c++) {
                 const Kernels *kernels = kernels_get(c == 0 ? ISA_GENERIC : kernels_best_isa());
                 const uint32_t n_candidates = c == 3 ? 1 : sample_candidates(&row.settings) + c;
-                assert_int_equal(draw(kernels, &row, VOCAB, cuts[c], RANKS, n_candidates, &got, &rounds), SAMPLE_DRAWN);
+                assert_int_equal(
+                    draw(kernels, &row, VOCAB, cuts[c], RANKS, n_candidates, &got, &rounds),
+                    SAMPLE_DRAWN);
                 assert_memory_equal(&got, &want, sizeof got);
                 repeated += rounds > 1;
             }
@@ -134,7 +147,8 @@ typedef struct Entry {
 static int by_value(const void *a, const void *b)
 {
     const Entry *x = a, *y = b;
-    return x->value != y->value ? (x->value > y->value ? -1 : 1) : (x->id > y->id) - (x->id < y->id);
+    return x->value != y->value ? (x->value > y->value ? -1 : 1)
+                                : (x->id > y->id) - (x->id < y->id);
 }
 
 static bool in_window(const SampleRow *row, uint32_t id)
@@ -159,7 +173,8 @@ static uint32_t plain_draw(const SampleRow *row, uint32_t vocab)
         if (s->repeat_penalty != 0.0f && in_window(row, i)) {
             v = v > 0.0f ? v / s->repeat_penalty : v * s->repeat_penalty;
         }
-        e[i] = (Entry){.value = s->temperature > 0.0f ? v / s->temperature : v, .noise = noise[i], .id = i};
+        e[i] = (Entry){
+            .value = s->temperature > 0.0f ? v / s->temperature : v, .noise = noise[i], .id = i};
     }
     qsort(e, vocab, sizeof e[0], by_value);
     if (s->temperature == 0.0f) {
@@ -177,7 +192,8 @@ static uint32_t plain_draw(const SampleRow *row, uint32_t vocab)
         }
         n = kept;
     }
-    while (s->min_p > 0.0f && n > 1 && exp((double)e[n - 1].value - e[0].value) < (double)s->min_p) {
+    while (s->min_p > 0.0f && n > 1 &&
+           exp((double)e[n - 1].value - e[0].value) < (double)s->min_p) {
         n--;
     }
     uint32_t best = 0;
@@ -220,16 +236,21 @@ static void test_logprobs_and_hash(void **state)
     }
     uint8_t hashes[N_CHUNKS * 16];
     for (uint32_t c = 0; c < N_CHUNKS; c++) {
-        const Hash128 h = hash128(logits + c * VOCAB_CHUNK, sizeof(float) * MIN(VOCAB_CHUNK, VOCAB - c * VOCAB_CHUNK));
+        const Hash128 h = hash128(logits + c * VOCAB_CHUNK,
+                                  sizeof(float) * MIN(VOCAB_CHUNK, VOCAB - c * VOCAB_CHUNK));
         memcpy(hashes + 16 * c, h.bytes, 16);
     }
     const Hash128 want = hash128(hashes, sizeof hashes);
     uint32_t window[] = {0, 1, 2, 3};
-    SampleRow row = {.settings = {.temperature = 0.5f, .repeat_penalty = 3.0f, .top_k = 7, .top_logprobs = 20}, .window = window, .n_window = 4};
+    SampleRow row = {
+        .settings = {.temperature = 0.5f, .repeat_penalty = 3.0f, .top_k = 7, .top_logprobs = 20},
+        .window = window,
+        .n_window = 4};
     SampleResult r;
     assert_int_equal(draw_whole(&row, VOCAB, &r), SAMPLE_DRAWN);
     assert_memory_equal(r.row_hash, want.bytes, 16);
-    assert_true(fabs(r.logprob - (logits[r.id] - log(sum))) < 1e-5); /* temperature 1, before penalties and filters */
+    assert_true(fabs(r.logprob - (logits[r.id] - log(sum))) <
+                1e-5); /* temperature 1, before penalties and filters */
     assert_int_equal(r.n_top, 20);
     for (uint32_t i = 0; i < 20; i++) {
         assert_true(fabs(r.top_logprobs[i] - (logits[r.top_ids[i]] - log(sum))) < 1e-5);
@@ -249,7 +270,8 @@ static void test_logprobs_and_hash(void **state)
         assert_int_equal(r.id, row.target);
         assert_true(fabs(r.logprob - (logits[row.target] - log(sum))) < 1e-5);
         assert_memory_equal(r.row_hash, want.bytes, 16);
-        assert_int_equal(draw(kernels_get(ISA_GENERIC), &row, VOCAB, cuts, RANKS, 1, &cut, &rounds), SAMPLE_DRAWN);
+        assert_int_equal(draw(kernels_get(ISA_GENERIC), &row, VOCAB, cuts, RANKS, 1, &cut, &rounds),
+                         SAMPLE_DRAWN);
         assert_memory_equal(&cut, &r, sizeof r);
     }
     row.target = VOCAB; /* no such id */
@@ -269,7 +291,8 @@ static void test_ties_go_to_the_lowest_id(void **state)
     assert_int_equal(draw_whole(&row, VOCAB, &r), SAMPLE_DRAWN);
     assert_int_equal(r.id, 0);
     logits[4000] = logits[2500] = logits[5150] = 1.0f;
-    assert_int_equal(draw(kernels_get(ISA_GENERIC), &row, VOCAB, cuts, RANKS, 1, &r, &rounds), SAMPLE_DRAWN);
+    assert_int_equal(draw(kernels_get(ISA_GENERIC), &row, VOCAB, cuts, RANKS, 1, &r, &rounds),
+                     SAMPLE_DRAWN);
     assert_int_equal(r.id, 2500);
     assert_int_equal(r.top_ids[1], 4000);
     assert_int_equal(r.top_ids[2], 5150);
@@ -294,7 +317,8 @@ static void test_not_finite(void **state)
     }
 }
 
-/* Chi-square of 20,000 draws over `n` ids against p; the limit is the 99.99 % quantile for up to 40 degrees of freedom. */
+/* Chi-square of 20,000 draws over `n` ids against p; the limit is the 99.99 % quantile for up to 40
+ * degrees of freedom. */
 static void check_distribution(SampleSettings settings, uint32_t n, const double *p)
 {
     enum { DRAWS = 20000 };
@@ -356,14 +380,17 @@ static void test_malformed_parts(void **state)
     SampleResult r;
     sample_part(kernels_get(ISA_GENERIC), &row, logits, 0, VOCAB, 50, part);
     for (guint size = 0; size < part->len; size++) {
-        g_autofree uint8_t *exact = g_memdup2(part->data, size); /* so that a read beyond is caught by the sanitizer */
+        g_autofree uint8_t *exact =
+            g_memdup2(part->data, size); /* so that a read beyond is caught by the sanitizer */
         SampleReader reader = {.data = exact, .size = size};
-        assert_int_equal(sample_merge(merger(), kernels_get(ISA_GENERIC), &row, &reader, 1, &r), SAMPLE_MALFORMED);
+        assert_int_equal(sample_merge(merger(), kernels_get(ISA_GENERIC), &row, &reader, 1, &r),
+                         SAMPLE_MALFORMED);
     }
     for (unsigned i = 0; i < 3000; i++) { /* any bytes: any outcome, no crash */
         g_autofree uint8_t *damaged = g_memdup2(part->data, part->len);
         for (unsigned j = 0; j < 1 + i % 4; j++) {
-            damaged[numbers_u64(&numbers) % (i % 2 ? 28 : part->len)] = (uint8_t)numbers_u64(&numbers);
+            damaged[numbers_u64(&numbers) % (i % 2 ? 28 : part->len)] =
+                (uint8_t)numbers_u64(&numbers);
         }
         SampleReader reader = {.data = damaged, .size = part->len};
         sample_merge(merger(), kernels_get(ISA_GENERIC), &row, &reader, 1, &r);

@@ -1,4 +1,5 @@
-/* The union of what the ranks hold equals the whole model, element by element, for every cut, type, tie and layout. */
+/* The union of what the ranks hold equals the whole model, element by element, for every cut, type,
+ * tie and layout. */
 #include "kernels/kernels.h"
 #include "proto/base/error.h"
 #include "tests/unit/worker/tiny_model.h"
@@ -12,7 +13,8 @@
 #include <string.h>
 
 static const TinyShape shapes[] = {
-    /* 6 query heads on 3 KV heads in 6 units of one head; 10 FFN units; 3 vocabulary chunks, the last of 452 ids */
+    /* 6 query heads on 3 KV heads in 6 units of one head; 10 FFN units; 3 vocabulary chunks, the
+       last of 452 ids */
     {3, 256, 6, 3, 64, 640, 2500, DTYPE_F32, DTYPE_F32, DTYPE_F32, true, true, true},
     {3, 256, 6, 3, 64, 640, 2500, DTYPE_Q8_0, DTYPE_Q4_1, DTYPE_Q8_0, true, false, false},
     {4, 256, 6, 2, 64, 640, 1030, DTYPE_F16, DTYPE_BF16, DTYPE_F16, false, true, false},
@@ -25,10 +27,12 @@ static const struct {
     uint32_t n_stages, n_ranks[3];
     double weight[3];
 } layouts[] = {
-    {1, {1}, {1, 1, 1}}, {1, {2}, {1, 1, 1}}, {1, {2}, {1, 3, 1}}, {2, {1, 2}, {2, 1, 1}}, {2, {2, 1}, {1, 5, 1}}, {2, {1, 1}, {1, 1, 1}},
+    {1, {1}, {1, 1, 1}},    {1, {2}, {1, 1, 1}},    {1, {2}, {1, 3, 1}},
+    {2, {1, 2}, {2, 1, 1}}, {2, {2, 1}, {1, 5, 1}}, {2, {1, 1}, {1, 1, 1}},
 };
 
-static void put_all(Shard *shard, const TinyModel *model, const Plan *plan, uint32_t stage, uint32_t rank)
+static void put_all(Shard *shard, const TinyModel *model, const Plan *plan, uint32_t stage,
+                    uint32_t rank)
 {
     g_autoptr(GArray) refs = plan_rank_slices(plan, model->spec, 0, stage, rank);
     for (guint i = 0; i < refs->len; i++) {
@@ -40,8 +44,9 @@ static void put_all(Shard *shard, const TinyModel *model, const Plan *plan, uint
 }
 
 /* m holds rows [row0, +n) and columns [col0, +n) of the tensor. */
-static void check_matrix(const TinyModel *model, TensorRole role, int32_t layer, const PackedMatrix *m, uint32_t row0, uint32_t n_rows,
-                         uint32_t col0, uint32_t n_cols)
+static void check_matrix(const TinyModel *model, TensorRole role, int32_t layer,
+                         const PackedMatrix *m, uint32_t row0, uint32_t n_rows, uint32_t col0,
+                         uint32_t n_cols)
 {
     const TensorSpec *t = model_spec_tensor(model->spec, role, layer);
     assert_non_null(t);
@@ -56,7 +61,8 @@ static void check_matrix(const TinyModel *model, TensorRole role, int32_t layer,
     }
 }
 
-static void check_vector(const TinyModel *model, TensorRole role, int32_t layer, const float *got, uint32_t first, uint32_t count)
+static void check_vector(const TinyModel *model, TensorRole role, int32_t layer, const float *got,
+                         uint32_t first, uint32_t count)
 {
     const TensorSpec *t = model_spec_tensor(model->spec, role, layer);
     if (!t) {
@@ -64,7 +70,9 @@ static void check_vector(const TinyModel *model, TensorRole role, int32_t layer,
         return;
     }
     assert_non_null(got);
-    assert_memory_equal(got, (const float *)(const void *)model->bytes[t - model->spec->tensors] + first, count * sizeof(float));
+    assert_memory_equal(got,
+                        (const float *)(const void *)model->bytes[t - model->spec->tensors] + first,
+                        count * sizeof(float));
 }
 
 static void check_layer(const TinyModel *model, const Shard *s, int32_t layer)
@@ -80,10 +88,14 @@ static void check_layer(const TinyModel *model, const Shard *s, int32_t layer)
     check_vector(model, ROLE_ATTN_Q_BIAS, layer, w->q_bias, s->head_first * h, s->n_heads * h);
     check_vector(model, ROLE_ATTN_K_BIAS, layer, w->k_bias, s->kv_first * h, s->n_kv_heads * h);
     check_vector(model, ROLE_ATTN_V_BIAS, layer, w->v_bias, s->kv_first * h, s->n_kv_heads * h);
-    check_matrix(model, ROLE_ATTN_Q, layer, &w->q, s->head_first * h, s->n_heads * h, 0, spec->width);
-    check_matrix(model, ROLE_ATTN_K, layer, &w->k, s->kv_first * h, s->n_kv_heads * h, 0, spec->width);
-    check_matrix(model, ROLE_ATTN_V, layer, &w->v, s->kv_first * h, s->n_kv_heads * h, 0, spec->width);
-    check_matrix(model, ROLE_ATTN_OUT, layer, &w->attn_out, 0, spec->width, s->head_first * h, s->n_heads * h);
+    check_matrix(model, ROLE_ATTN_Q, layer, &w->q, s->head_first * h, s->n_heads * h, 0,
+                 spec->width);
+    check_matrix(model, ROLE_ATTN_K, layer, &w->k, s->kv_first * h, s->n_kv_heads * h, 0,
+                 spec->width);
+    check_matrix(model, ROLE_ATTN_V, layer, &w->v, s->kv_first * h, s->n_kv_heads * h, 0,
+                 spec->width);
+    check_matrix(model, ROLE_ATTN_OUT, layer, &w->attn_out, 0, spec->width, s->head_first * h,
+                 s->n_heads * h);
     check_matrix(model, ROLE_FFN_GATE, layer, &w->gate, first_ffn, n_ffn, 0, spec->width);
     check_matrix(model, ROLE_FFN_UP, layer, &w->up, first_ffn, n_ffn, 0, spec->width);
     check_matrix(model, ROLE_FFN_DOWN, layer, &w->down, 0, spec->width, first_ffn, n_ffn);
@@ -96,13 +108,15 @@ static void check_shard(const TinyModel *model, const Shard *s)
         check_layer(model, s, (int32_t)(s->layer_first + l));
     }
     if (s->has_embedding || (s->has_head && spec->tied_output)) {
-        check_matrix(model, ROLE_TOKEN_EMBD, -1, &s->embedding, s->vocab_first, s->vocab_count, 0, spec->width);
+        check_matrix(model, ROLE_TOKEN_EMBD, -1, &s->embedding, s->vocab_first, s->vocab_count, 0,
+                     spec->width);
     }
     if (s->has_head) {
         check_vector(model, ROLE_OUTPUT_NORM, -1, s->output_norm, 0, spec->width);
         assert_ptr_equal(shard_head(s), spec->tied_output ? &s->embedding : &s->output);
         if (!spec->tied_output) {
-            check_matrix(model, ROLE_OUTPUT, -1, &s->output, s->vocab_first, s->vocab_count, 0, spec->width);
+            check_matrix(model, ROLE_OUTPUT, -1, &s->output, s->vocab_first, s->vocab_count, 0,
+                         spec->width);
         }
     } else {
         assert_null(s->output_norm);
@@ -110,7 +124,8 @@ static void check_shard(const TinyModel *model, const Shard *s)
     check_vector(model, ROLE_ROPE_FACTORS, -1, s->rope_factors, 0, spec->rope.dims / 2);
 }
 
-/* The independent part: heads, layers and ids of all ranks together are the model's, each as often as it must be. */
+/* The independent part: heads, layers and ids of all ranks together are the model's, each as often
+ * as it must be. */
 static void check_cover(const ModelSpec *spec, const Plan *plan, Shard *const *shards)
 {
     uint32_t layers = 0, at = 0;
@@ -126,7 +141,8 @@ static void check_cover(const ModelSpec *spec, const Plan *plan, Shard *const *s
             ids += shard->vocab_count;
             uint32_t group = spec->n_heads / spec->n_kv_heads;
             assert_int_equal(shard->kv_first, shard->head_first / group);
-            assert_int_equal(shard->kv_first + shard->n_kv_heads - 1, (shard->head_first + shard->n_heads - 1) / group);
+            assert_int_equal(shard->kv_first + shard->n_kv_heads - 1,
+                             (shard->head_first + shard->n_heads - 1) / group);
         }
         assert_int_equal(heads, spec->n_heads);
         assert_int_equal(ffn, spec->n_ffn_units);
@@ -135,7 +151,8 @@ static void check_cover(const ModelSpec *spec, const Plan *plan, Shard *const *s
     assert_int_equal(layers, spec->n_layers);
 }
 
-static void check_memory(const Plan *plan, const ModelSpec *spec, const Shard *shard, uint32_t stage, uint32_t rank)
+static void check_memory(const Plan *plan, const ModelSpec *spec, const Shard *shard,
+                         uint32_t stage, uint32_t rank)
 {
     assert_int_equal(shard->arena_bytes, shard_bytes(spec, plan, 0, stage, rank));
     /* What the planner counts must suffice. */
@@ -159,7 +176,8 @@ static void test_union_is_the_model(void **state)
     for (size_t m = 0; m < G_N_ELEMENTS(shapes); m++) {
         TinyModel *model = tiny_model_new(&shapes[m], 100 + m);
         for (size_t l = 0; l < G_N_ELEMENTS(layouts); l++) {
-            g_autoptr(Plan) plan = tiny_plan(model->spec, layouts[l].n_stages, layouts[l].n_ranks, layouts[l].weight);
+            g_autoptr(Plan) plan =
+                tiny_plan(model->spec, layouts[l].n_stages, layouts[l].n_ranks, layouts[l].weight);
             measure(plan, model->spec);
             Shard *shards[4];
             unsigned n = 0;
@@ -206,7 +224,8 @@ static void test_plan_outside_the_model(void **state)
     TinyModel *model = tiny_model_new(&shapes[3], 8);
     g_autoptr(Plan) plan = tiny_plan(model->spec, 1, (uint32_t[]){2}, (double[]){1, 1});
     PlanRank *rank = &plan->replicas[0].stages[0].ranks[1];
-    uint32_t *fields[] = {&rank->attn_first, &rank->attn_count, &rank->ffn_first, &rank->ffn_count, &rank->vocab_first, &rank->vocab_count};
+    uint32_t *fields[] = {&rank->attn_first, &rank->attn_count,  &rank->ffn_first,
+                          &rank->ffn_count,  &rank->vocab_first, &rank->vocab_count};
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         uint32_t right = *fields[i];
         *fields[i] = UINT32_MAX;

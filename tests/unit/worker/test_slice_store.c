@@ -25,7 +25,10 @@ static void count_line(Log *log, LogLevel level, const char *line)
     g_strlcpy(self->last, line, sizeof self->last);
 }
 
-static CountingLog new_log(void) { return (CountingLog){.base = {.write = count_line}}; }
+static CountingLog new_log(void)
+{
+    return (CountingLog){.base = {.write = count_line}};
+}
 
 static void remove_tree(const char *path)
 {
@@ -160,7 +163,8 @@ static void test_without_a_cache(void **state)
 static void test_own_files(void **state)
 {
     (void)state;
-    const TinyShape shape = {2, 256, 6, 3, 64, 640, 1100, DTYPE_Q8_0, DTYPE_Q4_1, DTYPE_F16, true, true, false};
+    const TinyShape shape = {2,          256,        6,         3,    64,   640,  1100,
+                             DTYPE_Q8_0, DTYPE_Q4_1, DTYPE_F16, true, true, false};
     TinyModel *model = tiny_model_new(&shape, 3);
     g_autofree char *dir = g_dir_make_tmp("weft-models-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(dir, "m.gguf", NULL);
@@ -184,7 +188,8 @@ static void test_own_files(void **state)
     /* Cut short while open: an error, not a crash. */
     assert_int_equal(truncate(path, 200), 0);
     g_autofree void *got = g_malloc(1 << 20);
-    assert_false(slice_files_read(files, model->spec, &model->spec->tensors[model->spec->n_tensors - 1], 0, got));
+    assert_false(slice_files_read(files, model->spec,
+                                  &model->spec->tensors[model->spec->n_tensors - 1], 0, got));
     slice_files_free(files);
     assert_null(slice_files_open(dir, model->spec, &name, 1));
     tiny_model_free(model);
@@ -194,8 +199,11 @@ static void test_own_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_corrupt_is_removed), cmocka_unit_test(test_disk_full_is_one_warning),
-        cmocka_unit_test(test_without_a_cache), cmocka_unit_test(test_own_files),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_corrupt_is_removed),
+        cmocka_unit_test(test_disk_full_is_one_warning),
+        cmocka_unit_test(test_without_a_cache),
+        cmocka_unit_test(test_own_files),
     };
     return cmocka_run_group_tests_name("slice store", tests, NULL, NULL);
 }

@@ -10,7 +10,8 @@
 
 #define HEADER_BYTES 96u /* so that offsets are not 0 */
 
-static TensorSpec *add(ModelSpec *spec, TensorRole role, int32_t layer, Dtype type, uint32_t rows, uint32_t columns)
+static TensorSpec *add(ModelSpec *spec, TensorRole role, int32_t layer, Dtype type, uint32_t rows,
+                       uint32_t columns)
 {
     TensorSpec *t = &spec->tensors[spec->n_tensors++];
     size_t row_bytes = 0;
@@ -50,7 +51,8 @@ static void fill_tensor(uint8_t *bytes, const TensorSpec *t, RandomSeeded *rando
     size_t row_bytes = t->size_bytes / t->rows;
     for (uint32_t r = 0; r < t->rows; r++) {
         for (uint32_t c = 0; c < t->columns; c++) {
-            row[c] = (float)((double)(random_u64(&random->base) >> 11) / (double)(1ull << 53) - 0.5);
+            row[c] =
+                (float)((double)(random_u64(&random->base) >> 11) / (double)(1ull << 53) - 0.5);
         }
         quantise_row(t->type, row, t->columns, bytes + r * row_bytes);
     }
@@ -60,10 +62,22 @@ TinyModel *tiny_model_new(const TinyShape *s, uint64_t seed)
 {
     TinyModel *model = g_new0(TinyModel, 1);
     ModelSpec *spec = model->spec = g_new0(ModelSpec, 1);
-    *spec = (ModelSpec){.family = FAMILY_LLAMA, .name = g_strdup("tiny"), .n_layers = s->n_layers, .width = s->width, .n_heads = s->n_heads,
-                        .n_kv_heads = s->n_kv_heads, .head_size = s->head_size, .ffn_width = s->ffn_width, .vocab_size = s->vocab_size,
-                        .context = 128, .norm_eps = 1e-5f, .attention_scale = 0.125f, .tied_output = s->tied};
-    spec->rope = (RopeSpec){.dims = s->head_size, .freq_base = 10000, .factor = 1,
+    *spec = (ModelSpec){.family = FAMILY_LLAMA,
+                        .name = g_strdup("tiny"),
+                        .n_layers = s->n_layers,
+                        .width = s->width,
+                        .n_heads = s->n_heads,
+                        .n_kv_heads = s->n_kv_heads,
+                        .head_size = s->head_size,
+                        .ffn_width = s->ffn_width,
+                        .vocab_size = s->vocab_size,
+                        .context = 128,
+                        .norm_eps = 1e-5f,
+                        .attention_scale = 0.125f,
+                        .tied_output = s->tied};
+    spec->rope = (RopeSpec){.dims = s->head_size,
+                            .freq_base = 10000,
+                            .factor = 1,
                             .scaling = s->rope_factors ? ROPE_SCALING_FACTORS : ROPE_SCALING_NONE};
     spec->tensors = weft_alloc(s->n_layers * 12 + 4, sizeof(TensorSpec), "tensors", NULL);
     add(spec, ROLE_TOKEN_EMBD, -1, s->embedding, s->vocab_size, s->width);
@@ -114,7 +128,8 @@ void *tiny_model_slice(const TinyModel *model, uint32_t tensor, uint32_t slice, 
     const TensorSpec *t = &model->spec->tensors[tensor];
     SliceRect rect = model_spec_slice(model->spec, t, slice);
     size_t row_bytes = t->size_bytes / t->rows, before = 0, part = 0;
-    g_assert(dtype_row_bytes(t->type, rect.col0, &before) && dtype_row_bytes(t->type, rect.n_cols, &part));
+    g_assert(dtype_row_bytes(t->type, rect.col0, &before) &&
+             dtype_row_bytes(t->type, rect.n_cols, &part));
     uint8_t *out = g_malloc(part * rect.n_rows);
     for (uint32_t r = 0; r < rect.n_rows; r++) {
         memcpy(out + r * part, model->bytes[tensor] + (rect.row0 + r) * row_bytes + before, part);
@@ -127,7 +142,8 @@ void *tiny_model_slice(const TinyModel *model, uint32_t tensor, uint32_t slice, 
 void tiny_model_row(const TinyModel *model, const TensorSpec *t, uint32_t row, float *out)
 {
     size_t row_bytes = t->size_bytes / t->rows;
-    dequantise_row(t->type, model->bytes[t - model->spec->tensors] + row * row_bytes, t->columns, out);
+    dequantise_row(t->type, model->bytes[t - model->spec->tensors] + row * row_bytes, t->columns,
+                   out);
 }
 
 Weft__V1__Model *tiny_model_message(const TinyModel *model, const char *file_name)
@@ -151,12 +167,14 @@ void tiny_model_write(const TinyModel *model, const char *path)
 {
     g_autofree uint8_t *file = g_malloc0(model->file_bytes);
     for (uint32_t i = 0; i < model->spec->n_tensors; i++) {
-        memcpy(file + model->spec->tensors[i].offset, model->bytes[i], model->spec->tensors[i].size_bytes);
+        memcpy(file + model->spec->tensors[i].offset, model->bytes[i],
+               model->spec->tensors[i].size_bytes);
     }
     g_assert(g_file_set_contents(path, (const char *)file, (gssize)model->file_bytes, NULL));
 }
 
-static void cut(uint32_t n, const double *weight, uint32_t parts, uint32_t least, uint32_t rank, uint32_t *first, uint32_t *count)
+static void cut(uint32_t n, const double *weight, uint32_t parts, uint32_t least, uint32_t rank,
+                uint32_t *first, uint32_t *count)
 {
     uint32_t cuts[PLAN_RANKS_LIMIT + 1];
     plan_cut(n, weight, parts, least, cuts);
@@ -164,12 +182,14 @@ static void cut(uint32_t n, const double *weight, uint32_t parts, uint32_t least
     *count = cuts[rank + 1] - cuts[rank];
 }
 
-Plan *tiny_plan(const ModelSpec *spec, uint32_t n_stages, const uint32_t *n_ranks, const double *weight)
+Plan *tiny_plan(const ModelSpec *spec, uint32_t n_stages, const uint32_t *n_ranks,
+                const double *weight)
 {
     Plan *plan = g_new0(Plan, 1);
     plan->job = g_strdup("job");
     plan->model = g_strdup("tiny.gguf");
-    plan->definition = (Definition){.numerics_version = 1, .context = 128, .file_hash = spec->file_hash};
+    plan->definition =
+        (Definition){.numerics_version = 1, .context = 128, .file_hash = spec->file_hash};
     plan->streams = 2;
     plan->kv_pages = 8;
     plan->max_rows = 16;
@@ -191,7 +211,8 @@ Plan *tiny_plan(const ModelSpec *spec, uint32_t n_stages, const uint32_t *n_rank
             rank->worker = g_strdup_printf("w%u", worker++);
             cut(spec->n_attn_units, weight, n_ranks[s], 1, r, &rank->attn_first, &rank->attn_count);
             cut(spec->n_ffn_units, weight, n_ranks[s], 1, r, &rank->ffn_first, &rank->ffn_count);
-            cut(spec->n_vocab_chunks, weight, n_ranks[s], 0, r, &rank->vocab_first, &rank->vocab_count);
+            cut(spec->n_vocab_chunks, weight, n_ranks[s], 0, r, &rank->vocab_first,
+                &rank->vocab_count);
         }
     }
     return plan;

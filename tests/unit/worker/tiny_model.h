@@ -28,5 +28,7 @@ Weft__V1__Model *tiny_model_message(const TinyModel *model, const char *file_nam
 /* Writes the whole model file (tensors at their offsets). */
 void tiny_model_write(const TinyModel *model, const char *path);
 
-/* One replica; layers cut evenly, units and chunks in proportion to weight[rank]. ranks[stage] each. Workers are named "w0", "w1", ... */
-Plan *tiny_plan(const ModelSpec *spec, uint32_t n_stages, const uint32_t *n_ranks, const double *weight);
+/* One replica; layers cut evenly, units and chunks in proportion to weight[rank]. ranks[stage]
+ * each. Workers are named "w0", "w1", ... */
+Plan *tiny_plan(const ModelSpec *spec, uint32_t n_stages, const uint32_t *n_ranks,
+                const double *weight);

@@ -141,7 +141,8 @@ const RpcTransportOps *grpc_ops(void)
 
 char *rpc_libraries(void)
 {
-    return g_strdup_printf("gRPC core %s, protobuf-c %s", grpc_version_string(), protobuf_c_version());
+    return g_strdup_printf("gRPC core %s, protobuf-c %s", grpc_version_string(),
+                           protobuf_c_version());
 }
 
 RpcTransport *rpc_transport_grpc(void)

@@ -14,7 +14,8 @@ void engine_release(void);
 /* Where gRPC core's own lines go (warnings, at most a few a second, never payload); the latest
  * added wins. NULL: ignored. */
 void engine_add_log(Log *log);
-/* Between true and false what gRPC core logs is dropped: around calls whose errors we tell ourselves. Nests. */
+/* Between true and false what gRPC core logs is dropped: around calls whose errors we tell
+ * ourselves. Nests. */
 void engine_mute_log(bool on);
 void engine_remove_log(Log *log);
 
