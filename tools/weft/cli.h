@@ -94,10 +94,12 @@ typedef struct LocalOptions {
     uint64_t memory_bytes; /* budget of each worker; 0 = what is available, shared */
     bool detach;           /* the daemons outlive this command */
 } LocalOptions;
-/* Starts coordinator and workers with their state in `state`, waits until all are ready. */
+/* Starts coordinator and workers with their state in `state`, waits until all are ready. Of a cluster that is alive in part, what
+ * has ended is started again, as many workers as there were. */
 LocalCluster *local_cluster_start(const char *state, const LocalOptions *o, const CommonOptions *common, GError **error);
-/* True if the cluster recorded in `state` is alive. */
-bool local_cluster_running(const char *state);
+/* Whether the processes recorded in `state` are alive. */
+typedef enum LocalState { LOCAL_NONE, LOCAL_PART, LOCAL_WHOLE } LocalState;
+LocalState local_cluster_state(const char *state);
 bool local_cluster_stop(const char *state, GError **error);
 void local_cluster_free(LocalCluster *cluster); /* stops what was started with detach = false */
 /* For verbs with UP_OPTION: starts one when --up was given; sets common->state to it. NULL without error = not asked for. */

@@ -265,9 +265,11 @@ static bool start_worker(const char *state, unsigned i, const LocalOptions *o, c
     const unsigned first = n <= cores ? i * threads : i % cores;
     g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1) : g_strdup_printf("%u", first);
     g_auto(GStrv) environment = g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token, TRUE); /* command lines are for all users to read */
-    char *argv[] = {"weft-worker", "--join", token->join_address, "--ca-hash", (char *)ca_hash, "--name", name,     "--state",
-                    own,           "--cache", cache,              "--threads", thread_text,     "--cpu-list", cpus, "--memory",
-                    memory,        "--listen", "127.0.0.1:0",     NULL};
+    char *argv[] = {"weft-worker", "--name",   name,        "--state",    own,  "--cache",  cache,  "--threads", thread_text, "--cpu-list", cpus,
+                    "--memory",    memory,     "--listen",  "127.0.0.1:0", "--join", token->join_address, "--ca-hash", (char *)ca_hash, NULL};
+    if (token->token[0] == '\0') {
+        argv[15] = NULL; /* it has its certificate */
+    }
     return start_process(state, name, argv, environment, o->detach, list, error);
 }
 
@@ -318,39 +320,82 @@ static bool wait_for_members(Client *client, const char *state, unsigned n, GPtr
     }
 }
 
+static bool in_list(GPtrArray *list, const char *name)
+{
+    for (guint i = 0; i < list->len; i++) {
+        if (strcmp(((const Process *)g_ptr_array_index(list, i))->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Workers that have no certificate yet, and so need a token. */
+static unsigned newcomers(const char *state, unsigned n)
+{
+    unsigned count = 0;
+    for (unsigned i = 1; i <= n; i++) {
+        g_autofree char *path = g_strdup_printf("%s/worker-%u/node.pem", state, i);
+        count += !g_file_test(path, G_FILE_TEST_EXISTS);
+    }
+    return count;
+}
+
+static bool start_missing(const char *state, const LocalOptions *o, const Weft__V1__CreateTokenResponse *token, GPtrArray *list, GError **error)
+{
+    g_autoptr(GString) hash = g_string_new("sha256:");
+    for (size_t i = 0; i < token->ca_hash.len; i++) {
+        g_string_append_printf(hash, "%02x", token->ca_hash.data[i]);
+    }
+    bool ok = true;
+    for (unsigned i = 0; ok && i < o->n_workers; i++) {
+        g_autofree char *name = g_strdup_printf("worker-%u", i + 1);
+        ok = in_list(list, name) || start_worker(state, i, o, token, hash->str, list, error);
+    }
+    return ok;
+}
+
+/* The workers that are not in the list; then all must come up. */
 static bool start_workers(const char *state, const LocalOptions *o, const CommonOptions *common, GPtrArray *list, GError **error)
 {
     CommonOptions own = {.state = (char *)state, .quiet = common->quiet};
-    const unsigned n = o->n_workers;
+    const unsigned n_new = newcomers(state, o->n_workers);
+    Weft__V1__CreateTokenResponse nobody = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT, *token = NULL;
     Client *client = client_new(&own, error);
-    Weft__V1__CreateTokenResponse *token = NULL;
-    bool ok = client != NULL && ask_token(client, n, &token, error);
-    if (ok) {
-        g_autoptr(GString) hash = g_string_new("sha256:");
-        for (size_t i = 0; i < token->ca_hash.len; i++) {
-            g_string_append_printf(hash, "%02x", token->ca_hash.data[i]);
-        }
-        for (unsigned i = 0; ok && i < n; i++) {
-            ok = start_worker(state, i, o, token, hash->str, list, error);
-        }
+    const bool ok = client != NULL && (n_new == 0 || ask_token(client, n_new, &token, error)) &&
+                    start_missing(state, o, token != NULL ? token : &nobody, list, error) && write_processes(state, list, error) &&
+                    wait_for_members(client, state, o->n_workers, list, common, error);
+    if (token != NULL) {
         protobuf_c_message_free_unpacked(&token->base, NULL);
     }
-    ok = ok && write_processes(state, list, error) && wait_for_members(client, state, n, list, common, error);
     client_free(client);
     return ok;
 }
 
 /* ---- the outside ---- */
 
-bool local_cluster_running(const char *state)
+LocalState local_cluster_state(const char *state)
 {
     g_autoptr(GPtrArray) list = read_processes(state);
+    guint n = 0;
     for (guint i = 0; i < list->len; i++) {
-        if (process_alive(g_ptr_array_index(list, i))) {
-            return true;
+        n += process_alive(g_ptr_array_index(list, i));
+    }
+    return n == 0 ? LOCAL_NONE : n < list->len ? LOCAL_PART : LOCAL_WHOLE;
+}
+
+/* Removes what has ended; returns how many workers there were. */
+static unsigned keep_alive_only(GPtrArray *list)
+{
+    unsigned n_workers = 0;
+    for (guint i = list->len; i-- > 0;) {
+        const Process *p = g_ptr_array_index(list, i);
+        n_workers += g_str_has_prefix(p->name, "worker-");
+        if (!process_alive(p)) {
+            g_ptr_array_remove_index(list, i);
         }
     }
-    return false;
+    return n_workers;
 }
 
 static void signal_all(GPtrArray *list, int signal_number)
@@ -397,20 +442,28 @@ bool local_cluster_stop(const char *state, GError **error)
     return true;
 }
 
-LocalCluster *local_cluster_start(const char *state, const LocalOptions *o, const CommonOptions *common, GError **error)
+LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish, const CommonOptions *common, GError **error)
 {
-    g_autoptr(GPtrArray) list = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
+    g_autoptr(GPtrArray) list = read_processes(state);
+    LocalOptions o = *wish;
+    const unsigned n_before = keep_alive_only(list);
+    const bool part = list->len > 0;
+    if (part) {
+        o.n_workers = n_before; /* their cores and memory are shared out already */
+    }
     if (g_mkdir_with_parents(state, 0700) != 0) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make the state directory %s: %s: name a writable one with --state", state, g_strerror(errno));
         return NULL;
     }
     LocalCluster *cluster = g_new0(LocalCluster, 1);
     cluster->state = g_strdup(state);
-    cluster->temporary = !o->detach;
-    if (!start_coordinator(state, o->detach, list, error) || !write_processes(state, list, error) ||
-        !start_workers(state, o, common, list, error)) {
+    cluster->temporary = !o.detach;
+    if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) || !write_processes(state, list, error) ||
+        !start_workers(state, &o, common, list, error)) {
         write_processes(state, list, NULL);
-        local_cluster_stop(state, NULL);
+        if (!part) {
+            local_cluster_stop(state, NULL);
+        }
         cluster->temporary = false;
         local_cluster_free(cluster);
         return NULL;

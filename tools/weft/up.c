@@ -36,13 +36,22 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
         return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
     }
     g_autofree char *state = cli_state_directory(&o->common);
-    if (local_cluster_running(state)) {
+    const LocalState found = local_cluster_state(state);
+    if (found == LOCAL_WHOLE) {
         if (!o->common.quiet) {
             fprintf(stderr, "a cluster is running already in %s\n", state);
         }
         return 0;
     }
-    print_split(o);
+    if (found == LOCAL_PART && !o->common.quiet) {
+        fprintf(stderr, "a cluster in %s is alive in part: starting what ended\n", state);
+    } else if (found == LOCAL_NONE) {
+        print_split(o);
+    }
+    if (o->common.dry_run && found == LOCAL_PART) {
+        printf("would start what ended of the cluster in %s\n", state);
+        return 0;
+    }
     if (o->common.dry_run) {
         printf("would start a coordinator and %u workers in %s\n", (unsigned)o->workers, state);
         return 0;
@@ -85,7 +94,7 @@ static int down_run(const Verb *verb, void *values, GPtrArray *rest)
         printf("would stop the cluster in %s\n", state);
         return 0;
     }
-    if (!local_cluster_running(state) && !o->common.quiet) {
+    if (local_cluster_state(state) == LOCAL_NONE && !o->common.quiet) {
         fprintf(stderr, "no cluster of `weft up` runs in %s\n", state);
     }
     return local_cluster_stop(state, &error) ? 0 : cli_fail(error);

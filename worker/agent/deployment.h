@@ -62,6 +62,8 @@ struct Deployment {
     uint64_t next_watch, listed_since;
     uint64_t seen_progress; /* of the engine */
     int64_t seen_progress_us;
+    int64_t looked_us; /* when the engine was last asked */
+    bool stuck_with_work;
     bool stuck;
 };
 

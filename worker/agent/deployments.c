@@ -8,6 +8,7 @@
 
 #define SHELF_AGE_US 60000000
 #define STUCK_US 3000000 /* DESIGN 7.6 */
+#define AWAY_US 1000000  /* between two looks, which come every 250 ms */
 
 /* ---- calls that wait
  * ------------------------------------------------------------------------------------------------
@@ -458,7 +459,13 @@ void deployments_keep(Deployments *table, Weft__V1__Keep *const *keep, size_t n_
  * --------------------------------------------------------------------------------------------------------
  */
 
-/* True if the engine moved within STUCK_US; a failed engine fails its deployment. */
+/* The peers of a stuck engine give up after the step deadline; one that works alone, or leads, has nobody who waits for it but the coordinator. */
+static bool is_stuck_with_work(const Deployment *d, const EngineStatus *status, int64_t still_us)
+{
+    return status->has_work && still_us >= MAX(STUCK_US, status->step_deadline_us);
+}
+
+/* True if the engine moved within STUCK_US; a failed engine fails its deployment, one that is stuck with work is reported. */
 static bool is_moving(Deployment *d)
 {
     EngineStatus status;
@@ -468,7 +475,9 @@ static bool is_moving(Deployment *d)
         deployment_fail(d, g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
         return false;
     }
-    if (status.progress != d->seen_progress || d->seen_progress_us == 0) {
+    const bool were_away = now - d->looked_us > AWAY_US; /* this process was stopped: the engine has not had its turn either */
+    d->looked_us = now;
+    if (status.progress != d->seen_progress || d->seen_progress_us == 0 || were_away) {
         d->seen_progress = status.progress;
         d->seen_progress_us = now;
     }
@@ -478,6 +487,7 @@ static bool is_moving(Deployment *d)
                  d->job, d->replica, d->epoch, stuck ? "stands still for 3 s" : "goes on");
         d->stuck = stuck;
     }
+    d->stuck_with_work = is_stuck_with_work(d, &status, now - d->seen_progress_us);
     return !stuck;
 }
 

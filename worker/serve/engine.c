@@ -920,6 +920,7 @@ uint64_t engine_submit(Engine *e, const EngineRequest *request, Loop *loop, Engi
     c->request_id = atomic_fetch_add(&e->next_request, 1) + 1;
     c->request = leader_request_new(c->request_id, request, loop, fn, user);
     const uint64_t id = c->request_id;
+    atomic_store(&e->has_work, true); /* a stuck engine does not say so itself */
     push_command(e, c);
     return id;
 }
@@ -953,6 +954,7 @@ void engine_status(Engine *e, EngineStatus *out)
         .waits_rank = atomic_load(&e->waits_rank),
         .waits_since_us = atomic_load(&e->waits_since_us),
         .wait_expired = atomic_load(&e->wait_expired),
+        .step_deadline_us = e->step_deadline_us,
     };
     engine_counters_read(&e->counters, out);
     pthread_mutex_lock(&e->shared.mutex);

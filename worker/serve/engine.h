@@ -114,6 +114,7 @@ typedef struct EngineStatus {
     char waits_operation[64];
     int64_t waits_since_us; /* CLOCK_MONOTONIC */
     bool wait_expired;
+    int64_t step_deadline_us; /* max(2 s, 5 x predicted) */
     uint64_t steps, rows;
     uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
     LinkCounters link;
