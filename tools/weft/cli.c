@@ -385,6 +385,11 @@ void text_table_print(TextTable *t)
             printf(c + 1 < t->columns ? "%s%*s  " : "%s\n", row[c], (int)(width - g_utf8_strlen(row[c], -1)), "");
         }
     }
+    text_table_free(t);
+}
+
+void text_table_free(TextTable *t)
+{
     g_ptr_array_unref(t->rows);
     g_free(t);
 }

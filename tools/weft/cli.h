@@ -85,6 +85,7 @@ void text_table_row(TextTable *t, ...) G_GNUC_NULL_TERMINATED; /* const char *, 
 /* Cuts the texts of one column so that a row fits 80 columns, if it is wide enough for that. */
 void text_table_fit(TextTable *t, unsigned column);
 void text_table_print(TextTable *t /* taken */);
+void text_table_free(TextTable *t);
 
 /* local.c: the cluster on this machine (up, down, --up N). */
 bool local_process_exists(int pid); /* and has not ended, though its parent may not know yet */

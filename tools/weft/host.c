@@ -371,6 +371,7 @@ static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
         json_object_set(object, "checks", d.checks);
         json_object_set_new(object, "problems", json_integer(d.failed));
         cli_print_json(object);
+        text_table_free(d.table);
     } else {
         text_table_print(d.table);
     }
