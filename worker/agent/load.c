@@ -200,6 +200,8 @@ typedef struct LoadTask {
     GError *error;
 } LoadTask;
 
+#define STEP_LIMIT_S 3600.0 /* whatever a plan predicts */
+
 /* The longest step: a full prefill chunk, or a token. */
 static double predicted_step_s(const Plan *plan)
 {
@@ -208,7 +210,7 @@ static double predicted_step_s(const Plan *plan)
     const double chunk = plan->predicted.prefill_tokens_per_s > 0
                              ? plan->max_rows / plan->predicted.prefill_tokens_per_s
                              : 0;
-    return MAX(token, chunk);
+    return MIN(MAX(token, chunk), STEP_LIMIT_S);
 }
 
 static void open_run(void *user)

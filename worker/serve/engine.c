@@ -267,9 +267,6 @@ static void on_tokens(Engine *e, const LinkHeader *header, const void *payload)
 /* The leader has no stage before it: what it gets is from the last one. */
 static void on_trace(Engine *e, const LinkHeader *header, const void *payload)
 {
-    if (e->executor == NULL) {
-        return;
-    }
     if (e->leader == NULL) {
         executor_receive_trace(e->executor, header->step, payload, header->length);
     } else if (!leader_trace(e->leader, payload, header->length)) {
@@ -284,6 +281,9 @@ static void on_receive(Link *link, const LinkHeader *header, const void *payload
 {
     Engine *e = user;
     const uint32_t from = link_peer(link);
+    if (e->executor == NULL && header->op != LINK_OP_HELLO && header->op != LINK_OP_ABORT) {
+        return; /* the greeting failed: nothing is run any more */
+    }
     switch (header->op) {
     case LINK_OP_HELLO:
         e->greeted[from] = true;

@@ -167,7 +167,9 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
     q->n_limit = r->n_prompt + q->max_tokens;
     q->n_capacity = MAX(q->n_limit, q->n_known) + 1;
     q->tokens = g_new0(uint32_t, q->n_capacity);
-    memcpy(q->tokens, r->prompt, sizeof(uint32_t) * r->n_prompt);
+    if (r->n_prompt > 0) {
+        memcpy(q->tokens, r->prompt, sizeof(uint32_t) * r->n_prompt);
+    }
     if (r->n_generated > 0) {
         memcpy(q->tokens + r->n_prompt, r->generated, sizeof(uint32_t) * r->n_generated);
     }
@@ -188,7 +190,7 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
     q->submitted_us = g_get_monotonic_time();
     EventLog *log = g_new0(EventLog, 1);
     atomic_init(&log->references, 1);
-    log->capacity = (r->kind == 0 ? q->max_tokens : r->n_prompt) + 1;
+    log->capacity = (r->kind == 0 ? q->max_tokens : q->n_known) + 1;
     log->events = g_new0(Event, log->capacity);
     log->top_stride = r->top_logprobs;
     if (log->top_stride > 0) {

@@ -123,6 +123,14 @@ static bool refuse(GError **error, const char *what, uint64_t value, uint64_t li
     return false;
 }
 
+static bool refuse_rows(GError **error, uint32_t row0, uint32_t n_rows, uint32_t expected)
+{
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                "step message: a segment of %u rows begins at row %u, not at %u", n_rows, row0,
+                expected);
+    return false;
+}
+
 static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, GError **error)
 {
     a->slot = byte_reader_u32le(r);
@@ -143,7 +151,8 @@ static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, 
            refuse(error, "admitted slot", a->slot, limits->max_slots);
 }
 
-static bool decode_segment(StepSegment *s, const Step *step, ByteReader *r,
+/* row: the first that no segment before covers. */
+static bool decode_segment(StepSegment *s, const Step *step, uint32_t row, ByteReader *r,
                            const StepLimits *limits, GError **error)
 {
     s->slot = byte_reader_u32le(r);
@@ -159,6 +168,9 @@ static bool decode_segment(StepSegment *s, const Step *step, ByteReader *r,
     if ((uint64_t)s->position + s->n_rows > limits->context) {
         return refuse(error, "segment end position", (uint64_t)s->position + s->n_rows,
                       limits->context);
+    }
+    if (s->row0 != row || s->n_rows == 0) {
+        return refuse_rows(error, s->row0, s->n_rows, row);
     }
     if ((uint64_t)s->row0 + s->n_rows > step->n_rows) {
         return refuse(error, "segment end row", (uint64_t)s->row0 + s->n_rows, step->n_rows);
@@ -211,10 +223,15 @@ bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size
             return false;
         }
     }
+    uint32_t row0 = 0;
     for (uint32_t i = 0; i < step->n_segments; i++) {
-        if (!decode_segment(&step->segments[i], step, &r, limits, error)) {
+        if (!decode_segment(&step->segments[i], step, row0, &r, limits, error)) {
             return false;
         }
+        row0 += step->segments[i].n_rows;
+    }
+    if (row0 != step->n_rows) {
+        return refuse(error, "count of rows", step->n_rows, row0);
     }
     for (uint32_t i = 0; i < step->n_rows; i++) {
         StepRow *row = &step->rows[i];

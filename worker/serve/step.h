@@ -32,7 +32,8 @@ typedef struct StepAdmit {
     uint8_t trace; /* hash its rows after each sub-layer: trace.h */
 } StepAdmit;
 
-/* Consecutive positions of one sequence. */
+/* Consecutive positions of one sequence. Segments follow each other without a gap: each row of the
+ * Step is of exactly one, and none is empty. */
 typedef struct StepSegment {
     uint32_t slot;
     uint32_t position; /* of its first row */

@@ -333,6 +333,67 @@ static void test_hostile_steps(void **state)
     step_free(out);
 }
 
+/* Every row is of exactly one segment: one that is in none would leave the stage without a
+ * position, one that is in two would give more results than there is room for. */
+static void test_segments_cover_the_rows_once(void **state)
+{
+    static const struct {
+        uint32_t n_rows, row0[3], n[3], n_segments;
+        bool good;
+    } cases[] = {
+        {6, {0, 4}, {4, 2}, 2, true},
+        {6, {0}, {4}, 1, false},
+        {6, {2}, {4}, 1, false},
+        {6, {0, 0}, {6, 6}, 2, false},
+        {6, {0, 3}, {4, 2}, 2, false},
+        {6, {4, 0}, {2, 4}, 2, false},
+        {6, {0, 4, 4}, {4, 0, 2}, 3, false},
+        {6, {0}, {0}, 0, false},
+    };
+    Step *step = step_new(&LIMITS), *out = step_new(&LIMITS);
+    g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS));
+    for (unsigned c = 0; c < G_N_ELEMENTS(cases); c++) {
+        step_clear(step);
+        step->n_rows = cases[c].n_rows;
+        step->n_segments = cases[c].n_segments;
+        for (uint32_t i = 0; i < step->n_segments; i++) {
+            step->segments[i] =
+                (StepSegment){.slot = i, .row0 = cases[c].row0[i], .n_rows = cases[c].n[i]};
+        }
+        size_t used;
+        g_autoptr(GError) error = NULL;
+        const size_t size = step_encode(step, wire);
+        assert_int_equal(step_decode(out, &LIMITS, wire, size, &used, &error), cases[c].good);
+        assert_true(cases[c].good || error->code == WEFT_ERROR_PROTOCOL);
+    }
+    step_free(step);
+    step_free(out);
+}
+
+/* A text to be scored may be given in two pieces, as a resumed request is: there is room for the
+ * events of both. */
+static void test_scores_prompt_and_generated(void **state)
+{
+    Client c = {0};
+    Mirror mirror = {0};
+    MainLoop *loop = main_loop_new();
+    Leader *leader = new_leader(1);
+    const uint32_t prompt[] = {1, 2}, generated[] = {3, 4, 5, 6, 7, 8, 9};
+    const EngineRequest r = {
+        .kind = 1, .prompt = prompt, .n_prompt = 2, .generated = generated, .n_generated = 7};
+    leader_submit(leader, leader_request_new(1, &r, main_loop_loop(loop), on_token, &c));
+    run_until_empty(leader, &mirror, 1);
+    drain(loop, &c);
+    assert_string_equal(c.reason, "length");
+    assert_int_equal(c.n, 8);
+    for (uint32_t i = 0; i < c.n; i++) {
+        assert_int_equal(c.ids[i], i + 2);
+        assert_int_equal(c.positions[i], i + 1);
+    }
+    leader_free(leader, NULL);
+    main_loop_free(loop);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -341,6 +402,8 @@ int main(void)
         cmocka_unit_test(test_failure_ends_everything),
         cmocka_unit_test(test_refused_at_once),
         cmocka_unit_test(test_hostile_steps),
+        cmocka_unit_test(test_segments_cover_the_rows_once),
+        cmocka_unit_test(test_scores_prompt_and_generated),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
