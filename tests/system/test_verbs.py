@@ -113,6 +113,22 @@ def case_run_json():
     assert other["tokens"] != one["tokens"]
 
 
+def case_run_top_logprobs():
+    """run --top-logprobs: the best at each token, in order, with their texts, the same on every layout; without --json refused"""
+    words = ["run", model, "-p", "hello there", "-n", 6, "--top-logprobs", 3, "--json"]
+    one = weft(*words).ok().json()
+    shape(one, {"logprobs": [{"id": int, "logprob": float, "top": [{"id": int, "logprob": float, "text": str}]}]})
+    assert [p["id"] for p in one["logprobs"]] == one["tokens"], one
+    for place in one["logprobs"]:
+        best = [t["logprob"] for t in place["top"]]
+        assert len(best) == 3 and best == sorted(best, reverse=True) and best[0] < 0, place
+        assert (place["top"][0]["id"], best[0]) == (place["id"], place["logprob"]), place  # greedy
+    assert "".join(p["top"][0]["text"] for p in one["logprobs"]) == one["text"], one
+    assert weft(*words, "--tp", 3).ok().json()["logprobs"] == one["logprobs"]
+    assert "logprobs" not in weft("run", model, "-p", "x", "-n", 2, "--json").ok().json()
+    weft("run", model, "-p", "x", "--top-logprobs", 3).fails(2, "--json")
+
+
 def case_quiet():
     """run --quiet prints nothing on stderr"""
     assert weft("run", model, "-p", "hello", "-n", 3, "--quiet").ok().err == ""

@@ -3,6 +3,8 @@
 #include "proto/base/error.h"
 
 #include <errno.h>
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,6 +78,7 @@ void run_outcome_clear(RunOutcome *o)
     g_clear_pointer(&o->logits, g_array_unref);
     g_clear_pointer(&o->row_hashes, g_byte_array_unref);
     g_clear_pointer(&o->trace, g_byte_array_unref);
+    json_decref(o->logprobs);
     g_free(o->finish_reason);
     if (o->plan != NULL) {
         weft__v1__plan__free_unpacked(o->plan, NULL);
@@ -120,6 +123,28 @@ static void take_started(RunOutcome *out, const Weft__V1__RunStarted *s)
     hex(&s->definition, out->definition);
 }
 
+/* JSON has no infinities: what is impossible gets the least float. */
+static double finite_logprob(float logprob)
+{
+    return fmax((double)logprob, (double)-FLT_MAX);
+}
+
+/* {"id", "logprob", "top": [{"id", "logprob", "text"}]} of a delta with one token. */
+static json_t *delta_logprobs(const Weft__V1__RunDelta *d)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < d->n_top; i++) {
+        const Weft__V1__TopLogprob *t = d->top[i];
+        g_autofree char *text = g_utf8_make_valid(t->text.len > 0 ? (const char *)t->text.data : "",
+                                                  (gssize)t->text.len);
+        json_array_append_new(list,
+                              json_pack("{s:I,s:f,s:o}", "id", (json_int_t)t->id, "logprob",
+                                        finite_logprob(t->logprob), "text", json_string(text)));
+    }
+    return json_pack("{s:I,s:f,s:o}", "id", (json_int_t)d->ids[0], "logprob",
+                     finite_logprob(d->logprobs[0]), "top", list);
+}
+
 static void take_delta(Collector *c, const Weft__V1__RunDelta *d)
 {
     g_string_append(c->out->text, d->text);
@@ -127,6 +152,9 @@ static void take_delta(Collector *c, const Weft__V1__RunDelta *d)
     g_array_append_vals(c->out->logits, d->logits.data, (guint)(d->logits.len / sizeof(float)));
     g_byte_array_append(c->out->row_hashes, d->row_hash.data, (guint)d->row_hash.len);
     g_byte_array_append(c->out->trace, d->trace.data, (guint)d->trace.len);
+    if (c->out->logprobs != NULL && d->n_ids == 1 && d->n_logprobs == 1) {
+        json_array_append_new(c->out->logprobs, delta_logprobs(d));
+    }
     if (c->echo != NULL) {
         fputs(d->text, c->echo);
         fflush(c->echo);
@@ -176,7 +204,8 @@ bool request_run(Client *client, const CommonOptions *common, const Weft__V1__Ru
                         .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
                         .logits = g_array_new(FALSE, FALSE, sizeof(float)),
                         .row_hashes = g_byte_array_new(),
-                        .trace = g_byte_array_new()};
+                        .trace = g_byte_array_new(),
+                        .logprobs = message->top_logprobs > 0 ? json_array() : NULL};
     Collector c = {common, out, echo};
     const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0,
                                   on_event, &c, error);

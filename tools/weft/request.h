@@ -118,6 +118,7 @@ typedef struct RunOutcome {
     GArray *ids;                    /* uint32_t */
     GArray *logits;                 /* float, rows one after another */
     GByteArray *row_hashes, *trace; /* 16 bytes a token; as in TokenEvent.trace */
+    json_t *logprobs; /* an object a token, where top_logprobs are asked for; else NULL; owned */
     char *finish_reason;
     char digest[33];
     char definition[33];

@@ -13,6 +13,7 @@ typedef struct RunOptions {
     RequestOptions request;
     char *prompt, *file, *logits;
     GPtrArray *stop;
+    uint64_t top_logprobs;
     bool chat;
 } RunOptions;
 
@@ -27,6 +28,9 @@ static const Option RUN_OPTIONS[] = {
      "end when this text comes (may be repeated)", NULL, 0, 0, NULL, false},
     {"logits", 0, OPTION_STRING, offsetof(RunOptions, logits), "FILE",
      "write the sampled rows' logits, float32", NULL, 0, 0, NULL, false},
+    {"top-logprobs", 0, OPTION_COUNT, offsetof(RunOptions, top_logprobs), "N",
+     "with --json: each token's log-probability and the N best in its place", NULL, 1, 32, NULL,
+     false},
     SAMPLER_OPTIONS(RunOptions),
     LAYOUT_OPTIONS(RunOptions),
     UP_OPTION(RunOptions),
@@ -96,6 +100,9 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
     json_object_set_new(object, "model", json_string(model));
     json_object_set_new(object, "text", json_stringn_nocheck(out->text->str, out->text->len));
     json_object_set_new(object, "tokens", ids);
+    if (out->logprobs != NULL) {
+        json_object_set(object, "logprobs", out->logprobs);
+    }
     json_object_set_new(object, "prompt_tokens", json_integer(out->prompt_tokens));
     json_object_set_new(object, "finish_reason", json_string(out->finish_reason));
     json_object_set_new(object, "digest", json_string(out->digest));
@@ -154,6 +161,7 @@ static bool run_once(RunOptions *o, const char *model, GError **error)
     }
     message.model = path;
     message.want_logits = o->logits != NULL;
+    message.top_logprobs = o->common.json ? (uint32_t)o->top_logprobs : 0;
     message.stop = o->stop != NULL ? (char **)o->stop->pdata : NULL;
     message.n_stop = o->stop != NULL ? o->stop->len : 0;
     if (o->chat) {
@@ -196,6 +204,9 @@ static int run_run(const Verb *verb, void *values, GPtrArray *rest)
     }
     if (o->prompt == NULL && o->file == NULL) {
         return cli_usage(verb, "a prompt is needed: -p TEXT or -f FILE");
+    }
+    if (o->top_logprobs > 0 && !o->common.json) {
+        return cli_usage(verb, "--top-logprobs is shown by --json alone: give both");
     }
     if (!read_prompt(o, &error)) {
         return cli_fail(error);

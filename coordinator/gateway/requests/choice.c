@@ -104,12 +104,32 @@ static void choice_rest(Choice *c, GString *out)
     }
 }
 
+/* What the leader says of the best ids at a position, with their texts: borrowed from the event and
+ * the tokenizer. Returns how many. */
+static size_t choice_top(const Choice *c, const Weft__V1__TokenEvent *e,
+                         Weft__V1__TopLogprob top[REQUEST_TOP_LOGPROBS_LIMIT],
+                         Weft__V1__TopLogprob *pointers[REQUEST_TOP_LOGPROBS_LIMIT])
+{
+    const Tokenizer *t = c->run->model->tokenizer;
+    size_t n = MIN(e->n_top, c->run->request->top_logprobs);
+    for (size_t i = 0; i < n; i++) {
+        top[i] = *e->top[i];
+        pointers[i] = &top[i];
+        top[i].text = (ProtobufCBinaryData){0, NULL};
+        if (t != NULL) {
+            top[i].text.data = (uint8_t *)tokenizer_piece(t, top[i].id, true, &top[i].text.len);
+        }
+    }
+    return n;
+}
+
 static bool choice_send(Choice *c, const char *text,
                         const Weft__V1__TokenEvent *e /* NULL: text alone */)
 {
     Weft__V1__RunDelta delta = WEFT__V1__RUN_DELTA__INIT;
     delta.text = (char *)text;
     delta.choice = c->index;
+    Weft__V1__TopLogprob top[REQUEST_TOP_LOGPROBS_LIMIT], *pointers[REQUEST_TOP_LOGPROBS_LIMIT];
     uint32_t id = 0;
     float logprob = 0;
     if (e != NULL) {
@@ -123,6 +143,8 @@ static bool choice_send(Choice *c, const char *text,
         delta.row_hash = e->row_hash;
         delta.logits = e->logits;
         delta.trace = e->trace;
+        delta.top = pointers;
+        delta.n_top = choice_top(c, e, top, pointers);
     }
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_DELTA;

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #define PENALTY_WINDOW_LIMIT 65536u
-#define TOP_LOGPROBS_LIMIT 32u
 #define STOP_BYTES_LIMIT 256u
 
 static bool in_range(const char *what, double value, double least, double most, GError **error)
@@ -118,7 +117,7 @@ bool request_check(const Weft__V1__RunRequest *r, GError **error)
            check_stops(r, error) && check_layout(r->layout, error) &&
            request_numerics(r->numerics, &numerics, error) &&
            in_range("streams", r->streams, 0, REQUEST_STREAMS_LIMIT, error) &&
-           in_range("top logprobs", r->top_logprobs, 0, TOP_LOGPROBS_LIMIT, error);
+           in_range("top logprobs", r->top_logprobs, 0, REQUEST_TOP_LOGPROBS_LIMIT, error);
 }
 
 bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error)

@@ -11,6 +11,7 @@
 #define REQUEST_STREAMS_LIMIT 1024u
 #define REQUEST_TOKENS_LIMIT (1u << 20)
 #define REQUEST_STOPS_LIMIT 16u
+#define REQUEST_TOP_LOGPROBS_LIMIT 32u
 
 /* INVALID naming field, value and range. */
 bool request_check(const Weft__V1__RunRequest *request, GError **error);
