@@ -1,5 +1,5 @@
-/* Requests: clients' runs, from their text to tokens of a replica and back (service Serve). Knows
- * deployments by lease and workers by RPC only. Loop thread. */
+/* Requests: clients' runs, from their text to tokens of a replica and back, whatever carries them.
+ * Knows deployments by lease, workers by RPC and clients by a sink only. Loop thread. */
 #pragma once
 
 #include "coordinator/gateway/requests/request_check.h"
@@ -28,4 +28,26 @@ typedef struct Requests Requests;
 Requests *requests_new(const RequestsOptions *options);
 /* Ends what is open. Before jobs, members and models are freed. NULL-safe. */
 void requests_free(Requests *requests);
+
+/* Where a run's events go: a gRPC call, an HTTP response. A table that outlives the run; sink_user
+ * is touched until finish() returned or run_cancel() was called, never afterwards. */
+typedef struct RunSink {
+    /* Takes one event (borrowed). Returns the bytes that wait for the client: beyond
+     * pending_limit the run ends with an error. */
+    size_t (*send)(void *sink_user, const Weft__V1__RunEvent *event);
+    /* The end, once: after RunDone with NULL, else with the error (borrowed). */
+    void (*finish)(void *sink_user, const GError *error);
+    size_t pending_limit;
+} RunSink;
+
+typedef struct Run Run;
+/* Begins a request (copied). NULL + INVALID when it asks for what cannot be; the sink is not
+ * touched inside this call. The run is valid until finish() or run_cancel(). */
+Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request, const RunSink *sink,
+                    void *sink_user, GError **error);
+/* The client left: everything that the run holds is given back at once. */
+void run_cancel(Run *run);
+const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
+
+/* serve_service.c: service Serve, a run for each call. */
 void requests_add(Requests *requests, RpcServer *server);

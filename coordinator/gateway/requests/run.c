@@ -6,8 +6,8 @@
  *      └─────────────────────┴────────────────┴─────────────────┴────────────────▲
  *                        error, cancel, deadline, its epoch is over
  *
- * 1. A run is answered exactly once (run_fail, run_complete) or was cancelled by its client; then
- * it is ENDED.
+ * 1. A run is answered exactly once (run_fail, run_complete: sink.finish) or was cancelled by its
+ * client (run_cancel); then it is ENDED and its sink is not touched again.
  * 2. It is freed when ENDED and nobody (opening, encoding, reaping, n_calls) refers to it.
  * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the
  * run.
@@ -21,7 +21,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PENDING_LIMIT ((size_t)32 << 20)
 #define CONTEXT_DEFAULT 8192u
 #define WINDOWS_AT_ONCE 4u
 #define SEED_MASK ((UINT64_C(1) << 53) - 1) /* exact in JSON */
@@ -39,7 +38,6 @@ static void run_free(Run *run)
     g_clear_error(&run->error);
     model_unref(run->model);
     message_free(run->request);
-    rpc_call_unref(run->call);
     g_free(run);
 }
 
@@ -95,14 +93,12 @@ void run_fail(Run *run, const GError *error)
     g_autoptr(GError) own = g_error_copy(error);
     log_info(run->owner->options.log, "request %s failed: %s", run->id,
              weft_error_group(own) == WEFT_GROUP_REQUEST ? "refused" : own->message);
-    rpc_call_on_cancel(run->call, NULL, NULL);
-    rpc_call_finish(run->call, own);
     run_end_and_reap(run);
+    run->sink->finish(run->sink_user, own);
 }
 
-static void run_on_cancel(void *user)
+void run_cancel(Run *run)
 {
-    Run *run = user;
     log_info(run->owner->options.log, "request %s cancelled by its client", run->id);
     run_end_and_reap(run);
 }
@@ -129,12 +125,13 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
     if (run->state == RUN_ENDED) {
         return false;
     }
-    if (rpc_call_send(run->call, &event->base) <= PENDING_LIMIT) {
+    const size_t limit = run->sink->pending_limit;
+    if (run->sink->send(run->sink_user, event) <= limit) {
         return true;
     }
     g_autoptr(GError) error = g_error_new(
         WEFT_ERROR, WEFT_ERROR_DEADLINE,
-        "request %s: the client does not read its stream; %zu bytes wait", run->id, PENDING_LIMIT);
+        "request %s: the client does not read its stream; %zu bytes wait", run->id, limit);
     run_fail(run, error);
     return false;
 }
@@ -260,9 +257,9 @@ static void run_complete(Run *run)
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_DONE;
     event.done = &done;
-    rpc_call_on_cancel(run->call, NULL, NULL);
-    rpc_call_reply(run->call, &event.base);
     run_end_and_reap(run);
+    run->sink->send(run->sink_user, &event);
+    run->sink->finish(run->sink_user, NULL);
 }
 
 static uint32_t choices_at_once(const Run *run)
@@ -273,10 +270,26 @@ static uint32_t choices_at_once(const Run *run)
     return run->n_choices;
 }
 
+static bool run_send_choice_done(Run *run, const Choice *choice)
+{
+    Weft__V1__RunChoiceDone done = WEFT__V1__RUN_CHOICE_DONE__INIT;
+    done.choice = choice->index;
+    done.finish_reason = (char *)choice->finish_reason;
+    done.tokens = choice->ids->len;
+    Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
+    event.event_case = WEFT__V1__RUN_EVENT__EVENT_CHOICE_DONE;
+    event.choice_done = &done;
+    return run_send(run, &event);
+}
+
 void run_choice_done(Choice *choice)
 {
     Run *run = choice->run;
     run->n_done++;
+    if (run->request->kind == WEFT__V1__REQUEST_KIND__GENERATE &&
+        !run_send_choice_done(run, choice)) {
+        return;
+    }
     if (run->n_done == run->n_choices) {
         run_complete(run);
         return;
@@ -407,37 +420,39 @@ static void run_on_model(Model *model, const GError *error, void *user)
     work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
 }
 
-static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
+Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request, const RunSink *sink,
+                    void *sink_user, GError **error)
 {
-    Requests *requests = user;
-    const Weft__V1__RunRequest *request = (const Weft__V1__RunRequest *)message;
-    g_autoptr(GError) error = NULL;
-    if (!request_check(request, &error)) {
-        rpc_call_finish(call, error);
-        return;
+    if (!request_check(request, error)) {
+        return NULL;
     }
     Run *run = g_new0(Run, 1);
     run->owner = requests;
     run->link.data = run;
     g_queue_push_tail_link(&requests->runs, &run->link);
-    run->call = rpc_call_ref(call);
-    run->request = (Weft__V1__RunRequest *)message_copy(message);
+    run->sink = sink;
+    run->sink_user = sink_user;
+    run->request = (Weft__V1__RunRequest *)message_copy(&request->base);
     run->begun_us = loop_now_us(requests->options.loop);
     run->seed = request->seed_given && request->sampler != NULL
                     ? request->sampler->seed
                     : random_u64(requests->options.random) & SEED_MASK;
     snprintf(run->id, sizeof run->id, "r-%08x", (unsigned)random_u64(requests->options.random));
-    rpc_call_on_cancel(call, run_on_cancel, run);
     if (request->deadline_ms > 0 && request->deadline_ms < (uint64_t)INT64_MAX / 1000) {
         run->deadline = loop_timer_start(
             requests->options.loop, (int64_t)request->deadline_ms * 1000, run_on_deadline, run);
     }
-    run_progress("opening the model", 0, "", run);
     run->opening = true;
     models_open(requests->options.models, request->model, run_on_model, run);
+    return run;
 }
 
-/* ---- service ---- */
+const char *run_id(const Run *run)
+{
+    return run->id;
+}
+
+/* ---- all of them ---- */
 
 Requests *requests_new(const RequestsOptions *options)
 {
@@ -459,9 +474,8 @@ void requests_free(Requests *requests)
             g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
                         "the coordinator is stopping: start the request again when it is back");
         if (run->state != RUN_ENDED) {
-            rpc_call_on_cancel(run->call, NULL, NULL);
-            rpc_call_finish(run->call, error);
             run_end(run);
+            run->sink->finish(run->sink_user, error);
         }
         g_queue_unlink(&requests->runs, &run->link);
         run->owner = NULL;
@@ -470,10 +484,4 @@ void requests_free(Requests *requests)
     }
     g_free(requests->cluster);
     g_free(requests);
-}
-
-void requests_add(Requests *requests, RpcServer *server)
-{
-    static const RpcMethod methods[] = {{"Run", on_run, RPC_ROLE_SUBMIT | RPC_ROLE_ADMIN}, {NULL}};
-    rpc_server_add(server, &weft__v1__serve__descriptor, methods, requests);
 }

@@ -15,8 +15,6 @@ typedef enum RunState {
     RUN_ENDED,    /* the client has its answer; freed when nothing refers to it */
 } RunState;
 
-typedef struct Run Run;
-
 /* One sequence: a choice of a generation, or a window of a scored text. All that a re-submission
  * needs is here until the request ends. */
 typedef struct Choice {
@@ -38,8 +36,9 @@ typedef struct Choice {
 
 struct Run {
     Requests *owner;
-    GList link; /* of owner->runs */
-    RpcCall *call;
+    GList link;          /* of owner->runs */
+    const RunSink *sink; /* until ENDED */
+    void *sink_user;
     RunState state;
     char id[16];
     Weft__V1__RunRequest *request;

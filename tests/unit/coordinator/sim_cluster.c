@@ -515,6 +515,10 @@ static void take_run_event(Answer *a, const Weft__V1__RunEvent *event)
     case WEFT__V1__RUN_EVENT__EVENT_DONE:
         message_replace(&a->run_done, event->done);
         break;
+    case WEFT__V1__RUN_EVENT__EVENT_CHOICE_DONE:
+        g_assert_cmpuint(event->choice_done->tokens, <=, a->ids->len);
+        a->n_choices_done++;
+        break;
     default:
         g_assert_not_reached();
     }

@@ -80,7 +80,7 @@ typedef struct Answer {
     GArray *ids;
     Weft__V1__RunStarted *started;
     Weft__V1__RunDone *run_done;
-    unsigned n_progress;
+    unsigned n_progress, n_choices_done;
     RpcClientCall *call;
     int64_t done_us;
     SimCluster *cluster;

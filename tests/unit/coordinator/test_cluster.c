@@ -50,6 +50,7 @@ static void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
     sim_answer(s, a, 10 * SECOND);
     g_assert_no_error(a->error);
     assert_int_equal(a->ids->len, 5);
+    assert_int_equal(a->n_choices_done, 1);
 }
 
 /* ---- members ---- */
