@@ -17,6 +17,7 @@
 
 #define END_IDS_LIMIT 1024u
 #define TOP_LOGPROBS_LIMIT 64u
+#define CACHE_KEY_LIMIT 64u
 
 struct LeaderService {
     Loop *loop;
@@ -159,6 +160,42 @@ static bool check_number(const char *what, float value, float most, GError **err
     return false;
 }
 
+static bool check_signed(const char *what, float value, float most, GError **error)
+{
+    if (value >= -most && value <= most) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s is %g, not %g to %g", what,
+                (double)value, (double)-most, (double)most);
+    return false;
+}
+
+static bool check_bias(const Weft__V1__Sampler *s, uint32_t vocab_size, GError **error)
+{
+    if (s->n_logit_bias > SAMPLE_BIAS_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%zu logit biases: at most %u",
+                    s->n_logit_bias, SAMPLE_BIAS_LIMIT);
+        return false;
+    }
+    for (size_t i = 0; i < s->n_logit_bias; i++) {
+        if (!check_ids("logit bias of token", &s->logit_bias[i]->id, 1, vocab_size, error) ||
+            !check_signed("logit bias", s->logit_bias[i]->bias, 1000, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_sampler(const Weft__V1__Sampler *s, uint32_t vocab_size, GError **error)
+{
+    return check_number("temperature", s->temperature, 1e4f, error) &&
+           check_number("top-p", s->top_p, 1, error) && check_number("min-p", s->min_p, 1, error) &&
+           check_number("repeat penalty", s->repeat_penalty, 1e4f, error) &&
+           check_signed("presence penalty", s->presence_penalty, 100, error) &&
+           check_signed("frequency penalty", s->frequency_penalty, 100, error) &&
+           check_bias(s, vocab_size, error);
+}
+
 static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *spec,
                           const Plan *plan, GError **error)
 {
@@ -176,6 +213,11 @@ static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *s
                     r->top_logprobs, END_IDS_LIMIT, TOP_LOGPROBS_LIMIT);
         return false;
     }
+    if (r->cache_key.len > CACHE_KEY_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a cache key of %zu bytes: at most %u",
+                    r->cache_key.len, CACHE_KEY_LIMIT);
+        return false;
+    }
     if (r->trace && (r->kind != WEFT__V1__REQUEST_KIND__GENERATE ||
                      r->n_prompt + r->n_generated > TRACE_PROMPT_LIMIT)) {
         g_set_error(
@@ -188,13 +230,35 @@ static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *s
     return check_ids("prompt token", r->prompt, r->n_prompt, spec->vocab_size, error) &&
            check_ids("generated token", r->generated, r->n_generated, spec->vocab_size, error) &&
            check_ids("end token", r->end_ids, r->n_end_ids, spec->vocab_size, error) &&
-           (!s || (check_number("temperature", s->temperature, 1e4f, error) &&
-                   check_number("top-p", s->top_p, 1, error) &&
-                   check_number("min-p", s->min_p, 1, error) &&
-                   check_number("repeat penalty", s->repeat_penalty, 1e4f, error)));
+           (!s || check_sampler(s, spec->vocab_size, error));
 }
 
-static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, EngineRequest *out)
+static int by_id(const void *a, const void *b)
+{
+    const SampleBias *x = a, *y = b;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Sorted as the sampler wants them; an id that is there twice is refused. */
+static bool take_bias(const Weft__V1__GenerateRequest *r, SampleBias *out, GError **error)
+{
+    const size_t n = r->sampler ? r->sampler->n_logit_bias : 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (SampleBias){r->sampler->logit_bias[i]->id, r->sampler->logit_bias[i]->bias};
+    }
+    qsort(out, n, sizeof *out, by_id);
+    for (size_t i = 1; i < n; i++) {
+        if (out[i].id == out[i - 1].id) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "two logit biases of token %u: give one", out[i].id);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context,
+                         const SampleBias *bias, EngineRequest *out)
 {
     *out = (EngineRequest){
         .kind = (uint32_t)r->kind,
@@ -210,6 +274,9 @@ static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, E
         .n_end_ids = (uint32_t)r->n_end_ids,
         .want_logits = r->want_logits,
         .trace = r->trace,
+        .fresh = r->fresh,
+        .cache_salt = hash128(r->cache_key.data, r->cache_key.len),
+        .deadline_ms = r->deadline_ms,
     };
     if (r->sampler) {
         out->temperature = r->sampler->temperature;
@@ -217,6 +284,10 @@ static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context, E
         out->top_p = r->sampler->top_p;
         out->min_p = r->sampler->min_p;
         out->repeat_penalty = r->sampler->repeat_penalty;
+        out->presence_penalty = r->sampler->presence_penalty;
+        out->frequency_penalty = r->sampler->frequency_penalty;
+        out->bias = bias;
+        out->n_bias = (uint32_t)r->sampler->n_logit_bias;
         out->penalty_window = MIN(r->sampler->penalty_window, context);
         out->seed = r->sampler->seed;
     }
@@ -226,8 +297,10 @@ void leader_service_generate(LeaderService *service, RpcCall *call,
                              const Weft__V1__GenerateRequest *r)
 {
     g_autoptr(GError) error = NULL;
+    SampleBias bias[SAMPLE_BIAS_LIMIT];
     Deployment *d = deployments_leader(service->deployments, r->stamp, &error);
-    if (!d || !check_request(r, deployment_spec(d), deployment_plan(d), &error)) {
+    if (!d || !check_request(r, deployment_spec(d), deployment_plan(d), &error) ||
+        !take_bias(r, bias, &error)) {
         rpc_call_finish(call, error);
         return;
     }
@@ -240,7 +313,7 @@ void leader_service_generate(LeaderService *service, RpcCall *call,
     service->n_open++;
     g->watch = deployment_watch_end(d, deployment_ended, g);
     EngineRequest request;
-    fill_request(r, deployment_plan(d)->definition.context, &request);
+    fill_request(r, deployment_plan(d)->definition.context, bias, &request);
     g->engine_request = deployment_submit(d, &request, on_token, g);
     rpc_call_on_cancel(call, cancelled, g);
 }

@@ -9,6 +9,7 @@
 #include "proto/base/loop.h"
 #include "proto/plan/plan.h"
 #include "transport/link/link.h"
+#include "worker/serve/sample.h"
 #include "worker/shard/shard.h"
 
 #include <glib.h>
@@ -70,13 +71,18 @@ typedef struct EngineRequest {
     const uint32_t *generated;
     uint32_t n_generated;
     uint32_t choice, max_tokens, score_from, top_logprobs;
-    float temperature, top_p, min_p, repeat_penalty;
+    float temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     uint32_t top_k, penalty_window;
     uint64_t seed;
+    const SampleBias *bias; /* ids strictly ascending, at most SAMPLE_BIAS_LIMIT */
+    uint32_t n_bias;
     const uint32_t *end_ids;
     uint32_t n_end_ids;
     bool want_logits;
-    bool trace; /* generate only; at most TRACE_PROMPT_LIMIT tokens of prompt */
+    bool trace;           /* generate only; at most TRACE_PROMPT_LIMIT tokens of prompt */
+    bool fresh;           /* neither uses nor feeds the prefix cache */
+    Hash128 cache_salt;   /* prefixes are shared among requests with equal salts */
+    uint64_t deadline_ms; /* from engine_submit() on; 0 = none */
 } EngineRequest;
 
 typedef struct EngineToken {

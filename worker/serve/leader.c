@@ -139,6 +139,7 @@ struct LeaderRequest {
     uint32_t *tokens; /* prompt, generated, then what is drawn; capacity n_capacity */
     uint32_t n_prompt, n_known, n_capacity;
     uint32_t n_limit; /* tokens that may be known in all */
+    SampleBias *bias; /* admit.n_bias */
     uint32_t *end_ids;
     uint32_t n_end_ids;
     EventLog *log;
@@ -175,11 +176,15 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
     }
     q->end_ids = g_memdup2(r->end_ids, sizeof(uint32_t) * r->n_end_ids);
     q->n_end_ids = r->n_end_ids;
+    q->bias = g_memdup2(r->bias, sizeof(SampleBias) * r->n_bias);
     q->admit = (StepAdmit){.n_prompt = r->n_prompt,
                            .temperature = r->temperature,
                            .top_p = r->top_p,
                            .min_p = r->min_p,
                            .repeat_penalty = r->repeat_penalty,
+                           .presence_penalty = r->presence_penalty,
+                           .frequency_penalty = r->frequency_penalty,
+                           .n_bias = r->n_bias,
                            .top_k = r->top_k,
                            .penalty_window = r->penalty_window,
                            .choice = r->choice,
@@ -209,6 +214,7 @@ static void request_free(LeaderRequest *q)
     g_clear_pointer(&q->trace, g_byte_array_unref);
     g_free(q->tokens);
     g_free(q->end_ids);
+    g_free(q->bias);
     g_free(q->pages);
     g_free(q);
 }
@@ -364,7 +370,8 @@ static void admit(Leader *l, Step *step)
     while (!g_queue_is_empty(&l->waiting) && find_slot(l, &slot)) {
         LeaderRequest *q = g_queue_peek_head(&l->waiting);
         const uint64_t need = pages_for(MAX(q->n_limit, q->n_known));
-        if (!page_allocator_reserve(&l->pages, need)) {
+        if (step->n_biases + q->admit.n_bias > SAMPLE_BIAS_LIMIT ||
+            !page_allocator_reserve(&l->pages, need)) {
             return; /* in order: the next one does not overtake */
         }
         g_queue_pop_head(&l->waiting);
@@ -375,6 +382,11 @@ static void admit(Leader *l, Step *step)
         q->admit.uid = l->next_uid++;
         l->slots[slot] = q;
         l->slot_taken[slot] = true;
+        q->admit.bias0 = step->n_biases;
+        if (q->admit.n_bias > 0) {
+            memcpy(step->biases + step->n_biases, q->bias, sizeof(SampleBias) * q->admit.n_bias);
+            step->n_biases += q->admit.n_bias;
+        }
         step->admits[step->n_admits++] = q->admit;
     }
 }

@@ -101,24 +101,80 @@ static bool penalises(const SampleSettings *s)
     return s->repeat_penalty > 0.0f && s->repeat_penalty != 1.0f;
 }
 
-/* Penalised and tempered values of one chunk: in buffer, or the logits themselves where the
+static bool counts_generated(const SampleRow *row)
+{
+    const SampleSettings *s = &row->settings;
+    return row->n_generated > 0 && (s->presence_penalty != 0.0f || s->frequency_penalty != 0.0f);
+}
+
+static void penalise_window(const SampleRow *row, const float *logits, uint32_t first_id,
+                            uint32_t n, float *values)
+{
+    const float p = row->settings.repeat_penalty;
+    for (uint32_t i = 0; i < row->n_window; i++) {
+        const uint32_t at = row->window[i] - first_id;
+        if (at < n) { /* from the raw value: a repeated id is hit once */
+            const float z = logits[at];
+            values[at] = z > 0.0f ? z / p : z * p;
+        }
+    }
+}
+
+static void penalise_generated(const SampleRow *row, uint32_t first_id, uint32_t n, float *values)
+{
+    const SampleSettings *s = &row->settings;
+    uint32_t counts[VOCAB_CHUNK] = {0};
+    for (uint32_t i = 0; i < row->n_generated; i++) {
+        const uint32_t at = row->generated[i] - first_id;
+        if (at < n) {
+            counts[at]++;
+        }
+    }
+    for (uint32_t i = 0; i < row->n_generated; i++) {
+        const uint32_t at = row->generated[i] - first_id;
+        if (at < n && counts[at] > 0) {
+            const float often = (float)counts[at] * s->frequency_penalty;
+            const float v = values[at] - often;
+            values[at] = v - s->presence_penalty;
+            counts[at] = 0; /* each id once */
+        }
+    }
+}
+
+static void add_bias(const SampleRow *row, uint32_t first_id, uint32_t n, float *values)
+{
+    uint32_t low = 0, high = row->n_bias;
+    while (low < high) { /* the first pair of this chunk */
+        const uint32_t middle = low + (high - low) / 2;
+        if (row->bias[middle].id < first_id) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    for (; low < row->n_bias && row->bias[low].id - first_id < n; low++) {
+        values[row->bias[low].id - first_id] += row->bias[low].bias;
+    }
+}
+
+/* Penalised, biased and tempered values of one chunk: in buffer, or the logits themselves where the
  * settings change none. */
 static const float *temper(const SampleRow *row, const float *logits, uint32_t first_id, uint32_t n,
                            float *buffer)
 {
     const SampleSettings *s = &row->settings;
-    if (!penalises(s) && s->temperature == 0.0f) {
+    const bool counts = counts_generated(row);
+    if (!penalises(s) && !counts && row->n_bias == 0 && s->temperature == 0.0f) {
         return logits;
     }
     memcpy(buffer, logits, sizeof(float) * n);
-    for (uint32_t i = 0; penalises(s) && i < row->n_window; i++) {
-        const uint32_t id = row->window[i];
-        if (id >= first_id &&
-            id < first_id + n) { /* from the raw value: a repeated id is hit once */
-            const float z = logits[id - first_id];
-            buffer[id - first_id] = z > 0.0f ? z / s->repeat_penalty : z * s->repeat_penalty;
-        }
+    if (penalises(s)) {
+        penalise_window(row, logits, first_id, n, buffer);
     }
+    if (counts) {
+        penalise_generated(row, first_id, n, buffer);
+    }
+    add_bias(row, first_id, n, buffer);
     if (s->temperature > 0.0f) {
         const float temperature = s->temperature;
         memset(buffer + n, 0, sizeof(float) * (VOCAB_CHUNK - n));

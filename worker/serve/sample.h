@@ -5,8 +5,12 @@
  * in order, merge into the token. The result does not depend on how the vocabulary was cut, nor on
  * the number of candidates per part (a merge that cannot be sure asks for more).
  *
- * Definition, for raw logits z: v = z with the repeat penalty for ids in the window (v > 0 ? v / p
- * : v * p), then v / temperature. temperature 0: argmax v (of the penalised, untempered values),
+ * Definition, for raw logits z, every step rounded to f32:
+ *   v = z; for ids in the window v = z > 0 ? z / repeat_penalty : z * repeat_penalty, once;
+ *   for ids among the generated, c times: v = (v - c * frequency_penalty) - presence_penalty;
+ *   for ids with a bias: v = v + bias;
+ *   then v / temperature.
+ * temperature 0: argmax v (of the penalised, untempered values),
  * lowest id on ties. no filter:     argmax v + noise, over all ids. filters:       sort by (v
  * descending, id ascending); keep the first top_k; of those the shortest prefix whose
  * probabilities, summed in that order, reach top_p (probabilities exp32(v - vmax) over the sum of
@@ -21,9 +25,15 @@
 #include <stdint.h>
 
 #define SAMPLE_TOP_LIMIT 20u
+#define SAMPLE_BIAS_LIMIT 1024u /* pairs of one sequence */
+
+typedef struct SampleBias {
+    uint32_t id;
+    float bias;
+} SampleBias;
 
 typedef struct SampleSettings {
-    float temperature, top_p, min_p, repeat_penalty;
+    float temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     uint32_t top_k, choice, top_logprobs;
     uint64_t seed;
 } SampleSettings;
@@ -33,6 +43,10 @@ typedef struct SampleRow {
     uint32_t position;      /* of the token to be drawn: keys the noise */
     const uint32_t *window; /* ids that the repeat penalty hits, duplicates allowed; borrowed */
     uint32_t n_window;
+    const uint32_t *generated; /* ids drawn so far, the prompt not among them; borrowed */
+    uint32_t n_generated;
+    const SampleBias *bias; /* ids strictly ascending; borrowed */
+    uint32_t n_bias;
     bool score; /* logprob of target instead of a draw */
     uint32_t target;
 } SampleRow;

@@ -46,6 +46,8 @@ static SampleSettings settings_of(const StepAdmit *a)
                             .top_p = a->top_p,
                             .min_p = a->min_p,
                             .repeat_penalty = a->repeat_penalty,
+                            .presence_penalty = a->presence_penalty,
+                            .frequency_penalty = a->frequency_penalty,
                             .top_k = a->top_k,
                             .choice = a->choice,
                             .top_logprobs = a->top_logprobs,
@@ -57,11 +59,16 @@ static SampleSettings settings_of(const StepAdmit *a)
 static SampleRow row_of(const Sequence *q, const StepRow *row, uint32_t position)
 {
     const uint32_t known = position + 1; /* ids 0..position */
-    const uint32_t window = MIN(q->admit.penalty_window, known);
+    const uint32_t window = MIN(q->admit.penalty_window, known),
+                   prompt = MIN(q->admit.n_prompt, known);
     return (SampleRow){.settings = settings_of(&q->admit),
                        .position = known,
                        .window = q->tokens + (known - window),
                        .n_window = window,
+                       .generated = q->tokens + prompt,
+                       .n_generated = known - prompt,
+                       .bias = q->bias,
+                       .n_bias = q->admit.n_bias,
                        .score = row->output == STEP_OUTPUT_SCORE,
                        .target = row->target};
 }

@@ -33,9 +33,24 @@ void sequences_clear(Sequences *s)
     for (uint32_t i = 0; s->slots != NULL && i < s->limits.max_slots; i++) {
         g_free(s->slots[i].pages);
         g_free(s->slots[i].tokens);
+        g_free(s->slots[i].bias);
     }
     g_clear_pointer(&s->slots, g_free);
     g_clear_pointer(&s->page_tables, g_free);
+}
+
+static void admit(Sequence *q, const StepAdmit *a, const Step *step)
+{
+    q->used = true;
+    q->admit = *a;
+    q->n_tokens = 0;
+    if (a->n_bias > q->bias_capacity) {
+        q->bias = g_renew(SampleBias, q->bias, a->n_bias);
+        q->bias_capacity = a->n_bias;
+    }
+    if (a->n_bias > 0) {
+        memcpy(q->bias, step->biases + a->bias0, sizeof(SampleBias) * a->n_bias);
+    }
 }
 
 void sequences_apply(Sequences *s, const Step *step)
@@ -44,10 +59,15 @@ void sequences_apply(Sequences *s, const Step *step)
         s->slots[step->releases[i]].used = false;
     }
     for (uint32_t i = 0; i < step->n_admits; i++) {
-        Sequence *q = &s->slots[step->admits[i].slot];
-        q->used = true;
-        q->admit = step->admits[i];
-        q->n_tokens = 0;
+        admit(&s->slots[step->admits[i].slot], &step->admits[i], step);
+    }
+    for (uint32_t i = 0; i < step->n_reuses; i++) {
+        const StepReuse *u = &step->reuses[i];
+        Sequence *q = &s->slots[u->slot];
+        memcpy(q->pages + u->page_index, step->pages + u->page0, sizeof(uint32_t) * u->n_pages);
+        memcpy(q->tokens + (size_t)u->page_index * KV_BLOCK, step->tokens + u->token0,
+               sizeof(uint32_t) * KV_BLOCK * u->n_pages);
+        q->n_tokens = (u->page_index + u->n_pages) * KV_BLOCK;
     }
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *g = &step->segments[i];

@@ -7,6 +7,8 @@
 typedef struct Sequence {
     bool used;
     StepAdmit admit;
+    SampleBias *bias; /* admit.n_bias; kept when the slot is, grown when a tenant needs more */
+    uint32_t bias_capacity;
     uint32_t *pages;  /* page table, ceil(context / 32) */
     uint32_t *tokens; /* ids by position, as far as rows were seen; the sampler's history */
     uint32_t n_tokens;
@@ -21,5 +23,5 @@ typedef struct Sequences {
 size_t sequences_bytes(const StepLimits *limits);
 void sequences_init(Sequences *s, const StepLimits *limits);
 void sequences_clear(Sequences *s);
-/* Applies releases, admits, page entries and tokens of a step. */
+/* Applies releases, admits, reused pages, page entries and tokens of a step. */
 void sequences_apply(Sequences *s, const Step *step);

@@ -7,7 +7,7 @@
 
 uint32_t step_pages_capacity(const StepLimits *limits)
 {
-    return limits->max_rows / 32 + 2 * limits->max_slots;
+    return limits->max_rows / 32 + 2 * limits->max_slots + STEP_REUSE_PAGES;
 }
 
 Step *step_new(const StepLimits *limits)
@@ -18,6 +18,9 @@ Step *step_new(const StepLimits *limits)
     step->segments = g_new0(StepSegment, limits->max_slots);
     step->rows = g_new0(StepRow, limits->max_rows);
     step->pages = g_new0(uint32_t, step_pages_capacity(limits));
+    step->reuses = g_new0(StepReuse, limits->max_slots);
+    step->tokens = g_new0(uint32_t, 32 * STEP_REUSE_PAGES);
+    step->biases = g_new0(SampleBias, SAMPLE_BIAS_LIMIT);
     return step;
 }
 
@@ -31,6 +34,9 @@ void step_free(Step *step)
     g_free(step->segments);
     g_free(step->rows);
     g_free(step->pages);
+    g_free(step->reuses);
+    g_free(step->tokens);
+    g_free(step->biases);
     g_free(step);
 }
 
@@ -38,21 +44,26 @@ void step_clear(Step *step)
 {
     step->number = 0;
     step->n_admits = step->n_releases = step->n_segments = step->n_rows = step->n_pages = 0;
+    step->n_reuses = step->n_tokens = step->n_biases = 0;
 }
 
 /* ---- encoding ---- */
 
 enum {
-    ADMIT_BYTES = 4 + 8 + 4 + 4 * 4 + 4 * 4 + 8 + 2,
+    ADMIT_BYTES = 4 + 8 + 4 + 6 * 4 + 4 * 4 + 8 + 2 * 4 + 2,
     SEGMENT_BYTES = 7 * 4,
+    REUSE_BYTES = 5 * 4,
     ROW_BYTES = 12,
-    HEAD_BYTES = 5 * 4
+    BIAS_BYTES = 8,
+    HEAD_BYTES = 8 * 4
 };
 
 size_t step_wire_limit(const StepLimits *limits)
 {
-    return HEAD_BYTES + (size_t)limits->max_slots * (ADMIT_BYTES + 4 + SEGMENT_BYTES) +
-           (size_t)limits->max_rows * ROW_BYTES + 4 * (size_t)step_pages_capacity(limits);
+    return HEAD_BYTES +
+           (size_t)limits->max_slots * (ADMIT_BYTES + 4 + SEGMENT_BYTES + REUSE_BYTES) +
+           (size_t)limits->max_rows * ROW_BYTES + 4 * (size_t)step_pages_capacity(limits) +
+           4 * 32 * (size_t)STEP_REUSE_PAGES + BIAS_BYTES * (size_t)SAMPLE_BIAS_LIMIT;
 }
 
 typedef struct Writer {
@@ -70,33 +81,37 @@ static void put_u32(Writer *w, uint32_t v)
     put(w, &v, sizeof v);
 }
 
+static void put_admit(Writer *w, const StepAdmit *a)
+{
+    put_u32(w, a->slot);
+    put(w, &a->uid, 8);
+    put_u32(w, a->n_prompt);
+    put(w, &a->temperature, 4);
+    put(w, &a->top_p, 4);
+    put(w, &a->min_p, 4);
+    put(w, &a->repeat_penalty, 4);
+    put(w, &a->presence_penalty, 4);
+    put(w, &a->frequency_penalty, 4);
+    put_u32(w, a->top_k);
+    put_u32(w, a->penalty_window);
+    put_u32(w, a->choice);
+    put_u32(w, a->top_logprobs);
+    put(w, &a->seed, 8);
+    put_u32(w, a->bias0);
+    put_u32(w, a->n_bias);
+    put(w, &a->want_logits, 1);
+    put(w, &a->trace, 1);
+}
+
 size_t step_encode(const Step *step, uint8_t *out)
 {
     Writer w = {out};
-    put_u32(&w, step->n_admits);
-    put_u32(&w, step->n_releases);
-    put_u32(&w, step->n_segments);
-    put_u32(&w, step->n_rows);
-    put_u32(&w, step->n_pages);
-    for (uint32_t i = 0; i < step->n_releases; i++) {
-        put_u32(&w, step->releases[i]);
-    }
+    const uint32_t counts[8] = {step->n_admits, step->n_releases, step->n_segments, step->n_rows,
+                                step->n_pages,  step->n_reuses,   step->n_tokens,   step->n_biases};
+    put(&w, counts, sizeof counts);
+    put(&w, step->releases, 4 * (size_t)step->n_releases);
     for (uint32_t i = 0; i < step->n_admits; i++) {
-        const StepAdmit *a = &step->admits[i];
-        put_u32(&w, a->slot);
-        put(&w, &a->uid, 8);
-        put_u32(&w, a->n_prompt);
-        put(&w, &a->temperature, 4);
-        put(&w, &a->top_p, 4);
-        put(&w, &a->min_p, 4);
-        put(&w, &a->repeat_penalty, 4);
-        put_u32(&w, a->top_k);
-        put_u32(&w, a->penalty_window);
-        put_u32(&w, a->choice);
-        put_u32(&w, a->top_logprobs);
-        put(&w, &a->seed, 8);
-        put(&w, &a->want_logits, 1);
-        put(&w, &a->trace, 1);
+        put_admit(&w, &step->admits[i]);
     }
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *s = &step->segments[i];
@@ -110,6 +125,16 @@ size_t step_encode(const Step *step, uint8_t *out)
         put(&w, fields, sizeof fields);
     }
     put(&w, step->pages, 4 * (size_t)step->n_pages);
+    for (uint32_t i = 0; i < step->n_reuses; i++) {
+        const StepReuse *u = &step->reuses[i];
+        const uint32_t fields[5] = {u->slot, u->page_index, u->n_pages, u->page0, u->token0};
+        put(&w, fields, sizeof fields);
+    }
+    put(&w, step->tokens, 4 * (size_t)step->n_tokens);
+    for (uint32_t i = 0; i < step->n_biases; i++) {
+        put_u32(&w, step->biases[i].id);
+        put(&w, &step->biases[i].bias, 4);
+    }
     return (size_t)(w.at - out);
 }
 
@@ -131,7 +156,8 @@ static bool refuse_rows(GError **error, uint32_t row0, uint32_t n_rows, uint32_t
     return false;
 }
 
-static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, GError **error)
+static bool decode_admit(StepAdmit *a, const Step *step, ByteReader *r, const StepLimits *limits,
+                         GError **error)
 {
     a->slot = byte_reader_u32le(r);
     a->uid = byte_reader_u64le(r);
@@ -140,15 +166,47 @@ static bool decode_admit(StepAdmit *a, ByteReader *r, const StepLimits *limits, 
     a->top_p = byte_reader_f32le(r);
     a->min_p = byte_reader_f32le(r);
     a->repeat_penalty = byte_reader_f32le(r);
+    a->presence_penalty = byte_reader_f32le(r);
+    a->frequency_penalty = byte_reader_f32le(r);
     a->top_k = byte_reader_u32le(r);
     a->penalty_window = byte_reader_u32le(r);
     a->choice = byte_reader_u32le(r);
     a->top_logprobs = byte_reader_u32le(r);
     a->seed = byte_reader_u64le(r);
+    a->bias0 = byte_reader_u32le(r);
+    a->n_bias = byte_reader_u32le(r);
     a->want_logits = byte_reader_u8(r);
     a->trace = byte_reader_u8(r);
+    if ((uint64_t)a->bias0 + a->n_bias > step->n_biases) {
+        return refuse(error, "admit's bias end", (uint64_t)a->bias0 + a->n_bias, step->n_biases);
+    }
+    if (a->n_prompt > limits->context) {
+        return refuse(error, "prompt length", a->n_prompt, limits->context);
+    }
     return a->slot < limits->max_slots ||
            refuse(error, "admitted slot", a->slot, limits->max_slots);
+}
+
+static bool decode_reuse(StepReuse *u, const Step *step, ByteReader *r, const StepLimits *limits,
+                         GError **error)
+{
+    u->slot = byte_reader_u32le(r);
+    u->page_index = byte_reader_u32le(r);
+    u->n_pages = byte_reader_u32le(r);
+    u->page0 = byte_reader_u32le(r);
+    u->token0 = byte_reader_u32le(r);
+    if (u->slot >= limits->max_slots) {
+        return refuse(error, "reusing slot", u->slot, limits->max_slots);
+    }
+    if (((uint64_t)u->page_index + u->n_pages) * 32 > limits->context) {
+        return refuse(error, "reused end position", ((uint64_t)u->page_index + u->n_pages) * 32,
+                      limits->context);
+    }
+    if ((uint64_t)u->page0 + u->n_pages > step->n_pages) {
+        return refuse(error, "reused end page", (uint64_t)u->page0 + u->n_pages, step->n_pages);
+    }
+    const uint64_t end = u->token0 + (uint64_t)u->n_pages * 32;
+    return end <= step->n_tokens || refuse(error, "reused end token", end, step->n_tokens);
 }
 
 /* row: the first that no segment before covers. */
@@ -192,11 +250,19 @@ static bool decode_counts(Step *step, ByteReader *r, const StepLimits *limits, G
     step->n_segments = byte_reader_u32le(r);
     step->n_rows = byte_reader_u32le(r);
     step->n_pages = byte_reader_u32le(r);
-    if (step->n_admits > limits->max_slots || step->n_releases > limits->max_slots ||
-        step->n_segments > limits->max_slots) {
-        return refuse(error, "count of sequences",
-                      MAX(step->n_admits, MAX(step->n_releases, step->n_segments)),
-                      limits->max_slots);
+    step->n_reuses = byte_reader_u32le(r);
+    step->n_tokens = byte_reader_u32le(r);
+    step->n_biases = byte_reader_u32le(r);
+    const uint32_t sequences =
+        MAX(MAX(step->n_admits, step->n_releases), MAX(step->n_segments, step->n_reuses));
+    if (sequences > limits->max_slots) {
+        return refuse(error, "count of sequences", sequences, limits->max_slots);
+    }
+    if (step->n_tokens > 32 * STEP_REUSE_PAGES) {
+        return refuse(error, "count of reused tokens", step->n_tokens, 32 * STEP_REUSE_PAGES);
+    }
+    if (step->n_biases > SAMPLE_BIAS_LIMIT) {
+        return refuse(error, "count of biases", step->n_biases, SAMPLE_BIAS_LIMIT);
     }
     if (step->n_rows > limits->max_rows) {
         return refuse(error, "count of rows", step->n_rows, limits->max_rows);
@@ -219,7 +285,7 @@ bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size
         }
     }
     for (uint32_t i = 0; i < step->n_admits; i++) {
-        if (!decode_admit(&step->admits[i], &r, limits, error)) {
+        if (!decode_admit(&step->admits[i], step, &r, limits, error)) {
             return false;
         }
     }
@@ -249,6 +315,24 @@ bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size
         step->pages[i] = byte_reader_u32le(&r);
         if (step->pages[i] >= limits->max_pages) {
             return refuse(error, "page", step->pages[i], limits->max_pages);
+        }
+    }
+    for (uint32_t i = 0; i < step->n_reuses; i++) {
+        if (!decode_reuse(&step->reuses[i], step, &r, limits, error)) {
+            return false;
+        }
+    }
+    for (uint32_t i = 0; i < step->n_tokens; i++) {
+        step->tokens[i] = byte_reader_u32le(&r);
+        if (step->tokens[i] >= limits->vocab_size) {
+            return refuse(error, "reused token id", step->tokens[i], limits->vocab_size);
+        }
+    }
+    for (uint32_t i = 0; i < step->n_biases; i++) {
+        step->biases[i].id = byte_reader_u32le(&r);
+        step->biases[i].bias = byte_reader_f32le(&r);
+        if (step->biases[i].id >= limits->vocab_size) {
+            return refuse(error, "biased id", step->biases[i].id, limits->vocab_size);
         }
     }
     if (r.failed) {

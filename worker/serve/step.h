@@ -3,10 +3,16 @@
  * replica runs the same Steps in the same order, so their sequence tables stay equal without
  * another message.
  *
+ * In a step, every row's keys and values are stored before any row of the step attends
+ * (worker/model), so a segment may already read pages that another one of the same step fills.
+ *
  * On the wire (little-endian, LINK_OP_STEP, before the activations): u32 n_admits, n_releases,
- * n_segments, n_rows, n_pages; then the arrays below, field by field. Decoding checks every number
- * against the deployment's limits: a peer's bytes never index anything unchecked. */
+ * n_segments, n_rows, n_pages, n_reuses, n_tokens, n_biases; then the arrays below, field by field.
+ * Decoding checks every number against the deployment's limits: a peer's bytes never index anything
+ * unchecked. */
 #pragma once
+
+#include "worker/serve/sample.h"
 
 #include <glib.h>
 #include <stdbool.h>
@@ -25,9 +31,10 @@ typedef struct StepAdmit {
     uint64_t uid; /* names the sequence for ever; results of an earlier tenant of the slot are
                      dropped by it */
     uint32_t n_prompt;
-    float temperature, top_p, min_p, repeat_penalty;
+    float temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     uint32_t top_k, penalty_window, choice, top_logprobs;
     uint64_t seed;
+    uint32_t bias0, n_bias; /* of the step's biases */
     uint8_t want_logits;
     uint8_t trace; /* hash its rows after each sub-layer: trace.h */
 } StepAdmit;
@@ -43,6 +50,14 @@ typedef struct StepSegment {
     uint32_t page0;
 } StepSegment;
 
+/* Whole pages that other rows filled: positions [32 x page_index, 32 x (page_index + n_pages)) of
+ * the slot are computed, their ids are tokens[token0 ...]. Done after the admits. */
+typedef struct StepReuse {
+    uint32_t slot;
+    uint32_t page_index, n_pages, page0;
+    uint32_t token0;
+} StepReuse;
+
 typedef struct StepRow {
     uint32_t token;
     uint32_t target; /* SCORE */
@@ -53,14 +68,19 @@ typedef struct StepLimits {
     uint32_t max_rows, max_slots, max_pages /* of the deployment */, context, vocab_size;
 } StepLimits;
 
+#define STEP_REUSE_PAGES 128u /* at most, of one step; a longer prefix takes several steps */
+
 typedef struct Step {
     uint32_t number; /* ascending from 1 in each epoch */
-    uint32_t n_admits, n_releases, n_segments, n_rows, n_pages;
+    uint32_t n_admits, n_releases, n_segments, n_rows, n_pages, n_reuses, n_tokens, n_biases;
     StepAdmit *admits;     /* capacity max_slots */
     uint32_t *releases;    /* slots; capacity max_slots; done before the admits */
     StepSegment *segments; /* capacity max_slots */
     StepRow *rows;         /* capacity max_rows */
-    uint32_t *pages;       /* capacity max_rows / 32 + 2 * max_slots */
+    uint32_t *pages;       /* capacity step_pages_capacity() */
+    StepReuse *reuses;     /* capacity max_slots */
+    uint32_t *tokens;      /* capacity 32 x STEP_REUSE_PAGES */
+    SampleBias *biases;    /* capacity SAMPLE_BIAS_LIMIT, of all admits together */
 } Step;
 
 Step *step_new(const StepLimits *limits);

@@ -299,6 +299,7 @@ static void resumed_on_another_layout(void **state)
         {.pp = 1, .tp = {1}, .isa = isa, .threads = 2, .max_rows = 512},
         {.pp = 1, .tp = {3}, .isa = ISA_GENERIC},
     };
+    static const SampleBias bias[] = {{3, 2.0f}, {1030, -50.0f}, {1100, 1.5f}};
     uint32_t prompt[50];
     runs_prompt(prompt, 50, 259);
     const EngineRequest whole = {.prompt = prompt,
@@ -309,7 +310,11 @@ static void resumed_on_another_layout(void **state)
                                  .top_p = 0.98f,
                                  .seed = 77,
                                  .repeat_penalty = 1.15f,
-                                 .penalty_window = 20};
+                                 .penalty_window = 20,
+                                 .presence_penalty = 0.4f,
+                                 .frequency_penalty = 0.6f,
+                                 .bias = bias,
+                                 .n_bias = G_N_ELEMENTS(bias)};
     LocalResult undisturbed, rest;
     runs_request(gguf, first, &whole, &undisturbed);
     for (unsigned i = 0; i < G_N_ELEMENTS(others); i++) {

@@ -298,12 +298,17 @@ static void test_hostile_steps(void **state)
     g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS)),
                        *bad = g_malloc(step_wire_limit(&LIMITS));
     step->n_admits = 1;
-    step->admits[0] = (StepAdmit){.slot = 2, .uid = 9, .n_prompt = 5};
+    step->admits[0] = (StepAdmit){.slot = 2, .uid = 9, .n_prompt = 5, .n_bias = 2};
+    step->n_biases = 2;
+    step->biases[1] = (SampleBias){999, -3.0f};
+    step->n_reuses = 1;
+    step->reuses[0] = (StepReuse){.slot = 1, .page_index = 1, .n_pages = 2, .page0 = 1};
+    step->n_tokens = 64;
     step->n_releases = 1;
     step->n_segments = 1;
     step->segments[0] = (StepSegment){.slot = 2, .position = 3, .n_rows = 4, .n_pages = 1};
     step->n_rows = 4;
-    step->n_pages = 1;
+    step->n_pages = 3;
     step->pages[0] = 39;
     const size_t size = step_encode(step, wire);
     size_t used;
@@ -325,6 +330,17 @@ static void test_hostile_steps(void **state)
                                 g->position + g->n_rows <= LIMITS.context &&
                                 g->page0 + g->n_pages <= out->n_pages &&
                                 g->page_index + g->n_pages <= LIMITS.context / 32);
+                }
+                for (uint32_t i = 0; i < out->n_reuses; i++) {
+                    const StepReuse *u = &out->reuses[i];
+                    assert_true(u->slot < LIMITS.max_slots &&
+                                u->page_index + u->n_pages <= LIMITS.context / 32 &&
+                                u->page0 + u->n_pages <= out->n_pages &&
+                                u->token0 + 32 * u->n_pages <= out->n_tokens);
+                }
+                for (uint32_t i = 0; i < out->n_admits; i++) {
+                    assert_true(out->admits[i].bias0 + out->admits[i].n_bias <= out->n_biases &&
+                                out->n_biases <= SAMPLE_BIAS_LIMIT);
                 }
             }
         }

@@ -79,8 +79,17 @@ static const SampleSettings varieties[] = {
     {.temperature = 1.0f, .top_k = 50, .top_p = 0.9f, .min_p = 0.02f, .repeat_penalty = 1.1f},
     {.temperature = 1.5f, .top_p = 0.999f, .min_p = 0.0001f},
     {.temperature = 1.0f, .top_k = 100000},
+    {.temperature = 0.0f, .presence_penalty = 4.0f, .frequency_penalty = 1.5f},
+    {.temperature = 0.0f, .presence_penalty = -2.0f, .repeat_penalty = 1.3f},
+    {.temperature = 0.7f, .frequency_penalty = -0.7f, .top_k = 30, .repeat_penalty = 1.1f},
+    {.temperature = 1.0f, .presence_penalty = 1.0f, .frequency_penalty = 0.1f, .top_p = 0.9f},
 };
 #define N_VARIETIES (sizeof varieties / sizeof varieties[0])
+
+/* On both sides of chunk edges, one id above the others and one banned. */
+static const SampleBias biases[] = {{0, -1.5f},    {1023, 2.25f},    {1024, -100.0f},
+                                    {1025, 0.5f},  {2047, 4.0f},     {3000, 0.0f},
+                                    {4096, -0.1f}, {VOCAB - 1, 3.0f}};
 
 static SampleRow row_of(unsigned variety, uint32_t position, const uint32_t *window,
                         uint32_t n_window)
@@ -89,6 +98,14 @@ static SampleRow row_of(unsigned variety, uint32_t position, const uint32_t *win
                      .position = position,
                      .window = window,
                      .n_window = n_window};
+    if (variety % 3 != 1) { /* all of the window but its first third was generated */
+        row.generated = window + n_window / 3;
+        row.n_generated = n_window - n_window / 3;
+    }
+    if (variety % 2 == 0) {
+        row.bias = biases;
+        row.n_bias = G_N_ELEMENTS(biases);
+    }
     row.settings.seed = 0x5eed000000000000u + variety;
     row.settings.choice = variety % 3;
     return row;
@@ -161,6 +178,15 @@ static bool in_window(const SampleRow *row, uint32_t id)
     return false;
 }
 
+static uint32_t count_of(const SampleRow *row, uint32_t id)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < row->n_generated; i++) {
+        n += row->generated[i] == id;
+    }
+    return n;
+}
+
 static uint32_t plain_draw(const SampleRow *row, uint32_t vocab)
 {
     static Entry e[VOCAB];
@@ -172,6 +198,14 @@ static uint32_t plain_draw(const SampleRow *row, uint32_t vocab)
         float v = logits[i];
         if (s->repeat_penalty != 0.0f && in_window(row, i)) {
             v = v > 0.0f ? v / s->repeat_penalty : v * s->repeat_penalty;
+        }
+        const uint32_t times = count_of(row, i);
+        if (times > 0) {
+            v = v - (float)times * s->frequency_penalty;
+            v = v - s->presence_penalty;
+        }
+        for (uint32_t b = 0; b < row->n_bias; b++) {
+            v = row->bias[b].id == i ? v + row->bias[b].bias : v;
         }
         e[i] = (Entry){
             .value = s->temperature > 0.0f ? v / s->temperature : v, .noise = noise[i], .id = i};
@@ -224,6 +258,46 @@ static void test_agrees_with_the_plain_definition(void **state)
             assert_int_equal(got.id, plain_draw(&row, VOCAB));
         }
     }
+}
+
+/* OpenAI's formula in double: logits far enough apart that rounding decides nothing, the largest of
+ * z - times x frequency - [times > 0] x presence + bias wins. */
+static void test_penalties_against_double(void **state)
+{
+    Numbers numbers = {7};
+    unsigned moved = 0;
+    for (uint32_t round = 0; round < 60; round++) {
+        uint32_t generated[40], best = 0, plain = 0;
+        fill(&numbers, VOCAB, 3.0);
+        SampleRow row = {.settings = {.presence_penalty = (float)numbers_uniform(&numbers, -2, 2),
+                                      .frequency_penalty = (float)numbers_uniform(&numbers, -2, 2)},
+                         .generated = generated,
+                         .n_generated = 40,
+                         .bias = biases,
+                         .n_bias = G_N_ELEMENTS(biases)};
+        for (uint32_t i = 0; i < VOCAB; i++) {
+            plain = logits[i] > logits[plain] ? i : plain;
+        }
+        for (unsigned i = 0; i < 40; i++) {
+            generated[i] = i % 4 == 0 ? plain : (uint32_t)(numbers_u64(&numbers) % VOCAB);
+        }
+        double best_value = -1e300;
+        for (uint32_t i = 0; i < VOCAB; i++) {
+            const uint32_t times = count_of(&row, i);
+            double v = logits[i] - times * (double)row.settings.frequency_penalty -
+                       (times > 0) * (double)row.settings.presence_penalty;
+            for (unsigned b = 0; b < row.n_bias; b++) {
+                v += biases[b].id == i ? (double)biases[b].bias : 0.0;
+            }
+            best = v > best_value ? i : best;
+            best_value = MAX(v, best_value);
+        }
+        SampleResult r;
+        assert_int_equal(draw_whole(&row, VOCAB, &r), SAMPLE_DRAWN);
+        assert_int_equal(r.id, best);
+        moved += best != plain;
+    }
+    assert_true(moved > 10);
 }
 
 static void test_logprobs_and_hash(void **state)
@@ -403,6 +477,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cut_candidates_and_isa_change_nothing),
         cmocka_unit_test(test_agrees_with_the_plain_definition),
+        cmocka_unit_test(test_penalties_against_double),
         cmocka_unit_test(test_logprobs_and_hash),
         cmocka_unit_test(test_ties_go_to_the_lowest_id),
         cmocka_unit_test(test_not_finite),
