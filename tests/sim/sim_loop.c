@@ -39,6 +39,8 @@ struct SimLoop {
     GQueue posts; /* Post */
     bool frozen;
     GQueue stalled; /* Event */
+    LoopFn after;   /* NULL: nothing */
+    void *after_user;
 };
 
 struct SimWorld {
@@ -200,8 +202,12 @@ static void run_event(SimWorld *world, Event *event)
         user = post->user;
         g_free(post);
     }
+    SimLoop *loop = event->loop;
     g_free(event);
     fn(user);
+    if (loop->after) {
+        loop->after(loop->after_user);
+    }
 }
 
 static void move_clock(SimWorld *world, int64_t to_us)
@@ -257,6 +263,18 @@ void sim_loop_freeze(Loop *base, bool frozen)
     while (!frozen && (event = g_queue_pop_head(&loop->stalled))) {
         heap_push(loop->world, event); /* due in the past: next, the clock does not go back */
     }
+}
+
+void sim_loop_set_after(Loop *base, LoopFn fn, void *user)
+{
+    SimLoop *loop = (SimLoop *)base;
+    loop->after = fn;
+    loop->after_user = user;
+}
+
+bool sim_loop_is_frozen(const Loop *loop)
+{
+    return ((const SimLoop *)loop)->frozen;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */

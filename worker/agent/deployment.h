@@ -90,7 +90,7 @@ GPtrArray *deployment_call_list_new(void);
 void deployment_answer(GPtrArray *list, const ProtobufCMessage *message, const GError *error);
 
 /* Error is taken. */
-void deployment_fail(Deployment *d, GError *error);
+void deployment_give_up(Deployment *d, GError *error);
 /* Begins CLOSING; idempotent, keep_weights only falls. Error is borrowed. */
 void deployment_close(Deployment *d, bool keep_weights, const GError *why);
 /* After a task or fetch ended: goes on with closing if that was waited for; true = it did, and `d`

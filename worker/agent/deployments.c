@@ -64,7 +64,7 @@ const char *deployment_state_name(DeploymentState state)
     return names[state];
 }
 
-void deployment_fail(Deployment *d, GError *error)
+void deployment_give_up(Deployment *d, GError *error)
 {
     if (d->state == DEPLOY_FAILED || d->state == DEPLOY_CLOSING) {
         g_error_free(error);
@@ -267,7 +267,7 @@ static void started(const GError *error, void *user)
         return; /* closed or failed meanwhile: its calls were answered then */
     }
     if (error) {
-        deployment_fail(d, g_error_copy(error));
+        deployment_give_up(d, g_error_copy(error));
         return;
     }
     d->state = DEPLOY_READY;
@@ -472,7 +472,7 @@ static bool is_moving(Deployment *d)
     engine_status(d->engine, &status);
     int64_t now = loop_now_us(d->table->o.loop);
     if (status.failed) {
-        deployment_fail(d, g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
+        deployment_give_up(d, g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
         return false;
     }
     const bool were_away = now - d->looked_us > AWAY_US; /* this process was stopped: the engine has not had its turn either */

@@ -249,7 +249,7 @@ static void open_done(void *user)
         return;
     }
     if (error) {
-        deployment_fail(d, error);
+        deployment_give_up(d, error);
         return;
     }
     d->state = DEPLOY_LOADED;
@@ -283,7 +283,7 @@ static void fetched(const GError *error, void *user)
         return;
     }
     if (error) {
-        deployment_fail(d, g_error_copy(error));
+        deployment_give_up(d, g_error_copy(error));
         return;
     }
     open_engine(d);
@@ -333,7 +333,7 @@ static void map_done(void *user)
         return;
     }
     if (error) {
-        deployment_fail(d, error);
+        deployment_give_up(d, error);
         return;
     }
     fetch_slices(d);

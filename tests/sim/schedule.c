@@ -1,0 +1,273 @@
+#include "tests/sim/schedule.h"
+
+#include "proto/base/hash.h"
+
+#include <string.h>
+
+#define FIRST_FAULT_US (INT64_C(300) * 1000)
+#define LAST_FAULT_US (INT64_C(9) * 1000000)
+
+static const char *const kind_names[FAULT_KINDS] = {
+    "kill worker",
+    "freeze worker",
+    "break the control connection of worker",
+    "lose all control messages of worker",
+    "cut the network between workers",
+    "cut and then reset the network between workers",
+    "drain worker",
+    "kill the coordinator",
+    "freeze the coordinator",
+    "lose all control messages of everybody",
+};
+
+/* ---- drawing --------------------------------------------------------------------------------- */
+
+static uint64_t draw(Random *random, uint64_t n)
+{
+    return random_u64(random) % n;
+}
+
+static int64_t between(Random *random, int64_t least, int64_t most)
+{
+    return least + (int64_t)draw(random, (uint64_t)(most - least) + 1);
+}
+
+/* Mostly a layout that leaves a spare; sometimes one that needs every worker. */
+static void draw_layout(StreamPlan *plan, Random *random, unsigned n_workers)
+{
+    static const uint32_t layouts[][3] = {{1, 1, 1}, {1, 2, 1}, {1, 1, 2}, {1, 2, 2},
+                                          {1, 3, 1}, {2, 1, 1}, {1, 1, 3}, {2, 2, 1}};
+    for (;;) {
+        const uint32_t *l = layouts[draw(random, G_N_ELEMENTS(layouts))];
+        const unsigned n = l[0] * l[1] * l[2];
+        if (n < n_workers || (n == n_workers && draw(random, 4) == 0)) {
+            plan->dp = l[0];
+            plan->pp = l[1];
+            plan->tp = l[2];
+            return;
+        }
+    }
+}
+
+static void draw_streams(Schedule *s, Random *random)
+{
+    StreamPlan layout;
+    draw_layout(&layout, random, s->n_workers);
+    s->n_streams = 1 + (unsigned)draw(random, SCHEDULE_STREAMS - 2);
+    for (unsigned i = 0; i < s->n_streams; i++) {
+        StreamPlan *plan = &s->streams[i];
+        *plan = layout;
+        plan->request = (unsigned)draw(random, REFERENCE_REQUESTS);
+        plan->n_tokens = (uint32_t)between(random, 3, REFERENCE_TOKENS);
+        plan->begin_us = draw(random, 2) ? between(random, 0, LAST_FAULT_US / 2)
+                                         : between(random, 0, WHOLE_SECOND);
+        plan->cancel_us = draw(random, 8) == 0 ? between(random, 1000, 3 * WHOLE_SECOND) : 0;
+    }
+}
+
+static void draw_fault(Fault *f, Random *random, const Schedule *s)
+{
+    static const FaultKind often[] = {FAULT_KILL,
+                                      FAULT_KILL,
+                                      FAULT_KILL,
+                                      FAULT_FREEZE,
+                                      FAULT_FREEZE,
+                                      FAULT_CONTROL_RESET,
+                                      FAULT_CONTROL_HOLE,
+                                      FAULT_DATA_CUT,
+                                      FAULT_DATA_RESET,
+                                      FAULT_DRAIN,
+                                      FAULT_COORDINATOR_KILL,
+                                      FAULT_COORDINATOR_FREEZE,
+                                      FAULT_ALL_SILENT};
+    static const int64_t lasts_us[] = {20000, 400000, 1000000, 3000000, 6000000};
+    f->kind = often[draw(random, G_N_ELEMENTS(often))];
+    f->a = (unsigned)draw(random, s->n_workers);
+    f->b = (f->a + 1 + (unsigned)draw(random, s->n_workers - 1)) % s->n_workers;
+    f->at_us = between(random, FIRST_FAULT_US, LAST_FAULT_US);
+    f->for_us = between(random, 1000, lasts_us[draw(random, G_N_ELEMENTS(lasts_us))]);
+}
+
+void schedule_draw(Schedule *s, uint64_t seed)
+{
+    RandomSeeded random;
+    const Hash128 mixed = hash128(&seed, sizeof seed); /* neighbours' streams shall not overlap */
+    uint64_t state;
+    memcpy(&state, mixed.bytes, sizeof state);
+    random_seeded_init(&random, state);
+    Random *r = &random.base;
+    *s = (Schedule){.seed = seed};
+    s->n_workers = 2 + (unsigned)draw(r, WHOLE_WORKERS - 2);
+    draw_streams(s, r);
+    s->n_faults = (unsigned)draw(r, 6);
+    for (unsigned i = 0; i < s->n_faults; i++) {
+        draw_fault(&s->faults[i], r, s);
+        s->repair_us = MAX(s->repair_us, s->faults[i].at_us + s->faults[i].for_us);
+    }
+    s->step_least_us = between(r, 1000, 20000);
+    s->step_most_us = s->step_least_us + between(r, 0, 40000);
+    s->link_us = between(r, 100, 3000);
+    s->rpc_jitter_us = draw(r, 2) ? between(r, 100, 30000) : 0;
+    if (draw(r, 4) == 0) {
+        s->trouble = (SimTrouble){.repeat = (unsigned)draw(r, 100),
+                                  .swap = draw(r, 4) == 0 ? (unsigned)draw(r, 4) : 0,
+                                  .flip = draw(r, 4) == 0 ? (unsigned)draw(r, 4) : 0};
+    }
+    s->repair_us += WHOLE_SECOND;
+}
+
+/* ---- in words -------------------------------------------------------------------------------- */
+
+static void fault_text(GString *out, const Fault *f)
+{
+    g_string_append_printf(out, "  at %.3f s for %.3f s: %s", (double)f->at_us / 1e6,
+                           (double)f->for_us / 1e6, kind_names[f->kind]);
+    if (f->kind == FAULT_DATA_CUT || f->kind == FAULT_DATA_RESET) {
+        g_string_append_printf(out, " w%u and w%u", f->a, f->b);
+    } else if (f->kind <= FAULT_CONTROL_HOLE || f->kind == FAULT_DRAIN) {
+        g_string_append_printf(out, " w%u", f->a);
+    }
+    g_string_append_c(out, '\n');
+}
+
+char *schedule_text(const Schedule *s)
+{
+    GString *out = g_string_new(NULL);
+    g_string_append_printf(
+        out,
+        "seed %" G_GUINT64_FORMAT ": %u workers, steps of %.1f to %.1f ms, "
+        "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip %u\n",
+        s->seed, s->n_workers, (double)s->step_least_us / 1e3, (double)s->step_most_us / 1e3,
+        (double)s->link_us / 1e3, (double)s->rpc_jitter_us / 1e3, s->trouble.repeat,
+        s->trouble.swap, s->trouble.flip);
+    for (unsigned i = 0; i < s->n_streams; i++) {
+        const StreamPlan *p = &s->streams[i];
+        g_string_append_printf(out,
+                               "  stream %u: request %u, %u tokens, dp %u pp %u tp %u, from "
+                               "%.3f s",
+                               i, p->request, p->n_tokens, p->dp, p->pp, p->tp,
+                               (double)p->begin_us / 1e6);
+        if (p->cancel_us) {
+            g_string_append_printf(out, ", cancelled after %.3f s", (double)p->cancel_us / 1e6);
+        }
+        g_string_append_c(out, '\n');
+    }
+    for (unsigned i = 0; i < s->n_faults; i++) {
+        fault_text(out, &s->faults[i]);
+    }
+    g_string_append_printf(out, "  at %.3f s: everything is put right", (double)s->repair_us / 1e6);
+    return g_string_free(out, FALSE);
+}
+
+/* ---- doing ----------------------------------------------------------------------------------- */
+
+typedef struct Deed { /* one end of a fault */
+    Whole *whole;
+    Fault fault;
+    bool begins;
+} Deed;
+
+static void kill_worker(Whole *w, const Fault *f, bool begins)
+{
+    if (begins) {
+        whole_kill_worker(w, f->a);
+    } else {
+        whole_start_worker(w, f->a);
+    }
+}
+
+static void set_control_of_all(Whole *w, RpcInprocFault fault)
+{
+    for (unsigned i = 0; i < w->n_workers; i++) {
+        whole_set_control(w, i, fault);
+    }
+}
+
+static void do_to_network(Whole *w, const Fault *f, bool begins)
+{
+    if (begins) {
+        whole_cut(w, f->a, f->b);
+    } else {
+        whole_heal(w, f->a, f->b, f->kind == FAULT_DATA_RESET);
+    }
+}
+
+static void do_to_coordinator(Whole *w, const Fault *f, bool begins)
+{
+    if (f->kind == FAULT_COORDINATOR_FREEZE) {
+        whole_freeze_coordinator(w, begins);
+    } else if (begins) {
+        whole_kill_coordinator(w);
+    } else {
+        whole_start_coordinator(w);
+    }
+}
+
+static void deed_do(void *user)
+{
+    Deed *deed = user;
+    Whole *w = deed->whole;
+    const Fault *f = &deed->fault;
+    w->last_fault_us = sim_world_now_us(w->world);
+    log_info(&w->log, "---- %s: %s %u %u", deed->begins ? "fault" : "over", kind_names[f->kind],
+             f->a, f->b);
+    switch (f->kind) {
+    case FAULT_KILL:
+        kill_worker(w, f, deed->begins);
+        break;
+    case FAULT_FREEZE:
+        whole_freeze_worker(w, f->a, deed->begins);
+        break;
+    case FAULT_CONTROL_RESET:
+    case FAULT_CONTROL_HOLE:
+        whole_set_control(w, f->a,
+                          !deed->begins                    ? RPC_INPROC_UP
+                          : f->kind == FAULT_CONTROL_RESET ? RPC_INPROC_CUT
+                                                           : RPC_INPROC_FROZEN);
+        break;
+    case FAULT_DATA_CUT:
+    case FAULT_DATA_RESET:
+        do_to_network(w, f, deed->begins);
+        break;
+    case FAULT_DRAIN:
+        whole_drain(w, f->a, deed->begins);
+        break;
+    case FAULT_COORDINATOR_KILL:
+    case FAULT_COORDINATOR_FREEZE:
+        do_to_coordinator(w, f, deed->begins);
+        break;
+    case FAULT_ALL_SILENT:
+        set_control_of_all(w, deed->begins ? RPC_INPROC_FROZEN : RPC_INPROC_UP);
+        break;
+    case FAULT_KINDS:
+        break;
+    }
+    g_free(deed);
+}
+
+static void deed_at(Whole *w, const Fault *fault, bool begins)
+{
+    Deed *deed = g_new(Deed, 1);
+    *deed = (Deed){w, *fault, begins};
+    loop_timer_start(w->director, fault->at_us + (begins ? 0 : fault->for_us), deed_do, deed);
+}
+
+static void repair(void *user)
+{
+    Whole *w = user;
+    w->last_fault_us = sim_world_now_us(w->world);
+    log_info(&w->log, "---- everything is put right");
+    whole_repair(w);
+}
+
+void schedule_begin(const Schedule *s, Whole *w)
+{
+    sim_engines_set_step(s->step_least_us, s->step_most_us);
+    sim_net_set_delay(w->net, s->link_us);
+    sim_net_set_trouble(w->net, s->trouble);
+    for (unsigned i = 0; i < s->n_faults; i++) {
+        deed_at(w, &s->faults[i], true);
+        deed_at(w, &s->faults[i], false);
+    }
+    loop_timer_start(w->director, s->repair_us, repair, w);
+}

@@ -1,0 +1,201 @@
+#include "tests/sim/stream.h"
+
+#include "proto/base/error.h"
+
+#include <string.h>
+
+#define RETRY_US 300000
+
+static void stream_submit(void *user);
+
+static const ReferenceRequest *reference_of(const Stream *s)
+{
+    return &s->history->whole->foundation->requests[s->plan.request];
+}
+
+static Loop *loop_of(const Stream *s)
+{
+    return s->history->whole->director;
+}
+
+static int64_t now_of(const Stream *s)
+{
+    return sim_world_now_us(s->history->whole->world);
+}
+
+bool stream_is_over(const Stream *s)
+{
+    return s->state == STREAM_DONE || s->state == STREAM_CANCELLED;
+}
+
+/* ---- what the client hears ------------------------------------------------------------------- */
+
+static void on_delta(Stream *s, const Weft__V1__RunDelta *delta)
+{
+    const ReferenceRequest *r = reference_of(s);
+    if (delta->n_ids == 0) {
+        return; /* text that had waited for the rest of a character */
+    }
+    if (delta->n_ids != 1 || delta->position != r->n_prompt + s->n_got) {
+        history_violate(s->history, "in order, once each",
+                        "stream %u got %zu ids for position %u where %u was due", s->index,
+                        delta->n_ids, delta->position, r->n_prompt + s->n_got);
+        return;
+    }
+    if (s->n_got >= s->plan.n_tokens || delta->ids[0] != r->ids[s->n_got] ||
+        delta->row_hash.len != 16 || memcmp(delta->row_hash.data, r->hashes[s->n_got], 16) != 0) {
+        history_violate(s->history, "the same tokens",
+                        "stream %u: token %u of %u is %u, the undisturbed run's is %u", s->index,
+                        s->n_got, s->plan.n_tokens, delta->ids[0],
+                        s->n_got < REFERENCE_TOKENS ? r->ids[s->n_got] : 0);
+    }
+    s->n_got++;
+    s->history->n_tokens++;
+}
+
+static void on_run_done(Stream *s, const Weft__V1__RunDone *done)
+{
+    uint8_t digest[16];
+    reference_digest(reference_of(s), s->plan.n_tokens, digest);
+    if (s->n_got != s->plan.n_tokens || strcmp(done->finish_reason, "length") != 0) {
+        history_violate(s->history, "no token lost", "stream %u ended as %s after %u of %u tokens",
+                        s->index, done->finish_reason, s->n_got, s->plan.n_tokens);
+    } else if (done->digest.len != 16 || memcmp(done->digest.data, digest, 16) != 0) {
+        history_violate(s->history, "the same tokens", "stream %u has another digest", s->index);
+    }
+    s->state = STREAM_DONE;
+}
+
+static void on_event(const ProtobufCMessage *message, void *user)
+{
+    Stream *s = user;
+    const Weft__V1__RunEvent *event = (const Weft__V1__RunEvent *)message;
+    if (s->state != STREAM_OPEN) {
+        return;
+    }
+    s->heard_us = now_of(s);
+    switch (event->event_case) {
+    case WEFT__V1__RUN_EVENT__EVENT_STARTED:
+        g_strlcpy(s->run, event->started->request, sizeof s->run);
+        break;
+    case WEFT__V1__RUN_EVENT__EVENT_DELTA:
+        on_delta(s, event->delta);
+        break;
+    case WEFT__V1__RUN_EVENT__EVENT_DONE:
+        on_run_done(s, event->done);
+        break;
+    default:
+        break;
+    }
+}
+
+/* Errors that a client may be told while workers, the coordinator or the network break. Others say
+ * that the cluster got confused. */
+static bool may_be_told(const GError *error)
+{
+    switch (error->code) {
+    case WEFT_ERROR_WORKER_LOST:
+        return strstr(error->message, "worker w") != NULL;
+    case WEFT_ERROR_UNREACHABLE:
+    case WEFT_ERROR_IMPOSSIBLE:
+    case WEFT_ERROR_NOT_READY:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void on_done(const GError *error, void *user)
+{
+    Stream *s = user;
+    s->call = NULL;
+    s->ended_us = s->heard_us = now_of(s);
+    if (s->state != STREAM_OPEN) {
+        return;
+    }
+    if (!error) {
+        history_violate(s->history, "every request is answered",
+                        "stream %u was ended without an answer", s->index);
+        s->state = STREAM_DONE;
+        return;
+    }
+    log_info(&s->history->whole->log, "stream %u after %u tokens: error %d: %s", s->index, s->n_got,
+             error->code, error->message);
+    if (!may_be_told(error)) {
+        history_violate(s->history, "errors name what broke", "stream %u was told (%d) %s",
+                        s->index, error->code, error->message);
+    }
+    g_free(s->last_error);
+    s->last_error = g_strdup(error->message);
+    s->state = STREAM_WAITING;
+    s->timer = loop_timer_start(loop_of(s), RETRY_US, stream_submit, s);
+}
+
+/* ---- what it does ---------------------------------------------------------------------------- */
+
+static void stream_cancel(void *user)
+{
+    Stream *s = user;
+    s->cancel = NULL;
+    if (stream_is_over(s)) {
+        return;
+    }
+    loop_timer_cancel(loop_of(s), s->timer);
+    s->timer = NULL;
+    s->state = STREAM_CANCELLED;
+    s->ended_us = now_of(s);
+    if (s->call) {
+        rpc_client_cancel(s->call);
+    }
+}
+
+static void stream_submit(void *user)
+{
+    Stream *s = user;
+    const ReferenceRequest *r = reference_of(s);
+    s->timer = NULL;
+    s->state = STREAM_OPEN;
+    s->n_got = 0;
+    s->run[0] = '\0';
+    s->n_attempts++;
+    s->heard_us = now_of(s);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = s->plan.dp;
+    layout.pp = s->plan.pp;
+    layout.tp = s->plan.tp;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)s->history->whole->foundation->model;
+    request.prompt_ids = (uint32_t *)r->prompt;
+    request.n_prompt_ids = r->n_prompt;
+    request.max_tokens = s->plan.n_tokens;
+    request.sampler = (Weft__V1__Sampler *)&r->sampler;
+    request.seed_given = true;
+    request.ignore_end = true;
+    request.layout = &layout;
+    const RpcCallbacks callbacks = {.on_message = on_event, .on_done = on_done};
+    s->call = rpc_call_start(s->history->whole->client, &weft__v1__serve__descriptor, "Run",
+                             &request.base, 0, true, callbacks, s);
+}
+
+void stream_begin(Stream *s, History *history, unsigned index, const StreamPlan *plan)
+{
+    *s = (Stream){.history = history, .plan = *plan, .index = index, .state = STREAM_WAITING};
+    s->timer = loop_timer_start(loop_of(s), plan->begin_us, stream_submit, s);
+    if (plan->cancel_us > 0) {
+        s->cancel =
+            loop_timer_start(loop_of(s), plan->begin_us + plan->cancel_us, stream_cancel, s);
+    }
+}
+
+void stream_clear(Stream *s)
+{
+    loop_timer_cancel(loop_of(s), s->timer);
+    loop_timer_cancel(loop_of(s), s->cancel);
+    s->timer = s->cancel = NULL;
+    if (s->call) {
+        s->state = STREAM_CANCELLED;
+        rpc_client_cancel(s->call);
+    }
+    g_free(s->last_error);
+    s->last_error = NULL;
+}

@@ -1,0 +1,41 @@
+/* Stream: a client with one request, which it repeats when it is told that something broke, until
+ * it has its answer. Every token that it is shown is held against the reference at once. */
+#pragma once
+
+#include "tests/sim/history.h"
+
+typedef enum StreamState {
+    STREAM_WAITING, /* not begun, or about to try again */
+    STREAM_OPEN,
+    STREAM_DONE,
+    STREAM_CANCELLED,
+} StreamState;
+
+typedef struct StreamPlan {
+    unsigned request;  /* of the foundation */
+    uint32_t n_tokens; /* at most REFERENCE_TOKENS */
+    uint32_t dp, pp, tp;
+    int64_t begin_us;
+    int64_t cancel_us; /* after its begin; 0 = never */
+} StreamPlan;
+
+typedef struct Stream {
+    History *history;
+    StreamPlan plan;
+    unsigned index;
+    StreamState state;
+    RpcClientCall *call;
+    char run[16];   /* the request's id at the coordinator, "" before it said so */
+    uint32_t n_got; /* of this attempt */
+    unsigned n_attempts;
+    LoopTimer *timer, *cancel;
+    int64_t heard_us; /* progress, a token or an end was heard last */
+    int64_t ended_us;
+    char *last_error;
+} Stream;
+
+/* Begins when its plan says so. */
+void stream_begin(Stream *stream, History *history, unsigned index, const StreamPlan *plan);
+/* Not while its call is open. */
+void stream_clear(Stream *stream);
+bool stream_is_over(const Stream *stream);
