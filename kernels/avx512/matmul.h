@@ -7,10 +7,6 @@
 
 #include <immintrin.h>
 
-#ifdef WEFT_EMULATE_AVX512 /* the tests run this code on CPUs that lack the instructions */
-#include "tests/kernels/avx512_emulation.h"
-#endif
-
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured)  \

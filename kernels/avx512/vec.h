@@ -8,10 +8,6 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#ifdef WEFT_EMULATE_AVX512 /* the tests run this code on CPUs that lack the instructions */
-#include "tests/kernels/avx512_emulation_ops.h"
-#endif
-
 #define VEC_LANES 16u
 typedef __m512 Vec;
 typedef __m512i VecInt;
