@@ -26,6 +26,7 @@ skip() { echo "skipped: $1"; exit 77; }
 [ "$(id -u)" = 0 ] || skip "network namespaces need root"
 command -v ip >/dev/null || skip "no ip command (iproute2)"
 ip netns add "$NET-sw" 2>/dev/null || skip "this system lets nobody make network namespaces"
+ip netns exec "$NET-sw" true 2>/dev/null || { ip netns del "$NET-sw"; skip "this system lets nobody run in a network namespace (ip netns exec mounts /sys)"; }
 
 address_of() { case $1 in c) echo 10.83.0.1 ;; w*) echo "10.83.0.1${1#w}" ;; esac }
 on() { local host=$1; shift; ip netns exec "$NET-$host" "$@"; }
