@@ -1,9 +1,12 @@
-/* Feeds every file of its arguments (files, or folders of files) to a fuzz target once: how the committed corpus runs in every test run. */
+/* Feeds every file of its arguments (files, or folders of files) to a fuzz target once: how the
+ * committed corpus runs in every test run. */
 #include <glib.h>
 #include <stdint.h>
 #include <stdio.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* Further inputs made from this one, where the target has such (without_fields.c); their number. */
+unsigned replay_variants(const uint8_t *data, size_t size) __attribute__((weak));
 
 static unsigned replay_file(const char *path)
 {
@@ -16,8 +19,9 @@ static unsigned replay_file(const char *path)
     /* An exact copy, so that a checker sees every byte read past the end. */
     uint8_t *copy = g_memdup2(data, size);
     LLVMFuzzerTestOneInput(copy, size);
+    const unsigned n_variants = replay_variants != NULL ? replay_variants(copy, size) : 0;
     g_free(copy);
-    return 1;
+    return 1 + n_variants;
 }
 
 static unsigned replay(const char *path)

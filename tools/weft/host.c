@@ -186,6 +186,11 @@ static Weft__V1__JoinResponse *join(const LoginOptions *o, const char *address, 
 static bool keep_identity(const LoginOptions *o, const Weft__V1__JoinResponse *r,
                           const char *key_pem, GError **error)
 {
+    if (r->ca_pem.len == 0 || r->certificate_pem.len == 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "the coordinator's answer to join has no certificate: run the same release everywhere");
+        return false;
+    }
     g_autofree char *state = cli_state_directory(&o->common);
     g_autofree char *directory = g_build_filename(state, "client", NULL);
     g_autofree char *ca = g_strndup((const char *)r->ca_pem.data, r->ca_pem.len);

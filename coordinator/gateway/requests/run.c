@@ -265,7 +265,7 @@ static void run_complete(Run *run)
 static uint32_t choices_at_once(const Run *run)
 {
     if (run->request->kind == WEFT__V1__REQUEST_KIND__SCORE) {
-        return CLAMP(run->info.plan->streams, 1, WINDOWS_AT_ONCE);
+        return MIN(run->n_choices, CLAMP(run->info.plan->streams, 1, WINDOWS_AT_ONCE));
     }
     return run->n_choices;
 }

@@ -46,6 +46,11 @@ static void message_free_data(void *data)
     message_free(data);
 }
 
+static bool is_answered(const FakeWorker *w, RpcCall *call, const ProtobufCMessage *request)
+{
+    return w->answer != NULL && w->answer(call, request, w->answer_user);
+}
+
 static Weft__V1__Held *find_held(FakeWorker *w, const Weft__V1__Stamp *stamp)
 {
     for (guint i = 0; i < w->held->len; i++) {
@@ -63,6 +68,9 @@ static void on_load(RpcCall *call, const ProtobufCMessage *message, void *user)
     FakeWorker *w = user;
     const Weft__V1__LoadRequest *request = (const Weft__V1__LoadRequest *)message;
     w->n_loads++;
+    if (is_answered(w, call, message)) {
+        return;
+    }
     if (w->fail_load) {
         g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_IO, "disk full in the cache");
         rpc_call_finish(call, error);
@@ -93,6 +101,9 @@ static void on_start(RpcCall *call, const ProtobufCMessage *message, void *user)
     FakeWorker *w = user;
     const Weft__V1__StartRequest *request = (const Weft__V1__StartRequest *)message;
     w->n_starts++;
+    if (is_answered(w, call, message)) {
+        return;
+    }
     g_assert_cmpuint(request->secret.len, ==, 32);
     Weft__V1__Held *held = find_held(w, request->stamp);
     g_assert_nonnull(held);
@@ -177,6 +188,9 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     FakeWorker *w = user;
     const Weft__V1__GenerateRequest *request = (const Weft__V1__GenerateRequest *)message;
     w->n_generates++;
+    if (is_answered(w, call, message)) {
+        return;
+    }
     if (find_held(w, request->stamp) == NULL || request->stamp->generation != w->generation) {
         g_autoptr(GError) error =
             g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s holds no epoch %" G_GUINT64_FORMAT,

@@ -39,6 +39,9 @@ typedef struct FakeWorker {
     uint64_t generation; /* told by welcome */
     bool draining;       /* told by an acknowledgement */
     bool fail_load;
+    /* Asked first about each call; true = it has answered in the worker's stead. NULL = nobody. */
+    bool (*answer)(RpcCall *call, const ProtobufCMessage *request, void *user);
+    void *answer_user;
     bool silent;     /* takes a generation and sends nothing */
     int repeat;      /* 1: sends each token twice; 2: the second differs */
     GError *refused; /* how its attachment ended */

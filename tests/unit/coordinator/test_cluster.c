@@ -384,6 +384,12 @@ static void test_score_windows(void **state)
     assert_true(a.run_done->nll_sum == 20.0);
     assert_int_equal(a.started->prompt_tokens, 45);
     answer_clear(&a);
+    text[9] = '\0'; /* one window, on a replica that would take more at once */
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, 20 * SECOND);
+    g_assert_no_error(a.error);
+    assert_int_equal(a.run_done->tokens_scored, 4);
+    answer_clear(&a);
 }
 
 static void test_duplicate_tokens(void **state)

@@ -163,7 +163,7 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
     const Weft__V1__FetchRequest *request = (const Weft__V1__FetchRequest *)message;
     c->n_fetches++;
     c->n_slices_asked += (unsigned)request->n_slices;
-    if (c->silent) {
+    if (c->silent || (c->answer_fetch != NULL && c->answer_fetch(call, c->answer_user))) {
         return;
     }
     for (uint32_t i = 0; i < request->n_slices; i++) {

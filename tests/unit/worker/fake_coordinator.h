@@ -39,6 +39,8 @@ typedef struct FakeCoordinator {
     bool missing;         /* has nothing */
     int die_after_chunks; /* ends the call with an error after so many; -1 = never */
     bool silent;          /* accepts Fetch and sends nothing */
+    bool (*answer_fetch)(RpcCall *call, void *user); /* true = has answered; NULL = nobody */
+    void *answer_user;
     /* join */
     const char *token;
     const char *join_role; /* NULL = worker */
