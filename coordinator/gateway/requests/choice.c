@@ -302,6 +302,10 @@ void choice_begin(Choice *c)
     g.want_logits = r->want_logits;
     g.top_logprobs = r->top_logprobs;
     g.trace = r->trace;
+    g.fresh = r->fresh;
+    if (run->cache_key != NULL) {
+        g.cache_key = (ProtobufCBinaryData){strlen(run->cache_key), (uint8_t *)run->cache_key};
+    }
     if (t != NULL && !r->ignore_end) {
         uint32_t n = 0;
         g.end_ids = (uint32_t *)tokenizer_end_ids(t, &n);

@@ -89,9 +89,10 @@ static GArray *encode_text(Run *run)
     if (!need_tokenizer(run)) {
         return NULL;
     }
-    return r->n_messages > 0 ? encode_chat(run)
-                             : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt),
-                                                true, r->raw_special, &run->error);
+    return r->n_messages > 0
+               ? encode_chat(run)
+               : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt), true,
+                                  r->raw_special || r->parse_special, &run->error);
 }
 
 static void take_ids(Run *run, GArray *ids /* taken */)
@@ -173,9 +174,27 @@ static void encode_one(Run *run, GArray *ids /* taken */)
     make_choices(run, score ? 1 : MAX(run->request->streams, 1), run->n_ids, true);
 }
 
+/* An id that the model does not have would be a mistake of the client that nobody tells it. */
+static bool check_bias(Run *run)
+{
+    const Weft__V1__Sampler *s = run->request->sampler;
+    for (size_t i = 0; s != NULL && i < s->n_logit_bias; i++) {
+        if (s->logit_bias[i]->id >= run->model->spec->vocab_size) {
+            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+                                     "logit bias id %u is out of range: the vocabulary has %u",
+                                     s->logit_bias[i]->id, run->model->spec->vocab_size);
+            return false;
+        }
+    }
+    return true;
+}
+
 void run_encode(Run *run)
 {
     const Weft__V1__RunRequest *r = run->request;
+    if (!check_bias(run)) {
+        return;
+    }
     if (r->random_prompt > 0 && r->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
         encode_random(run);
         return;

@@ -7,6 +7,9 @@
 
 #define PENALTY_WINDOW_LIMIT 65536u
 #define STOP_BYTES_LIMIT 256u
+#define PENALTY_LIMIT 100.0
+#define BIAS_LIMIT 1000.0
+#define BIAS_ENTRIES_LIMIT 1024u
 
 static bool in_range(const char *what, double value, double least, double most, GError **error)
 {
@@ -23,13 +26,40 @@ static bool in_range(const char *what, double value, double least, double most, 
     return false;
 }
 
+static bool check_bias(const Weft__V1__Sampler *s, GError **error)
+{
+    if (s->n_logit_bias > BIAS_ENTRIES_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%zu logit biases: at most %u",
+                    s->n_logit_bias, BIAS_ENTRIES_LIMIT);
+        return false;
+    }
+    g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
+    for (size_t i = 0; i < s->n_logit_bias; i++) {
+        const Weft__V1__LogitBias *b = s->logit_bias[i];
+        if (!in_range("logit bias", b->bias, -BIAS_LIMIT, BIAS_LIMIT, error)) {
+            return false;
+        }
+        if (!g_hash_table_add(seen, GUINT_TO_POINTER(b->id))) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "logit bias of id %u is given twice",
+                        b->id);
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool check_sampler(const Weft__V1__Sampler *s, GError **error)
 {
     return s == NULL ||
            (in_range("temperature", s->temperature, 0, (double)INFINITY, error) &&
             in_range("top-p", s->top_p, 0, 1, error) && in_range("min-p", s->min_p, 0, 1, error) &&
             in_range("repeat penalty", s->repeat_penalty, 0, 1000, error) &&
-            in_range("penalty window", s->penalty_window, 0, PENALTY_WINDOW_LIMIT, error));
+            in_range("penalty window", s->penalty_window, 0, PENALTY_WINDOW_LIMIT, error) &&
+            in_range("presence penalty", s->presence_penalty, -PENALTY_LIMIT, PENALTY_LIMIT,
+                     error) &&
+            in_range("frequency penalty", s->frequency_penalty, -PENALTY_LIMIT, PENALTY_LIMIT,
+                     error) &&
+            check_bias(s, error));
 }
 
 static bool check_prompt(const Weft__V1__RunRequest *r, GError **error)

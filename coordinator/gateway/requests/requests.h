@@ -3,6 +3,7 @@
 #pragma once
 
 #include "coordinator/gateway/requests/request_check.h"
+#include "coordinator/gateway/requests/request_stats.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/jobs/models.h"
 #include "coordinator/members.h"
@@ -43,11 +44,21 @@ typedef struct RunSink {
 typedef struct Run Run;
 /* Begins a request (copied). NULL + INVALID when it asks for what cannot be; the sink is not
  * touched inside this call. The run is valid until finish() or run_cancel(). */
-Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request, const RunSink *sink,
+typedef struct RunSetting {
+    const JobWish *wish;   /* the deployment that it goes to; NULL: as the request says. Copied */
+    const char *name;      /* the model's, in metrics; NULL: its own. Copied */
+    const char *cache_key; /* prefixes are shared with equal keys only; NULL: with all. Copied */
+} RunSetting;
+Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
+                    const RunSetting *setting /* NULL: none */, const RunSink *sink,
                     void *sink_user, GError **error);
 /* The client left: everything that the run holds is given back at once. */
 void run_cancel(Run *run);
 const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
+
+/* Runs that are open: those that have a replica, and those that wait for one. */
+void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out);
+const RequestStats *requests_stats(const Requests *requests);
 
 /* serve_service.c: service Serve, a run for each call. */
 void requests_add(Requests *requests, RpcServer *server);

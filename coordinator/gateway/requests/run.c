@@ -36,6 +36,8 @@ static void run_free(Run *run)
     g_free(run->choices);
     g_free(run->ids);
     g_clear_error(&run->error);
+    g_free(run->cache_key);
+    g_free(run->stats_name);
     model_unref(run->model);
     message_free(run->request);
     g_free(run);
@@ -85,11 +87,59 @@ static void run_end_and_reap(Run *run)
     loop_post(run->owner->options.loop, run_reap, run);
 }
 
+/* ---- what is counted ---- */
+
+static void run_count_lease(Run *run)
+{
+    if (!run->leased) {
+        run->leased = true;
+        histogram_add(&run->stats->queue_s,
+                      (double)(loop_now_us(run->owner->options.loop) - run->begun_us) / 1e6);
+    }
+}
+
+static void run_count_tokens(Run *run, const Weft__V1__RunEvent *event)
+{
+    if (event->event_case != WEFT__V1__RUN_EVENT__EVENT_DELTA || event->delta->n_ids == 0 ||
+        run->request->kind != WEFT__V1__REQUEST_KIND__GENERATE) {
+        return;
+    }
+    Choice *c = &run->choices[event->delta->choice];
+    int64_t now = loop_now_us(run->owner->options.loop);
+    if (c->told_us == 0) {
+        histogram_add(&run->stats->first_token_s, (double)(now - run->begun_us) / 1e6);
+        histogram_add(&run->stats->prefill_s, (double)(now - c->begun_us) / 1e6);
+        run->stats->prompt_tokens += c->index == 0 ? run->n_text : 0;
+    } else {
+        histogram_add(&run->stats->inter_token_s, (double)(now - c->told_us) / 1e6);
+    }
+    c->told_us = now;
+    run->stats->generation_tokens += event->delta->n_ids;
+}
+
+/* reason: of the whole, where the choices have none of their own. */
+static void run_count_end(Run *run, const char *reason)
+{
+    if (run->stats == NULL) {
+        return;
+    }
+    int64_t now = loop_now_us(run->owner->options.loop);
+    for (uint32_t i = 0; i < MAX(run->n_choices, 1); i++) {
+        const Choice *c = run->n_choices > 0 ? &run->choices[i] : NULL;
+        model_stats_end(run->stats, c != NULL && c->done ? c->finish_reason : reason);
+        if (c != NULL && c->done && c->last_us > c->first_us) {
+            histogram_add(&run->stats->decode_s, (double)(c->last_us - c->first_us) / 1e6);
+        }
+    }
+    histogram_add(&run->stats->whole_s, (double)(now - run->begun_us) / 1e6);
+}
+
 void run_fail(Run *run, const GError *error)
 {
     if (run->state == RUN_ENDED) {
         return;
     }
+    run_count_end(run, weft_error_group(error) == WEFT_GROUP_REQUEST ? "refused" : "error");
     g_autoptr(GError) own = g_error_copy(error);
     log_info(run->owner->options.log, "request %s failed: %s", run->id,
              weft_error_group(own) == WEFT_GROUP_REQUEST ? "refused" : own->message);
@@ -100,6 +150,7 @@ void run_fail(Run *run, const GError *error)
 void run_cancel(Run *run)
 {
     log_info(run->owner->options.log, "request %s cancelled by its client", run->id);
+    run_count_end(run, "abort");
     run_end_and_reap(run);
 }
 
@@ -126,6 +177,7 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
         return false;
     }
     const size_t limit = run->sink->pending_limit;
+    run_count_tokens(run, event);
     if (run->sink->send(run->sink_user, event) <= limit) {
         return true;
     }
@@ -257,6 +309,7 @@ static void run_complete(Run *run)
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_DONE;
     event.done = &done;
+    run_count_end(run, "");
     run_end_and_reap(run);
     run->sink->send(run->sink_user, &event);
     run->sink->finish(run->sink_user, NULL);
@@ -330,6 +383,7 @@ static void run_on_lease(const LeaseInfo *info, void *user)
     Run *run = user;
     run->info = *info;
     run->state = RUN_RUNNING;
+    run_count_lease(run);
     add_counters(run, run->counters);
     run_send_started(run);
     uint32_t n = choices_at_once(run);
@@ -347,8 +401,13 @@ static void run_acquire(Run *run)
 {
     const Weft__V1__RunRequest *r = run->request;
     JobWish wish = {.context = r->context, .streams = r->streams > 1 ? r->streams : 0};
-    request_numerics(r->numerics, &wish.numerics, NULL);
-    if (r->layout != NULL) {
+    if (run->wish_given) {
+        wish = run->wish;
+    }
+    if (!run->wish_given) {
+        request_numerics(r->numerics, &wish.numerics, NULL);
+    }
+    if (r->layout != NULL && !run->wish_given) {
         wish.dp = r->layout->dp;
         wish.pp = r->layout->pp;
         wish.tp = r->layout->tp;
@@ -412,6 +471,8 @@ static void run_on_model(Model *model, const GError *error, void *user)
         return;
     }
     run->model = model_ref(model);
+    run->stats = request_stats_model(run->owner->stats,
+                                     run->stats_name != NULL ? run->stats_name : model->name);
     if (!run_check_context(run, &own)) {
         run_fail(run, own);
         return;
@@ -420,8 +481,8 @@ static void run_on_model(Model *model, const GError *error, void *user)
     work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
 }
 
-Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request, const RunSink *sink,
-                    void *sink_user, GError **error)
+Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
+                    const RunSetting *setting, const RunSink *sink, void *sink_user, GError **error)
 {
     if (!request_check(request, error)) {
         return NULL;
@@ -434,6 +495,12 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request, con
     run->sink_user = sink_user;
     run->request = (Weft__V1__RunRequest *)message_copy(&request->base);
     run->begun_us = loop_now_us(requests->options.loop);
+    if (setting != NULL) {
+        run->wish_given = setting->wish != NULL;
+        run->wish = setting->wish != NULL ? *setting->wish : (JobWish){0};
+        run->cache_key = g_strdup(setting->cache_key);
+        run->stats_name = g_strdup(setting->name);
+    }
     run->seed = request->seed_given && request->sampler != NULL
                     ? request->sampler->seed
                     : random_u64(requests->options.random) & SEED_MASK;
@@ -452,6 +519,21 @@ const char *run_id(const Run *run)
     return run->id;
 }
 
+void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out)
+{
+    *running_out = *waiting_out = 0;
+    for (GList *l = requests->runs.head; l != NULL; l = l->next) {
+        const Run *run = l->data;
+        *running_out += run->state == RUN_RUNNING;
+        *waiting_out += run->state < RUN_RUNNING;
+    }
+}
+
+const RequestStats *requests_stats(const Requests *requests)
+{
+    return requests->stats;
+}
+
 /* ---- all of them ---- */
 
 Requests *requests_new(const RequestsOptions *options)
@@ -460,6 +542,7 @@ Requests *requests_new(const RequestsOptions *options)
     requests->options = *options;
     requests->cluster = g_strdup(options->cluster);
     g_queue_init(&requests->runs);
+    requests->stats = request_stats_new();
     return requests;
 }
 
@@ -482,6 +565,7 @@ void requests_free(Requests *requests)
         run->opening = false; /* models are freed before the loop runs again */
         run_free_if_unused(run);
     }
+    request_stats_free(requests->stats);
     g_free(requests->cluster);
     g_free(requests);
 }

@@ -32,6 +32,7 @@ typedef struct Choice {
     double nll;
     uint64_t prefill_us, decode_us, wire_bytes;
     int64_t begun_us, first_us, last_us;
+    int64_t told_us; /* of the last token that the client was sent */
 } Choice;
 
 struct Run {
@@ -48,8 +49,14 @@ struct Run {
     LoopTimer *deadline;
     bool opening, encoding, reaping; /* models_open(), the pool, a posted run_reap() has it */
     unsigned n_calls;                /* leader calls whose on_done is still to come */
+    bool wish_given;
+    JobWish wish;    /* if given */
+    char *cache_key; /* NULL: none */
+    char *stats_name;
     uint64_t seed;
     int64_t begun_us;
+    ModelStats *stats; /* from the model's opening on */
+    bool leased;       /* once */
     uint32_t context;
     GError *error; /* from the pool */
     uint32_t *ids; /* every choice's prompt, one after another */
@@ -65,6 +72,7 @@ struct Requests {
     RequestsOptions options;
     char *cluster;
     GQueue runs; /* of Run, by link */
+    RequestStats *stats;
 };
 
 /* Ends with an answer or an error; nothing may be sent afterwards. */

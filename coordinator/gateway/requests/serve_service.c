@@ -43,7 +43,8 @@ static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
     static const RunSink sink = {call_send, call_finish, PENDING_LIMIT};
     Requests *requests = user;
     g_autoptr(GError) error = NULL;
-    Run *run = requests_start(requests, (const Weft__V1__RunRequest *)message, &sink, call, &error);
+    Run *run =
+        requests_start(requests, (const Weft__V1__RunRequest *)message, NULL, &sink, call, &error);
     if (run == NULL) {
         rpc_call_finish(call, error);
         return;

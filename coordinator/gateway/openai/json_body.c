@@ -1,0 +1,71 @@
+#include "coordinator/gateway/openai/json_body.h"
+
+/* One pass over the bytes that a parser would see as structure. What is no JSON may be counted
+ * wrongly: the parser refuses it anyway. */
+typedef struct Shape {
+    uint64_t depth, deepest, values;
+} Shape;
+
+static Shape measure(const char *bytes, size_t length)
+{
+    Shape s = {.values = 1};
+    bool in_string = false;
+    for (size_t i = 0; i < length; i++) {
+        const char c = bytes[i];
+        if (in_string) {
+            if (c == '\\') {
+                i++;
+            } else if (c == '"') {
+                in_string = false;
+            }
+            continue;
+        }
+        switch (c) {
+        case '"':
+            in_string = true;
+            break;
+        case '{':
+        case '[':
+            s.depth++;
+            s.deepest = MAX(s.deepest, s.depth);
+            s.values++;
+            break;
+        case '}':
+        case ']':
+            s.depth -= s.depth > 0;
+            break;
+        case ',':
+            s.values++;
+            break;
+        default:
+            break;
+        }
+    }
+    return s;
+}
+
+json_t *json_body_parse(const char *bytes, size_t length, const ApiLimits *limits, ApiError **error)
+{
+    Shape shape = measure(bytes, length);
+    if (shape.deepest > limits->depth || shape.values > limits->values) {
+        bool deep = shape.deepest > limits->depth;
+        api_error_field(error, NULL,
+                        "the body is %s than %" G_GUINT64_FORMAT "%s: it cannot be taken",
+                        deep ? "nested deeper" : "of more values",
+                        deep ? limits->depth : limits->values, deep ? " levels" : "");
+        return NULL;
+    }
+    json_error_t problem;
+    json_t *root = json_loadb(bytes, length, JSON_REJECT_DUPLICATES, &problem);
+    if (root == NULL) {
+        api_error_field(error, NULL, "the body is not valid JSON: %s (line %d, column %d)",
+                        problem.text, problem.line, problem.column);
+        return NULL;
+    }
+    if (!json_is_object(root)) {
+        api_error_field(error, NULL, "the body is not a JSON object");
+        json_decref(root);
+        return NULL;
+    }
+    return root;
+}
