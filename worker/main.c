@@ -382,8 +382,12 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         return false;
     }
     const uint64_t memory = s->memory > 0 ? s->memory : default_memory();
-    const MeasureOptions measure = {
-        .isa = isa, .threads = threads, .cpus = d->cpus, .memory_bytes = memory};
+    const MeasureOptions measure = {.isa = isa,
+                                    .threads = threads,
+                                    .cpus = d->cpus,
+                                    .memory_bytes = memory,
+                                    .turn = "weft-measure",
+                                    .now_s = loop_wall_us(main_loop_loop(d->loop)) / 1000000};
     g_autofree char *host = host_identity(), *own = own_address(s, d->identity.control_address);
     const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL,
                exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;

@@ -1,4 +1,4 @@
-/* The numbers that a planner needs are ratios between workers, so each is the best of a few short
+/* The numbers that a planner needs are ratios between workers, so each is the best of many short
  * runs, not a benchmark: a slow run means that something else ran, never that the machine can do
  * less. */
 #include "worker/measure.h"
@@ -9,6 +9,7 @@
 #include "proto/base/version.h"
 
 #include <arpa/inet.h>
+#include <math.h>
 #include <netinet/tcp.h>
 #include <stddef.h>
 #include <string.h>
@@ -19,14 +20,19 @@
 
 #define READ_BUFFER_LIMIT (256u << 20)
 #define READ_BUFFER_LEAST (4u << 20)
-#define RUNS 3
+#define READ_PIECES 8u
 #define MATMUL_OUT 512u
 #define MATMUL_IN 1024u
 #define MATMUL_ROWS 8u
-#define MATMUL_RUN_S 0.02
-#define PINGS 100
-#define PING_BYTES 4096u
-#define STREAM_BYTES (8u << 20)
+#define MATMUL_RUN_S 0.001
+#define MESSAGE_BYTES 4096u
+#define PING_RUN 10u
+#define STREAM_RUN_BYTES (2u << 20)
+/* How long each figure is tried for: its best run of a millisecond or two finds the moments in
+ * which nothing else ran, also on a busy host. */
+#define TRY_S 0.1
+#define TURN_WAIT_MS 3000u
+#define KEPT_S (INT64_C(7) * 24 * 3600)
 /* Where sockets cannot be measured (no loopback in this namespace): a modest local network. */
 #define ASSUMED_LATENCY_S 50e-6
 #define ASSUMED_BYTES_PER_S 1e9
@@ -38,9 +44,7 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- memory
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- memory ---- */
 
 typedef struct ReadRun {
     const uint64_t *data;
@@ -83,20 +87,23 @@ static bool measure_read(Pool *pool, uint64_t memory_bytes, Measure *out, GError
     }
     ReadRun run = {buffer, size / sizeof(uint64_t), 0};
     pool_run(pool, write_part, &run); /* pages that were never written are all the same zero page */
+    /* Piece after piece around the buffer, so that each has left the caches when it comes again. */
+    const size_t piece = size / READ_PIECES;
     double best = 1e9;
-    for (int i = 0; i < RUNS; i++) {
-        double start = now_s();
+    const double end = now_s() + TRY_S;
+    for (unsigned i = 0; i < READ_PIECES || now_s() < end; i++) {
+        run.data = (const uint64_t *)buffer + piece / sizeof(uint64_t) * (i % READ_PIECES);
+        run.n = piece / sizeof(uint64_t);
+        const double start = now_s();
         pool_run(pool, read_part, &run);
         best = MIN(best, now_s() - start);
     }
     weft_unmap(buffer, size);
-    out->read_bytes_per_s = (double)size / MAX(best, 1e-9);
+    out->read_bytes_per_s = (double)piece / MAX(best, 1e-9);
     return true;
 }
 
-/* ---- arithmetic
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- arithmetic ---- */
 
 typedef struct MatmulRun {
     const Kernels *kernels;
@@ -148,9 +155,11 @@ static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, doubl
                           .ld = MATMUL_OUT,
                           .subtree_stride = MATMUL_ROWS * MATMUL_OUT}};
         double best = 0;
-        for (int i = 0; i < RUNS; i++) {
+        const double end = now_s() + TRY_S;
+        while (best == 0 || now_s() < end) {
             unsigned n = 0;
-            double start = now_s(), spent;
+            const double start = now_s();
+            double spent;
             do {
                 pool_run(pool, matmul_part, &run);
                 n++;
@@ -168,9 +177,7 @@ static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, doubl
     return done;
 }
 
-/* ---- sockets
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- sockets ---- */
 
 static bool move(int fd, void *data, size_t size, bool send_it)
 {
@@ -185,21 +192,20 @@ static bool move(int fd, void *data, size_t size, bool send_it)
     return true;
 }
 
+/* The other end: messages of MESSAGE_BYTES, whose first byte says whether one is answered by
+ * itself, by one byte, or not. */
+enum { SWALLOW, ANSWER, ACKNOWLEDGE };
+
 static void *echo(void *user)
 {
     int fd = *(int *)user;
-    uint8_t buffer[PING_BYTES] = {0};
-    for (unsigned i = 0; i < PINGS; i++) {
-        if (!move(fd, buffer, sizeof buffer, false) || !move(fd, buffer, sizeof buffer, true)) {
-            return NULL;
+    uint8_t buffer[MESSAGE_BYTES];
+    while (move(fd, buffer, sizeof buffer, false)) {
+        if (buffer[0] != SWALLOW &&
+            !move(fd, buffer, buffer[0] == ANSWER ? sizeof buffer : 1, true)) {
+            break;
         }
     }
-    for (size_t got = 0; got < STREAM_BYTES; got += sizeof buffer) {
-        if (!move(fd, buffer, sizeof buffer, false)) {
-            return NULL;
-        }
-    }
-    move(fd, buffer, 1, true);
     return NULL;
 }
 
@@ -228,29 +234,59 @@ static bool socket_pair(int fds[2])
     return ok;
 }
 
+/* Seconds of one message there, the best run's; 0 if the sockets failed. */
+static double measure_latency(int fd)
+{
+    uint8_t buffer[MESSAGE_BYTES] = {ANSWER};
+    double best = 0;
+    const double end = now_s() + TRY_S;
+    do {
+        const double start = now_s();
+        for (unsigned i = 0; i < PING_RUN; i++) {
+            if (!move(fd, buffer, sizeof buffer, true) || !move(fd, buffer, sizeof buffer, false)) {
+                return 0;
+            }
+        }
+        const double one = (now_s() - start) / PING_RUN / 2;
+        best = best > 0 ? MIN(best, one) : one;
+    } while (now_s() < end);
+    return best;
+}
+
+/* Bytes a second, the best run's; 0 if the sockets failed. */
+static double measure_stream(int fd)
+{
+    uint8_t buffer[MESSAGE_BYTES] = {SWALLOW}, last[MESSAGE_BYTES] = {ACKNOWLEDGE};
+    double best = 0;
+    const double end = now_s() + TRY_S;
+    do {
+        const double start = now_s();
+        for (size_t sent = sizeof last; sent < STREAM_RUN_BYTES; sent += sizeof buffer) {
+            if (!move(fd, buffer, sizeof buffer, true)) {
+                return 0;
+            }
+        }
+        if (!move(fd, last, sizeof last, true) || !move(fd, last, 1, false)) {
+            return 0;
+        }
+        last[0] = ACKNOWLEDGE;
+        best = MAX(best, STREAM_RUN_BYTES / MAX(now_s() - start, 1e-9));
+    } while (now_s() < end);
+    return best;
+}
+
 static void measure_link(Measure *out)
 {
     out->link_latency_s = ASSUMED_LATENCY_S;
     out->link_bytes_per_s = ASSUMED_BYTES_PER_S;
     int fds[2];
-    uint8_t buffer[PING_BYTES] = {0};
     if (socket_pair(fds)) {
         GThread *peer = g_thread_new("measure", echo, &fds[1]);
-        double start = now_s();
-        bool ok = true;
-        for (unsigned i = 0; ok && i < PINGS; i++) {
-            ok = move(fds[0], buffer, sizeof buffer, true) &&
-                 move(fds[0], buffer, sizeof buffer, false);
-        }
-        double pings = now_s() - start;
-        start = now_s();
-        for (size_t sent = 0; ok && sent < STREAM_BYTES; sent += sizeof buffer) {
-            ok = move(fds[0], buffer, sizeof buffer, true);
-        }
-        ok = ok && move(fds[0], buffer, 1, false);
-        if (ok) {
-            out->link_latency_s = pings / PINGS / 2;
-            out->link_bytes_per_s = STREAM_BYTES / MAX(now_s() - start, 1e-9);
+        const double latency = measure_latency(fds[0]);
+        const double stream = latency > 0 ? measure_stream(fds[0]) : 0;
+        if (stream > 0) {
+            out->link_latency_s = latency;
+            out->link_bytes_per_s = stream;
         }
         shutdown(fds[0], SHUT_RDWR);
         g_thread_join(peer);
@@ -262,32 +298,36 @@ static void measure_link(Measure *out)
     }
 }
 
-/* ---- public
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- public ---- */
 
 /* Workers of one host that start together would measure each other's noise: an abstract socket name
- * is the turn; the kernel gives it back when the process ends in any way. Without a turn after 3 s
- * the measurement goes on. */
-static int take_turn(void)
+ * is the turn; the kernel gives it back when the process ends in any way. -1 = no turn after that
+ * time. */
+static int take_turn(const char *name, unsigned wait_ms)
 {
-    static const char name[] = "\0weft-measure";
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
-    memcpy(at.sun_path, name, sizeof name);
+    struct sockaddr_un at = {.sun_family = AF_UNIX}; /* its path begins with NUL: no file */
+    const size_t length = MIN(strlen(name), sizeof at.sun_path - 1);
+    memcpy(at.sun_path + 1, name, length);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    for (int i = 0; fd >= 0 && i < 300; i++) {
+    for (unsigned waited = 0; fd >= 0; waited += 10) {
         if (bind(fd, (struct sockaddr *)&at,
-                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof name)) == 0) {
+                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) == 0) {
+            return fd;
+        }
+        if (waited >= wait_ms) {
             break;
         }
         g_usleep(10000);
     }
-    return fd;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return -1;
 }
 
-bool measure_run(const MeasureOptions *options, Measure *out, GError **error)
+static bool measure_now(const MeasureOptions *options, Measure *out, GError **error)
 {
-    *out = (Measure){0};
+    *out = (Measure){.since_s = options->now_s};
     const Kernels *kernels = kernels_get(options->isa);
     Pool *pool = pool_new(options->threads, options->cpus, false, 50);
     if (!pool) {
@@ -295,15 +335,13 @@ bool measure_run(const MeasureOptions *options, Measure *out, GError **error)
                     "no %u compute threads could be started: lower --threads", options->threads);
         return false;
     }
-    int turn = take_turn();
     bool ok = measure_read(pool, options->memory_bytes, out, error) &&
               measure_matmul(pool, kernels, DTYPE_Q8_0, &out->int8_ops_per_s, error) &&
               measure_matmul(pool, kernels, DTYPE_F32, &out->f32_ops_per_s, error);
-    measure_link(out);
-    if (turn >= 0) {
-        close(turn);
-    }
     pool_free(pool);
+    if (ok) {
+        measure_link(out);
+    }
     return ok;
 }
 
@@ -350,23 +388,47 @@ static double *field(Measure *measure, size_t i)
     return (double *)(void *)((char *)measure + fields[i].offset);
 }
 
-static bool load(const char *path, const char *key, Measure *out)
+static bool load(const char *path, const char *key, int64_t now, Measure *out)
 {
     g_autoptr(GKeyFile) file = g_key_file_new();
     if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, NULL)) {
         return false;
     }
     g_autofree char *kept = g_key_file_get_string(file, "measure", "machine", NULL);
-    if (g_strcmp0(kept, key) != 0) {
+    out->since_s = g_key_file_get_int64(file, "measure", "since_s", NULL);
+    if (g_strcmp0(kept, key) != 0 || out->since_s > now || out->since_s < now - KEPT_S) {
         return false;
     }
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         *field(out, i) = g_key_file_get_double(file, "measure", fields[i].name, NULL);
-        if (!(*field(out, i) > 0)) {
+        if (!(*field(out, i) > 0) || !isfinite(*field(out, i))) {
             return false;
         }
     }
     return true;
+}
+
+static void save(const char *path, const char *key, const Measure *measure)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    g_key_file_set_string(file, "measure", "machine", key);
+    g_key_file_set_int64(file, "measure", "since_s", measure->since_s);
+    Measure copy = *measure;
+    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
+        g_key_file_set_double(file, "measure", fields[i].name, *field(&copy, i));
+    }
+    /* an unwritable directory only costs the next start what this one had found */
+    g_key_file_save_to_file(file, path, NULL);
+}
+
+static void take_better(Measure *out, const Measure *kept)
+{
+    out->read_bytes_per_s = MAX(out->read_bytes_per_s, kept->read_bytes_per_s);
+    out->int8_ops_per_s = MAX(out->int8_ops_per_s, kept->int8_ops_per_s);
+    out->f32_ops_per_s = MAX(out->f32_ops_per_s, kept->f32_ops_per_s);
+    out->link_latency_s = MIN(out->link_latency_s, kept->link_latency_s);
+    out->link_bytes_per_s = MAX(out->link_bytes_per_s, kept->link_bytes_per_s);
+    out->since_s = kept->since_s;
 }
 
 bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *out, Log *log,
@@ -374,23 +436,31 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
 {
     g_autofree char *path = g_build_filename(state_dir, "measure", NULL);
     g_autofree char *key = measure_key(options);
-    if (load(path, key, out)) {
+    Measure kept;
+    const bool known = load(path, key, options->now_s, &kept);
+    const int turn = take_turn(options->turn, known ? 0 : TURN_WAIT_MS);
+    if (known && turn < 0) {
+        *out = kept;
         return true;
     }
-    if (!measure_run(options, out, error)) {
-        return false;
+    bool ok = measure_now(options, out, known ? NULL : error);
+    if (turn >= 0) {
+        close(turn);
     }
-    log_info(
-        log,
-        "measured: reads %.1f GB/s, int8 %.0f G/s, f32 %.0f G/s, messages %.0f us and %.1f GB/s",
-        out->read_bytes_per_s / 1e9, out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9,
-        out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9);
-    g_autoptr(GKeyFile) file = g_key_file_new();
-    g_key_file_set_string(file, "measure", "machine", key);
-    for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
-        g_key_file_set_double(file, "measure", fields[i].name, *field(out, i));
+    if (ok && known) {
+        take_better(out, &kept);
+    } else if (known) { /* there is no memory to measure with now */
+        *out = kept;
+        ok = true;
     }
-    g_key_file_save_to_file(
-        file, path, NULL); /* an unwritable directory only costs the next start its second */
-    return true;
+    if (ok) {
+        log_info(
+            log,
+            "measured: reads %.1f GB/s, int8 %.0f G/s, f32 %.0f G/s, messages %.0f us and %.1f "
+            "GB/s, the best since %" G_GINT64_FORMAT " s ago",
+            out->read_bytes_per_s / 1e9, out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9,
+            out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9, options->now_s - out->since_s);
+        save(path, key, out);
+    }
+    return ok;
 }

@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 
 import harness
 from harness import Cluster, WEFT, clean_environment, folder, tiny_model, wait_for
@@ -300,6 +301,7 @@ def case_doctor():
     """doctor: a line a check, --json the same, exit 0 while nothing is wrong"""
     got = weft("doctor", "--json").ok().json()
     shape(got, {"checks": [{"check": str, "ok": bool, "text": str}], "problems": int})
+    assert all(0 <= time.time() - m["measured"]["since"] < 3600 for m in cluster.status()["members"])
     assert {f"member worker-{i}" for i in (1, 2, 3)} <= {c["check"] for c in got["checks"]}
     assert weft("doctor").ok().out.startswith("CHECK")
 

@@ -237,10 +237,13 @@ static json_t *member_json(const Weft__V1__Member *m)
     }
     if (m->measured != NULL) {
         json_object_set_new(object, "measured",
-                            json_pack("{s:f,s:f,s:f}", "read_bytes_per_s",
+                            json_pack("{s:f,s:f,s:f,s:f,s:f,s:I}", "read_bytes_per_s",
                                       m->measured->read_bytes_per_s, "int8_ops_per_s",
                                       m->measured->int8_ops_per_s, "f32_ops_per_s",
-                                      m->measured->f32_ops_per_s));
+                                      m->measured->f32_ops_per_s, "link_latency_s",
+                                      m->measured->link_latency_s, "link_bytes_per_s",
+                                      m->measured->link_bytes_per_s, "since",
+                                      (json_int_t)m->measured->since));
     }
     return object;
 }

@@ -316,15 +316,19 @@ static void check_members(Doctor *d, const Weft__V1__StatusResponse *s)
 {
     for (size_t i = 0; i < s->n_members; i++) {
         const Weft__V1__Member *m = s->members[i];
-        const bool ok = strcmp(m->state, "lost") != 0 && strcmp(m->state, "revoked") != 0;
-        const double latency = m->measured != NULL ? m->measured->link_latency_s * 1e6 : 0,
-                     bandwidth = m->measured != NULL ? m->measured->link_bytes_per_s / 1e9 : 0;
-        const double read = m->measured != NULL ? m->measured->read_bytes_per_s / 1e9 : 0;
+        const bool ok = strcmp(m->state, "ready") == 0 || strcmp(m->state, "serving") == 0 ||
+                        strcmp(m->state, "draining") == 0;
         g_autofree char *what = g_strdup_printf("member %s", m->name);
+        if (m->measured == NULL) {
+            finding(d, what, ok, "%s: not heard of since the coordinator started%s%s", m->state,
+                    m->reason[0] != '\0' ? ": " : "", m->reason);
+            continue;
+        }
         finding(d, what, ok,
                 "%s at %s, %u threads, %s, reads %.1f GB/s, link %.0f us %.1f GB/s, dropped "
                 "%" G_GUINT64_FORMAT "%s%s",
-                m->state, m->address, m->threads, m->isa, read, latency, bandwidth,
+                m->state, m->address, m->threads, m->isa, m->measured->read_bytes_per_s / 1e9,
+                m->measured->link_latency_s * 1e6, m->measured->link_bytes_per_s / 1e9,
                 m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed +
                                           m->counters->dropped_corrupt
                                     : 0,

@@ -337,6 +337,7 @@ static Weft__V1__Hello *make_hello(void *user)
     m->f32_ops_per_s = a->o.measure.f32_ops_per_s;
     m->link_latency_s = a->o.measure.link_latency_s;
     m->link_bytes_per_s = a->o.measure.link_bytes_per_s;
+    m->since = (uint64_t)a->o.measure.since_s;
     hello->held = deployments_held(a->deployments, 0, &hello->n_held);
     return hello;
 }

@@ -6,7 +6,11 @@
 
 #include <cmocka.h>
 #include <glib/gstdio.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 static void assert_plausible(const Measure *m)
 {
@@ -17,33 +21,136 @@ static void assert_plausible(const Measure *m)
     assert_true(m->link_bytes_per_s > 1e6 && m->link_bytes_per_s < 1e12);
 }
 
+#define NOW INT64_C(1800000000)
+#define DAY INT64_C(86400)
+
+typedef struct Fixture {
+    char *dir, *path, *turn;
+    MeasureOptions options;
+} Fixture;
+
+static Fixture fixture(void)
+{
+    Fixture f = {
+        .dir = g_dir_make_tmp("weft-measure-XXXXXX", NULL),
+        .options = {
+            .isa = kernels_best_isa(), .threads = 1, .memory_bytes = 32u << 20, .now_s = NOW}};
+    f.path = g_build_filename(f.dir, "measure", NULL);
+    f.options.turn = f.turn = g_path_get_basename(f.dir); /* ours alone */
+    return f;
+}
+
+static void fixture_free(Fixture *f)
+{
+    g_unlink(f->path);
+    g_rmdir(f->dir);
+    g_free(f->dir);
+    g_free(f->path);
+    g_free(f->turn);
+}
+
+static Measure get(const Fixture *f)
+{
+    Measure m;
+    GError *error = NULL;
+    assert_true(measure_get(f->dir, &f->options, &m, NULL, &error));
+    return m;
+}
+
+/* What the file has of one figure. */
+static double kept(const Fixture *f, const char *name)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    assert_true(g_key_file_load_from_file(file, f->path, G_KEY_FILE_NONE, NULL));
+    return g_key_file_get_double(file, "measure", name, NULL);
+}
+
+static void keep(const Fixture *f, const char *name, double value)
+{
+    g_autoptr(GKeyFile) file = g_key_file_new();
+    assert_true(g_key_file_load_from_file(file, f->path, G_KEY_FILE_NONE, NULL));
+    g_key_file_set_double(file, "measure", name, value);
+    assert_true(g_key_file_save_to_file(file, f->path, NULL));
+}
+
+static void test_the_better_of_each_figure_is_kept(void **state)
+{
+    (void)state;
+    Fixture f = fixture();
+    const Measure first = get(&f);
+    assert_plausible(&first);
+    assert_int_equal(first.since_s, NOW);
+    /* an earlier start found the machine idle for one figure, and under load for two others */
+    keep(&f, "read_bytes_per_s", 9e12);
+    keep(&f, "int8_ops_per_s", 1);
+    keep(&f, "link_latency_s", 1);
+    f.options.now_s = NOW + 6 * DAY;
+    const Measure again = get(&f);
+    assert_plausible(&again);
+    assert_true(again.read_bytes_per_s == 9e12);
+    assert_int_equal(again.since_s, NOW);
+    assert_true(kept(&f, "read_bytes_per_s") == 9e12);
+    assert_true(kept(&f, "int8_ops_per_s") == again.int8_ops_per_s);
+    assert_true(kept(&f, "link_latency_s") == again.link_latency_s);
+    fixture_free(&f);
+}
+
+static void test_is_kept_for_a_week(void **state)
+{
+    (void)state;
+    Fixture f = fixture();
+    get(&f);
+    keep(&f, "read_bytes_per_s", 9e12);
+    f.options.now_s = NOW + 8 * DAY;
+    const Measure later = get(&f);
+    assert_true(later.read_bytes_per_s < 9e12);
+    assert_int_equal(later.since_s, NOW + 8 * DAY);
+    /* a clock that was set back: what seems to come from the future is not believed */
+    keep(&f, "read_bytes_per_s", 9e12);
+    f.options.now_s = NOW;
+    assert_true(get(&f).read_bytes_per_s < 9e12);
+    fixture_free(&f);
+}
+
 static void test_is_kept_for_the_same_machine_only(void **state)
 {
     (void)state;
-    g_autofree char *dir = g_dir_make_tmp("weft-measure-XXXXXX", NULL);
-    MeasureOptions options = {.isa = kernels_best_isa(), .threads = 1, .memory_bytes = 32u << 20};
-    Measure first, again, other;
-    GError *error = NULL;
-    assert_true(measure_get(dir, &options, &first, NULL, &error));
-    assert_plausible(&first);
-    assert_true(measure_get(dir, &options, &again, NULL, &error));
-    /* Two measurements never agree to the last bit: this one was read. */
-    assert_memory_equal(&first, &again, sizeof first);
-    options.threads = 2;
-    assert_true(measure_get(dir, &options, &other, NULL, &error));
-    assert_plausible(&other);
-    assert_memory_not_equal(&first, &other, sizeof first);
-    g_autofree char *path = g_build_filename(dir, "measure", NULL);
+    Fixture f = fixture();
+    get(&f);
+    keep(&f, "read_bytes_per_s", 9e12);
+    f.options.threads = 2;
+    assert_true(get(&f).read_bytes_per_s < 9e12);
     /* A file of garbage is measured over, not believed. */
-    assert_true(g_file_set_contents(path, "[measure]\nread_bytes_per_s=nan\n", -1, NULL));
-    assert_true(measure_get(dir, &options, &other, NULL, &error));
+    assert_true(g_file_set_contents(f.path, "[measure]\nread_bytes_per_s=nan\n", -1, NULL));
+    const Measure other = get(&f);
     assert_plausible(&other);
-    g_unlink(path);
-    g_rmdir(dir);
+    fixture_free(&f);
+}
+
+static void test_what_is_kept_serves_while_another_measures(void **state)
+{
+    (void)state;
+    Fixture f = fixture();
+    get(&f);
+    keep(&f, "read_bytes_per_s", 1);
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    strcpy(at.sun_path + 1, f.turn);
+    const int other = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const size_t size = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(f.turn);
+    assert_int_equal(bind(other, (struct sockaddr *)&at, (socklen_t)size), 0);
+    assert_true(get(&f).read_bytes_per_s == 1);
+    close(other);
+    assert_true(get(&f).read_bytes_per_s > 1);
+    fixture_free(&f);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_is_kept_for_the_same_machine_only)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_the_better_of_each_figure_is_kept),
+        cmocka_unit_test(test_is_kept_for_a_week),
+        cmocka_unit_test(test_what_is_kept_serves_while_another_measures),
+        cmocka_unit_test(test_is_kept_for_the_same_machine_only),
+    };
     return cmocka_run_group_tests_name("measure", tests, NULL, NULL);
 }
