@@ -350,6 +350,7 @@ static Weft__V1__Heartbeat *make_heartbeat(uint64_t sequence, void *user)
     heartbeat->serving = health_is_serving(a->health);
     heartbeat->held = deployments_held(a->deployments, sequence, &heartbeat->n_held);
     heartbeat->waiting = deployments_waiting(a->deployments, &heartbeat->n_waiting);
+    heartbeat->loads = deployments_loads(a->deployments, &heartbeat->n_loads);
     heartbeat->counters = deployments_counters(a->deployments);
     return heartbeat;
 }

@@ -68,6 +68,7 @@ Weft__V1__Held **deployments_held(Deployments *table,
                                   uint64_t sequence /* of the heartbeat, 0 = hello */,
                                   size_t *n_out);
 Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out);
+Weft__V1__ReplicaLoad **deployments_loads(Deployments *table, size_t *n_out);
 Weft__V1__Counters *deployments_counters(Deployments *table);
 
 /* Looks at every engine; every 250 ms. True: a shard is loaded, and every running engine makes

@@ -102,3 +102,43 @@ Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out)
     *n_out = n;
     return all;
 }
+
+static Weft__V1__ReplicaLoad *load_of(const Deployment *d, const EngineLoad *load)
+{
+    Weft__V1__ReplicaLoad *l = g_new(Weft__V1__ReplicaLoad, 1);
+    weft__v1__replica_load__init(l);
+    l->job = g_strdup(d->job);
+    l->replica = d->replica;
+    l->epoch = d->epoch;
+    l->running = load->running;
+    l->waiting = load->waiting;
+    l->slots = load->slots;
+    l->kv_pages_total = load->kv_pages_total;
+    l->kv_pages_used = load->kv_pages_used;
+    l->kv_pages_cached = load->kv_pages_cached;
+    l->prefix_query_tokens = load->prefix_query_tokens;
+    l->prefix_hit_tokens = load->prefix_hit_tokens;
+    l->preemptions = load->preemptions;
+    l->prompt_tokens = load->prompt_tokens;
+    l->generation_tokens = load->generation_tokens;
+    return l;
+}
+
+Weft__V1__ReplicaLoad **deployments_loads(Deployments *table, size_t *n_out)
+{
+    Weft__V1__ReplicaLoad **all = g_new0(Weft__V1__ReplicaLoad *, table->all->len + 1);
+    size_t n = 0;
+    for (guint i = 0; i < table->all->len; i++) {
+        Deployment *d = table->all->pdata[i];
+        EngineStatus status;
+        if (!d->engine || d->task_running) {
+            continue;
+        }
+        engine_status(d->engine, &status);
+        if (status.leads && status.running) {
+            all[n++] = load_of(d, &status.load);
+        }
+    }
+    *n_out = n;
+    return all;
+}

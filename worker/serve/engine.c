@@ -543,7 +543,10 @@ static void report_idle(Engine *e)
 static bool work(Engine *e)
 {
     if (e->leader != NULL) {
-        atomic_store(&e->has_work, leader_open_requests(e->leader) > 0);
+        EngineLoad load;
+        leader_load(e->leader, &load);
+        engine_counters_load(&e->counters, &load);
+        atomic_store(&e->has_work, load.running + load.waiting > 0);
         if (leader_next(e->leader, e->step)) {
             run_step(e, NULL);
             return true;
@@ -703,7 +706,8 @@ size_t engine_buffer_bytes(const ModelSpec *spec, const Plan *plan, uint32_t rep
     return stage_buffer_bytes(spec, plan, replica, stage, rank, threads) +
            inbox_bytes(inbox_slots(&plan->replicas[replica]),
                        step_message_limit(&limits, spec, stage)) +
-           2 * step_wire_limit(&limits) + sequences_bytes(&limits);
+           2 * step_wire_limit(&limits) + sequences_bytes(&limits) +
+           (stage == 0 && rank == 0 ? leader_bytes(plan->kv_pages) : 0);
 }
 
 static bool open_inbox(Engine *e, GError **error)
@@ -741,6 +745,8 @@ static bool open_all(Engine *e, GError **error)
     if (position_leads(&e->position)) {
         const LeaderOptions leader = {.limits = e->limits,
                                       .kv_pages = e->o.plan->kv_pages,
+                                      .definition = definition_hash(&e->o.plan->definition),
+                                      .n_stages = e->position.n_stages,
                                       .steps_in_flight = e->steps_in_flight,
                                       .wire_bytes = sent_bytes,
                                       .user = e};
@@ -955,6 +961,7 @@ void engine_status(Engine *e, EngineStatus *out)
         .waits_since_us = atomic_load(&e->waits_since_us),
         .wait_expired = atomic_load(&e->wait_expired),
         .step_deadline_us = e->step_deadline_us,
+        .leads = position_leads(&e->position),
     };
     engine_counters_read(&e->counters, out);
     pthread_mutex_lock(&e->shared.mutex);

@@ -108,6 +108,15 @@ uint64_t engine_submit(Engine *engine, const EngineRequest *request, Loop *loop,
                        void *user);
 void engine_cancel(Engine *engine, uint64_t request_id);
 
+/* What the leader's scheduler does (scheduler.h). Totals since the engine's start. */
+typedef struct EngineLoad {
+    uint32_t running, waiting, slots;
+    uint64_t kv_pages_total, kv_pages_used, kv_pages_cached; /* used: by running sequences */
+    uint64_t prefix_query_tokens, prefix_hit_tokens;         /* asked of the prefix cache, found */
+    uint64_t preemptions;
+    uint64_t prompt_tokens, generation_tokens; /* of requests admitted; drawn */
+} EngineLoad;
+
 /* Health and reports (any thread). */
 typedef struct EngineStatus {
     bool running; /* started and not failed */
@@ -124,6 +133,8 @@ typedef struct EngineStatus {
     uint64_t steps, rows;
     uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
     LinkCounters link;
+    bool leads; /* load is meaningful */
+    EngineLoad load;
 } EngineStatus;
 void engine_status(Engine *engine, EngineStatus *out);
 /* The epoch is over: every wait ends at once, open requests end with `why` (WEFT_ERROR_WORKER_LOST

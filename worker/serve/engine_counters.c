@@ -58,6 +58,38 @@ void engine_counters_link(EngineCounters *c, const LinkCounters *link)
     set(&c->receive_ns, link->receive_ns);
 }
 
+void engine_counters_load(EngineCounters *c, const EngineLoad *load)
+{
+    atomic_store_explicit(&c->load.running, load->running, memory_order_relaxed);
+    atomic_store_explicit(&c->load.waiting, load->waiting, memory_order_relaxed);
+    atomic_store_explicit(&c->load.slots, load->slots, memory_order_relaxed);
+    set(&c->load.kv_pages_total, load->kv_pages_total);
+    set(&c->load.kv_pages_used, load->kv_pages_used);
+    set(&c->load.kv_pages_cached, load->kv_pages_cached);
+    set(&c->load.prefix_query_tokens, load->prefix_query_tokens);
+    set(&c->load.prefix_hit_tokens, load->prefix_hit_tokens);
+    set(&c->load.preemptions, load->preemptions);
+    set(&c->load.prompt_tokens, load->prompt_tokens);
+    set(&c->load.generation_tokens, load->generation_tokens);
+}
+
+static void read_load(EngineCounters *c, EngineLoad *out)
+{
+    *out = (EngineLoad){
+        .running = atomic_load_explicit(&c->load.running, memory_order_relaxed),
+        .waiting = atomic_load_explicit(&c->load.waiting, memory_order_relaxed),
+        .slots = atomic_load_explicit(&c->load.slots, memory_order_relaxed),
+        .kv_pages_total = get(&c->load.kv_pages_total),
+        .kv_pages_used = get(&c->load.kv_pages_used),
+        .kv_pages_cached = get(&c->load.kv_pages_cached),
+        .prefix_query_tokens = get(&c->load.prefix_query_tokens),
+        .prefix_hit_tokens = get(&c->load.prefix_hit_tokens),
+        .preemptions = get(&c->load.preemptions),
+        .prompt_tokens = get(&c->load.prompt_tokens),
+        .generation_tokens = get(&c->load.generation_tokens),
+    };
+}
+
 void engine_counters_read(EngineCounters *c, EngineStatus *out)
 {
     out->steps = get(&c->steps);
@@ -74,6 +106,7 @@ void engine_counters_read(EngineCounters *c, EngineStatus *out)
                                .seal_ns = get(&c->seal_ns),
                                .send_ns = get(&c->send_ns),
                                .receive_ns = get(&c->receive_ns)};
+    read_load(c, &out->load);
     out->wire_us = (out->link.send_ns + out->link.receive_ns) / 1000;
     out->seal_us = out->link.seal_ns / 1000;
 }

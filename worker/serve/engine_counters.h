@@ -1,5 +1,6 @@
 /* EngineCounters: what a rank has done and where its time went. The engine thread writes, any
- * thread reads; each number by itself never falls.
+ * thread reads; each number by itself never falls, but those of the load that say what is there
+ * now.
  *
  * Every moment of a step belongs to one of four: sealing and opening (seal_us), handing messages to
  * the fill and taking them from it (wire_us), waiting for a peer with nothing arriving (wait_us),
@@ -16,6 +17,11 @@ typedef struct EngineCounters {
     atomic_ullong steps, rows, compute_us, wait_us;
     atomic_ullong messages_sent, bytes_sent, messages_received, bytes_received, dropped_stale,
         dropped_replayed, dropped_corrupt, seal_ns, send_ns, receive_ns;
+    struct {
+        atomic_uint running, waiting, slots;
+        atomic_ullong kv_pages_total, kv_pages_used, kv_pages_cached, prefix_query_tokens,
+            prefix_hit_tokens, preemptions, prompt_tokens, generation_tokens;
+    } load;
 } EngineCounters;
 
 /* An interval without what the port was busy with inside it. */
@@ -31,5 +37,6 @@ void engine_counters_step(EngineCounters *c, uint32_t n_rows, uint64_t compute_u
                           uint64_t wait_us);
 void engine_counters_wait(EngineCounters *c, uint64_t wait_us);
 void engine_counters_link(EngineCounters *c, const LinkCounters *link);
+void engine_counters_load(EngineCounters *c, const EngineLoad *load);
 /* Any thread: fills the counts of a status. */
 void engine_counters_read(EngineCounters *c, EngineStatus *out);

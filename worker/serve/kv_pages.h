@@ -1,4 +1,4 @@
-/* KV pages: the cache memory of one rank, and the leader's allocator of page numbers.
+/* KV pages: the cache memory of one rank; the leader gives out the numbers (page_pool.h).
  *
  * A page holds KV_BLOCK = 32 positions of every layer and KV head of the rank: [layer][KV head]{K
  * block [head_size][32], V block [32][head_size]} (NUMERICS 5, DESIGN 7.1 and 7.9). Page numbers
@@ -31,21 +31,3 @@ static inline uint8_t *kv_pages_v(const KvPages *p, uint32_t page, uint32_t laye
 {
     return kv_pages_k(p, page, layer, head) + p->block_bytes;
 }
-
-/* The leader's allocator: refcounts, because pages will be shared by prefixes and choices. */
-typedef struct PageAllocator {
-    uint32_t *free_list; /* stack */
-    uint16_t *references;
-    uint64_t n_free, n_pages,
-        n_reserved; /* reserved: promised to admitted sequences, not yet taken */
-} PageAllocator;
-
-void page_allocator_init(PageAllocator *a, uint64_t n_pages);
-void page_allocator_clear(PageAllocator *a);
-/* Promises n pages; false if that many are not there. */
-bool page_allocator_reserve(PageAllocator *a, uint64_t n);
-/* Gives back the promise of n pages. */
-void page_allocator_unreserve(PageAllocator *a, uint64_t n);
-/* Takes one promised page. */
-uint32_t page_allocator_take(PageAllocator *a);
-void page_allocator_unref(PageAllocator *a, uint32_t page);

@@ -1,6 +1,6 @@
-/* The leader's bookkeeping (leader.h, invariants 1-4) against a pretended replica, and the Step's
- * wire form against hostile bytes. The replica's next token is a function of the sequence's uid and
- * position, so what a request must get is known. */
+/* The leader: what it promises about requests (leader.h, scheduler.h) against a pretended replica
+ * whose tokens say whether the right keys were read, and the Step's wire form against hostile
+ * bytes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,8 +9,10 @@
 
 #include "proto/base/error.h"
 #include "proto/base/random.h"
+#include "tests/unit/worker/fake_replica.h"
 #include "transport/daemon/daemon.h"
 #include "worker/serve/leader.h"
+#include "worker/serve/step_pace.h"
 
 #include <string.h>
 
@@ -19,7 +21,9 @@ static const StepLimits LIMITS = {
 
 typedef struct Client {
     uint32_t ids[512], positions[512], n, n_done;
+    float logprobs[512];
     char reason[16], error[200];
+    int code;
 } Client;
 
 static void on_token(const EngineToken *t, void *user)
@@ -30,9 +34,11 @@ static void on_token(const EngineToken *t, void *user)
         c->n_done++;
         g_strlcpy(c->reason, t->finish_reason, sizeof c->reason);
         g_strlcpy(c->error, t->error != NULL ? t->error->message : "", sizeof c->error);
+        c->code = t->error != NULL ? t->error->code : 0;
         return;
     }
     c->ids[c->n] = t->id;
+    c->logprobs[c->n] = t->logprob;
     c->positions[c->n++] = t->position;
 }
 
@@ -41,253 +47,642 @@ static uint64_t no_bytes(void *user)
     return 0;
 }
 
-static uint32_t next_id(uint32_t position, uint32_t n_prompt)
+/* A leader with its replica, whose results come back in order whenever the test lets them. */
+typedef struct World {
+    StepLimits limits;
+    Leader *leader;
+    FakeReplica *replica;
+    MainLoop *loop;
+    Step *step;
+    GQueue flights; /* FakeFlight * */
+    int64_t now_us;
+} World;
+
+static int64_t world_now(void *user)
 {
-    return (position * 31 + n_prompt * 7) % LIMITS.vocab_size;
+    return ((World *)user)->now_us;
 }
 
-/* What every rank knows, kept from Steps alone; checks invariants 1-3 as steps come. */
-typedef struct Mirror {
-    bool used[3], page_used[40];
-    uint64_t uid[3];
-    uint32_t n_prompt[3], n_rows[3], pages[3][8], n_pages[3];
-} Mirror;
-
-static void mirror_release(Mirror *m, const Step *s)
+static void world_open(World *w, const StepLimits *limits, uint32_t n_pages, uint32_t n_stages)
 {
-    for (uint32_t i = 0; i < s->n_releases; i++) {
-        const uint32_t slot = s->releases[i];
-        assert_true(m->used[slot]);
-        m->used[slot] = false;
-        for (uint32_t k = 0; k < m->n_pages[slot]; k++) {
-            m->page_used[m->pages[slot][k]] = false;
-        }
+    *w = (World){.limits = *limits, .now_us = 1000000};
+    const LeaderOptions options = {.limits = *limits,
+                                   .kv_pages = n_pages,
+                                   .n_stages = n_stages,
+                                   .steps_in_flight = n_stages == 1 ? 1 : n_stages + 1,
+                                   .wire_bytes = no_bytes,
+                                   .now_us = world_now,
+                                   .user = w};
+    w->leader = leader_new(&options);
+    w->replica = fake_replica_new(limits, n_pages);
+    w->loop = main_loop_new();
+    w->step = step_new(limits);
+    g_queue_init(&w->flights);
+}
+
+static void world_close(World *w)
+{
+    leader_free(w->leader, NULL);
+    fake_replica_free(w->replica);
+    g_queue_clear_full(&w->flights, (GDestroyNotify)fake_flight_free);
+    step_free(w->step);
+    main_loop_free(w->loop);
+}
+
+static bool world_build(World *w)
+{
+    if (!leader_next(w->leader, w->step)) {
+        return false;
     }
+    g_queue_push_tail(&w->flights, fake_replica_run(w->replica, w->step));
+    return true;
 }
 
-static void mirror_apply(Mirror *m, const Step *s)
+static void world_return(World *w)
 {
-    mirror_release(m, s);
-    for (uint32_t i = 0; i < s->n_admits; i++) {
-        const StepAdmit *a = &s->admits[i];
-        assert_false(m->used[a->slot]); /* invariant 3 */
-        m->used[a->slot] = true;
-        m->uid[a->slot] = a->uid;
-        m->n_prompt[a->slot] = a->n_prompt;
-        m->n_rows[a->slot] = m->n_pages[a->slot] = 0;
-    }
-    for (uint32_t i = 0; i < s->n_segments; i++) {
-        const StepSegment *g = &s->segments[i];
-        assert_true(m->used[g->slot]);
-        assert_int_equal(g->position, m->n_rows[g->slot]); /* invariant 1 */
-        assert_int_equal(g->page_index, m->n_pages[g->slot]);
-        m->n_rows[g->slot] += g->n_rows;
-        for (uint32_t k = 0; k < g->n_pages; k++) {
-            const uint32_t page = s->pages[g->page0 + k];
-            assert_false(m->page_used[page]); /* two sequences never share one */
-            m->page_used[page] = true;
-            m->pages[g->slot][m->n_pages[g->slot]++] = page;
+    FakeFlight *f = g_queue_pop_head(&w->flights);
+    leader_result(w->leader, f->number, f->results, f->n);
+    fake_flight_free(f);
+}
+
+/* Full pipelines until nothing is left. */
+static void world_run(World *w)
+{
+    for (unsigned turn = 0; leader_open_requests(w->leader) > 0; turn++) {
+        assert_true(turn < 20000);
+        while (world_build(w)) {
         }
-        assert_true(m->n_pages[g->slot] * KV_BLOCK >= m->n_rows[g->slot]); /* invariant 2 */
+        assert_false(g_queue_is_empty(&w->flights)); /* open requests and nothing to do: stuck */
+        world_return(w);
     }
-}
-
-/* A step on its way through the pretended pipeline. */
-typedef struct Flight {
-    uint32_t number, n;
-    RowResult results[48];
-} Flight;
-
-static Flight *fly(const Step *s, const Mirror *m)
-{
-    Flight *f = g_new0(Flight, 1);
-    f->number = s->number;
-    for (uint32_t i = 0; i < s->n_segments; i++) {
-        const StepSegment *g = &s->segments[i];
-        for (uint32_t r = 0; r < g->n_rows; r++) {
-            const StepRow *row = &s->rows[g->row0 + r];
-            if (row->output != STEP_OUTPUT_NONE) {
-                f->results[f->n++] =
-                    (RowResult){.slot = g->slot,
-                                .uid = m->uid[g->slot],
-                                .position = g->position + r,
-                                .id = row->output == STEP_OUTPUT_SCORE
-                                          ? row->target
-                                          : next_id(g->position + r, m->n_prompt[g->slot])};
-            }
-        }
+    while (!g_queue_is_empty(&w->flights)) {
+        world_return(w);
     }
-    return f;
+    world_build(w); /* the last releases */
 }
 
-/* Runs the leader until it is empty, at most `steps` steps, with results coming back `lag` steps
- * later. */
-static void run_until_empty(Leader *leader, Mirror *m, unsigned lag)
+static EngineLoad world_load(const World *w)
 {
-    GQueue flights = G_QUEUE_INIT;
-    Step *step = step_new(&LIMITS), *copy = step_new(&LIMITS);
-    g_autofree uint8_t *wire = g_malloc(step_wire_limit(&LIMITS));
-    for (unsigned turn = 0;
-         turn < 5000 && (leader_open_requests(leader) > 0 || !g_queue_is_empty(&flights)); turn++) {
-        if (leader_next(leader, step)) {
-            size_t used = 0;
-            const size_t size = step_encode(step, wire);
-            assert_true(size <= step_wire_limit(&LIMITS));
-            assert_true(step_decode(copy, &LIMITS, wire, size, &used,
-                                    NULL)); /* what the leader makes, the ranks accept */
-            assert_int_equal(used, size);
-            mirror_apply(m, copy);
-            copy->number = step->number;
-            g_queue_push_tail(&flights, fly(copy, m));
-        } else if (g_queue_is_empty(&flights)) {
-            break;
-        }
-        if (g_queue_get_length(&flights) >= lag || leader_steps_in_flight(leader) > 0) {
-            if (g_queue_get_length(&flights) >= lag || turn % 2) {
-                Flight *f = g_queue_pop_head(&flights);
-                if (f != NULL) {
-                    leader_result(leader, f->number, f->results, f->n);
-                    g_free(f);
-                }
-            }
-        }
-    }
-    assert_int_equal(leader_open_requests(leader), 0);
-    g_queue_clear_full(&flights, g_free);
-    step_free(step);
-    step_free(copy);
+    EngineLoad load;
+    leader_load(w->leader, &load);
+    return load;
 }
 
-static Leader *new_leader(uint32_t in_flight)
+static void world_submit(World *w, uint64_t id, const EngineRequest *r, Client *c)
 {
-    const LeaderOptions options = {.limits = LIMITS,
-                                   .kv_pages = LIMITS.max_pages,
-                                   .steps_in_flight = in_flight,
-                                   .wire_bytes = no_bytes};
-    return leader_new(&options);
-}
-
-static LeaderRequest *request(uint64_t id, uint32_t n_prompt, uint32_t n, MainLoop *loop, Client *c)
-{
-    uint32_t prompt[256] = {0};
-    const EngineRequest r = {.prompt = prompt, .n_prompt = n_prompt, .max_tokens = n};
     memset(c, 0, sizeof *c);
-    return leader_request_new(id, &r, main_loop_loop(loop), on_token, c);
+    leader_submit(w->leader, leader_request_new(id, r, main_loop_loop(w->loop), on_token, c));
 }
 
-static void drain(MainLoop *loop, const Client *c)
+static void drain(World *w, const Client *c)
 {
     for (unsigned i = 0; c->n_done == 0 && i < 1000; i++) {
         const bool never = false;
-        main_loop_run_until(loop, &never, 1000);
+        main_loop_run_until(w->loop, &never, 1000);
     }
     assert_int_equal(c->n_done, 1);
 }
 
-static void assert_tokens(const Client *c, uint32_t n_prompt, uint32_t n)
+/* What the request gets alone, after its first `skip` tokens. */
+static void assert_tokens(const World *w, const Client *c, const EngineRequest *r, uint32_t n)
 {
+    g_autofree uint32_t *ids = g_new0(uint32_t, r->n_prompt + r->n_generated + n + 1);
+    uint32_t known = r->n_prompt + r->n_generated;
+    memcpy(ids, r->prompt, sizeof(uint32_t) * r->n_prompt);
+    if (r->n_generated > 0) {
+        memcpy(ids + r->n_prompt, r->generated, sizeof(uint32_t) * r->n_generated);
+    }
     assert_int_equal(c->n, n);
-    for (uint32_t i = 0; i < n; i++) {
-        assert_int_equal(c->positions[i], n_prompt + i);
-        assert_int_equal(c->ids[i], next_id(n_prompt + i - 1, n_prompt));
+    for (uint32_t i = 0; i < n; i++, known++) {
+        assert_int_equal(c->positions[i], known);
+        ids[known] = fake_token(&w->limits, ids, known);
+        assert_int_equal(c->ids[i], ids[known]);
     }
 }
 
-/* Random mixes of requests over pipelines of different depth: each gets its own tokens, all of
- * them, once. */
-static void test_mixes(void **state)
+static void assert_scores(const World *w, const Client *c, const EngineRequest *r)
 {
-    for (uint64_t seed = 0; seed < 40; seed++) {
-        RandomSeeded random;
-        Client clients[12];
-        uint32_t n_prompt[12], n[12];
-        Mirror mirror = {0};
-        MainLoop *loop = main_loop_new();
-        random_seeded_init(&random, seed);
-        Leader *leader = new_leader(1 + seed % 4);
-        for (unsigned i = 0; i < 12; i++) {
-            n_prompt[i] = 1 + random_u64(&random.base) % 120;
-            n[i] = 1 + random_u64(&random.base) % 60;
-            leader_submit(leader, request(i, n_prompt[i], n[i], loop, &clients[i]));
-        }
-        run_until_empty(leader, &mirror, 1 + (unsigned)seed % 4);
-        for (unsigned i = 0; i < 12; i++) {
-            drain(loop, &clients[i]);
-            assert_string_equal(clients[i].reason, "length");
-            assert_tokens(&clients[i], n_prompt[i], n[i]);
-        }
-        leader_free(leader, NULL);
-        main_loop_free(loop);
+    const uint32_t from = MAX(r->score_from, 1);
+    assert_int_equal(c->n, r->n_prompt - from);
+    for (uint32_t i = 0; i < c->n; i++) {
+        assert_int_equal(c->positions[i], from + i);
+        assert_int_equal(c->ids[i], r->prompt[from + i]);
+        assert_int_equal((uint32_t)c->logprobs[i], fake_token(&w->limits, r->prompt, from + i));
     }
 }
+
+static const uint32_t zeros[256];
+
+static EngineRequest request(uint32_t n_prompt, uint32_t n)
+{
+    return (EngineRequest){.prompt = zeros, .n_prompt = n_prompt, .max_tokens = n};
+}
+
+/* ---- random mixes: each request gets what it would get alone ---- */
+
+enum { MIX_REQUESTS = 14, MIX_PROMPT = 200 };
+
+typedef struct Mix {
+    World w;
+    RandomSeeded random;
+    Client clients[MIX_REQUESTS];
+    EngineRequest requests[MIX_REQUESTS];
+    uint32_t prompts[MIX_REQUESTS][MIX_PROMPT], generated[MIX_REQUESTS][160];
+    bool cancelled[MIX_REQUESTS];
+    uint32_t n_submitted;
+} Mix;
+
+static uint32_t below(Mix *m, uint32_t n)
+{
+    return (uint32_t)(random_u64(&m->random.base) % n);
+}
+
+/* Prompts share beginnings: each goes on like an earlier one for a while. */
+static void mix_prompt(Mix *m, uint32_t i)
+{
+    const uint32_t n = 1 + below(m, MIX_PROMPT);
+    uint32_t same = 0;
+    if (i > 0 && below(m, 4) > 0) {
+        const uint32_t other = below(m, i);
+        same = MIN(MIN(n, m->requests[other].n_prompt), 16 * below(m, 13));
+        memcpy(m->prompts[i], m->prompts[other], sizeof(uint32_t) * same);
+    }
+    for (uint32_t k = same; k < n; k++) {
+        m->prompts[i][k] = below(m, 3);
+    }
+    m->requests[i].prompt = m->prompts[i];
+    m->requests[i].n_prompt = n;
+}
+
+static void mix_submit(Mix *m)
+{
+    const uint32_t i = m->n_submitted++;
+    EngineRequest *r = &m->requests[i];
+    mix_prompt(m, i);
+    r->max_tokens = 1 + below(m, 160);
+    r->fresh = below(m, 6) == 0;
+    r->cache_salt.bytes[0] = below(m, 5) == 0;
+    if (below(m, 5) == 0) {
+        r->kind = 1;
+        r->score_from = below(m, r->n_prompt + 1);
+    } else if (below(m, 4) == 0) { /* resumed */
+        r->generated = m->generated[i];
+        r->n_generated = below(m, MIN(r->max_tokens, m->w.limits.context - r->n_prompt + 1));
+        for (uint32_t k = 0; k < r->n_generated; k++) {
+            m->generated[i][k] = below(m, 1000);
+        }
+    }
+    world_submit(&m->w, i, r, &m->clients[i]);
+}
+
+static void mix_check(Mix *m)
+{
+    for (uint32_t i = 0; i < MIX_REQUESTS; i++) {
+        const EngineRequest *r = &m->requests[i];
+        Client *c = &m->clients[i];
+        drain(&m->w, c);
+        if (m->cancelled[i] && strcmp(c->reason, "cancelled") == 0) {
+            if (r->kind == 0) { /* what came until then is right */
+                assert_tokens(&m->w, c, r, c->n);
+            }
+            continue;
+        }
+        assert_string_equal(c->reason, "length");
+        if (r->kind == 1 && r->score_from < r->n_prompt && r->n_prompt > 1) {
+            assert_scores(&m->w, c, r);
+        } else if (r->kind == 0) {
+            assert_tokens(&m->w, c, r,
+                          MIN(r->max_tokens, m->w.limits.context - r->n_prompt) - r->n_generated);
+        }
+    }
+}
+
+static EngineLoad mix_run(uint64_t seed)
+{
+    Mix *m = g_new0(Mix, 1);
+    random_seeded_init(&m->random, seed);
+    StepLimits limits = LIMITS;
+    limits.max_slots = 1 + below(m, 8);
+    limits.max_rows = 1 + below(m, 100);
+    limits.max_pages = 8 + below(m, 12); /* one sequence of the whole context fits */
+    world_open(&m->w, &limits, limits.max_pages, 1 + below(m, 4));
+    while (m->n_submitted < MIX_REQUESTS || leader_open_requests(m->w.leader) > 0) {
+        const uint32_t what = below(m, 10);
+        m->w.now_us += 1000 * below(m, 40);
+        if (what < 2 && m->n_submitted < MIX_REQUESTS) {
+            mix_submit(m);
+        } else if (what == 2 && m->n_submitted > 0 && below(m, 8) == 0) {
+            const uint32_t i = below(m, m->n_submitted);
+            leader_cancel(m->w.leader, i);
+            m->cancelled[i] = true;
+        } else if (what < 6) {
+            world_build(&m->w);
+        } else if (!g_queue_is_empty(&m->w.flights)) {
+            world_return(&m->w);
+        }
+    }
+    world_run(&m->w);
+    mix_check(m);
+    const EngineLoad load = world_load(&m->w);
+    assert_int_equal(load.kv_pages_used, 0); /* nothing leaks */
+    assert_int_equal(load.running + load.waiting, 0);
+    world_close(&m->w);
+    g_free(m);
+    return load;
+}
+
+static void test_mixes(void **state)
+{
+    uint64_t hits = 0, preemptions = 0;
+    const char *more = g_getenv("WEFT_TEST_SEEDS");
+    const uint64_t n = more != NULL ? g_ascii_strtoull(more, NULL, 10) : 400;
+    for (uint64_t seed = 0; seed < n; seed++) {
+        const EngineLoad load = mix_run(seed);
+        hits += load.prefix_hit_tokens;
+        preemptions += load.preemptions;
+    }
+    print_message("%" G_GUINT64_FORMAT " seeds: %" G_GUINT64_FORMAT
+                  " tokens from the prefix cache, %" G_GUINT64_FORMAT " preemptions\n",
+                  n, hits, preemptions);
+    assert_true(hits > 100 * n && preemptions > n / 2); /* the mixes are hard enough */
+}
+
+/* ---- one at a time ---- */
 
 static void test_cancel_frees_pages(void **state)
 {
-    Client a, b;
-    Mirror mirror = {0};
-    MainLoop *loop = main_loop_new();
-    Leader *leader = new_leader(1);
-    Step *step = step_new(&LIMITS);
-    leader_submit(leader, request(1, 200, 56, loop, &a)); /* 8 of 40 pages */
-    assert_true(leader_next(leader, step));
-    mirror_apply(&mirror, step);
-    Flight *f = fly(step, &mirror);
-    leader_cancel(leader, 1); /* with its first step in flight */
-    drain(loop, &a);
+    World w;
+    Client a, b, c;
+    const EngineRequest first = request(200, 56), second = request(40, 9);
+    world_open(&w, &LIMITS, 8, 1);
+    world_submit(&w, 1, &first, &a);
+    world_submit(&w, 2, &second, &b);
+    world_submit(&w, 3, &second, &c);
+    assert_true(world_build(&w)); /* a's: 7 of 8 pages, the others wait */
+    assert_int_equal(world_load(&w).waiting, 2);
+    leader_cancel(w.leader, 1); /* with its first step in flight */
+    leader_cancel(w.leader, 3); /* waiting */
+    drain(&w, &a);
+    drain(&w, &c);
     assert_string_equal(a.reason, "cancelled");
-    assert_int_equal(a.n, 0);
-    leader_result(leader, f->number, f->results,
-                  f->n); /* late results of the cancelled one: dropped */
-    g_free(f);
-    leader_submit(leader, request(2, 40, 9, loop, &b));
-    run_until_empty(leader, &mirror, 1);
-    drain(loop, &b);
-    assert_tokens(&b, 40, 9);
-    step_free(step);
-    leader_free(leader, NULL);
-    main_loop_free(loop);
+    assert_string_equal(c.reason, "cancelled");
+    assert_int_equal(a.n + c.n, 0);
+    assert_int_equal(world_load(&w).kv_pages_used, 0); /* at once */
+    world_run(&w);                                     /* a's late results are dropped */
+    drain(&w, &b);
+    assert_tokens(&w, &b, &second, 9);
+    world_close(&w);
+}
+
+/* A deadline ends a request that runs and one that waits, and no other. */
+static void test_deadlines(void **state)
+{
+    World w;
+    Client c[3];
+    StepLimits limits = LIMITS;
+    limits.max_slots = 1;
+    world_open(&w, &limits, 40, 1);
+    EngineRequest runs = request(10, 200), waits = request(10, 5), patient = request(10, 5);
+    runs.deadline_ms = 50;
+    waits.deadline_ms = 30;
+    world_submit(&w, 1, &runs, &c[0]);
+    world_submit(&w, 2, &waits, &c[1]);
+    world_submit(&w, 3, &patient, &c[2]);
+    world_build(&w);
+    world_return(&w);
+    w.now_us += 29999;
+    world_build(&w);
+    assert_int_equal(leader_open_requests(w.leader), 3);
+    w.now_us += 1;
+    world_build(&w);
+    assert_int_equal(leader_open_requests(w.leader), 2);
+    drain(&w, &c[1]);
+    assert_int_equal(c[1].code, WEFT_ERROR_DEADLINE);
+    assert_non_null(strstr(c[1].error, "within its 30 ms (waiting, 0 tokens drawn)"));
+    w.now_us += 20000;
+    world_return(&w);
+    world_build(&w);
+    drain(&w, &c[0]);
+    assert_int_equal(c[0].code, WEFT_ERROR_DEADLINE);
+    assert_tokens(&w, &c[0], &runs, 2);
+    world_run(&w);
+    drain(&w, &c[2]);
+    assert_tokens(&w, &c[2], &patient, 5);
+    world_close(&w);
+}
+
+/* Pages run out while two decode: the younger waits, is computed anew, and tells no token twice. */
+static void test_preemption(void **state)
+{
+    World w;
+    Client a, b;
+    uint32_t other[60];
+    for (unsigned i = 0; i < 60; i++) {
+        other[i] = 7;
+    }
+    const EngineRequest old = request(60, 100),
+                        young = {.prompt = other, .n_prompt = 60, .max_tokens = 100};
+    world_open(&w, &LIMITS, 7, 1); /* each needs 5 in the end */
+    world_submit(&w, 1, &old, &a);
+    world_submit(&w, 2, &young, &b);
+    world_run(&w);
+    drain(&w, &a);
+    drain(&w, &b);
+    assert_tokens(&w, &a, &old, 100);
+    assert_tokens(&w, &b, &young, 100);
+    assert_true(world_load(&w).preemptions > 0);
+    assert_int_equal(world_load(&w).prompt_tokens, 120); /* once each */
+    assert_int_equal(world_load(&w).generation_tokens, 200);
+    world_close(&w);
+}
+
+/* ---- the prefix cache ---- */
+
+static void test_prefixes_are_computed_once(void **state)
+{
+    World w;
+    Client c[6];
+    EngineRequest r = request(160, 3);
+    StepLimits limits = LIMITS;
+    limits.max_slots = 6;
+    world_open(&w, &limits, 40, 1);
+    for (uint32_t i = 0; i < 4; i++) { /* choices of one prompt, all at once */
+        r.choice = i;
+        world_submit(&w, i, &r, &c[i]);
+    }
+    world_run(&w);
+    /* 160 rows by whoever came first, the last of them again by each, 2 further tokens each */
+    assert_in_range(fake_replica_rows(w.replica), 160 + 4 * 2, 160 + 3 * 33 + 4 * 2);
+    assert_true(world_load(&w).prefix_hit_tokens >= 3 * 128);
+    uint32_t before = fake_replica_rows(w.replica);
+    world_submit(&w, 4, &r, &c[4]); /* later: found, but for the page of the last token */
+    world_run(&w);
+    assert_int_equal(fake_replica_rows(w.replica) - before, 32 + 2);
+    before = fake_replica_rows(w.replica);
+    r.fresh = true;
+    world_submit(&w, 5, &r, &c[5]);
+    world_run(&w);
+    assert_int_equal(fake_replica_rows(w.replica) - before, 160 + 2);
+    for (uint32_t i = 0; i < 6; i++) {
+        drain(&w, &c[i]);
+        assert_tokens(&w, &c[i], &r, 3);
+    }
+    world_close(&w);
+}
+
+/* Another salt shares nothing; a text that was scored serves one that is generated; the oldest
+ * prefix goes first when pages are wanted. */
+static void test_isolation_and_eviction(void **state)
+{
+    World w;
+    Client c;
+    uint32_t other[250];
+    for (unsigned i = 0; i < 250; i++) {
+        other[i] = 5;
+    }
+    EngineRequest r = request(100, 1), big = {.prompt = other, .n_prompt = 250, .max_tokens = 1},
+                  scored = request(100, 0);
+    world_open(&w, &LIMITS, 10, 1);
+    scored.kind = 1;
+    world_submit(&w, 1, &scored, &c);
+    world_run(&w);
+    drain(&w, &c);
+    assert_scores(&w, &c, &scored);
+    assert_int_equal(world_load(&w).kv_pages_cached, 3);
+    world_submit(&w, 2, &r, &c);
+    world_run(&w);
+    drain(&w, &c);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 96);
+    r.cache_salt.bytes[3] = 1;
+    world_submit(&w, 3, &r, &c);
+    world_run(&w);
+    drain(&w, &c);
+    assert_tokens(&w, &c, &r, 1);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 96);
+    assert_int_equal(world_load(&w).kv_pages_cached, 6);
+    world_submit(&w, 4, &big, &c); /* 8 pages, 4 free: four of the first are given up */
+    world_run(&w);
+    drain(&w, &c);
+    assert_tokens(&w, &c, &big, 1);
+    world_submit(&w, 5, &r, &c); /* the salted ones are newer: two of their three are left */
+    world_run(&w);
+    drain(&w, &c);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 96 + 64);
+    world_close(&w);
+}
+
+/* ---- order and pace ---- */
+
+/* While one decodes, a long prompt comes in chunks whose time is bounded; the decoding row is in
+ * every step. Before, and for the bits, any chunk would do. */
+static void test_chunks_leave_room_for_decoding(void **state)
+{
+    enum { ROW_US = 1000 };
+    World w;
+    Client a, b;
+    StepLimits limits = LIMITS;
+    limits.max_rows = 200;
+    world_open(&w, &limits, 40, 1);
+    const EngineRequest talks = request(2, 40);
+    uint32_t text[240];
+    for (unsigned i = 0; i < 240; i++) {
+        text[i] = 9;
+    }
+    const EngineRequest reads = {.prompt = text, .n_prompt = 240, .max_tokens = 2};
+    world_submit(&w, 1, &talks, &a);
+    world_build(&w);
+    world_return(&w);
+    world_submit(&w, 2, &reads, &b);
+    uint32_t largest = 0, n_steps = 0, n_read = 0;
+    for (; n_read < 240; n_steps++) {
+        assert_true(world_build(&w));
+        largest = MAX(largest, w.step->n_rows);
+        n_read += w.step->n_rows - 1;
+        assert_int_equal(w.step->segments[0].slot, 0); /* the decoding row first, in every step */
+        assert_int_equal(w.step->segments[0].n_rows, 1);
+        w.now_us += (int64_t)ROW_US * w.step->n_rows;
+        world_return(&w);
+    }
+    assert_in_range(largest, 1 + PACE_LEAST_ROWS, 1 + PACE_FIRST_ROWS);
+    assert_true(n_steps >= 4); /* 64, then about 50 rows of 1 ms */
+    world_run(&w);
+    drain(&w, &a);
+    drain(&w, &b);
+    assert_tokens(&w, &a, &talks, 40);
+    assert_tokens(&w, &b, &reads, 2);
+    world_close(&w);
+}
+
+static void test_pace(void **state)
+{
+    StepPace pace = {0};
+    assert_int_equal(step_pace_chunk(&pace, 1), PACE_FIRST_ROWS);
+    step_pace_note(&pace, 4, 0, 1000000); /* too few rows to say anything */
+    assert_int_equal(step_pace_chunk(&pace, 1), PACE_FIRST_ROWS);
+    step_pace_note(&pace, 100, 1000000, 1010000); /* 100 us a row */
+    assert_int_equal(step_pace_chunk(&pace, 1), 500);
+    assert_int_equal(step_pace_chunk(&pace, 5), 100);
+    step_pace_note(&pace, 100, 1000000, 1060000); /* counted from the result before: 500 us a row */
+    assert_int_equal(step_pace_chunk(&pace, 1), 250);
+    for (unsigned i = 0; i < 40; i++) {
+        step_pace_note(&pace, 100, 0, 2000000 + 1000000 * (int64_t)i); /* 10 ms a row */
+    }
+    assert_int_equal(step_pace_chunk(&pace, 1), PACE_LEAST_ROWS);
+}
+
+/* The prompts that are read at once take turns; admission keeps the order of submission. */
+static void test_fair_order(void **state)
+{
+    World w;
+    Client c[5];
+    uint32_t texts[5][200], turns[3] = {0};
+    EngineRequest r[5];
+    StepLimits limits = LIMITS;
+    limits.max_rows = 32;
+    world_open(&w, &limits, 40, 1);
+    for (uint32_t i = 0; i < 5; i++) {
+        for (unsigned k = 0; k < 200; k++) {
+            texts[i][k] = 10 + i;
+        }
+        r[i] = (EngineRequest){.prompt = texts[i], .n_prompt = 192, .max_tokens = 2};
+        world_submit(&w, i, &r[i], &c[i]);
+    }
+    for (unsigned step = 0; step < 9; step++) { /* three slots, each a chunk in each round */
+        assert_true(world_build(&w));
+        assert_int_equal(w.step->n_segments, 1);
+        turns[w.step->segments[0].slot]++;
+        assert_int_equal(turns[w.step->segments[0].slot], 1 + step / 3);
+        world_return(&w);
+    }
+    uint32_t n_ended = 0;
+    while (leader_open_requests(w.leader) > 0) {
+        assert_true(world_build(&w));
+        for (uint32_t i = 0; i < w.step->n_admits; i++) { /* 4 never before 3 */
+            const uint32_t first =
+                w.step->rows[w.step->segments[w.step->n_segments - 1].row0].token;
+            assert_true(first != 14 || leader_open_requests(w.leader) < 4);
+        }
+        world_return(&w);
+        n_ended++;
+    }
+    for (uint32_t i = 0; i < 5; i++) {
+        drain(&w, &c[i]);
+        assert_tokens(&w, &c[i], &r[i], 2);
+    }
+    world_close(&w);
+}
+
+/* S stages, n decoding sequences: with S steps in flight, each of ceil(n / S) rows, no stage waits.
+ * The pipeline is simulated: stage k works on a step in the tick after stage k - 1 did. */
+static void test_no_stage_idles(void **state)
+{
+    for (uint32_t n_stages = 2; n_stages <= 4; n_stages++) {
+        World w;
+        Client c[8];
+        StepLimits limits = LIMITS;
+        limits.max_slots = 8;
+        world_open(&w, &limits, 40, n_stages);
+        const EngineRequest r = request(5, 60);
+        for (uint32_t i = 0; i < 8; i++) {
+            world_submit(&w, i, &r, &c[i]);
+        }
+        uint32_t busy = 0, ticks = 0, at_stage[4] = {0}; /* rows at each stage */
+        while (leader_open_requests(w.leader) == 8) {
+            if (at_stage[n_stages - 1] > 0) {
+                world_return(&w);
+            }
+            memmove(at_stage + 1, at_stage, sizeof(uint32_t) * (n_stages - 1));
+            at_stage[0] = world_build(&w) ? w.step->n_rows : 0;
+            if (ticks++ >= 40) {
+                for (uint32_t k = 0; k < n_stages; k++) {
+                    busy += at_stage[k] > 0;
+                    assert_true(at_stage[k] <= (8 + n_stages - 1) / n_stages);
+                }
+            }
+        }
+        assert_true(ticks > 100);
+        assert_true(busy >= (ticks - 41) * n_stages * 99 / 100);
+        world_run(&w);
+        for (uint32_t i = 0; i < 8; i++) {
+            drain(&w, &c[i]);
+            assert_tokens(&w, &c[i], &r, 60);
+        }
+        world_close(&w);
+    }
 }
 
 static void test_failure_ends_everything(void **state)
 {
+    World w;
     Client c[5];
-    MainLoop *loop = main_loop_new();
-    Leader *leader = new_leader(2);
-    Step *step = step_new(&LIMITS);
+    const EngineRequest r = request(10, 10);
     g_autoptr(GError) why =
         g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker b lost during x");
+    world_open(&w, &LIMITS, 40, 2);
     for (unsigned i = 0; i < 5; i++) {
-        leader_submit(leader, request(i, 10, 10, loop, &c[i])); /* three run, two wait */
+        world_submit(&w, i, &r, &c[i]); /* three run, two wait */
     }
-    assert_true(leader_next(leader, step));
-    leader_fail(leader, why);
+    assert_true(world_build(&w));
+    leader_fail(w.leader, why);
     for (unsigned i = 0; i < 5; i++) {
-        drain(loop, &c[i]);
+        drain(&w, &c[i]);
         assert_string_equal(c[i].reason, "error");
         assert_string_equal(c[i].error, "worker b lost during x");
     }
-    assert_int_equal(leader_open_requests(leader), 0);
-    step_free(step);
-    leader_free(leader, why);
-    main_loop_free(loop);
+    assert_int_equal(leader_open_requests(w.leader), 0);
+    world_close(&w);
+}
+
+/* Logits that are not finite end that request; what it computed serves nobody. */
+static void test_a_failed_row_is_not_shared(void **state)
+{
+    World w;
+    Client a, b;
+    const EngineRequest r = request(70, 3);
+    world_open(&w, &LIMITS, 40, 1);
+    world_submit(&w, 1, &r, &a);
+    while (world_build(&w)) {
+        FakeFlight *f = g_queue_peek_head(&w.flights);
+        for (uint32_t i = 0; i < f->n; i++) {
+            f->results[i].failed = 1;
+        }
+        world_return(&w);
+    }
+    drain(&w, &a);
+    assert_int_equal(a.code, WEFT_ERROR_NUMERICS);
+    assert_int_equal(world_load(&w).kv_pages_cached, 0);
+    world_submit(&w, 2, &r, &b);
+    world_run(&w);
+    drain(&w, &b);
+    assert_tokens(&w, &b, &r, 3);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 0);
+    world_close(&w);
 }
 
 static void test_refused_at_once(void **state)
 {
+    World w;
     Client c;
-    MainLoop *loop = main_loop_new();
-    Leader *leader = new_leader(1);
-    leader_submit(leader, request(1, 0, 5, loop, &c));
-    drain(loop, &c);
+    EngineRequest r = request(0, 5);
+    world_open(&w, &LIMITS, 7, 1);
+    world_submit(&w, 1, &r, &c);
+    drain(&w, &c);
     assert_string_equal(c.reason, "error");
-    leader_submit(leader, request(2, 256, 5, loop, &c)); /* the context is full: nothing to draw */
-    drain(loop, &c);
+    r = request(256, 5);
+    world_submit(&w, 2, &r, &c); /* the context is full: 8 pages */
+    drain(&w, &c);
+    assert_int_equal(c.code, WEFT_ERROR_IMPOSSIBLE);
+    r = request(5, 0);
+    world_submit(&w, 3, &r, &c);
+    drain(&w, &c);
     assert_string_equal(c.reason, "length");
-    leader_submit(leader, request(3, 5, 0, loop, &c));
-    drain(loop, &c);
+    world_close(&w);
+    world_open(&w, &LIMITS, 8, 1);
+    r = request(256, 5);
+    world_submit(&w, 2, &r, &c); /* nothing to draw */
+    drain(&w, &c);
     assert_string_equal(c.reason, "length");
-    leader_free(leader, NULL);
-    main_loop_free(loop);
+    world_close(&w);
 }
 
 /* Every single changed word of a valid message is either refused or decodes to numbers within the
@@ -390,24 +785,22 @@ static void test_segments_cover_the_rows_once(void **state)
  * events of both. */
 static void test_scores_prompt_and_generated(void **state)
 {
-    Client c = {0};
-    Mirror mirror = {0};
-    MainLoop *loop = main_loop_new();
-    Leader *leader = new_leader(1);
+    World w;
+    Client c;
+    world_open(&w, &LIMITS, 40, 1);
     const uint32_t prompt[] = {1, 2}, generated[] = {3, 4, 5, 6, 7, 8, 9};
     const EngineRequest r = {
         .kind = 1, .prompt = prompt, .n_prompt = 2, .generated = generated, .n_generated = 7};
-    leader_submit(leader, leader_request_new(1, &r, main_loop_loop(loop), on_token, &c));
-    run_until_empty(leader, &mirror, 1);
-    drain(loop, &c);
+    world_submit(&w, 1, &r, &c);
+    world_run(&w);
+    drain(&w, &c);
     assert_string_equal(c.reason, "length");
     assert_int_equal(c.n, 8);
     for (uint32_t i = 0; i < c.n; i++) {
         assert_int_equal(c.ids[i], i + 2);
         assert_int_equal(c.positions[i], i + 1);
     }
-    leader_free(leader, NULL);
-    main_loop_free(loop);
+    world_close(&w);
 }
 
 int main(void)
@@ -415,6 +808,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixes),
         cmocka_unit_test(test_cancel_frees_pages),
+        cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_prefixes_are_computed_once),
+        cmocka_unit_test(test_isolation_and_eviction),
+        cmocka_unit_test(test_chunks_leave_room_for_decoding),
+        cmocka_unit_test(test_pace),
+        cmocka_unit_test(test_fair_order),
+        cmocka_unit_test(test_no_stage_idles),
+        cmocka_unit_test(test_a_failed_row_is_not_shared),
         cmocka_unit_test(test_failure_ends_everything),
         cmocka_unit_test(test_refused_at_once),
         cmocka_unit_test(test_hostile_steps),

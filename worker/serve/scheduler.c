@@ -1,0 +1,496 @@
+#include "worker/serve/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct Scheduler {
+    SchedulerOptions o;
+    PrefixCache cache;
+    GQueue waiting;        /* LeaderRequest *, by order */
+    LeaderRequest **slots; /* running, by slot */
+    bool *slot_taken;      /* running, or released but the release not yet in a step */
+    uint32_t *releases;    /* slots to release in the next step */
+    LeaderRequest **needy; /* scratch: sequences that lack a page */
+    uint32_t n_releases, n_running;
+    uint64_t next_uid, next_order;
+    uint32_t decode_turn, prompt_turn; /* slots that are served first */
+    StepPace pace;
+    EngineLoad load; /* its totals */
+};
+
+Scheduler *scheduler_new(const SchedulerOptions *options)
+{
+    Scheduler *s = g_new0(Scheduler, 1);
+    const uint32_t n_slots = options->limits.max_slots;
+    s->o = *options;
+    prefix_cache_init(&s->cache, options->kv_pages, &options->definition);
+    g_queue_init(&s->waiting);
+    s->slots = g_new0(LeaderRequest *, n_slots);
+    s->slot_taken = g_new0(bool, n_slots);
+    s->releases = g_new0(uint32_t, n_slots);
+    s->needy = g_new0(LeaderRequest *, n_slots);
+    s->next_uid = s->next_order = 1;
+    return s;
+}
+
+void scheduler_free(Scheduler *s)
+{
+    if (s == NULL) {
+        return;
+    }
+    g_assert(scheduler_any(s) == NULL);
+    prefix_cache_clear(&s->cache);
+    g_free(s->slots);
+    g_free(s->slot_taken);
+    g_free(s->releases);
+    g_free(s->needy);
+    g_free(s);
+}
+
+size_t scheduler_bytes(uint64_t kv_pages)
+{
+    return prefix_cache_bytes(kv_pages);
+}
+
+static uint32_t pages_for(uint32_t n_positions)
+{
+    return (n_positions + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+/* ---- coming and going ---- */
+
+static gint by_order(gconstpointer a, gconstpointer b, gpointer user)
+{
+    const LeaderRequest *x = a, *y = b;
+    (void)user;
+    return (x->order > y->order) - (x->order < y->order);
+}
+
+void scheduler_enqueue(Scheduler *s, LeaderRequest *q)
+{
+    q->order = s->next_order++;
+    g_queue_push_tail(&s->waiting, q);
+}
+
+/* Pages from the end on: an idle beginning outlives what follows it, which is of no use alone. */
+static void vacate(Scheduler *s, LeaderRequest *q)
+{
+    while (q->n_pages > 0) {
+        page_pool_unref(&s->cache.pool, q->pages[--q->n_pages]);
+    }
+    page_pool_unreserve(&s->cache.pool, q->n_reserved);
+    s->slots[q->admit.slot] = NULL;
+    s->releases[s->n_releases++] = q->admit.slot;
+    s->n_running--;
+    q->running = false;
+    q->n_reserved = 0;
+    q->n_scheduled = q->n_reusable = q->n_chained = 0;
+}
+
+void scheduler_remove(Scheduler *s, LeaderRequest *q)
+{
+    if (q->running) {
+        vacate(s, q);
+    } else {
+        g_queue_remove(&s->waiting, q);
+    }
+}
+
+void scheduler_distrust(Scheduler *s, const LeaderRequest *q)
+{
+    for (uint32_t i = 0; i < q->n_pages; i++) {
+        prefix_cache_forget(&s->cache, q->pages[i]);
+    }
+}
+
+static void preempt(Scheduler *s, LeaderRequest *q)
+{
+    vacate(s, q);
+    g_queue_insert_sorted(&s->waiting, q, by_order, NULL);
+    s->load.preemptions++;
+}
+
+LeaderRequest *scheduler_find(Scheduler *s, uint64_t id)
+{
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        if (s->slots[i] != NULL && s->slots[i]->id == id) {
+            return s->slots[i];
+        }
+    }
+    for (GList *at = s->waiting.head; at != NULL; at = at->next) {
+        if (((LeaderRequest *)at->data)->id == id) {
+            return at->data;
+        }
+    }
+    return NULL;
+}
+
+LeaderRequest *scheduler_at(const Scheduler *s, uint32_t slot)
+{
+    return slot < s->o.limits.max_slots ? s->slots[slot] : NULL;
+}
+
+LeaderRequest *scheduler_any(Scheduler *s)
+{
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        if (s->slots[i] != NULL) {
+            return s->slots[i];
+        }
+    }
+    return g_queue_peek_head(&s->waiting);
+}
+
+static LeaderRequest *check_deadline(LeaderRequest *q, int64_t now_us, int64_t *next_us)
+{
+    if (q == NULL || q->deadline_us == 0) {
+        return NULL;
+    }
+    if (q->deadline_us <= now_us) {
+        return q;
+    }
+    *next_us = MIN(*next_us, q->deadline_us);
+    return NULL;
+}
+
+LeaderRequest *scheduler_expired(Scheduler *s, int64_t now_us, int64_t *next_us)
+{
+    LeaderRequest *expired = NULL;
+    *next_us = INT64_MAX;
+    for (uint32_t i = 0; expired == NULL && i < s->o.limits.max_slots; i++) {
+        expired = check_deadline(s->slots[i], now_us, next_us);
+    }
+    for (GList *at = s->waiting.head; expired == NULL && at != NULL; at = at->next) {
+        expired = check_deadline(at->data, now_us, next_us);
+    }
+    return expired;
+}
+
+/* ---- pages for those that run (invariant 2) ---- */
+
+static int older_first(const void *a, const void *b)
+{
+    const LeaderRequest *x = *(LeaderRequest *const *)a, *y = *(LeaderRequest *const *)b;
+    return (x->order > y->order) - (x->order < y->order);
+}
+
+static LeaderRequest *youngest(const Scheduler *s)
+{
+    LeaderRequest *found = NULL;
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        LeaderRequest *q = s->slots[i];
+        if (q != NULL && (found == NULL || q->order > found->order)) {
+            found = q;
+        }
+    }
+    return found;
+}
+
+static bool lacks_page(const LeaderRequest *q)
+{
+    return q != NULL && leader_request_pending(q) > 0 && q->n_reserved == 0 &&
+           q->n_scheduled >= q->n_pages * KV_BLOCK;
+}
+
+/* Before any row of the step is chosen, so that nobody in the step is preempted. From the oldest
+ * on: the youngest is never older than the one that it makes room for. */
+static void find_pages(Scheduler *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        if (lacks_page(s->slots[i])) {
+            s->needy[n++] = s->slots[i];
+        }
+    }
+    qsort(s->needy, n, sizeof s->needy[0], older_first);
+    for (uint32_t i = 0; i < n; i++) {
+        LeaderRequest *q = s->needy[i];
+        while (q->running && !page_pool_reserve(&s->cache.pool, 1)) {
+            preempt(s, youngest(s));
+        }
+        q->n_reserved += q->running;
+    }
+}
+
+/* ---- admission ---- */
+
+static bool find_slot(const Scheduler *s, uint32_t *slot)
+{
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        if (!s->slot_taken[i]) {
+            *slot = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Another whole page of q's known tokens that need not be computed. */
+static bool next_reusable(const Scheduler *s, const LeaderRequest *q, uint32_t n_pages,
+                          PrefixChain *chain, uint32_t *page)
+{
+    const uint32_t first = n_pages * KV_BLOCK;
+    return q->cached && first + KV_BLOCK <= leader_request_silent(q) &&
+           prefix_cache_find(&s->cache, chain, q->tokens + first, page);
+}
+
+/* Pages of all known tokens: what the cache has, and a promise of the rest. */
+static bool claim_pages(Scheduler *s, LeaderRequest *q)
+{
+    PagePool *pool = &s->cache.pool;
+    const uint32_t need = pages_for(q->n_known);
+    uint32_t n = 0, n_idle = 0;
+    if (q->pages == NULL) {
+        leader_request_prepare(q);
+    }
+    q->chain = prefix_cache_begin(&s->cache, &q->salt);
+    while (next_reusable(s, q, n, &q->chain, &q->pages[n])) {
+        n_idle += page_pool_is_idle(pool, q->pages[n++]);
+    }
+    if (page_pool_available(pool) < (uint64_t)n_idle + (need - n) + s->n_running) {
+        return false;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        page_pool_ref(pool, q->pages[i]);
+    }
+    page_pool_reserve(pool, need - n);
+    q->n_reserved = need - n;
+    q->n_pages = q->n_chained = n;
+    q->n_reusable = n * KV_BLOCK;
+    return true;
+}
+
+static void count_admission(Scheduler *s, LeaderRequest *q)
+{
+    if (!q->was_admitted) {
+        s->load.prompt_tokens += q->n_prompt;
+    }
+    if (q->cached) {
+        s->load.prefix_query_tokens += q->n_known;
+        s->load.prefix_hit_tokens += q->n_reusable;
+    }
+    q->was_admitted = true;
+}
+
+static void seat(Scheduler *s, LeaderRequest *q, uint32_t slot, Step *step)
+{
+    q->running = true;
+    q->admit.slot = slot;
+    q->admit.uid = s->next_uid++;
+    q->admit.bias0 = step->n_biases;
+    if (q->admit.n_bias > 0) {
+        memcpy(step->biases + step->n_biases, q->bias, sizeof(SampleBias) * q->admit.n_bias);
+        step->n_biases += q->admit.n_bias;
+    }
+    s->slots[slot] = q;
+    s->slot_taken[slot] = true;
+    s->n_running++;
+    step->admits[step->n_admits++] = q->admit;
+    count_admission(s, q);
+}
+
+/* Invariant 1: the first that does not fit ends it. */
+static void admit_waiting(Scheduler *s, Step *step)
+{
+    uint32_t slot;
+    while (!g_queue_is_empty(&s->waiting) && find_slot(s, &slot)) {
+        LeaderRequest *q = g_queue_peek_head(&s->waiting);
+        if (step->n_biases + q->admit.n_bias > SAMPLE_BIAS_LIMIT || !claim_pages(s, q)) {
+            return;
+        }
+        g_queue_pop_head(&s->waiting);
+        seat(s, q, slot, step);
+    }
+}
+
+/* ---- rows ---- */
+
+static void set_output(const LeaderRequest *q, uint32_t position, StepRow *row)
+{
+    row->output = STEP_OUTPUT_NONE;
+    row->target = 0;
+    if (q->kind == 0) {
+        if (position + 1 == q->n_known) {
+            row->output = STEP_OUTPUT_SAMPLE;
+        }
+    } else if (position + 1 < q->n_known && position >= leader_request_silent(q)) {
+        row->output = STEP_OUTPUT_SCORE;
+        row->target = q->tokens[position + 1];
+    }
+}
+
+/* From now on the pages that are full serve others (prefix_cache.h). */
+static void enter_pages(Scheduler *s, LeaderRequest *q)
+{
+    for (; q->cached && (q->n_chained + 1) * KV_BLOCK <= q->n_scheduled; q->n_chained++) {
+        prefix_cache_enter(&s->cache, &q->chain, q->tokens + (size_t)q->n_chained * KV_BLOCK,
+                           q->pages[q->n_chained]);
+    }
+}
+
+static void add_rows(Scheduler *s, Step *step, LeaderRequest *q, uint32_t n)
+{
+    StepSegment *g = &step->segments[step->n_segments++];
+    *g = (StepSegment){.slot = q->admit.slot,
+                       .position = q->n_scheduled,
+                       .row0 = step->n_rows,
+                       .n_rows = n,
+                       .page_index = q->n_pages,
+                       .page0 = step->n_pages};
+    while (q->n_pages < pages_for(q->n_scheduled + n)) {
+        const uint32_t page = prefix_cache_take(&s->cache);
+        q->n_reserved--;
+        q->pages[q->n_pages++] = page;
+        step->pages[step->n_pages++] = page;
+        g->n_pages++;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        StepRow *row = &step->rows[step->n_rows++];
+        row->token = q->tokens[q->n_scheduled + i];
+        set_output(q, q->n_scheduled + i, row);
+    }
+    q->n_scheduled += n;
+    enter_pages(s, q);
+}
+
+static uint32_t count_decoding(const Scheduler *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        n += s->slots[i] != NULL && leader_request_decodes(s->slots[i]);
+    }
+    return n;
+}
+
+/* Invariant 5. */
+static void add_decoding(Scheduler *s, Step *step, uint32_t n_decoding, uint32_t decoding_steps)
+{
+    const uint32_t n_slots = s->o.limits.max_slots, first = s->decode_turn;
+    uint32_t room = (n_decoding + s->o.n_stages - 1) / s->o.n_stages;
+    room = decoding_steps < s->o.n_stages ? MIN(room, s->o.limits.max_rows) : 0;
+    for (uint32_t i = 0; i < n_slots && room > 0; i++) {
+        LeaderRequest *q = s->slots[(first + i) % n_slots];
+        if (q != NULL && leader_request_decodes(q) && leader_request_pending(q) == 1) {
+            add_rows(s, step, q, 1);
+            s->decode_turn = (first + i + 1) % n_slots;
+            room--;
+        }
+    }
+}
+
+/* What others of the same text have computed meanwhile. */
+static void extend_reuse(Scheduler *s, LeaderRequest *q)
+{
+    uint32_t page;
+    while (q->n_reserved > 0 && q->n_chained == q->n_pages &&
+           (q->n_scheduled == q->n_pages * KV_BLOCK || q->n_reusable == q->n_pages * KV_BLOCK) &&
+           next_reusable(s, q, q->n_pages, &q->chain, &page)) {
+        page_pool_unreserve(&s->cache.pool, 1); /* its own page for these positions */
+        page_pool_ref(&s->cache.pool, page);
+        q->n_reserved--;
+        q->pages[q->n_pages++] = page;
+        q->n_chained++;
+        q->n_reusable = q->n_pages * KV_BLOCK;
+        s->load.prefix_hit_tokens += KV_BLOCK;
+    }
+}
+
+/* Tells the ranks of reused pages, as many as fit into the step; true if none is left untold. */
+static bool announce_reuse(Step *step, LeaderRequest *q)
+{
+    if (q->n_scheduled >= q->n_reusable) {
+        return true;
+    }
+    const uint32_t first = q->n_scheduled / KV_BLOCK,
+                   n = MIN(q->n_reusable / KV_BLOCK - first,
+                           STEP_REUSE_PAGES - step->n_tokens / KV_BLOCK);
+    if (n > 0) {
+        step->reuses[step->n_reuses++] = (StepReuse){.slot = q->admit.slot,
+                                                     .page_index = first,
+                                                     .n_pages = n,
+                                                     .page0 = step->n_pages,
+                                                     .token0 = step->n_tokens};
+        memcpy(step->pages + step->n_pages, q->pages + first, sizeof(uint32_t) * n);
+        memcpy(step->tokens + step->n_tokens, q->tokens + q->n_scheduled,
+               sizeof(uint32_t) * KV_BLOCK * n);
+        step->n_pages += n;
+        step->n_tokens += KV_BLOCK * n;
+        q->n_scheduled += KV_BLOCK * n;
+    }
+    return q->n_scheduled >= q->n_reusable;
+}
+
+/* A chunk that is not the last ends with a page where it can, so that whole pages are shared. */
+static uint32_t chunk_of(const LeaderRequest *q, uint32_t budget)
+{
+    const uint32_t pending = leader_request_pending(q);
+    if (pending <= budget) {
+        return pending;
+    }
+    const uint32_t end = (q->n_scheduled + budget) / KV_BLOCK * KV_BLOCK;
+    return end > q->n_scheduled ? end - q->n_scheduled : budget;
+}
+
+/* Invariant 4. */
+static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
+{
+    const uint32_t n_slots = s->o.limits.max_slots, first = s->prompt_turn;
+    bool turned = false;
+    for (uint32_t i = 0; i < n_slots && budget > 0; i++) {
+        LeaderRequest *q = s->slots[(first + i) % n_slots];
+        if (q == NULL || leader_request_decodes(q) || leader_request_pending(q) == 0) {
+            continue;
+        }
+        extend_reuse(s, q);
+        if (announce_reuse(step, q)) {
+            const uint32_t n = chunk_of(q, budget);
+            add_rows(s, step, q, n);
+            budget -= n;
+        }
+        if (!turned) {
+            s->prompt_turn = (first + i + 1) % n_slots;
+            turned = true;
+        }
+    }
+}
+
+static uint32_t prompt_budget(const Scheduler *s, const Step *step, uint32_t n_decoding)
+{
+    const uint32_t left = s->o.limits.max_rows - step->n_rows;
+    const uint32_t steps = s->o.n_stages == 1 ? 1 : s->o.steps_in_flight;
+    return n_decoding == 0 ? left : MIN(left, step_pace_chunk(&s->pace, steps));
+}
+
+bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, bool *decodes)
+{
+    step_clear(step);
+    find_pages(s);
+    step->n_releases = s->n_releases;
+    memcpy(step->releases, s->releases, sizeof(uint32_t) * s->n_releases);
+    admit_waiting(s, step); /* slots of this step's releases are given out from the next step on */
+    const uint32_t n_decoding = count_decoding(s);
+    add_decoding(s, step, n_decoding, decoding_steps);
+    *decodes = step->n_rows > 0;
+    add_prompts(s, step, prompt_budget(s, step, n_decoding));
+    for (uint32_t i = 0; i < step->n_releases; i++) {
+        s->slot_taken[step->releases[i]] = false;
+    }
+    s->n_releases = 0;
+    return step->n_rows > 0 || step->n_releases > 0 || step->n_admits > 0 || step->n_reuses > 0;
+}
+
+void scheduler_note(Scheduler *s, uint32_t n_rows, int64_t built_us, int64_t now_us)
+{
+    step_pace_note(&s->pace, n_rows, built_us, now_us);
+}
+
+void scheduler_load(const Scheduler *s, EngineLoad *out)
+{
+    const PagePool *pool = &s->cache.pool;
+    *out = s->load;
+    out->running = s->n_running;
+    out->waiting = s->waiting.length;
+    out->slots = s->o.limits.max_slots;
+    out->kv_pages_total = pool->n_pages;
+    out->kv_pages_cached = pool->n_idle;
+    out->kv_pages_used = pool->n_pages - pool->n_free - pool->n_idle;
+}

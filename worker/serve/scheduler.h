@@ -1,0 +1,66 @@
+/* Scheduler: which sequence gets a slot, pages and rows of the next Step. Bookkeeping on the engine
+ * thread; leader.h feeds it and takes the results.
+ *
+ * Invariants
+ *   1. Order. Requests are admitted in the order of submission, none overtakes. A sequence is
+ * preempted only in favour of an older one, so the oldest always goes on and every one becomes the
+ * oldest: nobody starves.
+ *   2. Pages. A sequence is admitted when the pages of all its known tokens are reserved (those
+ * that the prefix cache holds apart), and one page for each running sequence is left beside. While
+ * it decodes it takes pages one by one; when there is none, the youngest running sequence gives up
+ * its slot and pages, waits again in its old place and is computed anew later (Kwon et al.
+ * 2023, 4.5). A request that could not run alone is refused before it gets here, so an only
+ * sequence always has its pages.
+ *   3. A slot is given to a sequence only in a Step after the one that released it.
+ *   4. Rows of a Step: first those that draw a token, then chunks of prompts, the first chunk going
+ * round the sequences. While any sequence decodes the chunks together are bounded by step_pace.h.
+ *   5. With S stages the decoding sequences are spread over S steps in flight: a step takes at most
+ * ceil(n / S) of them, so that each stage has one of the S steps to work on.
+ *   6. A page that is shared is full and never written again; a sequence writes only to pages that
+ * it took itself.
+ *
+ *   enqueue --> WAITING --admit--> RUNNING --remove--> gone
+ *                  ^  '--remove--> gone  |
+ *                  '------preempt--------'  */
+#pragma once
+
+#include "worker/serve/leader_request.h"
+#include "worker/serve/step_pace.h"
+
+typedef struct Scheduler Scheduler;
+
+typedef struct SchedulerOptions {
+    StepLimits limits;
+    uint64_t kv_pages;
+    Hash128 definition;
+    uint32_t n_stages;
+    uint32_t steps_in_flight;
+} SchedulerOptions;
+
+Scheduler *scheduler_new(const SchedulerOptions *options);
+/* Empty: all requests were removed. */
+void scheduler_free(Scheduler *scheduler);
+/* Bytes that scheduler_new() allocates for pages. */
+size_t scheduler_bytes(uint64_t kv_pages);
+
+/* The request waits; it stays its owner's. */
+void scheduler_enqueue(Scheduler *scheduler, LeaderRequest *request);
+/* Its slot and pages are free for others at once; rows of it that are on their way do no harm. */
+void scheduler_remove(Scheduler *scheduler, LeaderRequest *request);
+/* What it computed must not serve others. */
+void scheduler_distrust(Scheduler *scheduler, const LeaderRequest *request);
+
+LeaderRequest *scheduler_find(Scheduler *scheduler, uint64_t id);       /* or NULL */
+LeaderRequest *scheduler_at(const Scheduler *scheduler, uint32_t slot); /* running, or NULL */
+LeaderRequest *scheduler_any(Scheduler *scheduler);                     /* NULL: none is open */
+/* One whose deadline has passed, or NULL; then *next_us is the next deadline, INT64_MAX = none. */
+LeaderRequest *scheduler_expired(Scheduler *scheduler, int64_t now_us, int64_t *next_us);
+
+/* Builds the next Step but its number; false if there is nothing to do now. decoding_steps: those
+ * in flight that carry rows of decoding sequences; *decodes: this one does. */
+bool scheduler_next(Scheduler *scheduler, Step *step, uint32_t decoding_steps, bool *decodes);
+/* A step came back: step_pace.h. */
+void scheduler_note(Scheduler *scheduler, uint32_t n_rows, int64_t built_us, int64_t now_us);
+
+/* Fills what it knows of out. */
+void scheduler_load(const Scheduler *scheduler, EngineLoad *out);
