@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 #include <glib/gstdio.h>
+#include <math.h>
 #include <string.h>
 
 #define SECOND 1000000ll
@@ -231,6 +232,22 @@ static FakeReply *drop(Env *env, uint64_t epoch, bool keep)
     request.keep_weights = keep;
     return fake_call(env->c, agent_address(env->agent), "coordinator",
                      &weft__v1__worker__descriptor, "Drop", &request.base);
+}
+
+/* With a sampler that the leader is to refuse. */
+static FakeReply *generate_biased(Env *env, Weft__V1__Sampler *sampler)
+{
+    uint32_t prompt[] = {5, 77};
+    Weft__V1__Stamp stamp = fake_stamp(env->c, 1);
+    Weft__V1__GenerateRequest request = WEFT__V1__GENERATE_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.request = "r2";
+    request.n_prompt = G_N_ELEMENTS(prompt);
+    request.prompt = prompt;
+    request.max_tokens = 3;
+    request.sampler = sampler;
+    return fake_call(env->c, agent_address(env->agent), "coordinator",
+                     &weft__v1__leader__descriptor, "Generate", &request.base);
 }
 
 static FakeReply *generate_with(Env *env, uint64_t epoch, uint32_t n_tokens, uint32_t first_id,
@@ -655,6 +672,13 @@ static void test_generate(void **state)
     }
     fake_reply_free(g[0]);
     fake_reply_free(g[1]);
+    run(env, SECOND);
+    assert_int_equal(env->c->heartbeat->n_loads, 1);
+    const Weft__V1__ReplicaLoad *load = env->c->heartbeat->loads[0];
+    assert_int_equal(load->running + load->waiting, 0);
+    assert_int_equal(load->prompt_tokens, 2 * 4);
+    assert_int_equal(load->generation_tokens, 2 * 5);
+    assert_true(load->slots > 0 && load->kv_pages_total > 0 && load->epoch == 1);
     assert_fails(env, generate(env, 1, 5, 1, "worker"), WEFT_ERROR_DENIED, "role worker",
                  "coordinator");
     assert_fails(env, generate(env, 1, 5, 1100, "coordinator"), WEFT_ERROR_INVALID, "id 1100",
@@ -671,6 +695,42 @@ static void test_generate(void **state)
     FakeReply *d = drop(env, 1, false);
     wait_for(env, &d->done);
     fake_reply_free(d);
+    env_free(env);
+}
+
+static void test_samplers_are_checked(void **state)
+{
+    (void)state;
+    Env *env = env_new();
+    wait_attached(env, 1);
+    make_ready(env, 1);
+    Weft__V1__LogitBias bias[2] = {WEFT__V1__LOGIT_BIAS__INIT, WEFT__V1__LOGIT_BIAS__INIT};
+    Weft__V1__LogitBias *pointers[2] = {&bias[0], &bias[1]};
+    Weft__V1__Sampler sampler = WEFT__V1__SAMPLER__INIT;
+    sampler.n_logit_bias = 2;
+    sampler.logit_bias = pointers;
+    bias[0].id = 1000;
+    bias[0].bias = 500; /* always this one */
+    bias[1].id = 3;
+    FakeReply *g = generate_biased(env, &sampler);
+    wait_for(env, &g->done);
+    g_assert_no_error(g->error);
+    assert_int_equal(((const Weft__V1__TokenEvent *)g->messages->pdata[0])->id, 1000);
+    fake_reply_free(g);
+    bias[1].id = 1000;
+    assert_fails(env, generate_biased(env, &sampler), WEFT_ERROR_INVALID, "two logit biases",
+                 "1000");
+    bias[1].id = 1100;
+    assert_fails(env, generate_biased(env, &sampler), WEFT_ERROR_INVALID, "logit bias of token",
+                 "1100");
+    bias[1].id = 3;
+    bias[1].bias = -1001;
+    assert_fails(env, generate_biased(env, &sampler), WEFT_ERROR_INVALID, "logit bias is -1001",
+                 "1000");
+    sampler.n_logit_bias = 0;
+    sampler.presence_penalty = NAN;
+    assert_fails(env, generate_biased(env, &sampler), WEFT_ERROR_INVALID, "presence penalty",
+                 "-100 to 100");
     env_free(env);
 }
 
@@ -801,6 +861,7 @@ int main(void)
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
         cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_samplers_are_checked),
         cmocka_unit_test(test_slow_reader_loses_its_stream),
         cmocka_unit_test(test_drop_ends_open_requests),
         cmocka_unit_test(test_held_engine_is_not_serving),

@@ -301,7 +301,7 @@ static void test_mixes(void **state)
         hits += load.prefix_hit_tokens;
         preemptions += load.preemptions;
     }
-    print_message("%" G_GUINT64_FORMAT " seeds: %" G_GUINT64_FORMAT
+    print_message("# %" G_GUINT64_FORMAT " seeds: %" G_GUINT64_FORMAT
                   " tokens from the prefix cache, %" G_GUINT64_FORMAT " preemptions\n",
                   n, hits, preemptions);
     assert_true(hits > 100 * n && preemptions > n / 2); /* the mixes are hard enough */
