@@ -119,7 +119,7 @@ GError *member_lost_error(const Member *m, const char *what)
 {
     return g_error_new(
         WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-        "worker %s lost%s%s: %s: start the request again; it runs on the workers that are left",
+        "worker %s lost%s%s: %s",
         m->name, what != NULL ? " during " : "", what != NULL ? what : "",
         m->reason != NULL ? m->reason : "its connection broke");
 }

@@ -6,7 +6,7 @@
  *     ▲   ▲                │ impossible      │ a rank failed      │                 │
  *     │   └────────────────┴─────────────────┴────────────────────┘ deployment_fail │
  *     └─────────────────────────────────────────────────────────────────────────────┘
- *           last replica's epoch ended, or a member drains and no request runs
+ *           last replica's epoch ended, or a member drains and its work can be had elsewhere
  *
  *   STORED (the coordinator was started again)
  *     ├── every rank is held, ready, under the same epoch ──▶ READY
@@ -22,7 +22,9 @@
  * is in flight in other states.
  * 5. The epoch's secret is made in start and erased in start: it is in no state, row or log line.
  * 6. Only deployment_pump() begins planning, adopts or gives out replicas; deployment_enter() alone
- * changes the state. */
+ * changes the state.
+ * 7. The end of an epoch fails no lease: those on it wait again, before all others, in their old
+ * order (recovery.c has how long). */
 #include "coordinator/jobs/deployment.h"
 
 #include "proto/base/error.h"
@@ -130,6 +132,7 @@ void deployment_free(Deployment *d)
     deployment_forget_planning(d);
     loop_timer_cancel(d->jobs->options.loop, d->settle);
     loop_timer_cancel(d->jobs->options.loop, d->kick);
+    recovery_clear(d);
     deployment_clear_replicas(d);
     if (d->plan != NULL) {
         plan_free(d->plan);
@@ -188,7 +191,7 @@ void lease_fail(Lease *lease, const GError *error)
     lease->callbacks.failed(error, lease->user);
 }
 
-static void fail_waiting(Deployment *d, const GError *error)
+void deployment_fail_waiting(Deployment *d, const GError *error)
 {
     g_autoptr(GError) own = g_error_copy(error);
     GQueue waiting = d->waiting;
@@ -196,6 +199,36 @@ static void fail_waiting(Deployment *d, const GError *error)
     Lease *lease;
     while ((lease = g_queue_pop_head(&waiting)) != NULL) {
         lease_fail(lease, own);
+    }
+}
+
+/* Invariant 7. A lease may be released inside its own callback, no other is. */
+static void interrupt_leases(Deployment *d, uint32_t replica, const GError *why)
+{
+    g_autoptr(GPtrArray) hit = g_ptr_array_new();
+    for (GList *l = d->active.tail; l != NULL;) {
+        Lease *lease = l->data;
+        l = l->prev;
+        if (lease->replica == replica) {
+            g_queue_remove(&d->active, lease);
+            d->replicas[replica].n_active--;
+            lease->state = LEASE_WAITING;
+            lease->resumes = true;
+            lease->n_tokens = 0;
+            g_queue_push_head(&d->waiting, lease);
+            g_ptr_array_insert(hit, 0, lease);
+        }
+    }
+    if (hit->len > 0) {
+        recovery_begin(d, why);
+    }
+    for (guint i = 0; i < hit->len; i++) {
+        Lease *lease = g_ptr_array_index(hit, i);
+        uint64_t n_tokens = 0;
+        bool stays = lease->callbacks.interrupted(why, lease->user, &n_tokens);
+        if (stays) {
+            lease->n_tokens = n_tokens;
+        }
     }
 }
 
@@ -237,17 +270,26 @@ static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
         .leader = leader->worker,
         .channel = member_channel(members_find(d->jobs->options.members, leader->worker)),
         .load_s = d->load_s,
+        .recovery = recovery_of_lease(d, lease),
     };
+    lease->resumes = false;
     lease->callbacks.ready(&lease->info, lease->user);
 }
 
 /* ---- the end of an epoch ---- */
 
+static bool rank_drains(const Deployment *d, const RankState *rank)
+{
+    Member *member = members_find(d->jobs->options.members, rank->worker);
+    return member != NULL && member_state(member) == MEMBER_DRAINING;
+}
+
 static void replica_drop(Deployment *d, ReplicaState *replica, bool keep_weights)
 {
     for (uint32_t k = 0; k < replica->n_ranks; k++) {
-        rank_forget_call(&replica->ranks[k]);
-        rank_drop(d, &replica->ranks[k], replica->epoch, keep_weights);
+        RankState *rank = &replica->ranks[k];
+        rank_forget_call(rank);
+        rank_drop(d, rank, replica->epoch, keep_weights && !rank_drains(d, rank));
     }
     loop_timer_cancel(d->jobs->options.loop, replica->verdict);
     replica->verdict = NULL;
@@ -288,15 +330,7 @@ void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
     } else {
         jobs_settle_members(d->jobs);
     }
-    g_autoptr(GPtrArray) hit = g_ptr_array_new();
-    for (GList *l = d->active.head; l != NULL; l = l->next) {
-        if (((Lease *)l->data)->replica == index) {
-            g_ptr_array_add(hit, l->data);
-        }
-    }
-    for (guint i = 0; i < hit->len; i++) {
-        lease_fail(g_ptr_array_index(hit, i), own);
-    }
+    interrupt_leases(d, index, own);
     deployment_kick(d);
 }
 
@@ -348,8 +382,10 @@ static bool uses_gone_worker(const Deployment *d)
 void deployment_fail(Deployment *d, const GError *why)
 {
     bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && uses_gone_worker(d);
-    log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d),
-             why->message);
+    if (!recovery_is_patient(d) || d->replicas != NULL) {
+        log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d),
+                 why->message);
+    }
     deployment_drop_all(d, true);
     g_clear_error(&d->error);
     d->error = g_error_copy(why);
@@ -359,9 +395,13 @@ void deployment_fail(Deployment *d, const GError *why)
         deployment_kick(d);
         return;
     }
-    d->n_attempts = 0;
     deployment_enter(d, DEPLOYMENT_FAILED);
-    fail_waiting(d, d->error);
+    if (d->waiting.length > 0 && recovery_is_patient(d)) {
+        recovery_await(d, d->error);
+        return;
+    }
+    d->n_attempts = 0;
+    deployment_fail_waiting(d, d->error);
 }
 
 void deployment_unload(Deployment *d)
@@ -411,6 +451,7 @@ void deployment_begin_loading(Deployment *d)
         d->replicas[r].live = true;
     }
     d->n_pending = 0;
+    recovery_on_loading(d);
     deployment_enter(d, DEPLOYMENT_LOADING);
     each_rank(d, rank_await);
     each_rank(d, rank_load);
@@ -479,6 +520,7 @@ void deployment_on_loaded(RankState *rank)
     if (--d->n_pending > 0) {
         return;
     }
+    recovery_on_loaded(d);
     deployment_enter(d, DEPLOYMENT_STARTING);
     deployment_tell_waiting(d, "starting", 1, "");
     each_rank(d, rank_await);
@@ -495,6 +537,7 @@ static void deployment_ready(Deployment *d)
     d->n_attempts = 0;
     g_clear_error(&d->error);
     d->load_s = (double)(loop_now_us(d->jobs->options.loop) - d->asked_us) / 1e6;
+    recovery_on_ready(d);
     deployment_enter(d, DEPLOYMENT_READY);
     log_info(d->jobs->options.log, "job %s ready after %.1f s", d->id, d->load_s);
     deployment_kick(d);
@@ -585,17 +628,30 @@ static bool deployment_settles(Deployment *d)
     return true;
 }
 
-static bool deployment_drains(const Deployment *d)
+const char *deployment_draining(const Deployment *d)
 {
     for (uint32_t r = 0; r < d->n_replicas; r++) {
-        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
-            Member *member = members_find(d->jobs->options.members, d->replicas[r].ranks[k].worker);
-            if (member != NULL && member_state(member) == MEMBER_DRAINING) {
-                return true;
+        for (uint32_t k = 0; d->replicas[r].live && k < d->replicas[r].n_ranks; k++) {
+            if (rank_drains(d, &d->replicas[r].ranks[k])) {
+                return d->replicas[r].ranks[k].worker;
             }
         }
     }
-    return false;
+    return NULL;
+}
+
+/* Nobody could tell which workers are really gone: a plan without them would be the second of two
+ * that both run, once they are back. */
+static bool deployment_is_cut_off(Deployment *d)
+{
+    g_autofree char *why = members_cut_off(d->jobs->options.members);
+    if (why != NULL) {
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_READY, "%s", why);
+        g_clear_error(&d->error);
+        d->error = g_error_copy(error);
+        recovery_await(d, error);
+    }
+    return why != NULL;
 }
 
 static void count_usable(Member *member, void *user)
@@ -617,23 +673,39 @@ static bool deployment_repairable(const Deployment *d)
     return degraded && n_usable >= n_ranks;
 }
 
+void deployment_move(Deployment *d)
+{
+    const char *worker = deployment_draining(d);
+    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                                        "worker %s drains", worker != NULL ? worker : "?");
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        deployment_end_epoch(d, r, why);
+    }
+}
+
 /* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is
- * on the rest. */
+ * on the rest. Requests on a draining member move as soon as there is a plan without it. */
 static void deployment_serve(Deployment *d)
 {
-    bool drains = deployment_drains(d);
+    bool drains = deployment_draining(d) != NULL;
     bool anew = drains || (d->waiting.length > 0 && deployment_repairable(d));
     if (anew && d->active.length == 0) {
-        deployment_drop_all(d, !drains);
+        deployment_forget_planning(d);
+        deployment_drop_all(d, true);
         deployment_enter(d, DEPLOYMENT_IDLE);
         d->pump_again = true;
         return;
     }
+    if (drains && d->task == NULL && !d->stays) {
+        deployment_plan_move(d);
+    }
     ReplicaState *replica;
+    recovery_on_serving(d);
     while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 &&
            (replica = replica_with_room(d)) != NULL) {
         lease_grant(d, g_queue_pop_head(&d->waiting), replica);
     }
+    recovery_on_served(d);
 }
 
 static void deployment_step(Deployment *d)
@@ -647,7 +719,7 @@ static void deployment_step(Deployment *d)
     }
     bool idle = d->state == DEPLOYMENT_STORED || d->state == DEPLOYMENT_IDLE ||
                 d->state == DEPLOYMENT_FAILED;
-    if (idle && d->waiting.length > 0 && !deployment_settles(d)) {
+    if (idle && d->waiting.length > 0 && !deployment_settles(d) && !deployment_is_cut_off(d)) {
         if (d->state == DEPLOYMENT_STORED) {
             deployment_drop_all(d, true);
         }

@@ -17,6 +17,22 @@ typedef enum DeploymentState {
 
 typedef struct Deployment Deployment;
 
+/* After an epoch was lost: how long is waited for workers, and what it takes. recovery.c */
+typedef struct Recovery {
+    LoopTimer *patience; /* running: what fails is tried again; fired: who waits hears why */
+    LoopTimer *retry;    /* the next try, after one that failed */
+    GError *cause;       /* why the epoch ended */
+    int64_t since_us;    /* when it ended; 0: nobody waits to go on */
+    double predicted_load_s;
+    uint64_t n_tokens;       /* per replica, of the leases that are given out again now */
+    GHashTable *held;        /* "worker part" of the ranks that were loaded last; a set */
+    uint64_t load_bytes;     /* that the rank with most to get has to get */
+    double load_bytes_per_s; /* seen when that was last more than nothing; 0: never */
+    int64_t load_began_us, start_began_us;
+    double start_s; /* from loaded to ready, last time */
+    bool announced; /* that it waits: logged once */
+} Recovery;
+
 /* One rank's part in the running attempt. */
 typedef struct RankState {
     Deployment *deployment;
@@ -61,9 +77,11 @@ struct Deployment {
     GQueue active;      /* of Lease: on a replica */
     int64_t created_us, used_us, asked_us;
     double load_s;
+    Recovery recovery;
     LoopTimer *settle; /* after a start: workers get time to come back */
     LoopTimer *kick;   /* a pump is due */
     bool pumping, pump_again;
+    bool stays; /* a draining worker's part cannot be had elsewhere; until members change */
     struct PlanTask *task;
 };
 
@@ -73,6 +91,8 @@ struct Lease {
     Deployment *deployment; /* NULL once failed */
     Jobs *jobs;
     LeaseState state;
+    bool resumes;      /* it was interrupted and waits */
+    uint64_t n_tokens; /* that it then has to compute again */
     uint32_t replica;
     LeaseCallbacks callbacks;
     void *user;
@@ -101,11 +121,11 @@ void deployment_try_adopt(Deployment *d);
 void deployment_suspect(Deployment *d, uint32_t replica, const GError *error);
 /* Builds replicas and ranks from d->plan; epochs 0. */
 void deployment_lay_out(Deployment *d);
-/* The epoch of one replica is over: requests on it end with `why`, its ranks drop it but keep their
- * weights. */
+/* The epoch of one replica is over: requests on it are interrupted with `why`, its ranks drop it but
+ * keep their weights (a draining worker's does not). */
 void deployment_end_epoch(Deployment *d, uint32_t replica, const GError *why);
-/* The running attempt (PLANNING to STARTING) has failed; tried again when that was for a worker
- * which is gone. */
+/* The running attempt (PLANNING to STARTING) has failed; tried again at once when that was for a
+ * worker which is gone, and for a while after a loss. */
 void deployment_fail(Deployment *d, const GError *why);
 /* All replicas dropped with their weights; it is not planned any more until somebody asks. */
 void deployment_unload(Deployment *d);
@@ -129,6 +149,13 @@ void deployment_clear_replicas(Deployment *d);
 /* planning.c: from IDLE, FAILED or STORED; ends in deployment_begin_loading() or deployment_fail().
  */
 void deployment_begin_planning(Deployment *d);
+/* READY, and a member drains under running requests: a plan without it is sought; with one
+ * deployment_move() and then LOADING, without they end where they are. */
+void deployment_plan_move(Deployment *d);
+/* Of its live ranks, one whose worker drains; NULL if none does. */
+const char *deployment_draining(const Deployment *d);
+/* Ends all epochs for a worker that drains. */
+void deployment_move(Deployment *d);
 /* A plan that is still to come finds nobody. */
 void deployment_forget_planning(Deployment *d);
 /* The plan in d->plan is durable: every rank loads its part. */
@@ -151,5 +178,25 @@ void deployment_on_started(RankState *rank);
 void deployment_on_progress(RankState *rank);
 void deployment_on_rank_error(RankState *rank, const char *operation, const GError *error);
 
+/* ---- recovery.c: after a loss ---- */
+/* An epoch with requests on it ended: from now on a deployment that cannot be planned is waited
+ * for. */
+void recovery_begin(Deployment *d, const GError *cause);
+/* What fails now will be tried again. */
+bool recovery_is_patient(const Deployment *d);
+/* A try failed and another will follow later; who waits hears what is missing. */
+void recovery_await(Deployment *d, const GError *missing);
+/* Before and after the ranks load, and when it serves: what is expected, what it took. */
+void recovery_on_loading(Deployment *d);
+void recovery_on_loaded(Deployment *d);
+void recovery_on_ready(Deployment *d);
+/* Before and after replicas are given out. */
+void recovery_on_serving(Deployment *d);
+void recovery_on_served(Deployment *d);
+/* What a lease that is given a replica now is told. */
+LeaseRecovery recovery_of_lease(const Deployment *d, const Lease *lease);
+void recovery_clear(Deployment *d);
+
 /* ---- leases ---- */
 void lease_fail(Lease *lease, const GError *error);
+void deployment_fail_waiting(Deployment *d, const GError *error);

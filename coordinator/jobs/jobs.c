@@ -151,7 +151,7 @@ GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
     }
     return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
                        "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT
-                       " ms: start the request again; it runs on the workers that answer",
+                       " ms",
                        sink->waits_for, sink->operation, sink->waiter, sink->since_ms);
 }
 
@@ -206,7 +206,7 @@ static void check_held(Deployment *d, Member *member)
             if (held == NULL || held->epoch != d->replicas[r].epoch) {
                 g_autoptr(GError) error = g_error_new(
                     WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                    "worker %s was cut off and has ended its part: start the request again",
+                    "worker %s was cut off and has ended its part",
                     rank->worker);
                 deployment_end_epoch(d, r, error);
             }
@@ -222,6 +222,7 @@ static void on_attached(Member *member, bool fresh, void *user)
         if (!fresh) {
             check_held(d, member);
         }
+        d->stays = false;
         deployment_kick(d);
     }
 }
@@ -260,7 +261,9 @@ static void on_drained(Member *member, void *user)
 {
     Jobs *jobs = user;
     for (guint i = 0; i < jobs->deployments->len; i++) {
-        deployment_kick(g_ptr_array_index(jobs->deployments, i));
+        Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        d->stays = false;
+        deployment_kick(d);
     }
 }
 

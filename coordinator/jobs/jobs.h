@@ -2,8 +2,16 @@
  * Loop thread only.
  *
  * A request takes a Lease: it waits until a deployment like its wish is ready (planned, loaded,
- * started if need be), holds one replica of it while it runs, and hears if that replica's epoch
- * ends. */
+ * started if need be) and holds one replica of it while it runs. When that replica's epoch ends the
+ * lease is interrupted: it waits again, first in line, until the same deployment is ready in a newer
+ * epoch, or until its time to recover is over.
+ *
+ *              ready                     its epoch ended
+ *   WAITING ────────────▶ ACTIVE ──────────────────────────┐
+ *    │   ▲                  interrupted                    │
+ *    │   └─────────────────────────────────────────────────┘
+ *    └── it cannot be had, or not in time ──▶ FAILED
+ */
 #pragma once
 
 #include "coordinator/jobs/models.h"
@@ -32,6 +40,7 @@ typedef struct JobsOptions {
     uint64_t generation;
     const char *control_address; /* where workers fetch slices from this coordinator; copied */
     bool seal_off;               /* data-plane payloads between workers travel with CRC32C only */
+    int64_t recovery_wait_us;    /* after a loss, what cannot be planned waits so long for workers */
 } JobsOptions;
 
 Jobs *jobs_new(const JobsOptions *options);
@@ -47,6 +56,14 @@ typedef struct JobWish {
     NumericsClass numerics;
 } JobWish;
 
+/* Of a lease that was interrupted: what its recovery was expected to take and took, up to ready. */
+typedef struct LeaseRecovery {
+    bool resumed;
+    double load_s, predicted_load_s; /* from the end of the epoch until ready */
+    uint64_t n_tokens;               /* of all that goes on in this replica, to be computed again */
+    double predicted_prefill_s;
+} LeaseRecovery;
+
 typedef struct LeaseInfo {
     const char *job;
     const Plan *plan;
@@ -55,13 +72,18 @@ typedef struct LeaseInfo {
     const char *leader;  /* node id of stage 0, rank 0 */
     RpcChannel *channel; /* to it */
     double load_s;       /* from the wish to ready; 0 if it was ready */
+    LeaseRecovery recovery;
 } LeaseInfo;
 
 typedef struct LeaseCallbacks {
     void (*progress)(const char *text, double fraction, const char *worker, void *user);
-    void (*ready)(const LeaseInfo *info,
-                  void *user); /* at most once; info is valid until release or failed */
-    /* It could not be had, or its epoch ended: names worker and operation. At most once, nothing
+    /* Once for each epoch; info is valid until interrupted() or failed() returned, or release. */
+    void (*ready)(const LeaseInfo *info, void *user);
+    /* The epoch of the last ready() is over; why names worker and operation. true: it waits, and
+     * ready() or failed() follows; *n_tokens are to be computed again then. false: the lease was
+     * released inside. */
+    bool (*interrupted)(const GError *why, void *user, uint64_t *n_tokens);
+    /* It could not be had, or not again in time: says what is missing. At most once, nothing
      * follows; lease_release is still due. */
     void (*failed)(const GError *error, void *user);
 } LeaseCallbacks;
@@ -70,8 +92,8 @@ typedef struct LeaseCallbacks {
 Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks,
                     void *user);
 void lease_release(Lease *lease); /* always, once; nothing is called afterwards */
-/* The leader's call ended with an error of a worker or peer: the replica's epoch is over. failed()
- * follows, with the culprit's name. */
+/* The leader's call ended with an error of a worker or peer: the replica's epoch is over.
+ * interrupted() follows, with the culprit's name. */
 void lease_report(Lease *lease, const GError *error);
 
 /* Stops deployments of a model ("" = all) that no request uses; returns how many. INVALID while one

@@ -5,7 +5,9 @@
  * 1. A PlanTask belongs to the pool, then to the store, then is freed; its deployment may be gone
  * or may have left PLANNING meanwhile: then its result is dropped.
  * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
- * is planned again; never one that a request uses. */
+ * is planned again; never one that a request uses.
+ * 3. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
+ * draining member only when it has a place to go to. */
 #include "coordinator/jobs/deployment.h"
 
 #include "coordinator/message.h"
@@ -26,6 +28,7 @@ typedef struct PlanTask {
     Plan *plan;
     GError *error;
     GPtrArray *violations, *alternatives;
+    bool move;
 } PlanTask;
 
 static void plan_task_free(void *user)
@@ -129,10 +132,47 @@ static bool wants_memory(const PlanTask *task)
     return false;
 }
 
+static void plan_task_take(PlanTask *task, Deployment *d)
+{
+    deployment_clear_replicas(d);
+    if (d->plan != NULL) {
+        plan_free(d->plan);
+    }
+    d->plan = g_steal_pointer(&task->plan);
+    deployment_lay_out(d);
+    deployment_persist(d, task);
+}
+
+/* Invariant 3. */
+static void plan_task_move(PlanTask *task, Deployment *d)
+{
+    const char *worker = deployment_draining(d);
+    d->task = NULL;
+    if (d->state != DEPLOYMENT_READY || worker == NULL) {
+        plan_task_free(task);
+    } else if (task->plan == NULL) {
+        d->stays = true;
+        log_warn(d->jobs->options.log,
+                 "job %s stays on worker %s, which drains, until its requests end: %s", d->id,
+                 worker, task->error->message);
+        plan_task_free(task);
+    } else {
+        deployment_move(d);
+        d->task = task;
+        d->n_attempts++;
+        deployment_enter(d, DEPLOYMENT_PLANNING);
+        plan_task_take(task, d);
+    }
+}
+
 static void plan_task_done(void *user)
 {
     PlanTask *task = user;
     Deployment *d = task->deployment;
+    if (d != NULL && task->move) {
+        plan_task_move(task, d);
+        return;
+    }
     if (d == NULL || d->state != DEPLOYMENT_PLANNING) {
         plan_task_free(task);
         return;
@@ -150,16 +190,10 @@ static void plan_task_done(void *user)
         plan_task_free(task);
         return;
     }
-    deployment_clear_replicas(d);
-    if (d->plan != NULL) {
-        plan_free(d->plan);
-    }
-    d->plan = g_steal_pointer(&task->plan);
-    deployment_lay_out(d);
-    deployment_persist(d, task);
+    plan_task_take(task, d);
 }
 
-void deployment_begin_planning(Deployment *d)
+static PlanTask *plan_task_new(Deployment *d)
 {
     Jobs *jobs = d->jobs;
     PlanTask *task = g_new0(PlanTask, 1);
@@ -177,11 +211,31 @@ void deployment_begin_planning(Deployment *d)
                             .streams = d->wish.streams,
                             .numerics = d->wish.numerics,
                             .seal_off = d->jobs->options.seal_off};
+    deployment_forget_planning(d);
     d->task = task;
+    return task;
+}
+
+static void plan_task_begin(PlanTask *task)
+{
+    work_pool_run_full(task->jobs->options.pool, plan_task_work, plan_task_done, plan_task_free,
+                       task);
+}
+
+void deployment_begin_planning(Deployment *d)
+{
+    PlanTask *task = plan_task_new(d);
     d->n_attempts++;
     deployment_enter(d, DEPLOYMENT_PLANNING);
-    deployment_tell_waiting(d, "planning", 0, "");
-    work_pool_run_full(jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
+    deployment_tell_waiting(d, d->recovery.since_us != 0 ? "planning anew" : "planning", 0, "");
+    plan_task_begin(task);
+}
+
+void deployment_plan_move(Deployment *d)
+{
+    PlanTask *task = plan_task_new(d);
+    task->move = true;
+    plan_task_begin(task);
 }
 
 void deployment_forget_planning(Deployment *d)
