@@ -348,6 +348,13 @@ static bool start_control(Coordinator *c, GError **error)
     return true;
 }
 
+#define RECOVERY_WAIT_MS 60000u
+
+static uint32_t recovery_wait_ms(const CoordinatorOptions *options)
+{
+    return options->recovery_wait_ms != 0 ? options->recovery_wait_ms : RECOVERY_WAIT_MS;
+}
+
 static bool start_jobs(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
@@ -365,7 +372,8 @@ static bool start_jobs(Coordinator *c, GError **error)
                            .cluster = p->cluster,
                            .generation = p->generation,
                            .control_address = p->control_address,
-                           .seal_off = p->options.seal_off};
+                           .seal_off = p->options.seal_off,
+                           .recovery_wait_us = (int64_t)recovery_wait_ms(&p->options) * 1000};
     p->jobs = jobs_new(&options);
     RequestsOptions requests = {.loop = p->options.loop,
                                 .log = p->options.log,

@@ -12,8 +12,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#define DAY_US (INT64_C(86400) * 1000000)
+
 typedef struct Settings {
     char *listen, *join_listen, *health_listen, *advertise, *state, *models, *seal, *config;
+    int64_t recovery_wait_us;
     bool version, verbose;
 } Settings;
 
@@ -38,6 +41,9 @@ static const Option coordinator_options[] = {
      "workers' payloads encrypted and authenticated (default on); off = CRC32C only, for trusted "
      "fabrics",
      "WEFT_SEAL", 0, 0, "on|off", false},
+    {"recovery-wait", 0, OPTION_DURATION, FIELD(recovery_wait_us), "TIME",
+     "after a loss, requests that cannot be placed wait so long for workers (default 60s)",
+     "WEFT_RECOVERY_WAIT"},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), NULL, "log details too", NULL},
     {"version", 0, OPTION_FLAG, FIELD(version), NULL, "print versions and exit", NULL},
@@ -111,24 +117,25 @@ static int serve(const Settings *s, GError **error)
     }
     Log *log = log_stderr();
     log->min_level = s->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
-    CoordinatorOptions options = {.loop = main_loop_loop(d.loop),
-                                  .transport = rpc_transport_grpc(),
-                                  .log = log,
-                                  .random = random_system(),
-                                  .store = store,
-                                  .listen = s->listen != NULL ? s->listen : "0.0.0.0:7470",
-                                  .join_listen =
-                                      s->join_listen != NULL ? s->join_listen : "0.0.0.0:7471",
-                                  .health_listen = s->health_listen,
-                                  .advertise = s->advertise,
-                                  .state_dir = s->state,
-                                  .models_dir = s->models,
-                                  .seal_off = g_strcmp0(s->seal, "off") == 0,
-                                  .threads = MAX(2u, g_get_num_processors() / 2),
-                                  .lag_ms = lag_ms,
-                                  .lag_user = d.loop,
-                                  .on_stop = on_stop,
-                                  .stop_user = &d};
+    CoordinatorOptions options = {
+        .loop = main_loop_loop(d.loop),
+        .transport = rpc_transport_grpc(),
+        .log = log,
+        .random = random_system(),
+        .store = store,
+        .listen = s->listen != NULL ? s->listen : "0.0.0.0:7470",
+        .join_listen = s->join_listen != NULL ? s->join_listen : "0.0.0.0:7471",
+        .health_listen = s->health_listen,
+        .advertise = s->advertise,
+        .state_dir = s->state,
+        .models_dir = s->models,
+        .seal_off = g_strcmp0(s->seal, "off") == 0,
+        .recovery_wait_ms = (uint32_t)(CLAMP(s->recovery_wait_us, 0, DAY_US) / 1000),
+        .threads = MAX(2u, g_get_num_processors() / 2),
+        .lag_ms = lag_ms,
+        .lag_user = d.loop,
+        .on_stop = on_stop,
+        .stop_user = &d};
     d.coordinator = coordinator_new(&options);
     main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
     main_loop_on_signal(d.loop, SIGINT, on_stop, &d);

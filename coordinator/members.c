@@ -9,8 +9,9 @@
  *                              LOST ◀───────────────────┘ (and from SERVING)
  *   any ── revoke ──▶ REVOKED (final)
  *
- *   Lost: no heartbeat for 4.5 s; or the stream ended, by whomever, and is not back in 0.5 s;
- *   or another process of the same name said hello. A restarted coordinator begins at JOINED.
+ *   Lost: no heartbeat for 4.5 s, unless more than half are silent; or the stream ended, by
+ *   whomever, and is not back in 0.5 s; or another process of the same name said hello. A restarted
+ *   coordinator begins at JOINED.
  *
  * 1. attached (from hello on) <=> channel and deadline timer exist; confirmed (from the first
  * heartbeat on) <=> state is READY, SERVING or DRAINING. The worker sends heartbeats after the
@@ -28,7 +29,9 @@
  * process first. A hello with the same boot id takes the stream over: the worker itself is the
  * witness that the old one is dead.
  * 7. Once quiet, no attachment ends: a coordinator that stops must leave its rows as they are, or
- * its successor could adopt nothing. */
+ * its successor could adopt nothing.
+ * 8. Silence of the majority convicts nobody (members_cut_off); neither does silence while this
+ * process was itself stopped. The deadline is then looked at again every second. */
 #include "coordinator/members.h"
 
 #include "coordinator/message.h"
@@ -54,6 +57,8 @@ struct Member {
     int64_t heard_us; /* loop time of the last message */
     RpcCall *stream;  /* referenced; NULL after a reset */
     LoopTimer *deadline;
+    int64_t deadline_us; /* when it is due */
+    bool silent_reset;   /* its stream broke after it was silent for long */
     RpcChannel *channel;
     Weft__V1__Hello *hello;
     Weft__V1__Heartbeat *heartbeat;
@@ -65,6 +70,7 @@ struct Members {
     MembersListener listener;
     GTree *by_name; /* name -> Member, owned */
     bool quiet;     /* stopping: invariant 7 */
+    bool told_cut_off;
 };
 
 /* ---- state ---- */
@@ -117,11 +123,9 @@ static void member_drop_stream(Member *m)
 
 GError *member_lost_error(const Member *m, const char *what)
 {
-    return g_error_new(
-        WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-        "worker %s lost%s%s: %s",
-        m->name, what != NULL ? " during " : "", what != NULL ? what : "",
-        m->reason != NULL ? m->reason : "its connection broke");
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s lost%s%s: %s", m->name,
+                       what != NULL ? " during " : "", what != NULL ? what : "",
+                       m->reason != NULL ? m->reason : "its connection broke");
 }
 
 /* The one way out of an attachment (invariant 2). */
@@ -158,14 +162,76 @@ static void member_detach(Member *m, const char *reason)
     member_save(m, NULL, NULL);
 }
 
+static void member_arm(Member *m, int64_t delay_us);
+
+/* Heard of too long ago; a stream that broke meanwhile (keepalive, after long silence) makes it no
+ * less silent. */
+static bool is_silent(const Member *m)
+{
+    int64_t silent_us = loop_now_us(m->members->options.loop) - m->heard_us;
+    return silent_us >= MEMBER_SUSPECT_US && (m->stream != NULL || m->silent_reset);
+}
+
+typedef struct Silence {
+    unsigned n, n_silent;
+} Silence;
+
+static void count_silent(Member *m, void *user)
+{
+    Silence *silence = user;
+    if (m->attached && m->confirmed) {
+        silence->n++;
+        silence->n_silent += is_silent(m);
+    }
+}
+
+char *members_cut_off(const Members *members)
+{
+    Silence s = {0};
+    members_each(members, count_silent, &s);
+    if (s.n < MEMBERS_QUORUM || s.n_silent * 2 <= s.n) {
+        return NULL;
+    }
+    return g_strdup_printf("%u of %u workers fell silent together: is the coordinator cut off from "
+                           "them? nothing is placed anew before they are back",
+                           s.n_silent, s.n);
+}
+
+/* Invariant 8. */
+static bool member_spared(Member *m)
+{
+    Members *members = m->members;
+    int64_t late_us = loop_now_us(members->options.loop) - m->deadline_us;
+    if (late_us >= MEMBER_AGAIN_US) {
+        log_warn(members->options.log,
+                 "this coordinator was stopped for %" G_GINT64_FORMAT
+                 " ms: worker %s gets time to be heard",
+                 late_us / 1000, m->name);
+        return true;
+    }
+    if (!is_silent(m)) {
+        return false;
+    }
+    g_autofree char *cut_off = members_cut_off(members);
+    if (cut_off != NULL && !members->told_cut_off) {
+        log_warn(members->options.log, "%s", cut_off);
+    }
+    members->told_cut_off = cut_off != NULL;
+    return cut_off != NULL;
+}
+
 static void member_on_deadline(void *user)
 {
     Member *m = user;
     Members *members = m->members;
     m->deadline = NULL;
+    if (member_spared(m)) {
+        member_arm(m, MEMBER_AGAIN_US);
+        return;
+    }
     int64_t silent_ms = (loop_now_us(members->options.loop) - m->heard_us) / 1000;
     g_autofree char *reason =
-        m->stream == NULL
+        m->stream == NULL && !m->silent_reset
             ? g_strdup_printf("its connection ended and did not come back within %d ms",
                               (int)(MEMBER_RESET_US / 1000))
             : g_strdup_printf("no heartbeat for %" G_GINT64_FORMAT " ms", silent_ms);
@@ -176,6 +242,7 @@ static void member_arm(Member *m, int64_t delay_us)
 {
     Loop *loop = m->members->options.loop;
     loop_timer_cancel(loop, m->deadline);
+    m->deadline_us = loop_now_us(loop) + delay_us;
     m->deadline = loop_timer_start(loop, delay_us, member_on_deadline, m);
 }
 
@@ -186,6 +253,7 @@ static void member_on_reset(void *user)
     Member *m = user;
     member_drop_stream(m);
     if (m->attached && !m->members->quiet) {
+        m->silent_reset = loop_now_us(m->members->options.loop) - m->heard_us >= MEMBER_LOST_US;
         int64_t left = m->heard_us + MEMBER_LOST_US - loop_now_us(m->members->options.loop);
         member_arm(m, CLAMP(left, 0, MEMBER_RESET_US));
     }
@@ -428,6 +496,7 @@ static void member_take_stream(Member *m, RpcCall *call)
         rpc_call_unref(old);
     }
     m->stream = rpc_call_ref(call);
+    m->silent_reset = false;
     rpc_call_set_data(call, m, NULL);
     rpc_call_on_cancel(call, member_on_reset, m);
 }

@@ -16,6 +16,8 @@
 #define MEMBER_LOST_US (INT64_C(4500) * 1000)    /* after the last heartbeat received */
 #define MEMBER_RESET_US (INT64_C(500) * 1000)    /* after its stream broke and did not come back */
 #define MEMBER_SUSPECT_US (INT64_C(1500) * 1000) /* silent for so long: gets no new work */
+#define MEMBER_AGAIN_US (INT64_C(1000) * 1000)   /* a verdict that was put off is looked at again */
+#define MEMBERS_QUORUM 3u                        /* of so many on, half of them say something */
 
 typedef enum MemberState {
     MEMBER_JOINED,  /* has a certificate, was never attached or not since the coordinator started */
@@ -85,6 +87,11 @@ Member *members_find(const Members *members, const char *name);
 void members_each(const Members *members, void (*fn)(Member *member, void *user), void *user);
 /* Members that were attached when the last coordinator died and have not come back yet. */
 unsigned members_n_missing(const Members *members);
+
+/* More than half of the attached members are silent and none of them broke its connection: it is
+ * more likely that this process is cut off than that they all died (DESIGN 7.6). Says so with the
+ * numbers, returned; NULL otherwise, and with fewer than MEMBERS_QUORUM members. */
+char *members_cut_off(const Members *members);
 
 const char *member_name(const Member *member);
 MemberState member_state(const Member *member);

@@ -676,8 +676,8 @@ static bool deployment_repairable(const Deployment *d)
 void deployment_move(Deployment *d)
 {
     const char *worker = deployment_draining(d);
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                                        "worker %s drains", worker != NULL ? worker : "?");
+    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains",
+                                        worker != NULL ? worker : "?");
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         deployment_end_epoch(d, r, why);
     }

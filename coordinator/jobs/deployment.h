@@ -121,8 +121,8 @@ void deployment_try_adopt(Deployment *d);
 void deployment_suspect(Deployment *d, uint32_t replica, const GError *error);
 /* Builds replicas and ranks from d->plan; epochs 0. */
 void deployment_lay_out(Deployment *d);
-/* The epoch of one replica is over: requests on it are interrupted with `why`, its ranks drop it but
- * keep their weights (a draining worker's does not). */
+/* The epoch of one replica is over: requests on it are interrupted with `why`, its ranks drop it
+ * but keep their weights (a draining worker's does not). */
 void deployment_end_epoch(Deployment *d, uint32_t replica, const GError *why);
 /* The running attempt (PLANNING to STARTING) has failed; tried again at once when that was for a
  * worker which is gone, and for a while after a loss. */

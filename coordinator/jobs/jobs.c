@@ -150,8 +150,7 @@ GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
         return NULL;
     }
     return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                       "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT
-                       " ms",
+                       "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT " ms",
                        sink->waits_for, sink->operation, sink->waiter, sink->since_ms);
 }
 
@@ -204,10 +203,9 @@ static void check_held(Deployment *d, Member *member)
             }
             const Weft__V1__Held *held = member_held(member, d->id, r, rank->stage, rank->rank);
             if (held == NULL || held->epoch != d->replicas[r].epoch) {
-                g_autoptr(GError) error = g_error_new(
-                    WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                    "worker %s was cut off and has ended its part",
-                    rank->worker);
+                g_autoptr(GError) error =
+                    g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                                "worker %s was cut off and has ended its part", rank->worker);
                 deployment_end_epoch(d, r, error);
             }
         }

@@ -3,8 +3,8 @@
  *
  * A request takes a Lease: it waits until a deployment like its wish is ready (planned, loaded,
  * started if need be) and holds one replica of it while it runs. When that replica's epoch ends the
- * lease is interrupted: it waits again, first in line, until the same deployment is ready in a newer
- * epoch, or until its time to recover is over.
+ * lease is interrupted: it waits again, first in line, until the same deployment is ready in a
+ * newer epoch, or until its time to recover is over.
  *
  *              ready                     its epoch ended
  *   WAITING ────────────▶ ACTIVE ──────────────────────────┐
@@ -40,7 +40,7 @@ typedef struct JobsOptions {
     uint64_t generation;
     const char *control_address; /* where workers fetch slices from this coordinator; copied */
     bool seal_off;               /* data-plane payloads between workers travel with CRC32C only */
-    int64_t recovery_wait_us;    /* after a loss, what cannot be planned waits so long for workers */
+    int64_t recovery_wait_us; /* after a loss, what cannot be planned waits so long for workers */
 } JobsOptions;
 
 Jobs *jobs_new(const JobsOptions *options);

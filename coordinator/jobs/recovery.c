@@ -1,6 +1,6 @@
-/* After a loss. Problem: when an epoch ends under running requests, a new plan may be impossible for
- * a while (too few members, too little memory), and a try may fail for the next death; who waits
- * must neither fail for that nor wait for ever, and wants to know how long it takes.
+/* After a loss. Problem: when an epoch ends under running requests, a new plan may be impossible
+ * for a while (too few members, too little memory), and a try may fail for the next death; who
+ * waits must neither fail for that nor wait for ever, and wants to know how long it takes.
  *
  *            an epoch with requests ended      patience over, no try under way
  *   QUIET ─────────────────────────────▶ PATIENT ────────────────────▶ QUIET, who waits hears why
@@ -168,7 +168,8 @@ void recovery_on_loading(Deployment *d)
     for (guint i = 0; i < parts->len; i++) {
         const Part *part = &g_array_index(parts, Part, i);
         if (r->held == NULL || !g_hash_table_contains(r->held, part->key)) {
-            double rate = r->load_bytes_per_s > 0 ? r->load_bytes_per_s : link_rate(d, part->worker);
+            double rate =
+                r->load_bytes_per_s > 0 ? r->load_bytes_per_s : link_rate(d, part->worker);
             load_s = MAX(load_s, (double)part->bytes / rate);
             r->load_bytes = MAX(r->load_bytes, part->bytes);
         }

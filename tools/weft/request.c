@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 Weft__V1__StatusResponse *request_status(Client *client, GError **error)
 {
@@ -172,6 +173,20 @@ static void take_done(RunOutcome *out, const Weft__V1__RunDone *d)
     out->nll_sum = d->nll_sum;
     out->tokens_scored = d->tokens_scored;
     out->wire_bytes = d->wire_bytes;
+    out->recoveries = d->recoveries;
+    out->stall_s = d->stall_s;
+}
+
+/* A loss and what became of it: a line of its own, below what was printed of the answer so far. */
+static void take_progress(Collector *c, const Weft__V1__RunProgress *p)
+{
+    if (c->out->plan == NULL) {
+        cli_progress(c->common, "%s", p->text);
+    } else if (p->notice && !c->common->quiet) {
+        const bool in_line = c->echo != NULL && c->out->text->len > 0 && isatty(fileno(c->echo));
+        fprintf(stderr, "%s%s\n", in_line ? "\n" : "", p->text);
+        fflush(stderr);
+    }
 }
 
 static void on_event(const ProtobufCMessage *message, void *user)
@@ -180,7 +195,7 @@ static void on_event(const ProtobufCMessage *message, void *user)
     const Weft__V1__RunEvent *e = (const Weft__V1__RunEvent *)message;
     switch (e->event_case) {
     case WEFT__V1__RUN_EVENT__EVENT_PROGRESS:
-        cli_progress(c->common, "%s", e->progress->text);
+        take_progress(c, e->progress);
         break;
     case WEFT__V1__RUN_EVENT__EVENT_STARTED:
         cli_progress_end(c->common);

@@ -126,6 +126,8 @@ typedef struct RunOutcome {
     uint32_t prompt_tokens, prefill_tokens;
     uint64_t seed;
     double load_s, prefill_s, decode_s;
+    uint32_t recoveries; /* from losses of workers */
+    double stall_s;      /* the longest pause that one made */
     double nll_sum;
     uint32_t tokens_scored;
     uint64_t wire_bytes, epoch;

@@ -112,12 +112,13 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
     }
     json_object_set_new(object, "definition", json_string(out->definition));
     json_object_set_new(object, "seed", json_integer((json_int_t)out->seed));
-    json_object_set_new(
-        object, "timings",
-        json_pack("{s:f,s:f,s:f,s:f}", "load_s", out->load_s, "prefill_s", out->prefill_s,
-                  "prefill_tokens_per_s", rate(out->prefill_tokens, out->prefill_s),
-                  "decode_tokens_per_s",
-                  rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s)));
+    json_object_set_new(object, "timings",
+                        json_pack("{s:f,s:f,s:f,s:f,s:f}", "load_s", out->load_s, "prefill_s",
+                                  out->prefill_s, "prefill_tokens_per_s",
+                                  rate(out->prefill_tokens, out->prefill_s), "decode_tokens_per_s",
+                                  rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s),
+                                  "stall_s", out->stall_s));
+    json_object_set_new(object, "recoveries", json_integer(out->recoveries));
     cli_print_json(object);
 }
 

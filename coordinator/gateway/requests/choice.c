@@ -1,11 +1,16 @@
-/* One sequence on its replica: the call to the leader, its tokens, their text.
+/* One sequence on its replicas: the calls to their leaders, its tokens, their text.
  *
- * 1. A token is taken only for (request, choice, position) of this choice, in order of position.
- * One that comes again must be equal, id and row hash, else the numerics are at fault and the run
- * ends.
+ * 1. A token is taken only for (request, choice, position) of this choice, in order of position,
+ * and only from the call of the current epoch. One that comes again must be equal, id and row hash,
+ * else the numerics are at fault and the run ends.
  * 2. done is set once: by the leader's last event, by a stop string, or with the run. What arrives
  * afterwards is ignored.
  * 3. Text goes out in complete characters; what may be the beginning of a stop string is held back.
+ * 4. A call is made of an Attempt, which outlives its choice's interest in it: choice_detach()
+ * parts the two, at the end of the epoch or of the run.
+ * 5. After a loss the new leader is given all tokens that came but the last, and draws that one
+ * again: so each recovery compares a row of the old layout with one of the new (invariant 1), and a
+ * sequence that was just complete ends by the leader's own rule.
  */
 #include "coordinator/gateway/requests/run.h"
 
@@ -15,6 +20,12 @@
 #include <string.h>
 
 #define HASH_BYTES 16u
+
+typedef struct Attempt {
+    Run *run;
+    Choice *choice; /* NULL: detached */
+    RpcClientCall *call;
+} Attempt;
 
 void choice_clear(Choice *c)
 {
@@ -40,6 +51,20 @@ static bool is_score(const Choice *c)
 static uint32_t first_position(const Choice *c)
 {
     return is_score(c) ? c->run->score_from : c->n_prompt;
+}
+
+uint64_t choice_tokens(const Choice *c)
+{
+    return c->done || c->ids == NULL ? 0 : is_score(c) ? c->n_prompt : c->n_prompt + c->ids->len;
+}
+
+void choice_detach(Choice *c)
+{
+    Attempt *attempt = g_steal_pointer(&c->attempt);
+    if (attempt != NULL) {
+        attempt->choice = NULL;
+        rpc_client_cancel(attempt->call);
+    }
 }
 
 /* True if the token is new; false if it was had before, or the run has ended. */
@@ -154,6 +179,7 @@ static bool choice_send(Choice *c, const char *text,
 
 static void choice_finish(Choice *c, const char *reason)
 {
+    choice_detach(c);
     c->done = true;
     c->finish_reason = reason;
     run_choice_done(c);
@@ -164,6 +190,7 @@ static void choice_take(Choice *c, const Weft__V1__TokenEvent *e)
     int64_t now = loop_now_us(c->run->owner->options.loop);
     c->first_us = c->first_us != 0 ? c->first_us : now;
     c->last_us = now;
+    run_advanced(c->run, now);
     g_array_append_val(c->ids, e->id);
     g_array_append_vals(c->hashes, e->row_hash.data, HASH_BYTES);
     c->nll -= (double)e->logprob;
@@ -176,35 +203,59 @@ static void choice_take(Choice *c, const Weft__V1__TokenEvent *e)
     g_autoptr(GString) text = g_string_new(NULL);
     bool stopped = choice_text(c, e->id, text);
     if (choice_send(c, text->str, e) && stopped) {
-        rpc_client_cancel(c->call);
         choice_finish(c, "stop");
     }
 }
 
+/* NULL: the sequence has no result. */
 static const char *static_reason(const char *reason)
 {
-    static const char *const reasons[] = {"stop", "length", "cancelled", "error"};
-    for (size_t i = 0; i < G_N_ELEMENTS(reasons); i++) {
-        if (strcmp(reason, reasons[i]) == 0) {
-            return reasons[i];
+    return strcmp(reason, "stop") == 0 ? "stop" : strcmp(reason, "length") == 0 ? "length" : NULL;
+}
+
+static void choice_on_error(Choice *c, const GError *error)
+{
+    Run *run = c->run;
+    g_autoptr(GError) named = g_error_copy(error);
+    /* Nobody here cancelled the call: its server is going down. */
+    bool final = (weft_error_group(error) == WEFT_GROUP_REQUEST &&
+                  !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_CANCELLED)) ||
+                 g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NUMERICS);
+    if (final) {
+        if (c->resumed) {
+            g_prefix_error(&named, "request %s cannot go on after a loss: ", run->id);
         }
+        run_fail(run, named);
+        return;
     }
-    return "error";
+    if (strstr(named->message, "worker") == NULL) {
+        g_prefix_error(&named, "worker %s, generate: ", run->info.leader);
+    }
+    /* The failure detector names the culprit in a moment; the lease is interrupted then. */
+    lease_report(run->lease, named);
 }
 
 static void choice_take_done(Choice *c, const Weft__V1__TokenEvent *e)
 {
     c->prefill_us = e->prefill_us;
     c->decode_us = e->decode_us;
-    c->wire_bytes = e->wire_bytes;
-    c->finish_reason = static_reason(e->finish_reason);
+    c->wire_bytes += e->wire_bytes;
+    const char *reason = static_reason(e->finish_reason);
+    if (reason == NULL) {
+        return; /* the call's status says why */
+    }
+    g_autoptr(GString) text = g_string_new(NULL);
+    choice_rest(c, text);
+    if (text->len == 0 || choice_send(c, text->str, NULL)) {
+        choice_finish(c, reason);
+    }
 }
 
 static void on_token(const ProtobufCMessage *message, void *user)
 {
-    Choice *c = user;
+    Choice *c = ((Attempt *)user)->choice;
     const Weft__V1__TokenEvent *e = (const Weft__V1__TokenEvent *)message;
-    if (c->done || c->run->state != RUN_RUNNING) {
+    if (c == NULL) {
         return;
     }
     if (e->done) {
@@ -216,40 +267,21 @@ static void on_token(const ProtobufCMessage *message, void *user)
 
 /* ---- the call ---- */
 
-static void choice_on_error(Choice *c, const GError *error)
-{
-    Run *run = c->run;
-    if (weft_error_group(error) == WEFT_GROUP_REQUEST || run->lease == NULL) {
-        run_fail(run, error);
-    } else {
-        /* The failure detector names the culprit in a moment; the run ends then. */
-        g_autoptr(GError) named = g_error_copy(error);
-        if (strstr(named->message, "worker") == NULL) {
-            g_prefix_error(&named, "worker %s, generate: ", run->info.leader);
-        }
-        lease_report(run->lease, named);
-    }
-}
-
 static void on_generate_done(const GError *error, void *user)
 {
-    Choice *c = user;
-    Run *run = c->run;
-    c->call = NULL;
-    if (!c->done && run->state == RUN_RUNNING) {
+    Attempt *attempt = user;
+    Choice *c = attempt->choice;
+    Run *run = attempt->run;
+    g_free(attempt);
+    if (c != NULL) {
+        c->attempt = NULL;
         if (error != NULL) {
             choice_on_error(c, error);
-        } else if (c->finish_reason == NULL || strcmp(c->finish_reason, "error") == 0) {
+        } else {
             g_autoptr(GError) cut = g_error_new(
                 WEFT_ERROR, WEFT_ERROR_PROTOCOL,
                 "worker %s, generate: the stream ended without a result", run->info.leader);
             choice_on_error(c, cut);
-        } else {
-            g_autoptr(GString) text = g_string_new(NULL);
-            choice_rest(c, text);
-            if (text->len == 0 || choice_send(c, text->str, NULL)) {
-                choice_finish(c, c->finish_reason);
-            }
         }
     }
     run_call_over(run);
@@ -263,23 +295,48 @@ static void fill_sampler(const Run *run, Weft__V1__Sampler *out)
     out->seed = run->seed;
 }
 
-void choice_begin(Choice *c)
+static void choice_begin(Choice *c)
+{
+    const Weft__V1__RunRequest *r = c->run->request;
+    const Tokenizer *t = c->run->model->tokenizer;
+    c->begun_us = loop_now_us(c->run->owner->options.loop);
+    c->ids = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    c->hashes = g_array_new(FALSE, FALSE, 1);
+    if (t == NULL || is_score(c)) {
+        return;
+    }
+    c->detokenizer = detokenizer_new(t, r->raw_special);
+    if (c->n_prompt > 0) { /* a continuation: SentencePiece's leading space belongs to the prompt's
+                              first piece, not to ours */
+        g_autoptr(GString) shown_before = g_string_new(NULL);
+        detokenizer_push(c->detokenizer, c->prompt[c->n_prompt - 1], shown_before);
+    }
+    c->stop =
+        r->n_stop > 0 ? stop_matcher_new((const char *const *)r->stop, (unsigned)r->n_stop) : NULL;
+}
+
+/* Invariant 5. */
+static void fill_progress(const Choice *c, Weft__V1__GenerateRequest *g)
+{
+    uint32_t n_known = c->ids->len > 0 ? c->ids->len - 1 : 0;
+    g->score_from = c->run->score_from;
+    if (is_score(c)) {
+        g->score_from += n_known;
+    } else {
+        g->generated = (uint32_t *)(void *)c->ids->data;
+        g->n_generated = n_known;
+    }
+}
+
+void choice_submit(Choice *c)
 {
     Run *run = c->run;
     const Weft__V1__RunRequest *r = run->request;
     const Tokenizer *t = run->model->tokenizer;
-    c->ids = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-    c->hashes = g_array_new(FALSE, FALSE, 1);
-    if (t != NULL && !is_score(c)) {
-        c->detokenizer = detokenizer_new(t, r->raw_special);
-        if (c->n_prompt > 0) { /* a continuation: SentencePiece's leading space belongs to the
-                                  prompt's first piece, not to ours */
-            g_autoptr(GString) shown_before = g_string_new(NULL);
-            detokenizer_push(c->detokenizer, c->prompt[c->n_prompt - 1], shown_before);
-        }
-        c->stop = r->n_stop > 0
-                      ? stop_matcher_new((const char *const *)r->stop, (unsigned)r->n_stop)
-                      : NULL;
+    if (c->ids == NULL) {
+        choice_begin(c);
+    } else {
+        c->resumed = true;
     }
     Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
     stamp.cluster = run->owner->cluster;
@@ -298,7 +355,7 @@ void choice_begin(Choice *c)
     g.n_prompt = c->n_prompt;
     g.max_tokens = r->max_tokens;
     g.sampler = &sampler;
-    g.score_from = run->score_from;
+    fill_progress(c, &g);
     g.want_logits = r->want_logits;
     g.top_logprobs = r->top_logprobs;
     g.trace = r->trace;
@@ -311,9 +368,12 @@ void choice_begin(Choice *c)
         g.end_ids = (uint32_t *)tokenizer_end_ids(t, &n);
         g.n_end_ids = n;
     }
-    c->begun_us = loop_now_us(run->owner->options.loop);
+    Attempt *attempt = g_new0(Attempt, 1);
+    attempt->run = run;
+    attempt->choice = c;
+    c->attempt = attempt;
     run->n_calls++;
     RpcCallbacks callbacks = {.on_message = on_token, .on_done = on_generate_done};
-    c->call = rpc_call_start(run->info.channel, &weft__v1__leader__descriptor, "Generate", &g.base,
-                             0, false, callbacks, c);
+    attempt->call = rpc_call_start(run->info.channel, &weft__v1__leader__descriptor, "Generate",
+                                   &g.base, 0, false, callbacks, attempt);
 }

@@ -3,14 +3,17 @@
  *
  *             model opened      ids there       lease ready      all choices done
  *   OPENING ────────────▶ ENCODING ──────▶ WAITING ────────▶ RUNNING ────────▶ ENDED
- *      └─────────────────────┴────────────────┴─────────────────┴────────────────▲
- *                        error, cancel, deadline, its epoch is over
+ *      │                     │                ▲                 │                ▲
+ *      │                     │                └─────────────────┘                │
+ *      │                     │                 its epoch is over                 │
+ *      └─────────────────────┴────────────────┴─────────────────┴────────────────┘
+ *                                error, cancel, deadline
  *
  * 1. A run is answered exactly once (run_fail, run_complete: sink.finish) or was cancelled by its
  * client (run_cancel); then it is ENDED and its sink is not touched again.
  * 2. It is freed when ENDED and nobody (opening, encoding, reaping, n_calls) refers to it.
  * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the
- * run.
+ * run, an interrupted one does not (resume.c).
  * 4. Prompts, texts and tokens are in no log line. */
 #include "coordinator/gateway/requests/run.h"
 
@@ -63,9 +66,7 @@ static void run_end(Run *run)
         lease_release(g_steal_pointer(&run->lease));
     }
     for (uint32_t i = 0; i < run->n_choices; i++) {
-        if (run->choices[i].call != NULL) {
-            rpc_client_cancel(run->choices[i].call);
-        }
+        choice_detach(&run->choices[i]);
     }
 }
 
@@ -188,7 +189,7 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
     return false;
 }
 
-static void run_progress(const char *text, double fraction, const char *worker, void *user)
+void run_progress(const char *text, double fraction, const char *worker, void *user)
 {
     Weft__V1__RunProgress progress = WEFT__V1__RUN_PROGRESS__INIT;
     progress.text = (char *)text;
@@ -202,7 +203,7 @@ static void run_progress(const char *text, double fraction, const char *worker, 
 
 /* ---- counters ---- */
 
-static void add_counters(const Run *run, uint64_t sum[N_COUNTERS])
+void run_add_counters(const Run *run, uint64_t sum[N_COUNTERS])
 {
     const PlanReplica *replica = &run->info.plan->replicas[run->info.replica];
     for (uint32_t s = 0; s < replica->n_stages; s++) {
@@ -235,9 +236,9 @@ static void add_counters(const Run *run, uint64_t sum[N_COUNTERS])
 static Weft__V1__Counters counters_since(const Run *run)
 {
     uint64_t now[N_COUNTERS] = {0};
-    add_counters(run, now);
+    run_add_counters(run, now);
     for (uint32_t i = 0; i < N_COUNTERS; i++) {
-        now[i] = now[i] > run->counters[i] ? now[i] - run->counters[i] : 0;
+        now[i] = run->spent[i] + (now[i] > run->counters[i] ? now[i] - run->counters[i] : 0);
     }
     Weft__V1__Counters c = WEFT__V1__COUNTERS__INIT;
     c.steps = now[0];
@@ -269,10 +270,11 @@ static Hash128 run_digest(const Run *run)
     return digest;
 }
 
-/* A sequence that a stop string ended has no times from its leader: the gateway's own are taken. */
+/* A sequence that a stop string ended has no times from its leader, one that had several leaders
+ * has none from the first: the gateway's own are taken. */
 static void choice_times(const Choice *c, double *prefill_s, double *decode_s)
 {
-    bool told = c->prefill_us != 0 || c->decode_us != 0;
+    bool told = !c->resumed && (c->prefill_us != 0 || c->decode_us != 0);
     double prefill = told ? (double)c->prefill_us / 1e6 : (double)(c->first_us - c->begun_us) / 1e6;
     double decode = told ? (double)c->decode_us / 1e6 : (double)(c->last_us - c->first_us) / 1e6;
     *prefill_s = MAX(*prefill_s, prefill);
@@ -288,6 +290,8 @@ static void run_complete(Run *run)
     done.finish_reason = (char *)run->choices[0].finish_reason;
     done.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
     done.counters = &counters;
+    done.recoveries = run->resume.n_recoveries;
+    done.stall_s = run->resume.stall_s;
     for (uint32_t i = 0; i < run->n_choices; i++) {
         const Choice *c = &run->choices[i];
         done.prefill_tokens += c->n_prompt;
@@ -352,7 +356,7 @@ void run_choice_done(Choice *choice)
             g_strdup_printf("scored %u of %u windows", run->n_done, run->n_choices);
         run_progress(text, (double)run->n_done / run->n_choices, "", run);
         if (run->state == RUN_RUNNING) {
-            choice_begin(&run->choices[run->n_begun++]);
+            choice_submit(&run->choices[run->n_begun++]);
         }
     }
 }
@@ -384,11 +388,28 @@ static void run_on_lease(const LeaseInfo *info, void *user)
     run->info = *info;
     run->state = RUN_RUNNING;
     run_count_lease(run);
-    add_counters(run, run->counters);
-    run_send_started(run);
-    uint32_t n = choices_at_once(run);
-    while (run->state == RUN_RUNNING && run->n_begun < n) {
-        choice_begin(&run->choices[run->n_begun++]);
+    memset(run->counters, 0, sizeof run->counters);
+    run_add_counters(run, run->counters);
+    if (run->resume.started) {
+        if (!run_resume(run)) {
+            return;
+        }
+    } else {
+        run->resume.started = true;
+        run->resume.definition = definition_hash(&info->plan->definition);
+        run->resume.last_us = loop_now_us(run->owner->options.loop);
+        run_send_started(run);
+    }
+    uint32_t n_open = 0;
+    for (uint32_t i = 0; run->state == RUN_RUNNING && i < run->n_begun; i++) {
+        if (!run->choices[i].done) {
+            choice_submit(&run->choices[i]);
+            n_open++;
+        }
+    }
+    uint32_t limit = choices_at_once(run);
+    for (; run->state == RUN_RUNNING && run->n_begun < run->n_choices && n_open < limit; n_open++) {
+        choice_submit(&run->choices[run->n_begun++]);
     }
 }
 
@@ -413,7 +434,11 @@ static void run_acquire(Run *run)
         wish.tp = r->layout->tp;
     }
     LeaseCallbacks callbacks = {
-        .progress = run_progress, .ready = run_on_lease, .failed = run_on_lease_failed};
+        .progress = run_progress,
+        .ready = run_on_lease,
+        .interrupted = run_on_interrupted,
+        .failed = run_on_lease_failed,
+    };
     run->state = RUN_WAITING;
     run->lease = jobs_acquire(run->owner->options.jobs, run->model, &wish, callbacks, run);
 }

@@ -22,18 +22,29 @@ typedef struct Choice {
     uint32_t index;
     const uint32_t *prompt; /* of the run's ids */
     uint32_t n_prompt;
-    GArray *ids;    /* uint32_t: generated, or scored */
+    GArray *ids;    /* uint32_t: generated, or scored; NULL before it began */
     GArray *hashes; /* 16 bytes each */
     Detokenizer *detokenizer;
     StopMatcher *stop;
-    RpcClientCall *call;
-    bool done;
+    struct Attempt *attempt; /* its call under the current epoch; NULL: none */
+    bool done, resumed;
     const char *finish_reason; /* static */
     double nll;
     uint64_t prefill_us, decode_us, wire_bytes;
     int64_t begun_us, first_us, last_us;
     int64_t told_us; /* of the last token that the client was sent */
 } Choice;
+
+/* What a run knows of the losses that it lived through. resume.c */
+typedef struct RunResume {
+    bool started; /* it had a lease: the client knows plan and definition */
+    Hash128 definition;
+    unsigned n_recoveries, n_fruitless; /* leases had again; in a row without a new token */
+    bool stalled;                       /* interrupted, and no new token since */
+    int64_t last_us;                    /* of the newest token, or of the first lease */
+    int64_t interrupted_us;
+    double stall_s; /* the longest */
+} RunResume;
 
 struct Run {
     Requests *owner;
@@ -65,7 +76,9 @@ struct Run {
     Choice *choices;
     uint32_t n_choices, n_begun, n_done;
     uint32_t score_from;
-    uint64_t counters[N_COUNTERS]; /* of the replica's members at the start */
+    uint64_t counters[N_COUNTERS]; /* of the replica's members when it was given */
+    uint64_t spent[N_COUNTERS];    /* of replicas that it ran on before */
+    RunResume resume;
 };
 
 struct Requests {
@@ -83,9 +96,26 @@ void run_choice_done(Choice *choice);
 bool run_send(Run *run, Weft__V1__RunEvent *event);
 /* A leader call is over for good. */
 void run_call_over(Run *run);
+void run_progress(const char *text, double fraction, const char *worker, void *user);
+/* Into sum: what the replica's members count now. While RUNNING. */
+void run_add_counters(const Run *run, uint64_t sum[N_COUNTERS]);
+
+/* resume.c */
+/* LeaseCallbacks.interrupted: RUNNING becomes WAITING, or the run ends when it goes in circles. */
+bool run_on_interrupted(const GError *why, void *user, uint64_t *n_tokens);
+/* A lease was had again: false if its tokens would be others, and the run has ended. */
+bool run_resume(Run *run);
+/* A new token has come. */
+void run_advanced(Run *run, int64_t now_us);
 
 /* encode.c: on the pool. Fills ids, n_ids, n_text, choices and score_from, or error. */
 void run_encode(Run *run);
 /* choice.c */
-void choice_begin(Choice *choice);
+/* Calls the leader: from the prompt, or from the last token that came. */
+void choice_submit(Choice *choice);
+/* Its epoch is over: the call is cancelled, what still comes of it is dropped. NULL-safe members.
+ */
+void choice_detach(Choice *choice);
 void choice_clear(Choice *choice);
+/* Tokens that a new leader has to compute before the next one. */
+uint64_t choice_tokens(const Choice *choice);

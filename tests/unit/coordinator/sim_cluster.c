@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define TOKEN_US 20000
+#define FENCE_US 3500000
 
 /* ---- the worker's services ---- */
 
@@ -106,7 +107,11 @@ static void on_start(RpcCall *call, const ProtobufCMessage *message, void *user)
     }
     g_assert_cmpuint(request->secret.len, ==, 32);
     Weft__V1__Held *held = find_held(w, request->stamp);
-    g_assert_nonnull(held);
+    if (held == NULL) { /* fenced since it loaded */
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "nothing is loaded");
+        rpc_call_finish(call, error);
+        return;
+    }
     free(held->state);
     held->state = strdup("ready");
     Weft__V1__StartResponse response = WEFT__V1__START_RESPONSE__INIT;
@@ -132,7 +137,16 @@ static void on_drop(RpcCall *call, const ProtobufCMessage *message, void *user)
 static uint32_t fake_token(const Stream *s, uint32_t position)
 {
     uint32_t text[2] = {s->prompt[0], position};
-    return 'a' + hash128(text, sizeof text).bytes[0] % 26;
+    return 'a' + (hash128(text, sizeof text).bytes[0] + s->worker->lies) % 26;
+}
+
+/* On resume: what the client has had must be what this model says. */
+static void check_generated(const Stream *s, const Weft__V1__GenerateRequest *request)
+{
+    for (size_t i = 0; i < request->n_generated; i++) {
+        g_assert_cmpuint(request->generated[i], ==,
+                         fake_token(s, (uint32_t)(request->n_prompt + i)));
+    }
 }
 
 static void stream_send(Stream *s, uint32_t id)
@@ -160,6 +174,10 @@ static void stream_tick(void *user)
     Stream *s = user;
     s->timer = NULL;
     bool score = s->score_end != 0;
+    if (s->worker->stands) {
+        s->timer = loop_timer_start(s->worker->loop, TOKEN_US, stream_tick, s);
+        return;
+    }
     if (s->position < (score ? s->score_end : s->end)) {
         stream_send(s, score ? s->prompt[s->position] : fake_token(s, s->position));
         s->position++;
@@ -191,6 +209,12 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     if (is_answered(w, call, message)) {
         return;
     }
+    if (w->fail_generate != 0) {
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, w->fail_generate, "worker %s: generation refused", w->name);
+        rpc_call_finish(call, error);
+        return;
+    }
     if (find_held(w, request->stamp) == NULL || request->stamp->generation != w->generation) {
         g_autoptr(GError) error =
             g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "worker %s holds no epoch %" G_GUINT64_FORMAT,
@@ -205,7 +229,10 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
     s->choice = request->choice;
     s->prompt = g_memdup2(request->prompt, request->n_prompt * sizeof(uint32_t));
     bool score = request->kind == WEFT__V1__REQUEST_KIND__SCORE;
-    s->position = score ? request->score_from : (uint32_t)request->n_prompt;
+    s->position =
+        score ? request->score_from : (uint32_t)(request->n_prompt + request->n_generated);
+    check_generated(s, request);
+    w->n_resumed += request->n_generated > 0;
     s->score_end = score ? (uint32_t)request->n_prompt : 0;
     s->end = (uint32_t)request->n_prompt + request->max_tokens;
     g_ptr_array_add(w->streams, s);
@@ -251,9 +278,37 @@ static void send_hello(FakeWorker *w)
     rpc_client_send(w->attach, &report.base);
 }
 
+/* As a worker does that was stopped or cut off (worker/agent/attach.c): the epoch's work is dropped
+ * before anything else, and it says hello anew. */
+static void fence(FakeWorker *w)
+{
+    w->n_fences++;
+    while (w->streams->len > 0) {
+        Stream *s = g_ptr_array_index(w->streams, 0);
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "fenced");
+        rpc_call_on_cancel(s->call, NULL, NULL);
+        rpc_call_finish(s->call, error);
+        stream_end(s);
+    }
+    g_ptr_array_set_size(w->held, 0);
+    w->acked_us = INT64_MAX;
+    w->welcomed = false;
+    if (w->attach != NULL) {
+        rpc_client_cancel(w->attach);
+    }
+}
+
+static void check_fence(FakeWorker *w)
+{
+    if (w->acked_us != INT64_MAX && loop_now_us(w->loop) - w->acked_us >= FENCE_US) {
+        fence(w);
+    }
+}
+
 static void send_heartbeat(void *user)
 {
     FakeWorker *w = user;
+    check_fence(w);
     Weft__V1__Heartbeat heartbeat = WEFT__V1__HEARTBEAT__INIT;
     heartbeat.sequence = ++w->sequence;
     heartbeat.held = (Weft__V1__Held **)w->held->pdata;
@@ -279,6 +334,12 @@ static void on_notice(const ProtobufCMessage *message, void *user)
 {
     FakeWorker *w = user;
     const Weft__V1__CoordinatorNotice *notice = (const Weft__V1__CoordinatorNotice *)message;
+    check_fence(w);
+    bool welcome = notice->notice_case == WEFT__V1__COORDINATOR_NOTICE__NOTICE_WELCOME;
+    if (!welcome && w->acked_us == INT64_MAX) {
+        return;
+    }
+    w->acked_us = loop_now_us(w->loop);
     if (notice->notice_case == WEFT__V1__COORDINATOR_NOTICE__NOTICE_WELCOME) {
         w->n_welcomes++;
         w->generation = notice->welcome->generation;
@@ -347,6 +408,7 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
     w->streams = g_ptr_array_new_with_free_func(stream_free);
     random_fill(sim_world_random(s->world), w->boot_id, sizeof w->boot_id);
     w->running = true;
+    w->acked_us = INT64_MAX;
     static const RpcMethod worker_methods[] = {{"Load", on_load, RPC_ROLE_COORDINATOR},
                                                {"Start", on_start, RPC_ROLE_COORDINATOR},
                                                {"Drop", on_drop, RPC_ROLE_COORDINATOR},
@@ -386,6 +448,13 @@ void sim_worker_kill(FakeWorker *w)
     rpc_inproc_set_fault(w->cluster->transport, NULL, w->address, RPC_INPROC_UP);
 }
 
+void sim_worker_cut(FakeWorker *w, bool cut)
+{
+    RpcInprocFault fault = cut ? RPC_INPROC_FROZEN : RPC_INPROC_UP;
+    rpc_inproc_set_fault(w->cluster->transport, w->name, NULL, fault);
+    rpc_inproc_set_fault(w->cluster->transport, NULL, w->address, fault);
+}
+
 void sim_worker_freeze(FakeWorker *w, bool frozen)
 {
     sim_loop_freeze(w->loop, frozen);
@@ -417,6 +486,7 @@ static void log_write(Log *self, LogLevel level, const char *line)
 void sim_cluster_start(SimCluster *s)
 {
     Loop *loop = sim_world_loop(s->world);
+    s->coordinator_loop = loop;
     CoordinatorOptions options = {.loop = loop,
                                   .transport = s->transport,
                                   .log = &s->log_seam,
@@ -426,7 +496,8 @@ void sim_cluster_start(SimCluster *s)
                                   .join_listen = JOIN,
                                   .state_dir = s->dir,
                                   .models_dir = s->dir,
-                                  .seal_off = s->seal_off};
+                                  .seal_off = s->seal_off,
+                                  .recovery_wait_ms = s->recovery_wait_ms};
     Started started = {0};
     s->coordinator = coordinator_new(&options);
     coordinator_start(s->coordinator, on_started, &started);
@@ -518,6 +589,13 @@ static void take_run_event(Answer *a, const Weft__V1__RunEvent *event)
     switch (event->event_case) {
     case WEFT__V1__RUN_EVENT__EVENT_PROGRESS:
         a->n_progress++;
+        if (event->progress->notice) {
+            g_string_append_printf(a->notices, "%s\n", event->progress->text);
+        }
+        if (event->progress->stall_s > 0) {
+            a->stall_s = event->progress->stall_s;
+            a->predicted_stall_s = event->progress->predicted_stall_s;
+        }
         break;
     case WEFT__V1__RUN_EVENT__EVENT_STARTED:
         message_replace(&a->started, event->started);
@@ -562,6 +640,7 @@ void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *servic
     answer_clear(a);
     a->cluster = s;
     a->text = g_string_new(NULL);
+    a->notices = g_string_new(NULL);
     a->ids = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     RpcCallbacks callbacks = {.on_message = on_answer, .on_done = on_answer_done};
     a->call = rpc_call_start(s->admin, service, method, request, 0, true, callbacks, a);
@@ -580,6 +659,7 @@ void answer_clear(Answer *a)
     message_free(a->run_done);
     if (a->text != NULL) {
         g_string_free(a->text, TRUE);
+        g_string_free(a->notices, TRUE);
         g_array_unref(a->ids);
     }
     memset(a, 0, sizeof *a);

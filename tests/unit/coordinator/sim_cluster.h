@@ -35,16 +35,22 @@ typedef struct FakeWorker {
     GPtrArray *held;    /* of Weft__V1__Held, owned */
     GPtrArray *waiting; /* of Weft__V1__Waiting, owned: what it reports */
     GPtrArray *streams; /* of its open generations */
-    unsigned n_loads, n_starts, n_drops, n_full_drops, n_generates, n_keep, n_revoked, n_welcomes;
+    unsigned n_loads, n_starts, n_drops, n_full_drops, n_generates, n_resumed, n_keep, n_revoked,
+        n_welcomes;
     uint64_t generation; /* told by welcome */
     bool draining;       /* told by an acknowledgement */
     bool fail_load;
     /* Asked first about each call; true = it has answered in the worker's stead. NULL = nobody. */
     bool (*answer)(RpcCall *call, const ProtobufCMessage *request, void *user);
     void *answer_user;
-    bool silent;     /* takes a generation and sends nothing */
-    int repeat;      /* 1: sends each token twice; 2: the second differs */
-    GError *refused; /* how its attachment ended */
+    bool silent;      /* takes a generation and sends nothing */
+    int repeat;       /* 1: sends each token twice; 2: the second differs */
+    int64_t acked_us; /* when it last heard of the coordinator: it fences itself 3.5 s later */
+    unsigned n_fences;
+    bool stands;       /* its generations make no progress: another rank is gone */
+    bool lies;         /* its tokens are none of the model's */
+    int fail_generate; /* error code that each generation ends with at once; 0: none */
+    GError *refused;   /* how its attachment ended */
 } FakeWorker;
 
 struct SimCluster {
@@ -57,9 +63,11 @@ struct SimCluster {
     RpcChannel *admin;
     char *ca_pem;
     FakeWorker workers[WORKERS_LIMIT];
+    Loop *coordinator_loop;
     GString *log;
     Log log_seam;
-    bool seal_off; /* of the next sim_cluster_start() */
+    uint32_t recovery_wait_ms; /* of the next sim_cluster_start() */
+    bool seal_off;             /* of the next sim_cluster_start() */
 };
 
 SimCluster *sim_cluster_new(uint64_t seed);
@@ -71,6 +79,7 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i);
 void sim_worker_kill(FakeWorker *w); /* its process is gone: sockets reset */
 void sim_worker_freeze(FakeWorker *w, bool frozen);
 const char *sim_cluster_model(SimCluster *s); /* path of the tiny model */
+void sim_worker_cut(FakeWorker *w, bool cut); /* its cable: nothing passes, no socket breaks */
 void sim_run_for(SimCluster *s, int64_t us);
 
 /* One unary or server-streaming call of the administrator. */
@@ -84,6 +93,8 @@ typedef struct Answer {
     Weft__V1__RunStarted *started;
     Weft__V1__RunDone *run_done;
     unsigned n_progress, n_choices_done;
+    GString *notices;                  /* of progress events that are notices, a line each */
+    double stall_s, predicted_stall_s; /* of the last recovery told */
     RpcClientCall *call;
     int64_t done_us;
     SimCluster *cluster;

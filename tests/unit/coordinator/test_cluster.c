@@ -1,5 +1,5 @@
-/* The coordinator as a whole under virtual time: members come and go, requests run, workers die,
- * the coordinator dies. */
+/* The coordinator as a whole under virtual time: members come and go, requests run, replicas
+ * and the coordinator die. What becomes of a stream then: test_recovery.c. */
 #include "tests/unit/coordinator/sim_cluster.h"
 
 #include "proto/base/error.h"
@@ -444,95 +444,6 @@ static void test_deadline(void **state)
 
 /* ---- death ---- */
 
-static void test_killed_worker_ends_the_request_and_next_runs(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 3);
-    for (int i = 0; i < 3; i++) {
-        s->workers[i].silent = true;
-    }
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 2, 1);
-    sim_run_for(s, 2 * SECOND);
-    int victim = -1;
-    for (int i = 0; i < 3; i++) {
-        if (s->workers[i].n_loads > 0 && s->workers[i].n_generates == 0) {
-            victim = i; /* the second stage */
-        }
-    }
-    assert_true(victim >= 0);
-    int64_t killed_us = sim_world_now_us(s->world);
-    sim_worker_kill(&s->workers[victim]);
-    sim_answer(s, &a, 6 * SECOND);
-    assert_true(a.done_us - killed_us < 5 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
-    g_autofree char *named = g_strdup_printf("worker w%d lost during generate", victim);
-    if (strstr(a.error->message, named) == NULL) {
-        fail_msg("'%s' is not in '%s'", named, a.error->message);
-    }
-    for (int i = 0; i < 3; i++) {
-        s->workers[i].silent = false;
-    }
-    run_ok(s, &a, 2, 1);
-    assert_true(a.started->epoch >= 2);
-    /* The survivor was told to drop the old epoch and to keep its weights. */
-    unsigned drops = 0, full = 0;
-    for (int i = 0; i < 3; i++) {
-        drops += s->workers[i].n_drops;
-        full += s->workers[i].n_full_drops;
-    }
-    assert_true(drops >= 1);
-    assert_int_equal(full, 0);
-    answer_clear(&a);
-}
-
-static void test_frozen_worker_ends_the_request_in_time(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 2);
-    s->workers[0].silent = s->workers[1].silent = true;
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 2, 1);
-    sim_run_for(s, 2 * SECOND);
-    FakeWorker *second = s->workers[0].n_generates == 0 ? &s->workers[0] : &s->workers[1];
-    int64_t frozen_us = sim_world_now_us(s->world);
-    sim_worker_freeze(second, true);
-    sim_answer(s, &a, 6 * SECOND);
-    assert_true(a.done_us - frozen_us <= 5 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
-    assert_non_null(strstr(a.error->message, second->name));
-    sim_worker_freeze(second, false);
-    answer_clear(&a);
-}
-
-static void test_two_killed_at_once(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 4);
-    for (int i = 0; i < 4; i++) {
-        s->workers[i].silent = true;
-    }
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 2, 2);
-    sim_run_for(s, 2 * SECOND);
-    int64_t killed_us = sim_world_now_us(s->world);
-    for (int i = 0, left = 2; i < 4 && left > 0; i++) {
-        if (s->workers[i].n_generates == 0) {
-            sim_worker_kill(&s->workers[i]);
-            left--;
-        }
-    }
-    sim_answer(s, &a, 6 * SECOND);
-    assert_true(a.done_us - killed_us < 5 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
-    for (int i = 0; i < 4; i++) {
-        s->workers[i].silent = false;
-    }
-    sim_run_for(s, SECOND);
-    run_ok(s, &a, 2, 1);
-    answer_clear(&a);
-}
-
 static void run_replicated(SimCluster *s, Answer *a)
 {
     Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
@@ -613,35 +524,6 @@ static void test_drained_while_idle(void **state)
     answer_clear(&drain);
 }
 
-/* The leader says that it waits for w-middle; the middle waits for the last: the last is named. */
-static void test_sink_is_named(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 2);
-    s->workers[0].silent = s->workers[1].silent = true;
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 2, 1);
-    sim_run_for(s, 2 * SECOND);
-    FakeWorker *leader = s->workers[0].n_generates > 0 ? &s->workers[0] : &s->workers[1];
-    FakeWorker *other = leader == &s->workers[0] ? &s->workers[1] : &s->workers[0];
-    Weft__V1__Held *held = g_ptr_array_index(leader->held, 0);
-    Weft__V1__Waiting *w = malloc(sizeof *w);
-    weft__v1__waiting__init(w);
-    w->job = strdup(held->job);
-    w->epoch = held->epoch;
-    w->waits_for = strdup(other->name);
-    w->operation = strdup("step 3 from stage 1");
-    w->since_ms = 2100;
-    w->expired = true;
-    g_ptr_array_add(leader->waiting, w);
-    sim_answer(s, &a, 3 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
-    assert_non_null(strstr(a.error->message, "step 3 from stage 1"));
-    g_autofree char *named = g_strdup_printf("worker %s did not answer", other->name);
-    assert_non_null(strstr(a.error->message, named));
-    answer_clear(&a);
-}
-
 static void test_load_failure_names_worker_and_operation(void **state)
 {
     SimCluster *s = *state;
@@ -654,33 +536,6 @@ static void test_load_failure_names_worker_and_operation(void **state)
     s->workers[0].fail_load = false;
     run_ok(s, &a, 1, 1);
     answer_clear(&a);
-}
-
-static void test_drain_replans_after_the_request(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 2);
-    Answer a = {0}, drain = {0};
-    sim_run_begin(s, &a, "hello", 50, 1, 1);
-    sim_run_for(s, SECOND / 2);
-    FakeWorker *busy = s->workers[0].streams->len > 0 ? &s->workers[0] : &s->workers[1];
-    FakeWorker *other = busy == &s->workers[0] ? &s->workers[1] : &s->workers[0];
-    assert_int_equal(busy->streams->len, 1);
-    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
-    request.node = busy->name;
-    sim_call(s, &drain, &weft__v1__admin__descriptor, "Drain", &request);
-    sim_answer(s, &drain, SECOND);
-    g_assert_no_error(drain.error);
-    sim_answer(s, &a, 10 * SECOND);
-    g_assert_no_error(a.error);
-    assert_int_equal(a.ids->len, 50);
-    assert_string_equal(state_of(s, busy->name), "draining");
-    run_ok(s, &a, 1, 1);
-    assert_int_equal(other->n_generates, 1);
-    assert_int_equal(busy->n_full_drops, 1);
-    assert_true(busy->draining);
-    answer_clear(&a);
-    answer_clear(&drain);
 }
 
 static void test_restarted_coordinator_adopts(void **state)
@@ -762,35 +617,6 @@ static void test_restarted_coordinator_and_worker(void **state)
     answer_clear(&b);
 }
 
-/* One after another, workers die at a random moment of a request: each request ends, with its
- * tokens or an error that names a worker, and the next one on two live workers runs. */
-static void test_many_deaths(void **state)
-{
-    for (uint64_t seed = 1; seed <= 20; seed++) {
-        SimCluster *s = sim_cluster_new(seed);
-        start_workers(s, 3);
-        for (int round = 0; round < 4; round++) {
-            Answer a = {0};
-            sim_run_begin(s, &a, "hello", 30, 2, 1);
-            sim_run_for(s, (int64_t)(random_u64(sim_world_random(s->world)) % 1200000));
-            FakeWorker *victim = &s->workers[random_u64(sim_world_random(s->world)) % 3];
-            sim_worker_kill(victim);
-            sim_answer(s, &a, 20 * SECOND);
-            if (a.error != NULL) {
-                assert_non_null(strstr(a.error->message, "worker"));
-            } else {
-                assert_int_equal(a.ids->len, 30);
-            }
-            sim_run_for(s, SECOND);
-            sim_worker_start(s, (unsigned)(victim - s->workers));
-            sim_run_for(s, SECOND);
-            run_ok(s, &a, 2, 1);
-            answer_clear(&a);
-        }
-        sim_cluster_free(s);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -813,22 +639,14 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_killed_worker_ends_the_request_and_next_runs, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_frozen_worker_ends_the_request_in_time, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_two_killed_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
                                         tear_down),
-        cmocka_unit_test_setup_teardown(test_drain_replans_after_the_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_seal_setting, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_and_worker, set_up, tear_down),
-        cmocka_unit_test(test_many_deaths),
     };
     return cmocka_run_group_tests_name("coordinator cluster", tests, NULL, NULL);
 }
