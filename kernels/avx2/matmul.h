@@ -4,13 +4,15 @@
 
 #include "kernels/fill.h"
 #include "kernels/ops/matmul_drive.h"
+#include "kernels/ops/matmul_wide.h"
 
 #include <immintrin.h>
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured)  \
-                             */
+#define PREFETCH_AHEAD                                                                             \
+    8192 /* bytes: fits one thread's stream from DRAM for all types (measured)                     \
+          */
 
 /* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the
  * matrix a prefetch does nothing. */
@@ -59,6 +61,45 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
     {                                                                                              \
         matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});            \
     }
+
+/* A type's kernel for many rows, name_wide_kernel, from its unpacking and its tile. */
+#define WIDE_KERNEL(name, body, record_bytes, from)                                                \
+    static void wide1_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
+                             float *tile)                                                          \
+    {                                                                                              \
+        body(scratch, act, n_records, tile, 1);                                                    \
+    }                                                                                              \
+    static void wide4_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
+                             float *tile)                                                          \
+    {                                                                                              \
+        body(scratch, act, n_records, tile, 4);                                                    \
+    }                                                                                              \
+    const WideKernel name##_wide_kernel = {name##_unpack, wide1_##name, wide4_##name,              \
+                                           record_bytes, from};
+
+/* A slot that takes few rows record by record, many on unpacked quants. */
+#define MATMUL_SLOT_WIDE(name, body)                                                               \
+    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, 1);                                                \
+    }                                                                                              \
+    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
+                             uint32_t n_records, float *tile)                                      \
+    {                                                                                              \
+        body(w, w_stride, act, n_records, tile, 4);                                                \
+    }                                                                                              \
+    static void matmul_##name(const MatmulArgs *args)                                              \
+    {                                                                                              \
+        if (args->rows >= name##_wide_kernel.rows_from) {                                          \
+            matmul_drive_wide(args, &name##_wide_kernel);                                          \
+        } else {                                                                                   \
+            matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, 1, 1});                    \
+        }                                                                                          \
+    }
+
+extern const WideKernel q4_0_wide_kernel, q4_1_wide_kernel, q5_0_wide_kernel, q5_1_wide_kernel,
+    q8_0_wide_kernel, q4_k_wide_kernel, q5_k_wide_kernel, q6_k_wide_kernel;
 
 void matmul_fill_avx2_float(Kernels *kernels);
 void matmul_fill_avx2_q32(Kernels *kernels);

@@ -203,9 +203,9 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
     tile_store(tile, acc, R);
 }
 
-MATMUL_SLOT(q4_k, q4_k_tile, 1, 1)
-MATMUL_SLOT(q5_k, q5_k_tile, 1, 1)
-MATMUL_SLOT(q6_k, q6_k_tile, 1, 1)
+MATMUL_SLOT_WIDE(q4_k, q4_k_tile)
+MATMUL_SLOT_WIDE(q5_k, q5_k_tile)
+MATMUL_SLOT_WIDE(q6_k, q6_k_tile)
 
 void matmul_fill_avx2_k(Kernels *kernels)
 {

@@ -167,11 +167,11 @@ Q32_TILE(q5_0, RecordQ50, nibble_block(&s, b->q, b->qh, true, act, R), NULL,
 Q32_TILE(q5_1, RecordQ51, nibble_block(&s, b->q, b->qh, true, act, R), b->m, -1)
 Q32_TILE(q8_0, RecordQ80, byte_block(&s, b->q, act, R), NULL, -1)
 
-MATMUL_SLOT(q4_0, q4_0_tile, 1, 1)
-MATMUL_SLOT(q4_1, q4_1_tile, 1, 1)
-MATMUL_SLOT(q5_0, q5_0_tile, 1, 1)
-MATMUL_SLOT(q5_1, q5_1_tile, 1, 1)
-MATMUL_SLOT(q8_0, q8_0_tile, 1, 1)
+MATMUL_SLOT_WIDE(q4_0, q4_0_tile)
+MATMUL_SLOT_WIDE(q4_1, q4_1_tile)
+MATMUL_SLOT_WIDE(q5_0, q5_0_tile)
+MATMUL_SLOT_WIDE(q5_1, q5_1_tile)
+MATMUL_SLOT_WIDE(q8_0, q8_0_tile)
 
 void matmul_fill_avx2_q32(Kernels *kernels)
 {

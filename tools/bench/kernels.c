@@ -1,19 +1,21 @@
 /* bench-kernels: one thread's matmul speed by weight type. Columns: GOP/s with many rows (weights
- * in cache), GB/s with few rows over weights that do not fit the caches, the same beside a plain
- * read loop over the same buffer (medians of interleaved pairs), and GB/s of packing. */
+ * in cache), the same beside the peak loop of its arithmetic, GB/s with few rows over weights that
+ * do not fit the caches, the same beside a plain read loop over the same buffer (medians of
+ * interleaved pairs), and GB/s of packing. --limits prints the peaks alone. */
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
+#include "tools/bench/peaks.h"
 
 #include <glib.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 static gchar *option_isa = "auto", *option_type = NULL;
 static gint option_rows = 512, option_decode_rows = 1, option_size_mb = 192, option_n_in = 2048,
-            option_cpu = 0, option_runs = 7;
+            option_cpu = 0, option_runs = 7, option_limits = 0;
+static gboolean option_json = FALSE;
 
 static const GOptionEntry options[] = {
     {"isa", 0, 0, G_OPTION_ARG_STRING, &option_isa, "auto, generic, avx2 or avx512", "ISA"},
@@ -26,27 +28,11 @@ static const GOptionEntry options[] = {
     {"n-in", 0, 0, G_OPTION_ARG_INT, &option_n_in, "contraction length", "N"},
     {"cpu", 0, 0, G_OPTION_ARG_INT, &option_cpu, "CPU to run on", "N"},
     {"runs", 0, 0, G_OPTION_ARG_INT, &option_runs, "measurements, of which the median counts", "N"},
+    {"limits", 0, 0, G_OPTION_ARG_INT, &option_limits,
+     "only what N threads can do at most: read, int8, f32", "N"},
+    {"json", 0, 0, G_OPTION_ARG_NONE, &option_json, "limits as one JSON object", NULL},
     {NULL},
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n)
-{
-    qsort(values, (size_t)n, sizeof *values, compare);
-    return values[n / 2];
-}
 
 static void *alloc(size_t n)
 {
@@ -62,21 +48,6 @@ static void *alloc(size_t n)
     }
     memset(p, 0, (n + 63) / 64 * 64);
     return p;
-}
-
-/* The plain read loop: one add a word, with the prefetch that the kernels have. */
-static uint64_t read_all(const uint8_t *p, size_t n)
-{
-    uint64_t sum[8] = {0};
-    for (size_t i = 0; i + 64 <= n; i += 64) {
-        uint64_t line[8];
-        __builtin_prefetch(p + i + 8192);
-        memcpy(line, p + i, sizeof line);
-        for (int j = 0; j < 8; j++) {
-            sum[j] += line[j];
-        }
-    }
-    return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
 }
 
 /* A matrix of n_out rows, all from the same 16 file rows. Returns the seconds that packing took. */
@@ -95,11 +66,11 @@ static double make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatri
     *m = (PackedMatrix){
         .type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
     m->data = alloc((n_out + 15) / 16 * m->panel_bytes);
-    const double start = now_s();
+    const double start = peaks_now_s();
     for (uint32_t n = 0; n < n_out; n += 16) {
         packed_put(m, file, row_bytes, n, n_out - n < 16 ? n_out - n : 16, 0, n_in);
     }
-    const double seconds = now_s() - start;
+    const double seconds = peaks_now_s() - start;
     free(x);
     free(file);
     return seconds;
@@ -146,28 +117,38 @@ static void product_clear(Product *p)
 
 static double product_s(const Product *p)
 {
-    const double start = now_s();
+    const double start = peaks_now_s();
     p->fn(&p->args);
-    return now_s() - start;
+    return peaks_now_s() - start;
+}
+
+/* The peak that bounds a product of this type. */
+static double peak_loop(const Kernels *k, Dtype type)
+{
+    const ActKind kind = act_kind_of(type);
+    return kind == ACT_F32 || kind == ACT_BF16 ? peaks_f32_loop(k->isa) : peaks_int8_loop(k->isa);
 }
 
 static void bench(void *user, unsigned thread, unsigned n_threads)
 {
     const Kernels *k = user;
     volatile uint64_t sink = 0;
-    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %14s %14s %10s %10s\n",
-           kernels_isa_name(k->isa), option_n_in, option_cpu, "type", "GOP/s large", "GB/s memory",
-           "of read", "GB/s pack");
+    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %12s %8s %12s %8s %10s\n",
+           kernels_isa_name(k->isa), option_n_in, option_cpu, "type", "GOP/s large", "of peak",
+           "GB/s memory", "of read", "GB/s pack");
     for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
         if (!k->matmul[type] || (option_type && strcmp(option_type, dtype_info(type)->name) != 0)) {
             continue;
         }
         const uint32_t n_in = (uint32_t)option_n_in, rows = (uint32_t)option_rows;
-        double gops[64], rates[64], ratios[64];
+        double gops[64], of_peak[64], rates[64], ratios[64];
         Product p;
         product_init(&p, k, (Dtype)type, rows, 256, n_in);
         for (int i = 0; i < option_runs; i++) {
+            const double start = peaks_now_s(), ops = peak_loop(k, (Dtype)type),
+                         peak = 1e-9 * ops / (peaks_now_s() - start);
             gops[i] = 2e-9 * rows * 256 * n_in / product_s(&p);
+            of_peak[i] = gops[i] / peak;
         }
         product_clear(&p);
         const size_t panel = packed_panel_bytes((Dtype)type, n_in);
@@ -176,18 +157,47 @@ static void bench(void *user, unsigned thread, unsigned n_threads)
         const double packing =
             product_init(&p, k, (Dtype)type, (uint32_t)option_decode_rows, n_out, n_in);
         for (int i = 0; i < option_runs; i++) {
-            const double start = now_s();
-            sink += read_all(p.w.data, (size_t)bytes);
-            const double read = now_s() - start, product = product_s(&p);
+            const double start = peaks_now_s();
+            sink += peaks_read_loop(p.w.data, (size_t)bytes);
+            const double read = peaks_now_s() - start, product = product_s(&p);
             rates[i] = 1e-9 * bytes / product;
             ratios[i] = read / product;
         }
         product_clear(&p);
-        printf("%-6s %14.0f %14.1f %9.0f%% %10.2f\n", dtype_info(type)->name,
-               median(gops, option_runs), median(rates, option_runs),
-               100 * median(ratios, option_runs), 1e-9 * bytes / packing);
+        printf("%-6s %12.0f %7.0f%% %12.1f %7.0f%% %10.2f\n", dtype_info(type)->name,
+               peaks_median(gops, option_runs), 100 * peaks_median(of_peak, option_runs),
+               peaks_median(rates, option_runs), 100 * peaks_median(ratios, option_runs),
+               1e-9 * bytes / packing);
         fflush(stdout);
     }
+}
+
+static int print_limits(KernelIsa isa)
+{
+    int cpus[256];
+    Peaks peaks;
+    const unsigned n = (unsigned)MIN(option_limits, 256);
+    for (unsigned i = 0; i < n; i++) {
+        cpus[i] = option_cpu + (int)i;
+    }
+    Pool *pool = pool_new(n, cpus, true, 1000000);
+    const bool ok = pool != NULL && peaks_measure(pool, isa, &peaks);
+    pool_free(pool);
+    if (!ok) {
+        fprintf(stderr, "no memory or threads to measure with\n");
+        return 1;
+    }
+    if (option_json) {
+        printf("{\"threads\": %u, \"isa\": \"%s\", \"read_bytes_per_s\": %.0f, "
+               "\"int8_ops_per_s\": %.0f, \"f32_ops_per_s\": %.0f}\n",
+               n, kernels_isa_name(isa), peaks.read_bytes_per_s, peaks.int8_ops_per_s,
+               peaks.f32_ops_per_s);
+    } else {
+        printf("%u threads, %s: read %.1f GB/s, int8 %.0f GOP/s, f32 %.0f GOP/s\n", n,
+               kernels_isa_name(isa), 1e-9 * peaks.read_bytes_per_s, 1e-9 * peaks.int8_ops_per_s,
+               1e-9 * peaks.f32_ops_per_s);
+    }
+    return 0;
 }
 
 int main(int argc, char **argv)
@@ -210,6 +220,9 @@ int main(int argc, char **argv)
         fprintf(stderr,
                 "n-in must be a multiple of 256, runs 1 to 64, the other numbers positive\n");
         return 2;
+    }
+    if (option_limits > 0) {
+        return print_limits(isa);
     }
     Pool *pool = pool_new(1, &option_cpu, true, 0);
     pool_run(pool, bench, (void *)kernels_get(isa));

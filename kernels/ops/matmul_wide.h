@@ -1,0 +1,97 @@
+/* The walk of products of many rows: a block of rows at a time, so that its activations stay in the
+ * second-level cache, and for each panel a chunk of k unpacked once for all rows of the block. The
+ * order of every sum is that of matmul_drive.h: the same bits. Internal to kernels/. */
+#pragma once
+
+#include "kernels/ops/matmul_drive.h"
+
+#define WIDE_ROWS_LIMIT 128u             /* rows of a block */
+#define WIDE_ACT_BYTES (512u * 1024u)    /* what its activations may take of the cache */
+#define WIDE_SCRATCH_BYTES (12u * 1024u) /* an unpacked chunk */
+#define WIDE_TILE_FLOATS (WIDE_ROWS_LIMIT * PANEL_ROWS)
+
+/* n_records of one panel into the type's own form. */
+typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch);
+/* tile[row][lane] += records of the scratch times the R rows of the group, record by record. */
+typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
+                           float *tile);
+
+typedef struct WideKernel {
+    UnpackFn unpack;
+    WideTileFn row1, row4;
+    uint32_t scratch_record_bytes;
+    uint32_t rows_from; /* fewer rows go the other way */
+} WideKernel;
+
+/* One panel x the groups [group0, group1), whose first row is row0: one unit into `tile`. */
+static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, const uint8_t *w,
+                             uint32_t k_record, uint32_t n_records, uint32_t group0,
+                             uint32_t group1, float *tile)
+{
+    _Alignas(64) uint8_t scratch[WIDE_SCRATCH_BYTES];
+    const RecordShape record = record_shape(a->w->type);
+    const ActKind kind = act_kind_of(a->w->type);
+    const size_t row_bytes = act_row_bytes(kind, a->w->n_in), tile_bytes = act_tile_row_bytes(kind);
+    const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
+    const uint32_t rows = (group1 - group0) * ACT_ROW_GROUP;
+    __builtin_memset(tile, 0, rows * PANEL_ROWS * sizeof(float));
+    for (uint32_t at = 0; at < n_records; at += most) {
+        const uint32_t n = n_records - at < most ? n_records - at : most;
+        kernel->unpack(w + (size_t)at * record.bytes, n, scratch);
+        for (uint32_t g = group0; g < group1; g++) {
+            const uint32_t R = act_group_rows(a->rows, g);
+            const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes +
+                                 (k_record + at) * tile_bytes * R;
+            (R == 1 ? kernel->row1 : kernel->row4)(
+                scratch, act, n, tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS);
+        }
+    }
+}
+
+/* One panel x the groups [group0, group1): all units, folded. */
+static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
+                              uint32_t group0, uint32_t group1,
+                              float stack[TREE_STACK][WIDE_TILE_FLOATS])
+{
+    const RecordShape record = record_shape(a->w->type);
+    const uint8_t *w = a->w->data + (size_t)panel * a->w->panel_bytes;
+    const uint32_t row0 = group0 * ACT_ROW_GROUP, end = group1 * ACT_ROW_GROUP;
+    const uint32_t n_rows = (a->rows < end ? a->rows : end) - row0;
+    uint32_t top = 0, k_record = 0;
+    float *out = a->out;
+    for (uint32_t u = 0; u < a->n_units; u++) {
+        const uint32_t n_records = a->units[u].n_in / record.k;
+        assert(top < TREE_STACK);
+        wide_unit(a, kernel, w, k_record, n_records, group0, group1, stack[top++]);
+        w += (size_t)n_records * record.bytes;
+        k_record += n_records;
+        for (unsigned m = a->units[u].step.n_merges; m > 0; m--, top--) {
+            assert(top >= 2);
+            tile_add(stack[top - 2], stack[top - 1], (size_t)n_rows * PANEL_ROWS);
+        }
+        if (a->units[u].step.emit) {
+            tile_write(a, stack[--top], n_rows, panel, 1, row0, n_rows, out);
+            out += a->subtree_stride;
+        }
+    }
+}
+
+/* Groups of a block: as many as the cache holds, between 8 and the limit. */
+static inline uint32_t wide_groups(const MatmulArgs *a)
+{
+    const size_t group_bytes = ACT_ROW_GROUP * act_row_bytes(act_kind_of(a->w->type), a->w->n_in);
+    const uint32_t most = WIDE_ROWS_LIMIT / ACT_ROW_GROUP;
+    const size_t fit = WIDE_ACT_BYTES / group_bytes;
+    return fit > most ? most : fit < 8 ? 8 : (uint32_t)fit;
+}
+
+static inline void matmul_drive_wide(const MatmulArgs *a, const WideKernel *kernel)
+{
+    _Alignas(64) float stack[TREE_STACK][WIDE_TILE_FLOATS];
+    const uint32_t n_groups = act_groups(a->rows), step = wide_groups(a);
+    for (uint32_t g = 0; g < n_groups; g += step) {
+        for (uint32_t panel = a->panel0; panel < a->panel1; panel++) {
+            wide_panel(a, kernel, panel, g, n_groups - g < step ? n_groups : g + step, stack);
+        }
+    }
+}
