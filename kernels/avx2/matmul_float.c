@@ -29,7 +29,7 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
         for (unsigned p = 0; p < P; p++) {
             __m256 weight[2];
             floats_load(type, w + p * w_stride, weight);
-            _mm_prefetch((const char *)w + p * w_stride + PREFETCH_AHEAD, _MM_HINT_T0);
+            prefetch_line(w + p * w_stride);
             UNROLL
             for (unsigned r = 0; r < R; r++) {
                 const __m256 x = broadcast_f32(act + 4 * r);
@@ -89,7 +89,7 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
             const __m256i w0 = load256(w + p * w_stride), w1 = load256(w + p * w_stride + 32);
             const __m256 even0 = bf16_even(w0), odd0 = bf16_odd(w0), even1 = bf16_even(w1),
                          odd1 = bf16_odd(w1);
-            _mm_prefetch((const char *)w + p * w_stride + PREFETCH_AHEAD, _MM_HINT_T0);
+            prefetch_line(w + p * w_stride);
             UNROLL
             for (unsigned r = 0; r < R; r++) {
                 const __m256i x = broadcast_i32(act + 4 * r);

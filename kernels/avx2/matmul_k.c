@@ -138,7 +138,7 @@ ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
                 const __m256i scale[2] = {pair_of_bytes(rec->sc[b]),                               \
                                           pair_of_bytes(rec->sc[b] + 8)};                          \
                 const uint8_t *a = act + b * 32 * R;                                               \
-                prefetch_record(w + b * (sizeof(Record) / 8), sizeof(Record) / 8);                 \
+                prefetch_part(w, b, sizeof(Record));                                               \
                 groups_add(bits, &total, rec->q[b], qh_of_b, a, R, 0, (bits) == BITS_4 ? 8 : 4,    \
                            scale);                                                                 \
                 if ((bits) == BITS_5) {                                                            \
@@ -179,7 +179,7 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
                                        _mm256_shuffle_epi8(pairs[1], first)};
             const __m256i scale1[2] = {_mm256_shuffle_epi8(pairs[0], second),
                                        _mm256_shuffle_epi8(pairs[1], second)};
-            prefetch_record(w + b * (sizeof(RecordQ6K) / 8), sizeof(RecordQ6K) / 8);
+            prefetch_part(w, b, sizeof(RecordQ6K));
             groups_add(BITS_6, &total, rec->q[b], rec->qh[b][0], a, R, 0, 2, scale0);
             groups_add(BITS_6, &total, rec->q[b], rec->qh[b][0], a, R, 2, 4, scale0);
             groups_add(BITS_6, &total, rec->q[b], rec->qh[b][0], a, R, 4, 6, scale1);

@@ -77,7 +77,7 @@ ALWAYS_INLINE __m256i pair_of_bytes(const uint8_t *p)
             scales_unpack(rec->d, to->d);                                                          \
             scales_unpack(rec->dmin, to->dmin);                                                    \
             for (unsigned b = 0; b < 8; b++) {                                                     \
-                prefetch_record(w + b * (sizeof(Record) / 8), sizeof(Record) / 8);                 \
+                prefetch_part(w, b, sizeof(Record));                                               \
                 store256(to->sc[b], pair_of_bytes(rec->sc[b]));                                    \
                 store256(to->sc[b] + 8, pair_of_bytes(rec->sc[b] + 8));                            \
                 quants_unpack(bits, rec->q[b], qh_of_b, to->q + 8 * b);                            \
@@ -104,7 +104,7 @@ static void q6_k_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
         const RecordQ6K *rec = (const RecordQ6K *)w;
         scales_unpack(rec->d, to->d);
         for (unsigned b = 0; b < 8; b++) {
-            prefetch_record(w + b * (sizeof(RecordQ6K) / 8), sizeof(RecordQ6K) / 8);
+            prefetch_part(w, b, sizeof(RecordQ6K));
             UNROLL
             for (unsigned v = 0; v < 16; v += 8) {
                 const __m256i pair =

@@ -1,4 +1,4 @@
-/* bench-kernels: one thread's matmul speed by weight type. Columns: GOP/s with many rows (weights
+/* bench-kernels: matmul speed by weight type. Columns: GOP/s with many rows (weights
  * in cache), the same beside the peak loop of its arithmetic, GB/s with few rows over weights that
  * do not fit the caches, the same beside a plain read loop over the same buffer (medians of
  * interleaved pairs), and GB/s of packing. --limits prints the peaks alone. */
@@ -14,7 +14,7 @@
 
 static gchar *option_isa = "auto", *option_type = NULL;
 static gint option_rows = 512, option_decode_rows = 1, option_size_mb = 192, option_n_in = 2048,
-            option_cpu = 0, option_runs = 7, option_limits = 0;
+            option_cpu = 0, option_runs = 7, option_limits = 0, option_threads = 1;
 static gboolean option_json = FALSE;
 
 static const GOptionEntry options[] = {
@@ -26,7 +26,8 @@ static const GOptionEntry options[] = {
     {"size-mb", 0, 0, G_OPTION_ARG_INT, &option_size_mb, "weights of the product from memory",
      "MB"},
     {"n-in", 0, 0, G_OPTION_ARG_INT, &option_n_in, "contraction length", "N"},
-    {"cpu", 0, 0, G_OPTION_ARG_INT, &option_cpu, "CPU to run on", "N"},
+    {"cpu", 0, 0, G_OPTION_ARG_INT, &option_cpu, "first CPU to run on", "N"},
+    {"threads", 0, 0, G_OPTION_ARG_INT, &option_threads, "threads, each on a CPU", "N"},
     {"runs", 0, 0, G_OPTION_ARG_INT, &option_runs, "measurements, of which the median counts", "N"},
     {"limits", 0, 0, G_OPTION_ARG_INT, &option_limits,
      "only what N threads can do at most: read, int8, f32", "N"},
@@ -115,72 +116,123 @@ static void product_clear(Product *p)
     free(p->args.out);
 }
 
-static double product_s(const Product *p)
+/* ---- all threads at once, in step ---- */
+
+typedef struct Bench {
+    const Kernels *k;
+    Pool *pool;
+    Product p;
+    Dtype type;
+    volatile uint64_t sink;
+} Bench;
+
+typedef double (*WorkFn)(Bench *b, unsigned thread, unsigned n_threads); /* bytes or operations */
+
+static double work_product(Bench *b, unsigned thread, unsigned n_threads)
 {
-    const double start = peaks_now_s();
-    p->fn(&p->args);
-    return peaks_now_s() - start;
+    MatmulArgs args = b->p.args;
+    pool_share(b->p.args.panel1, 1, thread, n_threads, &args.panel0, &args.panel1);
+    b->p.fn(&args);
+    return 2.0 * args.rows * (args.panel1 - args.panel0) * PANEL_ROWS * args.w->n_in;
+}
+
+static double work_read(Bench *b, unsigned thread, unsigned n_threads)
+{
+    uint32_t first, last;
+    const PackedMatrix *w = &b->p.w;
+    pool_share(b->p.args.panel1, 1, thread, n_threads, &first, &last);
+    b->sink += peaks_read_loop(w->data + first * w->panel_bytes, (last - first) * w->panel_bytes);
+    return (double)(last - first) * (double)w->panel_bytes;
 }
 
 /* The peak that bounds a product of this type. */
-static double peak_loop(const Kernels *k, Dtype type)
+static double work_peak(Bench *b, unsigned thread, unsigned n_threads)
 {
-    const ActKind kind = act_kind_of(type);
-    return kind == ACT_F32 || kind == ACT_BF16 ? peaks_f32_loop(k->isa) : peaks_int8_loop(k->isa);
+    const ActKind kind = act_kind_of(b->type);
+    (void)thread;
+    (void)n_threads;
+    return kind == ACT_F32 || kind == ACT_BF16 ? peaks_f32_loop(b->k->isa)
+                                               : peaks_int8_loop(b->k->isa);
 }
 
-static void bench(void *user, unsigned thread, unsigned n_threads)
+/* Work of a thread over the seconds that all took. */
+static double rate(Bench *b, WorkFn fn, unsigned thread, unsigned n_threads)
 {
-    const Kernels *k = user;
-    volatile uint64_t sink = 0;
-    printf("isa %s, n_in %d, one thread on CPU %d\n%-6s %12s %8s %12s %8s %10s\n",
-           kernels_isa_name(k->isa), option_n_in, option_cpu, "type", "GOP/s large", "of peak",
-           "GB/s memory", "of read", "GB/s pack");
-    for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
-        if (!k->matmul[type] || (option_type && strcmp(option_type, dtype_info(type)->name) != 0)) {
-            continue;
-        }
-        const uint32_t n_in = (uint32_t)option_n_in, rows = (uint32_t)option_rows;
-        double gops[64], of_peak[64], rates[64], ratios[64];
-        Product p;
-        product_init(&p, k, (Dtype)type, rows, 256, n_in);
-        for (int i = 0; i < option_runs; i++) {
-            const double start = peaks_now_s(), ops = peak_loop(k, (Dtype)type),
-                         peak = 1e-9 * ops / (peaks_now_s() - start);
-            gops[i] = 2e-9 * rows * 256 * n_in / product_s(&p);
-            of_peak[i] = gops[i] / peak;
-        }
-        product_clear(&p);
-        const size_t panel = packed_panel_bytes((Dtype)type, n_in);
-        const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
-        const double bytes = (double)panel * n_out / 16;
-        const double packing =
-            product_init(&p, k, (Dtype)type, (uint32_t)option_decode_rows, n_out, n_in);
-        for (int i = 0; i < option_runs; i++) {
-            const double start = peaks_now_s();
-            sink += peaks_read_loop(p.w.data, (size_t)bytes);
-            const double read = peaks_now_s() - start, product = product_s(&p);
-            rates[i] = 1e-9 * bytes / product;
-            ratios[i] = read / product;
-        }
-        product_clear(&p);
-        printf("%-6s %12.0f %7.0f%% %12.1f %7.0f%% %10.2f\n", dtype_info(type)->name,
+    pool_barrier(b->pool);
+    const double start = peaks_now_s(), work = fn(b, thread, n_threads);
+    pool_barrier(b->pool);
+    return work / (peaks_now_s() - start);
+}
+
+static void bench_type(Bench *b, unsigned thread, unsigned n_threads)
+{
+    const uint32_t n_in = (uint32_t)option_n_in, n_large = 256 * n_threads;
+    const size_t panel = packed_panel_bytes(b->type, n_in);
+    const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
+    double gops[64], of_peak[64], rates[64], ratios[64], packing = 0;
+    if (thread == 0) {
+        product_init(&b->p, b->k, b->type, (uint32_t)option_rows, n_large, n_in);
+    }
+    for (int i = 0; i < option_runs; i++) {
+        const double peak = rate(b, work_peak, thread, n_threads);
+        gops[i] = 1e-9 * n_threads * rate(b, work_product, thread, n_threads);
+        of_peak[i] = 1e9 * gops[i] / (n_threads * peak);
+    }
+    pool_barrier(b->pool);
+    if (thread == 0) {
+        product_clear(&b->p);
+        packing = product_init(&b->p, b->k, b->type, (uint32_t)option_decode_rows, n_out, n_in);
+    }
+    for (int i = 0; i < option_runs; i++) {
+        const double read = rate(b, work_read, thread, n_threads),
+                     ops = rate(b, work_product, thread, n_threads),
+                     bytes = ops / (2.0 * option_decode_rows * PANEL_ROWS * n_in) * (double)panel;
+        rates[i] = 1e-9 * n_threads * bytes;
+        ratios[i] = bytes / read;
+    }
+    pool_barrier(b->pool);
+    if (thread == 0) {
+        product_clear(&b->p);
+        printf("%-6s %12.0f %7.0f%% %12.1f %7.0f%% %10.2f\n", dtype_info(b->type)->name,
                peaks_median(gops, option_runs), 100 * peaks_median(of_peak, option_runs),
                peaks_median(rates, option_runs), 100 * peaks_median(ratios, option_runs),
-               1e-9 * bytes / packing);
+               1e-9 * (double)panel * n_out / 16 / packing);
         fflush(stdout);
     }
 }
 
-static int print_limits(KernelIsa isa)
+static void bench(void *user, unsigned thread, unsigned n_threads)
+{
+    Bench *b = user;
+    for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
+        if (!b->k->matmul[type] ||
+            (option_type && strcmp(option_type, dtype_info(type)->name) != 0)) {
+            continue;
+        }
+        if (thread == 0) {
+            b->type = (Dtype)type;
+        }
+        pool_barrier(b->pool);
+        bench_type(b, thread, n_threads);
+        pool_barrier(b->pool);
+    }
+}
+
+/* A pool whose threads are pinned to CPUs from option_cpu on. */
+static Pool *pinned_pool(unsigned n_threads)
 {
     int cpus[256];
-    Peaks peaks;
-    const unsigned n = (unsigned)MIN(option_limits, 256);
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n_threads; i++) {
         cpus[i] = option_cpu + (int)i;
     }
-    Pool *pool = pool_new(n, cpus, true, 1000000);
+    return pool_new(n_threads, cpus, true, 1000000);
+}
+
+static int print_limits(KernelIsa isa)
+{
+    Peaks peaks;
+    const unsigned n = (unsigned)MIN(option_limits, 256);
+    Pool *pool = pinned_pool(n);
     const bool ok = pool != NULL && peaks_measure(pool, isa, &peaks);
     pool_free(pool);
     if (!ok) {
@@ -216,7 +268,8 @@ int main(int argc, char **argv)
         return 2;
     }
     if (option_rows < 1 || option_decode_rows < 1 || option_size_mb < 1 || option_n_in < 256 ||
-        option_n_in % 256 != 0 || option_runs < 1 || option_runs > 64) {
+        option_n_in % 256 != 0 || option_runs < 1 || option_runs > 64 || option_threads < 1 ||
+        option_threads > 256) {
         fprintf(stderr,
                 "n-in must be a multiple of 256, runs 1 to 64, the other numbers positive\n");
         return 2;
@@ -224,8 +277,15 @@ int main(int argc, char **argv)
     if (option_limits > 0) {
         return print_limits(isa);
     }
-    Pool *pool = pool_new(1, &option_cpu, true, 0);
-    pool_run(pool, bench, (void *)kernels_get(isa));
-    pool_free(pool);
+    Bench b = {.k = kernels_get(isa), .pool = pinned_pool((unsigned)option_threads)};
+    if (b.pool == NULL) {
+        fprintf(stderr, "no %d threads to measure with\n", option_threads);
+        return 1;
+    }
+    printf("isa %s, n_in %d, %d threads from CPU %d\n%-6s %12s %8s %12s %8s %10s\n",
+           kernels_isa_name(isa), option_n_in, option_threads, option_cpu, "type", "GOP/s large",
+           "of peak", "GB/s memory", "of read", "GB/s pack");
+    pool_run(b.pool, bench, &b);
+    pool_free(b.pool);
     return 0;
 }
