@@ -57,7 +57,8 @@ static void check_case(const Kernels *k, const MatmulCase *c, const MatmulUnit *
 
 static void parity_shapes(KernelIsa isa)
 {
-    static const uint32_t rows[] = {1, 2, 3, 4, 5, 8, 23, 64}, outs[] = {1, 15, 16, 17, 48, 100};
+    static const uint32_t rows[] = {1, 2, 3, 4, 5, 8, 23, 64, 133},
+                          outs[] = {1, 15, 16, 17, 48, 100};
     static const uint32_t ins[] = {32, 64, 96, 256, 576, 1536},
                           float_ins[] = {1, 2, 7, 32, 101, 576};
     if (!isa_runs(isa)) {
@@ -87,6 +88,28 @@ static void parity_shapes(KernelIsa isa)
     }
 }
 
+/* Prompts: more rows than a block of the wide walk holds, whose last group may be a lone row. */
+static void parity_prompts(KernelIsa isa)
+{
+    static const uint32_t rows[] = {512, 257, 385};
+    if (!isa_runs(isa)) {
+        skip();
+    }
+    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+        const uint32_t block = dtype_info(weight_types[t])->block;
+        for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
+            MatmulCase c;
+            matmul_case_init(&c, weight_types[t], rows[r], 17,
+                             block == 1    ? 35
+                             : block == 32 ? 672
+                                           : 1024,
+                             VALUES_NORMAL, 31 * t + r);
+            check_case(kernels_get(isa), &c, NULL, 0, 1, "a prompt");
+            matmul_case_free(&c);
+        }
+    }
+}
+
 static void parity_values(KernelIsa isa)
 {
     if (!isa_runs(isa)) {
@@ -96,8 +119,11 @@ static void parity_values(KernelIsa isa)
         for (uint64_t seed = 0; seed < 6; seed++) {
             const uint32_t n_in = dtype_info(weight_types[t])->block == 1 ? 203 : 1024;
             MatmulCase c;
-            matmul_case_init(&c, weight_types[t], seed % 2 ? 1 : 7, 33, n_in,
-                             seed % 3 ? VALUES_EXTREME : VALUES_SUBNORMAL, 77 + seed);
+            matmul_case_init(&c, weight_types[t],
+                             seed % 3 == 0 ? 41
+                             : seed % 2    ? 1
+                                           : 7,
+                             33, n_in, seed % 4 ? VALUES_EXTREME : VALUES_SUBNORMAL, 77 + seed);
             check_case(kernels_get(isa), &c, NULL, 0, 1, "extreme values");
             matmul_case_free(&c);
         }
@@ -120,7 +146,8 @@ static void parity_saturation(KernelIsa isa)
         for (size_t f = 0; f < sizeof fills; f++) {
             for (int sign = 0; sign < 3; sign++) {
                 MatmulCase c;
-                matmul_case_init(&c, weight_types[t], 5, 17, 512, VALUES_NORMAL, 5);
+                matmul_case_init(&c, weight_types[t], sign == 1 ? 37 : 5, 17, 512, VALUES_NORMAL,
+                                 5);
                 memset(c.file, fills[f], c.n_out * c.row_bytes);
                 for (uint32_t b = 0; b < c.n_out * c.n_in / info->block; b++) {
                     uint8_t *block = c.file + b * info->block_bytes;
@@ -161,8 +188,9 @@ static void parity_units(KernelIsa isa)
                     for (uint32_t u = 0; u < n; u++) {
                         units[u] = (MatmulUnit){u + 1 == n ? short_width : width, steps[u]};
                     }
-                    matmul_case_init(&c, weight_types[t], 1 + n_leaves % 6, 15 + n_leaves,
-                                     (n - 1) * width + short_width, VALUES_NORMAL,
+                    matmul_case_init(&c, weight_types[t],
+                                     n_leaves % 4 == 3 ? 32 + n_leaves : 1 + n_leaves % 6,
+                                     15 + n_leaves, (n - 1) * width + short_width, VALUES_NORMAL,
                                      n_leaves * 100 + first * 10 + last);
                     check_case(kernels_get(isa), &c, units, n, n_subtrees, "units");
                     matmul_case_free(&c);
@@ -287,8 +315,10 @@ static void parity_mxcsr(KernelIsa isa)
 
 #define ISA_TESTS(X, isa, name)                                                                    \
     X(shapes, isa, name)                                                                           \
-    X(values, isa, name) X(saturation, isa, name) X(units, isa, name) X(split, isa, name)          \
-        X(activations, isa, name) X(not_finite, isa, name) X(mxcsr, isa, name)
+    X(prompts, isa, name)                                                                          \
+    X(values, isa, name)                                                                           \
+    X(saturation, isa, name) X(units, isa, name) X(split, isa, name) X(activations, isa, name)     \
+        X(not_finite, isa, name) X(mxcsr, isa, name)
 #define DEFINE(what, isa, name)                                                                    \
     static void what##_##name(void **state)                                                        \
     {                                                                                              \
