@@ -143,7 +143,7 @@ static uint32_t fake_token(const Stream *s, uint32_t position)
 /* On resume: what the client has had must be what this model says. */
 static void check_generated(const Stream *s, const Weft__V1__GenerateRequest *request)
 {
-    for (size_t i = 0; i < request->n_generated; i++) {
+    for (size_t i = 0; i < request->n_generated && !s->worker->lies; i++) {
         g_assert_cmpuint(request->generated[i], ==,
                          fake_token(s, (uint32_t)(request->n_prompt + i)));
     }

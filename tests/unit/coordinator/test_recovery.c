@@ -180,6 +180,507 @@ static void test_cut_off_follower(void **state)
     survive(CUT, false, 5.0);
 }
 
+/* ---- more than one, and more than once ---- */
+
+static void test_two_at_once(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 6);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 2);
+    for (Harm how = KILL; how <= CUT; how++) {
+        begin(s, &a, 2, 2);
+        sim_run_for(s, 500000);
+        FakeWorker *victims[] = {leader_of(s), follower_of(s)};
+        harm(victims[0], how);
+        harm(victims[1], how);
+        sim_answer(s, &a, 10 * SECOND);
+        assert_same(&a, &want);
+        assert_true(a.run_done->stall_s <= (how == KILL ? 1.0 : 5.0));
+        heal(s, victims[0], how);
+        heal(s, victims[1], how);
+        sim_run_for(s, 2 * SECOND);
+        answer_clear(&a);
+    }
+    answer_clear(&want);
+}
+
+/* The next leader dies too, while its epoch is brought into force and while it computes again. */
+static void test_dies_again_during_recovery(void **state)
+{
+    for (int64_t after_us = 0; after_us < 60000; after_us += 300) {
+        SimCluster *s = sim_cluster_new((uint64_t)after_us + 1);
+        start_workers(s, 4);
+        Answer want = {0}, a = {0};
+        undisturbed(s, &want, 2, 1);
+        begin(s, &a, 2, 1);
+        sim_run_for(s, 300000);
+        sim_worker_kill(leader_of(s));
+        sim_run_for(s, 521000 + after_us % 5000); /* about when the loss is known */
+        FakeWorker *next = leader_of(s) != NULL ? leader_of(s) : follower_of(s);
+        if (after_us >= 5000) {
+            sim_run_for(s, after_us);
+            next = leader_of(s);
+        }
+        if (next != NULL) {
+            sim_worker_kill(next);
+        }
+        sim_answer(s, &a, 10 * SECOND);
+        assert_same(&a, &want);
+        answer_clear(&a);
+        answer_clear(&want);
+        sim_cluster_free(s);
+    }
+}
+
+/* 32 sequences of one request and 8 requests beside it. */
+static void test_many_streams(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = layout.tp = 1;
+    layout.pp = 2;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.random_prompt = 7;
+    request.layout = &layout;
+    request.max_tokens = N_TOKENS;
+    request.streams = 32;
+    Answer wide = {0}, want = {0}, beside[8] = {0};
+    undisturbed(s, &want, 2, 1);
+    sim_call(s, &wide, &weft__v1__serve__descriptor, "Run", &request);
+    for (unsigned i = 0; i < 8; i++) {
+        begin(s, &beside[i], 2, 1);
+    }
+    sim_run_for(s, 700000);
+    sim_worker_kill(leader_of(s));
+    sim_answer(s, &wide, 20 * SECOND);
+    g_assert_no_error(wide.error);
+    assert_int_equal(wide.run_done->tokens, 32 * N_TOKENS);
+    assert_int_equal(wide.run_done->recoveries, 1);
+    for (unsigned i = 0; i < 8; i++) {
+        sim_answer(s, &beside[i], SECOND);
+        assert_same(&beside[i], &want);
+        answer_clear(&beside[i]);
+    }
+    answer_clear(&wide);
+    answer_clear(&want);
+}
+
+static void test_stop_string_across_a_loss(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0}, b = {0};
+    undisturbed(s, &want, 2, 1);
+    /* Its first half is drawn before the loss, the second after it. */
+    for (uint32_t at = 10; at < 40; at += 7) {
+        g_autofree char *stop = g_strndup(want.text->str + at, 6);
+        char *stops[] = {stop};
+        Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+        layout.dp = layout.tp = 1;
+        layout.pp = 2;
+        Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+        request.model = (char *)sim_cluster_model(s);
+        request.prompt = (char *)"hello";
+        request.max_tokens = N_TOKENS;
+        request.layout = &layout;
+        request.stop = stops;
+        request.n_stop = 1;
+        sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+        sim_answer(s, &a, 10 * SECOND);
+        g_assert_no_error(a.error);
+        sim_call(s, &b, &weft__v1__serve__descriptor, "Run", &request);
+        while (b.ids->len < at + 3) {
+            sim_run_for(s, 5000);
+        }
+        FakeWorker *leader = leader_of(s);
+        sim_worker_kill(leader);
+        sim_answer(s, &b, 10 * SECOND);
+        assert_same(&b, &a);
+        assert_string_equal(b.run_done->finish_reason, "stop");
+        assert_int_equal(b.run_done->recoveries, 1);
+        sim_worker_start(s, (unsigned)(leader - s->workers));
+        sim_run_for(s, 2 * SECOND);
+        answer_clear(&a);
+        answer_clear(&b);
+    }
+    answer_clear(&want);
+}
+
+static void score(SimCluster *s, Answer *a, const char *text)
+{
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = layout.tp = 1;
+    layout.pp = 2;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.kind = WEFT__V1__REQUEST_KIND__SCORE;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)text;
+    request.score_window = 16;
+    request.layout = &layout;
+    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &request);
+}
+
+static void test_scores_across_a_loss(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    g_autofree char *text = g_strnfill(200, 'y');
+    Answer want = {0}, a = {0};
+    score(s, &want, text);
+    sim_answer(s, &want, 20 * SECOND);
+    g_assert_no_error(want.error);
+    score(s, &a, text);
+    sim_run_for(s, 200000);
+    FakeWorker *leader = leader_of(s);
+    assert_non_null(leader);
+    sim_worker_kill(leader);
+    sim_answer(s, &a, 20 * SECOND);
+    g_assert_no_error(a.error);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_int_equal(a.run_done->tokens_scored, want.run_done->tokens_scored);
+    assert_true(a.run_done->nll_sum == want.run_done->nll_sum);
+    assert_memory_equal(a.run_done->digest.data, want.run_done->digest.data, 16);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* The other replica takes the stream at once; nothing is loaded. */
+static void test_other_replica_takes_over(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = 2;
+    layout.pp = layout.tp = 1;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = N_TOKENS;
+    request.layout = &layout;
+    Answer want = {0}, a = {0};
+    sim_call(s, &want, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &want, 10 * SECOND);
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_run_for(s, 500000);
+    sim_worker_kill(leader_of(s));
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* ---- what does not go on ---- */
+
+/* The new layout draws the last token again, and it is another. */
+static void test_wrong_numbers_after_a_loss(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer a = {0};
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s);
+    for (unsigned i = 0; i < 3; i++) {
+        s->workers[i].lies = &s->workers[i] != leader;
+    }
+    guint n_before = a.ids->len;
+    sim_worker_kill(leader);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_NUMERICS);
+    assert_in_range(a.ids->len, n_before, n_before + 1); /* and no token of it was sent */
+    answer_clear(&a);
+}
+
+/* A request that ends each epoch as soon as it begins must not go round for ever. */
+static void test_poison_ends(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0};
+    s->workers[0].fail_generate = s->workers[1].fail_generate = WEFT_ERROR_WORKER_LOST;
+    begin(s, &a, 1, 1);
+    sim_answer(s, &a, 20 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_WORKER_LOST);
+    assert_non_null(strstr(a.error->message, "8 times without a token in between"));
+    answer_clear(&a);
+}
+
+/* A worker that stops in good order cancels what it serves: that is no fault of the request. */
+static void test_server_that_goes_down(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 1, 1);
+    s->workers[0].fail_generate = WEFT_ERROR_CANCELLED;
+    begin(s, &a, 1, 1);
+    sim_run_for(s, SECOND);
+    s->workers[0].fail_generate = 0;
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    s->workers[0].fail_generate = WEFT_ERROR_INVALID;
+    begin(s, &a, 1, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_INVALID);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+static void test_client_leaves_while_it_waits(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0}, b = {0};
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s);
+    sim_worker_kill(leader);
+    sim_run_for(s, 5 * SECOND);
+    rpc_client_cancel(a.call);
+    sim_run_for(s, SECOND);
+    assert_true(a.done);
+    sim_worker_start(s, (unsigned)(leader - s->workers));
+    sim_run_for(s, 2 * SECOND);
+    unsigned n = s->workers[0].n_generates + s->workers[1].n_generates;
+    undisturbed(s, &b, 2, 1);
+    assert_int_equal(s->workers[0].n_generates + s->workers[1].n_generates, n + 1);
+    answer_clear(&a);
+    answer_clear(&b);
+}
+
+static void test_deadline_while_it_waits(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = N_TOKENS;
+    request.deadline_ms = 9000;
+    Answer a = {0};
+    int64_t begun_us = sim_world_now_us(s->world);
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_run_for(s, 500000);
+    sim_worker_kill(leader_of(s));
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
+    assert_in_range((a.done_us - begun_us) / 100000, 89, 91);
+    answer_clear(&a);
+}
+
+/* ---- silence of the majority ---- */
+
+static void test_majority_is_silent(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *cut[] = {leader_of(s), follower_of(s), NULL};
+    for (unsigned i = 0; i < 4; i++) {
+        if (&s->workers[i] != cut[0] && &s->workers[i] != cut[1]) {
+            cut[2] = &s->workers[i];
+        }
+    }
+    unsigned n_loads = 0;
+    for (unsigned i = 0; i < 4; i++) {
+        n_loads += s->workers[i].n_loads;
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        sim_worker_cut(cut[i], true);
+    }
+    sim_run_for(s, 20 * SECOND);
+    assert_false(a.done);
+    assert_non_null(strstr(s->log->str, "3 of 4 workers fell silent together: is the coordinator"));
+    assert_null(strstr(s->log->str, "lost"));
+    for (unsigned i = 0; i < 4; i++) {
+        n_loads -= s->workers[i].n_loads;
+    }
+    assert_int_equal(n_loads, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        sim_worker_cut(cut[i], false);
+    }
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1); /* they had fenced themselves */
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* They are dead, and say so: sockets break. Nothing is waited for. */
+static void test_majority_is_dead(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 1, 1);
+    begin(s, &a, 1, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s);
+    sim_worker_kill(leader);
+    for (unsigned i = 0, left = 2; i < 4; i++) {
+        if (s->workers[i].running && left > 0) {
+            sim_worker_kill(&s->workers[i]);
+            left--;
+        }
+    }
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_true(a.run_done->stall_s <= 1.0);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* The coordinator itself stood still: that says nothing of the workers. */
+static void test_coordinator_was_stopped(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    sim_loop_freeze(s->coordinator_loop, true);
+    sim_run_for(s, 10 * SECOND);
+    sim_loop_freeze(s->coordinator_loop, false);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_null(strstr(s->log->str, "lost"));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* ---- drain ---- */
+
+static void drain(SimCluster *s, const char *name)
+{
+    Answer a = {0};
+    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
+    request.node = (char *)name;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+}
+
+static void test_drain_moves_streams(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0}, b = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *busy = leader_of(s), *other = follower_of(s);
+    drain(s, busy->name);
+    begin(s, &b, 2, 1);
+    sim_run_for(s, 200000);
+    assert_int_equal(busy->streams->len, 0);
+    assert_int_equal(busy->held->len, 0);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_true(a.run_done->stall_s < 0.2);
+    assert_string_equal(state_of(s, busy->name), "draining");
+    assert_true(busy->draining);
+    assert_int_equal(busy->n_full_drops, 1);
+    assert_int_equal(other->n_full_drops, 0);
+    sim_answer(s, &b, 10 * SECOND);
+    assert_same(&b, &want);
+    answer_clear(&a);
+    answer_clear(&b);
+    answer_clear(&want);
+}
+
+/* Nobody else could take it: requests end where they are, the next is told what is missing. */
+static void test_drain_without_a_place_to_go(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *busy = leader_of(s);
+    drain(s, busy->name);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 0);
+    assert_non_null(strstr(s->log->str, "until its requests end"));
+    begin(s, &a, 2, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* The leader says that it waits for the other: the other is named. */
+static void test_sink_is_named(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s), *other = follower_of(s);
+    Weft__V1__Held *held = g_ptr_array_index(leader->held, 0);
+    Weft__V1__Waiting *w = malloc(sizeof *w);
+    weft__v1__waiting__init(w);
+    w->job = strdup(held->job);
+    w->epoch = held->epoch;
+    w->waits_for = strdup(other->name);
+    w->operation = strdup("step 3 from stage 1");
+    w->since_ms = 2100;
+    w->expired = true;
+    g_ptr_array_add(leader->waiting, w);
+    leader->stands = true;
+    sim_run_for(s, 2 * SECOND);
+    leader->stands = false;
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    g_autofree char *named =
+        g_strdup_printf("worker %s did not answer in step 3 from stage 1", other->name);
+    assert_non_null(strstr(a.notices->str, named));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* One after another, workers die, freeze or lose their cable at a random moment of a request: each
+ * request ends with exactly its tokens. */
+static void test_many_losses(void **state)
+{
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        SimCluster *s = sim_cluster_new(seed);
+        Random *random = sim_world_random(s->world);
+        start_workers(s, 4);
+        Answer want = {0}, a = {0};
+        undisturbed(s, &want, 2, 1);
+        for (int round = 0; round < 5; round++) {
+            begin(s, &a, 2, 1);
+            sim_run_for(s, (int64_t)(random_u64(random) % 1200000));
+            FakeWorker *victim = &s->workers[random_u64(random) % 4];
+            Harm how = (Harm)(random_u64(random) % 3);
+            harm(victim, how);
+            sim_answer(s, &a, 20 * SECOND);
+            assert_same(&a, &want);
+            sim_run_for(s, (int64_t)(random_u64(random) % 6000000));
+            heal(s, victim, how);
+            sim_run_for(s, 2 * SECOND);
+            answer_clear(&a);
+        }
+        answer_clear(&want);
+        sim_cluster_free(s);
+    }
+}
+
 /* ---- what is left is too little ---- */
 
 static void test_waits_for_a_worker(void **state)
@@ -240,6 +741,24 @@ int main(void)
         cmocka_unit_test(test_frozen_follower),
         cmocka_unit_test(test_cut_off_leader),
         cmocka_unit_test(test_cut_off_follower),
+        cmocka_unit_test_setup_teardown(test_two_at_once, set_up, tear_down),
+        cmocka_unit_test(test_dies_again_during_recovery),
+        cmocka_unit_test_setup_teardown(test_many_streams, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_stop_string_across_a_loss, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_scores_across_a_loss, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_other_replica_takes_over, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_wrong_numbers_after_a_loss, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_poison_ends, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_server_that_goes_down, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_client_leaves_while_it_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_deadline_while_it_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_majority_is_silent, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_majority_is_dead, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_moves_streams, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
+        cmocka_unit_test(test_many_losses),
         cmocka_unit_test_setup_teardown(test_waits_for_a_worker, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, set_up, tear_down),
     };
