@@ -93,6 +93,21 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     REPORT_SLOT(attention_combine)
     REPORT_SLOT(chunk_stats)
     REPORT_SLOT(gumbel)
+    REPORT_SLOT(train.gemm)
+    REPORT_SLOT(train.layer_norm)
+    REPORT_SLOT(train.rms_norm_backward)
+    REPORT_SLOT(train.layer_norm_backward)
+    REPORT_SLOT(train.norm_weight_backward)
+    REPORT_SLOT(train.sum_rows)
+    REPORT_SLOT(train.gelu)
+    REPORT_SLOT(train.gelu_backward)
+    REPORT_SLOT(train.swiglu_backward)
+    REPORT_SLOT(train.attention_backward)
+    REPORT_SLOT(train.xent_backward)
+    REPORT_SLOT(train.gradient_finish)
+    REPORT_SLOT(train.sum_squares)
+    REPORT_SLOT(train.adamw)
+    REPORT_SLOT(train.sgd)
 #undef REPORT_SLOT
     return g_string_free(report, FALSE);
 }
@@ -108,12 +123,15 @@ static void fill_once(void)
     cpu = cpu_detect();
     kernels_fill_generic_matmul(&tables[ISA_GENERIC]);
     kernels_fill_generic_ops(&tables[ISA_GENERIC]);
+    tables[ISA_GENERIC].train = train_generic;
     tables[ISA_AVX2] = tables[ISA_GENERIC];
     kernels_fill_avx2_matmul(&tables[ISA_AVX2]);
     kernels_fill_avx2_ops(&tables[ISA_AVX2]);
+    tables[ISA_AVX2].train = train_avx2;
     tables[ISA_AVX512] = tables[ISA_AVX2];
     kernels_fill_avx512_matmul(&tables[ISA_AVX512], cpu.avx512_bf16);
     kernels_fill_avx512_ops(&tables[ISA_AVX512]);
+    tables[ISA_AVX512].train = train_avx512;
     for (int i = 0; i < 3; i++) {
         tables[i].isa = (KernelIsa)i;
         reports[i] = report_make(&tables[i], &tables[ISA_GENERIC]);

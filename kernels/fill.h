@@ -14,3 +14,7 @@ void kernels_fill_avx512_ops(Kernels *kernels);
 /* Parts of the above, one per file. */
 void quant_fill_generic(Kernels *kernels);
 void quant_fill_avx2(Kernels *kernels);
+
+/* Complete tables, as data: a function compiled for an instruction set that the CPU lacks must not
+ * run, and this one would (gcc fills neighbouring slots with vector stores). */
+extern const TrainKernels train_generic, train_avx2, train_avx512;

@@ -9,13 +9,36 @@
 
 #include "kernels/ops/act.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/attention_backward.h"
 #include "kernels/ops/embed.h"
+#include "kernels/ops/gemm.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/norm.h"
+#include "kernels/ops/optimizer.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/sample.h"
+#include "kernels/ops/xent.h"
 
 typedef enum KernelIsa { ISA_GENERIC = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 } KernelIsa;
+
+/* What only training has. */
+typedef struct TrainKernels {
+    GemmFn gemm;
+    LayerNormFn layer_norm;
+    NormBackwardFn rms_norm_backward;
+    NormBackwardFn layer_norm_backward;
+    NormWeightBackwardFn norm_weight_backward;
+    SumRowsFn sum_rows;
+    GeluFn gelu;
+    GeluBackwardFn gelu_backward;
+    SwigluBackwardFn swiglu_backward;
+    AttentionBackwardFn attention_backward;
+    XentBackwardFn xent_backward;
+    GradientFinishFn gradient_finish;
+    SumSquaresFn sum_squares;
+    AdamwFn adamw;
+    SgdFn sgd;
+} TrainKernels;
 
 typedef struct Kernels {
     KernelIsa isa;
@@ -30,6 +53,7 @@ typedef struct Kernels {
     AttentionCombineFn attention_combine;
     ChunkStatsFn chunk_stats;
     GumbelFn gumbel;
+    TrainKernels train;
 } Kernels;
 
 /* The best ISA of this CPU. */

@@ -74,6 +74,11 @@ VEC_FN Vec vec_div(Vec a, Vec b)
     return _mm256_div_ps(a, b);
 }
 
+VEC_FN Vec vec_sqrt(Vec a)
+{
+    return _mm256_sqrt_ps(a);
+}
+
 /* a * b + c, rounded once. */
 VEC_FN Vec vec_fma(Vec a, Vec b, Vec c)
 {

@@ -72,6 +72,11 @@ VEC_FN Vec vec_div(Vec a, Vec b)
     return _mm512_div_ps(a, b);
 }
 
+VEC_FN Vec vec_sqrt(Vec a)
+{
+    return _mm512_sqrt_ps(a);
+}
+
 VEC_FN Vec vec_fma(Vec a, Vec b, Vec c)
 {
     return _mm512_fmadd_ps(a, b, c);

@@ -9,6 +9,24 @@ typedef void (*SwigluFn)(const float *gate, const float *up, uint32_t n, float *
 /* x[i] += y[i] */
 typedef void (*AddFn)(float *x, const float *y, size_t n);
 
+/* GELU in the tanh form of GPT-2 (Hendrycks, Gimpel 2016), (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)):
+ * s = x * fmaf(GELU_CUBE, x * x, GELU_LINEAR), out = x / (1 + exp(-s)). In place allowed. */
+#define GELU_LINEAR 1.5957691216057308f /* 2 sqrt(2 / pi) */
+#define GELU_CUBE 0.07135481627159856f  /* 0.044715 times that */
+#define GELU_CUBE3 0.21406444881479567f /* 3 times that */
+typedef void (*GeluFn)(const float *x, uint32_t n, float *out);
+
+/* dx = dy * the slope: s as above; e = exp(-(-88 > s ? -88 : s)), y = 1 / (1 + e), z = y * (e * y)
+ * (so that no infinity meets a zero); slope = fmaf(x * z, fmaf(GELU_CUBE3, x * x, GELU_LINEAR), y).
+ * dx may be dy or x. */
+typedef void (*GeluBackwardFn)(const float *x, const float *dy, uint32_t n, float *dx);
+
+/* e = exp(-(-88 > gate ? -88 : gate)), y = 1 / (1 + e), z = y * (e * y):
+ * dup = dy * (gate * y), dgate = (dy * up) * fmaf(gate, z, y). dgate may be gate, dup may be up, dy
+ * is apart. */
+typedef void (*SwigluBackwardFn)(const float *gate, const float *up, const float *dy, uint32_t n,
+                                 float *dgate, float *dup);
+
 /* exp in f32: the same sequence of fma, add, mul in every variant (kernels/ops/math.h has the
  * inline scalar). exp32(-inf) = +0. */
 float exp32(float x);

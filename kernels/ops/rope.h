@@ -12,6 +12,7 @@ void rope_table(const RopeSpec *spec, const float *factors, uint32_t first_posit
                 uint32_t n_positions, float *cos_out, float *sin_out);
 /* Rotates n_heads heads of head_size in place: per pair (a, b): a' = fmaf(a, c, -(b * s)), b' =
  * fmaf(a, s, b * c) (products rounded to f32 first). cos, sin: the position's [dims/2]. Elements
- * beyond dims stay. */
+ * beyond dims stay. Backward is the same op with the sines negated: a rotation's gradient is
+ * the rotation back. */
 typedef void (*RopeApplyFn)(float *x, uint32_t n_heads, uint32_t head_size, uint32_t dims,
                             RopePairing pairing, const float *cos, const float *sin);

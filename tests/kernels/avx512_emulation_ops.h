@@ -10,6 +10,7 @@
 EMU_PS(emu_add_ps, (__m512 a, __m512 b), F32(a)[i] + F32(b)[i])
 EMU_PS(emu_sub_ps, (__m512 a, __m512 b), F32(a)[i] - F32(b)[i])
 EMU_PS(emu_div_ps, (__m512 a, __m512 b), F32(a)[i] / F32(b)[i])
+EMU_PS(emu_sqrt_ps, (__m512 a), sqrtf(F32(a)[i]))
 EMU_PS(emu_max_ps, (__m512 a, __m512 b), F32(a)[i] > F32(b)[i] ? F32(a)[i] : F32(b)[i])
 EMU_PS(emu_mask_blend_ps, (__mmask16 k, __m512 a, __m512 b),
        (k >> i & 1) != 0 ? F32(b)[i] : F32(a)[i])
@@ -155,6 +156,7 @@ EMU __m256i emu_cvtepi32_epi16(__m512i a)
 #define _mm512_sub_ps emu_sub_ps
 #define _mm512_div_ps emu_div_ps
 #define _mm512_max_ps emu_max_ps
+#define _mm512_sqrt_ps emu_sqrt_ps
 #define _mm512_mask_blend_ps emu_mask_blend_ps
 #define _mm512_moveldup_ps emu_moveldup_ps
 #define _mm512_movehdup_ps emu_movehdup_ps

@@ -1,0 +1,139 @@
+#pragma once
+
+#include "kernels/ops/norm.h"
+
+enum { LANE_VECS = 32 / VEC_LANES };
+
+/* The n-th vector of a row of n elements from i on: whole, or the rest with +0 behind it. */
+VEC_FN Vec row_load(const float *p, uint32_t i, uint32_t n)
+{
+    return n - i >= VEC_LANES ? vec_load(p + i) : vec_load_first(p + i, n - i);
+}
+
+VEC_FN void row_store(float *p, uint32_t i, uint32_t n, Vec v)
+{
+    if (n - i >= VEC_LANES) {
+        vec_store(p + i, v);
+    } else {
+        vec_store_first(p + i, v, n - i);
+    }
+}
+
+/* v in the lanes that a row of n elements has from i on, +0 in the others: as an operand of a sum
+ * that starts from +0 it changes no bit. */
+VEC_FN Vec row_only(Vec v, uint32_t i, uint32_t n)
+{
+    return n - i >= VEC_LANES ? v : vec_between(v, vec_zero(), 0, (int)(n - i));
+}
+
+static void layer_stats_vector(const float *x, float eps, uint32_t n, float stats[2])
+{
+    Vec sums[LANE_VECS], squares[LANE_VECS];
+    for (unsigned v = 0; v < LANE_VECS; v++) {
+        sums[v] = squares[v] = vec_zero();
+    }
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        Vec *lane = &sums[i / VEC_LANES % LANE_VECS];
+        *lane = vec_add(*lane, row_load(x, i, n));
+    }
+    stats[0] = vec_fold(sums) / (float)n;
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        const Vec d = row_only(vec_sub(row_load(x, i, n), vec_all(stats[0])), i, n);
+        Vec *lane = &squares[i / VEC_LANES % LANE_VECS];
+        *lane = vec_fma(d, d, *lane);
+    }
+    stats[1] = 1.0f / sqrtf(vec_fold(squares) / (float)n + eps);
+}
+
+static void layer_norm_vector(const float *x, const float *weight, const float *bias, float eps,
+                              uint32_t n, float *out)
+{
+    float stats[2];
+    layer_stats_vector(x, eps, n, stats);
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        const Vec h = vec_mul(vec_sub(row_load(x, i, n), vec_all(stats[0])), vec_all(stats[1]));
+        row_store(out, i, n, vec_fma(h, row_load(weight, i, n), row_load(bias, i, n)));
+    }
+}
+
+/* dx += scale * (g - a - h * c); without `centred` there is no a (a subtraction of it could turn a
+ * -0 into +0). */
+VEC_FN void norm_backward_row(const float *x, const float *weight, const float *dy, uint32_t n,
+                              float *dx, const float stats[2], bool centred)
+{
+    const Vec mean = vec_all(stats[0]), scale = vec_all(stats[1]);
+    Vec sums[LANE_VECS], products[LANE_VECS];
+    for (unsigned v = 0; v < LANE_VECS; v++) {
+        sums[v] = products[v] = vec_zero();
+    }
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        const unsigned v = i / VEC_LANES % LANE_VECS;
+        const Vec h = row_only(vec_mul(vec_sub(row_load(x, i, n), mean), scale), i, n);
+        const Vec g = row_only(vec_mul(row_load(dy, i, n), row_load(weight, i, n)), i, n);
+        sums[v] = vec_add(sums[v], g);
+        products[v] = vec_fma(g, h, products[v]);
+    }
+    const Vec c = vec_all(vec_fold(products) / (float)n);
+    const Vec a = centred ? vec_all(vec_fold(sums) / (float)n) : vec_zero();
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        const Vec h = vec_mul(vec_sub(row_load(x, i, n), mean), scale);
+        Vec g = vec_mul(row_load(dy, i, n), row_load(weight, i, n));
+        g = centred ? vec_sub(g, a) : g;
+        const Vec d = vec_fma(vec_negate(h), c, g);
+        row_store(dx, i, n, vec_fma(scale, d, row_load(dx, i, n)));
+    }
+}
+
+static void rms_norm_backward_vector(const float *x, const float *weight, const float *dy,
+                                     float eps, uint32_t n, float *dx, float stats[2])
+{
+    Vec squares[LANE_VECS];
+    for (unsigned v = 0; v < LANE_VECS; v++) {
+        squares[v] = vec_zero();
+    }
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        const Vec a = row_load(x, i, n);
+        Vec *lane = &squares[i / VEC_LANES % LANE_VECS];
+        *lane = vec_fma(a, a, *lane);
+    }
+    stats[0] = 0.0f;
+    stats[1] = 1.0f / sqrtf(vec_fold(squares) / (float)n + eps);
+    norm_backward_row(x, weight, dy, n, dx, stats, false);
+}
+
+static void layer_norm_backward_vector(const float *x, const float *weight, const float *dy,
+                                       float eps, uint32_t n, float *dx, float stats[2])
+{
+    layer_stats_vector(x, eps, n, stats);
+    norm_backward_row(x, weight, dy, n, dx, stats, true);
+}
+
+static void norm_weight_backward_vector(const float *x, const float *dy, size_t ld,
+                                        const float *stats, uint32_t rows, uint32_t n,
+                                        float *dweight, float *dbias)
+{
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        Vec w = row_load(dweight, i, n), b = dbias != NULL ? row_load(dbias, i, n) : vec_zero();
+        for (uint32_t r = 0; r < rows; r++) {
+            const Vec d = row_load(dy + r * ld, i, n);
+            const Vec centred = vec_sub(row_load(x + r * ld, i, n), vec_all(stats[2 * r]));
+            w = vec_fma(d, vec_mul(centred, vec_all(stats[2 * r + 1])), w);
+            b = vec_add(b, d);
+        }
+        row_store(dweight, i, n, w);
+        if (dbias != NULL) {
+            row_store(dbias, i, n, b);
+        }
+    }
+}
+
+static void sum_rows_vector(const float *dy, size_t ld, uint32_t rows, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        Vec sum = row_load(out, i, n);
+        for (uint32_t r = 0; r < rows; r++) {
+            sum = vec_add(sum, row_load(dy + r * ld, i, n));
+        }
+        row_store(out, i, n, sum);
+    }
+}
