@@ -30,7 +30,9 @@ static Plan *layout_plan(const ModelSpec *spec, const LocalLayout *layout)
                                     .context = layout->context ? layout->context : 256};
     plan->streams = layout->streams ? layout->streams : 4;
     plan->kv_pages =
-        (uint64_t)plan->streams * ((plan->definition.context + KV_BLOCK - 1) / KV_BLOCK);
+        layout->kv_pages != 0
+            ? layout->kv_pages
+            : (uint64_t)plan->streams * ((plan->definition.context + KV_BLOCK - 1) / KV_BLOCK);
     plan->max_rows = layout->max_rows ? layout->max_rows : 64;
     plan->reasons = g_ptr_array_new_with_free_func(g_free);
     plan->n_replicas = 1;

@@ -17,6 +17,7 @@ typedef struct LocalLayout {
     const struct Kernels *kernels; /* NULL = those of isa */
     uint32_t max_rows;             /* prefill chunk; 0 = 64 */
     uint32_t streams, context;     /* 0 = 4, 256 */
+    uint64_t kv_pages;             /* 0 = streams x context */
     KvType kv_type;
     bool plain;     /* links unsealed */
     uint32_t shift; /* page numbers start here: other placement of KV pages */

@@ -408,6 +408,27 @@ static int64_t flip_layer(const Executor *e)
                : layer;
 }
 
+/* A step without rows has no collective of its own, so that a rank could run ahead of the others of
+ * its stage by any number of them, and its messages overflow their inboxes. */
+static ExecutorStatus meet(Executor *e, const Step *step)
+{
+    uint8_t mine = 0, all[PLAN_RANKS_LIMIT];
+    size_t sizes[PLAN_RANKS_LIMIT];
+    void *out[PLAN_RANKS_LIMIT];
+    const GroupWait wait = {.step = step->number,
+                            .site = GROUP_SITE_LIMIT - 1,
+                            .deadline_us = g_get_monotonic_time() + e->o.deadline_us,
+                            .operation = "meeting at a step without rows"};
+    for (uint32_t r = 0; r < e->o.position.tp; r++) {
+        sizes[r] = sizeof mine;
+        out[r] = &all[r];
+    }
+    return e->o.stage->group == NULL ||
+                   group_all_gather(e->o.stage->group, &wait, &mine, sizes, out) == GROUP_OK
+               ? EXECUTOR_OK
+               : blame_group(e);
+}
+
 ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations,
                             const RowResult **results, uint32_t *n_results)
 {
@@ -444,9 +465,11 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
             return blame_group(e);
         }
         status = run.trace != NULL ? hand_on_trace(e, step) : EXECUTOR_OK;
-        if (status != EXECUTOR_OK) {
-            return status;
-        }
+    } else {
+        status = meet(e, step);
+    }
+    if (status != EXECUTOR_OK) {
+        return status;
     }
     return last ? finish_step(e, step, results, n_results) : send_next_stage(e, step, wire_size);
 }
