@@ -4,7 +4,6 @@
 
 #include <string.h>
 
-#define FIRST_FAULT_US (INT64_C(300) * 1000)
 #define LAST_FAULT_US (INT64_C(9) * 1000000)
 
 static const char *const kind_names[FAULT_KINDS] = {
@@ -80,11 +79,15 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
                                       FAULT_COORDINATOR_KILL,
                                       FAULT_COORDINATOR_FREEZE,
                                       FAULT_ALL_SILENT};
+    /* Mostly while a stream is open: it loads, starts and computes for about so long. */
+    const int64_t stream_us = 2 * (s->step_least_us + s->step_most_us) * REFERENCE_TOKENS / 2;
     static const int64_t lasts_us[] = {20000, 400000, 1000000, 3000000, 6000000};
     f->kind = often[draw(random, G_N_ELEMENTS(often))];
     f->a = (unsigned)draw(random, s->n_workers);
     f->b = (f->a + 1 + (unsigned)draw(random, s->n_workers - 1)) % s->n_workers;
-    f->at_us = between(random, FIRST_FAULT_US, LAST_FAULT_US);
+    const StreamPlan *stream = &s->streams[draw(random, s->n_streams)];
+    f->at_us = draw(random, 4) == 0 ? between(random, 0, LAST_FAULT_US)
+                                    : stream->begin_us + between(random, 0, stream_us);
     f->for_us = between(random, 1000, lasts_us[draw(random, G_N_ELEMENTS(lasts_us))]);
 }
 
@@ -99,15 +102,15 @@ void schedule_draw(Schedule *s, uint64_t seed)
     *s = (Schedule){.seed = seed};
     s->n_workers = 2 + (unsigned)draw(r, WHOLE_WORKERS - 2);
     draw_streams(s, r);
-    s->n_faults = (unsigned)draw(r, 6);
-    for (unsigned i = 0; i < s->n_faults; i++) {
-        draw_fault(&s->faults[i], r, s);
-        s->repair_us = MAX(s->repair_us, s->faults[i].at_us + s->faults[i].for_us);
-    }
     s->step_least_us = between(r, 1000, 20000);
     s->step_most_us = s->step_least_us + between(r, 0, 40000);
     s->link_us = between(r, 100, 3000);
     s->rpc_jitter_us = draw(r, 2) ? between(r, 100, 30000) : 0;
+    s->n_faults = (unsigned)draw(r, draw(r, 3) == 0 ? SCHEDULE_FAULTS : 5);
+    for (unsigned i = 0; i < s->n_faults; i++) {
+        draw_fault(&s->faults[i], r, s);
+        s->repair_us = MAX(s->repair_us, s->faults[i].at_us + s->faults[i].for_us);
+    }
     if (draw(r, 4) == 0) {
         s->trouble = (SimTrouble){.repeat = (unsigned)draw(r, 100),
                                   .swap = draw(r, 4) == 0 ? (unsigned)draw(r, 4) : 0,
@@ -208,6 +211,10 @@ static void deed_do(void *user)
     Deed *deed = user;
     Whole *w = deed->whole;
     const Fault *f = &deed->fault;
+    if (w->over) {
+        g_free(deed);
+        return;
+    }
     w->last_fault_us = sim_world_now_us(w->world);
     log_info(&w->log, "---- %s: %s %u %u", deed->begins ? "fault" : "over", kind_names[f->kind],
              f->a, f->b);
@@ -255,6 +262,9 @@ static void deed_at(Whole *w, const Fault *fault, bool begins)
 static void repair(void *user)
 {
     Whole *w = user;
+    if (w->over) {
+        return;
+    }
     w->last_fault_us = sim_world_now_us(w->world);
     log_info(&w->log, "---- everything is put right");
     whole_repair(w);
@@ -265,6 +275,8 @@ void schedule_begin(const Schedule *s, Whole *w)
     sim_engines_set_step(s->step_least_us, s->step_most_us);
     sim_net_set_delay(w->net, s->link_us);
     sim_net_set_trouble(w->net, s->trouble);
+    rpc_inproc_set_jitter(w->transport, s->rpc_jitter_us ? sim_world_random(w->world) : NULL,
+                          s->rpc_jitter_us);
     for (unsigned i = 0; i < s->n_faults; i++) {
         deed_at(w, &s->faults[i], true);
         deed_at(w, &s->faults[i], false);

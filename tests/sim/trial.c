@@ -5,6 +5,7 @@
 /* From the repair to the last answer, whatever was broken before: a fence, a heartbeat's deadline,
  * a start that nobody answers, and the retries of clients fit in. */
 #define ANSWER_US (30 * WHOLE_SECOND)
+#define LOOK_US (WHOLE_SECOND / 4)
 #define QUIET_US (8 * WHOLE_SECOND)
 
 typedef struct Trial {
@@ -23,11 +24,27 @@ static bool all_over(const Trial *t)
     return true;
 }
 
+static void run_until_broken(const Trial *t, int64_t until_us)
+{
+    while (!t->history.violations && sim_world_step(t->history.whole->world, until_us)) {
+    }
+}
+
 static void run_until_over(Trial *t, int64_t until_us)
 {
     SimWorld *world = t->history.whole->world;
     while (!all_over(t) && !t->history.violations && sim_world_step(world, until_us)) {
     }
+}
+
+static void look(void *user)
+{
+    Trial *t = user;
+    if (t->history.whole->over) {
+        return;
+    }
+    watch_look(&t->history);
+    loop_timer_start(t->history.whole->director, LOOK_US, look, t);
 }
 
 static void check_answers(Trial *t)
@@ -77,11 +94,14 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
         stream_begin(&trial.streams[i], h, i, &schedule->streams[i]);
     }
     schedule_begin(schedule, w);
-    sim_world_run_for(w->world, schedule->repair_us);
+    look(&trial);
+    run_until_broken(&trial, sim_world_now_us(w->world) + schedule->repair_us);
     run_until_over(&trial, sim_world_now_us(w->world) + ANSWER_US);
-    check_answers(&trial);
     if (!h->violations) {
-        sim_world_run_for(w->world, QUIET_US);
+        check_answers(&trial);
+    }
+    run_until_broken(&trial, sim_world_now_us(w->world) + QUIET_US);
+    if (!h->violations) {
         watch_check_quiet(h);
     }
     take_result(&trial, result);

@@ -1,6 +1,5 @@
 #include "tests/sim/whole.h"
 
-#include "coordinator/ca/state_files.h"
 #include "kernels/kernels.h"
 #include "weft/v1/admin.pb-c.h"
 
@@ -59,7 +58,6 @@ void whole_start_coordinator(Whole *w)
                                         .store = store_memory_new(w->disk, w->coordinator_loop),
                                         .listen = WHOLE_CONTROL,
                                         .join_listen = JOIN,
-                                        .state_dir = w->foundation->dir,
                                         .models_dir = w->foundation->dir};
     w->n_incarnations++;
     w->coordinator_frozen = false;
@@ -135,7 +133,7 @@ void whole_start_worker(Whole *w, unsigned i)
     const Identity identity = {.cluster = (char *)"history",
                                .name = worker->name,
                                .control_address = (char *)WHOLE_CONTROL,
-                               .ca_pem = w->ca_pem,
+                               .ca_pem = (char *)WHOLE_CA,
                                .certificate_pem = certificate,
                                .key_pem = (char *)"key"};
     const AgentOptions options = {.loop = worker->loop,
@@ -236,12 +234,13 @@ void whole_heal(Whole *w, unsigned a, unsigned b, bool reset)
 typedef struct Drain {
     WholeWorker *worker;
     bool drain;
+    unsigned number;
 } Drain;
 
 static void on_drained(const GError *error, void *user)
 {
     Drain *drain = user;
-    if (!error) {
+    if (!error && drain->number == drain->worker->n_drains) { /* nothing else was said since */
         drain->worker->draining = drain->drain;
         drain->worker->drained_us = sim_world_now_us(drain->worker->whole->world);
     }
@@ -254,10 +253,8 @@ void whole_drain(Whole *w, unsigned i, bool drain)
     request.node = w->workers[i].name;
     request.undrain = !drain;
     Drain *d = g_new(Drain, 1);
-    *d = (Drain){&w->workers[i], drain};
-    if (!drain) {
-        w->workers[i].draining = false; /* from now on either is right */
-    }
+    *d = (Drain){&w->workers[i], drain, ++w->workers[i].n_drains};
+    w->workers[i].draining = false; /* until it is acknowledged either is right */
     rpc_call_start(w->client, &weft__v1__admin__descriptor, "Drain", &request.base, 20000, true,
                    (RpcCallbacks){.on_done = on_drained}, d);
 }
@@ -294,22 +291,12 @@ WholeWorker *whole_worker(Whole *w, const char *name)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* The CA of the foundation's directory is made by the first coordinator that starts there. */
-static void read_ca(Whole *w)
-{
-    whole_start_coordinator(w);
-    g_autoptr(GError) error = NULL;
-    sim_world_run_for(w->world, 1000);
-    state_file_read(w->foundation->dir, "ca.crt", &w->ca_pem, &error);
-    g_assert_no_error(error);
-}
-
 static void open_client(Whole *w)
 {
     g_autofree char *certificate = rpc_inproc_certificate("tester", "admin", NULL);
     const RpcChannelOptions options = {
         .target = WHOLE_CONTROL,
-        .credentials = {.ca_pem = w->ca_pem, .certificate_pem = certificate, .key_pem = "key"},
+        .credentials = {.ca_pem = WHOLE_CA, .certificate_pem = certificate, .key_pem = "key"},
         .server_name = "weft-coordinator"};
     w->client = rpc_channel_new(w->transport, w->director, &options, NULL);
 }
@@ -337,7 +324,7 @@ Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers
         g_snprintf(worker->name, sizeof worker->name, "w%u", i);
         g_snprintf(worker->address, sizeof worker->address, "w%u:1", i);
     }
-    read_ca(w);
+    whole_start_coordinator(w);
     open_client(w);
     return w;
 }
@@ -354,6 +341,7 @@ static bool any_worker(const Whole *w)
 
 void whole_free(Whole *w)
 {
+    w->over = true;
     whole_kill_coordinator(w);
     for (unsigned i = 0; i < w->n_workers; i++) {
         w->workers[i].wanted = false;
@@ -370,6 +358,5 @@ void whole_free(Whole *w)
     sim_net_free(w->net);
     rpc_transport_inproc_free(w->transport);
     store_disk_free(w->disk);
-    g_free(w->ca_pem);
     g_free(w);
 }

@@ -12,6 +12,7 @@
 
 #define WHOLE_WORKERS 6u
 #define WHOLE_CONTROL "coordinator:1"
+#define WHOLE_CA "simulated-ca"
 #define WHOLE_SECOND INT64_C(1000000)
 
 typedef struct Whole Whole;
@@ -27,6 +28,7 @@ typedef struct WholeWorker {
     bool frozen;
     bool draining;       /* an administrator said so, and the coordinator agreed */
     int64_t drained_us;  /* since when */
+    unsigned n_drains;   /* calls, of either kind */
     RpcInprocFault link; /* to and from the coordinator */
     int64_t thawed_us;
     bool wanted; /* to be started again when the last process is gone */
@@ -40,13 +42,13 @@ struct Whole {
     StoreDisk *disk;
     Loop *director; /* faults, and the clients */
     RpcChannel *client;
-    char *ca_pem;
     Coordinator *coordinator; /* NULL while it is dead */
     Loop *coordinator_loop;
     unsigned n_incarnations;
     bool coordinator_frozen;
     WholeWorker workers[WHOLE_WORKERS];
     unsigned n_workers;
+    bool over; /* being taken apart: what was planned for it does not happen */
     bool chatty;
     Log log;
     int64_t last_fault_us; /* when something was done to it last */

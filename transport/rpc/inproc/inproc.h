@@ -7,6 +7,7 @@
  * same ca_pem text; with require_client_certificate only those with a certificate. */
 #pragma once
 
+#include "proto/base/random.h"
 #include "transport/rpc/rpc.h"
 
 /* A stand-in for a certificate: name without spaces, role as in a certificate's OU, serial may be
@@ -27,3 +28,6 @@ void rpc_inproc_set_fault(RpcTransport *transport, const char *client, const cha
                           RpcInprocFault fault);
 /* Every message takes this long; 0 at first. Before the first channel. */
 void rpc_inproc_set_delay(RpcTransport *transport, int64_t delay_us);
+/* With a delay, each message takes up to most_us longer; messages of a call stay in order. random:
+ * borrowed, used by the Loops' one thread (simulated Loops only). */
+void rpc_inproc_set_jitter(RpcTransport *transport, Random *random, int64_t most_us);

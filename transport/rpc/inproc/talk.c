@@ -229,12 +229,21 @@ static void arrive_delayed(void *user)
     arrive(delivery);
 }
 
+static int64_t draw_delay(const InprocTransport *transport)
+{
+    if (!transport->jitter) {
+        return transport->delay_us;
+    }
+    return transport->delay_us +
+           (int64_t)(random_u64(transport->jitter) % ((uint64_t)transport->jitter_us + 1));
+}
+
 static void arrive_after_delay(void *user)
 {
     Delivery *delivery = user;
     End *end = delivery->talk->ends[delivery->direction];
     if (end->loop) { /* closed only on this loop's thread */
-        delivery->timer = loop_timer_start(end->loop, delivery->talk->transport->delay_us,
+        delivery->timer = loop_timer_start(end->loop, draw_delay(delivery->talk->transport),
                                            arrive_delayed, delivery);
         delivery->link.data = delivery;
         g_queue_push_tail_link(&end->delayed, &delivery->link);
@@ -359,6 +368,13 @@ void rpc_inproc_set_fault(RpcTransport *base, const char *client, const char *se
 void rpc_inproc_set_delay(RpcTransport *base, int64_t delay_us)
 {
     ((InprocTransport *)base)->delay_us = delay_us;
+}
+
+void rpc_inproc_set_jitter(RpcTransport *base, Random *random, int64_t most_us)
+{
+    InprocTransport *transport = (InprocTransport *)base;
+    transport->jitter = random;
+    transport->jitter_us = most_us;
 }
 
 char *rpc_inproc_certificate(const char *name, const char *role, const char *serial)

@@ -72,7 +72,8 @@ struct InprocTransport {
     GPtrArray *channels; /* End */
     GArray *faults;
     GQueue talks;
-    int64_t delay_us;
+    int64_t delay_us, jitter_us;
+    Random *jitter; /* NULL = none */
     unsigned next_port;
 };
 

@@ -1,0 +1,296 @@
+/* The coordinator's side of the watch: epochs, leases, what becomes of its calls to leaders. */
+#include "tests/sim/bugs.h"
+#include "tests/sim/watch.h"
+
+#include "coordinator/gateway/requests/run.h"
+#include "coordinator/jobs/deployment.h"
+#include "weft/v1/serve.pb-c.h"
+
+#include <string.h>
+
+/* One call of Generate, between the gateway and the transport. */
+typedef struct LeaderCall {
+    RpcCallbacks callbacks;
+    void *user;
+    char *job, *request;
+    uint32_t replica;
+    uint64_t epoch;
+} LeaderCall;
+
+static struct {
+    Jobs *jobs;                 /* of the incarnation that runs; NULL: none */
+    GHashTable *newest;         /* "job/replica" -> uint64_t */
+    GHashTable *taken;          /* "job/replica/epoch" -> int64_t, when */
+    GHashTable *over;           /* request -> int64_t, when its call ended */
+    const LeaderCall *speaking; /* the call whose message is being handled */
+} now;
+
+Jobs *__wrap_jobs_new(const JobsOptions *options);
+Jobs *__real_jobs_new(const JobsOptions *options);
+void __wrap_jobs_free(Jobs *jobs);
+void __real_jobs_free(Jobs *jobs);
+uint64_t __wrap_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
+uint64_t __real_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
+void __wrap_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
+                        void *user);
+void __real_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
+                        void *user);
+void __wrap_members_listen(Members *members, const MembersListener *listener);
+void __real_members_listen(Members *members, const MembersListener *listener);
+bool __wrap_member_usable(const Member *member);
+bool __real_member_usable(const Member *member);
+void __wrap_deployment_begin_planning(Deployment *d);
+void __real_deployment_begin_planning(Deployment *d);
+void __wrap_lease_release(Lease *lease);
+void __real_lease_release(Lease *lease);
+bool __wrap_run_send(Run *run, Weft__V1__RunEvent *event);
+bool __real_run_send(Run *run, Weft__V1__RunEvent *event);
+RpcClientCall *__wrap_rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
+                                     const char *method, const ProtobufCMessage *request,
+                                     int64_t deadline_ms, bool wait_for_ready,
+                                     RpcCallbacks callbacks, void *user);
+RpcClientCall *__real_rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
+                                     const char *method, const ProtobufCMessage *request,
+                                     int64_t deadline_ms, bool wait_for_ready,
+                                     RpcCallbacks callbacks, void *user);
+
+/* ---- epochs ---------------------------------------------------------------------------------- */
+
+static int64_t now_us(void)
+{
+    return sim_world_now_us(watch_history()->whole->world);
+}
+
+static void put_time(GHashTable *table, char *key /* taken */, int64_t at_us)
+{
+    g_hash_table_replace(table, key, g_memdup2(&at_us, sizeof at_us));
+}
+
+static int64_t get_time(GHashTable *table, const char *key)
+{
+    const int64_t *at_us = g_hash_table_lookup(table, key);
+    return at_us ? *at_us : 0;
+}
+
+static char *epoch_key(const char *job, uint32_t replica, uint64_t epoch)
+{
+    return g_strdup_printf("%s/%u/%" G_GUINT64_FORMAT, job, replica, epoch);
+}
+
+uint64_t watch_epoch(const char *job, uint32_t replica)
+{
+    g_autofree char *key = g_strdup_printf("%s/%u", job, replica);
+    return (uint64_t)get_time(now.newest, key);
+}
+
+int64_t watch_epoch_us(const char *job, uint32_t replica, uint64_t epoch)
+{
+    g_autofree char *key = epoch_key(job, replica, epoch);
+    return get_time(now.taken, key);
+}
+
+uint64_t __wrap_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes)
+{
+    const uint64_t before = jobs_epoch(jobs, job, replica);
+    if (bug_is(BUG_EPOCH_REPEATED) && before > 0) {
+        return before;
+    }
+    const uint64_t epoch = __real_jobs_next_epoch(jobs, job, replica, changes);
+    if (watch_history()) {
+        put_time(now.newest, g_strdup_printf("%s/%u", job, replica), (int64_t)epoch);
+        put_time(now.taken, epoch_key(job, replica, epoch), now_us());
+    }
+    return epoch;
+}
+
+static StoreTable forgotten_table(void)
+{
+    return bug_is(BUG_EPOCH_NOT_DURABLE)        ? STORE_EPOCHS
+           : bug_is(BUG_GENERATION_NOT_DURABLE) ? STORE_META
+                                                : STORE_TABLE_COUNT;
+}
+
+void __wrap_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
+                        void *user)
+{
+    g_autofree StoreChange *kept = g_new0(StoreChange, n + 1);
+    unsigned n_kept = 0;
+    for (unsigned i = 0; i < n; i++) {
+        if (changes[i].table != forgotten_table()) {
+            kept[n_kept++] = changes[i];
+        }
+    }
+    __real_store_write(store, kept, n_kept, done, user);
+}
+
+/* ---- members and plans ----------------------------------------------------------------------- */
+
+void __wrap_members_listen(Members *members, const MembersListener *listener)
+{
+    MembersListener own = *listener;
+    if (bug_is(BUG_DEAD_MEMBER_KEPT)) {
+        own.lost = NULL;
+    }
+    __real_members_listen(members, &own);
+}
+
+bool __wrap_member_usable(const Member *member)
+{
+    return bug_is(BUG_DRAINING_MEMBER_PLANNED) ? member_attached(member)
+                                               : __real_member_usable(member);
+}
+
+void __wrap_deployment_begin_planning(Deployment *d)
+{
+    if (bug_is(BUG_REQUEST_FORGOTTEN) && d->waiting.length > 1) {
+        g_queue_pop_tail(&d->waiting);
+    }
+    __real_deployment_begin_planning(d);
+}
+
+void __wrap_lease_release(Lease *lease)
+{
+    Deployment *d = lease->state == LEASE_ACTIVE ? lease->deployment : NULL;
+    const uint32_t replica = lease->replica;
+    __real_lease_release(lease);
+    if (d && bug_strikes(BUG_LEASE_RELEASED_TWICE, 3)) {
+        d->replicas[replica].n_active--;
+    }
+}
+
+Jobs *__wrap_jobs_new(const JobsOptions *options)
+{
+    now.jobs = __real_jobs_new(options);
+    return now.jobs;
+}
+
+void __wrap_jobs_free(Jobs *jobs)
+{
+    if (jobs == now.jobs) {
+        now.jobs = NULL;
+    }
+    __real_jobs_free(jobs);
+}
+
+bool watch_is_live(const char *job, uint32_t replica, uint64_t epoch)
+{
+    for (guint i = 0; now.jobs && i < now.jobs->deployments->len; i++) {
+        const Deployment *d = g_ptr_array_index(now.jobs->deployments, i);
+        if (strcmp(d->id, job) == 0 && replica < d->n_replicas && d->replicas[replica].live &&
+            d->replicas[replica].epoch == epoch) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- nothing stamped with an old epoch has an effect: tokens --------------------------------- */
+
+static void on_leader_message(const ProtobufCMessage *message, void *user)
+{
+    const LeaderCall *call = user;
+    const LeaderCall *before = now.speaking;
+    now.speaking = call;
+    call->callbacks.on_message(message, call->user);
+    now.speaking = before;
+}
+
+static void on_leader_done(const GError *error, void *user)
+{
+    LeaderCall *call = user;
+    if (watch_history()) {
+        put_time(now.over, g_strdup(call->request), now_us());
+    }
+    call->callbacks.on_done(error, call->user);
+    g_free(call->job);
+    g_free(call->request);
+    g_free(call);
+}
+
+RpcClientCall *__wrap_rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
+                                     const char *method, const ProtobufCMessage *request,
+                                     int64_t deadline_ms, bool wait_for_ready,
+                                     RpcCallbacks callbacks, void *user)
+{
+    if (service == &weft__v1__leader__descriptor && strcmp(method, "Generate") == 0 &&
+        watch_history()) {
+        const Weft__V1__GenerateRequest *generate = (const Weft__V1__GenerateRequest *)request;
+        LeaderCall *call = g_new0(LeaderCall, 1);
+        *call = (LeaderCall){.callbacks = callbacks,
+                             .user = user,
+                             .job = g_strdup(generate->stamp->job),
+                             .request = g_strdup(generate->request),
+                             .replica = generate->stamp->replica,
+                             .epoch = generate->stamp->epoch};
+        g_hash_table_remove(now.over, call->request);
+        callbacks = (RpcCallbacks){on_leader_message, on_leader_done};
+        user = call;
+    }
+    return __real_rpc_call_start(channel, service, method, request, deadline_ms, wait_for_ready,
+                                 callbacks, user);
+}
+
+int64_t watch_call_over_us(const char *request)
+{
+    return get_time(now.over, request);
+}
+
+bool __wrap_run_send(Run *run, Weft__V1__RunEvent *event)
+{
+    const bool token =
+        event->event_case == WEFT__V1__RUN_EVENT__EVENT_DELTA && event->delta->n_ids > 0;
+    const LeaderCall *call = now.speaking;
+    if (token && call && watch_history()) {
+        const uint64_t newest = watch_epoch(call->job, call->replica);
+        if (newest > call->epoch) {
+            history_violate(watch_history(), "nothing of an old epoch has an effect",
+                            "request %s: a token of epoch %" G_GUINT64_FORMAT
+                            " was taken, job %s replica %u is at epoch %" G_GUINT64_FORMAT,
+                            call->request, call->epoch, call->job, call->replica, newest);
+        }
+    }
+    if (token && bug_strikes(BUG_TOKEN_SHOWN_TWICE, 17)) {
+        __real_run_send(run, event);
+    }
+    return __real_run_send(run, event);
+}
+
+/* ---- quiet ----------------------------------------------------------------------------------- */
+
+static void check_deployment(History *h, const Deployment *d)
+{
+    if (d->active.length > 0 || d->waiting.length > 0) {
+        history_violate(h, "no request is forgotten",
+                        "job %s keeps %u requests on replicas and %u waiting, and no client is "
+                        "there",
+                        d->id, d->active.length, d->waiting.length);
+    }
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].n_active != 0) {
+            history_violate(h, "places are given back once",
+                            "job %s replica %u counts %d requests, and there is none", d->id, r,
+                            (int)d->replicas[r].n_active);
+        }
+    }
+}
+
+void watch_coordinator_quiet(History *h)
+{
+    for (guint i = 0; now.jobs && i < now.jobs->deployments->len; i++) {
+        check_deployment(h, g_ptr_array_index(now.jobs->deployments, i));
+    }
+}
+
+void watch_coordinator_begin(void)
+{
+    now.newest = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    now.taken = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    now.over = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+}
+
+void watch_coordinator_end(void)
+{
+    g_clear_pointer(&now.newest, g_hash_table_unref);
+    g_clear_pointer(&now.taken, g_hash_table_unref);
+    g_clear_pointer(&now.over, g_hash_table_unref);
+}
