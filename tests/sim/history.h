@@ -12,7 +12,7 @@ typedef struct Violation {
 typedef struct History {
     Whole *whole;
     GPtrArray *violations; /* of Violation */
-    unsigned n_tokens, n_attempts, n_done, n_cancelled, n_resumed;
+    unsigned n_tokens, n_resumed;
 } History;
 
 void history_violate(History *h, const char *rule, const char *format, ...) G_GNUC_PRINTF(3, 4);

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#define PATIENCE_MS 60000u
 #define LAST_FAULT_US (INT64_C(9) * 1000000)
 
 static const char *const kind_names[FAULT_KINDS] = {
@@ -117,6 +118,7 @@ void schedule_draw(Schedule *s, uint64_t seed)
                                   .flip = draw(r, 4) == 0 ? (unsigned)draw(r, 4) : 0};
     }
     s->repair_us += WHOLE_SECOND;
+    s->recovery_wait_ms = draw(r, 4) == 0 ? (uint32_t)between(r, 500, 3000) : PATIENCE_MS;
 }
 
 /* ---- in words -------------------------------------------------------------------------------- */
@@ -136,13 +138,14 @@ static void fault_text(GString *out, const Fault *f)
 char *schedule_text(const Schedule *s)
 {
     GString *out = g_string_new(NULL);
-    g_string_append_printf(
-        out,
-        "seed %" G_GUINT64_FORMAT ": %u workers, steps of %.1f to %.1f ms, "
-        "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip %u\n",
-        s->seed, s->n_workers, (double)s->step_least_us / 1e3, (double)s->step_most_us / 1e3,
-        (double)s->link_us / 1e3, (double)s->rpc_jitter_us / 1e3, s->trouble.repeat,
-        s->trouble.swap, s->trouble.flip);
+    g_string_append_printf(out,
+                           "seed %" G_GUINT64_FORMAT ": %u workers, steps of %.1f to %.1f ms, "
+                           "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip "
+                           "%u, lost requests wait %u ms\n",
+                           s->seed, s->n_workers, (double)s->step_least_us / 1e3,
+                           (double)s->step_most_us / 1e3, (double)s->link_us / 1e3,
+                           (double)s->rpc_jitter_us / 1e3, s->trouble.repeat, s->trouble.swap,
+                           s->trouble.flip, s->recovery_wait_ms);
     for (unsigned i = 0; i < s->n_streams; i++) {
         const StreamPlan *p = &s->streams[i];
         g_string_append_printf(out,

@@ -34,7 +34,8 @@ typedef struct Schedule {
     Fault faults[SCHEDULE_FAULTS];
     SimTrouble trouble; /* until the repair */
     int64_t step_least_us, step_most_us, link_us, rpc_jitter_us;
-    int64_t repair_us; /* everything is put right then, and stays so */
+    uint32_t recovery_wait_ms; /* of the coordinator */
+    int64_t repair_us;         /* everything is put right then, and stays so */
 } Schedule;
 
 void schedule_draw(Schedule *schedule, uint64_t seed);

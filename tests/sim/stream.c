@@ -50,6 +50,7 @@ static void on_delta(Stream *s, const Weft__V1__RunDelta *delta)
                         s->n_got < REFERENCE_TOKENS ? r->ids[s->n_got] : 0);
     }
     s->n_got++;
+    s->token_us = now_of(s);
     s->history->n_tokens++;
 }
 
@@ -89,9 +90,9 @@ static void on_event(const ProtobufCMessage *message, void *user)
     }
 }
 
-/* Errors that a client may be told while workers, the coordinator or the network break. Others say
- * that the cluster got confused. */
-static bool may_be_told(const GError *error)
+/* Before it has a replica a request may be refused for want of workers, or because those that were
+ * to load died again and again. */
+static bool may_be_refused(const GError *error)
 {
     switch (error->code) {
     case WEFT_ERROR_WORKER_LOST:
@@ -103,6 +104,18 @@ static bool may_be_told(const GError *error)
     default:
         return false;
     }
+}
+
+/* Afterwards nothing ends it but the coordinator's death, or patience that ran out. */
+static bool may_be_told(const Stream *s, const GError *error)
+{
+    const Whole *w = s->history->whole;
+    if (w->coordinator_died_us >= s->begun_us) {
+        return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE);
+    }
+    const int64_t waited_us = now_of(s) - MAX(s->begun_us, s->token_us);
+    return (s->run[0] == '\0' || waited_us >= (int64_t)w->recovery_wait_ms * 1000) &&
+           may_be_refused(error);
 }
 
 static void on_done(const GError *error, void *user)
@@ -121,9 +134,10 @@ static void on_done(const GError *error, void *user)
     }
     log_info(&s->history->whole->log, "stream %u after %u tokens: error %d: %s", s->index, s->n_got,
              error->code, error->message);
-    if (!may_be_told(error)) {
-        history_violate(s->history, "errors name what broke", "stream %u was told (%d) %s",
-                        s->index, error->code, error->message);
+    if (!may_be_told(s, error)) {
+        history_violate(s->history, "a stream goes on",
+                        "stream %u was told after %u tokens (%d): %s", s->index, s->n_got,
+                        error->code, error->message);
     }
     g_free(s->last_error);
     s->last_error = g_strdup(error->message);
@@ -158,7 +172,7 @@ static void stream_submit(void *user)
     s->n_got = 0;
     s->run[0] = '\0';
     s->n_attempts++;
-    s->heard_us = now_of(s);
+    s->heard_us = s->begun_us = now_of(s);
     Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
     layout.dp = s->plan.dp;
     layout.pp = s->plan.pp;

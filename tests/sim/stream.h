@@ -1,5 +1,6 @@
-/* Stream: a client with one request, which it repeats when it is told that something broke, until
- * it has its answer. Every token that it is shown is held against the reference at once. */
+/* Stream: a client with one request. What breaks on the way must not end it once it has begun, but
+ * for the coordinator's death; then, and when it is refused, it repeats the request until it has
+ * its answer. Every token that it is shown is held against the reference at once. */
 #pragma once
 
 #include "tests/sim/history.h"
@@ -29,7 +30,8 @@ typedef struct Stream {
     uint32_t n_got; /* of this attempt */
     unsigned n_attempts;
     LoopTimer *timer, *cancel;
-    int64_t heard_us; /* progress, a token or an end was heard last */
+    int64_t begun_us, token_us; /* of this attempt; of its last token */
+    int64_t heard_us;           /* progress, a token or an end was heard last */
     int64_t ended_us;
     char *last_error;
 } Stream;

@@ -48,6 +48,7 @@ static bool run_seed(const Foundation *foundation, uint64_t seed, bool tell, Tri
     sum->n_tokens += result.n_tokens;
     sum->n_attempts += result.n_attempts;
     sum->n_done += result.n_done;
+    sum->n_resumed += result.n_resumed;
     sum->n_cancelled += result.n_cancelled;
     sum->virtual_us += result.virtual_us;
     sum->n_events += result.n_events;
@@ -78,9 +79,9 @@ static int run_seeds(const Foundation *foundation)
     }
     const double cpu = (double)(clock() - start) / CLOCKS_PER_SEC;
     printf("# %d seeds, %d bad: %.1f ms of cpu each; %u tokens, %u requests answered after %u "
-           "attempts, %u cancelled; %.0f s of virtual time, %llu events\n",
-           n, n_bad, 1e3 * cpu / n, sum.n_tokens, sum.n_done, sum.n_attempts, sum.n_cancelled,
-           (double)sum.virtual_us / 1e6, (unsigned long long)sum.n_events);
+           "attempts, %u resumptions, %u cancelled; %.0f s of virtual time, %llu events\n",
+           n, n_bad, 1e3 * cpu / n, sum.n_tokens, sum.n_done, sum.n_attempts, sum.n_resumed,
+           sum.n_cancelled, (double)sum.virtual_us / 1e6, (unsigned long long)sum.n_events);
     printf("1..1\n%s 1 - %d seeds from %lld\n", n_bad ? "not ok" : "ok", n,
            (long long)(one >= 0 ? one : first));
     return n_bad ? 1 : 0;

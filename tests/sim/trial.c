@@ -67,6 +67,7 @@ static void take_result(Trial *t, TrialResult *result)
 {
     SimWorld *world = t->history.whole->world;
     *result = (TrialResult){.n_tokens = t->history.n_tokens,
+                            .n_resumed = t->history.n_resumed,
                             .virtual_us = sim_world_now_us(world),
                             .n_events = sim_world_n_events(world),
                             .digest = sim_world_digest(world)};
@@ -83,8 +84,8 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
     Trial trial = {.n_streams = schedule->n_streams};
     History *h = &trial.history;
     const SimEngineHooks hooks = watch_hooks(h);
-    Whole *w = h->whole =
-        whole_new(foundation, schedule->seed, schedule->n_workers, &hooks, chatty);
+    Whole *w = h->whole = whole_new(foundation, schedule->seed, schedule->n_workers,
+                                    schedule->recovery_wait_ms, &hooks, chatty);
     watch_begin(h);
     for (unsigned i = 0; i < schedule->n_workers; i++) {
         whole_start_worker(w, i);

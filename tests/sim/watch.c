@@ -128,6 +128,7 @@ void watch_look(History *history)
     for (guint i = 0; i < sim_engines()->len; i++) {
         check_wait(history, g_ptr_array_index(sim_engines(), i));
     }
+    watch_coordinator_look(history);
     watch_worker_look(history);
 }
 

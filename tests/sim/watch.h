@@ -27,6 +27,7 @@ bool watch_is_live(const char *job, uint32_t replica, uint64_t epoch);
 int64_t watch_call_over_us(const char *request);
 void watch_coordinator_begin(void);
 void watch_coordinator_end(void);
+void watch_coordinator_look(History *history);
 void watch_coordinator_quiet(History *history);
 void watch_worker_begin(void);
 void watch_worker_end(void);

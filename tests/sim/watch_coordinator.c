@@ -207,27 +207,59 @@ static void on_leader_done(const GError *error, void *user)
     g_free(call);
 }
 
+static RpcCallbacks watch_call(const Weft__V1__GenerateRequest *generate, RpcCallbacks callbacks,
+                               void **user)
+{
+    LeaderCall *call = g_new0(LeaderCall, 1);
+    *call = (LeaderCall){.callbacks = callbacks,
+                         .user = *user,
+                         .job = g_strdup(generate->stamp->job),
+                         .request = g_strdup(generate->request),
+                         .replica = generate->stamp->replica,
+                         .epoch = generate->stamp->epoch};
+    g_hash_table_remove(now.over, call->request);
+    watch_history()->n_resumed += generate->n_generated > 0;
+    *user = call;
+    return (RpcCallbacks){on_leader_message, on_leader_done};
+}
+
+/* What a gateway with a bug would ask for; ids and sampler are the caller's. */
+static void spoil(Weft__V1__GenerateRequest *generate, GArray *ids, Weft__V1__Sampler *sampler)
+{
+    if (generate->n_generated == 0) {
+        return;
+    }
+    if (bug_is(BUG_RESUMED_TOO_FAR)) {
+        g_array_append_vals(ids, generate->generated, (guint)generate->n_generated);
+        g_array_append_vals(ids, generate->generated, 1);
+        g_array_append_vals(ids, generate->generated, 1);
+        generate->generated = (uint32_t *)(void *)ids->data;
+        generate->n_generated = ids->len;
+    }
+    if (bug_is(BUG_RESUMED_WITH_OTHER_DRAWS) && generate->sampler) {
+        *sampler = *generate->sampler;
+        sampler->seed++;
+        generate->sampler = sampler;
+    }
+}
+
 RpcClientCall *__wrap_rpc_call_start(RpcChannel *channel, const ProtobufCServiceDescriptor *service,
                                      const char *method, const ProtobufCMessage *request,
                                      int64_t deadline_ms, bool wait_for_ready,
                                      RpcCallbacks callbacks, void *user)
 {
-    if (service == &weft__v1__leader__descriptor && strcmp(method, "Generate") == 0 &&
-        watch_history()) {
-        const Weft__V1__GenerateRequest *generate = (const Weft__V1__GenerateRequest *)request;
-        LeaderCall *call = g_new0(LeaderCall, 1);
-        *call = (LeaderCall){.callbacks = callbacks,
-                             .user = user,
-                             .job = g_strdup(generate->stamp->job),
-                             .request = g_strdup(generate->request),
-                             .replica = generate->stamp->replica,
-                             .epoch = generate->stamp->epoch};
-        g_hash_table_remove(now.over, call->request);
-        callbacks = (RpcCallbacks){on_leader_message, on_leader_done};
-        user = call;
+    if (service != &weft__v1__leader__descriptor || strcmp(method, "Generate") != 0 ||
+        !watch_history()) {
+        return __real_rpc_call_start(channel, service, method, request, deadline_ms, wait_for_ready,
+                                     callbacks, user);
     }
-    return __real_rpc_call_start(channel, service, method, request, deadline_ms, wait_for_ready,
-                                 callbacks, user);
+    Weft__V1__GenerateRequest generate = *(const Weft__V1__GenerateRequest *)request;
+    Weft__V1__Sampler sampler;
+    g_autoptr(GArray) ids = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    const RpcCallbacks watched = watch_call(&generate, callbacks, &user);
+    spoil(&generate, ids, &sampler);
+    return __real_rpc_call_start(channel, service, method, &generate.base, deadline_ms,
+                                 wait_for_ready, watched, user);
 }
 
 int64_t watch_call_over_us(const char *request)
@@ -253,6 +285,32 @@ bool __wrap_run_send(Run *run, Weft__V1__RunEvent *event)
         __real_run_send(run, event);
     }
     return __real_run_send(run, event);
+}
+
+/* ---- the dead own nothing -------------------------------------------------------------------- */
+
+static void check_owners(History *h, const Deployment *d)
+{
+    for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
+        const ReplicaState *replica = &d->replicas[r];
+        for (uint32_t k = 0; replica->live && k < replica->n_ranks; k++) {
+            const Member *member =
+                members_find(now.jobs->options.members, replica->ranks[k].worker);
+            if (!member || !member_attached(member)) {
+                history_violate(h, "the dead own nothing",
+                                "job %s replica %u epoch %" G_GUINT64_FORMAT
+                                " is in force, and its worker %s is not there",
+                                d->id, r, replica->epoch, replica->ranks[k].worker);
+            }
+        }
+    }
+}
+
+void watch_coordinator_look(History *h)
+{
+    for (guint i = 0; now.jobs && i < now.jobs->deployments->len; i++) {
+        check_owners(h, g_ptr_array_index(now.jobs->deployments, i));
+    }
 }
 
 /* ---- quiet ----------------------------------------------------------------------------------- */

@@ -6,7 +6,7 @@
 #include "worker/agent/deployment.h"
 #include "worker/agent/leader_service.h"
 #include "worker/serve/executor.h"
-#include "worker/serve/kv_pages.h"
+#include "worker/serve/page_pool.h"
 
 #include <string.h>
 
@@ -66,8 +66,8 @@ void __wrap_deployment_cancel(Deployment *d, uint64_t engine_request);
 void __real_deployment_cancel(Deployment *d, uint64_t engine_request);
 Executor *__wrap_executor_new(const ExecutorOptions *options);
 Executor *__real_executor_new(const ExecutorOptions *options);
-uint32_t __wrap_page_allocator_take(PageAllocator *allocator);
-uint32_t __real_page_allocator_take(PageAllocator *allocator);
+uint32_t __wrap_page_pool_take(PagePool *pool, bool *was_kept);
+uint32_t __real_page_pool_take(PagePool *pool, bool *was_kept);
 LinkPort *__wrap_link_port_open(const LinkPortOptions *options, GError **error);
 LinkPort *__real_link_port_open(const LinkPortOptions *options, GError **error);
 
@@ -365,14 +365,14 @@ Executor *__wrap_executor_new(const ExecutorOptions *options)
     return __real_executor_new(&own);
 }
 
-uint32_t __wrap_page_allocator_take(PageAllocator *allocator)
+uint32_t __wrap_page_pool_take(PagePool *pool, bool *was_kept)
 {
     static uint32_t last;
-    const uint32_t page = __real_page_allocator_take(allocator), before = last;
+    const uint32_t page = __real_page_pool_take(pool, was_kept), before = last;
     last = page;
-    if (before != page && before < allocator->n_pages && allocator->references[before] > 0 &&
+    if (before != page && before < pool->n_pages && pool->references[before] > 0 &&
         bug_strikes(BUG_PAGE_GIVEN_TWICE, 2)) {
-        allocator->references[before]++;
+        pool->references[before]++;
         return before;
     }
     return page;

@@ -58,7 +58,8 @@ void whole_start_coordinator(Whole *w)
                                         .store = store_memory_new(w->disk, w->coordinator_loop),
                                         .listen = WHOLE_CONTROL,
                                         .join_listen = JOIN,
-                                        .models_dir = w->foundation->dir};
+                                        .models_dir = w->foundation->dir,
+                                        .recovery_wait_ms = w->recovery_wait_ms};
     w->n_incarnations++;
     w->coordinator_frozen = false;
     w->coordinator = coordinator_new(&options);
@@ -73,6 +74,7 @@ void whole_kill_coordinator(Whole *w)
     }
     sim_loop_freeze(w->coordinator_loop, false);
     Coordinator *dead = g_steal_pointer(&w->coordinator);
+    w->coordinator_died_us = sim_world_now_us(w->world);
     say_all(w); /* from here on nobody hears it */
     coordinator_free(dead);
 }
@@ -302,7 +304,7 @@ static void open_client(Whole *w)
 }
 
 Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers,
-                 const SimEngineHooks *hooks, bool chatty)
+                 uint32_t recovery_wait_ms, const SimEngineHooks *hooks, bool chatty)
 {
     g_assert(n_workers <= WHOLE_WORKERS);
     Whole *w = g_new0(Whole, 1);
@@ -316,6 +318,7 @@ Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers
     w->director = sim_world_loop(w->world);
     w->n_workers = n_workers;
     w->chatty = chatty;
+    w->recovery_wait_ms = recovery_wait_ms;
     w->log = (Log){.min_level = chatty ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .write = log_write};
     for (unsigned i = 0; i < n_workers; i++) {
         WholeWorker *worker = &w->workers[i];

@@ -45,6 +45,8 @@ struct Whole {
     Coordinator *coordinator; /* NULL while it is dead */
     Loop *coordinator_loop;
     unsigned n_incarnations;
+    uint32_t recovery_wait_ms; /* of the next coordinator */
+    int64_t coordinator_died_us;
     bool coordinator_frozen;
     WholeWorker workers[WHOLE_WORKERS];
     unsigned n_workers;
@@ -57,7 +59,7 @@ struct Whole {
 /* The coordinator runs, no worker does. Enters the world (sim_engine.h). chatty: every log line
  * goes to standard error. */
 Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers,
-                 const SimEngineHooks *hooks, bool chatty);
+                 uint32_t recovery_wait_ms, const SimEngineHooks *hooks, bool chatty);
 /* Ends every process and forgets the world. */
 void whole_free(Whole *whole);
 
