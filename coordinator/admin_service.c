@@ -365,6 +365,10 @@ void admin_service_add(RpcServer *server, Parts *parts)
         {"Drain", on_drain, RPC_ROLE_ADMIN},
         {"Unload", on_unload, RPC_ROLE_ADMIN},
         {"Stop", on_stop, RPC_ROLE_ADMIN},
+        {"ServeModel", http_admin_serve_model, RPC_ROLE_ADMIN},
+        {"CreateKey", http_admin_create_key, RPC_ROLE_ADMIN},
+        {"ListKeys", http_admin_list_keys, RPC_ROLE_ADMIN},
+        {"RevokeKey", http_admin_revoke_key, RPC_ROLE_ADMIN},
         {NULL},
     };
     rpc_server_add(server, &weft__v1__admin__descriptor, methods, parts);

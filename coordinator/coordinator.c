@@ -22,9 +22,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#define HTTP_GRACE_MS 300
+
 struct Coordinator {
     Parts parts;
     char *listen, *join_listen, *health_listen, *advertise, *state_dir, *models_dir;
+    char *http_listen, *http_certificate_pem, *http_key_pem;
+    ApiLimits http_limits;
     GPtrArray *rows[STORE_TABLE_COUNT]; /* of StoreRow, until start is done */
     int next_table;
     char *key_pem, *chain_pem;
@@ -41,6 +45,11 @@ Coordinator *coordinator_new(const CoordinatorOptions *options)
     c->advertise = g_strdup(options->advertise);
     c->state_dir = g_strdup(options->state_dir);
     c->models_dir = g_strdup(options->models_dir);
+    c->http_listen = g_strdup(options->http_listen);
+    c->http_certificate_pem = g_strdup(options->http_certificate_pem);
+    c->http_key_pem = g_strdup(options->http_key_pem);
+    c->http_limits = options->http_limits != NULL ? *options->http_limits : api_limits_default();
+    g_queue_init(&c->parts.serving);
     c->parts.options = *options;
     c->parts.started_us = loop_now_us(options->loop);
     return c;
@@ -61,7 +70,10 @@ void coordinator_free(Coordinator *c)
     }
     Parts *p = &c->parts;
     members_quiesce(p->members);
+    http_admin_free(p);
     requests_free(p->requests);
+    api_service_free(p->api, HTTP_GRACE_MS);
+    api_keys_free(p->keys);
     if (p->control != NULL) {
         rpc_server_free(p->control, 100);
     }
@@ -84,6 +96,9 @@ void coordinator_free(Coordinator *c)
     g_free(p->join_address);
     g_free(p->control_address);
     g_free(p->cluster);
+    erase(c->http_key_pem);
+    g_free(c->http_certificate_pem);
+    g_free(c->http_listen);
     g_free(c->models_dir);
     g_free(c->state_dir);
     g_free(c->advertise);
@@ -237,6 +252,11 @@ static bool restore_token(void *object, const StoreRow *row, GError **error)
     return token_book_restore(object, row, error);
 }
 
+static bool restore_api_key(void *object, const StoreRow *row, GError **error)
+{
+    return api_keys_restore(object, row, error);
+}
+
 static bool restore_member(void *object, const StoreRow *row, GError **error)
 {
     return members_restore(object, row, error);
@@ -355,6 +375,30 @@ static uint32_t recovery_wait_ms(const CoordinatorOptions *options)
     return options->recovery_wait_ms != 0 ? options->recovery_wait_ms : RECOVERY_WAIT_MS;
 }
 
+/* The parts of the HTTP interface; its listener comes last, when there is something behind it. */
+static void start_api(Coordinator *c)
+{
+    Parts *p = &c->parts;
+    p->keys = api_keys_new(p->options.loop, p->options.store, p->options.random);
+    ApiServiceOptions options = {.loop = p->options.loop,
+                                 .log = p->options.log,
+                                 .random = p->options.random,
+                                 .pool = p->pool,
+                                 .members = p->members,
+                                 .models = p->models,
+                                 .jobs = p->jobs,
+                                 .requests = p->requests,
+                                 .keys = p->keys,
+                                 .limits = c->http_limits,
+                                 .isolate_keys = p->options.http_isolate_keys,
+                                 .certificate_pem = c->http_certificate_pem,
+                                 .key_pem = c->http_key_pem,
+                                 .generation = p->generation,
+                                 .lag_ms = p->options.lag_ms,
+                                 .lag_user = p->options.lag_user};
+    p->api = api_service_new(&options);
+}
+
 static bool start_jobs(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
@@ -386,7 +430,9 @@ static bool start_jobs(Coordinator *c, GError **error)
                                 .generation = p->generation};
     p->requests = requests_new(&requests);
     p->slices = (SlicesService){p->options.loop, p->pool, p->models};
-    return restore_table(c, STORE_JOBS, restore_job, p->jobs, true, error) &&
+    start_api(c);
+    return restore_table(c, STORE_API_KEYS, restore_api_key, p->keys, false, error) &&
+           restore_table(c, STORE_JOBS, restore_job, p->jobs, true, error) &&
            restore_table(c, STORE_EPOCHS, restore_epoch, p->jobs, false, error);
 }
 
@@ -422,6 +468,12 @@ static bool start_health(Coordinator *c, GError **error)
     return p->health != NULL && rpc_server_start(p->health, error);
 }
 
+static bool start_http(Coordinator *c, GError **error)
+{
+    return c->http_listen == NULL ||
+           api_service_listen(c->parts.api, c->http_listen, error) != NULL;
+}
+
 static void set_health(RpcServer *server)
 {
     static const char *const services[] = {"", "weft.v1.Admin", "weft.v1.Cluster", "weft.v1.Serve"};
@@ -439,9 +491,12 @@ static bool write_endpoint(Coordinator *c, GError **error)
     g_autofree char *health = p->health != NULL
                                   ? g_strdup_printf("health %s\n", rpc_server_address(p->health))
                                   : g_strdup("");
+    const char *http_address = coordinator_http_address(c);
+    g_autofree char *http =
+        http_address != NULL ? g_strdup_printf("http %s\n", http_address) : g_strdup("");
     g_autofree char *text =
-        g_strdup_printf("control %s\njoin %s\n%spid %ld\ncluster %s\n", p->control_address,
-                        p->join_address, health, (long)getpid(), p->cluster);
+        g_strdup_printf("control %s\njoin %s\n%s%spid %ld\ncluster %s\n", p->control_address,
+                        p->join_address, health, http, (long)getpid(), p->cluster);
     return state_file_write(c->state_dir, "endpoint", text, 0644, error);
 }
 
@@ -482,7 +537,7 @@ static void start_with_rows(Coordinator *c)
     g_autoptr(GError) error = NULL;
     if (!start_identity(c, &error) || !start_authority(c, &error) || !start_members(c, &error) ||
         !start_control(c, &error) || !start_jobs(c, &error) || !start_join(c, &error) ||
-        !start_health(c, &error)) {
+        !start_health(c, &error) || !start_http(c, &error)) {
         start_report(c, error);
         return;
     }
@@ -536,4 +591,11 @@ const char *coordinator_control_address(const Coordinator *c)
 const char *coordinator_join_address(const Coordinator *c)
 {
     return c->parts.join_address;
+}
+
+const char *coordinator_http_address(const Coordinator *c)
+{
+    const HttpServer *server =
+        c->http_listen != NULL && c->parts.api != NULL ? api_service_listener(c->parts.api) : NULL;
+    return server != NULL ? http_server_address(server) : NULL;
 }

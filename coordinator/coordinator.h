@@ -1,6 +1,7 @@
 /* Coordinator: the whole daemon as one object, so that a test process can host a cluster. */
 #pragma once
 
+#include "coordinator/gateway/openai/api_limits.h"
 #include "coordinator/store/store.h"
 #include "proto/base/log.h"
 #include "proto/base/loop.h"
@@ -24,6 +25,11 @@ typedef struct CoordinatorOptions {
                                first address */
     const char *state_dir;  /* NULL: keys and credentials are kept nowhere (tests) */
     const char *models_dir; /* NULL: models are refused */
+    const char *http_listen; /* NULL: none but what ServeModel asks for */
+    /* PEM texts of the HTTP listeners; NULL: plaintext */
+    const char *http_certificate_pem, *http_key_pem;
+    const ApiLimits *http_limits; /* NULL: the defaults */
+    bool http_isolate_keys;       /* prefixes are shared within an API key only */
     bool seal_off;    /* trusted fabrics: workers' payloads travel unsealed, with CRC32C only */
     unsigned threads; /* of the work pool; 0 = on the loop */
     uint32_t recovery_wait_ms;    /* after a loss requests wait so long for workers; 0: 60,000 */
@@ -47,3 +53,4 @@ void coordinator_free(Coordinator *c); /* NULL-safe; ends calls, finishes writes
 /* Addresses really bound; borrowed, NULL before it serves. */
 const char *coordinator_control_address(const Coordinator *c);
 const char *coordinator_join_address(const Coordinator *c);
+const char *coordinator_http_address(const Coordinator *c); /* NULL without --http */

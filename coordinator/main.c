@@ -17,6 +17,7 @@
 typedef struct Settings {
     char *listen, *join_listen, *health_listen, *advertise, *state, *models, *seal, *config;
     int64_t recovery_wait_us;
+    char *http, *http_certificate, *http_key, *http_limits, *http_cache;
     bool version, verbose;
 } Settings;
 
@@ -44,6 +45,17 @@ static const Option coordinator_options[] = {
     {"recovery-wait", 0, OPTION_DURATION, FIELD(recovery_wait_us), "TIME",
      "after a loss, requests that cannot be placed wait so long for workers (default 60s)",
      "WEFT_RECOVERY_WAIT"},
+    {"http", 0, OPTION_STRING, FIELD(http), "ADDR:PORT",
+     "OpenAI-compatible HTTP for the models that are served (default: none)", "WEFT_HTTP"},
+    {"http-certificate", 0, OPTION_STRING, FIELD(http_certificate), "FILE",
+     "PEM chain: all HTTP listeners speak TLS (default: plaintext)", "WEFT_HTTP_CERTIFICATE"},
+    {"http-key", 0, OPTION_STRING, FIELD(http_key), "FILE", "PEM private key to --http-certificate",
+     "WEFT_HTTP_KEY"},
+    {"http-limits", 0, OPTION_STRING, FIELD(http_limits), "NAME=N,...",
+     "what requests and sockets may take; the names are listed below", "WEFT_HTTP_LIMITS"},
+    {"http-cache", 0, OPTION_STRING, FIELD(http_cache), "shared|key",
+     "whether API keys share cached prefixes (default shared)", "WEFT_HTTP_CACHE", 0, 0,
+     "shared|key", false},
     {"config", 0, OPTION_STRING, FIELD(config), "FILE", "YAML file with these options", NULL},
     {"verbose", 'v', OPTION_FLAG, FIELD(verbose), NULL, "log details too", NULL},
     {"version", 0, OPTION_FLAG, FIELD(version), NULL, "print versions and exit", NULL},
@@ -71,9 +83,11 @@ static void print_version(void)
 
 static void print_help(void)
 {
+    g_autofree char *limits = api_limits_help();
     g_autoptr(GString) text = g_string_new("usage: weft-coordinator [OPTIONS]\n\nDecides which "
                                            "worker holds what, and serves clients.\n\n");
     options_help(coordinator_options, text);
+    g_string_append_printf(text, "\nHTTP limits and their defaults: %s.\n", limits);
     fputs(text->str, stdout);
 }
 
@@ -101,8 +115,48 @@ static void on_started(const GError *error, void *user)
     daemon_notify(state);
 }
 
+typedef struct HttpSettings {
+    ApiLimits limits;
+    char *certificate, *key;
+} HttpSettings;
+
+static void http_settings_clear(HttpSettings *h)
+{
+    g_free(h->certificate);
+    g_free(h->key);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(HttpSettings, http_settings_clear)
+
+static bool read_pem(const char *path, char **out, GError **error)
+{
+    g_autoptr(GError) why = NULL;
+    if (path == NULL || g_file_get_contents(path, out, NULL, &why)) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "http certificate or key: %s",
+                why->message);
+    return false;
+}
+
+static bool read_http(const Settings *s, HttpSettings *out, GError **error)
+{
+    out->limits = api_limits_default();
+    if ((s->http_certificate == NULL) != (s->http_key == NULL)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "--http-certificate and --http-key belong together: give both or none");
+        return false;
+    }
+    return api_limits_parse(s->http_limits, &out->limits, error) &&
+           read_pem(s->http_certificate, &out->certificate, error) &&
+           read_pem(s->http_key, &out->key, error);
+}
+
 static int serve(const Settings *s, GError **error)
 {
+    g_auto(HttpSettings) http = {0};
+    if (!read_http(s, &http, error)) {
+        return weft_error_exit_code(*error);
+    }
     g_autofree char *path = g_build_filename(s->state, "weft.db", NULL);
     int lock = state_dir_open(s->state, error);
     if (lock < 0) {
@@ -129,6 +183,11 @@ static int serve(const Settings *s, GError **error)
         .advertise = s->advertise,
         .state_dir = s->state,
         .models_dir = s->models,
+        .http_listen = s->http,
+        .http_certificate_pem = http.certificate,
+        .http_key_pem = http.key,
+        .http_limits = &http.limits,
+        .http_isolate_keys = g_strcmp0(s->http_cache, "key") == 0,
         .seal_off = g_strcmp0(s->seal, "off") == 0,
         .recovery_wait_ms = (uint32_t)(CLAMP(s->recovery_wait_us, 0, DAY_US) / 1000),
         .threads = MAX(2u, g_get_num_processors() / 2),

@@ -6,6 +6,7 @@
 #include "coordinator/ca/join_gate.h"
 #include "coordinator/ca/tokens.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/gateway/openai/api_service.h"
 #include "coordinator/gateway/requests/requests.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/jobs/models.h"
@@ -28,9 +29,20 @@ typedef struct Parts {
     Models *models;
     Jobs *jobs;
     Requests *requests;
+    ApiKeys *keys;
+    ApiService *api;
+    GQueue serving; /* ServeModel calls, http_admin.c */
     SlicesService slices;
     RpcServer *control, *health;
 } Parts;
 
 void cluster_service_add(RpcServer *server, Parts *parts);
 void admin_service_add(RpcServer *server, Parts *parts);
+
+/* http_admin.c: methods of Admin that concern HTTP. */
+void http_admin_serve_model(RpcCall *call, const ProtobufCMessage *message, void *user);
+void http_admin_create_key(RpcCall *call, const ProtobufCMessage *message, void *user);
+void http_admin_revoke_key(RpcCall *call, const ProtobufCMessage *message, void *user);
+void http_admin_list_keys(RpcCall *call, const ProtobufCMessage *message, void *user);
+/* Ends the ServeModel calls. Before the api and the control server are freed. */
+void http_admin_free(Parts *parts);

@@ -11,6 +11,7 @@
 #define CERTIFICATE_TYPE "(ssxb)"
 #define JOB_TYPE "(suuuuuayayat)"
 #define COUNTER_TYPE "t"
+#define API_KEY_TYPE "(sx)"
 
 static GVariant *little_endian(GVariant *value /* taken */)
 {
@@ -63,6 +64,28 @@ bool token_record_read(const char *key, GBytes *bytes, TokenRecord *out, GError 
 void token_record_clear(TokenRecord *r)
 {
     g_clear_pointer(&r->role, g_free);
+}
+
+GBytes *api_key_record_pack(const ApiKeyRecord *r)
+{
+    return record_pack(g_variant_new(API_KEY_TYPE, r->name, (gint64)r->created_us));
+}
+
+bool api_key_record_read(const char *key, GBytes *bytes, ApiKeyRecord *out, GError **error)
+{
+    g_autoptr(GVariant) value = record_read(key, bytes, API_KEY_TYPE, error);
+    if (value == NULL) {
+        return false;
+    }
+    gint64 created;
+    g_variant_get(value, API_KEY_TYPE, &out->name, &created);
+    out->created_us = created;
+    return true;
+}
+
+void api_key_record_clear(ApiKeyRecord *r)
+{
+    g_clear_pointer(&r->name, g_free);
 }
 
 GBytes *member_record_pack(const MemberRecord *r)

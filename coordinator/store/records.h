@@ -24,6 +24,11 @@ typedef struct CertificateRecord {
     bool revoked;
 } CertificateRecord;
 
+typedef struct ApiKeyRecord {
+    char *name;
+    int64_t created_us; /* Unix time */
+} ApiKeyRecord;
+
 /* A deployment: what it is keyed by and its plan as a packed weft.v1.Plan. */
 typedef struct JobRecord {
     char *model; /* path as resolved */
@@ -37,6 +42,10 @@ typedef struct JobRecord {
 GBytes *token_record_pack(const TokenRecord *r);
 bool token_record_read(const char *key, GBytes *bytes, TokenRecord *out, GError **error);
 void token_record_clear(TokenRecord *r);
+
+GBytes *api_key_record_pack(const ApiKeyRecord *r);
+bool api_key_record_read(const char *key, GBytes *bytes, ApiKeyRecord *out, GError **error);
+void api_key_record_clear(ApiKeyRecord *r);
 
 GBytes *member_record_pack(const MemberRecord *r);
 bool member_record_read(const char *key, GBytes *bytes, MemberRecord *out, GError **error);

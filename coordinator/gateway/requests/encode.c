@@ -6,13 +6,13 @@
 
 #include <string.h>
 
-static bool need_tokenizer(Run *run)
+static bool need_tokenizer(const Model *model, GError **error)
 {
-    if (run->model->tokenizer != NULL) {
+    if (model->tokenizer != NULL) {
         return true;
     }
-    run->error = g_error_copy(run->model->tokenizer_error);
-    g_prefix_error(&run->error, "model %s has no usable vocabulary: ", run->model->name);
+    g_propagate_prefixed_error(error, g_error_copy(model->tokenizer_error),
+                               "model %s has no usable vocabulary: ", model->name);
     return false;
 }
 
@@ -23,16 +23,17 @@ static char *token_text(const Tokenizer *t, int64_t id)
     return piece != NULL ? g_strndup(piece, length) : g_strdup("");
 }
 
-static GArray *encode_chat(Run *run)
+static GArray *encode_chat(const Model *model, const Weft__V1__RunRequest *r, bool answer_follows,
+                           GError **error)
 {
-    const Weft__V1__RunRequest *r = run->request;
-    const Tokenizer *t = run->model->tokenizer;
-    if (run->model->chat == NULL) {
-        run->error =
-            run->model->chat_error != NULL
-                ? g_error_copy(run->model->chat_error)
-                : g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
-                              "model %s has no chat template: send a prompt", run->model->name);
+    const Tokenizer *t = model->tokenizer;
+    if (model->chat == NULL && model->chat_error != NULL) {
+        g_propagate_error(error, g_error_copy(model->chat_error));
+        return NULL;
+    }
+    if (model->chat == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s has no chat template: send a prompt", model->name);
         return NULL;
     }
     g_autofree ChatMessageText *messages = g_new0(ChatMessageText, r->n_messages);
@@ -42,23 +43,22 @@ static GArray *encode_chat(Run *run)
     g_autofree char *bos = token_text(t, tokenizer_bos(t));
     g_autofree char *eos = token_text(t, tokenizer_eos(t));
     g_autofree char *text =
-        chat_template_render(run->model->chat, messages, (unsigned)r->n_messages, true, bos, eos,
-                             CHAT_LIMITS_DEFAULT, &run->error);
+        chat_template_render(model->chat, messages, (unsigned)r->n_messages, answer_follows, bos,
+                             eos, CHAT_LIMITS_DEFAULT, error);
     if (text == NULL) {
         return NULL;
     }
     bool has_bos = bos[0] != '\0' && g_str_has_prefix(text, bos);
-    return tokenizer_encode(t, text, strlen(text), !has_bos, true, &run->error);
+    return tokenizer_encode(t, text, strlen(text), !has_bos, true, error);
 }
 
-static GArray *copy_ids(Run *run)
+static GArray *copy_ids(const Model *model, const Weft__V1__RunRequest *r, GError **error)
 {
-    const Weft__V1__RunRequest *r = run->request;
     for (size_t i = 0; i < r->n_prompt_ids; i++) {
-        if (r->prompt_ids[i] >= run->model->spec->vocab_size) {
-            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
-                                     "prompt id %u is out of range: the vocabulary has %u",
-                                     r->prompt_ids[i], run->model->spec->vocab_size);
+        if (r->prompt_ids[i] >= model->spec->vocab_size) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "prompt id %u is out of range: the vocabulary has %u", r->prompt_ids[i],
+                        model->spec->vocab_size);
             return NULL;
         }
     }
@@ -80,19 +80,19 @@ static GArray *random_ids(Run *run, uint32_t n)
     return ids;
 }
 
-static GArray *encode_text(Run *run)
+GArray *request_encode(const Model *model, const Weft__V1__RunRequest *r, RequestEncoding how,
+                       GError **error)
 {
-    const Weft__V1__RunRequest *r = run->request;
     if (r->n_prompt_ids > 0) {
-        return copy_ids(run);
+        return copy_ids(model, r, error);
     }
-    if (!need_tokenizer(run)) {
+    if (!need_tokenizer(model, error)) {
         return NULL;
     }
     return r->n_messages > 0
-               ? encode_chat(run)
-               : tokenizer_encode(run->model->tokenizer, r->prompt, strlen(r->prompt), true,
-                                  r->raw_special || r->parse_special, &run->error);
+               ? encode_chat(model, r, !how.no_answer_follows, error)
+               : tokenizer_encode(model->tokenizer, r->prompt, strlen(r->prompt), !how.no_bos,
+                                  r->raw_special || r->parse_special, error);
 }
 
 static void take_ids(Run *run, GArray *ids /* taken */)
@@ -199,7 +199,7 @@ void run_encode(Run *run)
         encode_random(run);
         return;
     }
-    GArray *ids = encode_text(run);
+    GArray *ids = request_encode(run->model, r, (RequestEncoding){0}, &run->error);
     if (ids == NULL) {
         return;
     }

@@ -60,5 +60,14 @@ const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
 void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out);
 const RequestStats *requests_stats(const Requests *requests);
 
+/* Prompt, messages or prompt ids of a request as ids; returned, of uint32_t. INVALID. Any thread.
+ */
+typedef struct RequestEncoding {
+    bool no_bos;            /* of a prompt, where the model adds one */
+    bool no_answer_follows; /* messages end as they are, without the opening of an answer */
+} RequestEncoding;
+GArray *request_encode(const Model *model, const Weft__V1__RunRequest *request, RequestEncoding how,
+                       GError **error);
+
 /* serve_service.c: service Serve, a run for each call. */
 void requests_add(Requests *requests, RpcServer *server);

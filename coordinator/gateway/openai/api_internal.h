@@ -1,0 +1,47 @@
+/* What the parts of the HTTP interface share. Inside openai/ only. */
+#pragma once
+
+#include "coordinator/gateway/openai/api_error.h"
+#include "coordinator/gateway/openai/api_request.h"
+#include "coordinator/gateway/openai/api_service.h"
+
+#define JSON_TYPE "application/json"
+#define RETRY_AFTER_S 1
+
+typedef struct ApiListener {
+    ApiService *service;
+    HttpServer *server;
+} ApiListener;
+
+struct ApiService {
+    ApiServiceOptions options;
+    char *certificate_pem, *key_pem;
+    ServedBook *served;
+    GPtrArray *listeners;  /* of ApiListener */
+    GQueue calls;          /* of ApiCall, api_call.c */
+    unsigned n_sequences;  /* of open calls */
+    uint64_t n_answers[6]; /* by the first digit of the status */
+    uint64_t n_refused_full, n_refused_key, n_gone;
+    RunSink sink;
+};
+
+/* api_call.c: a POST with a body; answers later. key: its name, or NULL. */
+void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const char *key);
+/* Ends with an error what is open. */
+void api_calls_drop(ApiService *service, const Served *served /* NULL: all */);
+
+RunSink api_call_sink(size_t pending_limit);
+
+/* api_pages.c: answered at once. */
+void api_page_models(ApiService *service, HttpExchange *x);
+void api_page_model(ApiService *service, HttpExchange *x, const char *name);
+void api_page_health(ApiService *service, HttpExchange *x);
+void api_page_ready(ApiService *service, HttpExchange *x);
+void api_page_version(ApiService *service, HttpExchange *x);
+/* metrics_page.c */
+void api_page_metrics(ApiService *service, HttpExchange *x);
+
+/* api_service.c: every answer but a stream leaves through these. text: taken. */
+void api_reply(ApiService *service, HttpExchange *x, int status, const char *type, char *text);
+void api_reply_error(ApiService *service, HttpExchange *x, const ApiError *error);
+void api_count(ApiService *service, int status);

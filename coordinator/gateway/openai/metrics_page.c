@@ -1,0 +1,318 @@
+/* GET /metrics. The names that dashboards for vLLM ask for, with their labels, and weft's own:
+ * of models, replicas, stages, workers and links. */
+#include "coordinator/gateway/openai/api_internal.h"
+
+#include "proto/base/version.h"
+#include "transport/daemon/metrics.h"
+
+#include <stdio.h>
+
+#define PROMETHEUS_TYPE "text/plain; version=0.0.4; charset=utf-8"
+
+/* ---- of models ---- */
+
+typedef struct StatsFamily {
+    GString *out;
+    const char *name;
+    size_t offset; /* of a uint64_t or a Histogram in ModelStats */
+} StatsFamily;
+
+static void put_model_counter(const ModelStats *stats, void *user)
+{
+    const StatsFamily *f = user;
+    const uint64_t *value = (const uint64_t *)(const void *)((const char *)stats + f->offset);
+    metrics_value(f->out, f->name, (double)*value, "model_name", stats->model, NULL);
+}
+
+static void put_model_histogram(const ModelStats *stats, void *user)
+{
+    const StatsFamily *f = user;
+    metrics_histogram(f->out, f->name,
+                      (const Histogram *)(const void *)((const char *)stats + f->offset),
+                      "model_name", stats->model);
+}
+
+static void put_model_ended(const ModelStats *stats, void *user)
+{
+    const StatsFamily *f = user;
+    for (unsigned i = 0; i < STATS_REASONS; i++) {
+        metrics_value(f->out, f->name, (double)stats->ended[i], "model_name", stats->model,
+                      "finished_reason", stats_reasons[i], NULL);
+    }
+}
+
+static void put_models(const RequestStats *stats, GString *out)
+{
+    static const struct {
+        const char *name, *type, *help;
+        size_t offset;
+    } families[] = {
+        {"vllm:prompt_tokens_total", "counter", "Tokens of prompts.",
+         offsetof(ModelStats, prompt_tokens)},
+        {"vllm:generation_tokens_total", "counter", "Tokens generated.",
+         offsetof(ModelStats, generation_tokens)},
+        {"vllm:time_to_first_token_seconds", "histogram", "From a request to its first token.",
+         offsetof(ModelStats, first_token_s)},
+        {"vllm:inter_token_latency_seconds", "histogram", "From one token to the next.",
+         offsetof(ModelStats, inter_token_s)},
+        {"vllm:time_per_output_token_seconds", "histogram", "From one token to the next.",
+         offsetof(ModelStats, inter_token_s)},
+        {"vllm:e2e_request_latency_seconds", "histogram", "From a request to its end.",
+         offsetof(ModelStats, whole_s)},
+        {"vllm:request_queue_time_seconds", "histogram", "From a request to its replica.",
+         offsetof(ModelStats, queue_s)},
+        {"vllm:request_prefill_time_seconds", "histogram", "From the replica to the first token.",
+         offsetof(ModelStats, prefill_s)},
+        {"vllm:request_decode_time_seconds", "histogram", "From the first token to the last.",
+         offsetof(ModelStats, decode_s)},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(families); i++) {
+        StatsFamily f = {out, families[i].name, families[i].offset};
+        metrics_family(out, f.name, families[i].type, families[i].help);
+        request_stats_each(
+            stats, families[i].type[0] == 'c' ? put_model_counter : put_model_histogram, &f);
+    }
+    StatsFamily f = {out, "vllm:request_success_total", 0};
+    metrics_family(out, f.name, "counter", "Sequences by how they ended.");
+    request_stats_each(stats, put_model_ended, &f);
+}
+
+/* ---- of replicas, as their leaders report them ---- */
+
+typedef struct LoadRow {
+    const char *name, *type, *help;
+    double (*value)(const Weft__V1__ReplicaLoad *load);
+} LoadRow;
+
+static double kv_usage(const Weft__V1__ReplicaLoad *l)
+{
+    return l->kv_pages_total > 0 ? (double)l->kv_pages_used / (double)l->kv_pages_total : 0;
+}
+#define LOAD_FIELD(field)                                                                          \
+    static double load_##field(const Weft__V1__ReplicaLoad *l)                                     \
+    {                                                                                              \
+        return (double)l->field;                                                                   \
+    }
+LOAD_FIELD(running)
+LOAD_FIELD(waiting)
+LOAD_FIELD(kv_pages_total)
+LOAD_FIELD(kv_pages_used)
+LOAD_FIELD(kv_pages_cached)
+LOAD_FIELD(prefix_query_tokens)
+LOAD_FIELD(prefix_hit_tokens)
+LOAD_FIELD(preemptions)
+
+static const LoadRow load_rows[] = {
+    {"vllm:kv_cache_usage_perc", "gauge", "Pages of the KV cache in use, 0 to 1.", kv_usage},
+    {"vllm:prefix_cache_queries_total", "counter", "Tokens that asked the prefix cache.",
+     load_prefix_query_tokens},
+    {"vllm:prefix_cache_hits_total", "counter", "Tokens that it had.", load_prefix_hit_tokens},
+    {"vllm:num_preemptions_total", "counter", "Sequences put back for want of pages.",
+     load_preemptions},
+    {"weft_replica_running", "gauge", "Sequences in a slot.", load_running},
+    {"weft_replica_waiting", "gauge", "Sequences without a slot.", load_waiting},
+    {"weft_replica_kv_pages", "gauge", "Pages of the KV cache.", load_kv_pages_total},
+    {"weft_replica_kv_pages_used", "gauge", "Pages of running sequences.", load_kv_pages_used},
+    {"weft_replica_kv_pages_cached", "gauge", "Pages kept for prefixes.", load_kv_pages_cached},
+};
+
+/* ---- of workers ---- */
+
+typedef struct WorkerRow {
+    const char *name, *help;
+    size_t offset; /* of a uint64_t in Counters */
+    double unit;
+} WorkerRow;
+
+#define COUNTER(field) offsetof(Weft__V1__Counters, field)
+static const WorkerRow worker_rows[] = {
+    {"weft_worker_steps_total", "Steps computed.", COUNTER(steps), 1},
+    {"weft_worker_rows_total", "Rows computed.", COUNTER(rows), 1},
+    {"weft_worker_sent_bytes_total", "Sent over links.", COUNTER(wire_bytes_sent), 1},
+    {"weft_worker_received_bytes_total", "Received over links.", COUNTER(wire_bytes_received), 1},
+    {"weft_worker_sent_messages_total", "Sent over links.", COUNTER(wire_messages_sent), 1},
+    {"weft_worker_dropped_stale_total", "Messages of an old epoch.", COUNTER(dropped_stale), 1},
+    {"weft_worker_dropped_replayed_total", "Messages that came again.", COUNTER(dropped_replayed),
+     1},
+    {"weft_worker_dropped_corrupt_total", "Messages whose seal or CRC failed.",
+     COUNTER(dropped_corrupt), 1},
+    {"weft_worker_compute_seconds_total", "Spent computing.", COUNTER(compute_us), 1e-6},
+    {"weft_worker_wait_seconds_total", "Spent waiting for others.", COUNTER(wait_us), 1e-6},
+    {"weft_worker_wire_seconds_total", "Spent sending and receiving.", COUNTER(wire_us), 1e-6},
+    {"weft_worker_seal_seconds_total", "Spent sealing and opening.", COUNTER(seal_us), 1e-6},
+};
+
+typedef struct MemberFamily {
+    GString *out;
+    const void *row;
+} MemberFamily;
+
+static void put_worker_counter(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const WorkerRow *row = f->row;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    if (beat != NULL && beat->counters != NULL) {
+        const uint64_t *value =
+            (const uint64_t *)(const void *)((const char *)beat->counters + row->offset);
+        metrics_value(f->out, row->name, (double)*value * row->unit, "worker", member_name(member),
+                      NULL);
+    }
+}
+
+static void put_load(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const LoadRow *row = f->row;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    for (size_t i = 0; beat != NULL && member_attached(member) && i < beat->n_loads; i++) {
+        const Weft__V1__ReplicaLoad *load = beat->loads[i];
+        char replica[16];
+        snprintf(replica, sizeof replica, "%u", load->replica);
+        metrics_value(f->out, row->name, row->value(load), "job", load->job, "replica", replica,
+                      "worker", member_name(member), NULL);
+    }
+}
+
+static void put_worker_up(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    metrics_value(f->out, "weft_worker_up", member_usable(member), "worker", member_name(member),
+                  "state", member_state_text(member_state(member)), NULL);
+}
+
+static void put_worker_serving(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    metrics_value(f->out, "weft_worker_serving", beat != NULL && beat->serving, "worker",
+                  member_name(member), NULL);
+}
+
+/* Who waits for whom: a link that stands still shows here, with its operation. */
+static void put_waits(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    for (size_t i = 0; beat != NULL && member_attached(member) && i < beat->n_waiting; i++) {
+        const Weft__V1__Waiting *w = beat->waiting[i];
+        metrics_value(f->out, "weft_link_waiting_seconds", (double)w->since_ms / 1000, "worker",
+                      member_name(member), "waits_for", w->waits_for, "job", w->job, NULL);
+    }
+}
+
+static void put_members(const Members *members, GString *out)
+{
+    MemberFamily f = {out, NULL};
+    metrics_family(out, "weft_worker_up", "gauge", "1: it can be given work.");
+    members_each(members, put_worker_up, &f);
+    metrics_family(out, "weft_worker_serving", "gauge", "1: its engines make progress.");
+    members_each(members, put_worker_serving, &f);
+    for (size_t i = 0; i < G_N_ELEMENTS(worker_rows); i++) {
+        f.row = &worker_rows[i];
+        metrics_family(out, worker_rows[i].name, "counter", worker_rows[i].help);
+        members_each(members, put_worker_counter, &f);
+    }
+    metrics_family(out, "weft_link_waiting_seconds", "gauge",
+                   "How long a worker has waited for another.");
+    members_each(members, put_waits, &f);
+    for (size_t i = 0; i < G_N_ELEMENTS(load_rows); i++) {
+        f.row = &load_rows[i];
+        metrics_family(out, load_rows[i].name, load_rows[i].type, load_rows[i].help);
+        members_each(members, put_load, &f);
+    }
+}
+
+/* ---- of jobs and their stages ---- */
+
+static void put_epoch(const Weft__V1__Job *job, const Plan *plan, void *user)
+{
+    metrics_value(user, "weft_job_epoch", (double)job->epoch, "job", job->id, NULL);
+}
+
+static void put_state(const Weft__V1__Job *job, const Plan *plan, void *user)
+{
+    metrics_value(user, "weft_job_state", 1, "job", job->id, "state", job->state, NULL);
+}
+
+static void put_stages(const Weft__V1__Job *job, const Plan *plan, void *user)
+{
+    for (uint32_t r = 0; plan != NULL && r < plan->n_replicas; r++) {
+        for (uint32_t s = 0; s < plan->replicas[r].n_stages; s++) {
+            const PlanStage *stage = &plan->replicas[r].stages[s];
+            char replica[16], number[16];
+            snprintf(replica, sizeof replica, "%u", r);
+            snprintf(number, sizeof number, "%u", s);
+            for (uint32_t k = 0; k < stage->n_ranks; k++) {
+                metrics_value(user, "weft_stage_layers",
+                              (double)stage->layer_last - (double)stage->layer_first + 1, "job",
+                              job->id, "replica", replica, "stage", number, "worker",
+                              stage->ranks[k].worker, NULL);
+            }
+        }
+    }
+}
+
+static void put_jobs(const Jobs *jobs, GString *out)
+{
+    metrics_family(out, "weft_job_epoch", "gauge", "Rises with each recovery.");
+    jobs_describe(jobs, put_epoch, out);
+    metrics_family(out, "weft_job_state", "gauge", "1 at the state that a job is in.");
+    jobs_describe(jobs, put_state, out);
+    metrics_family(out, "weft_stage_layers", "gauge",
+                   "Layers of a stage; joins workers to jobs and stages.");
+    jobs_describe(jobs, put_stages, out);
+}
+
+/* ---- of this server ---- */
+
+static void put_one(GString *out, const char *name, const char *type, const char *help,
+                    double value)
+{
+    metrics_family(out, name, type, help);
+    metrics_value(out, name, value, NULL);
+}
+
+static void put_http(const ApiService *service, GString *out)
+{
+    static const char *const classes[] = {"0xx", "1xx", "2xx", "3xx", "4xx", "5xx"};
+    metrics_family(out, "weft_http_answers_total", "counter", "Answers by class of status.");
+    for (size_t i = 2; i < G_N_ELEMENTS(classes); i++) {
+        metrics_value(out, "weft_http_answers_total", (double)service->n_answers[i], "status",
+                      classes[i], NULL);
+    }
+    unsigned connections = 0;
+    for (guint i = 0; i < service->listeners->len; i++) {
+        const ApiListener *listener = g_ptr_array_index(service->listeners, i);
+        connections += http_server_n_connections(listener->server);
+    }
+    put_one(out, "weft_http_connections", "gauge", "Sockets that are open.", connections);
+    put_one(out, "weft_http_refused_full_total", "counter", "Requests answered 429.",
+            (double)service->n_refused_full);
+    put_one(out, "weft_http_refused_key_total", "counter", "Requests answered 401.",
+            (double)service->n_refused_key);
+    put_one(out, "weft_http_gone_total", "counter", "Clients that left before their answer.",
+            (double)service->n_gone);
+}
+
+void api_page_metrics(ApiService *service, HttpExchange *x)
+{
+    const ApiServiceOptions *o = &service->options;
+    GString *out = g_string_new(NULL);
+    unsigned running, waiting;
+    requests_count(o->requests, &running, &waiting);
+    metrics_family(out, "weft_build_info", "gauge", "1, with the release.");
+    metrics_value(out, "weft_build_info", 1, "version", WEFT_VERSION, NULL);
+    put_one(out, "vllm:num_requests_running", "gauge", "Requests that have a replica.", running);
+    put_one(out, "vllm:num_requests_waiting", "gauge", "Requests that wait for one.", waiting);
+    put_one(out, "weft_coordinator_loop_lag_seconds", "gauge",
+            "The main loop's worst lateness of the last minute.",
+            o->lag_ms != NULL ? o->lag_ms(o->lag_user) / 1000 : 0);
+    put_one(out, "weft_coordinator_generation", "gauge", "Rises with each start.",
+            (double)o->generation);
+    put_models(requests_stats(o->requests), out);
+    put_members(o->members, out);
+    put_jobs(o->jobs, out);
+    put_http(service, out);
+    api_reply(service, x, 200, PROMETHEUS_TYPE, g_string_free(out, FALSE));
+}
