@@ -50,6 +50,7 @@ struct Member {
     bool attached, draining, revoked, serving;
     bool confirmed; /* a heartbeat came after its hello: it has read the welcome, and with it this
                        generation */
+    bool accused;   /* since its last heartbeat */
     bool was_attached;  /* when the last coordinator died */
     char *reason;       /* why it was lost, NULL */
     char *drain_reason; /* why it drains, NULL */
@@ -140,6 +141,7 @@ static void member_detach(Member *m, const char *reason)
     m->attached = false;
     m->confirmed = false;
     m->serving = false;
+    m->accused = false;
     loop_timer_cancel(members->options.loop, m->deadline);
     m->deadline = NULL;
     member_settle(m, true);
@@ -573,6 +575,7 @@ static void member_on_heartbeat(Member *m, const Weft__V1__Heartbeat *heartbeat)
 {
     Members *members = m->members;
     m->heard_us = loop_now_us(members->options.loop);
+    m->accused = false;
     member_arm(m, MEMBER_LOST_US);
     message_replace(&m->heartbeat, heartbeat);
     if (!m->confirmed) {
@@ -685,6 +688,14 @@ void members_set_serving(Member *m, bool serving)
     member_settle(m, false);
 }
 
+void members_accuse(Members *members, const char *name)
+{
+    Member *m = members_find(members, name);
+    if (m != NULL && m->attached) {
+        m->accused = true;
+    }
+}
+
 /* ---- looking at one ---- */
 
 const char *member_name(const Member *m)
@@ -704,8 +715,9 @@ bool member_attached(const Member *m)
 
 bool member_usable(const Member *m)
 {
-    return member_attached(m) && !m->draining && m->stream != NULL &&
-           loop_now_us(m->members->options.loop) - m->heard_us < MEMBER_SUSPECT_US;
+    int64_t silent_us = loop_now_us(m->members->options.loop) - m->heard_us;
+    return member_attached(m) && !m->draining && !m->accused && m->stream != NULL &&
+           silent_us < MEMBER_SUSPECT_US;
 }
 
 const Weft__V1__Hello *member_hello(const Member *m)

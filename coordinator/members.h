@@ -81,6 +81,8 @@ bool members_drain(Members *members, const char *name, const char *reason, bool 
 /* Its stream ends, it is lost and stays revoked. False if no such member. */
 bool members_revoke(Members *members, const char *name);
 void members_set_serving(Member *member, bool serving);
+/* Others wait for it in vain: it gets no new work before it is heard of. No such member: nothing. */
+void members_accuse(Members *members, const char *name);
 
 Member *members_find(const Members *members, const char *name);
 /* Calls fn for each, by name. */
@@ -97,7 +99,7 @@ const char *member_name(const Member *member);
 MemberState member_state(const Member *member);
 const char *member_state_text(MemberState state);
 bool member_attached(const Member *member);
-/* Attached, not draining, heard of lately. */
+/* Attached, not draining, heard of lately and since it was accused. */
 bool member_usable(const Member *member);
 const Weft__V1__Hello *member_hello(const Member *member); /* NULL before its first */
 const Weft__V1__Heartbeat *

@@ -138,7 +138,8 @@ void jobs_settle_members(Jobs *jobs);
 /* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if
  * there is none. */
 bool jobs_make_room(Jobs *jobs, const Deployment *d);
-/* Who is waited for in the end, in words; NULL if no member of the replica reports a wait. */
+/* Who is waited for in the end, in words; NULL if no member of the replica reports a wait. Who is
+ * named gets no new work before it is heard of. */
 GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica);
 /* The only place that changes the state. */
 void deployment_enter(Deployment *d, DeploymentState state);

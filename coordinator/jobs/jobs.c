@@ -149,6 +149,7 @@ GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
     if (sink == NULL) {
         return NULL;
     }
+    members_accuse(jobs->options.members, sink->waits_for);
     return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
                        "worker %s did not answer in %s: worker %s waited %" G_GUINT64_FORMAT " ms",
                        sink->waits_for, sink->operation, sink->waiter, sink->since_ms);

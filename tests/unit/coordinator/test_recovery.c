@@ -621,16 +621,9 @@ static void test_drain_without_a_place_to_go(void **state)
     answer_clear(&want);
 }
 
-/* The leader says that it waits for the other: the other is named. */
-static void test_sink_is_named(void **state)
+/* The leader says that it has waited too long for the other. */
+static void accuse(FakeWorker *leader, const FakeWorker *other)
 {
-    SimCluster *s = *state;
-    start_workers(s, 3);
-    Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
-    FakeWorker *leader = leader_of(s), *other = follower_of(s);
     Weft__V1__Held *held = g_ptr_array_index(leader->held, 0);
     Weft__V1__Waiting *w = malloc(sizeof *w);
     weft__v1__waiting__init(w);
@@ -641,6 +634,19 @@ static void test_sink_is_named(void **state)
     w->since_ms = 2100;
     w->expired = true;
     g_ptr_array_add(leader->waiting, w);
+}
+
+/* The leader says that it waits for the other: the other is named. */
+static void test_sink_is_named(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s), *other = follower_of(s);
+    accuse(leader, other);
     leader->stands = true;
     sim_run_for(s, 2 * SECOND);
     leader->stands = false;
@@ -649,6 +655,35 @@ static void test_sink_is_named(void **state)
     g_autofree char *named =
         g_strdup_printf("worker %s did not answer in step 3 from stage 1", other->name);
     assert_non_null(strstr(a.notices->str, named));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* Who was named gets no new work before it is heard of, also while its last heartbeat is young: the
+ * stream goes on without it before it is declared lost. */
+static void test_named_is_not_planned_again(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s), *other = follower_of(s);
+    unsigned loads = other->n_loads;
+    int64_t frozen_us = sim_world_now_us(s->world);
+    accuse(leader, other);
+    leader->stands = true;
+    sim_worker_freeze(other, true);
+    sim_run_for(s, 1300000);
+    leader->stands = false;
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_true(a.done_us - frozen_us < 4 * SECOND);
+    sim_worker_freeze(other, false);
+    sim_run_for(s, 2 * SECOND);
+    assert_int_equal(other->n_loads, loads);
     answer_clear(&a);
     answer_clear(&want);
 }
@@ -758,6 +793,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_drain_moves_streams, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_named_is_not_planned_again, set_up, tear_down),
         cmocka_unit_test(test_many_losses),
         cmocka_unit_test_setup_teardown(test_waits_for_a_worker, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, set_up, tear_down),
