@@ -121,6 +121,28 @@ void schedule_draw(Schedule *s, uint64_t seed)
     s->recovery_wait_ms = draw(r, 4) == 0 ? (uint32_t)between(r, 500, 3000) : PATIENCE_MS;
 }
 
+int64_t schedule_stall_us(const Schedule *s)
+{
+    const StreamPlan *plan = &s->streams[0];
+    const bool spare = s->n_workers > plan->dp * plan->pp * plan->tp;
+    if (s->n_faults != 1 || !spare || s->trouble.swap || s->trouble.flip) {
+        return 0;
+    }
+    switch (s->faults[0].kind) {
+    case FAULT_KILL:
+    case FAULT_DRAIN:
+        return 5 * WHOLE_SECOND;
+    case FAULT_FREEZE:
+    case FAULT_CONTROL_RESET:
+    case FAULT_CONTROL_HOLE:
+    case FAULT_DATA_CUT:
+    case FAULT_DATA_RESET:
+        return 10 * WHOLE_SECOND;
+    default:
+        return 0;
+    }
+}
+
 /* ---- in words -------------------------------------------------------------------------------- */
 
 static void fault_text(GString *out, const Fault *f)

@@ -39,6 +39,9 @@ typedef struct Schedule {
 } Schedule;
 
 void schedule_draw(Schedule *schedule, uint64_t seed);
+/* How long a stream may stand still at most, 0 = no promise: one thing alone breaks, and there is a
+ * worker to take over. */
+int64_t schedule_stall_us(const Schedule *schedule);
 /* Many lines; returned. */
 char *schedule_text(const Schedule *schedule);
 /* Puts the faults and the repair into the director's hands. */

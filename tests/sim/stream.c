@@ -49,6 +49,9 @@ static void on_delta(Stream *s, const Weft__V1__RunDelta *delta)
                         s->n_got, s->plan.n_tokens, delta->ids[0],
                         s->n_got < REFERENCE_TOKENS ? r->ids[s->n_got] : 0);
     }
+    if (s->n_got > 0) {
+        s->stall_us = MAX(s->stall_us, now_of(s) - s->token_us);
+    }
     s->n_got++;
     s->token_us = now_of(s);
     s->history->n_tokens++;

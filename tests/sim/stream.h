@@ -32,6 +32,7 @@ typedef struct Stream {
     LoopTimer *timer, *cancel;
     int64_t begun_us, token_us; /* of this attempt; of its last token */
     int64_t heard_us;           /* progress, a token or an end was heard last */
+    int64_t stall_us;           /* the longest between two tokens of an attempt */
     int64_t ended_us;
     char *last_error;
 } Stream;

@@ -58,8 +58,10 @@ static bool run_seed(const Foundation *foundation, uint64_t seed, bool tell, Tri
         printf("# %s\n# %s\n", result.violation, text);
         printf("# again: test-history --seed %llu\n", (unsigned long long)seed);
     } else if (digests) {
-        printf("# seed %llu digest %016llx events %llu\n", (unsigned long long)seed,
-               (unsigned long long)result.digest, (unsigned long long)result.n_events);
+        printf("# seed %llu digest %016llx events %llu stall %.3f of %.0f s\n",
+               (unsigned long long)seed, (unsigned long long)result.digest,
+               (unsigned long long)result.n_events, (double)result.stall_us / 1e6,
+               (double)schedule_stall_us(&schedule) / 1e6);
     }
     trial_result_clear(&result);
     return good;

@@ -63,6 +63,17 @@ static void check_answers(Trial *t)
     }
 }
 
+static void check_stalls(Trial *t, int64_t bound_us)
+{
+    for (unsigned i = 0; bound_us > 0 && i < t->n_streams; i++) {
+        if (t->streams[i].stall_us > bound_us) {
+            history_violate(&t->history, "a stall is bounded",
+                            "stream %u stood still for %.1f s, at most %.1f s is promised", i,
+                            (double)t->streams[i].stall_us / 1e6, (double)bound_us / 1e6);
+        }
+    }
+}
+
 static void take_result(Trial *t, TrialResult *result)
 {
     SimWorld *world = t->history.whole->world;
@@ -72,6 +83,7 @@ static void take_result(Trial *t, TrialResult *result)
                             .n_events = sim_world_n_events(world),
                             .digest = sim_world_digest(world)};
     for (unsigned i = 0; i < t->n_streams; i++) {
+        result->stall_us = MAX(result->stall_us, t->streams[i].stall_us);
         result->n_attempts += t->streams[i].n_attempts;
         result->n_done += t->streams[i].state == STREAM_DONE;
         result->n_cancelled += t->streams[i].state == STREAM_CANCELLED;
@@ -100,6 +112,7 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
     run_until_over(&trial, sim_world_now_us(w->world) + ANSWER_US);
     if (!h->violations) {
         check_answers(&trial);
+        check_stalls(&trial, schedule_stall_us(schedule));
     }
     run_until_broken(&trial, sim_world_now_us(w->world) + QUIET_US);
     if (!h->violations) {

@@ -6,7 +6,7 @@
 typedef struct TrialResult {
     char *violation; /* NULL: none. Returned */
     unsigned n_tokens, n_attempts, n_done, n_cancelled, n_resumed;
-    int64_t virtual_us;
+    int64_t virtual_us, stall_us;
     uint64_t n_events, digest; /* of the world */
 } TrialResult;
 
