@@ -217,9 +217,11 @@ static void choice_on_error(Choice *c, const GError *error)
 {
     Run *run = c->run;
     g_autoptr(GError) named = g_error_copy(error);
-    /* Nobody here cancelled the call: its server is going down. */
+    /* Nobody here cancelled the call: its server is going down. What is not found there is the
+     * epoch: the worker was fenced, or is another process, and this coordinator has yet to hear. */
     bool final = (weft_error_group(error) == WEFT_GROUP_REQUEST &&
-                  !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_CANCELLED)) ||
+                  !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_CANCELLED) &&
+                  !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND)) ||
                  g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NUMERICS);
     if (final) {
         if (c->resumed) {
