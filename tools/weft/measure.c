@@ -136,12 +136,41 @@ static void bench_defaults(void *values)
     o->repetitions = 5;
 }
 
+/* Counters of time that members tell: the four that a step's time is split into, then the ops that
+ * its computing is made of. */
+typedef struct Share {
+    const char *name, *key;
+    size_t offset;
+} Share;
+
+#define SHARE(name, field)                                                                         \
+    {                                                                                              \
+        name, #field "_per_token", offsetof(Weft__V1__Counters, field)                             \
+    }
+static const Share SHARES[] = {
+    SHARE("compute", compute_us),
+    SHARE("wait", wait_us),
+    SHARE("wire", wire_us),
+    SHARE("seal", seal_us),
+    SHARE("norm", norm_us),
+    SHARE("qkv", qkv_us),
+    SHARE("rope", rope_us),
+    SHARE("attention", attention_us),
+    SHARE("attn_out", attn_out_us),
+    SHARE("gate_up", gate_up_us),
+    SHARE("activation", activation_us),
+    SHARE("down", down_us),
+    SHARE("reduce", reduce_us),
+    SHARE("head", head_us),
+};
+enum { N_SHARES = G_N_ELEMENTS(SHARES), FIRST_OP = 4 };
+
 typedef struct BenchRow {
     const char *test;
     char *name, *layout;
     char definition[33];
     double *all, median, roof, predicted, wire_bytes_per_token;
-    double compute_us, wait_us, wire_us, seal_us; /* per token, summed over the members */
+    double us[N_SHARES]; /* per token, summed over the members */
     uint64_t n, depth;
 } BenchRow;
 
@@ -178,7 +207,7 @@ static bool bench_once(Client *client, const BenchOptions *o, const char *path, 
 }
 
 typedef struct TimeShares {
-    double compute_us, wait_us, wire_us, seal_us;
+    double us[N_SHARES];
 } TimeShares;
 
 /* True once every usable member has told its counters since `since_us`; their sums in *out. */
@@ -196,10 +225,9 @@ static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool 
         const Weft__V1__Member *m = s->members[i];
         if (member_is_usable(m) && m->counters != NULL) {
             *all_in = *all_in && m->last_heartbeat_ms < age_ms;
-            out->compute_us += (double)m->counters->compute_us;
-            out->wait_us += (double)m->counters->wait_us;
-            out->wire_us += (double)m->counters->wire_us;
-            out->seal_us += (double)m->counters->seal_us;
+            for (unsigned k = 0; k < N_SHARES; k++) {
+                out->us[k] += (double)G_STRUCT_MEMBER(uint64_t, m->counters, SHARES[k].offset);
+            }
         }
     }
     protobuf_c_message_free_unpacked(&s->base, NULL);
@@ -230,10 +258,9 @@ static bool read_shares(Client *client, TimeShares *out, GError **error)
 
 static void fill_shares(BenchRow *row, const TimeShares *from, const TimeShares *to, double tokens)
 {
-    row->compute_us = (to->compute_us - from->compute_us) / tokens;
-    row->wait_us = (to->wait_us - from->wait_us) / tokens;
-    row->wire_us = (to->wire_us - from->wire_us) / tokens;
-    row->seal_us = (to->seal_us - from->seal_us) / tokens;
+    for (unsigned k = 0; k < N_SHARES; k++) {
+        row->us[k] = (to->us[k] - from->us[k]) / tokens;
+    }
 }
 
 static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row,
@@ -307,15 +334,29 @@ static json_t *row_json(const BenchOptions *o, const BenchRow *r, uint32_t threa
         "streams", (json_int_t)o->streams, "layout", r->layout != NULL ? r->layout : "", "threads",
         (json_int_t)threads, "tokens_per_s", r->median, "tokens_per_s_all", all,
         "predicted_tokens_per_s", r->predicted, "wire_bytes_per_token", r->wire_bytes_per_token);
-    json_object_update_new(row,
-                           json_pack("{s:f,s:f,s:f,s:f}", "compute_us_per_token", r->compute_us,
-                                     "wait_us_per_token", r->wait_us, "wire_us_per_token",
-                                     r->wire_us, "seal_us_per_token", r->seal_us));
+    for (unsigned k = 0; k < N_SHARES; k++) {
+        json_object_set_new(row, SHARES[k].key, json_real(r->us[k]));
+    }
     if (r->roof > 0) {
         json_object_set_new(row, "roof_tokens_per_s", json_real(r->roof));
         json_object_set_new(row, "roof_fraction", json_real(r->median / r->roof));
     }
     return row;
+}
+
+static void print_shares(const BenchRow *row)
+{
+    double rest = row->us[0];
+    printf("%s, microseconds per token, all members together:", row->name);
+    for (unsigned k = 0; k < FIRST_OP; k++) {
+        printf("%s %s %.0f", k > 0 ? "," : "", SHARES[k].name, row->us[k]);
+    }
+    printf("\n  of that by op:");
+    for (unsigned k = FIRST_OP; k < N_SHARES; k++) {
+        printf(" %s %.1f,", SHARES[k].name, row->us[k]);
+        rest -= row->us[k];
+    }
+    printf(" rest %.1f\n", MAX(rest, 0));
 }
 
 static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s,
@@ -362,9 +403,7 @@ static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s
     text_table_print(t);
     printf("\n");
     for (unsigned i = 0; i < n; i++) {
-        printf("%s, microseconds per token, all members together: compute %.0f, wait %.0f, wire "
-               "%.0f, seal %.0f\n",
-               rows[i].name, rows[i].compute_us, rows[i].wait_us, rows[i].wire_us, rows[i].seal_us);
+        print_shares(&rows[i]);
     }
     if (m != NULL) {
         printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n",

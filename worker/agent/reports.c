@@ -20,6 +20,16 @@ void reports_add_counters(Engine *engine, Weft__V1__Counters *sum)
     sum->wait_us += s.wait_us;
     sum->wire_us += s.wire_us;
     sum->seal_us += s.seal_us;
+    sum->norm_us += s.op_us[STAGE_OP_NORM];
+    sum->qkv_us += s.op_us[STAGE_OP_QKV];
+    sum->rope_us += s.op_us[STAGE_OP_ROPE];
+    sum->attention_us += s.op_us[STAGE_OP_ATTENTION];
+    sum->attn_out_us += s.op_us[STAGE_OP_ATTN_OUT];
+    sum->gate_up_us += s.op_us[STAGE_OP_GATE_UP];
+    sum->activation_us += s.op_us[STAGE_OP_ACTIVATION];
+    sum->down_us += s.op_us[STAGE_OP_DOWN];
+    sum->reduce_us += s.op_us[STAGE_OP_REDUCE];
+    sum->head_us += s.op_us[STAGE_OP_HEAD];
 }
 
 Weft__V1__Counters *deployments_counters(Deployments *table)

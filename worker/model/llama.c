@@ -28,6 +28,15 @@ static void meet(Pass *p)
     pool_barrier(p->s->o.pool);
 }
 
+/* The barrier that ends an op. */
+static void end(Pass *p, StageOp op, unsigned t)
+{
+    meet(p);
+    if (t == 0) {
+        stage_times_mark(&p->s->times, op);
+    }
+}
+
 /* ---- pieces ---- */
 
 /* One matrix of a phase; several share the phase's panels so that all threads end together. */
@@ -126,7 +135,7 @@ static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *
         p->status = group_all_reduce(s->group, &wait, units->n_leaves, units->cuts, s->partial,
                                      (size_t)s->max_rows * s->o.spec->width, n, s->partial);
     }
-    meet(p);
+    end(p, STAGE_OP_REDUCE, t);
 }
 
 static void add_residual(Pass *p, unsigned t, unsigned n_threads)
@@ -378,20 +387,20 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
     norm_rows(p, w->attn_norm, t,
               n_threads); /* same row shares as quantise(): no barrier between */
     quantise(p, s->h, width, (const PackedMatrix *const[]){&w->q, &w->k, &w->v}, 3, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_NORM, t);
     products(p, (const Product[]){{&w->q, s->q, nq}, {&w->k, s->k, nk}, {&w->v, s->v, nk}}, 3,
              &s->whole_width, 1, 0, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_QKV, t);
     progress(p, t);
     rotate_and_store(p, l, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_ROPE, t);
     attend(p, l, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_ATTENTION, t);
     quantise(p, s->attn, nq, (const PackedMatrix *const[]){&w->attn_out}, 1, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_NORM, t);
     products(p, (const Product[]){{&w->attn_out, s->partial, width}}, 1, s->attn_units.units,
              s->attn_units.n_units, subtree, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_ATTN_OUT, t);
     reduce(p, &s->attn_units, (uint16_t)(site + 1), "all-reduce of attention", t);
     if (p->status != GROUP_OK) {
         return false;
@@ -400,10 +409,10 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
     trace_rows(p, trace_site_attention(shard->layer_first + l), t, n_threads);
     norm_rows(p, w->ffn_norm, t, n_threads);
     quantise(p, s->h, width, (const PackedMatrix *const[]){&w->gate, &w->up}, 2, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_NORM, t);
     products(p, (const Product[]){{&w->gate, s->gate, nf}, {&w->up, s->up, nf}}, 2, &s->whole_width,
              1, 0, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_GATE_UP, t);
     progress(p, t);
     uint32_t first, last;
     pool_share(p->rows, ACT_ROW_GROUP, t, n_threads, &first, &last);
@@ -412,10 +421,10 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
                              (last - first) * nf, s->gate + (size_t)first * nf);
     }
     quantise(p, s->gate, nf, (const PackedMatrix *const[]){&w->down}, 1, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_ACTIVATION, t);
     products(p, (const Product[]){{&w->down, s->partial, width}}, 1, s->ffn_units.units,
              s->ffn_units.n_units, subtree, t, n_threads);
-    meet(p);
+    end(p, STAGE_OP_DOWN, t);
     reduce(p, &s->ffn_units, (uint16_t)(site + 2), "all-reduce of feed-forward", t);
     if (p->status != GROUP_OK) {
         return false;
@@ -429,6 +438,9 @@ static bool layer(Pass *p, uint32_t l, unsigned t, unsigned n_threads)
 static void layers_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass *p = user;
+    if (t == 0) {
+        stage_times_begin(&p->s->times);
+    }
     for (uint32_t l = 0; l < p->s->o.shard->n_layers; l++) {
         if (!layer(p, l, t, n_threads)) {
             return;
@@ -541,6 +553,8 @@ void llama_logits(Stage *stage, const uint32_t *rows, uint32_t n)
                      .rows = rows};
     g_assert(n <= STAGE_LOGITS_ROWS);
     if (stage->o.shard->vocab_count > 0) {
+        stage_times_begin(&stage->times);
         pool_run(stage->o.pool, logits_region, &lp);
+        stage_times_mark(&stage->times, STAGE_OP_HEAD);
     }
 }

@@ -9,6 +9,7 @@
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "transport/group/group.h"
+#include "worker/model/stage_times.h"
 #include "worker/model/stage_trace.h"
 #include "worker/serve/kv_pages.h"
 #include "worker/serve/step.h"
@@ -60,6 +61,7 @@ typedef struct Stage {
     void *act[ACT_KIND_LIMIT]; /* quantised activations, where the weights want that kind */
     float **scratch;           /* per thread: attention */
     const uint8_t ***blocks;   /* per thread: 2 x page table length of block pointers */
+    StageTimes times;
     void *arena;
     size_t arena_bytes;
 } Stage;

@@ -466,6 +466,7 @@ static void run_step(Engine *e, const float *activations)
     const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
     const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
     engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
+    engine_counters_ops(&e->counters, &e->stage->times);
     engine_counters_link(&e->counters, link_port_counters(e->port));
     e->idle_since_us = g_get_monotonic_time();
     if (status != EXECUTOR_OK) {

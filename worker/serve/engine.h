@@ -9,6 +9,7 @@
 #include "proto/base/loop.h"
 #include "proto/plan/plan.h"
 #include "transport/link/link.h"
+#include "worker/model/stage_times.h"
 #include "worker/serve/sample.h"
 #include "worker/shard/shard.h"
 
@@ -132,6 +133,7 @@ typedef struct EngineStatus {
     int64_t step_deadline_us; /* max(2 s, 5 x predicted) */
     uint64_t steps, rows;
     uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
+    uint64_t op_us[STAGE_OP_LIMIT];
     LinkCounters link;
     bool leads; /* load is meaningful */
     EngineLoad load;

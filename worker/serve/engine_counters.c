@@ -39,6 +39,13 @@ void engine_counters_step(EngineCounters *c, uint32_t n_rows, uint64_t compute_u
     add(&c->wait_us, wait_us);
 }
 
+void engine_counters_ops(EngineCounters *c, const StageTimes *times)
+{
+    for (int op = 0; op < STAGE_OP_LIMIT; op++) {
+        set(&c->op_ns[op], times->ns[op]);
+    }
+}
+
 void engine_counters_wait(EngineCounters *c, uint64_t wait_us)
 {
     add(&c->wait_us, wait_us);
@@ -96,6 +103,9 @@ void engine_counters_read(EngineCounters *c, EngineStatus *out)
     out->rows = get(&c->rows);
     out->compute_us = get(&c->compute_us);
     out->wait_us = get(&c->wait_us);
+    for (int op = 0; op < STAGE_OP_LIMIT; op++) {
+        out->op_us[op] = get(&c->op_ns[op]) / 1000;
+    }
     out->link = (LinkCounters){.messages_sent = get(&c->messages_sent),
                                .bytes_sent = get(&c->bytes_sent),
                                .messages_received = get(&c->messages_received),

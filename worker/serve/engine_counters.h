@@ -14,7 +14,7 @@
 #include <stdatomic.h>
 
 typedef struct EngineCounters {
-    atomic_ullong steps, rows, compute_us, wait_us;
+    atomic_ullong steps, rows, compute_us, wait_us, op_ns[STAGE_OP_LIMIT];
     atomic_ullong messages_sent, bytes_sent, messages_received, bytes_received, dropped_stale,
         dropped_replayed, dropped_corrupt, seal_ns, send_ns, receive_ns;
     struct {
@@ -35,6 +35,7 @@ uint64_t net_time_us(const NetTime *begin, const LinkPort *port);
 /* Engine thread. */
 void engine_counters_step(EngineCounters *c, uint32_t n_rows, uint64_t compute_us,
                           uint64_t wait_us);
+void engine_counters_ops(EngineCounters *c, const StageTimes *times);
 void engine_counters_wait(EngineCounters *c, uint64_t wait_us);
 void engine_counters_link(EngineCounters *c, const LinkCounters *link);
 void engine_counters_load(EngineCounters *c, const EngineLoad *load);
