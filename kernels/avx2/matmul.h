@@ -85,16 +85,28 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
         matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});            \
     }
 
+ALWAYS_INLINE void tile_begin(float *tile, bool fresh, unsigned R)
+{
+    if (fresh) {
+        UNROLL
+        for (unsigned i = 0; i < 2 * R; i++) {
+            _mm256_store_ps(tile + 8 * i, _mm256_setzero_ps());
+        }
+    }
+}
+
 /* A type's kernel for many rows, name_wide_kernel, from its unpacking and its tile. */
 #define WIDE_KERNEL(name, body, record_bytes, from)                                                \
     static void wide1_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
-                             float *tile)                                                          \
+                             float *tile, bool fresh)                                              \
     {                                                                                              \
+        tile_begin(tile, fresh, 1);                                                                \
         body(scratch, act, n_records, tile, 1);                                                    \
     }                                                                                              \
     static void wide4_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
-                             float *tile)                                                          \
+                             float *tile, bool fresh)                                              \
     {                                                                                              \
+        tile_begin(tile, fresh, 4);                                                                \
         body(scratch, act, n_records, tile, 4);                                                    \
     }                                                                                              \
     const WideKernel name##_wide_kernel = {name##_unpack, wide1_##name, wide4_##name,              \

@@ -12,9 +12,10 @@
 
 /* n_records of one panel into the type's own form. */
 typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch);
-/* tile[row][lane] += records of the scratch times the R rows of the group, record by record. */
+/* tile[row][lane] += records of the scratch times the R rows of the group, record by record; from
+ * +0 if it is fresh. */
 typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                           float *tile);
+                           float *tile, bool fresh);
 
 typedef struct WideKernel {
     UnpackFn unpack;
@@ -33,8 +34,6 @@ static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, cons
     const ActKind kind = act_kind_of(a->w->type);
     const size_t row_bytes = act_row_bytes(kind, a->w->n_in), tile_bytes = act_tile_row_bytes(kind);
     const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
-    const uint32_t rows = (group1 - group0) * ACT_ROW_GROUP;
-    __builtin_memset(tile, 0, rows * PANEL_ROWS * sizeof(float));
     for (uint32_t at = 0; at < n_records; at += most) {
         const uint32_t n = n_records - at < most ? n_records - at : most;
         kernel->unpack(w + (size_t)at * record.bytes, n, scratch);
@@ -43,7 +42,7 @@ static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, cons
             const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes +
                                  (k_record + at) * tile_bytes * R;
             (R == 1 ? kernel->row1 : kernel->row4)(
-                scratch, act, n, tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS);
+                scratch, act, n, tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS, at == 0);
         }
     }
 }
