@@ -60,6 +60,9 @@ Difference difference_find(const RunOutcome *reference, const RunOutcome *other)
     const size_t row_bytes = POSITION_BYTES + (size_t)n_sites * HASH_BYTES;
     const size_t n_rows = MIN(reference->trace->len, other->trace->len) / row_bytes;
     Difference d = {0};
+    if (layers_of(reference) == 0 || layers_of(other) == 0) {
+        return d; /* an answer that named no plan: nobody to name */
+    }
     for (uint32_t row = 0; row < n_rows; row++) { /* rows come in order of position, from 0 */
         const uint8_t *a = reference->trace->data + row * row_bytes + POSITION_BYTES,
                       *b = other->trace->data + row * row_bytes + POSITION_BYTES;
