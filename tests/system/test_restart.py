@@ -150,6 +150,30 @@ def case_revoked_survives():
     assert states()["gamma"] == "revoked"
 
 
+def case_supervised():
+    """weft up leaves a supervisor: a killed coordinator and a killed worker come back with nothing done; the job was kept; down ends all of it"""
+    cluster = Cluster(workers=2)
+    pids = {name: cluster.pid(name) for name in ("coordinator", "worker-1", "worker-2", "supervisor")}
+    run = ("run", model, "-p", "the same", "-n", 4, "--pp", 2, "--json", "-q")
+    assert cluster.weft(*run).ok().json()["digest"] == before["digest"]
+    os.kill(pids["coordinator"], signal.SIGKILL)
+    wait_for("another coordinator", lambda: cluster.pid("coordinator") != pids["coordinator"])
+    wait_for("an answer", lambda: cluster.weft("status", "-q").code == 0)
+    cluster.wait_states({"worker-1": ("serving",), "worker-2": ("serving",)}, "the job to be adopted")
+    assert cluster.weft(*run).ok().json()["timings"]["load_s"] == 0
+    os.kill(pids["worker-1"], signal.SIGKILL)
+    wait_for("another worker-1", lambda: cluster.pid("worker-1") != pids["worker-1"])
+    assert cluster.weft(*run).ok().json()["digest"] == before["digest"]  # waits for it
+    assert cluster.pid("worker-2") == pids["worker-2"]
+    os.kill(pids["supervisor"], signal.SIGKILL)
+    cluster.weft("up", "--workers", 2, "-q").ok()
+    assert cluster.pid("supervisor") != pids["supervisor"]
+    pids = {name: cluster.pid(name) for name in pids}
+    cluster.down()
+    for name, pid in pids.items():
+        assert not os.path.exists(f"/proc/{pid}/exe"), f"{name} outlives weft down"
+
+
 def case_up_after_deaths():
     """weft up: what died of its cluster is started again, what lives is kept; down and up find the same members"""
     cluster = Cluster(workers=2)

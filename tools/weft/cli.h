@@ -94,6 +94,7 @@ typedef struct LocalOptions {
     unsigned n_workers;
     uint64_t memory_bytes; /* budget of each worker; 0 = what is available, shared */
     bool detach;           /* the daemons outlive this command */
+    bool unsupervised;     /* with detach: this process will supervise them itself */
 } LocalOptions;
 /* Starts coordinator and workers with their state in `state`, waits until all are ready. Of a cluster that is alive in part, what
  * has ended is started again, as many workers as there were. */
@@ -102,6 +103,13 @@ LocalCluster *local_cluster_start(const char *state, const LocalOptions *o, cons
 typedef enum LocalState { LOCAL_NONE, LOCAL_PART, LOCAL_WHOLE } LocalState;
 LocalState local_cluster_state(const char *state);
 bool local_cluster_stop(const char *state, GError **error);
+/* Names of the daemons that ended although `up` knows them; NULL: this process is not the supervisor of `state` (any more), or nothing is up there. */
+GPtrArray *local_cluster_ended(const char *state);
+/* Starts one of them again; it has its certificate, and the coordinator its port. */
+bool local_cluster_revive(const char *state, const char *name, const LocalOptions *o, GError **error);
+/* supervise.c: starts again what ends until SIGTERM, SIGINT or `weft down`. This process becomes the supervisor. Returns the exit code. */
+int local_supervise(const char *state, const LocalOptions *o);
+bool local_become_supervisor(const char *state, GError **error);
 void local_cluster_free(LocalCluster *cluster); /* stops what was started with detach = false */
 /* For verbs with UP_OPTION: starts one when --up was given; sets common->state to it. NULL without error = not asked for. */
 LocalCluster *local_cluster_for(CommonOptions *common, GError **error);

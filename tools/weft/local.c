@@ -1,7 +1,8 @@
 /* A cluster on this machine: real daemons with mutual TLS on loopback, for `weft up`, `weft down` and --up N.
  *
  * STATE/coordinator, STATE/worker-N: the daemons' own state; STATE/cache: slices, shared; STATE/NAME.log: their logs; STATE/up: one line a process, "name pid
- * start-time", so that `down` stops what `up` started and nothing that got its number later. */
+ * start-time", so that `down` stops what `up` started and nothing that got its number later. The last of them is the supervisor (supervise.c), which starts again
+ * what ends. It alone changes the file while it lives: whoever else wants to ends it first. */
 #include "tools/weft/cli.h"
 
 #include "proto/base/error.h"
@@ -131,6 +132,9 @@ static void in_child(gpointer user)
     dup2(null, 0);
     dup2(log, 1);
     dup2(log, 2);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL); /* the supervisor blocks what its children must hear */
     setsid();
     if (!s->detach) {
         prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -372,6 +376,114 @@ static bool start_workers(const char *state, const LocalOptions *o, const Common
     return ok;
 }
 
+/* ---- the supervisor ---- */
+
+#define SUPERVISOR "supervisor"
+
+static Process *find_process(GPtrArray *list, const char *name)
+{
+    for (guint i = 0; i < list->len; i++) {
+        Process *p = g_ptr_array_index(list, i);
+        if (strcmp(p->name, name) == 0) {
+            return p;
+        }
+    }
+    return NULL;
+}
+
+/* Ends it, when it is done with what it does, so that the file may be changed. */
+static void stop_supervisor(const char *state)
+{
+    g_autoptr(GPtrArray) list = read_processes(state);
+    const Process *p = find_process(list, SUPERVISOR);
+    if (p == NULL || !process_alive(p) || p->pid == getpid()) {
+        return;
+    }
+    const gint64 limit = g_get_monotonic_time() + STOP_TIMEOUT_US;
+    kill(p->pid, SIGTERM);
+    while (process_alive(p)) {
+        waitpid(p->pid, NULL, WNOHANG);
+        if (g_get_monotonic_time() > limit) {
+            kill(p->pid, SIGKILL);
+        }
+        g_usleep(POLL_US);
+    }
+}
+
+static bool start_supervisor(const char *state, const LocalOptions *o, GPtrArray *list, GError **error)
+{
+    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, o->memory_bytes);
+    char *argv[] = {"weft", "up", "--supervise", "--state", (char *)state, o->memory_bytes > 0 ? "--memory" : NULL, memory, NULL};
+    return start_process(state, SUPERVISOR, argv, NULL, true, list, error) && write_processes(state, list, error);
+}
+
+bool local_become_supervisor(const char *state, GError **error)
+{
+    stop_supervisor(state);
+    g_autoptr(GPtrArray) list = read_processes(state);
+    Process *p = find_process(list, SUPERVISOR);
+    if (p != NULL && p->pid == getpid()) {
+        return true;
+    }
+    if (p != NULL) {
+        g_ptr_array_remove(list, p);
+    }
+    p = g_new0(Process, 1);
+    *p = (Process){g_strdup(SUPERVISOR), getpid(), start_time_of(getpid())};
+    g_ptr_array_add(list, p);
+    return write_processes(state, list, error);
+}
+
+GPtrArray *local_cluster_ended(const char *state)
+{
+    while (waitpid(-1, NULL, WNOHANG) > 0) {
+    }
+    g_autoptr(GPtrArray) list = read_processes(state);
+    const Process *own = find_process(list, SUPERVISOR);
+    if (own == NULL || own->pid != getpid()) {
+        return NULL;
+    }
+    GPtrArray *ended = g_ptr_array_new_with_free_func(g_free);
+    for (guint i = 0; i < list->len; i++) {
+        const Process *p = g_ptr_array_index(list, i);
+        if (!process_alive(p)) {
+            g_ptr_array_add(ended, g_strdup(p->name));
+        }
+    }
+    return ended;
+}
+
+static unsigned count_workers(GPtrArray *list)
+{
+    unsigned n = 0;
+    for (guint i = 0; i < list->len; i++) {
+        n += g_str_has_prefix(((const Process *)g_ptr_array_index(list, i))->name, "worker-");
+    }
+    return n;
+}
+
+/* Only its own entry is replaced: others that ended meanwhile stay to be found. */
+bool local_cluster_revive(const char *state, const char *name, const LocalOptions *wish, GError **error)
+{
+    g_autoptr(GPtrArray) all = read_processes(state);
+    g_autoptr(GPtrArray) fresh = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
+    LocalOptions o = *wish;
+    o.n_workers = count_workers(all);
+    Weft__V1__CreateTokenResponse nobody = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT;
+    unsigned i = 0;
+    bool ok = sscanf(name, "worker-%u", &i) == 1 ? start_worker(state, i - 1, &o, &nobody, "", fresh, error)
+                                                 : start_coordinator(state, true, fresh, error);
+    Process *old = find_process(all, name);
+    if (fresh->len > 0 && old != NULL) { /* also when it did not come up in time */
+        const Process *now = g_ptr_array_index(fresh, 0);
+        old->pid = now->pid;
+        g_free(old->started);
+        old->started = g_strdup(now->started);
+        ok = write_processes(state, all, ok ? error : NULL) && ok;
+    }
+    return ok;
+}
+
 /* ---- the outside ---- */
 
 LocalState local_cluster_state(const char *state)
@@ -427,6 +539,7 @@ static bool wait_for_end(GPtrArray *list, gint64 timeout_us)
 
 bool local_cluster_stop(const char *state, GError **error)
 {
+    stop_supervisor(state);
     g_autoptr(GPtrArray) list = read_processes(state);
     g_autofree char *path = g_build_filename(state, "up", NULL);
     signal_all(list, SIGCONT);
@@ -444,6 +557,7 @@ bool local_cluster_stop(const char *state, GError **error)
 
 LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish, const CommonOptions *common, GError **error)
 {
+    stop_supervisor(state);
     g_autoptr(GPtrArray) list = read_processes(state);
     LocalOptions o = *wish;
     const unsigned n_before = keep_alive_only(list);
@@ -459,7 +573,7 @@ LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish, c
     cluster->state = g_strdup(state);
     cluster->temporary = !o.detach;
     if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) || !write_processes(state, list, error) ||
-        !start_workers(state, &o, common, list, error)) {
+        !start_workers(state, &o, common, list, error) || (o.detach && !o.unsupervised && !start_supervisor(state, wish, list, error))) {
         write_processes(state, list, NULL);
         if (!part) {
             local_cluster_stop(state, NULL);

@@ -6,11 +6,14 @@
 typedef struct UpOptions {
     CommonOptions common;
     uint64_t workers, memory;
+    bool supervise;
 } UpOptions;
 
 static const Option UP_OPTIONS[] = {
     {"workers", 'w', OPTION_COUNT, offsetof(UpOptions, workers), "N", "worker daemons to start", NULL, 1, 64, NULL, false},
     {"memory", 0, OPTION_SIZE, offsetof(UpOptions, memory), "SIZE", "memory budget of each worker (default: what is available, shared)", NULL, 0, 0, NULL, false},
+    {"supervise", 0, OPTION_FLAG, offsetof(UpOptions, supervise), "", "stay, and start again what ends (as `up` leaves a process behind to do)", NULL, 0, 0, NULL,
+     false},
     COMMON_OPTIONS(UpOptions),
     {0},
 };
@@ -37,6 +40,10 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     }
     g_autofree char *state = cli_state_directory(&o->common);
     const LocalState found = local_cluster_state(state);
+    const LocalOptions options = {.n_workers = (unsigned)o->workers, .memory_bytes = o->memory, .detach = true, .unsupervised = o->supervise};
+    if (o->supervise && found != LOCAL_NONE && !o->common.dry_run) {
+        return local_supervise(state, &options);
+    }
     if (found == LOCAL_WHOLE) {
         if (!o->common.quiet) {
             fprintf(stderr, "a cluster is running already in %s\n", state);
@@ -57,7 +64,6 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
         return 0;
     }
     GError *error = NULL;
-    const LocalOptions options = {.n_workers = (unsigned)o->workers, .memory_bytes = o->memory, .detach = true};
     LocalCluster *cluster = local_cluster_start(state, &options, &o->common, &error);
     if (cluster == NULL) {
         return cli_fail(error);
@@ -71,7 +77,7 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     } else if (!o->common.quiet) {
         fprintf(stderr, "cluster is up in %s; `weft down` stops it\n", state);
     }
-    return 0;
+    return o->supervise ? local_supervise(state, &options) : 0;
 }
 
 const Verb VERB_UP = {"up", "[--workers N]", "start a cluster on this machine", UP_OPTIONS, sizeof(UpOptions), up_defaults, up_run};
