@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#define LEAST_MEMORY (INT64_C(20) << 20) /* a rank of the model fits, two mostly do not */
 #define PATIENCE_MS 60000u
 #define LAST_FAULT_US (INT64_C(9) * 1000000)
 
@@ -51,16 +52,21 @@ static void draw_layout(StreamPlan *plan, Random *random, unsigned n_workers)
 
 static void draw_streams(Schedule *s, Random *random)
 {
-    StreamPlan layout;
-    draw_layout(&layout, random, s->n_workers);
+    StreamPlan layouts[2] = {0};
+    draw_layout(&layouts[0], random, s->n_workers);
+    layouts[1] = layouts[0];
+    if (draw(random, 5) == 0) { /* two deployments share the workers */
+        draw_layout(&layouts[1], random, s->n_workers);
+    }
     s->n_streams = 1 + (unsigned)draw(random, SCHEDULE_STREAMS - 2);
     for (unsigned i = 0; i < s->n_streams; i++) {
         StreamPlan *plan = &s->streams[i];
-        *plan = layout;
+        *plan = layouts[draw(random, 2)];
         plan->request = (unsigned)draw(random, REFERENCE_REQUESTS);
-        plan->n_tokens = (uint32_t)between(random, 3, REFERENCE_TOKENS);
+        plan->n_tokens = (uint32_t)between(random, draw(random, 4) ? 25 : 3, REFERENCE_TOKENS);
         plan->begin_us = draw(random, 2) ? between(random, 0, LAST_FAULT_US / 2)
                                          : between(random, 0, WHOLE_SECOND);
+        plan->deadline_ms = draw(random, 10) == 0 ? (uint32_t)between(random, 50, 5000) : 0;
         plan->cancel_us = draw(random, 8) == 0 ? between(random, 1000, 3 * WHOLE_SECOND) : 0;
     }
 }
@@ -80,13 +86,13 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
                                       FAULT_COORDINATOR_KILL,
                                       FAULT_COORDINATOR_FREEZE,
                                       FAULT_ALL_SILENT};
-    /* Mostly while a stream is open: it loads, starts and computes for about so long. */
-    const int64_t stream_us = 2 * (s->step_least_us + s->step_most_us) * REFERENCE_TOKENS / 2;
     static const int64_t lasts_us[] = {20000, 400000, 1000000, 3000000, 6000000};
     f->kind = often[draw(random, G_N_ELEMENTS(often))];
     f->a = (unsigned)draw(random, s->n_workers);
     f->b = (f->a + 1 + (unsigned)draw(random, s->n_workers - 1)) % s->n_workers;
+    /* Mostly while a stream computes. */
     const StreamPlan *stream = &s->streams[draw(random, s->n_streams)];
+    const int64_t stream_us = (s->step_least_us + s->step_most_us) / 2 * stream->n_tokens;
     f->at_us = draw(random, 4) == 0 ? between(random, 0, LAST_FAULT_US)
                                     : stream->begin_us + between(random, 0, stream_us);
     f->for_us = between(random, 1000, lasts_us[draw(random, G_N_ELEMENTS(lasts_us))]);
@@ -105,9 +111,10 @@ void schedule_draw(Schedule *s, uint64_t seed)
     draw_streams(s, r);
     s->step_least_us = between(r, 1000, 20000);
     s->step_most_us = s->step_least_us + between(r, 0, 40000);
+    s->memory_bytes = (uint64_t)between(r, LEAST_MEMORY, 3 * LEAST_MEMORY);
     s->link_us = between(r, 100, 3000);
     s->rpc_jitter_us = draw(r, 2) ? between(r, 100, 30000) : 0;
-    s->n_faults = (unsigned)draw(r, draw(r, 3) == 0 ? SCHEDULE_FAULTS : 5);
+    s->n_faults = draw(r, 4) == 0 ? 1 : (unsigned)draw(r, draw(r, 3) == 0 ? SCHEDULE_FAULTS : 5);
     for (unsigned i = 0; i < s->n_faults; i++) {
         draw_fault(&s->faults[i], r, s);
         s->repair_us = MAX(s->repair_us, s->faults[i].at_us + s->faults[i].for_us);
@@ -123,8 +130,11 @@ void schedule_draw(Schedule *s, uint64_t seed)
 
 int64_t schedule_stall_us(const Schedule *s)
 {
-    const StreamPlan *plan = &s->streams[0];
-    const bool spare = s->n_workers > plan->dp * plan->pp * plan->tp;
+    bool spare = true;
+    for (unsigned i = 0; i < s->n_streams; i++) {
+        const StreamPlan *plan = &s->streams[i];
+        spare = spare && s->n_workers > plan->dp * plan->pp * plan->tp;
+    }
     if (s->n_faults != 1 || !spare || s->trouble.swap || s->trouble.flip) {
         return 0;
     }
@@ -160,14 +170,14 @@ static void fault_text(GString *out, const Fault *f)
 char *schedule_text(const Schedule *s)
 {
     GString *out = g_string_new(NULL);
-    g_string_append_printf(out,
-                           "seed %" G_GUINT64_FORMAT ": %u workers, steps of %.1f to %.1f ms, "
-                           "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip "
-                           "%u, lost requests wait %u ms\n",
-                           s->seed, s->n_workers, (double)s->step_least_us / 1e3,
-                           (double)s->step_most_us / 1e3, (double)s->link_us / 1e3,
-                           (double)s->rpc_jitter_us / 1e3, s->trouble.repeat, s->trouble.swap,
-                           s->trouble.flip, s->recovery_wait_ms);
+    g_string_append_printf(
+        out,
+        "seed %" G_GUINT64_FORMAT ": %u workers of %.1f MiB, steps of %.1f to %.1f ms, "
+        "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip "
+        "%u, lost requests wait %u ms\n",
+        s->seed, s->n_workers, (double)s->memory_bytes / 1048576, (double)s->step_least_us / 1e3,
+        (double)s->step_most_us / 1e3, (double)s->link_us / 1e3, (double)s->rpc_jitter_us / 1e3,
+        s->trouble.repeat, s->trouble.swap, s->trouble.flip, s->recovery_wait_ms);
     for (unsigned i = 0; i < s->n_streams; i++) {
         const StreamPlan *p = &s->streams[i];
         g_string_append_printf(out,
@@ -175,6 +185,9 @@ char *schedule_text(const Schedule *s)
                                "%.3f s",
                                i, p->request, p->n_tokens, p->dp, p->pp, p->tp,
                                (double)p->begin_us / 1e6);
+        if (p->deadline_ms) {
+            g_string_append_printf(out, ", within %u ms", p->deadline_ms);
+        }
         if (p->cancel_us) {
             g_string_append_printf(out, ", cancelled after %.3f s", (double)p->cancel_us / 1e6);
         }

@@ -32,7 +32,8 @@ typedef struct Schedule {
     unsigned n_workers, n_streams, n_faults;
     StreamPlan streams[SCHEDULE_STREAMS];
     Fault faults[SCHEDULE_FAULTS];
-    SimTrouble trouble; /* until the repair */
+    uint64_t memory_bytes; /* of each worker */
+    SimTrouble trouble;    /* until the repair */
     int64_t step_least_us, step_most_us, link_us, rpc_jitter_us;
     uint32_t recovery_wait_ms; /* of the coordinator */
     int64_t repair_us;         /* everything is put right then, and stays so */

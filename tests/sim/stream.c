@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define RETRY_US 300000
+#define DEADLINE_SLACK_US 200000 /* messages on their way */
 
 static void stream_submit(void *user);
 
@@ -121,6 +122,21 @@ static bool may_be_told(const Stream *s, const GError *error)
            may_be_refused(error);
 }
 
+/* Not before its time, nor (when the coordinator was there all the while) much later. */
+static void on_deadline(Stream *s)
+{
+    const int64_t took_us = now_of(s) - s->begun_us, given_us = (int64_t)s->plan.deadline_ms * 1000;
+    const Whole *w = s->history->whole;
+    const bool there = w->coordinator_up_us < s->begun_us &&
+                       w->coordinator_frozen_us < s->begun_us && !w->coordinator_frozen;
+    if (given_us == 0 || took_us < given_us || (there && took_us > given_us + DEADLINE_SLACK_US)) {
+        history_violate(s->history, "deadlines hold",
+                        "stream %u was told after %.3f s that its deadline of %u ms passed",
+                        s->index, (double)took_us / 1e6, s->plan.deadline_ms);
+    }
+    s->state = STREAM_DONE;
+}
+
 static void on_done(const GError *error, void *user)
 {
     Stream *s = user;
@@ -137,6 +153,10 @@ static void on_done(const GError *error, void *user)
     }
     log_info(&s->history->whole->log, "stream %u after %u tokens: error %d: %s", s->index, s->n_got,
              error->code, error->message);
+    if (error->code == WEFT_ERROR_DEADLINE) {
+        on_deadline(s);
+        return;
+    }
     if (!may_be_told(s, error)) {
         history_violate(s->history, "a stream goes on",
                         "stream %u was told after %u tokens (%d): %s", s->index, s->n_got,
@@ -188,6 +208,7 @@ static void stream_submit(void *user)
     request.sampler = (Weft__V1__Sampler *)&r->sampler;
     request.seed_given = true;
     request.ignore_end = true;
+    request.deadline_ms = s->plan.deadline_ms;
     request.layout = &layout;
     const RpcCallbacks callbacks = {.on_message = on_event, .on_done = on_done};
     s->call = rpc_call_start(s->history->whole->client, &weft__v1__serve__descriptor, "Run",

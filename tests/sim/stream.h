@@ -8,7 +8,7 @@
 typedef enum StreamState {
     STREAM_WAITING, /* not begun, or about to try again */
     STREAM_OPEN,
-    STREAM_DONE,
+    STREAM_DONE, /* or its deadline passed */
     STREAM_CANCELLED,
 } StreamState;
 
@@ -17,7 +17,8 @@ typedef struct StreamPlan {
     uint32_t n_tokens; /* at most REFERENCE_TOKENS */
     uint32_t dp, pp, tp;
     int64_t begin_us;
-    int64_t cancel_us; /* after its begin; 0 = never */
+    uint32_t deadline_ms; /* 0 = none */
+    int64_t cancel_us;    /* after its begin; 0 = never */
 } StreamPlan;
 
 typedef struct Stream {

@@ -96,8 +96,9 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
     Trial trial = {.n_streams = schedule->n_streams};
     History *h = &trial.history;
     const SimEngineHooks hooks = watch_hooks(h);
-    Whole *w = h->whole = whole_new(foundation, schedule->seed, schedule->n_workers,
-                                    schedule->recovery_wait_ms, &hooks, chatty);
+    Whole *w = h->whole =
+        whole_new(foundation, schedule->seed, schedule->n_workers, schedule->memory_bytes,
+                  schedule->recovery_wait_ms, &hooks, chatty);
     watch_begin(h);
     for (unsigned i = 0; i < schedule->n_workers; i++) {
         whole_start_worker(w, i);

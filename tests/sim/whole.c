@@ -7,7 +7,6 @@
 #include <string.h>
 
 #define JOIN "coordinator:2"
-#define WORKER_MEMORY (UINT64_C(64) << 20)
 
 /* ---- log ------------------------------------------------------------------------------------- */
 
@@ -61,6 +60,7 @@ void whole_start_coordinator(Whole *w)
                                         .models_dir = w->foundation->dir,
                                         .recovery_wait_ms = w->recovery_wait_ms};
     w->n_incarnations++;
+    w->coordinator_up_us = sim_world_now_us(w->world);
     w->coordinator_frozen = false;
     w->coordinator = coordinator_new(&options);
     coordinator_start(w->coordinator, on_started, w);
@@ -83,6 +83,7 @@ void whole_freeze_coordinator(Whole *w, bool frozen)
 {
     if (w->coordinator) {
         w->coordinator_frozen = frozen;
+        w->coordinator_frozen_us = sim_world_now_us(w->world);
         sim_loop_freeze(w->coordinator_loop, frozen);
     }
 }
@@ -146,7 +147,7 @@ void whole_start_worker(Whole *w, unsigned i)
                                   .identity = &identity,
                                   .listen = worker->address,
                                   .host = host,
-                                  .memory_bytes = WORKER_MEMORY,
+                                  .memory_bytes = w->memory_bytes,
                                   .threads = 1,
                                   .isa = kernels_best_isa(),
                                   .numerics_classes = 1,
@@ -304,7 +305,8 @@ static void open_client(Whole *w)
 }
 
 Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers,
-                 uint32_t recovery_wait_ms, const SimEngineHooks *hooks, bool chatty)
+                 uint64_t memory_bytes, uint32_t recovery_wait_ms, const SimEngineHooks *hooks,
+                 bool chatty)
 {
     g_assert(n_workers <= WHOLE_WORKERS);
     Whole *w = g_new0(Whole, 1);
@@ -318,6 +320,7 @@ Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers
     w->director = sim_world_loop(w->world);
     w->n_workers = n_workers;
     w->chatty = chatty;
+    w->memory_bytes = memory_bytes;
     w->recovery_wait_ms = recovery_wait_ms;
     w->log = (Log){.min_level = chatty ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .write = log_write};
     for (unsigned i = 0; i < n_workers; i++) {

@@ -46,11 +46,13 @@ struct Whole {
     Loop *coordinator_loop;
     unsigned n_incarnations;
     uint32_t recovery_wait_ms; /* of the next coordinator */
-    int64_t coordinator_died_us;
+    int64_t coordinator_up_us, coordinator_died_us,
+        coordinator_frozen_us; /* last; frozen: until then */
     bool coordinator_frozen;
     WholeWorker workers[WHOLE_WORKERS];
     unsigned n_workers;
-    bool over; /* being taken apart: what was planned for it does not happen */
+    uint64_t memory_bytes; /* of each */
+    bool over;             /* being taken apart: what was planned for it does not happen */
     bool chatty;
     Log log;
     int64_t last_fault_us; /* when something was done to it last */
@@ -59,7 +61,8 @@ struct Whole {
 /* The coordinator runs, no worker does. Enters the world (sim_engine.h). chatty: every log line
  * goes to standard error. */
 Whole *whole_new(const Foundation *foundation, uint64_t seed, unsigned n_workers,
-                 uint32_t recovery_wait_ms, const SimEngineHooks *hooks, bool chatty);
+                 uint64_t memory_bytes, uint32_t recovery_wait_ms, const SimEngineHooks *hooks,
+                 bool chatty);
 /* Ends every process and forgets the world. */
 void whole_free(Whole *whole);
 
