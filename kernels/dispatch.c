@@ -59,7 +59,7 @@ static void report_add(GString *report, const char *what, const char *name)
 static char *report_make(const Kernels *k, const Kernels *generic)
 {
     static const char *const acts[] = {"F32", "BF16", "Q8_32", "Q8_256"};
-    static const char *const kv[] = {"F16", "BF16", "F32"};
+    static const char *const kv[] = {"F16", "BF16", "F32", "Q8"};
     GString *report = g_string_new(NULL);
     if (k == generic) {
         return g_string_free(report, FALSE);
@@ -74,7 +74,7 @@ static char *report_make(const Kernels *k, const Kernels *generic)
             report_add(report, "act_quantise", acts[i]);
         }
     }
-    for (uint32_t i = 0; i < 3; i++) {
+    for (uint32_t i = 0; i < KV_TYPE_LIMIT; i++) {
         if (k->kv_write[i] && k->kv_write[i] == generic->kv_write[i]) {
             report_add(report, "kv_write", kv[i]);
         }

@@ -48,8 +48,8 @@ typedef struct Kernels {
     SwigluFn swiglu;
     AddFn add;
     RopeApplyFn rope_apply;
-    KvWriteFn kv_write[3];    /* by KvType */
-    AttentionFn attention[3]; /* by KvType */
+    KvWriteFn kv_write[KV_TYPE_LIMIT];    /* by KvType */
+    AttentionFn attention[KV_TYPE_LIMIT]; /* by KvType */
     AttentionCombineFn attention_combine;
     ChunkStatsFn chunk_stats;
     GumbelFn gumbel;

@@ -118,11 +118,11 @@ static void add_attention(const Context *c, uint32_t k, const Step *step, Part *
     rank_heads(c->spec, &c->stage->ranks[k], &first, &n_heads);
     model_spec_kv_heads_of(c->spec, first, n_heads, &kv_first, &n_kv_heads);
     Speed speed = speed_of(c->ranks[k]);
-    double element = c->plan->definition.kv_type == KV_F32 ? 4.0 : 2.0;
     double depth = c->spec->window != 0 ? MIN(step->depth, c->spec->window) : step->depth;
-    double size = c->spec->head_size;
+    double size = c->spec->head_size,
+           row_bytes = kv_row_bytes(c->plan->definition.kv_type, c->spec->head_size);
     part->memory_s +=
-        step->sequences * depth * n_kv_heads * size * 2.0 * element / speed.read_bytes_per_s;
+        step->sequences * depth * n_kv_heads * 2.0 * row_bytes / speed.read_bytes_per_s;
     part->compute_s += 4.0 * step->rows * depth * n_heads * size / speed.f32_ops_per_s;
 }
 

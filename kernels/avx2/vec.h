@@ -245,6 +245,13 @@ VEC_FN Vec vec_load_bf16(const uint16_t *p)
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 
+/* VEC_LANES int8, converted. */
+VEC_FN Vec vec_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+
 VEC_FN void vec_store_f16(uint16_t *p, Vec v)
 {
     _mm_storeu_si128((__m128i *)p,

@@ -10,7 +10,7 @@
 #include "kernels/vector/rope.h"
 #include "kernels/vector/sample.h"
 
-/* kv_write of f32 stays generic: it copies. */
+/* kv_write of f32 and q8 stays generic: it copies, or is nothing beside the products of a row. */
 void kernels_fill_avx512_ops(Kernels *kernels)
 {
     kernels->rms_norm = rms_norm_vector;
@@ -22,6 +22,7 @@ void kernels_fill_avx512_ops(Kernels *kernels)
     kernels->attention[KV_F16] = attention_f16_vector;
     kernels->attention[KV_BF16] = attention_bf16_vector;
     kernels->attention[KV_F32] = attention_f32_vector;
+    kernels->attention[KV_Q8] = attention_q8_vector;
     kernels->attention_combine = attention_combine_vector;
     kernels->chunk_stats = chunk_stats_vector;
     kernels->gumbel = gumbel_vector;

@@ -243,6 +243,13 @@ VEC_FN Vec vec_load_bf16(const uint16_t *p)
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 
+/* VEC_LANES int8, converted. */
+VEC_FN Vec vec_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+
 VEC_FN void vec_store_f16(uint16_t *p, Vec v)
 {
     _mm256_storeu_si256((__m256i *)p,

@@ -12,21 +12,30 @@
 #include "kernels/ops/embed.h"
 #include "kernels/ops/math.h"
 
-typedef float (*LoadFn)(const void *block, size_t index);
+/* Element `index` of a block, of position `key`. */
+typedef float (*LoadFn)(const void *block, size_t index, uint32_t key, uint32_t head_size);
 
-static float load_f16(const void *block, size_t index)
+static float load_f16(const void *block, size_t index, uint32_t key, uint32_t head_size)
 {
+    (void)key, (void)head_size;
     return f16_to_f32(((const uint16_t *)block)[index]);
 }
 
-static float load_bf16(const void *block, size_t index)
+static float load_bf16(const void *block, size_t index, uint32_t key, uint32_t head_size)
 {
+    (void)key, (void)head_size;
     return bf16_to_f32(((const uint16_t *)block)[index]);
 }
 
-static float load_f32(const void *block, size_t index)
+static float load_f32(const void *block, size_t index, uint32_t key, uint32_t head_size)
 {
+    (void)key, (void)head_size;
     return ((const float *)block)[index];
+}
+
+static float load_q8(const void *block, size_t index, uint32_t key, uint32_t head_size)
+{
+    return (float)((const int8_t *)block)[index] * kv_q8_scales(block, head_size)[key];
 }
 
 size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size)
@@ -88,7 +97,7 @@ static void block_partial(const AttentionArgs *args, const float *q, uint32_t bl
     for (uint32_t j = low; j < high; j++) {
         float dot = 0.0f;
         for (uint32_t d = 0; d < args->head_size; d++) {
-            dot = fmaf(q[d], load(k, (size_t)d * KV_BLOCK + j), dot);
+            dot = fmaf(q[d], load(k, (size_t)d * KV_BLOCK + j, j, args->head_size), dot);
         }
         p[j] = dot * args->scale;
         m = j == low || p[j] > m ? p[j] : m;
@@ -99,7 +108,7 @@ static void block_partial(const AttentionArgs *args, const float *q, uint32_t bl
     for (uint32_t d = 0; d < args->head_size; d++) {
         float o = 0.0f;
         for (uint32_t j = low; j < high; j++) {
-            o = fmaf(p[j], load(v, (size_t)j * args->head_size + d), o);
+            o = fmaf(p[j], load(v, (size_t)j * args->head_size + d, j, args->head_size), o);
         }
         out[2 + d] = o;
     }
@@ -197,4 +206,9 @@ void attention_bf16_generic(const AttentionArgs *args)
 void attention_f32_generic(const AttentionArgs *args)
 {
     attention(args, load_f32);
+}
+
+void attention_q8_generic(const AttentionArgs *args)
+{
+    attention(args, load_q8);
 }

@@ -17,11 +17,14 @@ void kv_write_f16_generic(const float *k, const float *v, uint32_t head_size, ui
                           void *k_block, void *v_block);
 void kv_write_bf16_generic(const float *k, const float *v, uint32_t head_size, uint32_t slot,
                            void *k_block, void *v_block);
+void kv_write_q8_generic(const float *k, const float *v, uint32_t head_size, uint32_t slot,
+                         void *k_block, void *v_block);
 void kv_write_f32_generic(const float *k, const float *v, uint32_t head_size, uint32_t slot,
                           void *k_block, void *v_block);
 void attention_f16_generic(const AttentionArgs *args);
 void attention_bf16_generic(const AttentionArgs *args);
 void attention_f32_generic(const AttentionArgs *args);
+void attention_q8_generic(const AttentionArgs *args);
 void attention_combine_generic(float *partials, size_t stride, uint32_t n_runs, uint32_t head_size,
                                float *out);
 bool chunk_stats_generic(const float *logits, uint32_t n, float *m_out, float *l_out);

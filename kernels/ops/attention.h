@@ -1,11 +1,14 @@
 /* Attention over paged keys and values (NUMERICS 5).
  *
  * One page = KV_BLOCK = 32 positions of one (layer, KV head): K block is [head_size][32] (a lane is
- * a key), V block is [32][head_size], element type KvType. For query q and block b: score_j = (sum
- * over d, sequential from +0, fmaf(q[d], k[d][j])) * scale; m = max over visible j; p_j =
- * exp32(score_j - m), invisible: not there; s = lanes j folded by node(0,32) with missing lanes
- * skipped as operands; o[d] = sequential over visible j of fmaf(p_j, v[j][d], o[d]) from +0. Blocks
- * merge by the growing tree (NUMERICS 2, 5). Result o[d] / s. */
+ * a key), V block is [32][head_size], element type KvType. KV_Q8: int8 elements in this order, then
+ * float scale[32], by position; a row x of one position and head becomes scale = max|x| / 127 and
+ * q = x / scale rounded to nearest even, within +-127 (all 0 where the scale is 0; a row that is
+ * not finite gets a NaN for its scale), and reads as (float)q * scale, rounded. For query q and
+ * block b: score_j = (sum over d, sequential from +0, fmaf(q[d], k[d][j])) * scale; m = max over
+ * visible j; p_j = exp32(score_j - m), invisible: not there; s = lanes j folded by node(0,32) with
+ * missing lanes skipped as operands; o[d] = sequential over visible j of fmaf(p_j, v[j][d], o[d])
+ * from +0. Blocks merge by the growing tree (NUMERICS 2, 5). Result o[d] / s. */
 #pragma once
 #include "proto/plan/plan.h"
 #include <stddef.h>
@@ -14,11 +17,17 @@
 /* Bytes of one K (or V) block. */
 static inline size_t kv_block_bytes(KvType type, uint32_t head_size)
 {
-    return (size_t)KV_BLOCK * head_size * (type == KV_F32 ? 4u : 2u);
+    return (size_t)KV_BLOCK * kv_row_bytes(type, head_size);
+}
+
+/* The 32 scales of a KV_Q8 block. */
+static inline const float *kv_q8_scales(const void *block, uint32_t head_size)
+{
+    return (const float *)(const void *)((const int8_t *)block + (size_t)KV_BLOCK * head_size);
 }
 
 /* Writes one position's key and value (after RoPE) of one KV head into slot `slot` (0..31) of its
- * page, rounded to the type (nearest even). */
+ * page, rounded to the type (nearest even). Blocks of KV_F32 and KV_Q8 are aligned to 4 bytes. */
 typedef void (*KvWriteFn)(const float *k, const float *v, uint32_t head_size, uint32_t slot,
                           void *k_block, void *v_block);
 

@@ -1,7 +1,7 @@
 /* Attention in tiles: up to ATTENTION_TILE (row, head) pairs, the items, walk the key blocks
  * together. A 16-bit block that many items read is converted to f32 once; few (decoding) convert
- * while they read. Every item's arithmetic is that of generic/attention.c: the tile shares loads,
- * never sums.
+ * while they read. An 8-bit block is always converted first: its scales are by key. Every item's
+ * arithmetic is that of generic/attention.c: the tile shares loads, never sums.
  *
  *   for each block:  scores  K block [head_size][32]  x  q of a group of items -> p [item][32]
  *                    softmax of each item's visible lanes                      -> m, s, p
@@ -71,6 +71,54 @@ VEC_FN void kv_convert(KvType type, const void *block, size_t n_values, float *o
 {
     for (size_t i = 0; i < n_values; i += VEC_LANES) {
         vec_store(out + i, kv_load(type, block, i));
+    }
+}
+
+/* An 8-bit K block [head_size][32]: lanes are keys, so are the scales. */
+VEC_FN void kv_convert_q8_k(const void *block, uint32_t head_size, float *out)
+{
+    const int8_t *q = block;
+    const float *scales = kv_q8_scales(block, head_size);
+    Vec scale[BLOCK_VECS];
+#pragma GCC unroll 4
+    for (unsigned v = 0; v < BLOCK_VECS; v++) {
+        scale[v] = vec_load(scales + v * VEC_LANES);
+    }
+    for (size_t d = 0; d < head_size; d++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < BLOCK_VECS; v++) {
+            const size_t at = d * KV_BLOCK + v * VEC_LANES;
+            vec_store(out + at, vec_mul(vec_load_i8(q + at), scale[v]));
+        }
+    }
+}
+
+/* An 8-bit V block [32][head_size]. */
+VEC_FN void kv_convert_q8_v(const void *block, uint32_t head_size, float *out)
+{
+    const float *scales = kv_q8_scales(block, head_size);
+    for (size_t j = 0; j < KV_BLOCK; j++) {
+        const int8_t *q = (const int8_t *)block + j * head_size;
+        float *row = out + j * head_size;
+        uint32_t d = 0;
+        for (; d + VEC_LANES <= head_size; d += VEC_LANES) {
+            vec_store(row + d, vec_mul(vec_load_i8(q + d), vec_all(scales[j])));
+        }
+        for (; d < head_size; d++) {
+            row[d] = (float)q[d] * scales[j];
+        }
+    }
+}
+
+VEC_FN void kv_convert_blocks(const Tile *tile, KvType type, const void *k, const void *v)
+{
+    const uint32_t head_size = tile->args->head_size;
+    if (type == KV_Q8) {
+        kv_convert_q8_k(k, head_size, tile->k);
+        kv_convert_q8_v(v, head_size, tile->v);
+    } else {
+        kv_convert(type, k, (size_t)head_size * KV_BLOCK, tile->k);
+        kv_convert(type, v, (size_t)head_size * KV_BLOCK, tile->v);
     }
 }
 
@@ -385,7 +433,6 @@ VEC_FN void finish(Tile *tile, uint32_t i)
 VEC_FN void tile_run(Tile *tile, KvType type)
 {
     const AttentionArgs *args = tile->args;
-    const size_t n_values = (size_t)args->head_size * KV_BLOCK;
     uint32_t first = 0, end = 0; /* active items: those that see a key of the block */
     for (uint32_t block = tile->items[0].first / KV_BLOCK; first < tile->n_items; block++) {
         const uint32_t start = block * KV_BLOCK;
@@ -393,11 +440,10 @@ VEC_FN void tile_run(Tile *tile, KvType type)
             end++;
         }
         const void *k = args->k_blocks[block], *v = args->v_blocks[block];
-        const bool convert = type != KV_F32 && end - first > CONVERT_ABOVE;
+        const bool convert = type == KV_Q8 || (type != KV_F32 && end - first > CONVERT_ABOVE);
         const uint32_t slot = (block & 1u) == 0 ? 0 : RUN;
         if (convert) {
-            kv_convert(type, k, n_values, tile->k);
-            kv_convert(type, v, n_values, tile->v);
+            kv_convert_blocks(tile, type, k, v);
             scores(tile, KV_F32, tile->k, first, end);
         } else {
             scores(tile, type, k, first, end);
@@ -481,6 +527,11 @@ static void attention_bf16_vector(const AttentionArgs *args)
 static void attention_f32_vector(const AttentionArgs *args)
 {
     attention_vector(args, KV_F32);
+}
+
+static void attention_q8_vector(const AttentionArgs *args)
+{
+    attention_vector(args, KV_Q8);
 }
 
 /* right = left merged with right, partials of one row and head; s = 0: no operand. */

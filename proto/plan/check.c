@@ -276,7 +276,7 @@ static void check_counts(const Check *c)
     check_count(c, "the number of KV pages", plan->kv_pages,
                 ((uint64_t)d->context + KV_BLOCK - 1) / KV_BLOCK, KV_PAGES_LIMIT);
     check_count(c, "the rows of a step", plan->max_rows, 1, MAX_ROWS_LIMIT);
-    check_count(c, "the KV type", (uint32_t)d->kv_type, KV_F16, KV_F32);
+    check_count(c, "the KV type", (uint32_t)d->kv_type, KV_F16, KV_TYPE_LIMIT - 1);
     check_count(c, "the numerics class", (uint32_t)d->numerics, NUMERICS_EXACT, NUMERICS_FAST);
     check_count(c, "the wire format", d->wire, 0, 0);
     static const Hash128 none;

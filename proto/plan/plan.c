@@ -404,7 +404,7 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
         rank->weight_bytes += bytes[t->role];
     }
     rank->kv_bytes_per_token =
-        n_layers * n_kv_heads * spec->head_size * 2 * (plan->definition.kv_type == KV_F32 ? 4 : 2);
+        n_layers * n_kv_heads * 2 * kv_row_bytes(plan->definition.kv_type, spec->head_size);
     /* kv_pages may be any number here, plan_check() runs on plans that nobody checked. */
     uint32_t threads = member != NULL ? MIN(member->threads, THREADS_LIMIT) : 1;
     size_t kv_bytes, peak;

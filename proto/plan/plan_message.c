@@ -190,7 +190,7 @@ static bool definition_from_message(const Weft__V1__Definition *m, Definition *d
     if (m == NULL) {
         return malformed(error, "it has no definition");
     }
-    if (m->numerics > NUMERICS_FAST || m->kv_type > KV_F32 ||
+    if (m->numerics > NUMERICS_FAST || m->kv_type >= KV_TYPE_LIMIT ||
         m->file_hash.len != sizeof d->file_hash.bytes) {
         return malformed(error, "numerics %u, KV type %u, file hash of %zu bytes", m->numerics,
                          m->kv_type, m->file_hash.len);

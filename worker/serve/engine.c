@@ -34,7 +34,10 @@ enum {
     STEP_DEADLINE_US = 2000000, /* at least (DESIGN 7.6) */
     HELLO_DEADLINE_US = 10000000,
     IDLE_WAIT_US = 400000, /* invariant 4 */
-    SPIN_US = 200,         /* WIRE.md: longer than the usual wait, shorter than a wake-up hurts */
+    SLOT_PAGES = 8,
+    SLOT_TABLE_IDS = 1 << 20,
+    SLOTS_AT_MOST = 64,
+    SPIN_US = 200, /* WIRE.md: longer than the usual wait, shorter than a wake-up hurts */
 };
 
 typedef enum EngineState {
@@ -675,10 +678,20 @@ static uint64_t sent_bytes(void *user)
     return link_port_counters(((Engine *)user)->port)->bytes_sent;
 }
 
+/* The plan has KV memory for `streams` sequences of the whole context; pages are given out as they
+ * are needed, so more, shorter ones run at once: as many as have SLOT_PAGES each, while the tables
+ * of ids by position stay small. Every rank comes to the same number. */
+static uint32_t slots_of(const Plan *plan)
+{
+    const uint64_t by_pages = plan->kv_pages / SLOT_PAGES,
+                   by_tables = SLOT_TABLE_IDS / MAX(plan->definition.context, 1u);
+    return (uint32_t)MAX(MIN(MIN(by_pages, by_tables), SLOTS_AT_MOST), MAX(plan->streams, 1u));
+}
+
 static StepLimits limits_of(const Plan *plan, const ModelSpec *spec)
 {
     return (StepLimits){.max_rows = plan->max_rows,
-                        .max_slots = MAX(plan->streams, 1u),
+                        .max_slots = slots_of(plan),
                         .max_pages = (uint32_t)plan->kv_pages,
                         .context = plan->definition.context,
                         .vocab_size = spec->vocab_size};

@@ -124,6 +124,41 @@ static void test_kv_write_touches_one_slot(void **state)
     assert_int_equal(v16[31 * SIZE + 3], f32_to_bf16(v[3]));
 }
 
+/* The definition at ops/attention.h: signs, ties to even, zeros, subnormals, what is not finite. */
+static void test_kv_write_q8(void **state)
+{
+    enum { SIZE = 8 };
+    _Alignas(4) int8_t k[32 * SIZE + 128], v[32 * SIZE + 128];
+    const float row[SIZE] = {127.0f, -127.0f, 0.5f, 1.5f, -2.5f, 63.49f, -0.0f, 1.0f};
+    static const int8_t want[SIZE] = {127, -127, 0, 2, -2, 63, 0, 1};
+    memset(k, 0x5a, sizeof k);
+    memset(v, 0x5a, sizeof v);
+    kv_write_q8_generic(row, row, SIZE, 9, k, v);
+    for (unsigned d = 0; d < SIZE; d++) {
+        for (unsigned slot = 0; slot < 32; slot++) {
+            assert_int_equal(k[d * 32 + slot], slot == 9 ? want[d] : 0x5a);
+            assert_int_equal(v[slot * SIZE + d], slot == 9 ? want[d] : 0x5a);
+        }
+    }
+    assert_true(kv_q8_scales(k, SIZE)[9] == 1.0f && kv_q8_scales(v, SIZE)[9] == 1.0f);
+    float odd[SIZE] = {0};
+    kv_write_q8_generic(odd, row, SIZE, 0, k, v);
+    assert_true(kv_q8_scales(k, SIZE)[0] == 0.0f && k[0] == 0);
+    for (unsigned i = 1; i < 400; i++) { /* the scale is a few units of the last place at most */
+        odd[0] = (float)i * 1.4e-45f;
+        odd[1] = -odd[0];
+        kv_write_q8_generic(odd, odd, SIZE, 0, k, v);
+        assert_true(v[0] >= 0 && v[1] == -v[0]);
+    }
+    odd[3] = INFINITY;
+    odd[4] = 1.0f;
+    kv_write_q8_generic(odd, row, SIZE, 0, k, v);
+    assert_true(isnan(kv_q8_scales(k, SIZE)[0]) && !isnan(kv_q8_scales(v, SIZE)[0]));
+    odd[3] = NAN;
+    kv_write_q8_generic(row, odd, SIZE, 0, k, v);
+    assert_true(isnan(kv_q8_scales(v, SIZE)[0]));
+}
+
 /* Known answers of Random123 1.14, kat_vectors "philox4x32 10". */
 static void test_philox_reference_vectors(void **state)
 {
@@ -203,13 +238,10 @@ static void test_chunk_stats(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rms_norm),
-        cmocka_unit_test(test_norm_sums_in_32_lanes),
-        cmocka_unit_test(test_swiglu_and_add),
-        cmocka_unit_test(test_kv_write_touches_one_slot),
-        cmocka_unit_test(test_philox_reference_vectors),
-        cmocka_unit_test(test_gumbel_noise),
-        cmocka_unit_test(test_chunk_stats),
+        cmocka_unit_test(test_rms_norm),       cmocka_unit_test(test_norm_sums_in_32_lanes),
+        cmocka_unit_test(test_swiglu_and_add), cmocka_unit_test(test_kv_write_touches_one_slot),
+        cmocka_unit_test(test_kv_write_q8),    cmocka_unit_test(test_philox_reference_vectors),
+        cmocka_unit_test(test_gumbel_noise),   cmocka_unit_test(test_chunk_stats),
     };
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
 }

@@ -277,9 +277,9 @@ static void test_counts(void **state)
     p->definition.wire = 1;
     assert_broken(b, PLAN_RULE_LIMIT, "wire");
     p->definition.wire = 0;
-    p->definition.kv_type = (KvType)3;
+    p->definition.kv_type = (KvType)KV_TYPE_LIMIT;
     assert_broken(b, PLAN_RULE_LIMIT, "KV type");
-    p->definition.kv_type = KV_F32;
+    p->definition.kv_type = KV_Q8;
     assert_legal(b);
 }
 

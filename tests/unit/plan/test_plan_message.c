@@ -92,7 +92,7 @@ static void strange_numerics(Weft__V1__Plan *m)
 }
 static void strange_kv(Weft__V1__Plan *m)
 {
-    m->definition->kv_type = 3;
+    m->definition->kv_type = KV_TYPE_LIMIT;
 }
 static void nan_speed(Weft__V1__Plan *m)
 {

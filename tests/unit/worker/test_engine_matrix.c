@@ -73,7 +73,7 @@ static void threads_and_chunks(void **state)
 
 static void cache_types(void **state)
 {
-    static const KvType types[] = {KV_F16, KV_BF16, KV_F32};
+    static const KvType types[] = {KV_F16, KV_BF16, KV_F32, KV_Q8};
     g_autoptr(Gguf) gguf = model(DTYPE_Q8_0, 2);
     LocalResult by_type[G_N_ELEMENTS(types)];
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
@@ -177,6 +177,7 @@ static void fill_once(void *block, size_t size)
 WRITE_STALE(write_stale_f16, KV_F16)
 WRITE_STALE(write_stale_bf16, KV_BF16)
 WRITE_STALE(write_stale_f32, KV_F32)
+WRITE_STALE(write_stale_q8, KV_Q8)
 
 static void nan_filled_pages(void **state)
 {
@@ -187,7 +188,8 @@ static void nan_filled_pages(void **state)
         table.kv_write[KV_F16] = write_stale_f16;
         table.kv_write[KV_BF16] = write_stale_bf16;
         table.kv_write[KV_F32] = write_stale_f32;
-        for (int kv_type = KV_F16; kv_type <= KV_F32; kv_type++) {
+        table.kv_write[KV_Q8] = write_stale_q8;
+        for (int kv_type = KV_F16; kv_type < (int)KV_TYPE_LIMIT; kv_type++) {
             stale.seen = g_hash_table_new(NULL, NULL);
             stale.n_filled = 0;
             LocalResult clean, filled;
