@@ -4,7 +4,7 @@
  *   peer_ik MODEL THREADS CONTEXT STREAMS REPACK
  *   pp N                  a prompt of N random tokens, N at once
  *   tg N DEPTH STREAMS    N steps of one token for each stream, behind DEPTH tokens of each */
-#include "llama.h"
+#include <llama.h>
 
 #include <stdio.h>
 #include <stdlib.h>
