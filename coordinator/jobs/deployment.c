@@ -330,6 +330,7 @@ void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
     } else {
         jobs_settle_members(d->jobs);
     }
+    d->recovery.shrunk = true;
     interrupt_leases(d, index, own);
     deployment_kick(d);
 }
@@ -536,10 +537,11 @@ static void deployment_ready(Deployment *d)
     }
     d->n_attempts = 0;
     g_clear_error(&d->error);
-    d->load_s = (double)(loop_now_us(d->jobs->options.loop) - d->asked_us) / 1e6;
+    double load_s = (double)(loop_now_us(d->jobs->options.loop) - d->asked_us) / 1e6;
+    d->load_s = d->waiting.length > 0 ? load_s : 0; /* nobody asked: nobody waited */
     recovery_on_ready(d);
     deployment_enter(d, DEPLOYMENT_READY);
-    log_info(d->jobs->options.log, "job %s ready after %.1f s", d->id, d->load_s);
+    log_info(d->jobs->options.log, "job %s ready after %.1f s", d->id, load_s);
     deployment_kick(d);
 }
 
@@ -673,11 +675,8 @@ static bool deployment_repairable(const Deployment *d)
     return degraded && n_usable >= n_ranks;
 }
 
-void deployment_move(Deployment *d)
+void deployment_move(Deployment *d, const GError *why)
 {
-    const char *worker = deployment_draining(d);
-    g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains",
-                                        worker != NULL ? worker : "?");
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         deployment_end_epoch(d, r, why);
     }
@@ -725,6 +724,13 @@ static void deployment_step(Deployment *d)
         }
         deployment_begin_planning(d);
     }
+}
+
+void deployment_revive(Deployment *d)
+{
+    d->asked_us = loop_now_us(d->jobs->options.loop);
+    deployment_drop_all(d, true);
+    deployment_begin_planning(d);
 }
 
 void deployment_pump(Deployment *d)

@@ -29,8 +29,11 @@ typedef struct Recovery {
     uint64_t load_bytes;     /* that the rank with most to get has to get */
     double load_bytes_per_s; /* seen when that was last more than nothing; 0: never */
     int64_t load_began_us, start_began_us;
-    double start_s; /* from loaded to ready, last time */
-    bool announced; /* that it waits: logged once */
+    double start_s;  /* from loaded to ready, last time */
+    bool announced;  /* that it waits: logged once */
+    bool shrunk;     /* planned without members that it had: a plan with them may be faster */
+    LoopTimer *grow; /* a member came: such a plan is looked for */
+    LoopTimer *revive;
 } Recovery;
 
 /* One rank's part in the running attempt. */
@@ -103,6 +106,7 @@ struct Jobs {
     JobsOptions options;
     char *cluster, *control_address;
     GPtrArray *deployments; /* of Deployment, owned */
+    GPtrArray *revivals;    /* of recovery.c: models that are being opened; owned */
     GHashTable
         *epochs; /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
     int64_t started_us;
@@ -150,17 +154,21 @@ void deployment_clear_replicas(Deployment *d);
 /* planning.c: from IDLE, FAILED or STORED; ends in deployment_begin_loading() or deployment_fail().
  */
 void deployment_begin_planning(Deployment *d);
-/* READY, and a member drains under running requests: a plan without it is sought; with one
- * deployment_move() and then LOADING, without they end where they are. */
+/* READY: another plan is sought, without a member that drains, or with one that came. If there is
+ * one and, in the second case, it is so much faster, deployment_move() and then LOADING; else
+ * requests go on where they are. */
 void deployment_plan_move(Deployment *d);
 /* Of its live ranks, one whose worker drains; NULL if none does. */
 const char *deployment_draining(const Deployment *d);
-/* Ends all epochs for a worker that drains. */
-void deployment_move(Deployment *d);
+/* Ends all epochs. */
+void deployment_move(Deployment *d, const GError *why);
+/* STORED becomes PLANNING although nobody waits; its model is open. */
+void deployment_revive(Deployment *d);
 /* A plan that is still to come finds nobody. */
 void deployment_forget_planning(Deployment *d);
 /* The plan in d->plan is durable: every rank loads its part. */
 void deployment_begin_loading(Deployment *d);
+Deployment *jobs_find(const Jobs *jobs, const char *id);
 uint64_t jobs_epoch(const Jobs *jobs, const char *job, uint32_t replica);
 /* Takes the next epoch in memory and appends its durable form to changes (of StoreChange, keys and
  * values owned). */
@@ -194,9 +202,16 @@ void recovery_on_ready(Deployment *d);
 /* Before and after replicas are given out. */
 void recovery_on_serving(Deployment *d);
 void recovery_on_served(Deployment *d);
+/* A worker's process is gone, and what it held in memory. */
+void recovery_forget_worker(Deployment *d, const char *worker);
+/* A member can be used that could not before. */
+void recovery_on_member(Deployment *d);
+/* Found in the store: brought back without being asked, unless its workers still hold it. */
+void recovery_revive(Deployment *d);
 /* What a lease that is given a replica now is told. */
 LeaseRecovery recovery_of_lease(const Deployment *d, const Lease *lease);
 void recovery_clear(Deployment *d);
+void recovery_revival_free(void *revival);
 
 /* ---- leases ---- */
 void lease_fail(Lease *lease, const GError *error);

@@ -47,7 +47,7 @@ void store_changes_clear(GArray *changes)
     g_array_set_size(changes, 0);
 }
 
-static Deployment *jobs_find(const Jobs *jobs, const char *id)
+Deployment *jobs_find(const Jobs *jobs, const char *id)
 {
     for (guint i = 0; i < jobs->deployments->len; i++) {
         Deployment *d = g_ptr_array_index(jobs->deployments, i);
@@ -158,6 +158,7 @@ GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
 static void deployment_on_lost(Deployment *d, Member *member, const GError *why)
 {
     const char *worker = member_name(member);
+    recovery_forget_worker(d, worker);
     if (d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING) {
         if (deployment_uses(d, worker)) {
             g_autoptr(GError) error =
@@ -222,6 +223,7 @@ static void on_attached(Member *member, bool fresh, void *user)
             check_held(d, member);
         }
         d->stays = false;
+        recovery_on_member(d);
         deployment_kick(d);
     }
 }
@@ -262,6 +264,7 @@ static void on_drained(Member *member, void *user)
     for (guint i = 0; i < jobs->deployments->len; i++) {
         Deployment *d = g_ptr_array_index(jobs->deployments, i);
         d->stays = false;
+        recovery_on_member(d);
         deployment_kick(d);
     }
 }
@@ -293,6 +296,7 @@ Jobs *jobs_new(const JobsOptions *options)
     jobs->cluster = g_strdup(options->cluster);
     jobs->control_address = g_strdup(options->control_address);
     jobs->deployments = g_ptr_array_new_with_free_func((GDestroyNotify)deployment_free);
+    jobs->revivals = g_ptr_array_new_with_free_func(recovery_revival_free);
     jobs->epochs = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     jobs->started_us = loop_now_us(options->loop);
     MembersListener listener = {.attached = on_attached,
@@ -313,6 +317,7 @@ void jobs_free(Jobs *jobs)
     MembersListener none = {0};
     members_listen(jobs->options.members, &none);
     g_ptr_array_unref(jobs->deployments);
+    g_ptr_array_unref(jobs->revivals);
     g_hash_table_unref(jobs->epochs);
     g_free(jobs->control_address);
     g_free(jobs->cluster);
@@ -362,6 +367,7 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
             d->replicas[r].live = true; /* until jobs_restore_epoch says that it ended */
         }
         g_ptr_array_add(jobs->deployments, d);
+        recovery_revive(d);
     } else if (plan != NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
                     "job %s in the state directory has %u epochs for %u replicas", row->key,

@@ -7,7 +7,8 @@
  * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
  * is planned again; never one that a request uses.
  * 3. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
- * draining member only when it has a place to go to. */
+ * draining member only when it has a place to go to, and others only for a plan that is worth the
+ * pause. */
 #include "coordinator/jobs/deployment.h"
 
 #include "coordinator/message.h"
@@ -17,6 +18,9 @@
 #include "proto/plan/plan_message.h"
 
 #include <string.h>
+
+#define GAIN_IDLE 1.02    /* as the planner asks of more workers */
+#define GAIN_RUNNING 1.25 /* a pause of running requests must be worth it */
 
 typedef struct PlanTask {
     Deployment *deployment; /* NULL: it is gone */
@@ -143,26 +147,60 @@ static void plan_task_take(PlanTask *task, Deployment *d)
     deployment_persist(d, task);
 }
 
-/* Invariant 3. */
-static void plan_task_move(PlanTask *task, Deployment *d)
+/* All replicas together; of those that are lost only nothing. */
+static double tokens_per_s(const Deployment *d, const Plan *plan)
 {
-    const char *worker = deployment_draining(d);
-    d->task = NULL;
-    if (d->state != DEPLOYMENT_READY || worker == NULL) {
-        plan_task_free(task);
-    } else if (task->plan == NULL) {
+    uint32_t n = plan->n_replicas;
+    if (plan == d->plan) {
+        n = 0;
+        for (uint32_t r = 0; r < d->n_replicas; r++) {
+            n += d->replicas[r].live;
+        }
+    }
+    return n * plan->predicted.decode_tokens_per_s;
+}
+
+/* Why it moves, or NULL: it stays. */
+static GError *reason_to_move(const PlanTask *task, Deployment *d)
+{
+    const char *drains = deployment_draining(d);
+    if (d->state != DEPLOYMENT_READY) {
+        return NULL;
+    }
+    if (drains != NULL && task->plan == NULL) {
         d->stays = true;
         log_warn(d->jobs->options.log,
                  "job %s stays on worker %s, which drains, until its requests end: %s", d->id,
-                 worker, task->error->message);
-        plan_task_free(task);
-    } else {
-        deployment_move(d);
-        d->task = task;
-        d->n_attempts++;
-        deployment_enter(d, DEPLOYMENT_PLANNING);
-        plan_task_take(task, d);
+                 drains, task->error->message);
+        return NULL;
     }
+    if (drains != NULL) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains", drains);
+    }
+    double now = tokens_per_s(d, d->plan);
+    double then = task->plan != NULL ? tokens_per_s(d, task->plan) : 0;
+    if (then < now * (d->active.length > 0 ? GAIN_RUNNING : GAIN_IDLE)) {
+        return NULL;
+    }
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                       "workers came: a plan with %.0f instead of %.0f tokens/s", then, now);
+}
+
+/* Invariant 3. */
+static void plan_task_move(PlanTask *task, Deployment *d)
+{
+    g_autoptr(GError) why = reason_to_move(task, d);
+    d->task = NULL;
+    if (why == NULL) {
+        plan_task_free(task);
+        return;
+    }
+    deployment_move(d, why);
+    d->recovery.shrunk = deployment_draining(d) != NULL;
+    d->task = task;
+    d->n_attempts++;
+    deployment_enter(d, DEPLOYMENT_PLANNING);
+    plan_task_take(task, d);
 }
 
 static void plan_task_done(void *user)

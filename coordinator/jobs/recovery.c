@@ -11,7 +11,10 @@
  * 1. The patience timer runs <=> PATIENT. Every waiting lease of the deployment, also a new one,
  * shares it: a lease is never failed before, and at the latest with the first try that fails
  * afterwards.
- * 2. What is predicted is said before it is known: the bytes of the rank that lacks most over the
+ * 2. A deployment that was planned anew after a loss is planned once more a while after a member
+ * came (planning.c says when that plan is taken). One that the last coordinator left and that no
+ * worker holds any more is planned when the workers had time to come, without being asked.
+ * 3. What is predicted is said before it is known: the bytes of the rank that lacks most over the
  * rate seen when parts were last loaded (before that, the measured rate of its link), the last
  * start's time, and the tokens to compute again over the plan's prefill rate. */
 #include "coordinator/jobs/deployment.h"
@@ -19,7 +22,12 @@
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 
+#include <string.h>
+
 #define RETRY_US INT64_C(1000000)
+#define GROW_US INT64_C(5000000)
+#define REVIVE_US INT64_C(5000000)
+#define REVIVE_LIMIT_US INT64_C(60000000)
 
 bool recovery_is_patient(const Deployment *d)
 {
@@ -109,9 +117,83 @@ void recovery_await(Deployment *d, const GError *missing)
     }
 }
 
+/* ---- more members, and a new coordinator (invariant 2) ---- */
+
+static void recovery_on_grow(void *user)
+{
+    Deployment *d = user;
+    d->recovery.grow = NULL;
+    if (d->state == DEPLOYMENT_READY && d->task == NULL && d->recovery.shrunk) {
+        d->recovery.shrunk = false;
+        deployment_plan_move(d);
+    }
+}
+
+void recovery_on_member(Deployment *d)
+{
+    Recovery *r = &d->recovery;
+    if (r->shrunk && r->grow == NULL) {
+        r->grow = loop_timer_start(d->jobs->options.loop, GROW_US, recovery_on_grow, d);
+    }
+}
+
+typedef struct Revival {
+    Jobs *jobs;
+    char *job;
+} Revival;
+
+void recovery_revival_free(void *user)
+{
+    Revival *revival = user;
+    g_free(revival->job);
+    g_free(revival);
+}
+
+static void on_revival_opened(Model *model, const GError *error, void *user)
+{
+    Revival *revival = user;
+    Deployment *d = jobs_find(revival->jobs, revival->job);
+    bool same = model != NULL && d != NULL && d->state == DEPLOYMENT_STORED &&
+                d->waiting.length == 0 && hash128_equal(&d->file_hash, &model->spec->file_hash);
+    if (same) {
+        log_info(d->jobs->options.log, "job %s is brought back: no worker holds it any more",
+                 d->id);
+        d->model = d->model != NULL ? d->model : model_ref(model);
+        deployment_revive(d);
+    }
+    g_ptr_array_remove_fast(revival->jobs->revivals, revival);
+}
+
+static void recovery_on_revive(void *user)
+{
+    Deployment *d = user;
+    Recovery *r = &d->recovery;
+    Jobs *jobs = d->jobs;
+    int64_t age_us = loop_now_us(jobs->options.loop) - jobs->started_us;
+    r->revive = NULL;
+    if (d->state != DEPLOYMENT_STORED || d->waiting.length > 0) {
+        return;
+    }
+    if (members_n_missing(jobs->options.members) > 0 && age_us < REVIVE_LIMIT_US) {
+        recovery_revive(d);
+        return;
+    }
+    Revival *revival = g_new(Revival, 1);
+    *revival = (Revival){jobs, g_strdup(d->id)};
+    g_ptr_array_add(jobs->revivals, revival);
+    models_open(jobs->options.models, d->model_path, on_revival_opened, revival);
+}
+
+void recovery_revive(Deployment *d)
+{
+    d->recovery.revive = loop_timer_start(d->jobs->options.loop, REVIVE_US, recovery_on_revive, d);
+}
+
 void recovery_clear(Deployment *d)
 {
     recovery_stop(d);
+    loop_timer_cancel(d->jobs->options.loop, d->recovery.grow);
+    loop_timer_cancel(d->jobs->options.loop, d->recovery.revive);
     g_clear_error(&d->recovery.cause);
     g_clear_pointer(&d->recovery.held, g_hash_table_unref);
 }
@@ -192,6 +274,20 @@ void recovery_on_loaded(Deployment *d)
         g_hash_table_add(r->held, g_strdup(g_array_index(parts, Part, i).key));
     }
     r->start_began_us = now;
+}
+
+static gboolean is_of_worker(void *key, void *value, void *user)
+{
+    const char *worker = user;
+    size_t length = strlen(worker);
+    return strncmp(key, worker, length) == 0 && ((const char *)key)[length] == ' ';
+}
+
+void recovery_forget_worker(Deployment *d, const char *worker)
+{
+    if (d->recovery.held != NULL) {
+        g_hash_table_foreach_remove(d->recovery.held, is_of_worker, (void *)worker);
+    }
 }
 
 static uint64_t tokens_to_resume(const Deployment *d)

@@ -25,7 +25,7 @@ told() { grep -q "$1" "$DIR/talk.err"; }
 # The request goes on, names one of the workers, and ends with the digest of an undisturbed run.
 goes_on() { # WHAT NAMES
     local name found=
-    until_true 60 bash -c "! kill -0 $TALK" || fail "$1: the request hangs: $(cat "$DIR/talk.err")"
+    until_true 120 bash -c "! kill -0 $TALK" || fail "$1: the request hangs: $(cat "$DIR/talk.err")"
     wait "$TALK" || fail "$1: the request ended with $?: $(tail -n 2 "$DIR/talk.err")"
     told "goes on in epoch" || fail "$1: the request was not disturbed: $(cat "$DIR/talk.err")"
     for name in $2; do told "\b$name\b" && found=1; done
@@ -33,12 +33,12 @@ goes_on() { # WHAT NAMES
     told "digest $want" || fail "$1: not digest $want: $(tail -n 1 "$DIR/talk.err")"
     ok "$1: $(grep "goes on in epoch" "$DIR/talk.err" | tail -n 1)"
 }
-known_lost() { until_true 10 members_are lost "$1" || fail "$1 is not known as lost within 10 s: $(weft status)"; }
-all_back() { until_true 30 members_are "$serving_or_ready" w1 w2 w3 || fail "$1: not all came back: $(weft status)"; }
+known_lost() { until_true 20 members_are lost "$1" || fail "$1 is not known as lost within 20 s: $(weft status)"; }
+all_back() { until_true 60 members_are "$serving_or_ready" w1 w2 w3 || fail "$1: not all came back: $(weft status)"; }
 # one of those that hold a part of the running request: the leader (0) or the other (1)
 part() { weft status --json 2>/dev/null | tr '{' '\n' | grep '"state": *"serving"' | grep -o '"name": *"w[0-9]"' | grep -o 'w[0-9]' | sed -n "$(($1 + 1))p"; }
 
-length 3000
+length 1500
 for layout in "--tp 2 --pp 1" "--pp 2 --tp 1"; do # a third worker is there to take over
     for which in 0 1; do
         talk "$layout"
@@ -77,10 +77,10 @@ for layout in "--tp 2 --pp 1" "--pp 2 --tp 1"; do # a third worker is there to t
 done
 
 # nobody is left to take over: the request waits for the worker, which is fenced and joins as new
-length 800
+length 500
 talk "--tp 3"
 worker_kill w2 KILL
-until_true 20 told "w2 lost" || fail "the request does not hear of w2: $(cat "$DIR/talk.err")"
+until_true 30 told "w2 lost" || fail "the request does not hear of w2: $(cat "$DIR/talk.err")"
 wait "${PID[w2]}" 2>/dev/null
 worker_start w2
 goes_on "w2 killed and started again, --tp 3" w2
@@ -88,7 +88,7 @@ all_back "w2 killed"
 
 talk "--pp 3"
 worker_kill w3 STOP
-until_true 20 told "w3 lost" || fail "the request does not hear of w3: $(cat "$DIR/talk.err")"
+until_true 30 told "w3 lost" || fail "the request does not hear of w3: $(cat "$DIR/talk.err")"
 worker_kill w3 CONT
 goes_on "w3 frozen and thawed, --pp 3" w3
 all_back "w3 frozen"
@@ -96,7 +96,7 @@ all_back "w3 frozen"
 talk "--tp 3"
 worker_kill w1 KILL
 worker_kill w3 KILL
-until_true 20 told "w[13] lost" || fail "the request does not hear of w1 or w3: $(cat "$DIR/talk.err")"
+until_true 30 told "w[13] lost" || fail "the request does not hear of w1 or w3: $(cat "$DIR/talk.err")"
 wait "${PID[w1]}" "${PID[w3]}" 2>/dev/null
 worker_start w1
 worker_start w3
@@ -104,7 +104,7 @@ goes_on "w1 and w3 killed at once" "w1 w3"
 all_back "two killed"
 
 # most of them are silent: nothing is placed anew, and service resumes when they are back
-length 3000
+length 1500
 talk "--pp 2 --tp 1"
 epochs=$(grep -c "planned:" "$DIR/coordinator.log")
 cable w1 down

@@ -640,6 +640,74 @@ static void accuse(FakeWorker *leader, const FakeWorker *other)
     g_ptr_array_add(leader->waiting, w);
 }
 
+/* ---- workers that come back are used again ---- */
+
+/* Under a stream that never pauses for long: the replica that was lost is planned again when its
+ * worker is back, and the stream survives that move too. */
+static void test_replica_grows_back_under_load(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = 2;
+    layout.pp = layout.tp = 1;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = N_TOKENS;
+    request.layout = &layout;
+    Answer want = {0}, a[2] = {0};
+    sim_call(s, &want, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &want, 10 * SECOND);
+    sim_worker_kill(&s->workers[1]);
+    sim_run_for(s, 2 * SECOND);
+    sim_worker_start(s, 1);
+    unsigned n_recoveries = 0;
+    for (int i = 0; i < 20; i++) { /* a second each, one half over the next */
+        sim_call(s, &a[i % 2], &weft__v1__serve__descriptor, "Run", &request);
+        sim_run_for(s, SECOND / 2);
+        if (i > 0) {
+            Answer *last = &a[(i - 1) % 2];
+            sim_answer(s, last, 10 * SECOND);
+            assert_same(last, &want);
+            n_recoveries += last->run_done->recoveries;
+        }
+    }
+    sim_answer(s, &a[1], 10 * SECOND);
+    assert_in_range(n_recoveries, 1, 2); /* those that ran at the one move */
+    answer_clear(&a[0]);
+    answer_clear(&a[1]);
+    assert_non_null(strstr(s->log->str, "workers came: a plan with"));
+    assert_int_equal(s->workers[1].n_loads, 2);
+    assert_int_equal(s->workers[1].held->len, 1);
+    answer_clear(&want);
+}
+
+/* The coordinator was away for longer than workers keep an epoch: the job is brought back before
+ * anybody asks for it. */
+static void test_job_returns_by_itself(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    sim_cluster_stop(s);
+    sim_run_for(s, 10 * SECOND);
+    assert_int_equal(s->workers[0].held->len, 0); /* fenced */
+    sim_cluster_start(s);
+    sim_run_for(s, 8 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "serving");
+    assert_string_equal(state_of(s, "w1"), "serving");
+    unsigned n_loads = s->workers[0].n_loads;
+    begin(s, &a, 2, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_true(a.started->load_s == 0);
+    assert_int_equal(s->workers[0].n_loads, n_loads);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 /* The leader says that it waits for the other: the other is named. */
 static void test_sink_is_named(void **state)
 {
@@ -796,6 +864,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drain_moves_streams, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_job_returns_by_itself, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_named_is_not_planned_again, set_up, tear_down),
         cmocka_unit_test(test_many_losses),
