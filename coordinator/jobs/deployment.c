@@ -327,6 +327,7 @@ void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
     replica_drop(d, replica, true);
     if (!any_live(d)) {
         deployment_enter(d, DEPLOYMENT_IDLE);
+        jobs_sweep_soon(d->jobs);
     } else {
         jobs_settle_members(d->jobs);
     }
@@ -403,6 +404,7 @@ void deployment_fail(Deployment *d, const GError *why)
     }
     d->n_attempts = 0;
     deployment_fail_waiting(d, d->error);
+    jobs_sweep_soon(d->jobs);
 }
 
 void deployment_unload(Deployment *d)

@@ -110,6 +110,7 @@ struct Jobs {
     GHashTable
         *epochs; /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
     int64_t started_us;
+    LoopTimer *sweep; /* something has ended: the list is to be looked through */
 };
 
 Deployment *deployment_new(Jobs *jobs, const char *id);
@@ -137,6 +138,9 @@ bool deployment_uses(const Deployment *d, const char *worker);
 /* Bytes that it takes (or may take) on a worker. */
 uint64_t deployment_bytes_on(const Deployment *d, const char *worker);
 const char *deployment_state_text(const Deployment *d);
+/* Something has ended. Later on the loop: what was refused before it ever had a plan is forgotten
+ * (its requests have heard why), and of the others that nobody holds the last 50 are kept. */
+void jobs_sweep_soon(Jobs *jobs);
 /* Tells members whether they serve something. */
 void jobs_settle_members(Jobs *jobs);
 /* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define CONTEXT_DEFAULT 8192u
+#define ENDED_LIMIT 50u
 
 /* ---- epochs ---- */
 
@@ -316,6 +317,7 @@ void jobs_free(Jobs *jobs)
     }
     MembersListener none = {0};
     members_listen(jobs->options.members, &none);
+    loop_timer_cancel(jobs->options.loop, jobs->sweep);
     g_ptr_array_unref(jobs->deployments);
     g_ptr_array_unref(jobs->revivals);
     g_hash_table_unref(jobs->epochs);
@@ -565,6 +567,46 @@ static void jobs_remove(Jobs *jobs, Deployment *d)
 {
     deployment_unload(d);
     g_ptr_array_remove(jobs->deployments, d);
+}
+
+/* No worker computes for it, and nobody waits for it. */
+static bool has_ended(const Deployment *d)
+{
+    return is_idle(d) && (d->state == DEPLOYMENT_IDLE || d->state == DEPLOYMENT_FAILED);
+}
+
+static void jobs_sweep(void *user)
+{
+    Jobs *jobs = user;
+    jobs->sweep = NULL;
+    for (guint i = jobs->deployments->len; i-- > 0;) {
+        const Deployment *d = g_ptr_array_index(jobs->deployments, i);
+        if (has_ended(d) && !d->planned_before) {
+            g_ptr_array_remove_index(jobs->deployments, i);
+        }
+    }
+    for (;;) {
+        Deployment *oldest = NULL;
+        unsigned n = 0;
+        for (guint i = 0; i < jobs->deployments->len; i++) {
+            Deployment *d = g_ptr_array_index(jobs->deployments, i);
+            n += has_ended(d);
+            if (has_ended(d) && (oldest == NULL || d->used_us < oldest->used_us)) {
+                oldest = d;
+            }
+        }
+        if (n <= ENDED_LIMIT) {
+            return;
+        }
+        jobs_remove(jobs, oldest);
+    }
+}
+
+void jobs_sweep_soon(Jobs *jobs)
+{
+    if (jobs->sweep == NULL) {
+        jobs->sweep = loop_timer_start(jobs->options.loop, 0, jobs_sweep, jobs);
+    }
 }
 
 bool jobs_make_room(Jobs *jobs, const Deployment *d)

@@ -323,6 +323,16 @@ static void test_bad_requests(void **state)
     answer_clear(&a);
 }
 
+static size_t n_jobs(SimCluster *s)
+{
+    Answer a = {0};
+    sim_status(s, &a, "");
+    const Weft__V1__StatusResponse *status = (const Weft__V1__StatusResponse *)a.message;
+    size_t n = status->n_jobs;
+    answer_clear(&a);
+    return n;
+}
+
 static void test_no_worker_and_impossible_layout(void **state)
 {
     SimCluster *s = *state;
@@ -334,7 +344,51 @@ static void test_no_worker_and_impossible_layout(void **state)
     sim_run_begin(s, &a, "hello", 5, 2, 1);
     sim_answer(s, &a, 10 * SECOND);
     assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    assert_int_equal(n_jobs(s), 0); /* what was refused is no job */
     run_ok(s, &a, 1, 1);
+    assert_int_equal(n_jobs(s), 1);
+    answer_clear(&a);
+}
+
+/* Of jobs that no worker holds any more the last 50 are listed. */
+static void test_ended_jobs_are_bounded(void **state)
+{
+    SimCluster *s = *state;
+    s->workers[0].memory_bytes = UINT64_C(8) << 30;
+    start_workers(s, 1);
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = 1;
+    for (uint32_t i = 0; i < 55; i++) {
+        Answer a = {0};
+        request.context = 10 + i; /* each another job */
+        sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+        sim_answer(s, &a, 10 * SECOND);
+        g_assert_no_error(a.error);
+        answer_clear(&a);
+    }
+    assert_int_equal(n_jobs(s), 55);
+    sim_worker_kill(&s->workers[0]);
+    sim_run_for(s, 2 * SECOND);
+    assert_int_equal(n_jobs(s), 50);
+    /* the one that was used last is still there */
+    Answer a = {0};
+    sim_status(s, &a, "");
+    const Weft__V1__StatusResponse *status = (const Weft__V1__StatusResponse *)a.message;
+    g_autofree char *last = g_strdup(status->jobs[49]->id);
+    answer_clear(&a);
+    sim_worker_start(s, 0);
+    sim_run_for(s, 2 * SECOND);
+    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &a, 10 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    assert_int_equal(n_jobs(s), 50);
+    sim_status(s, &a, "");
+    status = (const Weft__V1__StatusResponse *)a.message;
+    assert_string_equal(status->jobs[49]->id, last);
+    assert_string_equal(status->jobs[49]->state, "ready");
     answer_clear(&a);
 }
 
@@ -634,6 +688,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_run_and_reuse, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_requests, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_worker_and_impossible_layout, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_ended_jobs_are_bounded, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stop_string, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_score_windows, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
