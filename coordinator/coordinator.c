@@ -23,6 +23,10 @@
 #include <unistd.h>
 
 #define HTTP_GRACE_MS 300
+#define COORDINATOR_NAME "coordinator"
+#define RENEW_LEAST_US (INT64_C(1) * 1000000)
+#define RENEW_LOOK_US (INT64_C(24) * 3600 * 1000000)
+#define RENEW_RETRY_US (INT64_C(3600) * 1000000)
 
 struct Coordinator {
     Parts parts;
@@ -32,6 +36,9 @@ struct Coordinator {
     GPtrArray *rows[STORE_TABLE_COUNT]; /* of StoreRow, until start is done */
     int next_table;
     char *key_pem, *chain_pem;
+    int64_t renew_wall_us; /* the certificate, at two thirds of its life: the rest is for trying
+                              again */
+    LoopTimer *renew;      /* looks each day at least, while it serves */
     void (*started)(const GError *error, void *user);
     void *user;
 };
@@ -69,6 +76,7 @@ void coordinator_free(Coordinator *c)
         return;
     }
     Parts *p = &c->parts;
+    loop_timer_cancel(p->options.loop, c->renew);
     members_quiesce(p->members);
     http_admin_free(p);
     requests_free(p->requests);
@@ -286,6 +294,32 @@ static void on_tokens_changed(void *user)
     }
 }
 
+/* A certificate of our own. */
+static bool issue_certificate(Coordinator *c, GError **error)
+{
+    Parts *p = &c->parts;
+    g_autoptr(GPtrArray) names = certificate_names(c);
+    char *key = NULL, *chain = NULL;
+    if (!authority_issue(p->authority, COORDINATOR_NAME, "coordinator",
+                         (const char *const *)names->pdata, names->len, &key, &chain, error)) {
+        return false;
+    }
+    erase(c->key_pem);
+    g_free(c->chain_pem);
+    c->key_pem = key;
+    c->chain_pem = chain;
+    int64_t now = loop_wall_us(p->options.loop);
+    c->renew_wall_us = now + (authority_expiry(p->authority, COORDINATOR_NAME) - now) / 3 * 2;
+    return c->state_dir == NULL ||
+           (state_file_write(c->state_dir, "coordinator.crt", c->chain_pem, 0644, error) &&
+            state_file_write(c->state_dir, "coordinator.key", c->key_pem, 0600, error));
+}
+
+static bool ensure_admin(Coordinator *c, GError **error)
+{
+    return c->state_dir == NULL || authority_ensure_admin(c->parts.authority, c->state_dir, error);
+}
+
 static bool start_authority(Coordinator *c, GError **error)
 {
     Parts *p = &c->parts;
@@ -300,16 +334,7 @@ static bool start_authority(Coordinator *c, GError **error)
     if (!restore_table(c, STORE_TOKENS, restore_token, p->tokens, false, error)) {
         return false;
     }
-    g_autoptr(GPtrArray) names = certificate_names(c);
-    if (!authority_issue(p->authority, "coordinator", "coordinator",
-                         (const char *const *)names->pdata, names->len, &c->key_pem, &c->chain_pem,
-                         error)) {
-        return false;
-    }
-    return c->state_dir == NULL ||
-           (state_file_write(c->state_dir, "coordinator.crt", c->chain_pem, 0644, error) &&
-            state_file_write(c->state_dir, "coordinator.key", c->key_pem, 0600, error) &&
-            authority_ensure_admin(p->authority, c->state_dir, error));
+    return issue_certificate(c, error) && ensure_admin(c, error);
 }
 
 static RpcCredentials own_credentials(const Coordinator *c)
@@ -318,6 +343,47 @@ static RpcCredentials own_credentials(const Coordinator *c)
                             .certificate_pem = c->chain_pem,
                             .key_pem = c->key_pem,
                             .require_client_certificate = true};
+}
+
+static void plan_renewal(Coordinator *c);
+
+/* The listeners and the channels to workers take the new certificate; what is open stays. */
+static bool renew_certificate(Coordinator *c, GError **error)
+{
+    Parts *p = &c->parts;
+    if (!issue_certificate(c, error)) {
+        return false;
+    }
+    RpcCredentials own = own_credentials(c);
+    if (!rpc_server_set_credentials(p->control, &own, error)) {
+        return false;
+    }
+    join_gate_set_credentials(p->gate, &own);
+    members_set_credentials(p->members, &own);
+    log_info(p->options.log, "certificate renewed");
+    return true;
+}
+
+static void renew_due(void *user)
+{
+    Coordinator *c = user;
+    g_autoptr(GError) error = NULL;
+    c->renew = NULL;
+    bool due = loop_wall_us(c->parts.options.loop) >= c->renew_wall_us;
+    if (!ensure_admin(c, &error) || (due && !renew_certificate(c, &error))) {
+        log_error(c->parts.options.log, "certificate was not renewed: %s: tries again in an hour",
+                  error->message);
+        c->renew = loop_timer_start(c->parts.options.loop, RENEW_RETRY_US, renew_due, c);
+        return;
+    }
+    plan_renewal(c);
+}
+
+static void plan_renewal(Coordinator *c)
+{
+    Loop *loop = c->parts.options.loop;
+    int64_t left = c->renew_wall_us - loop_wall_us(loop);
+    c->renew = loop_timer_start(loop, CLAMP(left, RENEW_LEAST_US, RENEW_LOOK_US), renew_due, c);
 }
 
 static const GPtrArray *revoked_serials(void *user)
@@ -511,6 +577,7 @@ static bool start_services(Coordinator *c, GError **error)
         return false;
     }
     join_gate_update(p->gate, p->tokens);
+    plan_renewal(c);
     set_health(p->control);
     set_health(p->health);
     return write_endpoint(c, error);

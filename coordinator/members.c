@@ -38,6 +38,7 @@
 #include "coordinator/store/records.h"
 #include "proto/base/error.h"
 #include "proto/base/version.h"
+#include "transport/crypto/x509.h"
 
 #include <string.h>
 
@@ -61,6 +62,7 @@ struct Member {
     int64_t deadline_us; /* when it is due */
     bool silent_reset;   /* its stream broke after it was silent for long */
     RpcChannel *channel;
+    RpcChannel *old_channel; /* from before the last renewal, for what was open on it; NULL */
     Weft__V1__Hello *hello;
     Weft__V1__Heartbeat *heartbeat;
 };
@@ -159,6 +161,7 @@ static void member_detach(Member *m, const char *reason)
         rpc_call_finish(stream, denied != NULL ? denied : why);
         rpc_call_unref(stream);
     }
+    rpc_channel_free(g_steal_pointer(&m->old_channel));
     RpcChannel *channel = g_steal_pointer(&m->channel);
     rpc_channel_free(channel); /* runs the on_done of what was open on it */
     member_save(m, NULL, NULL);
@@ -271,9 +274,8 @@ static void member_free(void *data)
         rpc_call_on_cancel(m->stream, NULL, NULL);
         member_drop_stream(m);
     }
-    if (m->channel != NULL) {
-        rpc_channel_free(m->channel);
-    }
+    rpc_channel_free(m->old_channel);
+    rpc_channel_free(m->channel);
     message_free(m->hello);
     message_free(m->heartbeat);
     g_free(m->name);
@@ -309,10 +311,7 @@ void members_free(Members *members)
     }
     memset(&members->listener, 0, sizeof members->listener);
     g_tree_unref(members->by_name);
-    if (members->key_pem != NULL) {
-        memset(members->key_pem, 0, strlen(members->key_pem));
-    }
-    g_free(members->key_pem);
+    x509_free_key(members->key_pem);
     g_free(members->certificate_pem);
     g_free(members->ca_pem);
     g_free(members->cluster);
@@ -484,6 +483,34 @@ static bool member_open_channel(Member *m, const Weft__V1__Hello *hello, GError 
     m->channel =
         rpc_channel_new(m->members->options.transport, m->members->options.loop, &options, error);
     return m->channel != NULL;
+}
+
+static void member_renew_channel(Member *m, void *user)
+{
+    if (!m->attached) {
+        return;
+    }
+    RpcChannel *before = g_steal_pointer(&m->channel);
+    g_autoptr(GError) error = NULL;
+    if (!member_open_channel(m, m->hello, &error)) {
+        m->channel = before;
+        log_warn(m->members->options.log, "worker %s is called with the old certificate: %s",
+                 m->name, error->message);
+        return;
+    }
+    rpc_channel_free(g_steal_pointer(&m->old_channel));
+    m->old_channel = before;
+}
+
+void members_set_credentials(Members *members, const RpcCredentials *credentials)
+{
+    x509_free_key(members->key_pem);
+    g_free(members->certificate_pem);
+    members->certificate_pem = g_strdup(credentials->certificate_pem);
+    members->key_pem = g_strdup(credentials->key_pem);
+    members->options.credentials.certificate_pem = members->certificate_pem;
+    members->options.credentials.key_pem = members->key_pem;
+    members_each(members, member_renew_channel, NULL);
 }
 
 static void member_take_stream(Member *m, RpcCall *call)

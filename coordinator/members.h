@@ -65,6 +65,9 @@ void members_free(Members *members); /* NULL-safe */
 /* The coordinator is about to stop: from here on nobody is declared lost, whatever happens to the
  * streams. NULL-safe. */
 void members_quiesce(Members *members);
+/* The coordinator's certificate was renewed: new channels and connections use it; texts copied.
+ * What is open on the old channels goes on until the next renewal. */
+void members_set_credentials(Members *members, const RpcCredentials *credentials);
 void members_listen(Members *members, const MembersListener *listener); /* copied; one */
 bool members_restore(Members *members, const StoreRow *row, GError **error);
 /* A node id like the wish that nobody has or had; "" or unusable characters give "worker-N".
@@ -81,7 +84,8 @@ bool members_drain(Members *members, const char *name, const char *reason, bool 
 /* Its stream ends, it is lost and stays revoked. False if no such member. */
 bool members_revoke(Members *members, const char *name);
 void members_set_serving(Member *member, bool serving);
-/* Others wait for it in vain: it gets no new work before it is heard of. No such member: nothing. */
+/* Others wait for it in vain: it gets no new work before it is heard of. No such member: nothing.
+ */
 void members_accuse(Members *members, const char *name);
 
 Member *members_find(const Members *members, const char *name);

@@ -12,6 +12,7 @@
 #include "coordinator/ca/state_files.h"
 #include "coordinator/store/records.h"
 #include "proto/base/error.h"
+#include "proto/base/failpoint.h"
 #include "transport/crypto/x509.h"
 
 #include <arpa/inet.h>
@@ -141,8 +142,12 @@ static int64_t certificate_life_us(const char *role)
     if (strcmp(role, "worker") == 0) {
         return CERTIFICATE_WORKER_LIFE_US;
     }
-    return strcmp(role, "coordinator") == 0 ? CERTIFICATE_COORDINATOR_LIFE_US
-                                            : CERTIFICATE_CLIENT_LIFE_US;
+    if (strcmp(role, "coordinator") != 0) {
+        return CERTIFICATE_CLIENT_LIFE_US;
+    }
+    int64_t seconds;
+    return failpoint("coordinator-certificate-life", &seconds) ? seconds * 1000000
+                                                               : CERTIFICATE_COORDINATOR_LIFE_US;
 }
 
 /* The host part of "host:port", "[v6]:port" or a bare host; returned. */

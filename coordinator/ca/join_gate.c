@@ -15,6 +15,7 @@
 
 #include "proto/base/error.h"
 #include "proto/base/version.h"
+#include "transport/crypto/x509.h"
 #include "weft/v1/join.pb-c.h"
 
 #include <string.h>
@@ -158,12 +159,16 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
 
 /* ---- the listener ---- */
 
+static RpcCredentials gate_credentials(const JoinGate *gate)
+{
+    return (RpcCredentials){
+        .ca_pem = gate->ca_pem, .certificate_pem = gate->certificate_pem, .key_pem = gate->key_pem};
+}
+
 static RpcServer *gate_bind(JoinGate *gate, GError **error)
 {
     RpcServerOptions options = {.listen = gate->bound != NULL ? gate->bound : gate->listen,
-                                .credentials = {.ca_pem = gate->ca_pem,
-                                                .certificate_pem = gate->certificate_pem,
-                                                .key_pem = gate->key_pem},
+                                .credentials = gate_credentials(gate),
                                 .log = gate->options.log};
     RpcServer *server =
         rpc_server_new(gate->options.transport, gate->options.loop, &options, error);
@@ -269,6 +274,19 @@ void join_gate_update(JoinGate *gate, TokenBook *tokens)
         }
     } else if (gate->server != NULL) {
         gate_arm(gate);
+    }
+}
+
+void join_gate_set_credentials(JoinGate *gate, const RpcCredentials *credentials)
+{
+    g_free(gate->certificate_pem);
+    x509_free_key(gate->key_pem);
+    gate->certificate_pem = g_strdup(credentials->certificate_pem);
+    gate->key_pem = g_strdup(credentials->key_pem);
+    RpcCredentials own = gate_credentials(gate);
+    g_autoptr(GError) error = NULL;
+    if (gate->server != NULL && !rpc_server_set_credentials(gate->server, &own, &error)) {
+        log_error(gate->options.log, "join listener keeps its old certificate: %s", error->message);
     }
 }
 

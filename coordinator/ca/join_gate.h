@@ -32,6 +32,8 @@ void join_gate_free(JoinGate *gate); /* NULL-safe */
 /* tokens: borrowed from now on; opens or (after a moment, so that the last answer gets out) closes
  * the listener. */
 void join_gate_update(JoinGate *gate, TokenBook *tokens);
+/* The coordinator's certificate was renewed; texts copied. */
+void join_gate_set_credentials(JoinGate *gate, const RpcCredentials *credentials);
 /* "host:port" really bound; borrowed. */
 const char *join_gate_address(const JoinGate *gate);
 bool join_gate_is_open(const JoinGate *gate);

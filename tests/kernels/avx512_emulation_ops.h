@@ -1,8 +1,10 @@
-/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in avx512_emulation.h. Included
- * by vec.h in a test's build only. */
+/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in avx512_emulation.h. Put
+ * before the sources in a test's build. */
 #pragma once
 
 #include "tests/kernels/avx512_emulation.h"
+
+#include <math.h>
 
 #define F32(x) (((Emu)(x)).f32)
 #define U32(x) (((Emu)(x)).u32)

@@ -1,4 +1,5 @@
 """Who gets in and who does not: tokens, the CA's hash, foreign certificates, revocation; daemons started by hand as an operator would."""
+import os
 import shutil
 import signal
 import socket
@@ -13,9 +14,9 @@ logs = work / "logs"
 logs.mkdir()
 
 
-def start_coordinator(*more):
-    return spawn([COORDINATOR, "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--models", work, "--state", state,
-                  *more], logs / "coordinator.log")
+def start_coordinator(*more, home=state, log="coordinator.log", env=None):
+    return spawn([COORDINATOR, "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--models", work, "--state", home,
+                  *more], logs / log, env)
 
 
 coordinator = start_coordinator()
@@ -27,8 +28,8 @@ def weft(*arguments, home=state, **more):
     return command([WEFT, *arguments], env={"WEFT_STATE": str(home)}, **more)
 
 
-def token(*more):
-    parts = weft("token", "create", "--json", *more).ok().json()
+def token(*more, home=state):
+    parts = weft("token", "create", "--json", *more, home=home).ok().json()
     TOKENS.append(parts["token"])
     return parts
 
@@ -39,12 +40,12 @@ def worker_words(parts, name, **changed):
             "--cache", work / "cache", "--threads", 1, "--memory", "1G", "--listen", "127.0.0.1:0"]
 
 
-def members():
-    return {m["name"]: m for m in weft("status", "--json").ok().json()["members"]}
+def members(home=state):
+    return {m["name"]: m for m in weft("status", "--json", home=home).ok().json()["members"]}
 
 
-def wait_member(name, *states):
-    return wait_for(f"{name} to be {states}", lambda: members().get(name, {}).get("state") in states)
+def wait_member(name, *states, home=state):
+    return wait_for(f"{name} to be {states}", lambda: members(home).get(name, {}).get("state") in states)
 
 
 def wait_end(process):
@@ -200,6 +201,28 @@ def case_models():
         got.fails(got.code, str(work))
     weft("run", model, "-p", "x", "-n", 2, "-q").ok()
     weft("run", "tiny.gguf", "-p", "x", "-n", 2, "-q").ok()
+
+
+def case_coordinator_renewal():
+    """the coordinator's own certificate is renewed while it runs: after the first has expired workers serve, join and are administered"""
+    if os.environ.get("WEFT_FAILPOINTS") != "true":
+        raise harness.Skip("this build has no fail points")
+    home = work / "renewal"
+    daemons = [start_coordinator(home=home, log="renewal.log", env={"WEFT_FAILPOINT": "coordinator-certificate-life=9"})]
+    wait_for("the endpoint file", lambda: (home / "endpoint").exists())
+    daemons.append(spawn(worker_words(token(home=home), "one"), logs / "one.log"))
+    wait_member("one", "ready", home=home)
+    # renewed after 6 s and after 12 s: by then the first is no good any more
+    wait_for("two renewals", lambda: (logs / "renewal.log").read_text().count("certificate renewed") >= 2)
+    weft("run", model, "-p", "x", "-n", 2, "--tp", 1, "-q", home=home).ok()
+    assert members(home)["one"]["state"] == "serving"
+    daemons.append(spawn(worker_words(token(home=home), "two"), logs / "two.log"))
+    wait_member("two", "ready", home=home)
+    weft("run", model, "-p", "x", "-n", 2, "--tp", 2, "-q", home=home).ok()
+    assert "lost" not in (logs / "renewal.log").read_text()
+    for process in reversed(daemons):
+        process.send_signal(signal.SIGTERM)
+        assert wait_end(process) == 0, process.args
 
 
 def case_quiet_logs():

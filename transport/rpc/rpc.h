@@ -86,6 +86,10 @@ RpcServer *rpc_server_new(RpcTransport *transport, Loop *loop, const RpcServerOp
 void rpc_server_add(RpcServer *server, const ProtobufCServiceDescriptor *service,
                     const RpcMethod *methods, void *user);
 bool rpc_server_start(RpcServer *server, GError **error);
+/* New connections get this certificate and key from now on; those that are open stay. For servers
+ * with TLS. Nothing changes on false (INVALID). */
+bool rpc_server_set_credentials(RpcServer *server, const RpcCredentials *credentials,
+                                GError **error);
 /* "host:port" with the port really bound; borrowed. */
 const char *rpc_server_address(const RpcServer *server);
 /* Health by service name; "" = the whole. Pushed to every Watch. Loop thread. What was not set

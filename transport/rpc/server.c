@@ -158,6 +158,14 @@ void rpc_server_add(RpcServer *server, const ProtobufCServiceDescriptor *service
     rpc_server_add_as(server, service->name, service, methods, user);
 }
 
+bool rpc_server_set_credentials(RpcServer *server, const RpcCredentials *credentials,
+                                GError **error)
+{
+    g_assert(server->tls && credentials->ca_pem != NULL);
+    return server->transport->ops->server_set_credentials == NULL ||
+           server->transport->ops->server_set_credentials(server, credentials, error);
+}
+
 bool rpc_server_start(RpcServer *server, GError **error)
 {
     if (server->serve_reflection) {

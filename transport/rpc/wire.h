@@ -42,6 +42,9 @@ typedef struct RpcTransportOps {
     RpcServer *(*server_new)(RpcTransport *transport, Loop *loop, const RpcServerOptions *options,
                              GError **error);
     bool (*server_start)(RpcServer *server, GError **error);
+    /* For new connections; NULL: connections have nothing of it. */
+    bool (*server_set_credentials)(RpcServer *server, const RpcCredentials *credentials,
+                                   GError **error);
     /* Takes no new calls, waits at most grace_ms for server->calls to become empty, ends the rest
      * (rpc_call_closed ran for each), frees everything of the fill, and the object itself after
      * rpc_server_clear(). */

@@ -496,6 +496,42 @@ static void test_deadline(void **state)
     answer_clear(&a);
 }
 
+/* ---- certificates ---- */
+
+static X509Info certificate_in(const SimCluster *s, const char *name)
+{
+    g_autofree char *path = g_build_filename(s->dir, name, NULL), *pem = NULL;
+    X509Info info = {0};
+    assert_true(g_file_get_contents(path, &pem, NULL, NULL));
+    assert_true(x509_parse(pem, &info, NULL));
+    return info;
+}
+
+/* Nobody starts it again for three years: its own certificate (two years) and the local
+ * administrator's (one) are always good, and a worker that comes then joins and serves. */
+static void test_certificates_are_renewed(void **state)
+{
+    SimCluster *s = *state;
+    X509Info first = certificate_in(s, "coordinator.crt");
+    for (int month = 0; month < 36; month++) {
+        sim_run_for(s, 30 * INT64_C(86400) * SECOND);
+        int64_t now = loop_wall_us(s->client_loop);
+        X509Info own = certificate_in(s, "coordinator.crt"), admin = certificate_in(s, "admin.crt");
+        assert_true(now + 180 * INT64_C(86400) * SECOND < own.not_after_us);
+        assert_true(now + 29 * INT64_C(86400) * SECOND < admin.not_after_us);
+        x509_info_clear(&own);
+        x509_info_clear(&admin);
+    }
+    X509Info last = certificate_in(s, "coordinator.crt");
+    assert_string_not_equal(first.serial_hex, last.serial_hex);
+    x509_info_clear(&first);
+    x509_info_clear(&last);
+    start_workers(s, 1);
+    Answer a = {0};
+    run_ok(s, &a, 1, 1);
+    answer_clear(&a);
+}
+
 /* ---- death ---- */
 
 static void run_replicated(SimCluster *s, Answer *a)
@@ -687,6 +723,7 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_run_and_reuse, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_requests, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_certificates_are_renewed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_worker_and_impossible_layout, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_ended_jobs_are_bounded, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stop_string, set_up, tear_down),

@@ -106,6 +106,55 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* A certificate that is exchanged while the server runs: what is open goes on, what is opened sees
+ * the new one. */
+static void test_new_certificate(void **state)
+{
+    Fixture *f = *state;
+    TestCa other_ca;
+    TestIdentity other_server, other_worker;
+    test_ca_make(&other_ca, "other");
+    test_identity_make(&other_server, &other_ca, "c0", "coordinator");
+    test_identity_make(&other_worker, &other_ca, "w2", "worker");
+    Outcome before = {0}, after = {0};
+    outcome_start(&before, f->channel, "Add", 1, 5000);
+    outcome_wait(&before, f->loop);
+    assert_null(before.error);
+    GError *error = NULL;
+    RpcCredentials credentials = test_credentials(&other_ca, &other_server);
+    credentials.certificate_pem = "no certificate";
+    assert_false(rpc_server_set_credentials(f->server, &credentials, &error));
+    assert_int_equal(error->code, WEFT_ERROR_INVALID);
+    g_clear_error(&error);
+    outcome_clear(&before);
+
+    credentials = test_credentials(&other_ca, &other_server);
+    assert_true(rpc_server_set_credentials(f->server, &credentials, &error));
+    outcome_start(&before, f->channel, "Add", 2, 5000);
+    outcome_wait(&before, f->loop);
+    assert_null(before.error);
+    RpcChannel *old = open_channel(f, &f->admin_id);
+    outcome_start(&after, old, "Add", 3, 5000);
+    outcome_wait(&after, f->loop);
+    assert_int_equal(after.error->code, WEFT_ERROR_UNREACHABLE);
+    outcome_clear(&after);
+    rpc_channel_free(old);
+    RpcChannelOptions options = {.target = rpc_server_address(f->server),
+                                 .credentials = test_credentials(&other_ca, &other_worker),
+                                 .server_name = "weft-coordinator"};
+    RpcChannel *new = rpc_channel_new(f->transport, main_loop_loop(f->loop), &options, &error);
+    outcome_start(&after, new, "Add", 4, 5000);
+    outcome_wait(&after, f->loop);
+    assert_null(after.error);
+    assert_string_equal(f->probe.peer_name, "w2");
+    rpc_channel_free(new);
+    outcome_clear(&before);
+    outcome_clear(&after);
+    test_identity_clear(&other_server);
+    test_identity_clear(&other_worker);
+    test_ca_clear(&other_ca);
+}
+
 static void test_unary(void **state)
 {
     Fixture *f = *state;
@@ -613,6 +662,7 @@ int main(void)
     void *grpc = NULL, *inproc = "inproc";
     const struct CMUnitTest tests[] = {
         BOTH(test_unary),
+        cmocka_unit_test_setup_teardown(test_new_certificate, set_up, tear_down),
         BOTH(test_server_stream),
         BOTH(test_empty_stream),
         BOTH(test_client_stream),

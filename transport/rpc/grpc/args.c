@@ -62,7 +62,7 @@ static bool check_certificate(const char *pem, const char *what, GError **error)
     return ok;
 }
 
-static bool check_credentials(const RpcCredentials *credentials, GError **error)
+bool credentials_check(const RpcCredentials *credentials, GError **error)
 {
     if (!check_certificate(credentials->ca_pem, "the CA certificate", error)) {
         return false;
@@ -79,36 +79,12 @@ static bool check_credentials(const RpcCredentials *credentials, GError **error)
     return true;
 }
 
-grpc_server_credentials *credentials_server(const RpcCredentials *credentials, GError **error)
-{
-    if (!credentials->ca_pem) {
-        return grpc_insecure_server_credentials_create();
-    }
-    if (!check_credentials(credentials, error)) {
-        return NULL;
-    }
-    if (!credentials->certificate_pem) {
-        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                            "a TLS server takes a certificate and its key");
-        return NULL;
-    }
-    grpc_ssl_pem_key_cert_pair pair = {credentials->key_pem, credentials->certificate_pem};
-    grpc_ssl_client_certificate_request_type request =
-        credentials->require_client_certificate
-            ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-            : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE;
-    grpc_ssl_server_certificate_config *config =
-        grpc_ssl_server_certificate_config_create(credentials->ca_pem, &pair, 1);
-    return grpc_ssl_server_credentials_create_with_options(
-        grpc_ssl_server_credentials_create_options_using_config(request, config));
-}
-
 grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, GError **error)
 {
     if (!credentials->ca_pem) {
         return grpc_insecure_credentials_create();
     }
-    if (!check_credentials(credentials, error)) {
+    if (!credentials_check(credentials, error)) {
         return NULL;
     }
     grpc_ssl_pem_key_cert_pair pair = {credentials->key_pem, credentials->certificate_pem};
@@ -123,6 +99,7 @@ const RpcTransportOps *grpc_ops(void)
     static const RpcTransportOps ops = {
         .server_new = grpc_server_fill_new,
         .server_start = grpc_server_fill_start,
+        .server_set_credentials = grpc_server_fill_set_credentials,
         .server_free = grpc_server_fill_free,
         .call_send = grpc_call_fill_send,
         .call_finish = grpc_call_fill_finish,

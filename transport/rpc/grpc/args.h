@@ -25,13 +25,15 @@ grpc_byte_buffer *buffer_take(uint8_t *bytes, size_t n_bytes);
 /* The bytes of a received buffer as one slice; unref it. */
 grpc_slice buffer_join(grpc_byte_buffer *buffer);
 
-/* NULL + INVALID naming the part that cannot be used. */
-grpc_server_credentials *credentials_server(const RpcCredentials *credentials, GError **error);
+/* False or NULL + INVALID naming the part that cannot be used. */
+bool credentials_check(const RpcCredentials *credentials, GError **error);
 grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, GError **error);
 
 const RpcTransportOps *grpc_ops(void);
 RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop,
                                 const RpcServerOptions *options, GError **error);
+bool grpc_server_fill_set_credentials(RpcServer *server, const RpcCredentials *credentials,
+                                      GError **error);
 bool grpc_server_fill_start(RpcServer *server, GError **error);
 void grpc_server_fill_free(RpcServer *server, int grace_ms);
 size_t grpc_call_fill_send(RpcCall *call, uint8_t *bytes, size_t n_bytes);

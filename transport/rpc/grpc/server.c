@@ -12,6 +12,7 @@
  *      0 before the server is destroyed. */
 #include "transport/rpc/grpc/args.h"
 #include "transport/rpc/grpc/engine.h"
+#include "transport/rpc/grpc/server_identity.h"
 
 #include "proto/base/error.h"
 #include "transport/crypto/x509.h"
@@ -47,6 +48,7 @@ typedef struct GrpcServer {
     grpc_completion_queue *queue;
     EventSink *sink;
     grpc_server *server;
+    ServerIdentity *identity; /* NULL: plaintext */
     GHashTable
         *identities; /* certificate PEM -> Identity: parsed once a certificate, not once a call */
     EventTag shutdown_tag;
@@ -398,10 +400,15 @@ static bool bind_port(GrpcServer *server, const RpcServerOptions *options, GErro
                     options->listen);
         return false;
     }
-    grpc_server_credentials *credentials = credentials_server(&options->credentials, error);
-    if (!credentials) {
-        return false;
+    if (options->credentials.ca_pem != NULL) {
+        server->identity = server_identity_new(&options->credentials, error);
+        if (server->identity == NULL) {
+            return false;
+        }
     }
+    grpc_server_credentials *credentials = server->identity != NULL
+                                               ? server_identity_credentials(server->identity)
+                                               : grpc_insecure_server_credentials_create();
     engine_mute_log(true); /* our error says it in one line */
     int port = grpc_server_add_http2_port(server->server, options->listen, credentials);
     engine_mute_log(false);
@@ -446,6 +453,12 @@ RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop,
     return &server->base;
 }
 
+bool grpc_server_fill_set_credentials(RpcServer *base, const RpcCredentials *credentials,
+                                      GError **error)
+{
+    return server_identity_set(((GrpcServer *)base)->identity, credentials, error);
+}
+
 bool grpc_server_fill_start(RpcServer *base, GError **error)
 {
     GrpcServer *server = (GrpcServer *)base;
@@ -486,6 +499,7 @@ void grpc_server_fill_free(RpcServer *base, int grace_ms)
         return;
     }
     grpc_server_destroy(server->server);
+    server_identity_free(server->identity);
     event_sink_free(server->sink);
     engine_release();
     g_hash_table_unref(server->identities);
