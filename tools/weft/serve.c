@@ -9,7 +9,8 @@
 
 #define ADMIN (&weft__v1__admin__descriptor)
 #define RETRY_PAUSE_US (INT64_C(500) * 1000)
-#define RETRY_BOUND_US (INT64_C(60) * 1000000) /* without a coordinator, before it is given up */
+#define RETRY_BOUND_US (INT64_C(120) * 1000000) /* since it was ready last, before it is given up  \
+                                                 */
 
 typedef struct ServeOptions {
     CommonOptions common;
@@ -35,10 +36,16 @@ static const Option SERVE_OPTIONS[] = {
 
 typedef struct Serving {
     const ServeOptions *options;
-    bool was_ready, shown;
-    int64_t heard_us;
-    char *text;
+    bool was_ready;
+    char *address; /* as shown; NULL: not yet */
+    int64_t ready_us;
 } Serving;
+
+static void serving_clear(Serving *s)
+{
+    g_free(s->address);
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Serving, serving_clear)
 
 static void print_ready(const Serving *s, const Weft__V1__ServeModelEvent *e)
 {
@@ -58,15 +65,16 @@ static void on_event(const ProtobufCMessage *message, void *user)
 {
     Serving *s = user;
     const Weft__V1__ServeModelEvent *e = (const Weft__V1__ServeModelEvent *)message;
-    s->heard_us = g_get_monotonic_time();
     if (e->ready) {
         cli_progress_end(&s->options->common);
-        if (!s->shown) {
+        if (g_strcmp0(s->address, e->address) != 0) {
             print_ready(s, e);
         } else if (!s->was_ready && !s->options->common.quiet) {
             fprintf(stderr, "%s is ready again\n", e->name);
         }
-        s->shown = true;
+        g_free(s->address);
+        s->address = g_strdup(e->address);
+        s->ready_us = g_get_monotonic_time();
     } else {
         cli_progress(&s->options->common, "%s: %s", e->name, e->text);
     }
@@ -87,25 +95,25 @@ static bool serve_once(Serving *s, const Weft__V1__ServeModelRequest *request, b
     return ok;
 }
 
-/* The coordinator is away, or was for a moment: its successor serves again. */
+/* The coordinator is away, or has just come back and its workers have not: what was served once
+ * will be again. */
 static bool is_worth_a_retry(const Serving *s, const GError *error)
 {
-    return s->shown && g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) &&
-           g_get_monotonic_time() - s->heard_us < RETRY_BOUND_US;
+    return s->address != NULL && !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED) &&
+           g_get_monotonic_time() - s->ready_us < RETRY_BOUND_US;
 }
 
-static bool pause_between_tries(void)
+static void pause_between_tries(void)
 {
     MainLoop *loop = main_loop_new();
     const bool never = false;
     main_loop_run_until(loop, &never, RETRY_PAUSE_US);
     main_loop_free(loop);
-    return true;
 }
 
 static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModelRequest *request)
 {
-    Serving s = {.options = o, .heard_us = g_get_monotonic_time()};
+    g_auto(Serving) s = {.options = o};
     bool interrupted = false, again;
     do {
         GError *error = NULL;
@@ -114,7 +122,7 @@ static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModel
         again = error != NULL && !interrupted && is_worth_a_retry(&s, error);
         if (again) {
             s.was_ready = false;
-            cli_progress(&o->common, "the coordinator is away: trying again");
+            cli_progress(&o->common, "trying again: %s", error->message);
             g_error_free(error);
             pause_between_tries();
         } else if (interrupted) {

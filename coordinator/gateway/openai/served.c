@@ -1,10 +1,11 @@
 /* Problem: clients expect a model to be there before they ask, and to come back by itself.
  *
- *            model opened        lease ready
- *   OPENING ─────────────▶ LOADING ─────────▶ READY
- *      │ final                ▲  │ failed        │ its epoch ended
- *      ▼                      │  ▼               ▼
- *    FAILED                   └─ WAITING ◀───────┘
+ *           model opened         lease ready
+ *   OPENING ────────────▶ LOADING ──────────▶ READY
+ *      │ cannot be          │ ▲ ▲               │
+ *      ▼                    │ │ └─ interrupted ─┘
+ *    FAILED ◀── for good ───┤ └─ a pause ─┐
+ *                           └─ failed ▶ WAITING
  *
  * 1. A lease is held in LOADING and READY; it keeps the deployment from being given up for another.
  * 2. WAITING has a timer and nothing else; the pause grows to a bound. */
@@ -144,6 +145,17 @@ static void on_failed(const GError *error, void *user)
     s->callbacks.waiting(own, final, s->user);
 }
 
+/* Its replica's epoch is over: the lease waits for the next one. */
+static bool on_interrupted(const GError *why, void *user, uint64_t *n_tokens)
+{
+    Served *s = user;
+    *n_tokens = 0;
+    s->state = SERVED_LOADING;
+    set_problem(s, why->message);
+    s->callbacks.waiting(why, false, s->user);
+    return true;
+}
+
 static void on_ready(const LeaseInfo *info, void *user)
 {
     Served *s = user;
@@ -164,7 +176,10 @@ static void on_progress(const char *text, double fraction, const char *worker, v
 
 static void served_acquire(Served *s)
 {
-    LeaseCallbacks callbacks = {.progress = on_progress, .ready = on_ready, .failed = on_failed};
+    LeaseCallbacks callbacks = {.progress = on_progress,
+                                .ready = on_ready,
+                                .interrupted = on_interrupted,
+                                .failed = on_failed};
     s->state = SERVED_LOADING;
     s->lease = jobs_acquire(s->book->jobs, s->model, &s->wish, callbacks, s);
 }
