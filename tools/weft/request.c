@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 Weft__V1__StatusResponse *request_status(Client *client, GError **error)
 {
@@ -177,13 +177,21 @@ static void take_done(RunOutcome *out, const Weft__V1__RunDone *d)
     out->stall_s = d->stall_s;
 }
 
+/* Both end in the same terminal, pipe or file. */
+static bool same_place(FILE *a, FILE *b)
+{
+    struct stat one, other;
+    return a != NULL && fstat(fileno(a), &one) == 0 && fstat(fileno(b), &other) == 0 &&
+           one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
 /* A loss and what became of it: a line of its own, below what was printed of the answer so far. */
 static void take_progress(Collector *c, const Weft__V1__RunProgress *p)
 {
     if (c->out->plan == NULL) {
         cli_progress(c->common, "%s", p->text);
     } else if (p->notice && !c->common->quiet) {
-        const bool in_line = c->echo != NULL && c->out->text->len > 0 && isatty(fileno(c->echo));
+        const bool in_line = c->out->text->len > 0 && same_place(c->echo, stderr);
         fprintf(stderr, "%s%s\n", in_line ? "\n" : "", p->text);
         fflush(stderr);
     }
