@@ -96,6 +96,9 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
     f->at_us = draw(random, 4) == 0 ? between(random, 0, LAST_FAULT_US)
                                     : stream->begin_us + between(random, 0, stream_us);
     f->for_us = between(random, 1000, lasts_us[draw(random, G_N_ELEMENTS(lasts_us))]);
+    if (f->kind == FAULT_ALL_SILENT && draw(random, 2)) { /* long enough to be taken for deaths */
+        f->for_us = between(random, 5 * WHOLE_SECOND, 8 * WHOLE_SECOND);
+    }
 }
 
 void schedule_draw(Schedule *s, uint64_t seed)

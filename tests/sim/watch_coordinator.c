@@ -8,6 +8,8 @@
 
 #include <string.h>
 
+#define QUORUM 3u /* of fewer workers, one or two may be silent at the same time by chance */
+
 /* One call of Generate, between the gateway and the transport. */
 typedef struct LeaderCall {
     RpcCallbacks callbacks;
@@ -19,6 +21,7 @@ typedef struct LeaderCall {
 
 static struct {
     Jobs *jobs;                 /* of the incarnation that runs; NULL: none */
+    MembersListener listener;   /* its own, behind ours */
     GHashTable *newest;         /* "job/replica" -> uint64_t */
     GHashTable *taken;          /* "job/replica/epoch" -> int64_t, when */
     GHashTable *over;           /* request -> int64_t, when its call ended */
@@ -125,11 +128,33 @@ void __wrap_store_write(Store *store, const StoreChange *changes, unsigned n, St
 
 /* ---- members and plans ----------------------------------------------------------------------- */
 
+/* Every worker's messages to the coordinator are lost, for longer than it takes to notice. */
+static bool all_are_silent(const Whole *w)
+{
+    for (unsigned i = 0; i < w->n_workers; i++) {
+        if (w->workers[i].link != RPC_INPROC_FROZEN) {
+            return false;
+        }
+    }
+    return w->n_workers >= QUORUM && now_us() - w->last_fault_us > MEMBER_LOST_US;
+}
+
+static void on_lost(Member *member, const GError *why, void *user)
+{
+    if (watch_history() && all_are_silent(watch_history()->whole)) {
+        history_violate(watch_history(), "silence of all convicts nobody", "%s", why->message);
+    }
+    if (!bug_is(BUG_DEAD_MEMBER_KEPT)) {
+        now.listener.lost(member, why, user);
+    }
+}
+
 void __wrap_members_listen(Members *members, const MembersListener *listener)
 {
     MembersListener own = *listener;
-    if (bug_is(BUG_DEAD_MEMBER_KEPT)) {
-        own.lost = NULL;
+    now.listener = *listener;
+    if (own.lost) {
+        own.lost = on_lost;
     }
     __real_members_listen(members, &own);
 }
