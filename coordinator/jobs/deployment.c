@@ -383,7 +383,8 @@ static bool uses_gone_worker(const Deployment *d)
 
 void deployment_fail(Deployment *d, const GError *why)
 {
-    bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && uses_gone_worker(d);
+    bool gone = uses_gone_worker(d) || g_error_matches(why, WEFT_ERROR, WEFT_ERROR_STALE);
+    bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && gone;
     if (!recovery_is_patient(d) || d->replicas != NULL) {
         log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d),
                  why->message);
@@ -559,6 +560,9 @@ void deployment_on_rank_error(RankState *rank, const char *operation, const GErr
 {
     GError *named = g_error_copy(error);
     g_autofree char *needle = g_strdup_printf("worker %s", rank->worker);
+    if (g_error_matches(named, WEFT_ERROR, WEFT_ERROR_NOT_FOUND)) {
+        named->code = WEFT_ERROR_STALE; /* fenced or restarted since it loaded: news of a loss */
+    }
     if (strstr(named->message, needle) == NULL) {
         g_prefix_error(&named, "%s, %s: ", needle, operation);
     }

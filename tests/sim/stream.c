@@ -104,6 +104,7 @@ static bool may_be_refused(const GError *error)
     case WEFT_ERROR_UNREACHABLE:
     case WEFT_ERROR_IMPOSSIBLE:
     case WEFT_ERROR_NOT_READY:
+    case WEFT_ERROR_STALE:
         return true;
     default:
         return false;

@@ -310,8 +310,11 @@ static void check_cancelled(const Submission *s)
 {
     History *h = watch_history();
     const int64_t over_us = watch_call_over_us(s->request);
-    if (over_us != 0 && now_us() - over_us > CANCEL_US &&
-        now_us() - h->whole->last_fault_us > now_us() - over_us + CANCEL_US) {
+    const Whole *w = h->whole;
+    const bool connected = w->coordinator && !w->coordinator_frozen &&
+                           w->workers[s->worker].link == RPC_INPROC_UP &&
+                           w->last_fault_us < over_us - CANCEL_US;
+    if (over_us != 0 && connected && now_us() - over_us > CANCEL_US) {
         history_violate(h, "a cancelled request stops",
                         "w%u computes a token of request %s, whose call ended %.3f s ago",
                         s->worker, s->request, (double)(now_us() - over_us) / 1e6);

@@ -107,8 +107,14 @@ static void on_start(RpcCall *call, const ProtobufCMessage *message, void *user)
     }
     g_assert_cmpuint(request->secret.len, ==, 32);
     Weft__V1__Held *held = find_held(w, request->stamp);
+    if (w->forgets && held != NULL) {
+        w->forgets = false;
+        g_ptr_array_remove(w->held, held);
+        held = NULL;
+    }
     if (held == NULL) { /* fenced since it loaded */
-        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "nothing is loaded");
+        g_autoptr(GError) error =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "nothing is loaded on worker %s", w->name);
         rpc_call_finish(call, error);
         return;
     }

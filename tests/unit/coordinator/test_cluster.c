@@ -628,6 +628,19 @@ static void test_load_failure_names_worker_and_operation(void **state)
     answer_clear(&a);
 }
 
+/* A worker was fenced between its load and its start, and the coordinator has not heard of it: the
+ * request is not to blame. */
+static void test_worker_forgets_before_it_starts(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    s->workers[1].forgets = true;
+    Answer a = {0};
+    run_ok(s, &a, 2, 1);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 4);
+    answer_clear(&a);
+}
+
 static void test_restarted_coordinator_adopts(void **state)
 {
     SimCluster *s = *state;
@@ -736,6 +749,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(test_worker_forgets_before_it_starts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_seal_setting, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_restarted_coordinator_and_worker, set_up, tear_down),
