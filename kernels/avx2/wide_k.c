@@ -169,8 +169,8 @@ ALWAYS_INLINE void pairs_add(Sums *total, const int16_t (*m)[16][2], const uint8
     }
 }
 
-/* tile = fmaf(sign (float)s, d_w * d_a, tile) */
-ALWAYS_INLINE void scaled_add(float *tile, const Sums *s, const float *d, bool negative,
+/* acc = fmaf(sign (float)s, d_w * d_a, acc) */
+ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const float *d, bool negative,
                               const uint8_t *act, unsigned R)
 {
     UNROLL
@@ -178,19 +178,20 @@ ALWAYS_INLINE void scaled_add(float *tile, const Sums *s, const float *d, bool n
         const __m256 da = broadcast_f32(act + ACT_Q8_256_D(R) + 4 * r);
         UNROLL
         for (unsigned v = 0; v < 2; v++) {
-            float *at = tile + r * PANEL_ROWS + 8 * v;
             const __m256 scale = _mm256_mul_ps(_mm256_load_ps(d + 8 * v), da);
-            const __m256 sum = _mm256_cvtepi32_ps(s->v[r][v]), acc = _mm256_load_ps(at);
-            _mm256_store_ps(at, negative ? _mm256_fnmadd_ps(sum, scale, acc)
-                                         : _mm256_fmadd_ps(sum, scale, acc));
+            const __m256 sum = _mm256_cvtepi32_ps(s->v[r][v]);
+            acc[r][v] = negative ? _mm256_fnmadd_ps(sum, scale, acc[r][v])
+                                 : _mm256_fmadd_ps(sum, scale, acc[r][v]);
         }
     }
 }
 
 ALWAYS_INLINE void affine_wide(unsigned bits, const uint8_t *scratch, const uint8_t *act,
-                               uint32_t n_records, float *tile, unsigned R)
+                               uint32_t n_records, float *tile, bool fresh, unsigned R)
 {
+    __m256 acc[4][2];
     const WideAffine *rec = (const WideAffine *)scratch;
+    wide_tile_load(acc, tile, fresh, R);
     for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
         Sums total;
         sums_clear(&total, R);
@@ -203,17 +204,20 @@ ALWAYS_INLINE void affine_wide(unsigned bits, const uint8_t *scratch, const uint
                 groups_add(&total, rec->q + 8 * b + 4, a + 16 * R, R, 4, rec->sc[b]);
             }
         }
-        scaled_add(tile, &total, rec->d, false, act, R);
+        scaled_add(acc, &total, rec->d, false, act, R);
         sums_clear(&total, R);
         pairs_add(&total, rec->m, act + ACT_Q8_256_SUM32(R), 4, R);
-        scaled_add(tile, &total, rec->dmin, true, act, R);
+        scaled_add(acc, &total, rec->dmin, true, act, R);
     }
+    wide_tile_store(acc, tile, R);
 }
 
 ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                             float *tile, unsigned R)
+                             float *tile, bool fresh, unsigned R)
 {
+    __m256 acc[4][2];
     const WideQ6K *rec = (const WideQ6K *)scratch;
+    wide_tile_load(acc, tile, fresh, R);
     for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
         Sums total;
         sums_clear(&total, R);
@@ -230,12 +234,13 @@ ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_
             groups_add(&total, rec->q + 4 * b, act + b * 16 * R, R, 2, rec->sc[b]);
             groups_add(&total, rec->q + 4 * b + 2, act + b * 16 * R + 8 * R, R, 2, rec->sc[b]);
         }
-        scaled_add(tile, &total, rec->d, false, act, R);
+        scaled_add(acc, &total, rec->d, false, act, R);
     }
+    wide_tile_store(acc, tile, R);
 }
 
-#define Q4_K_WIDE(s, a, n, t, R) affine_wide(4, s, a, n, t, R)
-#define Q5_K_WIDE(s, a, n, t, R) affine_wide(5, s, a, n, t, R)
+#define Q4_K_WIDE(s, a, n, t, f, R) affine_wide(4, s, a, n, t, f, R)
+#define Q5_K_WIDE(s, a, n, t, f, R) affine_wide(5, s, a, n, t, f, R)
 
 WIDE_KERNEL(q4_k, Q4_K_WIDE, sizeof(WideAffine), 16)
 WIDE_KERNEL(q5_k, Q5_K_WIDE, sizeof(WideAffine), 8)

@@ -133,35 +133,36 @@ ALWAYS_INLINE void widen(Sums *s, const Sums *plus, int scale, unsigned R)
     }
 }
 
-/* tile = fmaf((float)s, d_w * d_a, tile), then the minimum: fmaf(m_w, d_a * sum_a, tile). */
-ALWAYS_INLINE void block_add(float *tile, const Sums *s, const float *d, const float *m, int start,
-                             const uint8_t *act, unsigned R)
+/* acc = fmaf((float)s, d_w * d_a, acc), then the minimum: fmaf(m_w, d_a * sum_a, acc). */
+ALWAYS_INLINE void block_add(__m256 acc[4][2], const Sums *s, const float *d, const float *m,
+                             int start, const uint8_t *act, unsigned R)
 {
     UNROLL
     for (unsigned r = 0; r < R; r++) {
         const __m256 da = broadcast_f32(act + ACT_Q8_32_D(R) + 4 * r);
         UNROLL
         for (unsigned v = 0; v < 2; v++) {
-            float *at = tile + r * PANEL_ROWS + 8 * v;
             __m256i sum = s->v[r][v];
             if (start >= 0) {
                 sum = _mm256_add_epi32(sum, broadcast_i32(act + (unsigned)start + 4 * r));
             }
-            __m256 acc =
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum),
-                                _mm256_mul_ps(_mm256_load_ps(d + 8 * v), da), _mm256_load_ps(at));
+            acc[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum),
+                                        _mm256_mul_ps(_mm256_load_ps(d + 8 * v), da), acc[r][v]);
             if (m) {
-                acc = _mm256_fmadd_ps(_mm256_load_ps(m + 8 * v),
-                                      broadcast_f32(act + ACT_Q8_32_DS(R) + 4 * r), acc);
+                acc[r][v] =
+                    _mm256_fmadd_ps(_mm256_load_ps(m + 8 * v),
+                                    broadcast_f32(act + ACT_Q8_32_DS(R) + 4 * r), acc[r][v]);
             }
-            _mm256_store_ps(at, acc);
         }
     }
 }
 
 ALWAYS_INLINE void quants_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                               float *tile, unsigned R, bool five, bool minimum, int start)
+                               float *tile, bool fresh, unsigned R, bool five, bool minimum,
+                               int start)
 {
+    __m256 acc[4][2];
+    wide_tile_load(acc, tile, fresh, R);
     const WideQ32 *b = (const WideQ32 *)scratch;
     for (uint32_t i = 0; i < n_records; i++, b++, act += ACT_Q8_32_TILE(R)) {
         Sums s, upper;
@@ -172,8 +173,9 @@ ALWAYS_INLINE void quants_wide(const uint8_t *scratch, const uint8_t *act, uint3
             widen(&upper, &s, 1, R);
             s = upper;
         }
-        block_add(tile, &s, b->d, minimum ? b->m : NULL, start, act, R);
+        block_add(acc, &s, b->d, minimum ? b->m : NULL, start, act, R);
     }
+    wide_tile_store(acc, tile, R);
 }
 
 /* total += w . a over a group of pairs. */
@@ -200,11 +202,13 @@ ALWAYS_INLINE void act_widen(const uint8_t *act, uint8_t *to, unsigned R)
 }
 
 ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                              float *tile, unsigned R)
+                              float *tile, bool fresh, unsigned R)
 {
     /* All records at once: what was stored just before is slow to load. */
     _Alignas(32) uint8_t buffer[WIDE_SCRATCH_BYTES / sizeof(WideQ80)][2 * 32 * 4];
     const WideQ80 *b = (const WideQ80 *)scratch;
+    __m256 acc[4][2];
+    wide_tile_load(acc, tile, fresh, R);
     for (uint32_t i = 0; i < n_records; i++) {
         act_widen(act + i * ACT_Q8_32_TILE(R), buffer[i], R);
     }
@@ -220,14 +224,17 @@ ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32
             pairs_add(&s, b->even[g], wide + 4 * R * g, R);
             pairs_add(&s, b->odd[g], wide + 32 * R + 4 * R * g, R);
         }
-        block_add(tile, &s, b->d, NULL, -1, act, R);
+        block_add(acc, &s, b->d, NULL, -1, act, R);
     }
+    wide_tile_store(acc, tile, R);
 }
 
-#define Q4_0_WIDE(s, a, n, t, R) quants_wide(s, a, n, t, R, false, false, (int)ACT_Q8_32_START8(R))
-#define Q4_1_WIDE(s, a, n, t, R) quants_wide(s, a, n, t, R, false, true, -1)
-#define Q5_0_WIDE(s, a, n, t, R) quants_wide(s, a, n, t, R, true, false, (int)ACT_Q8_32_START16(R))
-#define Q5_1_WIDE(s, a, n, t, R) quants_wide(s, a, n, t, R, true, true, -1)
+#define Q4_0_WIDE(s, a, n, t, f, R)                                                                \
+    quants_wide(s, a, n, t, f, R, false, false, (int)ACT_Q8_32_START8(R))
+#define Q4_1_WIDE(s, a, n, t, f, R) quants_wide(s, a, n, t, f, R, false, true, -1)
+#define Q5_0_WIDE(s, a, n, t, f, R)                                                                \
+    quants_wide(s, a, n, t, f, R, true, false, (int)ACT_Q8_32_START16(R))
+#define Q5_1_WIDE(s, a, n, t, f, R) quants_wide(s, a, n, t, f, R, true, true, -1)
 
 WIDE_KERNEL(q4_0, Q4_0_WIDE, sizeof(WideQ32), 32)
 WIDE_KERNEL(q4_1, Q4_1_WIDE, sizeof(WideQ32), 32)
