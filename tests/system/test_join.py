@@ -172,6 +172,16 @@ def case_revoke():
     weft("run", model, "-p", "x", "-n", 2, "--tp", 2, "-q").ok()
 
 
+def case_plain_probe():
+    """probe of the plaintext health port says what to do; --plain asks it, and says where that belongs when the port has TLS"""
+    ports = dict(line.split()[:2] for line in (state / "endpoint").read_text().splitlines())
+    weft("probe", ports["health"]).fails(2, ports["health"], "without TLS", "--plain")
+    assert weft("probe", ports["health"], "--plain").ok().out == "status: SERVING\n"
+    weft("probe", ports["control"], "--plain").fails(2, ports["control"], "--health-listen")
+    assert weft("probe", members()["beta"]["address"]).ok().out == "status: SERVING\n"
+    assert "No match found" not in (logs / "beta.log").read_text()
+
+
 def case_port_in_use():
     """a port in use, an address that is not ours: one line, exit 1"""
     with socket.socket() as taken:

@@ -13,9 +13,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/statvfs.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 /* ---- files of an identity ---- */
@@ -108,6 +111,63 @@ static Grpc__Health__V1__HealthCheckResponse *check(const ProbeOptions *o, const
     return (Grpc__Health__V1__HealthCheckResponse *)response;
 }
 
+#define GREETING_WAIT_MS 1000
+#define HTTP2_FRAME_HEADER 9u /* RFC 9113, 4.1 */
+#define HTTP2_SETTINGS 4u
+
+static int connect_to(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    g_autofree char *host = colon != NULL ? g_strndup(address, (gsize)(colon - address)) : NULL;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    int fd = -1;
+    if (colon == NULL || getaddrinfo(host, colon + 1, &hints, &list) != 0) {
+        return -1;
+    }
+    for (struct addrinfo *i = list; i != NULL && fd < 0; i = i->ai_next) {
+        fd = socket(i->ai_family, i->ai_socktype | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && connect(fd, i->ai_addr, i->ai_addrlen) != 0) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    freeaddrinfo(list);
+    return fd;
+}
+
+/* Whether a plaintext HTTP/2 server is there: it speaks first, with a SETTINGS frame of stream 0,
+ * where one with TLS waits for the client. */
+static bool greets_without_tls(const char *address)
+{
+    uint8_t frame[HTTP2_FRAME_HEADER] = {0};
+    const int fd = connect_to(address);
+    if (fd < 0) {
+        return false;
+    }
+    const struct timeval limit = {.tv_sec = GREETING_WAIT_MS / 1000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    const bool whole = recv(fd, frame, sizeof frame, MSG_WAITALL) == (ssize_t)sizeof frame;
+    close(fd);
+    return whole && frame[3] == HTTP2_SETTINGS && (frame[5] | frame[6] | frame[7] | frame[8]) == 0;
+}
+
+static int probe_fail(const ProbeOptions *o, const char *address, const GError *error)
+{
+    const bool unreachable = g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE);
+    if (unreachable && !o->plain && greets_without_tls(address)) {
+        /* Not asked by itself: whoever sits between could answer for a daemon that is dead. */
+        fprintf(stderr,
+                "weft: probe of %s: it speaks without TLS: if it is a --health-listen port, "
+                "ask it with --plain\n",
+                address);
+    } else {
+        fprintf(stderr, "weft: probe of %s: %s%s\n", address, error->message,
+                unreachable && o->plain ? "; only --health-listen ports are asked with --plain"
+                                        : "");
+    }
+    return unreachable ? PROBE_CONNECT : PROBE_RPC;
+}
+
 static int probe_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     ProbeOptions *o = values;
@@ -124,9 +184,7 @@ static int probe_run(const Verb *verb, void *values, GPtrArray *rest)
         response = check(o, rest->pdata[0], "weft-worker", &error);
     }
     if (response == NULL) {
-        fprintf(stderr, "weft: probe of %s: %s\n", (char *)rest->pdata[0], error->message);
-        return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) ? PROBE_CONNECT
-                                                                          : PROBE_RPC;
+        return probe_fail(o, rest->pdata[0], error);
     }
     const bool serving =
         response->status == GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING;
@@ -187,8 +245,9 @@ static bool keep_identity(const LoginOptions *o, const Weft__V1__JoinResponse *r
                           const char *key_pem, GError **error)
 {
     if (r->ca_pem.len == 0 || r->certificate_pem.len == 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
-                    "the coordinator's answer to join has no certificate: run the same release everywhere");
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+            "the coordinator's answer to join has no certificate: run the same release everywhere");
         return false;
     }
     g_autofree char *state = cli_state_directory(&o->common);
