@@ -170,9 +170,7 @@ VEC_FN Vec vec_log(Vec x)
     return vec_fma(k, vec_all(LOG32_LN2_HI), vec_fma(k, vec_all(LOG32_LN2_LO), y));
 }
 
-/* ---- integers
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- integers ---- */
 
 VEC_FN VecInt vec_int_all(uint32_t x)
 {
@@ -230,9 +228,7 @@ VEC_FN void vec_store_interleaved(float *out, const Vec w[4])
     vec_store(out + 24, _mm256_permute2f128_ps(l26, l37, 0x31));
 }
 
-/* ---- 16-bit floats
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- 16-bit floats ---- */
 
 VEC_FN Vec vec_load_f16(const uint16_t *p)
 {
@@ -273,9 +269,7 @@ VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
                      _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
 }
 
-/* ---- RoPE of neighbours
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- RoPE of neighbours ---- */
 
 /* VEC_LANES / 2 pairs (a, b) at x with their cos and sin: a' = a c - (b s), b' = a s + (b c), the
  * products in brackets rounded first. */

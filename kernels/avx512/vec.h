@@ -167,9 +167,7 @@ VEC_FN Vec vec_log(Vec x)
     return vec_fma(k, vec_all(LOG32_LN2_HI), vec_fma(k, vec_all(LOG32_LN2_LO), y));
 }
 
-/* ---- integers
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- integers ---- */
 
 VEC_FN VecInt vec_int_all(uint32_t x)
 {
@@ -228,9 +226,7 @@ VEC_FN void vec_store_interleaved(float *out, const Vec w[4])
     vec_store(out + 48, _mm512_shuffle_f32x4(u, v, 0xdd));
 }
 
-/* ---- 16-bit floats
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- 16-bit floats ---- */
 
 VEC_FN Vec vec_load_f16(const uint16_t *p)
 {
@@ -267,9 +263,7 @@ VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
 }
 
-/* ---- RoPE of neighbours
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- RoPE of neighbours ---- */
 
 VEC_FN void vec_rotate_pairs(float *x, const float *cos, const float *sin)
 {

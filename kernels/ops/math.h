@@ -21,8 +21,7 @@ static inline float float_of_bits(uint32_t u)
     return f;
 }
 
-/* ---- exp (KERNELS.md "exp"; at most 0.88 ulp)
- * ----------------------------------------------------------------------- */
+/* ---- exp (KERNELS.md "exp"; at most 0.88 ulp) ---- */
 
 #define EXP32_LOG2E 0x1.715476p+0f
 #define EXP32_MAGIC                                                                                \
@@ -55,8 +54,7 @@ static inline float exp32_inline(float x)
     return x < EXP32_LOWEST ? 0.0f : y;
 }
 
-/* ---- log of a positive normal number (at most 0.75 ulp)
- * -------------------------------------------------------------- */
+/* ---- log of a positive normal number (at most 0.75 ulp) ---- */
 
 #define LOG32_SQRT_HALF_BITS 0x3f3504f3u /* mantissas lie in [sqrt(1/2), sqrt(2)) */
 #define LOG32_LN2_HI 0x1.62e4p-1f        /* 16 bits: exponent * hi is exact */
@@ -90,8 +88,7 @@ static inline float log32_inline(float x)
     return fmaf(k, LOG32_LN2_HI, fmaf(k, LOG32_LN2_LO, y));
 }
 
-/* ---- Gumbel noise of 32 random bits
- * ---------------------------------------------------------------------------------- */
+/* ---- Gumbel noise of 32 random bits ---- */
 
 /* -log(-log(u)), u = (bits + 1/2) / 2^32. The upper half goes through 1 - u, where log(1 - v) =
  * log(y) + d / y with y + d = 1 - v exactly: large noise (u near 1) keeps its resolution. */
@@ -106,8 +103,7 @@ static inline float gumbel_inline(uint32_t bits)
     return -log32_inline(e);
 }
 
-/* ---- 32 virtual lanes (NUMERICS 4)
- * ------------------------------------------------------------------------------------- */
+/* ---- 32 virtual lanes (NUMERICS 4) ---- */
 
 /* node(0,32): neighbours first. Destroys the lanes. */
 static inline float lanes_fold(float lanes[32])

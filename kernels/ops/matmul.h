@@ -50,9 +50,7 @@ void packed_put(PackedMatrix *m, const void *src, size_t row_bytes, uint32_t row
  * row gives (embedding lookup). */
 void packed_get_row(const PackedMatrix *m, uint32_t row, float *out);
 
-/* ---- activations
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- activations ---- */
 
 typedef enum ActKind {
     ACT_F32 = 0,
@@ -78,9 +76,7 @@ size_t act_bytes(ActKind kind, uint32_t rows, uint32_t n_in);
 typedef void (*ActQuantiseFn)(const float *x, size_t ld, uint32_t rows, uint32_t row0,
                               uint32_t row1, uint32_t n_in, void *buffer);
 
-/* ---- the product
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- the product ---- */
 
 typedef struct MatmulUnit {
     uint32_t n_in; /* contraction elements of this unit, multiple of the block */

@@ -1,6 +1,8 @@
-/* A vocabulary and a text out of any bytes. Loading ends with a tokenizer or an error; ids are in range; byte-level BPE with all bytes gives the text back.
+/* A vocabulary and a text out of any bytes. Loading ends with a tokenizer or an error; ids are in
+ * range; byte-level BPE with all bytes gives the text back.
  *
- * Layout: flags, pre-tokenizer, n tokens (kind, score, length, bytes)..., n merges (length, bytes)..., the text. */
+ * Layout: flags, pre-tokenizer, n tokens (kind, score, length, bytes)..., n merges (length,
+ * bytes)..., the text. */
 #include "proto/base/bytes.h"
 #include "proto/text/byte_alphabet.h"
 #include "proto/text/stop.h"
@@ -11,7 +13,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { FLAG_LLAMA = 1, FLAG_BYTES = 2, FLAG_SPECIAL = 4, FLAG_NO_SPACE = 8, FLAG_NO_KINDS = 16, FLAG_BOS = 32, TOKENS_MAX = 512 };
+enum {
+    FLAG_LLAMA = 1,
+    FLAG_BYTES = 2,
+    FLAG_SPECIAL = 4,
+    FLAG_NO_SPACE = 8,
+    FLAG_NO_KINDS = 16,
+    FLAG_BOS = 32,
+    TOKENS_MAX = 512
+};
 
 typedef struct Input {
     ByteReader reader;
@@ -45,14 +55,23 @@ static VocabText read_text(ByteReader *r)
 
 static uint8_t read_input(Input *in)
 {
-    static const char *const names[] = {"gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder", "deepseek-v3", "default", "unknown"};
+    static const char *const names[] = {"gpt-2",          "smollm",      "llama-bpe", "qwen2",
+                                        "deepseek-coder", "deepseek-v3", "default",   "unknown"};
     uint8_t flags = byte_reader_u8(&in->reader), pre = byte_reader_u8(&in->reader);
-    in->vocab = (TokenizerVocab){.model = flags & FLAG_LLAMA ? "llama" : "gpt2", .pre = names[pre % G_N_ELEMENTS(names)], .tokens = in->tokens, .merges = in->merges,
-                                 .scores = in->scores, .kinds = flags & FLAG_NO_KINDS ? NULL : in->kinds, .eot = -1, .eom = -1, .unk = -1};
+    in->vocab = (TokenizerVocab){.model = flags & FLAG_LLAMA ? "llama" : "gpt2",
+                                 .pre = names[pre % G_N_ELEMENTS(names)],
+                                 .tokens = in->tokens,
+                                 .merges = in->merges,
+                                 .scores = in->scores,
+                                 .kinds = flags & FLAG_NO_KINDS ? NULL : in->kinds,
+                                 .eot = -1,
+                                 .eom = -1,
+                                 .unk = -1};
     in->vocab.bos = flags & FLAG_BOS ? (int64_t)pre * 3 : 0;
     in->vocab.eos = -1;
     in->vocab.adds_bos = flags & FLAG_BOS ? VOCAB_YES : VOCAB_NO;
-    in->vocab.adds_space_prefix = flags & FLAG_NO_SPACE || !(flags & FLAG_LLAMA) ? VOCAB_NO : VOCAB_YES;
+    in->vocab.adds_space_prefix =
+        flags & FLAG_NO_SPACE || !(flags & FLAG_LLAMA) ? VOCAB_NO : VOCAB_YES;
     if (flags & FLAG_BYTES) {
         add_byte_tokens(in, (flags & FLAG_LLAMA) != 0);
     }
@@ -107,13 +126,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     const char *text = (const char *)data + in->reader.offset;
     size_t length = size - in->reader.offset;
-    g_autoptr(GArray) ids = tokenizer_encode(t, text, length, false, (flags & FLAG_SPECIAL) != 0, &error);
+    g_autoptr(GArray) ids =
+        tokenizer_encode(t, text, length, false, (flags & FLAG_SPECIAL) != 0, &error);
     g_assert((ids == NULL) == (error != NULL));
     if (ids == NULL) {
         return 0;
     }
     g_autoptr(GString) pieces = decode(t, ids);
-    bool exact = (flags & (FLAG_BYTES | FLAG_LLAMA)) == FLAG_BYTES && !g_str_equal(in->vocab.pre, "qwen2");
+    bool exact =
+        (flags & (FLAG_BYTES | FLAG_LLAMA)) == FLAG_BYTES && !g_str_equal(in->vocab.pre, "qwen2");
     g_assert(!exact || (pieces->len == length && memcmp(pieces->str, text, length) == 0));
     return 0;
 }

@@ -225,9 +225,7 @@ static void test_sampling_ops(void **state)
     }
 }
 
-/* ---- attention
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- attention ---- */
 
 enum { MOST_KEYS = 1056, MOST_BLOCKS = 160, MOST_SIZE = 256, MOST_QUERIES = 40 * 9 * 256 + 8 };
 

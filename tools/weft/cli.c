@@ -46,14 +46,16 @@ static void on_sigint(void *user)
     }
 }
 
-Client *client_new_with(const char *address, const char *ca_pem, const char *certificate_pem, const char *key_pem, const char *server_name,
-                        GError **error)
+Client *client_new_with(const char *address, const char *ca_pem, const char *certificate_pem,
+                        const char *key_pem, const char *server_name, GError **error)
 {
     Client *c = g_new0(Client, 1);
     c->loop = main_loop_new();
     c->address = g_strdup(address);
-    const RpcChannelOptions options = {.target = address, .credentials = {.ca_pem = ca_pem, .certificate_pem = certificate_pem, .key_pem = key_pem},
-                                       .server_name = server_name};
+    const RpcChannelOptions options = {
+        .target = address,
+        .credentials = {.ca_pem = ca_pem, .certificate_pem = certificate_pem, .key_pem = key_pem},
+        .server_name = server_name};
     c->channel = rpc_channel_new(rpc_transport_grpc(), main_loop_loop(c->loop), &options, error);
     if (c->channel == NULL) {
         client_free(c);
@@ -64,7 +66,8 @@ Client *client_new_with(const char *address, const char *ca_pem, const char *cer
     return c;
 }
 
-/* What the coordinator wrote on start under this key ("control", "pid") in STATE/endpoint; returned, or NULL. */
+/* What the coordinator wrote on start under this key ("control", "pid") in STATE/endpoint;
+ * returned, or NULL. */
 static char *endpoint_value(const char *state, const char *key)
 {
     const size_t n = strlen(key);
@@ -107,11 +110,13 @@ static bool read_identity(const char *directory, Identity *out)
     g_autofree char *ca = g_build_filename(directory, "ca.crt", NULL);
     g_autofree char *certificate = g_build_filename(directory, "admin.crt", NULL);
     g_autofree char *key = g_build_filename(directory, "admin.key", NULL);
-    return g_file_get_contents(ca, &out->ca, NULL, NULL) && g_file_get_contents(certificate, &out->certificate, NULL, NULL) &&
+    return g_file_get_contents(ca, &out->ca, NULL, NULL) &&
+           g_file_get_contents(certificate, &out->certificate, NULL, NULL) &&
            g_file_get_contents(key, &out->key, NULL, NULL);
 }
 
-/* A coordinator's own state directory, the one `weft up` made inside --state, or what `weft login` left there. */
+/* A coordinator's own state directory, the one `weft up` made inside --state, or what `weft login`
+ * left there. */
 static bool find_identity(const char *state, Identity *out)
 {
     static const char *const places[] = {"coordinator", "", "client"};
@@ -134,15 +139,21 @@ Client *client_new(const CommonOptions *common, GError **error)
     Identity id = {0};
     if (!find_identity(state, &id)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
-                    "no cluster is known in %s: start one with `weft up`, or name a coordinator's --state, or `weft login`", state);
+                    "no cluster is known in %s: start one with `weft up`, or name a coordinator's "
+                    "--state, or `weft login`",
+                    state);
         return NULL;
     }
     const char *address = common->cluster != NULL ? common->cluster : id.address;
     Client *c = NULL;
     if (address == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "%s does not say where the coordinator is: give --cluster ADDR", state);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                    "%s does not say where the coordinator is: give --cluster ADDR", state);
     } else if (common->cluster == NULL && id.ended) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "the cluster in %s is not running: start it with `weft up`, or its weft-coordinator", state);
+        g_set_error(
+            error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+            "the cluster in %s is not running: start it with `weft up`, or its weft-coordinator",
+            state);
     } else {
         c = client_new_with(address, id.ca, id.certificate, id.key, "weft-coordinator", error);
         if (c != NULL) {
@@ -215,7 +226,8 @@ static void cancel_call(void *user)
 /* gRPC's account of a failed connection has the reason at its end; --verbose shows all of it. */
 static void say_unreachable(const Client *c, GError *e)
 {
-    static const char *const before_reason[] = {"Failed to connect to remote host: ", "last error: UNKNOWN: ", "last error: "};
+    static const char *const before_reason[] = {
+        "Failed to connect to remote host: ", "last error: UNKNOWN: ", "last error: "};
     const char *reason = e->message;
     for (unsigned i = 0; !c->verbose && i < G_N_ELEMENTS(before_reason); i++) {
         const char *at = strstr(e->message, before_reason[i]);
@@ -224,7 +236,9 @@ static void say_unreachable(const Client *c, GError *e)
             break;
         }
     }
-    char *message = g_strdup_printf("nothing of weft answers at %s: %s: is it running, and is this its address?", c->address, reason);
+    char *message = g_strdup_printf(
+        "nothing of weft answers at %s: %s: is it running, and is this its address?", c->address,
+        reason);
     g_free(e->message);
     e->message = message;
 }
@@ -248,11 +262,13 @@ static bool wait_for_call(Client *c, Waiting *w, GError **error)
     return false;
 }
 
-bool client_call(Client *c, const ProtobufCServiceDescriptor *service, const char *method, const ProtobufCMessage *request, int64_t deadline_ms,
-                 ProtobufCMessage **response, GError **error)
+bool client_call(Client *c, const ProtobufCServiceDescriptor *service, const char *method,
+                 const ProtobufCMessage *request, int64_t deadline_ms, ProtobufCMessage **response,
+                 GError **error)
 {
     Waiting w = {.client = c};
-    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false, (RpcCallbacks){keep_response, call_done}, &w);
+    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false,
+                            (RpcCallbacks){keep_response, call_done}, &w);
     if (!wait_for_call(c, &w, error)) {
         if (w.response != NULL) {
             protobuf_c_message_free_unpacked(w.response, NULL);
@@ -267,11 +283,14 @@ bool client_call(Client *c, const ProtobufCServiceDescriptor *service, const cha
     return true;
 }
 
-bool client_stream(Client *c, const ProtobufCServiceDescriptor *service, const char *method, const ProtobufCMessage *request, int64_t deadline_ms,
-                   void (*on_message)(const ProtobufCMessage *message, void *user), void *user, GError **error)
+bool client_stream(Client *c, const ProtobufCServiceDescriptor *service, const char *method,
+                   const ProtobufCMessage *request, int64_t deadline_ms,
+                   void (*on_message)(const ProtobufCMessage *message, void *user), void *user,
+                   GError **error)
 {
     Waiting w = {.client = c, .on_message = on_message, .user = user};
-    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false, (RpcCallbacks){hand_on, call_done}, &w);
+    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false,
+                            (RpcCallbacks){hand_on, call_done}, &w);
     return wait_for_call(c, &w, error);
 }
 
@@ -306,7 +325,8 @@ void cli_progress(const CommonOptions *common, const char *format, ...)
     if (isatty(STDERR_FILENO)) {
         fprintf(stderr, "\r%s\033[K", text);
         progress_shown = true;
-    } else if (g_get_monotonic_time() - progress_last_us > G_USEC_PER_SEC) { /* a file or pipe: a line a second at most */
+    } else if (g_get_monotonic_time() - progress_last_us >
+               G_USEC_PER_SEC) { /* a file or pipe: a line a second at most */
         progress_last_us = g_get_monotonic_time();
         fprintf(stderr, "%s\n", text);
     }
@@ -382,7 +402,8 @@ void text_table_print(TextTable *t)
         char **row = g_ptr_array_index(t->rows, r);
         for (unsigned c = 0; c < t->columns; c++) {
             const glong width = column_width(t, c);
-            printf(c + 1 < t->columns ? "%s%*s  " : "%s\n", row[c], (int)(width - g_utf8_strlen(row[c], -1)), "");
+            printf(c + 1 < t->columns ? "%s%*s  " : "%s\n", row[c],
+                   (int)(width - g_utf8_strlen(row[c], -1)), "");
         }
     }
     text_table_free(t);

@@ -1,8 +1,11 @@
-/* A cluster on this machine: real daemons with mutual TLS on loopback, for `weft up`, `weft down` and --up N.
+/* A cluster on this machine: real daemons with mutual TLS on loopback, for `weft up`, `weft down`
+ * and --up N.
  *
- * STATE/coordinator, STATE/worker-N: the daemons' own state; STATE/cache: slices, shared; STATE/NAME.log: their logs; STATE/up: one line a process, "name pid
- * start-time", so that `down` stops what `up` started and nothing that got its number later. The last of them is the supervisor (supervise.c), which starts again
- * what ends. It alone changes the file while it lives: whoever else wants to ends it first. */
+ * STATE/coordinator, STATE/worker-N: the daemons' own state; STATE/cache: slices, shared;
+ * STATE/NAME.log: their logs; STATE/up: one line a process, "name pid start-time", so that `down`
+ * stops what `up` started and nothing that got its number later. The last of them is the supervisor
+ * (supervise.c), which starts again what ends. It alone changes the file while it lives: whoever
+ * else wants to ends it first. */
 #include "tools/weft/cli.h"
 
 #include "proto/base/error.h"
@@ -99,7 +102,8 @@ static bool write_processes(const char *state, GPtrArray *list, GError **error)
         g_string_append_printf(text, "%s %d %s\n", p->name, (int)p->pid, p->started);
     }
     g_autofree char *path = g_build_filename(state, "up", NULL);
-    return g_file_set_contents_full(path, text->str, (gssize)text->len, G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
+    return g_file_set_contents_full(path, text->str, (gssize)text->len,
+                                    G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
 }
 
 /* The daemon's binary: beside this one, in the build tree, or on the PATH. */
@@ -108,7 +112,8 @@ static char *find_program(const char *name)
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *here = self != NULL ? g_path_get_dirname(self) : g_strdup(".");
     const char *folder = strcmp(name, "weft-worker") == 0 ? "worker" : "coordinator";
-    char *candidates[] = {g_build_filename(here, name, NULL), g_build_filename(here, "..", "..", folder, name, NULL)};
+    char *candidates[] = {g_build_filename(here, name, NULL),
+                          g_build_filename(here, "..", "..", folder, name, NULL)};
     char *found = NULL;
     for (unsigned i = 0; i < G_N_ELEMENTS(candidates); i++) {
         if (found == NULL && g_file_test(candidates[i], G_FILE_TEST_IS_EXECUTABLE)) {
@@ -139,11 +144,13 @@ static void in_child(gpointer user)
     if (!s->detach) {
         prctl(PR_SET_PDEATHSIG, SIGTERM);
     }
-    signal(SIGINT, SIG_IGN); /* the terminal's Ctrl-C is for the client, which ends the cluster in order */
+    signal(SIGINT,
+           SIG_IGN); /* the terminal's Ctrl-C is for the client, which ends the cluster in order */
 }
 
 /* environment: NULL = ours. */
-static bool start_process(const char *state, const char *name, char **argv, char **environment, bool detach, GPtrArray *list, GError **error)
+static bool start_process(const char *state, const char *name, char **argv, char **environment,
+                          bool detach, GPtrArray *list, GError **error)
 {
     g_autofree char *log_name = g_strconcat(name, ".log", NULL);
     g_autofree char *log = g_build_filename(state, log_name, NULL);
@@ -151,13 +158,16 @@ static bool start_process(const char *state, const char *name, char **argv, char
     GPid pid;
     g_autofree char *program = find_program(argv[0]);
     if (program == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "%s is neither beside weft nor on the PATH: build or install it", argv[0]);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "%s is neither beside weft nor on the PATH: build or install it", argv[0]);
         return false;
     }
     argv[0] = program;
     GError *why = NULL;
-    if (!g_spawn_async(NULL, argv, environment, G_SPAWN_DO_NOT_REAP_CHILD, in_child, &spawn, &pid, &why)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "cannot start %s: %s", name, why->message);
+    if (!g_spawn_async(NULL, argv, environment, G_SPAWN_DO_NOT_REAP_CHILD, in_child, &spawn, &pid,
+                       &why)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "cannot start %s: %s", name,
+                    why->message);
         g_error_free(why);
         return false;
     }
@@ -190,7 +200,8 @@ static bool all_alive(const char *state, GPtrArray *list, GError **error)
         const Process *p = g_ptr_array_index(list, i);
         if (waitpid(p->pid, NULL, WNOHANG) > 0 || !process_alive(p)) {
             g_autofree char *words = last_words(state, p->name);
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "%s ended at once: %s (log in %s)", p->name, words, state);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_FAILED, "%s ended at once: %s (log in %s)",
+                        p->name, words, state);
             return false;
         }
     }
@@ -201,7 +212,9 @@ static bool all_alive(const char *state, GPtrArray *list, GError **error)
 
 static bool port_is_free(unsigned port)
 {
-    const struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    const struct sockaddr_in at = {.sin_family = AF_INET,
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                   .sin_port = htons((uint16_t)port)};
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     const bool is_free = fd >= 0 && bind(fd, (const struct sockaddr *)&at, sizeof at) == 0;
@@ -209,12 +222,14 @@ static bool port_is_free(unsigned port)
     return is_free;
 }
 
-/* The control port of the last time, which workers of this state directory know; any free one at first, or when somebody has taken it. */
+/* The control port of the last time, which workers of this state directory know; any free one at
+ * first, or when somebody has taken it. */
 static char *control_listen(const char *endpoint)
 {
     g_autofree char *text = NULL;
     unsigned port = 0;
-    if (g_file_get_contents(endpoint, &text, NULL, NULL) && sscanf(text, "control 127.0.0.1:%u", &port) == 1 && port < 65536 && port_is_free(port)) {
+    if (g_file_get_contents(endpoint, &text, NULL, NULL) &&
+        sscanf(text, "control 127.0.0.1:%u", &port) == 1 && port < 65536 && port_is_free(port)) {
         return g_strdup_printf("127.0.0.1:%u", port);
     }
     return g_strdup("127.0.0.1:0");
@@ -226,7 +241,9 @@ static bool start_coordinator(const char *state, bool detach, GPtrArray *list, G
     g_autofree char *endpoint = g_build_filename(own, "endpoint", NULL);
     g_autofree char *listen = control_listen(endpoint);
     g_unlink(endpoint);
-    char *argv[] = {"weft-coordinator", "--listen", listen, "--join-listen", "127.0.0.1:0", "--state", own, "--models", "/", NULL};
+    char *argv[] = {
+        "weft-coordinator", "--listen", listen, "--join-listen", "127.0.0.1:0", "--state", own,
+        "--models",         "/",        NULL};
     if (!start_process(state, "coordinator", argv, NULL, detach, list, error)) {
         return false;
     }
@@ -236,7 +253,9 @@ static bool start_coordinator(const char *state, bool detach, GPtrArray *list, G
             return false;
         }
         if (g_get_monotonic_time() > limit) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "the coordinator did not come up within 60 s: see %s/coordinator.log", state);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE,
+                        "the coordinator did not come up within 60 s: see %s/coordinator.log",
+                        state);
             return false;
         }
         g_usleep(POLL_US);
@@ -257,7 +276,8 @@ static uint64_t memory_share(unsigned n_workers)
     return available_kib * 1024 / 10 * 9 / n_workers;
 }
 
-static bool start_worker(const char *state, unsigned i, const LocalOptions *o, const Weft__V1__CreateTokenResponse *token, const char *ca_hash,
+static bool start_worker(const char *state, unsigned i, const LocalOptions *o,
+                         const Weft__V1__CreateTokenResponse *token, const char *ca_hash,
                          GPtrArray *list, GError **error)
 {
     const unsigned n = o->n_workers, cores = g_get_num_processors(), threads = MAX(1u, cores / n);
@@ -265,43 +285,70 @@ static bool start_worker(const char *state, unsigned i, const LocalOptions *o, c
     g_autofree char *own = g_build_filename(state, name, NULL);
     g_autofree char *cache = g_build_filename(state, "cache", NULL);
     g_autofree char *thread_text = g_strdup_printf("%u", threads);
-    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, o->memory_bytes > 0 ? o->memory_bytes : memory_share(n));
+    g_autofree char *memory = g_strdup_printf(
+        "%" G_GUINT64_FORMAT, o->memory_bytes > 0 ? o->memory_bytes : memory_share(n));
     const unsigned first = n <= cores ? i * threads : i % cores;
-    g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1) : g_strdup_printf("%u", first);
-    g_auto(GStrv) environment = g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token, TRUE); /* command lines are for all users to read */
-    char *argv[] = {"weft-worker", "--name",   name,        "--state",    own,  "--cache",  cache,  "--threads", thread_text, "--cpu-list", cpus,
-                    "--memory",    memory,     "--listen",  "127.0.0.1:0", "--join", token->join_address, "--ca-hash", (char *)ca_hash, NULL};
+    g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1)
+                                        : g_strdup_printf("%u", first);
+    g_auto(GStrv) environment =
+        g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token,
+                         TRUE); /* command lines are for all users to read */
+    char *argv[] = {"weft-worker",
+                    "--name",
+                    name,
+                    "--state",
+                    own,
+                    "--cache",
+                    cache,
+                    "--threads",
+                    thread_text,
+                    "--cpu-list",
+                    cpus,
+                    "--memory",
+                    memory,
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--join",
+                    token->join_address,
+                    "--ca-hash",
+                    (char *)ca_hash,
+                    NULL};
     if (token->token[0] == '\0') {
         argv[15] = NULL; /* it has its certificate */
     }
     return start_process(state, name, argv, environment, o->detach, list, error);
 }
 
-static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse **token, GError **error)
+static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse **token,
+                      GError **error)
 {
     Weft__V1__CreateTokenRequest request = WEFT__V1__CREATE_TOKEN_REQUEST__INIT;
     request.role = "worker";
     request.ttl_ms = 300000;
     request.uses = n;
-    return client_call(client, &weft__v1__admin__descriptor, "CreateToken", &request.base, 10000, (ProtobufCMessage **)token, error);
+    return client_call(client, &weft__v1__admin__descriptor, "CreateToken", &request.base, 10000,
+                       (ProtobufCMessage **)token, error);
 }
 
 static bool count_ready(Client *client, unsigned *n, GError **error)
 {
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     Weft__V1__StatusResponse *status;
-    if (!client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000, (ProtobufCMessage **)&status, error)) {
+    if (!client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000,
+                     (ProtobufCMessage **)&status, error)) {
         return false;
     }
     *n = 0;
     for (size_t i = 0; i < status->n_members; i++) {
-        *n += strcmp(status->members[i]->state, "ready") == 0 || strcmp(status->members[i]->state, "serving") == 0;
+        *n += strcmp(status->members[i]->state, "ready") == 0 ||
+              strcmp(status->members[i]->state, "serving") == 0;
     }
     protobuf_c_message_free_unpacked(&status->base, NULL);
     return true;
 }
 
-static bool wait_for_members(Client *client, const char *state, unsigned n, GPtrArray *list, const CommonOptions *common, GError **error)
+static bool wait_for_members(Client *client, const char *state, unsigned n, GPtrArray *list,
+                             const CommonOptions *common, GError **error)
 {
     const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
     for (unsigned ready = 0, shown = n + 1;;) {
@@ -317,7 +364,9 @@ static bool wait_for_members(Client *client, const char *state, unsigned n, GPtr
             return true;
         }
         if (g_get_monotonic_time() > limit) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE, "%u of %u workers came up within 60 s: see %s/worker-*.log", ready, n, state);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE,
+                        "%u of %u workers came up within 60 s: see %s/worker-*.log", ready, n,
+                        state);
             return false;
         }
         g_usleep(POLL_US);
@@ -345,7 +394,9 @@ static unsigned newcomers(const char *state, unsigned n)
     return count;
 }
 
-static bool start_missing(const char *state, const LocalOptions *o, const Weft__V1__CreateTokenResponse *token, GPtrArray *list, GError **error)
+static bool start_missing(const char *state, const LocalOptions *o,
+                          const Weft__V1__CreateTokenResponse *token, GPtrArray *list,
+                          GError **error)
 {
     g_autoptr(GString) hash = g_string_new("sha256:");
     for (size_t i = 0; i < token->ca_hash.len; i++) {
@@ -360,14 +411,16 @@ static bool start_missing(const char *state, const LocalOptions *o, const Weft__
 }
 
 /* The workers that are not in the list; then all must come up. */
-static bool start_workers(const char *state, const LocalOptions *o, const CommonOptions *common, GPtrArray *list, GError **error)
+static bool start_workers(const char *state, const LocalOptions *o, const CommonOptions *common,
+                          GPtrArray *list, GError **error)
 {
     CommonOptions own = {.state = (char *)state, .quiet = common->quiet};
     const unsigned n_new = newcomers(state, o->n_workers);
     Weft__V1__CreateTokenResponse nobody = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT, *token = NULL;
     Client *client = client_new(&own, error);
     const bool ok = client != NULL && (n_new == 0 || ask_token(client, n_new, &token, error)) &&
-                    start_missing(state, o, token != NULL ? token : &nobody, list, error) && write_processes(state, list, error) &&
+                    start_missing(state, o, token != NULL ? token : &nobody, list, error) &&
+                    write_processes(state, list, error) &&
                     wait_for_members(client, state, o->n_workers, list, common, error);
     if (token != NULL) {
         protobuf_c_message_free_unpacked(&token->base, NULL);
@@ -410,11 +463,15 @@ static void stop_supervisor(const char *state)
     }
 }
 
-static bool start_supervisor(const char *state, const LocalOptions *o, GPtrArray *list, GError **error)
+static bool start_supervisor(const char *state, const LocalOptions *o, GPtrArray *list,
+                             GError **error)
 {
     g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, o->memory_bytes);
-    char *argv[] = {"weft", "up", "--supervise", "--state", (char *)state, o->memory_bytes > 0 ? "--memory" : NULL, memory, NULL};
-    return start_process(state, SUPERVISOR, argv, NULL, true, list, error) && write_processes(state, list, error);
+    char *argv[] = {"weft",    "up",          "--supervise",
+                    "--state", (char *)state, o->memory_bytes > 0 ? "--memory" : NULL,
+                    memory,    NULL};
+    return start_process(state, SUPERVISOR, argv, NULL, true, list, error) &&
+           write_processes(state, list, error);
 }
 
 bool local_become_supervisor(const char *state, GError **error)
@@ -463,7 +520,8 @@ static unsigned count_workers(GPtrArray *list)
 }
 
 /* Only its own entry is replaced: others that ended meanwhile stay to be found. */
-bool local_cluster_revive(const char *state, const char *name, const LocalOptions *wish, GError **error)
+bool local_cluster_revive(const char *state, const char *name, const LocalOptions *wish,
+                          GError **error)
 {
     g_autoptr(GPtrArray) all = read_processes(state);
     g_autoptr(GPtrArray) fresh = g_ptr_array_new_with_free_func((GDestroyNotify)process_free);
@@ -471,8 +529,9 @@ bool local_cluster_revive(const char *state, const char *name, const LocalOption
     o.n_workers = count_workers(all);
     Weft__V1__CreateTokenResponse nobody = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT;
     unsigned i = 0;
-    bool ok = sscanf(name, "worker-%u", &i) == 1 ? start_worker(state, i - 1, &o, &nobody, "", fresh, error)
-                                                 : start_coordinator(state, true, fresh, error);
+    bool ok = sscanf(name, "worker-%u", &i) == 1
+                  ? start_worker(state, i - 1, &o, &nobody, "", fresh, error)
+                  : start_coordinator(state, true, fresh, error);
     Process *old = find_process(all, name);
     if (fresh->len > 0 && old != NULL) { /* also when it did not come up in time */
         const Process *now = g_ptr_array_index(fresh, 0);
@@ -549,13 +608,15 @@ bool local_cluster_stop(const char *state, GError **error)
         wait_for_end(list, STOP_TIMEOUT_US);
     }
     if (g_unlink(path) != 0 && errno != ENOENT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot remove %s: %s", path, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot remove %s: %s", path,
+                    g_strerror(errno));
         return false;
     }
     return true;
 }
 
-LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish, const CommonOptions *common, GError **error)
+LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish,
+                                  const CommonOptions *common, GError **error)
 {
     stop_supervisor(state);
     g_autoptr(GPtrArray) list = read_processes(state);
@@ -566,14 +627,17 @@ LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish, c
         o.n_workers = n_before; /* their cores and memory are shared out already */
     }
     if (g_mkdir_with_parents(state, 0700) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make the state directory %s: %s: name a writable one with --state", state, g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "cannot make the state directory %s: %s: name a writable one with --state",
+                    state, g_strerror(errno));
         return NULL;
     }
     LocalCluster *cluster = g_new0(LocalCluster, 1);
     cluster->state = g_strdup(state);
     cluster->temporary = !o.detach;
-    if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) || !write_processes(state, list, error) ||
-        !start_workers(state, &o, common, list, error) || (o.detach && !o.unsupervised && !start_supervisor(state, wish, list, error))) {
+    if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) ||
+        !write_processes(state, list, error) || !start_workers(state, &o, common, list, error) ||
+        (o.detach && !o.unsupervised && !start_supervisor(state, wish, list, error))) {
         write_processes(state, list, NULL);
         if (!part) {
             local_cluster_stop(state, NULL);
@@ -619,7 +683,8 @@ LocalCluster *local_cluster_for(CommonOptions *common, GError **error)
     }
     g_autofree char *template = g_build_filename(g_get_tmp_dir(), "weft-up-XXXXXX", NULL);
     if (g_mkdtemp(template) == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make a directory in %s: %s", g_get_tmp_dir(), g_strerror(errno));
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make a directory in %s: %s",
+                    g_get_tmp_dir(), g_strerror(errno));
         return NULL;
     }
     const LocalOptions options = {.n_workers = (unsigned)common->up};

@@ -49,13 +49,15 @@ static void patient_ended(Patient *p, const char *name, gint64 now)
     p->due_us = now + (p->n_soon > 0 ? BACKOFF_US << p->n_soon : 0);
     if (p->n_soon >= TRIES_LIMIT) {
         p->given_up = true;
-        say(name, "ends again and again soon after its start: given up; its log says why, `weft up` tries again");
+        say(name, "ends again and again soon after its start: given up; its log says why, `weft "
+                  "up` tries again");
     } else {
         say(name, "ended: it is started again");
     }
 }
 
-static void look_after(GHashTable *patients, const char *state, const char *name, const LocalOptions *o)
+static void look_after(GHashTable *patients, const char *state, const char *name,
+                       const LocalOptions *o)
 {
     Patient *p = patient_of(patients, name);
     const gint64 now = g_get_monotonic_time();

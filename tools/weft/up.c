@@ -10,9 +10,12 @@ typedef struct UpOptions {
 } UpOptions;
 
 static const Option UP_OPTIONS[] = {
-    {"workers", 'w', OPTION_COUNT, offsetof(UpOptions, workers), "N", "worker daemons to start", NULL, 1, 64, NULL, false},
-    {"memory", 0, OPTION_SIZE, offsetof(UpOptions, memory), "SIZE", "memory budget of each worker (default: what is available, shared)", NULL, 0, 0, NULL, false},
-    {"supervise", 0, OPTION_FLAG, offsetof(UpOptions, supervise), "", "stay, and start again what ends (as `up` leaves a process behind to do)", NULL, 0, 0, NULL,
+    {"workers", 'w', OPTION_COUNT, offsetof(UpOptions, workers), "N", "worker daemons to start",
+     NULL, 1, 64, NULL, false},
+    {"memory", 0, OPTION_SIZE, offsetof(UpOptions, memory), "SIZE",
+     "memory budget of each worker (default: what is available, shared)", NULL, 0, 0, NULL, false},
+    {"supervise", 0, OPTION_FLAG, offsetof(UpOptions, supervise), "",
+     "stay, and start again what ends (as `up` leaves a process behind to do)", NULL, 0, 0, NULL,
      false},
     COMMON_OPTIONS(UpOptions),
     {0},
@@ -27,7 +30,8 @@ static void print_split(const UpOptions *o)
 {
     const unsigned cores = g_get_num_processors(), n = (unsigned)o->workers;
     if (!o->common.quiet) {
-        fprintf(stderr, "%u workers on %u cores: %u thread%s each, %s\n", n, cores, MAX(1u, cores / n), cores / n > 1 ? "s" : "",
+        fprintf(stderr, "%u workers on %u cores: %u thread%s each, %s\n", n, cores,
+                MAX(1u, cores / n), cores / n > 1 ? "s" : "",
                 n <= cores ? "cores of their own" : "sharing cores (waits yield)");
     }
 }
@@ -40,7 +44,10 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     }
     g_autofree char *state = cli_state_directory(&o->common);
     const LocalState found = local_cluster_state(state);
-    const LocalOptions options = {.n_workers = (unsigned)o->workers, .memory_bytes = o->memory, .detach = true, .unsupervised = o->supervise};
+    const LocalOptions options = {.n_workers = (unsigned)o->workers,
+                                  .memory_bytes = o->memory,
+                                  .detach = true,
+                                  .unsupervised = o->supervise};
     if (o->supervise && found != LOCAL_NONE && !o->common.dry_run) {
         return local_supervise(state, &options);
     }
@@ -80,7 +87,9 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     return o->supervise ? local_supervise(state, &options) : 0;
 }
 
-const Verb VERB_UP = {"up", "[--workers N]", "start a cluster on this machine", UP_OPTIONS, sizeof(UpOptions), up_defaults, up_run};
+const Verb VERB_UP = {"up",       "[--workers N]",   "start a cluster on this machine",
+                      UP_OPTIONS, sizeof(UpOptions), up_defaults,
+                      up_run};
 
 typedef struct DownOptions {
     CommonOptions common;
@@ -106,4 +115,5 @@ static int down_run(const Verb *verb, void *values, GPtrArray *rest)
     return local_cluster_stop(state, &error) ? 0 : cli_fail(error);
 }
 
-const Verb VERB_DOWN = {"down", "", "stop what `up` started", DOWN_OPTIONS, sizeof(DownOptions), NULL, down_run};
+const Verb VERB_DOWN = {
+    "down", "", "stop what `up` started", DOWN_OPTIONS, sizeof(DownOptions), NULL, down_run};

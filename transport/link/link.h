@@ -73,8 +73,7 @@ typedef void (*LinkReceive)(Link *link, const LinkHeader *header, const void *pa
 /* The fill saw the peer die; once per link; inside link_port_progress(). */
 typedef void (*LinkDead)(Link *link, const char *why, void *user);
 
-/* ---- what a fill provides
- * ---------------------------------------------------------------------------------------- */
+/* ---- what a fill provides ---- */
 typedef struct LinkRawPort LinkRawPort;
 typedef struct LinkRaw LinkRaw;
 typedef struct LinkRawEvents {
@@ -141,8 +140,7 @@ typedef enum FaultAction {
 typedef FaultAction (*FaultScript)(uint64_t tag, const void *data, size_t size, void *user);
 LinkFill *link_fill_fault_new(LinkFill *inner /* borrowed */, FaultScript script, void *user);
 
-/* ---- what the engine uses
- * ------------------------------------------------------------------------------------------ */
+/* ---- what the engine uses ---- */
 
 typedef struct LinkPortOptions {
     const LinkFill *fill; /* borrowed */

@@ -12,9 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* ---- identity
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- identity ---- */
 
 typedef enum RpcRole {
     RPC_ROLE_NONE = 0, /* no client certificate (Join listener, health listener) */
@@ -42,9 +40,7 @@ typedef struct RpcCredentials {
     bool require_client_certificate;       /* server */
 } RpcCredentials;
 
-/* ---- server
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- server ---- */
 
 typedef struct RpcServer RpcServer;
 typedef struct RpcCall RpcCall; /* server side of one call; referenced by the server until it is
@@ -124,9 +120,7 @@ void rpc_call_unref(RpcCall *call);
 void rpc_call_set_data(RpcCall *call, void *data, GDestroyNotify destroy);
 void *rpc_call_data(RpcCall *call);
 
-/* ---- client
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- client ---- */
 
 typedef struct RpcChannel RpcChannel;
 typedef struct RpcClientCall RpcClientCall;
@@ -168,9 +162,7 @@ void rpc_client_half_close(RpcClientCall *call);
 void rpc_client_cancel(RpcClientCall *call); /* on_done follows with CANCELLED */
 /* The handle is valid until on_done returned; no unref needed. */
 
-/* ---- fills
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- fills ---- */
 
 /* What the gRPC fill stands on, with versions: "gRPC core 29.0.0, protobuf-c 1.4.1". Returned. */
 char *rpc_libraries(void);

@@ -53,8 +53,7 @@ struct Agent {
     void *stopped_user;
 };
 
-/* ---- the coordinator's calls
- * ---------------------------------------------------------------------------------------- */
+/* ---- the coordinator's calls ---- */
 
 /* True: not fenced. Else the call was refused. */
 static bool admit(Agent *a, RpcCall *call)
@@ -107,9 +106,7 @@ static bool is_revoked(const char *serial, void *user)
     return g_hash_table_contains(a->revoked, serial);
 }
 
-/* ---- listeners
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- listeners ---- */
 
 static RpcServer *open_server(Agent *a, const char *listen, GError **error)
 {
@@ -168,8 +165,7 @@ static char *peer_address(const Agent *a)
     return a->advertise && port ? g_strconcat(a->advertise, port, NULL) : g_strdup(bound);
 }
 
-/* ---- channels to sources of slices
- * ------------------------------------------------------------------------------------- */
+/* ---- channels to sources of slices ---- */
 
 static RpcChannel *channel_to(const char *source, bool is_last, void *user)
 {
@@ -196,9 +192,7 @@ static RpcChannel *channel_to(const char *source, bool is_last, void *user)
     return channel;
 }
 
-/* ---- the certificate
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- the certificate ---- */
 
 static void renew_due(void *user);
 
@@ -288,8 +282,7 @@ static void renew_due(void *user)
     }
 }
 
-/* ---- the stream to the coordinator
- * ------------------------------------------------------------------------------------- */
+/* ---- the stream to the coordinator ---- */
 
 static ProtobufCBinaryData copied(const void *data, size_t size)
 {
@@ -385,9 +378,7 @@ static void on_refused(const GError *error, void *user)
     a->o.refused(error, a->o.user);
 }
 
-/* ---- life
- * ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- life ---- */
 
 static void open_objects(Agent *a)
 {

@@ -57,9 +57,7 @@ struct Attach {
 static void open_stream(Attach *a);
 static void fence_due(void *user);
 
-/* ---- fencing
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- fencing ---- */
 
 static bool check_fence(Attach *a)
 {
@@ -107,9 +105,7 @@ static void acknowledged(Attach *a, int64_t sent_us)
     }
 }
 
-/* ---- sending
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- sending ---- */
 
 static void heartbeat_due(void *user)
 {
@@ -141,9 +137,7 @@ static void send_hello(Attach *a)
     weft__v1__hello__free_unpacked(hello, NULL);
 }
 
-/* ---- receiving
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- receiving ---- */
 
 static void welcome(Attach *a, const Weft__V1__Welcome *message)
 {
@@ -238,9 +232,7 @@ static void opening_due(void *user)
     }
 }
 
-/* ---- the stream
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- the stream ---- */
 
 static bool open_channel(Attach *a, GError **error)
 {

@@ -10,9 +10,7 @@
 #define STUCK_US 3000000 /* DESIGN 7.6 */
 #define AWAY_US 1000000  /* between two looks, which come every 250 ms */
 
-/* ---- calls that wait
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- calls that wait ---- */
 
 static void call_cancelled(void *user)
 {
@@ -55,8 +53,7 @@ static void refuse(RpcCall *call, GError *error /* taken */)
     g_error_free(error);
 }
 
-/* ---- the end of a deployment
- * ---------------------------------------------------------------------------------------- */
+/* ---- the end of a deployment ---- */
 
 const char *deployment_state_name(DeploymentState state)
 {
@@ -161,9 +158,7 @@ void deployment_close(Deployment *d, bool keep_weights, const GError *why)
     deployment_closing(d);
 }
 
-/* ---- stamps
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- stamps ---- */
 
 static char *newest_key(const char *job, uint32_t replica)
 {
@@ -256,9 +251,7 @@ static Deployment *find_by_stamp(Deployments *table, const Weft__V1__Stamp *stam
     return d;
 }
 
-/* ---- start
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- start ---- */
 
 static void started(const GError *error, void *user)
 {
@@ -386,9 +379,7 @@ void deployments_start(Deployments *table, RpcCall *call, const Weft__V1__StartR
     }
 }
 
-/* ---- drop
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- drop ---- */
 
 void deployments_drop(Deployments *table, RpcCall *call, const Weft__V1__DropRequest *request)
 {
@@ -455,27 +446,30 @@ void deployments_keep(Deployments *table, Weft__V1__Keep *const *keep, size_t n_
     }
 }
 
-/* ---- health
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- health ---- */
 
-/* The peers of a stuck engine give up after the step deadline; one that works alone, or leads, has nobody who waits for it but the coordinator. */
+/* The peers of a stuck engine give up after the step deadline; one that works alone, or leads, has
+ * nobody who waits for it but the coordinator. */
 static bool is_stuck_with_work(const Deployment *d, const EngineStatus *status, int64_t still_us)
 {
     return status->has_work && still_us >= MAX(STUCK_US, status->step_deadline_us);
 }
 
-/* True if the engine moved within STUCK_US; a failed engine fails its deployment, one that is stuck with work is reported. */
+/* True if the engine moved within STUCK_US; a failed engine fails its deployment, one that is stuck
+ * with work is reported. */
 static bool is_moving(Deployment *d)
 {
     EngineStatus status;
     engine_status(d->engine, &status);
     int64_t now = loop_now_us(d->table->o.loop);
     if (status.failed) {
-        deployment_give_up(d, g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
+        deployment_give_up(d,
+                           g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
         return false;
     }
-    const bool were_away = now - d->looked_us > AWAY_US; /* this process was stopped: the engine has not had its turn either */
+    const bool were_away =
+        now - d->looked_us >
+        AWAY_US; /* this process was stopped: the engine has not had its turn either */
     d->looked_us = now;
     if (status.progress != d->seen_progress || d->seen_progress_us == 0 || were_away) {
         d->seen_progress = status.progress;
@@ -520,8 +514,7 @@ bool deployments_step(Deployments *table)
     return did;
 }
 
-/* ---- for service Leader
- * ---------------------------------------------------------------------------------------------- */
+/* ---- for service Leader ---- */
 
 Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp, GError **error)
 {
@@ -592,9 +585,7 @@ void deployment_unwatch(Deployment *d, uint64_t id)
     }
 }
 
-/* ---- the table
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- the table ---- */
 
 Deployments *deployments_new(const DeploymentsOptions *options)
 {

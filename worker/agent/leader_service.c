@@ -133,9 +133,7 @@ static void on_token(const EngineToken *token, void *user)
     }
 }
 
-/* ---- the request
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- the request ---- */
 
 static bool check_ids(const char *what, const uint32_t *ids, size_t n, uint32_t vocab_size,
                       GError **error)

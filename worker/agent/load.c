@@ -17,9 +17,7 @@
 
 #include <string.h>
 
-/* ---- checks
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- checks ---- */
 
 /* Members as plan_check() wants them: of the others we know nothing, so nothing is held against
  * them. */
@@ -156,9 +154,7 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
     return d;
 }
 
-/* ---- the way to LOADED
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- the way to LOADED ---- */
 
 static void fill_progress(const Deployment *d, Weft__V1__LoadProgress *out)
 {
@@ -397,9 +393,7 @@ void load_continue(Deployments *table)
     }
 }
 
-/* ---- the request
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- the request ---- */
 
 /* Ends what a load of this stamp replaces: every older epoch, and a failed attempt at the same one.
  */

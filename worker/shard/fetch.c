@@ -138,9 +138,7 @@ static void fail(Fetch *f, GError *error)
     }
 }
 
-/* ---- local
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- local ---- */
 
 typedef struct LocalTask {
     Fetch *fetch;
@@ -235,8 +233,7 @@ static void start_local(void *user)
     settle(f);
 }
 
-/* ---- a slice that came over the network
- * ------------------------------------------------------------------------------ */
+/* ---- a slice that came over the network ---- */
 
 typedef struct Landed {
     Fetch *fetch;
@@ -304,9 +301,7 @@ static void landed_done(void *user)
     settle(f);
 }
 
-/* ---- flights
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- flights ---- */
 
 /* What arrived makes no sense: the call is left, its other slices go to the next source. */
 static void refuse(Flight *flight, const char *what)
@@ -585,9 +580,7 @@ static void settle(Fetch *f)
     fetch_free(f);
 }
 
-/* ---- public
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- public ---- */
 
 Fetch *fetch_start(const FetchOptions *options, FetchProgressFn on_progress, FetchDoneFn on_done,
                    void *user)

@@ -18,8 +18,7 @@
 
 #define ALIGNMENT 64u
 
-/* ---- which part of the model is ours
- * ------------------------------------------------------------------------------ */
+/* ---- which part of the model is ours ---- */
 
 static bool held_ranges(Shard *shard, const ModelSpec *spec, const Plan *plan, uint32_t replica,
                         uint32_t stage, uint32_t rank)
@@ -128,9 +127,7 @@ static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
     return vector ? (SliceRect){0, 1, first, count} : (SliceRect){first, count, 0, t->columns};
 }
 
-/* ---- where it lies
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- where it lies ---- */
 
 static PackedMatrix *matrix_of(Shard *shard, LayerWeights *layer, TensorRole role)
 {
@@ -322,9 +319,7 @@ const PackedMatrix *shard_head(const Shard *shard)
     return shard->spec->tied_output ? &shard->embedding : &shard->output;
 }
 
-/* ---- the way in
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- the way in ---- */
 
 void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *bytes)
 {

@@ -201,9 +201,7 @@ void slice_store_write(SliceStore *store, const SliceId *id, const void *data, s
     }
 }
 
-/* ---- own model files
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- own model files ---- */
 
 struct SliceFiles {
     size_t n_files;

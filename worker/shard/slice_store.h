@@ -42,8 +42,7 @@ void slice_store_retry(SliceStore *store);
  * bytes. Returned. */
 GBytes *slice_store_read_any(SliceStore *store, const SliceId *id, size_t limit);
 
-/* ---- the worker's own copy of the model
- * --------------------------------------------------------------------------- */
+/* ---- the worker's own copy of the model ---- */
 
 typedef struct SliceFiles SliceFiles;
 /* Opens MODELS_DIR/<base name> for each of the model's files; NULL when one is missing or too short

@@ -113,8 +113,8 @@ static void on_start(RpcCall *call, const ProtobufCMessage *message, void *user)
         held = NULL;
     }
     if (held == NULL) { /* fenced since it loaded */
-        g_autoptr(GError) error =
-            g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "nothing is loaded on worker %s", w->name);
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                                              "nothing is loaded on worker %s", w->name);
         rpc_call_finish(call, error);
         return;
     }

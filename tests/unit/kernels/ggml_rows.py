@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes ggml_rows.h: rows of 256 elements in each file type with the floats that the gguf package (PyPI) dequantises them to.
 
-Usage: ggml_rows.py > ggml_rows.h"""
+Usage: ggml_rows.py | clang-format --assume-filename=ggml_rows.h > ggml_rows.h"""
 import struct
 import numpy
 from gguf import GGMLQuantizationType as T

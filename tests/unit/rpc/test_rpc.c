@@ -574,6 +574,8 @@ static void on_reflection(const ProtobufCMessage *response, void *user)
 {
     ReflectionOutcome *outcome = user;
     const Grpc__Reflection__V1__ServerReflectionResponse *answer = (const void *)response;
+    const unsigned files =
+        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE;
     outcome->n++;
     if (answer->message_response_case ==
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE) {
@@ -581,9 +583,7 @@ static void on_reflection(const ProtobufCMessage *response, void *user)
             g_string_append_printf(outcome->services, "%s ",
                                    answer->list_services_response->service[i]->name);
         }
-    } else if (
-        answer->message_response_case ==
-        GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE) {
+    } else if (answer->message_response_case == files) {
         outcome->n_files = (int)answer->file_descriptor_response->n_file_descriptor_proto;
     } else {
         outcome->error_code = answer->error_response->error_code;

@@ -23,9 +23,7 @@ static void free_heartbeat(Weft__V1__Heartbeat *heartbeat)
     weft__v1__heartbeat__free_unpacked(heartbeat, NULL);
 }
 
-/* ---- Cluster
- * -----------------------------------------------------------------------------------------------------------
- */
+/* ---- Cluster ---- */
 
 static void on_attach_cancelled(void *user)
 {
@@ -127,9 +125,7 @@ static void on_renew(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_reply(call, &response.base);
 }
 
-/* ---- Slices
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- Slices ---- */
 
 static bool send_slice(FakeCoordinator *c, RpcCall *call, uint32_t index,
                        const Weft__V1__SliceRef *ref)
@@ -179,9 +175,7 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_finish(call, NULL);
 }
 
-/* ---- Join
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- Join ---- */
 
 static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
 {
@@ -211,9 +205,7 @@ static void on_join(RpcCall *call, const ProtobufCMessage *message, void *user)
     rpc_call_reply(call, &response.base);
 }
 
-/* ---- life
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- life ---- */
 
 static void listen_on(FakeCoordinator *c)
 {
@@ -329,9 +321,7 @@ void fake_coordinator_free(FakeCoordinator *c)
     g_free(c);
 }
 
-/* ---- calls at a worker
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- calls at a worker ---- */
 
 static void free_message(void *message)
 {

@@ -156,9 +156,7 @@ static void wait_attached(Env *env, unsigned n)
     assert_true(agent_is_attached(env->agent));
 }
 
-/* ---- calls
- * ---------------------------------------------------------------------------------------------------------------
- */
+/* ---- calls ---- */
 
 static FakeReply *load_from(Env *env, uint64_t epoch, const Plan *plan, uint32_t rank,
                             const char *const *sources, size_t n_sources)
@@ -300,9 +298,7 @@ static int health(Env *env, const char *service)
 
 enum { SERVING = 1, NOT_SERVING = 2 };
 
-/* ---- attach
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- attach ---- */
 
 static void test_hello_and_heartbeats(void **state)
 {
@@ -373,9 +369,7 @@ static void test_comes_back_after_a_restart(void **state)
     env_free(env);
 }
 
-/* ---- fencing
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- fencing ---- */
 
 static void test_fences_itself_and_keeps_weights(void **state)
 {
@@ -430,9 +424,7 @@ static void test_stopped_process_is_fenced_first(void **state)
     env_free(env);
 }
 
-/* ---- load, start, drop
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- load, start, drop ---- */
 
 static void test_load_is_idempotent_and_epochs_only_rise(void **state)
 {
@@ -524,9 +516,7 @@ static void test_load_refuses_what_is_not_ours(void **state)
     env_free(env);
 }
 
-/* ---- slices
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* ---- slices ---- */
 
 static void test_slices_come_from_whoever_has_them(void **state)
 {
@@ -637,9 +627,7 @@ static void test_serves_its_cache_to_peers(void **state)
     env_free(env);
 }
 
-/* ---- generate
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* ---- generate ---- */
 
 static void test_generate(void **state)
 {
@@ -800,9 +788,7 @@ static void test_revoked_peers_are_not_served(void **state)
     env_free(env);
 }
 
-/* ---- the certificate
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- the certificate ---- */
 
 static void test_renews_at_two_thirds(void **state)
 {

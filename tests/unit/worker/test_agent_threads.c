@@ -232,9 +232,7 @@ static void test_layouts_come_and_go(void **state)
     env_free(env);
 }
 
-/* ---- over gRPC
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- over gRPC ---- */
 
 typedef struct Watch {
     Loop *loop;
