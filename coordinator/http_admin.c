@@ -108,7 +108,8 @@ static bool read_wish(const Weft__V1__ServeModelRequest *r, JobWish *wish, GErro
                     wish->tp, PLAN_RANKS_LIMIT);
         return false;
     }
-    return request_numerics(r->numerics, &wish->numerics, error);
+    return request_numerics(r->numerics, &wish->numerics, error) &&
+           request_kv_type(r->kv, &wish->kv_type, error);
 }
 
 /* A listener of its own where one is asked for, or where there is none yet. */

@@ -1,7 +1,7 @@
 /* The registry of deployments: who may share one, what members' news mean to them, memory, epochs,
  * and what the store knows. The state machine of each is in deployment.c.
  *
- * 1. Two requests share a deployment iff file, effective context, numerics and layout wish are
+ * 1. Two requests share a deployment iff file, effective context, numerics, KV type and layout wish are
  * equal and it has room for the streams asked.
  * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest,
  * memory first, disk before use. */
@@ -357,7 +357,8 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
                             .pp = record.pp,
                             .tp = record.tp,
                             .context = record.context,
-                            .numerics = (NumericsClass)record.numerics};
+                            .numerics = (NumericsClass)record.numerics,
+                            .kv_type = plan->definition.kv_type};
         d->context = record.context;
         memcpy(d->file_hash.bytes, record.file_hash, sizeof record.file_hash);
         d->plan = g_steal_pointer(&plan);
@@ -394,6 +395,7 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
     return d->state != DEPLOYMENT_STOPPED && room &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
            d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics &&
+           d->wish.kv_type == wish->kv_type &&
            d->wish.dp == wish->dp && d->wish.pp == wish->pp && d->wish.tp == wish->tp;
 }
 

@@ -54,6 +54,7 @@ typedef struct JobWish {
     uint32_t context;    /* 0 = min(model's, 8192) */
     uint32_t streams;    /* sequences at once; 0 = as fits */
     NumericsClass numerics;
+    KvType kv_type;
 } JobWish;
 
 /* Of a lease that was interrupted: what its recovery was expected to take and took, up to ready. */

@@ -248,6 +248,7 @@ static PlanTask *plan_task_new(Deployment *d)
                             .context = d->wish.context,
                             .streams = d->wish.streams,
                             .numerics = d->wish.numerics,
+                            .kv_type = d->wish.kv_type,
                             .seal_off = d->jobs->options.seal_off};
     deployment_forget_planning(d);
     d->task = task;

@@ -314,6 +314,7 @@ static double ask_roof(Client *client, const BenchOptions *o, const char *path)
     request.model = (char *)path;
     request.context = (uint32_t)o->request.context;
     request.numerics = "";
+    request.kv = o->request.kv != NULL ? o->request.kv : "";
     if (!client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000,
                      (ProtobufCMessage **)&response, NULL)) {
         return 0;

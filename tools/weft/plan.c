@@ -161,6 +161,7 @@ static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResp
     request.layout = &layout;
     request.context = (uint32_t)o->request.context;
     request.numerics = o->request.numerics != NULL ? o->request.numerics : "";
+    request.kv = o->request.kv != NULL ? o->request.kv : "";
     Client *client = client_new(&o->common, error);
     if (client == NULL) {
         return false;

@@ -67,6 +67,7 @@ bool request_fill(Weft__V1__RunRequest *message, Weft__V1__Sampler *sampler,
     message->max_tokens = (uint32_t)o->n;
     message->context = (uint32_t)o->context;
     message->numerics = o->numerics != NULL ? o->numerics : "";
+    message->kv = o->kv != NULL ? o->kv : "";
     return true;
 }
 

@@ -11,7 +11,7 @@ typedef struct RequestOptions {
     uint64_t top_k, penalty_window, seed, n, context;
     char *seed_text; /* NULL = random */
     uint64_t dp, pp, tp;
-    char *numerics;
+    char *numerics, *kv;
 } RequestOptions;
 
 void request_defaults(RequestOptions *o);
@@ -33,6 +33,12 @@ void request_defaults(RequestOptions *o);
          NULL,         1,                                                                          \
          1 << 24,      NULL,                                                                       \
          true},                                                                                    \
+    {"kv",          0,                                                                             \
+     OPTION_STRING, offsetof(type, request.kv),                                                    \
+     "TYPE",        "what keys and values are rounded to",                                         \
+     NULL,          0,                                                                             \
+     0,             "f16|bf16|f32|q8",                                                             \
+     true},                                                                                        \
     {                                                                                              \
         "numerics", 0, OPTION_STRING, offsetof(type, request.numerics), "CLASS", "bit contract",   \
             NULL, 0, 0, "exact|fast", true                                                         \

@@ -162,6 +162,7 @@ static int serve_run(const Verb *verb, void *values, GPtrArray *rest)
     request.layout = &layout;
     request.context = (uint32_t)o->request.context;
     request.numerics = o->request.numerics != NULL ? o->request.numerics : "";
+    request.kv = o->request.kv != NULL ? o->request.kv : "";
     request.streams = (uint32_t)o->streams;
     const int code = serve_until_stopped(o, &request);
     local_cluster_free(cluster);

@@ -136,9 +136,29 @@ bool request_numerics(const char *text, NumericsClass *out, GError **error)
     return false;
 }
 
+bool request_kv_type(const char *text, KvType *out, GError **error)
+{
+    static const char *const names[KV_TYPE_LIMIT] = {
+        [KV_F16] = "f16", [KV_BF16] = "bf16", [KV_F32] = "f32", [KV_Q8] = "q8"};
+    *out = KV_F16;
+    for (unsigned i = 0; i < KV_TYPE_LIMIT; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *out = (KvType)i;
+            return true;
+        }
+    }
+    if (text[0] == '\0') {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "kv type %s is unknown: f16, bf16, f32 or q8", text);
+    return false;
+}
+
 bool request_check(const Weft__V1__RunRequest *r, GError **error)
 {
     NumericsClass numerics;
+    KvType kv_type;
     if (r->model[0] == '\0') {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a request names no model");
         return false;
@@ -146,6 +166,7 @@ bool request_check(const Weft__V1__RunRequest *r, GError **error)
     return check_prompt(r, error) && check_kind(r, error) && check_sampler(r->sampler, error) &&
            check_stops(r, error) && check_layout(r->layout, error) &&
            request_numerics(r->numerics, &numerics, error) &&
+           request_kv_type(r->kv, &kv_type, error) &&
            in_range("streams", r->streams, 0, REQUEST_STREAMS_LIMIT, error) &&
            in_range("top logprobs", r->top_logprobs, 0, REQUEST_TOP_LOGPROBS_LIMIT, error);
 }

@@ -427,6 +427,7 @@ static void run_acquire(Run *run)
     }
     if (!run->wish_given) {
         request_numerics(r->numerics, &wish.numerics, NULL);
+        request_kv_type(r->kv, &wish.kv_type, NULL);
     }
     if (r->layout != NULL && !run->wish_given) {
         wish.dp = r->layout->dp;

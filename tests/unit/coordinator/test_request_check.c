@@ -83,6 +83,20 @@ static void test_sampler(void **state)
     expect(&r, "penalty window");
 }
 
+static void test_kv_types(void **state)
+{
+    static const char *const names[] = {"", "f16", "bf16", "f32", "q8"};
+    static const KvType types[] = {KV_F16, KV_F16, KV_BF16, KV_F32, KV_Q8};
+    for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
+        KvType type;
+        assert_true(request_kv_type(names[i], &type, NULL));
+        assert_int_equal(type, types[i]);
+    }
+    Weft__V1__RunRequest r = good();
+    r.kv = "q4";
+    expect(&r, "kv type q4 is unknown: f16, bf16, f32 or q8");
+}
+
 static void test_counts(void **state)
 {
     Weft__V1__RunRequest r = good();
@@ -148,8 +162,11 @@ static void test_length(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),   cmocka_unit_test(test_sampler),
-        cmocka_unit_test(test_counts), cmocka_unit_test(test_prompts_and_stops),
+        cmocka_unit_test(test_good),
+        cmocka_unit_test(test_sampler),
+        cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_prompts_and_stops),
         cmocka_unit_test(test_length),
     };
     return cmocka_run_group_tests_name("coordinator request check", tests, NULL, NULL);
