@@ -6,6 +6,7 @@
 
 #define RETRY_US 300000
 #define DEADLINE_SLACK_US 200000 /* messages on their way */
+#define MESSAGE_US 50000         /* the last token may have taken so much longer than the error */
 
 static void stream_submit(void *user);
 
@@ -115,10 +116,11 @@ static bool may_be_refused(const GError *error)
 static bool may_be_told(const Stream *s, const GError *error)
 {
     const Whole *w = s->history->whole;
-    if (w->coordinator_died_us >= s->begun_us) {
-        return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE);
+    if (w->coordinator_died_us >= s->begun_us &&
+        g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
+        return true;
     }
-    const int64_t waited_us = now_of(s) - MAX(s->begun_us, s->token_us);
+    const int64_t waited_us = now_of(s) - MAX(s->begun_us, s->token_us) + MESSAGE_US;
     return (s->run[0] == '\0' || waited_us >= (int64_t)w->recovery_wait_ms * 1000) &&
            may_be_refused(error);
 }

@@ -342,6 +342,12 @@ void watch_coordinator_look(History *h)
 
 static void check_deployment(History *h, const Deployment *d)
 {
+    const bool asleep = d->state == DEPLOYMENT_IDLE || d->state == DEPLOYMENT_FAILED;
+    if (d->state != DEPLOYMENT_READY && !asleep) {
+        history_violate(h, "deployments return by themselves",
+                        "job %s is %s, with every worker there and nothing to do: %s", d->id,
+                        deployment_state_text(d), d->error ? d->error->message : "no error");
+    }
     if (d->active.length > 0 || d->waiting.length > 0) {
         history_violate(h, "no request is forgotten",
                         "job %s keeps %u requests on replicas and %u waiting, and no client is "
