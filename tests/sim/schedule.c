@@ -116,6 +116,7 @@ void schedule_draw(Schedule *s, uint64_t seed)
     s->step_most_us = s->step_least_us + between(r, 0, 40000);
     s->memory_bytes = (uint64_t)between(r, LEAST_MEMORY, 3 * LEAST_MEMORY);
     s->link_us = between(r, 100, 3000);
+    s->disk_us = between(r, 0, 40000);
     s->rpc_jitter_us = draw(r, 2) ? between(r, 100, 30000) : 0;
     s->n_faults = draw(r, 4) == 0 ? 1 : (unsigned)draw(r, draw(r, 3) == 0 ? SCHEDULE_FAULTS : 5);
     for (unsigned i = 0; i < s->n_faults; i++) {
@@ -176,11 +177,12 @@ char *schedule_text(const Schedule *s)
     g_string_append_printf(
         out,
         "seed %" G_GUINT64_FORMAT ": %u workers of %.1f MiB, steps of %.1f to %.1f ms, "
-        "datagrams of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip "
+        "datagrams of %.1f ms, writes of %.1f ms, rpc jitter of %.1f ms, repeat %u swap %u flip "
         "%u, lost requests wait %u ms\n",
         s->seed, s->n_workers, (double)s->memory_bytes / 1048576, (double)s->step_least_us / 1e3,
-        (double)s->step_most_us / 1e3, (double)s->link_us / 1e3, (double)s->rpc_jitter_us / 1e3,
-        s->trouble.repeat, s->trouble.swap, s->trouble.flip, s->recovery_wait_ms);
+        (double)s->step_most_us / 1e3, (double)s->link_us / 1e3, (double)s->disk_us / 1e3,
+        (double)s->rpc_jitter_us / 1e3, s->trouble.repeat, s->trouble.swap, s->trouble.flip,
+        s->recovery_wait_ms);
     for (unsigned i = 0; i < s->n_streams; i++) {
         const StreamPlan *p = &s->streams[i];
         g_string_append_printf(out,

@@ -34,7 +34,7 @@ typedef struct Schedule {
     Fault faults[SCHEDULE_FAULTS];
     uint64_t memory_bytes; /* of each worker */
     SimTrouble trouble;    /* until the repair */
-    int64_t step_least_us, step_most_us, link_us, rpc_jitter_us;
+    int64_t step_least_us, step_most_us, link_us, rpc_jitter_us, disk_us;
     uint32_t recovery_wait_ms; /* of the coordinator */
     int64_t repair_us;         /* everything is put right then, and stays so */
 } Schedule;

@@ -1,5 +1,6 @@
 #include "tests/sim/trial.h"
 
+#include "tests/sim/sim_disk.h"
 #include "tests/sim/watch.h"
 
 /* From the repair to the last answer, whatever was broken before: a fence, a heartbeat's deadline,
@@ -107,6 +108,7 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
     for (unsigned i = 0; i < schedule->n_streams; i++) {
         stream_begin(&trial.streams[i], h, i, &schedule->streams[i]);
     }
+    sim_disk_enter(w, schedule->disk_us);
     schedule_begin(schedule, w);
     look(&trial);
     run_until_broken(&trial, sim_world_now_us(w->world) + schedule->repair_us);
@@ -124,6 +126,7 @@ void trial_run(const Foundation *foundation, const Schedule *schedule, bool chat
         stream_clear(&trial.streams[i]);
     }
     watch_end(h);
+    sim_disk_leave();
     whole_free(w);
     result->violation = history_text(h);
     history_clear(h);

@@ -34,10 +34,6 @@ void __wrap_jobs_free(Jobs *jobs);
 void __real_jobs_free(Jobs *jobs);
 uint64_t __wrap_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
 uint64_t __real_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, GArray *changes);
-void __wrap_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
-                        void *user);
-void __real_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
-                        void *user);
 void __wrap_members_listen(Members *members, const MembersListener *listener);
 void __real_members_listen(Members *members, const MembersListener *listener);
 bool __wrap_member_usable(const Member *member);
@@ -104,26 +100,6 @@ uint64_t __wrap_jobs_next_epoch(Jobs *jobs, const char *job, uint32_t replica, G
         put_time(now.taken, epoch_key(job, replica, epoch), now_us());
     }
     return epoch;
-}
-
-static StoreTable forgotten_table(void)
-{
-    return bug_is(BUG_EPOCH_NOT_DURABLE)        ? STORE_EPOCHS
-           : bug_is(BUG_GENERATION_NOT_DURABLE) ? STORE_META
-                                                : STORE_TABLE_COUNT;
-}
-
-void __wrap_store_write(Store *store, const StoreChange *changes, unsigned n, StoreDone done,
-                        void *user)
-{
-    g_autofree StoreChange *kept = g_new0(StoreChange, n + 1);
-    unsigned n_kept = 0;
-    for (unsigned i = 0; i < n; i++) {
-        if (changes[i].table != forgotten_table()) {
-            kept[n_kept++] = changes[i];
-        }
-    }
-    __real_store_write(store, kept, n_kept, done, user);
 }
 
 /* ---- members and plans ----------------------------------------------------------------------- */
