@@ -65,6 +65,9 @@ static void put_models(const RequestStats *stats, GString *out)
          offsetof(ModelStats, prefill_s)},
         {"vllm:request_decode_time_seconds", "histogram", "From the first token to the last.",
          offsetof(ModelStats, decode_s)},
+        {"weft_request_recovery_seconds", "histogram",
+         "After the loss of a worker, from the last token before to the first after.",
+         offsetof(ModelStats, recovery_s)},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(families); i++) {
         StatsFamily f = {out, families[i].name, families[i].offset};

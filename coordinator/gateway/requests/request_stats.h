@@ -12,7 +12,7 @@ typedef struct ModelStats {
     char *model;
     uint64_t prompt_tokens, generation_tokens;
     uint64_t ended[STATS_REASONS]; /* choices, by stats_reasons */
-    Histogram first_token_s, inter_token_s, whole_s, queue_s, prefill_s, decode_s;
+    Histogram first_token_s, inter_token_s, whole_s, queue_s, prefill_s, decode_s, recovery_s;
 } ModelStats;
 
 /* stop, length, abort (the client left), cancelled, refused (its own fault), error. */

@@ -100,6 +100,7 @@ static void run_recovered(Run *run, int64_t now_us)
     double stall_s = (double)(now_us - r->last_us) / 1e6;
     double predicted_s = noticed_s + lease->predicted_load_s + lease->predicted_prefill_s;
     r->stall_s = MAX(r->stall_s, stall_s);
+    histogram_add(&run->stats->recovery_s, stall_s);
     g_autofree char *text = g_strdup_printf(
         "goes on in epoch %" G_GUINT64_FORMAT " after %.2f s (predicted %.2f s: %.2f s until the "
         "loss was known, %.2f s to load, %.2f s for %" G_GUINT64_FORMAT " tokens again)",
