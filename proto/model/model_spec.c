@@ -61,6 +61,10 @@ static bool check_count(const ModelSpec *spec, const char *what, uint32_t value,
 static bool check_rope(const ModelSpec *spec, GError **error)
 {
     const RopeSpec *rope = &spec->rope;
+    if (spec->family == FAMILY_GPT2) {
+        return (rope->dims == 0 && rope->scaling == ROPE_SCALING_NONE) ||
+               fail(spec, error, "rope rotates %u elements, but a gpt2 model has none", rope->dims);
+    }
     if ((uint32_t)rope->pairing > ROPE_HALVES || (uint32_t)rope->scaling > ROPE_SCALING_FACTORS) {
         return fail(spec, error, "rope pairing %u with scaling %u is unknown",
                     (unsigned)rope->pairing, (unsigned)rope->scaling);
@@ -91,12 +95,13 @@ static bool check_rope(const ModelSpec *spec, GError **error)
 
 static bool check_dimensions(const ModelSpec *spec, GError **error)
 {
-    if (spec->family != FAMILY_LLAMA) {
-        return fail(spec, error, "family %u is not supported, llama is", (unsigned)spec->family);
+    if (spec->family != FAMILY_LLAMA && spec->family != FAMILY_GPT2) {
+        return fail(spec, error, "family %u is not supported, llama and gpt2 are",
+                    (unsigned)spec->family);
     }
     if (spec->attention != ATTENTION_CAUSAL || spec->cache != CACHE_KV ||
         spec->output != OUTPUT_LOGITS) {
-        return fail(spec, error, "attention %u, cache %u, output %u do not fit a llama model",
+        return fail(spec, error, "attention %u, cache %u, output %u do not fit a language model",
                     (unsigned)spec->attention, (unsigned)spec->cache, (unsigned)spec->output);
     }
     if (spec->n_experts != 0 || spec->n_experts_used != 0) {
@@ -187,32 +192,47 @@ static bool fill_units(ModelSpec *spec, GError **error)
 /* ---- tensors ----------------------------------------------------------------------------------
  */
 
+typedef enum Need { NEVER, MAYBE, ALWAYS } Need;
+
 typedef struct RoleRow {
     const char *name;
     TensorCut cut;
-    bool is_vector, per_layer, optional;
+    bool is_vector, per_layer;
+    Need llama, gpt2;
 } RoleRow;
 
 static const RoleRow role_table[ROLE_LIMIT] = {
-    [ROLE_TOKEN_EMBD] = {"token embedding", CUT_VOCAB, false, false, false},
-    [ROLE_ATTN_NORM] = {"attention norm", CUT_WHOLE, true, true, false},
-    [ROLE_ATTN_Q] = {"query projection", CUT_Q_UNITS, false, true, false},
-    [ROLE_ATTN_K] = {"key projection", CUT_KV_HEADS, false, true, false},
-    [ROLE_ATTN_V] = {"value projection", CUT_KV_HEADS, false, true, false},
-    [ROLE_ATTN_Q_BIAS] = {"query bias", CUT_Q_UNITS, true, true, true},
-    [ROLE_ATTN_K_BIAS] = {"key bias", CUT_KV_HEADS, true, true, true},
-    [ROLE_ATTN_V_BIAS] = {"value bias", CUT_KV_HEADS, true, true, true},
-    [ROLE_ATTN_OUT] = {"attention output", CUT_ATTN_UNITS, false, true, false},
-    [ROLE_FFN_NORM] = {"FFN norm", CUT_WHOLE, true, true, false},
-    [ROLE_FFN_GATE] = {"FFN gate", CUT_FFN_ROWS, false, true, false},
-    [ROLE_FFN_UP] = {"FFN up projection", CUT_FFN_ROWS, false, true, false},
-    [ROLE_FFN_DOWN] = {"FFN down projection", CUT_FFN_COLS, false, true, false},
-    [ROLE_ROPE_FACTORS] = {"rope factors", CUT_WHOLE, true, false, true},
-    [ROLE_OUTPUT_NORM] = {"output norm", CUT_WHOLE, true, false, false},
-    [ROLE_OUTPUT] = {"output projection", CUT_VOCAB, false, false, true},
+    [ROLE_TOKEN_EMBD] = {"token embedding", CUT_VOCAB, false, false, ALWAYS, ALWAYS},
+    [ROLE_POSITION_EMBD] = {"position embedding", CUT_WHOLE, false, false, NEVER, ALWAYS},
+    [ROLE_ATTN_NORM] = {"attention norm", CUT_WHOLE, true, true, ALWAYS, ALWAYS},
+    [ROLE_ATTN_NORM_BIAS] = {"attention norm bias", CUT_WHOLE, true, true, NEVER, ALWAYS},
+    [ROLE_ATTN_Q] = {"query projection", CUT_Q_UNITS, false, true, ALWAYS, ALWAYS},
+    [ROLE_ATTN_K] = {"key projection", CUT_KV_HEADS, false, true, ALWAYS, ALWAYS},
+    [ROLE_ATTN_V] = {"value projection", CUT_KV_HEADS, false, true, ALWAYS, ALWAYS},
+    [ROLE_ATTN_Q_BIAS] = {"query bias", CUT_Q_UNITS, true, true, MAYBE, ALWAYS},
+    [ROLE_ATTN_K_BIAS] = {"key bias", CUT_KV_HEADS, true, true, MAYBE, ALWAYS},
+    [ROLE_ATTN_V_BIAS] = {"value bias", CUT_KV_HEADS, true, true, MAYBE, ALWAYS},
+    [ROLE_ATTN_OUT] = {"attention output", CUT_ATTN_UNITS, false, true, ALWAYS, ALWAYS},
+    [ROLE_ATTN_OUT_BIAS] = {"attention output bias", CUT_WHOLE, true, true, NEVER, ALWAYS},
+    [ROLE_FFN_NORM] = {"FFN norm", CUT_WHOLE, true, true, ALWAYS, ALWAYS},
+    [ROLE_FFN_NORM_BIAS] = {"FFN norm bias", CUT_WHOLE, true, true, NEVER, ALWAYS},
+    [ROLE_FFN_GATE] = {"FFN gate", CUT_FFN_ROWS, false, true, ALWAYS, NEVER},
+    [ROLE_FFN_UP] = {"FFN up projection", CUT_FFN_ROWS, false, true, ALWAYS, ALWAYS},
+    [ROLE_FFN_UP_BIAS] = {"FFN up bias", CUT_FFN_ROWS, true, true, NEVER, ALWAYS},
+    [ROLE_FFN_DOWN] = {"FFN down projection", CUT_FFN_COLS, false, true, ALWAYS, ALWAYS},
+    [ROLE_FFN_DOWN_BIAS] = {"FFN down bias", CUT_WHOLE, true, true, NEVER, ALWAYS},
+    [ROLE_ROPE_FACTORS] = {"rope factors", CUT_WHOLE, true, false, MAYBE, NEVER},
+    [ROLE_OUTPUT_NORM] = {"output norm", CUT_WHOLE, true, false, ALWAYS, ALWAYS},
+    [ROLE_OUTPUT_NORM_BIAS] = {"output norm bias", CUT_WHOLE, true, false, NEVER, ALWAYS},
+    [ROLE_OUTPUT] = {"output projection", CUT_VOCAB, false, false, MAYBE, MAYBE},
 };
 
-static void wanted_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows, uint32_t *columns)
+static Need role_need(const ModelSpec *spec, TensorRole role)
+{
+    return spec->family == FAMILY_GPT2 ? role_table[role].gpt2 : role_table[role].llama;
+}
+
+void model_spec_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows, uint32_t *columns)
 {
     uint32_t q = spec->n_heads * spec->head_size, kv = spec->n_kv_heads * spec->head_size;
     *rows = 1;
@@ -251,9 +271,20 @@ static void wanted_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows,
     case ROLE_ROPE_FACTORS:
         *columns = spec->rope.dims / 2;
         break;
+    case ROLE_POSITION_EMBD:
+        *rows = spec->context;
+        break;
+    case ROLE_FFN_UP_BIAS:
+        *columns = spec->ffn_width;
+        break;
     case ROLE_ATTN_NORM:
+    case ROLE_ATTN_NORM_BIAS:
+    case ROLE_ATTN_OUT_BIAS:
     case ROLE_FFN_NORM:
+    case ROLE_FFN_NORM_BIAS:
+    case ROLE_FFN_DOWN_BIAS:
     case ROLE_OUTPUT_NORM:
+    case ROLE_OUTPUT_NORM_BIAS:
     case ROLE_LIMIT:
         break;
     }
@@ -262,9 +293,9 @@ static void wanted_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows,
 /* Global tensors before the layers, layer tensors by layer, global tensors behind them. */
 static uint64_t canonical_key(TensorRole role, int32_t layer)
 {
-    uint64_t place = layer >= 0                ? (uint64_t)layer + 1
-                     : role == ROLE_TOKEN_EMBD ? 0
-                                               : G_MAXINT32 + 1ull;
+    uint64_t place = layer >= 0                   ? (uint64_t)layer + 1
+                     : role <= ROLE_POSITION_EMBD ? 0
+                                                  : G_MAXINT32 + 1ull;
     return place << 8 | (uint64_t)role;
 }
 
@@ -299,6 +330,10 @@ static bool check_role(const ModelSpec *spec, const TensorSpec *t, GError **erro
     if (t->name == NULL || (uint32_t)t->role >= ROLE_LIMIT) {
         return fail(spec, error, "a tensor has the unknown role %u", (unsigned)t->role);
     }
+    if (role_need(spec, t->role) == NEVER) {
+        return fail(spec, error, "tensor %s is a %s, which this family has not", t->name,
+                    role_table[t->role].name);
+    }
     bool in_layer = role_table[t->role].per_layer;
     if (in_layer ? t->layer < 0 || t->layer >= (int32_t)spec->n_layers : t->layer != -1) {
         return fail(spec, error, "tensor %s (%s) belongs to layer %d of %u", t->name,
@@ -314,7 +349,7 @@ static bool check_role(const ModelSpec *spec, const TensorSpec *t, GError **erro
 static bool check_tensor(const ModelSpec *spec, const TensorSpec *t, GError **error)
 {
     uint32_t rows, columns;
-    wanted_shape(spec, t->role, &rows, &columns);
+    model_spec_shape(spec, t->role, &rows, &columns);
     const char *type = dtype_info(t->type)->name;
     if (t->rows != rows || t->columns != columns) {
         return fail(spec, error, "tensor %s is %u x %u, not %u x %u", t->name, t->rows, t->columns,
@@ -353,7 +388,8 @@ static bool check_needed(const ModelSpec *spec, GError **error)
         int32_t first = row->per_layer ? 0 : -1;
         int32_t last = row->per_layer ? (int32_t)spec->n_layers - 1 : -1;
         for (int32_t layer = first; layer <= last; layer++) {
-            if (!row->optional && !has_tensor(spec, (TensorRole)role, layer)) {
+            if (role_need(spec, (TensorRole)role) == ALWAYS &&
+                !has_tensor(spec, (TensorRole)role, layer)) {
                 return row->per_layer
                            ? fail(spec, error, "the %s of layer %d is missing", row->name, layer)
                            : fail(spec, error, "the %s is missing", row->name);

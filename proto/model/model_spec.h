@@ -37,11 +37,13 @@ typedef struct RopeSpec {
 } RopeSpec;
 
 /* Roles of tensors; layer roles repeat per layer. Order of this enum within a layer, layers
- * ascending, globals TOKEN_EMBD first and OUTPUT_* last, is the canonical tensor order (NUMERICS
+ * ascending, globals *_EMBD first and OUTPUT_* last, is the canonical tensor order (NUMERICS
  * 17). */
 typedef enum TensorRole {
     ROLE_TOKEN_EMBD = 0,
+    ROLE_POSITION_EMBD, /* GPT-2: [context][width] */
     ROLE_ATTN_NORM,
+    ROLE_ATTN_NORM_BIAS,
     ROLE_ATTN_Q,
     ROLE_ATTN_K,
     ROLE_ATTN_V,
@@ -49,12 +51,17 @@ typedef enum TensorRole {
     ROLE_ATTN_K_BIAS,
     ROLE_ATTN_V_BIAS,
     ROLE_ATTN_OUT,
+    ROLE_ATTN_OUT_BIAS,
     ROLE_FFN_NORM,
+    ROLE_FFN_NORM_BIAS,
     ROLE_FFN_GATE,
     ROLE_FFN_UP,
+    ROLE_FFN_UP_BIAS,
     ROLE_FFN_DOWN,
+    ROLE_FFN_DOWN_BIAS,
     ROLE_ROPE_FACTORS, /* f32 [dims/2] */
     ROLE_OUTPUT_NORM,
+    ROLE_OUTPUT_NORM_BIAS,
     ROLE_OUTPUT, /* absent when the head is tied to TOKEN_EMBD */
     ROLE_LIMIT,
 } TensorRole;
@@ -101,7 +108,7 @@ typedef struct ModelSpec {
     uint32_t window;                    /* sliding window, 0 = none */
     float norm_eps;
     float attention_scale; /* 1/sqrt(head_size) */
-    RopeSpec rope;
+    RopeSpec rope;         /* all 0 for GPT-2, which learns its positions */
     bool tied_output;
     /* NUMERICS 3 */
     uint32_t attn_unit_heads; /* g */
@@ -121,6 +128,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(ModelSpec, model_spec_free)
  * every tensor that the family needs is there with the right shape, nothing twice. Errors name
  * tensor, value and expectation. */
 bool model_spec_finish(ModelSpec *spec, GError **error);
+
+/* The shape that the dimensions give a role: rows = 1 for vectors. */
+void model_spec_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows, uint32_t *columns);
 
 /* The tensor with this role (layer -1 for globals), or NULL. */
 const TensorSpec *model_spec_tensor(const ModelSpec *spec, TensorRole role, int32_t layer);

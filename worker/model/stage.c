@@ -1,5 +1,7 @@
 #include "worker/model/stage.h"
 
+#include "proto/base/error.h"
+
 #include "proto/base/checked.h"
 
 #include <string.h>
@@ -220,6 +222,12 @@ Stage *stage_new(const StageOptions *options, GError **error)
     const ModelSpec *spec = options->spec;
     const Plan *plan = options->plan;
     const unsigned threads = pool_threads(options->pool);
+    if (spec->family != FAMILY_LLAMA) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s: family %u cannot be served, only trained; serve a llama model",
+                    spec->name, (unsigned)spec->family);
+        return NULL;
+    }
     const Sizes sizes =
         sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
     Stage *s = g_new0(Stage, 1);

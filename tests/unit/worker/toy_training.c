@@ -1,0 +1,97 @@
+#include "tests/unit/worker/toy_training.h"
+
+#include "tests/unit/kernels/numbers.h"
+
+const Toy toy_gpt2 = {
+    .config = {.family = FAMILY_GPT2,
+               .layers = 2,
+               .width = 16,
+               .heads = 4,
+               .ffn_width = 40,
+               .vocabulary = 1030,
+               .context = 24},
+    .sequences = 6,
+    .length = 20,
+    .seed = 11,
+    .order = 5,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+const Toy toy_llama = {
+    .config = {.family = FAMILY_LLAMA,
+               .layers = 2,
+               .width = 16,
+               .heads = 4,
+               .kv_heads = 2,
+               .ffn_width = 72,
+               .vocabulary = 1030,
+               .context = 40,
+               .untied = true},
+    .sequences = 5,
+    .length = 37,
+    .seed = 12,
+    .order = UINT64_C(1) << 40 | 9,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+
+ModelSpec *toy_spec(const Toy *toy)
+{
+    GError *error = NULL;
+    ModelSpec *spec = model_spec_from_config(&toy->config, &error);
+    if (spec == NULL) {
+        g_error("%s", error->message);
+    }
+    return spec;
+}
+
+Parameters *toy_weights(const Toy *toy, const ModelSpec *spec)
+{
+    Parameters *p = parameters_new(spec, false, NULL);
+    Numbers numbers = {toy->seed};
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *t = &spec->tensors[i];
+        const double centre =
+            t->role == ROLE_ATTN_NORM || t->role == ROLE_FFN_NORM || t->role == ROLE_OUTPUT_NORM
+                ? 1.0
+                : 0.0;
+        for (size_t e = 0; e < (size_t)t->rows * t->columns; e++) {
+            p->tensors[i][e] = (float)(centre + numbers_uniform(&numbers, -0.25, 0.25));
+        }
+    }
+    return p;
+}
+
+TokenData *toy_data(const Toy *toy)
+{
+    const size_t n = (size_t)toy->length * 40 + 7;
+    Numbers numbers = {toy->seed + 1};
+    g_autofree uint32_t *ids = g_new(uint32_t, n);
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = (uint32_t)(numbers_u64(&numbers) % toy->config.vocabulary);
+    }
+    return token_data_new(ids, n, toy->length, NULL);
+}
+
+TrainerOptions toy_options(const Toy *toy, const ModelSpec *spec, const TokenData *data)
+{
+    return (TrainerOptions){.spec = spec,
+                            .data = data,
+                            .seed = toy->order,
+                            .sequences = toy->sequences,
+                            .length = toy->length,
+                            .leaves = 4,
+                            .micro_sequences = 1,
+                            .replicas = 1,
+                            .optimizer = {.kind = OPTIMIZER_ADAMW,
+                                          .rate = 3e-3,
+                                          .beta1 = 0.9,
+                                          .beta2 = 0.95,
+                                          .eps = toy->eps,
+                                          .decay = 0.1,
+                                          .clip = toy->clip,
+                                          .schedule = RATE_COSINE,
+                                          .warmup = 5,
+                                          .steps = 20,
+                                          .floor = 3e-4}};
+}

@@ -1,0 +1,20 @@
+/* The toys of tests/golden/train/make_train.py: configuration, first weights, data, settings. */
+#pragma once
+
+#include "proto/model/model_config.h"
+#include "worker/train/trainer.h"
+
+typedef struct Toy {
+    ModelConfig config;
+    uint32_t sequences, length;
+    uint64_t seed, order;
+    double clip, eps;
+} Toy;
+
+extern const Toy toy_gpt2, toy_llama;
+
+ModelSpec *toy_spec(const Toy *toy);
+Parameters *toy_weights(const Toy *toy, const ModelSpec *spec);
+TokenData *toy_data(const Toy *toy);
+/* Everything but kernels, pool and how the work is spread (micro = replicas = 1). */
+TrainerOptions toy_options(const Toy *toy, const ModelSpec *spec, const TokenData *data);

@@ -1,0 +1,117 @@
+/* GPT-2 (Radford et al. 2019): layer norm, learned positions, GELU feed-forward, biases everywhere.
+ * Forward and backward of the layers beside each other; what writes on the right of a barrier reads
+ * what stands on its left. */
+#include "worker/model/training_pass.h"
+
+static void layer_forward(Pass *p, uint32_t l)
+{
+    Training *m = p->m;
+    Tape *tape = &m->tape[l];
+    const Kernels *k = m->o.kernels;
+    float *next = l + 1 < m->o.spec->n_layers ? m->tape[l + 1].x : m->x;
+    size_t n;
+
+    pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), weight(p, ROLE_ATTN_NORM_BIAS, l),
+              tape->attn_in);
+    meet(p);
+    pass_linear(p, tape->attn_in, m->width,
+                (const Linear[]){{weight(p, ROLE_ATTN_Q, l), m->q_width, tape->q},
+                                 {weight(p, ROLE_ATTN_K, l), m->kv_width, tape->k},
+                                 {weight(p, ROLE_ATTN_V, l), m->kv_width, tape->v}},
+                3);
+    meet(p);
+    pass_bias(p, tape->q, weight(p, ROLE_ATTN_Q_BIAS, l), m->q_width);
+    pass_bias(p, tape->k, weight(p, ROLE_ATTN_K_BIAS, l), m->kv_width);
+    pass_bias(p, tape->v, weight(p, ROLE_ATTN_V_BIAS, l), m->kv_width);
+    meet(p);
+    pass_attention(p, tape);
+    meet(p);
+    pass_linear_units(p, tape->attn, weight(p, ROLE_ATTN_OUT, l), m->q_width, &m->attn_units);
+    meet(p);
+    pass_residual(p, tape->x, weight(p, ROLE_ATTN_OUT_BIAS, l), tape->mid);
+    pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
+              tape->ffn_in);
+    meet(p);
+    pass_linear(p, tape->ffn_in, m->width,
+                (const Linear[]){{weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}}, 1);
+    meet(p);
+    pass_bias(p, tape->up, weight(p, ROLE_FFN_UP_BIAS, l), m->ffn_width);
+    const size_t own = pass_own_rows(p, m->ffn_width, &n);
+    k->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
+    meet(p);
+    pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
+    meet(p);
+    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), next);
+    meet(p);
+}
+
+static void layer_backward(Pass *p, uint32_t l)
+{
+    Training *m = p->m;
+    Tape *tape = &m->tape[l];
+    const Kernels *k = m->o.kernels;
+    size_t n;
+
+    /* feed-forward: dx is the gradient of its result and of mid */
+    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
+    pass_linear_dw(p,
+                   (const LinearGradient[]){
+                       {m->dx, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
+                   1);
+    pass_bias_gradient(p, m->dx, m->width, gradient(p, ROLE_FFN_DOWN_BIAS, l));
+    meet(p);
+    const size_t own = pass_own_rows(p, m->ffn_width, &n);
+    k->train.gelu_backward(tape->up + own, m->dact + own, (uint32_t)n, m->dact + own);
+    meet(p);
+    pass_units_dx(
+        p, (const SpanDx[]){{m->dact, weight(p, ROLE_FFN_UP, l), m->ffn_width, m->ffn_units.first}},
+        1, m->ffn_units.steps, m->ffn_units.n);
+    pass_linear_dw(p,
+                   (const LinearGradient[]){{m->dact, m->ffn_width, tape->ffn_in, m->width,
+                                             gradient(p, ROLE_FFN_UP, l)}},
+                   1);
+    pass_bias_gradient(p, m->dact, m->ffn_width, gradient(p, ROLE_FFN_UP_BIAS, l));
+    meet(p);
+    pass_norm_backward(p, tape->mid, weight(p, ROLE_FFN_NORM, l), gradient(p, ROLE_FFN_NORM, l),
+                       gradient(p, ROLE_FFN_NORM_BIAS, l));
+    meet(p);
+
+    /* attention: dx is the gradient of mid, thereby of attention's result and of x */
+    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
+    pass_linear_dw(p,
+                   (const LinearGradient[]){
+                       {m->dx, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
+                   1);
+    pass_bias_gradient(p, m->dx, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
+    meet(p);
+    pass_attention_backward(p, tape);
+    meet(p);
+    pass_qkv_dx(p, l);
+    pass_linear_dw(p,
+                   (const LinearGradient[]){
+                       {m->dq, m->q_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_Q, l)},
+                       {m->dk, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_K, l)},
+                       {m->dv, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_V, l)}},
+                   3);
+    pass_bias_gradient(p, m->dq, m->q_width, gradient(p, ROLE_ATTN_Q_BIAS, l));
+    pass_bias_gradient(p, m->dk, m->kv_width, gradient(p, ROLE_ATTN_K_BIAS, l));
+    pass_bias_gradient(p, m->dv, m->kv_width, gradient(p, ROLE_ATTN_V_BIAS, l));
+    meet(p);
+    pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
+                       gradient(p, ROLE_ATTN_NORM_BIAS, l));
+    meet(p);
+}
+
+void gpt2_forward(Pass *p)
+{
+    for (uint32_t l = 0; l < p->m->o.spec->n_layers; l++) {
+        layer_forward(p, l);
+    }
+}
+
+void gpt2_backward(Pass *p)
+{
+    for (uint32_t l = p->m->o.spec->n_layers; l-- > 0;) {
+        layer_backward(p, l);
+    }
+}

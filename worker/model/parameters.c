@@ -1,0 +1,163 @@
+#include "worker/model/parameters.h"
+
+#include "kernels/ops/act.h"
+#include "kernels/ops/sample.h"
+#include "proto/base/checked.h"
+#include "proto/base/error.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ALIGN_FLOATS = 16 };
+
+static size_t tensor_floats(const TensorSpec *t)
+{
+    const size_t n = (size_t)t->rows * t->columns;
+    return (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+}
+
+Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error)
+{
+    if (model_spec_tensor(spec, ROLE_ROPE_FACTORS, -1) != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s: rope factors are not trainable; start from a model without them",
+                    spec->name);
+        return NULL;
+    }
+    g_autoptr(Parameters) p = g_new0(Parameters, 1);
+    p->spec = spec;
+    const bool has_lookup = with_lookup && spec->tied_output;
+    const TensorSpec *embedding = model_spec_tensor(spec, ROLE_TOKEN_EMBD, -1);
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        p->n_floats += tensor_floats(&spec->tensors[i]);
+    }
+    p->n_floats += has_lookup ? tensor_floats(embedding) : 0;
+    p->floats = weft_map(p->n_floats * sizeof(float), "parameters", error);
+    p->tensors = weft_alloc(spec->n_tensors, sizeof *p->tensors, "tensor pointers", error);
+    p->roles = p->tensors == NULL ? NULL
+                                  : weft_alloc((size_t)(spec->n_layers + 1) * ROLE_LIMIT,
+                                               sizeof *p->roles, "tensor pointers", error);
+    if (p->floats == NULL || p->roles == NULL) {
+        return NULL;
+    }
+    float *at = p->floats;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *t = &spec->tensors[i];
+        p->tensors[i] = p->roles[(size_t)(t->layer + 1) * ROLE_LIMIT + t->role] = at;
+        at += tensor_floats(t);
+    }
+    p->lookup = has_lookup ? at : NULL;
+    return g_steal_pointer(&p);
+}
+
+void parameters_free(Parameters *p)
+{
+    if (p == NULL) {
+        return;
+    }
+    if (p->floats != NULL) {
+        weft_unmap(p->floats, p->n_floats * sizeof(float));
+    }
+    weft_free(p->tensors);
+    weft_free(p->roles);
+    g_free(p);
+}
+
+/* ---- over everything, threads sharing it ---- */
+
+typedef struct Sweep {
+    float *to;
+    const float *from;
+    size_t n;
+    void (*add)(float *x, const float *y, size_t n);
+} Sweep;
+
+static void sweep_region(void *user, unsigned t, unsigned n_threads)
+{
+    const Sweep *s = user;
+    const size_t first = s->n / n_threads * t,
+                 last = t + 1 == n_threads ? s->n : first + s->n / n_threads;
+    if (s->from == NULL) {
+        memset(s->to + first, 0, (last - first) * sizeof(float));
+    } else {
+        s->add(s->to + first, s->from + first, last - first);
+    }
+}
+
+void parameters_clear(Parameters *p, Pool *pool)
+{
+    Sweep s = {.to = p->floats, .n = p->n_floats};
+    pool_run(pool, sweep_region, &s);
+}
+
+void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
+                    void (*add)(float *x, const float *y, size_t n))
+{
+    g_assert(to->n_floats == from->n_floats);
+    Sweep s = {.to = to->floats, .from = from->floats, .n = to->n_floats, .add = add};
+    pool_run(pool, sweep_region, &s);
+}
+
+/* ---- initial weights ---- */
+
+/* Four normal numbers: Box and Muller (1958). */
+static void four_normals(uint64_t seed, const TensorSpec *t, uint64_t block, double out[4])
+{
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), (uint32_t)t->role,
+                                 (uint32_t)t->layer};
+    uint32_t words[4];
+    philox4x32(counter, key, words);
+    for (int i = 0; i < 4; i += 2) {
+        const double u = ((double)words[i] + 0.5) * 0x1p-32,
+                     angle = ((double)words[i + 1] + 0.5) * 0x1p-32 * 0x1.921fb54442d18p+2;
+        const double radius = sqrt(-2.0 * det_log(u));
+        out[i] = radius * det_cos(angle);
+        out[i + 1] = radius * det_sin(angle);
+    }
+}
+
+typedef struct Initialise {
+    Parameters *p;
+    uint64_t seed;
+} Initialise;
+
+static void initialise_matrix(const Initialise *job, uint32_t index, unsigned t, unsigned n_threads)
+{
+    const ModelSpec *spec = job->p->spec;
+    const TensorSpec *tensor = &spec->tensors[index];
+    const bool to_residual = tensor->role == ROLE_ATTN_OUT || tensor->role == ROLE_FFN_DOWN;
+    const double deviation = to_residual ? 0.02 / sqrt(2.0 * spec->n_layers) : 0.02;
+    const uint64_t n = (uint64_t)tensor->rows * tensor->columns, blocks = (n + 3) / 4;
+    for (uint64_t b = blocks * t / n_threads; b < blocks * (t + 1) / n_threads; b++) {
+        double normal[4];
+        four_normals(job->seed, tensor, b, normal);
+        for (uint64_t i = 4 * b; i < n && i < 4 * b + 4; i++) {
+            job->p->tensors[index][i] = (float)(normal[i % 4] * deviation);
+        }
+    }
+}
+
+static void initialise_region(void *user, unsigned t, unsigned n_threads)
+{
+    const Initialise *job = user;
+    const ModelSpec *spec = job->p->spec;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *tensor = &spec->tensors[i];
+        if (tensor->rows > 1) {
+            initialise_matrix(job, i, t, n_threads);
+        } else if (t == 0) {
+            const bool is_norm = tensor->role == ROLE_ATTN_NORM || tensor->role == ROLE_FFN_NORM ||
+                                 tensor->role == ROLE_OUTPUT_NORM;
+            for (uint32_t c = 0; c < tensor->columns; c++) {
+                job->p->tensors[i][c] = is_norm ? 1.0f : 0.0f;
+            }
+        }
+    }
+}
+
+void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool)
+{
+    Initialise job = {p, seed};
+    pool_run(pool, initialise_region, &job);
+}

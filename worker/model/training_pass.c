@@ -1,0 +1,341 @@
+#include "worker/model/training_pass.h"
+
+#include <string.h>
+
+enum { COLUMN_GRAIN = 48, ROW_GRAIN = 8 };
+
+/* The rows of this thread. */
+static void own_rows(const Pass *p, uint32_t *first, uint32_t *last)
+{
+    pool_share(p->rows, 1, p->t, p->n_threads, first, last);
+}
+
+size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count)
+{
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    *count = (size_t)(last - first) * n;
+    return (size_t)first * n;
+}
+
+static void multiply(Pass *p, GemmArgs *args)
+{
+    args->scratch = p->m->scratch[p->t];
+    p->m->o.kernels->train.gemm(args);
+}
+
+static const TreeStep whole = {.n_merges = 0, .emit = 1};
+
+/* ---- forward ---- */
+
+void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, unsigned n)
+{
+    uint32_t total = 0, first, last, base = 0;
+    for (unsigned i = 0; i < n; i++) {
+        total += list[i].n_out;
+    }
+    pool_share(total, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    for (unsigned i = 0; i < n; base += list[i++].n_out) {
+        const uint32_t a = MAX(first, base), b = MIN(last, base + list[i].n_out);
+        if (a < b) {
+            const GemmSegment segment = {.a = x,
+                                         .a_row = n_in,
+                                         .a_step = 1,
+                                         .b = list[i].w + (size_t)(a - base) * n_in,
+                                         .b_step = 1,
+                                         .b_column = n_in,
+                                         .length = n_in,
+                                         .step = whole};
+            multiply(p, &(GemmArgs){.m = p->rows,
+                                    .n = b - a,
+                                    .segments = &segment,
+                                    .n_segments = 1,
+                                    .c = list[i].y + (a - base),
+                                    .ld = list[i].n_out});
+        }
+    }
+}
+
+void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units)
+{
+    GemmSegment *segments = p->m->segments[p->t];
+    uint32_t first, last;
+    pool_share(p->m->width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    for (uint32_t u = 0; u < units->n; u++) {
+        segments[u] = (GemmSegment){.a = x + units->first[u],
+                                    .a_row = n_in,
+                                    .a_step = 1,
+                                    .b = w + (size_t)first * n_in + units->first[u],
+                                    .b_step = 1,
+                                    .b_column = n_in,
+                                    .length = units->first[u + 1] - units->first[u],
+                                    .step = units->steps[u]};
+    }
+    if (first < last) {
+        multiply(p, &(GemmArgs){.m = p->rows,
+                                .n = last - first,
+                                .segments = segments,
+                                .n_segments = units->n,
+                                .c = p->m->sum + first,
+                                .ld = p->m->width});
+    }
+}
+
+void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
+{
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    for (uint32_t r = first; bias != NULL && r < last; r++) {
+        p->m->o.kernels->add(y + (size_t)r * n, bias, n);
+    }
+}
+
+void pass_residual(Pass *p, const float *x, const float *bias, float *out)
+{
+    const uint32_t width = p->m->width;
+    size_t n;
+    pass_bias(p, p->m->sum, bias, width);
+    const size_t own = pass_own_rows(p, width, &n);
+    memcpy(out + own, x + own, n * sizeof(float));
+    p->m->o.kernels->add(out + own, p->m->sum + own, n);
+}
+
+void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
+{
+    const uint32_t width = p->m->width;
+    const Kernels *k = p->m->o.kernels;
+    const float eps = p->m->o.spec->norm_eps;
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    for (size_t at = (size_t)first * width; at < (size_t)last * width; at += width) {
+        if (bias != NULL) {
+            k->train.layer_norm(x + at, w, bias, eps, width, out + at);
+        } else {
+            k->rms_norm(x + at, w, eps, width, out + at);
+        }
+    }
+}
+
+void pass_rope(Pass *p, float *q, float *k, const float *sin)
+{
+    const Training *m = p->m;
+    const ModelSpec *spec = m->o.spec;
+    const RopeApplyFn rotate = m->o.kernels->rope_apply;
+    const uint32_t half = spec->rope.dims / 2;
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    for (uint32_t r = first; r < last; r++) {
+        const size_t at = (size_t)(r % p->batch->length) * half;
+        rotate(q + (size_t)r * m->q_width, spec->n_heads, spec->head_size, spec->rope.dims,
+               spec->rope.pairing, m->cos + at, sin + at);
+        rotate(k + (size_t)r * m->kv_width, spec->n_kv_heads, spec->head_size, spec->rope.dims,
+               spec->rope.pairing, m->cos + at, sin + at);
+    }
+}
+
+/* One sequence, one KV head. */
+static void attend(Pass *p, Tape *tape, uint32_t sequence, uint32_t kv)
+{
+    Training *m = p->m;
+    const ModelSpec *spec = m->o.spec;
+    const uint32_t hd = spec->head_size, length = p->batch->length,
+                   group = spec->n_heads / spec->n_kv_heads;
+    const uint32_t n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
+    const size_t row = (size_t)sequence * length, block = (size_t)KV_BLOCK * hd;
+    float *k_blocks = m->scratch[p->t], *v_blocks = k_blocks + n_blocks * block;
+    const uint8_t **pages = m->pages[p->t];
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        pages[b] = (const uint8_t *)(k_blocks + b * block);
+        pages[n_blocks + b] = (const uint8_t *)(v_blocks + b * block);
+    }
+    for (uint32_t i = 0; i < length; i++) {
+        const size_t at = (row + i) * m->kv_width + (size_t)kv * hd, b = i / KV_BLOCK * block;
+        m->o.kernels->kv_write[KV_F32](tape->k + at, tape->v + at, hd, i % KV_BLOCK, k_blocks + b,
+                                       v_blocks + b);
+    }
+    const size_t at = row * m->q_width + (size_t)kv * group * hd;
+    const AttentionArgs args = {.q = tape->q + at,
+                                .q_ld = m->q_width,
+                                .out = tape->attn + at,
+                                .out_ld = m->q_width,
+                                .n_rows = length,
+                                .n_q = group,
+                                .head_size = hd,
+                                .scale = spec->attention_scale,
+                                .causal = true,
+                                .n_keys = length,
+                                .k_blocks = pages,
+                                .v_blocks = pages + n_blocks,
+                                .scratch = v_blocks + n_blocks * block};
+    m->o.kernels->attention[KV_F32](&args);
+}
+
+void pass_attention(Pass *p, Tape *tape)
+{
+    const uint32_t n_kv = p->m->o.spec->n_kv_heads;
+    for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
+        attend(p, tape, i / n_kv, i % n_kv);
+    }
+}
+
+/* ---- backward ---- */
+
+void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
+                    float *dx)
+{
+    uint32_t first, last;
+    pool_share(n_in, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    const GemmSegment segment = {.a = dy,
+                                 .a_row = n_out,
+                                 .a_step = 1,
+                                 .b = w + first,
+                                 .b_step = n_in,
+                                 .b_column = 1,
+                                 .length = n_out,
+                                 .step = whole};
+    if (first < last) {
+        multiply(p, &(GemmArgs){.m = p->rows,
+                                .n = last - first,
+                                .segments = &segment,
+                                .n_segments = 1,
+                                .c = dx + first,
+                                .ld = n_in});
+    }
+}
+
+void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const TreeStep *steps,
+                   uint32_t n_units)
+{
+    GemmSegment *segments = p->m->segments[p->t];
+    const uint32_t width = p->m->width;
+    uint32_t first, last, n = 0;
+    pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    for (uint32_t u = 0; u < n_units; u++) {
+        for (unsigned i = 0; i < n_spans; i++) {
+            const SpanDx *s = &spans[i];
+            segments[n++] = (GemmSegment){.a = s->dy + s->first[u],
+                                          .a_row = s->n_out,
+                                          .a_step = 1,
+                                          .b = s->w + (size_t)s->first[u] * width + first,
+                                          .b_step = width,
+                                          .b_column = 1,
+                                          .length = s->first[u + 1] - s->first[u],
+                                          .continues = i + 1 < n_spans,
+                                          .step = steps[u]};
+        }
+    }
+    if (first < last) {
+        multiply(p, &(GemmArgs){.m = p->rows,
+                                .n = last - first,
+                                .segments = segments,
+                                .n_segments = n,
+                                .c = p->m->dh + first,
+                                .ld = width});
+    }
+}
+
+void pass_qkv_dx(Pass *p, uint32_t layer)
+{
+    const Training *m = p->m;
+    const ModelSpec *spec = m->o.spec;
+    const uint32_t group = spec->n_heads / spec->n_kv_heads;
+    uint32_t kv_first[TREE_LEAVES_LIMIT + 1];
+    for (uint32_t u = 0; u <= m->attn_units.n; u++) {
+        /* KV heads whose first query head lies before the unit */
+        const uint32_t head = m->attn_units.first[u] / spec->head_size;
+        kv_first[u] = (head + group - 1) / group * spec->head_size;
+    }
+    const SpanDx spans[] = {
+        {m->dq, weight(p, ROLE_ATTN_Q, layer), m->q_width, m->attn_units.first},
+        {m->dk, weight(p, ROLE_ATTN_K, layer), m->kv_width, kv_first},
+        {m->dv, weight(p, ROLE_ATTN_V, layer), m->kv_width, kv_first},
+    };
+    pass_units_dx(p, spans, 3, m->attn_units.steps, m->attn_units.n);
+}
+
+void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
+{
+    uint32_t total = 0, first, last, base = 0;
+    for (unsigned i = 0; i < n; i++) {
+        total += list[i].n_out;
+    }
+    pool_share(total, ROW_GRAIN, p->t, p->n_threads, &first, &last);
+    for (unsigned i = 0; i < n; base += list[i++].n_out) {
+        const LinearGradient *g = &list[i];
+        const uint32_t a = MAX(first, base), b = MIN(last, base + g->n_out);
+        if (a < b) {
+            const GemmSegment segment = {.a = g->dy + (a - base),
+                                         .a_row = 1,
+                                         .a_step = g->n_out,
+                                         .b = g->x,
+                                         .b_step = g->n_in,
+                                         .b_column = 1,
+                                         .length = p->rows,
+                                         .step = whole};
+            multiply(p, &(GemmArgs){.m = b - a,
+                                    .n = g->n_in,
+                                    .segments = &segment,
+                                    .n_segments = 1,
+                                    .accumulate = true,
+                                    .c = g->dw + (size_t)(a - base) * g->n_in,
+                                    .ld = g->n_in});
+        }
+    }
+}
+
+void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
+{
+    uint32_t first, last;
+    pool_share(n, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    if (dbias != NULL && first < last) {
+        p->m->o.kernels->train.sum_rows(dy + first, n, p->rows, last - first, dbias + first);
+    }
+}
+
+void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias)
+{
+    Training *m = p->m;
+    const TrainKernels *k = &m->o.kernels->train;
+    const uint32_t width = m->width;
+    const NormBackwardFn backward = dbias != NULL ? k->layer_norm_backward : k->rms_norm_backward;
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    for (uint32_t r = first; r < last; r++) {
+        const size_t at = (size_t)r * width;
+        backward(x + at, w, m->dh + at, m->o.spec->norm_eps, width, m->dx + at,
+                 m->stats + 2 * (size_t)r);
+    }
+    meet(p);
+    pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
+    if (first < last) {
+        k->norm_weight_backward(x + first, m->dh + first, width, m->stats, p->rows, last - first,
+                                dw + first, dbias != NULL ? dbias + first : NULL);
+    }
+}
+
+void pass_attention_backward(Pass *p, const Tape *tape)
+{
+    Training *m = p->m;
+    const ModelSpec *spec = m->o.spec;
+    const uint32_t n_kv = spec->n_kv_heads, group = spec->n_heads / n_kv, hd = spec->head_size;
+    for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
+        const size_t row = (size_t)(i / n_kv) * p->batch->length, kv = i % n_kv;
+        const size_t q = row * m->q_width + kv * group * hd, at = row * m->kv_width + kv * hd;
+        const AttentionBackwardArgs args = {.q = tape->q + q,
+                                            .dout = m->dq + q,
+                                            .k = tape->k + at,
+                                            .v = tape->v + at,
+                                            .q_ld = m->q_width,
+                                            .kv_ld = m->kv_width,
+                                            .dq = m->dq + q,
+                                            .dk = m->dk + at,
+                                            .dv = m->dv + at,
+                                            .n_rows = p->batch->length,
+                                            .n_q = group,
+                                            .head_size = hd,
+                                            .steps = m->head_steps,
+                                            .scale = spec->attention_scale,
+                                            .scratch = m->scratch[p->t]};
+        m->o.kernels->train.attention_backward(&args);
+    }
+}

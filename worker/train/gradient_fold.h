@@ -1,0 +1,27 @@
+/* The fold of gradients over leaves (NUMERICS 14): node(0, L) of sets of gradients, kept as a
+ * binary counter's stack. A leaf without samples is no operand. A replica that owns leaves [first,
+ * last) hands over its maximal subtrees; whoever has all of them completes the tree. One thread. */
+#pragma once
+
+#include "worker/model/parameters.h"
+
+typedef struct GradientFold GradientFold;
+
+/* add: kernels->add. Borrows spec and pool. Returned. */
+GradientFold *gradient_fold_new(const ModelSpec *spec, Pool *pool,
+                                void (*add)(float *x, const float *y, size_t n));
+void gradient_fold_free(GradientFold *f); /* NULL-safe */
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradientFold, gradient_fold_free)
+
+/* A zeroed set of gradients, to be pushed or given back. NULL: no memory. */
+Parameters *gradient_fold_take(GradientFold *f, GError **error);
+void gradient_fold_give(GradientFold *f, Parameters *gradients); /* taken always; NULL-safe */
+
+/* Pushes an operand (taken always; NULL: there is none), then sums the top two `n_merges` times. */
+void gradient_fold_push(GradientFold *f, Parameters *gradients, uint32_t n_merges);
+/* The top of the stack (may be NULL); the caller's. */
+Parameters *gradient_fold_pop(GradientFold *f);
+/* Gives everything on the stack back. */
+void gradient_fold_reset(GradientFold *f);
+/* Sets of gradients that have been made: the peak that a plan counts. */
+uint32_t gradient_fold_made(const GradientFold *f);
