@@ -34,6 +34,17 @@ EMU_SI(emu_srli_epi32, (__m512i a, unsigned n), 16, u32, U32(a)[i] >> n)
 EMU_SI(emu_mask_blend_epi32, (__mmask16 k, __m512i a, __m512i b), 16, u32,
        (k >> i & 1) != 0 ? U32(b)[i] : U32(a)[i])
 
+EMU __m512i emu_cvtepi8_epi32(__m128i a)
+{
+    int8_t in[16];
+    Emu out;
+    memcpy(in, &a, sizeof in);
+    for (int i = 0; i < 16; i++) {
+        out.i32[i] = in[i];
+    }
+    return out.si;
+}
+
 /* Lane i of eight 64-bit lanes. */
 static inline uint64_t emu_u64(__m512i a, int i)
 {
@@ -165,6 +176,7 @@ EMU __m256i emu_cvtepi32_epi16(__m512i a)
 #undef _mm512_slli_epi64
 #undef _mm512_srli_epi64
 #undef _mm512_srli_epi32
+#define _mm512_cvtepi8_epi32 emu_cvtepi8_epi32
 #define _mm512_add_ps emu_add_ps
 #define _mm512_sub_ps emu_sub_ps
 #define _mm512_div_ps emu_div_ps
