@@ -11,6 +11,7 @@ static struct {
     GPtrArray *engines; /* of SimEngine, owned */
     int64_t step_least_us, step_most_us;
     RandomSeeded random;
+    SimEngine *running; /* on its fiber */
 } here;
 
 /* What the linker knows the replaced functions as; `__real_` are the product's. */
@@ -135,7 +136,10 @@ static void spend(SimEngine *s)
 
 static bool resume(SimEngine *s)
 {
-    if (!fiber_resume(s->fiber)) {
+    here.running = s;
+    const bool finished = fiber_resume(s->fiber);
+    here.running = NULL;
+    if (!finished) {
         s->waits_since_us = s->waits_since_us ? s->waits_since_us : sim_world_now_us(here.world);
         return false;
     }
@@ -177,6 +181,8 @@ void __wrap_link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us)
         __real_link_port_wait(port, timeout_us, spin_us);
     } else if (link_port_progress(port) == 0) {
         fiber_yield(); /* until the process's next event; whoever waits looks again */
+    } else {
+        here.running->waits_since_us = 0; /* something came: the next wait is another */
     }
 }
 

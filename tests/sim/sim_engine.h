@@ -23,7 +23,7 @@ typedef struct SimEngine {
     struct Fiber *fiber;
     bool did;
     int64_t busy_until_us;  /* computing */
-    int64_t waits_since_us; /* suspended inside a step since; 0 = not */
+    int64_t waits_since_us; /* inside a step, without a message, since; 0 = not */
     uint64_t steps;
 } SimEngine;
 

@@ -20,6 +20,10 @@ typedef struct Process {
     GHashTable *newest; /* "job/replica" -> uint64_t, by Loads and Drops that came */
 } Process;
 
+typedef struct LoadSeen {
+    uint64_t epoch, generation;
+} LoadSeen;
+
 /* A request of an engine, between the leader service and the engine. */
 typedef struct Submission {
     EngineTokenFn fn;
@@ -29,9 +33,9 @@ typedef struct Submission {
 } Submission;
 
 static struct {
-    GHashTable *processes;   /* SimNode -> Process */
-    GHashTable *generations; /* generation -> incarnation that said it */
-    GHashTable *epochs;      /* "job/replica/epoch" -> generation of its first Load */
+    GHashTable *processes;                     /* SimNode -> Process */
+    GHashTable *generations;                   /* generation -> incarnation that said it */
+    GHashTable *loads;                         /* "job/replica" -> LoadSeen */
     const Weft__V1__GenerateRequest *generate; /* being handled */
     GPtrArray *receivers;                      /* of a bug */
 } now;
@@ -141,20 +145,28 @@ static void saw_epoch(Deployments *table, const Weft__V1__Stamp *stamp)
     }
 }
 
-static void check_first_load(Deployments *table, const Weft__V1__Stamp *stamp)
+/* A coordinator's epochs are higher than all of those before it, and never come again. */
+static void check_first_load(const Weft__V1__Stamp *stamp)
 {
-    History *h = watch_history();
-    g_autofree char *key =
-        g_strdup_printf("%s/%u/%" G_GUINT64_FORMAT, stamp->job, stamp->replica, stamp->epoch);
-    const uint64_t first = number(now.epochs, key);
-    if (first != 0 && first != stamp->generation) {
-        history_violate(h, "an epoch is used once",
+    g_autofree char *key = replica_key(stamp);
+    const LoadSeen *seen = g_hash_table_lookup(now.loads, key);
+    if (seen && seen->generation < stamp->generation && seen->epoch >= stamp->epoch) {
+        history_violate(watch_history(), "an epoch is used once",
                         "job %s replica %u epoch %" G_GUINT64_FORMAT
                         " is loaded under generation %" G_GUINT64_FORMAT
-                        ", it was under %" G_GUINT64_FORMAT " before",
-                        stamp->job, stamp->replica, stamp->epoch, stamp->generation, first);
+                        ", epoch %" G_GUINT64_FORMAT " was under %" G_GUINT64_FORMAT,
+                        stamp->job, stamp->replica, stamp->epoch, stamp->generation, seen->epoch,
+                        seen->generation);
     }
-    set_number(now.epochs, key, stamp->generation);
+    if (!seen || seen->epoch < stamp->epoch) {
+        const LoadSeen newest = {stamp->epoch, stamp->generation};
+        g_hash_table_replace(now.loads, g_steal_pointer(&key), g_memdup2(&newest, sizeof newest));
+    }
+}
+
+static void check_drained(Deployments *table, const Weft__V1__Stamp *stamp)
+{
+    History *h = watch_history();
     const WholeWorker *worker = worker_of(table);
     const int64_t taken_us = watch_epoch_us(stamp->job, stamp->replica, stamp->epoch);
     if (worker->draining && taken_us > worker->drained_us) {
@@ -171,8 +183,11 @@ void __wrap_deployments_load(Deployments *table, RpcCall *call,
 {
     const Weft__V1__Stamp *stamp = request->stamp;
     const bool watched = is_watched(table), old = watched && is_old(table, stamp);
+    if (watched) { /* also when it will be refused: it should not have been asked */
+        check_first_load(stamp);
+    }
     if (watched && !old) {
-        check_first_load(table, stamp);
+        check_drained(table, stamp);
         saw_epoch(table, stamp);
     }
     const bool before = deployments_find(table, stamp->job, stamp->replica, stamp->epoch) != NULL;
@@ -473,12 +488,12 @@ void watch_worker_begin(void)
     now.receivers = g_ptr_array_new_with_free_func(g_free);
     now.processes = g_hash_table_new_full(NULL, NULL, NULL, process_free);
     now.generations = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-    now.epochs = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    now.loads = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
 }
 
 void watch_worker_end(void)
 {
     g_clear_pointer(&now.processes, g_hash_table_unref);
     g_clear_pointer(&now.generations, g_hash_table_unref);
-    g_clear_pointer(&now.epochs, g_hash_table_unref);
+    g_clear_pointer(&now.loads, g_hash_table_unref);
 }
