@@ -170,7 +170,7 @@ typedef struct BenchRow {
     char *name, *layout;
     char definition[33];
     double *all, median, roof, predicted, wire_bytes_per_token;
-    double us[N_SHARES]; /* per token, summed over the members */
+    double us[N_SHARES]; /* per token, summed over the members, as the bytes are */
     uint64_t n, depth;
 } BenchRow;
 
@@ -207,7 +207,7 @@ static bool bench_once(Client *client, const BenchOptions *o, const char *path, 
 }
 
 typedef struct TimeShares {
-    double us[N_SHARES];
+    double us[N_SHARES], wire_bytes;
 } TimeShares;
 
 /* True once every usable member has told its counters since `since_us`; their sums in *out. */
@@ -225,6 +225,7 @@ static bool shares_since(Client *client, gint64 since_us, TimeShares *out, bool 
         const Weft__V1__Member *m = s->members[i];
         if (member_is_usable(m) && m->counters != NULL) {
             *all_in = *all_in && m->last_heartbeat_ms < age_ms;
+            out->wire_bytes += (double)m->counters->wire_bytes_sent;
             for (unsigned k = 0; k < N_SHARES; k++) {
                 out->us[k] += (double)G_STRUCT_MEMBER(uint64_t, m->counters, SHARES[k].offset);
             }
@@ -261,6 +262,7 @@ static void fill_shares(BenchRow *row, const TimeShares *from, const TimeShares 
     for (unsigned k = 0; k < N_SHARES; k++) {
         row->us[k] = (to->us[k] - from->us[k]) / tokens;
     }
+    row->wire_bytes_per_token = (to->wire_bytes - from->wire_bytes) / tokens;
 }
 
 static bool bench_test(Client *client, const BenchOptions *o, const char *path, BenchRow *row,
@@ -278,8 +280,6 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
             const double tokens = (double)(decode ? o->generate : prompt) * (double)o->streams,
                          seconds = decode ? out.decode_s : out.prefill_s;
             row->all[i - 1] = seconds > 0 ? tokens / seconds : 0;
-            row->wire_bytes_per_token =
-                (double)out.wire_bytes / (double)((prompt + generate) * o->streams);
         }
         if (ok && i == 0 && out.plan != NULL) {
             g_strlcpy(row->definition, out.definition, sizeof row->definition);
@@ -298,7 +298,9 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
     if (!read_shares(client, &after, error)) {
         return false;
     }
-    fill_shares(row, &before, &after, (double)((prompt + generate) * o->streams * o->repetitions));
+    /* The last token drawn is not computed any further. */
+    fill_shares(row, &before, &after,
+                (double)((prompt + generate - 1) * o->streams * o->repetitions));
     return true;
 }
 
