@@ -58,12 +58,22 @@ uint64_t choice_tokens(const Choice *c)
     return c->done || c->ids == NULL ? 0 : is_score(c) ? c->n_prompt : c->n_prompt + c->ids->len;
 }
 
-void choice_detach(Choice *c)
+/* The call ends by itself, or by the caller. */
+static RpcClientCall *choice_part(Choice *c)
 {
     Attempt *attempt = g_steal_pointer(&c->attempt);
-    if (attempt != NULL) {
-        attempt->choice = NULL;
-        rpc_client_cancel(attempt->call);
+    if (attempt == NULL) {
+        return NULL;
+    }
+    attempt->choice = NULL;
+    return attempt->call;
+}
+
+void choice_detach(Choice *c)
+{
+    RpcClientCall *call = choice_part(c);
+    if (call != NULL) {
+        rpc_client_cancel(call);
     }
 }
 
@@ -246,6 +256,7 @@ static void choice_take_done(Choice *c, const Weft__V1__TokenEvent *e)
     if (reason == NULL) {
         return; /* the call's status says why */
     }
+    choice_part(c);
     g_autoptr(GString) text = g_string_new(NULL);
     choice_rest(c, text);
     if (text->len == 0 || choice_send(c, text->str, NULL)) {
