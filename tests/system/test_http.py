@@ -16,7 +16,8 @@ from harness import GUARD_S, WEFT, Cluster, Skip, folder, spawn, tiny_model, wai
 
 LIMITS = "queue=6,keep-alive-ms=100,body=2M,n=4,reader=64k"
 work = folder("http")
-model = tiny_model(work, context=4096)
+CONTEXT = 16384  # long enough for answers that last while something is done to them
+model = tiny_model(work, context=CONTEXT)
 cluster = Cluster(workers=2, env={"WEFT_HTTP_LIMITS": LIMITS})
 serving = {}  # name -> (process, log)
 
@@ -24,7 +25,7 @@ serving = {}  # name -> (process, log)
 def serve(*arguments, name="tiny"):
     """`weft serve` in the background; returns host:port once it says that it is ready."""
     log = work / f"serve-{len(serving)}-{name}.log"
-    process = spawn([WEFT, "serve", model, "--name", name, "--listen", "127.0.0.1:0", "--json", *arguments], log, env=cluster.env)
+    process = spawn([WEFT, "serve", model, "--name", name, "--listen", "127.0.0.1:0", "--context", CONTEXT, "--json", *arguments], log, env=cluster.env)
     serving[name] = (process, log)
 
     def said():
@@ -122,7 +123,7 @@ def case_chat():
 
 def case_same_as_weft_run():
     """a completion over HTTP is what `weft run` says: the same text of the same prompt"""
-    run = cluster.weft("run", model, "-p", "hello there", "-n", 10, "--json", "-q", "--context", 4096).ok().json()
+    run = cluster.weft("run", model, "-p", "hello there", "-n", 10, "--json", "-q", "--context", CONTEXT).ok().json()
     answer = post("/v1/completions", model="tiny", prompt="hello there", max_tokens=10, temperature=0)
     assert answer["choices"][0]["text"] == run["text"], (answer, run["text"])
 
@@ -189,7 +190,7 @@ def case_tokens():
     """tokenize and detokenize are each other's inverse; messages go through the template"""
     text = "Grüße, 世界! <|im_start|>"
     answer = call("POST", "/tokenize", {"prompt": text})[2]
-    assert answer["count"] == len(answer["tokens"]) and answer["max_model_len"] == 4096
+    assert answer["count"] == len(answer["tokens"]) and answer["max_model_len"] == CONTEXT
     assert call("POST", "/detokenize", {"tokens": answer["tokens"]})[2]["prompt"] == text
     messages = call("POST", "/tokenize", {"messages": MESSAGES})[2]["tokens"]
     bare = call("POST", "/tokenize", {"messages": MESSAGES, "add_generation_prompt": False})[2]["tokens"]
@@ -202,7 +203,7 @@ def case_tokens():
 def case_pages():
     """models, health, ready with named checks, version; 404, 405 and 415 are error objects; a request's id comes back"""
     models = call("GET", "/v1/models")[2]
-    assert [m["id"] for m in models["data"]] == ["tiny"] and models["data"][0]["max_model_len"] == 4096
+    assert [m["id"] for m in models["data"]] == ["tiny"] and models["data"][0]["max_model_len"] == CONTEXT
     assert call("GET", "/v1/models/tiny")[2]["id"] == "tiny"
     assert call("GET", "/v1/models/none")[0] == 404
     assert call("GET", "/health")[0] == 200
@@ -245,7 +246,7 @@ def case_metrics():
 
 # ---- who leaves, who does not fit ----
 
-def open_stream(max_tokens=3000):
+def open_stream(max_tokens=16000):
     connection = dial()
     body = {"prompt": "go on", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -259,7 +260,7 @@ def case_client_that_leaves():
     stream.getresponse().readline()
     stream.close()
     whole = dial()
-    whole.request("POST", "/v1/completions", json.dumps({"prompt": "x", "max_tokens": 3000, "ignore_eos": True, "temperature": 0}),
+    whole.request("POST", "/v1/completions", json.dumps({"prompt": "x", "max_tokens": 16000, "ignore_eos": True, "temperature": 0}),
                   {"Content-Type": "application/json"})
     wait_for("the request to run", lambda: metric("vllm:num_requests_running") >= 1)
     whole.close()
@@ -283,7 +284,7 @@ def case_full():
 def case_keep_alive():
     """a stream that has nothing to say sends comments"""
     worker = cluster.pid("worker-1")
-    stream = open_stream(200)
+    stream = open_stream(3000)
     answer = stream.getresponse()
     answer.readline()
     os.kill(worker, signal.SIGSTOP)
@@ -465,7 +466,7 @@ def case_two_models():
 
 def case_worker_killed():
     """a worker is killed while an answer streams: the answer goes on, the same; not ready meanwhile is said as 503"""
-    body = dict(prompt="long", max_tokens=600, temperature=0, ignore_eos=True)
+    body = dict(prompt="long", max_tokens=4000, temperature=0, ignore_eos=True)
     expected = post("/v1/completions", **body)["choices"][0]["text"]
     got = {}
 
@@ -478,14 +479,58 @@ def case_worker_killed():
     thread.join(GUARD_S)
     text = "".join(c["text"] for f in got["frames"] for c in f.get("choices", []))
     assert text == expected, (len(text), len(expected), got["frames"][-1])
-    os.kill(cluster.pid("worker-1"), signal.SIGKILL)
-    status, _, checks = wait_for("the loss to be seen", lambda: (lambda a: a if a[0] == 503 else None)(call("GET", "/ready")))
-    assert "[-]" in checks, checks
-    status, headers, answer = wait_for("503", lambda: (lambda a: a if a[0] == 503 else None)(call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})))
-    assert int(headers["Retry-After"]) >= 1 and answer["error"]["type"] == "server_error"
+    wait_for("readiness", lambda: call("GET", "/ready")[0] == 200)
+    seen = {}
+
+    def ask():  # one that was taken before the loss is seen waits, and is served after it
+        status, headers, answer = call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})
+        seen[status] = (headers, answer)
+    for name in ("worker-1", "worker-2"):
+        os.kill(cluster.pid(name), signal.SIGKILL)
+    threads = []
+
+    def is_told():
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
+        return 503 in seen
+    wait_for("503", is_told)
+    headers, answer = seen[503]
+    assert int(headers["Retry-After"]) >= 1 and answer["error"]["type"] == "server_error", answer
     cluster.weft("up", "-q").ok()
     wait_for("readiness", lambda: call("GET", "/ready")[0] == 200)
+    for thread in threads:
+        thread.join(GUARD_S)
+    assert set(seen) <= {200, 429, 503}, seen
     assert post("/v1/completions", **body)["choices"][0]["text"] == expected
+
+
+def case_deadline_and_slow_reader():
+    """a request that is not answered within its bound is 504; a client that does not read its stream is cut off, alone"""
+    other = Cluster(workers=1, env={"WEFT_HTTP_LIMITS": "deadline=1,reader=64k"})
+    log = work / "bounds.log"
+    process = spawn([WEFT, "serve", model, "--name", "t", "--listen", "127.0.0.1:0", "--json"], log, env=other.env)
+    said = wait_for("weft serve", lambda: next((json.loads(l) for l in log.read_text().splitlines() if l.startswith("{")), None))
+    address = said["address"].split("//")[1]
+    worker = other.pid("worker-1")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        status, _, answer = call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 5}, at=address)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert status == 504 and answer["error"]["code"] == "timeout", answer
+    process.send_signal(signal.SIGINT)
+    assert process.wait(GUARD_S) == 130
+    other.down()
+
+    stream = socket.socket()
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stream.connect((ADDRESS.rsplit(":", 1)[0], int(ADDRESS.rsplit(":", 1)[1])))
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 16000, "ignore_eos": True, "logprobs": True, "top_logprobs": 20, "stream": True}).encode()
+    stream.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    wait_for("the slow reader to be cut off", lambda: "does not read its stream" in cluster.logs()["coordinator.log"])
+    wait_for("what it held to be free", idle)
+    stream.close()
+    post("/v1/completions", prompt="x", max_tokens=2)
 
 
 def case_tls_and_restart():
@@ -517,4 +562,5 @@ def case_tls_and_restart():
 
 harness.run_cases([case_chat, case_same_as_weft_run, case_choices_and_prompts, case_stop, case_sampler_settings, case_echo_and_logprobs, case_tokens,
                    case_pages, case_metrics, case_client_that_leaves, case_full, case_keep_alive, case_hostile_bodies, case_keys, case_curl,
-                   case_openai_client, case_two_models, case_worker_killed, case_tls_and_restart])
+                   case_openai_client, case_two_models, case_deadline_and_slow_reader,
+                   case_worker_killed, case_tls_and_restart])

@@ -9,8 +9,7 @@
 
 #define ADMIN (&weft__v1__admin__descriptor)
 #define RETRY_PAUSE_US (INT64_C(500) * 1000)
-#define RETRY_BOUND_US (INT64_C(120) * 1000000) /* since it was ready last, before it is given up  \
-                                                 */
+#define RETRY_BOUND_US (INT64_C(120) * 1000000) /* away for so long: given up */
 
 typedef struct ServeOptions {
     CommonOptions common;
@@ -37,8 +36,8 @@ static const Option SERVE_OPTIONS[] = {
 typedef struct Serving {
     const ServeOptions *options;
     bool was_ready;
-    char *address; /* as shown; NULL: not yet */
-    int64_t ready_us;
+    char *address;   /* as shown; NULL: not yet */
+    int64_t away_us; /* when it stopped being ready */
 } Serving;
 
 static void serving_clear(Serving *s)
@@ -74,7 +73,6 @@ static void on_event(const ProtobufCMessage *message, void *user)
         }
         g_free(s->address);
         s->address = g_strdup(e->address);
-        s->ready_us = g_get_monotonic_time();
     } else {
         cli_progress(&s->options->common, "%s: %s", e->name, e->text);
     }
@@ -100,7 +98,7 @@ static bool serve_once(Serving *s, const Weft__V1__ServeModelRequest *request, b
 static bool is_worth_a_retry(const Serving *s, const GError *error)
 {
     return s->address != NULL && !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_DENIED) &&
-           g_get_monotonic_time() - s->ready_us < RETRY_BOUND_US;
+           g_get_monotonic_time() - s->away_us < RETRY_BOUND_US;
 }
 
 static void pause_between_tries(void)
@@ -118,6 +116,9 @@ static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModel
     do {
         GError *error = NULL;
         serve_once(&s, request, &interrupted, &error);
+        if (s.was_ready) {
+            s.away_us = g_get_monotonic_time();
+        }
         cli_progress_end(&o->common);
         again = error != NULL && !interrupted && is_worth_a_retry(&s, error);
         if (again) {

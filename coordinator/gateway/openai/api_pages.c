@@ -87,8 +87,9 @@ static void check_worker(Checks *checks, const char *worker)
 {
     const Member *member = members_find(checks->service->options.members, worker);
     const Weft__V1__Heartbeat *beat = member != NULL ? member_heartbeat(member) : NULL;
-    if (checks->problem == NULL &&
-        (member == NULL || !member_attached(member) || beat == NULL || !beat->serving)) {
+    bool heard =
+        member != NULL && (member_usable(member) || member_state(member) == MEMBER_DRAINING);
+    if (checks->problem == NULL && (!heard || beat == NULL || !beat->serving)) {
         checks->problem = g_strdup_printf("worker %s makes no progress", worker);
     }
 }

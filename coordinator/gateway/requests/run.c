@@ -135,15 +135,21 @@ static void run_count_end(Run *run, const char *reason)
     histogram_add(&run->stats->whole_s, (double)(now - run->begun_us) / 1e6);
 }
 
+/* What is wrong with a request may quote it, which is no matter for a log. */
+static bool is_refusal(const GError *error)
+{
+    return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID);
+}
+
 void run_fail(Run *run, const GError *error)
 {
     if (run->state == RUN_ENDED) {
         return;
     }
-    run_count_end(run, weft_error_group(error) == WEFT_GROUP_REQUEST ? "refused" : "error");
+    run_count_end(run, is_refusal(error) ? "refused" : "error");
     g_autoptr(GError) own = g_error_copy(error);
     log_info(run->owner->options.log, "request %s failed: %s", run->id,
-             weft_error_group(own) == WEFT_GROUP_REQUEST ? "refused" : own->message);
+             is_refusal(own) ? "refused" : own->message);
     run_end_and_reap(run);
     run->sink->finish(run->sink_user, own);
 }

@@ -72,6 +72,10 @@ static void test_sampler(void **state)
         {offsetof(Weft__V1__Sampler, min_p), 2, "min-p 2"},
         {offsetof(Weft__V1__Sampler, repeat_penalty), -2, "repeat penalty -2"},
         {offsetof(Weft__V1__Sampler, repeat_penalty), NAN, "repeat penalty nan"},
+        {offsetof(Weft__V1__Sampler, presence_penalty), 101, "presence penalty 101"},
+        {offsetof(Weft__V1__Sampler, presence_penalty), NAN, "presence penalty nan"},
+        {offsetof(Weft__V1__Sampler, frequency_penalty), -101, "frequency penalty -101"},
+        {offsetof(Weft__V1__Sampler, frequency_penalty), INFINITY, "frequency penalty inf"},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         Weft__V1__RunRequest r = good();
@@ -95,6 +99,31 @@ static void test_kv_types(void **state)
     Weft__V1__RunRequest r = good();
     r.kv = "q4";
     expect(&r, "kv type q4 is unknown: f16, bf16, f32 or q8");
+}
+
+static void test_logit_bias(void **state)
+{
+    enum { MOST = 1024 };
+    static Weft__V1__LogitBias entries[MOST + 1], *pointers[MOST + 1];
+    Weft__V1__RunRequest r = good();
+    for (uint32_t i = 0; i <= MOST; i++) {
+        entries[i] = (Weft__V1__LogitBias)WEFT__V1__LOGIT_BIAS__INIT;
+        entries[i].id = i;
+        pointers[i] = &entries[i];
+    }
+    sampler.logit_bias = pointers;
+    sampler.n_logit_bias = MOST;
+    expect(&r, NULL);
+    sampler.n_logit_bias = MOST + 1;
+    expect(&r, "1025 logit biases");
+    sampler.n_logit_bias = 2;
+    entries[1].id = 0;
+    expect(&r, "id 0 is given twice");
+    entries[1].id = 1;
+    entries[1].bias = NAN;
+    expect(&r, "logit bias nan");
+    entries[1].bias = 1001;
+    expect(&r, "logit bias 1001");
 }
 
 static void test_counts(void **state)
@@ -165,6 +194,7 @@ int main(void)
         cmocka_unit_test(test_good),
         cmocka_unit_test(test_sampler),
         cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_logit_bias),
         cmocka_unit_test(test_counts),
         cmocka_unit_test(test_prompts_and_stops),
         cmocka_unit_test(test_length),

@@ -6,6 +6,7 @@
 #include "transport/daemon/daemon.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -89,6 +90,8 @@ static void on_request(HttpExchange *x, void *user)
         http_stream(x, 200, "text/event-stream");
         loop_post(main_loop_loop(f->loop), strcmp(http_path(x), "/flood") == 0 ? fill : count_up,
                   f);
+    } else if (strcmp(http_path(x), "/large") == 0) {
+        http_reply(x, 200, "text/plain", g_strnfill(16u << 20, 'x'), 16u << 20);
     } else {
         http_add_header(x, "X-Answer", "yes");
         http_add_header(x, "X-Broken", "a\r\nb");
@@ -206,6 +209,15 @@ static void hear(int fd, GString *out, const char *until)
            (n = recv(fd, buffer, sizeof buffer, 0)) > 0) {
         g_string_append_len(out, buffer, n);
     }
+}
+
+static bool is_closed_within(int fd, unsigned seconds)
+{
+    struct timeval guard = {.tv_sec = seconds};
+    char byte;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &guard, sizeof guard);
+    ssize_t n = recv(fd, &byte, 1, 0);
+    return n == 0 || (n < 0 && errno == ECONNRESET);
 }
 
 /* ---- tests ---- */
@@ -436,6 +448,89 @@ static void test_garbage_harms_nobody(void **state)
     assert_non_null(strstr(out, "hello"));
 }
 
+static void idle_socket(Fixture *f, GString *out)
+{
+    int fd = dial(f);
+    g_string_append(out, is_closed_within(fd, 10) ? "closed" : "open");
+    close(fd);
+}
+
+static void test_idle_socket_is_closed(void **state)
+{
+    Fixture *f = *state;
+    f->caps.idle_s = 1;
+    serve(f);
+    g_autofree char *out = with_client(f, idle_socket);
+    assert_string_equal(out, "closed");
+}
+
+static void three_of_one_source(Fixture *f, GString *out)
+{
+    int fds[] = {dial(f), dial(f), dial(f)};
+    g_string_append(out, is_closed_within(fds[2], 10) ? "third closed," : "third open,");
+    say(fds[0], "GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    hear(fds[0], out, "hello");
+    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
+        close(fds[i]);
+    }
+}
+
+static void test_connections_of_one_source_are_bounded(void **state)
+{
+    Fixture *f = *state;
+    f->caps.per_source = 2;
+    serve(f);
+    g_autofree char *out = with_client(f, three_of_one_source);
+    assert_true(g_str_has_prefix(out, "third closed,"));
+    assert_non_null(strstr(out, "hello"));
+}
+
+/* The third is taken when the first has gone, not before. */
+static void wait_in_the_queue(Fixture *f, GString *out)
+{
+    int fds[] = {dial(f), dial(f), dial(f)};
+    say(fds[2], "GET /third HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    say(fds[0], "GET /first HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    hear(fds[0], out, "hello");
+    g_string_truncate(out, 0);
+    hear(fds[2], out, "hello");
+    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
+        close(fds[i]);
+    }
+}
+
+static void test_connections_in_all_are_bounded(void **state)
+{
+    Fixture *f = *state;
+    f->caps.connections = 2;
+    serve(f);
+    g_autofree char *out = with_client(f, wait_in_the_queue);
+    assert_non_null(strstr(out, "hello"));
+    assert_string_equal(f->seen->str, "GET /first - 0\nGET /third - 0\n");
+}
+
+static void ask_and_not_read(Fixture *f, GString *out)
+{
+    int small = 4096, fd = dial(f);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    say(fd, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct timespec pause = {.tv_sec = 1};
+    for (int i = 0; i < 10 && http_server_n_connections(f->server) > 0; i++) {
+        nanosleep(&pause, NULL);
+    }
+    g_string_append_printf(out, "%u", http_server_n_connections(f->server));
+    close(fd);
+}
+
+static void test_answer_that_is_not_taken_is_dropped(void **state)
+{
+    Fixture *f = *state;
+    f->caps.drain_s = 1;
+    serve(f);
+    g_autofree char *out = with_client(f, ask_and_not_read);
+    assert_string_equal(out, "0");
+}
+
 static int held_client_fd;
 
 static void hold(Fixture *f, GString *out)
@@ -521,6 +616,10 @@ int main(void)
         TEST(test_large_header_is_431),
         TEST(test_dribbled_request_is_cut_off),
         TEST(test_garbage_harms_nobody),
+        TEST(test_idle_socket_is_closed),
+        TEST(test_connections_of_one_source_are_bounded),
+        TEST(test_connections_in_all_are_bounded),
+        TEST(test_answer_that_is_not_taken_is_dropped),
         TEST(test_stopping_tells_who_waits),
         TEST(test_answers_that_ended_leave_before_the_stop),
         TEST(test_port_in_use_and_bad_addresses),
