@@ -1,6 +1,6 @@
 """The arrows of the design (DESIGN 2) hold: what a room includes, where the adapters' headers are, what each library needs (nm), what the programs hold.
 
-    proto <- kernels, transport <- worker, coordinator <- tools <- tests
+    proto <- kernels, transport <- worker, coordinator <- tools, tests
 
 Each check is a function from files to a list of violations; the seeded cases give it broken ones, so that a check which sees nothing fails.
 Arguments: ROOM=LIBRARY.a or program:NAME=FILE, as tests/layering/meson.build has them; CC in the environment compiles the seeds."""
@@ -20,8 +20,11 @@ ROOMS = {  # room -> the rooms whose headers it may include, beside its own
     "transport": {"proto"},
     "worker": {"proto", "kernels", "transport"},
     "coordinator": {"proto", "transport"},
-    "tools": {"proto", "kernels", "transport", "worker", "coordinator"},
+    "tools": {"proto", "kernels", "transport", "worker", "coordinator", "tests"},
     "tests": {"proto", "kernels", "transport", "worker", "coordinator", "tools"},
+}
+SHIPPED = {  # folder of tools that is a program of users: it knows the rest of the house only by RPC
+    "tools/weft": {"proto", "transport"},
 }
 INSIDE = {  # folder -> what of its own room it may include, where the room is several libraries; the rest of the room may not be seen
     "transport/crypto": {"transport/crypto"},
@@ -91,9 +94,11 @@ def include_violation(root, source, name, quoted):
                 return f"belongs to {home} alone"
         return None
     room, other = source.parts[0], target.parts[0]
+    mine, theirs = "/".join(source.parts[:2]), "/".join(target.parts[:2])
+    if mine in SHIPPED and theirs != mine and other not in SHIPPED[mine]:
+        return f"{mine} must not know {theirs if room == other else other}"
     if room != other:
         return None if other in ROOMS[room] else f"{room} must not know {other}"
-    mine, theirs = "/".join(source.parts[:2]), "/".join(target.parts[:2])
     if mine in INSIDE and theirs not in INSIDE[mine]:
         return f"{mine} must not know {theirs}"
     return None
@@ -200,6 +205,8 @@ def case_seeded_includes(_):
         "proto/weft/v1/plan.proto": "",
         "transport/rpc/grpc/good.c": '#include <grpc/grpc.h>\n#include "grpc/health.pb-c.h"\n',
         "transport/rpc/bad.c": "#include <grpc/grpc.h>\n",
+        "tools/weft/worse.c": '#include "tests/sim/loop.h"\n#include "worker/serve/engine.h"\n#include "tools/bench/peaks.h"\n',
+        "tools/bench/peaks.h": '#include "tests/sim/loop.h"\n#include "worker/serve/engine.h"\n',
         "tools/weft/bad.c": "#include <ucp/api/ucp.h>\n#include <nccl.h>\n#include <cuda_runtime.h>\n#include <microhttpd.h>\n",
     }
     with tempfile.TemporaryDirectory(prefix="weft-layering-") as folder:
@@ -212,7 +219,8 @@ def case_seeded_includes(_):
         "coordinator/bad.c: coordinator must not know worker", "worker/bad.c: worker must not know coordinator",
         "proto/plan/bad.c: proto must not know kernels", "proto/plan/bad.c: belongs to coordinator/store/ alone", "kernels/bad.c: kernels must not know tests",
         "transport/crypto/bad.c: transport/crypto must not know transport/rpc", "transport/rpc/bad.c: belongs to transport/rpc/grpc/ alone",
-        "tools/weft/bad.c: belongs to transport/link/ucx alone", "tools/weft/bad.c: belongs to transport/group/nccl alone",
+        "tools/weft/worse.c: tools/weft must not know tests", "tools/weft/worse.c: tools/weft must not know worker",
+        "tools/weft/worse.c: tools/weft must not know tools/bench", "tools/weft/bad.c: belongs to transport/link/ucx alone", "tools/weft/bad.c: belongs to transport/group/nccl alone",
         "tools/weft/bad.c: belongs to kernels/cuda/ alone", "tools/weft/bad.c: belongs to coordinator/gateway/http/ alone"])
 
 
