@@ -1,6 +1,7 @@
 #include "worker/model/parameters.h"
 
 #include "kernels/ops/act.h"
+#include "kernels/ops/embed.h"
 #include "kernels/ops/sample.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
@@ -160,4 +161,34 @@ void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool)
 {
     Initialise job = {p, seed};
     pool_run(pool, initialise_region, &job);
+}
+
+/* ---- from a file ---- */
+
+bool parameters_load(Parameters *p, const Gguf *g, GError **error)
+{
+    for (uint32_t i = 0; i < p->spec->n_tensors; i++) {
+        const TensorSpec *t = &p->spec->tensors[i];
+        if (dtype_info(t->type)->block != 1) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "model %s: tensor %s is stored as %s, which training cannot start from; "
+                        "give a file of F32, F16 or BF16",
+                        p->spec->name, t->name, dtype_info(t->type)->name);
+            return false;
+        }
+        size_t size = 0, row_bytes = 0;
+        const uint8_t *data = t->file < gguf_n_files(g) ? gguf_file_data(g, t->file, &size) : NULL;
+        if (data == NULL || t->offset > size || t->size_bytes > size - t->offset ||
+            !dtype_row_bytes(t->type, t->columns, &row_bytes)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "model %s: tensor %s does not lie in its file; fetch the file again",
+                        p->spec->name, t->name);
+            return false;
+        }
+        for (uint32_t r = 0; r < t->rows; r++) {
+            dequantise_row(t->type, data + t->offset + r * row_bytes, t->columns,
+                           p->tensors[i] + (size_t)r * t->columns);
+        }
+    }
+    return true;
 }

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kernels/parallel.h"
-#include "proto/model/model_spec.h"
+#include "proto/model/gguf.h"
 
 typedef struct Parameters {
     const ModelSpec *spec; /* borrowed */
@@ -42,3 +42,7 @@ void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
  * (Radford et al. 2019, section 2.3); norm weights 1, biases 0. Box and Muller's transform of
  * Philox words in double (det_*), rounded once. */
 void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool);
+
+/* Weights from a file whose matrices are F32, F16 or BF16: exactly those values. p->spec is that of
+ * the file. INVALID for block types: their units are others (NUMERICS 3). */
+bool parameters_load(Parameters *p, const Gguf *g, GError **error);
