@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 static const uint32_t PROMPT[] = {1, 17, 5, 99, 23, 4, 25, 31};
-enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 12, SEND_US = 1000 };
+enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 12, SEND_US = 1000, GUARD_US = 60000000 };
 
 static Gguf *tiny(char **path_out)
 {
@@ -52,10 +52,12 @@ static uint64_t run_slow(const Gguf *g, LocalLayout layout, EngineStatus *status
     local_replica_greedy(r, PROMPT, N_PROMPT, N_TOKENS, &result);
     assert_null(result.error);
     assert_int_equal(result.n, N_TOKENS);
-    const uint64_t wall = (uint64_t)(g_get_monotonic_time() - start);
-    for (unsigned i = 0; i < n; i++) {
-        engine_status(local_replica_engine(r, i), &status[i]);
+    for (unsigned i = 0; i < n; i++) { /* the last stage counts a step after its tokens are sent */
+        do {
+            engine_status(local_replica_engine(r, i), &status[i]);
+        } while (status[i].steps < N_TOKENS && g_get_monotonic_time() - start < GUARD_US);
     }
+    const uint64_t wall = (uint64_t)(g_get_monotonic_time() - start);
     local_result_clear(&result);
     local_replica_free(r);
     link_fill_free(fill);
