@@ -135,17 +135,6 @@ EMU __m256i emu_cvtps_ph(__m512 a)
                             _mm256_cvtps_ph(emu_half(a, 0), _MM_FROUND_TO_NEAREST_INT));
 }
 
-EMU __m512i emu_cvtepi8_epi32(__m128i a)
-{
-    int8_t in[16];
-    Emu out;
-    memcpy(in, &a, sizeof in);
-    for (int i = 0; i < 16; i++) {
-        out.i32[i] = in[i];
-    }
-    return out.si;
-}
-
 EMU __m512i emu_cvtepu16_epi32(__m256i a)
 {
     uint16_t in[16];
@@ -204,7 +193,6 @@ EMU __m256i emu_cvtepi32_epi16(__m512i a)
 #define _mm512_maskz_loadu_ps emu_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emu_mask_storeu_ps
 #define _mm512_cvtps_ph(a, rounding) emu_cvtps_ph(a)
-#define _mm512_cvtepi8_epi32 emu_cvtepi8_epi32
 #define _mm512_cvtepu16_epi32 emu_cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emu_cvtepi32_epi16
 /* casts change no bit */
