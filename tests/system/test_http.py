@@ -215,6 +215,8 @@ def case_pages():
     assert refused("/v1/embeddings", 400, input="x")["code"] == "unsupported"
     assert refused("/v1/completions", 404, "model", model="none", prompt="x")["code"] == "model_not_found"
     assert call("GET", "/health", headers={"X-Request-Id": "mine-1"})[1]["X-Request-Id"] == "mine-1"
+    assert call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}, {"X-Request-Id": "trace-7"})[1]["X-Request-Id"] == "trace-7"
+    assert " is trace-7 of 127.0.0.1" in cluster.logs()["coordinator.log"]
     own = call("GET", "/health", headers={"X-Request-Id": "not mine"})[1]["X-Request-Id"]
     assert own.startswith("req-"), own
 

@@ -35,6 +35,7 @@ struct ApiCall {
     HttpExchange *x;
     ApiKind kind;
     char *key;       /* its name, or NULL */
+    char *id;        /* X-Request-Id */
     GBytes *body;    /* until it is parsed */
     bool held, over; /* held: by the pool, or by a function up the stack */
     ApiRequest *request;
@@ -63,6 +64,7 @@ static void call_free(ApiCall *c)
     model_unref(c->model);
     g_free(c->model_name);
     g_free(c->key);
+    g_free(c->id);
     g_free(c->text);
     g_free(c->parts);
     g_free(c);
@@ -217,6 +219,9 @@ static void part_start_run(ApiPart *part, Weft__V1__RunRequest *request)
     if (part->run == NULL) {
         g_autoptr(ApiError) said = api_error_from(error, NULL);
         call_fail(c, said);
+    } else {
+        log_info(o->log, "request %s is %s of %s, key %s", run_id(part->run), c->id,
+                 http_source(c->x), c->key != NULL ? c->key : "none");
     }
 }
 
@@ -519,13 +524,15 @@ static void parse_done(void *user)
     }
 }
 
-void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const char *key)
+void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const char *key,
+                    const char *id)
 {
     ApiCall *c = g_new0(ApiCall, 1);
     c->service = service;
     c->x = x;
     c->kind = kind;
     c->key = g_strdup(key);
+    c->id = g_strdup(id);
     c->body = g_bytes_ref(http_body(x));
     c->limits = service->options.limits;
     c->link.data = c;

@@ -25,8 +25,9 @@ struct ApiService {
     RunSink sink;
 };
 
-/* api_call.c: a POST with a body; answers later. key: its name, or NULL. */
-void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const char *key);
+/* api_call.c: a POST with a body; answers later. key: its name, or NULL. id: X-Request-Id. */
+void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const char *key,
+                    const char *id);
 /* Ends with an error what is open. */
 void api_calls_drop(ApiService *service, const Served *served /* NULL: all */);
 

@@ -136,17 +136,17 @@ static bool is_request_id(const char *text)
     return length > 0 && length <= REQUEST_ID_LIMIT;
 }
 
-/* The client's own, if it sent a usable one; it comes back in the answer. */
-static void tell_request_id(ApiService *service, HttpExchange *x)
+/* The client's own, if it sent a usable one; it comes back in the answer and stands in the log
+ * beside the request's. Returned. */
+static char *tell_request_id(ApiService *service, HttpExchange *x)
 {
     const char *own = http_header(x, "X-Request-Id");
-    if (own != NULL && is_request_id(own)) {
-        http_add_header(x, "X-Request-Id", own);
-        return;
-    }
-    g_autofree char *id =
-        g_strdup_printf("req-%016" G_GINT64_MODIFIER "x", random_u64(service->options.random));
+    char *id = own != NULL && is_request_id(own)
+                   ? g_strdup(own)
+                   : g_strdup_printf("req-%016" G_GINT64_MODIFIER "x",
+                                     random_u64(service->options.random));
     http_add_header(x, "X-Request-Id", id);
+    return id;
 }
 
 static const char models_prefix[] = "/v1/models/";
@@ -157,7 +157,7 @@ static void on_request(HttpExchange *x, void *user)
     ApiService *service = listener->service;
     g_autoptr(ApiError) error = NULL;
     const char *key = NULL;
-    tell_request_id(service, x);
+    g_autofree char *id = tell_request_id(service, x);
     bool one_model = has_method(x, "GET") && g_str_has_prefix(http_path(x), models_prefix);
     const Route *route = one_model ? NULL : find_route(x, &error);
     bool open = route != NULL && route->open;
@@ -175,7 +175,7 @@ static void on_request(HttpExchange *x, void *user)
     } else if (route->page != NULL) {
         route->page(service, x);
     } else {
-        api_call_begin(service, x, route->kind, key);
+        api_call_begin(service, x, route->kind, key, id);
     }
 }
 

@@ -424,22 +424,27 @@ static void run_on_lease_failed(const GError *error, void *user)
     run_fail(user, error);
 }
 
-static void run_acquire(Run *run)
+/* The deployment that it goes to: the one that was given beside the request, else as it says. */
+static JobWish run_job_wish(const Run *run)
 {
     const Weft__V1__RunRequest *r = run->request;
-    JobWish wish = {.context = r->context, .streams = r->streams > 1 ? r->streams : 0};
     if (run->wish_given) {
-        wish = run->wish;
+        return run->wish;
     }
-    if (!run->wish_given) {
-        request_numerics(r->numerics, &wish.numerics, NULL);
-        request_kv_type(r->kv, &wish.kv_type, NULL);
-    }
-    if (r->layout != NULL && !run->wish_given) {
+    JobWish wish = {.context = r->context, .streams = r->streams > 1 ? r->streams : 0};
+    request_numerics(r->numerics, &wish.numerics, NULL);
+    request_kv_type(r->kv, &wish.kv_type, NULL);
+    if (r->layout != NULL) {
         wish.dp = r->layout->dp;
         wish.pp = r->layout->pp;
         wish.tp = r->layout->tp;
     }
+    return wish;
+}
+
+static void run_acquire(Run *run)
+{
+    const JobWish wish = run_job_wish(run);
     LeaseCallbacks callbacks = {
         .progress = run_progress,
         .ready = run_on_lease,
