@@ -234,8 +234,9 @@ static void interrupt_leases(Deployment *d, uint32_t replica, const GError *why)
 
 void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
 {
-    for (GList *l = d->waiting.head; l != NULL; l = l->next) {
+    for (GList *l = d->waiting.head, *next; l != NULL; l = next) {
         Lease *lease = l->data;
+        next = l->next; /* who hears it may release its lease: a client that does not read */
         if (lease->callbacks.progress != NULL) {
             lease->callbacks.progress(text, fraction, worker, lease->user);
         }

@@ -813,6 +813,35 @@ static void test_waits_for_a_worker(void **state)
     answer_clear(&want);
 }
 
+/* Neither can hold it alone: what is missing is memory, and how much is said. */
+static void test_says_how_much_memory_is_missing(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 1, 1);
+    const Weft__V1__Plan *plan = want.started->plan;
+    const Weft__V1__Rank *rank = plan->replicas[0]->stages[0]->ranks[0];
+    uint64_t one_stream = rank->kv_bytes_per_token * plan->definition->context;
+    uint64_t least = rank->peak_bytes - one_stream * (plan->streams - 1);
+    for (unsigned i = 0; i < 2; i++) {
+        sim_worker_kill(&s->workers[i]);
+        s->workers[i].memory_bytes = least - rank->weight_bytes / 4;
+        s->workers[i].n_loads = 0;
+    }
+    start_workers(s, 2);
+    undisturbed(s, &want, 0, 0);
+    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
+    begin(s, &a, 0, 0);
+    sim_run_for(s, 500000);
+    sim_worker_kill(leader_of(s));
+    sim_answer(s, &a, 70 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_NOT_READY);
+    assert_non_null(strstr(a.error->message, "of memory are missing"));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 static void test_waits_a_bounded_time(void **state)
 {
     SimCluster *s = *state;
@@ -870,6 +899,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_named_is_not_planned_again, set_up, tear_down),
         cmocka_unit_test(test_many_losses),
         cmocka_unit_test_setup_teardown(test_waits_for_a_worker, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_says_how_much_memory_is_missing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, set_up, tear_down),
     };
     return cmocka_run_group_tests_name("coordinator recovery", tests, NULL, NULL);
