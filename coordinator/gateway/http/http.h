@@ -56,7 +56,7 @@ typedef struct HttpServerOptions {
 HttpServer *http_server_new(const HttpServerOptions *options, GError **error);
 const char *http_server_address(const HttpServer *server); /* as bound, "host:port"; borrowed */
 bool http_server_is_loopback(const HttpServer *server);
-unsigned http_server_n_connections(const HttpServer *server);
+unsigned http_server_n_connections(const HttpServer *server); /* any thread */
 /* Takes no more, lets answers that have ended leave for at most grace_ms, closes all sockets.
  * Exchanges that were not answered stay valid and hear on_gone. NULL-safe. */
 void http_server_free(HttpServer *server, int grace_ms);

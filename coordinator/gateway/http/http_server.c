@@ -9,8 +9,8 @@
  *         ── wake: an exchange was kicked, or the server stops
  *         ── each peer's socket, EPOLLRDHUP, edge-triggered: the client left
  *
- * 1. libmicrohttpd is called by this thread only, but for MHD_start_daemon, MHD_stop_daemon and
- * the count of connections.
+ * 1. libmicrohttpd is called by this thread only, but for its start before and its stop after. Even
+ * a question changes it: MHD_get_daemon_info(CURRENT_CONNECTIONS) cleans up connections.
  * 2. An exchange is suspended exactly while there is nothing to do for it: its answer's head is not
  * there, or its stream has nothing to send. A kick resumes it.
  * 3. A client that leaves is seen while suspended (our epoll) or at the next write; then its
@@ -65,6 +65,7 @@ struct HttpServer {
 
     /* server's thread */
     GQueue peers; /* of HttpPeer, by link */
+    gint n_peers; /* of them; atomic, any thread reads it */
     int64_t swept_us;
     bool breaking; /* nothing more is handed over */
 };
@@ -156,6 +157,7 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
             MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         peer->link.data = peer;
         g_queue_push_tail_link(&server->peers, &peer->link);
+        g_atomic_int_inc(&server->n_peers);
         peer_enter(server, peer, PEER_READING);
         peer_watch(server, peer);
         *slot = peer;
@@ -164,6 +166,7 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
         *slot = NULL;
         peer_unwatch(server, peer);
         g_queue_unlink(&server->peers, &peer->link);
+        g_atomic_int_add(&server->n_peers, -1);
         g_free(peer);
     }
 }
@@ -605,9 +608,7 @@ bool http_server_is_loopback(const HttpServer *server)
 
 unsigned http_server_n_connections(const HttpServer *server)
 {
-    const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(server->mhd, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
-    return info != NULL ? info->num_connections : 0;
+    return (unsigned)g_atomic_int_get(&server->n_peers);
 }
 
 void http_server_free(HttpServer *server, int grace_ms)
