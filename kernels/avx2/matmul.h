@@ -19,17 +19,14 @@ ALWAYS_INLINE void prefetch_line(const uint8_t *p)
     _mm_prefetch((const char *)p + PREFETCH_AHEAD, _MM_HINT_T0);
 }
 
-/* The cache lines that begin in the record that lies PREFETCH_AHEAD behind this one, each once: a
- * record may end in the middle of a line. Past the end of the matrix a prefetch does nothing. */
+/* The cache lines of the record that lies PREFETCH_AHEAD behind this one. A line that two records
+ * share is asked for twice: cheaper than finding out. Past the end of the matrix a prefetch does
+ * nothing. */
 ALWAYS_INLINE void prefetch_record(const uint8_t *w, unsigned bytes)
 {
-    const uint8_t *line = (const uint8_t *)(((uintptr_t)w + 63) & ~(uintptr_t)63);
     UNROLL
-    for (unsigned i = 0; i < bytes / 64; i++) {
-        prefetch_line(line + 64 * i);
-    }
-    if (bytes % 64 != 0 && line == w) {
-        prefetch_line(line + bytes / 64 * 64);
+    for (unsigned i = 0; i < (bytes + 63) / 64; i++) {
+        prefetch_line(w + 64 * i);
     }
 }
 
