@@ -429,6 +429,7 @@ static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish
         if (deployment_fits(d, model, wish)) {
             if (d->model == NULL) {
                 d->model = model_ref(model);
+                recovery_on_member(d); /* it may grow now */
             }
             return d;
         }

@@ -123,7 +123,8 @@ static void recovery_on_grow(void *user)
 {
     Deployment *d = user;
     d->recovery.grow = NULL;
-    if (d->state == DEPLOYMENT_READY && d->task == NULL && d->recovery.shrunk) {
+    bool known = d->model != NULL; /* else it was adopted, and nobody asked for it yet */
+    if (d->state == DEPLOYMENT_READY && d->task == NULL && d->recovery.shrunk && known) {
         d->recovery.shrunk = false;
         deployment_plan_move(d);
     }

@@ -571,6 +571,27 @@ static void test_replica_dies_and_comes_back(void **state)
     answer_clear(&a);
 }
 
+/* The same after a restart of the coordinator, which adopted the job and has not opened its model. */
+static void test_adopted_replica_dies_and_comes_back(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer a = {0};
+    run_replicated(s, &a);
+    sim_cluster_stop(s);
+    sim_cluster_start(s);
+    sim_run_for(s, 2 * SECOND);
+    sim_worker_kill(&s->workers[0]);
+    sim_run_for(s, 2 * SECOND);
+    sim_worker_start(s, 0);
+    sim_run_for(s, 8 * SECOND);
+    assert_string_equal(state_of(s, "w1"), "serving");
+    run_replicated(s, &a);
+    sim_run_for(s, 8 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "serving");
+    answer_clear(&a);
+}
+
 /* The client hears at once; the workers drop nothing, and the next coordinator adopts. */
 static void test_coordinator_dies_during_a_request(void **state)
 {
@@ -745,6 +766,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_adopted_replica_dies_and_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
