@@ -347,7 +347,7 @@ def case_own_cluster():
 def case_no_secrets():
     """no prompt, token or key is in any log"""
     logs = cluster.logs()
-    assert len(logs) == 4
+    assert set(logs) >= {"coordinator.log", "worker-1.log", "worker-2.log", "worker-3.log"}, sorted(logs)
     for name, text in logs.items():
         assert "PRIVATE KEY" not in text, name
         for secret in SECRETS:
