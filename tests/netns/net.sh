@@ -87,6 +87,7 @@ coordinator_start() {
 worker_start() {
     local name=$1
     shift
+    echo "== start" >>"$DIR/$name.log"
     GROUP=${GROUP:-} bash -c '[ -z "$GROUP" ] || echo $$ >"$GROUP"; exec "$@"' worker ip netns exec "$NET-$name" "$BUILD/worker/weft-worker" --state "$DIR/$name" --cache "$DIR/$name/cache" --name "$name" --threads 1 --memory 1G --link tcp \
         --health-listen "$(address_of "$name"):7480" "$@" >>"$DIR/$name.log" 2>&1 &
     PID[$name]=$!
@@ -96,7 +97,14 @@ worker_kill() { kill -"$2" "${PID[$1]}"; }
 token_words() { weft token create --uses "$1" 2>/dev/null | grep -o -- '--join.*' | head -n 1; }
 
 member_state() { weft status 2>/dev/null | awk -v name="$1" '$1 == name { print $2 }'; }
-member_is() { [[ " $2 " == *" $(member_state "$1") "* ]]; }
+# A state that the coordinator still has of the process before this one does not count.
+attached() { awk 'BEGIN { a = 1 } /^== start/ { a = 0 } /attached to/ { a = 1 } END { exit !a }' "$DIR/$1.log"; }
+member_is() {
+    local state
+    state=$(member_state "$1")
+    [[ " $2 " == *" $state "* ]] || return 1
+    case $state in ready | serving) attached "$1" ;; esac
+}
 members_are() { # STATES NAME...
     local states=$1 name
     shift

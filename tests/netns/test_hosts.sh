@@ -72,7 +72,7 @@ wait "${PID[w2]}" || fail "w2 ended with $? on SIGTERM"
 worker_start w2
 until_true 20 members_are "$serving_or_ready" w1 w2 w3 || fail "w2 did not come back: $(weft status)"
 got=$(digest_of --pp 3)
-[ "$got" = "$want" ] || fail "after w2's restart: digest '$got', not '$want'"
+[ "$got" = "$want" ] || fail "after w2's restart: digest '$got', not '$want': $(cat "$DIR/run.err")"
 ok "worker restarted without a token"
 
 # an engine that stands still is not serving, within 5 s; and serves again when it goes on
@@ -81,7 +81,7 @@ wait "${PID[w2]}"
 WEFT_FAILPOINT=engine-hold=file:$DIR/hold worker_start w2
 until_true 20 members_are "$serving_or_ready" w1 w2 w3 || fail "w2 did not come back: $(weft status)"
 got=$(digest_of --tp 3)
-[ "$got" = "$want" ] || fail "before the hold: digest '$got', not '$want'"
+[ "$got" = "$want" ] || fail "before the hold: digest '$got', not '$want': $(cat "$DIR/run.err")"
 health_is() { on c "$BUILD/tools/weft/weft" probe --plain 10.83.0.12:7480; [ $? = "$1" ]; }
 until_true 3 health_is 0 || fail "w2 with a loaded shard is not serving"
 touch "$DIR/hold"
@@ -101,7 +101,7 @@ until_true 20 members_are "$serving_or_ready" w1 w2 w3 || fail "w1 did not come 
 : >"$DIR/w1.log"
 got=$(digest_of --tp 3)
 umount -l "$DIR/w1/cache"
-[ "$got" = "$want" ] || fail "with a full disk: digest '$got', not '$want'"
+[ "$got" = "$want" ] || fail "with a full disk: digest '$got', not '$want': $(cat "$DIR/run.err")"
 [ "$(grep -c "goes on without caching" "$DIR/w1.log")" = 1 ] || fail "a full disk gave $(grep -c "goes on without caching" "$DIR/w1.log") warnings, not one"
 ok "a full disk in the cache: one warning, the same bits"
 
