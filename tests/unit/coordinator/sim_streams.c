@@ -1,0 +1,90 @@
+#include "tests/unit/coordinator/sim_streams.h"
+
+#include <string.h>
+
+void start_workers(SimCluster *s, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        sim_worker_start(s, i);
+    }
+    sim_run_for(s, 2 * SECOND);
+}
+
+const char *state_of(SimCluster *s, const char *name)
+{
+    static char text[32];
+    Answer a = {0};
+    const Weft__V1__Member *member = sim_status(s, &a, name);
+    g_strlcpy(text, member != NULL ? member->state : "absent", sizeof text);
+    answer_clear(&a);
+    return text;
+}
+
+void begin(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
+{
+    sim_run_begin(s, a, "hello", N_TOKENS, pp, tp);
+}
+
+void undisturbed(SimCluster *s, Answer *want, uint32_t pp, uint32_t tp)
+{
+    begin(s, want, pp, tp);
+    sim_answer(s, want, 10 * SECOND);
+    g_assert_no_error(want->error);
+    g_assert_cmpint(want->ids->len, ==, N_TOKENS);
+    g_assert_cmpint(want->run_done->recoveries, ==, 0);
+}
+
+void assert_same(const Answer *a, const Answer *want)
+{
+    g_assert_no_error(a->error);
+    g_assert_cmpint(a->ids->len, ==, want->ids->len);
+    g_assert_cmpmem(a->ids->data, a->ids->len * sizeof(uint32_t), want->ids->data,
+                    want->ids->len * sizeof(uint32_t));
+    g_assert_cmpstr(a->text->str, ==, want->text->str);
+    g_assert_cmpmem(a->run_done->digest.data, a->run_done->digest.len, want->run_done->digest.data,
+                    want->run_done->digest.len);
+    g_assert_cmpstr(a->run_done->finish_reason, ==, want->run_done->finish_reason);
+}
+
+FakeWorker *leader_of(SimCluster *s)
+{
+    for (unsigned i = 0; i < WORKERS_LIMIT; i++) {
+        if (s->workers[i].running && s->workers[i].streams->len > 0) {
+            return &s->workers[i];
+        }
+    }
+    return NULL;
+}
+
+FakeWorker *follower_of(SimCluster *s)
+{
+    for (unsigned i = 0; i < WORKERS_LIMIT; i++) {
+        FakeWorker *w = &s->workers[i];
+        if (w->running && w->streams->len == 0 && w->held->len > 0) {
+            return w;
+        }
+    }
+    return NULL;
+}
+
+void harm(FakeWorker *w, Harm how)
+{
+    if (how == KILL) {
+        sim_worker_kill(w);
+    } else if (how == FREEZE) {
+        sim_worker_freeze(w, true);
+    } else {
+        sim_worker_cut(w, true);
+    }
+}
+
+void heal(SimCluster *s, FakeWorker *w, Harm how)
+{
+    if (how == KILL) {
+        sim_worker_start(s, (unsigned)(w - s->workers));
+    } else if (how == FREEZE) {
+        sim_worker_freeze(w, false);
+    } else {
+        sim_worker_cut(w, false);
+    }
+}

@@ -1,0 +1,254 @@
+/* Silence of the majority, draining members, and members that come back: what moves a stream and
+ * what does not. The real coordinator under virtual time. */
+#include "tests/unit/coordinator/sim_streams.h"
+
+#include "proto/base/error.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static int set_up(void **state)
+{
+    *state = sim_cluster_new(1);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    sim_cluster_free(*state);
+    return 0;
+}
+
+/* ---- silence of the majority ---- */
+
+static void test_majority_is_silent(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *cut[] = {leader_of(s), follower_of(s), NULL};
+    for (unsigned i = 0; i < 4; i++) {
+        if (&s->workers[i] != cut[0] && &s->workers[i] != cut[1]) {
+            cut[2] = &s->workers[i];
+        }
+    }
+    unsigned n_loads = 0;
+    for (unsigned i = 0; i < 4; i++) {
+        n_loads += s->workers[i].n_loads;
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        sim_worker_cut(cut[i], true);
+    }
+    sim_run_for(s, 20 * SECOND);
+    assert_false(a.done);
+    assert_non_null(strstr(s->log->str, "3 of 4 workers fell silent together: is the coordinator"));
+    assert_null(strstr(s->log->str, "lost"));
+    for (unsigned i = 0; i < 4; i++) {
+        n_loads -= s->workers[i].n_loads;
+    }
+    assert_int_equal(n_loads, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        sim_worker_cut(cut[i], false);
+    }
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1); /* they had fenced themselves */
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* They are dead, and say so: sockets break. Nothing is waited for. */
+static void test_majority_is_dead(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 1, 1);
+    begin(s, &a, 1, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *leader = leader_of(s);
+    sim_worker_kill(leader);
+    for (unsigned i = 0, left = 2; i < 4; i++) {
+        if (s->workers[i].running && left > 0) {
+            sim_worker_kill(&s->workers[i]);
+            left--;
+        }
+    }
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_true(a.run_done->stall_s <= 1.0);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* The coordinator itself stood still: that says nothing of the workers. */
+static void test_coordinator_was_stopped(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    sim_loop_freeze(s->coordinator_loop, true);
+    sim_run_for(s, 10 * SECOND);
+    sim_loop_freeze(s->coordinator_loop, false);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_null(strstr(s->log->str, "lost"));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* ---- drain ---- */
+
+static void drain(SimCluster *s, const char *name)
+{
+    Answer a = {0};
+    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
+    request.node = (char *)name;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+}
+
+static void test_drain_moves_streams(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0}, b = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *busy = leader_of(s), *other = follower_of(s);
+    drain(s, busy->name);
+    begin(s, &b, 2, 1);
+    sim_run_for(s, 200000);
+    assert_int_equal(busy->streams->len, 0);
+    assert_int_equal(busy->held->len, 0);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_true(a.run_done->stall_s < 0.2);
+    assert_string_equal(state_of(s, busy->name), "draining");
+    assert_true(busy->draining);
+    assert_int_equal(busy->n_full_drops, 1);
+    assert_int_equal(other->n_full_drops, 0);
+    sim_answer(s, &b, 10 * SECOND);
+    assert_same(&b, &want);
+    answer_clear(&a);
+    answer_clear(&b);
+    answer_clear(&want);
+}
+
+/* Nobody else could take it: requests end where they are, the next is told what is missing. */
+static void test_drain_without_a_place_to_go(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *busy = leader_of(s);
+    drain(s, busy->name);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 0);
+    assert_non_null(strstr(s->log->str, "until its requests end"));
+    begin(s, &a, 2, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* ---- workers that come back are used again ---- */
+
+/* Under a stream that never pauses for long: the replica that was lost is planned again when its
+ * worker is back, and the stream survives that move too. */
+static void test_replica_grows_back_under_load(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.dp = 2;
+    layout.pp = layout.tp = 1;
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    request.prompt = (char *)"hello";
+    request.max_tokens = N_TOKENS;
+    request.layout = &layout;
+    Answer want = {0}, a[2] = {0};
+    sim_call(s, &want, &weft__v1__serve__descriptor, "Run", &request);
+    sim_answer(s, &want, 10 * SECOND);
+    sim_worker_kill(&s->workers[1]);
+    sim_run_for(s, 2 * SECOND);
+    sim_worker_start(s, 1);
+    unsigned n_recoveries = 0;
+    for (int i = 0; i < 20; i++) { /* a second each, one half over the next */
+        sim_call(s, &a[i % 2], &weft__v1__serve__descriptor, "Run", &request);
+        sim_run_for(s, SECOND / 2);
+        if (i > 0) {
+            Answer *last = &a[(i - 1) % 2];
+            sim_answer(s, last, 10 * SECOND);
+            assert_same(last, &want);
+            n_recoveries += last->run_done->recoveries;
+        }
+    }
+    sim_answer(s, &a[1], 10 * SECOND);
+    assert_in_range(n_recoveries, 1, 2); /* those that ran at the one move */
+    answer_clear(&a[0]);
+    answer_clear(&a[1]);
+    assert_non_null(strstr(s->log->str, "workers came: a plan with"));
+    assert_int_equal(s->workers[1].n_loads, 2);
+    assert_int_equal(s->workers[1].held->len, 1);
+    answer_clear(&want);
+}
+
+/* The coordinator was away for longer than workers keep an epoch: the job is brought back before
+ * anybody asks for it. */
+static void test_job_returns_by_itself(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    sim_cluster_stop(s);
+    sim_run_for(s, 10 * SECOND);
+    assert_int_equal(s->workers[0].held->len, 0); /* fenced */
+    sim_cluster_start(s);
+    sim_run_for(s, 8 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "serving");
+    assert_string_equal(state_of(s, "w1"), "serving");
+    unsigned n_loads = s->workers[0].n_loads;
+    begin(s, &a, 2, 1);
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_true(a.started->load_s == 0);
+    assert_int_equal(s->workers[0].n_loads, n_loads);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_majority_is_silent, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_majority_is_dead, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_moves_streams, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_job_returns_by_itself, set_up, tear_down),
+    };
+    return cmocka_run_group_tests_name("coordinator moves", tests, NULL, NULL);
+}
