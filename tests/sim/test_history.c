@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,6 +36,28 @@ static const GOptionEntry entries[] = {
     {"bugs", 0, 0, G_OPTION_ARG_NONE, &all_bugs, "with each bug in turn, until it is found", NULL},
     {NULL}};
 
+/* ---- crashes --------------------------------------------------------------------------------- */
+
+static char crash_text[96]; /* ready for a signal handler */
+
+static void on_crash(int signal_number)
+{
+    if (write(STDOUT_FILENO, crash_text, strlen(crash_text)) < 0) {
+        _exit(3);
+    }
+    raise(signal_number); /* its default again: SA_RESETHAND */
+}
+
+static void tell_crashes(void)
+{
+    const struct sigaction action = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND};
+    sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGABRT, &action, NULL);
+    sigaction(SIGTRAP, &action, NULL); /* g_error() */
+}
+
+/* ---- one seed -------------------------------------------------------------------------------- */
+
 static bool run_seed(const Foundation *foundation, uint64_t seed, bool tell, TrialResult *sum)
 {
     Schedule schedule;
@@ -44,6 +67,8 @@ static bool run_seed(const Foundation *foundation, uint64_t seed, bool tell, Tri
         fprintf(stderr, "%s\n", text);
     }
     TrialResult result;
+    g_snprintf(crash_text, sizeof crash_text, "# crashed; again: test-history --seed %llu\n",
+               (unsigned long long)seed);
     trial_run(foundation, &schedule, tell || trace, &result);
     sum->n_tokens += result.n_tokens;
     sum->n_attempts += result.n_attempts;
@@ -147,6 +172,7 @@ int main(int argc, char **argv)
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
+    tell_crashes();
     Foundation *foundation = foundation_new();
     bug_plant(bug ? bug_by_name(bug) : BUG_NONE);
     const int status = all_bugs ? run_bugs(foundation) : run_seeds(foundation);
