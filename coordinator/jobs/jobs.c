@@ -1,8 +1,8 @@
 /* The registry of deployments: who may share one, what members' news mean to them, memory, epochs,
  * and what the store knows. The state machine of each is in deployment.c.
  *
- * 1. Two requests share a deployment iff file, effective context, numerics, KV type and layout wish are
- * equal and it has room for the streams asked.
+ * 1. Two requests share a deployment iff file, effective context, numerics, KV type and layout wish
+ * are equal and it has room for the streams asked.
  * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest,
  * memory first, disk before use. */
 #include "coordinator/jobs/deployment.h"

@@ -571,7 +571,8 @@ static void test_replica_dies_and_comes_back(void **state)
     answer_clear(&a);
 }
 
-/* The same after a restart of the coordinator, which adopted the job and has not opened its model. */
+/* The same after a restart of the coordinator, which adopted the job and has not opened its model.
+ */
 static void test_adopted_replica_dies_and_comes_back(void **state)
 {
     SimCluster *s = *state;
@@ -766,7 +767,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_adopted_replica_dies_and_comes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_adopted_replica_dies_and_comes_back, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
