@@ -107,6 +107,7 @@ struct Jobs {
     char *cluster, *control_address;
     GPtrArray *deployments; /* of Deployment, owned */
     GPtrArray *revivals;    /* of recovery.c: models that are being opened; owned */
+    GPtrArray *writing;     /* of planning.c: plans on their way to disk; owned */
     GHashTable
         *epochs; /* "job/replica" -> uint64_t *, the highest ever made durable or about to be */
     int64_t started_us;
@@ -216,6 +217,7 @@ void recovery_revive(Deployment *d);
 LeaseRecovery recovery_of_lease(const Deployment *d, const Lease *lease);
 void recovery_clear(Deployment *d);
 void recovery_revival_free(void *revival);
+void plan_task_free(void *task);
 
 /* ---- leases ---- */
 void lease_fail(Lease *lease, const GError *error);

@@ -298,6 +298,7 @@ Jobs *jobs_new(const JobsOptions *options)
     jobs->control_address = g_strdup(options->control_address);
     jobs->deployments = g_ptr_array_new_with_free_func((GDestroyNotify)deployment_free);
     jobs->revivals = g_ptr_array_new_with_free_func(recovery_revival_free);
+    jobs->writing = g_ptr_array_new_with_free_func(plan_task_free);
     jobs->epochs = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     jobs->started_us = loop_now_us(options->loop);
     MembersListener listener = {.attached = on_attached,
@@ -320,6 +321,7 @@ void jobs_free(Jobs *jobs)
     loop_timer_cancel(jobs->options.loop, jobs->sweep);
     g_ptr_array_unref(jobs->deployments);
     g_ptr_array_unref(jobs->revivals);
+    g_ptr_array_unref(jobs->writing);
     g_hash_table_unref(jobs->epochs);
     g_free(jobs->control_address);
     g_free(jobs->cluster);

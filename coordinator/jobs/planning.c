@@ -2,8 +2,8 @@
  * a snapshot of the members; its plan and the epochs it will use go to disk in one batch; then
  * LOADING.
  *
- * 1. A PlanTask belongs to the pool, then to the store, then is freed; its deployment may be gone
- * or may have left PLANNING meanwhile: then its result is dropped.
+ * 1. A PlanTask belongs to the pool, then, while its plan is written, to jobs->writing, then is
+ * freed; its deployment may be gone or may have left PLANNING meanwhile: then its result is dropped.
  * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
  * is planned again; never one that a request uses.
  * 3. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
@@ -35,7 +35,7 @@ typedef struct PlanTask {
     bool move;
 } PlanTask;
 
-static void plan_task_free(void *user)
+void plan_task_free(void *user)
 {
     PlanTask *task = user;
     model_unref(task->model);
@@ -88,7 +88,7 @@ static void plan_task_durable(const GError *error, void *user)
             deployment_begin_loading(d);
         }
     }
-    plan_task_free(task);
+    g_ptr_array_remove_fast(task->jobs->writing, task);
 }
 
 /* Invariant 1: epochs and plan go to disk in one batch before any worker hears of them. */
@@ -103,6 +103,7 @@ static void deployment_persist(Deployment *d, PlanTask *task)
     StoreChange job = {
         .table = STORE_JOBS, .key = g_strdup(d->id), .value = deployment_record(d, epochs)};
     g_array_append_val(changes, job);
+    g_ptr_array_add(d->jobs->writing, task);
     store_write(d->jobs->options.store, (StoreChange *)changes->data, changes->len,
                 plan_task_durable, task);
     store_changes_clear(changes);
