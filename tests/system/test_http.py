@@ -14,7 +14,7 @@ import threading
 import harness
 from harness import GUARD_S, WEFT, Cluster, Skip, folder, spawn, tiny_model, wait_for
 
-LIMITS = "queue=6,keep-alive-ms=100,body=2M,n=4,reader=64k"
+LIMITS = "queue=6,keep-alive-ms=100,body=2M,n=4"
 work = folder("http")
 CONTEXT = 16384  # long enough for answers that last while something is done to them
 model = tiny_model(work, context=CONTEXT)
@@ -513,7 +513,7 @@ def case_worker_killed():
 
 def case_deadline_and_slow_reader():
     """a request that is not answered within its bound is 504; a client that does not read its stream is cut off, alone"""
-    other = Cluster(workers=1, env={"WEFT_HTTP_LIMITS": "deadline=1,reader=64k"})
+    other = Cluster(workers=1, env={"WEFT_HTTP_LIMITS": "deadline=1"})
     log = work / "bounds.log"
     process = spawn([WEFT, "serve", model, "--name", "t", "--listen", "127.0.0.1:0", "--json"], log, env=other.env)
     said = wait_for("weft serve", lambda: next((json.loads(l) for l in log.read_text().splitlines() if l.startswith("{")), None))
