@@ -112,8 +112,8 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     return g_string_free(report, FALSE);
 }
 
-/* Each table is the one below, overlaid; a table is complete for every isa, also those that this
- * CPU cannot run. */
+/* Each table is the one below, overlaid; where this CPU lacks the instructions it stays that one.
+ */
 static void fill_once(void)
 {
     static gsize filled;
@@ -123,15 +123,19 @@ static void fill_once(void)
     cpu = cpu_detect();
     kernels_fill_generic_matmul(&tables[ISA_GENERIC]);
     kernels_fill_generic_ops(&tables[ISA_GENERIC]);
-    tables[ISA_GENERIC].train = train_generic;
+    kernels_fill_generic_train(&tables[ISA_GENERIC]);
     tables[ISA_AVX2] = tables[ISA_GENERIC];
-    kernels_fill_avx2_matmul(&tables[ISA_AVX2]);
-    kernels_fill_avx2_ops(&tables[ISA_AVX2]);
-    tables[ISA_AVX2].train = train_avx2;
+    if (cpu.avx2) {
+        kernels_fill_avx2_matmul(&tables[ISA_AVX2]);
+        kernels_fill_avx2_ops(&tables[ISA_AVX2]);
+        kernels_fill_avx2_train(&tables[ISA_AVX2]);
+    }
     tables[ISA_AVX512] = tables[ISA_AVX2];
-    kernels_fill_avx512_matmul(&tables[ISA_AVX512], cpu.avx512_bf16);
-    kernels_fill_avx512_ops(&tables[ISA_AVX512]);
-    tables[ISA_AVX512].train = train_avx512;
+    if (cpu.avx512) {
+        kernels_fill_avx512_matmul(&tables[ISA_AVX512], cpu.avx512_bf16);
+        kernels_fill_avx512_ops(&tables[ISA_AVX512]);
+        kernels_fill_avx512_train(&tables[ISA_AVX512]);
+    }
     for (int i = 0; i < 3; i++) {
         tables[i].isa = (KernelIsa)i;
         reports[i] = report_make(&tables[i], &tables[ISA_GENERIC]);

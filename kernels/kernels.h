@@ -61,7 +61,8 @@ KernelIsa kernels_best_isa(void);
 const char *kernels_isa_name(KernelIsa isa);
 bool kernels_parse_isa(const char *name /* auto|generic|avx2|avx512 */,
                        KernelIsa *out); /* false: unknown or not on this CPU */
-/* Immutable, process-wide. */
+/* Immutable, process-wide; complete for each isa, with the slots of the one below where this CPU
+ * lacks the instructions. */
 const Kernels *kernels_get(KernelIsa isa);
 /* "matmul Q6_K: generic" for each slot that the isa does not fill itself; text, static. */
 const char *kernels_report(KernelIsa isa);

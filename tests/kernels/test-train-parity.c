@@ -434,14 +434,16 @@ int main(void)
         cmocka_unit_test(test_attention_backward),
     };
     int failed = 0, ran = 0;
-    generic = &train_generic;
+    generic = &kernels_get(ISA_GENERIC)->train;
     for (KernelIsa isa = FIRST_ISA; isa <= ISA_AVX512; isa++) {
         if (NEEDED(isa) > kernels_best_isa()) {
             fprintf(stderr, "%s: not run, this cpu has only %s\n", kernels_isa_name(isa),
                     kernels_isa_name(kernels_best_isa()));
             continue;
         }
-        variant = isa == ISA_AVX512 ? &train_avx512 : &train_avx2;
+        Kernels table = *kernels_get(ISA_GENERIC);
+        (isa == ISA_AVX512 ? kernels_fill_avx512_train : kernels_fill_avx2_train)(&table);
+        variant = &table.train;
         ran++;
         failed += cmocka_run_group_tests_name(kernels_isa_name(isa), tests, NULL, NULL);
     }
