@@ -4,43 +4,59 @@
 
 #include <string.h>
 
+/* The next deployment from *at on whose engine is open, with its status; NULL = no more. */
+static const Deployment *next_open(const Deployments *table, guint *at, EngineStatus *status)
+{
+    while (*at < table->all->len) {
+        const Deployment *d = table->all->pdata[(*at)++];
+        if (d->engine && !d->task_running) {
+            engine_status(d->engine, status);
+            return d;
+        }
+    }
+    return NULL;
+}
+
+static void add_counters(const EngineStatus *status, Weft__V1__Counters *sum)
+{
+    sum->steps += status->steps;
+    sum->rows += status->rows;
+    sum->wire_bytes_sent += status->link.bytes_sent;
+    sum->wire_bytes_received += status->link.bytes_received;
+    sum->wire_messages_sent += status->link.messages_sent;
+    sum->dropped_stale += status->link.dropped_stale;
+    sum->dropped_replayed += status->link.dropped_replayed;
+    sum->dropped_corrupt += status->link.dropped_corrupt;
+    sum->compute_us += status->compute_us;
+    sum->wait_us += status->wait_us;
+    sum->wire_us += status->wire_us;
+    sum->seal_us += status->seal_us;
+    sum->norm_us += status->op_us[STAGE_OP_NORM];
+    sum->qkv_us += status->op_us[STAGE_OP_QKV];
+    sum->rope_us += status->op_us[STAGE_OP_ROPE];
+    sum->attention_us += status->op_us[STAGE_OP_ATTENTION];
+    sum->attn_out_us += status->op_us[STAGE_OP_ATTN_OUT];
+    sum->gate_up_us += status->op_us[STAGE_OP_GATE_UP];
+    sum->activation_us += status->op_us[STAGE_OP_ACTIVATION];
+    sum->down_us += status->op_us[STAGE_OP_DOWN];
+    sum->reduce_us += status->op_us[STAGE_OP_REDUCE];
+    sum->head_us += status->op_us[STAGE_OP_HEAD];
+}
+
 void reports_add_counters(Engine *engine, Weft__V1__Counters *sum)
 {
-    EngineStatus s;
-    engine_status(engine, &s);
-    sum->steps += s.steps;
-    sum->rows += s.rows;
-    sum->wire_bytes_sent += s.link.bytes_sent;
-    sum->wire_bytes_received += s.link.bytes_received;
-    sum->wire_messages_sent += s.link.messages_sent;
-    sum->dropped_stale += s.link.dropped_stale;
-    sum->dropped_replayed += s.link.dropped_replayed;
-    sum->dropped_corrupt += s.link.dropped_corrupt;
-    sum->compute_us += s.compute_us;
-    sum->wait_us += s.wait_us;
-    sum->wire_us += s.wire_us;
-    sum->seal_us += s.seal_us;
-    sum->norm_us += s.op_us[STAGE_OP_NORM];
-    sum->qkv_us += s.op_us[STAGE_OP_QKV];
-    sum->rope_us += s.op_us[STAGE_OP_ROPE];
-    sum->attention_us += s.op_us[STAGE_OP_ATTENTION];
-    sum->attn_out_us += s.op_us[STAGE_OP_ATTN_OUT];
-    sum->gate_up_us += s.op_us[STAGE_OP_GATE_UP];
-    sum->activation_us += s.op_us[STAGE_OP_ACTIVATION];
-    sum->down_us += s.op_us[STAGE_OP_DOWN];
-    sum->reduce_us += s.op_us[STAGE_OP_REDUCE];
-    sum->head_us += s.op_us[STAGE_OP_HEAD];
+    EngineStatus status;
+    engine_status(engine, &status);
+    add_counters(&status, sum);
 }
 
 Weft__V1__Counters *deployments_counters(Deployments *table)
 {
     Weft__V1__Counters *sum = g_new(Weft__V1__Counters, 1);
     *sum = table->gone;
-    for (guint i = 0; i < table->all->len; i++) {
-        Deployment *d = table->all->pdata[i];
-        if (d->engine && !d->task_running) {
-            reports_add_counters(d->engine, sum);
-        }
+    EngineStatus status;
+    for (guint at = 0; next_open(table, &at, &status) != NULL;) {
+        add_counters(&status, sum);
     }
     return sum;
 }
@@ -98,13 +114,9 @@ Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out)
 {
     Weft__V1__Waiting **all = g_new0(Weft__V1__Waiting *, table->all->len + 1);
     size_t n = 0;
-    for (guint i = 0; i < table->all->len; i++) {
-        Deployment *d = table->all->pdata[i];
-        EngineStatus status;
-        if (!d->engine || d->task_running) {
-            continue;
-        }
-        engine_status(d->engine, &status);
+    EngineStatus status;
+    const Deployment *d;
+    for (guint at = 0; (d = next_open(table, &at, &status)) != NULL;) {
         Weft__V1__Waiting *w =
             status.waiting || status.wait_expired ? waiting_of(d, &status) : NULL;
         if (w) {
@@ -140,13 +152,9 @@ Weft__V1__ReplicaLoad **deployments_loads(Deployments *table, size_t *n_out)
 {
     Weft__V1__ReplicaLoad **all = g_new0(Weft__V1__ReplicaLoad *, table->all->len + 1);
     size_t n = 0;
-    for (guint i = 0; i < table->all->len; i++) {
-        Deployment *d = table->all->pdata[i];
-        EngineStatus status;
-        if (!d->engine || d->task_running) {
-            continue;
-        }
-        engine_status(d->engine, &status);
+    EngineStatus status;
+    const Deployment *d;
+    for (guint at = 0; (d = next_open(table, &at, &status)) != NULL;) {
         if (status.leads && status.running) {
             all[n++] = load_of(d, &status.load);
         }

@@ -1,0 +1,137 @@
+#include "worker/serve/engine_state.h"
+
+#include "kernels/parallel.h"
+#include "proto/base/error.h"
+#include "transport/group/group.h"
+
+bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_rank,
+                       const char *operation, void *user)
+{
+    Engine *e = user;
+    const int64_t start = g_get_monotonic_time();
+    const NetTime net = net_time_begin(e->port);
+    engine_report_wait(e, (int)global_rank, operation, start);
+    while (!*done && !atomic_load(&e->abort) && e->state != STATE_FAILED) {
+        const int64_t left = start + deadline_us - g_get_monotonic_time();
+        if (left <= 0) {
+            break;
+        }
+        link_port_wait(e->port, MIN(left, ENGINE_IDLE_WAIT_US), ENGINE_SPIN_US);
+        atomic_fetch_add(&e->progress, 1);
+    }
+    e->waited_us += net_time_us(&net, e->port);
+    if (*done) {
+        engine_report_wait(e, -1, "", 0);
+    }
+    return *done;
+}
+
+static uint64_t waited_us(const Engine *e)
+{
+    return e->waited_us + (e->group != NULL ? group_counters(e->group)->wait_us : 0);
+}
+
+static void run_step(Engine *e, const float *activations)
+{
+    const RowResult *results;
+    uint32_t n;
+    const int64_t start = g_get_monotonic_time();
+    const NetTime net = net_time_begin(e->port);
+    const uint64_t waited_before = waited_us(e);
+    engine_report_wait(e, -1, "", 0);
+    pool_float_control(); /* for what this thread computes between regions: lookups, draws */
+    const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
+    const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
+    engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
+    engine_counters_ops(&e->counters, &e->stage->times);
+    engine_counters_link(&e->counters, link_port_counters(e->port));
+    e->idle_since_us = g_get_monotonic_time();
+    if (status != EXECUTOR_OK) {
+        const char *operation;
+        const int blamed = executor_blames(e->executor, &operation);
+        engine_fail_waiting(e, blamed < 0 ? 0 : (uint32_t)blamed, operation, start,
+                            "did not answer");
+    } else if (e->leader != NULL && position_is_last(&e->position)) {
+        const GByteArray *traced = executor_trace(e->executor);
+        if (traced != NULL) {
+            leader_trace(e->leader, traced->data, traced->len);
+        }
+        leader_result(e->leader, e->step->number, results, n);
+    }
+}
+
+static bool run_inbox(Engine *e)
+{
+    const InboxSlot *slot = inbox_peek(&e->inbox);
+    if (slot == NULL) {
+        return false;
+    }
+    GError *error = NULL;
+    size_t used;
+    if (!step_decode(e->step, &e->limits, slot->data, slot->size, &used, &error)) {
+        engine_fail(e, error, true);
+        return true;
+    }
+    e->step->number = slot->number;
+    const size_t want =
+        e->position.stage == 0 ? 0 : sizeof(float) * e->step->n_rows * (size_t)e->o.spec->width;
+    if (slot->size - used != want) {
+        engine_fail(e,
+                    g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                "step %u brings %zu bytes of activations, not %zu", slot->number,
+                                slot->size - used, want),
+                    true);
+        return true;
+    }
+    run_step(e, (const float *)(slot->data + used));
+    inbox_pop(&e->inbox);
+    return true;
+}
+
+/* A leader's step that never comes back (invariant 2). */
+static void check_flight(Engine *e)
+{
+    uint32_t number;
+    const int64_t built = leader_oldest_step_us(e->leader, &number);
+    const uint32_t last =
+        e->n_ranks - e->o.plan->replicas[e->o.replica].stages[e->position.n_stages - 1].n_ranks;
+    if (built == 0) {
+        engine_report_wait(e, -1, "", 0);
+        return;
+    }
+    engine_report_wait(e, (int)last, "tokens of a step", built);
+    if (g_get_monotonic_time() - built > e->step_deadline_us * (int64_t)e->steps_in_flight) {
+        engine_fail_waiting(e, last, "tokens of a step", built, "did not answer");
+    }
+}
+
+/* What an idle rank waits for: the coordinator follows these edges to the culprit. */
+void engine_steps_report_idle(Engine *e)
+{
+    const Position *p = &e->position;
+    if (e->leader != NULL) {
+        check_flight(e);
+    } else if (p->stage == 0) {
+        engine_report_wait(e, (int)p->base, "a step", e->idle_since_us);
+    } else {
+        engine_report_wait(e, (int)(p->base_previous + p->rank % p->tp_previous), "a step",
+                           e->idle_since_us);
+    }
+}
+
+bool engine_steps_work(Engine *e)
+{
+    if (e->leader != NULL) {
+        EngineLoad load;
+        leader_load(e->leader, &load);
+        engine_counters_load(&e->counters, &load);
+        atomic_store(&e->has_work, load.running + load.waiting > 0);
+        if (leader_next(e->leader, e->step)) {
+            run_step(e, NULL);
+            return true;
+        }
+        return false;
+    }
+    atomic_store(&e->has_work, inbox_peek(&e->inbox) != NULL);
+    return run_inbox(e);
+}
