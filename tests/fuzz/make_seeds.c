@@ -94,6 +94,27 @@ static ProtobufCBinaryData binary(const void *data, size_t size)
 
 static const uint8_t SIXTEEN[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
 
+/* Two slices of one tensor of the file SIXTEEN. */
+static void add_fetch(uint8_t kind, uint64_t slice_key)
+{
+    Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *refs[] = {&ref, &ref};
+    ref.tensor = 1;
+    Weft__V1__FetchRequest fetch = WEFT__V1__FETCH_REQUEST__INIT;
+    fetch.file_hash = binary(SIXTEEN, 16);
+    fetch.slices = refs;
+    fetch.n_slices = 2;
+    fetch.slice_key = slice_key;
+    add(kind, &fetch);
+}
+
+static void add_health(uint8_t check, uint8_t watch, const char *service)
+{
+    Grpc__Health__V1__HealthCheckRequest health = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
+    health.service = (char *)service;
+    add(check, &health);
+    add(watch, &health);
+}
+
 /* ---- the coordinator ---- */
 
 static void add_run(Weft__V1__RunRequest *run)
@@ -339,20 +360,10 @@ static void coordinator_rest(const char *dir)
     Weft__V1__PlanRequest plan = WEFT__V1__PLAN_REQUEST__INIT;
     plan.model = (char *)"tiny";
     add(PLAN, &plan); /* opens the file */
-    Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *refs[] = {&ref, &ref};
-    ref.tensor = 1;
-    Weft__V1__FetchRequest fetch = WEFT__V1__FETCH_REQUEST__INIT;
-    fetch.file_hash = binary(SIXTEEN, 16);
-    fetch.slices = refs;
-    fetch.n_slices = 2;
-    fetch.slice_key = 9;
-    add(C_FETCH, &fetch);
+    add_fetch(C_FETCH, 9);
     write_seed(dir, "coordinator", "fetch");
 
-    Grpc__Health__V1__HealthCheckRequest health = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
-    health.service = (char *)"weft.v1.Admin";
-    add(C_CHECK, &health);
-    add(C_WATCH, &health);
+    add_health(C_CHECK, C_WATCH, "weft.v1.Admin");
     Grpc__Reflection__V1__ServerReflectionRequest r =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
     r.message_request_case =
@@ -537,17 +548,8 @@ static void worker_rest(const char *dir)
     add_bytes(W_TIME, 10);
     write_seed(dir, "worker", "notices");
 
-    Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *refs[] = {&ref, &ref};
-    ref.tensor = 1;
-    Weft__V1__FetchRequest fetch = WEFT__V1__FETCH_REQUEST__INIT;
-    fetch.file_hash = binary(SIXTEEN, 16);
-    fetch.slices = refs;
-    fetch.n_slices = 2;
-    add(W_FETCH, &fetch);
-    Grpc__Health__V1__HealthCheckRequest health = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
-    health.service = (char *)"weft.v1.Worker";
-    add(W_CHECK, &health);
-    add(W_WATCH, &health);
+    add_fetch(W_FETCH, 0);
+    add_health(W_CHECK, W_WATCH, "weft.v1.Worker");
     Grpc__Reflection__V1__ServerReflectionRequest r =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
     r.message_request_case =
