@@ -747,6 +747,13 @@ bool member_usable(const Member *m)
            silent_us < MEMBER_SUSPECT_US;
 }
 
+uint64_t member_silent_ms(const Member *m)
+{
+    return m->hello != NULL
+               ? (uint64_t)MAX(loop_now_us(m->members->options.loop) - m->heard_us, 0) / 1000
+               : 0;
+}
+
 const Weft__V1__Hello *member_hello(const Member *m)
 {
     return m->hello;
@@ -789,7 +796,7 @@ void member_describe(const Member *m, Weft__V1__Member *out)
     out->reason = reason != NULL ? (char *)reason : (char *)"";
     out->age_ms = (uint64_t)MAX(loop_wall_us(loop) - m->joined_wall_us, 0) / 1000;
     if (m->hello != NULL) {
-        out->last_heartbeat_ms = (uint64_t)MAX(loop_now_us(loop) - m->heard_us, 0) / 1000;
+        out->last_heartbeat_ms = member_silent_ms(m);
         out->address = m->hello->control_address;
         out->isa = m->hello->isa;
         out->threads = m->hello->threads;

@@ -103,6 +103,7 @@ const char *member_name(const Member *member);
 MemberState member_state(const Member *member);
 const char *member_state_text(MemberState state);
 bool member_attached(const Member *member);
+uint64_t member_silent_ms(const Member *member); /* since it was heard; 0 before its hello */
 /* Attached, not draining, heard of lately and since it was accused. */
 bool member_usable(const Member *member);
 const Weft__V1__Hello *member_hello(const Member *member); /* NULL before its first */

@@ -39,6 +39,9 @@ typedef struct Parts {
 void cluster_service_add(RpcServer *server, Parts *parts);
 void admin_service_add(RpcServer *server, Parts *parts);
 
+/* why_service.c: Admin.Why. */
+void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *user);
+
 /* http_admin.c: methods of Admin that concern HTTP. */
 void http_admin_serve_model(RpcCall *call, const ProtobufCMessage *message, void *user);
 void http_admin_create_key(RpcCall *call, const ProtobufCMessage *message, void *user);

@@ -39,6 +39,9 @@
 
 void deployment_enter(Deployment *d, DeploymentState state)
 {
+    if (state != d->state) {
+        d->entered_us = loop_now_us(d->jobs->options.loop);
+    }
     d->state = state;
     jobs_settle_members(d->jobs);
 }
@@ -122,6 +125,7 @@ Deployment *deployment_new(Jobs *jobs, const char *id)
     d->state = DEPLOYMENT_IDLE;
     d->created_us = loop_now_us(jobs->options.loop);
     d->used_us = d->created_us;
+    d->entered_us = d->created_us;
     g_queue_init(&d->waiting);
     g_queue_init(&d->active);
     return d;
@@ -213,6 +217,7 @@ static void interrupt_leases(Deployment *d, uint32_t replica, const GError *why)
             g_queue_remove(&d->active, lease);
             d->replicas[replica].n_active--;
             lease->state = LEASE_WAITING;
+            lease->since_us = loop_now_us(d->jobs->options.loop);
             lease->resumes = true;
             lease->n_tokens = 0;
             g_queue_push_head(&d->waiting, lease);
@@ -263,6 +268,7 @@ static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
     replica->n_active++;
     g_queue_push_tail(&d->active, lease);
     d->used_us = loop_now_us(d->jobs->options.loop);
+    lease->since_us = d->used_us;
     lease->info = (LeaseInfo){
         .job = d->id,
         .plan = d->plan,

@@ -68,6 +68,7 @@ struct Deployment {
     uint32_t context; /* effective */
     Hash128 file_hash;
     DeploymentState state;
+    int64_t entered_us; /* when it came into this state */
     bool planned_before; /* shown as replanning */
     bool kept;           /* workers may keep its weights although no epoch is live */
     unsigned n_attempts; /* since somebody asked */
@@ -94,6 +95,7 @@ struct Lease {
     Deployment *deployment; /* NULL once failed */
     Jobs *jobs;
     LeaseState state;
+    int64_t since_us;  /* when it came into this state */
     bool resumes;      /* it was interrupted and waits */
     uint64_t n_tokens; /* that it then has to compute again */
     uint32_t replica;
@@ -144,6 +146,9 @@ const char *deployment_state_text(const Deployment *d);
 void jobs_sweep_soon(Jobs *jobs);
 /* Tells members whether they serve something. */
 void jobs_settle_members(Jobs *jobs);
+/* Who waits for whom in a replica's epoch: of WaitEdge, whose texts are borrowed from the members'
+ * heartbeats; returned. */
+GArray *jobs_edges(const Jobs *jobs, const Deployment *d, uint32_t replica);
 /* The least recently used deployment but `d` that nobody uses is dropped with its weights; false if
  * there is none. */
 bool jobs_make_room(Jobs *jobs, const Deployment *d);

@@ -126,13 +126,19 @@ static void collect_edges(Member *member, void *user)
     }
 }
 
+GArray *jobs_edges(const Jobs *jobs, const Deployment *d, uint32_t replica)
+{
+    GArray *edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
+    EdgeList list = {d, replica, edges};
+    members_each(jobs->options.members, collect_edges, &list);
+    return edges;
+}
+
 /* What somebody waits for from `worker`; borrowed from a heartbeat, or NULL. */
 static const char *awaited_operation(const Jobs *jobs, const Deployment *d, uint32_t replica,
                                      const char *worker)
 {
-    g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
-    EdgeList list = {d, replica, edges};
-    members_each(jobs->options.members, collect_edges, &list);
+    g_autoptr(GArray) edges = jobs_edges(jobs, d, replica);
     for (guint i = 0; i < edges->len; i++) {
         if (strcmp(g_array_index(edges, WaitEdge, i).waits_for, worker) == 0) {
             return g_array_index(edges, WaitEdge, i).operation;
@@ -143,9 +149,7 @@ static const char *awaited_operation(const Jobs *jobs, const Deployment *d, uint
 
 GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica)
 {
-    g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(WaitEdge));
-    EdgeList list = {d, replica, edges};
-    members_each(jobs->options.members, collect_edges, &list);
+    g_autoptr(GArray) edges = jobs_edges(jobs, d, replica);
     const WaitEdge *sink = wait_graph_sink((const WaitEdge *)edges->data, edges->len, NULL);
     if (sink == NULL) {
         return NULL;
@@ -456,6 +460,7 @@ Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallback
     lease->jobs = jobs;
     lease->callbacks = callbacks;
     lease->user = user;
+    lease->since_us = loop_now_us(jobs->options.loop);
     if (d->state != DEPLOYMENT_READY && d->waiting.length == 0) {
         d->asked_us = loop_now_us(jobs->options.loop);
         d->n_attempts = 0;

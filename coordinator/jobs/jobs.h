@@ -112,6 +112,12 @@ typedef struct MemberSnapshot {
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job);
 void member_snapshot_free(MemberSnapshot *snapshot);
 
+/* What a job waits for, as weft.v1.Reason, appended to reasons (owned). id: one job's; NULL: every
+ * one. */
+void jobs_explain(const Jobs *jobs, const char *id, GPtrArray *reasons);
+/* Adds to a request's reason where its lease stands, and what the job or the replica waits for. */
+void lease_explain(const Lease *lease, Weft__V1__Reason *reason);
+
 /* Calls fn for each deployment with a description whose strings live until fn returns. */
 void jobs_describe(const Jobs *jobs,
                    void (*fn)(const Weft__V1__Job *job, const Plan *plan, void *user), void *user);

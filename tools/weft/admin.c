@@ -11,19 +11,6 @@
 #define ADMIN (&weft__v1__admin__descriptor)
 enum { DEADLINE_MS = 10000 };
 
-/* One unary Admin call. */
-static bool admin_call(const CommonOptions *common, const char *method,
-                       const ProtobufCMessage *request, ProtobufCMessage **response, GError **error)
-{
-    Client *client = client_new(common, error);
-    if (client == NULL) {
-        return false;
-    }
-    const bool ok = client_call(client, ADMIN, method, request, DEADLINE_MS, response, error);
-    client_free(client);
-    return ok;
-}
-
 /* ---- token ---- */
 
 typedef struct TokenOptions {
@@ -236,14 +223,13 @@ static json_t *member_json(const Weft__V1__Member *m)
         json_object_set_new(object, "counters", counters_json(m->counters));
     }
     if (m->measured != NULL) {
-        json_object_set_new(object, "measured",
-                            json_pack("{s:f,s:f,s:f,s:f,s:f,s:I}", "read_bytes_per_s",
-                                      m->measured->read_bytes_per_s, "int8_ops_per_s",
-                                      m->measured->int8_ops_per_s, "f32_ops_per_s",
-                                      m->measured->f32_ops_per_s, "link_latency_s",
-                                      m->measured->link_latency_s, "link_bytes_per_s",
-                                      m->measured->link_bytes_per_s, "since",
-                                      (json_int_t)m->measured->since));
+        json_object_set_new(
+            object, "measured",
+            json_pack("{s:f,s:f,s:f,s:f,s:f,s:I}", "read_bytes_per_s",
+                      m->measured->read_bytes_per_s, "int8_ops_per_s", m->measured->int8_ops_per_s,
+                      "f32_ops_per_s", m->measured->f32_ops_per_s, "link_latency_s",
+                      m->measured->link_latency_s, "link_bytes_per_s",
+                      m->measured->link_bytes_per_s, "since", (json_int_t)m->measured->since));
     }
     return object;
 }

@@ -8,26 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ADMIN (&weft__v1__admin__descriptor)
-enum { DEADLINE_MS = 10000 };
-
 typedef struct KeyOptions {
     CommonOptions common;
 } KeyOptions;
 
 static const Option KEY_OPTIONS[] = {COMMON_OPTIONS(KeyOptions), {0}};
-
-static bool key_call(const CommonOptions *common, const char *method,
-                     const ProtobufCMessage *request, ProtobufCMessage **response, GError **error)
-{
-    Client *client = client_new(common, error);
-    if (client == NULL) {
-        return false;
-    }
-    const bool ok = client_call(client, ADMIN, method, request, DEADLINE_MS, response, error);
-    client_free(client);
-    return ok;
-}
 
 static int key_create(const CommonOptions *common, const char *name)
 {
@@ -35,7 +20,7 @@ static int key_create(const CommonOptions *common, const char *name)
     Weft__V1__CreateKeyRequest request = WEFT__V1__CREATE_KEY_REQUEST__INIT;
     Weft__V1__CreateKeyResponse *response;
     request.name = (char *)name;
-    if (!key_call(common, "CreateKey", &request.base, (ProtobufCMessage **)&response, &error)) {
+    if (!admin_call(common, "CreateKey", &request.base, (ProtobufCMessage **)&response, &error)) {
         return cli_fail(error);
     }
     if (common->json) {
@@ -59,7 +44,7 @@ static int key_revoke(const CommonOptions *common, const char *name)
     Weft__V1__RevokeKeyRequest request = WEFT__V1__REVOKE_KEY_REQUEST__INIT;
     ProtobufCMessage *response;
     request.name = (char *)name;
-    if (!key_call(common, "RevokeKey", &request.base, &response, &error)) {
+    if (!admin_call(common, "RevokeKey", &request.base, &response, &error)) {
         return cli_fail(error);
     }
     if (!common->quiet) {
@@ -88,7 +73,7 @@ static int key_list(const CommonOptions *common)
     GError *error = NULL;
     Weft__V1__ListKeysRequest request = WEFT__V1__LIST_KEYS_REQUEST__INIT;
     Weft__V1__ListKeysResponse *response;
-    if (!key_call(common, "ListKeys", &request.base, (ProtobufCMessage **)&response, &error)) {
+    if (!admin_call(common, "ListKeys", &request.base, (ProtobufCMessage **)&response, &error)) {
         return cli_fail(error);
     }
     if (common->json) {

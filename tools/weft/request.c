@@ -10,13 +10,28 @@
 #include <string.h>
 #include <sys/stat.h>
 
+enum { ADMIN_DEADLINE_MS = 10000 };
+
+bool admin_call(const CommonOptions *common, const char *method, const ProtobufCMessage *request,
+                ProtobufCMessage **response, GError **error)
+{
+    Client *client = client_new(common, error);
+    if (client == NULL) {
+        return false;
+    }
+    const bool ok = client_call(client, &weft__v1__admin__descriptor, method, request,
+                                ADMIN_DEADLINE_MS, response, error);
+    client_free(client);
+    return ok;
+}
+
 Weft__V1__StatusResponse *request_status(Client *client, GError **error)
 {
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     ProtobufCMessage *response;
     request.details = true;
-    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base, 10000,
-                       &response, error)
+    return client_call(client, &weft__v1__admin__descriptor, "Status", &request.base,
+                       ADMIN_DEADLINE_MS, &response, error)
                ? (Weft__V1__StatusResponse *)response
                : NULL;
 }

@@ -108,6 +108,10 @@ void request_defaults(RequestOptions *o);
             NULL, 1, 1 << 24, NULL, false                                                          \
     }
 
+/* One unary call of Admin on a connection of its own; the response is freed by
+ * protobuf_c_message_free_unpacked(). */
+bool admin_call(const CommonOptions *common, const char *method, const ProtobufCMessage *request,
+                ProtobufCMessage **response, GError **error);
 /* Members and jobs now; freed by protobuf_c_message_free_unpacked(). */
 Weft__V1__StatusResponse *request_status(Client *client, GError **error);
 bool member_is_usable(const Weft__V1__Member *m);

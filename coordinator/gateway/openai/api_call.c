@@ -210,7 +210,7 @@ static void part_start_run(ApiPart *part, Weft__V1__RunRequest *request)
     const ApiServiceOptions *o = &c->service->options;
     const JobWish *wish = served_wish(c->served);
     const char *cache_key = o->isolate_keys ? (c->key != NULL ? c->key : "") : NULL;
-    RunSetting setting = {.wish = wish, .name = c->model_name, .cache_key = cache_key};
+    RunSetting setting = {.wish = wish, .name = c->model_name, .client_id = c->id, .cache_key = cache_key};
     g_autoptr(GError) error = NULL;
     request->model = (char *)served_path(c->served);
     request->context = wish->context;

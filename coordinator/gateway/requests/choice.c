@@ -381,6 +381,7 @@ void choice_submit(Choice *c)
         g.end_ids = (uint32_t *)tokenizer_end_ids(t, &n);
         g.n_end_ids = n;
     }
+    c->submitted_us = loop_now_us(run->owner->options.loop);
     Attempt *attempt = g_new0(Attempt, 1);
     attempt->run = run;
     attempt->choice = c;

@@ -47,6 +47,7 @@ typedef struct Run Run;
 typedef struct RunSetting {
     const JobWish *wish;   /* the deployment that it goes to; NULL: as the request says. Copied */
     const char *name;      /* the model's, in metrics; NULL: its own. Copied */
+    const char *client_id; /* under which its client knows it too; NULL: none. Copied */
     const char *cache_key; /* prefixes are shared with equal keys only; NULL: with all. Copied */
 } RunSetting;
 Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
@@ -58,6 +59,9 @@ const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
 
 /* Runs that are open: those that have a replica, and those that wait for one. */
 void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out);
+/* What requests wait for, as weft.v1.Reason, appended to reasons (owned). id: a run's, or what its
+ * client knows it by; NULL: every open one. */
+void requests_explain(const Requests *requests, const char *id, GPtrArray *reasons);
 const RequestStats *requests_stats(const Requests *requests);
 
 /* Prompt, messages or prompt ids of a request as ids; returned, of uint32_t. INVALID. Any thread.

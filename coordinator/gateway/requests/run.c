@@ -41,6 +41,7 @@ static void run_free(Run *run)
     g_clear_error(&run->error);
     g_free(run->cache_key);
     g_free(run->stats_name);
+    g_free(run->client_id);
     model_unref(run->model);
     message_free(run->request);
     g_free(run);
@@ -537,6 +538,7 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
         run->wish = setting->wish != NULL ? *setting->wish : (JobWish){0};
         run->cache_key = g_strdup(setting->cache_key);
         run->stats_name = g_strdup(setting->name);
+        run->client_id = g_strdup(setting->client_id);
     }
     run->seed = request->seed_given && request->sampler != NULL
                     ? request->sampler->seed

@@ -32,6 +32,7 @@ typedef struct Choice {
     double nll;
     uint64_t prefill_us, decode_us, wire_bytes;
     int64_t begun_us, first_us, last_us;
+    int64_t submitted_us; /* to its present leader */
     int64_t told_us; /* of the last token that the client was sent */
 } Choice;
 
@@ -63,7 +64,7 @@ struct Run {
     bool wish_given;
     JobWish wish;    /* if given */
     char *cache_key; /* NULL: none */
-    char *stats_name;
+    char *stats_name, *client_id;
     uint64_t seed;
     int64_t begun_us;
     ModelStats *stats; /* from the model's opening on */
