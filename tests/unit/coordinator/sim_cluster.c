@@ -671,19 +671,31 @@ void answer_clear(Answer *a)
     memset(a, 0, sizeof *a);
 }
 
+void sim_request_init(SimCluster *s, SimRequest *r, const char *prompt, uint32_t max_tokens,
+                      uint32_t dp, uint32_t pp, uint32_t tp)
+{
+    r->run = (Weft__V1__RunRequest)WEFT__V1__RUN_REQUEST__INIT;
+    r->layout = (Weft__V1__Layout)WEFT__V1__LAYOUT__INIT;
+    r->layout.dp = dp;
+    r->layout.pp = pp;
+    r->layout.tp = tp;
+    r->run.model = (char *)sim_cluster_model(s);
+    r->run.prompt = (char *)prompt;
+    r->run.max_tokens = max_tokens;
+    r->run.layout = &r->layout;
+}
+
+void sim_request_begin(SimCluster *s, Answer *a, const SimRequest *r)
+{
+    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &r->run);
+}
+
 void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp,
                    uint32_t tp)
 {
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = 1;
-    layout.pp = pp;
-    layout.tp = tp;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)prompt;
-    request.max_tokens = max_tokens;
-    request.layout = &layout;
-    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &request);
+    SimRequest r;
+    sim_request_init(s, &r, prompt, max_tokens, 1, pp, tp);
+    sim_request_begin(s, a, &r);
 }
 
 const Weft__V1__Member *sim_status(SimCluster *s, Answer *a, const char *name)

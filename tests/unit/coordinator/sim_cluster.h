@@ -106,6 +106,15 @@ void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *servic
 void sim_answer(SimCluster *s, Answer *a, int64_t limit_us);
 void answer_clear(Answer *a);
 
+/* A request for the tiny model in a layout, to be changed before it is sent; it points into itself.
+ */
+typedef struct SimRequest {
+    Weft__V1__RunRequest run;
+    Weft__V1__Layout layout;
+} SimRequest;
+void sim_request_init(SimCluster *s, SimRequest *r, const char *prompt, uint32_t max_tokens,
+                      uint32_t dp, uint32_t pp, uint32_t tp);
+void sim_request_begin(SimCluster *s, Answer *a, const SimRequest *r);
 void sim_run_begin(SimCluster *s, Answer *a, const char *prompt, uint32_t max_tokens, uint32_t pp,
                    uint32_t tp);
 /* The member as status shows it; borrowed from a. */

@@ -1,6 +1,20 @@
 #include "tests/unit/coordinator/sim_streams.h"
 
+#include "coordinator/message.h"
+
 #include <string.h>
+
+int cluster_set_up(void **state)
+{
+    *state = sim_cluster_new(1);
+    return 0;
+}
+
+int cluster_tear_down(void **state)
+{
+    sim_cluster_free(*state);
+    return 0;
+}
 
 void start_workers(SimCluster *s, unsigned n)
 {
@@ -44,6 +58,21 @@ void assert_same(const Answer *a, const Answer *want)
     g_assert_cmpmem(a->run_done->digest.data, a->run_done->digest.len, want->run_done->digest.data,
                     want->run_done->digest.len);
     g_assert_cmpstr(a->run_done->finish_reason, ==, want->run_done->finish_reason);
+}
+
+void report_wait(FakeWorker *w, const char *waits_for, const char *operation, uint64_t since_ms,
+                 bool expired)
+{
+    const Weft__V1__Held *held = g_ptr_array_index(w->held, 0);
+    Weft__V1__Waiting waiting = WEFT__V1__WAITING__INIT;
+    waiting.job = held->job;
+    waiting.replica = held->replica;
+    waiting.epoch = held->epoch;
+    waiting.waits_for = (char *)waits_for;
+    waiting.operation = (char *)operation;
+    waiting.since_ms = since_ms;
+    waiting.expired = expired;
+    g_ptr_array_add(w->waiting, message_copy(&waiting.base));
 }
 
 FakeWorker *leader_of(SimCluster *s)

@@ -8,6 +8,9 @@
 
 typedef enum Harm { KILL, FREEZE, CUT } Harm;
 
+/* Fixture of a test: *state becomes a SimCluster of its own. */
+int cluster_set_up(void **state);
+int cluster_tear_down(void **state);
 void start_workers(SimCluster *s, unsigned n);
 /* As status shows it; valid until the next call. */
 const char *state_of(SimCluster *s, const char *name);
@@ -16,6 +19,9 @@ void begin(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp);
 void undisturbed(SimCluster *s, Answer *want, uint32_t pp, uint32_t tp);
 /* Ids, text, digest and reason. */
 void assert_same(const Answer *a, const Answer *want);
+/* From its next heartbeat on it says that it waits for another, in the epoch that it holds. */
+void report_wait(FakeWorker *w, const char *waits_for, const char *operation, uint64_t since_ms,
+                 bool expired);
 FakeWorker *leader_of(SimCluster *s);   /* NULL: nobody leads */
 FakeWorker *follower_of(SimCluster *s); /* holds a part of the running job and leads nothing */
 void harm(FakeWorker *w, Harm how);

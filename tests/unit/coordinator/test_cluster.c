@@ -401,16 +401,11 @@ static void test_stop_string(void **state)
     char stop[3] = {a.text->str[2], a.text->str[3], 0};
     char before[3] = {a.text->str[0], a.text->str[1], 0};
     char *stops[] = {stop};
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = layout.pp = layout.tp = 1;
-    request.layout = &layout;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = 20;
-    request.stop = stops;
-    request.n_stop = 1;
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    SimRequest request;
+    sim_request_init(s, &request, "hello", 20, 1, 1, 1);
+    request.run.stop = stops;
+    request.run.n_stop = 1;
+    sim_request_begin(s, &a, &request);
     sim_answer(s, &a, 10 * SECOND);
     g_assert_no_error(a.error);
     assert_string_equal(a.text->str, before);
@@ -482,13 +477,11 @@ static void test_deadline(void **state)
     SimCluster *s = *state;
     start_workers(s, 1);
     s->workers[0].silent = true;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"x";
-    request.max_tokens = 3;
-    request.deadline_ms = 1500;
+    SimRequest request;
+    sim_request_init(s, &request, "x", 3, 0, 0, 0);
+    request.run.deadline_ms = 1500;
     Answer a = {0};
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &a, &request);
     sim_answer(s, &a, 2 * SECOND);
     assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
     sim_run_for(s, SECOND);
@@ -536,15 +529,9 @@ static void test_certificates_are_renewed(void **state)
 
 static void run_replicated(SimCluster *s, Answer *a)
 {
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = 2;
-    layout.pp = layout.tp = 1;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = 5;
-    request.layout = &layout;
-    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &request);
+    SimRequest request;
+    sim_request_init(s, &request, "hello", 5, 2, 1, 1);
+    sim_request_begin(s, a, &request);
     sim_answer(s, a, 10 * SECOND);
     g_assert_no_error(a->error);
     assert_int_equal(a->ids->len, 5);

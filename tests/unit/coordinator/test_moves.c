@@ -11,18 +11,6 @@
 
 #include <cmocka.h>
 
-static int set_up(void **state)
-{
-    *state = sim_cluster_new(1);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    sim_cluster_free(*state);
-    return 0;
-}
-
 /* ---- silence of the majority ---- */
 
 static void test_majority_is_silent(void **state)
@@ -179,23 +167,17 @@ static void test_replica_grows_back_under_load(void **state)
 {
     SimCluster *s = *state;
     start_workers(s, 2);
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = 2;
-    layout.pp = layout.tp = 1;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = N_TOKENS;
-    request.layout = &layout;
+    SimRequest request;
+    sim_request_init(s, &request, "hello", N_TOKENS, 2, 1, 1);
     Answer want = {0}, a[2] = {0};
-    sim_call(s, &want, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &want, &request);
     sim_answer(s, &want, 10 * SECOND);
     sim_worker_kill(&s->workers[1]);
     sim_run_for(s, 2 * SECOND);
     sim_worker_start(s, 1);
     unsigned n_recoveries = 0;
     for (int i = 0; i < 20; i++) { /* a second each, one half over the next */
-        sim_call(s, &a[i % 2], &weft__v1__serve__descriptor, "Run", &request);
+        sim_request_begin(s, &a[i % 2], &request);
         sim_run_for(s, SECOND / 2);
         if (i > 0) {
             Answer *last = &a[(i - 1) % 2];
@@ -242,13 +224,18 @@ static void test_job_returns_by_itself(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_majority_is_silent, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_majority_is_dead, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_drain_moves_streams, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_job_returns_by_itself, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_majority_is_silent, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_majority_is_dead, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_moves_streams, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_job_returns_by_itself, cluster_set_up,
+                                        cluster_tear_down),
     };
     return cmocka_run_group_tests_name("coordinator moves", tests, NULL, NULL);
 }

@@ -11,18 +11,6 @@
 
 #include <cmocka.h>
 
-static int set_up(void **state)
-{
-    *state = sim_cluster_new(1);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    sim_cluster_free(*state);
-    return 0;
-}
-
 /* ---- one worker is lost ---- */
 
 static void survive(Harm how, bool leader, double most_s)
@@ -147,18 +135,13 @@ static void test_many_streams(void **state)
 {
     SimCluster *s = *state;
     start_workers(s, 3);
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = layout.tp = 1;
-    layout.pp = 2;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.random_prompt = 7;
-    request.layout = &layout;
-    request.max_tokens = N_TOKENS;
-    request.streams = 32;
+    SimRequest request;
+    sim_request_init(s, &request, "", N_TOKENS, 1, 2, 1);
+    request.run.random_prompt = 7;
+    request.run.streams = 32;
     Answer wide = {0}, want = {0}, beside[8] = {0};
     undisturbed(s, &want, 2, 1);
-    sim_call(s, &wide, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &wide, &request);
     for (unsigned i = 0; i < 8; i++) {
         begin(s, &beside[i], 2, 1);
     }
@@ -187,20 +170,14 @@ static void test_stop_string_across_a_loss(void **state)
     for (uint32_t at = 10; at < 40; at += 7) {
         g_autofree char *stop = g_strndup(want.text->str + at, 6);
         char *stops[] = {stop};
-        Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-        layout.dp = layout.tp = 1;
-        layout.pp = 2;
-        Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-        request.model = (char *)sim_cluster_model(s);
-        request.prompt = (char *)"hello";
-        request.max_tokens = N_TOKENS;
-        request.layout = &layout;
-        request.stop = stops;
-        request.n_stop = 1;
-        sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+        SimRequest request;
+        sim_request_init(s, &request, "hello", N_TOKENS, 1, 2, 1);
+        request.run.stop = stops;
+        request.run.n_stop = 1;
+        sim_request_begin(s, &a, &request);
         sim_answer(s, &a, 10 * SECOND);
         g_assert_no_error(a.error);
-        sim_call(s, &b, &weft__v1__serve__descriptor, "Run", &request);
+        sim_request_begin(s, &b, &request);
         while (b.ids->len < at + 3) {
             sim_run_for(s, 5000);
         }
@@ -220,16 +197,11 @@ static void test_stop_string_across_a_loss(void **state)
 
 static void score(SimCluster *s, Answer *a, const char *text)
 {
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = layout.tp = 1;
-    layout.pp = 2;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.kind = WEFT__V1__REQUEST_KIND__SCORE;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)text;
-    request.score_window = 16;
-    request.layout = &layout;
-    sim_call(s, a, &weft__v1__serve__descriptor, "Run", &request);
+    SimRequest request;
+    sim_request_init(s, &request, text, 0, 1, 2, 1);
+    request.run.kind = WEFT__V1__REQUEST_KIND__SCORE;
+    request.run.score_window = 16;
+    sim_request_begin(s, a, &request);
 }
 
 static void test_scores_across_a_loss(void **state)
@@ -261,18 +233,12 @@ static void test_other_replica_takes_over(void **state)
 {
     SimCluster *s = *state;
     start_workers(s, 2);
-    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
-    layout.dp = 2;
-    layout.pp = layout.tp = 1;
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = N_TOKENS;
-    request.layout = &layout;
+    SimRequest request;
+    sim_request_init(s, &request, "hello", N_TOKENS, 2, 1, 1);
     Answer want = {0}, a = {0};
-    sim_call(s, &want, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &want, &request);
     sim_answer(s, &want, 10 * SECOND);
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &a, &request);
     sim_run_for(s, 500000);
     sim_worker_kill(leader_of(s));
     sim_answer(s, &a, 10 * SECOND);
@@ -370,35 +336,18 @@ static void test_deadline_while_it_waits(void **state)
 {
     SimCluster *s = *state;
     start_workers(s, 1);
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = N_TOKENS;
-    request.deadline_ms = 9000;
+    SimRequest request;
+    sim_request_init(s, &request, "hello", N_TOKENS, 0, 0, 0);
+    request.run.deadline_ms = 9000;
     Answer a = {0};
     int64_t begun_us = sim_world_now_us(s->world);
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
+    sim_request_begin(s, &a, &request);
     sim_run_for(s, 500000);
     sim_worker_kill(leader_of(s));
     sim_answer(s, &a, 10 * SECOND);
     assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
     assert_in_range((a.done_us - begun_us) / 100000, 89, 91);
     answer_clear(&a);
-}
-
-/* The leader says that it has waited too long for the other. */
-static void accuse(FakeWorker *leader, const FakeWorker *other)
-{
-    Weft__V1__Held *held = g_ptr_array_index(leader->held, 0);
-    Weft__V1__Waiting *w = malloc(sizeof *w);
-    weft__v1__waiting__init(w);
-    w->job = strdup(held->job);
-    w->epoch = held->epoch;
-    w->waits_for = strdup(other->name);
-    w->operation = strdup("step 3 from stage 1");
-    w->since_ms = 2100;
-    w->expired = true;
-    g_ptr_array_add(leader->waiting, w);
 }
 
 /* The leader says that it waits for the other: the other is named. */
@@ -411,7 +360,7 @@ static void test_sink_is_named(void **state)
     begin(s, &a, 2, 1);
     sim_run_for(s, 500000);
     FakeWorker *leader = leader_of(s), *other = follower_of(s);
-    accuse(leader, other);
+    report_wait(leader, other->name, "step 3 from stage 1", 2100, true);
     leader->stands = true;
     sim_run_for(s, 2 * SECOND);
     leader->stands = false;
@@ -437,7 +386,7 @@ static void test_named_is_not_planned_again(void **state)
     FakeWorker *leader = leader_of(s), *other = follower_of(s);
     unsigned loads = other->n_loads;
     int64_t frozen_us = sim_world_now_us(s->world);
-    accuse(leader, other);
+    report_wait(leader, other->name, "step 3 from stage 1", 2100, true);
     leader->stands = true;
     sim_worker_freeze(other, true);
     sim_run_for(s, 1300000);
@@ -570,23 +519,33 @@ int main(void)
         cmocka_unit_test(test_frozen_follower),
         cmocka_unit_test(test_cut_off_leader),
         cmocka_unit_test(test_cut_off_follower),
-        cmocka_unit_test_setup_teardown(test_two_at_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_two_at_once, cluster_set_up, cluster_tear_down),
         cmocka_unit_test(test_dies_again_during_recovery),
-        cmocka_unit_test_setup_teardown(test_many_streams, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_stop_string_across_a_loss, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_scores_across_a_loss, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_other_replica_takes_over, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_wrong_numbers_after_a_loss, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_poison_ends, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_server_that_goes_down, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_client_leaves_while_it_waits, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_deadline_while_it_waits, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_sink_is_named, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_named_is_not_planned_again, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_many_streams, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_stop_string_across_a_loss, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_scores_across_a_loss, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_other_replica_takes_over, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_wrong_numbers_after_a_loss, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_poison_ends, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_server_that_goes_down, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_client_leaves_while_it_waits, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_deadline_while_it_waits, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_sink_is_named, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_named_is_not_planned_again, cluster_set_up,
+                                        cluster_tear_down),
         cmocka_unit_test(test_many_losses),
-        cmocka_unit_test_setup_teardown(test_waits_for_a_worker, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_says_how_much_memory_is_missing, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_waits_for_a_worker, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_says_how_much_memory_is_missing, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, cluster_set_up,
+                                        cluster_tear_down),
     };
     return cmocka_run_group_tests_name("coordinator recovery", tests, NULL, NULL);
 }

@@ -2,7 +2,6 @@
  * under virtual time. */
 #include "tests/unit/coordinator/sim_streams.h"
 
-#include "coordinator/message.h"
 #include "proto/base/error.h"
 
 #include <setjmp.h>
@@ -11,18 +10,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static int set_up(void **state)
-{
-    *state = sim_cluster_new(3);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    sim_cluster_free(*state);
-    return 0;
-}
 
 static const Weft__V1__WhyResponse *ask(SimCluster *s, Answer *a, const char *what)
 {
@@ -66,20 +53,6 @@ static void assert_has(const char *text, const char *part)
     if (strstr(text, part) == NULL) {
         fail_msg("'%s' lacks '%s'", text, part);
     }
-}
-
-static void report_wait(FakeWorker *w, const char *waits_for, const char *operation,
-                        uint64_t since_ms)
-{
-    const Weft__V1__Held *held = g_ptr_array_index(w->held, 0);
-    Weft__V1__Waiting waiting = WEFT__V1__WAITING__INIT;
-    waiting.job = held->job;
-    waiting.replica = held->replica;
-    waiting.epoch = held->epoch;
-    waiting.waits_for = (char *)waits_for;
-    waiting.operation = (char *)operation;
-    waiting.since_ms = since_ms;
-    g_ptr_array_add(w->waiting, message_copy(&waiting.base));
 }
 
 /* ---- names ---- */
@@ -239,7 +212,7 @@ static void test_frozen_worker(void **state)
     FakeWorker *frozen = follower_of(s), *leader = leader_of(s);
     sim_worker_freeze(frozen, true);
     leader->stands = true;
-    report_wait(leader, frozen->name, "tokens of a step", 700);
+    report_wait(leader, frozen->name, "tokens of a step", 700, false);
     sim_run_for(s, 2 * SECOND);
     const Weft__V1__Reason *r = only(s, &a, "request");
     assert_string_equal(r->state, "running");
@@ -286,8 +259,8 @@ static void test_chain(void **state)
     Answer a = {0}, run = {0};
     begin(s, &run, 2, 2);
     sim_run_for(s, 200000);
-    report_wait(&s->workers[2], "w1", "step 7 from stage 1", 300);
-    report_wait(&s->workers[1], "w0", "all-reduce of layer 3", 400);
+    report_wait(&s->workers[2], "w1", "step 7 from stage 1", 300, false);
+    report_wait(&s->workers[1], "w0", "all-reduce of layer 3", 400, false);
     sim_run_for(s, 600000);
     const Weft__V1__Reason *r = only(s, &a, "request");
     assert_false(wait_between(r, "w2", "w1")->sink);
@@ -333,13 +306,14 @@ static void test_resumed_without_a_token(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_unknown, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_roles, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_loading, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_running, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_frozen_worker, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_chain, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_resumed_without_a_token, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_unknown, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_roles, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_loading, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_running, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_frozen_worker, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_chain, cluster_set_up, cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_resumed_without_a_token, cluster_set_up,
+                                        cluster_tear_down),
     };
     return cmocka_run_group_tests_name("coordinator why", tests, NULL, NULL);
 }
