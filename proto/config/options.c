@@ -26,15 +26,6 @@ static bool in_range(const Option *o, double value, const char *text, GError **e
     return true;
 }
 
-static bool is_choice(const Option *o, const char *text)
-{
-    if (o->choices == NULL) {
-        return true;
-    }
-    g_auto(GStrv) choices = g_strsplit(o->choices, "|", -1);
-    return g_strv_contains((const char *const *)choices, text);
-}
-
 static bool set_flag(const Option *o, bool *field, const char *text, GError **error)
 {
     if (strcmp(text, "true") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "on") == 0 ||
@@ -77,10 +68,23 @@ static bool set_count(const Option *o, uint64_t *field, const char *text, GError
     return true;
 }
 
-static bool set_value(const Option *o, void *values, const char *text, GError **error)
+/* The place of `text` in "a|b|c", -1 if it is not there. */
+static int choice_index(const char *choices, const char *text)
+{
+    g_auto(GStrv) names = g_strsplit(choices, "|", -1);
+    for (int i = 0; names[i] != NULL; i++) {
+        if (strcmp(names[i], text) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+bool options_set(const Option *o, void *values, const char *text, GError **error)
 {
     void *field = (char *)values + o->offset;
-    if (!is_choice(o, text)) {
+    const int choice = o->choices != NULL ? choice_index(o->choices, text) : 0;
+    if (choice < 0) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s '%s' is unknown: use one of %s",
                     o->name, text, o->choices);
         return false;
@@ -108,6 +112,9 @@ static bool set_value(const Option *o, void *values, const char *text, GError **
                refuse(error, o, text, "a time (say 5s, 200ms or 1h)");
     case OPTION_NUMBER:
         return set_number(o, field, text, error);
+    case OPTION_CHOICE:
+        *(uint32_t *)field = (uint32_t)choice;
+        return true;
     }
     g_assert_not_reached();
 }
@@ -227,7 +234,7 @@ static void yaml_scalar(YamlReader *r, const Option *o, const yaml_node_t *node)
     g_autoptr(GError) error = NULL;
     if (node->type != YAML_SCALAR_NODE) {
         yaml_complain(r, node->start_mark.line, "a plain value is needed here");
-    } else if (!set_value(o, r->values, (const char *)node->data.scalar.value, &error)) {
+    } else if (!options_set(o, r->values, (const char *)node->data.scalar.value, &error)) {
         yaml_complain(r, node->start_mark.line, error->message);
     }
 }
@@ -316,7 +323,7 @@ static bool take(Line *l, const Option *o, const char *inline_value, const char 
     if (strcmp(o->name, "config") == 0) {
         l->config = value;
     }
-    return l->dry || set_value(o, l->values, value, error);
+    return l->dry || options_set(o, l->values, value, error);
 }
 
 static bool take_long(Line *l, const char *word, GError **error)
@@ -377,7 +384,7 @@ static bool take_environment(const Option *table, void *values, GError **error)
 {
     for (const Option *o = table; o->name != NULL; o++) {
         const char *text = o->environment != NULL ? g_getenv(o->environment) : NULL;
-        if (text != NULL && text[0] != '\0' && !set_value(o, values, text, error)) {
+        if (text != NULL && text[0] != '\0' && !options_set(o, values, text, error)) {
             g_prefix_error(error, "%s: ", o->environment);
             return false;
         }

@@ -16,6 +16,7 @@ typedef enum OptionType {
     OPTION_SIZE,     /* uint64_t bytes, "8G" */
     OPTION_DURATION, /* int64_t us, "5s" */
     OPTION_NUMBER,   /* double */
+    OPTION_CHOICE,   /* uint32_t: the place of the value among `choices` */
 } OptionType;
 
 typedef struct Option {
@@ -41,6 +42,8 @@ bool options_parse(const Option *table, void *values, int argc, char **argv, GPt
 /* Applies a YAML text alone; `origin` names it in messages. */
 bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
                         const char *origin, GError **error);
+/* Sets one field from a text; INVALID names the option, the text and what it may be. */
+bool options_set(const Option *option, void *values, const char *text, GError **error);
 void options_clear(const Option *table, void *values);
 /* Appends the options' lines of a help text. */
 void options_help(const Option *table, GString *out);
