@@ -43,6 +43,7 @@ ADAPTERS = {  # a foreign header's beginning -> where alone it may be included
     "cublas": "kernels/cuda/",
     "microhttpd.h": "coordinator/gateway/http/",
     "sqlite3.h": "coordinator/store/",
+    "curl/": "tools/weft/load",
 }
 LIBRARIES = {  # library -> the libraries of ours whose symbols it may need
     "proto": set(),

@@ -1,6 +1,7 @@
 /* weft: the operator's and user's command. One verb a file; the verb table below feeds the parser,
  * --help and completion. */
 #include "tools/weft/cli.h"
+#include "tools/weft/load.h"
 
 #include "proto/base/error.h"
 
@@ -23,7 +24,7 @@ static void print_verb(const Verb *verb)
     printf("usage: weft %s %s\n%s\n\n%s", verb->name, verb->arguments, verb->summary, text->str);
 }
 
-static const Verb *find_verb(const char *name)
+static const Verb *find_name(const char *name)
 {
     for (const Verb *const *v = VERBS; *v != NULL; v++) {
         if (strcmp((*v)->name, name) == 0) {
@@ -31,6 +32,15 @@ static const Verb *find_verb(const char *name)
         }
     }
     return NULL;
+}
+
+/* A verb of two words goes before one of its first; *n_words: how many it took. */
+static const Verb *find_verb(int argc, char **argv, int *n_words)
+{
+    g_autofree char *two = argc > 2 ? g_strjoin(" ", argv[1], argv[2], NULL) : NULL;
+    const Verb *verb = two != NULL ? find_name(two) : NULL;
+    *n_words = verb != NULL ? 2 : 1;
+    return verb != NULL ? verb : find_name(argv[1]);
 }
 
 static int unknown_verb(const char *name)
@@ -80,11 +90,13 @@ int main(int argc, char **argv)
         return argc < 2 ? 2 : 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        g_autofree char *rpc = rpc_libraries(),
-                        *libraries = g_strdup_printf("%s, jansson %s", rpc, jansson_version_str());
+        g_autofree char *rpc = rpc_libraries(), *load = load_library(),
+                        *libraries =
+                            g_strdup_printf("%s, jansson %s, %s", rpc, jansson_version_str(), load);
         daemon_print_version("weft", libraries);
         return 0;
     }
-    const Verb *verb = find_verb(argv[1]);
-    return verb != NULL ? run_verb(verb, argc - 1, argv + 1) : unknown_verb(argv[1]);
+    int n_words;
+    const Verb *verb = find_verb(argc, argv, &n_words);
+    return verb != NULL ? run_verb(verb, argc - n_words, argv + n_words) : unknown_verb(argv[1]);
 }
