@@ -99,6 +99,7 @@ static void on_status(RpcCall *call, const ProtobufCMessage *message, void *user
     response.loop_lag_ms =
         parts->options.lag_ms != NULL ? parts->options.lag_ms(parts->options.lag_user) : 0;
     response.seal_off = parts->options.seal_off;
+    requests_count(parts->requests, &response.requests_running, &response.requests_waiting);
     rpc_call_reply(call, &response.base);
 }
 

@@ -807,5 +807,9 @@ void member_describe(const Member *m, Weft__V1__Member *out)
     }
     if (m->heartbeat != NULL) {
         out->counters = m->heartbeat->counters;
+        out->loads = m->heartbeat->loads;
+        out->n_loads = m->attached ? m->heartbeat->n_loads : 0;
+        out->waiting = m->heartbeat->waiting;
+        out->n_waiting = m->attached ? m->heartbeat->n_waiting : 0;
     }
 }

@@ -142,9 +142,12 @@ static void explain_replica(const Deployment *d, const ReplicaState *replica, GS
     const WaitEdge *all = (const WaitEdge *)(const void *)edges->data;
     const WaitEdge *sink = wait_graph_sink(all, edges->len, NULL);
     for (guint i = 0; i < edges->len; i++) {
-        const Member *waiter = members_find(d->jobs->options.members, all[i].waiter);
+        /* As of its last heartbeat; who is silent since then waits on. */
+        uint64_t silent_ms =
+            member_silent_ms(members_find(d->jobs->options.members, all[i].waiter));
+        uint64_t more_ms = silent_ms >= MEMBER_SUSPECT_US / 1000 ? silent_ms : 0;
         reason_wait(reason, all[i].waiter, all[i].waits_for, g_strdup(all[i].operation),
-                    all[i].since_ms + member_silent_ms(waiter))
+                    all[i].since_ms + more_ms)
             ->sink = &all[i] == sink;
     }
     if (replica->suspicion != NULL) {

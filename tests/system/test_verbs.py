@@ -163,16 +163,21 @@ def case_job_columns():
 
 
 def case_top():
-    """top draws status again until SIGINT ends it"""
-    process = subprocess.Popen([str(WEFT), "top"], env=clean_environment(cluster.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    screens = 0
-    for line in process.stdout:
-        screens += "NAME" in line
-        if screens == 2:
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert screens == 2 and process.wait(harness.GUARD_S) in (0, 130), process.returncode
+    """top: once where it is no terminal, at most 80 columns; --json is one sample"""
+    text = weft("top").ok().out
+    narrow(text)
+    assert [line.split()[0] for line in text.splitlines() if line and line.split()[0].isupper()] == ["WORKER", "REPLICA", "JOB"], text
+    sample = weft("top", "--json").ok().json()
+    shape(sample, {
+        "cluster": str, "generation": int, "uptime_ms": int, "requests": {"running": int, "waiting": int}, "loop_lag_ms": float,
+        "workers": [{"name": str, "state": str, "stalls": list}],
+        "replicas": [{"job": str, "replica": int, "epoch": int, "leader": str, "running": int, "waiting": int, "slots": int, "kv_pages": int,
+                      "kv_pages_used": int, "kv_pages_cached": int, "preemptions": int}],
+        "jobs": [{"id": str, "state": str, "layout": str, "epoch": int, "active_requests": int, "model": str}]})
+    assert {w["name"] for w in sample["workers"]} == {"worker-1", "worker-2", "worker-3"}, sample
+    for worker in sample["workers"]:
+        assert all(worker[k + "_share"] is None or worker[k + "_share"] >= 0 for k in ("compute", "wait", "wire", "seal")), worker
+    weft("top", "worker-1").fails(2, "not expected")
 
 
 def case_chat():

@@ -1,7 +1,9 @@
-"""`weft why`: who waits for what, since when, of requests and jobs of a cluster whose one worker is frozen or whose engine is held."""
+"""`weft top`, and `weft why`: who waits for what, since when, of requests and jobs of a cluster whose one worker is frozen or whose engine is held."""
+import contextlib
 import http.client
 import json
 import os
+import pty
 import signal
 import subprocess
 
@@ -76,6 +78,32 @@ def case_running():
         assert {line.split()[0] for line in listed.splitlines()} == {"NAME", request.id, why["job"]}, listed
     finally:
         request.end()
+
+
+def case_top():
+    """top --json has the rates of a request that runs; on a terminal top draws again until SIGINT ends it"""
+    request = Request("top")
+    try:
+        sample = wait_for("the rates", lambda: next((s for s in [weft("top", "--json").ok().json()] if s["replicas"] and s["replicas"][0]["tokens_per_s"]), None))
+        replica, worker, job = sample["replicas"][0], sample["workers"][0], sample["jobs"][0]
+        assert replica["tokens_per_s"] > 0 and replica["running"] == 1 and replica["kv_pages_used"] > 0 and replica["leader"] == "worker-1", sample
+        assert job["tokens_per_s"] == replica["tokens_per_s"] and job["active_requests"] == 1 and sample["requests"] == {"running": 1, "waiting": 0}, sample
+        assert worker["compute_share"] > 0 and worker["rows_per_s"] > 0, sample
+    finally:
+        request.end()
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen([str(WEFT), "top"], env=clean_environment(cluster.env), stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE)
+    harness._processes.append(process)
+    os.close(terminal)
+    seen = b""
+    while seen.count(b"\033[H\033[2J") < 3:
+        seen += os.read(screen, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while os.read(screen, 4096):
+            pass
+    assert process.wait(GUARD_S) == 0 and b"WORKER" in seen, seen
+    os.close(screen)
 
 
 def case_submit_role():

@@ -1,4 +1,4 @@
-/* weft token, revoke, status, top, drain, undrain: the operator's view of the members. */
+/* weft token, revoke, status, drain, undrain: the operator's view of the members. */
 #include "tools/weft/request.h"
 #include "tools/weft/verbs.h"
 
@@ -192,7 +192,6 @@ static const Option STATUS_OPTIONS[] = {
     COMMON_OPTIONS(StatusOptions),
     {0},
 };
-static const Option TOP_OPTIONS[] = {COMMON_OPTIONS(StatusOptions), {0}};
 
 static json_t *counters_json(const Weft__V1__Counters *c)
 {
@@ -382,31 +381,18 @@ static bool watch_status(Client *client, const StatusOptions *o, GError **error)
     return true;
 }
 
-static int status_of(StatusOptions *o)
+static int status_run(const Verb *verb, void *values, GPtrArray *rest)
 {
+    StatusOptions *o = values;
     GError *error = NULL;
+    if (rest->len > 0) {
+        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
+    }
     Client *client = client_new(&o->common, &error);
     const bool ok = client != NULL &&
                     (o->watch ? watch_status(client, o, &error) : show_status(client, o, &error));
     client_free(client);
     return ok ? 0 : cli_fail(error);
-}
-
-static int status_run(const Verb *verb, void *values, GPtrArray *rest)
-{
-    if (rest->len > 0) {
-        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
-    }
-    return status_of(values);
-}
-
-static int top_run(const Verb *verb, void *values, GPtrArray *rest)
-{
-    if (rest->len > 0) {
-        return cli_usage(verb, "'%s' is not expected", (char *)rest->pdata[0]);
-    }
-    ((StatusOptions *)values)->watch = true;
-    return status_of(values);
 }
 
 const Verb VERB_STATUS = {"status",
@@ -416,5 +402,3 @@ const Verb VERB_STATUS = {"status",
                           sizeof(StatusOptions),
                           NULL,
                           status_run};
-const Verb VERB_TOP = {"top", "",     "status, live", TOP_OPTIONS, sizeof(StatusOptions),
-                       NULL,  top_run};

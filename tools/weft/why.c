@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define STALL_MS 1000u /* workers wait for each other all the time; longer is worth a line */
+
 typedef struct WhyOptions {
     CommonOptions common;
 } WhyOptions;
@@ -122,7 +124,7 @@ static void print_reason(const Weft__V1__Reason *r)
     }
     print_resume(r);
     for (size_t i = 0; i < r->n_waits; i++) {
-        if (r->waits[i]->sink) {
+        if (r->waits[i]->sink && r->waits[i]->since_ms >= STALL_MS) {
             printf("all wait for worker %s: %s\n", r->waits[i]->waits_for, r->waits[i]->what);
         }
     }
