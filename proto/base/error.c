@@ -147,5 +147,6 @@ GError *weft_error_from_status(int grpc_code, const char *message)
     if (rest[0] == '\0') {
         return g_error_new(WEFT_ERROR, code, "the peer gave status %d and no message", grpc_code);
     }
-    return g_error_new_literal(WEFT_ERROR, code, rest);
+    g_autofree char *text = g_utf8_make_valid(rest, -1); /* the peer's bytes */
+    return g_error_new_literal(WEFT_ERROR, code, text);
 }

@@ -46,6 +46,6 @@ int weft_error_exit_code(const GError *error);
  * NOT_FOUND -> 5, DENIED -> 7, DEADLINE -> 4, CANCELLED -> 1, UNREACHABLE -> 14, VERSION/STALE ->
  * 9/10, NOT_READY -> 14, MEMORY -> 8, IO/FAILED -> 13, ... The WeftErrorCode itself travels in the
  * status message as a prefix "[weft NNN] " so that the round trip is exact; both functions handle
- * it. */
+ * it. What comes back is UTF-8, whatever bytes the peer sent. */
 int weft_error_to_status(const GError *error, char **message_out /* returned */);
 GError *weft_error_from_status(int grpc_code, const char *message);

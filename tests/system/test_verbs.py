@@ -237,7 +237,9 @@ def case_verify_refused():
 
 
 def case_drain():
-    """drain: the worker takes no new work and says why; undrain gives it back"""
+    """drain: the worker takes no new work and says why, be it in bytes that are no UTF-8; undrain gives it back"""
+    weft("drain", "worker-2", "--reason", "not \udcff text", "-q").ok()  # the byte 0xff
+    assert cluster.member("worker-2")["reason"] == "not \ufffd text" and "not \ufffd text" in weft("status").ok().out
     weft("drain", "worker-2", "--reason", "new memory", "-q").ok()
     cluster.wait_states({"worker-2": ("draining",)}, "worker-2 to drain")
     assert cluster.member("worker-2")["reason"] == "new memory"

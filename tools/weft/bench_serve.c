@@ -186,9 +186,9 @@ static void print_json(const LoadOptions *l, const BenchServeOptions *o, const L
                                                 (json_int_t)e->n, "first", e->text));
     }
     json_object_update_new(
-        object, json_pack("{s:s,s:s,s:s,s:I,s:I,s:f,s:I,s:I}", "url", l->url, "model", l->model,
-                          "api", o->api, "requests", (json_int_t)l->n_requests, "concurrency",
-                          (json_int_t)l->concurrency, "rate", l->rate, "max_tokens",
+        object, json_pack("{s:o,s:s,s:s,s:I,s:I,s:f,s:I,s:I}", "url", cli_json_text(l->url),
+                          "model", l->model, "api", o->api, "requests", (json_int_t)l->n_requests,
+                          "concurrency", (json_int_t)l->concurrency, "rate", l->rate, "max_tokens",
                           (json_int_t)l->max_tokens, "seed", (json_int_t)l->seed));
     json_object_update_new(
         object, json_pack("{s:f,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f}", "duration_s", r->duration_s,

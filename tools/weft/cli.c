@@ -301,6 +301,12 @@ json_t *cli_json_new(void)
     return json_pack("{s:i}", "version", 1);
 }
 
+json_t *cli_json_text(const char *text)
+{
+    g_autofree char *valid = g_utf8_make_valid(text, -1);
+    return json_string(valid);
+}
+
 void cli_print_json(json_t *object)
 {
     char *text = json_dumps(object, JSON_PRESERVE_ORDER | JSON_COMPACT | JSON_REAL_PRECISION(9));

@@ -129,6 +129,8 @@ bool client_stream(Client *client, const ProtobufCServiceDescriptor *service, co
 /* Prints an object with "version": 1 first, and frees it. */
 void cli_print_json(json_t *object /* taken */);
 json_t *cli_json_new(void);
+/* A string of bytes that may be no UTF-8 (a file's name): what is none becomes U+FFFD. Returned. */
+json_t *cli_json_text(const char *text);
 /* Progress line on stderr: overwritten on a terminal, one line a change else; nothing with --quiet.
  */
 void cli_progress(const CommonOptions *common, const char *format, ...) G_GNUC_PRINTF(2, 3);

@@ -97,8 +97,8 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
     for (guint i = 0; i < out->ids->len; i++) {
         json_array_append_new(ids, json_integer(g_array_index(out->ids, uint32_t, i)));
     }
-    json_object_set_new(object, "model", json_string(model));
-    json_object_set_new(object, "text", json_stringn_nocheck(out->text->str, out->text->len));
+    json_object_set_new(object, "model", cli_json_text(model));
+    json_object_set_new(object, "text", cli_json_text(out->text->str));
     json_object_set_new(object, "tokens", ids);
     if (out->logprobs != NULL) {
         json_object_set(object, "logprobs", out->logprobs);

@@ -78,7 +78,7 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     local_cluster_free(cluster);
     if (o->common.json) {
         json_t *object = cli_json_new();
-        json_object_set_new(object, "state", json_string(state));
+        json_object_set_new(object, "state", cli_json_text(state));
         json_object_set_new(object, "workers", json_integer((json_int_t)o->workers));
         cli_print_json(object);
     } else if (!o->common.quiet) {

@@ -4,6 +4,7 @@
 
 #include "proto/base/error.h"
 #include "transport/rpc/descriptors.h"
+#include "transport/rpc/message_text.h"
 
 #include <string.h>
 
@@ -195,6 +196,7 @@ void rpc_client_message(RpcClientCall *call, const uint8_t *bytes, size_t n_byte
         fail_locally(call, "cannot be decoded", n_bytes);
         return;
     }
+    message_text_mend(response);
     if (call->callbacks.on_message) {
         call->callbacks.on_message(response, call->user);
     }

@@ -14,6 +14,7 @@
 
 #include "proto/base/error.h"
 #include "transport/rpc/descriptors.h"
+#include "transport/rpc/message_text.h"
 
 #include <string.h>
 
@@ -323,6 +324,7 @@ void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes)
                call->route->name, type->name);
         return;
     }
+    message_text_mend(request);
     run_handler(call, request);
     protobuf_c_message_free_unpacked(request, NULL);
 }

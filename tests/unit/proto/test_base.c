@@ -86,6 +86,9 @@ static void test_foreign_statuses(void **state)
     assert_status(77, "no such status", WEFT_ERROR_FAILED);
     g_autoptr(GError) error = weft_error_from_status(14, "");
     assert_true(strlen(error->message) > 0);
+    g_autoptr(GError) bytes = weft_error_from_status(14, "[weft 303] file \xff is \xc3");
+    assert_int_equal(bytes->code, WEFT_ERROR_IO);
+    assert_string_equal(bytes->message, "file \xef\xbf\xbd is \xef\xbf\xbd");
 }
 
 /* ---- checked ----------------------------------------------------------------------------------

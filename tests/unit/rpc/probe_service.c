@@ -47,9 +47,14 @@ static size_t send_number(RpcCall *call, int64_t value)
 
 static void on_add(RpcCall *call, const ProtobufCMessage *request, void *user)
 {
-    note(user, call);
+    ProbeService *probe = user;
+    note(probe, call);
     Weft__Test__Number number = *(const Weft__Test__Number *)request;
     number.value++;
+    if (number.text[0] != '\0') {
+        g_strlcpy(probe->text, number.text, sizeof probe->text);
+        number.text = (char *)"\xfe answer";
+    }
     rpc_call_reply(call, &number.base);
 }
 

@@ -10,6 +10,7 @@ typedef struct ProbeService {
     int n_called, n_cancelled, n_data_freed;
     int64_t time_left_ms; /* of the last call */
     char peer_name[64];   /* of the last call */
+    char text[64];        /* of the last Add that had one */
     RpcRole peer_role;
     size_t most_waiting; /* largest answer of rpc_call_send */
     RpcCall *held;       /* last call of Hang, referenced until it ended */

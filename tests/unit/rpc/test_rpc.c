@@ -171,6 +171,35 @@ static void test_unary(void **state)
     outcome_clear(&outcome);
 }
 
+typedef struct Texts {
+    char answer[64];
+    bool done;
+} Texts;
+
+static void keep_text(const ProtobufCMessage *message, void *user)
+{
+    g_strlcpy(((Texts *)user)->answer, ((const Weft__Test__Number *)message)->text, 64);
+}
+
+static void end_texts(const GError *error, void *user)
+{
+    g_assert_no_error(error);
+    ((Texts *)user)->done = true;
+}
+
+static void test_strings_arrive_as_utf8(void **state)
+{
+    Fixture *f = *state;
+    Texts texts = {0};
+    Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
+    number.text = (char *)"\xff question";
+    rpc_call_start(f->channel, &weft__test__probe__descriptor, "Add", &number.base, 5000, false,
+                   (RpcCallbacks){keep_text, end_texts}, &texts);
+    assert_true(main_loop_run_until(f->loop, &texts.done, PATIENCE_US));
+    assert_string_equal(f->probe.text, "\xef\xbf\xbd question");
+    assert_string_equal(texts.answer, "\xef\xbf\xbd answer");
+}
+
 static void test_server_stream(void **state)
 {
     Fixture *f = *state;
@@ -662,6 +691,7 @@ int main(void)
     void *grpc = NULL, *inproc = "inproc";
     const struct CMUnitTest tests[] = {
         BOTH(test_unary),
+        BOTH(test_strings_arrive_as_utf8),
         cmocka_unit_test_setup_teardown(test_new_certificate, set_up, tear_down),
         BOTH(test_server_stream),
         BOTH(test_empty_stream),
