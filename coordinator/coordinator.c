@@ -441,17 +441,18 @@ static uint32_t recovery_wait_ms(const CoordinatorOptions *options)
     return options->recovery_wait_ms != 0 ? options->recovery_wait_ms : RECOVERY_WAIT_MS;
 }
 
+/* What the parts share that work with members and models. */
+#define SHARED_PARTS(p)                                                                            \
+    .loop = (p)->options.loop, .log = (p)->options.log, .random = (p)->options.random,             \
+    .pool = (p)->pool, .members = (p)->members, .models = (p)->models,                             \
+    .generation = (p)->generation
+
 /* The parts of the HTTP interface; its listener comes last, when there is something behind it. */
 static void start_api(Coordinator *c)
 {
     Parts *p = &c->parts;
     p->keys = api_keys_new(p->options.loop, p->options.store, p->options.random);
-    ApiServiceOptions options = {.loop = p->options.loop,
-                                 .log = p->options.log,
-                                 .random = p->options.random,
-                                 .pool = p->pool,
-                                 .members = p->members,
-                                 .models = p->models,
+    ApiServiceOptions options = {SHARED_PARTS(p),
                                  .jobs = p->jobs,
                                  .requests = p->requests,
                                  .keys = p->keys,
@@ -459,7 +460,6 @@ static void start_api(Coordinator *c)
                                  .isolate_keys = p->options.http_isolate_keys,
                                  .certificate_pem = c->http_certificate_pem,
                                  .key_pem = c->http_key_pem,
-                                 .generation = p->generation,
                                  .lag_ms = p->options.lag_ms,
                                  .lag_user = p->options.lag_user};
     p->api = api_service_new(&options);
@@ -472,28 +472,14 @@ static bool start_jobs(Coordinator *c, GError **error)
         log_warn(p->options.log, "payloads between workers are not sealed (--seal off): whoever "
                                  "reaches the data ports can read and forge activations");
     }
-    JobsOptions options = {.loop = p->options.loop,
+    JobsOptions options = {SHARED_PARTS(p),
                            .store = p->options.store,
-                           .log = p->options.log,
-                           .random = p->options.random,
-                           .pool = p->pool,
-                           .members = p->members,
-                           .models = p->models,
                            .cluster = p->cluster,
-                           .generation = p->generation,
                            .control_address = p->control_address,
                            .seal_off = p->options.seal_off,
                            .recovery_wait_us = (int64_t)recovery_wait_ms(&p->options) * 1000};
     p->jobs = jobs_new(&options);
-    RequestsOptions requests = {.loop = p->options.loop,
-                                .log = p->options.log,
-                                .random = p->options.random,
-                                .pool = p->pool,
-                                .members = p->members,
-                                .models = p->models,
-                                .jobs = p->jobs,
-                                .cluster = p->cluster,
-                                .generation = p->generation};
+    RequestsOptions requests = {SHARED_PARTS(p), .jobs = p->jobs, .cluster = p->cluster};
     p->requests = requests_new(&requests);
     p->slices = (SlicesService){p->options.loop, p->pool, p->models};
     start_api(c);

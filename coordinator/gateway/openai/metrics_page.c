@@ -41,39 +41,45 @@ static void put_model_ended(const ModelStats *stats, void *user)
     }
 }
 
+typedef struct RequestFamily {
+    const char *name, *type, *help;
+    size_t offset;
+} RequestFamily;
+
+#define REQUEST_COUNTER(name, field, help)                                                         \
+    {                                                                                              \
+        name, "counter", help, offsetof(ModelStats, field)                                         \
+    }
+#define REQUEST_HISTOGRAM(name, field, help)                                                       \
+    {                                                                                              \
+        name, "histogram", help, offsetof(ModelStats, field)                                       \
+    }
+static const RequestFamily model_families[] = {
+    REQUEST_COUNTER("vllm:prompt_tokens_total", prompt_tokens, "Tokens of prompts."),
+    REQUEST_COUNTER("vllm:generation_tokens_total", generation_tokens, "Tokens generated."),
+    REQUEST_HISTOGRAM("vllm:time_to_first_token_seconds", first_token_s,
+                      "From a request to its first token."),
+    REQUEST_HISTOGRAM("vllm:inter_token_latency_seconds", inter_token_s,
+                      "From one token to the next."),
+    REQUEST_HISTOGRAM("vllm:time_per_output_token_seconds", inter_token_s,
+                      "From one token to the next."),
+    REQUEST_HISTOGRAM("vllm:e2e_request_latency_seconds", whole_s, "From a request to its end."),
+    REQUEST_HISTOGRAM("vllm:request_queue_time_seconds", queue_s, "From a request to its replica."),
+    REQUEST_HISTOGRAM("vllm:request_prefill_time_seconds", prefill_s,
+                      "From the replica to the first token."),
+    REQUEST_HISTOGRAM("vllm:request_decode_time_seconds", decode_s,
+                      "From the first token to the last."),
+    REQUEST_HISTOGRAM("weft_request_recovery_seconds", recovery_s,
+                      "After the loss of a worker, from the last token before to the first after."),
+};
+
 static void put_models(const RequestStats *stats, GString *out)
 {
-    static const struct {
-        const char *name, *type, *help;
-        size_t offset;
-    } families[] = {
-        {"vllm:prompt_tokens_total", "counter", "Tokens of prompts.",
-         offsetof(ModelStats, prompt_tokens)},
-        {"vllm:generation_tokens_total", "counter", "Tokens generated.",
-         offsetof(ModelStats, generation_tokens)},
-        {"vllm:time_to_first_token_seconds", "histogram", "From a request to its first token.",
-         offsetof(ModelStats, first_token_s)},
-        {"vllm:inter_token_latency_seconds", "histogram", "From one token to the next.",
-         offsetof(ModelStats, inter_token_s)},
-        {"vllm:time_per_output_token_seconds", "histogram", "From one token to the next.",
-         offsetof(ModelStats, inter_token_s)},
-        {"vllm:e2e_request_latency_seconds", "histogram", "From a request to its end.",
-         offsetof(ModelStats, whole_s)},
-        {"vllm:request_queue_time_seconds", "histogram", "From a request to its replica.",
-         offsetof(ModelStats, queue_s)},
-        {"vllm:request_prefill_time_seconds", "histogram", "From the replica to the first token.",
-         offsetof(ModelStats, prefill_s)},
-        {"vllm:request_decode_time_seconds", "histogram", "From the first token to the last.",
-         offsetof(ModelStats, decode_s)},
-        {"weft_request_recovery_seconds", "histogram",
-         "After the loss of a worker, from the last token before to the first after.",
-         offsetof(ModelStats, recovery_s)},
-    };
-    for (size_t i = 0; i < G_N_ELEMENTS(families); i++) {
-        StatsFamily f = {out, families[i].name, families[i].offset};
-        metrics_family(out, f.name, families[i].type, families[i].help);
+    for (size_t i = 0; i < G_N_ELEMENTS(model_families); i++) {
+        StatsFamily f = {out, model_families[i].name, model_families[i].offset};
+        metrics_family(out, f.name, model_families[i].type, model_families[i].help);
         request_stats_each(
-            stats, families[i].type[0] == 'c' ? put_model_counter : put_model_histogram, &f);
+            stats, model_families[i].type[0] == 'c' ? put_model_counter : put_model_histogram, &f);
     }
     StatsFamily f = {out, "vllm:request_success_total", 0};
     metrics_family(out, f.name, "counter", "Sequences by how they ended.");

@@ -464,15 +464,36 @@ static void test_idle_socket_is_closed(void **state)
     assert_string_equal(out, "closed");
 }
 
+typedef struct Three {
+    int fds[3]; /* connections, in the order in which they were made */
+} Three;
+
+static Three dial_three(Fixture *f)
+{
+    return (Three){{dial(f), dial(f), dial(f)}};
+}
+
+static void close_three(const Three *c)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(c->fds); i++) {
+        close(c->fds[i]);
+    }
+}
+
+static void ask_for(int fd, const char *path)
+{
+    g_autofree char *head =
+        g_strdup_printf("GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path);
+    say(fd, head);
+}
+
 static void three_of_one_source(Fixture *f, GString *out)
 {
-    int fds[] = {dial(f), dial(f), dial(f)};
-    g_string_append(out, is_closed_within(fds[2], 10) ? "third closed," : "third open,");
-    say(fds[0], "GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    hear(fds[0], out, "hello");
-    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
-        close(fds[i]);
-    }
+    const Three c = dial_three(f);
+    g_string_append(out, is_closed_within(c.fds[2], 10) ? "third closed," : "third open,");
+    ask_for(c.fds[0], "/a");
+    hear(c.fds[0], out, "hello");
+    close_three(&c);
 }
 
 static void test_connections_of_one_source_are_bounded(void **state)
@@ -488,15 +509,13 @@ static void test_connections_of_one_source_are_bounded(void **state)
 /* The third is taken when the first has gone, not before. */
 static void wait_in_the_queue(Fixture *f, GString *out)
 {
-    int fds[] = {dial(f), dial(f), dial(f)};
-    say(fds[2], "GET /third HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    say(fds[0], "GET /first HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    hear(fds[0], out, "hello");
+    const Three c = dial_three(f);
+    ask_for(c.fds[2], "/third");
+    ask_for(c.fds[0], "/first");
+    hear(c.fds[0], out, "hello");
     g_string_truncate(out, 0);
-    hear(fds[2], out, "hello");
-    for (size_t i = 0; i < G_N_ELEMENTS(fds); i++) {
-        close(fds[i]);
-    }
+    hear(c.fds[2], out, "hello");
+    close_three(&c);
 }
 
 static void test_connections_in_all_are_bounded(void **state)
