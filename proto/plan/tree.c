@@ -4,6 +4,7 @@
 #include "proto/plan/tree.h"
 
 #include <glib.h>
+#include <stdbool.h>
 #include <string.h>
 
 static uint32_t middle(uint32_t a, uint32_t b)
@@ -46,21 +47,38 @@ uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep
     return walk(0, n_leaves, first, last, 0, steps);
 }
 
-static uint32_t count_subtrees(uint32_t a, uint32_t b, uint32_t first, uint32_t last)
+/* Whether some leaf of [a, b) is there. */
+static bool is_there(uint64_t missing, uint32_t a, uint32_t b)
+{
+    for (uint32_t leaf = a; leaf < b; leaf++) {
+        if ((missing >> leaf & 1) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static uint32_t count_subtrees(uint32_t a, uint32_t b, uint64_t missing, uint32_t first,
+                               uint32_t last)
 {
     if (b <= first || last <= a) {
         return 0;
     }
     if (first <= a && b <= last) {
-        return 1;
+        return is_there(missing, a, b);
     }
-    return count_subtrees(a, middle(a, b), first, last) +
-           count_subtrees(middle(a, b), b, first, last);
+    return count_subtrees(a, middle(a, b), missing, first, last) +
+           count_subtrees(middle(a, b), b, missing, first, last);
 }
 
 uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last)
 {
-    return first < last && last <= n_leaves ? count_subtrees(0, n_leaves, first, last) : 0;
+    return tree_subtrees_missing(n_leaves, 0, first, last);
+}
+
+uint32_t tree_subtrees_missing(uint32_t n_leaves, uint64_t missing, uint32_t first, uint32_t last)
+{
+    return first < last && last <= n_leaves ? count_subtrees(0, n_leaves, missing, first, last) : 0;
 }
 
 /* The rank that holds all of [a, b), or -1. */
@@ -74,27 +92,44 @@ static int holder(const uint32_t *cuts, uint32_t n_ranks, uint32_t a, uint32_t b
     return -1;
 }
 
-/* Numbers the maximal subtrees in order of their leaves and counts, for each, the nodes above it
- * that end with it. */
-static void complete(uint32_t a, uint32_t b, const uint32_t *cuts, uint32_t n_ranks, uint32_t *n,
-                     uint8_t *merges)
+typedef struct Completion {
+    uint64_t missing;
+    const uint32_t *cuts;
+    uint32_t n_ranks, n;
+    uint8_t *merges;
+} Completion;
+
+/* Numbers the maximal subtrees that are there in order of their leaves and counts, for each, the
+ * sums above it that end with it. Returns whether anything of [a, b) is there. */
+static bool complete(Completion *c, uint32_t a, uint32_t b)
 {
-    if (holder(cuts, n_ranks, a, b) >= 0) {
-        merges[(*n)++] = 0;
-        return;
+    if (holder(c->cuts, c->n_ranks, a, b) >= 0) {
+        const bool there = is_there(c->missing, a, b);
+        if (there) {
+            c->merges[c->n++] = 0;
+        }
+        return there;
     }
-    uint32_t m = middle(a, b);
-    complete(a, m, cuts, n_ranks, n, merges);
-    complete(m, b, cuts, n_ranks, n, merges);
-    merges[*n - 1]++;
+    const uint32_t m = middle(a, b);
+    const bool left = complete(c, a, m), right = complete(c, m, b);
+    if (left && right) {
+        c->merges[c->n - 1]++;
+    }
+    return left || right;
 }
 
 uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks, uint8_t *merges)
 {
+    return tree_completion_missing(n_leaves, 0, cuts, n_ranks, merges);
+}
+
+uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
+                                 uint32_t n_ranks, uint8_t *merges)
+{
     g_assert(n_leaves <= TREE_LEAVES_LIMIT && cuts[0] == 0 && cuts[n_ranks] == n_leaves);
-    uint32_t n = 0;
+    Completion c = {missing, cuts, n_ranks, 0, merges};
     if (n_leaves > 0) {
-        complete(0, n_leaves, cuts, n_ranks, &n, merges);
+        complete(&c, 0, n_leaves);
     }
-    return n;
+    return c.n;
 }

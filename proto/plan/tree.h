@@ -30,3 +30,9 @@ uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last);
  * the number of subtrees. The last merge leaves one value: the sum. */
 uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks,
                          uint8_t *merges);
+
+/* The same where some leaves have no operand (bit i of `missing`: leaf i): a subtree without any is
+ * none, and a node with one such child is the other one. The programs of ranges stay the same. */
+uint32_t tree_subtrees_missing(uint32_t n_leaves, uint64_t missing, uint32_t first, uint32_t last);
+uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
+                                 uint32_t n_ranks, uint8_t *merges);

@@ -101,7 +101,9 @@ static void run(World *w, unsigned which, const GroupWait *wait)
         group_broadcast(w->group, wait, 1, bytes, 40);
         return;
     case 4:
-        group_reduce_scatter(w->group, wait, LEAVES, cuts, mine, VALUES, first, out);
+        group_reduce_scatter(w->group, wait,
+                             &(const GroupOperands){LEAVES, 0, cuts, (const float *const[]){mine}},
+                             first, out);
         return;
     default:
         group_all_to_all(w->group, wait, sends, sizes, places, sizes);

@@ -67,6 +67,7 @@ Group *group_new(const GroupOptions *options)
     Group *group = g_new0(Group, 1);
     group->options = *options;
     group->options.links = NULL;
+    group->options.op = options->op != 0 ? options->op : LINK_OP_PARTIAL;
     memcpy(group->links, options->links, options->n_ranks * sizeof *group->links);
     group->early_pool.out_limit = EARLY_MESSAGES_LIMIT;
     group->early_pool.bytes_out_limit = EARLY_BYTES_LIMIT;
@@ -292,7 +293,7 @@ static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, cons
     int64_t start = 0;
     for (;;) {
         LinkStatus sent =
-            link_send_try(group->links[to], LINK_OP_PARTIAL, flags_of(group->wait->site, phase),
+            link_send_try(group->links[to], group->options.op, flags_of(group->wait->site, phase),
                           group->wait->step, parts, n_parts);
         if (sent == LINK_OK) {
             group->counters.bytes_sent += size;
@@ -443,11 +444,8 @@ GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *co
 
 /* ---- reductions ---- */
 
-/* This rank's subtrees, elements [first, first + n). */
-typedef struct Subtrees {
-    const float *data;
-    size_t stride;
-} Subtrees;
+/* This rank's subtrees: whole vectors. */
+typedef const float *const *Subtrees;
 
 static bool slot_reserve(Slot *slot, size_t size)
 {
@@ -485,8 +483,7 @@ static GroupStatus group_send_subtrees(Group *group, uint32_t to, Phase phase, S
 {
     LinkPart parts[TREE_SUBTREES_LIMIT];
     for (uint32_t k = 0; k < n_subtrees; k++) {
-        parts[k] =
-            (LinkPart){.data = mine.data + k * mine.stride + first, .size = n * sizeof(float)};
+        parts[k] = (LinkPart){.data = mine[k] + first, .size = n * sizeof(float)};
     }
     return group_send(group, to, phase, parts, n_subtrees);
 }
@@ -499,7 +496,7 @@ static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, s
     uint32_t i = 0;
     for (uint32_t r = 0; r < group->options.n_ranks; r++) {
         for (uint32_t k = 0; k < reduction->n_subtrees[r]; k++) {
-            operands[i++] = r == group->options.rank ? mine.data + k * mine.stride + first
+            operands[i++] = r == group->options.rank ? mine[k] + first
                                                      : (const float *)group->slots[r].data + k * n;
         }
     }
@@ -532,15 +529,14 @@ static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *red
     return status;
 }
 
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves,
-                                 const uint32_t *cuts, const float *mine, size_t stride,
+GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
                                  const size_t *first, float *out)
 {
-    const Reduction *reduction =
-        reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
+    const Reduction *reduction = reduction_find(&group->reductions, mine->n_leaves, mine->missing,
+                                                mine->cuts, group->options.n_ranks);
     group_begin(group, wait);
-    return group_end(group, group_scatter(group, PHASE_SCATTER, reduction, (Subtrees){mine, stride},
-                                          first, out));
+    return group_end(group,
+                     group_scatter(group, PHASE_SCATTER, reduction, mine->subtrees, first, out));
 }
 
 static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,
@@ -587,11 +583,14 @@ GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_lea
                              float *out)
 {
     const Reduction *reduction =
-        reduction_find(&group->reductions, n_leaves, cuts, group->options.n_ranks);
+        reduction_find(&group->reductions, n_leaves, 0, cuts, group->options.n_ranks);
     bool two_shot =
         group->options.n_ranks > 1 && n * sizeof(float) >= group->options.two_shot_bytes;
+    const float *subtrees[TREE_SUBTREES_LIMIT];
+    for (uint32_t k = 0; k < reduction->n_subtrees[group->options.rank]; k++) {
+        subtrees[k] = mine + k * stride;
+    }
     group_begin(group, wait);
-    Subtrees subtrees = {mine, stride};
     return group_end(group, two_shot ? group_two_shot(group, reduction, subtrees, n, out)
                                      : group_one_shot(group, reduction, subtrees, n, out));
 }

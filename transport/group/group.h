@@ -28,7 +28,8 @@ typedef enum GroupStatus {
 typedef struct GroupOptions {
     LinkPort *port; /* borrowed */
     uint32_t n_ranks, rank;
-    Link *const *links;       /* by rank; NULL at own rank; copied */
+    Link *const *links; /* by rank; NULL at own rank; copied */
+    uint16_t op; /* of its messages; 0 = LINK_OP_PARTIAL. Groups that share a link differ in it */
     const atomic_bool *abort; /* borrowed; set from any thread, followed by link_port_interrupt() */
     int64_t spin_us; /* busy waiting before sleeping; 0 with yield when there are more ranks than
                         cores */
@@ -39,7 +40,7 @@ typedef struct GroupOptions {
 Group *group_new(const GroupOptions *options);
 void group_free(Group *group);
 
-/* The receive handler of the port hands LINK_OP_PARTIAL messages here. Copies the payload. */
+/* The receive handler of the port hands messages of the group's op here. Copies the payload. */
 void group_receive(Group *group, Link *link, const LinkHeader *header, const void *payload);
 
 #define GROUP_SITE_LIMIT (1u << 14)
@@ -67,10 +68,16 @@ GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mi
 /* Bytes of `root` to all. */
 GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data,
                             size_t size);
+/* What a rank brings to a tree: cuts as for group_all_reduce(). */
+typedef struct GroupOperands {
+    uint32_t n_leaves;
+    uint64_t missing; /* bit i: leaf i has no operand (NUMERICS 2); the same on all ranks */
+    const uint32_t *cuts;
+    const float *const *subtrees; /* own ones that are there, in leaf order: whole vectors */
+} GroupOperands;
 /* Each rank keeps elements [first[r], first[r+1]) of the root vector: the first half of the
- * two-shot all-reduce. */
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, uint32_t n_leaves,
-                                 const uint32_t *cuts, const float *mine, size_t stride,
+ * two-shot all-reduce. out may be that part of a subtree. */
+GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
                                  const size_t *first, float *out);
 /* send[r] (send_sizes[r] bytes) to rank r, receive[r] (receive_sizes[r]) from rank r. */
 GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send,

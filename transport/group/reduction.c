@@ -6,36 +6,38 @@
 #define BLOCK 512u /* floats: a block of every operand and the stack stay in L1 */
 #define DEPTH 8u   /* a tree of 64 leaves holds at most 7 values at once */
 
-static void reduction_init(Reduction *reduction, uint32_t n_leaves, const uint32_t *cuts,
-                           uint32_t n_ranks)
+static void reduction_init(Reduction *reduction, uint32_t n_leaves, uint64_t missing,
+                           const uint32_t *cuts, uint32_t n_ranks)
 {
-    TreeStep steps[TREE_LEAVES_LIMIT];
     memset(reduction, 0, sizeof *reduction);
     reduction->n_leaves = n_leaves;
     reduction->n_ranks = n_ranks;
+    reduction->missing = missing;
     memcpy(reduction->cuts, cuts, (n_ranks + 1) * sizeof *cuts);
     uint32_t n = 0;
     for (uint32_t r = 0; r < n_ranks; r++) {
-        reduction->n_subtrees[r] = (uint8_t)tree_program(n_leaves, cuts[r], cuts[r + 1], steps);
+        reduction->n_subtrees[r] =
+            (uint8_t)tree_subtrees_missing(n_leaves, missing, cuts[r], cuts[r + 1]);
         n += reduction->n_subtrees[r];
     }
-    reduction->n_operands = tree_completion(n_leaves, cuts, n_ranks, reduction->merges);
+    reduction->n_operands =
+        tree_completion_missing(n_leaves, missing, cuts, n_ranks, reduction->merges);
     g_assert(reduction->n_operands == n);
 }
 
-const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, const uint32_t *cuts,
-                                uint32_t n_ranks)
+const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, uint64_t missing,
+                                const uint32_t *cuts, uint32_t n_ranks)
 {
     g_assert(n_leaves >= 1 && n_leaves <= TREE_LEAVES_LIMIT && n_ranks <= TREE_LEAVES_LIMIT);
     for (unsigned i = 0; i < REDUCTION_CACHE; i++) {
         const Reduction *entry = &cache->entries[i];
-        if (entry->n_leaves == n_leaves && entry->n_ranks == n_ranks &&
+        if (entry->n_leaves == n_leaves && entry->n_ranks == n_ranks && entry->missing == missing &&
             memcmp(entry->cuts, cuts, (n_ranks + 1) * sizeof *cuts) == 0) {
             return entry;
         }
     }
     Reduction *entry = &cache->entries[cache->next++ % REDUCTION_CACHE];
-    reduction_init(entry, n_leaves, cuts, n_ranks);
+    reduction_init(entry, n_leaves, missing, cuts, n_ranks);
     return entry;
 }
 

@@ -10,9 +10,10 @@
 
 typedef struct Reduction {
     uint32_t n_leaves, n_ranks; /* n_leaves 0: not in use */
+    uint64_t missing;           /* bit i: leaf i has no operand */
     uint32_t cuts[TREE_LEAVES_LIMIT + 1];
     uint8_t n_subtrees[TREE_LEAVES_LIMIT]; /* s_r: by rank */
-    uint8_t merges[TREE_LEAVES_LIMIT];     /* tree_completion() */
+    uint8_t merges[TREE_LEAVES_LIMIT];     /* tree_completion_missing() */
     uint32_t n_operands;                   /* the sum of n_subtrees */
 } Reduction;
 
@@ -23,8 +24,8 @@ typedef struct ReductionCache {
 } ReductionCache;
 
 /* Borrowed from the cache until REDUCTION_CACHE other cuts have been asked for. */
-const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, const uint32_t *cuts,
-                                uint32_t n_ranks);
+const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, uint64_t missing,
+                                const uint32_t *cuts, uint32_t n_ranks);
 
 /* out[i] = the tree's sum of operands[0..n_operands)[i], i < n. out may be one of the operands,
  * otherwise they do not overlap. */

@@ -143,7 +143,7 @@ static void product(const Kernels *kernels, const float *w, const float *x, cons
                     uint32_t n_ranks, float *out)
 {
     ReductionCache cache = {0};
-    const Reduction *reduction = reduction_find(&cache, N_UNITS, cuts, n_ranks);
+    const Reduction *reduction = reduction_find(&cache, N_UNITS, 0, cuts, n_ranks);
     const float *operands[TREE_LEAVES_LIMIT];
     Rank ranks[N_UNITS];
     uint32_t n = 0;
