@@ -208,8 +208,11 @@ static bool stage_has(const ModelSpec *spec, const PlanReplica *replica, const P
     switch (t->role) {
     case ROLE_TOKEN_EMBD:
         return is_first || (is_last && spec->tied_output);
+    case ROLE_POSITION_EMBD:
+        return is_first;
     case ROLE_OUTPUT:
     case ROLE_OUTPUT_NORM:
+    case ROLE_OUTPUT_NORM_BIAS:
         return is_last;
     case ROLE_ROPE_FACTORS:
         return true;

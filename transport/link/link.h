@@ -30,6 +30,11 @@ typedef enum LinkOp {
     LINK_OP_PROBE = 6,   /* latency and bandwidth measurement */
     LINK_OP_ABORT = 7,   /* sender leaves the epoch; payload: text why */
     LINK_OP_TRACE = 8,   /* hashes of a step's traced rows, ahead of its step or tokens */
+    /* collectives of training beside LINK_OP_PARTIAL: worker/train/train_links.h */
+    LINK_OP_TRAIN_WORLD = 9,
+    LINK_OP_TRAIN_FORWARD = 10,
+    LINK_OP_TRAIN_BACKWARD = 11,
+    LINK_OP_TRAIN_TIED = 12,
 } LinkOp;
 
 /* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq,

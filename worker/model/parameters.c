@@ -11,44 +11,69 @@
 
 enum { ALIGN_FLOATS = 16 };
 
-static size_t tensor_floats(const TensorSpec *t)
+static void point(Parameters *p)
 {
-    const size_t n = (size_t)t->rows * t->columns;
-    return (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    const Holding *h = p->holding;
+    for (uint32_t i = 0; i < p->spec->n_tensors; i++) {
+        const TensorSpec *t = &p->spec->tensors[i];
+        if (holding_has(h, i)) {
+            p->tensors[i] = p->floats + h->offsets[i];
+            p->roles[(size_t)(t->layer + 1) * ROLE_LIMIT + t->role] =
+                p->floats + holding_own_part(h, i);
+        }
+    }
 }
 
-Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error)
+static bool allocate(Parameters *p, bool has_lookup, GError **error)
 {
-    if (model_spec_tensor(spec, ROLE_ROPE_FACTORS, -1) != NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "model %s: rope factors are not trainable; start from a model without them",
-                    spec->name);
-        return NULL;
-    }
-    g_autoptr(Parameters) p = g_new0(Parameters, 1);
-    p->spec = spec;
-    const bool has_lookup = with_lookup && spec->tied_output;
-    const TensorSpec *embedding = model_spec_tensor(spec, ROLE_TOKEN_EMBD, -1);
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        p->n_floats += tensor_floats(&spec->tensors[i]);
-    }
-    p->n_floats += has_lookup ? tensor_floats(embedding) : 0;
+    const Holding *h = p->holding;
+    const ModelSpec *spec = p->spec;
+    const size_t lookup = has_lookup ? (size_t)h->vocab * spec->width : 0;
+    p->n_floats = h->n_floats + (lookup + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
     p->floats = weft_map(p->n_floats * sizeof(float), "parameters", error);
     p->tensors = weft_alloc(spec->n_tensors, sizeof *p->tensors, "tensor pointers", error);
     p->roles = p->tensors == NULL ? NULL
                                   : weft_alloc((size_t)(spec->n_layers + 1) * ROLE_LIMIT,
                                                sizeof *p->roles, "tensor pointers", error);
     if (p->floats == NULL || p->roles == NULL) {
+        return false;
+    }
+    p->lookup = has_lookup ? p->floats + h->n_floats : NULL;
+    return true;
+}
+
+/* own: taken always. */
+static Parameters *new_parameters(const Holding *holding, Holding *own, bool with_lookup,
+                                  GError **error)
+{
+    g_autoptr(Parameters) p = g_new0(Parameters, 1);
+    p->spec = holding->spec;
+    p->holding = holding;
+    p->own_holding = own;
+    if (model_spec_tensor(p->spec, ROLE_ROPE_FACTORS, -1) != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s: rope factors are not trainable; start from a model without them",
+                    p->spec->name);
         return NULL;
     }
-    float *at = p->floats;
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        const TensorSpec *t = &spec->tensors[i];
-        p->tensors[i] = p->roles[(size_t)(t->layer + 1) * ROLE_LIMIT + t->role] = at;
-        at += tensor_floats(t);
+    const bool has_lookup =
+        with_lookup && p->spec->tied_output && holding->is_first && holding->is_last;
+    if (!allocate(p, has_lookup, error)) {
+        return NULL;
     }
-    p->lookup = has_lookup ? at : NULL;
+    point(p);
     return g_steal_pointer(&p);
+}
+
+Parameters *parameters_new_part(const Holding *holding, bool with_lookup, GError **error)
+{
+    return new_parameters(holding, NULL, with_lookup, error);
+}
+
+Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error)
+{
+    Holding *whole = holding_whole(spec);
+    return new_parameters(whole, whole, with_lookup, error);
 }
 
 void parameters_free(Parameters *p)
@@ -61,7 +86,20 @@ void parameters_free(Parameters *p)
     }
     weft_free(p->tensors);
     weft_free(p->roles);
+    holding_free(p->own_holding);
     g_free(p);
+}
+
+void parameters_cut(Parameters *part, const Parameters *whole)
+{
+    for (uint32_t i = 0; i < part->spec->n_tensors; i++) {
+        const SliceRect *r = &part->holding->rects[i];
+        for (uint32_t row = 0; row < r->n_rows; row++) {
+            memcpy(part->tensors[i] + (size_t)row * r->n_cols,
+                   whole->floats + holding_at(whole->holding, i, r->row0 + row, r->col0),
+                   r->n_cols * sizeof(float));
+        }
+    }
 }
 
 /* ---- over everything, threads sharing it ---- */
@@ -123,19 +161,32 @@ typedef struct Initialise {
     uint64_t seed;
 } Initialise;
 
+/* Elements [at, at + n) of the tensor, counted row-major. */
+static void initialise_run(uint64_t seed, const TensorSpec *tensor, double deviation, uint64_t at,
+                           uint32_t n, float *out)
+{
+    double normal[4];
+    for (uint64_t i = at; i < at + n; i++) {
+        if (i == at || i % 4 == 0) {
+            four_normals(seed, tensor, i / 4, normal);
+        }
+        out[i - at] = (float)(normal[i % 4] * deviation);
+    }
+}
+
 static void initialise_matrix(const Initialise *job, uint32_t index, unsigned t, unsigned n_threads)
 {
     const ModelSpec *spec = job->p->spec;
     const TensorSpec *tensor = &spec->tensors[index];
+    const SliceRect *part = &job->p->holding->rects[index];
     const bool to_residual = tensor->role == ROLE_ATTN_OUT || tensor->role == ROLE_FFN_DOWN;
     const double deviation = to_residual ? 0.02 / sqrt(2.0 * spec->n_layers) : 0.02;
-    const uint64_t n = (uint64_t)tensor->rows * tensor->columns, blocks = (n + 3) / 4;
-    for (uint64_t b = blocks * t / n_threads; b < blocks * (t + 1) / n_threads; b++) {
-        double normal[4];
-        four_normals(job->seed, tensor, b, normal);
-        for (uint64_t i = 4 * b; i < n && i < 4 * b + 4; i++) {
-            job->p->tensors[index][i] = (float)(normal[i % 4] * deviation);
-        }
+    uint32_t first, last;
+    pool_share(part->n_rows, 1, t, n_threads, &first, &last);
+    for (uint32_t r = first; r < last; r++) {
+        initialise_run(job->seed, tensor, deviation,
+                       (uint64_t)(part->row0 + r) * tensor->columns + part->col0, part->n_cols,
+                       job->p->tensors[index] + (size_t)r * part->n_cols);
     }
 }
 
@@ -147,7 +198,7 @@ static void initialise_region(void *user, unsigned t, unsigned n_threads)
         const TensorSpec *tensor = &spec->tensors[i];
         if (tensor->rows > 1) {
             initialise_matrix(job, i, t, n_threads);
-        } else if (t == 0) {
+        } else if (t == 0 && job->p->tensors[i] != NULL) {
             const bool is_norm = tensor->role == ROLE_ATTN_NORM || tensor->role == ROLE_FFN_NORM ||
                                  tensor->role == ROLE_OUTPUT_NORM;
             for (uint32_t c = 0; c < tensor->columns; c++) {
@@ -164,6 +215,18 @@ void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool)
 }
 
 /* ---- from a file ---- */
+
+/* The held part of tensor i, whose rows begin at `data`; row: room for one of them. */
+static void load_part(Parameters *p, uint32_t i, const uint8_t *data, size_t row_bytes, float *row)
+{
+    const SliceRect *part = &p->holding->rects[i];
+    const TensorSpec *t = &p->spec->tensors[i];
+    for (uint32_t r = 0; r < part->n_rows; r++) {
+        dequantise_row(t->type, data + (part->row0 + r) * row_bytes, t->columns, row);
+        memcpy(p->tensors[i] + (size_t)r * part->n_cols, row + part->col0,
+               part->n_cols * sizeof(float));
+    }
+}
 
 bool parameters_load(Parameters *p, const Gguf *g, GError **error)
 {
@@ -185,10 +248,12 @@ bool parameters_load(Parameters *p, const Gguf *g, GError **error)
                         p->spec->name, t->name);
             return false;
         }
-        for (uint32_t r = 0; r < t->rows; r++) {
-            dequantise_row(t->type, data + t->offset + r * row_bytes, t->columns,
-                           p->tensors[i] + (size_t)r * t->columns);
+        float *row = weft_alloc(t->columns, sizeof *row, "a row of weights", error);
+        if (row == NULL) {
+            return false;
         }
+        load_part(p, i, data + t->offset, row_bytes, row);
+        weft_free(row);
     }
     return true;
 }

@@ -1,32 +1,40 @@
-/* Parameters: one float for each parameter of a model, tensor after tensor in canonical order
- * (NUMERICS 17), row-major as in ModelSpec: f32 master weights, a set of gradients or an
- * optimizer's moments. */
+/* Parameters: one float for each parameter of a model that a rank holds (holding.h), tensor after
+ * tensor in canonical order (NUMERICS 17): f32 master weights or a set of gradients. */
 #pragma once
 
 #include "kernels/parallel.h"
 #include "proto/model/gguf.h"
+#include "worker/model/holding.h"
 
 typedef struct Parameters {
-    const ModelSpec *spec; /* borrowed */
-    float **tensors;       /* by index in spec->tensors */
-    float **roles;         /* [layers + 1][ROLE_LIMIT], NULL where there is none: parameters_at() */
-    float *lookup; /* gradients of a tied model: the embedding's lookup part, [vocabulary][width],
-                    * apart from the head's, which is in the tensor (NUMERICS 16); else NULL */
-    float *floats; /* all of them, zeroed when new */
+    const ModelSpec *spec;  /* borrowed */
+    const Holding *holding; /* borrowed, or own_holding */
+    Holding *own_holding;
+    float **tensors; /* by index in spec->tensors; NULL where nothing is held */
+    float **roles;   /* [layers + 1][ROLE_LIMIT], NULL where there is none: parameters_at() */
+    float *lookup;   /* gradients of a tied model: the embedding's lookup part, [vocabulary][width],
+                      * apart from the head's, which is in the tensor (NUMERICS 16); else NULL */
+    float *floats;   /* all of them, zeroed when new */
     size_t n_floats;
 } Parameters;
 
-/* with_lookup: a set of gradients. Models with rope factors are refused: those are no parameters.
- */
+/* with_lookup: a set of gradients; the lookup part is there where a tied model's embedding and head
+ * are on one stage. Models with rope factors are refused: those are no parameters. The first form
+ * holds the whole model. */
 Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error);
+Parameters *parameters_new_part(const Holding *holding /* borrowed */, bool with_lookup,
+                                GError **error);
 void parameters_free(Parameters *p); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Parameters, parameters_free)
 
-/* The tensor of a role; layer -1 for globals. NULL: the model has none. */
+/* The tensor of a role, from the first element that the rank computes with; layer -1 for globals.
+ * NULL: the model has none, or the rank nothing of it. */
 static inline float *parameters_at(const Parameters *p, TensorRole role, int32_t layer)
 {
     return p->roles[(size_t)(layer + 1) * ROLE_LIMIT + role];
 }
+/* Copies what `part` holds from the parameters of the whole model. */
+void parameters_cut(Parameters *part, const Parameters *whole);
 /* The output projection: a tensor of its own, or the embedding. */
 static inline float *parameters_head(const Parameters *p)
 {
@@ -37,12 +45,13 @@ void parameters_clear(Parameters *p, Pool *pool);
 void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
                     void (*add)(float *x, const float *y, size_t n));
 
-/* Initial weights: functions of (seed, role and layer, logical index) alone (NUMERICS 18).
+/* Initial weights: functions of (seed, role and layer, logical index) alone (NUMERICS 18), the held
+ * ones.
  * Matrices: normal, deviation 0.02, those that write to the residual stream 0.02 / sqrt(2 layers)
  * (Radford et al. 2019, section 2.3); norm weights 1, biases 0. Box and Muller's transform of
  * Philox words in double (det_*), rounded once. */
 void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool);
 
-/* Weights from a file whose matrices are F32, F16 or BF16: exactly those values. p->spec is that of
- * the file. INVALID for block types: their units are others (NUMERICS 3). */
+/* The held weights from a file whose matrices are F32, F16 or BF16: exactly those values. p->spec
+ * is that of the file. INVALID for block types: their units are others (NUMERICS 3). */
 bool parameters_load(Parameters *p, const Gguf *g, GError **error);

@@ -3,22 +3,26 @@
 #include "proto/plan/tree.h"
 
 struct GradientFold {
-    const ModelSpec *spec;
+    const Holding *holding;
     Pool *pool;
     void (*add)(float *x, const float *y, size_t n);
     Parameters *stack[TREE_SUBTREES_LIMIT + 2]; /* deeper than any walk over 64 leaves */
     uint32_t depth, made;
-    GPtrArray *spare; /* of Parameters */
+    GPtrArray *spare;    /* of Parameters */
+    GPtrArray *subtrees; /* of Parameters: handed over in this step */
+    TreeStep steps[TREE_LEAVES_LIMIT];
+    uint32_t leaf; /* of steps: the next */
 };
 
-GradientFold *gradient_fold_new(const ModelSpec *spec, Pool *pool,
+GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
                                 void (*add)(float *x, const float *y, size_t n))
 {
     GradientFold *f = g_new0(GradientFold, 1);
-    f->spec = spec;
+    f->holding = holding;
     f->pool = pool;
     f->add = add;
     f->spare = g_ptr_array_new_with_free_func((GDestroyNotify)parameters_free);
+    f->subtrees = g_ptr_array_new();
     return f;
 }
 
@@ -28,6 +32,7 @@ void gradient_fold_free(GradientFold *f)
         return;
     }
     gradient_fold_reset(f);
+    g_ptr_array_unref(f->subtrees);
     g_ptr_array_unref(f->spare);
     g_free(f);
 }
@@ -35,7 +40,7 @@ void gradient_fold_free(GradientFold *f)
 Parameters *gradient_fold_take(GradientFold *f, GError **error)
 {
     if (f->spare->len == 0) {
-        Parameters *fresh = parameters_new(f->spec, true, error);
+        Parameters *fresh = parameters_new_part(f->holding, true, error);
         f->made += fresh != NULL;
         return fresh;
     }
@@ -83,6 +88,33 @@ void gradient_fold_reset(GradientFold *f)
     while (f->depth > 0) {
         gradient_fold_give(f, gradient_fold_pop(f));
     }
+    while (f->subtrees->len > 0) {
+        gradient_fold_give(f, g_ptr_array_steal_index_fast(f->subtrees, f->subtrees->len - 1));
+    }
+}
+
+void gradient_fold_begin(GradientFold *f, uint32_t n_leaves, uint32_t first, uint32_t last)
+{
+    gradient_fold_reset(f);
+    tree_program(n_leaves, first, last, f->steps);
+    f->leaf = 0;
+}
+
+void gradient_fold_leaf(GradientFold *f, Parameters *gradients)
+{
+    const TreeStep *step = &f->steps[f->leaf++];
+    gradient_fold_push(f, gradients, step->n_merges);
+    if (step->emit) {
+        Parameters *subtree = gradient_fold_pop(f);
+        if (subtree != NULL) {
+            g_ptr_array_add(f->subtrees, subtree);
+        }
+    }
+}
+
+GPtrArray *gradient_fold_subtrees(GradientFold *f)
+{
+    return f->subtrees;
 }
 
 uint32_t gradient_fold_made(const GradientFold *f)

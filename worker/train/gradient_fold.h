@@ -7,8 +7,8 @@
 
 typedef struct GradientFold GradientFold;
 
-/* add: kernels->add. Borrows spec and pool. Returned. */
-GradientFold *gradient_fold_new(const ModelSpec *spec, Pool *pool,
+/* add: kernels->add. Borrows holding and pool. Returned. */
+GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
                                 void (*add)(float *x, const float *y, size_t n));
 void gradient_fold_free(GradientFold *f); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradientFold, gradient_fold_free)
@@ -17,11 +17,18 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradientFold, gradient_fold_free)
 Parameters *gradient_fold_take(GradientFold *f, GError **error);
 void gradient_fold_give(GradientFold *f, Parameters *gradients); /* taken always; NULL-safe */
 
+/* A step over leaves [first, last) of n_leaves: each in order by gradient_fold_leaf() (taken
+ * always; NULL: it has no sample); then all that it hands over, in leaf order (of Parameters,
+ * borrowed until the next begin; the caller may steal). */
+void gradient_fold_begin(GradientFold *f, uint32_t n_leaves, uint32_t first, uint32_t last);
+void gradient_fold_leaf(GradientFold *f, Parameters *gradients);
+GPtrArray *gradient_fold_subtrees(GradientFold *f);
+
 /* Pushes an operand (taken always; NULL: there is none), then sums the top two `n_merges` times. */
 void gradient_fold_push(GradientFold *f, Parameters *gradients, uint32_t n_merges);
 /* The top of the stack (may be NULL); the caller's. */
 Parameters *gradient_fold_pop(GradientFold *f);
-/* Gives everything on the stack back. */
+/* Gives everything on the stack, and the subtrees, back. */
 void gradient_fold_reset(GradientFold *f);
 /* Sets of gradients that have been made: the peak that a plan counts. */
 uint32_t gradient_fold_made(const GradientFold *f);

@@ -121,3 +121,19 @@ void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint
     memcpy(tokens, at, d->length * sizeof *tokens);
     memcpy(targets, at + 1, d->length * sizeof *targets);
 }
+
+static void read_sample(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)
+{
+    const TokenSamples *s = user;
+    const uint64_t window = s->in_order ? sample % token_data_windows(s->data)
+                                        : token_data_window_of(s->data, s->seed, sample);
+    token_data_read(s->data, window, tokens, targets);
+}
+
+SampleSource token_samples_source(TokenSamples *samples)
+{
+    return (SampleSource){.user = samples,
+                          .read = read_sample,
+                          .vocabulary = token_data_vocabulary(samples->data),
+                          .length = samples->data->length};
+}

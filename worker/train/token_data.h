@@ -4,6 +4,7 @@
 #pragma once
 
 #include "proto/text/tokenizer.h"
+#include "worker/train/sample_source.h"
 
 typedef struct TokenData TokenData;
 
@@ -22,3 +23,12 @@ uint32_t token_data_vocabulary(const TokenData *d);
 uint64_t token_data_window_of(const TokenData *d, uint64_t seed, uint64_t sample);
 /* Its tokens and targets, `length` each. */
 void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint32_t *targets);
+
+/* Windows as samples: by the order of a seed, or in the text's own order (validation). */
+typedef struct TokenSamples {
+    const TokenData *data; /* borrowed */
+    uint64_t seed;
+    bool in_order;
+} TokenSamples;
+/* Borrows `samples`. */
+SampleSource token_samples_source(TokenSamples *samples);

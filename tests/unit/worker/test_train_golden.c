@@ -64,28 +64,30 @@ static void check(const Toy *toy, const char *name, KernelIsa isa)
     g_autoptr(TokenData) data = toy_data(toy);
     g_autoptr(GError) error = NULL;
     Pool *pool = pool_new(1, NULL, false, 0);
-    TrainerOptions options = toy_options(toy, spec, data);
+    TokenSamples samples = {.data = data, .seed = toy->order};
+    const SampleSource source = token_samples_source(&samples);
+    TrainRankOptions options = toy_options(toy, spec, &source);
     options.kernels = kernels_get(isa);
     options.pool = pool;
     const Golden golden = golden_load(name, spec);
-    Trainer *trainer = trainer_new(&options, toy_weights(toy, spec), &error);
-    assert_non_null(trainer);
+    TrainRank *rank = train_rank_new(&options, toy_weights(toy, spec), &error);
+    assert_non_null(rank);
     double worst[4] = {0};
     for (int step = 0; step < STEPS; step++) {
-        TrainerStep out;
-        assert_true(trainer_step(trainer, &out, &error));
+        TrainStep out;
+        assert_true(train_rank_step(rank, &out, &error));
         worst[0] = fmax(worst[0], fabs((double)out.loss / golden.losses[step] - 1.0));
         worst[1] = fmax(worst[1], fabs((double)out.gradient_norm / golden.norms[step] - 1.0));
         if (step == 0) {
-            worst[2] = compare(spec, trainer_gradients(trainer), golden.gradients, 1e-4);
+            worst[2] = compare(spec, train_rank_gradients(rank), golden.gradients, 1e-4);
         }
     }
-    worst[3] = compare(spec, trainer_weights(trainer), golden.weights, 0.0);
+    worst[3] = compare(spec, train_rank_weights(rank), golden.weights, 0.0);
     print_message("# %s %s: relative error of losses %.2g, norms %.2g, gradients %.2g, weights "
                   "%.2g\n",
                   name, kernels_isa_name(isa), worst[0], worst[1], worst[2], worst[3]);
     assert_true(worst[0] < TOLERANCE && worst[1] < TOLERANCE);
-    trainer_free(trainer);
+    train_rank_free(rank);
     pool_free(pool);
     g_free(golden.bytes);
 }

@@ -1,6 +1,9 @@
-/* Losses and weights_digest of a training run do not depend on threads, micro-batches, replicas or
- * instruction set (NUMERICS 14-18), and do depend on what defines them. */
-#include "tests/unit/worker/toy_training.h"
+/* Losses and weights_digest of a training run do not depend on threads, micro-batches,
+ * data-parallel replicas (with their optimizer sharded or not) or instruction set (NUMERICS 14-18),
+ * and do depend on what defines them; the bytes that replicas exchange are the formula's. */
+#include "tests/unit/worker/train_runs.h"
+
+#include "proto/plan/tree.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -11,79 +14,62 @@
 
 enum { STEPS = 3, SAMPLES = 7 };
 
-typedef struct Spread {
-    unsigned threads;
-    uint32_t micro, replicas;
-    KernelIsa isa;
-} Spread;
-
-typedef struct Result {
-    float losses[STEPS], norms[STEPS];
-    Hash128 digest;
-} Result;
-
-static Result run(const Toy *toy, Spread spread, void (*change)(TrainerOptions *options))
+/* One of the eight leaves is empty. */
+static void eight_leaves(TrainRankOptions *options)
 {
-    g_autoptr(ModelSpec) spec = toy_spec(toy);
-    g_autoptr(TokenData) data = toy_data(toy);
-    g_autoptr(GError) error = NULL;
-    Pool *pool = pool_new(spread.threads, NULL, false, 0);
-    TrainerOptions options = toy_options(toy, spec, data);
-    options.sequences = SAMPLES;
-    options.leaves = 8; /* one of them empty */
-    options.kernels = kernels_get(spread.isa);
-    options.pool = pool;
-    options.micro_sequences = spread.micro;
-    options.replicas = spread.replicas;
-    if (change != NULL) {
-        change(&options);
-    }
-    Trainer *trainer = trainer_new(&options, toy_weights(toy, spec), &error);
-    assert_non_null(trainer);
-    Result result;
-    for (int i = 0; i < STEPS; i++) {
-        TrainerStep out;
-        assert_true(trainer_step(trainer, &out, &error));
-        assert_int_equal(out.step, i);
-        assert_int_equal(out.samples_seen, (uint64_t)(i + 1) * SAMPLES);
-        result.losses[i] = out.loss;
-        result.norms[i] = out.gradient_norm;
-    }
-    result.digest = trainer_digest(trainer);
-    trainer_free(trainer);
-    pool_free(pool);
-    return result;
+    options->sequences = SAMPLES;
+    options->leaves = 8;
 }
 
-static void assert_equal_runs(const Toy *toy, void (*change)(TrainerOptions *options))
+static void whole_optimizer(TrainRankOptions *options)
+{
+    options->whole_optimizer = true;
+}
+
+static void small_buckets(TrainRankOptions *options)
+{
+    options->bucket_floats = 1000;
+}
+
+static void whole_in_small_buckets(TrainRankOptions *options)
+{
+    options->whole_optimizer = true;
+    options->bucket_floats = 1;
+}
+
+static void assert_equal_runs(const Toy *toy, void (*define)(TrainRankOptions *options))
 {
     const KernelIsa best = kernels_best_isa();
-    const Spread spreads[] = {{2, 1, 1, best}, {1, 2, 1, best}, {2, 7, 2, best},
-                              {3, 3, 3, best}, {1, 1, 8, best}, {2, 4, 5, ISA_GENERIC}};
-    const Result want = run(toy, (Spread){1, 1, 1, best}, change);
+    const RunSpread spreads[] = {
+        {.threads = 2, .isa = best},
+        {.micro = 2, .isa = best},
+        {.micro = 7, .threads = 2, .dp = 2, .isa = best},
+        {.micro = 3, .threads = 3, .dp = 3, .isa = best, .change = small_buckets},
+        {.micro = 4, .dp = 2, .isa = ISA_GENERIC, .change = whole_optimizer},
+        {.dp = 3, .isa = best, .change = whole_in_small_buckets},
+    };
+    const RunResult want = run_toy(toy, &(const RunSpread){.isa = best}, STEPS, define);
     for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
-        const Result got = run(toy, spreads[i], change);
-        assert_memory_equal(got.losses, want.losses, sizeof want.losses);
-        assert_memory_equal(got.norms, want.norms, sizeof want.norms);
-        assert_true(hash128_equal(&got.digest, &want.digest));
+        const RunResult got = run_toy(toy, &spreads[i], STEPS, define);
+        assert_same_run(&got, &want);
     }
 }
 
 static void test_gpt2(void **state)
 {
-    assert_equal_runs(&toy_gpt2, NULL);
+    assert_equal_runs(&toy_gpt2, eight_leaves);
 }
 
 static void test_llama(void **state)
 {
-    assert_equal_runs(&toy_llama, NULL);
+    assert_equal_runs(&toy_llama, eight_leaves);
 }
 
 /* Leaves of two and three samples: micro-batches go on in a leaf's chain. */
-static void wide_leaves(TrainerOptions *options)
+static void wide_leaves(TrainRankOptions *options)
 {
+    options->sequences = SAMPLES;
     options->leaves = 3;
-    options->replicas = MIN(options->replicas, 3u);
 }
 
 static void test_wide_leaves(void **state)
@@ -92,8 +78,9 @@ static void test_wide_leaves(void **state)
     assert_equal_runs(&toy_llama, wide_leaves);
 }
 
-static void sgd(TrainerOptions *options)
+static void sgd(TrainRankOptions *options)
 {
+    eight_leaves(options);
     options->optimizer.kind = OPTIMIZER_SGD;
     options->optimizer.nesterov = true;
 }
@@ -103,25 +90,101 @@ static void test_sgd(void **state)
     assert_equal_runs(&toy_gpt2, sgd);
 }
 
-static void other_order(TrainerOptions *options)
+/* Three samples in eight leaves: replicas that have none. */
+static void few_samples(TrainRankOptions *options)
 {
-    options->seed++;
+    options->sequences = 3;
+    options->leaves = 8;
 }
 
-static void more_decay(TrainerOptions *options)
+static void test_more_replicas(void **state)
 {
+    void (*const definitions[])(TrainRankOptions *) = {eight_leaves, few_samples};
+    const KernelIsa best = kernels_best_isa();
+    for (size_t i = 0; i < G_N_ELEMENTS(definitions); i++) {
+        const RunResult want =
+            run_toy(&toy_llama, &(const RunSpread){.isa = best}, STEPS, definitions[i]);
+        for (uint32_t dp = 4; dp <= 8; dp += i == 0 ? 1 : 4) {
+            const RunSpread spread = {.dp = dp, .isa = best, .change = small_buckets};
+            const RunResult got = run_toy(&toy_llama, &spread, STEPS, definitions[i]);
+            assert_same_run(&got, &want);
+        }
+    }
+}
+
+/* ---- bytes (FORMULAS 7, 7a) ---- */
+
+/* Leaf 0 of eight has no sample. */
+static uint64_t subtrees_of(uint32_t dp, uint32_t replica)
+{
+    return tree_subtrees_missing(8, 1, 8 * replica / dp, 8 * (replica + 1) / dp);
+}
+
+static void assert_data_bytes(const Toy *toy, uint32_t dp, bool whole)
+{
+    const RunSpread spread = {.dp = dp,
+                              .isa = kernels_best_isa(),
+                              .change = whole ? whole_in_small_buckets : small_buckets};
+    const RunResult run = run_toy(toy, &spread, STEPS, eight_leaves);
+    g_autoptr(ModelSpec) spec = toy_spec(toy);
+    g_autoptr(Plan) plan = train_plan_new(spec, dp, 1, 1, NULL);
+    g_autoptr(Holding) holding = holding_whole(spec);
+    size_t owned_by_all = 0;
+    for (uint32_t d = 0; d < dp; d++) {
+        const TrainPosition at = train_position(plan, d, 0, 0);
+        Ownership *o = ownership_new(spec, plan, &at, holding, true, whole ? 1 : 1000);
+        uint64_t own = 0, own_lookup = 0;
+        for (uint32_t b = 0; b < o->buckets->len; b++) {
+            const Bucket *bucket = &g_array_index(o->buckets, Bucket, b);
+            const uint64_t n = bucket->first[d + 1] - bucket->first[d];
+            own += n;
+            own_lookup += bucket->is_embedding && spec->tied_output ? n : 0;
+        }
+        const uint64_t reduced =
+                           subtrees_of(dp, d) * (run.floats[d] - own - own_lookup) * sizeof(float),
+                       shared = (dp - 1) * own * sizeof(float);
+        assert_int_equal(run.traffic[d].data, STEPS * (reduced + shared));
+        assert_int_equal(run.traffic[d].pipeline + run.traffic[d].tensor, 0);
+        assert_int_equal(run.owned[d] == o->n_owned, !whole);
+        owned_by_all += o->n_owned;
+        assert_true(o->n_owned <= run.floats[d] / dp + 2048); /* by whole rows of tiles */
+        ownership_free(o);
+    }
+    size_t parameters = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        parameters += (size_t)spec->tensors[i].rows * spec->tensors[i].columns;
+    }
+    assert_int_equal(owned_by_all, parameters); /* each once; ZeRO-1's moments: parameters / dp */
+}
+
+static void test_data_bytes(void **state)
+{
+    assert_data_bytes(&toy_gpt2, 2, false);
+    assert_data_bytes(&toy_llama, 3, false);
+    assert_data_bytes(&toy_gpt2, 3, true);
+}
+
+/* ---- what defines a run ---- */
+
+static void more_decay(TrainRankOptions *options)
+{
+    eight_leaves(options);
     options->optimizer.decay *= 2.0;
 }
 
 static void test_what_defines_a_run(void **state)
 {
-    void (*const changes[])(TrainerOptions *) = {other_order, more_decay, wide_leaves, sgd};
-    const Spread one = {1, 1, 1, kernels_best_isa()};
-    const Result want = run(&toy_gpt2, one, NULL);
+    void (*const changes[])(TrainRankOptions *) = {more_decay, wide_leaves, sgd};
+    const RunSpread one = {.isa = kernels_best_isa()};
+    const RunResult want = run_toy(&toy_gpt2, &one, STEPS, eight_leaves);
     for (size_t i = 0; i < G_N_ELEMENTS(changes); i++) {
-        const Result got = run(&toy_gpt2, one, changes[i]);
+        const RunResult got = run_toy(&toy_gpt2, &one, STEPS, changes[i]);
         assert_false(hash128_equal(&got.digest, &want.digest));
     }
+    Toy other = toy_gpt2;
+    other.order++;
+    const RunResult got = run_toy(&other, &one, STEPS, eight_leaves);
+    assert_false(hash128_equal(&got.digest, &want.digest));
 }
 
 /* A step whose loss is not finite has not happened. */
@@ -131,26 +194,32 @@ static void test_non_finite_loss(void **state)
     g_autoptr(TokenData) data = toy_data(&toy_gpt2);
     g_autoptr(GError) error = NULL;
     Pool *pool = pool_new(1, NULL, false, 0);
-    TrainerOptions options = toy_options(&toy_gpt2, spec, data);
+    TokenSamples samples = {.data = data, .seed = 1}, in_order = {.data = data, .in_order = true};
+    const SampleSource source = token_samples_source(&samples),
+                       checked = token_samples_source(&in_order);
+    TrainRankOptions options = toy_options(&toy_gpt2, spec, &source);
     options.kernels = kernels_get(kernels_best_isa());
     options.pool = pool;
     Parameters *weights = toy_weights(&toy_gpt2, spec);
     float *norm = parameters_at(weights, ROLE_OUTPUT_NORM, -1);
     const float kept = norm[0];
-    Trainer *trainer = trainer_new(&options, weights, &error);
-    const Hash128 before = trainer_digest(trainer);
-    TrainerStep out;
+    TrainRank *rank = train_rank_new(&options, weights, &error);
+    Hash128 before, after;
+    float validated;
+    assert_true(train_rank_digest(rank, &before, &error));
+    TrainStep out;
     norm[0] = INFINITY;
-    assert_false(trainer_step(trainer, &out, &error));
+    assert_false(train_rank_step(rank, &out, &error));
     assert_non_null(strstr(error->message, "step 0: the loss of sample 0"));
     norm[0] = kept;
-    const Hash128 after = trainer_digest(trainer);
+    assert_true(train_rank_digest(rank, &after, &error));
     assert_true(hash128_equal(&before, &after));
     g_clear_error(&error);
-    assert_true(trainer_step(trainer, &out, &error));
+    assert_true(train_rank_step(rank, &out, &error));
     assert_int_equal(out.step, 0);
-    assert_true(fabs((double)trainer_validate(trainer, data, 3) - (double)out.loss) < 1.0);
-    trainer_free(trainer);
+    assert_true(train_rank_validate(rank, &checked, 3, &validated, &error));
+    assert_true(fabs((double)(validated - out.loss)) < 1.0);
+    train_rank_free(rank);
     pool_free(pool);
 }
 
@@ -158,29 +227,57 @@ static void test_refused(void **state)
 {
     g_autoptr(ModelSpec) spec = toy_spec(&toy_gpt2);
     g_autoptr(TokenData) data = toy_data(&toy_gpt2);
+    TokenSamples samples = {.data = data, .seed = 1};
+    const SampleSource source = token_samples_source(&samples);
     Pool *pool = pool_new(1, NULL, false, 0);
-    TrainerOptions good = toy_options(&toy_gpt2, spec, data);
+    TrainRankOptions good = toy_options(&toy_gpt2, spec, &source);
     good.kernels = kernels_get(ISA_GENERIC);
     good.pool = pool;
     Parameters *weights = toy_weights(&toy_gpt2, spec);
     const struct {
-        uint32_t leaves, replicas, length;
+        uint32_t leaves, dp, length;
         const char *says;
     } rows[] = {{0, 1, 20, "0 leaves; choose 1 to 64"},
                 {65, 1, 20, "65 leaves"},
-                {4, 5, 20, "5 replicas share 4 leaves"},
+                {4, 5, 20, "5 replicas share 4 leaves; choose dp 1 to 4"},
                 {4, 1, 25, "context 24"}};
     for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
         g_autoptr(GError) error = NULL;
-        TrainerOptions options = good;
+        g_autoptr(Plan) plan = train_plan_new(spec, rows[i].dp, 1, 1, NULL);
+        TrainRankOptions options = good;
+        SampleSource changed = source;
+        changed.length = rows[i].length;
+        options.source = &changed;
         options.leaves = rows[i].leaves;
-        options.replicas = rows[i].replicas;
-        options.length = rows[i].length;
-        assert_null(trainer_new(&options, weights, &error));
+        options.plan = plan;
+        assert_null(train_rank_new(&options, weights, &error));
         assert_non_null(strstr(error->message, rows[i].says));
     }
     parameters_free(weights);
     pool_free(pool);
+}
+
+static void test_layouts_refused(void **state)
+{
+    g_autoptr(ModelSpec) spec = toy_spec(&toy_gpt2);
+    const struct {
+        uint32_t dp, pp, tp;
+        const char *says;
+    } rows[] = {{1, 3, 1, "pp 3; choose 1 to 2"},
+                {1, 1, 5, "tp 5; choose 1 to 2"},
+                {0, 1, 1, "dp 0; choose 1 to 64"},
+                {17, 2, 2, "dp 17; choose 1 to 16"}};
+    for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
+        g_autoptr(GError) error = NULL;
+        assert_null(train_plan_new(spec, rows[i].dp, rows[i].pp, rows[i].tp, &error));
+        assert_non_null(strstr(error->message, rows[i].says));
+    }
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Plan) plan = train_plan_new(spec, 2, 2, 2, NULL);
+    assert_true(train_plan_check(plan, spec, &error));
+    plan->replicas[1].stages[0].ranks[1].ffn_count++;
+    assert_false(train_plan_check(plan, spec, &error));
+    assert_non_null(strstr(error->message, "cut differently"));
 }
 
 int main(void)
@@ -190,9 +287,12 @@ int main(void)
         cmocka_unit_test(test_llama),
         cmocka_unit_test(test_wide_leaves),
         cmocka_unit_test(test_sgd),
+        cmocka_unit_test(test_more_replicas),
+        cmocka_unit_test(test_data_bytes),
         cmocka_unit_test(test_what_defines_a_run),
         cmocka_unit_test(test_non_finite_loss),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_layouts_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,18 +23,21 @@ static void digest_of(const Toy *toy, const Kernels *kernels, char hex[33])
     g_autoptr(TokenData) data = toy_data(toy);
     g_autoptr(GError) error = NULL;
     Pool *pool = pool_new(1, NULL, false, 0);
-    TrainerOptions options = toy_options(toy, spec, data);
+    TokenSamples samples = {.data = data, .seed = toy->order};
+    const SampleSource source = token_samples_source(&samples);
+    TrainRankOptions options = toy_options(toy, spec, &source);
     options.kernels = kernels;
     options.pool = pool;
     options.leaves = 3;
-    Trainer *trainer = trainer_new(&options, toy_weights(toy, spec), &error);
+    TrainRank *rank = train_rank_new(&options, toy_weights(toy, spec), &error);
     for (int i = 0; i < STEPS; i++) {
-        TrainerStep out;
-        assert_true(trainer_step(trainer, &out, &error));
+        TrainStep out;
+        assert_true(train_rank_step(rank, &out, &error));
     }
-    const Hash128 digest = trainer_digest(trainer);
+    Hash128 digest;
+    assert_true(train_rank_digest(rank, &digest, &error));
     hash128_hex(&digest, hex);
-    trainer_free(trainer);
+    train_rank_free(rank);
     pool_free(pool);
 }
 

@@ -3,7 +3,8 @@
  * which only a model that reads what came before can; also on the windows that it is validated on.
  */
 #include "proto/model/model_config.h"
-#include "worker/train/trainer.h"
+#include "worker/train/token_data.h"
+#include "worker/train/train_rank.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -47,40 +48,41 @@ static void check(ModelFamily family)
     Pool *pool = pool_new(2, NULL, false, 0);
     Parameters *weights = parameters_new(spec, false, &error);
     parameters_initialise(weights, 1, pool);
-    const TrainerOptions options = {.spec = spec,
-                                    .kernels = kernels_get(kernels_best_isa()),
-                                    .pool = pool,
-                                    .data = data,
-                                    .seed = 1,
-                                    .sequences = SEQUENCES,
-                                    .length = LENGTH,
-                                    .leaves = 2,
-                                    .micro_sequences = 4,
-                                    .replicas = 1,
-                                    .optimizer = {.rate = 3e-3,
-                                                  .beta1 = 0.9,
-                                                  .beta2 = 0.95,
-                                                  .eps = 1e-8,
-                                                  .decay = 0.1,
-                                                  .clip = 1.0,
-                                                  .schedule = RATE_COSINE,
-                                                  .warmup = 10,
-                                                  .steps = STEPS}};
-    Trainer *trainer = trainer_new(&options, weights, &error);
-    assert_non_null(trainer);
-    TrainerStep out;
+    TokenSamples samples = {.data = data, .seed = 1}, in_order = {.data = data, .in_order = true};
+    const SampleSource source = token_samples_source(&samples),
+                       checked = token_samples_source(&in_order);
+    const TrainRankOptions options = {.spec = spec,
+                                      .kernels = kernels_get(kernels_best_isa()),
+                                      .pool = pool,
+                                      .source = &source,
+                                      .sequences = SEQUENCES,
+                                      .leaves = 2,
+                                      .micro_sequences = 4,
+                                      .optimizer = {.rate = 3e-3,
+                                                    .beta1 = 0.9,
+                                                    .beta2 = 0.95,
+                                                    .eps = 1e-8,
+                                                    .decay = 0.1,
+                                                    .clip = 1.0,
+                                                    .schedule = RATE_COSINE,
+                                                    .warmup = 10,
+                                                    .steps = STEPS}};
+    TrainRank *rank = train_rank_new(&options, weights, &error);
+    assert_non_null(rank);
+    TrainStep out;
     for (int step = 0; step < STEPS; step++) {
-        assert_true(trainer_step(trainer, &out, &error));
+        assert_true(train_rank_step(rank, &out, &error));
         if (step == 0) {
             assert_true(fabs((double)out.loss - log(BYTES)) < 0.2);
         }
     }
-    const double entropy = unigram_entropy(data),
-                 after = (double)trainer_validate(trainer, data, 16);
+    float validated;
+    assert_true(train_rank_validate(rank, &checked, 16, &validated, &error));
+    const double entropy = unigram_entropy(data), after = (double)validated;
     print_message("# family %u: loss %.3f, validated %.3f, entropy of bytes %.3f\n",
                   (unsigned)family, (double)out.loss, after, entropy);
     assert_true((double)out.loss < entropy - 0.1 && after < entropy - 0.4);
-    trainer_free(trainer);
+    train_rank_free(rank);
     pool_free(pool);
 }
 

@@ -73,25 +73,22 @@ TokenData *toy_data(const Toy *toy)
     return token_data_new(ids, n, toy->length, NULL);
 }
 
-TrainerOptions toy_options(const Toy *toy, const ModelSpec *spec, const TokenData *data)
+TrainRankOptions toy_options(const Toy *toy, const ModelSpec *spec, const SampleSource *source)
 {
-    return (TrainerOptions){.spec = spec,
-                            .data = data,
-                            .seed = toy->order,
-                            .sequences = toy->sequences,
-                            .length = toy->length,
-                            .leaves = 4,
-                            .micro_sequences = 1,
-                            .replicas = 1,
-                            .optimizer = {.kind = OPTIMIZER_ADAMW,
-                                          .rate = 3e-3,
-                                          .beta1 = 0.9,
-                                          .beta2 = 0.95,
-                                          .eps = toy->eps,
-                                          .decay = 0.1,
-                                          .clip = toy->clip,
-                                          .schedule = RATE_COSINE,
-                                          .warmup = 5,
-                                          .steps = 20,
-                                          .floor = 3e-4}};
+    return (TrainRankOptions){.spec = spec,
+                              .source = source,
+                              .sequences = toy->sequences,
+                              .leaves = 4,
+                              .micro_sequences = 1,
+                              .optimizer = {.kind = OPTIMIZER_ADAMW,
+                                            .rate = 3e-3,
+                                            .beta1 = 0.9,
+                                            .beta2 = 0.95,
+                                            .eps = toy->eps,
+                                            .decay = 0.1,
+                                            .clip = toy->clip,
+                                            .schedule = RATE_COSINE,
+                                            .warmup = 5,
+                                            .steps = 20,
+                                            .floor = 3e-4}};
 }

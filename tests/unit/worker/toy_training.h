@@ -2,7 +2,8 @@
 #pragma once
 
 #include "proto/model/model_config.h"
-#include "worker/train/trainer.h"
+#include "worker/train/token_data.h"
+#include "worker/train/train_rank.h"
 
 typedef struct Toy {
     ModelConfig config;
@@ -16,5 +17,5 @@ extern const Toy toy_gpt2, toy_llama;
 ModelSpec *toy_spec(const Toy *toy);
 Parameters *toy_weights(const Toy *toy, const ModelSpec *spec);
 TokenData *toy_data(const Toy *toy);
-/* Everything but kernels, pool and how the work is spread (micro = replicas = 1). */
-TrainerOptions toy_options(const Toy *toy, const ModelSpec *spec, const TokenData *data);
+/* Everything but kernels, pool and how the work is spread (micro-batches of 1, one rank). */
+TrainRankOptions toy_options(const Toy *toy, const ModelSpec *spec, const SampleSource *source);

@@ -1,0 +1,217 @@
+#include "tests/unit/worker/train_runs.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { VALIDATED = 3 };
+
+typedef struct RunRank {
+    struct Run *run;
+    TrainPosition position;
+    LinkPort *port;
+    Link *links[RUN_RANKS_LIMIT];
+    TrainLinks *train_links;
+    pthread_t thread;
+    RunResult result; /* [0] of the arrays by rank */
+    GError *error;
+} RunRank;
+
+typedef struct Run {
+    const Toy *toy;
+    const RunSpread *spread;
+    uint32_t n_steps, n_ranks;
+    void (*define)(TrainRankOptions *options);
+    const ModelSpec *spec;
+    const TokenData *data;
+    Plan *plan;
+    LinkFill *fill;
+    RunRank ranks[RUN_RANKS_LIMIT];
+} Run;
+
+static void on_receive(Link *link, const LinkHeader *header, const void *payload, void *user)
+{
+    train_links_receive(((RunRank *)user)->train_links, link, header, payload);
+}
+
+static void on_dead(Link *link, const char *why, void *user)
+{
+}
+
+static void connect_ranks(Run *run)
+{
+    for (uint32_t a = 0; a < run->n_ranks; a++) {
+        for (uint32_t b = 0; b < run->n_ranks; b++) {
+            if (a != b) {
+                g_autoptr(GBytes) address = link_port_address(run->ranks[b].port);
+                const LinkConnect connect = {
+                    .address = address, .handle = 1 + MIN(a, b) * 64 + MAX(a, b), .peer = b};
+                run->ranks[a].links[b] = link_connect(run->ranks[a].port, &connect, NULL);
+                assert_non_null(run->ranks[a].links[b]);
+            }
+        }
+    }
+}
+
+static void open_ranks(Run *run)
+{
+    const TrainPosition all = train_position(run->plan, 0, 0, 0);
+    run->n_ranks = train_world(&all);
+    run->fill = link_fill_inproc_new();
+    assert_true(run->n_ranks <= RUN_RANKS_LIMIT);
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        RunRank *rank = &run->ranks[r];
+        const LinkPortOptions port = {
+            .fill = run->fill, .receive = on_receive, .dead = on_dead, .user = rank};
+        rank->run = run;
+        rank->position = train_position(run->plan, r / (all.pp * all.tp), r / all.tp % all.pp,
+                                        r % all.tp);
+        rank->port = link_port_open(&port, NULL);
+    }
+    connect_ranks(run);
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        RunRank *rank = &run->ranks[r];
+        const TrainLinksOptions links = {.port = rank->port,
+                                         .links = rank->links,
+                                         .position = rank->position,
+                                         .plan = run->plan,
+                                         .yield = true};
+        rank->train_links = train_links_new(&links);
+    }
+}
+
+static void close_ranks(Run *run)
+{
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        train_links_free(run->ranks[r].train_links);
+        link_port_close(run->ranks[r].port);
+    }
+    link_fill_free(run->fill);
+    plan_free(run->plan);
+}
+
+/* The part of the toy's weights that a rank has. */
+static Parameters *weights_of(const Run *run, const Holding *holding)
+{
+    g_autoptr(Parameters) whole = toy_weights(run->toy, run->spec);
+    Parameters *part = parameters_new_part(holding, false, NULL);
+    parameters_cut(part, whole);
+    return part;
+}
+
+static bool run_steps(RunRank *rank, TrainRank *t)
+{
+    RunResult *result = &rank->result;
+    for (uint32_t i = 0; i < rank->run->n_steps; i++) {
+        TrainStep out;
+        if (!train_rank_step(t, &out, &rank->error)) {
+            return false;
+        }
+        result->losses[i] = out.loss;
+        result->norms[i] = out.gradient_norm;
+    }
+    result->traffic[0] = train_links_traffic(rank->train_links);
+    result->floats[0] = train_rank_gradients(t)->n_floats;
+    result->owned[0] = train_rank_ownership(t)->n_owned;
+    TokenSamples samples = {.data = rank->run->data, .in_order = true};
+    const SampleSource source = token_samples_source(&samples);
+    return train_rank_validate(t, &source, VALIDATED, &result->validation, &rank->error) &&
+           train_rank_digest(t, &result->digest, &rank->error);
+}
+
+static void *rank_main(void *user)
+{
+    RunRank *rank = user;
+    const Run *run = rank->run;
+    const RunSpread *spread = run->spread;
+    const TrainPosition *p = &rank->position;
+    g_autoptr(Holding) holding = holding_new(run->spec, run->plan, p->replica, p->stage, p->rank);
+    TokenSamples samples = {.data = run->data, .seed = run->toy->order};
+    const SampleSource source = token_samples_source(&samples);
+    Pool *pool = pool_new(MAX(spread->threads, 1), NULL, false, 0);
+    TrainRankOptions options = toy_options(run->toy, run->spec, &source);
+    options.kernels = kernels_get(spread->isa);
+    options.pool = pool;
+    options.micro_sequences = MAX(spread->micro, 1);
+    options.plan = run->plan;
+    options.replica = p->replica;
+    options.stage = p->stage;
+    options.rank = p->rank;
+    options.links = rank->train_links;
+    if (run->define != NULL) {
+        run->define(&options);
+    }
+    if (spread->change != NULL) {
+        spread->change(&options);
+    }
+    TrainRank *t = train_rank_new(&options, weights_of(run, holding), &rank->error);
+    if (t != NULL) {
+        run_steps(rank, t);
+    }
+    train_rank_free(t);
+    pool_free(pool);
+    return NULL;
+}
+
+static RunResult gather(const Run *run)
+{
+    RunResult all = run->ranks[0].result;
+    all.n_steps = run->n_steps;
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        const RunRank *rank = &run->ranks[r];
+        if (rank->error != NULL) {
+            fail_msg("rank %u: %s", r, rank->error->message);
+        }
+        assert_memory_equal(rank->result.losses, all.losses, sizeof all.losses);
+        assert_memory_equal(rank->result.norms, all.norms, sizeof all.norms);
+        assert_true(hash128_equal(&rank->result.digest, &all.digest));
+        assert_memory_equal(&rank->result.validation, &all.validation, sizeof all.validation);
+        all.traffic[r] = rank->result.traffic[0];
+        all.floats[r] = rank->result.floats[0];
+        all.owned[r] = rank->result.owned[0];
+    }
+    return all;
+}
+
+RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
+                  void (*define)(TrainRankOptions *options))
+{
+    g_autoptr(ModelSpec) spec = toy_spec(toy);
+    g_autoptr(TokenData) data = toy_data(toy);
+    g_autoptr(GError) error = NULL;
+    g_autofree Run *run = g_new0(Run, 1);
+    *run = (Run){.toy = toy, .spread = spread, .n_steps = n_steps, .define = define, .spec = spec,
+                 .data = data};
+    assert_true(n_steps <= RUN_STEPS_LIMIT);
+    run->plan = train_plan_new(spec, MAX(spread->dp, 1), MAX(spread->pp, 1), MAX(spread->tp, 1),
+                               &error);
+    if (run->plan == NULL) {
+        fail_msg("%s", error->message);
+    }
+    if (spread->edit != NULL) {
+        spread->edit(run->plan);
+    }
+    open_ranks(run);
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        assert_int_equal(
+            pthread_create(&run->ranks[r].thread, NULL, rank_main, &run->ranks[r]), 0);
+    }
+    for (uint32_t r = 0; r < run->n_ranks; r++) {
+        pthread_join(run->ranks[r].thread, NULL);
+    }
+    const RunResult result = gather(run);
+    close_ranks(run);
+    return result;
+}
+
+void assert_same_run(const RunResult *got, const RunResult *want)
+{
+    assert_int_equal(got->n_steps, want->n_steps);
+    assert_memory_equal(got->losses, want->losses, want->n_steps * sizeof *want->losses);
+    assert_memory_equal(got->norms, want->norms, want->n_steps * sizeof *want->norms);
+    assert_memory_equal(&got->validation, &want->validation, sizeof want->validation);
+    assert_true(hash128_equal(&got->digest, &want->digest));
+}

@@ -1,0 +1,30 @@
+/* Training runs of a toy on any layout, a thread a rank, over inproc links: what they gave. */
+#pragma once
+
+#include "tests/unit/worker/toy_training.h"
+
+enum { RUN_STEPS_LIMIT = 8, RUN_RANKS_LIMIT = 16 };
+
+typedef struct RunSpread { /* what must change no bit; zeros: one of each */
+    uint32_t dp, pp, tp;
+    unsigned threads;
+    uint32_t micro;
+    KernelIsa isa;
+    void (*edit)(Plan *plan);                   /* other cuts; NULL: even ones */
+    void (*change)(TrainRankOptions *options); /* of every rank; NULL: none */
+} RunSpread;
+
+typedef struct RunResult {
+    uint32_t n_steps;
+    float losses[RUN_STEPS_LIMIT], norms[RUN_STEPS_LIMIT];
+    float validation; /* over some samples, after the last step */
+    Hash128 digest;
+    TrainTraffic traffic[RUN_RANKS_LIMIT]; /* of the steps */
+    size_t floats[RUN_RANKS_LIMIT], owned[RUN_RANKS_LIMIT];
+} RunResult;
+
+/* define: of every run of a test, also of the reference (samples, leaves, optimizer). Fails the test
+ * when ranks disagree or a step fails. */
+RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
+                  void (*define)(TrainRankOptions *options));
+void assert_same_run(const RunResult *got, const RunResult *want);

@@ -1,0 +1,121 @@
+#include "worker/train/gradient_exchange.h"
+
+#include "proto/plan/tree.h"
+
+#include <string.h>
+
+LeafCuts leaf_cuts(uint32_t sequences, uint32_t n_leaves, uint32_t dp)
+{
+    LeafCuts c = {.n_leaves = n_leaves};
+    for (uint64_t i = 0; i < n_leaves; i++) {
+        const bool empty = i * sequences / n_leaves == (i + 1) * sequences / n_leaves;
+        c.missing |= (uint64_t)empty << i;
+    }
+    for (uint32_t d = 0; d <= dp; d++) {
+        c.cuts[d] = (uint32_t)((uint64_t)n_leaves * d / dp);
+    }
+    return c;
+}
+
+/* Reduces floats [shift + bucket) of the sets. */
+static bool reduce_bucket(TrainLinks *l, const Bucket *bucket, size_t shift, const LeafCuts *leaves,
+                          Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error)
+{
+    TrainGroup *g = &l->data;
+    const float *mine[TREE_SUBTREES_LIMIT];
+    size_t first[PLAN_RANKS_LIMIT + 1];
+    for (uint32_t i = 0; i < n; i++) {
+        mine[i] = subtrees[i]->floats + shift + bucket->first[0];
+    }
+    for (uint32_t d = 0; d <= g->n; d++) {
+        first[d] = bucket->first[d] - bucket->first[0];
+    }
+    const GroupOperands operands = {leaves->n_leaves, leaves->missing, leaves->cuts, mine};
+    const GroupWait wait = group_turn(&g->turns, "folding gradients");
+    return train_links_check(l, g,
+                             group_reduce_scatter(g->turns.group, &wait, &operands, first,
+                                                  out->floats + shift + bucket->first[g->rank]),
+                             error);
+}
+
+bool exchange_reduce(TrainLinks *l, const Ownership *o, const LeafCuts *leaves,
+                     Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error)
+{
+    const size_t embedding = g_array_index(o->buckets, Bucket, 0).first[0];
+    for (uint32_t b = 0; b < o->buckets->len; b++) {
+        const Bucket *bucket = &g_array_index(o->buckets, Bucket, b);
+        if (!reduce_bucket(l, bucket, 0, leaves, subtrees, n, out, error)) {
+            return false;
+        }
+        if (out->lookup != NULL && bucket->is_embedding &&
+            !reduce_bucket(l, bucket, (size_t)(out->lookup - out->floats) - embedding, leaves,
+                           subtrees, n, out, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **error)
+{
+    TrainGroup *g = &l->data;
+    for (uint32_t b = 0; g->turns.group != NULL && b < o->buckets->len; b++) {
+        const Bucket *bucket = &g_array_index(o->buckets, Bucket, b);
+        size_t sizes[PLAN_RANKS_LIMIT];
+        void *out[PLAN_RANKS_LIMIT];
+        for (uint32_t d = 0; d < g->n; d++) {
+            sizes[d] = (bucket->first[d + 1] - bucket->first[d]) * sizeof(float);
+            out[d] = x->floats + bucket->first[d];
+        }
+        const GroupWait wait = group_turn(&g->turns, "sharing what the owners updated");
+        if (!train_links_check(
+                l, g, group_all_gather(g->turns.group, &wait, out[g->rank], sizes, out), error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Packed by rank, in each in order of tiles; and back. */
+static void pack_tiles(const Ownership *o, uint8_t *by_tile, size_t size, uint8_t *const *by_rank,
+                       int only, bool unpack)
+{
+    size_t used[PLAN_RANKS_LIMIT] = {0};
+    for (uint32_t t = 0; t < o->tiles->len; t++) {
+        const uint16_t r = o->counted_by[t];
+        uint8_t *packed = by_rank[r] + used[r], *plain = by_tile + t * size;
+        used[r] += size;
+        if (unpack) {
+            memcpy(plain, packed, size);
+        } else if (r == only) {
+            memcpy(packed, plain, size);
+        }
+    }
+}
+
+bool exchange_tiles(TrainLinks *l, const Ownership *o, void *by_tile, size_t size, GError **error)
+{
+    if (l == NULL || l->world.turns.group == NULL) {
+        return true;
+    }
+    TrainGroup *g = &l->world;
+    g_autofree uint8_t *packed = g_malloc(o->tiles->len * size);
+    size_t sizes[PLAN_RANKS_LIMIT] = {0}, at = 0;
+    uint8_t *parts[PLAN_RANKS_LIMIT];
+    for (uint32_t t = 0; t < o->tiles->len; t++) {
+        sizes[o->counted_by[t]] += size;
+    }
+    for (uint32_t r = 0; r < g->n; at += sizes[r++]) {
+        parts[r] = packed + at;
+    }
+    pack_tiles(o, by_tile, size, parts, (int)g->rank, false);
+    const GroupWait wait = group_turn(&g->turns, "gathering what is known of tiles");
+    if (!train_links_check(
+            l, g,
+            group_all_gather(g->turns.group, &wait, parts[g->rank], sizes, (void *const *)parts),
+            error)) {
+        return false;
+    }
+    pack_tiles(o, by_tile, size, parts, -1, true);
+    return true;
+}

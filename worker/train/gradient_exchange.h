@@ -1,0 +1,28 @@
+/* What replicas exchange in a step: folded gradients to their owners, then to everybody what the
+ * owners made of them. With one replica there is nothing to do.
+ *
+ * Wire, dp ranks, this one handing over s subtrees, S bytes of the rank's gradients, O of them its
+ * own: exchange_reduce() sends s x (S - O), exchange_share() (dp - 1) x O (FORMULAS 7a). */
+#pragma once
+
+#include "worker/model/parameters.h"
+#include "worker/train/ownership.h"
+#include "worker/train/train_links.h"
+
+/* Leaves of the global batch among the replicas. */
+typedef struct LeafCuts {
+    uint32_t n_leaves;
+    uint64_t missing;                    /* bit i: leaf i has no sample */
+    uint32_t cuts[PLAN_RANKS_LIMIT + 1]; /* leaves [cuts[d], cuts[d + 1]) are replica d's */
+} LeafCuts;
+LeafCuts leaf_cuts(uint32_t sequences, uint32_t n_leaves, uint32_t dp);
+
+/* subtrees: this rank's sets of gradients that are there, in leaf order. out: receives the root in
+ * what this rank owns, lookup part included; may be one of them. */
+bool exchange_reduce(TrainLinks *l, const Ownership *o, const LeafCuts *leaves,
+                     Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error);
+/* Everybody's owned floats of x (weights or gradients, without a lookup part) to everybody. */
+bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **error);
+/* by_tile: an element of `size` bytes a tile of the model; of those that count here filled, then of
+ * all ranks' (world). */
+bool exchange_tiles(TrainLinks *l, const Ownership *o, void *by_tile, size_t size, GError **error);
