@@ -84,6 +84,7 @@ typedef struct Daemon {
     LinkFill *fill;
     int *cpus;
     unsigned n_cpus;
+    GArray *cpu_set; /* uint32_t: where compute threads may run */
     bool joined, join_done, stopping;
     GError *error;
     int exit_code;
@@ -112,11 +113,16 @@ static bool parse_cpus(const char *text, GArray *out, GError **error)
     return true;
 }
 
-static unsigned allowed_cpus(void)
+/* Of this process; empty if the system does not say. */
+static void add_allowed_cpus(GArray *out)
 {
     cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set)
-                                                       : g_get_num_processors();
+    const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+    for (uint32_t cpu = 0; known && cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &set)) {
+            g_array_append_val(out, cpu);
+        }
+    }
 }
 
 static uint64_t number_in(const char *path, const char *key)
@@ -190,12 +196,14 @@ static bool take_cpus(Daemon *d, GError **error)
 {
     g_autoptr(GArray) cpus = g_array_new(FALSE, FALSE, sizeof(int));
     if (d->settings->cpu_list == NULL) {
+        add_allowed_cpus(d->cpu_set);
         return true;
     }
     if (!parse_cpus(d->settings->cpu_list, cpus, error)) {
         return false;
     }
     d->n_cpus = cpus->len;
+    g_array_append_vals(d->cpu_set, cpus->data, cpus->len); /* int and uint32_t, none negative */
     d->cpus = (int *)(void *)g_array_free(g_steal_pointer(&cpus), FALSE);
     return true;
 }
@@ -372,7 +380,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     kernels_isa_name(kernels_best_isa()));
         return false;
     }
-    const unsigned cores = allowed_cpus();
+    const unsigned cores = d->cpu_set->len > 0 ? d->cpu_set->len : g_get_num_processors();
     const unsigned threads = s->threads > 0  ? (unsigned)s->threads
                              : d->n_cpus > 0 ? d->n_cpus
                                              : cores;
@@ -408,6 +416,8 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .memory_bytes = memory,
         .threads = threads,
         .cpus = d->cpus,
+        .cpu_set = (const uint32_t *)(const void *)d->cpu_set->data,
+        .n_cpu_set = d->cpu_set->len,
         .isa = isa,
         .numerics_classes = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0),
         .crowded = threads > cores,
@@ -431,6 +441,7 @@ static int serve(const Settings *s, GError **error)
     if (lock < 0) {
         return 0;
     }
+    d.cpu_set = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     d.loop = main_loop_new();
     if (take_cpus(&d, error) && take_identity(&d, error)) {
         d.fill = link_fill_ucx();
@@ -447,6 +458,7 @@ static int serve(const Settings *s, GError **error)
     identity_clear(&d.identity);
     main_loop_free(d.loop);
     g_free(d.cpus);
+    g_array_unref(d.cpu_set);
     close(lock);
     return d.exit_code;
 }

@@ -501,7 +501,12 @@ static void replica_start(ReplicaState *replica)
         addresses[k].data_address.len = size;
         addresses[k].boot_id.data = rank->boot_id;
         addresses[k].boot_id.len = sizeof rank->boot_id;
-        addresses[k].host = member_hello(members_find(jobs->options.members, rank->worker))->host;
+        const Weft__V1__Hello *hello =
+            member_hello(members_find(jobs->options.members, rank->worker));
+        addresses[k].host = hello->host;
+        addresses[k].threads = hello->threads;
+        addresses[k].cpus = hello->cpus;
+        addresses[k].n_cpus = hello->n_cpus;
         list[k] = &addresses[k];
     }
     uint8_t secret[EPOCH_SECRET_BYTES];

@@ -10,6 +10,7 @@
 #include "coordinator/store/records.h"
 #include "coordinator/wait_graph.h"
 #include "proto/base/error.h"
+#include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
 
 #include <string.h>
@@ -533,7 +534,10 @@ static void snapshot_member(Member *member, void *user)
                     .numerics_classes = hello->numerics_classes,
                     .threads = hello->threads,
                     .usable = member_usable(member),
-                    .host = hello->host[0] != '\0' ? snapshot_string(build, hello->host) : NULL};
+                    .host = hello->host[0] != '\0' ? snapshot_string(build, hello->host) : NULL,
+                    .n_cpus = (uint32_t)MIN(hello->n_cpus, CPU_LIMIT)};
+    m.cpus = g_memdup2(hello->cpus, m.n_cpus * sizeof *m.cpus);
+    g_ptr_array_add(build->strings, (void *)(uintptr_t)m.cpus);
     uint64_t taken = bytes_of_others(build, m.worker);
     m.memory_bytes = hello->memory_bytes > taken ? hello->memory_bytes - taken : 0;
     for (size_t i = 0; i < hello->n_packed; i++) {

@@ -9,6 +9,7 @@
 #include "coordinator/planner/planner.h"
 
 #include "coordinator/planner/cost.h"
+#include "proto/plan/cpu_share.h"
 #include "proto/plan/rank_span.h"
 
 #include <string.h>
@@ -18,6 +19,7 @@
     4.0 /* norm, quantise, products, attention or activation, add: half of a layer's */
 #define SHARED_LATENCY_S 2e-6 /* WIRE.md: shared flags, 8 KiB */
 #define SHARED_BYTES_PER_S 8e9
+#define SWITCH_S 20e-6 /* to run another rank on this rank's CPU: measured, sched_yield() */
 /* For members that have not measured: below any machine that is worth using. */
 #define DEFAULT_READ_BYTES_PER_S 8e9
 #define DEFAULT_INT8_OPS_PER_S 50e9
@@ -45,6 +47,28 @@ Speed speed_of(const PlanMember *member)
     };
 }
 
+Speed speed_shared(Speed speed, double crowding)
+{
+    speed.read_bytes_per_s /= crowding;
+    speed.int8_ops_per_s /= crowding;
+    speed.f32_ops_per_s /= crowding;
+    return speed;
+}
+
+void crowding_of(const PlanMember *const *members, uint32_t n_members, double *out)
+{
+    g_autofree CpuShare *shares = g_new0(CpuShare, n_members);
+    for (uint32_t i = 0; i < n_members; i++) {
+        const PlanMember *m = members[i];
+        if (m != NULL) {
+            shares[i] = (CpuShare){m->host, m->threads, m->cpus, m->n_cpus};
+        }
+    }
+    for (uint32_t i = 0; i < n_members; i++) {
+        out[i] = cpu_crowding(shares, n_members, i);
+    }
+}
+
 const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker)
 {
     for (uint32_t i = 0; worker != NULL && i < n_members; i++) {
@@ -65,8 +89,8 @@ void link_of(const PlanMember *const *members, uint32_t n_members, double *laten
         Speed speed = speed_of(members[i]);
         *latency_s = MAX(*latency_s, speed.link_latency_s);
         *bytes_per_s = i == 0 ? speed.link_bytes_per_s : MIN(*bytes_per_s, speed.link_bytes_per_s);
-        one_host = one_host && members[i] != NULL && members[i]->host != NULL &&
-                   strcmp(members[i]->host, members[0]->host) == 0;
+        one_host = one_host && members[i] != NULL && !members[i]->tcp_only &&
+                   members[i]->host != NULL && strcmp(members[i]->host, members[0]->host) == 0;
     }
     if (one_host) {
         *latency_s = MIN(*latency_s, SHARED_LATENCY_S);
@@ -92,6 +116,8 @@ typedef struct Context {
     const PlanReplica *replica;
     const PlanStage *stage;
     const PlanMember **ranks; /* members of the stage's ranks */
+    Speed *speeds;            /* theirs, as far as the stage's ranks leave each other the CPUs */
+    bool crowded;             /* they do not have them to themselves */
 } Context;
 
 typedef struct Part {
@@ -104,7 +130,7 @@ static void add_tensor(const Context *c, uint32_t k, const TensorSpec *t, uint32
         return;
     }
     SliceSpan span = rank_span(c->spec, c->replica, c->stage, &c->stage->ranks[k], t);
-    Speed speed = speed_of(c->ranks[k]);
+    Speed speed = c->speeds[k];
     double ops = 2.0 * (double)span_elements(c->spec, t, span) * rows;
     bool is_quantised = dtype_info(t->type)->block > 1;
     part->memory_s +=
@@ -117,7 +143,7 @@ static void add_attention(const Context *c, uint32_t k, const Step *step, Part *
     uint32_t first, n_heads, kv_first, n_kv_heads;
     rank_heads(c->spec, &c->stage->ranks[k], &first, &n_heads);
     model_spec_kv_heads_of(c->spec, first, n_heads, &kv_first, &n_kv_heads);
-    Speed speed = speed_of(c->ranks[k]);
+    Speed speed = c->speeds[k];
     double depth = c->spec->window != 0 ? MIN(step->depth, c->spec->window) : step->depth;
     double size = c->spec->head_size,
            row_bytes = kv_row_bytes(c->plan->definition.kv_type, c->spec->head_size);
@@ -153,6 +179,7 @@ static double exchange_s(const Context *c, uint32_t rows, uint32_t subtrees)
         return 0.0;
     }
     link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
+    latency += c->crowded ? SWITCH_S : 0.0;
     double bytes = 4.0 * rows * c->spec->width;
     double one_shot = (n - 1) * (latency + subtrees * bytes / bandwidth);
     double two_shot = 2 * (n - 1) * latency + (n - 1) / n * (subtrees + 1) * bytes / bandwidth;
@@ -251,10 +278,37 @@ static double stage_s(const Context *c, const Step *step, PlanCost *cost)
 
 static void fill_ranks(Context *c, const PlanStage *stage)
 {
+    double crowding[PLAN_RANKS_LIMIT];
     c->stage = stage;
+    c->crowded = false;
     for (uint32_t k = 0; k < stage->n_ranks; k++) {
         c->ranks[k] = member_named(c->members, c->n_members, stage->ranks[k].worker);
     }
+    crowding_of(c->ranks, stage->n_ranks, crowding);
+    for (uint32_t k = 0; k < stage->n_ranks; k++) {
+        c->speeds[k] = speed_shared(speed_of(c->ranks[k]), crowding[k]);
+        c->crowded = c->crowded || crowding[k] > 1.0;
+    }
+}
+
+static Context context_of(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
+                          uint32_t n_members, uint32_t replica)
+{
+    return (Context){plan,
+                     spec,
+                     members,
+                     n_members,
+                     &plan->replicas[replica],
+                     NULL,
+                     g_new0(const PlanMember *, PLAN_RANKS_LIMIT),
+                     g_new0(Speed, PLAN_RANKS_LIMIT),
+                     false};
+}
+
+static void context_clear(Context *c)
+{
+    g_free(c->ranks);
+    g_free(c->speeds);
 }
 
 /* Activations to the next stage, or the token back to the first. */
@@ -267,20 +321,48 @@ static double hop_s(const Context *c, const PlanStage *from, const PlanStage *to
     return latency + bytes / bandwidth;
 }
 
+/* Of stages that run at once: one whose CPUs other stages use, too, takes as much longer as they
+ * are crowded. */
+static double slowest_stage_s(const Context *c, const double *seconds)
+{
+    g_autoptr(GPtrArray) all = g_ptr_array_new();
+    double slowest = 0.0;
+    for (uint32_t s = 0; s < c->replica->n_stages; s++) {
+        const PlanStage *stage = &c->replica->stages[s];
+        for (uint32_t k = 0; k < stage->n_ranks; k++) {
+            g_ptr_array_add(all,
+                            (void *)member_named(c->members, c->n_members, stage->ranks[k].worker));
+        }
+    }
+    const PlanMember *const *members = (const PlanMember *const *)all->pdata;
+    g_autofree double *crowding = g_new(double, all->len);
+    crowding_of(members, all->len, crowding);
+    for (uint32_t s = 0, at = 0; s < c->replica->n_stages; at += c->replica->stages[s++].n_ranks) {
+        double within[PLAN_RANKS_LIMIT], factor = 1.0;
+        uint32_t n_ranks = c->replica->stages[s].n_ranks;
+        crowding_of(members + at, n_ranks, within);
+        for (uint32_t k = 0; k < n_ranks; k++) {
+            factor = MAX(factor, crowding[at + k] / within[k]);
+        }
+        slowest = MAX(slowest, seconds[s] * factor);
+    }
+    return slowest;
+}
+
 PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
                       uint32_t n_members, uint32_t replica, uint32_t rows, uint32_t depth)
 {
     bool is_decode = rows <= MAX(plan->streams, 1);
     Step step = {rows, is_decode ? rows : 1, is_decode ? rows : 1, depth};
-    Context c = {plan, spec, members, n_members, &plan->replicas[replica]};
+    Context c = context_of(plan, spec, members, n_members, replica);
     PlanCost cost = {0};
-    c.ranks = g_new0(const PlanMember *, PLAN_RANKS_LIMIT);
+    g_autofree double *seconds = g_new(double, c.replica->n_stages);
     for (uint32_t s = 0; s < c.replica->n_stages; s++) {
         fill_ranks(&c, &c.replica->stages[s]);
-        double seconds = stage_s(&c, &step, &cost);
-        cost.latency_s += seconds;
-        cost.slowest_stage_s = MAX(cost.slowest_stage_s, seconds);
+        seconds[s] = stage_s(&c, &step, &cost);
+        cost.latency_s += seconds[s];
     }
+    cost.slowest_stage_s = slowest_stage_s(&c, seconds);
     for (uint32_t s = 0; c.replica->n_stages > 1 && s < c.replica->n_stages; s++) {
         bool is_last = s + 1 == c.replica->n_stages;
         const PlanStage *to = &c.replica->stages[is_last ? 0 : s + 1];
@@ -289,7 +371,7 @@ PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember 
         cost.link_s += hop;
         cost.latency_s += hop;
     }
-    g_free(c.ranks);
+    context_clear(&c);
     return cost;
 }
 
@@ -312,8 +394,7 @@ double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *m
                     uint32_t n_members)
 {
     double seconds = 0.0;
-    Context c = {plan, spec, members, n_members, &plan->replicas[0]};
-    c.ranks = g_new0(const PlanMember *, PLAN_RANKS_LIMIT);
+    Context c = context_of(plan, spec, members, n_members, 0);
     for (uint32_t s = 0; s < c.replica->n_stages; s++) {
         double worst = 0.0;
         fill_ranks(&c, &c.replica->stages[s]);
@@ -322,6 +403,6 @@ double planner_roof(const Plan *plan, const ModelSpec *spec, const PlanMember *m
         }
         seconds += worst;
     }
-    g_free(c.ranks);
+    context_clear(&c);
     return seconds > 0.0 ? 1.0 / seconds : 0.0;
 }

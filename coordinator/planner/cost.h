@@ -9,6 +9,11 @@ typedef struct Speed {
     double link_latency_s, link_bytes_per_s;
 } Speed;
 Speed speed_of(const PlanMember *member /* or NULL */);
+/* `speed` of a member of which 1 / crowding of its CPUs is left (cpu_share.h). */
+Speed speed_shared(Speed speed, double crowding);
+/* CPU crowding of each of these members when all compute at once; fills out[n_members]. NULL
+ * members share with nobody. */
+void crowding_of(const PlanMember *const *members, uint32_t n_members, double *out);
 /* The link between the members of a group: the slowest of them; shared memory when all are on one
  * known host. */
 void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,

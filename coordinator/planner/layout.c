@@ -21,6 +21,7 @@ typedef struct Try {
     Plan *plan;
     PlanReplica *replica;
     double *rank_factor;  /* [pp*tp], <= 1: what memory leaves of the speed */
+    double *crowding;     /* [pp*tp], among the ranks of the stage: cost.h */
     double *stage_factor; /* [pp] */
     bool *is_cut;         /* [pp]: the stage's units fit its ranks' factors */
 } Try;
@@ -45,18 +46,24 @@ void layout_task_init(Task *task)
 /* ---- cutting one replica ----------------------------------------------------------------------
  */
 
-/* Bytes per second of rank k of stage s, marked down by what memory allows. */
+/* Bytes per second of member i of the replica beside the others of its stage. */
+static double member_speed(const Try *t, uint32_t i)
+{
+    return speed_shared(speed_of(t->members[i]), t->crowding[i]).read_bytes_per_s;
+}
+
+/* Of rank k of stage s, marked down by what memory allows. */
 static double rank_speed(const Try *t, uint32_t s, uint32_t k)
 {
     uint32_t i = s * t->layout.tp + k;
-    return speed_of(t->members[i]).read_bytes_per_s * t->rank_factor[i];
+    return member_speed(t, i) * t->rank_factor[i];
 }
 
 static double stage_speed(const Try *t, uint32_t s)
 {
     double sum = 0.0;
     for (uint32_t k = 0; k < t->layout.tp; k++) {
-        sum += speed_of(t->members[s * t->layout.tp + k]).read_bytes_per_s;
+        sum += member_speed(t, s * t->layout.tp + k);
     }
     return sum * t->stage_factor[s];
 }
@@ -208,15 +215,17 @@ static bool fit_plan(Plan *plan, const Task *task, Layout layout, const PlanMemb
     bool fits = true;
     for (uint32_t r = 0; r < layout.dp; r++) {
         g_autofree double *rank_factor = g_new(double, n);
+        g_autofree double *crowding = g_new(double, n);
         g_autofree double *stage_factor = g_new(double, layout.pp);
         g_autofree bool *is_cut = g_new0(bool, layout.pp);
-        Try t = {task,        layout,       order + r * n, plan, &plan->replicas[r],
-                 rank_factor, stage_factor, is_cut};
+        Try t = {task,        layout,   order + r * n, plan,  &plan->replicas[r],
+                 rank_factor, crowding, stage_factor,  is_cut};
         for (uint32_t i = 0; i < n; i++) {
             rank_factor[i] = 1.0;
         }
         for (uint32_t s = 0; s < layout.pp; s++) {
             stage_factor[s] = 1.0;
+            crowding_of(t.members + s * layout.tp, layout.tp, crowding + s * layout.tp);
         }
         if (t.replica->stages == NULL) {
             name_ranks(&t);

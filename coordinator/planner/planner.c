@@ -105,6 +105,39 @@ static void group_hosts(const PlanMember **order, uint32_t n)
     memcpy(order, grouped, n * sizeof *order);
 }
 
+static bool share_cpus(const PlanMember *a, const PlanMember *b)
+{
+    const PlanMember *pair[2] = {a, b};
+    double crowding[2];
+    if (a->host == NULL || b->host == NULL || strcmp(a->host, b->host) != 0) {
+        return false;
+    }
+    crowding_of(pair, 2, crowding);
+    return crowding[1] > 1.0;
+}
+
+/* Members whose CPUs an earlier one has, too, come after those that are the first on theirs, and so
+ * on; otherwise the order stays. */
+static void spread_over_cpus(const PlanMember **order, uint32_t n)
+{
+    g_autofree uint32_t *before = g_new0(uint32_t, n);
+    g_autofree const PlanMember **spread = g_new(const PlanMember *, n);
+    uint32_t out = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            before[i] += share_cpus(order[j], order[i]);
+        }
+    }
+    for (uint32_t level = 0; out < n; level++) {
+        for (uint32_t i = 0; i < n; i++) {
+            if (before[i] == level) {
+                spread[out++] = order[i];
+            }
+        }
+    }
+    memcpy(order, spread, n * sizeof *order);
+}
+
 typedef struct Pool {
     const PlanMember **order[3]; /* by speed, by host, by memory */
     uint32_t n;
@@ -134,6 +167,9 @@ static Pool pool_of(const Task *task)
     }
     group_hosts(pool.order[1], pool.n);
     qsort(pool.order[2], pool.n, sizeof *pool.order[2], by_memory);
+    for (int i = 0; i < 3; i++) {
+        spread_over_cpus(pool.order[i], pool.n);
+    }
     return pool;
 }
 
@@ -530,7 +566,7 @@ Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_
     PlanWish filled = *wish;
     g_autofree PlanMember *own = g_memdup2(members, n_members * sizeof *members);
     for (uint32_t i = 0; !wish->one_host_shared && i < n_members; i++) {
-        own[i].host = NULL; /* then every link is counted as measured */
+        own[i].tcp_only = true; /* then every link is counted as measured */
     }
     filled.max_rows = wish->max_rows != 0 ? wish->max_rows : MAX_ROWS_DEFAULT;
     uint32_t context = wish->context != 0 ? wish->context : MIN(spec->context, CONTEXT_DEFAULT);

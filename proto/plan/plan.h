@@ -102,6 +102,9 @@ typedef struct PlanMember {
     double link_latency_s, link_bytes_per_s; /* to a peer, one message */
     bool usable;                             /* attached, not draining */
     const char *host; /* workers on one host share link cost of shared memory; NULL = unknown */
+    bool tcp_only;    /* no shared memory, on one host neither */
+    const uint32_t *cpus; /* borrowed, [n_cpus]: where its threads may run; none = not known */
+    uint32_t n_cpus;
 } PlanMember;
 
 /* Fills weight, KV and peak bytes of each rank; pure. */

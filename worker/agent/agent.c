@@ -306,6 +306,12 @@ static void fill_packed_sizes(const Agent *a, Weft__V1__Hello *hello)
     }
 }
 
+static void fill_cpus(const Agent *a, Weft__V1__Hello *hello)
+{
+    hello->n_cpus = a->o.n_cpu_set;
+    hello->cpus = g_memdup2(a->o.cpu_set, a->o.n_cpu_set * sizeof *hello->cpus);
+}
+
 static Weft__V1__Hello *make_hello(void *user)
 {
     Agent *a = user;
@@ -322,6 +328,7 @@ static Weft__V1__Hello *make_hello(void *user)
     hello->threads = a->o.threads;
     hello->memory_bytes = a->o.memory_bytes;
     hello->cpu = g_strdup(a->cpu);
+    fill_cpus(a, hello);
     fill_packed_sizes(a, hello);
     Weft__V1__Measured *m = hello->measured = g_new(Weft__V1__Measured, 1);
     weft__v1__measured__init(m);

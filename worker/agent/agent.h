@@ -28,6 +28,8 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     uint64_t memory_bytes;
     unsigned threads;
     const int *cpus; /* `threads` of them or NULL */
+    const uint32_t *cpu_set; /* [n_cpu_set]: where the compute threads may run; none = not known */
+    unsigned n_cpu_set;
     KernelIsa isa;
     uint32_t numerics_classes; /* bit per NumericsClass */
     Measure measure;

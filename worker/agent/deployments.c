@@ -2,6 +2,7 @@
 #include "worker/agent/deployment.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/cpu_share.h"
 #include "transport/crypto/keys.h"
 
 #include <string.h>
@@ -309,20 +310,17 @@ static bool check_ranks(const Deployment *d, const Weft__V1__StartRequest *reque
     return true;
 }
 
-/* More compute threads than cores on this host, as far as the replica's ranks tell: each is taken
- * to have as many threads as this one. */
+/* The replica has more compute threads than CPUs where this rank runs. */
 static bool is_crowded(const Deployment *d, const Weft__V1__StartRequest *request)
 {
-    const char *own = "";
-    unsigned ranks_here = 0;
+    g_autofree CpuShare *shares = g_new(CpuShare, request->n_ranks);
+    uint32_t own = 0;
     for (size_t i = 0; i < request->n_ranks; i++) {
         const Weft__V1__RankAddress *rank = request->ranks[i];
-        own = rank->stage == d->stage && rank->rank == d->rank ? rank->host : own;
+        own = rank->stage == d->stage && rank->rank == d->rank ? (uint32_t)i : own;
+        shares[i] = (CpuShare){rank->host, rank->threads, rank->cpus, (uint32_t)rank->n_cpus};
     }
-    for (size_t i = 0; i < request->n_ranks; i++) {
-        ranks_here += *own != '\0' && strcmp(request->ranks[i]->host, own) == 0;
-    }
-    return ranks_here * d->table->o.threads > g_get_num_processors();
+    return cpu_crowding(shares, (uint32_t)request->n_ranks, own) > 1.0;
 }
 
 static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)

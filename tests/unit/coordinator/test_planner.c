@@ -179,6 +179,71 @@ static void test_link_decides(void **state)
     assert_layout(shared, 1, 1, 2);
 }
 
+static const uint32_t cpu0[] = {0}, cpu1[] = {1};
+
+/* w0 and w1 on one CPU of a machine, w2 on the other; one thread each. */
+static void three_on_two_cpus(PlanMember *members)
+{
+    plan_builder_members(members, 3);
+    for (int i = 0; i < 3; i++) {
+        members[i].host = "machine";
+        members[i].threads = 1;
+        members[i].cpus = i < 2 ? cpu0 : cpu1;
+        members[i].n_cpus = 1;
+    }
+}
+
+/* Two ranks go where each has a CPU, also if those that share one measured more. */
+static void test_ranks_take_own_cpus(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    three_on_two_cpus(members);
+    members[0].read_bytes_per_s = members[1].read_bytes_per_s = 1.1 * members[2].read_bytes_per_s;
+    PlanWish wish = {.streams = 1, .one_host_shared = true};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
+    assert_layout(plan, 1, 1, 2);
+    const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+    assert_string_equal(ranks[0].worker, "w0");
+    assert_string_equal(ranks[1].worker, "w2");
+}
+
+/* Those that must share a CPU get half of the units of one that does not, and the prediction is
+ * that of two CPUs. */
+static void test_crowded_ranks(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    three_on_two_cpus(members);
+    PlanWish wish = {.pp = 1, .tp = 3, .streams = 1, .one_host_shared = true};
+    g_autoptr(Plan) crowded = plan_ok(spec, members, 3, &wish);
+    const PlanRank *ranks = crowded->replicas[0].stages[0].ranks;
+    for (int k = 0; k < 3; k++) {
+        bool is_alone = strcmp(ranks[k].worker, "w2") == 0;
+        assert_in_range(ranks[k].ffn_count, is_alone ? 5 : 2, is_alone ? 8 : 4);
+    }
+    wish.tp = 2;
+    g_autoptr(Plan) two = plan_ok(spec, members, 3, &wish);
+    assert_true(crowded->predicted.decode_tokens_per_s < two->predicted.decode_tokens_per_s);
+    assert_true(crowded->predicted.decode_tokens_per_s > 0.5 * two->predicted.decode_tokens_per_s);
+}
+
+/* Stages of one request take turns; stages that are all busy do not. */
+static void test_crowded_stages(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    three_on_two_cpus(members);
+    PlanWish wish = {.pp = 2, .tp = 1, .streams = 1, .one_host_shared = true};
+    members[2].usable = false;
+    g_autoptr(Plan) shared = plan_ok(spec, members, 3, &wish);
+    members[1].cpus = cpu1;
+    g_autoptr(Plan) own = plan_ok(spec, members, 3, &wish);
+    assert_true(shared->predicted.decode_tokens_per_s == own->predicted.decode_tokens_per_s);
+    double ratio = own->predicted.prefill_tokens_per_s / shared->predicted.prefill_tokens_per_s;
+    assert_true(ratio > 1.99 && ratio < 2.01);
+}
+
 static void test_fastest_worker_is_taken(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -726,6 +791,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_worker),
         cmocka_unit_test(test_link_decides),
+        cmocka_unit_test(test_ranks_take_own_cpus),
+        cmocka_unit_test(test_crowded_ranks),
+        cmocka_unit_test(test_crowded_stages),
         cmocka_unit_test(test_fastest_worker_is_taken),
         cmocka_unit_test(test_too_large_for_one),
         cmocka_unit_test(test_units_by_speed),

@@ -1,0 +1,61 @@
+#include "proto/plan/cpu_share.h"
+
+#include <glib.h>
+#include <stdbool.h>
+#include <string.h>
+
+#define WORDS (CPU_LIMIT / 64)
+
+typedef struct CpuSet {
+    uint64_t words[WORDS];
+} CpuSet;
+
+static CpuSet set_of(const CpuShare *share)
+{
+    CpuSet set = {{0}};
+    for (uint32_t i = 0; i < share->n_cpus; i++) {
+        if (share->cpus[i] < CPU_LIMIT) {
+            set.words[share->cpus[i] / 64] |= UINT64_C(1) << share->cpus[i] % 64;
+        }
+    }
+    return set;
+}
+
+static bool overlap(const CpuSet *a, const CpuSet *b)
+{
+    uint64_t common = 0;
+    for (uint32_t i = 0; i < WORDS; i++) {
+        common |= a->words[i] & b->words[i];
+    }
+    return common != 0;
+}
+
+static bool same_host(const CpuShare *a, const CpuShare *b)
+{
+    return a->host != NULL && b->host != NULL && *a->host != '\0' && strcmp(a->host, b->host) == 0;
+}
+
+double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own)
+{
+    const CpuSet mine = set_of(&shares[own]);
+    CpuSet all = mine;
+    uint32_t cpus = 0, threads = shares[own].threads;
+    bool shared = false;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i == own || !same_host(&shares[i], &shares[own])) {
+            continue;
+        }
+        const CpuSet other = set_of(&shares[i]);
+        if (overlap(&mine, &other)) {
+            shared = true;
+            threads += shares[i].threads;
+            for (uint32_t w = 0; w < WORDS; w++) {
+                all.words[w] |= other.words[w];
+            }
+        }
+    }
+    for (uint32_t w = 0; w < WORDS; w++) {
+        cpus += (uint32_t)__builtin_popcountll(all.words[w]);
+    }
+    return shared ? MAX(1.0, (double)threads / cpus) : 1.0;
+}

@@ -1,0 +1,65 @@
+/* Crowding against what counting on one's fingers gives. */
+#include "proto/plan/cpu_share.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+static const uint32_t zero[] = {0}, one[] = {1}, both[] = {0, 1}, far[] = {4095, CPU_LIMIT, 70};
+
+static void assert_crowding(const CpuShare *shares, uint32_t n, uint32_t own, double want)
+{
+    assert_true(cpu_crowding(shares, n, own) == want);
+}
+
+static void test_own_cpus(void **state)
+{
+    const CpuShare shares[] = {{"a", 1, zero, 1}, {"a", 1, one, 1}, {"b", 1, zero, 1}};
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_crowding(shares, 3, i, 1.0);
+    }
+}
+
+static void test_same_cpu(void **state)
+{
+    const CpuShare shares[] = {{"a", 1, zero, 1}, {"a", 1, one, 1}, {"a", 1, zero, 1}};
+    assert_crowding(shares, 3, 0, 2.0);
+    assert_crowding(shares, 3, 1, 1.0);
+    assert_crowding(shares, 3, 2, 2.0);
+}
+
+/* Threads over the CPUs of all that overlap. */
+static void test_parts(void **state)
+{
+    const CpuShare shares[] = {{"a", 2, both, 2}, {"a", 1, zero, 1}, {"a", 1, far, 3}};
+    assert_crowding(shares, 3, 0, 1.5);
+    assert_crowding(shares, 3, 1, 1.5);
+    assert_crowding(shares, 3, 2, 1.0);
+    const CpuShare roomy[] = {{"a", 1, both, 2}, {"a", 1, both, 2}};
+    assert_crowding(roomy, 2, 0, 1.0);
+}
+
+static void test_unknown(void **state)
+{
+    const CpuShare shares[] = {{"a", 4, NULL, 0},  {"a", 4, NULL, 0}, {NULL, 4, zero, 1},
+                               {NULL, 4, zero, 1}, {"", 4, zero, 1},  {"", 4, zero, 1}};
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_crowding(shares, 6, i, 1.0);
+    }
+    const CpuShare alone = {"a", 4, zero, 1}; /* its own affair: it has no choice to make */
+    assert_crowding(&alone, 1, 0, 1.0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_own_cpus),
+        cmocka_unit_test(test_same_cpu),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_unknown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
