@@ -1,7 +1,9 @@
 """Bad input: one clear line each, the documented exit code, the daemons alive after."""
+import contextlib
 import random
 import socket
 import struct
+import threading
 
 import harness
 from harness import Cluster, folder, tiny_model
@@ -214,6 +216,31 @@ def case_unreachable():
             except ConnectionError:
                 pass  # the join port is closed while no token is valid; a reset is an answer too
     weft("status").ok()
+
+
+def case_busy_coordinator():
+    """a coordinator that takes a connection but not the time for its handshake is asked again"""
+    host, port = cluster.endpoint("control").rsplit(":", 1)
+    held, taken = [], []
+
+    def pump(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        sink.close()
+
+    def stand_before(listener):
+        held.append(listener.accept()[0])
+        with contextlib.suppress(OSError):  # the end of the case closes the listener
+            while True:
+                taken.append(listener.accept()[0])
+                onward = socket.create_connection((host, int(port)))
+                for ends in ((taken[-1], onward), (onward, taken[-1])):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=stand_before, args=(listener,), daemon=True).start()
+        weft("status", "--cluster", "127.0.0.1:%d" % listener.getsockname()[1]).ok()
+    assert held and taken
 
 
 def case_memory():

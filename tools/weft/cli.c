@@ -179,8 +179,14 @@ void client_free(Client *c)
 
 /* ---- calls that wait ---- */
 
+#define BUSY_TRIES 5
+#define BUSY_PAUSE_US 1000000 /* gRPC's longest back-off */
+
 typedef struct Waiting {
-    Client *client;
+    const ProtobufCServiceDescriptor *service;
+    const char *method;
+    const ProtobufCMessage *request;
+    int64_t deadline_ms;
     RpcClientCall *call;
     bool done;
     GError *error;
@@ -243,12 +249,35 @@ static void say_unreachable(const Client *c, GError *e)
     e->message = message;
 }
 
-static bool wait_for_call(Client *c, Waiting *w, GError **error)
+/* The connection stood, and no handshake came about within gRPC's time for it: a host with more
+ * work than it can do. Nothing was sent. */
+static bool was_busy(const GError *e)
 {
+    return g_error_matches(e, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) &&
+           (strstr(e->message, "Handshake read failed") != NULL ||
+            strstr(e->message, "before receiving SETTINGS") != NULL);
+}
+
+static void call_once(Client *c, Waiting *w)
+{
+    w->done = false;
+    w->call = rpc_call_start(
+        c->channel, w->service, w->method, w->request, w->deadline_ms, false,
+        (RpcCallbacks){w->on_message != NULL ? hand_on : keep_response, call_done}, w);
     c->on_interrupt = cancel_call;
     c->interrupt_user = w;
     main_loop_run_until(c->loop, &w->done, -1);
     c->on_interrupt = NULL;
+}
+
+static bool wait_for_call(Client *c, Waiting *w, GError **error)
+{
+    call_once(c, w);
+    for (int tries = 1; tries < BUSY_TRIES && !c->interrupted && was_busy(w->error); tries++) {
+        g_clear_error(&w->error);
+        main_loop_run_until(c->loop, &c->interrupted, BUSY_PAUSE_US);
+        call_once(c, w);
+    }
     if (w->error == NULL) {
         return true;
     }
@@ -266,9 +295,8 @@ bool client_call(Client *c, const ProtobufCServiceDescriptor *service, const cha
                  const ProtobufCMessage *request, int64_t deadline_ms, ProtobufCMessage **response,
                  GError **error)
 {
-    Waiting w = {.client = c};
-    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false,
-                            (RpcCallbacks){keep_response, call_done}, &w);
+    Waiting w = {
+        .service = service, .method = method, .request = request, .deadline_ms = deadline_ms};
     if (!wait_for_call(c, &w, error)) {
         if (w.response != NULL) {
             protobuf_c_message_free_unpacked(w.response, NULL);
@@ -288,9 +316,7 @@ bool client_stream(Client *c, const ProtobufCServiceDescriptor *service, const c
                    void (*on_message)(const ProtobufCMessage *message, void *user), void *user,
                    GError **error)
 {
-    Waiting w = {.client = c, .on_message = on_message, .user = user};
-    w.call = rpc_call_start(c->channel, service, method, request, deadline_ms, false,
-                            (RpcCallbacks){hand_on, call_done}, &w);
+    Waiting w = {service, method, request, deadline_ms, .on_message = on_message, .user = user};
     return wait_for_call(c, &w, error);
 }
 
