@@ -38,42 +38,65 @@ all_back() { until_true 60 members_are "$serving_or_ready" w1 w2 w3 || fail "$1:
 # one of those that hold a part of the running request: the leader (0) or the other (1)
 part() { weft status --json 2>/dev/null | tr '{' '\n' | grep '"state": *"serving"' | grep -o '"name": *"w[0-9]"' | grep -o 'w[0-9]' | sed -n "$(($1 + 1))p"; }
 
+strike() { # HOW WORKER
+    case $1 in
+    killed) worker_kill "$2" KILL ;;
+    frozen) worker_kill "$2" STOP ;;
+    "cut off") cable "$2" down ;;
+    drained) weft drain "$2" || fail "drain says $?" ;;
+    esac
+}
+mend() { # HOW WORKER
+    case $1 in
+    killed)
+        wait "${PID[$2]}" 2>/dev/null
+        worker_start "$2"
+        ;;
+    frozen)
+        known_lost "$2"
+        worker_kill "$2" CONT
+        ;;
+    "cut off")
+        known_lost "$2"
+        cable "$2" up
+        ;;
+    drained)
+        until_true 10 members_are draining "$2" || fail "$2 does not drain: $(weft status)"
+        weft undrain "$2" || fail "undrain says $?"
+        ;;
+    esac
+    all_back "$2 $1"
+}
+# A request over the layout, one of whose workers is struck. A job also moves to better workers that came back: if it did so just before the
+# stroke, that hit a worker which nobody needed any more, and another request is struck.
+disturb() { # LAYOUT PART HOW
+    local try victim
+    for try in 1 2 3; do
+        talk "$1"
+        victim=$(part "$2")
+        [ "$victim" ] || fail "nobody serves: $(weft status)"
+        strike "$3" "$victim"
+        if [ "$try" -lt 3 ] && moved_away "$victim"; then
+            mend "$3" "$victim"
+            continue
+        fi
+        goes_on "$victim $3, $1" "$victim"
+        mend "$3" "$victim"
+        return
+    done
+}
+moved_away() { # WORKER
+    until_true 120 bash -c "! kill -0 $TALK" || fail "the request hangs: $(cat "$DIR/talk.err")"
+    told "workers came" && ! told "\b$1\b" && told "digest $want"
+}
+
 length 1500
 for layout in "--tp 2 --pp 1" "--pp 2 --tp 1"; do # a third worker is there to take over
-    for which in 0 1; do
-        talk "$layout"
-        victim=$(part $which)
-        [ "$victim" ] || fail "nobody serves: $(weft status)"
-        worker_kill "$victim" KILL
-        goes_on "$victim killed, $layout" "$victim"
-        wait "${PID[$victim]}" 2>/dev/null
-        worker_start "$victim"
-        all_back "$victim killed"
-    done
-
-    talk "$layout"
-    victim=$(part 0)
-    worker_kill "$victim" STOP
-    goes_on "$victim frozen, $layout" "$victim"
-    known_lost "$victim"
-    worker_kill "$victim" CONT
-    all_back "$victim frozen"
-
-    talk "$layout"
-    victim=$(part 1)
-    cable "$victim" down
-    goes_on "$victim cut off, $layout" "$victim"
-    known_lost "$victim"
-    cable "$victim" up
-    all_back "$victim cut off"
-
-    talk "$layout"
-    victim=$(part 0)
-    weft drain "$victim" || fail "drain says $?"
-    goes_on "$victim drained, $layout" "$victim"
-    until_true 10 members_are draining "$victim" || fail "$victim does not drain: $(weft status)"
-    weft undrain "$victim" || fail "undrain says $?"
-    all_back "$victim drained"
+    disturb "$layout" 0 killed
+    disturb "$layout" 1 killed
+    disturb "$layout" 0 frozen
+    disturb "$layout" 1 "cut off"
+    disturb "$layout" 0 drained
 done
 
 # nobody is left to take over: the request waits for the worker, which is fenced and joins as new
