@@ -10,7 +10,7 @@
 #include "kernels/ops/act.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/attention_backward.h"
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/gemm.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/norm.h"

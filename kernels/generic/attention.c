@@ -9,7 +9,7 @@
  * merge with it is a move. */
 #include "kernels/generic/ops.h"
 
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/math.h"
 
 /* Element `index` of a block, of position `key`. */

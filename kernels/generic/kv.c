@@ -1,6 +1,6 @@
 #include "kernels/generic/ops.h"
 
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 
 #include <float.h>
 #include <math.h>

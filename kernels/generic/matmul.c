@@ -106,7 +106,7 @@ static inline float block32(Dtype type, const BlockValues *v, const uint8_t *til
     int32_t s = 0, sum = 0;
     for (unsigned k = 0; k < 32; k++) {
         const int32_t q = act_q(tile, R, r, k);
-        s += ((int32_t)v->q[k] - record_quant_offset(type)) * q;
+        s += ((int32_t)v->q[k] - block_quant_offset(type)) * q;
         sum += q;
     }
     acc = fmaf((float)s, f16_to_f32(v->d) * d, acc);
@@ -125,7 +125,7 @@ static inline float block256(Dtype type, const BlockValues *v, const uint8_t *ti
     int32_t total = 0, mins = 0;
     for (unsigned k = 0; k < 256; k++) {
         const int32_t scale = type == DTYPE_Q6_K ? (int8_t)v->sc[k / 16] : v->sc[k / 32];
-        total += scale * ((int32_t)v->q[k] - record_quant_offset(type)) * act_q(tile, R, r, k);
+        total += scale * ((int32_t)v->q[k] - block_quant_offset(type)) * act_q(tile, R, r, k);
     }
     acc = fmaf((float)total, f16_to_f32(v->d) * d, acc);
     if (type == DTYPE_Q6_K) {

@@ -1,6 +1,6 @@
 /* Packing: file rows to panels of 16 outputs and back. One implementation for every ISA; the bytes
  * are documented in ops/packed.h. */
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/packed.h"
 
 #include <assert.h>

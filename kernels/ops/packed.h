@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/ops/matmul.h"
+#include "proto/model/blocks.h"
 
 /* ---- weight records
  * -------------------------------------------------------------------------------------------------
@@ -84,35 +85,6 @@ typedef struct RecordShape {
 } RecordShape;
 RecordShape record_shape(Dtype type);
 
-/* What is subtracted from a stored quant to get its value. */
-static inline int32_t record_quant_offset(Dtype type)
-{
-    switch (type) {
-    case DTYPE_Q4_0:
-        return 8;
-    case DTYPE_Q5_0:
-        return 16;
-    case DTYPE_Q6_K:
-        return 32;
-    case DTYPE_Q8_0:
-        return 128;
-    default:
-        return 0;
-    }
-}
-
-/* One block of one output, out of any container (file or record). */
-typedef struct BlockValues {
-    uint8_t q[256];  /* stored quants, see record_quant_offset() */
-    uint16_t d, m;   /* f16: scale; minimum or dmin */
-    uint8_t sc[16];  /* K: scales of 32-blocks (Q4_K, Q5_K) or, as int8, of 16-blocks (Q6_K) */
-    uint8_t mins[8]; /* Q4_K, Q5_K: minima of 32-blocks */
-} BlockValues;
-
-/* Quantised types only. */
-void block_read(Dtype type, const uint8_t *file_block, BlockValues *out);
-void block_write(Dtype type, const BlockValues *values, uint8_t *file_block);
-void block_dequantise(Dtype type, const BlockValues *values, float *out);
 void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *values);
 void record_get(Dtype type, const uint8_t *record, unsigned lane, BlockValues *out);
 

@@ -1,7 +1,7 @@
 #include "worker/model/parameters.h"
 
 #include "kernels/ops/act.h"
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/sample.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"

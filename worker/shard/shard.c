@@ -10,7 +10,7 @@
  * itself. */
 #include "worker/shard/shard.h"
 
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 

@@ -1,7 +1,7 @@
 /* Attention of `generic`: against softmax in double, and the shape of its tree by numbers that tell
  * trees apart. */
 #include "kernels/generic/ops.h"
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/math.h"
 #include "tests/unit/kernels/numbers.h"
 

@@ -1,6 +1,6 @@
 /* The project's own exp, log, pow, sin and cos against libm in long double. */
 #include "kernels/ops/act.h"
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/math.h"
 #include "tests/unit/kernels/numbers.h"
 

@@ -1,7 +1,7 @@
 /* norm, swiglu, add, kv_write, Philox, Gumbel noise and chunk statistics of `generic` against
  * double. */
 #include "kernels/generic/ops.h"
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/math.h"
 #include "tests/unit/kernels/numbers.h"
 

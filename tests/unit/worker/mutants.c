@@ -1,6 +1,6 @@
 #include "tests/unit/worker/mutants.h"
 
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "kernels/ops/math.h"
 #include "kernels/ops/matmul_drive.h"
 

@@ -1,6 +1,6 @@
 #include "tests/unit/worker/tiny_model.h"
 
-#include "kernels/ops/embed.h"
+#include "proto/model/blocks.h"
 #include "proto/base/checked.h"
 #include "proto/base/random.h"
 #include "proto/model/model_message.h"

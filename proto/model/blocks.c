@@ -1,7 +1,6 @@
 /* Block formats of the ggml file types: reading, writing, dequantising, quantising; and the 16-bit
  * float conversions. */
-#include "kernels/ops/embed.h"
-#include "kernels/ops/packed.h"
+#include "proto/model/blocks.h"
 
 #include <assert.h>
 #include <math.h>
@@ -280,7 +279,7 @@ void block_write(Dtype type, const BlockValues *v, uint8_t *dst)
 void block_dequantise(Dtype type, const BlockValues *v, float *out)
 {
     const float d = f16_to_f32(v->d), m = f16_to_f32(v->m);
-    const int offset = record_quant_offset(type);
+    const int offset = block_quant_offset(type);
     switch (type) {
     case DTYPE_Q4_0:
     case DTYPE_Q5_0:
@@ -437,7 +436,7 @@ static void quantise_block(Dtype type, const float *x, BlockValues *v)
     case DTYPE_Q4_0:
     case DTYPE_Q5_0:
     case DTYPE_Q8_0:
-        quantise_symmetric(x, record_quant_offset(type), v);
+        quantise_symmetric(x, block_quant_offset(type), v);
         break;
     case DTYPE_Q4_1:
         quantise_affine(x, 15, v);
