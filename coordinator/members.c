@@ -787,12 +787,19 @@ const Weft__V1__Held *member_held(const Member *m, const char *job, uint32_t rep
     return NULL;
 }
 
+const char *member_problem(const Member *m)
+{
+    return m->heartbeat != NULL && m->heartbeat->problem[0] != '\0' ? m->heartbeat->problem : NULL;
+}
+
 void member_describe(const Member *m, Weft__V1__Member *out)
 {
     Loop *loop = m->members->options.loop;
     out->name = m->name;
     out->state = (char *)member_state_text(m->state);
-    const char *reason = m->state == MEMBER_DRAINING ? m->drain_reason : m->reason;
+    const char *reason = m->state == MEMBER_DRAINING ? m->drain_reason
+                         : m->reason == NULL         ? member_problem(m)
+                                                     : m->reason;
     out->reason = reason != NULL ? (char *)reason : (char *)"";
     out->age_ms = (uint64_t)MAX(loop_wall_us(loop) - m->joined_wall_us, 0) / 1000;
     if (m->hello != NULL) {

@@ -113,6 +113,9 @@ RpcChannel *member_channel(const Member *member); /* to its own listener; NULL u
 /* What it says it holds, from the latest heartbeat or the hello. NULL if nothing. */
 const Weft__V1__Held *member_held(const Member *member, const char *job, uint32_t replica,
                                   uint32_t stage, uint32_t rank);
+/* "job j epoch 3: its engine stands still in step 17 of 2 rows for 3100 ms"; NULL = none that it
+ * knows of. Borrowed until its next heartbeat. */
+const char *member_problem(const Member *member);
 void member_describe(const Member *member,
                      Weft__V1__Member *out); /* strings borrowed from the member */
 /* "worker b lost: no heartbeat for 4500 ms" */

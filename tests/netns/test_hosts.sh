@@ -87,6 +87,8 @@ until_true 3 health_is 0 || fail "w2 with a loaded shard is not serving"
 touch "$DIR/hold"
 until_true 5 health_is 4 || fail "w2's held engine still counts as serving after 5 s"
 rm "$DIR/hold"
+digest_again() { [ "$(digest_of --tp 3)" = "$want" ]; }
+until_true 20 digest_again || fail "after the hold: no digest $want: $(cat "$DIR/run.err")"
 until_true 5 health_is 0 || fail "w2's engine goes on and is not serving"
 ok "a held engine is NOT_SERVING within 5 s"
 

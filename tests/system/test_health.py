@@ -1,4 +1,5 @@
-"""grpc.health.v1 and reflection, asked by another implementation (python3-grpcio) with mutual TLS, on both daemons; the plaintext health port; a held engine."""
+"""grpc.health.v1 and reflection, asked by another implementation (python3-grpcio) with mutual TLS, on both daemons; the plaintext health port; an engine that
+sleeps or spins, idle and busy."""
 import os
 import socket
 import subprocess
@@ -13,7 +14,8 @@ except ImportError:
 
 work = folder("health")
 model = tiny_model(work, context=65536)
-state, logs, hold = work / "coordinator", work / "logs", work / "hold"
+state, logs = work / "coordinator", work / "logs"
+hold, spin = work / "hold", work / "spin"  # while one exists, alpha's engine sleeps, or spins
 logs.mkdir()
 NAMES = {"coordinator": "weft-coordinator", "worker": "weft-worker"}
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = 0, 1, 2, 3
@@ -38,7 +40,7 @@ def weft(*arguments, home=state):
 token = weft("token", "create", "--json").ok().json()
 spawn([WORKER, "--join", token["join_address"], "--token", token["token"], "--ca-hash", token["ca_hash"], "--name", "alpha", "--state", work / "alpha", "--cache",
        work / "cache", "--threads", 1, "--memory", "1G", "--listen", "127.0.0.1:0", "--health-listen", plain["worker"]], logs / "alpha.log",
-      env={"WEFT_FAILPOINT": f"engine-hold=file:{hold}"})
+      env={"WEFT_FAILPOINT": f"engine-hold=file:{hold},engine-spin=file:{spin}"})
 
 
 def member():
@@ -184,10 +186,47 @@ def case_roles():
     weft("status", home=home).fails(6, "role")
 
 
-def case_held_engine():
-    """an engine that is held with work pending turns NOT_SERVING, seen by Check, Watch and probe; let go, it serves again and the request goes on"""
+def need_fail_points():
     if os.environ.get("WEFT_FAILPOINTS") == "false":
         raise Skip("built without fail points")
+
+
+def status_says(*words):
+    reason = member()["reason"]
+    return all(word in reason for word in words) and reason
+
+
+def serves_again():
+    """The engine was let go: alpha serves when it has a shard again."""
+    with channel("worker") as c:
+        wait_for("alpha to be well", lambda: member()["reason"] == "")
+        wait_for("a run to succeed", lambda: weft("run", model, "-p", "x", "-n", 2, "-q").code == 0)
+        wait_for("SERVING", lambda: check(c) == SERVING)
+
+
+def idle_engine_stands_still(point):
+    """Nobody asks anything of it: seen by Watch, probe, status and the coordinator's log, with worker and operation; then it serves again."""
+    need_fail_points()
+    serves_again()
+    seen = (logs / "coordinator.log").stat().st_size
+    with channel("worker") as c:
+        watch = c.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=harness.GUARD_S)
+        assert dict(fields(next(watch)))[1] == SERVING
+        point.touch()
+        assert dict(fields(next(watch)))[1] == NOT_SERVING
+        assert check(c) == NOT_SERVING and weft("probe", ADDRESS["worker"]).code == 4
+    said = wait_for("status to say why", lambda: status_says("its engine "))
+    assert "stands still in its turn between steps" in said or "has run no step" in said, said
+    over = wait_for("the epoch's end", lambda: [line for line in (logs / "coordinator.log").read_bytes()[seen:].decode().splitlines() if " over: " in line])
+    assert "alpha" in over[0] and ("stands still in its turn between steps" in over[0] or "has run no step" in over[0]), over
+    point.unlink()
+    serves_again()
+
+
+def busy_engine_stands_still(point):
+    """With a request open: seen by Check, Watch and probe, its stream is told of worker and operation; let go, it serves again and the request goes on."""
+    need_fail_points()
+    serves_again()
     said, told = work / "held.out", work / "held.err"
     with open(said, "wb") as out, open(told, "wb") as err:
         process = subprocess.Popen([str(WEFT), "run", str(model), "-p", "go", "-n", "60000"], env=clean_environment({"WEFT_STATE": str(state)}),
@@ -197,17 +236,38 @@ def case_held_engine():
     with channel("worker") as c:
         watch = c.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=harness.GUARD_S)
         assert dict(fields(next(watch)))[1] == SERVING
-        hold.touch()
+        point.touch()
         assert dict(fields(next(watch)))[1] == NOT_SERVING
         assert check(c) == NOT_SERVING
         assert weft("probe", ADDRESS["worker"]).code == 4 and weft("probe", plain["worker"], "--plain").code == 4
-        wait_for("alpha to be named", lambda: b"alpha" in told.read_bytes())
-        hold.unlink()
+        named = lambda line: "alpha" in line and ("stands still in" in line or "has run no step" in line)
+        wait_for("worker and operation to be named", lambda: any(named(line) for line in told.read_text().splitlines()))
+        wait_for("status to say why", lambda: status_says("its engine "))
+        point.unlink()
         wait_for("the request to go on", lambda: b"goes on in epoch" in told.read_bytes())
         process.terminate()
         process.wait()
-        wait_for("a run to succeed", lambda: weft("run", model, "-p", "x", "-n", 2, "-q").code == 0)
-        wait_for("SERVING", lambda: check(c) == SERVING)
+        serves_again()
+
+
+def case_sleeping_idle():
+    """an engine that sleeps without a request turns NOT_SERVING"""
+    idle_engine_stands_still(hold)
+
+
+def case_sleeping_busy():
+    """an engine that sleeps with a request open turns NOT_SERVING"""
+    busy_engine_stands_still(hold)
+
+
+def case_spinning_idle():
+    """an engine that spins without a request turns NOT_SERVING"""
+    idle_engine_stands_still(spin)
+
+
+def case_spinning_busy():
+    """an engine that spins with a request open turns NOT_SERVING"""
+    busy_engine_stands_still(spin)
 
 
 harness.run_cases([case for name, case in list(globals().items()) if name.startswith("case_")])

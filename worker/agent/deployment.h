@@ -22,6 +22,7 @@
 #pragma once
 
 #include "worker/agent/deployments.h"
+#include "worker/agent/pulse.h"
 #include "worker/agent/weights.h"
 #include "worker/shard/fetch.h"
 
@@ -60,11 +61,7 @@ struct Deployment {
     GPtrArray *load_calls, *start_calls; /* of DeploymentCall */
     GArray *watches;                     /* of EndWatch */
     uint64_t next_watch, listed_since;
-    uint64_t seen_progress; /* of the engine */
-    int64_t seen_progress_us;
-    int64_t looked_us; /* when the engine was last asked */
-    bool stuck_with_work;
-    bool stuck;
+    Pulse pulse; /* of the engine; CLOSING: as it was last */
 };
 
 struct Deployments {

@@ -8,8 +8,6 @@
 #include <string.h>
 
 #define SHELF_AGE_US 60000000
-#define STUCK_US 3000000 /* DESIGN 7.6 */
-#define AWAY_US 1000000  /* between two looks, which come every 250 ms */
 
 /* ---- calls that wait ---- */
 
@@ -265,7 +263,6 @@ static void started(const GError *error, void *user)
         return;
     }
     d->state = DEPLOY_READY;
-    d->seen_progress_us = loop_now_us(d->table->o.loop);
     log_info(d->table->o.log,
              "job %s replica %u epoch %" G_GUINT64_FORMAT " ready: stage %u rank %u", d->job,
              d->replica, d->epoch, d->stage, d->rank);
@@ -446,41 +443,24 @@ void deployments_keep(Deployments *table, Weft__V1__Keep *const *keep, size_t n_
 
 /* ---- health ---- */
 
-/* The peers of a stuck engine give up after the step deadline; one that works alone, or leads, has
- * nobody who waits for it but the coordinator. */
-static bool is_stuck_with_work(const Deployment *d, const EngineStatus *status, int64_t still_us)
-{
-    return status->has_work && still_us >= MAX(STUCK_US, status->step_deadline_us);
-}
-
-/* True if the engine moved within STUCK_US; a failed engine fails its deployment, one that is stuck
- * with work is reported. */
+/* A failed engine fails its deployment; one that stands still by its own fault is reported as
+ * failed (reports.c). */
 static bool is_moving(Deployment *d)
 {
     EngineStatus status;
     engine_status(d->engine, &status);
-    int64_t now = loop_now_us(d->table->o.loop);
     if (status.failed) {
         deployment_give_up(d,
                            g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, status.error));
         return false;
     }
-    const bool were_away =
-        now - d->looked_us >
-        AWAY_US; /* this process was stopped: the engine has not had its turn either */
-    d->looked_us = now;
-    if (status.progress != d->seen_progress || d->seen_progress_us == 0 || were_away) {
-        d->seen_progress = status.progress;
-        d->seen_progress_us = now;
+    const bool was_still = d->pulse.still;
+    pulse_look(&d->pulse, d->engine, &status, loop_now_us(d->table->o.loop));
+    if (d->pulse.still != was_still) {
+        log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT ": %s", d->job,
+                 d->replica, d->epoch, d->pulse.still ? d->pulse.problem : "its engine goes on");
     }
-    bool stuck = now - d->seen_progress_us >= STUCK_US;
-    if (stuck != d->stuck) {
-        log_warn(d->table->o.log, "job %s replica %u epoch %" G_GUINT64_FORMAT ": engine %s",
-                 d->job, d->replica, d->epoch, stuck ? "stands still for 3 s" : "goes on");
-        d->stuck = stuck;
-    }
-    d->stuck_with_work = is_stuck_with_work(d, &status, now - d->seen_progress_us);
-    return !stuck;
+    return !d->pulse.still;
 }
 
 bool deployments_serving(Deployments *table)
@@ -493,11 +473,25 @@ bool deployments_serving(Deployments *table)
             bool moves = is_moving(d);
             loaded = loaded || d->state == DEPLOY_READY;
             moving = moving && (moves || d->state != DEPLOY_READY);
+        } else if (d->state == DEPLOY_CLOSING) {
+            moving = moving && !d->pulse.still; /* its thread has not ended yet */
         } else if (d->state == DEPLOY_LOADED || d->state == DEPLOY_STARTING) {
             loaded = true;
         }
     }
     return loaded && moving;
+}
+
+char *deployments_problem(const Deployments *table)
+{
+    for (guint i = 0; i < table->all->len; i++) {
+        const Deployment *d = table->all->pdata[i];
+        if (d->pulse.still && d->state != DEPLOY_FAILED) {
+            return g_strdup_printf("job %s epoch %" G_GUINT64_FORMAT ": %s", d->job, d->epoch,
+                                   d->pulse.problem);
+        }
+    }
+    return g_strdup("");
 }
 
 bool deployments_step(Deployments *table)

@@ -74,6 +74,9 @@ Weft__V1__Counters *deployments_counters(Deployments *table);
 /* Looks at every engine; every 250 ms. True: a shard is loaded, and every running engine makes
  * progress (DESIGN 7.6). */
 bool deployments_serving(Deployments *table);
+/* What is wrong with an engine that stands still, with its job and operation; "" = nothing.
+ * Returned, malloc. */
+char *deployments_problem(const Deployments *table);
 /* inline_engine: one turn of each engine; true if anything was done. */
 bool deployments_step(Deployments *table);
 

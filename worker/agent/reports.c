@@ -82,10 +82,10 @@ Weft__V1__Held **deployments_held(Deployments *table, uint64_t sequence, size_t 
         held->rank = d->rank;
         held->generation = d->generation;
         held->unsealed = !d->seal;
-        held->state = g_strdup(d->stuck_with_work ? "failed" : deployment_state_name(d->state));
-        held->error = g_strdup(d->error             ? d->error->message
-                               : d->stuck_with_work ? "its engine stands still with work to do"
-                                                    : "");
+        held->state = g_strdup(d->pulse.to_blame ? "failed" : deployment_state_name(d->state));
+        held->error = g_strdup(d->error            ? d->error->message
+                               : d->pulse.to_blame ? d->pulse.problem
+                                                   : "");
     }
     *n_out = n;
     return all;

@@ -12,7 +12,8 @@
  *   3. Steps run in the order of their numbers; the inbox never holds more than the leader lets
  * fly.
  *   4. `progress` rises at every op and at least twice a second when idle, so that a still counter
- * means a stuck engine. */
+ * means a stuck engine. Steps come at least once a second where the agent asks the leader for
+ * canaries (engine_canary), so that none for long means a replica that would not serve. */
 #include "worker/serve/engine_state.h"
 
 #include "kernels/parallel.h"
@@ -20,13 +21,21 @@
 #include "proto/base/failpoint.h"
 #include "transport/group/group.h"
 
+/* Stuck engines, for tests of health. */
+static void stand_still(void)
+{
+    while (failpoint("engine-hold", NULL)) {
+        g_usleep(10000);
+    }
+    while (failpoint("engine-spin", NULL)) {
+    }
+}
+
 /* One turn; *did tells whether anything was done. False = stop. */
 static bool turn(Engine *e, bool *did)
 {
     atomic_fetch_add(&e->progress, 1);
-    while (failpoint("engine-hold", NULL)) {
-        g_usleep(10000); /* a stuck engine, for tests of health */
-    }
+    stand_still();
     *did = link_port_progress(e->port) > 0;
     if (!engine_commands_run(e)) {
         return false;
@@ -37,7 +46,7 @@ static bool turn(Engine *e, bool *did)
     }
     if (e->state == STATE_GREETING) {
         engine_greeting_check(e);
-    } else if (e->state == STATE_RUNNING) {
+    } else if (e->state == STATE_RUNNING && !failpoint("engine-skip", NULL)) {
         *did |= engine_steps_work(e);
         if (!*did) {
             engine_steps_report_idle(e);

@@ -108,6 +108,10 @@ typedef void (*EngineTokenFn)(const EngineToken *token, void *user);
 uint64_t engine_submit(Engine *engine, const EngineRequest *request, Loop *loop, EngineTokenFn fn,
                        void *user);
 void engine_cancel(Engine *engine, uint64_t request_id);
+/* Leader only: the next Step is due, also when there is nothing to do. It has no rows then, touches
+ * no KV and no request, and is run like any other: by every compute thread of every rank, over
+ * every link, within the step deadline. So a replica without requests shows that it would serve. */
+void engine_canary(Engine *engine);
 
 /* What the leader's scheduler does (scheduler.h). Totals since the engine's start. */
 typedef struct EngineLoad {
@@ -120,9 +124,10 @@ typedef struct EngineLoad {
 
 /* Health and reports (any thread). */
 typedef struct EngineStatus {
-    bool running; /* started and not failed */
-    bool has_work;
-    uint64_t progress; /* rises at each op; DESIGN 7.6 */
+    bool running;      /* started and not failed */
+    uint64_t progress; /* rises at each op and each turn; DESIGN 7.6 */
+    bool in_step;
+    char operation[64]; /* what the thread is doing */
     bool failed;
     char error[256]; /* why, with worker and operation */
     bool waiting;    /* for a peer */
@@ -130,7 +135,8 @@ typedef struct EngineStatus {
     char waits_operation[64];
     int64_t waits_since_us; /* CLOCK_MONOTONIC */
     bool wait_expired;
-    int64_t step_deadline_us; /* max(2 s, 5 x predicted) */
+    int64_t step_deadline_us;   /* max(2 s, 5 x predicted) */
+    int64_t flight_deadline_us; /* of all steps that may fly at once: the leader's patience */
     uint64_t steps, rows;
     uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
     uint64_t op_us[STAGE_OP_LIMIT];

@@ -61,6 +61,11 @@ bool engine_commands_run(Engine *e)
                 leader_cancel(e->leader, c->request_id);
             }
             break;
+        case COMMAND_CANARY:
+            if (e->leader != NULL) {
+                leader_canary(e->leader);
+            }
+            break;
         case COMMAND_ABORT:
             engine_fail(e, g_steal_pointer(&c->error), true);
             break;
@@ -125,7 +130,6 @@ uint64_t engine_submit(Engine *e, const EngineRequest *request, Loop *loop, Engi
     c->request_id = atomic_fetch_add(&e->next_request, 1) + 1;
     c->request = leader_request_new(c->request_id, request, loop, fn, user);
     const uint64_t id = c->request_id;
-    atomic_store(&e->has_work, true); /* a stuck engine does not say so itself */
     push_command(e, c);
     return id;
 }
@@ -135,6 +139,13 @@ void engine_cancel(Engine *e, uint64_t request_id)
     Command *c = g_new0(Command, 1);
     c->kind = COMMAND_CANCEL;
     c->request_id = request_id;
+    push_command(e, c);
+}
+
+void engine_canary(Engine *e)
+{
+    Command *c = g_new0(Command, 1);
+    c->kind = COMMAND_CANARY;
     push_command(e, c);
 }
 

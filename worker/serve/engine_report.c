@@ -44,7 +44,6 @@ void engine_fail(Engine *e, GError *error /* taken */, bool tell)
     pthread_mutex_unlock(&e->shared.mutex);
     atomic_store(&e->failed, true);
     atomic_store(&e->running, false);
-    atomic_store(&e->has_work, false);
     e->tell = tell; /* by turn(): this may run inside a link callback, where nothing may be sent */
     engine_greeting_end(e, error);
     if (e->leader != NULL) {
@@ -66,11 +65,24 @@ void engine_fail_waiting(Engine *e, uint32_t global, const char *operation, int6
                 true);
 }
 
+static void describe_operation(Engine *e, EngineStatus *out)
+{
+    const uint64_t step = atomic_load(&e->step_now);
+    const uint32_t number = (uint32_t)(step >> 32), n_rows = (uint32_t)step;
+    out->in_step = step != 0;
+    if (step == 0) {
+        g_strlcpy(out->operation, "its turn between steps", sizeof out->operation);
+    } else if (n_rows == 0) {
+        g_snprintf(out->operation, sizeof out->operation, "step %u without rows", number);
+    } else {
+        g_snprintf(out->operation, sizeof out->operation, "step %u of %u rows", number, n_rows);
+    }
+}
+
 void engine_status(Engine *e, EngineStatus *out)
 {
     *out = (EngineStatus){
         .running = atomic_load(&e->running),
-        .has_work = atomic_load(&e->has_work),
         .progress = atomic_load(&e->progress),
         .failed = atomic_load(&e->failed),
         .waiting = atomic_load(&e->waiting),
@@ -79,8 +91,10 @@ void engine_status(Engine *e, EngineStatus *out)
         .waits_since_us = atomic_load(&e->waits_since_us),
         .wait_expired = atomic_load(&e->wait_expired),
         .step_deadline_us = e->step_deadline_us,
+        .flight_deadline_us = engine_flight_deadline_us(e),
         .leads = position_leads(&e->position),
     };
+    describe_operation(e, out);
     engine_counters_read(&e->counters, out);
     pthread_mutex_lock(&e->shared.mutex);
     g_strlcpy(out->error, e->shared.error, sizeof out->error);

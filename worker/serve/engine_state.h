@@ -39,6 +39,7 @@ typedef enum CommandKind {
     COMMAND_START,
     COMMAND_SUBMIT,
     COMMAND_CANCEL,
+    COMMAND_CANARY,
     COMMAND_ABORT,
     COMMAND_QUIT
 } CommandKind;
@@ -101,7 +102,8 @@ struct Engine {
         char waits_operation[64];
     } shared;
     EngineCounters counters;
-    atomic_bool crowded, abort, running, failed, has_work, waiting, wait_expired;
+    atomic_bool crowded, abort, running, failed, waiting, wait_expired;
+    atomic_ullong step_now; /* number << 32 | rows of the step that is run; 0 = between steps */
     atomic_uint waits_stage, waits_rank;
     atomic_llong waits_since_us;
     atomic_ullong progress, next_request;
@@ -122,6 +124,11 @@ const char *engine_worker_name(const Engine *engine, uint32_t global);
 static inline const PlanReplica *engine_replica(const Engine *engine)
 {
     return &engine->o.plan->replicas[engine->o.replica];
+}
+
+static inline int64_t engine_flight_deadline_us(const Engine *engine)
+{
+    return engine->step_deadline_us * (int64_t)engine->steps_in_flight;
 }
 
 /* ---- engine_greeting.c ---- */

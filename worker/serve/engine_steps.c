@@ -39,8 +39,10 @@ static void run_step(Engine *e, const float *activations)
     const NetTime net = net_time_begin(e->port);
     const uint64_t waited_before = waited_us(e);
     engine_report_wait(e, -1, "", 0);
+    atomic_store(&e->step_now, (uint64_t)e->step->number << 32 | e->step->n_rows);
     pool_float_control(); /* for what this thread computes between regions: lookups, draws */
     const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
+    atomic_store(&e->step_now, 0);
     const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
     engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
     engine_counters_ops(&e->counters, &e->stage->times);
@@ -100,7 +102,7 @@ static void check_flight(Engine *e)
         return;
     }
     engine_report_wait(e, (int)last, "tokens of a step", built);
-    if (g_get_monotonic_time() - built > e->step_deadline_us * (int64_t)e->steps_in_flight) {
+    if (g_get_monotonic_time() - built > engine_flight_deadline_us(e)) {
         engine_fail_waiting(e, last, "tokens of a step", built, "did not answer");
     }
 }
@@ -125,13 +127,11 @@ bool engine_steps_work(Engine *e)
         EngineLoad load;
         leader_load(e->leader, &load);
         engine_counters_load(&e->counters, &load);
-        atomic_store(&e->has_work, load.running + load.waiting > 0);
         if (leader_next(e->leader, e->step)) {
             run_step(e, NULL);
             return true;
         }
         return false;
     }
-    atomic_store(&e->has_work, inbox_peek(&e->inbox) != NULL);
     return run_inbox(e);
 }

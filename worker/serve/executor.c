@@ -1,5 +1,6 @@
 #include "worker/serve/executor.h"
 
+#include "kernels/parallel.h"
 #include "proto/base/bytes.h"
 #include "proto/base/failpoint.h"
 #include "worker/serve/trace.h"
@@ -408,8 +409,16 @@ static int64_t flip_layer(const Executor *e)
                : layer;
 }
 
+static void take_part(void *user, unsigned thread, unsigned n_threads)
+{
+    (void)user;
+    (void)thread;
+    (void)n_threads;
+}
+
 /* A step without rows has no collective of its own, so that a rank could run ahead of the others of
- * its stage by any number of them, and its messages overflow their inboxes. */
+ * its stage by any number of them, and its messages overflow their inboxes. Every compute thread
+ * takes part: such steps are also how an idle replica shows that it would serve. */
 static ExecutorStatus meet(Executor *e, const Step *step)
 {
     uint8_t mine = 0, all[PLAN_RANKS_LIMIT];
@@ -423,6 +432,7 @@ static ExecutorStatus meet(Executor *e, const Step *step)
         sizes[r] = sizeof mine;
         out[r] = &all[r];
     }
+    pool_run(e->o.stage->o.pool, take_part, NULL);
     return e->o.stage->group == NULL ||
                    group_all_gather(e->o.stage->group, &wait, &mine, sizes, out) == GROUP_OK
                ? EXECUTOR_OK

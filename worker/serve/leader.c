@@ -19,6 +19,7 @@ struct Leader {
     uint32_t flight_head, flight_tail;
     int64_t next_deadline_us; /* nobody's deadline is earlier */
     uint64_t n_drawn;
+    bool canary; /* a step is due, whatever there is to do */
 };
 
 Leader *leader_new(const LeaderOptions *options)
@@ -176,14 +177,20 @@ static uint32_t decoding_steps(const Leader *l)
     return n;
 }
 
+void leader_canary(Leader *l)
+{
+    l->canary = true;
+}
+
 bool leader_next(Leader *l, Step *step)
 {
     bool decodes;
     expire(l);
     if (leader_steps_in_flight(l) >= l->o.steps_in_flight ||
-        !scheduler_next(l->scheduler, step, decoding_steps(l), &decodes)) {
+        (!scheduler_next(l->scheduler, step, decoding_steps(l), &decodes) && !l->canary)) {
         return false;
     }
+    l->canary = false;
     step->number = l->next_step++;
     l->in_flight[l->flight_tail++ % l->o.steps_in_flight] = (InFlight){
         .number = step->number, .n_rows = step->n_rows, .decodes = decodes, .built_us = now_us(l)};

@@ -47,6 +47,8 @@ size_t leader_bytes(uint64_t kv_pages);
 /* Takes the request. */
 void leader_submit(Leader *leader, LeaderRequest *request /* taken */);
 void leader_cancel(Leader *leader, uint64_t request_id);
+/* The next Step is built also when nothing is to be done: without rows, admits and releases. */
+void leader_canary(Leader *leader);
 /* Builds the next Step; false if there is nothing to do or enough is in flight. */
 bool leader_next(Leader *leader, Step *step);
 /* Traced rows of a step that is about to come back (trace.h). false: malformed. */

@@ -90,7 +90,9 @@ static void check_worker(Checks *checks, const char *worker)
     bool heard =
         member != NULL && (member_usable(member) || member_state(member) == MEMBER_DRAINING);
     if (checks->problem == NULL && (!heard || beat == NULL || !beat->serving)) {
-        checks->problem = g_strdup_printf("worker %s makes no progress", worker);
+        const char *told = member != NULL ? member_problem(member) : NULL;
+        checks->problem = g_strdup_printf("worker %s makes no progress%s%s", worker,
+                                          told != NULL ? ": " : "", told != NULL ? told : "");
     }
 }
 
