@@ -66,7 +66,8 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
     return _mm256_set1_epi32(v);
 }
 
-#define MATMUL_SLOT(name, body, panels1, panels4)                                                  \
+/* A type's products for 1 and 4 rows. */
+#define MATMUL_TILES(name, body)                                                                   \
     static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
                              uint32_t n_records, float *tile)                                      \
     {                                                                                              \
@@ -76,7 +77,10 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
                              uint32_t n_records, float *tile)                                      \
     {                                                                                              \
         body(w, w_stride, act, n_records, tile, 4);                                                \
-    }                                                                                              \
+    }
+
+#define MATMUL_SLOT(name, body, panels1, panels4)                                                  \
+    MATMUL_TILES(name, body)                                                                       \
     static void matmul_##name(const MatmulArgs *args)                                              \
     {                                                                                              \
         matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});            \
@@ -119,16 +123,7 @@ ALWAYS_INLINE void wide_tile_store(const __m256 acc[4][2], float *tile, unsigned
 
 /* A slot that takes few rows record by record, many on unpacked quants. */
 #define MATMUL_SLOT_WIDE(name, body)                                                               \
-    static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
-    {                                                                                              \
-        body(w, w_stride, act, n_records, tile, 1);                                                \
-    }                                                                                              \
-    static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
-    {                                                                                              \
-        body(w, w_stride, act, n_records, tile, 4);                                                \
-    }                                                                                              \
+    MATMUL_TILES(name, body)                                                                       \
     static void matmul_##name(const MatmulArgs *args)                                              \
     {                                                                                              \
         if (args->rows >= name##_wide_kernel.rows_from) {                                          \

@@ -283,6 +283,27 @@ static void bench_fill(Bench *b, KvType type, uint32_t head_size, uint32_t n_key
     }
 }
 
+/* The last n_rows of n_keys positions, causal, no window; results go to b->want. */
+static AttentionArgs bench_args(Bench *b, uint32_t head_size, uint32_t n_q, uint32_t n_rows,
+                                uint32_t n_keys)
+{
+    const size_t ld = (size_t)n_q * head_size;
+    return (AttentionArgs){.q = b->q,
+                           .q_ld = ld,
+                           .out = b->want,
+                           .out_ld = ld,
+                           .n_rows = n_rows,
+                           .first_position = n_keys - n_rows,
+                           .n_q = n_q,
+                           .head_size = head_size,
+                           .scale = 0.125f,
+                           .causal = true,
+                           .n_keys = n_keys,
+                           .k_blocks = b->k_blocks,
+                           .v_blocks = b->v_blocks,
+                           .scratch = b->scratch};
+}
+
 static void compare(Bench *b, KvType type, uint32_t head_size, uint32_t n_q, uint32_t n_rows,
                     uint32_t n_keys, bool causal, uint32_t window, Numbers *numbers)
 {
@@ -291,21 +312,13 @@ static void compare(Bench *b, KvType type, uint32_t head_size, uint32_t n_q, uin
     memset(b->got, 0xee, (n_rows * ld + 8) * sizeof(float));
     memset(b->want, 0xee, (n_rows * ld + 8) * sizeof(float));
     memset(b->scratch, 0xff, (attention_scratch_floats(n_q, head_size) + 1) * sizeof(float));
-    AttentionArgs args = {.q = b->q + 1,
-                          .q_ld = ld,
-                          .out = b->want + 3,
-                          .out_ld = ld,
-                          .n_rows = n_rows,
-                          .first_position = n_keys - n_rows,
-                          .n_q = n_q,
-                          .head_size = head_size,
-                          .scale = 1.0f / sqrtf((float)head_size),
-                          .window = window,
-                          .causal = causal,
-                          .n_keys = n_keys,
-                          .k_blocks = b->k_blocks,
-                          .v_blocks = b->v_blocks,
-                          .scratch = b->scratch + 1};
+    AttentionArgs args = bench_args(b, head_size, n_q, n_rows, n_keys);
+    args.q = b->q + 1;
+    args.out = b->want + 3;
+    args.scratch = b->scratch + 1;
+    args.scale = 1.0f / sqrtf((float)head_size);
+    args.window = window;
+    args.causal = causal;
     generic->attention[type](&args);
     args.out = b->got + 3;
     memset(b->scratch, 0xff, (attention_scratch_floats(n_q, head_size) + 1) * sizeof(float));
@@ -383,21 +396,9 @@ static void test_attention_runs(void **state)
             const size_t ld = (size_t)n_q * head_size, stride = attention_partial_floats(head_size);
             bench_fill(b, KV_BF16, head_size, n_keys, &numbers);
             numbers_fill(&numbers, b->q, rows * ld, -2.0, 2.0);
-            AttentionArgs args = {.q = b->q,
-                                  .q_ld = ld,
-                                  .out = b->want,
-                                  .out_ld = ld,
-                                  .n_rows = rows,
-                                  .first_position = n_keys - rows,
-                                  .n_q = n_q,
-                                  .head_size = head_size,
-                                  .scale = 0.2f,
-                                  .window = windows[w],
-                                  .causal = c % 2 == 0,
-                                  .n_keys = n_keys,
-                                  .k_blocks = b->k_blocks,
-                                  .v_blocks = b->v_blocks,
-                                  .scratch = b->scratch};
+            AttentionArgs args = bench_args(b, head_size, n_q, rows, n_keys);
+            args.window = windows[w];
+            args.causal = c % 2 == 0;
             generic->attention[KV_BF16](&args);
             args.out = NULL;
             for (args.run = 0; args.run < n_runs; args.run++) {
@@ -424,20 +425,7 @@ static void test_attention_rows_are_independent(void **state)
     const uint32_t head_size = 64, n_q = 3, rows = 37, n_keys = 133, ld = n_q * head_size;
     bench_fill(b, KV_F16, head_size, n_keys, &numbers);
     numbers_fill(&numbers, b->q, rows * ld, -2.0, 2.0);
-    AttentionArgs args = {.q = b->q,
-                          .q_ld = ld,
-                          .out = b->want,
-                          .out_ld = ld,
-                          .n_rows = rows,
-                          .first_position = n_keys - rows,
-                          .n_q = n_q,
-                          .head_size = head_size,
-                          .scale = 0.125f,
-                          .causal = true,
-                          .n_keys = n_keys,
-                          .k_blocks = b->k_blocks,
-                          .v_blocks = b->v_blocks,
-                          .scratch = b->scratch};
+    AttentionArgs args = bench_args(b, head_size, n_q, rows, n_keys);
     variant->attention[KV_F16](&args);
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t h = 0; h < n_q; h++) {
