@@ -30,6 +30,8 @@ typedef struct Recovery {
     double load_bytes_per_s; /* seen when that was last more than nothing; 0: never */
     int64_t load_began_us, start_began_us;
     double start_s;  /* from loaded to ready, last time */
+    uint64_t n_recoveries; /* with requests on them, so far; and how long they took together */
+    double recovered_s;
     bool announced;  /* that it waits: logged once */
     bool shrunk;     /* planned without members that it had: a plan with them may be faster */
     LoopTimer *grow; /* a member came: such a plan is looked for */

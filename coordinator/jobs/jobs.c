@@ -402,8 +402,8 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
     return d->state != DEPLOYMENT_STOPPED && room &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
            d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics &&
-           d->wish.kv_type == wish->kv_type &&
-           d->wish.dp == wish->dp && d->wish.pp == wish->pp && d->wish.tp == wish->tp;
+           d->wish.kv_type == wish->kv_type && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
+           d->wish.tp == wish->tp;
 }
 
 /* A short id that people can read: the file's name and four random digits. */
@@ -484,6 +484,11 @@ void lease_release(Lease *lease)
         deployment_kick(d);
     }
     g_free(lease);
+}
+
+const char *lease_job(const Lease *lease)
+{
+    return lease->deployment != NULL ? lease->deployment->id : NULL;
 }
 
 void lease_report(Lease *lease, const GError *error)
@@ -689,6 +694,8 @@ void jobs_describe(const Jobs *jobs,
         job.age_ms = (uint64_t)(now - d->created_us) / 1000;
         job.error = d->error != NULL ? d->error->message : (char *)"";
         job.active_requests = d->active.length + d->waiting.length;
+        job.recoveries = d->recovery.n_recoveries;
+        job.recovered_s = d->recovery.recovered_s;
         fn(&job, d->n_replicas > 0 && d->state == DEPLOYMENT_READY ? d->plan : NULL, user);
     }
 }

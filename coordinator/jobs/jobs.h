@@ -112,6 +112,8 @@ typedef struct MemberSnapshot {
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job);
 void member_snapshot_free(MemberSnapshot *snapshot);
 
+/* The id of the job that it is of; borrowed; NULL once it failed. */
+const char *lease_job(const Lease *lease);
 /* What a job waits for, as weft.v1.Reason, appended to reasons (owned). id: one job's; NULL: every
  * one. */
 void jobs_explain(const Jobs *jobs, const char *id, GPtrArray *reasons);

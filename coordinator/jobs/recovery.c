@@ -331,8 +331,13 @@ void recovery_on_serving(Deployment *d)
 
 void recovery_on_served(Deployment *d)
 {
+    Recovery *r = &d->recovery;
     if (d->waiting.length == 0) {
         recovery_stop(d);
+        if (r->since_us != 0 && d->active.length > 0) {
+            r->n_recoveries++;
+            r->recovered_s += (double)(loop_now_us(d->jobs->options.loop) - r->since_us) / 1e6;
+        }
         d->recovery.since_us = 0;
     }
 }

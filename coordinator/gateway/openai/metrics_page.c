@@ -6,6 +6,7 @@
 #include "transport/daemon/metrics.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #define PROMETHEUS_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,6 +70,16 @@ static const RequestFamily model_families[] = {
                       "From the replica to the first token."),
     REQUEST_HISTOGRAM("vllm:request_decode_time_seconds", decode_s,
                       "From the first token to the last."),
+    REQUEST_HISTOGRAM("vllm:request_inference_time_seconds", inference_s,
+                      "From the replica to the last token."),
+    REQUEST_HISTOGRAM("vllm:request_prompt_tokens", prompt_length, "Tokens of a request's prompt."),
+    REQUEST_HISTOGRAM("vllm:request_generation_tokens", generated_length, "Tokens of a sequence."),
+    REQUEST_HISTOGRAM("vllm:request_max_num_generation_tokens", most_generated,
+                      "Tokens of a request's longest sequence."),
+    REQUEST_HISTOGRAM("vllm:request_params_max_tokens", tokens_asked,
+                      "Tokens that a request asked for at most."),
+    REQUEST_HISTOGRAM("vllm:request_params_n", sequences_asked,
+                      "Sequences that a request asked for."),
     REQUEST_HISTOGRAM("weft_request_recovery_seconds", recovery_s,
                       "After the loss of a worker, from the last token before to the first after."),
 };
@@ -84,6 +95,47 @@ static void put_models(const RequestStats *stats, GString *out)
     StatsFamily f = {out, "vllm:request_success_total", 0};
     metrics_family(out, f.name, "counter", "Sequences by how they ended.");
     request_stats_each(stats, put_model_ended, &f);
+}
+
+/* ---- of open requests ---- */
+
+typedef struct OpenFamily {
+    GString *out;
+    const char *name;
+    bool waiting;
+    GHashTable *told; /* names; borrowed */
+} OpenFamily;
+
+static void put_open(const ModelStats *stats, void *user)
+{
+    const OpenFamily *f = user;
+    metrics_value(f->out, f->name, f->waiting ? stats->waiting : stats->running, "model_name",
+                  stats->model, NULL);
+    g_hash_table_add(f->told, stats->model);
+}
+
+/* A model that nobody has asked yet has a series too: a dashboard shows 0, not a gap. */
+static void put_open_none(const Served *served, void *user)
+{
+    const OpenFamily *f = user;
+    if (g_hash_table_add(f->told, (void *)served_name(served))) {
+        metrics_value(f->out, f->name, 0, "model_name", served_name(served), NULL);
+    }
+}
+
+static void put_requests(const ApiService *service, GString *out)
+{
+    unsigned running, waiting;
+    requests_count(service->options.requests, &running, &waiting);
+    for (int i = 0; i < 2; i++) {
+        g_autoptr(GHashTable) told = g_hash_table_new(g_str_hash, g_str_equal);
+        OpenFamily f = {out, i == 0 ? "vllm:num_requests_running" : "vllm:num_requests_waiting",
+                        i == 1, told};
+        metrics_family(out, f.name, "gauge",
+                       i == 0 ? "Requests that have a replica." : "Requests that wait for one.");
+        request_stats_each(requests_stats(service->options.requests), put_open, &f);
+        served_each(service->served, put_open_none, &f);
+    }
 }
 
 /* ---- of replicas, as their leaders report them ---- */
@@ -110,6 +162,10 @@ LOAD_FIELD(kv_pages_cached)
 LOAD_FIELD(prefix_query_tokens)
 LOAD_FIELD(prefix_hit_tokens)
 LOAD_FIELD(preemptions)
+LOAD_FIELD(slots)
+LOAD_FIELD(epoch)
+LOAD_FIELD(prompt_tokens)
+LOAD_FIELD(generation_tokens)
 
 static const LoadRow load_rows[] = {
     {"vllm:kv_cache_usage_perc", "gauge", "Pages of the KV cache in use, 0 to 1.", kv_usage},
@@ -120,6 +176,12 @@ static const LoadRow load_rows[] = {
      load_preemptions},
     {"weft_replica_running", "gauge", "Sequences in a slot.", load_running},
     {"weft_replica_waiting", "gauge", "Sequences without a slot.", load_waiting},
+    {"weft_replica_slots", "gauge", "Sequences that it can run at once.", load_slots},
+    {"weft_replica_epoch", "gauge", "Rises with each recovery.", load_epoch},
+    {"weft_replica_prompt_tokens_total", "counter", "Of admitted sequences, in this epoch.",
+     load_prompt_tokens},
+    {"weft_replica_generation_tokens_total", "counter", "Drawn in this epoch.",
+     load_generation_tokens},
     {"weft_replica_kv_pages", "gauge", "Pages of the KV cache.", load_kv_pages_total},
     {"weft_replica_kv_pages_used", "gauge", "Pages of running sequences.", load_kv_pages_used},
     {"weft_replica_kv_pages_cached", "gauge", "Pages kept for prefixes.", load_kv_pages_cached},
@@ -154,6 +216,7 @@ static const WorkerRow worker_rows[] = {
 typedef struct MemberFamily {
     GString *out;
     const void *row;
+    GHashTable *names; /* of models, by job */
 } MemberFamily;
 
 static void put_worker_counter(Member *member, void *user)
@@ -169,6 +232,19 @@ static void put_worker_counter(Member *member, void *user)
     }
 }
 
+/* While one epoch follows another a worker may report both: the newer one is told. */
+static bool is_newest_load(const Weft__V1__Heartbeat *beat, const Weft__V1__ReplicaLoad *load)
+{
+    for (size_t i = 0; i < beat->n_loads; i++) {
+        const Weft__V1__ReplicaLoad *l = beat->loads[i];
+        if (l->replica == load->replica && strcmp(l->job, load->job) == 0 &&
+            l->epoch > load->epoch) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void put_load(Member *member, void *user)
 {
     const MemberFamily *f = user;
@@ -176,10 +252,13 @@ static void put_load(Member *member, void *user)
     const Weft__V1__Heartbeat *beat = member_heartbeat(member);
     for (size_t i = 0; beat != NULL && member_attached(member) && i < beat->n_loads; i++) {
         const Weft__V1__ReplicaLoad *load = beat->loads[i];
-        char replica[16];
-        snprintf(replica, sizeof replica, "%u", load->replica);
-        metrics_value(f->out, row->name, row->value(load), "job", load->job, "replica", replica,
-                      "worker", member_name(member), NULL);
+        if (is_newest_load(beat, load)) {
+            char replica[16];
+            snprintf(replica, sizeof replica, "%u", load->replica);
+            metrics_value(f->out, row->name, row->value(load), "model_name",
+                          g_hash_table_lookup(f->names, load->job), "job", load->job, "replica",
+                          replica, "worker", member_name(member), NULL);
+        }
     }
 }
 
@@ -198,21 +277,38 @@ static void put_worker_serving(Member *member, void *user)
                   member_name(member), NULL);
 }
 
-/* Who waits for whom: a link that stands still shows here, with its operation. */
+static bool is_newest_wait(const Weft__V1__Heartbeat *beat, const Weft__V1__Waiting *wait)
+{
+    for (size_t i = 0; i < beat->n_waiting; i++) {
+        const Weft__V1__Waiting *w = beat->waiting[i];
+        if (w->replica == wait->replica && strcmp(w->job, wait->job) == 0 &&
+            w->epoch > wait->epoch) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Who waits for whom: a link that stands still shows here. */
 static void put_waits(Member *member, void *user)
 {
     const MemberFamily *f = user;
     const Weft__V1__Heartbeat *beat = member_heartbeat(member);
     for (size_t i = 0; beat != NULL && member_attached(member) && i < beat->n_waiting; i++) {
         const Weft__V1__Waiting *w = beat->waiting[i];
-        metrics_value(f->out, "weft_link_waiting_seconds", (double)w->since_ms / 1000, "worker",
-                      member_name(member), "waits_for", w->waits_for, "job", w->job, NULL);
+        if (is_newest_wait(beat, w)) {
+            char replica[16];
+            snprintf(replica, sizeof replica, "%u", w->replica);
+            metrics_value(f->out, "weft_link_waiting_seconds", (double)w->since_ms / 1000, "worker",
+                          member_name(member), "waits_for", w->waits_for, "job", w->job, "replica",
+                          replica, NULL);
+        }
     }
 }
 
-static void put_members(const Members *members, GString *out)
+static void put_members(const Members *members, GHashTable *names, GString *out)
 {
-    MemberFamily f = {out, NULL};
+    MemberFamily f = {out, NULL, names};
     metrics_family(out, "weft_worker_up", "gauge", "1: it can be given work.");
     members_each(members, put_worker_up, &f);
     metrics_family(out, "weft_worker_serving", "gauge", "1: its engines make progress.");
@@ -244,20 +340,63 @@ static void put_state(const Weft__V1__Job *job, const Plan *plan, void *user)
     metrics_value(user, "weft_job_state", 1, "job", job->id, "state", job->state, NULL);
 }
 
+static void put_recovery(const Weft__V1__Job *job, const Plan *plan, void *user)
+{
+    metrics_value(user, "weft_job_recovery_seconds_sum", job->recovered_s, "job", job->id, NULL);
+    metrics_value(user, "weft_job_recovery_seconds_count", (double)job->recoveries, "job", job->id,
+                  NULL);
+}
+
+typedef struct StageRow {
+    const char *name, *help;
+    double (*value)(const PlanStage *stage, const PlanRank *rank);
+} StageRow;
+
+static double stage_layers(const PlanStage *stage, const PlanRank *rank)
+{
+    return (double)stage->layer_last - (double)stage->layer_first + 1;
+}
+
+static double stage_weights(const PlanStage *stage, const PlanRank *rank)
+{
+    return (double)rank->weight_bytes;
+}
+
+static double stage_peak(const PlanStage *stage, const PlanRank *rank)
+{
+    return (double)rank->peak_bytes;
+}
+
+static const StageRow stage_rows[] = {
+    {"weft_stage_layers", "Layers of a stage; joins workers to jobs and stages.", stage_layers},
+    {"weft_stage_weight_bytes", "Weights of a rank.", stage_weights},
+    {"weft_stage_peak_bytes", "Memory that a rank takes at most.", stage_peak},
+};
+
+typedef struct StageFamily {
+    GString *out;
+    const StageRow *row;
+} StageFamily;
+
+static void put_stage(const StageFamily *f, const char *job, uint32_t r, uint32_t s,
+                      const PlanStage *stage)
+{
+    char replica[16], number[16], rank[16];
+    snprintf(replica, sizeof replica, "%u", r);
+    snprintf(number, sizeof number, "%u", s);
+    for (uint32_t k = 0; k < stage->n_ranks; k++) {
+        snprintf(rank, sizeof rank, "%u", k);
+        metrics_value(f->out, f->row->name, f->row->value(stage, &stage->ranks[k]), "job", job,
+                      "replica", replica, "stage", number, "rank", rank, "worker",
+                      stage->ranks[k].worker, NULL);
+    }
+}
+
 static void put_stages(const Weft__V1__Job *job, const Plan *plan, void *user)
 {
     for (uint32_t r = 0; plan != NULL && r < plan->n_replicas; r++) {
         for (uint32_t s = 0; s < plan->replicas[r].n_stages; s++) {
-            const PlanStage *stage = &plan->replicas[r].stages[s];
-            char replica[16], number[16];
-            snprintf(replica, sizeof replica, "%u", r);
-            snprintf(number, sizeof number, "%u", s);
-            for (uint32_t k = 0; k < stage->n_ranks; k++) {
-                metrics_value(user, "weft_stage_layers",
-                              (double)stage->layer_last - (double)stage->layer_first + 1, "job",
-                              job->id, "replica", replica, "stage", number, "worker",
-                              stage->ranks[k].worker, NULL);
-            }
+            put_stage(user, job->id, r, s, &plan->replicas[r].stages[s]);
         }
     }
 }
@@ -268,9 +407,42 @@ static void put_jobs(const Jobs *jobs, GString *out)
     jobs_describe(jobs, put_epoch, out);
     metrics_family(out, "weft_job_state", "gauge", "1 at the state that a job is in.");
     jobs_describe(jobs, put_state, out);
-    metrics_family(out, "weft_stage_layers", "gauge",
-                   "Layers of a stage; joins workers to jobs and stages.");
-    jobs_describe(jobs, put_stages, out);
+    metrics_family(out, "weft_job_recovery_seconds", "summary",
+                   "From the end of an epoch with requests to the next that serves.");
+    jobs_describe(jobs, put_recovery, out);
+    for (size_t i = 0; i < G_N_ELEMENTS(stage_rows); i++) {
+        StageFamily f = {out, &stage_rows[i]};
+        metrics_family(out, f.row->name, "gauge", f.row->help);
+        jobs_describe(jobs, put_stages, &f);
+    }
+}
+
+/* ---- names of models ---- */
+
+static void name_job(const Weft__V1__Job *job, const Plan *plan, void *user)
+{
+    char *name = g_path_get_basename(job->model);
+    if (g_str_has_suffix(name, ".gguf")) {
+        name[strlen(name) - strlen(".gguf")] = '\0';
+    }
+    g_hash_table_insert(user, g_strdup(job->id), name);
+}
+
+static void name_served(const Served *served, void *user)
+{
+    const char *job = served_job(served);
+    if (job != NULL) {
+        g_hash_table_insert(user, g_strdup(job), g_strdup(served_name(served)));
+    }
+}
+
+/* By job: the name under which HTTP clients ask for its model, else the file's. */
+static GHashTable *model_names(const ApiService *service)
+{
+    GHashTable *names = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    jobs_describe(service->options.jobs, name_job, names);
+    served_each(service->served, name_served, names);
+    return names;
 }
 
 /* ---- of this server ---- */
@@ -308,19 +480,17 @@ void api_page_metrics(ApiService *service, HttpExchange *x)
 {
     const ApiServiceOptions *o = &service->options;
     GString *out = g_string_new(NULL);
-    unsigned running, waiting;
-    requests_count(o->requests, &running, &waiting);
+    g_autoptr(GHashTable) names = model_names(service);
     metrics_family(out, "weft_build_info", "gauge", "1, with the release.");
     metrics_value(out, "weft_build_info", 1, "version", WEFT_VERSION, NULL);
-    put_one(out, "vllm:num_requests_running", "gauge", "Requests that have a replica.", running);
-    put_one(out, "vllm:num_requests_waiting", "gauge", "Requests that wait for one.", waiting);
+    put_requests(service, out);
     put_one(out, "weft_coordinator_loop_lag_seconds", "gauge",
             "The main loop's worst lateness of the last minute.",
             o->lag_ms != NULL ? o->lag_ms(o->lag_user) / 1000 : 0);
     put_one(out, "weft_coordinator_generation", "gauge", "Rises with each start.",
             (double)o->generation);
     put_models(requests_stats(o->requests), out);
-    put_members(o->members, out);
+    put_members(o->members, names, out);
     put_jobs(o->jobs, out);
     put_http(service, out);
     api_reply(service, x, 200, PROMETHEUS_TYPE, g_string_free(out, FALSE));

@@ -295,6 +295,11 @@ const char *served_path(const Served *s)
     return s->model != NULL ? s->model->path : NULL;
 }
 
+const char *served_job(const Served *s)
+{
+    return s->lease != NULL ? lease_job(s->lease) : NULL;
+}
+
 const JobWish *served_wish(const Served *s)
 {
     return &s->wish;

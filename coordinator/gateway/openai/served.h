@@ -37,7 +37,8 @@ void served_each(const ServedBook *book, void (*fn)(const Served *served, void *
 const char *served_name(const Served *served);
 const char *served_path(const Served *served); /* as jobs describe it; NULL before it was opened */
 const JobWish *served_wish(const Served *served);
-Model *served_model(const Served *served); /* borrowed; NULL before it was opened */
+const char *served_job(const Served *served); /* the id of its job; borrowed; NULL: none now */
+Model *served_model(const Served *served);    /* borrowed; NULL before it was opened */
 uint32_t served_context(const Served *served);
 bool served_is_ready(const Served *served);
 const char *served_problem(const Served *served); /* why it is not ready; borrowed */

@@ -16,6 +16,10 @@ static const double inter_token_bounds[] = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15,
 static const double request_bounds[] = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                         30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
 
+static const double token_bounds[] = {1,   2,    5,    10,   20,    50,    100,   200,
+                                      500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+static const double sequence_bounds[] = {1, 2, 5, 10, 20};
+
 struct RequestStats {
     GPtrArray *models; /* of ModelStats */
 };
@@ -55,13 +59,27 @@ ModelStats *request_stats_model(RequestStats *stats, const char *model)
     one->model = g_strdup(name);
     histogram_init(&one->first_token_s, first_token_bounds, G_N_ELEMENTS(first_token_bounds));
     histogram_init(&one->inter_token_s, inter_token_bounds, G_N_ELEMENTS(inter_token_bounds));
-    Histogram *whole[] = {&one->whole_s, &one->queue_s, &one->prefill_s, &one->decode_s,
-                          &one->recovery_s};
+    Histogram *whole[] = {&one->whole_s,  &one->queue_s,     &one->prefill_s,
+                          &one->decode_s, &one->inference_s, &one->recovery_s};
+    Histogram *tokens[] = {&one->prompt_length, &one->tokens_asked, &one->generated_length,
+                           &one->most_generated};
+    for (size_t i = 0; i < G_N_ELEMENTS(tokens); i++) {
+        histogram_init(tokens[i], token_bounds, G_N_ELEMENTS(token_bounds));
+    }
+    histogram_init(&one->sequences_asked, sequence_bounds, G_N_ELEMENTS(sequence_bounds));
     for (size_t i = 0; i < G_N_ELEMENTS(whole); i++) {
         histogram_init(whole[i], request_bounds, G_N_ELEMENTS(request_bounds));
     }
     g_ptr_array_add(stats->models, one);
     return one;
+}
+
+void request_stats_clear_open(RequestStats *stats)
+{
+    for (guint i = 0; i < stats->models->len; i++) {
+        ModelStats *one = g_ptr_array_index(stats->models, i);
+        one->running = one->waiting = 0;
+    }
 }
 
 void model_stats_end(ModelStats *stats, const char *reason)

@@ -57,7 +57,8 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
 void run_cancel(Run *run);
 const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
 
-/* Runs that are open: those that have a replica, and those that wait for one. */
+/* Runs that are open: those that have a replica, and those that wait for one; also into the stats of
+ * each model. */
 void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out);
 /* What requests wait for, as weft.v1.Reason, appended to reasons (owned). id: a run's, or what its
  * client knows it by; NULL: every open one. */

@@ -40,7 +40,6 @@ static void run_free(Run *run)
     g_free(run->ids);
     g_clear_error(&run->error);
     g_free(run->cache_key);
-    g_free(run->stats_name);
     g_free(run->client_id);
     model_unref(run->model);
     message_free(run->request);
@@ -119,6 +118,32 @@ static void run_count_tokens(Run *run, const Weft__V1__RunEvent *event)
     run->stats->generation_tokens += event->delta->n_ids;
 }
 
+static void run_count_choice(Run *run, const Choice *c)
+{
+    if (c->last_us > c->first_us) {
+        histogram_add(&run->stats->decode_s, (double)(c->last_us - c->first_us) / 1e6);
+    }
+    if (c->last_us > c->begun_us) {
+        histogram_add(&run->stats->inference_s, (double)(c->last_us - c->begun_us) / 1e6);
+    }
+    if (run->request->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
+        histogram_add(&run->stats->generated_length, c->ids->len);
+    }
+}
+
+static void run_count_lengths(Run *run)
+{
+    unsigned most = 0;
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        const Choice *c = &run->choices[i];
+        most = MAX(most, c->ids != NULL ? c->ids->len : 0);
+    }
+    histogram_add(&run->stats->prompt_length, run->n_text);
+    histogram_add(&run->stats->tokens_asked, run->request->max_tokens);
+    histogram_add(&run->stats->sequences_asked, run->n_choices);
+    histogram_add(&run->stats->most_generated, most);
+}
+
 /* reason: of the whole, where the choices have none of their own. */
 static void run_count_end(Run *run, const char *reason)
 {
@@ -129,11 +154,14 @@ static void run_count_end(Run *run, const char *reason)
     for (uint32_t i = 0; i < MAX(run->n_choices, 1); i++) {
         const Choice *c = run->n_choices > 0 ? &run->choices[i] : NULL;
         model_stats_end(run->stats, c != NULL && c->done ? c->finish_reason : reason);
-        if (c != NULL && c->done && c->last_us > c->first_us) {
-            histogram_add(&run->stats->decode_s, (double)(c->last_us - c->first_us) / 1e6);
+        if (c != NULL && c->done) {
+            run_count_choice(run, c);
         }
     }
     histogram_add(&run->stats->whole_s, (double)(now - run->begun_us) / 1e6);
+    if (run->n_done > 0 && run->request->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
+        run_count_lengths(run);
+    }
 }
 
 /* What is wrong with a request may quote it, which is no matter for a log. */
@@ -509,8 +537,9 @@ static void run_on_model(Model *model, const GError *error, void *user)
         return;
     }
     run->model = model_ref(model);
-    run->stats = request_stats_model(run->owner->stats,
-                                     run->stats_name != NULL ? run->stats_name : model->name);
+    if (run->stats == NULL) {
+        run->stats = request_stats_model(run->owner->stats, model->name);
+    }
     if (!run_check_context(run, &own)) {
         run_fail(run, own);
         return;
@@ -537,7 +566,8 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
         run->wish_given = setting->wish != NULL;
         run->wish = setting->wish != NULL ? *setting->wish : (JobWish){0};
         run->cache_key = g_strdup(setting->cache_key);
-        run->stats_name = g_strdup(setting->name);
+        run->stats =
+            setting->name != NULL ? request_stats_model(requests->stats, setting->name) : NULL;
         run->client_id = g_strdup(setting->client_id);
     }
     run->seed = request->seed_given && request->sampler != NULL
@@ -561,10 +591,16 @@ const char *run_id(const Run *run)
 void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out)
 {
     *running_out = *waiting_out = 0;
+    request_stats_clear_open(requests->stats);
     for (GList *l = requests->runs.head; l != NULL; l = l->next) {
         const Run *run = l->data;
-        *running_out += run->state == RUN_RUNNING;
-        *waiting_out += run->state < RUN_RUNNING;
+        bool running = run->state == RUN_RUNNING, waiting = run->state < RUN_RUNNING;
+        *running_out += running;
+        *waiting_out += waiting;
+        if (run->stats != NULL) {
+            run->stats->running += running;
+            run->stats->waiting += waiting;
+        }
     }
 }
 

@@ -33,7 +33,7 @@ typedef struct Choice {
     uint64_t prefill_us, decode_us, wire_bytes;
     int64_t begun_us, first_us, last_us;
     int64_t submitted_us; /* to its present leader */
-    int64_t told_us; /* of the last token that the client was sent */
+    int64_t told_us;      /* of the last token that the client was sent */
 } Choice;
 
 /* What a run knows of the losses that it lived through. resume.c */
@@ -64,11 +64,12 @@ struct Run {
     bool wish_given;
     JobWish wish;    /* if given */
     char *cache_key; /* NULL: none */
-    char *stats_name, *client_id;
+    char *client_id; /* NULL: none */
     uint64_t seed;
     int64_t begun_us;
-    ModelStats *stats; /* from the model's opening on */
-    bool leased;       /* once */
+    ModelStats
+        *stats;  /* from the model's opening on, or, where it was given a name, from its start */
+    bool leased; /* once */
     uint32_t context;
     GError *error; /* from the pool */
     uint32_t *ids; /* every choice's prompt, one after another */
