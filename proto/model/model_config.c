@@ -33,6 +33,11 @@ static const Wanted llama_layer[] = {
     {ROLE_FFN_GATE, "ffn_gate.weight"},    {ROLE_FFN_UP, "ffn_up.weight"},
     {ROLE_FFN_DOWN, "ffn_down.weight"},
 };
+static const Wanted llama_biases[] = {
+    {ROLE_ATTN_Q_BIAS, "attn_q.bias"},
+    {ROLE_ATTN_K_BIAS, "attn_k.bias"},
+    {ROLE_ATTN_V_BIAS, "attn_v.bias"},
+};
 static const Wanted llama_global[] = {
     {ROLE_TOKEN_EMBD, "token_embd.weight"},
     {ROLE_OUTPUT_NORM, "output_norm.weight"},
@@ -71,7 +76,8 @@ static bool fill_dimensions(ModelSpec *spec, const ModelConfig *c, GError **erro
         }
     }
     const bool llama = c->family == FAMILY_LLAMA;
-    if (c->width % c->heads != 0 || (llama && c->width / c->heads % 2 != 0)) {
+    if (c->head_size == 0 &&
+        (c->width % c->heads != 0 || (llama && c->width / c->heads % 2 != 0))) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "model config: width %u does not give %u heads of %s elements; choose a "
                     "multiple of %u",
@@ -83,17 +89,20 @@ static bool fill_dimensions(ModelSpec *spec, const ModelConfig *c, GError **erro
     spec->width = c->width;
     spec->n_heads = c->heads;
     spec->n_kv_heads = c->kv_heads != 0 ? c->kv_heads : c->heads;
-    spec->head_size = c->width / c->heads;
+    spec->head_size = c->head_size != 0 ? c->head_size : c->width / c->heads;
     spec->ffn_width = c->ffn_width != 0 ? c->ffn_width
                       : llama           ? (c->width * 8 / 3 + 31) / 32 * 32
                                         : 4 * c->width;
     spec->vocab_size = c->vocabulary;
     spec->context = c->context;
     spec->norm_eps = c->norm_eps > 0.0f ? c->norm_eps : 1e-5f;
-    spec->attention_scale = 1.0f / sqrtf((float)spec->head_size);
+    spec->attention_scale =
+        c->attention_scale > 0.0f ? c->attention_scale : 1.0f / sqrtf((float)spec->head_size);
     spec->tied_output = !c->untied;
     spec->rope.factor = 1.0;
-    if (llama) {
+    if (llama && c->rope.dims != 0) {
+        spec->rope = c->rope;
+    } else if (llama) {
         spec->rope.pairing = ROPE_ADJACENT;
         spec->rope.dims = spec->head_size;
         spec->rope.freq_base = c->rope_base > 0.0 ? c->rope_base : 10000.0;
@@ -112,7 +121,7 @@ ModelSpec *model_spec_from_config(const ModelConfig *config, GError **error)
     }
     g_autoptr(ModelSpec) spec = g_new0(ModelSpec, 1);
     spec->family = config->family;
-    spec->name = g_strdup(gpt2 ? "gpt2" : "llama");
+    spec->name = g_strdup(config->name != NULL ? config->name : gpt2 ? "gpt2" : "llama");
     if (!fill_dimensions(spec, config, error)) {
         return NULL;
     }
@@ -120,8 +129,9 @@ ModelSpec *model_spec_from_config(const ModelConfig *config, GError **error)
                  *global = gpt2 ? gpt2_global : llama_global;
     const size_t n_layer = gpt2 ? G_N_ELEMENTS(gpt2_layer) : G_N_ELEMENTS(llama_layer);
     const size_t n_global = gpt2 ? G_N_ELEMENTS(gpt2_global) : G_N_ELEMENTS(llama_global);
-    spec->tensors = weft_alloc(n_global + 1 + n_layer * config->layers, sizeof *spec->tensors,
-                               "the tensors of a model", error);
+    const size_t n_biases = !gpt2 && config->qkv_bias ? G_N_ELEMENTS(llama_biases) : 0;
+    spec->tensors = weft_alloc(n_global + 1 + (n_layer + n_biases) * config->layers,
+                               sizeof *spec->tensors, "the tensors of a model", error);
     if (spec->tensors == NULL) {
         return NULL;
     }
@@ -131,6 +141,9 @@ ModelSpec *model_spec_from_config(const ModelConfig *config, GError **error)
     for (uint32_t l = 0; l < config->layers; l++) {
         for (size_t i = 0; i < n_layer; i++) {
             add(spec, &layer[i], (int32_t)l);
+        }
+        for (size_t i = 0; i < n_biases; i++) {
+            add(spec, &llama_biases[i], (int32_t)l);
         }
     }
     if (config->untied) {
