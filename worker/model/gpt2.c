@@ -3,12 +3,11 @@
  * what stands on its left. */
 #include "worker/model/training_pass.h"
 
-static void layer_forward(Pass *p, uint32_t l)
+void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
-    Tape *tape = &m->tape[l];
+    Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
-    float *next = l + 1 < m->o.spec->n_layers ? m->tape[l + 1].x : m->x;
     size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), weight(p, ROLE_ATTN_NORM_BIAS, l),
@@ -39,16 +38,19 @@ static void layer_forward(Pass *p, uint32_t l)
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
     k->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
     meet(p);
+    if (out == NULL) {
+        return;
+    }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
     meet(p);
-    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), next);
+    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), out);
     meet(p);
 }
 
-static void layer_backward(Pass *p, uint32_t l)
+void gpt2_layer_backward(Pass *p, uint32_t l)
 {
     Training *m = p->m;
-    Tape *tape = &m->tape[l];
+    Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
     size_t n;
 
@@ -65,7 +67,7 @@ static void layer_backward(Pass *p, uint32_t l)
     meet(p);
     pass_units_dx(
         p, (const SpanDx[]){{m->dact, weight(p, ROLE_FFN_UP, l), m->ffn_width, m->ffn_units.first}},
-        1, m->ffn_units.steps, m->ffn_units.n);
+        1, &m->ffn_units);
     pass_linear_dw(p,
                    (const LinearGradient[]){{m->dact, m->ffn_width, tape->ffn_in, m->width,
                                              gradient(p, ROLE_FFN_UP, l)}},
@@ -85,7 +87,6 @@ static void layer_backward(Pass *p, uint32_t l)
     pass_bias_gradient(p, m->dx, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
     meet(p);
     pass_attention_backward(p, tape);
-    meet(p);
     pass_qkv_dx(p, l);
     pass_linear_dw(p,
                    (const LinearGradient[]){
@@ -100,18 +101,4 @@ static void layer_backward(Pass *p, uint32_t l)
     pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
                        gradient(p, ROLE_ATTN_NORM_BIAS, l));
     meet(p);
-}
-
-void gpt2_forward(Pass *p)
-{
-    for (uint32_t l = 0; l < p->m->o.spec->n_layers; l++) {
-        layer_forward(p, l);
-    }
-}
-
-void gpt2_backward(Pass *p)
-{
-    for (uint32_t l = p->m->o.spec->n_layers; l-- > 0;) {
-        layer_backward(p, l);
-    }
 }

@@ -2,12 +2,11 @@
  * row for row (with f32 keys and values), and its backward. */
 #include "worker/model/training_pass.h"
 
-static void layer_forward(Pass *p, uint32_t l)
+void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
-    Tape *tape = &m->tape[l];
+    Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
-    float *next = l + 1 < m->o.spec->n_layers ? m->tape[l + 1].x : m->x;
     size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
@@ -38,16 +37,19 @@ static void layer_forward(Pass *p, uint32_t l)
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
     k->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
     meet(p);
+    if (out == NULL) {
+        return;
+    }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
     meet(p);
-    pass_residual(p, tape->mid, NULL, next);
+    pass_residual(p, tape->mid, NULL, out);
     meet(p);
 }
 
-static void layer_backward(Pass *p, uint32_t l)
+void llama_training_layer_backward(Pass *p, uint32_t l)
 {
     Training *m = p->m;
-    Tape *tape = &m->tape[l];
+    Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
     size_t n;
 
@@ -67,7 +69,7 @@ static void layer_backward(Pass *p, uint32_t l)
                   (const SpanDx[]){
                       {tape->gate, weight(p, ROLE_FFN_GATE, l), m->ffn_width, m->ffn_units.first},
                       {tape->up, weight(p, ROLE_FFN_UP, l), m->ffn_width, m->ffn_units.first}},
-                  2, m->ffn_units.steps, m->ffn_units.n);
+                  2, &m->ffn_units);
     pass_linear_dw(
         p,
         (const LinearGradient[]){
@@ -87,7 +89,6 @@ static void layer_backward(Pass *p, uint32_t l)
                    1);
     meet(p);
     pass_attention_backward(p, tape);
-    meet(p);
     pass_rope(p, m->dq, m->dk, m->sin_back);
     meet(p);
     pass_qkv_dx(p, l);
@@ -104,18 +105,4 @@ static void layer_backward(Pass *p, uint32_t l)
     pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
                        NULL);
     meet(p);
-}
-
-void llama_training_forward(Pass *p)
-{
-    for (uint32_t l = 0; l < p->m->o.spec->n_layers; l++) {
-        layer_forward(p, l);
-    }
-}
-
-void llama_training_backward(Pass *p)
-{
-    for (uint32_t l = p->m->o.spec->n_layers; l-- > 0;) {
-        layer_backward(p, l);
-    }
 }

@@ -1,13 +1,16 @@
-/* Training: the forward and backward pass of a model over a micro-batch of whole sequences, on f32
- * master weights, with what backward needs kept on a tape. One rank that holds the whole model.
- * gpt2.c and llama_training.c are the families; training.c has the pieces that they are made of.
+/* Training: the forward and backward pass of a rank's part of a model (holding.h) over
+ * micro-batches of whole sequences, on f32 master weights, with what backward needs kept on tapes.
+ * gpt2.c and llama_training.c are the families; training.c has the ends and the order of the
+ * layers.
  *
  * Every op is a phase of one pool region; threads share outputs, rows or channels and meet at a
  * barrier, never splitting a sum. Gradients are added to what the caller's buffers hold, in token
- * order: so a leaf's chain goes on over micro-batches (NUMERICS 14). Called by one thread. */
+ * order: so a leaf's chain goes on over micro-batches (NUMERICS 14). Tensor ranks of a stage run
+ * the same calls; thread 0 exchanges their partial sums. Called by one thread. */
 #pragma once
 
 #include "kernels/kernels.h"
+#include "transport/group/turns.h"
 #include "worker/model/parameters.h"
 
 #define TARGET_NONE UINT32_MAX /* a position without a target: no loss, no gradient */
@@ -21,26 +24,42 @@ typedef struct TrainBatch {
 typedef struct Training Training;
 
 typedef struct TrainingOptions {
-    const ModelSpec *spec;     /* borrowed, like all here */
-    const Parameters *weights; /* may change between passes */
+    const Parameters *weights; /* borrowed, like all here; may change between passes */
     const Kernels *kernels;
     Pool *pool;
     uint32_t max_sequences, length; /* of a micro-batch; length <= the model's context */
+    uint32_t slots; /* micro-batches whose forward pass is done and backward is not, at most */
+    bool recompute; /* keep only each layer's input, and run the layer again before its backward */
+    GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
 } TrainingOptions;
 
 Training *training_new(const TrainingOptions *options, GError **error);
 void training_free(Training *t); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Training, training_free)
 
-/* Bytes of tape and buffers. */
+/* Bytes of tapes and buffers. */
 size_t training_bytes(const Training *t);
 
-/* Losses of the batch's tokens: [rows], 0 where there is no target, NaN where a logit is not
- * finite.
- */
-void training_forward(Training *t, const TrainBatch *batch, float *losses);
-/* After training_forward() of the same batch, once. Adds `factor` x the gradient of the sum of
- * losses to `gradients`, which has a lookup part. factor: a power of two (NUMERICS 15). */
-void training_backward(Training *t, const TrainBatch *batch, float factor, Parameters *gradients);
-/* Logits of the last forward pass, [rows][vocabulary], until backward uses them up. */
+/* ---- a micro-batch, in slot `slot`; other than OK: the exchange among tensor ranks failed ---- */
+
+/* Where the stage's input goes before training_forward(), unless the stage is the first: the
+ * residual stream [rows][width]. */
+float *training_input(Training *t, uint32_t slot);
+GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch);
+/* Its result, [rows][width]. */
+const float *training_output(const Training *t, uint32_t slot);
+
+/* Last stage: losses of the batch's tokens, [rows], 0 where there is no target, NaN where a logit
+ * is not finite. The same on all tensor ranks. */
+GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, float *losses);
+/* Own logits of the last training_loss(), [rows][own vocabulary], until backward uses them up. */
 const float *training_logits(const Training *t);
+
+/* The gradient of the stage's output before training_backward() (not on the last stage, which
+ * begins at its loss: training_loss() of the slot just before), and of its input after it:
+ * [rows][width]. */
+float *training_gradient(Training *t);
+/* Once after training_forward(). Adds `factor` x the gradient of the sum of losses to `gradients`.
+ * factor: a power of two (NUMERICS 15). */
+GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batch, float factor,
+                              Parameters *gradients);

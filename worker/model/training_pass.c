@@ -72,13 +72,17 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
                                     .step = units->steps[u]};
     }
     if (first < last) {
+        size_t stride;
+        float *c = pass_fold_target(p, p->m->sum, &stride) + first;
         multiply(p, &(GemmArgs){.m = p->rows,
                                 .n = last - first,
                                 .segments = segments,
                                 .n_segments = units->n,
-                                .c = p->m->sum + first,
-                                .ld = p->m->width});
+                                .c = c,
+                                .ld = p->m->width,
+                                .subtree_stride = stride});
     }
+    pass_fold(p, units, p->m->sum, "partial sums of a sub-layer");
 }
 
 void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
@@ -104,7 +108,7 @@ void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float
 {
     const uint32_t width = p->m->width;
     const Kernels *k = p->m->o.kernels;
-    const float eps = p->m->o.spec->norm_eps;
+    const float eps = p->m->spec->norm_eps;
     uint32_t first, last;
     own_rows(p, &first, &last);
     for (size_t at = (size_t)first * width; at < (size_t)last * width; at += width) {
@@ -119,27 +123,39 @@ void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float
 void pass_rope(Pass *p, float *q, float *k, const float *sin)
 {
     const Training *m = p->m;
-    const ModelSpec *spec = m->o.spec;
+    const ModelSpec *spec = m->spec;
     const RopeApplyFn rotate = m->o.kernels->rope_apply;
     const uint32_t half = spec->rope.dims / 2;
     uint32_t first, last;
     own_rows(p, &first, &last);
     for (uint32_t r = first; r < last; r++) {
         const size_t at = (size_t)(r % p->batch->length) * half;
-        rotate(q + (size_t)r * m->q_width, spec->n_heads, spec->head_size, spec->rope.dims,
+        rotate(q + (size_t)r * m->q_width, m->h->n_heads, spec->head_size, spec->rope.dims,
                spec->rope.pairing, m->cos + at, sin + at);
-        rotate(k + (size_t)r * m->kv_width, spec->n_kv_heads, spec->head_size, spec->rope.dims,
+        rotate(k + (size_t)r * m->kv_width, m->h->n_kv_heads, spec->head_size, spec->rope.dims,
                spec->rope.pairing, m->cos + at, sin + at);
     }
+}
+
+/* Own query heads of own KV head `kv`: the first one's place among the own, and how many. */
+static uint32_t query_heads(const Training *m, uint32_t kv, uint32_t *n)
+{
+    const Holding *h = m->h;
+    const uint32_t group = m->spec->n_heads / m->spec->n_kv_heads,
+                   first = MAX((h->kv_first + kv) * group, h->head_first),
+                   last = MIN((h->kv_first + kv + 1) * group, h->head_first + h->n_heads);
+    *n = last - first;
+    return first - h->head_first;
 }
 
 /* One sequence, one KV head. */
 static void attend(Pass *p, Tape *tape, uint32_t sequence, uint32_t kv)
 {
     Training *m = p->m;
-    const ModelSpec *spec = m->o.spec;
-    const uint32_t hd = spec->head_size, length = p->batch->length,
-                   group = spec->n_heads / spec->n_kv_heads;
+    const ModelSpec *spec = m->spec;
+    const uint32_t hd = spec->head_size, length = p->batch->length;
+    uint32_t n_q;
+    const uint32_t head = query_heads(m, kv, &n_q);
     const uint32_t n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
     const size_t row = (size_t)sequence * length, block = (size_t)KV_BLOCK * hd;
     float *k_blocks = m->scratch[p->t], *v_blocks = k_blocks + n_blocks * block;
@@ -153,13 +169,13 @@ static void attend(Pass *p, Tape *tape, uint32_t sequence, uint32_t kv)
         m->o.kernels->kv_write[KV_F32](tape->k + at, tape->v + at, hd, i % KV_BLOCK, k_blocks + b,
                                        v_blocks + b);
     }
-    const size_t at = row * m->q_width + (size_t)kv * group * hd;
+    const size_t at = row * m->q_width + (size_t)head * hd;
     const AttentionArgs args = {.q = tape->q + at,
                                 .q_ld = m->q_width,
                                 .out = tape->attn + at,
                                 .out_ld = m->q_width,
                                 .n_rows = length,
-                                .n_q = group,
+                                .n_q = n_q,
                                 .head_size = hd,
                                 .scale = spec->attention_scale,
                                 .causal = true,
@@ -172,7 +188,7 @@ static void attend(Pass *p, Tape *tape, uint32_t sequence, uint32_t kv)
 
 void pass_attention(Pass *p, Tape *tape)
 {
-    const uint32_t n_kv = p->m->o.spec->n_kv_heads;
+    const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
         attend(p, tape, i / n_kv, i % n_kv);
     }
@@ -203,14 +219,13 @@ void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, ui
     }
 }
 
-void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const TreeStep *steps,
-                   uint32_t n_units)
+void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *units)
 {
     GemmSegment *segments = p->m->segments[p->t];
     const uint32_t width = p->m->width;
     uint32_t first, last, n = 0;
     pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
-    for (uint32_t u = 0; u < n_units; u++) {
+    for (uint32_t u = 0; u < units->n; u++) {
         for (unsigned i = 0; i < n_spans; i++) {
             const SpanDx *s = &spans[i];
             segments[n++] = (GemmSegment){.a = s->dy + s->first[u],
@@ -221,36 +236,40 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const TreeSte
                                           .b_column = 1,
                                           .length = s->first[u + 1] - s->first[u],
                                           .continues = i + 1 < n_spans,
-                                          .step = steps[u]};
+                                          .step = units->steps[u]};
         }
     }
     if (first < last) {
+        size_t stride;
+        float *c = pass_fold_target(p, p->m->dh, &stride) + first;
         multiply(p, &(GemmArgs){.m = p->rows,
                                 .n = last - first,
                                 .segments = segments,
                                 .n_segments = n,
-                                .c = p->m->dh + first,
-                                .ld = width});
+                                .c = c,
+                                .ld = width,
+                                .subtree_stride = stride});
     }
+    pass_fold(p, units, p->m->dh, "gradients through a sub-layer");
 }
 
 void pass_qkv_dx(Pass *p, uint32_t layer)
 {
     const Training *m = p->m;
-    const ModelSpec *spec = m->o.spec;
+    const ModelSpec *spec = m->spec;
     const uint32_t group = spec->n_heads / spec->n_kv_heads;
     uint32_t kv_first[TREE_LEAVES_LIMIT + 1];
     for (uint32_t u = 0; u <= m->attn_units.n; u++) {
-        /* KV heads whose first query head lies before the unit */
-        const uint32_t head = m->attn_units.first[u] / spec->head_size;
-        kv_first[u] = (head + group - 1) / group * spec->head_size;
+        /* own KV heads whose first query head lies before the unit */
+        const uint32_t head = m->h->head_first + m->attn_units.first[u] / spec->head_size;
+        kv_first[u] = ((head + group - 1) / group - m->h->kv_first) * spec->head_size;
     }
     const SpanDx spans[] = {
         {m->dq, weight(p, ROLE_ATTN_Q, layer), m->q_width, m->attn_units.first},
         {m->dk, weight(p, ROLE_ATTN_K, layer), m->kv_width, kv_first},
         {m->dv, weight(p, ROLE_ATTN_V, layer), m->kv_width, kv_first},
     };
-    pass_units_dx(p, spans, 3, m->attn_units.steps, m->attn_units.n);
+    pass_units_dx(p, spans, 3, &m->attn_units);
 }
 
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
@@ -302,7 +321,7 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
     own_rows(p, &first, &last);
     for (uint32_t r = first; r < last; r++) {
         const size_t at = (size_t)r * width;
-        backward(x + at, w, m->dh + at, m->o.spec->norm_eps, width, m->dx + at,
+        backward(x + at, w, m->dh + at, m->spec->norm_eps, width, m->dx + at,
                  m->stats + 2 * (size_t)r);
     }
     meet(p);
@@ -313,29 +332,45 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
     }
 }
 
-void pass_attention_backward(Pass *p, const Tape *tape)
+/* One sequence, one own KV head. */
+static void attend_backward(Pass *p, const Tape *tape, uint32_t sequence, uint32_t kv)
 {
     Training *m = p->m;
-    const ModelSpec *spec = m->o.spec;
-    const uint32_t n_kv = spec->n_kv_heads, group = spec->n_heads / n_kv, hd = spec->head_size;
+    const uint32_t hd = m->spec->head_size;
+    uint32_t n_q;
+    const size_t row = (size_t)sequence * p->batch->length,
+                 q = row * m->q_width + (size_t)query_heads(m, kv, &n_q) * hd,
+                 at = row * m->kv_width + (size_t)kv * hd;
+    const AttentionBackwardArgs args = {.q = tape->q + q,
+                                        .dout = m->dq + q,
+                                        .k = tape->k + at,
+                                        .v = tape->v + at,
+                                        .q_ld = m->q_width,
+                                        .kv_ld = m->kv_width,
+                                        .dq = m->dq + q,
+                                        .dk = m->dk + at,
+                                        .dv = m->dv + at,
+                                        .subtree_stride = (size_t)m->max_rows * m->kv_width,
+                                        .n_rows = p->batch->length,
+                                        .n_q = n_q,
+                                        .head_size = hd,
+                                        .steps = m->head_steps[kv],
+                                        .scale = m->spec->attention_scale,
+                                        .scratch = m->scratch[p->t]};
+    m->o.kernels->train.attention_backward(&args);
+}
+
+void pass_attention_backward(Pass *p, const Tape *tape)
+{
+    const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
-        const size_t row = (size_t)(i / n_kv) * p->batch->length, kv = i % n_kv;
-        const size_t q = row * m->q_width + kv * group * hd, at = row * m->kv_width + kv * hd;
-        const AttentionBackwardArgs args = {.q = tape->q + q,
-                                            .dout = m->dq + q,
-                                            .k = tape->k + at,
-                                            .v = tape->v + at,
-                                            .q_ld = m->q_width,
-                                            .kv_ld = m->kv_width,
-                                            .dq = m->dq + q,
-                                            .dk = m->dk + at,
-                                            .dv = m->dv + at,
-                                            .n_rows = p->batch->length,
-                                            .n_q = group,
-                                            .head_size = hd,
-                                            .steps = m->head_steps,
-                                            .scale = spec->attention_scale,
-                                            .scratch = m->scratch[p->t]};
-        m->o.kernels->train.attention_backward(&args);
+        attend_backward(p, tape, i / n_kv, i % n_kv);
+    }
+    meet(p);
+    if (p->m->n_shared > 0) {
+        if (p->t == 0) {
+            exchange_shared_heads(p);
+        }
+        meet(p);
     }
 }

@@ -3,14 +3,17 @@
 
 #include "worker/model/training.h"
 
-/* A contraction that is cut: unit u is elements [first[u], first[u + 1]). */
+/* A contraction that is cut: own unit u is elements [first[u], first[u + 1]) of what the rank has.
+ */
 typedef struct Units {
     uint32_t n;
     uint32_t first[TREE_LEAVES_LIMIT + 1];
     TreeStep steps[TREE_LEAVES_LIMIT];
+    uint32_t n_leaves; /* of the whole tree, over all tensor ranks */
+    const uint32_t *cuts;
 } Units;
 
-/* What a layer keeps for its backward pass. */
+/* What a layer keeps for its backward pass; widths are the rank's own. */
 typedef struct Tape {
     float *x, *attn_in;  /* [rows][width]: the residual stream, and normed */
     float *q, *attn;     /* [rows][heads * head_size]: after RoPE; attention's result */
@@ -20,25 +23,45 @@ typedef struct Tape {
     float *act;          /* [rows][ffn_width] */
 } Tape;
 
+typedef struct Slot {
+    Tape *tape; /* [layers of the stage] */
+    float *x;   /* [rows][width]: the last layer's result */
+} Slot;
+
+/* A KV head whose query heads are on several tensor ranks (NUMERICS 16). */
+typedef struct SharedHead {
+    uint32_t kv;                         /* of the model */
+    uint32_t cuts[PLAN_RANKS_LIMIT + 1]; /* its query heads by rank */
+} SharedHead;
+
 struct Training {
     TrainingOptions o;
+    const Holding *h;
+    const ModelSpec *spec;
     uint32_t max_rows, width, q_width, kv_width, ffn_width, vocab;
-    Units attn_units, ffn_units;
-    uint32_t n_chunks;
-    TreeStep *chunk_steps;
-    TreeStep head_steps[TREE_LEAVES_LIMIT]; /* of the query heads of a KV head */
-    float *cos, *sin, *sin_back;            /* [length][rope dims / 2]; sin_back = -sin */
-    Tape *tape;                             /* [layers] */
-    float *x, *head_in;                     /* [rows][width]: the last layer's result, and normed */
-    float *logits;                          /* [rows][vocab] */
-    float *row_max, *row_sum;               /* [rows]: (m, l) of the logits */
-    float *sum;                             /* [rows][width]: a sub-layer's result */
-    float *dx, *dh;                         /* [rows][width] */
-    float *dq, *dk, *dv, *dact;             /* gradients of the tape's q, k, v, act */
-    float *stats;                           /* [rows][2] */
-    float **scratch;                        /* per thread */
-    GemmSegment **segments;                 /* per thread: enough for every product */
-    const uint8_t ***pages;                 /* per thread: blocks of k, then of v */
+    Units attn_units, ffn_units, chunks; /* chunks: of the vocabulary; no steps where tp is 1 */
+    TreeStep *chunk_steps;               /* of the own chunks */
+    TreeStep (*head_steps)[TREE_LEAVES_LIMIT]; /* by own KV head: of its own query heads */
+    uint32_t kv_subtrees;                      /* at most of one KV head */
+    SharedHead *shared;                        /* all of the stage */
+    uint32_t n_shared;
+    float *cos, *sin, *sin_back; /* [length][rope dims / 2]; sin_back = -sin */
+    Slot *slots;
+    float *head_in;           /* [rows][width]: the last layer's result, normed */
+    float *logits;            /* [rows][vocab] */
+    float *row_max, *row_sum; /* [rows][chunks of the model]: (m, l) of the logits */
+    float *row_target;        /* [rows]: the logit of the target */
+    float *sum;               /* [rows][width]: a sub-layer's result */
+    float *partial;           /* [subtrees][rows][width]: partial sums, where tp > 1 */
+    float *exchange;          /* what tensor ranks send each other beside partial sums */
+    float *dx, *dh;           /* [rows][width] */
+    float *dq, *dact;         /* gradients of the tape's q, act */
+    float *dk, *dv;           /* [kv_subtrees][rows][kv_width] */
+    float *stats;             /* [rows][2] */
+    float **scratch;          /* per thread */
+    GemmSegment **segments;   /* per thread: enough for every product */
+    const uint8_t ***pages;   /* per thread: blocks of k, then of v */
+    GroupStatus status;       /* of this call's exchanges: the first that failed */
     float *arena;
     size_t arena_bytes;
 };
@@ -46,8 +69,9 @@ struct Training {
 typedef struct Pass {
     Training *m;
     const TrainBatch *batch;
+    Slot *slot;
     Parameters *g; /* backward only */
-    float *losses; /* forward only */
+    float *losses; /* loss only */
     float factor;
     uint32_t rows;
     unsigned t, n_threads;
@@ -57,15 +81,36 @@ static inline void meet(Pass *p)
 {
     pool_barrier(p->m->o.pool);
 }
-/* layer -1: a global tensor */
+static inline int32_t layer_of(const Pass *p, int64_t layer)
+{
+    return layer < 0 ? -1 : (int32_t)(p->m->h->layer_first + layer);
+}
+/* layer: of the stage; -1: a global tensor */
 static inline float *weight(const Pass *p, TensorRole role, int64_t layer)
 {
-    return parameters_at(p->m->o.weights, role, (int32_t)layer);
+    return parameters_at(p->m->o.weights, role, layer_of(p, layer));
 }
 static inline float *gradient(const Pass *p, TensorRole role, int64_t layer)
 {
-    return parameters_at(p->g, role, (int32_t)layer);
+    return parameters_at(p->g, role, layer_of(p, layer));
 }
+
+/* ---- exchange among tensor ranks: training_exchange.c; nothing where there is one ---- */
+
+/* Partial sums of all ranks (m->partial, behind a barrier) become `out` [rows][width]. All threads
+ * call; ends with a barrier. */
+void pass_fold(Pass *p, const Units *units, float *out, const char *operation);
+/* Where a product that is folded goes, and how far apart its subtrees are. */
+float *pass_fold_target(const Pass *p, float *out, size_t *stride);
+/* Thread 0. Rows of the embedding into x [rows][width], each a copy from the rank that has its id.
+ */
+void exchange_embedding(Pass *p, float *x);
+/* Thread 0. (m, l) of all chunks and the target's logit of each row, from the ranks that have them.
+ */
+void exchange_row_stats(Pass *p);
+/* Thread 0. Gradients of keys and values of shared KV heads: all subtrees to all who share. */
+void exchange_shared_heads(Pass *p);
+size_t exchange_floats(const Training *t);
 
 /* ---- forward ---- */
 
@@ -77,7 +122,7 @@ typedef struct Linear {
 } Linear;
 /* y = x W^T for matrices that read the same x; threads share all their outputs. */
 void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, unsigned n);
-/* m->sum = x W^T, W [width][n_in], contracted unit by unit. */
+/* m->sum = x W^T, W [width][n_in], contracted unit by unit, over all tensor ranks. */
 void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units);
 /* y = y + bias on this thread's rows; bias may be NULL. */
 void pass_bias(Pass *p, float *y, const float *bias, uint32_t n);
@@ -97,16 +142,15 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);
 /* dx = dy W for W [n_out][n_in], one chain over n_out. */
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
                     float *dx);
-/* m->dh = the sum over units of chains: unit u goes through rows [spans[i].first[u],
- * spans[i].first[u + 1]) of each matrix W [n_out][width] in turn. */
+/* m->dh = the sum over units, over all tensor ranks, of chains: unit u goes through rows
+ * [spans[i].first[u], spans[i].first[u + 1]) of each matrix W [n_out][width] in turn. */
 typedef struct SpanDx {
     const float *dy; /* [rows][n_out] */
     const float *w;
     uint32_t n_out;
-    const uint32_t *first; /* [n_units + 1] */
+    const uint32_t *first; /* [units->n + 1] */
 } SpanDx;
-void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const TreeStep *steps,
-                   uint32_t n_units);
+void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *units);
 /* dW += dy^T x for each; threads share all their output rows. */
 typedef struct LinearGradient {
     const float *dy;
@@ -121,14 +165,17 @@ void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias);
 /* m->dx += the gradient of x through a norm whose result's gradient is m->dh; then, behind a
  * barrier, the norm's own gradients. dbias NULL: RMS norm. */
 void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias);
-/* m->dq (which holds the gradient of tape->attn), m->dk, m->dv. */
+/* m->dq (which holds the gradient of tape->attn), m->dk, m->dv. All threads; ends with a barrier.
+ */
 void pass_attention_backward(Pass *p, const Tape *tape);
 /* Gradients of QKV (m->dq, dk, dv) into m->dh, NUMERICS 3: per attention unit one chain, its Q
  * columns, then K, then V of the KV heads whose first query head lies in it. */
 void pass_qkv_dx(Pass *p, uint32_t layer);
 
-/* ---- families: all layers of a pass, m->tape[0].x to m->x; m->dx back to the embedding ---- */
-void gpt2_forward(Pass *p);
-void gpt2_backward(Pass *p);
-void llama_training_forward(Pass *p);
-void llama_training_backward(Pass *p);
+/* ---- families: layer `layer` of the stage, tape->x to `out`. out NULL: what backward needs is
+ * computed again and nothing else. Backward takes m->dx from the layer's result to its input. ----
+ */
+void gpt2_layer_forward(Pass *p, uint32_t layer, float *out);
+void gpt2_layer_backward(Pass *p, uint32_t layer);
+void llama_training_layer_forward(Pass *p, uint32_t layer, float *out);
+void llama_training_layer_backward(Pass *p, uint32_t layer);

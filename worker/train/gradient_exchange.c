@@ -76,6 +76,94 @@ bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **e
     return true;
 }
 
+/* ---- vectors of cut matrices ---- */
+
+/* Elements of the vector that tensor rank r has the gradient of: of a KV head that several ranks
+ * have, the one with its first query head. */
+static uint32_t vector_begin(const Holding *h, TensorCut cut, uint32_t r)
+{
+    const ModelSpec *spec = h->spec;
+    const uint32_t group = spec->n_heads / spec->n_kv_heads,
+                   head = MIN(h->attn_cuts[r] * spec->attn_unit_heads, spec->n_heads);
+    switch (cut) {
+    case CUT_Q_UNITS:
+        return head * spec->head_size;
+    case CUT_KV_HEADS:
+        return (head + group - 1) / group * spec->head_size;
+    case CUT_FFN_ROWS:
+        return MIN(h->ffn_cuts[r] * spec->ffn_unit_width, spec->ffn_width);
+    default:
+        return 0;
+    }
+}
+
+/* Rank r's parts of all such vectors, packed; counts them when `packed` is NULL. */
+static size_t pack_vectors(const Parameters *g, uint32_t r, float *packed, bool unpack)
+{
+    const Holding *h = g->holding;
+    size_t used = 0;
+    for (uint32_t i = 0; i < h->spec->n_tensors; i++) {
+        const TensorSpec *t = &h->spec->tensors[i];
+        if (t->rows > 1 || !holding_has(h, i)) {
+            continue;
+        }
+        const uint32_t first = vector_begin(h, t->cut, r), last = vector_begin(h, t->cut, r + 1);
+        float *at = g->tensors[i] + first;
+        if (packed != NULL) {
+            memcpy(unpack ? at : packed + used, unpack ? packed + used : at,
+                   (last - first) * sizeof *at);
+        }
+        used += last - first;
+    }
+    return used;
+}
+
+bool exchange_vectors(TrainLinks *l, Parameters *gradients, GError **error)
+{
+    TrainGroup *g = &l->tensor;
+    size_t sizes[PLAN_RANKS_LIMIT], total = 0;
+    float *parts[PLAN_RANKS_LIMIT];
+    for (uint32_t r = 0; r < g->n; r++) {
+        sizes[r] = pack_vectors(gradients, r, NULL, false) * sizeof(float);
+        total += sizes[r];
+    }
+    g_autofree float *packed = g_malloc(MAX(total, 1));
+    for (size_t r = 0, at = 0; r < g->n; at += sizes[r++] / sizeof(float)) {
+        parts[r] = packed + at;
+    }
+    pack_vectors(gradients, g->rank, parts[g->rank], false);
+    const GroupWait wait = group_turn(&g->turns, "gradients of biases");
+    if (!train_links_check(
+            l, g,
+            group_all_gather(g->turns.group, &wait, parts[g->rank], sizes, (void *const *)parts),
+            error)) {
+        return false;
+    }
+    for (uint32_t r = 0; r < g->n; r++) {
+        pack_vectors(gradients, r, parts[r], true);
+    }
+    return true;
+}
+
+/* ---- a tied embedding on two stages ---- */
+
+bool exchange_tied(TrainLinks *l, const float *mine, size_t n, float *theirs, GError **error)
+{
+    TrainChannel *c = &l->tied;
+    const uint32_t other = 1 - c->rank;
+    const void *send[2] = {NULL, NULL};
+    void *receive[2] = {NULL, NULL};
+    size_t sizes[2] = {0, 0};
+    send[other] = mine;
+    receive[other] = theirs;
+    sizes[other] = n * sizeof *mine;
+    const GroupWait wait = group_turn(&c->turns, "gradients of the tied embedding");
+    return train_links_check(
+        l, c, group_all_to_all(c->turns.group, &wait, send, sizes, receive, sizes), error);
+}
+
+/* ---- of tiles ---- */
+
 /* Packed by rank, in each in order of tiles; and back. */
 static void pack_tiles(const Ownership *o, uint8_t *by_tile, size_t size, uint8_t *const *by_rank,
                        int only, bool unpack)

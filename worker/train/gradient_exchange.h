@@ -23,6 +23,11 @@ bool exchange_reduce(TrainLinks *l, const Ownership *o, const LeafCuts *leaves,
                      Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error);
 /* Everybody's owned floats of x (weights or gradients, without a lookup part) to everybody. */
 bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **error);
+/* Vectors whose matrices are cut among the tensor ranks of a stage (biases of Q, K, V and of the
+ * feed-forward network): each rank has the gradient of its part, and gets the others'. */
+bool exchange_vectors(TrainLinks *l, Parameters *gradients, GError **error);
+/* n own floats to the other end of a tied embedding, and its to here. */
+bool exchange_tied(TrainLinks *l, const float *mine, size_t n, float *theirs, GError **error);
 /* by_tile: an element of `size` bytes a tile of the model; of those that count here filled, then of
  * all ranks' (world). */
 bool exchange_tiles(TrainLinks *l, const Ownership *o, void *by_tile, size_t size, GError **error);

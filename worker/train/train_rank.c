@@ -19,30 +19,20 @@
 
 #define BUCKET_FLOATS (1u << 20)
 
-/* Samples [first, first + n) of the global batch, inside one leaf. */
-typedef struct MicroBatch {
-    uint32_t first, n, leaf;
-    bool begins, ends; /* the leaf */
-} MicroBatch;
-
 struct TrainRank {
     TrainRankOptions o;
     TrainPosition position;
     Parameters *weights;
-    Training *training;
+    MicroRunner *runner;
     LeafCuts leaves;
-    GArray *micro_batches; /* of MicroBatch: this replica's, in order */
     GradientFold *fold;
-    Parameters *leaf_gradients; /* of the running leaf */
-    uint32_t next_leaf;         /* to be folded */
-    Parameters *gradients;      /* of the last step */
+    Parameters *gradients; /* of the last step */
     Ownership *reduced, *everything;
     Optimizer *optimizer;
-    float *squares;             /* [tiles] */
-    uint32_t *tokens, *targets; /* [micro_sequences][length] */
-    float *losses;              /* [micro_sequences][length] */
-    float *sample_losses;       /* [sequences] of the global batch */
-    uint64_t step, valid;       /* valid: tokens with a target of the current step */
+    float *squares;       /* [tiles] */
+    float *sample_losses; /* [sequences] of the global batch */
+    float *tied;          /* the other end's part of a tied embedding: of one bucket */
+    uint64_t step, valid; /* valid: tokens with a target of the current step */
 };
 
 /* ---- making ---- */
@@ -60,32 +50,13 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
                                               p->dp, o->leaves, o->leaves)
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
+        : o->schedule == PIPELINE_ZERO_BUBBLE
+            ? g_strdup("schedule zero-bubble is not run here; choose 1f1b or gpipe")
             : NULL;
     if (what != NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "training: %s", what);
     }
     return what == NULL;
-}
-
-/* The first sample of a leaf. */
-static uint32_t leaf_begin(const TrainRank *t, uint32_t leaf)
-{
-    return (uint32_t)((uint64_t)leaf * t->o.sequences / t->o.leaves);
-}
-
-static GArray *cut_micro_batches(const TrainRank *t)
-{
-    GArray *list = g_array_new(FALSE, FALSE, sizeof(MicroBatch));
-    const uint32_t *cuts = t->leaves.cuts + t->position.replica;
-    for (uint32_t leaf = cuts[0]; leaf < cuts[1]; leaf++) {
-        const uint32_t begin = leaf_begin(t, leaf), end = leaf_begin(t, leaf + 1);
-        for (uint32_t at = begin; at < end; at += t->o.micro_sequences) {
-            const uint32_t n = MIN(t->o.micro_sequences, end - at);
-            const MicroBatch micro = {at, n, leaf, at == begin, at + n == end};
-            g_array_append_val(list, micro);
-        }
-    }
-    return list;
 }
 
 static bool make_optimizer(TrainRank *t, const Plan *plan, const Holding *holding, GError **error)
@@ -106,32 +77,53 @@ static bool make_optimizer(TrainRank *t, const Plan *plan, const Holding *holdin
     return t->optimizer != NULL;
 }
 
+/* Whether the embedding of a tied model is here and at another stage. */
+static bool is_tied_apart(const TrainRank *t)
+{
+    return t->o.spec->tied_output && t->position.pp > 1 &&
+           (t->position.stage == 0 || t->position.stage + 1 == t->position.pp);
+}
+
+/* Of the embedding, owned by one replica. */
+static size_t largest_part(const GArray *buckets, uint32_t dp)
+{
+    size_t most = 0;
+    for (uint32_t b = 0; b < buckets->len; b++) {
+        const Bucket *bucket = &g_array_index(buckets, Bucket, b);
+        for (uint32_t d = 0; d < dp && bucket->is_embedding; d++) {
+            most = MAX(most, bucket->first[d + 1] - bucket->first[d]);
+        }
+    }
+    return most;
+}
+
 static bool allocate(TrainRank *t, GError **error)
 {
-    const size_t rows = (size_t)t->o.micro_sequences * t->o.source->length;
+    const size_t tied = is_tied_apart(t) ? largest_part(t->reduced->buckets, t->position.dp) : 0;
     t->squares = weft_alloc(t->reduced->tiles->len, sizeof *t->squares, "squares of tiles", error);
-    t->tokens = weft_alloc(rows, sizeof *t->tokens, "tokens", error);
-    t->targets = weft_alloc(rows, sizeof *t->targets, "targets", error);
-    t->losses = weft_alloc(rows, sizeof *t->losses, "losses", error);
     t->sample_losses = weft_alloc(t->o.sequences, sizeof *t->sample_losses, "losses", error);
-    return t->squares != NULL && t->tokens != NULL && t->targets != NULL && t->losses != NULL &&
-           t->sample_losses != NULL;
+    t->tied = weft_alloc(MAX(tied, 1), sizeof *t->tied, "gradients of the embedding", error);
+    return t->squares != NULL && t->sample_losses != NULL && t->tied != NULL;
 }
 
 static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **error)
 {
     const TrainRankOptions *o = &t->o;
-    const TrainingOptions training = {.spec = o->spec,
-                                      .weights = weights,
-                                      .kernels = o->kernels,
-                                      .pool = o->pool,
-                                      .max_sequences = o->micro_sequences,
-                                      .length = o->source->length};
     t->leaves = leaf_cuts(o->sequences, o->leaves, t->position.dp);
-    t->micro_batches = cut_micro_batches(t);
     t->fold = gradient_fold_new(weights->holding, o->pool, o->kernels->add);
-    t->training = training_new(&training, error);
-    return t->training != NULL && make_optimizer(t, plan, weights->holding, error) &&
+    const MicroRunnerOptions runner = {.weights = weights,
+                                       .kernels = o->kernels,
+                                       .pool = o->pool,
+                                       .source = o->source,
+                                       .leaves = &t->leaves,
+                                       .position = t->position,
+                                       .links = o->links,
+                                       .sequences = o->sequences,
+                                       .micro_sequences = o->micro_sequences,
+                                       .schedule = o->schedule,
+                                       .recompute = o->recompute};
+    t->runner = micro_runner_new(&runner, error);
+    return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
 }
 
@@ -162,25 +154,17 @@ void train_rank_free(TrainRank *t)
         return;
     }
     parameters_free(t->gradients);
-    parameters_free(t->leaf_gradients);
+    micro_runner_free(t->runner);
     gradient_fold_free(t->fold);
-    training_free(t->training);
     optimizer_free(t->optimizer);
     ownership_free(t->reduced);
     ownership_free(t->everything);
     parameters_free(t->weights);
-    if (t->micro_batches != NULL) {
-        g_array_unref(t->micro_batches);
-    }
     weft_free(t->squares);
-    weft_free(t->tokens);
-    weft_free(t->targets);
-    weft_free(t->losses);
     weft_free(t->sample_losses);
+    weft_free(t->tied);
     g_free(t);
 }
-
-/* ---- micro-batches ---- */
 
 /* loss_factor 2^-ceil(log2(sequences x length)), and its inverse (NUMERICS 15). */
 static float power_of_batch(const TrainRank *t)
@@ -192,81 +176,6 @@ static float power_of_batch(const TrainRank *t)
     return power;
 }
 
-/* n samples of a source from number `first` on. */
-static TrainBatch read_batch(TrainRank *t, const SampleSource *source, uint64_t first, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        const size_t at = (size_t)i * source->length;
-        source->read(source->user, first + i, t->tokens + at, t->targets + at);
-    }
-    return (TrainBatch){t->tokens, t->targets, n, source->length};
-}
-
-/* Token losses of a sample in order; counts valid tokens. */
-static float sample_loss(TrainRank *t, uint32_t sample_of_batch)
-{
-    const uint32_t length = t->o.source->length;
-    float sum = 0.0f;
-    for (uint32_t i = 0; i < length; i++) {
-        const size_t at = (size_t)sample_of_batch * length + i;
-        if (t->targets[at] != TARGET_NONE) {
-            sum += t->losses[at];
-            t->valid++;
-        } else if (isnan(t->losses[at])) {
-            sum = NAN;
-        }
-    }
-    return sum;
-}
-
-/* ---- gradients of this replica's leaves ---- */
-
-/* Leaves without samples before `leaf` (and all that are left: leaf = the replica's last). */
-static void fold_empty_leaves(TrainRank *t, uint32_t leaf)
-{
-    for (; t->next_leaf < leaf; t->next_leaf++) {
-        gradient_fold_leaf(t->fold, NULL);
-    }
-}
-
-static bool micro_batch(TrainRank *t, const MicroBatch *micro, GError **error)
-{
-    if (micro->begins) {
-        fold_empty_leaves(t, micro->leaf);
-        t->leaf_gradients = gradient_fold_take(t->fold, error);
-        if (t->leaf_gradients == NULL) {
-            return false;
-        }
-    }
-    const TrainBatch batch =
-        read_batch(t, t->o.source, t->step * t->o.sequences + micro->first, micro->n);
-    training_forward(t->training, &batch, t->losses);
-    for (uint32_t i = 0; i < micro->n; i++) {
-        t->sample_losses[micro->first + i] = sample_loss(t, i);
-    }
-    training_backward(t->training, &batch, 1.0f / power_of_batch(t), t->leaf_gradients);
-    if (micro->ends) {
-        gradient_fold_leaf(t->fold, g_steal_pointer(&t->leaf_gradients));
-        t->next_leaf++;
-    }
-    return true;
-}
-
-static bool run_micro_batches(TrainRank *t, GError **error)
-{
-    const uint32_t *cuts = t->leaves.cuts + t->position.replica;
-    gradient_fold_begin(t->fold, t->o.leaves, cuts[0], cuts[1]);
-    gradient_fold_give(t->fold, g_steal_pointer(&t->leaf_gradients));
-    t->next_leaf = cuts[0];
-    for (uint32_t i = 0; i < t->micro_batches->len; i++) {
-        if (!micro_batch(t, &g_array_index(t->micro_batches, MicroBatch, i), error)) {
-            return false;
-        }
-    }
-    fold_empty_leaves(t, cuts[1]);
-    return true;
-}
-
 /* ---- what all ranks must know ---- */
 
 /* Bytes that rank r reports: the last stage's first tensor rank of each replica its valid tokens
@@ -276,8 +185,8 @@ static size_t report_bytes(const TrainRank *t, uint32_t r, uint32_t *first, uint
     const TrainPosition *p = &t->position;
     const uint32_t replica = r / (p->pp * p->tp);
     const bool reports = r == train_global(p, replica, p->pp - 1, 0);
-    *first = leaf_begin(t, t->leaves.cuts[replica]);
-    *n = leaf_begin(t, t->leaves.cuts[replica + 1]) - *first;
+    *first = leaf_begin(t->leaves.cuts[replica], t->o.leaves, t->o.sequences);
+    *n = leaf_begin(t->leaves.cuts[replica + 1], t->o.leaves, t->o.sequences) - *first;
     return reports ? sizeof t->valid + *n * sizeof(float) : 0;
 }
 
@@ -351,22 +260,63 @@ static bool losses_are_finite(const TrainRank *t, GError **error)
 
 /* ---- the fold over replicas ---- */
 
+/* Vectors whose matrices are cut among tensor ranks become whole in every subtree. */
+static bool gather_vectors(TrainRank *t, GPtrArray *subtrees, GError **error)
+{
+    for (uint32_t i = 0; t->position.tp > 1 && i < subtrees->len; i++) {
+        if (!exchange_vectors(t->o.links, subtrees->pdata[i], error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The lookup part of a tied embedding lies on the first stage, the head part on the last: both get
+ * head + lookup (NUMERICS 16). */
+static bool join_tied(TrainRank *t, GError **error)
+{
+    const GArray *buckets = t->reduced->buckets;
+    for (uint32_t b = 0; b < buckets->len; b++) {
+        const Bucket *bucket = &g_array_index(buckets, Bucket, b);
+        const size_t first = bucket->first[t->position.replica],
+                     n = bucket->first[t->position.replica + 1] - first;
+        float *own = t->gradients->floats + first;
+        if (!bucket->is_embedding || n == 0) {
+            continue;
+        }
+        if (!exchange_tied(t->o.links, own, n, t->tied, error)) {
+            return false;
+        }
+        if (t->position.stage == 0) {
+            t->o.kernels->add(t->tied, own, n);
+            memcpy(own, t->tied, n * sizeof *own);
+        } else {
+            t->o.kernels->add(own, t->tied, n);
+        }
+    }
+    return true;
+}
+
 /* The subtrees of all replicas become t->gradients, complete in what this rank owns. */
 static bool fold_replicas(TrainRank *t, GError **error)
 {
     GPtrArray *subtrees = gradient_fold_subtrees(t->fold);
-    t->gradients = subtrees->len > 0 ? subtrees->pdata[0] : gradient_fold_take(t->fold, error);
-    if (t->gradients == NULL) {
+    if (!gather_vectors(t, subtrees, error)) {
+        return false;
+    }
+    Parameters *root = subtrees->len > 0 ? subtrees->pdata[0] : gradient_fold_take(t->fold, error);
+    if (root == NULL) {
         return false;
     }
     const bool ok = t->position.dp == 1 || exchange_reduce(t->o.links, t->reduced, &t->leaves,
                                                            (Parameters *const *)subtrees->pdata,
-                                                           subtrees->len, t->gradients, error);
+                                                           subtrees->len, root, error);
     if (subtrees->len > 0) {
-        g_ptr_array_steal_index_fast(subtrees, 0);
+        g_ptr_array_remove_index_fast(subtrees, 0);
     }
+    t->gradients = root;
     gradient_fold_reset(t->fold);
-    return ok;
+    return ok && (!is_tied_apart(t) || join_tied(t, error));
 }
 
 /* ---- a step ---- */
@@ -407,9 +357,10 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
 {
     float norm;
     gradient_fold_give(t->fold, g_steal_pointer(&t->gradients));
-    t->valid = 0;
-    if (!run_micro_batches(t, error) || !gather_losses(t, error) || !losses_are_finite(t, error) ||
-        !fold_replicas(t, error) || !gradient_norm(t, &norm, error)) {
+    if (!micro_runner_step(t->runner, t->step, 1.0f / power_of_batch(t), t->fold, t->sample_losses,
+                           &t->valid, error) ||
+        !gather_losses(t, error) || !losses_are_finite(t, error) || !fold_replicas(t, error) ||
+        !gradient_norm(t, &norm, error)) {
         return false;
     }
     pool_float_control();
@@ -425,17 +376,38 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
     return true;
 }
 
+/* The first replica's last stage knows. */
+static bool share_validation(TrainRank *t, double sums[2], GError **error)
+{
+    TrainGroup *g = t->o.links != NULL ? &t->o.links->world : NULL;
+    if (g == NULL || g->turns.group == NULL) {
+        return true;
+    }
+    const GroupWait wait = group_turn(&g->turns, "sharing a validation loss");
+    return train_links_check(t->o.links, g,
+                             group_broadcast(g->turns.group, &wait,
+                                             train_global(&t->position, 0, t->position.pp - 1, 0),
+                                             sums, 2 * sizeof *sums),
+                             error);
+}
+
 bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samples, float *out,
                          GError **error)
 {
-    double sum = 0.0;
-    t->valid = 0;
+    double sums[2] = {0.0, 0.0}; /* of losses, of tokens */
     for (uint64_t i = 0; i < samples; i++) {
-        const TrainBatch batch = read_batch(t, source, i, 1);
-        training_forward(t->training, &batch, t->losses);
-        sum += (double)sample_loss(t, 0);
+        float loss;
+        uint64_t valid;
+        if (!micro_runner_validate(t->runner, source, i, &loss, &valid, error)) {
+            return false;
+        }
+        sums[0] += (double)loss;
+        sums[1] += (double)valid;
     }
-    *out = (float)(sum / (double)MAX(t->valid, 1));
+    if (!share_validation(t, sums, error)) {
+        return false;
+    }
+    *out = (float)(sums[0] / MAX(sums[1], 1.0));
     return true;
 }
 

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "proto/base/hash.h"
-#include "worker/model/training.h"
+#include "worker/train/micro_runner.h"
 #include "worker/train/optimizer.h"
 #include "worker/train/sample_source.h"
 #include "worker/train/train_links.h"
@@ -27,6 +27,8 @@ typedef struct TrainRankOptions {
     uint32_t replica, stage, rank;
     TrainLinks *links;    /* NULL: this rank alone */
     bool whole_optimizer; /* every replica steps everything, instead of its own part (ZeRO-1) */
+    PipelineKind schedule;
+    bool recompute;       /* each layer's forward pass again before its backward: less memory */
     size_t bucket_floats; /* gradients are exchanged in pieces of about so many; 0: 1 Mi */
 } TrainRankOptions;
 

@@ -61,15 +61,16 @@ static void check(Dtype type, bool qkv_bias, bool tied, unsigned threads)
     g_autoptr(Parameters) weights = parameters_new(spec, false, &error);
     assert_true(parameters_load(weights, gguf, &error));
     Pool *pool = pool_new(threads, NULL, false, 0);
-    const TrainingOptions options = {.spec = spec,
-                                     .weights = weights,
+    const TrainingOptions options = {.weights = weights,
                                      .kernels = kernels_get(kernels_best_isa()),
                                      .pool = pool,
                                      .max_sequences = 1,
                                      .length = LENGTH};
     Training *training = training_new(&options, &error);
     assert_non_null(training);
-    training_forward(training, &(const TrainBatch){tokens, targets, 1, LENGTH}, losses);
+    const TrainBatch batch = {tokens, targets, 1, LENGTH};
+    assert_int_equal(training_forward(training, 0, &batch), GROUP_OK);
+    assert_int_equal(training_loss(training, 0, &batch, losses), GROUP_OK);
     const float *rows = training_logits(training) + (size_t)(PROMPT - 1) * config.vocab_size;
     assert_memory_equal(rows, served.logits, (size_t)TOKENS * config.vocab_size * sizeof(float));
     training_free(training);

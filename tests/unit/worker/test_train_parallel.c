@@ -1,0 +1,207 @@
+/* Pipeline stages, tensor ranks and mixes of them with replicas, even and uneven: losses, norms,
+ * validation and weights_digest are those of a process alone, and the bytes on the wire are the
+ * formula's (NUMERICS 3, 14-17; FORMULAS 7-11). */
+#include "tests/unit/worker/train_runs.h"
+
+#include "proto/plan/tree.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { STEPS = 2 };
+
+/* Three stages, 6 attention units, 5 FFN units (the last of 2 columns), 4 vocabulary chunks. */
+static const Toy wide_gpt2 = {
+    .config = {.family = FAMILY_GPT2,
+               .layers = 3,
+               .width = 24,
+               .heads = 6,
+               .ffn_width = 130,
+               .vocabulary = 3100,
+               .context = 16},
+    .sequences = 6,
+    .length = 9,
+    .seed = 21,
+    .order = 3,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+/* Three query heads share a KV head: cuts of 3 ranks go through both. */
+static const Toy wide_llama = {
+    .config = {.family = FAMILY_LLAMA,
+               .layers = 3,
+               .width = 24,
+               .heads = 6,
+               .kv_heads = 2,
+               .ffn_width = 130,
+               .vocabulary = 3100,
+               .context = 40,
+               .untied = true},
+    .sequences = 6,
+    .length = 34,
+    .seed = 22,
+    .order = 4,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+
+static void gpipe(TrainRankOptions *options)
+{
+    options->schedule = PIPELINE_GPIPE;
+}
+
+static void recompute(TrainRankOptions *options)
+{
+    options->recompute = true;
+    options->bucket_floats = 3000;
+}
+
+static void gpipe_recompute(TrainRankOptions *options)
+{
+    options->schedule = PIPELINE_GPIPE;
+    options->recompute = true;
+    options->whole_optimizer = true;
+}
+
+static void assert_equal_runs(const Toy *toy, const RunSpread *spreads, size_t n)
+{
+    const RunSpread one = {.isa = kernels_best_isa()};
+    const RunResult want = run_toy(toy, &one, STEPS, NULL);
+    for (size_t i = 0; i < n; i++) {
+        RunSpread spread = spreads[i];
+        spread.isa = spread.isa == ISA_GENERIC ? kernels_best_isa() : spread.isa;
+        print_message("# dp %u pp %u tp %u\n", spread.dp, spread.pp, spread.tp);
+        const RunResult got = run_toy(toy, &spread, STEPS, NULL);
+        assert_same_run(&got, &want);
+    }
+}
+
+/* ---- pipelines ---- */
+
+/* Stages of 2 and 1 layers. */
+static const RunSpread pipelines[] = {
+    {.pp = 2},
+    {.pp = 3, .threads = 2},
+    {.pp = 2, .change = gpipe, .micro = 2},
+    {.pp = 3, .change = gpipe_recompute},
+    {.pp = 3, .dp = 2, .change = recompute},
+    {.pp = 2, .dp = 3, .micro = 2, .change = gpipe_recompute},
+    {.change = recompute, .threads = 2},
+};
+
+static void test_pipelines(void **state)
+{
+    assert_equal_runs(&wide_gpt2, pipelines, G_N_ELEMENTS(pipelines));
+    assert_equal_runs(&wide_llama, pipelines, G_N_ELEMENTS(pipelines));
+}
+
+/* ---- tensor ranks ---- */
+
+/* Rank 0 has little of the attention, rank 1 little of the feed-forward, rank 1 no vocabulary. */
+static void uneven(Plan *plan)
+{
+    for (uint32_t d = 0; d < plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < plan->replicas[d].n_stages; s++) {
+            PlanRank *ranks = plan->replicas[d].stages[s].ranks;
+            ranks[0].attn_count = ranks[1].attn_first = 1;
+            ranks[1].attn_count = 5;
+            ranks[0].ffn_count = ranks[1].ffn_first = 4;
+            ranks[1].ffn_count = 1;
+            ranks[0].vocab_count = ranks[1].vocab_first = 4;
+            ranks[1].vocab_count = 0;
+        }
+    }
+}
+
+static const RunSpread tensors[] = {
+    {.tp = 2},
+    {.tp = 3, .threads = 2},
+    {.tp = 5, .micro = 2},
+    {.tp = 2, .edit = uneven, .threads = 2},
+    {.tp = 3, .change = recompute},
+};
+
+static void test_tensor_ranks(void **state)
+{
+    assert_equal_runs(&wide_gpt2, tensors, G_N_ELEMENTS(tensors));
+    assert_equal_runs(&wide_llama, tensors, G_N_ELEMENTS(tensors));
+}
+
+/* ---- mixes ---- */
+
+static const RunSpread mixes[] = {
+    {.dp = 2, .pp = 2, .tp = 2, .change = recompute},
+    {.dp = 1, .pp = 3, .tp = 3, .edit = NULL},
+    {.dp = 2, .pp = 2, .tp = 3, .change = gpipe_recompute},
+    {.dp = 2, .tp = 2, .edit = uneven, .change = recompute},
+    {.dp = 2, .pp = 2, .tp = 2, .edit = uneven, .threads = 2},
+};
+
+static void test_mixes(void **state)
+{
+    Toy tied = wide_llama;
+    tied.config.untied = false;
+    assert_equal_runs(&wide_gpt2, mixes, G_N_ELEMENTS(mixes));
+    assert_equal_runs(&tied, mixes, G_N_ELEMENTS(mixes));
+}
+
+/* ---- bytes ---- */
+
+/* Activations one way and their gradients the other, at each boundary. */
+static void test_pipeline_bytes(void **state)
+{
+    const RunSpread spread = {.dp = 2, .pp = 3, .isa = kernels_best_isa()};
+    const RunResult run = run_toy(&wide_gpt2, &spread, STEPS, NULL);
+    const uint64_t tokens = (uint64_t)wide_gpt2.sequences / 2 * wide_gpt2.length,
+                   boundary = STEPS * tokens * wide_gpt2.config.width * sizeof(float);
+    for (uint32_t r = 0; r < 6; r++) {
+        const uint64_t boundaries = r % 3 == 1 ? 2 : 1;
+        assert_int_equal(run.traffic[r].pipeline, boundaries * boundary);
+        assert_int_equal(run.traffic[r].tensor, 0);
+    }
+    /* head and lookup part of the embedding that the replica owns, once each way */
+    const uint64_t embedding = (uint64_t)wide_gpt2.config.vocabulary * wide_gpt2.config.width;
+    assert_int_equal(run.traffic[0].tied + run.traffic[3].tied, STEPS * embedding * sizeof(float));
+    assert_int_equal(run.traffic[0].tied, run.traffic[2].tied);
+    assert_int_equal(run.traffic[1].tied, 0);
+}
+
+/* Two sums forward and two backward a layer, the head's, (m, l) of chunks and the target's logit,
+ * and the rows of the embedding; s_r subtrees of each to the other ranks. */
+static void test_tensor_bytes(void **state)
+{
+    const RunSpread spread = {.tp = 2, .isa = kernels_best_isa()};
+    const RunResult run = run_toy(&wide_llama, &spread, STEPS, NULL);
+    g_autoptr(ModelSpec) spec = toy_spec(&wide_llama);
+    g_autoptr(Plan) plan = train_plan_new(spec, 1, 1, 2, NULL);
+    const uint64_t tokens = STEPS * (uint64_t)wide_llama.sequences * wide_llama.length,
+                   row = spec->width * sizeof(float);
+    uint64_t want = tokens * row, got = 0; /* each row of the embedding goes to the other rank */
+    for (uint32_t r = 0; r < 2; r++) {
+        const PlanRank *rank = &plan->replicas[0].stages[0].ranks[r];
+        const uint64_t attention = tree_subtrees(spec->n_attn_units, rank->attn_first,
+                                                 rank->attn_first + rank->attn_count),
+                       ffn = tree_subtrees(spec->n_ffn_units, rank->ffn_first,
+                                           rank->ffn_first + rank->ffn_count),
+                       head = tree_subtrees(spec->n_vocab_chunks, rank->vocab_first,
+                                            rank->vocab_first + rank->vocab_count);
+        want += tokens * row * (2 * spec->n_layers * (attention + ffn) + head);
+        want += tokens * (2 * rank->vocab_count + 1) * sizeof(float);
+        got += run.traffic[r].tensor;
+    }
+    assert_int_equal(got, want);
+    assert_int_equal(run.traffic[0].data + run.traffic[0].pipeline, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pipelines),    cmocka_unit_test(test_tensor_ranks),
+        cmocka_unit_test(test_mixes),        cmocka_unit_test(test_pipeline_bytes),
+        cmocka_unit_test(test_tensor_bytes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

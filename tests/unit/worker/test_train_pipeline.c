@@ -1,0 +1,154 @@
+/* Schedules: what they cost when played through is what the literature's formulas say (FORMULAS 1,
+ * 3, 4, 5), and wrong ones are refused. */
+#include "worker/train/pipeline.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const PipelineOp *op(const Pipeline *p, uint32_t stage, uint32_t i)
+{
+    return &g_array_index(p->stages[stage], PipelineOp, i);
+}
+
+static uint32_t forwards_before_backward(const Pipeline *p, uint32_t stage)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; op(p, stage, i)->kind != PIPELINE_BACKWARD; i++) {
+        n += op(p, stage, i)->kind == PIPELINE_FORWARD;
+    }
+    return n;
+}
+
+static void assert_near(double got, double want)
+{
+    if (!(fabs(got - want) <= 1e-9 * MAX(fabs(want), 1.0))) {
+        fail_msg("%.12g, not %.12g", got, want);
+    }
+}
+
+/* Bubble (p-1)(tF+tB) of a whole m(tF+tB) + bubble: (p-1)/(m+p-1). */
+static void test_bubble(void **state)
+{
+    const PipelineTimes times = {.forward = 1.0, .backward = 2.25};
+    for (uint32_t p = 1; p <= 8; p++) {
+        for (uint32_t m = p; m <= 3 * p; m++) { /* 1F1B and GPipe alike */
+            for (PipelineKind kind = PIPELINE_1F1B; kind <= PIPELINE_GPIPE; kind++) {
+                g_autoptr(Pipeline) line = pipeline_new(kind, p, m);
+                g_autoptr(GError) error = NULL;
+                assert_true(pipeline_check(line, &error));
+                const PipelineCost cost = pipeline_simulate(line, &times);
+                assert_near(cost.bubble, (p - 1) * 3.25);
+                assert_near(cost.bubble / cost.makespan, (p - 1.0) / (m + p - 1.0));
+            }
+        }
+    }
+}
+
+/* Warm-up of stage r: min(m, p-r-1) forwards; in flight at most one more. GPipe: m. */
+static void test_in_flight(void **state)
+{
+    for (uint32_t p = 1; p <= 8; p++) {
+        for (uint32_t m = 1; m <= 20; m += 3) {
+            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, m);
+            g_autoptr(Pipeline) gpipe = pipeline_new(PIPELINE_GPIPE, p, m);
+            for (uint32_t r = 0; r < p; r++) {
+                const uint32_t warm = MIN(m, p - r - 1);
+                assert_int_equal(forwards_before_backward(alternate, r), MIN(warm + 1, m));
+                assert_int_equal(pipeline_in_flight(alternate, r), MIN(warm + 1, m));
+                assert_int_equal(pipeline_in_flight(gpipe, r), m);
+            }
+        }
+    }
+}
+
+/* ZB-H1: (p-1)(TF+TB-TW) with B the gradients of inputs, W those of weights; 1F1B (p-1)(TF+TB+TW).
+ * Its peak of memory is 1F1B's: p micro-batches. */
+static void test_zero_bubble(void **state)
+{
+    const PipelineTimes apart = {.forward = 1.0, .backward = 1.0, .weights = 1.0},
+                        together = {.forward = 1.0, .backward = 2.0};
+    for (uint32_t p = 1; p <= 8; p++) {
+        for (uint32_t m = 2 * p; m <= 4 * p; m += p) {
+            g_autoptr(Pipeline) zero = pipeline_new(PIPELINE_ZERO_BUBBLE, p, m);
+            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, m);
+            g_autoptr(GError) error = NULL;
+            if (!pipeline_check(zero, &error)) {
+                fail_msg("%s", error->message);
+            }
+            assert_near(pipeline_simulate(zero, &apart).bubble, p - 1.0);
+            assert_near(pipeline_simulate(alternate, &together).bubble, 3.0 * (p - 1.0));
+            for (uint32_t r = 0; r < p; r++) {
+                assert_true(pipeline_in_flight(zero, r) <= p);
+            }
+        }
+    }
+}
+
+/* A transfer's time shows where a stage waits for it: twice at every boundary. */
+static void test_transfers(void **state)
+{
+    const PipelineTimes times = {.forward = 1.0, .backward = 2.0, .transfer = 0.25};
+    g_autoptr(Pipeline) line = pipeline_new(PIPELINE_GPIPE, 4, 8);
+    assert_near(pipeline_simulate(line, &times).bubble, 3 * (3.0 + 2 * 0.25));
+}
+
+static void swap(Pipeline *p, uint32_t stage, uint32_t a, uint32_t b)
+{
+    PipelineOp *x = (PipelineOp *)op(p, stage, a), *y = (PipelineOp *)op(p, stage, b), kept = *x;
+    *x = *y;
+    *y = kept;
+}
+
+static void assert_refused(Pipeline *p, const char *says)
+{
+    g_autoptr(GError) error = NULL;
+    assert_false(pipeline_check(p, &error));
+    assert_non_null(strstr(error->message, says));
+    pipeline_free(p);
+}
+
+static void test_refused(void **state)
+{
+    Pipeline *p = pipeline_new(PIPELINE_1F1B, 2, 2); /* last stage: R F R.. */
+    swap(p, 1, 0, 1);
+    assert_refused(p, "before what it needs");
+    p = pipeline_new(PIPELINE_GPIPE, 2, 3); /* first stage: F S F S */
+    swap(p, 0, 0, 2);
+    assert_refused(p, "out of order");
+    p = pipeline_new(PIPELINE_1F1B, 1, 2);
+    swap(p, 0, 0, 1);
+    assert_refused(p, "backward before forward");
+    p = pipeline_new(PIPELINE_1F1B, 2, 2);
+    g_array_remove_index(p->stages[0], p->stages[0]->len - 1);
+    assert_refused(p, "never done");
+    /* the first stage waits for a gradient before it sends what the gradient comes from */
+    p = pipeline_new(PIPELINE_1F1B, 2, 1);
+    swap(p, 0, 1, 2);
+    assert_refused(p, "for ever");
+}
+
+static void test_names(void **state)
+{
+    PipelineKind kind;
+    g_autoptr(GError) error = NULL;
+    for (PipelineKind k = PIPELINE_1F1B; k < PIPELINE_KIND_LIMIT; k++) {
+        assert_true(pipeline_parse(pipeline_name(k), &kind, &error));
+        assert_int_equal(kind, k);
+    }
+    assert_false(pipeline_parse("2f2b", &kind, &error));
+    assert_non_null(strstr(error->message, "choose 1f1b, gpipe or zero-bubble"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bubble),      cmocka_unit_test(test_in_flight),
+        cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_names),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,314 @@
+/* The buffers of a training pass: their sizes, units and trees. */
+#include "worker/model/training_pass.h"
+
+#include "proto/base/checked.h"
+#include "proto/base/error.h"
+
+/* ---- arena ---- */
+
+static float *carve(Training *t, size_t *used, size_t n)
+{
+    float *at = t->arena == NULL ? NULL : t->arena + *used;
+    *used += (n + 15) / 16 * 16;
+    return at;
+}
+
+static size_t scratch_floats(const Training *t)
+{
+    const ModelSpec *spec = t->spec;
+    const uint32_t group = spec->n_heads / spec->n_kv_heads, length = t->o.length;
+    const size_t pages =
+        2 * (size_t)((length + KV_BLOCK - 1) / KV_BLOCK) * KV_BLOCK * spec->head_size;
+    const uint32_t units = MAX(MAX(t->attn_units.n, t->ffn_units.n), MAX(t->chunks.n, 1));
+    const size_t forward = pages + attention_scratch_floats(group, spec->head_size),
+                 backward = attention_backward_scratch_floats(length, spec->head_size, group);
+    return MAX(MAX(forward, backward), gemm_scratch_floats(units));
+}
+
+/* What a layer's backward reads but its input. */
+static Tape carve_tape(Training *t, size_t *used)
+{
+    const size_t rows = t->max_rows, wide = rows * t->width, q = rows * t->q_width,
+                 kv = rows * t->kv_width, ffn = rows * t->ffn_width;
+    return (Tape){.attn_in = carve(t, used, wide),
+                  .q = carve(t, used, q),
+                  .attn = carve(t, used, q),
+                  .k = carve(t, used, kv),
+                  .v = carve(t, used, kv),
+                  .mid = carve(t, used, wide),
+                  .ffn_in = carve(t, used, wide),
+                  .gate = t->spec->family == FAMILY_GPT2 ? NULL : carve(t, used, ffn),
+                  .up = carve(t, used, ffn),
+                  .act = carve(t, used, ffn)};
+}
+
+static void lay_out_slots(Training *t, size_t *used)
+{
+    const size_t wide = (size_t)t->max_rows * t->width;
+    const Tape shared = t->o.recompute ? carve_tape(t, used) : (Tape){0};
+    for (uint32_t s = 0; s < t->o.slots; s++) {
+        for (uint32_t l = 0; l < t->h->n_layers; l++) {
+            t->slots[s].tape[l] = t->o.recompute ? shared : carve_tape(t, used);
+            t->slots[s].tape[l].x = carve(t, used, wide);
+        }
+        t->slots[s].x = carve(t, used, wide);
+    }
+}
+
+static uint32_t subtrees_of(const Units *units, const Holding *h)
+{
+    return tree_subtrees(units->n_leaves, units->cuts[h->rank], units->cuts[h->rank + 1]);
+}
+
+static void lay_out_head(Training *t, size_t *used)
+{
+    const size_t rows = t->max_rows, chunks = rows * t->spec->n_vocab_chunks;
+    if (t->h->is_last) {
+        t->head_in = carve(t, used, rows * t->width);
+        t->logits = carve(t, used, rows * t->vocab);
+        t->row_max = carve(t, used, chunks);
+        t->row_sum = carve(t, used, chunks);
+        t->row_target = carve(t, used, rows);
+    }
+}
+
+/* Lays the buffers out: counts them when there is no arena yet. */
+static size_t lay_out(Training *t)
+{
+    const size_t rows = t->max_rows, wide = rows * t->width,
+                 kv = rows * t->kv_width * t->kv_subtrees,
+                 table = (size_t)t->o.length * t->spec->rope.dims / 2;
+    const uint32_t subtrees =
+        t->h->tp == 1
+            ? 0
+            : MAX(MAX(subtrees_of(&t->attn_units, t->h), subtrees_of(&t->ffn_units, t->h)),
+                  t->h->is_last ? subtrees_of(&t->chunks, t->h) : 0);
+    size_t used = 0;
+    lay_out_slots(t, &used);
+    lay_out_head(t, &used);
+    float **const buffers[] = {&t->sum, &t->dx, &t->dh};
+    for (size_t i = 0; i < G_N_ELEMENTS(buffers); i++) {
+        *buffers[i] = carve(t, &used, wide);
+    }
+    t->partial = carve(t, &used, subtrees * wide);
+    t->exchange = carve(t, &used, exchange_floats(t));
+    t->dq = carve(t, &used, rows * t->q_width);
+    t->dk = carve(t, &used, kv);
+    t->dv = carve(t, &used, kv);
+    t->dact = carve(t, &used, rows * t->ffn_width);
+    t->stats = carve(t, &used, 2 * rows);
+    t->cos = carve(t, &used, table);
+    t->sin = carve(t, &used, table);
+    t->sin_back = carve(t, &used, table);
+    for (unsigned i = 0; i < pool_threads(t->o.pool); i++) {
+        t->scratch[i] = carve(t, &used, scratch_floats(t));
+    }
+    return used;
+}
+
+/* ---- units and trees ---- */
+
+/* The rank's units of `size` elements of a contraction of `total`. */
+static void fill_units(const Holding *h, Units *units, const uint32_t *cuts, uint32_t n_leaves,
+                       uint32_t size, uint32_t total)
+{
+    const uint32_t begin = cuts[h->rank];
+    units->n = cuts[h->rank + 1] - begin;
+    units->n_leaves = n_leaves;
+    units->cuts = cuts;
+    for (uint32_t u = 0; u <= units->n; u++) {
+        units->first[u] =
+            (uint32_t)(MIN((uint64_t)(begin + u) * size, total) - (uint64_t)begin * size);
+    }
+    tree_program(n_leaves, begin, begin + units->n, units->steps);
+}
+
+/* Own KV heads: the trees of their own query heads. */
+static void fill_heads(Training *t)
+{
+    const Holding *h = t->h;
+    const uint32_t group = t->spec->n_heads / t->spec->n_kv_heads;
+    t->kv_subtrees = 1;
+    for (uint32_t i = 0; i < h->n_kv_heads; i++) {
+        const uint32_t base = (h->kv_first + i) * group, first = MAX(base, h->head_first) - base,
+                       last = MIN(base + group, h->head_first + h->n_heads) - base;
+        t->kv_subtrees = MAX(t->kv_subtrees, tree_program(group, first, last, t->head_steps[i]));
+    }
+}
+
+/* KV heads that the stage's cuts go through. */
+static void fill_shared(Training *t)
+{
+    const ModelSpec *spec = t->spec;
+    const uint32_t group = spec->n_heads / spec->n_kv_heads;
+    for (uint32_t kv = 0; kv < spec->n_kv_heads; kv++) {
+        SharedHead s = {.kv = kv};
+        bool cut = false;
+        for (uint32_t r = 0; r <= t->h->tp; r++) {
+            const uint32_t head = MIN(t->h->attn_cuts[r] * spec->attn_unit_heads, spec->n_heads);
+            s.cuts[r] = CLAMP(head, kv * group, (kv + 1) * group) - kv * group;
+            cut |= s.cuts[r] > 0 && s.cuts[r] < group;
+        }
+        if (cut) {
+            t->shared[t->n_shared++] = s;
+        }
+    }
+}
+
+static bool fill_trees(Training *t, GError **error)
+{
+    const ModelSpec *spec = t->spec;
+    const Holding *h = t->h;
+    fill_units(h, &t->attn_units, h->attn_cuts, spec->n_attn_units,
+               spec->attn_unit_heads * spec->head_size, spec->n_heads * spec->head_size);
+    fill_units(h, &t->ffn_units, h->ffn_cuts, spec->n_ffn_units, spec->ffn_unit_width,
+               spec->ffn_width);
+    t->chunks.n = h->vocab_cuts[h->rank + 1] - h->vocab_cuts[h->rank];
+    t->chunks.n_leaves = spec->n_vocab_chunks;
+    t->chunks.cuts = h->vocab_cuts;
+    t->chunk_steps = weft_alloc(MAX(t->chunks.n, 1), sizeof *t->chunk_steps, "a tree", error);
+    t->head_steps = weft_alloc(h->n_kv_heads, sizeof *t->head_steps, "trees", error);
+    t->shared = weft_alloc(spec->n_kv_heads, sizeof *t->shared, "shared heads", error);
+    if (t->chunk_steps == NULL || t->head_steps == NULL || t->shared == NULL) {
+        return false;
+    }
+    if (h->tp == 1) {
+        gemm_whole_tree(t->chunks.n, t->chunk_steps);
+    } else {
+        tree_program(spec->n_vocab_chunks, h->vocab_cuts[h->rank], h->vocab_cuts[h->rank + 1],
+                     t->chunk_steps);
+    }
+    fill_heads(t);
+    fill_shared(t);
+    return true;
+}
+
+/* By thread 0 of a region: its floating-point modes are known. */
+static void fill_tables(void *user, unsigned thread, unsigned n_threads)
+{
+    Training *t = user;
+    const ModelSpec *spec = t->spec;
+    if (thread == 0 && spec->rope.dims > 0) {
+        const size_t n = (size_t)t->o.length * spec->rope.dims / 2;
+        rope_table(&spec->rope, NULL, 0, t->o.length, t->cos, t->sin);
+        for (size_t i = 0; i < n; i++) {
+            t->sin_back[i] = -t->sin[i];
+        }
+    }
+}
+
+/* ---- making ---- */
+
+static bool check(const TrainingOptions *o, GError **error)
+{
+    const ModelSpec *spec = o->weights->spec;
+    const uint32_t group = spec->n_heads / spec->n_kv_heads;
+    const char *what = NULL;
+    if (o->length < 1 || o->length > spec->context) {
+        what = "the length of a sequence must be 1 to the model's context";
+    } else if (o->max_sequences < 1 || (uint64_t)o->max_sequences * o->length > 1u << 24) {
+        what = "a micro-batch has 1 to 16,777,216 tokens; choose smaller micro-batches";
+    } else if (spec->window != 0) {
+        what = "windows of attention are not trainable; choose a model without";
+    } else if (group > TREE_LEAVES_LIMIT || spec->n_vocab_chunks > 1u << GEMM_LEVELS) {
+        what = "too many query heads share a KV head, or the vocabulary is too large";
+    }
+    if (what != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s cannot be trained with %u sequences of %u tokens (context %u): %s",
+                    spec->name, o->max_sequences, o->length, spec->context, what);
+    }
+    return what == NULL;
+}
+
+static bool allocate_slots(Training *t, GError **error)
+{
+    t->slots = weft_alloc(t->o.slots, sizeof *t->slots, "tapes", error);
+    for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
+        t->slots[s].tape = weft_alloc(t->h->n_layers, sizeof *t->slots->tape, "tapes", error);
+        if (t->slots[s].tape == NULL) {
+            return false;
+        }
+    }
+    return t->slots != NULL;
+}
+
+static bool allocate_threads(Training *t, GError **error)
+{
+    const unsigned threads = pool_threads(t->o.pool);
+    const uint32_t n_blocks = (t->o.length + KV_BLOCK - 1) / KV_BLOCK;
+    const size_t n_segments = MAX(3 * TREE_LEAVES_LIMIT, t->chunks.n);
+    t->scratch = weft_alloc(threads, sizeof *t->scratch, "scratch", error);
+    t->segments = weft_alloc(threads, sizeof *t->segments, "segments", error);
+    t->pages = weft_alloc(threads, sizeof *t->pages, "page pointers", error);
+    if (t->scratch == NULL || t->segments == NULL || t->pages == NULL) {
+        return false;
+    }
+    for (unsigned i = 0; i < threads; i++) {
+        t->segments[i] = weft_alloc(n_segments, sizeof **t->segments, "segments", error);
+        t->pages[i] = weft_alloc(2 * (size_t)n_blocks, sizeof **t->pages, "page pointers", error);
+        if (t->segments[i] == NULL || t->pages[i] == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+Training *training_new(const TrainingOptions *options, GError **error)
+{
+    if (!check(options, error)) {
+        return NULL;
+    }
+    g_autoptr(Training) t = g_new0(Training, 1);
+    t->o = *options;
+    t->o.slots = MAX(options->slots, 1);
+    t->h = options->weights->holding;
+    t->spec = t->h->spec;
+    t->max_rows = options->max_sequences * options->length;
+    t->width = t->spec->width;
+    t->q_width = t->h->n_heads * t->spec->head_size;
+    t->kv_width = t->h->n_kv_heads * t->spec->head_size;
+    t->ffn_width = t->h->ffn_width;
+    t->vocab = t->h->vocab;
+    g_assert(t->h->tp == 1 || (options->group != NULL && options->group->group != NULL));
+    if (!fill_trees(t, error) || !allocate_slots(t, error) || !allocate_threads(t, error)) {
+        return NULL;
+    }
+    t->arena_bytes = lay_out(t) * sizeof(float);
+    t->arena = weft_map(t->arena_bytes, "training buffers", error);
+    if (t->arena == NULL) {
+        return NULL;
+    }
+    lay_out(t);
+    pool_run(t->o.pool, fill_tables, t);
+    return g_steal_pointer(&t);
+}
+
+void training_free(Training *t)
+{
+    if (t == NULL) {
+        return;
+    }
+    for (unsigned i = 0; i < pool_threads(t->o.pool); i++) {
+        if (t->segments != NULL) {
+            weft_free(t->segments[i]);
+        }
+        if (t->pages != NULL) {
+            weft_free(t->pages[i]);
+        }
+    }
+    for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
+        weft_free(t->slots[s].tape);
+    }
+    if (t->arena != NULL) {
+        weft_unmap(t->arena, t->arena_bytes);
+    }
+    weft_free(t->slots);
+    weft_free(t->pages);
+    weft_free(t->segments);
+    weft_free(t->scratch);
+    weft_free(t->chunk_steps);
+    weft_free(t->head_steps);
+    weft_free(t->shared);
+    g_free(t);
+}

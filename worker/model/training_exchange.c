@@ -1,0 +1,267 @@
+/* What tensor ranks of a stage exchange inside a training pass. Thread 0 talks; after a failure
+ * nothing more is exchanged in the pass, which goes on with what is there and is then discarded. */
+#include "worker/model/training_pass.h"
+
+#include "transport/group/reduction.h"
+
+#include <math.h>
+#include <string.h>
+
+static bool talks(const Training *m)
+{
+    return m->h->tp > 1 && m->status == GROUP_OK;
+}
+
+/* ---- partial sums ---- */
+
+float *pass_fold_target(const Pass *p, float *out, size_t *stride)
+{
+    *stride = (size_t)p->m->max_rows * p->m->width;
+    return p->m->h->tp > 1 ? p->m->partial : out;
+}
+
+void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
+{
+    Training *m = p->m;
+    if (m->h->tp == 1) {
+        return;
+    }
+    meet(p);
+    if (p->t == 0 && talks(m)) {
+        const GroupWait wait = group_turn(m->o.group, operation);
+        m->status =
+            group_all_reduce(m->o.group->group, &wait, units->n_leaves, units->cuts, m->partial,
+                             (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
+    }
+    meet(p);
+}
+
+/* ---- the embedding: each row is a copy from the one rank that has its id (NUMERICS 6) ---- */
+
+static uint32_t owner_of(const Holding *h, uint32_t token)
+{
+    uint32_t r = 0;
+    while (token / VOCAB_CHUNK >= h->vocab_cuts[r + 1]) {
+        r++;
+    }
+    return r;
+}
+
+void exchange_embedding(Pass *p, float *x)
+{
+    Training *m = p->m;
+    const Holding *h = m->h;
+    const float *table = weight(p, ROLE_TOKEN_EMBD, -1);
+    const size_t row = m->width;
+    size_t sizes[PLAN_RANKS_LIMIT] = {0}, at[PLAN_RANKS_LIMIT + 1] = {0};
+    void *parts[PLAN_RANKS_LIMIT] = {NULL};
+    if (!talks(m)) {
+        return;
+    }
+    for (uint32_t i = 0; i < p->rows; i++) {
+        sizes[owner_of(h, p->batch->tokens[i])] += row * sizeof(float);
+    }
+    for (uint32_t r = 0; r < h->tp; r++) {
+        parts[r] = m->exchange + at[r];
+        at[r + 1] = at[r] + sizes[r] / sizeof(float);
+    }
+    float *mine = parts[h->rank];
+    for (uint32_t i = 0; i < p->rows; i++) {
+        const uint32_t id = p->batch->tokens[i];
+        if (owner_of(h, id) == h->rank) {
+            memcpy(mine, table + (size_t)(id - h->vocab_first) * row, row * sizeof(float));
+            mine += row;
+        }
+    }
+    const GroupWait wait = group_turn(m->o.group, "gather of the embedding");
+    m->status = group_all_gather(m->o.group->group, &wait, parts[h->rank], sizes, parts);
+    for (uint32_t i = 0; i < p->rows; i++) {
+        const uint32_t owner = owner_of(h, p->batch->tokens[i]);
+        memcpy(x + i * row, m->exchange + at[owner], row * sizeof(float));
+        at[owner] += row;
+    }
+}
+
+/* ---- (m, l) of the logits (FORMULAS 11) ---- */
+
+/* Of rank r, a row after another: (m, l) of its chunks, and the logit of the target where it has
+ * it. */
+static size_t stats_floats(const Holding *h, uint32_t r)
+{
+    return 2 * (size_t)(h->vocab_cuts[r + 1] - h->vocab_cuts[r]) + 1;
+}
+
+static void pack_stats(const Training *m, uint32_t rows, float *to)
+{
+    const Holding *h = m->h;
+    for (uint32_t i = 0; i < rows; i++) {
+        const size_t row = (size_t)i * h->spec->n_vocab_chunks;
+        for (uint32_t c = h->vocab_cuts[h->rank]; c < h->vocab_cuts[h->rank + 1]; c++) {
+            *to++ = m->row_max[row + c];
+            *to++ = m->row_sum[row + c];
+        }
+        *to++ = m->row_target[i];
+    }
+}
+
+static void unpack_stats(Pass *p, uint32_t r, const float *from)
+{
+    Training *m = p->m;
+    const Holding *h = m->h;
+    for (uint32_t i = 0; i < p->rows; i++) {
+        const size_t row = (size_t)i * h->spec->n_vocab_chunks;
+        const uint32_t target = p->batch->targets[i];
+        for (uint32_t c = h->vocab_cuts[r]; c < h->vocab_cuts[r + 1]; c++) {
+            m->row_max[row + c] = *from++;
+            m->row_sum[row + c] = *from++;
+        }
+        if (target != TARGET_NONE && owner_of(h, target) == r) {
+            m->row_target[i] = *from;
+        }
+        from++;
+    }
+}
+
+void exchange_row_stats(Pass *p)
+{
+    Training *m = p->m;
+    const Holding *h = m->h;
+    size_t sizes[PLAN_RANKS_LIMIT], at = 0;
+    void *parts[PLAN_RANKS_LIMIT];
+    if (!talks(m)) {
+        return;
+    }
+    for (uint32_t r = 0; r < h->tp; r++) {
+        parts[r] = m->exchange + at;
+        sizes[r] = p->rows * stats_floats(h, r) * sizeof(float);
+        at += p->rows * stats_floats(h, r);
+    }
+    pack_stats(m, p->rows, parts[h->rank]);
+    const GroupWait wait = group_turn(m->o.group, "maxima and sums of logits");
+    m->status = group_all_gather(m->o.group->group, &wait, parts[h->rank], sizes, parts);
+    for (uint32_t r = 0; r < h->tp; r++) {
+        if (r != h->rank) {
+            unpack_stats(p, r, parts[r]);
+        }
+    }
+}
+
+/* ---- KV heads whose query heads are on several ranks (NUMERICS 16) ---- */
+
+static bool has_part(const SharedHead *s, uint32_t r)
+{
+    return s->cuts[r] < s->cuts[r + 1];
+}
+
+static uint32_t subtrees_of(const SharedHead *s, const Training *m, uint32_t r)
+{
+    return tree_subtrees(m->spec->n_heads / m->spec->n_kv_heads, s->cuts[r], s->cuts[r + 1]);
+}
+
+/* Floats of rank `from`'s subtrees of all heads that it shares with `with`. */
+static size_t shared_floats(const Training *m, uint32_t rows, uint32_t from, uint32_t with)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < m->n_shared; i++) {
+        const SharedHead *s = &m->shared[i];
+        if (has_part(s, from) && has_part(s, with)) {
+            n += 2 * (size_t)rows * m->spec->head_size * subtrees_of(s, m, from);
+        }
+    }
+    return n;
+}
+
+/* A head's columns of dk or dv [rows][kv_width], and back. */
+static void copy_head(const Training *m, uint32_t rows, uint32_t kv, float *d, float *packed,
+                      bool pack)
+{
+    const uint32_t hd = m->spec->head_size;
+    for (uint32_t r = 0; r < rows; r++) {
+        float *at = d + (size_t)r * m->kv_width + (size_t)(kv - m->h->kv_first) * hd;
+        memcpy(pack ? packed + (size_t)r * hd : at, pack ? at : packed + (size_t)r * hd,
+               hd * sizeof(float));
+    }
+}
+
+/* Own subtrees of head s: per subtree dk, then dv. Returns the floats written. */
+static size_t pack_shared(const Training *m, uint32_t rows, const SharedHead *s, float *to)
+{
+    const size_t n = (size_t)rows * m->spec->head_size, stride = (size_t)m->max_rows * m->kv_width;
+    const uint32_t n_subtrees = subtrees_of(s, m, m->h->rank);
+    for (uint32_t k = 0; k < n_subtrees; k++) {
+        copy_head(m, rows, s->kv, m->dk + k * stride, to + 2 * k * n, true);
+        copy_head(m, rows, s->kv, m->dv + k * stride, to + (2 * k + 1) * n, true);
+    }
+    return 2 * n * n_subtrees;
+}
+
+/* The sum over all subtrees of head s; received[r]: where rank r's next one begins. */
+static void complete_shared(Training *m, uint32_t rows, const SharedHead *s, float **received)
+{
+    const uint32_t group = m->spec->n_heads / m->spec->n_kv_heads;
+    const size_t n = 2 * (size_t)rows * m->spec->head_size;
+    const float *operands[TREE_LEAVES_LIMIT];
+    ReductionCache cache = {0};
+    uint32_t i = 0;
+    for (uint32_t r = 0; r < m->h->tp; r++) {
+        for (uint32_t k = 0; k < subtrees_of(s, m, r); k++, received[r] += n) {
+            operands[i++] = received[r];
+        }
+    }
+    float *sum = (float *)operands[0];
+    reduction_sum(reduction_find(&cache, group, 0, s->cuts, m->h->tp), operands, n, sum);
+    copy_head(m, rows, s->kv, m->dk, sum, false);
+    copy_head(m, rows, s->kv, m->dv, sum + n / 2, false);
+}
+
+/* A rank's messages are one head after another; own subtrees lie among those received. */
+void exchange_shared_heads(Pass *p)
+{
+    Training *m = p->m;
+    const uint32_t tp = m->h->tp, rank = m->h->rank;
+    const void *send[PLAN_RANKS_LIMIT];
+    float *receive[PLAN_RANKS_LIMIT];
+    size_t send_sizes[PLAN_RANKS_LIMIT], receive_sizes[PLAN_RANKS_LIMIT];
+    float *at = m->exchange;
+    if (m->n_shared == 0 || !talks(m)) {
+        return;
+    }
+    for (uint32_t r = 0; r < tp; r++) {
+        send[r] = at;
+        for (uint32_t i = 0; i < m->n_shared; i++) {
+            const SharedHead *s = &m->shared[i];
+            at += has_part(s, rank) && has_part(s, r) ? pack_shared(m, p->rows, s, at) : 0;
+        }
+        send_sizes[r] = shared_floats(m, p->rows, rank, r) * sizeof(float);
+    }
+    for (uint32_t r = 0; r < tp; r++) {
+        receive[r] = at;
+        receive_sizes[r] = shared_floats(m, p->rows, r, rank) * sizeof(float);
+        at += receive_sizes[r] / sizeof(float);
+    }
+    const GroupWait wait = group_turn(m->o.group, "gradients of shared KV heads");
+    m->status = group_all_to_all(m->o.group->group, &wait, send, send_sizes, (void *const *)receive,
+                                 receive_sizes);
+    for (uint32_t i = 0; i < m->n_shared; i++) {
+        if (has_part(&m->shared[i], rank)) {
+            complete_shared(m, p->rows, &m->shared[i], receive);
+        }
+    }
+}
+
+/* ---- room for it ---- */
+
+size_t exchange_floats(const Training *t)
+{
+    const Holding *h = t->h;
+    size_t stats = 0, shared = 0;
+    if (h->tp == 1) {
+        return 0;
+    }
+    for (uint32_t r = 0; r < h->tp; r++) {
+        stats += t->max_rows * stats_floats(h, r);
+        shared +=
+            shared_floats(t, t->max_rows, r, h->rank) + shared_floats(t, t->max_rows, h->rank, r);
+    }
+    return MAX(MAX(stats, shared), (size_t)t->max_rows * t->width);
+}

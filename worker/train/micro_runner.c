@@ -1,0 +1,287 @@
+/* Invariants:
+ * 1. A leaf's gradients are one chain over its tokens: each micro-batch adds to the leaf's buffers,
+ *    in order, and no micro-batch crosses a leaf.
+ * 2. Micro-batches go forward in order and backward in order, so those in flight are consecutive:
+ *    number i has slot i mod slots. */
+#include "worker/train/micro_runner.h"
+
+#include "proto/base/checked.h"
+
+#include <math.h>
+
+/* Samples [first, first + n) of the global batch, inside one leaf. */
+typedef struct MicroBatch {
+    uint32_t first, n, leaf;
+    bool begins, ends; /* the leaf */
+} MicroBatch;
+
+struct MicroRunner {
+    MicroRunnerOptions o;
+    Training *training;
+    Pipeline *pipeline;
+    GArray *micro_batches; /* of MicroBatch: the replica's, in order */
+    uint32_t slots;
+    uint32_t *tokens, *targets; /* [slots][micro_sequences][length] */
+    float *losses;              /* [micro_sequences][length] */
+    GradientFold *fold;         /* of the running step, like all from here */
+    Parameters *leaf_gradients;
+    uint32_t next_leaf; /* to be folded */
+    uint64_t step;
+    float loss_factor, *sample_losses;
+    uint64_t valid;
+};
+
+/* ---- making ---- */
+
+uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences)
+{
+    return (uint32_t)((uint64_t)leaf * sequences / n_leaves);
+}
+
+static GArray *cut_micro_batches(const MicroRunnerOptions *o)
+{
+    GArray *list = g_array_new(FALSE, FALSE, sizeof(MicroBatch));
+    const uint32_t n_leaves = o->leaves->n_leaves, *cuts = o->leaves->cuts + o->position.replica;
+    for (uint32_t leaf = cuts[0]; leaf < cuts[1]; leaf++) {
+        const uint32_t begin = leaf_begin(leaf, n_leaves, o->sequences),
+                       end = leaf_begin(leaf + 1, n_leaves, o->sequences);
+        for (uint32_t at = begin; at < end; at += o->micro_sequences) {
+            const uint32_t n = MIN(o->micro_sequences, end - at);
+            const MicroBatch micro = {at, n, leaf, at == begin, at + n == end};
+            g_array_append_val(list, micro);
+        }
+    }
+    return list;
+}
+
+static bool allocate(MicroRunner *r, GError **error)
+{
+    const size_t rows = (size_t)r->o.micro_sequences * r->o.source->length;
+    r->tokens = weft_alloc(rows * r->slots, sizeof *r->tokens, "tokens", error);
+    r->targets = weft_alloc(rows * r->slots, sizeof *r->targets, "targets", error);
+    r->losses = weft_alloc(rows, sizeof *r->losses, "losses", error);
+    return r->tokens != NULL && r->targets != NULL && r->losses != NULL;
+}
+
+MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
+{
+    g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
+    r->o = *options;
+    r->micro_batches = cut_micro_batches(options);
+    r->pipeline = pipeline_new(options->schedule, options->position.pp, r->micro_batches->len);
+    r->slots = MAX(pipeline_in_flight(r->pipeline, options->position.stage), 1);
+    const TrainingOptions training = {
+        .weights = options->weights,
+        .kernels = options->kernels,
+        .pool = options->pool,
+        .max_sequences = options->micro_sequences,
+        .length = options->source->length,
+        .slots = r->slots,
+        .recompute = options->recompute,
+        .group = options->links != NULL ? &options->links->tensor.turns : NULL};
+    r->training = training_new(&training, error);
+    return r->training != NULL && allocate(r, error) ? g_steal_pointer(&r) : NULL;
+}
+
+void micro_runner_free(MicroRunner *r)
+{
+    if (r == NULL) {
+        return;
+    }
+    training_free(r->training);
+    pipeline_free(r->pipeline);
+    g_array_unref(r->micro_batches);
+    parameters_free(r->leaf_gradients);
+    weft_free(r->tokens);
+    weft_free(r->targets);
+    weft_free(r->losses);
+    g_free(r);
+}
+
+/* ---- samples and losses ---- */
+
+static bool is_first(const MicroRunner *r)
+{
+    return r->o.position.stage == 0;
+}
+
+static bool is_last(const MicroRunner *r)
+{
+    return r->o.position.stage + 1 == r->o.position.pp;
+}
+
+/* A slot's batch; its tokens are there from read_batch() on, on the first and the last stage. */
+static TrainBatch batch_of(const MicroRunner *r, uint32_t slot, uint32_t n)
+{
+    const size_t at = (size_t)slot * r->o.micro_sequences * r->o.source->length;
+    return (TrainBatch){r->tokens + at, r->targets + at, n, r->o.source->length};
+}
+
+static void read_batch(MicroRunner *r, const SampleSource *source, uint32_t slot, uint64_t first,
+                       uint32_t n)
+{
+    const size_t begin = (size_t)slot * r->o.micro_sequences * source->length;
+    for (uint32_t i = 0; (is_first(r) || is_last(r)) && i < n; i++) {
+        const size_t at = begin + (size_t)i * source->length;
+        source->read(source->user, first + i, r->tokens + at, r->targets + at);
+    }
+}
+
+/* Token losses of a sample in order; counts valid tokens. */
+static float sample_loss(MicroRunner *r, const TrainBatch *batch, uint32_t sample)
+{
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < batch->length; i++) {
+        const size_t at = (size_t)sample * batch->length + i;
+        if (batch->targets[at] != TARGET_NONE) {
+            sum += r->losses[at];
+            r->valid++;
+        } else if (isnan(r->losses[at])) {
+            sum = NAN;
+        }
+    }
+    return sum;
+}
+
+static bool passed(MicroRunner *r, GroupStatus status, GError **error)
+{
+    return status == GROUP_OK || train_links_check(r->o.links, &r->o.links->tensor, status, error);
+}
+
+/* ---- operations ---- */
+
+/* Bytes of a residual stream, or its gradient. */
+static size_t stream_bytes(const MicroRunner *r, uint32_t n_sequences)
+{
+    return (size_t)n_sequences * r->o.source->length * r->o.weights->spec->width * sizeof(float);
+}
+
+/* Leaves without samples before `leaf`. */
+static void fold_empty_leaves(MicroRunner *r, uint32_t leaf)
+{
+    for (; r->next_leaf < leaf; r->next_leaf++) {
+        gradient_fold_leaf(r->fold, NULL);
+    }
+}
+
+static bool forward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
+{
+    const TrainBatch batch = batch_of(r, slot, micro->n);
+    read_batch(r, r->o.source, slot, r->step * r->o.sequences + micro->first, micro->n);
+    return passed(r, training_forward(r->training, slot, &batch), error);
+}
+
+/* On the last stage the head's forward pass is here: so one set of logits will do. */
+static bool backward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
+{
+    const TrainBatch batch = batch_of(r, slot, micro->n);
+    if (is_last(r)) {
+        if (!passed(r, training_loss(r->training, slot, &batch, r->losses), error)) {
+            return false;
+        }
+        for (uint32_t i = 0; i < micro->n; i++) {
+            r->sample_losses[micro->first + i] = sample_loss(r, &batch, i);
+        }
+    }
+    if (micro->begins) {
+        fold_empty_leaves(r, micro->leaf);
+        r->leaf_gradients = gradient_fold_take(r->fold, error);
+        if (r->leaf_gradients == NULL) {
+            return false;
+        }
+    }
+    if (!passed(r, training_backward(r->training, slot, &batch, r->loss_factor, r->leaf_gradients),
+                error)) {
+        return false;
+    }
+    if (micro->ends) {
+        gradient_fold_leaf(r->fold, g_steal_pointer(&r->leaf_gradients));
+        r->next_leaf++;
+    }
+    return true;
+}
+
+static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
+{
+    const MicroBatch *micro = &g_array_index(r->micro_batches, MicroBatch, op->micro);
+    const uint32_t slot = op->micro % r->slots;
+    const size_t bytes = stream_bytes(r, micro->n);
+    TrainLinks *l = r->o.links;
+    switch (op->kind) {
+    case PIPELINE_RECEIVE_FORWARD:
+        return train_channel_receive(l, &l->from_previous, "activations of the stage before",
+                                     training_input(r->training, slot), bytes, error);
+    case PIPELINE_FORWARD:
+        return forward(r, slot, micro, error);
+    case PIPELINE_SEND_FORWARD:
+        return train_channel_send(l, &l->to_next, "activations for the next stage",
+                                  training_output(r->training, slot), bytes, error);
+    case PIPELINE_RECEIVE_BACKWARD:
+        return train_channel_receive(l, &l->from_next, "gradients of the next stage",
+                                     training_gradient(r->training), bytes, error);
+    case PIPELINE_BACKWARD:
+        return backward(r, slot, micro, error);
+    case PIPELINE_SEND_BACKWARD:
+        return train_channel_send(l, &l->to_previous, "gradients for the stage before",
+                                  training_gradient(r->training), bytes, error);
+    case PIPELINE_WEIGHTS:
+        break;
+    }
+    g_assert_not_reached();
+}
+
+bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, GradientFold *fold,
+                       float *sample_losses, uint64_t *valid, GError **error)
+{
+    const uint32_t *cuts = r->o.leaves->cuts + r->o.position.replica;
+    const GArray *ops = r->pipeline->stages[r->o.position.stage];
+    r->step = step;
+    r->loss_factor = loss_factor;
+    r->fold = fold;
+    r->sample_losses = sample_losses;
+    r->valid = 0;
+    r->next_leaf = cuts[0];
+    gradient_fold_begin(fold, r->o.leaves->n_leaves, cuts[0], cuts[1]);
+    for (uint32_t i = 0; i < ops->len; i++) {
+        if (!run_op(r, &g_array_index(ops, PipelineOp, i), error)) {
+            gradient_fold_give(fold, g_steal_pointer(&r->leaf_gradients));
+            return false;
+        }
+    }
+    fold_empty_leaves(r, cuts[1]);
+    *valid = r->valid;
+    return true;
+}
+
+bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
+                           uint64_t *valid, GError **error)
+{
+    const TrainBatch batch = batch_of(r, 0, 1);
+    const size_t bytes = stream_bytes(r, 1);
+    TrainLinks *l = r->o.links;
+    read_batch(r, source, 0, sample, 1);
+    *loss = 0.0f;
+    r->valid = 0;
+    if ((!is_first(r) &&
+         !train_channel_receive(l, &l->from_previous, "activations of the stage before",
+                                training_input(r->training, 0), bytes, error)) ||
+        !passed(r, training_forward(r->training, 0, &batch), error) ||
+        (!is_last(r) && !train_channel_send(l, &l->to_next, "activations for the next stage",
+                                            training_output(r->training, 0), bytes, error)) ||
+        (is_last(r) && !passed(r, training_loss(r->training, 0, &batch, r->losses), error))) {
+        return false;
+    }
+    *loss = is_last(r) ? sample_loss(r, &batch, 0) : 0.0f;
+    *valid = r->valid;
+    return true;
+}
+
+size_t micro_runner_bytes(const MicroRunner *r)
+{
+    return training_bytes(r->training);
+}
+
+uint32_t micro_runner_count(const MicroRunner *r)
+{
+    return r->micro_batches->len;
+}

@@ -1,0 +1,45 @@
+/* MicroRunner: runs a step's micro-batches through one stage by a schedule (pipeline.h): forward,
+ * backward, messages to the neighbouring stages, and the fold of the replica's leaves. Owned and
+ * called by the rank's thread. */
+#pragma once
+
+#include "worker/model/training.h"
+#include "worker/train/gradient_exchange.h"
+#include "worker/train/gradient_fold.h"
+#include "worker/train/pipeline.h"
+#include "worker/train/sample_source.h"
+
+typedef struct MicroRunnerOptions {
+    const Parameters *weights; /* borrowed, like all here */
+    const Kernels *kernels;
+    Pool *pool;
+    const SampleSource *source;
+    const LeafCuts *leaves;
+    TrainPosition position;
+    TrainLinks *links; /* NULL: one rank */
+    uint32_t sequences, micro_sequences;
+    PipelineKind schedule;
+    bool recompute;
+} MicroRunnerOptions;
+
+typedef struct MicroRunner MicroRunner;
+
+/* Returned. */
+MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error);
+void micro_runner_free(MicroRunner *r); /* NULL-safe */
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(MicroRunner, micro_runner_free)
+
+/* The replica's micro-batches of step number `step`: loss_factor x gradients of its leaves into the
+ * fold. On the last stage, sample_losses[sample of the global batch] and *valid, the tokens with a
+ * target, are those of the replica's samples. */
+bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, GradientFold *fold,
+                       float *sample_losses, uint64_t *valid, GError **error);
+/* Forward alone of one sample of another source. On the last stage *loss is its sum of losses;
+ * elsewhere 0. */
+bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
+                           uint64_t *valid, GError **error);
+/* The first sample of a leaf of the global batch. */
+uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences);
+/* Bytes of tapes and buffers; micro-batches of a step. */
+size_t micro_runner_bytes(const MicroRunner *r);
+uint32_t micro_runner_count(const MicroRunner *r);

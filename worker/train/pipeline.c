@@ -1,0 +1,320 @@
+/* Schedules are made by orders of F, B and W per stage; sends and receives stand where they must.
+ *
+ *   1F1B  stage r of p: min(m, p-r-1) forwards, then one forward and one backward in turn, then the
+ *         backwards that are left (Narayanan et al. 2021, arXiv 2104.04473)
+ *   GPipe all forwards, then all backwards (Huang et al. 2019)
+ *   ZB-H1 stage r: p-r forwards, then one backward, one W and one forward in turn; W is r
+ *         micro-batches late, so that no stage keeps more than p (Qi et al. 2023) */
+#include "worker/train/pipeline.h"
+
+#include "proto/base/error.h"
+
+#include <string.h>
+
+static const char *const names[PIPELINE_KIND_LIMIT] = {"1f1b", "gpipe", "zero-bubble"};
+
+const char *pipeline_name(PipelineKind kind)
+{
+    return names[kind];
+}
+
+bool pipeline_parse(const char *name, PipelineKind *out, GError **error)
+{
+    for (uint32_t i = 0; i < PIPELINE_KIND_LIMIT; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *out = (PipelineKind)i;
+            return true;
+        }
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "schedule %s is unknown; choose 1f1b, gpipe or zero-bubble", name);
+    return false;
+}
+
+/* ---- making ---- */
+
+static void add(Pipeline *p, uint32_t stage, PipelineOpKind kind, uint32_t micro)
+{
+    const PipelineOp op = {kind, micro};
+    g_array_append_val(p->stages[stage], op);
+}
+
+static void add_forward(Pipeline *p, uint32_t stage, uint32_t micro)
+{
+    if (stage > 0) {
+        add(p, stage, PIPELINE_RECEIVE_FORWARD, micro);
+    }
+    add(p, stage, PIPELINE_FORWARD, micro);
+    if (stage + 1 < p->n_stages) {
+        add(p, stage, PIPELINE_SEND_FORWARD, micro);
+    }
+}
+
+static void add_backward(Pipeline *p, uint32_t stage, uint32_t micro)
+{
+    if (stage + 1 < p->n_stages) {
+        add(p, stage, PIPELINE_RECEIVE_BACKWARD, micro);
+    }
+    add(p, stage, PIPELINE_BACKWARD, micro);
+    if (stage > 0) {
+        add(p, stage, PIPELINE_SEND_BACKWARD, micro);
+    }
+}
+
+/* `warm` forwards ahead of the backwards. */
+static void add_in_turn(Pipeline *p, uint32_t stage, uint32_t warm)
+{
+    for (uint32_t i = 0; i < warm; i++) {
+        add_forward(p, stage, i);
+    }
+    for (uint32_t i = 0; i < p->n_micro; i++) {
+        if (warm + i < p->n_micro) {
+            add_forward(p, stage, warm + i);
+        }
+        add_backward(p, stage, i);
+    }
+}
+
+/* W of a micro-batch comes `stage` backwards later. */
+static void add_zero_bubble(Pipeline *p, uint32_t stage)
+{
+    uint32_t forwards = 0, weights = 0;
+    while (forwards < MIN(p->n_micro, p->n_stages - stage)) {
+        add_forward(p, stage, forwards++);
+    }
+    for (uint32_t i = 0; i < p->n_micro; i++) {
+        add_backward(p, stage, i);
+        if (i >= stage) {
+            add(p, stage, PIPELINE_WEIGHTS, weights++);
+        }
+        if (forwards < p->n_micro) {
+            add_forward(p, stage, forwards++);
+        }
+    }
+    while (weights < p->n_micro) {
+        add(p, stage, PIPELINE_WEIGHTS, weights++);
+    }
+}
+
+Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_micro)
+{
+    Pipeline *p = g_new0(Pipeline, 1);
+    p->kind = kind;
+    p->n_stages = n_stages;
+    p->n_micro = n_micro;
+    p->stages = g_new0(GArray *, n_stages);
+    for (uint32_t s = 0; s < n_stages; s++) {
+        p->stages[s] = g_array_new(FALSE, FALSE, sizeof(PipelineOp));
+    }
+    for (uint32_t s = 0; s < n_stages; s++) {
+        if (kind == PIPELINE_ZERO_BUBBLE) {
+            add_zero_bubble(p, s);
+        } else {
+            add_in_turn(p, s, kind == PIPELINE_GPIPE ? n_micro : MIN(n_micro, n_stages - s - 1));
+        }
+    }
+    return p;
+}
+
+void pipeline_free(Pipeline *p)
+{
+    if (p == NULL) {
+        return;
+    }
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        g_array_unref(p->stages[s]);
+    }
+    g_free(p->stages);
+    g_free(p);
+}
+
+static const PipelineOp *op_at(const Pipeline *p, uint32_t stage, uint32_t i)
+{
+    return &g_array_index(p->stages[stage], PipelineOp, i);
+}
+
+uint32_t pipeline_in_flight(const Pipeline *p, uint32_t stage)
+{
+    const PipelineOpKind ends =
+        p->kind == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+    uint32_t now = 0, most = 0;
+    for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
+        const PipelineOpKind kind = op_at(p, stage, i)->kind;
+        now += kind == PIPELINE_FORWARD;
+        most = MAX(most, now);
+        now -= kind == ends;
+    }
+    return most;
+}
+
+/* ---- playing it through ---- */
+
+/* All stages advance as far as what they need has happened. */
+typedef struct Simulation {
+    const Pipeline *p;
+    PipelineTimes times;
+    uint32_t *next; /* by stage */
+    double *clock, *busy;
+    double *forward_at, *backward_at; /* [stage][micro]: when what was sent can be received; -1 */
+} Simulation;
+
+static double *arrival(const Simulation *m, uint32_t stage, const PipelineOp *op)
+{
+    switch (op->kind) {
+    case PIPELINE_SEND_FORWARD:
+        return &m->forward_at[(stage + 1) * m->p->n_micro + op->micro];
+    case PIPELINE_RECEIVE_FORWARD:
+        return &m->forward_at[stage * m->p->n_micro + op->micro];
+    case PIPELINE_SEND_BACKWARD:
+        return &m->backward_at[(stage - 1) * m->p->n_micro + op->micro];
+    case PIPELINE_RECEIVE_BACKWARD:
+        return &m->backward_at[stage * m->p->n_micro + op->micro];
+    default:
+        return NULL;
+    }
+}
+
+static double duration(const Simulation *m, PipelineOpKind kind)
+{
+    return kind == PIPELINE_FORWARD    ? m->times.forward
+           : kind == PIPELINE_BACKWARD ? m->times.backward
+           : kind == PIPELINE_WEIGHTS  ? m->times.weights
+                                       : 0.0;
+}
+
+/* False: the stage waits. */
+static bool advance(Simulation *m, uint32_t stage)
+{
+    const PipelineOp *op = op_at(m->p, stage, m->next[stage]);
+    double *at = arrival(m, stage, op);
+    if (op->kind == PIPELINE_RECEIVE_FORWARD || op->kind == PIPELINE_RECEIVE_BACKWARD) {
+        if (*at < 0.0) {
+            return false;
+        }
+        m->clock[stage] = MAX(m->clock[stage], *at);
+    } else if (at != NULL) {
+        *at = m->clock[stage] + m->times.transfer;
+    }
+    m->clock[stage] += duration(m, op->kind);
+    m->busy[stage] += duration(m, op->kind);
+    m->next[stage]++;
+    return true;
+}
+
+/* False: some stage waits for ever. */
+static bool simulate(Simulation *m)
+{
+    bool moved = true;
+    uint32_t done = 0;
+    while (moved) {
+        moved = false;
+        for (uint32_t s = 0; s < m->p->n_stages; s++) {
+            while (m->next[s] < m->p->stages[s]->len && advance(m, s)) {
+                moved = true;
+                done += m->next[s] == m->p->stages[s]->len;
+            }
+        }
+    }
+    return done == m->p->n_stages;
+}
+
+static void simulation_init(Simulation *m, const Pipeline *p, const PipelineTimes *times)
+{
+    const size_t n = (size_t)p->n_stages * p->n_micro;
+    *m = (Simulation){.p = p,
+                      .times = *times,
+                      .next = g_new0(uint32_t, p->n_stages),
+                      .clock = g_new0(double, p->n_stages),
+                      .busy = g_new0(double, p->n_stages),
+                      .forward_at = g_new(double, n),
+                      .backward_at = g_new(double, n)};
+    for (size_t i = 0; i < n; i++) {
+        m->forward_at[i] = m->backward_at[i] = -1.0;
+    }
+}
+
+static void simulation_clear(Simulation *m)
+{
+    g_free(m->next);
+    g_free(m->clock);
+    g_free(m->busy);
+    g_free(m->forward_at);
+    g_free(m->backward_at);
+}
+
+PipelineCost pipeline_simulate(const Pipeline *p, const PipelineTimes *times)
+{
+    Simulation m;
+    PipelineCost cost = {0};
+    simulation_init(&m, p, times);
+    const bool ends = simulate(&m);
+    g_assert(ends);
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        cost.makespan = MAX(cost.makespan, m.clock[s]);
+    }
+    cost.bubble = cost.makespan - m.busy[0];
+    simulation_clear(&m);
+    return cost;
+}
+
+/* ---- checking ---- */
+
+static bool refuse(GError **error, const Pipeline *p, uint32_t stage, uint32_t micro,
+                   const char *what)
+{
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "schedule %s, stage %u of %u, micro-batch %u: %s", names[p->kind], stage,
+                p->n_stages, micro, what);
+    return false;
+}
+
+/* Each kind of op once a micro-batch, in their order, and each after what it needs here. */
+static bool check_stage(const Pipeline *p, uint32_t stage, GError **error)
+{
+    static const PipelineOpKind needs[] = {
+        [PIPELINE_FORWARD] = PIPELINE_RECEIVE_FORWARD,
+        [PIPELINE_SEND_FORWARD] = PIPELINE_FORWARD,
+        [PIPELINE_BACKWARD] = PIPELINE_RECEIVE_BACKWARD,
+        [PIPELINE_SEND_BACKWARD] = PIPELINE_BACKWARD,
+        [PIPELINE_WEIGHTS] = PIPELINE_BACKWARD,
+    };
+    const bool is_first = stage == 0, is_last = stage + 1 == p->n_stages;
+    const bool has[] = {
+        !is_first, true, !is_last, !is_last, true, !is_first, p->kind == PIPELINE_ZERO_BUBBLE};
+    uint32_t done[PIPELINE_WEIGHTS + 1] = {0};
+    for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
+        const PipelineOp *op = op_at(p, stage, i);
+        const bool receives =
+            op->kind == PIPELINE_RECEIVE_FORWARD || op->kind == PIPELINE_RECEIVE_BACKWARD;
+        if (!has[op->kind] || op->micro != done[op->kind]) {
+            return refuse(error, p, stage, op->micro, "out of order, twice, or not its work");
+        }
+        if (!receives && has[needs[op->kind]] && done[needs[op->kind]] <= op->micro) {
+            return refuse(error, p, stage, op->micro, "before what it needs");
+        }
+        if (op->kind == PIPELINE_BACKWARD && done[PIPELINE_FORWARD] <= op->micro) {
+            return refuse(error, p, stage, op->micro, "backward before forward");
+        }
+        done[op->kind]++;
+    }
+    for (uint32_t k = 0; k <= PIPELINE_WEIGHTS; k++) {
+        if (has[k] && done[k] != p->n_micro) {
+            return refuse(error, p, stage, done[k], "something is never done");
+        }
+    }
+    return true;
+}
+
+bool pipeline_check(const Pipeline *p, GError **error)
+{
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        if (!check_stage(p, s, error)) {
+            return false;
+        }
+    }
+    Simulation m;
+    simulation_init(&m, p, &(const PipelineTimes){1.0, 1.0, 1.0, 0.0});
+    const bool ends = simulate(&m);
+    simulation_clear(&m);
+    return ends || refuse(error, p, 0, 0, "stages wait for each other for ever");
+}
