@@ -36,6 +36,7 @@
 #define SETTLE_US (INT64_C(3) * 1000000)
 #define VERDICT_US (INT64_C(700) * 1000)
 #define ATTEMPTS_LIMIT 3u
+#define AFFINITY_SLACK 4u /* requests that a replica may have beside twice the least */
 
 void deployment_enter(Deployment *d, DeploymentState state)
 {
@@ -138,6 +139,7 @@ void deployment_free(Deployment *d)
     loop_timer_cancel(d->jobs->options.loop, d->kick);
     recovery_clear(d);
     deployment_clear_replicas(d);
+    affinity_free(d->affinity);
     if (d->plan != NULL) {
         plan_free(d->plan);
     }
@@ -248,7 +250,7 @@ void deployment_tell_waiting(Deployment *d, const char *text, double fraction, c
     }
 }
 
-static ReplicaState *replica_with_room(Deployment *d)
+static ReplicaState *least_loaded(Deployment *d)
 {
     ReplicaState *best = NULL;
     for (uint32_t r = 0; r < d->n_replicas; r++) {
@@ -260,11 +262,39 @@ static ReplicaState *replica_with_room(Deployment *d)
     return best;
 }
 
+/* The one that has most of the prompt's beginning, of those with a place free and not far more to
+ * do than the others; else the one with the least to do. */
+static ReplicaState *replica_for(Deployment *d, const Lease *lease)
+{
+    ReplicaState *least = least_loaded(d), *best = least;
+    if (least == NULL || lease->pages == NULL || d->affinity == NULL) {
+        return least;
+    }
+    const uint32_t most = MIN(2 * least->n_active + AFFINITY_SLACK, MAX(d->plan->streams, 1) - 1);
+    uint32_t n_best = affinity_find(d->affinity, lease->pages, least->index, least->epoch);
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        ReplicaState *replica = &d->replicas[r];
+        const uint32_t n =
+            replica->ready && replica->n_active <= most
+                ? affinity_find(d->affinity, lease->pages, replica->index, replica->epoch)
+                : 0;
+        if (n > n_best) {
+            best = replica;
+            n_best = n;
+        }
+    }
+    return best;
+}
+
 static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
 {
     const RankState *leader = &replica->ranks[0];
     lease->state = LEASE_ACTIVE;
     lease->replica = replica->index;
+    if (lease->pages != NULL && d->n_replicas > 1) {
+        d->affinity = d->affinity != NULL ? d->affinity : affinity_new();
+        affinity_enter(d->affinity, lease->pages, replica->index, replica->epoch);
+    }
     replica->n_active++;
     g_queue_push_tail(&d->active, lease);
     d->used_us = loop_now_us(d->jobs->options.loop);
@@ -719,7 +749,7 @@ static void deployment_serve(Deployment *d)
     ReplicaState *replica;
     recovery_on_serving(d);
     while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 &&
-           (replica = replica_with_room(d)) != NULL) {
+           (replica = replica_for(d, g_queue_peek_head(&d->waiting))) != NULL) {
         lease_grant(d, g_queue_pop_head(&d->waiting), replica);
     }
     recovery_on_served(d);

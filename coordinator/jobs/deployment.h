@@ -2,6 +2,7 @@
  * described in deployment.c. */
 #pragma once
 
+#include "coordinator/jobs/affinity.h"
 #include "coordinator/jobs/jobs.h"
 
 typedef enum DeploymentState {
@@ -81,6 +82,7 @@ struct Deployment {
     unsigned n_pending; /* ranks that have not answered in LOADING and STARTING */
     GQueue waiting;     /* of Lease: not yet given a replica */
     GQueue active;      /* of Lease: on a replica */
+    Affinity *affinity; /* NULL while there is one replica */
     int64_t created_us, used_us, asked_us;
     double load_s;
     Recovery recovery;
@@ -101,6 +103,7 @@ struct Lease {
     bool resumes;      /* it was interrupted and waits */
     uint64_t n_tokens; /* that it then has to compute again */
     uint32_t replica;
+    PromptPages *pages; /* of what it will ask; NULL: nothing to be found again */
     LeaseCallbacks callbacks;
     void *user;
     LeaseInfo info;

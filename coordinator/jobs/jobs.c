@@ -471,6 +471,15 @@ Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallback
     return lease;
 }
 
+void lease_expect(Lease *lease, const uint32_t *ids, uint32_t n_ids, const char *cache_key)
+{
+    PromptPages pages;
+    prompt_pages(&pages, ids, n_ids, cache_key);
+    if (pages.n > 0 && lease->pages == NULL) {
+        lease->pages = g_memdup2(&pages, sizeof pages);
+    }
+}
+
 void lease_release(Lease *lease)
 {
     Deployment *d = lease->deployment;
@@ -483,6 +492,7 @@ void lease_release(Lease *lease)
         d->load_s = 0;
         deployment_kick(d);
     }
+    g_free(lease->pages);
     g_free(lease);
 }
 

@@ -92,6 +92,9 @@ typedef struct LeaseCallbacks {
 /* Never calls back inside. model: a reference is taken. */
 Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallbacks callbacks,
                     void *user);
+/* The prompt that it is for, told before it is ready: among replicas one that has computed the same
+ * beginning is preferred. cache_key as in prompt_pages(). */
+void lease_expect(Lease *lease, const uint32_t *ids, uint32_t n_ids, const char *cache_key);
 void lease_release(Lease *lease); /* always, once; nothing is called afterwards */
 /* The leader's call ended with an error of a worker or peer: the replica's epoch is over.
  * interrupted() follows, with the culprit's name. */

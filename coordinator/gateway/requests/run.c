@@ -482,6 +482,9 @@ static void run_acquire(Run *run)
     };
     run->state = RUN_WAITING;
     run->lease = jobs_acquire(run->owner->options.jobs, run->model, &wish, callbacks, run);
+    if (!run->request->fresh && run->n_choices > 0) {
+        lease_expect(run->lease, run->choices[0].prompt, run->choices[0].n_prompt, run->cache_key);
+    }
 }
 
 static void encode_work(void *user)

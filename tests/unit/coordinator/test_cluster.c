@@ -537,6 +537,47 @@ static void run_replicated(SimCluster *s, Answer *a)
     assert_int_equal(a->ids->len, 5);
 }
 
+/* A request goes where its beginning is known, though another replica has less to do; one that
+ * begins otherwise, or wants nothing from a cache, goes to the one with the least. */
+static void test_replica_with_the_prefix(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    g_autofree char *known = g_strnfill(40, 'a'), *other = g_strnfill(40, 'b');
+    g_autofree char *longer = g_strconcat(known, "more", NULL);
+    const struct {
+        const char *prompt;
+        bool fresh, same;
+    } cases[] = {
+        {known, false, true}, {longer, false, true}, {other, false, false}, {known, true, false}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        Answer busy = {0}, next = {0};
+        SimRequest request;
+        sim_request_init(s, &request, known, 20, 2, 1, 1);
+        request.run.streams = 8;
+        sim_request_begin(s, &busy, &request);
+        for (int n = 0; n < 2000 && s->workers[0].streams->len + s->workers[1].streams->len < 8;
+             n++) {
+            sim_run_for(s, SECOND / 200);
+        }
+        const unsigned first = s->workers[0].streams->len > 0 ? 0 : 1;
+        assert_int_equal(s->workers[first].streams->len, 8);
+        assert_int_equal(s->workers[1 - first].streams->len, 0);
+        sim_request_init(s, &request, cases[i].prompt, 20, 2, 1, 1);
+        request.run.streams = 8;
+        request.run.fresh = cases[i].fresh;
+        sim_request_begin(s, &next, &request);
+        const unsigned before = s->workers[first].n_generates;
+        sim_answer(s, &next, 100 * SECOND);
+        assert_int_equal(s->workers[first].n_generates - before, cases[i].same ? 8 : 0);
+        sim_answer(s, &busy, 100 * SECOND);
+        g_assert_no_error(busy.error);
+        g_assert_no_error(next.error);
+        answer_clear(&busy);
+        answer_clear(&next);
+    }
+}
+
 /* One of two replicas dies: the other serves on, under its own epoch; when the worker is back both
  * are planned again. */
 static void test_replica_dies_and_comes_back(void **state)
@@ -753,6 +794,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_replica_with_the_prefix, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_adopted_replica_dies_and_comes_back, set_up,
                                         tear_down),
