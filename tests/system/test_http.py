@@ -14,7 +14,7 @@ import threading
 import harness
 from harness import GUARD_S, WEFT, Cluster, Skip, folder, spawn, tiny_model, wait_for
 
-LIMITS = "queue=6,keep-alive-ms=100,body=2M,n=4"
+LIMITS = "stall=1,queue=6,keep-alive-ms=100,body=2M,n=4"
 work = folder("http")
 CONTEXT = 16384  # long enough for answers that last while something is done to them
 model = tiny_model(work, context=CONTEXT)

@@ -110,6 +110,9 @@ size_t exchange_take(HttpExchange *x, char *buffer, size_t max, bool *ended, boo
     size_t n = MIN(max, x->out->len - x->out_read);
     memcpy(buffer, x->out->data + x->out_read, n);
     x->out_read += n;
+    if (n > 0) {
+        x->moved_us = loop_now_us(http_server_loop(x->server));
+    }
     if (x->out_read == x->out->len) {
         g_byte_array_set_size(x->out, 0);
         x->out_read = 0;
@@ -209,6 +212,9 @@ size_t http_write(HttpExchange *x, const char *text, size_t length)
     g_assert(!x->over);
     g_mutex_lock(&x->lock);
     bool was_empty = x->out->len == x->out_read;
+    if (was_empty) {
+        x->moved_us = loop_now_us(http_server_loop(x->server));
+    }
     g_byte_array_append(x->out, (const guint8 *)text, (guint)length);
     size_t waiting = x->out->len - x->out_read;
     g_mutex_unlock(&x->lock);
@@ -216,6 +222,15 @@ size_t http_write(HttpExchange *x, const char *text, size_t length)
         http_server_kick(x->server, x);
     }
     return waiting;
+}
+
+int64_t http_stalled_us(HttpExchange *x)
+{
+    g_mutex_lock(&x->lock);
+    const bool waits = x->out->len > x->out_read;
+    const int64_t since_us = x->moved_us;
+    g_mutex_unlock(&x->lock);
+    return waits ? MAX(loop_now_us(http_server_loop(x->server)) - since_us, 0) : 0;
 }
 
 void http_end(HttpExchange *x)

@@ -32,6 +32,7 @@ struct HttpExchange {
     GArray *answer_headers; /* of HttpPair */
     GByteArray *out;        /* from out_read on: not yet taken */
     size_t out_read;
+    int64_t moved_us; /* since when the first byte in out has waited */
 
     /* Server's thread. */
     void *connection; /* struct MHD_Connection *, NULL once completed */

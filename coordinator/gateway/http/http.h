@@ -78,6 +78,8 @@ void http_reply(HttpExchange *x, int status, const char *type, char *text, size_
 void http_stream(HttpExchange *x, int status, const char *type);
 /* Queues a piece (copied); returns the bytes that wait for the client. */
 size_t http_write(HttpExchange *x, const char *text, size_t length);
+/* For how long bytes have waited of which the client took none. */
+int64_t http_stalled_us(HttpExchange *x);
 /* The answer ends when all of it was taken; the exchange is over for its handler. */
 void http_end(HttpExchange *x);
 /* Breaks the connection instead of ending the answer; over for its handler. */

@@ -50,7 +50,7 @@ struct ApiCall {
     guint n_parts, n_open;
     unsigned n_sequences;
     bool streaming; /* the head was sent */
-    size_t waiting;
+    bool stuck;     /* its client does not read */
     int64_t sent_us;
     LoopTimer *keep_alive;
 };
@@ -114,7 +114,8 @@ static void send_frames(ApiCall *c, const GString *frames)
         http_add_header(c->x, "X-Accel-Buffering", "no");
         http_stream(c->x, 200, "text/event-stream; charset=utf-8");
     }
-    c->waiting = http_write(c->x, frames->str, frames->len);
+    const size_t waiting = http_write(c->x, frames->str, frames->len);
+    c->stuck = api_limits_is_stuck(&c->service->options.limits, waiting, http_stalled_us(c->x));
     c->sent_us = loop_now_us(c->service->options.loop);
 }
 
@@ -138,7 +139,7 @@ static void call_fail(ApiCall *c, const ApiError *error)
 {
     if (!c->streaming) {
         api_reply_error(c->service, c->x, error);
-    } else if (c->waiting > c->service->options.limits.reader) {
+    } else if (c->stuck) {
         http_abort(c->x); /* it does not read; a frame more would not be read either */
     } else {
         g_autoptr(GString) frames = g_string_new(NULL);
@@ -167,20 +168,20 @@ static void call_finish(ApiCall *c)
 
 static void part_generate(ApiPart *part);
 
-static size_t on_run_event(void *user, const Weft__V1__RunEvent *event)
+static bool on_run_event(void *user, const Weft__V1__RunEvent *event)
 {
     ApiPart *part = user;
     ApiCall *c = part->call;
     if (part->stage == PART_SCORING) {
         api_answer_score(c->answer, part->index, event);
-        return 0;
+        return true;
     }
     g_autoptr(GString) frames = g_string_new(NULL);
     api_answer_event(c->answer, part->index, event, frames);
     if (frames->len > 0) {
         send_frames(c, frames);
     }
-    return c->streaming ? c->waiting : 0;
+    return !c->stuck;
 }
 
 static void on_run_finish(void *user, const GError *error)
@@ -199,10 +200,7 @@ static void on_run_finish(void *user, const GError *error)
     }
 }
 
-RunSink api_call_sink(size_t pending_limit)
-{
-    return (RunSink){on_run_event, on_run_finish, pending_limit};
-}
+static const RunSink sink = {on_run_event, on_run_finish};
 
 static void part_start_run(ApiPart *part, Weft__V1__RunRequest *request)
 {
@@ -210,12 +208,13 @@ static void part_start_run(ApiPart *part, Weft__V1__RunRequest *request)
     const ApiServiceOptions *o = &c->service->options;
     const JobWish *wish = served_wish(c->served);
     const char *cache_key = o->isolate_keys ? (c->key != NULL ? c->key : "") : NULL;
-    RunSetting setting = {.wish = wish, .name = c->model_name, .client_id = c->id, .cache_key = cache_key};
+    RunSetting setting = {
+        .wish = wish, .name = c->model_name, .client_id = c->id, .cache_key = cache_key};
     g_autoptr(GError) error = NULL;
     request->model = (char *)served_path(c->served);
     request->context = wish->context;
     request->deadline_ms = o->limits.deadline_s * 1000;
-    part->run = requests_start(o->requests, request, &setting, &c->service->sink, part, &error);
+    part->run = requests_start(o->requests, request, &setting, &sink, part, &error);
     if (part->run == NULL) {
         g_autoptr(ApiError) said = api_error_from(error, NULL);
         call_fail(c, said);

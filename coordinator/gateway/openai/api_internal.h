@@ -22,7 +22,6 @@ struct ApiService {
     unsigned n_sequences;  /* of open calls */
     uint64_t n_answers[6]; /* by the first digit of the status */
     uint64_t n_refused_full, n_refused_key, n_gone;
-    RunSink sink;
 };
 
 /* api_call.c: a POST with a body; answers later. key: its name, or NULL. id: X-Request-Id. */
@@ -30,8 +29,6 @@ void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const ch
                     const char *id);
 /* Ends with an error what is open. */
 void api_calls_drop(ApiService *service, const Served *served /* NULL: all */);
-
-RunSink api_call_sink(size_t pending_limit);
 
 /* api_pages.c: answered at once. */
 void api_page_models(ApiService *service, HttpExchange *x);

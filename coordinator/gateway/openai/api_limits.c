@@ -26,6 +26,7 @@ static const Limit table[] = {
     {"logit-bias", "1024", AT(logit_bias), 0, 1024},
     {"queue", "512", AT(queue), 1, 1000000},
     {"reader", "1M", AT(reader), 64u << 10, UINT64_C(1) << 30},
+    {"stall", "10", AT(stall_s), 1, 3600},
     {"connections", "4096", AT(connections), 1, 1000000},
     {"source", "2048", AT(source), 0, 1000000},
     {"header", "16k", AT(header), 1024, 1u << 20},
@@ -114,6 +115,14 @@ bool api_limits_parse(const char *text, ApiLimits *limits, GError **error)
         }
     }
     return true;
+}
+
+bool api_limits_is_stuck(const ApiLimits *limits, uint64_t waiting_bytes, int64_t stalled_us)
+{
+    enum { BURST = 8 };
+    return waiting_bytes > BURST * limits->reader ||
+           (waiting_bytes > limits->reader &&
+            stalled_us > (int64_t)limits->stall_s * G_USEC_PER_SEC);
 }
 
 char *api_limits_help(void)

@@ -17,7 +17,9 @@ typedef struct ApiLimits {
     uint64_t logprobs;      /* alternatives told for a token */
     uint64_t logit_bias;    /* entries */
     uint64_t queue;         /* sequences open at once, waiting or running; more is 429 */
-    uint64_t reader;        /* bytes that may wait for a client that does not read its stream */
+    uint64_t reader;        /* bytes that may wait for a client that takes none; 8 times as much for
+                               one that does */
+    uint64_t stall_s;       /* seconds without a byte taken after which it counts as such */
     uint64_t connections;   /* sockets at once */
     uint64_t source;        /* sockets of one address; 0 = any number */
     uint64_t header;        /* bytes of a request's line and headers */
@@ -31,5 +33,8 @@ ApiLimits api_limits_default(void);
 /* "n=4,body=1M,queue=64": overrides in *limits. INVALID naming the word, the names that there are
  * and the range. NULL text: nothing. */
 bool api_limits_parse(const char *text, ApiLimits *limits, GError **error);
+/* Whether a client with so many bytes waiting, none of them taken for so long, does not read: a
+ * burst to one that does, or a server's thread that gets no processor, is no reason to cut it. */
+bool api_limits_is_stuck(const ApiLimits *limits, uint64_t waiting_bytes, int64_t stalled_us);
 /* "body=8M, depth=64, ...", every name with its default, for help; returned. */
 char *api_limits_help(void);

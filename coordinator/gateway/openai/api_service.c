@@ -272,7 +272,6 @@ ApiService *api_service_new(const ApiServiceOptions *options)
     service->served = served_book_new(options->loop, options->log, options->models, options->jobs);
     service->listeners = g_ptr_array_new();
     g_queue_init(&service->calls);
-    service->sink = api_call_sink(options->limits.reader);
     return service;
 }
 

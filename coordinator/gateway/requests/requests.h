@@ -33,12 +33,11 @@ void requests_free(Requests *requests);
 /* Where a run's events go: a gRPC call, an HTTP response. A table that outlives the run; sink_user
  * is touched until finish() returned or run_cancel() was called, never afterwards. */
 typedef struct RunSink {
-    /* Takes one event (borrowed). Returns the bytes that wait for the client: beyond
-     * pending_limit the run ends with an error. */
-    size_t (*send)(void *sink_user, const Weft__V1__RunEvent *event);
+    /* Takes one event (borrowed). False: too much waits for a client that does not read, and the
+     * run ends with an error. */
+    bool (*send)(void *sink_user, const Weft__V1__RunEvent *event);
     /* The end, once: after RunDone with NULL, else with the error (borrowed). */
     void (*finish)(void *sink_user, const GError *error);
-    size_t pending_limit;
 } RunSink;
 
 typedef struct Run Run;

@@ -212,14 +212,13 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
     if (run->state == RUN_ENDED) {
         return false;
     }
-    const size_t limit = run->sink->pending_limit;
     run_count_tokens(run, event);
-    if (run->sink->send(run->sink_user, event) <= limit) {
+    if (run->sink->send(run->sink_user, event)) {
         return true;
     }
     g_autoptr(GError) error = g_error_new(
         WEFT_ERROR, WEFT_ERROR_DEADLINE,
-        "request %s: the client does not read its stream; %zu bytes wait", run->id, limit);
+        "request %s: the client does not read its stream: read while it is written", run->id);
     run_fail(run, error);
     return false;
 }

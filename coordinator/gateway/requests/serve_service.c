@@ -8,9 +8,9 @@
 
 #define PENDING_LIMIT ((size_t)32 << 20)
 
-static size_t call_send(void *user, const Weft__V1__RunEvent *event)
+static bool call_send(void *user, const Weft__V1__RunEvent *event)
 {
-    return rpc_call_send(user, &event->base);
+    return rpc_call_send(user, &event->base) <= PENDING_LIMIT;
 }
 
 static void call_finish(void *user, const GError *error)
@@ -40,7 +40,7 @@ static void send_opening(RpcCall *call)
 
 static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
 {
-    static const RunSink sink = {call_send, call_finish, PENDING_LIMIT};
+    static const RunSink sink = {call_send, call_finish};
     Requests *requests = user;
     g_autoptr(GError) error = NULL;
     Run *run =

@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,6 +30,9 @@ typedef struct Fixture {
     HttpExchange *held; /* of /hold and /stream */
     size_t most_waiting;
     GString *seen; /* method path header body-length, a line each */
+    int may_read;  /* eventfd: the client of /burst waits for it */
+    unsigned n_stalls, n_moves;
+    int64_t last_stall_us;
 } Fixture;
 
 /* ---- handlers ---- */
@@ -55,6 +59,39 @@ static void fill(void *user)
         return;
     }
     loop_timer_start(main_loop_loop(f->loop), 100, fill, f);
+}
+
+enum { BURST_BYTES = 32 << 20 }; /* far more than a socket's buffers */
+
+/* Once nothing of the burst has moved for a while the client is let read; then it is seen moving,
+ * and in the end nothing waits. */
+static void watch_burst(void *user)
+{
+    Fixture *f = user;
+    if (f->held == NULL) {
+        return;
+    }
+    const int64_t stalled_us = http_stalled_us(f->held);
+    f->n_moves += f->n_stalls > 0 && stalled_us < f->last_stall_us;
+    f->last_stall_us = stalled_us;
+    if (f->n_stalls == 0 && stalled_us > 50000) {
+        const uint64_t one = 1;
+        f->n_stalls++;
+        g_assert(write(f->may_read, &one, sizeof one) == sizeof one);
+    } else if (f->n_stalls > 0 && stalled_us == 0) {
+        http_end(f->held);
+        f->held = NULL;
+        return;
+    }
+    loop_timer_start(main_loop_loop(f->loop), 1000, watch_burst, f);
+}
+
+static void begin_burst(Fixture *f)
+{
+    g_autofree char *bytes = g_strnfill(BURST_BYTES, 'x');
+    assert_int_equal(http_stalled_us(f->held), 0); /* nothing waits yet */
+    http_write(f->held, bytes, BURST_BYTES);
+    watch_burst(f);
 }
 
 static void count_up(void *user)
@@ -90,6 +127,11 @@ static void on_request(HttpExchange *x, void *user)
         http_stream(x, 200, "text/event-stream");
         loop_post(main_loop_loop(f->loop), strcmp(http_path(x), "/flood") == 0 ? fill : count_up,
                   f);
+    } else if (strcmp(http_path(x), "/burst") == 0) {
+        f->held = x;
+        http_on_gone(x, on_gone, f);
+        http_stream(x, 200, "text/event-stream");
+        begin_burst(f);
     } else if (strcmp(http_path(x), "/large") == 0) {
         http_reply(x, 200, "text/plain", g_strnfill(16u << 20, 'x'), 16u << 20);
     } else {
@@ -335,6 +377,35 @@ static void test_slow_reader_is_bounded(void **state)
     assert_true(flood_is_over(f));
     assert_true(f->most_waiting <= (1u << 20) + 65536);
     close(idle_client_fd);
+}
+
+static void read_when_told(Fixture *f, GString *out)
+{
+    int small = 64 << 10, fd = dial(f);
+    uint64_t told;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    say(fd, "GET /burst HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    g_assert(read(f->may_read, &told, sizeof told) == sizeof told);
+    g_autofree char *buffer = g_malloc(1 << 20);
+    size_t total = 0;
+    ssize_t n;
+    while ((n = recv(fd, buffer, 1 << 20, 0)) > 0) {
+        total += (size_t)n;
+    }
+    g_string_append_printf(out, "%s", total > BURST_BYTES ? "all" : "cut");
+    close(fd);
+}
+
+static void test_a_stall_is_told_from_a_burst(void **state)
+{
+    Fixture *f = *state;
+    f->may_read = eventfd(0, EFD_CLOEXEC);
+    serve(f);
+    g_autofree char *out = with_client(f, read_when_told);
+    assert_string_equal(out, "all");
+    assert_int_equal(f->n_stalls, 1);
+    assert_true(f->n_moves > 0 && !f->gone);
+    close(f->may_read);
 }
 
 static void large_announced(Fixture *f, GString *out)
@@ -631,6 +702,7 @@ int main(void)
         TEST(test_stream_has_everything_in_order),
         TEST(test_client_that_leaves_is_noticed_at_once),
         TEST(test_slow_reader_is_bounded),
+        TEST(test_a_stall_is_told_from_a_burst),
         TEST(test_large_bodies_are_413),
         TEST(test_large_header_is_431),
         TEST(test_dribbled_request_is_cut_off),

@@ -27,6 +27,12 @@ static void test_limits_are_configuration(void **state)
     assert_int_equal(limits.body, 1u << 20);
     assert_int_equal(limits.stops, 0);
     assert_true(api_limits_parse(NULL, &limits, &error));
+    assert_true(api_limits_parse("reader=64k,stall=2", &limits, &error));
+    assert_false(api_limits_is_stuck(&limits, 64 << 10, INT64_MAX));     /* no more than allowed */
+    assert_false(api_limits_is_stuck(&limits, (64 << 10) + 1, 2000000)); /* a burst */
+    assert_true(api_limits_is_stuck(&limits, (64 << 10) + 1, 2000001));  /* nothing taken */
+    assert_false(api_limits_is_stuck(&limits, 8 * (64 << 10), 0));
+    assert_true(api_limits_is_stuck(&limits, 8 * (64 << 10) + 1, 0));
     static const char *const bad[] = {"n", "n=", "n=0", "n=-1", "n=9999999", "bodi=1M", "body=1"};
     for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
         g_autoptr(GError) own = NULL;
