@@ -429,9 +429,9 @@ static void on_hang_up(HttpPeer *peer)
 
 static void take_kicks(HttpServer *server)
 {
-    uint64_t count;
-    while (read(server->wake_fd, &count, sizeof count) > 0) {
-    }
+    uint64_t count; /* one read takes all of it */
+    ssize_t n = read(server->wake_fd, &count, sizeof count);
+    g_assert(n == sizeof count || errno == EAGAIN);
     g_mutex_lock(&server->lock);
     GQueue kicks = server->kicks;
     g_queue_init(&server->kicks);

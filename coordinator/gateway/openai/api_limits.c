@@ -17,6 +17,7 @@ static const Limit table[] = {
     {"body", "8M", AT(body), 1024, UINT64_C(1) << 30},
     {"depth", "64", AT(depth), 4, 1000},
     {"values", "200000", AT(values), 64, 10000000},
+    {"strings", "32k", AT(strings), 64, 10000000},
     {"messages", "1024", AT(messages), 1, 100000},
     {"prompts", "16", AT(prompts), 1, 1024},
     {"n", "8", AT(n), 1, 1024},

@@ -10,6 +10,7 @@ typedef struct ApiLimits {
     uint64_t body;     /* bytes of a body */
     uint64_t depth;    /* of nesting in it */
     uint64_t values;   /* JSON values in it */
+    uint64_t strings;  /* of these and of their names, those that are texts: they cost the most */
     uint64_t messages; /* of a chat */
     uint64_t prompts;  /* of one completion request */
     uint64_t n;        /* choices of a prompt */

@@ -3,7 +3,7 @@
 /* One pass over the bytes that a parser would see as structure. What is no JSON may be counted
  * wrongly: the parser refuses it anyway. */
 typedef struct Shape {
-    uint64_t depth, deepest, values;
+    uint64_t depth, deepest, values, strings;
 } Shape;
 
 static Shape measure(const char *bytes, size_t length)
@@ -23,6 +23,7 @@ static Shape measure(const char *bytes, size_t length)
         switch (c) {
         case '"':
             in_string = true;
+            s.strings++;
             break;
         case '{':
         case '[':
@@ -44,15 +45,30 @@ static Shape measure(const char *bytes, size_t length)
     return s;
 }
 
+/* A parser's time goes with these, so they are known before it begins. */
+static bool check_shape(const Shape *s, const ApiLimits *limits, ApiError **error)
+{
+    const struct {
+        uint64_t got, most;
+        const char *what;
+    } bounds[] = {{s->deepest, limits->depth, "levels of nesting"},
+                  {s->values, limits->values, "values"},
+                  {s->strings, limits->strings, "strings and names"}};
+    for (size_t i = 0; i < G_N_ELEMENTS(bounds); i++) {
+        if (bounds[i].got > bounds[i].most) {
+            api_error_field(error, NULL,
+                            "the body has more than %" G_GUINT64_FORMAT " %s: it cannot be taken",
+                            bounds[i].most, bounds[i].what);
+            return false;
+        }
+    }
+    return true;
+}
+
 json_t *json_body_parse(const char *bytes, size_t length, const ApiLimits *limits, ApiError **error)
 {
-    Shape shape = measure(bytes, length);
-    if (shape.deepest > limits->depth || shape.values > limits->values) {
-        bool deep = shape.deepest > limits->depth;
-        api_error_field(error, NULL,
-                        "the body is %s than %" G_GUINT64_FORMAT "%s: it cannot be taken",
-                        deep ? "nested deeper" : "of more values",
-                        deep ? limits->depth : limits->values, deep ? " levels" : "");
+    const Shape shape = measure(bytes, length);
+    if (!check_shape(&shape, limits, error)) {
         return NULL;
     }
     json_error_t problem;

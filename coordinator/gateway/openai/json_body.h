@@ -9,7 +9,7 @@
 #include <stddef.h>
 
 /* Returned (json_decref). NULL + 400 when it is no JSON object, is nested deeper or has more values
- * than the limits say (found before anything is built from it), has a name twice, a number that no
- * double or int64 holds, invalid UTF-8 or U+0000. */
+ * or strings than the limits say (found before anything is built from it), has a name twice, a
+ * number that no double or int64 holds, invalid UTF-8 or U+0000. */
 json_t *json_body_parse(const char *bytes, size_t length, const ApiLimits *limits,
                         ApiError **error);

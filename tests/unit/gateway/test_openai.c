@@ -109,6 +109,28 @@ static void test_nesting_is_measured_first(void **state)
     json_decref(body);
 }
 
+static void test_strings_and_names_are_counted(void **state)
+{
+    ApiLimits limits = api_limits_default();
+    limits.strings = 100;
+    for (unsigned n = 99; n <= 100; n++) { /* beside the name of the list or object */
+        for (unsigned kind = 0; kind < 2; kind++) {
+            GString *text = g_string_new(kind == 0 ? "{\"a\":[" : "{\"a\":{");
+            for (unsigned i = 0; i < n; i++) {
+                g_string_append_printf(text, kind == 0 ? "%s\"\\\"%u,\"" : "%s\"%u\":0",
+                                       i > 0 ? "," : "", i);
+            }
+            g_string_append(text, kind == 0 ? "]}" : "}}");
+            g_autoptr(ApiError) error = NULL;
+            json_t *body = parse(text->str, &limits, &error);
+            assert_true((body != NULL) == (n < 100));
+            assert_true(body != NULL || strstr(error->message, "100 strings") != NULL);
+            json_decref(body);
+            g_string_free(text, TRUE);
+        }
+    }
+}
+
 static void test_values_are_counted(void **state)
 {
     ApiLimits limits = api_limits_default();
@@ -597,6 +619,7 @@ int main(void)
         cmocka_unit_test(test_bodies_that_are_refused),
         cmocka_unit_test(test_nesting_is_measured_first),
         cmocka_unit_test(test_values_are_counted),
+        cmocka_unit_test(test_strings_and_names_are_counted),
         cmocka_unit_test(test_a_full_chat),
         cmocka_unit_test(test_defaults_are_openais),
         cmocka_unit_test(test_prompts_in_all_forms),
