@@ -15,12 +15,14 @@ import signal, subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 import started
 started.STOP_S = 1
-cluster = started.Cluster(1)
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(10000)"
-for code in ("print(flush=True)\nimport time; time.sleep(10000)", deaf):
+def start(code):
     process = started.Process([sys.executable, "-c", code], stdout=subprocess.PIPE).process
     process.stdout.readline()
     print(process.pid)
+start("print(flush=True)\nimport time; time.sleep(10000)")
+cluster = started.Cluster(1)
+start(deaf)
 for line in open(cluster.state + "/up"):
     words = line.split()
     if len(words) > 1 and words[1].isdigit():

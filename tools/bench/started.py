@@ -26,10 +26,9 @@ def _stop_all():
     for one in SIGNALS:
         with contextlib.suppress(ValueError):
             signal.signal(one, signal.SIG_IGN)
-    while _open:
+    for thing in reversed(list(_open)):
         with contextlib.suppress(Exception):
-            _open[-1].stop()
-        _forget(_open[-1])
+            thing.stop()
 
 
 def _remember(thing):
