@@ -31,8 +31,10 @@ ip netns exec "$NET-sw" true 2>/dev/null || { ip netns del "$NET-sw"; skip "this
 address_of() { case $1 in c) echo 10.83.0.1 ;; w*) echo "10.83.0.1${1#w}" ;; esac }
 on() { local host=$1; shift; ip netns exec "$NET-$host" "$@"; }
 
+# A child of this shell that is hit by a signal before it has become its program runs the trap, too.
 cleanup() {
     local name
+    [ "$BASHPID" = $$ ] || return
     for name in "${!PID[@]}"; do kill -KILL "${PID[$name]}" 2>/dev/null; done
     wait 2>/dev/null
     for name in c w1 w2 w3 sw; do ip netns del "$NET-$name" 2>/dev/null; done

@@ -20,6 +20,7 @@ group() {
 highest() { cat "$(dirname "$1")/memory.peak" 2>/dev/null || cat "$(dirname "$1")/memory.max_usage_in_bytes" 2>/dev/null || echo unknown; }
 ungroup() {
     cleanup
+    [ "$BASHPID" = $$ ] || return
     rmdir /sys/fs/cgroup/weft-netns-$$-* /sys/fs/cgroup/memory/weft-netns-$$-* 2>/dev/null
 }
 trap ungroup EXIT
