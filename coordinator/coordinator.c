@@ -79,6 +79,7 @@ void coordinator_free(Coordinator *c)
     loop_timer_cancel(p->options.loop, c->renew);
     members_quiesce(p->members);
     http_admin_free(p);
+    submissions_free(p->submissions);
     requests_free(p->requests);
     api_service_free(p->api, HTTP_GRACE_MS);
     api_keys_free(p->keys);
@@ -273,6 +274,11 @@ static bool restore_member(void *object, const StoreRow *row, GError **error)
 static bool restore_job(void *object, const StoreRow *row, GError **error)
 {
     return jobs_restore(object, row, error);
+}
+
+static bool restore_submission(void *object, const StoreRow *row, GError **error)
+{
+    return submissions_restore(object, row, error);
 }
 
 static bool restore_epoch(void *object, const StoreRow *row, GError **error)
@@ -483,7 +489,14 @@ static bool start_jobs(Coordinator *c, GError **error)
     p->requests = requests_new(&requests);
     p->slices = (SlicesService){p->options.loop, p->pool, p->models};
     start_api(c);
-    return restore_table(c, STORE_API_KEYS, restore_api_key, p->keys, false, error) &&
+    SubmissionsOptions submissions = {.loop = p->options.loop,
+                                      .log = p->options.log,
+                                      .store = p->options.store,
+                                      .jobs = p->jobs,
+                                      .api = p->api};
+    p->submissions = submissions_new(&submissions);
+    return restore_table(c, STORE_SUBMISSIONS, restore_submission, p->submissions, true, error) &&
+           restore_table(c, STORE_API_KEYS, restore_api_key, p->keys, false, error) &&
            restore_table(c, STORE_JOBS, restore_job, p->jobs, true, error) &&
            restore_table(c, STORE_EPOCHS, restore_epoch, p->jobs, false, error);
 }
@@ -566,7 +579,11 @@ static bool start_services(Coordinator *c, GError **error)
     plan_renewal(c);
     set_health(p->control);
     set_health(p->health);
-    return write_endpoint(c, error);
+    if (!write_endpoint(c, error)) {
+        return false;
+    }
+    submissions_start(p->submissions);
+    return true;
 }
 
 static void start_on_durable(const GError *error, void *user)

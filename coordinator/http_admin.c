@@ -92,23 +92,13 @@ static void on_serve_waiting(const GError *why, bool final, void *user)
 static bool read_wish(const Weft__V1__ServeModelRequest *r, JobWish *wish, GError **error)
 {
     *wish = (JobWish){.context = r->context, .streams = r->streams};
-    if (r->streams > REQUEST_STREAMS_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "streams %u is out of range: at most %u",
-                    r->streams, REQUEST_STREAMS_LIMIT);
-        return false;
-    }
     if (r->layout != NULL) {
         wish->dp = r->layout->dp;
         wish->pp = r->layout->pp;
         wish->tp = r->layout->tp;
     }
-    if (MAX(wish->dp, MAX(wish->pp, wish->tp)) > PLAN_RANKS_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "layout dp %u pp %u tp %u is out of range: at most %u each", wish->dp, wish->pp,
-                    wish->tp, PLAN_RANKS_LIMIT);
-        return false;
-    }
-    return request_numerics(r->numerics, &wish->numerics, error) &&
+    return request_check_layout(wish->dp, wish->pp, wish->tp, wish->streams, error) &&
+           request_numerics(r->numerics, &wish->numerics, error) &&
            request_kv_type(r->kv, &wish->kv_type, error);
 }
 

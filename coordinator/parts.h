@@ -12,6 +12,7 @@
 #include "coordinator/jobs/models.h"
 #include "coordinator/jobs/slices_service.h"
 #include "coordinator/members.h"
+#include "coordinator/submissions.h"
 #include "coordinator/work_pool.h"
 
 typedef struct Parts {
@@ -31,6 +32,7 @@ typedef struct Parts {
     Requests *requests;
     ApiKeys *keys;
     ApiService *api;
+    Submissions *submissions;
     GQueue serving; /* ServeModel calls, http_admin.c */
     SlicesService slices;
     RpcServer *control, *health;
@@ -41,6 +43,12 @@ void admin_service_add(RpcServer *server, Parts *parts);
 
 /* why_service.c: Admin.Why. */
 void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *user);
+
+/* submit_service.c: methods of Admin that concern submitted jobs. */
+void submit_service_submit(RpcCall *call, const ProtobufCMessage *message, void *user);
+void submit_service_list(RpcCall *call, const ProtobufCMessage *message, void *user);
+void submit_service_cancel(RpcCall *call, const ProtobufCMessage *message, void *user);
+void submit_service_logs(RpcCall *call, const ProtobufCMessage *message, void *user);
 
 /* http_admin.c: methods of Admin that concern HTTP. */
 void http_admin_serve_model(RpcCall *call, const ProtobufCMessage *message, void *user);

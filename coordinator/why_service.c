@@ -45,7 +45,8 @@ void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *us
     g_autoptr(GPtrArray) reasons = g_ptr_array_new_with_free_func(reason_free);
     requests_explain(parts->requests, id, reasons);
     jobs_explain(parts->jobs, id, reasons);
-    if (id != NULL && reasons->len == 0) {
+    if (id != NULL && reasons->len == 0 &&
+        !submissions_explain(parts->submissions, id, reasons)) {
         g_autoptr(GError) error = unknown(parts, what);
         rpc_call_finish(call, error);
         return;

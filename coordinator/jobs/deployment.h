@@ -72,6 +72,7 @@ struct Deployment {
     Hash128 file_hash;
     DeploymentState state;
     int64_t entered_us; /* when it came into this state */
+    bool restored;       /* of its wish, the memory for keys and values is not known */
     bool planned_before; /* shown as replanning */
     bool kept;           /* workers may keep its weights although no epoch is live */
     unsigned n_attempts; /* since somebody asked */

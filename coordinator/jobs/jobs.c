@@ -370,6 +370,7 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
         memcpy(d->file_hash.bytes, record.file_hash, sizeof record.file_hash);
         d->plan = g_steal_pointer(&plan);
         d->state = DEPLOYMENT_STORED;
+        d->restored = true;
         d->planned_before = true;
         deployment_lay_out(d);
         for (uint32_t r = 0; r < d->n_replicas; r++) {
@@ -399,7 +400,8 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
 {
     bool room =
         d->plan == NULL || wish->streams <= d->plan->streams || d->wish.streams >= wish->streams;
-    return d->state != DEPLOYMENT_STOPPED && room &&
+    bool memory = wish->kv_memory == 0 || wish->kv_memory == d->wish.kv_memory || d->restored;
+    return d->state != DEPLOYMENT_STOPPED && room && memory &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
            d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics &&
            d->wish.kv_type == wish->kv_type && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
@@ -434,6 +436,10 @@ static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish
     for (guint i = 0; i < jobs->deployments->len; i++) {
         Deployment *d = g_ptr_array_index(jobs->deployments, i);
         if (deployment_fits(d, model, wish)) {
+            if (d->restored && wish->kv_memory != 0) {
+                d->wish.kv_memory = wish->kv_memory;
+                d->restored = false;
+            }
             if (d->model == NULL) {
                 d->model = model_ref(model);
                 recovery_on_member(d); /* it may grow now */

@@ -55,6 +55,7 @@ typedef struct JobWish {
     uint32_t streams;    /* sequences at once; 0 = as fits */
     NumericsClass numerics;
     KvType kv_type;
+    uint64_t kv_memory; /* bytes of each worker for keys and values; 0 = by streams */
 } JobWish;
 
 /* Of a lease that was interrupted: what its recovery was expected to take and took, up to ready. */

@@ -250,6 +250,7 @@ static PlanTask *plan_task_new(Deployment *d)
                             .streams = d->wish.streams,
                             .numerics = d->wish.numerics,
                             .kv_type = d->wish.kv_type,
+                            .kv_memory = d->wish.kv_memory,
                             .seal_off = d->jobs->options.seal_off};
     deployment_forget_planning(d);
     d->task = task;

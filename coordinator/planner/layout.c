@@ -12,7 +12,8 @@
 
 #define FIT_ROUNDS 32
 #define STREAMS_AUTO 16u
-#define PREDICT_DEPTH 512u /* decode is predicted in the middle of a context, at most here */
+#define STREAMS_LIMIT 1024u /* of a wish for memory alone: what a request may ask for at most */
+#define PREDICT_DEPTH 512u  /* decode is predicted in the middle of a context, at most here */
 
 typedef struct Try {
     const Task *task;
@@ -256,7 +257,8 @@ static void pages_by_memory(Plan *plan, const Task *task)
         }
     }
     plan->kv_pages = MAX(task->wish->kv_memory / (KV_BLOCK * most), 1);
-    plan->streams = (uint32_t)MIN(MAX(plan->kv_pages / pages_per_sequence(task), 1), G_MAXUINT32);
+    uint64_t most_streams = task->wish->streams != 0 ? task->wish->streams : STREAMS_LIMIT;
+    plan->streams = (uint32_t)CLAMP(plan->kv_pages / pages_per_sequence(task), 1, most_streams);
 }
 
 static void pages_by_streams(Plan *plan, const Task *task, uint32_t streams)

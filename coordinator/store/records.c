@@ -12,6 +12,7 @@
 #define JOB_TYPE "(suuuuuayayat)"
 #define COUNTER_TYPE "t"
 #define API_KEY_TYPE "(sx)"
+#define SUBMISSION_TYPE "(ssx)"
 
 static GVariant *little_endian(GVariant *value /* taken */)
 {
@@ -86,6 +87,29 @@ bool api_key_record_read(const char *key, GBytes *bytes, ApiKeyRecord *out, GErr
 void api_key_record_clear(ApiKeyRecord *r)
 {
     g_clear_pointer(&r->name, g_free);
+}
+
+GBytes *submission_record_pack(const SubmissionRecord *r)
+{
+    return record_pack(g_variant_new(SUBMISSION_TYPE, r->spec, r->owner, (gint64)r->submitted_us));
+}
+
+bool submission_record_read(const char *key, GBytes *bytes, SubmissionRecord *out, GError **error)
+{
+    g_autoptr(GVariant) value = record_read(key, bytes, SUBMISSION_TYPE, error);
+    if (value == NULL) {
+        return false;
+    }
+    gint64 submitted;
+    g_variant_get(value, SUBMISSION_TYPE, &out->spec, &out->owner, &submitted);
+    out->submitted_us = submitted;
+    return true;
+}
+
+void submission_record_clear(SubmissionRecord *r)
+{
+    g_clear_pointer(&r->spec, g_free);
+    g_clear_pointer(&r->owner, g_free);
 }
 
 GBytes *member_record_pack(const MemberRecord *r)

@@ -29,6 +29,11 @@ typedef struct ApiKeyRecord {
     int64_t created_us; /* Unix time */
 } ApiKeyRecord;
 
+typedef struct SubmissionRecord {
+    char *spec, *owner;   /* the job file; who submitted it */
+    int64_t submitted_us; /* Unix time */
+} SubmissionRecord;
+
 /* A deployment: what it is keyed by and its plan as a packed weft.v1.Plan. */
 typedef struct JobRecord {
     char *model; /* path as resolved */
@@ -46,6 +51,10 @@ void token_record_clear(TokenRecord *r);
 GBytes *api_key_record_pack(const ApiKeyRecord *r);
 bool api_key_record_read(const char *key, GBytes *bytes, ApiKeyRecord *out, GError **error);
 void api_key_record_clear(ApiKeyRecord *r);
+
+GBytes *submission_record_pack(const SubmissionRecord *r);
+bool submission_record_read(const char *key, GBytes *bytes, SubmissionRecord *out, GError **error);
+void submission_record_clear(SubmissionRecord *r);
 
 GBytes *member_record_pack(const MemberRecord *r);
 bool member_record_read(const char *key, GBytes *bytes, MemberRecord *out, GError **error);

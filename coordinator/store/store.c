@@ -42,7 +42,7 @@ void store_row_free(StoreRow *row)
 const char *store_table_name(StoreTable table)
 {
     static const char *const names[STORE_TABLE_COUNT] = {
-        "meta", "members", "tokens", "certificates", "epochs", "jobs", "manifests", "api_keys",
+        "meta", "members", "tokens", "certificates", "epochs", "jobs", "manifests", "api_keys", "submissions",
     };
     return names[table];
 }

@@ -20,6 +20,7 @@ typedef enum StoreTable {
     STORE_JOBS,         /* job id */
     STORE_MANIFESTS,    /* path, size, mtime of a model file */
     STORE_API_KEYS,     /* SHA-256 of an HTTP key, hex; the key itself is nowhere */
+    STORE_SUBMISSIONS,  /* name of a submitted job */
     STORE_TABLE_COUNT,
 } StoreTable;
 

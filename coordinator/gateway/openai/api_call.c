@@ -83,6 +83,9 @@ static void call_over(ApiCall *c)
     loop_timer_cancel(service->options.loop, c->keep_alive);
     c->keep_alive = NULL;
     service->n_sequences -= c->n_sequences;
+    if (c->n_sequences > 0) {
+        served_close_sequences(c->served, c->n_sequences);
+    }
     g_queue_unlink(&service->calls, &c->link);
     if (!c->held) {
         call_free(c);
@@ -496,6 +499,15 @@ static bool check_room(ApiCall *c, ApiError **error)
                       "%u sequences are open and %" G_GUINT64_FORMAT
                       " is the bound: ask again in a moment",
                       service->n_sequences, service->options.limits.queue);
+        (*error)->retry_after_s = RETRY_AFTER_S;
+        return false;
+    }
+    if (n > 0 && !served_open_sequences(c->served, n)) {
+        service->n_refused_full++;
+        api_error_set(error, 429, "rate_limit_error", "queue_full", NULL,
+                      "model %s has all the sequences open that its job file allows "
+                      "(limits.queue): ask again in a moment",
+                      c->model_name);
         (*error)->retry_after_s = RETRY_AFTER_S;
         return false;
     }

@@ -43,7 +43,9 @@ struct Served {
     ServedCallbacks callbacks;
     void *user;
     ServedState state;
-    bool opening, was_ready;
+    bool opening, was_ready, patient;
+    uint64_t queue, n_slots; /* n_slots: of the plan that it was last ready with */
+    uint64_t n_open;
     Model *model;
     Lease *lease;
     LoopTimer *retry;
@@ -124,7 +126,8 @@ static void set_problem(Served *s, const char *text)
 /* Trying again mends what workers and hosts can mend, not what is wrong with the wish. */
 static bool is_final(const Served *s, const GError *error)
 {
-    return !s->was_ready && weft_error_group(error) == WEFT_GROUP_REQUEST;
+    bool may_come = s->patient && !g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID);
+    return !s->was_ready && !may_come && weft_error_group(error) == WEFT_GROUP_REQUEST;
 }
 
 static void on_failed(const GError *error, void *user)
@@ -161,6 +164,7 @@ static void on_ready(const LeaseInfo *info, void *user)
     Served *s = user;
     s->state = SERVED_READY;
     s->was_ready = true;
+    s->n_slots = (uint64_t)info->plan->streams * info->plan->n_replicas;
     s->pause_us = RETRY_LEAST_US;
     set_problem(s, NULL);
     log_info(s->book->log, "model %s is ready: job %s epoch %" G_GUINT64_FORMAT, s->name, info->job,
@@ -319,6 +323,36 @@ uint32_t served_context(const Served *s)
 bool served_is_ready(const Served *s)
 {
     return s->state == SERVED_READY;
+}
+
+void served_set_patient(Served *s)
+{
+    s->patient = true;
+}
+
+void served_set_queue(Served *s, uint64_t queue)
+{
+    s->queue = queue;
+}
+
+bool served_open_sequences(Served *s, unsigned n)
+{
+    if (s->queue != 0 && s->n_open + n > s->n_slots + s->queue) {
+        return false;
+    }
+    s->n_open += n;
+    return true;
+}
+
+void served_close_sequences(Served *s, unsigned n)
+{
+    s->n_open -= n;
+}
+
+const char *served_state_text(const Served *s)
+{
+    static const char *const texts[] = {"opening", "loading", "ready", "waiting", "failed"};
+    return texts[s->state];
 }
 
 const char *served_problem(const Served *s)

@@ -27,6 +27,13 @@ typedef struct ServedCallbacks {
  * inside. */
 Served *served_add(ServedBook *book, const char *model, const char *name, const JobWish *wish,
                    ServedCallbacks callbacks, void *user, GError **error);
+/* What is impossible at first may become possible: tried again like any other failure. */
+void served_set_patient(Served *served);
+/* Sequences that may wait beyond those that its replicas run at once; 0: no bound of its own. */
+void served_set_queue(Served *served, uint64_t queue);
+/* `n` sequences more, or fewer, are open; false: these are more than may wait. */
+bool served_open_sequences(Served *served, unsigned n);
+void served_close_sequences(Served *served, unsigned n);
 void served_remove(Served *served); /* nothing is called afterwards */
 
 Served *served_find(const ServedBook *book, const char *name); /* NULL if there is none */
@@ -41,5 +48,7 @@ const char *served_job(const Served *served); /* the id of its job; borrowed; NU
 Model *served_model(const Served *served);    /* borrowed; NULL before it was opened */
 uint32_t served_context(const Served *served);
 bool served_is_ready(const Served *served);
+const char *
+served_state_text(const Served *served);          /* opening | loading | ready | waiting | failed */
 const char *served_problem(const Served *served); /* why it is not ready; borrowed */
 int64_t served_since_s(const Served *served);     /* Unix time */

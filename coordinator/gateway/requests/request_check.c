@@ -182,3 +182,19 @@ bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error)
                 n_prompt, context);
     return false;
 }
+
+bool request_check_layout(uint32_t dp, uint32_t pp, uint32_t tp, uint32_t streams, GError **error)
+{
+    if (streams > REQUEST_STREAMS_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "streams %u is out of range: at most %u",
+                    streams, REQUEST_STREAMS_LIMIT);
+        return false;
+    }
+    if (MAX(dp, MAX(pp, tp)) > PLAN_RANKS_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "layout dp %u pp %u tp %u is out of range: at most %u each", dp, pp, tp,
+                    PLAN_RANKS_LIMIT);
+        return false;
+    }
+    return true;
+}

@@ -407,6 +407,11 @@ static void test_kv_memory(void **state)
     assert_true(plan->kv_pages * KV_BLOCK * token <= 1024 * MIB);
     assert_true((plan->kv_pages + 1) * KV_BLOCK * token > 1024 * MIB);
     assert_int_equal(plan->streams, plan->kv_pages / 256);
+    wish.streams = 1; /* more memory than these need: a longer prefix cache */
+    g_autoptr(Plan) narrow = plan_ok(spec, members, 2, &wish);
+    assert_int_equal(narrow->streams, 1);
+    assert_int_equal(narrow->kv_pages, plan->kv_pages);
+    wish.streams = 0;
     wish.kv_memory = 10 * MIB;
     Refusal r = plan_refused(spec, members, 2, &wish);
     assert_text(&r, "KV memory of 10.0 MiB");
