@@ -8,6 +8,7 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
+    const uint32_t layer = m->h->layer_first + l;
     size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), weight(p, ROLE_ATTN_NORM_BIAS, l),
@@ -27,7 +28,8 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
     meet(p);
     pass_linear_units(p, tape->attn, weight(p, ROLE_ATTN_OUT, l), m->q_width, &m->attn_units);
     meet(p);
-    pass_residual(p, tape->x, weight(p, ROLE_ATTN_OUT_BIAS, l), tape->mid);
+    pass_residual(p, tape->x, weight(p, ROLE_ATTN_OUT_BIAS, l), dropout_site_attention(layer),
+                  tape->mid);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
               tape->ffn_in);
     meet(p);
@@ -43,7 +45,7 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
     }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
     meet(p);
-    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), out);
+    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), dropout_site_ffn(layer), out);
     meet(p);
 }
 
@@ -52,15 +54,17 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
+    const uint32_t layer = m->h->layer_first + l;
     size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid */
-    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
+    const float *dy = pass_result_gradient(p, dropout_site_ffn(layer));
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
     pass_linear_dw(p,
                    (const LinearGradient[]){
-                       {m->dx, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
+                       {dy, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
                    1);
-    pass_bias_gradient(p, m->dx, m->width, gradient(p, ROLE_FFN_DOWN_BIAS, l));
+    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_FFN_DOWN_BIAS, l));
     meet(p);
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
     k->train.gelu_backward(tape->up + own, m->dact + own, (uint32_t)n, m->dact + own);
@@ -79,12 +83,13 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     meet(p);
 
     /* attention: dx is the gradient of mid, thereby of attention's result and of x */
-    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
+    dy = pass_result_gradient(p, dropout_site_attention(layer));
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
     pass_linear_dw(p,
                    (const LinearGradient[]){
-                       {m->dx, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
+                       {dy, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
                    1);
-    pass_bias_gradient(p, m->dx, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
+    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
     meet(p);
     pass_attention_backward(p, tape);
     pass_qkv_dx(p, l);

@@ -7,6 +7,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
+    const uint32_t layer = m->h->layer_first + l;
     size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
@@ -26,7 +27,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     meet(p);
     pass_linear_units(p, tape->attn, weight(p, ROLE_ATTN_OUT, l), m->q_width, &m->attn_units);
     meet(p);
-    pass_residual(p, tape->x, NULL, tape->mid);
+    pass_residual(p, tape->x, NULL, dropout_site_attention(layer), tape->mid);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
     meet(p);
     pass_linear(p, tape->ffn_in, m->width,
@@ -42,7 +43,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
     meet(p);
-    pass_residual(p, tape->mid, NULL, out);
+    pass_residual(p, tape->mid, NULL, dropout_site_ffn(layer), out);
     meet(p);
 }
 
@@ -51,14 +52,16 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
+    const uint32_t layer = m->h->layer_first + l;
     size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid; gate and up become their own
      * gradients */
-    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
+    const float *dy = pass_result_gradient(p, dropout_site_ffn(layer));
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
     pass_linear_dw(p,
                    (const LinearGradient[]){
-                       {m->dx, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
+                       {dy, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
                    1);
     meet(p);
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
@@ -82,10 +85,11 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     meet(p);
 
     /* attention: dx is the gradient of mid, thereby of attention's result and of x */
-    pass_linear_dx(p, m->dx, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
+    dy = pass_result_gradient(p, dropout_site_attention(layer));
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
     pass_linear_dw(p,
                    (const LinearGradient[]){
-                       {m->dx, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
+                       {dy, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
                    1);
     meet(p);
     pass_attention_backward(p, tape);

@@ -2,8 +2,7 @@
  * layers are the families'. */
 #include "worker/model/training_pass.h"
 
-#include "proto/base/checked.h"
-#include "proto/base/error.h"
+#include "kernels/ops/math.h"
 
 #include <math.h>
 #include <string.h>
@@ -39,6 +38,7 @@ static void embed(Pass *p)
         m->o.kernels->add(x + (size_t)r * m->width,
                           positions + (size_t)(r % p->batch->length) * m->width, m->width);
     }
+    pass_dropout(p, DROPOUT_SITE_EMBEDDING, x);
 }
 
 /* Rows in order; threads share the channels, tensor ranks the ids (NUMERICS 16). */
@@ -48,10 +48,11 @@ static void embed_backward(Pass *p)
     const Holding *h = m->h;
     float *table = p->g->lookup != NULL ? p->g->lookup : gradient(p, ROLE_TOKEN_EMBD, -1);
     float *positions = gradient(p, ROLE_POSITION_EMBD, -1);
+    const float *dy = pass_result_gradient(p, DROPOUT_SITE_EMBEDDING);
     uint32_t first, last;
     pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
     for (uint32_t r = 0; first < last && r < p->rows; r++) {
-        const float *dx = m->dx + (size_t)r * m->width + first;
+        const float *dx = dy + (size_t)r * m->width + first;
         const size_t id = p->batch->tokens[r], position = r % p->batch->length;
         if (id >= h->vocab_first && id - h->vocab_first < h->vocab) {
             m->o.kernels->add(table + (id - h->vocab_first) * m->width + first, dx, last - first);
@@ -74,7 +75,19 @@ static uint32_t own_target(const Pass *p, uint32_t r)
                : XENT_NO_TARGET;
 }
 
-/* (m, l) of a row's own chunks, NaN where a logit is not finite; its target's logit. */
+/* Logits of a chunk, over 32 lanes (NUMERICS 4). */
+static float sum_of(const float *z, uint32_t n)
+{
+    float lanes[32] = {0};
+    for (uint32_t i = 0; i < n; i++) {
+        lanes[i % 32] += z[i];
+    }
+    return lanes_fold(lanes);
+}
+
+/* (m, l) of a row's own chunks, NaN where a logit is not finite, and their sums; its target's
+ * logit.
+ */
 static void row_stats(Pass *p, uint32_t r)
 {
     Training *m = p->m;
@@ -82,10 +95,12 @@ static void row_stats(Pass *p, uint32_t r)
     const size_t row = (size_t)r * m->spec->n_vocab_chunks + m->h->vocab_cuts[m->h->rank];
     const uint32_t target = own_target(p, r);
     for (uint32_t c = 0; c < m->chunks.n; c++) {
-        const uint32_t at = c * VOCAB_CHUNK;
-        if (!m->o.kernels->chunk_stats(z + at, MIN(VOCAB_CHUNK, m->vocab - at),
-                                       &m->row_max[row + c], &m->row_sum[row + c])) {
+        const uint32_t at = c * VOCAB_CHUNK, n = MIN(VOCAB_CHUNK, m->vocab - at);
+        if (!m->o.kernels->chunk_stats(z + at, n, &m->row_max[row + c], &m->row_sum[row + c])) {
             m->row_sum[row + c] = NAN;
+        }
+        if (m->o.smoothing > 0.0f) {
+            m->row_total[row + c] = sum_of(z + at, n);
         }
     }
     m->row_target[r] = target == XENT_NO_TARGET ? 0.0f : z[target];
@@ -101,10 +116,14 @@ static void row_loss(Pass *p, uint32_t r)
         finite &= !isnan(sum[c]);
     }
     chunk_stats_merge(max, sum, n);
-    p->losses[r] = !finite ? NAN
-                   : p->batch->targets[r] == TARGET_NONE
-                       ? 0.0f
-                       : xent_loss(max[0], sum[0], m->row_target[r]);
+    float z = m->row_target[r];
+    if (m->o.smoothing > 0.0f) {
+        const float mean = node_sum(m->row_total + (size_t)r * n, n) / (float)m->spec->vocab_size;
+        z = fmaf(m->o.smoothing, mean - z, z);
+    }
+    p->losses[r] = !finite                               ? NAN
+                   : p->batch->targets[r] == TARGET_NONE ? 0.0f
+                                                         : xent_loss(max[0], sum[0], z);
 }
 
 static void loss_region(void *user, unsigned t, unsigned n_threads)
@@ -171,6 +190,26 @@ static void head_dx(Pass *p)
     pass_fold(p, &m->chunks, m->dh, "gradients through the head");
 }
 
+/* A row's logits become the gradient of its loss. Smoothed labels: (p - s / V) and, at the target,
+ * 1 - s less, times the factor. */
+static void row_backward(Pass *p, uint32_t r)
+{
+    Training *m = p->m;
+    float *z = m->logits + (size_t)r * m->vocab;
+    const size_t at = (size_t)r * m->spec->n_vocab_chunks;
+    const float factor = p->batch->targets[r] == TARGET_NONE ? 0.0f : p->factor;
+    const uint32_t target = own_target(p, r);
+    const bool smooth = m->o.smoothing > 0.0f && factor > 0.0f;
+    m->o.kernels->train.xent_backward(z, m->vocab, m->row_max[at], m->row_sum[at],
+                                      smooth ? XENT_NO_TARGET : target, factor, z);
+    for (uint32_t c = 0; smooth && c < m->vocab; c += VOCAB_CHUNK) {
+        m->o.kernels->add(z + c, m->smoothed, MIN(VOCAB_CHUNK, m->vocab - c));
+    }
+    if (smooth && target != XENT_NO_TARGET) {
+        z[target] -= (1.0f - m->o.smoothing) * factor;
+    }
+}
+
 /* Logits become their gradient; dx that of the last layer's result. */
 static void head_backward(Pass *p)
 {
@@ -179,11 +218,7 @@ static void head_backward(Pass *p)
     size_t n;
     pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
     for (uint32_t r = first; r < last; r++) {
-        float *z = m->logits + (size_t)r * m->vocab;
-        const size_t at = (size_t)r * m->spec->n_vocab_chunks;
-        const bool none = p->batch->targets[r] == TARGET_NONE;
-        m->o.kernels->train.xent_backward(z, m->vocab, m->row_max[at], m->row_sum[at],
-                                          own_target(p, r), none ? 0.0f : p->factor, z);
+        row_backward(p, r);
     }
     const size_t own = pass_own_rows(p, m->width, &n);
     memset(m->dx + own, 0, n * sizeof(float));
@@ -275,6 +310,9 @@ GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batc
     Pass p = pass_of(t, slot, batch);
     p.factor = factor;
     p.g = gradients;
+    for (uint32_t i = 0; t->o.smoothing > 0.0f && t->h->is_last && i < VOCAB_CHUNK; i++) {
+        t->smoothed[i] = -(t->o.smoothing / (float)t->spec->vocab_size * factor);
+    }
     pool_run(t->o.pool, backward_region, &p);
     return t->status;
 }

@@ -11,6 +11,7 @@
 
 #include "kernels/kernels.h"
 #include "transport/group/turns.h"
+#include "worker/model/dropout.h"
 #include "worker/model/parameters.h"
 
 #define TARGET_NONE UINT32_MAX /* a position without a target: no loss, no gradient */
@@ -19,6 +20,8 @@
 typedef struct TrainBatch {
     const uint32_t *tokens, *targets; /* [n_sequences][length]; ids below the vocabulary */
     uint32_t n_sequences, length;
+    uint64_t first_sample; /* number of its first sequence over all steps; the rest follow it */
+    Dropout dropout;       /* rate 0 where nothing is learned */
 } TrainBatch;
 
 typedef struct Training Training;
@@ -28,8 +31,9 @@ typedef struct TrainingOptions {
     const Kernels *kernels;
     Pool *pool;
     uint32_t max_sequences, length; /* of a micro-batch; length <= the model's context */
-    uint32_t slots; /* micro-batches whose forward pass is done and backward is not, at most */
-    bool recompute; /* keep only each layer's input, and run the layer again before its backward */
+    uint32_t slots;  /* micro-batches whose forward pass is done and backward is not, at most */
+    float smoothing; /* of labels: the loss is (1 - s) (lse - z_target) + s (lse - mean of z) */
+    bool recompute;  /* keep only each layer's input, and run the layer again before its backward */
     GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
 } TrainingOptions;
 

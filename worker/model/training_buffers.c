@@ -69,6 +69,8 @@ static void lay_out_head(Training *t, size_t *used)
         t->row_max = carve(t, used, chunks);
         t->row_sum = carve(t, used, chunks);
         t->row_target = carve(t, used, rows);
+        t->row_total = carve(t, used, t->o.smoothing > 0.0f ? chunks : 0);
+        t->smoothed = carve(t, used, VOCAB_CHUNK);
     }
 }
 

@@ -84,11 +84,12 @@ void exchange_embedding(Pass *p, float *x)
 
 /* ---- (m, l) of the logits (FORMULAS 11) ---- */
 
-/* Of rank r, a row after another: (m, l) of its chunks, and the logit of the target where it has
- * it. */
-static size_t stats_floats(const Holding *h, uint32_t r)
+/* Of rank r, a row after another: (m, l) of its chunks (and the sum of logits for smoothed labels),
+ * and the logit of the target where it has it. */
+static size_t stats_floats(const Training *m, uint32_t r)
 {
-    return 2 * (size_t)(h->vocab_cuts[r + 1] - h->vocab_cuts[r]) + 1;
+    const uint32_t n = m->h->vocab_cuts[r + 1] - m->h->vocab_cuts[r];
+    return (m->o.smoothing > 0.0f ? 3 : 2) * (size_t)n + 1;
 }
 
 static void pack_stats(const Training *m, uint32_t rows, float *to)
@@ -99,6 +100,9 @@ static void pack_stats(const Training *m, uint32_t rows, float *to)
         for (uint32_t c = h->vocab_cuts[h->rank]; c < h->vocab_cuts[h->rank + 1]; c++) {
             *to++ = m->row_max[row + c];
             *to++ = m->row_sum[row + c];
+            if (m->o.smoothing > 0.0f) {
+                *to++ = m->row_total[row + c];
+            }
         }
         *to++ = m->row_target[i];
     }
@@ -114,6 +118,9 @@ static void unpack_stats(Pass *p, uint32_t r, const float *from)
         for (uint32_t c = h->vocab_cuts[r]; c < h->vocab_cuts[r + 1]; c++) {
             m->row_max[row + c] = *from++;
             m->row_sum[row + c] = *from++;
+            if (m->o.smoothing > 0.0f) {
+                m->row_total[row + c] = *from++;
+            }
         }
         if (target != TARGET_NONE && owner_of(h, target) == r) {
             m->row_target[i] = *from;
@@ -133,8 +140,8 @@ void exchange_row_stats(Pass *p)
     }
     for (uint32_t r = 0; r < h->tp; r++) {
         parts[r] = m->exchange + at;
-        sizes[r] = p->rows * stats_floats(h, r) * sizeof(float);
-        at += p->rows * stats_floats(h, r);
+        sizes[r] = p->rows * stats_floats(m, r) * sizeof(float);
+        at += p->rows * stats_floats(m, r);
     }
     pack_stats(m, p->rows, parts[h->rank]);
     const GroupWait wait = group_turn(m->o.group, "maxima and sums of logits");
@@ -259,7 +266,7 @@ size_t exchange_floats(const Training *t)
         return 0;
     }
     for (uint32_t r = 0; r < h->tp; r++) {
-        stats += t->max_rows * stats_floats(h, r);
+        stats += t->max_rows * stats_floats(t, r);
         shared +=
             shared_floats(t, t->max_rows, r, h->rank) + shared_floats(t, t->max_rows, h->rank, r);
     }

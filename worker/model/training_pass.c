@@ -94,11 +94,23 @@ void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
     }
 }
 
-void pass_residual(Pass *p, const float *x, const float *bias, float *out)
+void pass_dropout(Pass *p, uint32_t site, float *x)
+{
+    const TrainBatch *batch = p->batch;
+    uint32_t first, last;
+    own_rows(p, &first, &last);
+    for (uint32_t r = first; batch->dropout.rate > 0.0f && r < last; r++) {
+        dropout_row(&batch->dropout, site, batch->first_sample + r / batch->length,
+                    r % batch->length, x + (size_t)r * p->m->width, p->m->width);
+    }
+}
+
+void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site, float *out)
 {
     const uint32_t width = p->m->width;
     size_t n;
     pass_bias(p, p->m->sum, bias, width);
+    pass_dropout(p, site, p->m->sum);
     const size_t own = pass_own_rows(p, width, &n);
     memcpy(out + own, x + own, n * sizeof(float));
     p->m->o.kernels->add(out + own, p->m->sum + own, n);
@@ -195,6 +207,20 @@ void pass_attention(Pass *p, Tape *tape)
 }
 
 /* ---- backward ---- */
+
+const float *pass_result_gradient(Pass *p, uint32_t site)
+{
+    Training *m = p->m;
+    size_t n;
+    if (!(p->batch->dropout.rate > 0.0f)) {
+        return m->dx;
+    }
+    const size_t own = pass_own_rows(p, m->width, &n);
+    memcpy(m->sum + own, m->dx + own, n * sizeof(float));
+    pass_dropout(p, site, m->sum);
+    meet(p);
+    return m->sum;
+}
 
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
                     float *dx)

@@ -51,6 +51,8 @@ struct Training {
     float *logits;            /* [rows][vocab] */
     float *row_max, *row_sum; /* [rows][chunks of the model]: (m, l) of the logits */
     float *row_target;        /* [rows]: the logit of the target */
+    float *row_total;         /* [rows][chunks of the model]: sums of logits, for smoothed labels */
+    float *smoothed;          /* [VOCAB_CHUNK]: what is taken from every logit's gradient */
     float *sum;               /* [rows][width]: a sub-layer's result */
     float *partial;           /* [subtrees][rows][width]: partial sums, where tp > 1 */
     float *exchange;          /* what tensor ranks send each other beside partial sums */
@@ -126,8 +128,10 @@ void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, uns
 void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units);
 /* y = y + bias on this thread's rows; bias may be NULL. */
 void pass_bias(Pass *p, float *y, const float *bias, uint32_t n);
-/* out = x + (sum + bias) on this thread's rows; bias may be NULL. */
-void pass_residual(Pass *p, const float *x, const float *bias, float *out);
+/* out = x + dropout(sum + bias) on this thread's rows; bias may be NULL. */
+void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site, float *out);
+/* Dropout on this thread's rows of x [rows][width]. */
+void pass_dropout(Pass *p, uint32_t site, float *x);
 /* out = norm(x) on this thread's rows: layer norm where there is a bias. */
 void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out);
 /* RoPE on this thread's rows of q and k [rows][...]; sin: m->sin or, for gradients, m->sin_back. */
@@ -139,6 +143,9 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);
 
 /* ---- backward ---- */
 
+/* The gradient of a sub-layer's result: m->dx, or that through dropout (m->sum; all threads, ends
+ * with a barrier). */
+const float *pass_result_gradient(Pass *p, uint32_t site);
 /* dx = dy W for W [n_out][n_in], one chain over n_out. */
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
                     float *dx);

@@ -77,6 +77,7 @@ MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
         .max_sequences = options->micro_sequences,
         .length = options->source->length,
         .slots = r->slots,
+        .smoothing = options->smoothing,
         .recompute = options->recompute,
         .group = options->links != NULL ? &options->links->tensor.turns : NULL};
     r->training = training_new(&training, error);
@@ -114,7 +115,19 @@ static bool is_last(const MicroRunner *r)
 static TrainBatch batch_of(const MicroRunner *r, uint32_t slot, uint32_t n)
 {
     const size_t at = (size_t)slot * r->o.micro_sequences * r->o.source->length;
-    return (TrainBatch){r->tokens + at, r->targets + at, n, r->o.source->length};
+    return (TrainBatch){.tokens = r->tokens + at,
+                        .targets = r->targets + at,
+                        .n_sequences = n,
+                        .length = r->o.source->length};
+}
+
+/* A micro-batch of a step, in its slot. */
+static TrainBatch step_batch(const MicroRunner *r, uint32_t slot, const MicroBatch *micro)
+{
+    TrainBatch batch = batch_of(r, slot, micro->n);
+    batch.first_sample = r->step * r->o.sequences + micro->first;
+    batch.dropout = r->o.dropout;
+    return batch;
 }
 
 static void read_batch(MicroRunner *r, const SampleSource *source, uint32_t slot, uint64_t first,
@@ -166,15 +179,15 @@ static void fold_empty_leaves(MicroRunner *r, uint32_t leaf)
 
 static bool forward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
 {
-    const TrainBatch batch = batch_of(r, slot, micro->n);
-    read_batch(r, r->o.source, slot, r->step * r->o.sequences + micro->first, micro->n);
+    const TrainBatch batch = step_batch(r, slot, micro);
+    read_batch(r, r->o.source, slot, batch.first_sample, micro->n);
     return passed(r, training_forward(r->training, slot, &batch), error);
 }
 
 /* On the last stage the head's forward pass is here: so one set of logits will do. */
 static bool backward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
 {
-    const TrainBatch batch = batch_of(r, slot, micro->n);
+    const TrainBatch batch = step_batch(r, slot, micro);
     if (is_last(r)) {
         if (!passed(r, training_loss(r->training, slot, &batch, r->losses), error)) {
             return false;

@@ -20,6 +20,8 @@ typedef struct MicroRunnerOptions {
     uint32_t sequences, micro_sequences;
     PipelineKind schedule;
     bool recompute;
+    Dropout dropout;
+    float smoothing; /* of labels */
 } MicroRunnerOptions;
 
 typedef struct MicroRunner MicroRunner;

@@ -148,7 +148,7 @@ static void update_region(void *user, unsigned thread, unsigned n_threads)
     const GArray *pieces = o->o.stepped->pieces;
     for (uint32_t i = 0; i < pieces->len; i++) {
         const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
-        const bool decays = o->o.holding->spec->tensors[piece->tensor].rows > 1;
+        const bool decays = schedule_decays(settings, &o->o.holding->spec->tensors[piece->tensor]);
         size_t n;
         const size_t own = share_of(piece, thread, n_threads, &n);
         float *w = u->weights->floats + piece->at + own, *m = o->first + piece->kept + own;

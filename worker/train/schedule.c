@@ -18,6 +18,14 @@ double schedule_rate(const OptimizerSettings *s, uint64_t step)
     return s->floor + (s->rate - s->floor) * left;
 }
 
+bool schedule_decays(const OptimizerSettings *s, const TensorSpec *tensor)
+{
+    const bool embeds = tensor->role == ROLE_TOKEN_EMBD || tensor->role == ROLE_POSITION_EMBD;
+    return s->kind == OPTIMIZER_ADAM ? false
+           : tensor->rows == 1       ? s->decay_vectors
+                                     : !(embeds && s->keep_embeddings);
+}
+
 float schedule_clip(const OptimizerSettings *s, float norm)
 {
     const double part = s->clip / ((double)norm + 1e-6);

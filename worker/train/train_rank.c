@@ -32,7 +32,8 @@ struct TrainRank {
     float *squares;       /* [tiles] */
     float *sample_losses; /* [sequences] of the global batch */
     float *tied;          /* the other end's part of a tied embedding: of one bucket */
-    uint64_t step, valid; /* valid: tokens with a target of the current step */
+    uint64_t valid;       /* tokens with a target of the current step */
+    TrainProgress at;
 };
 
 /* ---- making ---- */
@@ -50,6 +51,10 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
                                               p->dp, o->leaves, o->leaves)
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
+        : !(o->smoothing >= 0.0f && o->smoothing < 1.0f) ||
+                !(o->dropout.rate >= 0.0f && o->dropout.rate < 1.0f)
+            ? g_strdup_printf("dropout %g and label smoothing %g must be 0 or more and below 1",
+                              (double)o->dropout.rate, (double)o->smoothing)
         : o->schedule == PIPELINE_ZERO_BUBBLE
             ? g_strdup("schedule zero-bubble is not run here; choose 1f1b or gpipe")
             : NULL;
@@ -121,7 +126,9 @@ static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **
                                        .sequences = o->sequences,
                                        .micro_sequences = o->micro_sequences,
                                        .schedule = o->schedule,
-                                       .recompute = o->recompute};
+                                       .recompute = o->recompute,
+                                       .dropout = o->dropout,
+                                       .smoothing = o->smoothing};
     t->runner = micro_runner_new(&runner, error);
     return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
@@ -144,6 +151,7 @@ TrainRank *train_rank_new(const TrainRankOptions *options, Parameters *weights, 
     if (!check(options, &t->position, error) || !build(t, plan, weights, error)) {
         return NULL;
     }
+    t->at.scale = loss_scale_begin(&options->scaling);
     t->weights = weights;
     return g_steal_pointer(&t);
 }
@@ -251,7 +259,7 @@ static bool losses_are_finite(const TrainRank *t, GError **error)
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                         "step %" G_GUINT64_FORMAT ": the loss of sample %u of the batch is not "
                         "finite; lower the learning rate or clip gradients",
-                        t->step, i);
+                        t->at.step, i);
             return false;
         }
     }
@@ -328,8 +336,8 @@ static bool update(TrainRank *t, float norm, GError **error)
         !exchange_share(t->o.links, t->reduced, t->gradients, error)) {
         return false;
     }
-    optimizer_update(t->optimizer, t->step, schedule_clip(&t->o.optimizer, norm), t->gradients,
-                     t->weights);
+    optimizer_update(t->optimizer, t->at.updates, schedule_clip(&t->o.optimizer, norm),
+                     t->gradients, t->weights);
     return !shares || t->o.whole_optimizer ||
            exchange_share(t->o.links, t->reduced, t->weights, error);
 }
@@ -337,42 +345,51 @@ static bool update(TrainRank *t, float norm, GError **error)
 /* The norm of the whole gradient, the same on all ranks. */
 static bool gradient_norm(TrainRank *t, float *norm, GError **error)
 {
-    optimizer_finish(t->optimizer, t->gradients, power_of_batch(t), (float)MAX(t->valid, 1),
-                     t->squares);
+    const float back = power_of_batch(t) / t->at.scale.scale;
+    optimizer_finish(t->optimizer, t->gradients, back, (float)MAX(t->valid, 1), t->squares);
     if (!exchange_tiles(t->o.links, t->reduced, t->squares, sizeof *t->squares, error)) {
         return false;
     }
     *norm = optimizer_norm(t->optimizer, t->squares);
-    if (!isfinite(*norm)) {
+    if (!isfinite(*norm) && !t->o.scaling.dynamic) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                     "step %" G_GUINT64_FORMAT
                     ": the gradient's norm is %g; lower the learning rate",
-                    t->step, (double)*norm);
+                    t->at.step, (double)*norm);
         return false;
     }
     return true;
+}
+
+static TrainStep step_report(const TrainRank *t, float norm)
+{
+    pool_float_control();
+    return (TrainStep){.step = t->at.step,
+                       .samples_seen = (t->at.step + 1) * t->o.sequences,
+                       .loss = node_sum(t->sample_losses, t->o.sequences) / (float)MAX(t->valid, 1),
+                       .rate = (float)schedule_rate(&t->o.optimizer, t->at.updates),
+                       .gradient_norm = norm,
+                       .skipped = !isfinite(norm),
+                       .scale = t->at.scale.scale};
 }
 
 bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
 {
     float norm;
     gradient_fold_give(t->fold, g_steal_pointer(&t->gradients));
-    if (!micro_runner_step(t->runner, t->step, 1.0f / power_of_batch(t), t->fold, t->sample_losses,
-                           &t->valid, error) ||
+    if (!micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
+                           t->sample_losses, &t->valid, error) ||
         !gather_losses(t, error) || !losses_are_finite(t, error) || !fold_replicas(t, error) ||
         !gradient_norm(t, &norm, error)) {
         return false;
     }
-    pool_float_control();
-    *out = (TrainStep){.step = t->step,
-                       .samples_seen = (t->step + 1) * t->o.sequences,
-                       .loss = node_sum(t->sample_losses, t->o.sequences) / (float)MAX(t->valid, 1),
-                       .rate = (float)schedule_rate(&t->o.optimizer, t->step),
-                       .gradient_norm = norm};
-    if (!update(t, norm, error)) {
+    *out = step_report(t, norm);
+    if (!out->skipped && !update(t, norm, error)) {
         return false;
     }
-    t->step++;
+    loss_scale_after(&t->at.scale, &t->o.scaling, out->skipped);
+    t->at.updates += !out->skipped;
+    t->at.step++;
     return true;
 }
 
@@ -438,14 +455,14 @@ Optimizer *train_rank_optimizer(TrainRank *t)
     return t->optimizer;
 }
 
-uint64_t train_rank_next_step(const TrainRank *t)
+const TrainProgress *train_rank_progress(const TrainRank *t)
 {
-    return t->step;
+    return &t->at;
 }
 
-void train_rank_set_step(TrainRank *t, uint64_t step)
+void train_rank_restore(TrainRank *t, const TrainProgress *progress)
 {
-    t->step = step;
+    t->at = *progress;
 }
 
 const Parameters *train_rank_gradients(const TrainRank *t)

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "proto/base/hash.h"
+#include "worker/train/loss_scale.h"
 #include "worker/train/micro_runner.h"
 #include "worker/train/optimizer.h"
 #include "worker/train/sample_source.h"
@@ -23,6 +24,9 @@ typedef struct TrainRankOptions {
     uint32_t leaves;          /* 1..64: the result depends on it */
     uint32_t micro_sequences; /* at most, of a micro-batch; the result does not */
     OptimizerSettings optimizer;
+    LossScaleRule scaling;
+    Dropout dropout;
+    float smoothing;  /* of labels, 0 to less than 1 */
     const Plan *plan; /* NULL: this rank alone */
     uint32_t replica, stage, rank;
     TrainLinks *links;    /* NULL: this rank alone */
@@ -44,11 +48,15 @@ typedef struct TrainStep {
     uint64_t step, samples_seen; /* before and after it */
     float loss;                  /* mean over valid tokens, before the update; on every rank */
     float rate, gradient_norm;
+    bool skipped; /* the scaled gradient overflowed somewhere: nothing was updated anywhere */
+    float scale;  /* of the loss, in this step */
 } TrainStep;
 
 /* One step; collective. NUMERICS names sample or gradient when something is not finite: on all
- * ranks alike, weights and moments are then as before, and the step has not happened. Any other
- * error: the exchange broke off; the ranks are to be built anew from a checkpoint. */
+ * ranks alike, weights and moments are then as before, and the step has not happened. (With a
+ * dynamic loss scale a gradient that overflows is no error: the step is skipped, its samples are
+ * used up, and the optimizer's own count stands still.) Any other error: the exchange broke off;
+ * the ranks are to be built anew from a checkpoint. */
 bool train_rank_step(TrainRank *t, TrainStep *out, GError **error);
 /* Mean loss over samples 0 .. samples-1 of another source, in order; NaN if not finite. Collective.
  */
@@ -64,13 +72,18 @@ bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
  * its rectangle of the tensor row by row: weights at train_rank_weights()->floats + piece.at,
  * moments at optimizer_first() and optimizer_second() + piece.kept, all with rows of rect.n_cols
  * floats. To restore: fill the weights of every tensor that the holding has, the moments of all
- * pieces (counting or not), then train_rank_set_step(). */
+ * pieces (counting or not), then train_rank_restore(). */
+typedef struct TrainProgress {
+    uint64_t step;    /* the next one: sample number step x sequences comes first */
+    uint64_t updates; /* of the optimizer: steps that were not skipped */
+    LossScale scale;
+} TrainProgress;
 const Ownership *train_rank_ownership(const TrainRank *t);
 const Parameters *train_rank_weights(const TrainRank *t);
 Parameters *train_rank_weights_to_restore(TrainRank *t);
 Optimizer *train_rank_optimizer(TrainRank *t);
-uint64_t train_rank_next_step(const TrainRank *t);
-void train_rank_set_step(TrainRank *t, uint64_t step);
+const TrainProgress *train_rank_progress(const TrainRank *t);
+void train_rank_restore(TrainRank *t, const TrainProgress *progress);
 
 /* The folded, divided, unclipped gradient of the last step where this rank owns it; the lookup part
  * is added in. */

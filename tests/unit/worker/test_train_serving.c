@@ -68,7 +68,8 @@ static void check(Dtype type, bool qkv_bias, bool tied, unsigned threads)
                                      .length = LENGTH};
     Training *training = training_new(&options, &error);
     assert_non_null(training);
-    const TrainBatch batch = {tokens, targets, 1, LENGTH};
+    const TrainBatch batch = {
+        .tokens = tokens, .targets = targets, .n_sequences = 1, .length = LENGTH};
     assert_int_equal(training_forward(training, 0, &batch), GROUP_OK);
     assert_int_equal(training_loss(training, 0, &batch, losses), GROUP_OK);
     const float *rows = training_logits(training) + (size_t)(PROMPT - 1) * config.vocab_size;

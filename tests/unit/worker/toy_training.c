@@ -57,6 +57,9 @@ Parameters *toy_weights(const Toy *toy, const ModelSpec *spec)
                 : 0.0;
         for (size_t e = 0; e < (size_t)t->rows * t->columns; e++) {
             p->tensors[i][e] = (float)(centre + numbers_uniform(&numbers, -0.25, 0.25));
+            if (toy->magnify > 0.0f && t->role == ROLE_OUTPUT_NORM) {
+                p->tensors[i][e] *= toy->magnify;
+            }
         }
     }
     return p;

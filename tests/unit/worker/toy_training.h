@@ -10,6 +10,7 @@ typedef struct Toy {
     uint32_t sequences, length;
     uint64_t seed, order;
     double clip, eps;
+    float magnify; /* of the output norm's weights; 0: 1 */
 } Toy;
 
 extern const Toy toy_gpt2, toy_llama;
