@@ -49,6 +49,7 @@ struct Member {
     char *name;
     MemberState state;
     bool attached, draining, revoked, serving;
+    bool leaving;   /* its process said that it was asked to stop */
     bool confirmed; /* a heartbeat came after its hello: it has read the welcome, and with it this
                        generation */
     bool accused;   /* since its last heartbeat */
@@ -85,22 +86,35 @@ const char *member_state_text(MemberState state)
     return texts[state];
 }
 
+static bool member_drains(const Member *m)
+{
+    return m->draining || m->leaving;
+}
+
+static const char *member_reason(const Member *m)
+{
+    return m->state != MEMBER_DRAINING ? m->reason
+           : m->leaving                ? "it is being stopped"
+                                       : m->drain_reason;
+}
+
 static void member_settle(Member *m, bool was_attached)
 {
     MemberState state = m->state;
     if (m->revoked) {
         state = MEMBER_REVOKED;
     } else if (m->attached && m->confirmed) {
-        state = m->draining ? MEMBER_DRAINING : m->serving ? MEMBER_SERVING : MEMBER_READY;
+        state = member_drains(m) ? MEMBER_DRAINING : m->serving ? MEMBER_SERVING : MEMBER_READY;
     } else if (was_attached) {
         state = MEMBER_LOST;
     }
     if (state != m->state) {
-        const char *reason = state == MEMBER_DRAINING ? m->drain_reason : m->reason;
-        log_info(m->members->options.log, "worker %s %s (was %s)%s%s", m->name,
-                 member_state_text(state), member_state_text(m->state), reason != NULL ? ": " : "",
-                 reason != NULL ? reason : "");
+        const MemberState before = m->state;
         m->state = state;
+        const char *reason = member_reason(m);
+        log_info(m->members->options.log, "worker %s %s (was %s)%s%s", m->name,
+                 member_state_text(state), member_state_text(before), reason != NULL ? ": " : "",
+                 reason != NULL ? reason : "");
     }
 }
 
@@ -142,7 +156,7 @@ static void member_detach(Member *m, const char *reason)
     m->reason = g_strdup(reason);
     m->attached = false;
     m->confirmed = false;
-    m->serving = false;
+    m->serving = m->leaving = false;
     m->accused = false;
     loop_timer_cancel(members->options.loop, m->deadline);
     m->deadline = NULL;
@@ -236,7 +250,8 @@ static void member_on_deadline(void *user)
     }
     int64_t silent_ms = (loop_now_us(members->options.loop) - m->heard_us) / 1000;
     g_autofree char *reason =
-        m->stream == NULL && !m->silent_reset
+        m->leaving && m->stream == NULL ? g_strdup("it was stopped")
+        : m->stream == NULL && !m->silent_reset
             ? g_strdup_printf("its connection ended and did not come back within %d ms",
                               (int)(MEMBER_RESET_US / 1000))
             : g_strdup_printf("no heartbeat for %" G_GINT64_FORMAT " ms", silent_ms);
@@ -260,7 +275,7 @@ static void member_on_reset(void *user)
     if (m->attached && !m->members->quiet) {
         m->silent_reset = loop_now_us(m->members->options.loop) - m->heard_us >= MEMBER_LOST_US;
         int64_t left = m->heard_us + MEMBER_LOST_US - loop_now_us(m->members->options.loop);
-        member_arm(m, CLAMP(left, 0, MEMBER_RESET_US));
+        member_arm(m, m->leaving ? 0 : CLAMP(left, 0, MEMBER_RESET_US));
     }
 }
 
@@ -585,7 +600,7 @@ static void member_acknowledge(Member *m, uint64_t sequence)
                                    : NULL;
     Weft__V1__Ack ack = WEFT__V1__ACK__INIT;
     ack.sequence = sequence;
-    ack.draining = m->draining;
+    ack.draining = member_drains(m);
     ack.keep = (Weft__V1__Keep **)keep->pdata;
     ack.n_keep = keep->len;
     if (revoked != NULL) {
@@ -598,6 +613,16 @@ static void member_acknowledge(Member *m, uint64_t sequence)
     rpc_call_send(m->stream, &notice.base);
 }
 
+/* As if it drained, but for this process only, so not on disk: what runs there moves at once. */
+static void member_leave(Member *m)
+{
+    m->leaving = true;
+    member_settle(m, false);
+    if (m->members->listener.drained != NULL) {
+        m->members->listener.drained(m, m->members->listener.user);
+    }
+}
+
 static void member_on_heartbeat(Member *m, const Weft__V1__Heartbeat *heartbeat)
 {
     Members *members = m->members;
@@ -607,6 +632,9 @@ static void member_on_heartbeat(Member *m, const Weft__V1__Heartbeat *heartbeat)
     message_replace(&m->heartbeat, heartbeat);
     if (!m->confirmed) {
         member_confirm(m);
+    }
+    if (heartbeat->leaving && !m->leaving) {
+        member_leave(m);
     }
     if (members->listener.reported != NULL) {
         members->listener.reported(m, members->listener.user);
@@ -743,7 +771,7 @@ bool member_attached(const Member *m)
 bool member_usable(const Member *m)
 {
     int64_t silent_us = loop_now_us(m->members->options.loop) - m->heard_us;
-    return member_attached(m) && !m->draining && !m->accused && m->stream != NULL &&
+    return member_attached(m) && !member_drains(m) && !m->accused && m->stream != NULL &&
            silent_us < MEMBER_SUSPECT_US;
 }
 
@@ -797,9 +825,7 @@ void member_describe(const Member *m, Weft__V1__Member *out)
     Loop *loop = m->members->options.loop;
     out->name = m->name;
     out->state = (char *)member_state_text(m->state);
-    const char *reason = m->state == MEMBER_DRAINING ? m->drain_reason
-                         : m->reason == NULL         ? member_problem(m)
-                                                     : m->reason;
+    const char *reason = member_reason(m) != NULL ? member_reason(m) : member_problem(m);
     out->reason = reason != NULL ? (char *)reason : (char *)"";
     out->age_ms = (uint64_t)MAX(loop_wall_us(loop) - m->joined_wall_us, 0) / 1000;
     if (m->hello != NULL) {

@@ -18,7 +18,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define STOP_LIMIT_S 5
+#define LEAVE_MS 5000 /* for the coordinator to move what runs here */
+#define STOP_LIMIT_S 10
 
 typedef struct Settings {
     char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics,
@@ -347,19 +348,22 @@ static void on_stopped(void *user)
 /* An engine that cannot be stopped must not hold the process: there is nothing left to write. */
 static void on_stop_late(void *user)
 {
-    fprintf(stderr, "weft-worker: an engine did not stop within %d s\n", STOP_LIMIT_S);
+    fprintf(stderr, "weft-worker: its engines did not end within %d s\n", STOP_LIMIT_S);
     _exit(1);
 }
 
 static void on_stop(void *user)
 {
     Daemon *d = user;
-    if (!d->stopping && d->agent != NULL) {
+    if (d->agent == NULL) {
+        return;
+    }
+    if (!d->stopping) {
         d->stopping = true;
         daemon_notify("STOPPING=1");
         loop_timer_start(main_loop_loop(d->loop), STOP_LIMIT_S * G_USEC_PER_SEC, on_stop_late, d);
-        agent_stop(d->agent, on_stopped, d);
     }
+    agent_stop(d->agent, on_stopped, d); /* asked again: at once */
 }
 
 static void on_refused(const GError *error, void *user)
@@ -421,6 +425,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .isa = isa,
         .numerics_classes = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0),
         .crowded = threads > cores,
+        .leave_ms = LEAVE_MS,
         .io_threads = MAX(2u, threads),
         .refused = on_refused,
         .user = d,

@@ -1,5 +1,5 @@
 #!/bin/bash
-# 32 streams, half of them sampled, while a worker is killed, frozen, cut off or drained: every one ends with exactly the text and the digest
+# 32 streams, half of them sampled, while a worker is killed, frozen, cut off, drained or stopped: every one ends with exactly the text and the digest
 # that it has undisturbed. Order and outcome are asserted; how long it took is printed.
 # usage: test_streams.sh BUILD-DIRECTORY
 . "$(dirname "$0")/net.sh"
@@ -58,7 +58,7 @@ streams_begin --dp 1 --pp 1 --tp 1
 streams_end undisturbed keep
 
 layout="--dp 1 --pp 2 --tp 1"
-for harm in kill freeze cut drain; do
+for harm in kill freeze cut drain stop; do
     # shellcheck disable=SC2086
     streams_begin $layout
     until_true 60 begun 4 || fail "$harm: the streams did not begin: $(cat "$DIR/0.err")"
@@ -70,6 +70,7 @@ for harm in kill freeze cut drain; do
         freeze) worker_kill "$victim" STOP ;;
         cut) cable "$victim" down ;;
         drain) weft drain "$victim" || fail "drain says $?" ;;
+        stop) worker_kill "$victim" TERM ;;
     esac
     streams_end "$victim, $harm" compare
     case $harm in
@@ -77,6 +78,11 @@ for harm in kill freeze cut drain; do
         freeze) worker_kill "$victim" CONT ;;
         cut) cable "$victim" up ;;
         drain) weft undrain "$victim" || fail "undrain says $?" ;;
+        stop)
+            wait "${PID[$victim]}" || fail "$victim ended with $? on SIGTERM"
+            grep -q "worker $victim lost (was draining): it was stopped" "$DIR/coordinator.log" || fail "$victim did not say goodbye"
+            worker_start "$victim"
+            ;;
     esac
     [ $harm = drain ] || until_true 20 grep -q "worker $victim lost" "$DIR/coordinator.log" || fail "$victim was never lost"
     all_back "$harm"

@@ -47,7 +47,8 @@ struct Agent {
     RpcServer *server, *health_server;
     GHashTable *channels; /* source address -> RpcChannel * */
     GHashTable *revoked;  /* certificate serials */
-    LoopTimer *renew, *swap, *stopping;
+    LoopTimer *renew, *swap, *leaving, *stopping;
+    int64_t leave_until_us;
     char *renewed_key; /* of the request on its way */
     LoopFn stopped;
     void *stopped_user;
@@ -495,16 +496,46 @@ static void stopping_due(void *user)
     }
 }
 
-void agent_stop(Agent *a, LoopFn stopped, void *user)
+static void end_now(Agent *a)
 {
-    a->stopped = stopped;
-    a->stopped_user = user;
+    loop_timer_cancel(a->o.loop, g_steal_pointer(&a->leaving));
     health_follow(a->health, NULL);
     attach_free(g_steal_pointer(&a->attach));
     loop_timer_cancel(a->o.loop, g_steal_pointer(&a->renew));
     loop_timer_cancel(a->o.loop, g_steal_pointer(&a->swap));
     deployments_shut_down(a->deployments);
     stopping_due(a);
+}
+
+static void leaving_due(void *user)
+{
+    Agent *a = user;
+    a->leaving = NULL;
+    const bool moved = attach_has_said_goodbye(a->attach) && deployments_is_empty(a->deployments);
+    if (moved || !attach_is_attached(a->attach) || loop_now_us(a->o.loop) >= a->leave_until_us) {
+        end_now(a);
+    } else {
+        a->leaving = loop_timer_start(a->o.loop, STOP_LOOK_US, leaving_due, a);
+    }
+}
+
+void agent_stop(Agent *a, LoopFn stopped, void *user)
+{
+    if (a->stopped) {
+        if (a->leaving) {
+            end_now(a);
+        }
+        return;
+    }
+    a->stopped = stopped;
+    a->stopped_user = user;
+    if (a->o.leave_ms == 0 || !attach_is_attached(a->attach)) {
+        end_now(a);
+        return;
+    }
+    a->leave_until_us = loop_now_us(a->o.loop) + (int64_t)a->o.leave_ms * 1000;
+    attach_leave(a->attach);
+    leaving_due(a);
 }
 
 void agent_free(Agent *a)
@@ -519,6 +550,7 @@ void agent_free(Agent *a)
     loop_timer_cancel(a->o.loop, a->renew);
     loop_timer_cancel(a->o.loop, a->swap);
     loop_timer_cancel(a->o.loop, a->stopping);
+    loop_timer_cancel(a->o.loop, a->leaving);
     close_server(a, a->server, SERVER_GRACE_MS);
     close_server(a, a->health_server, 0);
     g_hash_table_unref(a->channels);

@@ -34,6 +34,7 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     uint32_t numerics_classes; /* bit per NumericsClass */
     Measure measure;
     bool crowded;
+    unsigned leave_ms;   /* agent_stop() gives the coordinator so long to move its work; 0 = none */
     unsigned io_threads; /* loading; 0 = on the loop, and engines without a thread: agent_step() */
     /* The coordinator refuses this worker for good (revoked, other version); the agent does nothing
      * more. */
@@ -50,7 +51,9 @@ bool agent_is_attached(const Agent *agent);
 Deployments *agent_deployments(Agent *agent); /* borrowed */
 /* io_threads 0: one turn of every engine; true if anything was done. */
 bool agent_step(Agent *agent);
-/* Health off, streams and engines ended; then stopped(user) on the loop. */
+/* Tells the coordinator, and goes on until it has moved what runs here, or leave_ms are over, or
+ * it is not there, or this is called again; then health off, streams and engines ended, and
+ * stopped(user) on the loop, once. */
 void agent_stop(Agent *agent, LoopFn stopped, void *user);
 /* After stopped. NULL-safe. */
 void agent_free(Agent *agent);

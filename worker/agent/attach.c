@@ -51,6 +51,8 @@ struct Attach {
     int64_t sent_us[SENT_RING]; /* by sequence */
     int64_t hello_sent_us, acked_sent_us, backoff_us;
     bool was_acked, fenced, told_lost, renew_channel;
+    bool leaving, said_goodbye;
+    uint64_t goodbye; /* sequence of the first heartbeat that said so; 0 = none yet */
     LoopTimer *heartbeat, *fence, *retry, *opening;
 };
 
@@ -117,6 +119,8 @@ static void heartbeat_due(void *user)
     a->sequence++;
     Weft__V1__Heartbeat *heartbeat = a->hooks.heartbeat(a->sequence, a->hooks.user);
     heartbeat->sequence = a->sequence;
+    heartbeat->leaving = a->leaving;
+    a->goodbye = a->leaving && a->goodbye == 0 ? a->sequence : a->goodbye;
     Weft__V1__WorkerReport report = WEFT__V1__WORKER_REPORT__INIT;
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT;
     report.heartbeat = heartbeat;
@@ -165,6 +169,7 @@ static void ack(Attach *a, const Weft__V1__Ack *message)
         return;
     }
     acknowledged(a, a->sent_us[message->sequence % SENT_RING]);
+    a->said_goodbye = a->said_goodbye || (a->goodbye != 0 && message->sequence >= a->goodbye);
     a->hooks.ack(message, a->hooks.user);
 }
 
@@ -303,6 +308,20 @@ void attach_free(Attach *a)
 bool attach_is_attached(const Attach *a)
 {
     return a->state == ATTACH_ATTACHED && !a->fenced;
+}
+
+void attach_leave(Attach *a)
+{
+    a->leaving = true;
+    if (a->state == ATTACH_ATTACHED && a->call) {
+        loop_timer_cancel(a->loop, g_steal_pointer(&a->heartbeat));
+        heartbeat_due(a);
+    }
+}
+
+bool attach_has_said_goodbye(const Attach *a)
+{
+    return a->said_goodbye;
 }
 
 bool attach_is_fenced(Attach *a)

@@ -41,6 +41,10 @@ Attach *attach_new(const AttachOptions *options, GError **error);
 void attach_free(Attach *attach); /* NULL-safe; not inside a hook */
 
 bool attach_is_attached(const Attach *attach);
+/* This process is going to end: said now and in every heartbeat from now on. */
+void attach_leave(Attach *attach);
+/* The coordinator has acknowledged that. */
+bool attach_has_said_goodbye(const Attach *attach);
 /* True if fenced now; fences first if the time is over but the timer has not run yet (a process
  * that was stopped). */
 bool attach_is_fenced(Attach *attach);

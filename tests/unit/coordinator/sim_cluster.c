@@ -321,6 +321,8 @@ static void send_heartbeat(void *user)
     heartbeat.n_held = w->held->len;
     heartbeat.waiting = (Weft__V1__Waiting **)w->waiting->pdata;
     heartbeat.n_waiting = w->waiting->len;
+    heartbeat.leaving = w->leaving;
+    heartbeat.problem = (char *)(w->problem != NULL ? w->problem : "");
     Weft__V1__WorkerReport report = WEFT__V1__WORKER_REPORT__INIT;
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT;
     report.heartbeat = &heartbeat;
@@ -414,6 +416,7 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
     w->streams = g_ptr_array_new_with_free_func(stream_free);
     random_fill(sim_world_random(s->world), w->boot_id, sizeof w->boot_id);
     w->running = true;
+    w->leaving = false;
     w->acked_us = INT64_MAX;
     static const RpcMethod worker_methods[] = {{"Load", on_load, RPC_ROLE_COORDINATOR},
                                                {"Start", on_start, RPC_ROLE_COORDINATOR},

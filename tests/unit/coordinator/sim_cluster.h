@@ -40,7 +40,9 @@ typedef struct FakeWorker {
     uint64_t generation; /* told by welcome */
     bool draining;       /* told by an acknowledgement */
     bool fail_load;
-    bool forgets; /* what it loaded, once, when it is to start */
+    bool leaving;        /* told in its heartbeats */
+    const char *problem; /* likewise; NULL: none */
+    bool forgets;        /* what it loaded, once, when it is to start */
     /* Asked first about each call; true = it has answered in the worker's stead. NULL = nobody. */
     bool (*answer)(RpcCall *call, const ProtobufCMessage *request, void *user);
     void *answer_user;

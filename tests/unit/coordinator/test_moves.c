@@ -137,6 +137,36 @@ static void test_drain_moves_streams(void **state)
     answer_clear(&want);
 }
 
+/* A worker that is asked to stop says so: its streams move as in a drain; when it goes, it is gone
+ * at once; and it is taken back, as nobody asked for a drain. */
+static void test_goodbye_moves_streams(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 3);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, 500000);
+    FakeWorker *busy = leader_of(s);
+    busy->leaving = true;
+    sim_run_for(s, 700000);
+    assert_int_equal(busy->held->len, 0);
+    assert_string_equal(state_of(s, busy->name), "draining");
+    sim_worker_kill(busy);
+    sim_run_for(s, 10000);
+    assert_string_equal(state_of(s, busy->name), "lost");
+    assert_non_null(strstr(s->log->str, "it was stopped"));
+    sim_answer(s, &a, 10 * SECOND);
+    assert_same(&a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    assert_true(a.run_done->stall_s < 0.2);
+    sim_worker_start(s, (unsigned)(busy - s->workers));
+    sim_run_for(s, SECOND);
+    assert_string_equal(state_of(s, busy->name), "ready");
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 /* Nobody else could take it: requests end where they are, the next is told what is missing. */
 static void test_drain_without_a_place_to_go(void **state)
 {
@@ -229,6 +259,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_coordinator_was_stopped, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_drain_moves_streams, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_goodbye_moves_streams, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, cluster_set_up,
                                         cluster_tear_down),

@@ -44,6 +44,7 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
                             .isa = ISA_GENERIC,
                             .numerics_classes = 1,
                             .measure = {1, 2, 3, 4, 5},
+                            .leave_ms = env->leave_ms,
                             .refused = on_refused,
                             .user = env};
     GError *error = NULL;
@@ -51,9 +52,10 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
     g_assert_no_error(error);
 }
 
-Env *env_new_with(const TinyShape *of, char *cache)
+static Env *open_env(const TinyShape *of, char *cache, unsigned leave_ms)
 {
     Env *env = g_new0(Env, 1);
+    env->leave_ms = leave_ms;
     env->cache = cache;
     env->world = sim_world_new(sim_seed(1));
     env->transport = rpc_transport_inproc_new();
@@ -70,7 +72,17 @@ Env *env_new_with(const TinyShape *of, char *cache)
 
 Env *env_new(void)
 {
-    return env_new_with(&env_shape, NULL);
+    return open_env(&env_shape, NULL, 0);
+}
+
+Env *env_new_with(const TinyShape *of, char *cache)
+{
+    return open_env(of, cache, 0);
+}
+
+Env *env_new_leaving(unsigned leave_ms)
+{
+    return open_env(&env_shape, NULL, leave_ms);
 }
 
 static void env_remove_tree(const char *path)

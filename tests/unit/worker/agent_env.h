@@ -22,10 +22,12 @@ typedef struct Env {
     Agent *agent;
     GError *refused;
     bool stopped;
+    unsigned leave_ms;
 } Env;
 
 Env *env_new(void); /* of env_shape, without a cache */
 Env *env_new_with(const TinyShape *shape, char *cache /* taken; NULL = none */);
+Env *env_new_leaving(unsigned leave_ms); /* AgentOptions */
 void env_free(Env *env);
 void env_start_agent(Env *env, const Identity *identity, uint64_t memory);
 void env_stopped(void *user); /* for agent_stop(); `user` is the Env */
