@@ -6,10 +6,11 @@
 
 #include <string.h>
 
-#define PANEL_ROWS 16u      /* kernels/ops/matmul.h: outputs of one packed panel */
-#define ARRAY_ALIGN 64u     /* each array of a shard begins on a cache line */
-#define LOGITS_ROWS 16u     /* rows whose logits a stage computes at once */
-#define THREADS_LIMIT 4096u /* what a member says is not trusted to be sane */
+#define PANEL_ROWS 16u         /* kernels/ops/matmul.h: outputs of one packed panel */
+#define ARRAY_ALIGN 64u        /* each array of a shard begins on a cache line */
+#define LOGITS_ROWS 16u        /* rows whose logits a stage computes at once */
+#define THREADS_LIMIT 4096u    /* what a member says is not trusted to be sane */
+#define INDEX_ENTRY_BYTES 201u /* of a page: 184 of its text and hashes, 17 of its place */
 #define RANK_BASE_BYTES                                                                            \
     (16ull << 20) /* stacks, link buffers, tables that no formula below names                      \
                    */
@@ -343,6 +344,22 @@ static uint64_t link_floats_per_row(const ModelSpec *spec, const PlanReplica *re
     return floats;
 }
 
+uint64_t page_index_bytes(uint64_t n_pages)
+{
+    uint64_t n_buckets = 16;
+    while (n_buckets < 2 * n_pages && n_buckets < (1u << 30)) {
+        n_buckets *= 2;
+    }
+    return n_pages * INDEX_ENTRY_BYTES + n_buckets * sizeof(uint32_t);
+}
+
+/* The leader finds pages by their content. A plan that nobody checked may name any number. */
+static uint64_t index_bytes_of(const Plan *plan, const PlanReplica *replica, const PlanRank *rank)
+{
+    const bool leads = rank == &replica->stages[0].ranks[0];
+    return leads ? page_index_bytes(MIN(plan->kv_pages, G_MAXUINT32)) : 0;
+}
+
 uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
                            const PlanStage *stage, const PlanRank *rank, uint32_t threads)
 {
@@ -365,7 +382,8 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanRe
     floats += (uint64_t)LOGITS_ROWS * chunks.count * VOCAB_CHUNK;
     /* attention's tiles and page lists of each thread */
     uint64_t per_thread = (uint64_t)spec->head_size * 4096 + plan->definition.context;
-    return RANK_BASE_BYTES + floats * sizeof(float) + per_thread * threads;
+    return RANK_BASE_BYTES + floats * sizeof(float) + per_thread * threads +
+           index_bytes_of(plan, replica, rank);
 }
 
 static const PlanMember *find_member(const PlanMember *members, uint32_t n_members,

@@ -24,6 +24,10 @@ uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan
 uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span);
 /* s_r of FORMULAS 7a: the larger of attention and FFN. */
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
+/* What a leader keeps to find n_pages KV pages by their content, and to give them out: exactly what
+ * the worker allocates (worker/serve/leader.h): n_pages x 201 + 4 x the least power of two that is
+ * at least 16 and 2 n_pages. */
+uint64_t page_index_bytes(uint64_t n_pages);
 /* Memory beside weights and KV, in bytes, for a rank with that many threads:
  *   16 MiB + threads x (4096 x head size + context)
  *   + 4 x (context x rope dims + 16 x own vocabulary ids + max_rows x floats), where floats =
@@ -31,6 +35,7 @@ uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
  *     + [pp > 1] (pp + 4) width                                                 steps that wait and
  * travel
  *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width           partial sums that
- * arrive and leave with q, kv, ffn = this rank's elements. */
+ * arrive and leave with q, kv, ffn = this rank's elements;
+ *   + [it leads the replica] page_index_bytes(kv_pages). */
 uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
                            const PlanStage *stage, const PlanRank *rank, uint32_t threads);

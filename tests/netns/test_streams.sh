@@ -80,7 +80,7 @@ for harm in kill freeze cut drain stop; do
         drain) weft undrain "$victim" || fail "undrain says $?" ;;
         stop)
             wait "${PID[$victim]}" || fail "$victim ended with $? on SIGTERM"
-            grep -q "worker $victim lost (was draining): it was stopped" "$DIR/coordinator.log" || fail "$victim did not say goodbye"
+            until_true 20 grep -q "worker $victim lost (was draining): it was stopped" "$DIR/coordinator.log" || fail "$victim did not say goodbye"
             worker_start "$victim"
             ;;
     esac

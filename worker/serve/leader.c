@@ -137,6 +137,24 @@ static bool impossible(const Leader *l, const LeaderRequest *q, GError **error)
     return true;
 }
 
+/* Invariant 5. */
+static bool refuse_full(const Leader *l, const LeaderRequest *q, GError **error)
+{
+    const SchedulerQueue queue = scheduler_queue(l->scheduler);
+    if (q->n_known > q->n_prompt || queue.n_requests == 0) {
+        return false;
+    }
+    if (queue.n_requests < LEADER_QUEUE_REQUESTS &&
+        queue.n_tokens + q->n_known <= LEADER_QUEUE_TOKENS) {
+        return false;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                "the queue is full: %u requests with %" G_GUINT64_FORMAT
+                " tokens wait, at most %u with %u: try again later",
+                queue.n_requests, queue.n_tokens, LEADER_QUEUE_REQUESTS, LEADER_QUEUE_TOKENS);
+    return true;
+}
+
 static void set_deadline(Leader *l, LeaderRequest *q)
 {
     const uint64_t longest_ms = (uint64_t)(INT64_MAX - q->submitted_us) / 1000;
@@ -160,6 +178,10 @@ void leader_submit(Leader *l, LeaderRequest *q)
     if (q->kind == 0 ? q->n_known >= q->n_limit
                      : q->n_known <= q->score_from) { /* nothing to draw or to score */
         leader_request_end(q, "length", NULL, &none);
+        return;
+    }
+    if (refuse_full(l, q, &error)) {
+        leader_request_fail(q, error);
         return;
     }
     set_deadline(l, q);

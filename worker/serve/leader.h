@@ -13,6 +13,10 @@
  * decides when its rows are computed and never what they are (NUMERICS).
  *   4. Each request gets exactly one `done` event, the last; at its deadline at the latest, when
  * the leader is next called.
+ *   5. At most LEADER_QUEUE_REQUESTS requests wait that never ran, and those that were submitted
+ * when another one waited hold at most LEADER_QUEUE_TOKENS tokens together: what is beyond gets
+ * IMPOSSIBLE at once. A resumed request (it has generated tokens) was accepted before and always
+ * waits.
  *
  *   submitted --> waiting <--> running --token at the end--> finished --step with the release-->
  * gone |           |            '------cancel, fail, deadline---^
@@ -26,6 +30,9 @@
 #include "worker/serve/step.h"
 
 typedef struct Leader Leader;
+
+#define LEADER_QUEUE_REQUESTS 1024u
+#define LEADER_QUEUE_TOKENS (1u << 20) /* 4 MiB */
 
 typedef struct LeaderOptions {
     StepLimits limits;

@@ -12,6 +12,7 @@ struct Scheduler {
     uint32_t *releases;    /* slots to release in the next step */
     LeaderRequest **needy; /* scratch: sequences that lack a page */
     uint32_t n_releases, n_running;
+    SchedulerQueue queue;
     uint64_t next_uid, next_order;
     uint32_t decode_turn, prompt_turn; /* slots that are served first */
     StepPace pace;
@@ -69,7 +70,23 @@ static gint by_order(gconstpointer a, gconstpointer b, gpointer user)
 void scheduler_enqueue(Scheduler *s, LeaderRequest *q)
 {
     q->order = s->next_order++;
+    s->queue.n_requests++;
+    s->queue.n_tokens += q->n_known;
     g_queue_push_tail(&s->waiting, q);
+}
+
+SchedulerQueue scheduler_queue(const Scheduler *s)
+{
+    return s->queue;
+}
+
+/* It runs for the first time, or will not. */
+static void leave_queue(Scheduler *s, const LeaderRequest *q)
+{
+    if (!q->was_admitted) {
+        s->queue.n_requests--;
+        s->queue.n_tokens -= q->n_known;
+    }
 }
 
 /* Pages from the end on: an idle beginning outlives what follows it, which is of no use alone. */
@@ -92,6 +109,7 @@ void scheduler_remove(Scheduler *s, LeaderRequest *q)
     if (q->running) {
         vacate(s, q);
     } else {
+        leave_queue(s, q);
         g_queue_remove(&s->waiting, q);
     }
 }
@@ -298,6 +316,7 @@ static void admit_waiting(Scheduler *s, Step *step)
             return;
         }
         g_queue_pop_head(&s->waiting);
+        leave_queue(s, q);
         seat(s, q, slot, step);
     }
 }

@@ -43,6 +43,13 @@ void scheduler_free(Scheduler *scheduler);
 /* Bytes that scheduler_new() allocates for pages. */
 size_t scheduler_bytes(uint64_t kv_pages);
 
+/* Requests that wait and never ran, and their tokens. */
+typedef struct SchedulerQueue {
+    uint32_t n_requests;
+    uint64_t n_tokens;
+} SchedulerQueue;
+SchedulerQueue scheduler_queue(const Scheduler *scheduler);
+
 /* The request waits; it stays its owner's. */
 void scheduler_enqueue(Scheduler *scheduler, LeaderRequest *request);
 /* Its slot and pages are free for others at once; rows of it that are on their way do no harm. */

@@ -7,6 +7,7 @@
 #include "tests/golden/gguf_builder.h"
 #include "tests/golden/plan_builder.h"
 #include "worker/serve/engine.h"
+#include "worker/serve/leader.h"
 #include "worker/shard/shard.h"
 
 #include <setjmp.h>
@@ -90,8 +91,59 @@ static void test_plans_cover_what_workers_map(void **state)
     }
 }
 
+/* To the byte: the index grows with the cache, so no constant would cover it. */
+static void test_page_index(void **state)
+{
+    for (uint64_t n = 1; n < 1000; n++) {
+        assert_int_equal(page_index_bytes(n), leader_bytes(n));
+    }
+    for (uint64_t n = 1024; n <= 1u << 26; n *= 2) {
+        assert_int_equal(page_index_bytes(n - 1), leader_bytes(n - 1));
+        assert_int_equal(page_index_bytes(n), leader_bytes(n));
+        assert_int_equal(page_index_bytes(n + 1), leader_bytes(n + 1));
+    }
+}
+
+/* Rank (0,0) pays for it, and nobody else. */
+static void test_the_leader_pays_for_its_index(void **state)
+{
+    GgufBuilderConfig c;
+    gguf_builder_defaults(&c);
+    c.n_layers = 4;
+    g_autoptr(ModelSpec) spec = gguf_builder_spec(&c, NULL);
+    g_autoptr(Plan) plan = plan_builder_even(spec, 2, 2, 2);
+    const uint64_t n_pages[] = {1000, 5000000};
+    uint64_t buffers[2][2][2][8] = {0};
+    for (unsigned i = 0; i < 2; i++) {
+        plan->kv_pages = n_pages[i];
+        for (uint32_t r = 0; r < 2; r++) {
+            const PlanReplica *replica = &plan->replicas[r];
+            for (uint32_t s = 0; s < 2; s++) {
+                const PlanStage *stage = &replica->stages[s];
+                assert_in_range(stage->n_ranks, 1, 8);
+                for (uint32_t k = 0; k < stage->n_ranks; k++) {
+                    buffers[i][r][s][k] =
+                        rank_buffer_bytes(plan, spec, replica, stage, &stage->ranks[k], 2);
+                }
+            }
+        }
+    }
+    const uint64_t grown = leader_bytes(n_pages[1]) - leader_bytes(n_pages[0]);
+    assert_true(grown > 1000 * MIB);
+    for (uint32_t r = 0; r < 2; r++) {
+        for (uint32_t s = 0; s < 2; s++) {
+            for (uint32_t k = 0; k < 8; k++) {
+                const bool leads = s == 0 && k == 0;
+                assert_int_equal(buffers[1][r][s][k] - buffers[0][r][s][k], leads ? grown : 0);
+            }
+        }
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans_cover_what_workers_map)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans_cover_what_workers_map),
+                                       cmocka_unit_test(test_page_index),
+                                       cmocka_unit_test(test_the_leader_pays_for_its_index)};
     return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }

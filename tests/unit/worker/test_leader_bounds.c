@@ -1,11 +1,14 @@
-/* What the leader does at its bounds (leader.h): canaries. */
+/* What the leader does at its bounds (leader.h): with nothing to do, and with too much. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "proto/base/error.h"
 #include "tests/unit/worker/leader_world.h"
+
+#include <string.h>
 
 static const StepLimits LIMITS = {
     .max_rows = 48, .max_slots = 3, .max_pages = 40, .context = 256, .vocab_size = 1000};
@@ -56,10 +59,146 @@ static void test_canary(void **state)
     world_close(&w);
 }
 
+/* ---- the queue (invariant 5) ---- */
+
+typedef struct Crowd {
+    World w;
+    Client *clients;
+    uint32_t n;
+} Crowd;
+
+static Client *crowd_submit(Crowd *crowd, const EngineRequest *r)
+{
+    Client *c = &crowd->clients[crowd->n++];
+    world_submit(&crowd->w, crowd->n, r, c);
+    return c;
+}
+
+static void crowd_open(Crowd *crowd, const StepLimits *limits, uint32_t n_pages, uint32_t n_clients)
+{
+    crowd->clients = g_new0(Client, n_clients);
+    crowd->n = 0;
+    world_open(&crowd->w, limits, n_pages, 1);
+}
+
+static void crowd_close(Crowd *crowd)
+{
+    for (uint32_t i = 0; i < crowd->n; i++) {
+        world_drain(&crowd->w, &crowd->clients[i]);
+    }
+    world_close(&crowd->w);
+    g_free(crowd->clients);
+}
+
+static void assert_full(Crowd *crowd, const EngineRequest *r)
+{
+    Client *c = crowd_submit(crowd, r);
+    world_drain(&crowd->w, c);
+    assert_string_equal(c->reason, "error");
+    assert_int_equal(c->code, WEFT_ERROR_IMPOSSIBLE);
+    assert_non_null(strstr(c->error, "queue is full"));
+    assert_int_equal(c->n, 0);
+}
+
+/* One too many is refused, and only that one; who was cancelled, or runs, makes room. */
+static void test_queue_of_requests_is_bounded(void **state)
+{
+    Crowd crowd;
+    const EngineRequest r = world_request(1, 2);
+    const uint32_t generated = 7;
+    EngineRequest resumed = r;
+    resumed.generated = &generated;
+    resumed.n_generated = 1;
+    crowd_open(&crowd, &LIMITS, 40, LEADER_QUEUE_REQUESTS + 20);
+    for (uint32_t i = 0; i < LEADER_QUEUE_REQUESTS; i++) {
+        crowd_submit(&crowd, &r);
+    }
+    assert_full(&crowd, &r);
+    Client *again = crowd_submit(&crowd, &resumed);
+    leader_cancel(crowd.w.leader, 5);
+    leader_cancel(crowd.w.leader, 6);
+    crowd_submit(&crowd, &r);
+    assert_full(&crowd, &r);
+    assert_true(world_build(&crowd.w)); /* max_slots of them run */
+    for (uint32_t i = 0; i < LIMITS.max_slots; i++) {
+        crowd_submit(&crowd, &r);
+    }
+    assert_full(&crowd, &r);
+    world_run(&crowd.w);
+    world_drain(&crowd.w, again);
+    world_assert_tokens(&crowd.w, again, &resumed, 1);
+    uint32_t n_answered = 0;
+    for (uint32_t i = 0; i < crowd.n; i++) {
+        world_drain(&crowd.w, &crowd.clients[i]);
+        n_answered += strcmp(crowd.clients[i].reason, "length") == 0;
+    }
+    assert_int_equal(n_answered, crowd.n - 3 - 2); /* all but the refused and the cancelled */
+    crowd_submit(&crowd, &r);                      /* the queue is empty again */
+    world_run(&crowd.w);
+    world_drain(&crowd.w, &crowd.clients[crowd.n - 1]);
+    world_assert_tokens(&crowd.w, &crowd.clients[crowd.n - 1], &r, 2);
+    crowd_close(&crowd);
+}
+
+/* A preempted request was let in before: it neither fills the queue nor is it refused. */
+static void test_preempted_requests_are_not_queued(void **state)
+{
+    Crowd crowd;
+    const EngineRequest r = world_request(32, 100);
+    crowd_open(&crowd, &LIMITS, 8, LEADER_QUEUE_REQUESTS + 20);
+    for (uint32_t i = 0; i < 3; i++) {
+        crowd_submit(&crowd, &r);
+    }
+    while (world_load(&crowd.w).preemptions == 0) {
+        assert_true(world_build(&crowd.w));
+        world_return(&crowd.w);
+    }
+    assert_true(world_load(&crowd.w).waiting > 0);
+    const EngineRequest small = world_request(1, 1);
+    for (uint32_t i = 0; i < LEADER_QUEUE_REQUESTS; i++) {
+        crowd_submit(&crowd, &small);
+    }
+    assert_full(&crowd, &small);
+    world_run(&crowd.w);
+    for (uint32_t i = 0; i < 3; i++) {
+        world_drain(&crowd.w, &crowd.clients[i]);
+        world_assert_tokens(&crowd.w, &crowd.clients[i], &r, 100);
+    }
+    crowd_close(&crowd);
+}
+
+static void test_queue_of_tokens_is_bounded(void **state)
+{
+    enum { LONG = 1 << 18 };
+    StepLimits limits = LIMITS;
+    limits.context = LONG;
+    limits.max_pages = LONG / 32;
+    g_autofree uint32_t *prompt = g_new0(uint32_t, LONG);
+    const EngineRequest r = {.prompt = prompt, .n_prompt = LONG - 8, .max_tokens = 1},
+                        small = world_request(33, 1);
+    Crowd crowd;
+    crowd_open(&crowd, &limits, limits.max_pages, 16);
+    const uint32_t n_fit = LEADER_QUEUE_TOKENS / (LONG - 8);
+    for (uint32_t i = 0; i < n_fit; i++) {
+        crowd_submit(&crowd, &r);
+    }
+    assert_full(&crowd, &r);
+    assert_full(&crowd, &small);
+    for (uint32_t i = 1; i <= n_fit; i++) {
+        leader_cancel(crowd.w.leader, i);
+    }
+    crowd_submit(&crowd, &small);
+    world_run(&crowd.w);
+    crowd_close(&crowd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_canary),
+        cmocka_unit_test(test_queue_of_requests_is_bounded),
+        cmocka_unit_test(test_preempted_requests_are_not_queued),
+        cmocka_unit_test(test_queue_of_tokens_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
