@@ -59,7 +59,7 @@ uint32_t gguf_n_files(const Gguf *g);
 const uint8_t *gguf_file_data(const Gguf *g, uint32_t file, size_t *size_out);
 const char *gguf_file_path(const Gguf *g, uint32_t file);
 
-/* Builds the ModelSpec of a supported architecture ("llama"); NULL + INVALID naming architecture or
+/* Builds the ModelSpec of a supported architecture ("llama", "gpt2"); NULL + INVALID naming architecture or
  * type otherwise. */
 ModelSpec *gguf_model_spec(const Gguf *g, GError **error);
 /* XXH3-128 over all files' bytes in order (reads everything). */

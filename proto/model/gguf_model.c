@@ -1,4 +1,4 @@
-/* From keys and tensor names of a llama-family GGUF to a ModelSpec. What is not understood is
+/* From keys and tensor names of a llama or gpt2 GGUF to a ModelSpec. What is not understood is
  * refused with its name: a bias or a norm that is read over would give wrong text without a word.
  */
 #include "proto/model/gguf.h"
@@ -75,19 +75,21 @@ static char *read_text(const Gguf *g, const char *key)
     return text;
 }
 
-static bool check_architecture(const Gguf *g, GError **error)
+static bool read_architecture(const Gguf *g, ModelFamily *family, GError **error)
 {
     g_autofree char *architecture = read_text(g, "general.architecture");
     if (architecture == NULL) {
         return invalid(g, error,
                        "key 'general.architecture' is missing; name a language model's file");
     }
-    if (strcmp(architecture, "llama") != 0) {
+    const bool gpt2 = strcmp(architecture, "gpt2") == 0;
+    if (!gpt2 && strcmp(architecture, "llama") != 0) {
         return invalid(g, error,
                        "architecture '%s' is not supported; take a model of architecture "
-                       "'llama'",
+                       "'llama' or 'gpt2'",
                        architecture);
     }
+    *family = gpt2 ? FAMILY_GPT2 : FAMILY_LLAMA;
     uint32_t n_experts;
     if (!read_u32(g, "llama.expert_count", 0, &n_experts, error)) {
         return false;
@@ -144,6 +146,30 @@ static bool read_dimensions(const Gguf *g, ModelSpec *spec, GError **error)
     }
     spec->attention_scale =
         scale != 0.0 ? (float)scale : (float)(1.0 / sqrt((double)spec->head_size));
+    return true;
+}
+
+static bool read_gpt2_dimensions(const Gguf *g, ModelSpec *spec, GError **error)
+{
+    double eps;
+    if (!read_u32(g, "gpt2.block_count", G_MAXUINT64, &spec->n_layers, error) ||
+        !read_u32(g, "gpt2.embedding_length", G_MAXUINT64, &spec->width, error) ||
+        !read_u32(g, "gpt2.feed_forward_length", G_MAXUINT64, &spec->ffn_width, error) ||
+        !read_u32(g, "gpt2.context_length", G_MAXUINT64, &spec->context, error) ||
+        !read_u32(g, "gpt2.attention.head_count", G_MAXUINT64, &spec->n_heads, error) ||
+        !read_f64(g, "gpt2.attention.layer_norm_epsilon", 1e-5, &eps, error)) {
+        return false;
+    }
+    if (spec->n_heads == 0 || spec->width % spec->n_heads != 0) {
+        return invalid(g, error,
+                       "a width of %u is not shared evenly by %u heads; get the file again",
+                       spec->width, spec->n_heads);
+    }
+    spec->n_kv_heads = spec->n_heads;
+    spec->head_size = spec->width / spec->n_heads;
+    spec->norm_eps = (float)eps;
+    spec->attention_scale = (float)(1.0 / sqrt((double)spec->head_size));
+    spec->rope.factor = 1.0;
     return true;
 }
 
@@ -207,30 +233,59 @@ static bool read_rope(const Gguf *g, ModelSpec *spec, GError **error)
  */
 
 typedef struct NameRow {
-    const char *name; /* behind "blk.N." for roles of a layer */
+    const char *name; /* behind "blk.N." for roles of a layer; NULL ends a list */
     TensorRole role;
 } NameRow;
 
-static const NameRow global_names[] = {
+static const NameRow llama_global_names[] = {
     {"token_embd.weight", ROLE_TOKEN_EMBD},
     {"rope_freqs.weight", ROLE_ROPE_FACTORS},
     {"output_norm.weight", ROLE_OUTPUT_NORM},
     {"output.weight", ROLE_OUTPUT},
+    {NULL, ROLE_LIMIT},
 };
-static const NameRow layer_names[] = {
-    {"attn_norm.weight", ROLE_ATTN_NORM}, {"attn_q.weight", ROLE_ATTN_Q},
-    {"attn_k.weight", ROLE_ATTN_K},       {"attn_v.weight", ROLE_ATTN_V},
-    {"attn_q.bias", ROLE_ATTN_Q_BIAS},    {"attn_k.bias", ROLE_ATTN_K_BIAS},
-    {"attn_v.bias", ROLE_ATTN_V_BIAS},    {"attn_output.weight", ROLE_ATTN_OUT},
-    {"ffn_norm.weight", ROLE_FFN_NORM},   {"ffn_gate.weight", ROLE_FFN_GATE},
-    {"ffn_up.weight", ROLE_FFN_UP},       {"ffn_down.weight", ROLE_FFN_DOWN},
+static const NameRow llama_layer_names[] = {
+    {"attn_norm.weight", ROLE_ATTN_NORM},
+    {"attn_q.weight", ROLE_ATTN_Q},
+    {"attn_k.weight", ROLE_ATTN_K},
+    {"attn_v.weight", ROLE_ATTN_V},
+    {"attn_q.bias", ROLE_ATTN_Q_BIAS},
+    {"attn_k.bias", ROLE_ATTN_K_BIAS},
+    {"attn_v.bias", ROLE_ATTN_V_BIAS},
+    {"attn_output.weight", ROLE_ATTN_OUT},
+    {"ffn_norm.weight", ROLE_FFN_NORM},
+    {"ffn_gate.weight", ROLE_FFN_GATE},
+    {"ffn_up.weight", ROLE_FFN_UP},
+    {"ffn_down.weight", ROLE_FFN_DOWN},
+    {NULL, ROLE_LIMIT},
+};
+static const NameRow gpt2_global_names[] = {
+    {"token_embd.weight", ROLE_TOKEN_EMBD},   {"position_embd.weight", ROLE_POSITION_EMBD},
+    {"output_norm.weight", ROLE_OUTPUT_NORM}, {"output_norm.bias", ROLE_OUTPUT_NORM_BIAS},
+    {"output.weight", ROLE_OUTPUT},           {NULL, ROLE_LIMIT},
+};
+/* The role of Q stands for all three of attn_qkv: fill_joined(). */
+static const NameRow gpt2_layer_names[] = {
+    {"attn_norm.weight", ROLE_ATTN_NORM},
+    {"attn_norm.bias", ROLE_ATTN_NORM_BIAS},
+    {"attn_qkv.weight", ROLE_ATTN_Q},
+    {"attn_qkv.bias", ROLE_ATTN_Q_BIAS},
+    {"attn_output.weight", ROLE_ATTN_OUT},
+    {"attn_output.bias", ROLE_ATTN_OUT_BIAS},
+    {"ffn_norm.weight", ROLE_FFN_NORM},
+    {"ffn_norm.bias", ROLE_FFN_NORM_BIAS},
+    {"ffn_up.weight", ROLE_FFN_UP},
+    {"ffn_up.bias", ROLE_FFN_UP_BIAS},
+    {"ffn_down.weight", ROLE_FFN_DOWN},
+    {"ffn_down.bias", ROLE_FFN_DOWN_BIAS},
+    {NULL, ROLE_LIMIT},
 };
 
-static bool find_name(const NameRow *rows, size_t n, const char *name, TensorRole *role)
+static bool find_name(const NameRow *row, const char *name, TensorRole *role)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (strcmp(rows[i].name, name) == 0) {
-            *role = rows[i].role;
+    for (; row->name != NULL; row++) {
+        if (strcmp(row->name, name) == 0) {
+            *role = row->role;
             return true;
         }
     }
@@ -238,10 +293,11 @@ static bool find_name(const NameRow *rows, size_t n, const char *name, TensorRol
 }
 
 /* "blk.12.attn_q.weight" -> role and layer. */
-static bool role_of_name(const char *name, TensorRole *role, int32_t *layer)
+static bool role_of_name(ModelFamily family, const char *name, TensorRole *role, int32_t *layer)
 {
+    const bool gpt2 = family == FAMILY_GPT2;
     *layer = -1;
-    if (find_name(global_names, G_N_ELEMENTS(global_names), name, role)) {
+    if (find_name(gpt2 ? gpt2_global_names : llama_global_names, name, role)) {
         return true;
     }
     if (!g_str_has_prefix(name, "blk.") || !g_ascii_isdigit(name[4])) {
@@ -253,10 +309,11 @@ static bool role_of_name(const char *name, TensorRole *role, int32_t *layer)
         return false;
     }
     *layer = (int32_t)number;
-    return find_name(layer_names, G_N_ELEMENTS(layer_names), end + 1, role);
+    return find_name(gpt2 ? gpt2_layer_names : llama_layer_names, end + 1, role);
 }
 
-static bool fill_tensor(const Gguf *g, const GgufTensor *from, TensorSpec *t, GError **error)
+static bool fill_tensor(const Gguf *g, ModelFamily family, const GgufTensor *from, TensorSpec *t,
+                        GError **error)
 {
     if (from->name_length > MODEL_NAME_LIMIT ||
         !g_utf8_validate_len(from->name, from->name_length, NULL)) {
@@ -266,11 +323,11 @@ static bool fill_tensor(const Gguf *g, const GgufTensor *from, TensorSpec *t, GE
                        MODEL_NAME_LIMIT);
     }
     t->name = g_strndup(from->name, from->name_length);
-    if (!role_of_name(t->name, &t->role, &t->layer)) {
+    if (!role_of_name(family, t->name, &t->role, &t->layer)) {
         return invalid(g, error,
-                       "tensor '%s' is no part of a llama model that is supported; take "
+                       "tensor '%s' is no part of a %s model that is supported; take "
                        "another model",
-                       t->name);
+                       t->name, family == FAMILY_GPT2 ? "gpt2" : "llama");
     }
     if (from->n_dims > 2 || from->dims[0] > G_MAXUINT32 || from->dims[1] > G_MAXUINT32) {
         return invalid(g, error,
@@ -287,20 +344,54 @@ static bool fill_tensor(const Gguf *g, const GgufTensor *from, TensorSpec *t, GE
     return true;
 }
 
+/* attn_qkv holds the rows of Q, K and V one after another: each is a tensor of its own here. t: the
+ * first of three places. */
+static bool fill_joined(const Gguf *g, TensorSpec *t, GError **error)
+{
+    static const char *const names[] = {"q", "k", "v"};
+    const bool bias = t->role == ROLE_ATTN_Q_BIAS;
+    uint32_t *length = bias ? &t->columns : &t->rows;
+    if (*length % 3 != 0 || t->size_bytes % 3 != 0) {
+        return invalid(g, error,
+                       "tensor '%s' has %u outputs, which are no Q, K and V; get the "
+                       "file again",
+                       t->name, *length);
+    }
+    *length /= 3;
+    t->size_bytes /= 3;
+    const TensorSpec whole = *t;
+    for (uint32_t i = 0; i < 3; i++) {
+        t[i] = whole;
+        t[i].name =
+            g_strdup_printf("blk.%d.attn_%s.%s", whole.layer, names[i], bias ? "bias" : "weight");
+        t[i].role = (TensorRole)(whole.role + i);
+        t[i].offset = whole.offset + i * whole.size_bytes;
+    }
+    g_free(whole.name);
+    return true;
+}
+
 /* A vocabulary key may disagree with padded embeddings; the embedding decides. */
 static bool fill_tensors(const Gguf *g, ModelSpec *spec, GError **error)
 {
-    uint64_t n = gguf_n_tensors(g);
-    spec->tensors = weft_alloc((size_t)n, sizeof *spec->tensors, "a model's tensors", error);
+    const uint64_t n = gguf_n_tensors(g);
+    const bool gpt2 = spec->family == FAMILY_GPT2;
+    spec->tensors =
+        weft_alloc((size_t)n * (gpt2 ? 3 : 1), sizeof *spec->tensors, "a model's tensors", error);
     if (spec->tensors == NULL) {
         return false;
     }
     spec->tied_output = true;
     for (uint64_t i = 0; i < n; i++) {
-        TensorSpec *t = &spec->tensors[i];
-        spec->n_tensors = (uint32_t)(i + 1);
-        if (!fill_tensor(g, gguf_tensor(g, i), t, error)) {
+        TensorSpec *t = &spec->tensors[spec->n_tensors++];
+        if (!fill_tensor(g, spec->family, gguf_tensor(g, i), t, error)) {
             return false;
+        }
+        if (gpt2 && (t->role == ROLE_ATTN_Q || t->role == ROLE_ATTN_Q_BIAS)) {
+            if (!fill_joined(g, t, error)) {
+                return false;
+            }
+            spec->n_tensors += 2;
         }
         if (t->role == ROLE_TOKEN_EMBD) {
             spec->vocab_size = t->rows;
@@ -313,11 +404,10 @@ static bool fill_tensors(const Gguf *g, ModelSpec *spec, GError **error)
 
 ModelSpec *gguf_model_spec(const Gguf *g, GError **error)
 {
-    if (!check_architecture(g, error)) {
+    g_autoptr(ModelSpec) spec = g_new0(ModelSpec, 1);
+    if (!read_architecture(g, &spec->family, error)) {
         return NULL;
     }
-    g_autoptr(ModelSpec) spec = g_new0(ModelSpec, 1);
-    spec->family = FAMILY_LLAMA;
     spec->attention = ATTENTION_CAUSAL;
     spec->cache = CACHE_KV;
     spec->output = OUTPUT_LOGITS;
@@ -326,8 +416,10 @@ ModelSpec *gguf_model_spec(const Gguf *g, GError **error)
         g_autofree char *base = g_path_get_basename(gguf_file_path(g, 0));
         spec->name = g_utf8_make_valid(base, -1);
     }
-    if (!read_dimensions(g, spec, error) || !read_rope(g, spec, error) ||
-        !fill_tensors(g, spec, error) || !model_spec_finish(spec, error)) {
+    const bool read = spec->family == FAMILY_GPT2
+                          ? read_gpt2_dimensions(g, spec, error)
+                          : read_dimensions(g, spec, error) && read_rope(g, spec, error);
+    if (!read || !fill_tensors(g, spec, error) || !model_spec_finish(spec, error)) {
         return NULL;
     }
     return g_steal_pointer(&spec);

@@ -4,15 +4,7 @@
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 
-typedef struct GgufVocab {
-    TokenizerVocab vocab;
-    VocabText *tokens, *merges;
-    int64_t *kinds;
-    double *scores;
-    char *model, *pre;
-} GgufVocab;
-
-static void gguf_vocab_clear(GgufVocab *v)
+void gguf_vocab_clear(GgufVocab *v)
 {
     weft_free(v->tokens);
     weft_free(v->merges);
@@ -21,7 +13,6 @@ static void gguf_vocab_clear(GgufVocab *v)
     g_free(v->model);
     g_free(v->pre);
 }
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(GgufVocab, gguf_vocab_clear)
 
 static bool set_bad_element(const char *key, uint64_t i, const char *wanted, GError **error)
 {
@@ -160,22 +151,21 @@ static bool refuse_normalization(const Gguf *g, GError **error)
     return true;
 }
 
-Tokenizer *tokenizer_from_gguf(const Gguf *g, GError **error)
+bool gguf_vocab_read(const Gguf *g, GgufVocab *v, GError **error)
 {
-    g_auto(GgufVocab) v = {0};
-    TokenizerVocab *vocab = &v.vocab;
-    if (!read_name(g, "tokenizer.ggml.model", &v.model, error) ||
-        !read_name(g, "tokenizer.ggml.pre", &v.pre, error)) {
-        return NULL;
+    TokenizerVocab *vocab = &v->vocab;
+    if (!read_name(g, "tokenizer.ggml.model", &v->model, error) ||
+        !read_name(g, "tokenizer.ggml.pre", &v->pre, error)) {
+        return false;
     }
-    if (v.model == NULL) {
+    if (v->model == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "the file has no tokenizer (tokenizer.ggml.model is missing)");
-        return NULL;
+        return false;
     }
-    if (!read_strings(g, "tokenizer.ggml.tokens", &v.tokens, &vocab->n_tokens, error) ||
-        !read_strings(g, "tokenizer.ggml.merges", &v.merges, &vocab->n_merges, error) ||
-        !read_kinds(g, &v, error) || !read_scores(g, &v, error) ||
+    if (!read_strings(g, "tokenizer.ggml.tokens", &v->tokens, &vocab->n_tokens, error) ||
+        !read_strings(g, "tokenizer.ggml.merges", &v->merges, &vocab->n_merges, error) ||
+        !read_kinds(g, v, error) || !read_scores(g, v, error) ||
         !read_id(g, "tokenizer.ggml.bos_token_id", &vocab->bos, error) ||
         !read_id(g, "tokenizer.ggml.eos_token_id", &vocab->eos, error) ||
         !read_id(g, "tokenizer.ggml.eot_token_id", &vocab->eot, error) ||
@@ -184,13 +174,19 @@ Tokenizer *tokenizer_from_gguf(const Gguf *g, GError **error)
         !read_choice(g, "tokenizer.ggml.add_bos_token", &vocab->adds_bos, error) ||
         !read_choice(g, "tokenizer.ggml.add_space_prefix", &vocab->adds_space_prefix, error) ||
         !refuse_normalization(g, error)) {
-        return NULL;
+        return false;
     }
-    vocab->model = v.model;
-    vocab->pre = v.pre;
-    vocab->tokens = v.tokens;
-    vocab->merges = v.merges;
-    vocab->kinds = v.kinds;
-    vocab->scores = v.scores;
-    return tokenizer_from_vocab(vocab, error);
+    vocab->model = v->model;
+    vocab->pre = v->pre;
+    vocab->tokens = v->tokens;
+    vocab->merges = v->merges;
+    vocab->kinds = v->kinds;
+    vocab->scores = v->scores;
+    return true;
+}
+
+Tokenizer *tokenizer_from_gguf(const Gguf *g, GError **error)
+{
+    g_auto(GgufVocab) v = {0};
+    return gguf_vocab_read(g, &v, error) ? tokenizer_from_vocab(&v.vocab, error) : NULL;
 }

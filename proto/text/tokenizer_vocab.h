@@ -35,3 +35,16 @@ typedef struct TokenizerVocab {
 /* Copies what it needs (all borrowed). INVALID names the key, the value and what is supported;
  * MEMORY. */
 Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error);
+
+/* What tokenizer.ggml.* of a model file says; points into the file. */
+typedef struct GgufVocab {
+    TokenizerVocab vocab;
+    VocabText *tokens, *merges;
+    int64_t *kinds;
+    double *scores;
+    char *model, *pre;
+} GgufVocab;
+/* INVALID names the key; also if the file has no tokenizer. Cleared in any case. */
+bool gguf_vocab_read(const Gguf *g, GgufVocab *out, GError **error);
+void gguf_vocab_clear(GgufVocab *v);
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(GgufVocab, gguf_vocab_clear)
