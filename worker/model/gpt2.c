@@ -49,6 +49,40 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
     meet(p);
 }
 
+/* Gradients of the feed-forward weights; dy: of its result. */
+static void ffn_weights(Pass *p, uint32_t l, const float *dy)
+{
+    const Training *m = p->m;
+    const Tape *tape = &p->slot->tape[l];
+    pass_linear_dw(
+        p,
+        (const LinearGradient[]){
+            {dy, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)},
+            {p->d->dact, m->ffn_width, tape->ffn_in, m->width, gradient(p, ROLE_FFN_UP, l)}},
+        2);
+    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_FFN_DOWN_BIAS, l));
+    pass_bias_gradient(p, p->d->dact, m->ffn_width, gradient(p, ROLE_FFN_UP_BIAS, l));
+}
+
+/* Gradients of the attention weights; dy: of its result. */
+static void attention_weights(Pass *p, uint32_t l, const float *dy)
+{
+    const Training *m = p->m;
+    const Tape *tape = &p->slot->tape[l];
+    const LayerGradients *d = p->d;
+    pass_linear_dw(p,
+                   (const LinearGradient[]){
+                       {dy, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)},
+                       {d->dq, m->q_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_Q, l)},
+                       {d->dk, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_K, l)},
+                       {d->dv, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_V, l)}},
+                   4);
+    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
+    pass_bias_gradient(p, d->dq, m->q_width, gradient(p, ROLE_ATTN_Q_BIAS, l));
+    pass_bias_gradient(p, d->dk, m->kv_width, gradient(p, ROLE_ATTN_K_BIAS, l));
+    pass_bias_gradient(p, d->dv, m->kv_width, gradient(p, ROLE_ATTN_V_BIAS, l));
+}
+
 void gpt2_layer_backward(Pass *p, uint32_t l)
 {
     Training *m = p->m;
@@ -58,52 +92,41 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid */
-    const float *dy = pass_result_gradient(p, dropout_site_ffn(layer));
-    pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, m->dact);
-    pass_linear_dw(p,
-                   (const LinearGradient[]){
-                       {dy, m->width, tape->act, m->ffn_width, gradient(p, ROLE_FFN_DOWN, l)}},
-                   1);
-    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_FFN_DOWN_BIAS, l));
+    const float *dy = pass_result_gradient(p, dropout_site_ffn(layer), p->d->out);
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, p->d->dact);
     meet(p);
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    k->train.gelu_backward(tape->up + own, m->dact + own, (uint32_t)n, m->dact + own);
+    k->train.gelu_backward(tape->up + own, p->d->dact + own, (uint32_t)n, p->d->dact + own);
     meet(p);
     pass_units_dx(
-        p, (const SpanDx[]){{m->dact, weight(p, ROLE_FFN_UP, l), m->ffn_width, m->ffn_units.first}},
+        p,
+        (const SpanDx[]){{p->d->dact, weight(p, ROLE_FFN_UP, l), m->ffn_width, m->ffn_units.first}},
         1, &m->ffn_units);
-    pass_linear_dw(p,
-                   (const LinearGradient[]){{m->dact, m->ffn_width, tape->ffn_in, m->width,
-                                             gradient(p, ROLE_FFN_UP, l)}},
-                   1);
-    pass_bias_gradient(p, m->dact, m->ffn_width, gradient(p, ROLE_FFN_UP_BIAS, l));
+    if (!m->o.apart) {
+        ffn_weights(p, l, dy);
+    }
     meet(p);
     pass_norm_backward(p, tape->mid, weight(p, ROLE_FFN_NORM, l), gradient(p, ROLE_FFN_NORM, l),
                        gradient(p, ROLE_FFN_NORM_BIAS, l));
     meet(p);
 
     /* attention: dx is the gradient of mid, thereby of attention's result and of x */
-    dy = pass_result_gradient(p, dropout_site_attention(layer));
-    pass_linear_dx(p, dy, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, m->dq);
-    pass_linear_dw(p,
-                   (const LinearGradient[]){
-                       {dy, m->width, tape->attn, m->q_width, gradient(p, ROLE_ATTN_OUT, l)}},
-                   1);
-    pass_bias_gradient(p, dy, m->width, gradient(p, ROLE_ATTN_OUT_BIAS, l));
+    dy = pass_result_gradient(p, dropout_site_attention(layer), p->d->mid);
+    pass_linear_dx(p, dy, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, p->d->dq);
     meet(p);
     pass_attention_backward(p, tape);
     pass_qkv_dx(p, l);
-    pass_linear_dw(p,
-                   (const LinearGradient[]){
-                       {m->dq, m->q_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_Q, l)},
-                       {m->dk, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_K, l)},
-                       {m->dv, m->kv_width, tape->attn_in, m->width, gradient(p, ROLE_ATTN_V, l)}},
-                   3);
-    pass_bias_gradient(p, m->dq, m->q_width, gradient(p, ROLE_ATTN_Q_BIAS, l));
-    pass_bias_gradient(p, m->dk, m->kv_width, gradient(p, ROLE_ATTN_K_BIAS, l));
-    pass_bias_gradient(p, m->dv, m->kv_width, gradient(p, ROLE_ATTN_V_BIAS, l));
+    if (!m->o.apart) {
+        attention_weights(p, l, dy);
+    }
     meet(p);
     pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
                        gradient(p, ROLE_ATTN_NORM_BIAS, l));
     meet(p);
+}
+
+void gpt2_layer_weights(Pass *p, uint32_t l)
+{
+    ffn_weights(p, l, p->d->out);
+    attention_weights(p, l, p->d->mid);
 }

@@ -48,7 +48,7 @@ static void embed_backward(Pass *p)
     const Holding *h = m->h;
     float *table = p->g->lookup != NULL ? p->g->lookup : gradient(p, ROLE_TOKEN_EMBD, -1);
     float *positions = gradient(p, ROLE_POSITION_EMBD, -1);
-    const float *dy = pass_result_gradient(p, DROPOUT_SITE_EMBEDDING);
+    const float *dy = pass_result_gradient(p, DROPOUT_SITE_EMBEDDING, NULL);
     uint32_t first, last;
     pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
     for (uint32_t r = 0; first < last && r < p->rows; r++) {
@@ -257,6 +257,11 @@ static void forward_region(void *user, unsigned t, unsigned n_threads)
     }
 }
 
+static LayerGradients *layer_gradients(const Pass *p, uint32_t l)
+{
+    return p->m->o.apart ? &p->slot->gradients[l] : &p->m->d;
+}
+
 static void backward_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass p = *(const Pass *)user;
@@ -267,6 +272,7 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
         head_backward(&p);
     }
     for (uint32_t l = h->n_layers; l-- > 0;) {
+        p.d = layer_gradients(&p, l);
         if (p.m->o.recompute) {
             layer_forward(&p, l, NULL);
         }
@@ -275,6 +281,18 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
     }
     if (h->is_first) {
         embed_backward(&p);
+    }
+}
+
+static void weights_region(void *user, unsigned t, unsigned n_threads)
+{
+    Pass p = *(const Pass *)user;
+    p.t = t;
+    p.n_threads = n_threads;
+    for (uint32_t l = p.m->h->n_layers; l-- > 0;) {
+        p.d = layer_gradients(&p, l);
+        (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_weights : llama_training_layer_weights)(&p,
+                                                                                               l);
     }
 }
 
@@ -315,6 +333,13 @@ GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batc
     }
     pool_run(t->o.pool, backward_region, &p);
     return t->status;
+}
+
+void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Parameters *gradients)
+{
+    Pass p = pass_of(t, slot, batch);
+    p.g = gradients;
+    pool_run(t->o.pool, weights_region, &p);
 }
 
 float *training_input(Training *t, uint32_t slot)

@@ -33,6 +33,8 @@ typedef struct TrainingOptions {
     uint32_t max_sequences, length; /* of a micro-batch; length <= the model's context */
     uint32_t slots;  /* micro-batches whose forward pass is done and backward is not, at most */
     float smoothing; /* of labels: the loss is (1 - s) (lse - z_target) + s (lse - mean of z) */
+    bool apart;      /* gradients of the layers' matrices and biases by training_weights(); not with
+                        recompute */
     bool recompute;  /* keep only each layer's input, and run the layer again before its backward */
     GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
 } TrainingOptions;
@@ -67,3 +69,6 @@ float *training_gradient(Training *t);
  * factor: a power of two (NUMERICS 15). */
 GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batch, float factor,
                               Parameters *gradients);
+/* Where weights are apart, once after training_backward() of the slot and before its next forward
+ * pass: adds to `gradients` what backward left out. Talks to nobody. */
+void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Parameters *gradients);

@@ -42,6 +42,21 @@ static Tape carve_tape(Training *t, size_t *used)
                   .act = carve(t, used, ffn)};
 }
 
+static LayerGradients carve_gradients(Training *t, size_t *used)
+{
+    const size_t rows = t->max_rows, kv = rows * t->kv_width * t->kv_subtrees,
+                 wide = t->o.apart ? rows * t->width : 0;
+    LayerGradients d = {.dq = carve(t, used, rows * t->q_width),
+                        .dact = carve(t, used, rows * t->ffn_width),
+                        .dk = carve(t, used, kv),
+                        .dv = carve(t, used, kv)};
+    if (t->o.apart) {
+        d.out = carve(t, used, wide);
+        d.mid = carve(t, used, wide);
+    }
+    return d;
+}
+
 static void lay_out_slots(Training *t, size_t *used)
 {
     const size_t wide = (size_t)t->max_rows * t->width;
@@ -50,6 +65,9 @@ static void lay_out_slots(Training *t, size_t *used)
         for (uint32_t l = 0; l < t->h->n_layers; l++) {
             t->slots[s].tape[l] = t->o.recompute ? shared : carve_tape(t, used);
             t->slots[s].tape[l].x = carve(t, used, wide);
+            if (t->o.apart) {
+                t->slots[s].gradients[l] = carve_gradients(t, used);
+            }
         }
         t->slots[s].x = carve(t, used, wide);
     }
@@ -78,7 +96,6 @@ static void lay_out_head(Training *t, size_t *used)
 static size_t lay_out(Training *t)
 {
     const size_t rows = t->max_rows, wide = rows * t->width,
-                 kv = rows * t->kv_width * t->kv_subtrees,
                  table = (size_t)t->o.length * t->spec->rope.dims / 2;
     const uint32_t subtrees =
         t->h->tp == 1
@@ -94,10 +111,9 @@ static size_t lay_out(Training *t)
     }
     t->partial = carve(t, &used, subtrees * wide);
     t->exchange = carve(t, &used, exchange_floats(t));
-    t->dq = carve(t, &used, rows * t->q_width);
-    t->dk = carve(t, &used, kv);
-    t->dv = carve(t, &used, kv);
-    t->dact = carve(t, &used, rows * t->ffn_width);
+    if (!t->o.apart) {
+        t->d = carve_gradients(t, &used);
+    }
     t->stats = carve(t, &used, 2 * rows);
     t->cos = carve(t, &used, table);
     t->sin = carve(t, &used, table);
@@ -210,6 +226,9 @@ static bool check(const TrainingOptions *o, GError **error)
         what = "the length of a sequence must be 1 to the model's context";
     } else if (o->max_sequences < 1 || (uint64_t)o->max_sequences * o->length > 1u << 24) {
         what = "a micro-batch has 1 to 16,777,216 tokens; choose smaller micro-batches";
+    } else if (o->apart && o->recompute) {
+        what = "what is computed again is not there for gradients of weights apart; choose another "
+               "schedule or no recomputation";
     } else if (spec->window != 0) {
         what = "windows of attention are not trainable; choose a model without";
     } else if (group > TREE_LEAVES_LIMIT || spec->n_vocab_chunks > 1u << GEMM_LEVELS) {
@@ -228,7 +247,9 @@ static bool allocate_slots(Training *t, GError **error)
     t->slots = weft_alloc(t->o.slots, sizeof *t->slots, "tapes", error);
     for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
         t->slots[s].tape = weft_alloc(t->h->n_layers, sizeof *t->slots->tape, "tapes", error);
-        if (t->slots[s].tape == NULL) {
+        t->slots[s].gradients =
+            weft_alloc(t->h->n_layers, sizeof *t->slots->gradients, "tapes", error);
+        if (t->slots[s].tape == NULL || t->slots[s].gradients == NULL) {
             return false;
         }
     }
@@ -301,6 +322,7 @@ void training_free(Training *t)
     }
     for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
         weft_free(t->slots[s].tape);
+        weft_free(t->slots[s].gradients);
     }
     if (t->arena != NULL) {
         weft_unmap(t->arena, t->arena_bytes);

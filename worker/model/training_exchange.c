@@ -191,20 +191,24 @@ static void copy_head(const Training *m, uint32_t rows, uint32_t kv, float *d, f
 }
 
 /* Own subtrees of head s: per subtree dk, then dv. Returns the floats written. */
-static size_t pack_shared(const Training *m, uint32_t rows, const SharedHead *s, float *to)
+static size_t pack_shared(const Pass *p, const SharedHead *s, float *to)
 {
+    const Training *m = p->m;
+    const uint32_t rows = p->rows;
     const size_t n = (size_t)rows * m->spec->head_size, stride = (size_t)m->max_rows * m->kv_width;
     const uint32_t n_subtrees = subtrees_of(s, m, m->h->rank);
     for (uint32_t k = 0; k < n_subtrees; k++) {
-        copy_head(m, rows, s->kv, m->dk + k * stride, to + 2 * k * n, true);
-        copy_head(m, rows, s->kv, m->dv + k * stride, to + (2 * k + 1) * n, true);
+        copy_head(m, rows, s->kv, p->d->dk + k * stride, to + 2 * k * n, true);
+        copy_head(m, rows, s->kv, p->d->dv + k * stride, to + (2 * k + 1) * n, true);
     }
     return 2 * n * n_subtrees;
 }
 
 /* The sum over all subtrees of head s; received[r]: where rank r's next one begins. */
-static void complete_shared(Training *m, uint32_t rows, const SharedHead *s, float **received)
+static void complete_shared(const Pass *p, const SharedHead *s, float **received)
 {
+    const Training *m = p->m;
+    const uint32_t rows = p->rows;
     const uint32_t group = m->spec->n_heads / m->spec->n_kv_heads;
     const size_t n = 2 * (size_t)rows * m->spec->head_size;
     const float *operands[TREE_LEAVES_LIMIT];
@@ -217,8 +221,8 @@ static void complete_shared(Training *m, uint32_t rows, const SharedHead *s, flo
     }
     float *sum = (float *)operands[0];
     reduction_sum(reduction_find(&cache, group, 0, s->cuts, m->h->tp), operands, n, sum);
-    copy_head(m, rows, s->kv, m->dk, sum, false);
-    copy_head(m, rows, s->kv, m->dv, sum + n / 2, false);
+    copy_head(m, rows, s->kv, p->d->dk, sum, false);
+    copy_head(m, rows, s->kv, p->d->dv, sum + n / 2, false);
 }
 
 /* A rank's messages are one head after another; own subtrees lie among those received. */
@@ -237,7 +241,7 @@ void exchange_shared_heads(Pass *p)
         send[r] = at;
         for (uint32_t i = 0; i < m->n_shared; i++) {
             const SharedHead *s = &m->shared[i];
-            at += has_part(s, rank) && has_part(s, r) ? pack_shared(m, p->rows, s, at) : 0;
+            at += has_part(s, rank) && has_part(s, r) ? pack_shared(p, s, at) : 0;
         }
         send_sizes[r] = shared_floats(m, p->rows, rank, r) * sizeof(float);
     }
@@ -251,7 +255,7 @@ void exchange_shared_heads(Pass *p)
                                  receive_sizes);
     for (uint32_t i = 0; i < m->n_shared; i++) {
         if (has_part(&m->shared[i], rank)) {
-            complete_shared(m, p->rows, &m->shared[i], receive);
+            complete_shared(p, &m->shared[i], receive);
         }
     }
 }

@@ -208,18 +208,19 @@ void pass_attention(Pass *p, Tape *tape)
 
 /* ---- backward ---- */
 
-const float *pass_result_gradient(Pass *p, uint32_t site)
+const float *pass_result_gradient(Pass *p, uint32_t site, float *keep)
 {
     Training *m = p->m;
     size_t n;
-    if (!(p->batch->dropout.rate > 0.0f)) {
+    if (keep == NULL && !(p->batch->dropout.rate > 0.0f)) {
         return m->dx;
     }
+    float *to = keep != NULL ? keep : m->sum;
     const size_t own = pass_own_rows(p, m->width, &n);
-    memcpy(m->sum + own, m->dx + own, n * sizeof(float));
-    pass_dropout(p, site, m->sum);
+    memcpy(to + own, m->dx + own, n * sizeof(float));
+    pass_dropout(p, site, to);
     meet(p);
-    return m->sum;
+    return to;
 }
 
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
@@ -291,9 +292,9 @@ void pass_qkv_dx(Pass *p, uint32_t layer)
         kv_first[u] = ((head + group - 1) / group - m->h->kv_first) * spec->head_size;
     }
     const SpanDx spans[] = {
-        {m->dq, weight(p, ROLE_ATTN_Q, layer), m->q_width, m->attn_units.first},
-        {m->dk, weight(p, ROLE_ATTN_K, layer), m->kv_width, kv_first},
-        {m->dv, weight(p, ROLE_ATTN_V, layer), m->kv_width, kv_first},
+        {p->d->dq, weight(p, ROLE_ATTN_Q, layer), m->q_width, m->attn_units.first},
+        {p->d->dk, weight(p, ROLE_ATTN_K, layer), m->kv_width, kv_first},
+        {p->d->dv, weight(p, ROLE_ATTN_V, layer), m->kv_width, kv_first},
     };
     pass_units_dx(p, spans, 3, &m->attn_units);
 }
@@ -368,14 +369,14 @@ static void attend_backward(Pass *p, const Tape *tape, uint32_t sequence, uint32
                  q = row * m->q_width + (size_t)query_heads(m, kv, &n_q) * hd,
                  at = row * m->kv_width + (size_t)kv * hd;
     const AttentionBackwardArgs args = {.q = tape->q + q,
-                                        .dout = m->dq + q,
+                                        .dout = p->d->dq + q,
                                         .k = tape->k + at,
                                         .v = tape->v + at,
                                         .q_ld = m->q_width,
                                         .kv_ld = m->kv_width,
-                                        .dq = m->dq + q,
-                                        .dk = m->dk + at,
-                                        .dv = m->dv + at,
+                                        .dq = p->d->dq + q,
+                                        .dk = p->d->dk + at,
+                                        .dv = p->d->dv + at,
                                         .subtree_stride = (size_t)m->max_rows * m->kv_width,
                                         .n_rows = p->batch->length,
                                         .n_q = n_q,

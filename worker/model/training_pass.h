@@ -23,9 +23,18 @@ typedef struct Tape {
     float *act;          /* [rows][ffn_width] */
 } Tape;
 
+/* Gradients that a layer's weights' gradients are made of. */
+typedef struct LayerGradients {
+    float *dq, *dact; /* of the tape's q, act */
+    float *dk, *dv;   /* [kv_subtrees][rows][kv_width] */
+    float *out, *mid; /* [rows][width]: of the results of feed-forward and attention; only where
+                         weights are apart */
+} LayerGradients;
+
 typedef struct Slot {
-    Tape *tape; /* [layers of the stage] */
-    float *x;   /* [rows][width]: the last layer's result */
+    Tape *tape;                /* [layers of the stage] */
+    LayerGradients *gradients; /* [layers], where weights are apart */
+    float *x;                  /* [rows][width]: the last layer's result */
 } Slot;
 
 /* A KV head whose query heads are on several tensor ranks (NUMERICS 16). */
@@ -57,8 +66,7 @@ struct Training {
     float *partial;           /* [subtrees][rows][width]: partial sums, where tp > 1 */
     float *exchange;          /* what tensor ranks send each other beside partial sums */
     float *dx, *dh;           /* [rows][width] */
-    float *dq, *dact;         /* gradients of the tape's q, act */
-    float *dk, *dv;           /* [kv_subtrees][rows][kv_width] */
+    LayerGradients d;         /* of the running layer, where weights are not apart */
     float *stats;             /* [rows][2] */
     float **scratch;          /* per thread */
     GemmSegment **segments;   /* per thread: enough for every product */
@@ -72,8 +80,9 @@ typedef struct Pass {
     Training *m;
     const TrainBatch *batch;
     Slot *slot;
-    Parameters *g; /* backward only */
-    float *losses; /* loss only */
+    LayerGradients *d; /* of the running layer; backward only */
+    Parameters *g;     /* backward only */
+    float *losses;     /* loss only */
     float factor;
     uint32_t rows;
     unsigned t, n_threads;
@@ -143,9 +152,9 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);
 
 /* ---- backward ---- */
 
-/* The gradient of a sub-layer's result: m->dx, or that through dropout (m->sum; all threads, ends
- * with a barrier). */
-const float *pass_result_gradient(Pass *p, uint32_t site);
+/* The gradient of a sub-layer's result: m->dx, or a copy of it in `keep` (NULL: m->sum, if one is
+ * needed) through dropout. All threads; ends with a barrier if it copies. */
+const float *pass_result_gradient(Pass *p, uint32_t site, float *keep);
 /* dx = dy W for W [n_out][n_in], one chain over n_out. */
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
                     float *dx);
@@ -172,17 +181,20 @@ void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias);
 /* m->dx += the gradient of x through a norm whose result's gradient is m->dh; then, behind a
  * barrier, the norm's own gradients. dbias NULL: RMS norm. */
 void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias);
-/* m->dq (which holds the gradient of tape->attn), m->dk, m->dv. All threads; ends with a barrier.
+/* d->dq (which holds the gradient of tape->attn), d->dk, d->dv. All threads; ends with a barrier.
  */
 void pass_attention_backward(Pass *p, const Tape *tape);
-/* Gradients of QKV (m->dq, dk, dv) into m->dh, NUMERICS 3: per attention unit one chain, its Q
+/* Gradients of QKV (d->dq, dk, dv) into m->dh, NUMERICS 3: per attention unit one chain, its Q
  * columns, then K, then V of the KV heads whose first query head lies in it. */
 void pass_qkv_dx(Pass *p, uint32_t layer);
 
 /* ---- families: layer `layer` of the stage, tape->x to `out`. out NULL: what backward needs is
- * computed again and nothing else. Backward takes m->dx from the layer's result to its input. ----
- */
+ * computed again and nothing else. Backward takes m->dx from the layer's result to its input;
+ * weights adds the gradients of its matrices and biases, from p->d, where backward left them apart.
+ * ---- */
 void gpt2_layer_forward(Pass *p, uint32_t layer, float *out);
 void gpt2_layer_backward(Pass *p, uint32_t layer);
+void gpt2_layer_weights(Pass *p, uint32_t layer);
 void llama_training_layer_forward(Pass *p, uint32_t layer, float *out);
 void llama_training_layer_backward(Pass *p, uint32_t layer);
+void llama_training_layer_weights(Pass *p, uint32_t layer);

@@ -6,6 +6,7 @@
 #include "worker/train/micro_runner.h"
 
 #include "proto/base/checked.h"
+#include "proto/plan/tree.h"
 
 #include <math.h>
 
@@ -21,11 +22,11 @@ struct MicroRunner {
     Pipeline *pipeline;
     GArray *micro_batches; /* of MicroBatch: the replica's, in order */
     uint32_t slots;
-    uint32_t *tokens, *targets; /* [slots][micro_sequences][length] */
-    float *losses;              /* [micro_sequences][length] */
-    GradientFold *fold;         /* of the running step, like all from here */
-    Parameters *leaf_gradients;
-    uint32_t next_leaf; /* to be folded */
+    uint32_t *tokens, *targets;                    /* [slots][micro_sequences][length] */
+    float *losses;                                 /* [micro_sequences][length] */
+    GradientFold *fold;                            /* of the running step, like all from here */
+    Parameters *leaf_gradients[TREE_LEAVES_LIMIT]; /* by leaf: begun and not yet folded */
+    uint32_t next_leaf;                            /* to be folded */
     uint64_t step;
     float loss_factor, *sample_losses;
     uint64_t valid;
@@ -78,6 +79,7 @@ MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
         .length = options->source->length,
         .slots = r->slots,
         .smoothing = options->smoothing,
+        .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
         .recompute = options->recompute,
         .group = options->links != NULL ? &options->links->tensor.turns : NULL};
     r->training = training_new(&training, error);
@@ -92,7 +94,9 @@ void micro_runner_free(MicroRunner *r)
     training_free(r->training);
     pipeline_free(r->pipeline);
     g_array_unref(r->micro_batches);
-    parameters_free(r->leaf_gradients);
+    for (uint32_t i = 0; i < TREE_LEAVES_LIMIT; i++) {
+        parameters_free(r->leaf_gradients[i]);
+    }
     weft_free(r->tokens);
     weft_free(r->targets);
     weft_free(r->losses);
@@ -177,6 +181,16 @@ static void fold_empty_leaves(MicroRunner *r, uint32_t leaf)
     }
 }
 
+/* The gradients of a micro-batch are complete. */
+static void end_leaf(MicroRunner *r, const MicroBatch *micro)
+{
+    if (micro->ends) {
+        fold_empty_leaves(r, micro->leaf);
+        gradient_fold_leaf(r->fold, g_steal_pointer(&r->leaf_gradients[micro->leaf]));
+        r->next_leaf++;
+    }
+}
+
 static bool forward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
 {
     const TrainBatch batch = step_batch(r, slot, micro);
@@ -196,21 +210,28 @@ static bool backward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GEr
             r->sample_losses[micro->first + i] = sample_loss(r, &batch, i);
         }
     }
+    Parameters **gradients = &r->leaf_gradients[micro->leaf];
     if (micro->begins) {
-        fold_empty_leaves(r, micro->leaf);
-        r->leaf_gradients = gradient_fold_take(r->fold, error);
-        if (r->leaf_gradients == NULL) {
+        *gradients = gradient_fold_take(r->fold, error);
+        if (*gradients == NULL) {
             return false;
         }
     }
-    if (!passed(r, training_backward(r->training, slot, &batch, r->loss_factor, r->leaf_gradients),
+    if (!passed(r, training_backward(r->training, slot, &batch, r->loss_factor, *gradients),
                 error)) {
         return false;
     }
-    if (micro->ends) {
-        gradient_fold_leaf(r->fold, g_steal_pointer(&r->leaf_gradients));
-        r->next_leaf++;
+    if (r->o.schedule != PIPELINE_ZERO_BUBBLE) {
+        end_leaf(r, micro);
     }
+    return true;
+}
+
+static bool weights(MicroRunner *r, uint32_t slot, const MicroBatch *micro)
+{
+    const TrainBatch batch = step_batch(r, slot, micro);
+    training_weights(r->training, slot, &batch, r->leaf_gradients[micro->leaf]);
+    end_leaf(r, micro);
     return true;
 }
 
@@ -238,9 +259,16 @@ static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
         return train_channel_send(l, &l->to_previous, "gradients for the stage before",
                                   training_gradient(r->training), bytes, error);
     case PIPELINE_WEIGHTS:
-        break;
+        return weights(r, slot, micro);
     }
     g_assert_not_reached();
+}
+
+static void give_leaves_back(MicroRunner *r)
+{
+    for (uint32_t i = 0; i < TREE_LEAVES_LIMIT; i++) {
+        gradient_fold_give(r->fold, g_steal_pointer(&r->leaf_gradients[i]));
+    }
 }
 
 bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, GradientFold *fold,
@@ -257,7 +285,7 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     gradient_fold_begin(fold, r->o.leaves->n_leaves, cuts[0], cuts[1]);
     for (uint32_t i = 0; i < ops->len; i++) {
         if (!run_op(r, &g_array_index(ops, PipelineOp, i), error)) {
-            gradient_fold_give(fold, g_steal_pointer(&r->leaf_gradients));
+            give_leaves_back(r);
             return false;
         }
     }

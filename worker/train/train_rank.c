@@ -55,8 +55,6 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
                 !(o->dropout.rate >= 0.0f && o->dropout.rate < 1.0f)
             ? g_strdup_printf("dropout %g and label smoothing %g must be 0 or more and below 1",
                               (double)o->dropout.rate, (double)o->smoothing)
-        : o->schedule == PIPELINE_ZERO_BUBBLE
-            ? g_strdup("schedule zero-bubble is not run here; choose 1f1b or gpipe")
             : NULL;
     if (what != NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "training: %s", what);

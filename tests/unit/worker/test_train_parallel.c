@@ -53,6 +53,11 @@ static void gpipe(TrainRankOptions *options)
     options->schedule = PIPELINE_GPIPE;
 }
 
+static void zero_bubble(TrainRankOptions *options)
+{
+    options->schedule = PIPELINE_ZERO_BUBBLE;
+}
+
 static void recompute(TrainRankOptions *options)
 {
     options->recompute = true;
@@ -89,6 +94,9 @@ static const RunSpread pipelines[] = {
     {.pp = 3, .change = gpipe_recompute},
     {.pp = 3, .dp = 2, .change = recompute},
     {.pp = 2, .dp = 3, .micro = 2, .change = gpipe_recompute},
+    {.pp = 3, .change = zero_bubble},
+    {.pp = 2, .dp = 2, .threads = 2, .change = zero_bubble},
+    {.change = zero_bubble},
     {.change = recompute, .threads = 2},
 };
 
@@ -134,7 +142,7 @@ static void test_tensor_ranks(void **state)
 
 static const RunSpread mixes[] = {
     {.dp = 2, .pp = 2, .tp = 2, .change = recompute},
-    {.dp = 1, .pp = 3, .tp = 3, .edit = NULL},
+    {.pp = 3, .tp = 3, .change = zero_bubble},
     {.dp = 2, .pp = 2, .tp = 3, .change = gpipe_recompute},
     {.dp = 2, .tp = 2, .edit = uneven, .change = recompute},
     {.dp = 2, .pp = 2, .tp = 2, .edit = uneven, .threads = 2},
