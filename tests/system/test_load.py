@@ -80,7 +80,7 @@ def case_never_read():
     """streams that nobody reads give back what they held, and memory stays flat; the others finish meanwhile"""
     def wave():
         steady = load.bench(server, *STEADY)
-        load.never_read(server, 30, 1500)
+        load.never_read(server, 30, 300)
         result = steady()
         assert (result["completed"], result["failed"]) == (40, 0), result
     stays_flat(wave)
