@@ -65,6 +65,7 @@ struct MainLoop {
     GMainContext *context;
     GSource *source;
     int timer_fd;
+    void *timer_tag; /* of the source: what was polled of timer_fd */
 
     pthread_mutex_t mutex; /* guards posts and quit */
     GArray *posts;
@@ -103,7 +104,7 @@ static void real_post(Loop *loop, LoopFn fn, void *user)
     bool first = self->posts->len == 0;
     g_array_append_val(self->posts, post);
     pthread_mutex_unlock(&self->mutex);
-    if (first) {
+    if (first && !g_main_context_is_owner(self->context)) { /* a round looks again at its end */
         g_main_context_wakeup(self->context);
     }
 }
@@ -291,7 +292,8 @@ static gboolean source_dispatch(GSource *source, GSourceFunc callback, void *dat
 {
     MainLoop *self = ((MainLoopSource *)source)->owner;
     uint64_t expirations;
-    while (read(self->timer_fd, &expirations, sizeof expirations) > 0) {
+    if (g_source_query_unix_fd(source, self->timer_tag) != 0 &&
+        read(self->timer_fd, &expirations, sizeof expirations) > 0) {
         self->armed_us = INT64_MAX; /* it fired: one-shot */
     }
     run_posts(self);
@@ -329,7 +331,7 @@ MainLoop *main_loop_new(void)
     self->next_watch_id = 1;
     self->source = g_source_new(&source_funcs, sizeof(MainLoopSource));
     ((MainLoopSource *)self->source)->owner = self;
-    g_source_add_unix_fd(self->source, self->timer_fd, G_IO_IN);
+    self->timer_tag = g_source_add_unix_fd(self->source, self->timer_fd, G_IO_IN);
     g_source_attach(self->source, self->context);
     return self;
 }

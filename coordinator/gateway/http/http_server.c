@@ -112,17 +112,30 @@ static void wake(HttpServer *server)
     }
 }
 
+static void flush_kicks(void *user)
+{
+    HttpServer *server = user;
+    g_mutex_lock(&server->lock);
+    if (server->wake_fd >= 0 && !g_queue_is_empty(&server->kicks)) {
+        wake(server);
+    }
+    g_mutex_unlock(&server->lock);
+    http_server_unref(server);
+}
+
+/* The thread is woken once the loop has done what is there to do: a step's tokens for all streams
+ * come together. */
 void http_server_kick(HttpServer *server, HttpExchange *x)
 {
     g_mutex_lock(&server->lock);
-    if (server->wake_fd >= 0) {
-        bool first = g_queue_is_empty(&server->kicks);
+    const bool is_open = server->wake_fd >= 0, first = g_queue_is_empty(&server->kicks);
+    if (is_open) {
         g_queue_push_tail(&server->kicks, exchange_ref(x));
-        if (first) {
-            wake(server);
-        }
     }
     g_mutex_unlock(&server->lock);
+    if (is_open && first) {
+        loop_post(server->options.loop, flush_kicks, http_server_ref(server));
+    }
 }
 
 /* ---- phases of a peer ---- */
