@@ -6,77 +6,135 @@
 #include "kernels/ops/sample.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
+#include "worker/model/training.h"
 
 #include <string.h>
 
 enum { FEISTEL_ROUNDS = 6 };
 
+/* Documents side by side: ids [first, first + n). */
+typedef struct Window {
+    uint64_t first;
+    uint32_t n;
+} Window;
+
 struct TokenData {
     uint32_t *ids;
+    uint8_t *flags; /* DOCUMENT_*; NULL: all are learnt, one document */
     size_t n;
     uint32_t length, vocabulary;
+    GArray *windows; /* Window; NULL: a stream */
 };
 
-TokenData *token_data_new(const uint32_t *ids, size_t n, uint32_t length, GError **error)
+static TokenData *data_new(const uint32_t *ids, const uint8_t *flags, size_t n, uint32_t length,
+                           GError **error)
 {
-    if (length < 1 || n < (size_t)length + 1) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "training data has %zu tokens, fewer than one sequence of %u and its last "
-                    "target; give more text or shorter sequences",
-                    n, length);
-        return NULL;
-    }
     g_autoptr(TokenData) d = g_new0(TokenData, 1);
+    d->n = n;
+    d->length = length;
     d->ids = weft_alloc(n, sizeof *d->ids, "training data", error);
-    if (d->ids == NULL) {
+    d->flags = d->ids != NULL && flags != NULL ? weft_alloc(n, 1, "training data", error) : NULL;
+    if (d->ids == NULL || (flags != NULL && d->flags == NULL)) {
         return NULL;
     }
     memcpy(d->ids, ids, n * sizeof *ids);
-    d->n = n;
-    d->length = length;
+    if (flags != NULL) {
+        memcpy(d->flags, flags, n);
+    }
     for (size_t i = 0; i < n; i++) {
         d->vocabulary = MAX(d->vocabulary, ids[i] + 1);
     }
     return g_steal_pointer(&d);
 }
 
+static bool check_length(size_t n, uint32_t length, GError **error)
+{
+    if (length < 1 || n < (size_t)length + 1) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "training data has %zu tokens, fewer than one sequence of %u "
+                    "and its last "
+                    "target; give more text or shorter sequences",
+                    n, length);
+        return false;
+    }
+    return true;
+}
+
+TokenData *token_data_new(const uint32_t *ids, size_t n, uint32_t length, GError **error)
+{
+    return check_length(n, length, error) ? data_new(ids, NULL, n, length, error) : NULL;
+}
+
+/* The end of the document that begins at `at`. */
+static size_t document_end(const TokenData *d, size_t at)
+{
+    do {
+        at++;
+    } while (at < d->n && (d->flags[at] & DOCUMENT_BEGIN) == 0);
+    return at;
+}
+
+/* A window is closed when the next document does not fit; one that fits into no
+ * window is cut. */
+static void pack(TokenData *d)
+{
+    Window window = {0};
+    d->windows = g_array_new(FALSE, FALSE, sizeof window);
+    for (size_t at = 0, end; at < d->n; at = end) {
+        end = document_end(d, at);
+        if (window.n > 0 && end - at > d->length - window.n) {
+            g_array_append_val(d->windows, window);
+            window = (Window){.first = at};
+        }
+        for (; end - at > d->length; at += d->length) {
+            const Window whole = {at, d->length};
+            g_array_append_val(d->windows, whole);
+            window = (Window){.first = at + d->length};
+        }
+        window.n += (uint32_t)(end - at);
+    }
+    if (window.n > 0) {
+        g_array_append_val(d->windows, window);
+    }
+}
+
+TokenData *token_data_from(const Documents *documents, uint32_t length, TokenPacking packing,
+                           GError **error)
+{
+    const bool packed = packing == TOKENS_DOCUMENTS;
+    if (!check_length(packed ? (size_t)length + 1 : documents->n, length, error)) {
+        return NULL;
+    }
+    TokenData *d = data_new(documents->ids, documents->flags, documents->n, length, error);
+    if (d != NULL && packed) {
+        pack(d);
+    }
+    return d;
+}
+
 TokenData *token_data_load(const char *path, const Tokenizer *tokenizer, uint32_t length,
                            GError **error)
 {
-    g_autofree char *text = NULL;
-    g_autoptr(GError) failed = NULL;
-    gsize size;
-    if (!g_file_get_contents(path, &text, &size, &failed)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
-                    "training data %s: %s; give a text file", path, failed->message);
-        return NULL;
-    }
-    g_autoptr(GArray) ids = NULL;
-    if (tokenizer != NULL) {
-        ids = tokenizer_encode(tokenizer, text, size, false, false, error);
-    } else {
-        ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), 0);
-        for (size_t i = 0; i < size; i++) {
-            const uint32_t id = (uint8_t)text[i];
-            g_array_append_val(ids, id);
-        }
-    }
-    return ids == NULL
-               ? NULL
-               : token_data_new((const uint32_t *)(void *)ids->data, ids->len, length, error);
+    const DocumentOptions options = {.format = DOCUMENT_TEXT, .tokenizer = tokenizer};
+    g_autoptr(Documents) documents = documents_load(path, &options, error);
+    return documents != NULL ? token_data_from(documents, length, TOKENS_STREAM, error) : NULL;
 }
 
 void token_data_free(TokenData *d)
 {
     if (d != NULL) {
         weft_free(d->ids);
+        weft_free(d->flags);
+        if (d->windows != NULL) {
+            g_array_unref(d->windows);
+        }
         g_free(d);
     }
 }
 
 uint64_t token_data_windows(const TokenData *d)
 {
-    return (d->n - 1) / d->length;
+    return d->windows != NULL ? d->windows->len : (d->n - 1) / d->length;
 }
 
 uint32_t token_data_vocabulary(const TokenData *d)
@@ -115,11 +173,44 @@ uint64_t token_data_window_of(const TokenData *d, uint64_t seed, uint64_t sample
     return x;
 }
 
+static Window window_at(const TokenData *d, uint64_t window)
+{
+    return d->windows != NULL ? g_array_index(d->windows, Window, window)
+                              : (Window){window * d->length, d->length};
+}
+
+/* What is learnt at position `at - 1`. */
+static uint32_t target_at(const TokenData *d, size_t at)
+{
+    const uint8_t flags = d->flags != NULL ? d->flags[at] : DOCUMENT_LOSS;
+    const bool apart = d->windows != NULL && (flags & DOCUMENT_BEGIN) != 0;
+    return apart || (flags & DOCUMENT_LOSS) == 0 ? TARGET_NONE : d->ids[at];
+}
+
 void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint32_t *targets)
 {
-    const uint32_t *at = d->ids + window * d->length;
-    memcpy(tokens, at, d->length * sizeof *tokens);
-    memcpy(targets, at + 1, d->length * sizeof *targets);
+    const Window w = window_at(d, window);
+    memcpy(tokens, d->ids + w.first, w.n * sizeof *tokens);
+    for (uint32_t i = 0; i < w.n; i++) {
+        const size_t next = w.first + i + 1;
+        targets[i] = next < d->n ? target_at(d, next) : TARGET_NONE;
+    }
+    for (uint32_t i = w.n; i < d->length; i++) {
+        tokens[i] = 0;
+        targets[i] = TARGET_NONE;
+    }
+}
+
+void token_data_segments(const TokenData *d, uint64_t window, uint32_t *segments)
+{
+    const Window w = window_at(d, window);
+    uint32_t segment = 0;
+    for (uint32_t i = 0; i < d->length; i++) {
+        const bool begins = i == w.n || (i > 0 && i < w.n && d->flags != NULL &&
+                                         (d->flags[w.first + i] & DOCUMENT_BEGIN) != 0);
+        segment += begins && i > 0;
+        segments[i] = segment;
+    }
 }
 
 static void read_sample(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)

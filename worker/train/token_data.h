@@ -1,15 +1,23 @@
-/* Training data: a text as ids, cut into windows of `length` tokens, each with the next token of
- * every position as its target. Which window a sample is, is a pure function of (seed, sample):
+/* Training data: ids in windows of `length` tokens, each with the next token of every position as
+ * its target. Which window a sample is, is a pure function of (seed, sample):
  * epochs go through all windows once, each in an order of its own. Immutable; any thread. */
 #pragma once
 
-#include "proto/text/tokenizer.h"
+#include "worker/train/documents.h"
 #include "worker/train/sample_source.h"
 
 typedef struct TokenData TokenData;
 
+/* stream: windows of the whole text, documents or not. documents: a window holds whole documents in
+ * order, as many as fit; one that is longer than a window is cut into several; what is left of a
+ * window has no targets, and no target lies in another document. */
+typedef enum TokenPacking { TOKENS_STREAM, TOKENS_DOCUMENTS } TokenPacking;
+
 /* ids: copied. INVALID: fewer ids than a window and its last target take. Returned. */
 TokenData *token_data_new(const uint32_t *ids, size_t n, uint32_t length, GError **error);
+/* The ids of documents (copied), those without LOSS as no targets. INVALID as above. */
+TokenData *token_data_from(const Documents *documents, uint32_t length, TokenPacking packing,
+                           GError **error);
 /* A text file: its tokens, or its bytes when there is no tokenizer (borrowed for the call). */
 TokenData *token_data_load(const char *path, const Tokenizer *tokenizer, uint32_t length,
                            GError **error);
@@ -21,8 +29,10 @@ uint64_t token_data_windows(const TokenData *d);
 uint32_t token_data_vocabulary(const TokenData *d);
 /* The window of sample number `sample` (0, 1, ... over all steps). */
 uint64_t token_data_window_of(const TokenData *d, uint64_t seed, uint64_t sample);
-/* Its tokens and targets, `length` each. */
+/* Its tokens and targets, `length` each; TARGET_NONE (training.h) where there is none. */
 void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint32_t *targets);
+/* The document of each of its positions, from 0; what fills the window up is one more. */
+void token_data_segments(const TokenData *d, uint64_t window, uint32_t *segments);
 
 /* Windows as samples: by the order of a seed, or in the text's own order (validation). */
 typedef struct TokenSamples {
