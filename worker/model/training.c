@@ -177,15 +177,14 @@ static void head_dx(Pass *p)
                                     .step = m->chunk_steps[c]};
     }
     if (first < last && m->chunks.n > 0) {
-        const GemmArgs args = {.m = p->rows,
-                               .n = last - first,
-                               .segments = segments,
-                               .n_segments = m->chunks.n,
-                               .c = target + first,
-                               .ld = m->width,
-                               .subtree_stride = stride,
-                               .scratch = m->scratch[p->t]};
-        m->o.kernels->train.gemm(&args);
+        GemmArgs args = {.m = p->rows,
+                         .n = last - first,
+                         .segments = segments,
+                         .n_segments = m->chunks.n,
+                         .c = target + first,
+                         .ld = m->width,
+                         .subtree_stride = stride};
+        pass_multiply(p, &args, 0);
     }
     pass_fold(p, &m->chunks, m->dh, "gradients through the head");
 }

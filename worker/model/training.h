@@ -13,6 +13,7 @@
 #include "transport/group/turns.h"
 #include "worker/model/dropout.h"
 #include "worker/model/parameters.h"
+#include "worker/model/training_precision.h"
 
 #define TARGET_NONE UINT32_MAX /* a position without a target: no loss, no gradient */
 
@@ -33,9 +34,10 @@ typedef struct TrainingOptions {
     uint32_t max_sequences, length; /* of a micro-batch; length <= the model's context */
     uint32_t slots;  /* micro-batches whose forward pass is done and backward is not, at most */
     float smoothing; /* of labels: the loss is (1 - s) (lse - z_target) + s (lse - mean of z) */
-    bool apart;      /* gradients of the layers' matrices and biases by training_weights(); not with
-                        recompute */
-    bool recompute;  /* keep only each layer's input, and run the layer again before its backward */
+    Precision precision;
+    bool apart;     /* gradients of the layers' matrices and biases by training_weights(); not with
+                       recompute */
+    bool recompute; /* keep only each layer's input, and run the layer again before its backward */
     GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
 } TrainingOptions;
 

@@ -29,9 +29,11 @@ void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
     meet(p);
     if (p->t == 0 && talks(m)) {
         const GroupWait wait = group_turn(m->o.group, operation);
+        const unsigned modes = precision_begin(m->o.precision);
         m->status =
             group_all_reduce(m->o.group->group, &wait, units->n_leaves, units->cuts, m->partial,
                              (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
+        precision_end(modes);
     }
     meet(p);
 }

@@ -18,10 +18,10 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count)
     return (size_t)first * n;
 }
 
-static void multiply(Pass *p, GemmArgs *args)
+void pass_multiply(Pass *p, GemmArgs *args, uint32_t period)
 {
     args->scratch = p->m->scratch[p->t];
-    p->m->o.kernels->train.gemm(args);
+    precision_gemm(p->m->o.kernels, p->m->o.precision, args, period, &p->m->narrow[p->t]);
 }
 
 static const TreeStep whole = {.n_merges = 0, .emit = 1};
@@ -46,12 +46,14 @@ void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, uns
                                          .b_column = n_in,
                                          .length = n_in,
                                          .step = whole};
-            multiply(p, &(GemmArgs){.m = p->rows,
-                                    .n = b - a,
-                                    .segments = &segment,
-                                    .n_segments = 1,
-                                    .c = list[i].y + (a - base),
-                                    .ld = list[i].n_out});
+            pass_multiply(p,
+                          &(GemmArgs){.m = p->rows,
+                                      .n = b - a,
+                                      .segments = &segment,
+                                      .n_segments = 1,
+                                      .c = list[i].y + (a - base),
+                                      .ld = list[i].n_out},
+                          0);
         }
     }
 }
@@ -74,13 +76,15 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
     if (first < last) {
         size_t stride;
         float *c = pass_fold_target(p, p->m->sum, &stride) + first;
-        multiply(p, &(GemmArgs){.m = p->rows,
-                                .n = last - first,
-                                .segments = segments,
-                                .n_segments = units->n,
-                                .c = c,
-                                .ld = p->m->width,
-                                .subtree_stride = stride});
+        pass_multiply(p,
+                      &(GemmArgs){.m = p->rows,
+                                  .n = last - first,
+                                  .segments = segments,
+                                  .n_segments = units->n,
+                                  .c = c,
+                                  .ld = p->m->width,
+                                  .subtree_stride = stride},
+                      0);
     }
     pass_fold(p, units, p->m->sum, "partial sums of a sub-layer");
 }
@@ -237,12 +241,14 @@ void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, ui
                                  .length = n_out,
                                  .step = whole};
     if (first < last) {
-        multiply(p, &(GemmArgs){.m = p->rows,
-                                .n = last - first,
-                                .segments = &segment,
-                                .n_segments = 1,
-                                .c = dx + first,
-                                .ld = n_in});
+        pass_multiply(p,
+                      &(GemmArgs){.m = p->rows,
+                                  .n = last - first,
+                                  .segments = &segment,
+                                  .n_segments = 1,
+                                  .c = dx + first,
+                                  .ld = n_in},
+                      0);
     }
 }
 
@@ -269,13 +275,15 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *
     if (first < last) {
         size_t stride;
         float *c = pass_fold_target(p, p->m->dh, &stride) + first;
-        multiply(p, &(GemmArgs){.m = p->rows,
-                                .n = last - first,
-                                .segments = segments,
-                                .n_segments = n,
-                                .c = c,
-                                .ld = width,
-                                .subtree_stride = stride});
+        pass_multiply(p,
+                      &(GemmArgs){.m = p->rows,
+                                  .n = last - first,
+                                  .segments = segments,
+                                  .n_segments = n,
+                                  .c = c,
+                                  .ld = width,
+                                  .subtree_stride = stride},
+                      0);
     }
     pass_fold(p, units, p->m->dh, "gradients through a sub-layer");
 }
@@ -318,13 +326,15 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
                                          .b_column = 1,
                                          .length = p->rows,
                                          .step = whole};
-            multiply(p, &(GemmArgs){.m = b - a,
-                                    .n = g->n_in,
-                                    .segments = &segment,
-                                    .n_segments = 1,
-                                    .accumulate = true,
-                                    .c = g->dw + (size_t)(a - base) * g->n_in,
-                                    .ld = g->n_in});
+            pass_multiply(p,
+                          &(GemmArgs){.m = b - a,
+                                      .n = g->n_in,
+                                      .segments = &segment,
+                                      .n_segments = 1,
+                                      .accumulate = true,
+                                      .c = g->dw + (size_t)(a - base) * g->n_in,
+                                      .ld = g->n_in},
+                          p->batch->length);
         }
     }
 }

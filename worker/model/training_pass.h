@@ -2,6 +2,7 @@
 #pragma once
 
 #include "worker/model/training.h"
+#include "worker/model/training_precision.h"
 
 /* A contraction that is cut: own unit u is elements [first[u], first[u + 1]) of what the rank has.
  */
@@ -69,6 +70,7 @@ struct Training {
     LayerGradients d;         /* of the running layer, where weights are not apart */
     float *stats;             /* [rows][2] */
     float **scratch;          /* per thread */
+    PrecisionScratch *narrow; /* per thread; nothing in it for f32 */
     GemmSegment **segments;   /* per thread: enough for every product */
     const uint8_t ***pages;   /* per thread: blocks of k, then of v */
     GroupStatus status;       /* of this call's exchanges: the first that failed */
@@ -122,6 +124,9 @@ void exchange_row_stats(Pass *p);
 /* Thread 0. Gradients of keys and values of shared KV heads: all subtrees to all who share. */
 void exchange_shared_heads(Pass *p);
 size_t exchange_floats(const Training *t);
+
+/* A product in the training's precision, scratch filled in; period as for precision_gemm(). */
+void pass_multiply(Pass *p, GemmArgs *args, uint32_t period);
 
 /* ---- forward ---- */
 

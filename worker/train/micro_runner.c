@@ -79,6 +79,7 @@ MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
         .length = options->source->length,
         .slots = r->slots,
         .smoothing = options->smoothing,
+        .precision = options->precision,
         .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
         .recompute = options->recompute,
         .group = options->links != NULL ? &options->links->tensor.turns : NULL};

@@ -20,6 +20,7 @@ typedef struct MicroRunnerOptions {
     uint32_t sequences, micro_sequences;
     PipelineKind schedule;
     bool recompute;
+    Precision precision;
     Dropout dropout;
     float smoothing; /* of labels */
 } MicroRunnerOptions;

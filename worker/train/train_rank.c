@@ -125,6 +125,7 @@ static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **
                                        .micro_sequences = o->micro_sequences,
                                        .schedule = o->schedule,
                                        .recompute = o->recompute,
+                                       .precision = o->precision,
                                        .dropout = o->dropout,
                                        .smoothing = o->smoothing};
     t->runner = micro_runner_new(&runner, error);
@@ -145,11 +146,12 @@ TrainRank *train_rank_new(const TrainRankOptions *options, Parameters *weights, 
     g_autoptr(TrainRank) t = g_new0(TrainRank, 1);
     t->o = *options;
     t->o.micro_sequences = MIN(options->micro_sequences, options->sequences);
+    t->o.scaling.dynamic |= options->precision == PRECISION_F16;
     t->position = train_position(plan, options->replica, options->stage, options->rank);
     if (!check(options, &t->position, error) || !build(t, plan, weights, error)) {
         return NULL;
     }
-    t->at.scale = loss_scale_begin(&options->scaling);
+    t->at.scale = loss_scale_begin(&t->o.scaling);
     t->weights = weights;
     return g_steal_pointer(&t);
 }

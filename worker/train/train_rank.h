@@ -24,7 +24,8 @@ typedef struct TrainRankOptions {
     uint32_t leaves;          /* 1..64: the result depends on it */
     uint32_t micro_sequences; /* at most, of a micro-batch; the result does not */
     OptimizerSettings optimizer;
-    LossScaleRule scaling;
+    Precision precision;   /* of products; weights, moments and the rest are f32 */
+    LossScaleRule scaling; /* f16: always dynamic */
     Dropout dropout;
     float smoothing;  /* of labels, 0 to less than 1 */
     const Plan *plan; /* NULL: this rank alone */

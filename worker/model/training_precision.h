@@ -1,0 +1,33 @@
+/* Products of narrow operands with f32 sums, for training with f32 master weights:
+ *   bf16  bf16dot (NUMERICS 10): acc = fma(even, fma(odd, acc)) over pairs of the contraction,
+ *         subnormals flushed at each step, also where units are folded; an odd one out pairs with 0
+ *   f16   operands rounded to f16 (too large: infinite), f32 chains as ever
+ * Operands are rounded when they are read; what is kept is f32, so running forward again gives the
+ * same. Everything but these products is f32. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+#include <glib.h>
+
+typedef enum Precision { PRECISION_F32 = 0, PRECISION_BF16 = 1, PRECISION_F16 = 2 } Precision;
+#define PRECISION_LIMIT 3u
+const char *precision_name(Precision p);                                /* static */
+bool precision_parse(const char *name, Precision *out, GError **error); /* INVALID: unknown */
+
+/* A thread's room for rounded operands. */
+typedef struct PrecisionScratch {
+    GemmSegment *segments; /* as many as a product has */
+    float *floats;         /* precision_floats() */
+} PrecisionScratch;
+/* longest: of a product's whole contraction. */
+size_t precision_floats(uint64_t longest);
+
+/* args as for the kernel's gemm. period: pairs do not go over its multiples (tokens of a sample in
+ * a contraction over tokens); 0: they go through a segment. */
+void precision_gemm(const Kernels *kernels, Precision precision, const GemmArgs *args,
+                    uint32_t period, const PrecisionScratch *scratch);
+
+/* The floating-point modes of folds of such products on this thread; end with what begin gave. */
+unsigned precision_begin(Precision precision);
+void precision_end(unsigned modes);
