@@ -2,8 +2,8 @@
 #include "worker/serve/engine_state.h"
 
 #include "proto/base/error.h"
-#include "transport/crypto/keys.h"
 #include "transport/group/group.h"
+#include "worker/peer_link.h"
 
 #include <string.h>
 
@@ -61,12 +61,15 @@ static bool connect_peer(Engine *e, const Greeting *g, const EnginePeer *peer, G
                             .epoch = e->o.epoch,
                             .job = e->o.plan->job,
                             .replica = e->o.replica};
-    LinkConnect connect = {.address = peer->address, .peer = other, .seal = g->seal};
-    connect.handle = keys_handle(g->secret, &scope, MIN(mine, other), MAX(mine, other));
-    keys_derive(g->secret, &scope, g->boot_id, peer->boot_id, mine, other, connect.send_key);
-    keys_derive(g->secret, &scope, peer->boot_id, g->boot_id, other, mine, connect.receive_key);
-    e->links[other] = link_connect(e->port, &connect, error);
-    keys_erase(&connect, sizeof connect);
+    const PeerLink link = {.secret = g->secret,
+                           .scope = scope,
+                           .own_boot = g->boot_id,
+                           .peer_boot = peer->boot_id,
+                           .own = mine,
+                           .peer = other,
+                           .address = peer->address,
+                           .seal = g->seal};
+    e->links[other] = peer_link_connect(e->port, &link, error);
     return e->links[other] != NULL;
 }
 
