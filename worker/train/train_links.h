@@ -63,3 +63,5 @@ typedef struct TrainTraffic {
     uint64_t world, data, tensor, pipeline, tied; /* bytes */
 } TrainTraffic;
 TrainTraffic train_links_traffic(const TrainLinks *l);
+/* Time that this rank has waited for others, without what its port was busy with meanwhile. */
+uint64_t train_links_wait_us(const TrainLinks *l);

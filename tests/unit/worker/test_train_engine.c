@@ -1,0 +1,406 @@
+/* Training engines, several in one process over inproc links: any layout gives one process's losses
+ * and weights, also when it goes on from what another layout left; a rank that dies, falls silent
+ * or is stopped ends the epoch everywhere and is named. */
+#include "tests/unit/worker/toy_training.h"
+
+#include "proto/base/error.h"
+#include "transport/daemon/daemon.h"
+#include "worker/train/train_engine.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { STEPS = 4, RANKS_LIMIT = 4, TOKENS = 900, PATIENCE_US = 240 * 1000 * 1000 };
+
+typedef struct Rank {
+    struct World *world;
+    TrainEngine *engine;
+    bool loaded, running, ended;
+    GError *error;
+    Hash128 digest;
+    float losses[STEPS];
+    uint32_t n_steps, validations;
+    float validation;
+    GPtrArray *snapshots; /* of TrainSnapshot */
+} Rank;
+
+typedef struct World {
+    const Toy *toy;
+    MainLoop *main;
+    LinkFill *fill, *faults;
+    ModelSpec *spec;
+    Plan *plan;
+    uint32_t ids[TOKENS];
+    uint32_t n_ranks;
+    Rank ranks[RANKS_LIMIT];
+    const GPtrArray *from; /* of TrainSnapshot: what the restored state is read from */
+    atomic_bool silent;    /* the faulty fill drops everything */
+    uint32_t stop_rank, stop_step;
+    bool stops, silences;
+    uint64_t steps; /* more than will ever be run, where something stops them */
+    bool settled;   /* all started engines have ended */
+} World;
+
+/* ---- what an engine asks and tells ---- */
+
+static bool feed_tokens(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
+                        GError **error)
+{
+    const World *w = user;
+    assert_true(first + n <= TOKENS);
+    memcpy(out, w->ids + first, n * sizeof *out);
+    return true;
+}
+
+/* From the piece that has the element. */
+static float element_of(const GPtrArray *snapshots, const char *tensor, uint32_t row,
+                        uint32_t column)
+{
+    for (guint i = 0; i < snapshots->len; i++) {
+        const TrainSnapshot *s = snapshots->pdata[i];
+        for (uint32_t p = 0; p < s->n_pieces; p++) {
+            const CheckpointPiece *piece = &s->pieces[p];
+            const SliceRect *r = &piece->rect;
+            if (strcmp(piece->tensor, tensor) == 0 && row - r->row0 < r->n_rows &&
+                column - r->col0 < r->n_cols) {
+                return piece->data[(row - r->row0) * piece->ld + (column - r->col0)];
+            }
+        }
+    }
+    fail_msg("no piece has %s (%u, %u)", tensor, row, column);
+    return 0;
+}
+
+static bool feed_floats(void *user, const char *tensor, SliceRect rect, float *out, size_t ld,
+                        GError **error)
+{
+    const World *w = user;
+    for (uint32_t r = 0; r < rect.n_rows; r++) {
+        for (uint32_t c = 0; c < rect.n_cols; c++) {
+            out[r * ld + c] = element_of(w->from, tensor, rect.row0 + r, rect.col0 + c);
+        }
+    }
+    return true;
+}
+
+static void settle(World *w)
+{
+    w->settled = true;
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        w->settled = w->settled && (w->ranks[r].ended || w->ranks[r].engine == NULL);
+    }
+}
+
+static void start_all(World *w)
+{
+    TrainPeer peers[RANKS_LIMIT];
+    const uint8_t secret[32] = {7};
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        if (!w->ranks[r].loaded) {
+            return;
+        }
+        peers[r] = (TrainPeer){.worker = "w", .address = train_engine_address(w->ranks[r].engine)};
+        peers[r].boot_id[0] = (uint8_t)r;
+    }
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        train_engine_start(w->ranks[r].engine, secret, peers[r].boot_id, true, peers, w->n_ranks);
+    }
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        g_bytes_unref(peers[r].address);
+    }
+}
+
+static void on_loaded(void *user)
+{
+    Rank *rank = user;
+    rank->loaded = true;
+    start_all(rank->world);
+}
+
+static void on_running(void *user)
+{
+    ((Rank *)user)->running = true;
+}
+
+static void on_step(const TrainReport *report, void *user)
+{
+    Rank *rank = user;
+    World *w = rank->world;
+    assert_true(rank->running && report->step.step < w->steps);
+    if (report->step.step < STEPS) {
+        rank->losses[report->step.step] = report->step.loss;
+    }
+    rank->n_steps++;
+    if (report->validated) {
+        rank->validations++;
+        rank->validation = report->validation;
+    }
+    assert_true(report->seconds > 0 && report->waited >= 0 &&
+                report->waited <= report->seconds + 1e-3);
+    if (rank == &w->ranks[w->stop_rank] && report->step.step == w->stop_step) {
+        atomic_store(&w->silent, w->silences);
+        if (w->stops) {
+            train_engine_free(g_steal_pointer(&rank->engine));
+            settle(w);
+        }
+    }
+}
+
+static void on_snapshot(TrainSnapshot *snapshot, void *user)
+{
+    Rank *rank = user;
+    g_ptr_array_add(rank->snapshots, snapshot);
+    if (rank->engine != NULL) {
+        train_engine_taken(rank->engine);
+    }
+}
+
+static void on_ended(const Hash128 *digest, const GError *error, void *user)
+{
+    Rank *rank = user;
+    assert_false(rank->ended);
+    assert_true((digest != NULL) != (error != NULL));
+    rank->ended = true;
+    rank->error = error != NULL ? g_error_copy(error) : NULL;
+    rank->digest = digest != NULL ? *digest : (Hash128){{0}};
+    settle(rank->world);
+}
+
+static FaultAction drop_when_silent(uint64_t tag, const void *data, size_t size, void *user)
+{
+    return atomic_load(&((World *)user)->silent) ? FAULT_DROP : FAULT_PASS;
+}
+
+/* ---- a run ---- */
+
+static void snapshot_free(void *snapshot)
+{
+    train_snapshot_free(snapshot);
+}
+
+static World *world_new(const Toy *toy, uint32_t dp, uint32_t pp, uint32_t tp)
+{
+    World *w = g_new0(World, 1);
+    w->toy = toy;
+    w->main = main_loop_new();
+    w->fill = link_fill_inproc_new();
+    w->faults = link_fill_fault_new(w->fill, drop_when_silent, w);
+    w->spec = toy_spec(toy);
+    w->plan = train_plan_new(w->spec, dp, pp, tp, NULL);
+    w->n_ranks = dp * pp * tp;
+    w->stop_rank = RANKS_LIMIT - 1;
+    w->stop_step = UINT32_MAX;
+    w->steps = STEPS;
+    for (uint32_t i = 0; i < TOKENS; i++) {
+        w->ids[i] = (i * 7919 + i * i) % toy->config.vocabulary;
+    }
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        w->ranks[r].world = w;
+        w->ranks[r].snapshots = g_ptr_array_new_with_free_func(snapshot_free);
+    }
+    return w;
+}
+
+static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_step)
+{
+    const TrainPosition all = train_position(w->plan, 0, 0, 0);
+    const TrainRankOptions toy = toy_options(w->toy, w->spec, NULL);
+    return (TrainEngineOptions){
+        .spec = w->spec,
+        .plan = w->plan,
+        .replica = r / (all.pp * all.tp),
+        .stage = r / all.tp % all.pp,
+        .rank = r % all.tp,
+        .generation = 3,
+        .epoch = 5,
+        .work = {.sequences = w->toy->sequences,
+                 .length = w->toy->length,
+                 .leaves = toy.leaves,
+                 .micro_sequences = 1,
+                 .steps = w->steps,
+                 .seed = 9,
+                 .optimizer = toy.optimizer,
+                 .checkpoint_every = 3,
+                 .validation_every = 2,
+                 .validation_sequences = 2,
+                 .n_tokens = TOKENS,
+                 .n_validation_tokens = TOKENS / 2,
+                 .first_step = first_step},
+        .feed = {feed_tokens, feed_floats, w},
+        .threads = 1,
+        .kernels = kernels_get(ISA_GENERIC),
+        .fill = w->faults,
+        .crowded = true,
+        .loop = main_loop_loop(w->main),
+        .events = {on_loaded, on_running, on_step, on_snapshot, on_ended, &w->ranks[r]}};
+}
+
+static void run(World *w, uint64_t first_step, int64_t wait_deadline_us)
+{
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        TrainEngineOptions options = engine_options(w, r, first_step);
+        g_autoptr(GError) error = NULL;
+        options.wait_deadline_us = wait_deadline_us;
+        w->ranks[r].engine = train_engine_new(&options, &error);
+        assert_null(error);
+    }
+    assert_true(main_loop_run_until(w->main, &w->settled, PATIENCE_US));
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        train_engine_free(g_steal_pointer(&w->ranks[r].engine));
+    }
+}
+
+static void world_free(World *w)
+{
+    main_loop_free(w->main);
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        g_ptr_array_unref(w->ranks[r].snapshots);
+        g_clear_error(&w->ranks[r].error);
+    }
+    link_fill_free(w->faults);
+    link_fill_free(w->fill);
+    plan_free(w->plan);
+    model_spec_free(w->spec);
+    g_free(w);
+}
+
+static void assert_same(const World *got, const World *want, uint32_t from)
+{
+    for (uint32_t r = 0; r < got->n_ranks; r++) {
+        const Rank *rank = &got->ranks[r];
+        if (rank->error != NULL) {
+            fail_msg("rank %u: %s", r, rank->error->message);
+        }
+        assert_int_equal(rank->n_steps, STEPS - from);
+        assert_memory_equal(rank->losses + from, want->ranks[0].losses + from,
+                            (STEPS - from) * sizeof(float));
+        assert_memory_equal(&rank->validation, &want->ranks[0].validation, sizeof(float));
+        assert_true(hash128_equal(&rank->digest, &want->ranks[0].digest));
+    }
+}
+
+/* ---- tests ---- */
+
+static const uint32_t layouts[][3] = {{2, 1, 1}, {1, 2, 1}, {1, 1, 2}, {2, 2, 1}};
+
+static void any_layout_gives_the_same(void **state)
+{
+    const Toy *const toys[] = {&toy_gpt2, &toy_llama};
+    for (size_t t = 0; t < G_N_ELEMENTS(toys); t++) {
+        World *alone = world_new(toys[t], 1, 1, 1);
+        run(alone, 0, 0);
+        assert_same(alone, alone, 0);
+        assert_int_equal(alone->ranks[0].validations, 2);
+        assert_int_equal(alone->ranks[0].snapshots->len, 2);
+        for (size_t i = 0; i < G_N_ELEMENTS(layouts); i++) {
+            World *w = world_new(toys[t], layouts[i][0], layouts[i][1], layouts[i][2]);
+            run(w, 0, 0);
+            assert_same(w, alone, 0);
+            world_free(w);
+        }
+        world_free(alone);
+    }
+}
+
+/* What four ranks had after three steps, a process alone goes on from, and the reverse. */
+static void goes_on_from_any_layout(void **state)
+{
+    World *w = world_new(&toy_gpt2, 2, 2, 1), *alone = world_new(&toy_gpt2, 1, 1, 1);
+    run(w, 0, 0);
+    run(alone, 0, 0);
+    g_autoptr(GPtrArray) parts = g_ptr_array_new(), whole = g_ptr_array_new();
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        const TrainSnapshot *s = w->ranks[r].snapshots->pdata[0];
+        assert_int_equal(s->step, 3);
+        assert_int_equal(s->samples, 3 * toy_gpt2.sequences);
+        g_ptr_array_add(parts, (void *)s);
+    }
+    g_ptr_array_add(whole, alone->ranks[0].snapshots->pdata[0]);
+    World *on_alone = world_new(&toy_gpt2, 1, 1, 1), *on_tp = world_new(&toy_gpt2, 1, 1, 2);
+    on_alone->from = parts;
+    on_tp->from = whole;
+    run(on_alone, 3, 0);
+    run(on_tp, 3, 0);
+    assert_same(on_alone, alone, 3);
+    assert_same(on_tp, alone, 3);
+    world_free(on_alone);
+    world_free(on_tp);
+    world_free(w);
+    world_free(alone);
+}
+
+static void assert_names(const Rank *rank, const char *worker)
+{
+    assert_non_null(rank->error);
+    assert_int_equal(rank->error->code, WEFT_ERROR_WORKER_LOST);
+    if (strstr(rank->error->message, worker) == NULL) {
+        fail_msg("\"%s\" does not name %s", rank->error->message, worker);
+    }
+}
+
+static void a_rank_that_leaves_is_named(void **state)
+{
+    World *w = world_new(&toy_gpt2, 1, 2, 1);
+    w->stops = true;
+    w->steps = UINT32_MAX;
+    w->stop_rank = 1;
+    w->stop_step = 0;
+    run(w, 0, 0);
+    assert_names(&w->ranks[0], "rank-1");
+    world_free(w);
+}
+
+static void a_rank_that_falls_silent_is_named(void **state)
+{
+    World *w = world_new(&toy_gpt2, 2, 1, 1);
+    w->silences = true;
+    w->steps = UINT32_MAX;
+    w->stop_rank = 0;
+    w->stop_step = 0;
+    run(w, 0, 1500000);
+    assert_names(&w->ranks[0], "rank-1");
+    assert_names(&w->ranks[1], "rank-0");
+    world_free(w);
+}
+
+static bool feed_fails(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
+                       GError **error)
+{
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "no tokens today");
+    return false;
+}
+
+/* What goes wrong before the start is told, and what the owner says is what is reported. */
+static void ends_before_the_start(void **state)
+{
+    World *w = world_new(&toy_gpt2, 1, 1, 2);
+    for (uint32_t r = 0; r < 2; r++) {
+        TrainEngineOptions options = engine_options(w, r, 0);
+        options.feed.tokens = r == 0 ? feed_fails : feed_tokens;
+        w->ranks[r].engine = train_engine_new(&options, NULL);
+        assert_non_null(w->ranks[r].engine);
+    }
+    g_autoptr(GError) why = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_STALE, "the epoch 5 ended");
+    train_engine_abort(w->ranks[1].engine, why);
+    assert_true(main_loop_run_until(w->main, &w->settled, PATIENCE_US));
+    assert_string_equal(w->ranks[0].error->message, "no tokens today");
+    assert_string_equal(w->ranks[1].error->message, "the epoch 5 ended");
+    train_engine_free(w->ranks[0].engine);
+    train_engine_free(w->ranks[1].engine);
+    world_free(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(any_layout_gives_the_same),
+        cmocka_unit_test(goes_on_from_any_layout),
+        cmocka_unit_test(a_rank_that_leaves_is_named),
+        cmocka_unit_test(a_rank_that_falls_silent_is_named),
+        cmocka_unit_test(ends_before_the_start),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,363 @@
+/* The thread of a training engine; diagram: train_engine.h. Invariants
+ *   1. Everything but `shared` and the atomics belongs to the engine thread.
+ *   2. No wait outlives an abort, a dead peer or its deadline; what ends the epoch here is told to
+ *      the peers (LINK_OP_ABORT), so that all of them end it.
+ *   3. The first reason is the one that is reported: an abort's text before the error of a wait
+ * that it broke off.
+ *   4. The port stays open, and is progressed, after the last step: peers may still need what was
+ *      sent. */
+#include "worker/train/train_engine_state.h"
+
+#include "proto/base/checked.h"
+#include "proto/base/error.h"
+#include "transport/crypto/keys.h"
+
+#include <string.h>
+
+/* ---- posts to the owner ---- */
+
+typedef struct EventPost {
+    TrainEvents events;
+    void (*plain)(void *user);
+    Hash128 digest;
+    GError *error;
+} EventPost;
+
+static void deliver_plain(void *user)
+{
+    EventPost *p = user;
+    p->plain(p->events.user);
+    g_free(p);
+}
+
+static void deliver_ended(void *user)
+{
+    EventPost *p = user;
+    p->events.ended(p->error == NULL ? &p->digest : NULL, p->error, p->events.user);
+    g_clear_error(&p->error);
+    g_free(p);
+}
+
+static void post_plain(TrainEngine *e, void (*fn)(void *user))
+{
+    EventPost *p = g_new0(EventPost, 1);
+    *p = (EventPost){.events = e->o.events, .plain = fn};
+    loop_post(e->o.loop, deliver_plain, p);
+}
+
+static void post_ended(TrainEngine *e, const Hash128 *digest, GError *error /* taken */)
+{
+    EventPost *p = g_new0(EventPost, 1);
+    *p = (EventPost){.events = e->o.events, .digest = *digest, .error = error};
+    loop_post(e->o.loop, deliver_ended, p);
+}
+
+/* ---- waiting and stopping ---- */
+
+static void wake(TrainEngine *e)
+{
+    pthread_mutex_lock(&e->shared.mutex);
+    if (e->shared.wake != NULL) { /* under the lock: the thread may be closing the port */
+        link_port_interrupt(e->shared.wake);
+    }
+    pthread_mutex_unlock(&e->shared.mutex);
+}
+
+void train_engine_stop_with(TrainEngine *e, GError *error)
+{
+    pthread_mutex_lock(&e->shared.mutex);
+    if (e->shared.why == NULL) {
+        e->shared.why = g_steal_pointer(&error);
+    }
+    pthread_mutex_unlock(&e->shared.mutex);
+    g_clear_error(&error);
+    atomic_store(&e->abort, true);
+}
+
+void train_engine_rest(TrainEngine *e)
+{
+    if (link_port_progress(e->port) == 0) {
+        link_port_wait(e->port, TRAIN_IDLE_WAIT_US, 0);
+    }
+}
+
+static TrainGreeting *take_greeting(TrainEngine *e)
+{
+    pthread_mutex_lock(&e->shared.mutex);
+    TrainGreeting *g = g_steal_pointer(&e->shared.greeting);
+    pthread_mutex_unlock(&e->shared.mutex);
+    return g;
+}
+
+/* ---- loading ---- */
+
+static TokenData *read_tokens(TrainEngine *e, bool validation, uint64_t n, GError **error)
+{
+    uint32_t *ids = weft_alloc(n, sizeof *ids, "the data's tokens", error);
+    TokenData *data = NULL;
+    if (ids != NULL && e->o.feed.tokens(e->o.feed.user, validation, 0, n, ids, error)) {
+        data = token_data_new(ids, n, e->o.work.length, error);
+    }
+    weft_free(ids);
+    return data;
+}
+
+static bool load_data(TrainEngine *e, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    e->data = read_tokens(e, false, w->n_tokens, error);
+    if (e->data == NULL) {
+        return false;
+    }
+    e->samples = (TokenSamples){.data = e->data, .seed = w->seed};
+    e->source = token_samples_source(&e->samples);
+    if (w->n_validation_tokens == 0) {
+        return true;
+    }
+    e->validation = read_tokens(e, true, w->n_validation_tokens, error);
+    if (e->validation == NULL) {
+        return false;
+    }
+    e->validation_samples = (TokenSamples){.data = e->validation, .in_order = true};
+    e->validation_source = token_samples_source(&e->validation_samples);
+    return true;
+}
+
+static bool open_port(TrainEngine *e, GError **error)
+{
+    const LinkPortOptions port = {.fill = e->o.fill,
+                                  .receive = train_links_on_message,
+                                  .dead = train_links_on_dead,
+                                  .user = e,
+                                  .crowded = e->o.crowded};
+    e->port = link_port_open(&port, error);
+    if (e->port != NULL) {
+        e->shared.address = link_port_address(e->port);
+        e->shared.wake = e->port;
+    }
+    return e->port != NULL;
+}
+
+static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    const TrainRankOptions options = {.spec = e->o.spec,
+                                      .kernels = e->o.kernels,
+                                      .pool = e->pool,
+                                      .source = &e->source,
+                                      .sequences = w->sequences,
+                                      .leaves = w->leaves,
+                                      .micro_sequences = w->micro_sequences,
+                                      .optimizer = w->optimizer,
+                                      .dropout = {(float)w->dropout, w->seed},
+                                      .smoothing = w->smoothing,
+                                      .plan = e->o.plan,
+                                      .replica = e->o.replica,
+                                      .stage = e->o.stage,
+                                      .rank = e->o.rank,
+                                      .links = e->links,
+                                      .whole_optimizer = w->whole_optimizer,
+                                      .schedule = w->schedule,
+                                      .recompute = w->recompute};
+    e->rank = train_rank_new(&options, weights, error);
+    return e->rank != NULL;
+}
+
+bool train_engine_build(TrainEngine *e, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    e->pool = pool_new(e->o.threads, e->o.cpus, e->o.cpus != NULL,
+                       atomic_load(&e->crowded) ? 0 : TRAIN_SPIN_US);
+    if (e->pool == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "%u compute threads cannot be had",
+                    e->o.threads);
+        return false;
+    }
+    e->holding = holding_new(e->o.spec, e->o.plan, e->o.replica, e->o.stage, e->o.rank);
+    g_autoptr(Parameters) weights = parameters_new_part(e->holding, false, error);
+    if (weights == NULL) {
+        return false;
+    }
+    if (w->first_step == 0) {
+        parameters_initialise(weights, w->seed, e->pool);
+    }
+    if (!make_rank(e, weights, error)) {
+        return false;
+    }
+    weights = NULL;
+    if (w->first_step == 0) {
+        return true;
+    }
+    TrainProgress progress = *train_rank_progress(e->rank);
+    progress.step = progress.updates = w->first_step; /* none is skipped: the scale is fixed */
+    return train_snapshot_restore(e->rank, e->o.spec, &progress, e->o.feed.floats, e->o.feed.user,
+                                  error);
+}
+
+/* ---- the thread ---- */
+
+static bool run_all(TrainEngine *e, Hash128 *digest, GError **error)
+{
+    TrainGreeting *greeting = NULL;
+    if (!load_data(e, error)) {
+        return false;
+    }
+    post_plain(e, e->o.events.loaded);
+    while (!atomic_load(&e->abort) && (greeting = take_greeting(e)) == NULL) {
+        train_engine_rest(e);
+    }
+    const bool greeted = greeting != NULL && train_greeting_run(e, greeting, error);
+    train_greeting_free(greeting);
+    if (!greeted || !train_engine_build(e, error) || !train_greeting_built(e, error)) {
+        return false;
+    }
+    post_plain(e, e->o.events.running);
+    return train_run(e, digest, error);
+}
+
+/* Invariant 3; error is what broke off here, taken. */
+static GError *first_reason(TrainEngine *e, GError *error)
+{
+    pthread_mutex_lock(&e->shared.mutex);
+    if (e->shared.why != NULL) {
+        g_clear_error(&error);
+        error = g_error_copy(e->shared.why);
+    }
+    pthread_mutex_unlock(&e->shared.mutex);
+    if (atomic_load(&e->quit)) {
+        const PlanStage *stage = &e->o.plan->replicas[e->o.replica].stages[e->o.stage];
+        g_clear_error(&error);
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_CANCELLED, "worker %s left the job",
+                            stage->ranks[e->o.rank].worker);
+    }
+    return error;
+}
+
+static void close_all(TrainEngine *e)
+{
+    pthread_mutex_lock(&e->shared.mutex);
+    e->shared.wake = NULL;
+    pthread_mutex_unlock(&e->shared.mutex);
+    train_rank_free(e->rank);
+    train_links_free(e->links);
+    link_port_close(e->port);
+    pool_free(e->pool);
+    holding_free(e->holding);
+    token_data_free(e->data);
+    token_data_free(e->validation);
+}
+
+static gpointer thread_main(gpointer user)
+{
+    TrainEngine *e = user;
+    GError *error = NULL;
+    Hash128 digest = {{0}};
+    const bool open = open_port(e, &error);
+    pthread_mutex_lock(&e->shared.mutex);
+    e->shared.open_done = true;
+    e->shared.open_error = g_steal_pointer(&error);
+    pthread_cond_signal(&e->shared.changed);
+    pthread_mutex_unlock(&e->shared.mutex);
+    if (open) {
+        const bool done = run_all(e, &digest, &error);
+        e->ended = true;
+        if (!done) {
+            error = first_reason(e, error);
+            train_greeting_tell(e, error->message);
+        }
+        post_ended(e, &digest, error);
+        while (!atomic_load(&e->quit)) {
+            train_engine_rest(e);
+        }
+    }
+    close_all(e);
+    return NULL;
+}
+
+/* ---- what the owner asks ---- */
+
+TrainEngine *train_engine_new(const TrainEngineOptions *options, GError **error)
+{
+    TrainEngine *e = g_new0(TrainEngine, 1);
+    e->o = *options;
+    e->position = train_position(options->plan, options->replica, options->stage, options->rank);
+    e->own = train_global(&e->position, options->replica, options->stage, options->rank);
+    atomic_init(&e->crowded, options->crowded);
+    pthread_mutex_init(&e->shared.mutex, NULL);
+    pthread_cond_init(&e->shared.changed, NULL);
+    e->thread = g_thread_new("train", thread_main, e);
+    pthread_mutex_lock(&e->shared.mutex);
+    while (!e->shared.open_done) {
+        pthread_cond_wait(&e->shared.changed, &e->shared.mutex);
+    }
+    GError *failed = g_steal_pointer(&e->shared.open_error);
+    pthread_mutex_unlock(&e->shared.mutex);
+    if (failed != NULL) {
+        g_propagate_error(error, failed);
+        train_engine_free(e);
+        return NULL;
+    }
+    return e;
+}
+
+void train_engine_free(TrainEngine *e)
+{
+    if (e == NULL) {
+        return;
+    }
+    atomic_store(&e->quit, true);
+    atomic_store(&e->abort, true);
+    wake(e);
+    g_thread_join(e->thread);
+    train_greeting_free(e->shared.greeting);
+    g_clear_error(&e->shared.why);
+    g_clear_pointer(&e->shared.address, g_bytes_unref);
+    pthread_mutex_destroy(&e->shared.mutex);
+    pthread_cond_destroy(&e->shared.changed);
+    g_free(e);
+}
+
+GBytes *train_engine_address(TrainEngine *e)
+{
+    return g_bytes_ref(e->shared.address);
+}
+
+void train_engine_set_crowded(TrainEngine *e)
+{
+    atomic_store(&e->crowded, true);
+}
+
+void train_engine_start(TrainEngine *e, const uint8_t secret[32], const uint8_t own_boot_id[16],
+                        bool seal, const TrainPeer *peers, uint32_t n_peers)
+{
+    TrainGreeting *g = g_new0(TrainGreeting, 1);
+    memcpy(g->secret, secret, sizeof g->secret);
+    memcpy(g->boot_id, own_boot_id, sizeof g->boot_id);
+    g->seal = seal;
+    g->n_peers = n_peers;
+    g->peers = g_memdup2(peers, sizeof *peers * n_peers);
+    g->workers = g_new0(char *, n_peers);
+    for (uint32_t i = 0; i < n_peers; i++) {
+        g_bytes_ref(g->peers[i].address);
+        g->workers[i] = g_strdup(peers[i].worker);
+        g->peers[i].worker = g->workers[i];
+    }
+    pthread_mutex_lock(&e->shared.mutex);
+    TrainGreeting *old = e->shared.greeting;
+    e->shared.greeting = g;
+    pthread_mutex_unlock(&e->shared.mutex);
+    train_greeting_free(old);
+    wake(e);
+}
+
+void train_engine_abort(TrainEngine *e, const GError *why)
+{
+    train_engine_stop_with(e, g_error_copy(why));
+    wake(e);
+}
+
+void train_engine_taken(TrainEngine *e)
+{
+    atomic_store(&e->snapshot_out, false);
+    wake(e);
+}

@@ -1,0 +1,102 @@
+/* TrainEngine: one rank of a training job at work. A thread of its own owns the link port, the
+ * compute pool and the TrainRank; it runs all steps by itself and tells what comes of them. Its
+ * owner (main loop) talks to it through the functions below, which never block but
+ * train_engine_new() (opening a port) and train_engine_free() (a step's compute at most).
+ *
+ *   OPEN ──data──▶ LOADED ──train_engine_start──▶ GREETING ──hellos, weights everywhere──▶ RUNNING
+ * ──▶ DONE └───────────────┴────── error, abort, a peer lost ──┴──────────────────────────────┴──▶
+ * FAILED
+ */
+#pragma once
+
+#include "proto/base/loop.h"
+#include "transport/link/link.h"
+#include "worker/train/train_rank.h"
+#include "worker/train/train_snapshot.h"
+
+/* What all ranks of a job share. */
+typedef struct TrainWork {
+    uint32_t sequences, length, leaves, micro_sequences;
+    uint64_t steps, seed;
+    OptimizerSettings optimizer;
+    double dropout;
+    float smoothing; /* of labels */
+    PipelineKind schedule;
+    bool recompute, whole_optimizer;
+    uint64_t checkpoint_every;                       /* 0: none, not even after the last step */
+    uint64_t validation_every, validation_sequences; /* 0: none */
+    uint64_t n_tokens, n_validation_tokens;
+    uint64_t first_step; /* where a restored state stands; 0: weights from the seed */
+} TrainWork;
+
+/* Where the rank's data and state come from; called on its thread, may block, false when it is
+ * interrupted. */
+typedef struct TrainFeed {
+    bool (*tokens)(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
+                   GError **error);
+    TrainRead floats; /* of a restored state; not called when first_step is 0 */
+    void *user;
+} TrainFeed;
+
+typedef struct TrainReport {
+    TrainStep step;
+    bool validated;
+    float validation; /* mean loss, after the step */
+    double seconds;   /* of the step, without validation and checkpoint */
+    double waited;    /* of these for other ranks */
+} TrainReport;
+
+/* All are posted on the loop, in order; ended() once, last. */
+typedef struct TrainEvents {
+    void (*loaded)(void *user);
+    void (*running)(void *user);
+    void (*step)(const TrainReport *report, void *user);
+    /* Taken. The rank makes no other one before train_engine_taken(). */
+    void (*snapshot)(TrainSnapshot *snapshot, void *user);
+    /* digest: of the weights after the last step; NULL with an error, which names the worker waited
+     * for, or is the one given to train_engine_abort(). The port stays open for peers that still
+     * need it. */
+    void (*ended)(const Hash128 *digest, const GError *error, void *user);
+    void *user;
+} TrainEvents;
+
+typedef struct TrainEngineOptions {
+    const ModelSpec *spec; /* borrowed for the engine's life, like plan, kernels and fill */
+    const Plan *plan;
+    uint32_t replica, stage, rank;
+    uint64_t generation, epoch;
+    TrainWork work;
+    TrainFeed feed;
+    unsigned threads;
+    const int *cpus; /* `threads` cpu numbers or NULL */
+    const Kernels *kernels;
+    const LinkFill *fill;
+    bool crowded;             /* yield instead of spinning */
+    int64_t wait_deadline_us; /* of each wait for a peer; 0: 120 s */
+    Loop *loop;
+    TrainEvents events;
+} TrainEngineOptions;
+
+typedef struct TrainEngine TrainEngine;
+
+/* Opens the port and begins to load. Returned. */
+TrainEngine *train_engine_new(const TrainEngineOptions *options, GError **error);
+/* Stops the thread and closes the port. No event is posted after it returns; the owner drops those
+ * that were. NULL-safe. */
+void train_engine_free(TrainEngine *e);
+GBytes *train_engine_address(TrainEngine *e); /* the port's, returned */
+
+typedef struct TrainPeer {
+    const char *worker;
+    GBytes *address;
+    uint8_t boot_id[16];
+} TrainPeer;
+/* After loaded(). peers: by train_global(), own place included; copied. */
+void train_engine_start(TrainEngine *e, const uint8_t secret[32], const uint8_t own_boot_id[16],
+                        bool seal, const TrainPeer *peers, uint32_t n_peers);
+/* More compute threads than cores turned out to share this host. Before train_engine_start(). */
+void train_engine_set_crowded(TrainEngine *e);
+/* The epoch is over: every wait ends at once, ended() follows with `why`. */
+void train_engine_abort(TrainEngine *e, const GError *why);
+/* The last snapshot is out of the way. */
+void train_engine_taken(TrainEngine *e);

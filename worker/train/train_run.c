@@ -1,0 +1,108 @@
+/* RUNNING: steps, one after the other, with what belongs between them. */
+#include "proto/base/error.h"
+#include "worker/train/train_engine_state.h"
+
+/* ---- posts to the owner ---- */
+
+typedef struct ReportPost {
+    TrainEvents events;
+    TrainReport report;
+    TrainSnapshot *snapshot;
+} ReportPost;
+
+static void deliver_report(void *user)
+{
+    ReportPost *p = user;
+    p->events.step(&p->report, p->events.user);
+    g_free(p);
+}
+
+static void deliver_snapshot(void *user)
+{
+    ReportPost *p = user;
+    p->events.snapshot(p->snapshot, p->events.user);
+    g_free(p);
+}
+
+static bool is_due(uint64_t done, uint64_t every, uint64_t steps)
+{
+    return every > 0 && (done % every == 0 || done == steps);
+}
+
+/* ---- a step ---- */
+
+static bool run_step(TrainEngine *e, TrainReport *out, GError **error)
+{
+    const int64_t start = g_get_monotonic_time();
+    const uint64_t waited = e->links != NULL ? train_links_wait_us(e->links) : 0;
+    if (!train_rank_step(e->rank, &out->step, error)) {
+        return false;
+    }
+    out->seconds = (double)(g_get_monotonic_time() - start) * 1e-6;
+    out->waited = e->links != NULL ? (double)(train_links_wait_us(e->links) - waited) * 1e-6 : 0.0;
+    return true;
+}
+
+static bool validate(TrainEngine *e, TrainReport *out, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    out->validated =
+        e->validation != NULL && is_due(out->step.step + 1, w->validation_every, w->steps);
+    return !out->validated || train_rank_validate(e->rank, &e->validation_source,
+                                                  w->validation_sequences, &out->validation, error);
+}
+
+/* The owner has the last one until then: its writing is slower than the training. */
+static bool wait_for_snapshot(TrainEngine *e, GError **error)
+{
+    while (atomic_load(&e->snapshot_out) && !atomic_load(&e->abort)) {
+        train_engine_rest(e);
+    }
+    if (atomic_load(&e->abort)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "training was aborted");
+        return false;
+    }
+    return true;
+}
+
+static bool checkpoint(TrainEngine *e, const TrainReport *report, GError **error)
+{
+    Hash128 digest;
+    if (!is_due(report->step.step + 1, e->o.work.checkpoint_every, e->o.work.steps)) {
+        return true;
+    }
+    if (!wait_for_snapshot(e, error) || !train_rank_digest(e->rank, &digest, error)) {
+        return false;
+    }
+    TrainSnapshot *snapshot =
+        train_snapshot_take(e->rank, e->o.spec, report->step.samples_seen, &digest, error);
+    if (snapshot == NULL) {
+        return false;
+    }
+    ReportPost *p = g_new0(ReportPost, 1);
+    *p = (ReportPost){.events = e->o.events, .snapshot = snapshot};
+    atomic_store(&e->snapshot_out, true);
+    loop_post(e->o.loop, deliver_snapshot, p);
+    return true;
+}
+
+bool train_run(TrainEngine *e, Hash128 *digest, GError **error)
+{
+    while (train_rank_progress(e->rank)->step < e->o.work.steps) {
+        TrainReport report = {.validated = false};
+        if (atomic_load(&e->abort)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "training was aborted");
+            return false;
+        }
+        if (!run_step(e, &report, error) || !validate(e, &report, error)) {
+            return false;
+        }
+        ReportPost *p = g_new0(ReportPost, 1);
+        *p = (ReportPost){.events = e->o.events, .report = report};
+        loop_post(e->o.loop, deliver_report, p);
+        if (!checkpoint(e, &report, error)) {
+            return false;
+        }
+    }
+    return train_rank_digest(e->rank, digest, error);
+}
