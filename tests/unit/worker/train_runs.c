@@ -37,9 +37,7 @@ static void on_receive(Link *link, const LinkHeader *header, const void *payload
     train_links_receive(((RunRank *)user)->train_links, link, header, payload);
 }
 
-static void on_dead(Link *link, const char *why, void *user)
-{
-}
+static void on_dead(Link *link, const char *why, void *user) {}
 
 static void connect_ranks(Run *run)
 {
@@ -67,8 +65,8 @@ static void open_ranks(Run *run)
         const LinkPortOptions port = {
             .fill = run->fill, .receive = on_receive, .dead = on_dead, .user = rank};
         rank->run = run;
-        rank->position = train_position(run->plan, r / (all.pp * all.tp), r / all.tp % all.pp,
-                                        r % all.tp);
+        rank->position =
+            train_position(run->plan, r / (all.pp * all.tp), r / all.tp % all.pp, r % all.tp);
         rank->port = link_port_open(&port, NULL);
     }
     connect_ranks(run);
@@ -100,6 +98,81 @@ static Parameters *weights_of(const Run *run, const Holding *holding)
     Parameters *part = parameters_new_part(holding, false, NULL);
     parameters_cut(part, whole);
     return part;
+}
+
+/* ---- state by logical tensor ---- */
+
+RunState *run_state_new(const ModelSpec *spec)
+{
+    RunState *s = g_new0(RunState, 1);
+    s->weights = parameters_new(spec, false, NULL);
+    s->first = parameters_new(spec, false, NULL);
+    s->second = parameters_new(spec, false, NULL);
+    s->written = g_new0(uint8_t, s->weights->n_floats);
+    return s;
+}
+
+void run_state_free(RunState *s)
+{
+    parameters_free(s->weights);
+    parameters_free(s->first);
+    parameters_free(s->second);
+    g_free(s->written);
+    g_free(s);
+}
+
+/* A piece's rows between the rank's arenas and the whole ones. */
+static void copy_piece(const OwnedPiece *piece, Parameters *whole, float *rows, bool save)
+{
+    for (uint32_t r = 0; r < piece->rect.n_rows; r++) {
+        float *at = whole->floats + holding_at(whole->holding, piece->tensor, piece->rect.row0 + r,
+                                               piece->rect.col0),
+              *mine = rows + (size_t)r * piece->rect.n_cols;
+        memcpy(save ? at : mine, save ? mine : at, piece->rect.n_cols * sizeof *at);
+    }
+}
+
+static void count_piece(const OwnedPiece *piece, RunState *s)
+{
+    for (uint32_t r = 0; r < piece->rect.n_rows; r++) {
+        uint8_t *at = s->written + holding_at(s->weights->holding, piece->tensor,
+                                              piece->rect.row0 + r, piece->rect.col0);
+        for (uint32_t c = 0; c < piece->rect.n_cols; c++) {
+            at[c]++;
+        }
+    }
+}
+
+/* Ranks save different pieces, at the same time. */
+static void save_state(TrainRank *t, RunState *s, bool is_first)
+{
+    const GArray *pieces = train_rank_ownership(t)->pieces;
+    Optimizer *optimizer = train_rank_optimizer(t);
+    for (uint32_t i = 0; i < pieces->len; i++) {
+        const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
+        if (piece->counts) {
+            copy_piece(piece, s->weights, train_rank_weights(t)->floats + piece->at, true);
+            copy_piece(piece, s->first, optimizer_first(optimizer) + piece->kept, true);
+            copy_piece(piece, s->second, optimizer_second(optimizer) + piece->kept, true);
+            count_piece(piece, s);
+        }
+    }
+    if (is_first) {
+        s->progress = *train_rank_progress(t);
+    }
+}
+
+static void load_state(TrainRank *t, const RunState *s)
+{
+    const GArray *pieces = train_rank_ownership(t)->pieces;
+    Optimizer *optimizer = train_rank_optimizer(t);
+    parameters_cut(train_rank_weights_to_restore(t), s->weights);
+    for (uint32_t i = 0; i < pieces->len; i++) {
+        const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
+        copy_piece(piece, s->first, optimizer_first(optimizer) + piece->kept, false);
+        copy_piece(piece, s->second, optimizer_second(optimizer) + piece->kept, false);
+    }
+    train_rank_restore(t, &s->progress);
 }
 
 static bool run_steps(RunRank *rank, TrainRank *t)
@@ -148,8 +221,11 @@ static void *rank_main(void *user)
         spread->change(&options);
     }
     TrainRank *t = train_rank_new(&options, weights_of(run, holding), &rank->error);
-    if (t != NULL) {
-        run_steps(rank, t);
+    if (t != NULL && spread->load != NULL) {
+        load_state(t, spread->load);
+    }
+    if (t != NULL && run_steps(rank, t) && spread->save != NULL) {
+        save_state(t, spread->save, train_global(p, p->replica, p->stage, p->rank) == 0);
     }
     train_rank_free(t);
     pool_free(pool);
@@ -183,11 +259,15 @@ RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
     g_autoptr(TokenData) data = toy_data(toy);
     g_autoptr(GError) error = NULL;
     g_autofree Run *run = g_new0(Run, 1);
-    *run = (Run){.toy = toy, .spread = spread, .n_steps = n_steps, .define = define, .spec = spec,
+    *run = (Run){.toy = toy,
+                 .spread = spread,
+                 .n_steps = n_steps,
+                 .define = define,
+                 .spec = spec,
                  .data = data};
     assert_true(n_steps <= RUN_STEPS_LIMIT);
-    run->plan = train_plan_new(spec, MAX(spread->dp, 1), MAX(spread->pp, 1), MAX(spread->tp, 1),
-                               &error);
+    run->plan =
+        train_plan_new(spec, MAX(spread->dp, 1), MAX(spread->pp, 1), MAX(spread->tp, 1), &error);
     if (run->plan == NULL) {
         fail_msg("%s", error->message);
     }
@@ -196,8 +276,7 @@ RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
     }
     open_ranks(run);
     for (uint32_t r = 0; r < run->n_ranks; r++) {
-        assert_int_equal(
-            pthread_create(&run->ranks[r].thread, NULL, rank_main, &run->ranks[r]), 0);
+        assert_int_equal(pthread_create(&run->ranks[r].thread, NULL, rank_main, &run->ranks[r]), 0);
     }
     for (uint32_t r = 0; r < run->n_ranks; r++) {
         pthread_join(run->ranks[r].thread, NULL);

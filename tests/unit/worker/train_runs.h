@@ -5,13 +5,24 @@
 
 enum { RUN_STEPS_LIMIT = 8, RUN_RANKS_LIMIT = 16 };
 
+/* What a checkpoint has, by logical tensor of the whole model: filled from the ranks' pieces. */
+typedef struct RunState {
+    Parameters *weights, *first, *second;
+    uint8_t *written; /* by float of the whole arena: how often */
+    TrainProgress progress;
+} RunState;
+RunState *run_state_new(const ModelSpec *spec);
+void run_state_free(RunState *state);
+
 typedef struct RunSpread { /* what must change no bit; zeros: one of each */
     uint32_t dp, pp, tp;
     unsigned threads;
     uint32_t micro;
     KernelIsa isa;
-    void (*edit)(Plan *plan);                   /* other cuts; NULL: even ones */
+    void (*edit)(Plan *plan);                  /* other cuts; NULL: even ones */
     void (*change)(TrainRankOptions *options); /* of every rank; NULL: none */
+    const RunState *load;                      /* to go on from; NULL: the toy's first weights */
+    RunState *save;                            /* after the last step; NULL: not */
 } RunSpread;
 
 typedef struct RunResult {
@@ -23,8 +34,8 @@ typedef struct RunResult {
     size_t floats[RUN_RANKS_LIMIT], owned[RUN_RANKS_LIMIT];
 } RunResult;
 
-/* define: of every run of a test, also of the reference (samples, leaves, optimizer). Fails the test
- * when ranks disagree or a step fails. */
+/* define: of every run of a test, also of the reference (samples, leaves, optimizer). Fails the
+ * test when ranks disagree or a step fails. */
 RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
                   void (*define)(TrainRankOptions *options));
 void assert_same_run(const RunResult *got, const RunResult *want);
