@@ -6,11 +6,18 @@ typedef struct Shape {
     uint64_t depth, deepest, values, strings;
 } Shape;
 
-static Shape measure(const char *bytes, size_t length)
+static bool fits(const Shape *s, const ApiLimits *limits)
+{
+    return s->deepest <= limits->depth && s->values <= limits->values &&
+           s->strings <= limits->strings;
+}
+
+/* As far as it fits. */
+static Shape measure(const char *bytes, size_t length, const ApiLimits *limits)
 {
     Shape s = {.values = 1};
     bool in_string = false;
-    for (size_t i = 0; i < length; i++) {
+    for (size_t i = 0; i < length && fits(&s, limits); i++) {
         const char c = bytes[i];
         if (in_string) {
             if (c == '\\') {
@@ -67,7 +74,7 @@ static bool check_shape(const Shape *s, const ApiLimits *limits, ApiError **erro
 
 json_t *json_body_parse(const char *bytes, size_t length, const ApiLimits *limits, ApiError **error)
 {
-    const Shape shape = measure(bytes, length);
+    const Shape shape = measure(bytes, length, limits);
     if (!check_shape(&shape, limits, error)) {
         return NULL;
     }
