@@ -31,6 +31,9 @@ const BugEntry bug_entries[BUG_COUNT] = {
     [BUG_WAIT_WITHOUT_END] = {"wait-without-end", "the waits inside a step have no deadline"},
     [BUG_DATAGRAM_DELIVERED_TWICE] = {"datagram-delivered-twice",
                                       "the link hands up what it has handed up before"},
+    [BUG_SEQUENCES_MIXED_UP] = {"sequences-mixed-up",
+                                "the new leader is given another sequence of the same request"},
+    [BUG_SCORE_LOST] = {"score-lost", "a score of a row does not go out to the client"},
 };
 
 static Bug planted;

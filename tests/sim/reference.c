@@ -53,26 +53,49 @@ static void fill_request(ReferenceRequest *r, unsigned index)
     r->sampler.seed = 1000 + index;
 }
 
-static void compute(LocalReplica *replica, ReferenceRequest *r)
+static EngineRequest engine_request(const ReferenceRequest *r, uint32_t choice)
 {
     const Weft__V1__Sampler *s = &r->sampler;
-    const EngineRequest request = {.prompt = r->prompt,
-                                   .n_prompt = r->n_prompt,
-                                   .max_tokens = REFERENCE_TOKENS,
-                                   .temperature = s->temperature,
-                                   .top_k = s->top_k,
-                                   .top_p = s->top_p,
-                                   .min_p = s->min_p,
-                                   .repeat_penalty = s->repeat_penalty,
-                                   .penalty_window = s->penalty_window,
-                                   .seed = s->seed};
+    return (EngineRequest){.prompt = r->prompt,
+                           .n_prompt = r->n_prompt,
+                           .choice = choice,
+                           .max_tokens = REFERENCE_TOKENS,
+                           .temperature = s->temperature,
+                           .top_k = s->top_k,
+                           .top_p = s->top_p,
+                           .min_p = s->min_p,
+                           .repeat_penalty = s->repeat_penalty,
+                           .penalty_window = s->penalty_window,
+                           .seed = s->seed};
+}
+
+static void compute(LocalReplica *replica, const EngineRequest *request, uint32_t n,
+                    ReferenceSequence *out)
+{
     LocalResult result;
-    local_replica_run(replica, &request, 1, &result);
+    local_replica_run(replica, request, 1, &result);
     g_assert_cmpstr(result.error, ==, NULL);
-    g_assert_cmpuint(result.n, ==, REFERENCE_TOKENS);
-    memcpy(r->ids, result.ids, sizeof r->ids);
-    memcpy(r->hashes, result.hashes, sizeof r->hashes);
+    g_assert_cmpuint(result.n, ==, n);
+    memcpy(out->ids, result.ids, n * sizeof *out->ids);
+    memcpy(out->hashes, result.hashes, n * sizeof *out->hashes);
+    out->n = n;
     local_result_clear(&result);
+}
+
+static void compute_request(LocalReplica *replica, ReferenceRequest *r)
+{
+    for (uint32_t c = 0; c < REFERENCE_CHOICES; c++) {
+        const EngineRequest request = engine_request(r, c);
+        compute(replica, &request, REFERENCE_TOKENS, &r->choices[c]);
+    }
+    memcpy(r->text, r->prompt, r->n_prompt * sizeof *r->text);
+    memcpy(r->text + r->n_prompt, r->choices[0].ids, REFERENCE_TOKENS * sizeof *r->text);
+    r->n_text = r->n_prompt + REFERENCE_TOKENS;
+    const EngineRequest score = {.kind = WEFT__V1__REQUEST_KIND__SCORE,
+                                 .prompt = r->text,
+                                 .n_prompt = r->n_text,
+                                 .score_from = 1};
+    compute(replica, &score, r->n_text - 1, &r->scores);
 }
 
 Foundation *foundation_new(void)
@@ -95,7 +118,7 @@ Foundation *foundation_new(void)
     g_assert_no_error(error);
     for (unsigned i = 0; i < REFERENCE_REQUESTS; i++) {
         fill_request(&f->requests[i], i);
-        compute(replica, &f->requests[i]);
+        compute_request(replica, &f->requests[i]);
     }
     local_replica_free(replica);
     gguf_free(gguf);
@@ -117,8 +140,14 @@ void foundation_free(Foundation *f)
     g_free(f);
 }
 
-void reference_digest(const ReferenceRequest *request, uint32_t n, uint8_t out[16])
+void reference_digest(const ReferenceSequence *sequences, uint32_t n_sequences, uint32_t n,
+                      uint8_t out[16])
 {
-    const Hash128 digest = hash128(request->hashes, (size_t)n * 16);
-    memcpy(out, digest.bytes, 16);
+    Hasher *hasher = hasher_new();
+    for (uint32_t i = 0; i < n_sequences; i++) {
+        hasher_update(hasher, sequences[i].hashes, (size_t)n * sizeof *sequences[i].hashes);
+    }
+    const Hash128 digest = hasher_finish(hasher);
+    hasher_free(hasher);
+    memcpy(out, digest.bytes, sizeof digest.bytes);
 }

@@ -67,6 +67,10 @@ static void draw_streams(Schedule *s, Random *random)
         plan->begin_us = draw(random, 2) ? between(random, 0, LAST_FAULT_US / 2)
                                          : between(random, 0, WHOLE_SECOND);
         plan->deadline_ms = draw(random, 10) == 0 ? (uint32_t)between(random, 50, 5000) : 0;
+        plan->score = draw(random, 7) == 0;
+        plan->n_choices = !plan->score && draw(random, 6) == 0
+                              ? (uint32_t)between(random, 2, REFERENCE_CHOICES)
+                              : 1;
         plan->cancel_us = draw(random, 8) == 0 ? between(random, 1000, 3 * WHOLE_SECOND) : 0;
     }
 }
@@ -185,11 +189,11 @@ char *schedule_text(const Schedule *s)
         s->recovery_wait_ms);
     for (unsigned i = 0; i < s->n_streams; i++) {
         const StreamPlan *p = &s->streams[i];
-        g_string_append_printf(out,
-                               "  stream %u: request %u, %u tokens, dp %u pp %u tp %u, from "
-                               "%.3f s",
-                               i, p->request, p->n_tokens, p->dp, p->pp, p->tp,
-                               (double)p->begin_us / 1e6);
+        g_autofree char *what =
+            p->score ? g_strdup("scored")
+                     : g_strdup_printf("%u times %u tokens", p->n_choices, p->n_tokens);
+        g_string_append_printf(out, "  stream %u: request %u, %s, dp %u pp %u tp %u, from %.3f s",
+                               i, p->request, what, p->dp, p->pp, p->tp, (double)p->begin_us / 1e6);
         if (p->deadline_ms) {
             g_string_append_printf(out, ", within %u ms", p->deadline_ms);
         }

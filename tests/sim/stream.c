@@ -32,40 +32,67 @@ bool stream_is_over(const Stream *s)
 
 /* ---- what the client hears ------------------------------------------------------------------- */
 
-static void on_delta(Stream *s, const Weft__V1__RunDelta *delta)
+/* What a sequence shows, and from which position on. */
+static const ReferenceSequence *expected(const Stream *s, uint32_t choice)
 {
     const ReferenceRequest *r = reference_of(s);
+    return s->plan.score ? &r->scores : &r->choices[choice];
+}
+
+static uint32_t first_position(const Stream *s)
+{
+    return s->plan.score ? 1 : reference_of(s)->n_prompt;
+}
+
+static uint32_t n_got(const Stream *s)
+{
+    uint32_t n = 0;
+    for (uint32_t c = 0; c < s->plan.n_choices; c++) {
+        n += s->n_got[c];
+    }
+    return n;
+}
+
+static void on_delta(Stream *s, const Weft__V1__RunDelta *delta)
+{
+    const uint32_t c = delta->choice;
     if (delta->n_ids == 0) {
         return; /* text that had waited for the rest of a character */
     }
-    if (delta->n_ids != 1 || delta->position != r->n_prompt + s->n_got) {
+    const uint32_t got = c < s->plan.n_choices ? s->n_got[c] : 0;
+    if (delta->n_ids != 1 || c >= s->plan.n_choices || delta->position != first_position(s) + got) {
         history_violate(s->history, "in order, once each",
-                        "stream %u got %zu ids for position %u where %u was due", s->index,
-                        delta->n_ids, delta->position, r->n_prompt + s->n_got);
+                        "stream %u got %zu ids for position %u of sequence %u where %u was due",
+                        s->index, delta->n_ids, delta->position, c, first_position(s) + got);
         return;
     }
-    if (s->n_got >= s->plan.n_tokens || delta->ids[0] != r->ids[s->n_got] ||
-        delta->row_hash.len != 16 || memcmp(delta->row_hash.data, r->hashes[s->n_got], 16) != 0) {
+    const ReferenceSequence *r = expected(s, c);
+    if (got >= s->plan.n_tokens || delta->ids[0] != r->ids[got] || delta->row_hash.len != 16 ||
+        memcmp(delta->row_hash.data, r->hashes[got], 16) != 0) {
         history_violate(s->history, "the same tokens",
-                        "stream %u: token %u of %u is %u, the undisturbed run's is %u", s->index,
-                        s->n_got, s->plan.n_tokens, delta->ids[0],
-                        s->n_got < REFERENCE_TOKENS ? r->ids[s->n_got] : 0);
+                        "stream %u: token %u of %u of sequence %u is %u, the undisturbed run's is "
+                        "%u",
+                        s->index, got, s->plan.n_tokens, c, delta->ids[0],
+                        got < r->n ? r->ids[got] : 0);
     }
-    if (s->n_got > 0) {
-        s->stall_us = MAX(s->stall_us, now_of(s) - s->token_us);
+    if (got > 0) {
+        s->stall_us = MAX(s->stall_us, now_of(s) - s->token_us[c]);
     }
-    s->n_got++;
-    s->token_us = now_of(s);
+    s->n_got[c]++;
+    s->token_us[c] = s->newest_us = now_of(s);
     s->history->n_tokens++;
 }
 
 static void on_run_done(Stream *s, const Weft__V1__RunDone *done)
 {
     uint8_t digest[16];
-    reference_digest(reference_of(s), s->plan.n_tokens, digest);
-    if (s->n_got != s->plan.n_tokens || strcmp(done->finish_reason, "length") != 0) {
-        history_violate(s->history, "no token lost", "stream %u ended as %s after %u of %u tokens",
-                        s->index, done->finish_reason, s->n_got, s->plan.n_tokens);
+    reference_digest(expected(s, 0), s->plan.n_choices, s->plan.n_tokens, digest);
+    const uint32_t n = s->plan.n_choices * s->plan.n_tokens;
+    const uint32_t told = s->plan.score ? done->tokens_scored : done->tokens;
+    if (n_got(s) != n || told != n || strcmp(done->finish_reason, "length") != 0) {
+        history_violate(s->history, "no token lost",
+                        "stream %u ended as %s after %u of %u tokens, %u told", s->index,
+                        done->finish_reason, n_got(s), n, told);
     } else if (done->digest.len != 16 || memcmp(done->digest.data, digest, 16) != 0) {
         history_violate(s->history, "the same tokens", "stream %u has another digest", s->index);
     }
@@ -120,7 +147,7 @@ static bool may_be_told(const Stream *s, const GError *error)
         g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
         return true;
     }
-    const int64_t waited_us = now_of(s) - MAX(s->begun_us, s->token_us) + MESSAGE_US;
+    const int64_t waited_us = now_of(s) - MAX(s->begun_us, s->newest_us) + MESSAGE_US;
     return (s->run[0] == '\0' || waited_us >= (int64_t)w->recovery_wait_ms * 1000) &&
            may_be_refused(error);
 }
@@ -154,7 +181,7 @@ static void on_done(const GError *error, void *user)
         s->state = STREAM_DONE;
         return;
     }
-    log_info(&s->history->whole->log, "stream %u after %u tokens: error %d: %s", s->index, s->n_got,
+    log_info(&s->history->whole->log, "stream %u after %u tokens: error %d: %s", s->index, n_got(s),
              error->code, error->message);
     if (error->code == WEFT_ERROR_DEADLINE) {
         on_deadline(s);
@@ -162,7 +189,7 @@ static void on_done(const GError *error, void *user)
     }
     if (!may_be_told(s, error)) {
         history_violate(s->history, "a stream goes on",
-                        "stream %u was told after %u tokens (%d): %s", s->index, s->n_got,
+                        "stream %u was told after %u tokens (%d): %s", s->index, n_got(s),
                         error->code, error->message);
     }
     g_free(s->last_error);
@@ -195,7 +222,7 @@ static void stream_submit(void *user)
     const ReferenceRequest *r = reference_of(s);
     s->timer = NULL;
     s->state = STREAM_OPEN;
-    s->n_got = 0;
+    memset(s->n_got, 0, sizeof s->n_got);
     s->run[0] = '\0';
     s->n_attempts++;
     s->heard_us = s->begun_us = now_of(s);
@@ -205,9 +232,11 @@ static void stream_submit(void *user)
     layout.tp = s->plan.tp;
     Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
     request.model = (char *)s->history->whole->foundation->model;
-    request.prompt_ids = (uint32_t *)r->prompt;
-    request.n_prompt_ids = r->n_prompt;
-    request.max_tokens = s->plan.n_tokens;
+    request.kind = s->plan.score ? WEFT__V1__REQUEST_KIND__SCORE : WEFT__V1__REQUEST_KIND__GENERATE;
+    request.prompt_ids = (uint32_t *)(s->plan.score ? r->text : r->prompt);
+    request.n_prompt_ids = s->plan.score ? r->n_text : r->n_prompt;
+    request.max_tokens = s->plan.score ? 0 : s->plan.n_tokens;
+    request.streams = s->plan.n_choices > 1 ? s->plan.n_choices : 0;
     request.sampler = (Weft__V1__Sampler *)&r->sampler;
     request.seed_given = true;
     request.ignore_end = true;
@@ -221,6 +250,9 @@ static void stream_submit(void *user)
 void stream_begin(Stream *s, History *history, unsigned index, const StreamPlan *plan)
 {
     *s = (Stream){.history = history, .plan = *plan, .index = index, .state = STREAM_WAITING};
+    if (plan->score) {
+        s->plan.n_tokens = reference_of(s)->scores.n;
+    }
     s->timer = loop_timer_start(loop_of(s), plan->begin_us, stream_submit, s);
     if (plan->cancel_us > 0) {
         s->cancel =

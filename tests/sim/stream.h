@@ -13,8 +13,10 @@ typedef enum StreamState {
 } StreamState;
 
 typedef struct StreamPlan {
-    unsigned request;  /* of the foundation */
-    uint32_t n_tokens; /* at most REFERENCE_TOKENS */
+    unsigned request;   /* of the foundation */
+    bool score;         /* its text is scored; else it is generated */
+    uint32_t n_choices; /* sequences of a generation, 1 to REFERENCE_CHOICES; of a score 1 */
+    uint32_t n_tokens;  /* of each that are shown: at most REFERENCE_TOKENS; of a score all */
     uint32_t dp, pp, tp;
     int64_t begin_us;
     uint32_t deadline_ms; /* 0 = none */
@@ -27,13 +29,14 @@ typedef struct Stream {
     unsigned index;
     StreamState state;
     RpcClientCall *call;
-    char run[16];   /* the request's id at the coordinator, "" before it said so */
-    uint32_t n_got; /* of this attempt */
+    char run[16]; /* the request's id at the coordinator, "" before it said so */
+    uint32_t n_got[REFERENCE_CHOICES]; /* of each sequence, in this attempt */
+    int64_t token_us[REFERENCE_CHOICES];
     unsigned n_attempts;
     LoopTimer *timer, *cancel;
-    int64_t begun_us, token_us; /* of this attempt; of its last token */
-    int64_t heard_us;           /* progress, a token or an end was heard last */
-    int64_t stall_us;           /* the longest between two tokens of an attempt */
+    int64_t begun_us, newest_us; /* of this attempt; of its last token */
+    int64_t heard_us;            /* progress, a token or an end was heard last */
+    int64_t stall_us;            /* the longest between two tokens of an attempt */
     int64_t ended_us;
     char *last_error;
 } Stream;

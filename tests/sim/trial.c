@@ -57,7 +57,7 @@ static void check_answers(Trial *t)
                             "stream %u has no answer %.1f s after the repair: attempt %u is %s "
                             "with %u of %u tokens, heard of last at %.3f s; last error: %s",
                             i, (double)ANSWER_US / 1e6, s->n_attempts,
-                            s->state == STREAM_OPEN ? "open" : "to be made", s->n_got,
+                            s->state == STREAM_OPEN ? "open" : "to be made", s->n_got[0],
                             s->plan.n_tokens, (double)s->heard_us / 1e6,
                             s->last_error ? s->last_error : "none");
         }

@@ -360,7 +360,7 @@ uint64_t __wrap_deployment_submit(Deployment *d, const EngineRequest *request, E
     Submission *s = g_new0(Submission, 1);
     *s = (Submission){.fn = fn,
                       .user = user,
-                      .request = g_strdup(now.generate->request),
+                      .request = watch_sequence(now.generate),
                       .worker = worker_of(d->table)->index};
     return __real_deployment_submit(d, request, on_token, s);
 }
