@@ -33,6 +33,7 @@ const BugEntry bug_entries[BUG_COUNT] = {
                                       "the link hands up what it has handed up before"},
     [BUG_SEQUENCES_MIXED_UP] = {"sequences-mixed-up",
                                 "the new leader is given another sequence of the same request"},
+    [BUG_DISK_ERROR_IGNORED] = {"disk-error-ignored", "a write that failed is taken for durable"},
     [BUG_SCORE_LOST] = {"score-lost", "a score of a row does not go out to the client"},
 };
 

@@ -18,6 +18,7 @@ static const char *const kind_names[FAULT_KINDS] = {
     "drain worker",
     "kill the coordinator",
     "freeze the coordinator",
+    "let the coordinator's disk fail",
     "lose all control messages of everybody",
 };
 
@@ -89,6 +90,7 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
                                       FAULT_DRAIN,
                                       FAULT_COORDINATOR_KILL,
                                       FAULT_COORDINATOR_FREEZE,
+                                      FAULT_DISK,
                                       FAULT_ALL_SILENT};
     static const int64_t lasts_us[] = {20000, 400000, 1000000, 3000000, 6000000};
     f->kind = often[draw(random, G_N_ELEMENTS(often))];
@@ -169,6 +171,8 @@ static void fault_text(GString *out, const Fault *f)
                            (double)f->for_us / 1e6, kind_names[f->kind]);
     if (f->kind == FAULT_DATA_CUT || f->kind == FAULT_DATA_RESET) {
         g_string_append_printf(out, " w%u and w%u", f->a, f->b);
+    } else if (f->kind == FAULT_DISK && f->b % 2 == 0) {
+        g_string_append(out, ", and then restart the coordinator");
     } else if (f->kind <= FAULT_CONTROL_HOLE || f->kind == FAULT_DRAIN) {
         g_string_append_printf(out, " w%u", f->a);
     }
@@ -253,6 +257,16 @@ static void do_to_coordinator(Whole *w, const Fault *f, bool begins)
     }
 }
 
+/* A disk that takes writes again is often one that somebody mended, with a restart. */
+static void do_to_disk(Whole *w, const Fault *f, bool begins)
+{
+    whole_fail_disk(w, begins);
+    if (!begins && f->b % 2 == 0 && w->coordinator) {
+        whole_kill_coordinator(w);
+        whole_start_coordinator(w);
+    }
+}
+
 static void deed_do(void *user)
 {
     Deed *deed = user;
@@ -289,6 +303,9 @@ static void deed_do(void *user)
     case FAULT_COORDINATOR_KILL:
     case FAULT_COORDINATOR_FREEZE:
         do_to_coordinator(w, f, deed->begins);
+        break;
+    case FAULT_DISK:
+        do_to_disk(w, f, deed->begins);
         break;
     case FAULT_ALL_SILENT:
         set_control_of_all(w, deed->begins ? RPC_INPROC_FROZEN : RPC_INPROC_UP);

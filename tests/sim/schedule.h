@@ -17,6 +17,7 @@ typedef enum FaultKind {
     FAULT_DRAIN,            /* worker, undrained after a while */
     FAULT_COORDINATOR_KILL, /* back after a while */
     FAULT_COORDINATOR_FREEZE,
+    FAULT_DISK,       /* the coordinator's disk takes no write; b even: then the coordinator dies */
     FAULT_ALL_SILENT, /* nothing passes between the coordinator and any worker */
     FAULT_KINDS,
 } FaultKind;

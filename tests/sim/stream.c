@@ -129,6 +129,8 @@ static bool may_be_refused(const GError *error)
     switch (error->code) {
     case WEFT_ERROR_WORKER_LOST:
         return strstr(error->message, "worker w") != NULL;
+    case WEFT_ERROR_IO:
+        return strstr(error->message, "simulated disk failure") != NULL;
     case WEFT_ERROR_UNREACHABLE:
     case WEFT_ERROR_IMPOSSIBLE:
     case WEFT_ERROR_NOT_READY:

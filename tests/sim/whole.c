@@ -20,7 +20,9 @@ static void log_write(Log *self, LogLevel level, const char *line)
 
 static void on_started(const GError *error, void *user)
 {
+    Whole *w = user;
     g_assert_no_error(error);
+    w->coordinator_started = true;
 }
 
 /* Each fault holds until a later one about the same pair: the narrow ones are said again after a
@@ -60,6 +62,8 @@ void whole_start_coordinator(Whole *w)
                                         .models_dir = w->foundation->dir,
                                         .recovery_wait_ms = w->recovery_wait_ms};
     w->n_incarnations++;
+    w->coordinator_started = false;
+    store_disk_fail_after(w->disk, -1);
     w->coordinator_up_us = sim_world_now_us(w->world);
     w->coordinator_frozen = false;
     w->coordinator = coordinator_new(&options);
@@ -77,6 +81,13 @@ void whole_kill_coordinator(Whole *w)
     w->coordinator_died_us = sim_world_now_us(w->world);
     say_all(w); /* from here on nobody hears it */
     coordinator_free(dead);
+}
+
+void whole_fail_disk(Whole *w, bool fails)
+{
+    if (!fails || (w->coordinator && w->coordinator_started)) {
+        store_disk_fail_after(w->disk, fails ? 0 : -1);
+    }
 }
 
 void whole_freeze_coordinator(Whole *w, bool frozen)
@@ -274,6 +285,7 @@ void whole_repair(Whole *w)
     }
     whole_freeze_coordinator(w, false);
     whole_start_coordinator(w);
+    whole_fail_disk(w, false);
     for (unsigned i = 0; i < w->n_workers; i++) {
         whole_start_worker(w, i);
         say_control(w, i);

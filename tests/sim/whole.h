@@ -47,8 +47,8 @@ struct Whole {
     unsigned n_incarnations;
     uint32_t recovery_wait_ms; /* of the next coordinator */
     int64_t coordinator_up_us, coordinator_died_us,
-        coordinator_frozen_us; /* last; frozen: until then */
-    bool coordinator_frozen;
+        coordinator_frozen_us;                    /* last; frozen: until then */
+    bool coordinator_frozen, coordinator_started; /* started: it serves */
     WholeWorker workers[WHOLE_WORKERS];
     unsigned n_workers;
     uint64_t memory_bytes; /* of each */
@@ -70,6 +70,10 @@ void whole_start_coordinator(Whole *whole);
 /* As SIGKILL: nothing that it did not say is said, what is not on disk is lost. */
 void whole_kill_coordinator(Whole *whole);
 void whole_freeze_coordinator(Whole *whole, bool frozen);
+
+/* Writes of a coordinator that serves fail, until they do not; one that is started finds a disk
+ * that works. */
+void whole_fail_disk(Whole *whole, bool fails);
 
 /* As soon as an earlier process of the same worker is gone. */
 void whole_start_worker(Whole *whole, unsigned i);
