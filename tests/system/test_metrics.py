@@ -179,6 +179,21 @@ def case_stages_workers_links():
             complete(max_tokens=50)
 
 
+def case_links_add_up():
+    """what a worker sent is what it sent to its peers, and what these received from it; waits are told by link"""
+    def settled():
+        page = reported()
+        pairs = {(l["worker"], l["peer"]): v for l, v in page.values("weft_link_sent_bytes_total") if v > 0}
+        arrived = {(l["peer"], l["worker"]): v for l, v in page.values("weft_link_received_bytes_total") if v > 0}
+        sent = {l["worker"]: v for l, v in page.values("weft_worker_sent_bytes_total") if v > 0}
+        own = {w: sum(v for (a, _), v in pairs.items() if a == w) for w in sent}
+        return (page, pairs) if pairs and pairs == arrived and sent == own else None
+    page, pairs = wait_for("heartbeats after the last message", settled)
+    assert len(pairs) == 2 and {a for a, _ in pairs} == {b for _, b in pairs}, pairs
+    assert all(page.total("weft_link_sent_messages_total", worker=a, peer=b) > 0 for a, b in pairs)
+    assert page.total("weft_link_wait_seconds_total") > 0 and page.values("weft_link_stalls_total"), pairs
+
+
 def case_counters_never_fall():
     """under load the page stays well formed, and no counter falls from one scrape to the next"""
     failed, over = [], threading.Event()
@@ -234,4 +249,4 @@ def case_a_loss_shows():
     assert page.total("weft_request_recovery_seconds_count", model_name="tiny") >= before.total("weft_request_recovery_seconds_count", model_name="tiny") + 1
 
 
-run_cases([case_before_any_request, case_vllm_names, case_stages_workers_links, case_counters_never_fall, case_a_loss_shows])
+run_cases([case_before_any_request, case_vllm_names, case_stages_workers_links, case_links_add_up, case_counters_never_fall, case_a_loss_shows])

@@ -56,6 +56,7 @@ struct Link {
     AeadKey *send_key, *receive_key; /* NULL: not sealed */
     uint64_t next_seq;
     ReplayWindow window;
+    LinkTraffic traffic;
 };
 
 /* ---- header ---- */
@@ -209,6 +210,8 @@ static void link_receive(Link *link, uint8_t *data, size_t size)
     }
     counters->messages_received++;
     counters->bytes_received += header.length;
+    link->traffic.messages_received++;
+    link->traffic.bytes_received += header.length;
     port->receive(link, &header, place, port->user);
 }
 
@@ -400,6 +403,8 @@ static LinkStatus link_post(Link *link, void *buffer, LinkHeader header, const L
     if (status == LINK_OK) {
         counters->messages_sent++;
         counters->bytes_sent += header.length;
+        link->traffic.messages_sent++;
+        link->traffic.bytes_sent += header.length;
     }
     return status;
 }
@@ -520,6 +525,11 @@ void link_port_interrupt(LinkPort *port)
 {
     atomic_store_explicit(&port->interrupted, true, memory_order_release);
     port->ops->interrupt(port->raw);
+}
+
+const LinkTraffic *link_traffic(const Link *link)
+{
+    return &link->traffic;
 }
 
 const LinkCounters *link_port_counters(const LinkPort *port)

@@ -63,6 +63,10 @@ typedef struct LinkCounters {
     uint64_t send_ns;    /* in the fill's send, and waiting for a buffer of it */
     uint64_t receive_ns; /* in progress that brought something, opening apart */
 } LinkCounters;
+/* What one link has carried since it was opened, payload only. */
+typedef struct LinkTraffic {
+    uint64_t messages_sent, bytes_sent, messages_received, bytes_received;
+} LinkTraffic;
 /* What the port has been busy with so far; the three do not overlap. */
 static inline uint64_t link_counters_busy_ns(const LinkCounters *c)
 {
@@ -196,5 +200,6 @@ void link_port_set_crowded(LinkPort *port, bool crowded);
 void link_port_wait(LinkPort *port, int64_t timeout_us, int64_t spin_us);
 void link_port_interrupt(LinkPort *port);                     /* any thread */
 const LinkCounters *link_port_counters(const LinkPort *port); /* the port's thread */
+const LinkTraffic *link_traffic(const Link *link);            /* the port's thread */
 /* "ipsec-mb" or "openssl": what seals here. */
 const char *link_seal_name(void);

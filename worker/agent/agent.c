@@ -353,6 +353,7 @@ static Weft__V1__Heartbeat *make_heartbeat(uint64_t sequence, void *user)
     heartbeat->waiting = deployments_waiting(a->deployments, &heartbeat->n_waiting);
     heartbeat->loads = deployments_loads(a->deployments, &heartbeat->n_loads);
     heartbeat->counters = deployments_counters(a->deployments);
+    heartbeat->links = deployments_links(a->deployments, &heartbeat->n_links);
     heartbeat->problem = deployments_problem(a->deployments);
     return heartbeat;
 }

@@ -73,6 +73,7 @@ struct Deployments {
     WeightsShelf *shelf;
     bool shutting_down;
     Weft__V1__Counters gone; /* counters of engines that are gone: what is reported never falls */
+    GHashTable *gone_links;  /* the same: of Weft__V1__LinkLoad by peer, owned */
 };
 
 typedef struct DeploymentCall {
@@ -104,3 +105,5 @@ bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, b
 Deployment *deployments_find(Deployments *table, const char *job, uint32_t replica, uint64_t epoch);
 /* Engine counters of `engine` added to `sum`. */
 void reports_add_counters(Engine *engine, Weft__V1__Counters *sum);
+GHashTable *reports_links_new(void); /* of Weft__V1__LinkLoad by peer; returned */
+void reports_add_links(const Deployment *d, GHashTable *links);

@@ -130,6 +130,7 @@ bool deployment_closing(Deployment *d)
     }
     if (d->engine) {
         reports_add_counters(d->engine, &d->table->gone);
+        reports_add_links(d, d->table->gone_links);
     }
     d->task_running = true;
     task_pool_run(d->table->o.pool, engine_free_run, engine_free_done, d);
@@ -587,6 +588,7 @@ Deployments *deployments_new(const DeploymentsOptions *options)
     table->newest = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     table->shelf = weights_shelf_new(options->pool);
     weft__v1__counters__init(&table->gone);
+    table->gone_links = reports_links_new();
     return table;
 }
 
@@ -633,5 +635,6 @@ void deployments_free(Deployments *table)
     g_ptr_array_unref(table->all);
     g_hash_table_unref(table->newest);
     g_free(table->cluster);
+    g_hash_table_unref(table->gone_links);
     g_free(table);
 }

@@ -70,6 +70,8 @@ Weft__V1__Held **deployments_held(Deployments *table,
 Weft__V1__Waiting **deployments_waiting(Deployments *table, size_t *n_out);
 Weft__V1__ReplicaLoad **deployments_loads(Deployments *table, size_t *n_out);
 Weft__V1__Counters *deployments_counters(Deployments *table);
+/* By name of the peer. */
+Weft__V1__LinkLoad **deployments_links(Deployments *table, size_t *n_out);
 
 /* Looks at every engine; every 250 ms. True: a shard is loaded, and every running engine makes
  * progress (DESIGN 7.6). */

@@ -61,6 +61,91 @@ Weft__V1__Counters *deployments_counters(Deployments *table)
     return sum;
 }
 
+/* ---- links ---- */
+
+static void link_load_free(void *load)
+{
+    weft__v1__link_load__free_unpacked(load, NULL);
+}
+
+GHashTable *reports_links_new(void)
+{
+    return g_hash_table_new_full(g_str_hash, g_str_equal, NULL, link_load_free);
+}
+
+static Weft__V1__LinkLoad *link_to(GHashTable *links, const char *peer)
+{
+    Weft__V1__LinkLoad *load = g_hash_table_lookup(links, peer);
+    if (load == NULL) {
+        load = g_new(Weft__V1__LinkLoad, 1);
+        weft__v1__link_load__init(load);
+        load->peer = g_strdup(peer);
+        g_hash_table_insert(links, load->peer, load);
+    }
+    return load;
+}
+
+static void add_peer(GHashTable *links, const char *peer, const EnginePeerTraffic *p)
+{
+    Weft__V1__LinkLoad *load = link_to(links, peer);
+    load->sent_bytes += p->bytes_sent;
+    load->received_bytes += p->bytes_received;
+    load->sent_messages += p->messages_sent;
+    load->wait_us += p->wait_us;
+    load->stalls += p->stalls;
+}
+
+void reports_add_links(const Deployment *d, GHashTable *links)
+{
+    const PlanReplica *replica = &d->plan->replicas[d->replica];
+    EnginePeerTraffic peers[PLAN_RANKS_LIMIT];
+    const uint32_t n = engine_peers(d->engine, peers);
+    uint32_t global = 0;
+    for (uint32_t s = 0; s < replica->n_stages; s++) {
+        for (uint32_t k = 0; k < replica->stages[s].n_ranks && global < n; k++, global++) {
+            const bool own = s == d->stage && k == d->rank;
+            if (!own) {
+                add_peer(links, replica->stages[s].ranks[k].worker, &peers[global]);
+            }
+        }
+    }
+}
+
+static void add_gone_link(void *peer, void *value, void *links)
+{
+    const Weft__V1__LinkLoad *gone = value;
+    const EnginePeerTraffic p = {.messages_sent = gone->sent_messages,
+                                 .bytes_sent = gone->sent_bytes,
+                                 .bytes_received = gone->received_bytes,
+                                 .wait_us = gone->wait_us,
+                                 .stalls = gone->stalls};
+    add_peer(links, peer, &p);
+}
+
+Weft__V1__LinkLoad **deployments_links(Deployments *table, size_t *n_out)
+{
+    g_autoptr(GHashTable) links = reports_links_new();
+    EngineStatus status;
+    const Deployment *d;
+    g_hash_table_foreach(table->gone_links, add_gone_link, links);
+    for (guint at = 0; (d = next_open(table, &at, &status)) != NULL;) {
+        reports_add_links(d, links);
+    }
+    Weft__V1__LinkLoad **all = g_new0(Weft__V1__LinkLoad *, g_hash_table_size(links) + 1);
+    GHashTableIter at;
+    void *load;
+    size_t n = 0;
+    g_hash_table_iter_init(&at, links);
+    while (g_hash_table_iter_next(&at, NULL, &load)) {
+        all[n++] = load;
+        g_hash_table_iter_steal(&at);
+    }
+    *n_out = n;
+    return all;
+}
+
+/* ---- what it holds, for whom it waits, what it leads ---- */
+
 Weft__V1__Held **deployments_held(Deployments *table, uint64_t sequence, size_t *n_out)
 {
     Weft__V1__Held **all = g_new0(Weft__V1__Held *, table->all->len + 1);

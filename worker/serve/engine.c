@@ -65,9 +65,11 @@ static void rest(Engine *e)
     link_port_wait(e->port, e->state == STATE_GREETING ? 20000 : ENGINE_IDLE_WAIT_US,
                    busy ? ENGINE_SPIN_US : 0);
     if (flying) {
-        engine_counters_wait(&e->counters, net_time_us(&net, e->port));
+        const uint64_t waited = net_time_us(&net, e->port);
+        engine_counters_wait(&e->counters, waited);
+        engine_counters_peer_wait(&e->counters, engine_steps_token_rank(e), waited);
     }
-    engine_counters_link(&e->counters, link_port_counters(e->port));
+    engine_links_count(e);
 }
 
 static uint64_t sent_bytes(void *user)

@@ -145,6 +145,14 @@ typedef struct EngineStatus {
     EngineLoad load;
 } EngineStatus;
 void engine_status(Engine *engine, EngineStatus *out);
+/* What passed between this rank and another of the replica. */
+typedef struct EnginePeerTraffic {
+    uint64_t messages_sent, bytes_sent, bytes_received;
+    uint64_t wait_us; /* for its activations, on the leader for tokens of steps in flight */
+    uint64_t stalls;  /* of these waits, those of ENGINE_STALL_US and more */
+} EnginePeerTraffic;
+/* By global rank; returns how many ranks there are. Any thread. */
+uint32_t engine_peers(Engine *engine, EnginePeerTraffic out[PLAN_RANKS_LIMIT]);
 /* The epoch is over: every wait ends at once, open requests end with `why` (WEFT_ERROR_WORKER_LOST
  * or what it says). */
 void engine_abort(Engine *engine, const GError *why);

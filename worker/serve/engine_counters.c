@@ -65,6 +65,23 @@ void engine_counters_link(EngineCounters *c, const LinkCounters *link)
     set(&c->receive_ns, link->receive_ns);
 }
 
+void engine_counters_peer(EngineCounters *c, uint32_t global_rank, const LinkTraffic *traffic)
+{
+    set(&c->peers[global_rank].messages_sent, traffic->messages_sent);
+    set(&c->peers[global_rank].bytes_sent, traffic->bytes_sent);
+    set(&c->peers[global_rank].bytes_received, traffic->bytes_received);
+}
+
+void engine_counters_peer_wait(EngineCounters *c, uint32_t global_rank, uint64_t wait_us)
+{
+    add(&c->peers[global_rank].wait_us, wait_us);
+}
+
+void engine_counters_peer_stall(EngineCounters *c, uint32_t global_rank)
+{
+    add(&c->peers[global_rank].stalls, 1);
+}
+
 void engine_counters_load(EngineCounters *c, const EngineLoad *load)
 {
     atomic_store_explicit(&c->load.running, load->running, memory_order_relaxed);
@@ -119,4 +136,13 @@ void engine_counters_read(EngineCounters *c, EngineStatus *out)
     read_load(c, &out->load);
     out->wire_us = (out->link.send_ns + out->link.receive_ns) / 1000;
     out->seal_us = out->link.seal_ns / 1000;
+}
+
+void engine_counters_read_peer(EngineCounters *c, uint32_t global_rank, EnginePeerTraffic *out)
+{
+    *out = (EnginePeerTraffic){.messages_sent = get(&c->peers[global_rank].messages_sent),
+                               .bytes_sent = get(&c->peers[global_rank].bytes_sent),
+                               .bytes_received = get(&c->peers[global_rank].bytes_received),
+                               .wait_us = get(&c->peers[global_rank].wait_us),
+                               .stalls = get(&c->peers[global_rank].stalls)};
 }

@@ -110,3 +110,13 @@ void engine_links_dead(Link *link, const char *why, void *user)
                 true);
     atomic_store(&e->abort, true);
 }
+
+void engine_links_count(Engine *e)
+{
+    engine_counters_link(&e->counters, link_port_counters(e->port));
+    for (uint32_t r = 0; r < e->n_ranks; r++) {
+        if (e->links[r] != NULL) {
+            engine_counters_peer(&e->counters, r, link_traffic(e->links[r]));
+        }
+    }
+}

@@ -101,3 +101,11 @@ void engine_status(Engine *e, EngineStatus *out)
     g_strlcpy(out->waits_operation, e->shared.waits_operation, sizeof out->waits_operation);
     pthread_mutex_unlock(&e->shared.mutex);
 }
+
+uint32_t engine_peers(Engine *e, EnginePeerTraffic out[PLAN_RANKS_LIMIT])
+{
+    for (uint32_t r = 0; r < e->n_ranks; r++) {
+        engine_counters_read_peer(&e->counters, r, &out[r]);
+    }
+    return e->n_ranks;
+}

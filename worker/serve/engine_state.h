@@ -85,7 +85,8 @@ struct Engine {
     Step *step;
     Inbox inbox;
     uint32_t steps_in_flight;
-    uint64_t waited_us; /* in executor_wait() */
+    uint64_t waited_us;    /* in executor_wait() */
+    uint32_t stalled_step; /* the last whose tokens were late enough to be counted; 0: none */
     int64_t step_deadline_us;
     int64_t idle_since_us;
     bool closed, tell;
@@ -143,6 +144,8 @@ void engine_greeting_free(Greeting *greeting); /* NULL-safe; erases its keys */
 
 void engine_links_receive(Link *link, const LinkHeader *header, const void *payload, void *user);
 void engine_links_dead(Link *link, const char *why, void *user);
+/* What the links have carried goes into the counters. */
+void engine_links_count(Engine *engine);
 /* Every peer: this engine has failed. */
 void engine_links_tell(Engine *engine, const char *why);
 
@@ -152,6 +155,8 @@ void engine_links_tell(Engine *engine, const char *why);
 bool engine_steps_work(Engine *engine);
 /* What an idle rank waits for: the coordinator follows these edges to the culprit. */
 void engine_steps_report_idle(Engine *engine);
+/* The rank that sends a step's tokens to the leader. */
+uint32_t engine_steps_token_rank(const Engine *engine);
 /* ExecutorOptions.wait. `user` is the engine. */
 bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global,
                        const char *operation, void *user);

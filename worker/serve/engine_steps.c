@@ -19,7 +19,12 @@ bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_ra
         link_port_wait(e->port, MIN(left, ENGINE_IDLE_WAIT_US), ENGINE_SPIN_US);
         atomic_fetch_add(&e->progress, 1);
     }
-    e->waited_us += net_time_us(&net, e->port);
+    const uint64_t waited = net_time_us(&net, e->port);
+    e->waited_us += waited;
+    engine_counters_peer_wait(&e->counters, global_rank, waited);
+    if (waited >= ENGINE_STALL_US) {
+        engine_counters_peer_stall(&e->counters, global_rank);
+    }
     if (*done) {
         engine_report_wait(e, -1, "", 0);
     }
@@ -46,7 +51,7 @@ static void run_step(Engine *e, const float *activations)
     const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
     engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);
     engine_counters_ops(&e->counters, &e->stage->times);
-    engine_counters_link(&e->counters, link_port_counters(e->port));
+    engine_links_count(e);
     e->idle_since_us = g_get_monotonic_time();
     if (status != EXECUTOR_OK) {
         const char *operation;
@@ -90,19 +95,29 @@ static bool run_inbox(Engine *e)
     return true;
 }
 
+uint32_t engine_steps_token_rank(const Engine *e)
+{
+    const PlanReplica *replica = engine_replica(e);
+    return e->n_ranks - replica->stages[e->position.n_stages - 1].n_ranks;
+}
+
 /* A leader's step that never comes back (invariant 2). */
 static void check_flight(Engine *e)
 {
     uint32_t number;
     const int64_t built = leader_oldest_step_us(e->leader, &number);
-    const uint32_t last =
-        e->n_ranks - e->o.plan->replicas[e->o.replica].stages[e->position.n_stages - 1].n_ranks;
+    const uint32_t last = engine_steps_token_rank(e);
+    const int64_t waited_us = g_get_monotonic_time() - built;
     if (built == 0) {
         engine_report_wait(e, -1, "", 0);
         return;
     }
     engine_report_wait(e, (int)last, "tokens of a step", built);
-    if (g_get_monotonic_time() - built > engine_flight_deadline_us(e)) {
+    if (waited_us >= ENGINE_STALL_US && e->stalled_step != number) {
+        e->stalled_step = number;
+        engine_counters_peer_stall(&e->counters, last);
+    }
+    if (waited_us > engine_flight_deadline_us(e)) {
         engine_fail_waiting(e, last, "tokens of a step", built, "did not answer");
     }
 }

@@ -306,6 +306,36 @@ static void put_waits(Member *member, void *user)
     }
 }
 
+/* ---- of links: from one worker to another ---- */
+
+typedef struct LinkRow {
+    const char *name, *help;
+    size_t offset; /* of a uint64_t in LinkLoad */
+    double unit;
+} LinkRow;
+
+#define LINK(field) offsetof(Weft__V1__LinkLoad, field)
+static const LinkRow link_rows[] = {
+    {"weft_link_sent_bytes_total", "Payload sent to a peer.", LINK(sent_bytes), 1},
+    {"weft_link_received_bytes_total", "Payload that came from a peer.", LINK(received_bytes), 1},
+    {"weft_link_sent_messages_total", "Messages sent to a peer.", LINK(sent_messages), 1},
+    {"weft_link_wait_seconds_total", "Waited for a peer's activations or tokens.", LINK(wait_us), 1e-6},
+    {"weft_link_stalls_total", "Waits for a peer of 100 ms and more.", LINK(stalls), 1},
+};
+
+static void put_link(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const LinkRow *row = f->row;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    for (size_t i = 0; beat != NULL && i < beat->n_links; i++) {
+        const Weft__V1__LinkLoad *link = beat->links[i];
+        const uint64_t *value = (const uint64_t *)(const void *)((const char *)link + row->offset);
+        metrics_value(f->out, row->name, (double)*value * row->unit, "worker", member_name(member),
+                      "peer", link->peer, NULL);
+    }
+}
+
 static void put_members(const Members *members, GHashTable *names, GString *out)
 {
     MemberFamily f = {out, NULL, names};
@@ -321,6 +351,11 @@ static void put_members(const Members *members, GHashTable *names, GString *out)
     metrics_family(out, "weft_link_waiting_seconds", "gauge",
                    "How long a worker has waited for another.");
     members_each(members, put_waits, &f);
+    for (size_t i = 0; i < G_N_ELEMENTS(link_rows); i++) {
+        f.row = &link_rows[i];
+        metrics_family(out, link_rows[i].name, "counter", link_rows[i].help);
+        members_each(members, put_link, &f);
+    }
     for (size_t i = 0; i < G_N_ELEMENTS(load_rows); i++) {
         f.row = &load_rows[i];
         metrics_family(out, load_rows[i].name, load_rows[i].type, load_rows[i].help);
