@@ -47,6 +47,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Training, training_free)
 
 /* Bytes of tapes and buffers. */
 size_t training_bytes(const Training *t);
+/* The same for a plan: of a rank of this holding with so many threads; options' weights, kernels,
+ * pool and group are not read. 0: INVALID, as training_new(). */
+size_t training_plan_bytes(const Holding *holding, const TrainingOptions *options, unsigned threads,
+                           GError **error);
 
 /* ---- a micro-batch, in slot `slot`; other than OK: the exchange among tensor ranks failed ---- */
 

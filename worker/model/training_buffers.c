@@ -126,7 +126,7 @@ static size_t lay_out(Training *t)
     t->cos = carve(t, &used, table);
     t->sin = carve(t, &used, table);
     t->sin_back = carve(t, &used, table);
-    for (unsigned i = 0; i < pool_threads(t->o.pool); i++) {
+    for (unsigned i = 0; i < t->threads; i++) {
         t->scratch[i] = carve(t, &used, scratch_floats(t));
         t->narrow[i].floats = carve(t, &used, narrow_floats(t));
     }
@@ -226,9 +226,8 @@ static void fill_tables(void *user, unsigned thread, unsigned n_threads)
 
 /* ---- making ---- */
 
-static bool check(const TrainingOptions *o, GError **error)
+static bool check(const ModelSpec *spec, const TrainingOptions *o, GError **error)
 {
-    const ModelSpec *spec = o->weights->spec;
     const uint32_t group = spec->n_heads / spec->n_kv_heads;
     const char *what = NULL;
     if (o->length < 1 || o->length > spec->context) {
@@ -267,7 +266,7 @@ static bool allocate_slots(Training *t, GError **error)
 
 static bool allocate_threads(Training *t, GError **error)
 {
-    const unsigned threads = pool_threads(t->o.pool);
+    const unsigned threads = t->threads;
     const uint32_t n_blocks = (t->o.length + KV_BLOCK - 1) / KV_BLOCK;
     const size_t n_segments = MAX(3 * TREE_LEAVES_LIMIT, t->chunks.n);
     t->scratch = weft_alloc(threads, sizeof *t->scratch, "scratch", error);
@@ -289,27 +288,39 @@ static bool allocate_threads(Training *t, GError **error)
     return true;
 }
 
-Training *training_new(const TrainingOptions *options, GError **error)
+/* Everything but the arena, whose size is found. */
+static bool prepare(Training *t, const Holding *holding, const TrainingOptions *options,
+                    unsigned threads, GError **error)
 {
-    if (!check(options, error)) {
-        return NULL;
+    if (!check(holding->spec, options, error)) {
+        return false;
     }
-    g_autoptr(Training) t = g_new0(Training, 1);
     t->o = *options;
     t->o.slots = MAX(options->slots, 1);
-    t->h = options->weights->holding;
-    t->spec = t->h->spec;
+    t->h = holding;
+    t->spec = holding->spec;
+    t->threads = threads;
     t->max_rows = options->max_sequences * options->length;
     t->width = t->spec->width;
-    t->q_width = t->h->n_heads * t->spec->head_size;
-    t->kv_width = t->h->n_kv_heads * t->spec->head_size;
-    t->ffn_width = t->h->ffn_width;
-    t->vocab = t->h->vocab;
-    g_assert(t->h->tp == 1 || (options->group != NULL && options->group->group != NULL));
+    t->q_width = holding->n_heads * t->spec->head_size;
+    t->kv_width = holding->n_kv_heads * t->spec->head_size;
+    t->ffn_width = holding->ffn_width;
+    t->vocab = holding->vocab;
     if (!fill_trees(t, error) || !allocate_slots(t, error) || !allocate_threads(t, error)) {
-        return NULL;
+        return false;
     }
     t->arena_bytes = lay_out(t) * sizeof(float);
+    return true;
+}
+
+Training *training_new(const TrainingOptions *options, GError **error)
+{
+    const Holding *holding = options->weights->holding;
+    g_autoptr(Training) t = g_new0(Training, 1);
+    g_assert(holding->tp == 1 || (options->group != NULL && options->group->group != NULL));
+    if (!prepare(t, holding, options, pool_threads(options->pool), error)) {
+        return NULL;
+    }
     t->arena = weft_map(t->arena_bytes, "training buffers", error);
     if (t->arena == NULL) {
         return NULL;
@@ -319,12 +330,19 @@ Training *training_new(const TrainingOptions *options, GError **error)
     return g_steal_pointer(&t);
 }
 
+size_t training_plan_bytes(const Holding *holding, const TrainingOptions *options, unsigned threads,
+                           GError **error)
+{
+    g_autoptr(Training) t = g_new0(Training, 1);
+    return prepare(t, holding, options, threads, error) ? t->arena_bytes : 0;
+}
+
 void training_free(Training *t)
 {
     if (t == NULL) {
         return;
     }
-    for (unsigned i = 0; i < pool_threads(t->o.pool); i++) {
+    for (unsigned i = 0; i < t->threads; i++) {
         if (t->segments != NULL) {
             weft_free(t->segments[i]);
         }

@@ -48,6 +48,7 @@ struct Training {
     TrainingOptions o;
     const Holding *h;
     const ModelSpec *spec;
+    unsigned threads;
     uint32_t max_rows, width, q_width, kv_width, ffn_width, vocab;
     Units attn_units, ffn_units, chunks; /* chunks: of the vocabulary; no steps where tp is 1 */
     TreeStep *chunk_steps;               /* of the own chunks */

@@ -64,25 +64,31 @@ static bool allocate(MicroRunner *r, GError **error)
     return r->tokens != NULL && r->targets != NULL && r->losses != NULL;
 }
 
-MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
+/* Cuts the micro-batches and makes the schedule; the passes' shape. */
+static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options)
 {
-    g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
     r->o = *options;
     r->micro_batches = cut_micro_batches(options);
     r->pipeline = pipeline_new(options->schedule, options->position.pp, r->micro_batches->len);
     r->slots = MAX(pipeline_in_flight(r->pipeline, options->position.stage), 1);
-    const TrainingOptions training = {
-        .weights = options->weights,
-        .kernels = options->kernels,
-        .pool = options->pool,
-        .max_sequences = options->micro_sequences,
-        .length = options->source->length,
-        .slots = r->slots,
-        .smoothing = options->smoothing,
-        .precision = options->precision,
-        .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
-        .recompute = options->recompute,
-        .group = options->links != NULL ? &options->links->tensor.turns : NULL};
+    return (TrainingOptions){.weights = options->weights,
+                             .kernels = options->kernels,
+                             .pool = options->pool,
+                             .max_sequences = options->micro_sequences,
+                             .length = options->source->length,
+                             .slots = r->slots,
+                             .smoothing = options->smoothing,
+                             .precision = options->precision,
+                             .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
+                             .recompute = options->recompute,
+                             .group =
+                                 options->links != NULL ? &options->links->tensor.turns : NULL};
+}
+
+MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
+{
+    g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
+    const TrainingOptions training = prepare(r, options);
     r->training = training_new(&training, error);
     return r->training != NULL && allocate(r, error) ? g_steal_pointer(&r) : NULL;
 }
@@ -316,6 +322,61 @@ bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t 
     *loss = is_last(r) ? sample_loss(r, &batch, 0) : 0.0f;
     *valid = r->valid;
     return true;
+}
+
+/* ---- for plans ---- */
+
+size_t micro_runner_plan_bytes(const Holding *holding, const MicroRunnerOptions *options,
+                               unsigned threads, GError **error)
+{
+    g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
+    const TrainingOptions training = prepare(r, options);
+    return training_plan_bytes(holding, &training, threads, error);
+}
+
+/* The fold's stack, of which only matters what is there. */
+typedef struct SetCount {
+    TreeStep steps[TREE_LEAVES_LIMIT];
+    bool stack[TREE_LEAVES_LIMIT];
+    uint32_t depth, leaf, live, most;
+} SetCount;
+
+/* The next leaf is folded. */
+static void count_leaf(SetCount *c, bool there)
+{
+    const TreeStep *step = &c->steps[c->leaf++];
+    c->stack[c->depth++] = there;
+    for (uint32_t i = 0; i < step->n_merges; i++) {
+        const bool right = c->stack[--c->depth], left = c->stack[c->depth - 1];
+        c->live -= left && right;
+        c->stack[c->depth - 1] = left || right;
+    }
+    c->depth -= step->emit;
+}
+
+uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options)
+{
+    g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
+    prepare(r, options);
+    const uint32_t *cuts = options->leaves->cuts + options->position.replica;
+    const GArray *ops = r->pipeline->stages[options->position.stage];
+    const PipelineOpKind ends =
+        options->schedule == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+    SetCount c = {.most = 1};
+    tree_program(options->leaves->n_leaves, cuts[0], cuts[1], c.steps);
+    for (uint32_t i = 0; i < ops->len; i++) {
+        const PipelineOp *op = &g_array_index(ops, PipelineOp, i);
+        const MicroBatch *micro = &g_array_index(r->micro_batches, MicroBatch, op->micro);
+        c.live += op->kind == PIPELINE_BACKWARD && micro->begins;
+        c.most = MAX(c.most, c.live);
+        if (op->kind == ends && micro->ends) {
+            while (cuts[0] + c.leaf < micro->leaf) {
+                count_leaf(&c, false);
+            }
+            count_leaf(&c, true);
+        }
+    }
+    return c.most;
 }
 
 size_t micro_runner_bytes(const MicroRunner *r)

@@ -43,6 +43,12 @@ bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t 
                            uint64_t *valid, GError **error);
 /* The first sample of a leaf of the global batch. */
 uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences);
+/* For plans, of a rank with these options (weights, kernels, pool, links are not read): bytes of
+ * tapes and buffers with so many threads (0: INVALID), and sets of gradients that a step has at
+ * once. */
+size_t micro_runner_plan_bytes(const Holding *holding, const MicroRunnerOptions *options,
+                               unsigned threads, GError **error);
+uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options);
 /* Bytes of tapes and buffers; micro-batches of a step. */
 size_t micro_runner_bytes(const MicroRunner *r);
 uint32_t micro_runner_count(const MicroRunner *r);

@@ -109,25 +109,31 @@ static bool allocate(TrainRank *t, GError **error)
     return t->squares != NULL && t->sample_losses != NULL && t->tied != NULL;
 }
 
+static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *weights)
+{
+    const TrainRankOptions *o = &t->o;
+    return (MicroRunnerOptions){.weights = weights,
+                                .kernels = o->kernels,
+                                .pool = o->pool,
+                                .source = o->source,
+                                .leaves = &t->leaves,
+                                .position = t->position,
+                                .links = o->links,
+                                .sequences = o->sequences,
+                                .micro_sequences = o->micro_sequences,
+                                .schedule = o->schedule,
+                                .recompute = o->recompute,
+                                .precision = o->precision,
+                                .dropout = o->dropout,
+                                .smoothing = o->smoothing};
+}
+
 static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **error)
 {
     const TrainRankOptions *o = &t->o;
     t->leaves = leaf_cuts(o->sequences, o->leaves, t->position.dp);
     t->fold = gradient_fold_new(weights->holding, o->pool, o->kernels->add);
-    const MicroRunnerOptions runner = {.weights = weights,
-                                       .kernels = o->kernels,
-                                       .pool = o->pool,
-                                       .source = o->source,
-                                       .leaves = &t->leaves,
-                                       .position = t->position,
-                                       .links = o->links,
-                                       .sequences = o->sequences,
-                                       .micro_sequences = o->micro_sequences,
-                                       .schedule = o->schedule,
-                                       .recompute = o->recompute,
-                                       .precision = o->precision,
-                                       .dropout = o->dropout,
-                                       .smoothing = o->smoothing};
+    const MicroRunnerOptions runner = runner_options(t, weights);
     t->runner = micro_runner_new(&runner, error);
     return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
@@ -431,6 +437,61 @@ bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samp
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error)
 {
     return weights_digest(t->o.links, t->reduced, t->weights, out, error);
+}
+
+/* ---- memory ---- */
+
+static uint64_t optimizer_bytes(const OptimizerSettings *s, const Ownership *stepped)
+{
+    return (s->kind == OPTIMIZER_SGD ? 1 : 2) * stepped->n_owned * sizeof(float);
+}
+
+/* Floats of a set of gradients. */
+static uint64_t set_floats(const Holding *h)
+{
+    const bool lookup = h->spec->tied_output && h->is_first && h->is_last;
+    return h->n_floats + (lookup ? ((uint64_t)h->vocab * h->spec->width + 15) / 16 * 16 : 0);
+}
+
+static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, GError **error)
+{
+    const TrainRankOptions *o = &t->o;
+    const MicroRunnerOptions runner = runner_options(t, NULL);
+    g_autoptr(Holding) h = holding_new(o->spec, o->plan, o->replica, o->stage, o->rank);
+    Ownership *stepped = ownership_new(o->spec, o->plan, &t->position, h, !o->whole_optimizer,
+                                       o->bucket_floats > 0 ? o->bucket_floats : BUCKET_FLOATS);
+    *out =
+        (TrainMemory){.weights = h->n_floats * sizeof(float),
+                      .gradients = micro_runner_plan_sets(&runner) * set_floats(h) * sizeof(float),
+                      .optimizer = optimizer_bytes(&o->optimizer, stepped),
+                      .activations = micro_runner_plan_bytes(h, &runner, threads, error)};
+    ownership_free(stepped);
+    return out->activations > 0;
+}
+
+bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainMemory *out,
+                       GError **error)
+{
+    TrainRank t = {.o = *options};
+    if (!train_plan_check(options->plan, options->spec, error)) {
+        return false;
+    }
+    t.o.micro_sequences = MIN(options->micro_sequences, options->sequences);
+    t.position = train_position(options->plan, options->replica, options->stage, options->rank);
+    if (!check(options, &t.position, error)) {
+        return false;
+    }
+    t.leaves = leaf_cuts(options->sequences, options->leaves, t.position.dp);
+    return plan_memory(&t, threads, out, error);
+}
+
+TrainMemory train_rank_memory(const TrainRank *t)
+{
+    const Holding *h = t->weights->holding;
+    return (TrainMemory){.weights = t->weights->n_floats * sizeof(float),
+                         .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float),
+                         .optimizer = optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)),
+                         .activations = micro_runner_bytes(t->runner)};
 }
 
 /* ---- state ---- */

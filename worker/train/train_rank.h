@@ -66,6 +66,21 @@ bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samp
 /* weights_digest (NUMERICS 13). Collective. */
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
 
+/* Bytes that a rank holds; what links and groups have under way comes on top (a few buckets). */
+typedef struct TrainMemory {
+    uint64_t weights, gradients, optimizer, activations; /* activations: tapes and buffers */
+} TrainMemory;
+static inline uint64_t train_memory_total(const TrainMemory *m)
+{
+    return m->weights + m->gradients + m->optimizer + m->activations;
+}
+/* For a plan: of the rank that the options name (options->plan is there; kernels, pool and links
+ * are not read) with so many threads. INVALID: as train_rank_new(). */
+bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainMemory *out,
+                       GError **error);
+/* What it holds now: after a step equal to the plan. */
+TrainMemory train_rank_memory(const TrainRank *t);
+
 /* ---- state: what a checkpoint saves and restores ----
  *
  * The logical tensors are spec->tensors. A rank's pieces of them (OwnedPiece) that say `counts`

@@ -195,6 +195,27 @@ static bool run_steps(RunRank *rank, TrainRank *t)
            train_rank_digest(t, &result->digest, &rank->error);
 }
 
+/* What the rank holds is what its plan says. */
+static bool memory_is_planned(RunRank *rank, const TrainRankOptions *options, const TrainRank *t)
+{
+    const TrainMemory held = train_rank_memory(t);
+    TrainMemory planned;
+    if (!train_memory_plan(options, pool_threads(options->pool), &planned, &rank->error)) {
+        return false;
+    }
+    if (memcmp(&held, &planned, sizeof held) != 0) {
+        g_set_error(&rank->error, G_FILE_ERROR, 0,
+                    "weights, gradients, optimizer, activations: %" G_GUINT64_FORMAT
+                    " %" G_GUINT64_FORMAT " %" G_GUINT64_FORMAT " %" G_GUINT64_FORMAT
+                    ", planned %" G_GUINT64_FORMAT " %" G_GUINT64_FORMAT " %" G_GUINT64_FORMAT
+                    " %" G_GUINT64_FORMAT,
+                    held.weights, held.gradients, held.optimizer, held.activations, planned.weights,
+                    planned.gradients, planned.optimizer, planned.activations);
+        return false;
+    }
+    return true;
+}
+
 static void *rank_main(void *user)
 {
     RunRank *rank = user;
@@ -224,7 +245,8 @@ static void *rank_main(void *user)
     if (t != NULL && spread->load != NULL) {
         load_state(t, spread->load);
     }
-    if (t != NULL && run_steps(rank, t) && spread->save != NULL) {
+    if (t != NULL && run_steps(rank, t) && memory_is_planned(rank, &options, t) &&
+        spread->save != NULL) {
         save_state(t, spread->save, train_global(p, p->replica, p->stage, p->rank) == 0);
     }
     train_rank_free(t);
