@@ -201,10 +201,10 @@ char *checkpoint_part_json(const CheckpointFile *file, const CheckpointPiece *pi
 
 static json_t *state_json(const CheckpointState *s)
 {
-    json_t *o =
-        json_pack("{s:I,s:I,s:f,s:I,s:I}", "step", (json_int_t)s->step, "samples",
-                  (json_int_t)s->samples, "loss_scale", s->loss_scale, "scale_growth",
-                  (json_int_t)s->scale_growth, "scale_hysteresis", (json_int_t)s->scale_hysteresis);
+    json_t *o = json_pack("{s:I,s:I,s:I,s:f,s:I,s:I}", "step", (json_int_t)s->step, "samples",
+                          (json_int_t)s->samples, "updates", (json_int_t)s->updates, "loss_scale",
+                          s->loss_scale, "scale_growth", (json_int_t)s->scale_growth,
+                          "scale_hysteresis", (json_int_t)s->scale_hysteresis);
     const char *const texts[][2] = {
         {"job", s->job}, {"definition", s->definition}, {"weights_digest", s->weights_digest}};
     for (size_t i = 0; i < G_N_ELEMENTS(texts); i++) {
@@ -352,9 +352,10 @@ static void read_state(CheckpointState *s, const json_t *o)
 {
     s->step = take_count(o, "step");
     s->samples = take_count(o, "samples");
+    s->updates = take_count(o, "updates");
     s->loss_scale = json_number_value(json_object_get(o, "loss_scale"));
     s->scale_growth = take_count(o, "scale_growth");
-    s->scale_hysteresis = take_count(o, "scale_hysteresis");
+    s->scale_hysteresis = json_integer_value(json_object_get(o, "scale_hysteresis"));
     s->job = take_text(o, "job");
     s->definition = take_text(o, "definition");
     s->weights_digest = take_text(o, "weights_digest");

@@ -23,8 +23,10 @@
 /* Where the run stands. Texts are borrowed where it is given, owned where it is read. */
 typedef struct CheckpointState {
     uint64_t step, samples; /* done and read so far: the data's position */
+    uint64_t updates;       /* of the optimizer: steps that were not skipped */
     double loss_scale;
-    uint64_t scale_growth, scale_hysteresis;
+    uint64_t scale_growth;
+    int64_t scale_hysteresis;
     char *job;            /* the job file as printed; NULL: none */
     char *definition;     /* hex; NULL: none */
     char *weights_digest; /* hex (NUMERICS 13); NULL: none */
