@@ -38,7 +38,9 @@ typedef struct TrainingOptions {
     bool apart;     /* gradients of the layers' matrices and biases by training_weights(); not with
                        recompute */
     bool recompute; /* keep only each layer's input, and run the layer again before its backward */
-    GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
+    GroupTurns *group;            /* of the stage's tensor ranks; NULL: one */
+    void (*progress)(void *user); /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
+    void *progress_user;
 } TrainingOptions;
 
 Training *training_new(const TrainingOptions *options, GError **error);

@@ -93,6 +93,10 @@ typedef struct Pass {
 
 static inline void meet(Pass *p)
 {
+    const TrainingOptions *o = &p->m->o;
+    if (p->t == 0 && o->progress != NULL) {
+        o->progress(o->progress_user);
+    }
     pool_barrier(p->m->o.pool);
 }
 static inline int32_t layer_of(const Pass *p, int64_t layer)

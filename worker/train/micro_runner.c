@@ -64,6 +64,13 @@ static bool allocate(MicroRunner *r, GError **error)
     return r->tokens != NULL && r->targets != NULL && r->losses != NULL;
 }
 
+/* What was sent goes out, and what comes is taken in, while this rank computes. */
+static void progress_links(void *user)
+{
+    const TrainLinks *l = user;
+    link_port_progress(l->o.port);
+}
+
 /* Cuts the micro-batches and makes the schedule; the passes' shape. */
 static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options)
 {
@@ -81,8 +88,9 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
                              .precision = options->precision,
                              .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
                              .recompute = options->recompute,
-                             .group =
-                                 options->links != NULL ? &options->links->tensor.turns : NULL};
+                             .group = options->links != NULL ? &options->links->tensor.turns : NULL,
+                             .progress = options->links != NULL ? progress_links : NULL,
+                             .progress_user = options->links};
 }
 
 MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
