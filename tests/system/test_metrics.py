@@ -9,7 +9,8 @@ import threading
 from harness import GUARD_S, WEFT, Cluster, folder, run_cases, spawn, tiny_model, wait_for
 
 work = folder("metrics")
-model = tiny_model(work, context=16384)
+LAYERS = 12
+model = tiny_model(work, context=16384, layers=LAYERS)
 cluster = Cluster(workers=3)
 
 NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
@@ -168,7 +169,7 @@ def case_stages_workers_links():
     page = reported()
     job = page.values("weft_job_epoch")[0][0]["job"]
     layers = page.values("weft_stage_layers", job=job, replica="0", rank="0")
-    assert sorted(labels["stage"] for labels, _ in layers) == ["0", "1"] and sum(n for _, n in layers) == 4, layers
+    assert sorted(labels["stage"] for labels, _ in layers) == ["0", "1"] and sum(n for _, n in layers) == LAYERS, layers
     assert len({labels["worker"] for labels, _ in layers}) == 2
     assert all(v > 0 for _, v in page.values("weft_stage_weight_bytes", job=job)) and page.total("weft_stage_peak_bytes", job=job) > 0
     assert page.total("weft_replica_epoch", job=job) == page.total("weft_job_epoch", job=job) >= 1

@@ -9,7 +9,7 @@ import harness
 from harness import GUARD_S, WEFT, Cluster, clean_environment, folder, run_cases, tiny_model, wait_for
 
 work = folder("submit")
-model = tiny_model(work, context=16384)
+model = tiny_model(work, context=16384, layers=16)
 cluster = Cluster(workers=2)
 weft = cluster.weft
 
