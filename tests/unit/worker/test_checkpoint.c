@@ -2,6 +2,7 @@
  * found before use and the one before is loaded; a full disk costs the new one, never the last. */
 #include "proto/base/error.h"
 #include "proto/model/model_config.h"
+#include "proto/model/model_source.h"
 #include "worker/train/checkpoint.h"
 
 #include <errno.h>
@@ -131,8 +132,7 @@ static bool save(const World *w, CheckpointDisk *disk, uint64_t step, uint32_t r
         owned_clear(&o);
     }
     char *file =
-        ok ? checkpoint_write_file(disk, w->directory, step, "tokenizer.json", "{}", 2, error)
-           : NULL;
+        ok ? checkpoint_write_file(disk, w->directory, step, "notes.json", "{}", 2, error) : NULL;
     ok = file != NULL;
     g_ptr_array_add(parts, file);
     const CheckpointState state = {.step = step,
@@ -218,7 +218,7 @@ static void test_any_layout_reads_any(void **state)
         assert_string_equal(model->name, "tiny");
         assert_int_equal(model->n_tensors, w->model->n_tensors);
         assert_true(model->rope.freq_base == w->model->rope.freq_base);
-        g_autofree char *tokenizer = checkpoint_file(c, "tokenizer.json");
+        g_autofree char *tokenizer = checkpoint_file(c, "notes.json");
         assert_true(g_file_test(tokenizer, G_FILE_TEST_EXISTS));
         assert_null(checkpoint_file(c, "other"));
         assert_false(checkpoint_read(c, "weights/none", (SliceRect){0, 1, 0, 1}, NULL, 0, &error));
@@ -226,6 +226,43 @@ static void test_any_layout_reads_any(void **state)
         assert_false(checkpoint_read(c, "weights/token_embd.weight", (SliceRect){39, 2, 0, 16},
                                      NULL, 0, NULL));
     }
+}
+
+/* What `weft export` does: a job's folder as a model, and that as a GGUF file. */
+static void check_source(const World *w, const ModelSource *s, uint64_t step)
+{
+    for (uint32_t i = 0; i < w->model->n_tensors; i++) {
+        const TensorSpec *t = &w->model->tensors[i];
+        g_autofree float *rows = g_new(float, (size_t)t->rows * t->columns);
+        assert_true(model_source_read(s, i, 0, t->rows, rows, NULL));
+        for (uint32_t e = 0; e < t->rows * t->columns; e++) {
+            assert_true(rows[e] ==
+                        value_of(3 * i, t, e / t->columns, e % t->columns) + (float)step);
+        }
+    }
+}
+
+static void test_export(void **state)
+{
+    const World *w = *state;
+    save_ok(w, 3, 2, 3);
+    save_ok(w, 4, 3, 3);
+    g_autoptr(GError) error = NULL;
+    g_autofree char *older = g_build_filename(w->directory, "step-0000000003", NULL);
+    g_autofree char *path = g_build_filename(w->directory, "model.gguf", NULL);
+    g_autoptr(ModelSource) newest = model_source_open(w->directory, &error),
+                           named = model_source_open(older, &error);
+    assert_non_null(newest);
+    assert_non_null(named);
+    check_source(w, newest, 4);
+    check_source(w, named, 3);
+    assert_string_equal(model_source_digest(newest), "00112233445566778899aabbccddeeff");
+    assert_null(model_source_vocab(newest));
+    const ModelContents contents = model_source_contents(newest);
+    assert_true(gguf_write(path, &contents, DTYPE_F32, &error));
+    g_autoptr(ModelSource) written = model_source_open(path, &error);
+    assert_non_null(written);
+    check_source(w, written, 4);
 }
 
 static unsigned count_folders(const World *w)
@@ -367,7 +404,7 @@ static void test_damages(void **state)
     save_ok(w, 2, 3, 3);
     static const char *const files[] = {CHECKPOINT_MANIFEST, "part-000.safetensors",
                                         "part-001.safetensors", "part-002.safetensors",
-                                        "tokenizer.json"};
+                                        "notes.json"};
     g_autoptr(GRand) random = g_rand_new_with_seed(7);
     for (int i = 0; i < DAMAGES; i++) {
         g_autofree char *path = g_build_filename(w->directory, "step-0000000002",
@@ -445,6 +482,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(test_any_layout_reads_any),
+        CASE(test_export),
         CASE(test_keep),
         CASE(test_nothing_there),
         CASE(test_cover),
