@@ -23,8 +23,9 @@
  * process or a revocation ends an attachment.
  * 4. A hello of another protocol or numerics version never attaches; the refusal names both
  * versions.
- * 5. State is a function of (attached, draining, serving, revoked): member_settle() is the only
- * place that sets it.
+ * 5. State is a function of (attached, draining or leaving, serving, revoked): member_settle() is
+ * the only place that sets it. Draining is an administrator's word and durable; leaving is the
+ * process's own and ends with its attachment, at once when its stream does.
  * 6. One process at a time is a member: a hello with another boot id ends the attachment of the old
  * process first. A hello with the same boot id takes the stream over: the worker itself is the
  * witness that the old one is dead.

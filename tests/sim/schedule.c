@@ -19,6 +19,7 @@ static const char *const kind_names[FAULT_KINDS] = {
     "kill the coordinator",
     "freeze the coordinator",
     "let the coordinator's disk fail",
+    "stop worker",
     "lose all control messages of everybody",
 };
 
@@ -88,6 +89,7 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
                                       FAULT_DATA_CUT,
                                       FAULT_DATA_RESET,
                                       FAULT_DRAIN,
+                                      FAULT_STOP,
                                       FAULT_COORDINATOR_KILL,
                                       FAULT_COORDINATOR_FREEZE,
                                       FAULT_DISK,
@@ -151,6 +153,7 @@ int64_t schedule_stall_us(const Schedule *s)
     switch (s->faults[0].kind) {
     case FAULT_KILL:
     case FAULT_DRAIN:
+    case FAULT_STOP:
         return 5 * WHOLE_SECOND;
     case FAULT_FREEZE:
     case FAULT_CONTROL_RESET:
@@ -173,7 +176,7 @@ static void fault_text(GString *out, const Fault *f)
         g_string_append_printf(out, " w%u and w%u", f->a, f->b);
     } else if (f->kind == FAULT_DISK && f->b % 2 == 0) {
         g_string_append(out, ", and then restart the coordinator");
-    } else if (f->kind <= FAULT_CONTROL_HOLE || f->kind == FAULT_DRAIN) {
+    } else if (f->kind <= FAULT_CONTROL_HOLE || f->kind == FAULT_DRAIN || f->kind == FAULT_STOP) {
         g_string_append_printf(out, " w%u", f->a);
     }
     g_string_append_c(out, '\n');
@@ -221,12 +224,14 @@ typedef struct Deed { /* one end of a fault */
     bool begins;
 } Deed;
 
-static void kill_worker(Whole *w, const Fault *f, bool begins)
+static void end_worker(Whole *w, const Fault *f, bool begins)
 {
-    if (begins) {
+    if (!begins) {
+        whole_start_worker(w, f->a);
+    } else if (f->kind == FAULT_KILL) {
         whole_kill_worker(w, f->a);
     } else {
-        whole_start_worker(w, f->a);
+        whole_stop_worker(w, f->a);
     }
 }
 
@@ -281,7 +286,8 @@ static void deed_do(void *user)
              f->a, f->b);
     switch (f->kind) {
     case FAULT_KILL:
-        kill_worker(w, f, deed->begins);
+    case FAULT_STOP:
+        end_worker(w, f, deed->begins);
         break;
     case FAULT_FREEZE:
         whole_freeze_worker(w, f->a, deed->begins);

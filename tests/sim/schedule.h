@@ -18,6 +18,7 @@ typedef enum FaultKind {
     FAULT_COORDINATOR_KILL, /* back after a while */
     FAULT_COORDINATOR_FREEZE,
     FAULT_DISK,       /* the coordinator's disk takes no write; b even: then the coordinator dies */
+    FAULT_STOP,       /* worker, cleanly: it says goodbye; comes back after a while */
     FAULT_ALL_SILENT, /* nothing passes between the coordinator and any worker */
     FAULT_KINDS,
 } FaultKind;

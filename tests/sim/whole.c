@@ -135,7 +135,7 @@ void whole_start_worker(Whole *w, unsigned i)
 {
     WholeWorker *worker = &w->workers[i];
     if (worker->agent) {
-        worker->wanted = worker->dying;
+        worker->wanted = worker->dying || worker->leaving;
         return;
     }
     g_autofree char *certificate = rpc_inproc_certificate(worker->name, "worker", "01");
@@ -163,6 +163,7 @@ void whole_start_worker(Whole *w, unsigned i)
                                   .isa = kernels_best_isa(),
                                   .numerics_classes = 1,
                                   .measure = {1e10, 1e11, 5e10, 1e-5, 1e9},
+                                  .leave_ms = 5000,
                                   .refused = on_refused,
                                   .user = worker};
     g_autoptr(GError) error = NULL;
@@ -178,7 +179,8 @@ static void worker_reap(void *user)
     sim_loop_set_after(worker->loop, NULL, NULL);
     agent_free(g_steal_pointer(&worker->agent));
     worker->loop = NULL;
-    worker->dying = false;
+    worker->dying = worker->leaving = false;
+    say_worker(worker->whole, worker->index);
     if (worker->wanted) {
         worker->wanted = false;
         whole_start_worker(worker->whole, worker->index);
@@ -203,6 +205,16 @@ void whole_kill_worker(Whole *w, unsigned i)
     sim_node_kill(worker->node);
     sim_loop_freeze(worker->loop, false); /* what is left of it is swept up unseen */
     agent_stop(worker->agent, worker_stopped, worker);
+    agent_stop(worker->agent, worker_stopped, worker); /* no time to say anything */
+}
+
+void whole_stop_worker(Whole *w, unsigned i)
+{
+    WholeWorker *worker = &w->workers[i];
+    if (worker->agent && !worker->dying && !worker->leaving && !worker->frozen) {
+        worker->leaving = true;
+        agent_stop(worker->agent, worker_stopped, worker);
+    }
 }
 
 void whole_freeze_worker(Whole *w, unsigned i, bool frozen)

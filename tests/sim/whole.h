@@ -24,7 +24,8 @@ typedef struct WholeWorker {
     Loop *loop; /* of the process; NULL while there is none */
     SimNode *node;
     Agent *agent;
-    bool dying; /* killed: what is left is being swept up, and nobody sees it */
+    bool dying;   /* killed: what is left is being swept up, and nobody sees it */
+    bool leaving; /* asked to stop; it is seen until it is gone */
     bool frozen;
     bool draining;       /* an administrator said so, and the coordinator agreed */
     int64_t drained_us;  /* since when */
@@ -84,6 +85,7 @@ void whole_set_control(Whole *whole, unsigned i, RpcInprocFault fault);
 /* The network between two workers' hosts. */
 void whole_cut(Whole *whole, unsigned a, unsigned b);
 void whole_heal(Whole *whole, unsigned a, unsigned b, bool reset);
+void whole_stop_worker(Whole *whole, unsigned i); /* as SIGTERM does */
 void whole_drain(Whole *whole, unsigned i, bool drain);
 /* Everything up, thawed, healed, undrained, and no trouble on the network. */
 void whole_repair(Whole *whole);
