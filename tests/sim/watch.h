@@ -25,8 +25,8 @@ int64_t watch_epoch_us(const char *job, uint32_t replica, uint64_t epoch);
 bool watch_is_live(const char *job, uint32_t replica, uint64_t epoch);
 /* What a call to a leader is about, "request/choice"; returned. */
 char *watch_sequence(const Weft__V1__GenerateRequest *generate);
-/* When the coordinator's last call about this ended, 0 = it is open or never was. */
-int64_t watch_call_over_us(const char *sequence);
+/* When the coordinator's last call about this there ended, 0 = it is open or never was. */
+int64_t watch_call_over_us(const char *sequence, uint32_t replica, uint64_t epoch);
 void watch_coordinator_begin(void);
 void watch_coordinator_end(void);
 void watch_coordinator_look(History *history);

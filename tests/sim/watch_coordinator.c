@@ -24,7 +24,8 @@ static struct {
     MembersListener listener;   /* its own, behind ours */
     GHashTable *newest;         /* "job/replica" -> uint64_t */
     GHashTable *taken;          /* "job/replica/epoch" -> int64_t, when */
-    GHashTable *over;           /* watch_sequence() -> int64_t, when its call ended */
+    GHashTable *open;           /* "watch_sequence()/replica/epoch" -> int64_t, how many calls */
+    GHashTable *over;           /* likewise, when the last of them ended */
     const LeaderCall *speaking; /* the call whose message is being handled */
 } now;
 
@@ -210,11 +211,23 @@ static void on_leader_message(const ProtobufCMessage *message, void *user)
     now.speaking = before;
 }
 
+/* Another call of the same request may have begun before this one's end is told: it counts when
+ * none is open. */
+static void call_ended(const LeaderCall *call)
+{
+    g_autofree char *key = epoch_key(call->request, call->replica, call->epoch);
+    const int64_t n_open = get_time(now.open, key) - 1;
+    put_time(now.open, g_strdup(key), n_open);
+    if (n_open == 0) {
+        put_time(now.over, g_steal_pointer(&key), now_us());
+    }
+}
+
 static void on_leader_done(const GError *error, void *user)
 {
     LeaderCall *call = user;
     if (watch_history()) {
-        put_time(now.over, g_strdup(call->request), now_us());
+        call_ended(call);
     }
     call->callbacks.on_done(error, call->user);
     g_free(call->job);
@@ -237,7 +250,9 @@ static RpcCallbacks watch_call(const Weft__V1__GenerateRequest *generate, RpcCal
                          .request = watch_sequence(generate),
                          .replica = generate->stamp->replica,
                          .epoch = generate->stamp->epoch};
-    g_hash_table_remove(now.over, call->request);
+    g_autofree char *key = epoch_key(call->request, call->replica, call->epoch);
+    put_time(now.open, g_strdup(key), get_time(now.open, key) + 1);
+    g_hash_table_remove(now.over, key);
     watch_history()->n_resumed += generate->n_generated > 0;
     *user = call;
     return (RpcCallbacks){on_leader_message, on_leader_done};
@@ -285,9 +300,10 @@ RpcClientCall *__wrap_rpc_call_start(RpcChannel *channel, const ProtobufCService
                                  wait_for_ready, watched, user);
 }
 
-int64_t watch_call_over_us(const char *sequence)
+int64_t watch_call_over_us(const char *sequence, uint32_t replica, uint64_t epoch)
 {
-    return get_time(now.over, sequence);
+    g_autofree char *key = epoch_key(sequence, replica, epoch);
+    return get_time(now.over, key);
 }
 
 bool __wrap_run_send(Run *run, Weft__V1__RunEvent *event)
@@ -376,6 +392,7 @@ void watch_coordinator_begin(void)
 {
     now.newest = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     now.taken = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    now.open = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     now.over = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
 }
 
@@ -383,5 +400,6 @@ void watch_coordinator_end(void)
 {
     g_clear_pointer(&now.newest, g_hash_table_unref);
     g_clear_pointer(&now.taken, g_hash_table_unref);
+    g_clear_pointer(&now.open, g_hash_table_unref);
     g_clear_pointer(&now.over, g_hash_table_unref);
 }

@@ -30,6 +30,8 @@ typedef struct Submission {
     void *user;
     char *request;
     unsigned worker;
+    uint32_t replica;
+    uint64_t epoch;
 } Submission;
 
 static struct {
@@ -324,7 +326,7 @@ static void check_submission(Deployment *d, const Weft__V1__GenerateRequest *gen
 static void check_cancelled(const Submission *s)
 {
     History *h = watch_history();
-    const int64_t over_us = watch_call_over_us(s->request);
+    const int64_t over_us = watch_call_over_us(s->request, s->replica, s->epoch);
     const Whole *w = h->whole;
     const bool connected = w->coordinator && !w->coordinator_frozen &&
                            w->workers[s->worker].link == RPC_INPROC_UP &&
@@ -361,7 +363,9 @@ uint64_t __wrap_deployment_submit(Deployment *d, const EngineRequest *request, E
     *s = (Submission){.fn = fn,
                       .user = user,
                       .request = watch_sequence(now.generate),
-                      .worker = worker_of(d->table)->index};
+                      .worker = worker_of(d->table)->index,
+                      .replica = d->replica,
+                      .epoch = d->epoch};
     return __real_deployment_submit(d, request, on_token, s);
 }
 
