@@ -167,6 +167,25 @@ static void test_goodbye_moves_streams(void **state)
     answer_clear(&want);
 }
 
+/* What stands still at a worker is told in its row of the status, as long as it says so. */
+static void test_problem_is_told(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    FakeWorker *w = &s->workers[0];
+    Answer a = {0};
+    w->problem = "job j epoch 3: its engine stands still in step 17 of 2 rows for 3100 ms";
+    sim_run_for(s, SECOND);
+    const Weft__V1__Member *member = sim_status(s, &a, w->name);
+    assert_string_equal(member->reason, w->problem);
+    assert_string_equal(member->state, "ready");
+    answer_clear(&a);
+    w->problem = NULL;
+    sim_run_for(s, SECOND);
+    assert_string_equal(sim_status(s, &a, w->name)->reason, "");
+    answer_clear(&a);
+}
+
 /* Nobody else could take it: requests end where they are, the next is told what is missing. */
 static void test_drain_without_a_place_to_go(void **state)
 {
@@ -262,6 +281,7 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_goodbye_moves_streams, cluster_set_up,
                                         cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_problem_is_told, cluster_set_up, cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, cluster_set_up,
