@@ -89,7 +89,6 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
                                       FAULT_DATA_CUT,
                                       FAULT_DATA_RESET,
                                       FAULT_DRAIN,
-                                      FAULT_STOP,
                                       FAULT_COORDINATOR_KILL,
                                       FAULT_COORDINATOR_FREEZE,
                                       FAULT_DISK,
@@ -98,6 +97,9 @@ static void draw_fault(Fault *f, Random *random, const Schedule *s)
     f->kind = often[draw(random, G_N_ELEMENTS(often))];
     f->a = (unsigned)draw(random, s->n_workers);
     f->b = (f->a + 1 + (unsigned)draw(random, s->n_workers - 1)) % s->n_workers;
+    if (f->kind == FAULT_DRAIN && f->b % 2 == 0) { /* the same move, asked for by its process */
+        f->kind = FAULT_STOP;
+    }
     /* Mostly while a stream computes. */
     const StreamPlan *stream = &s->streams[draw(random, s->n_streams)];
     const int64_t stream_us = (s->step_least_us + s->step_most_us) / 2 * stream->n_tokens;
