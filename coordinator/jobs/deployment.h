@@ -30,7 +30,7 @@ typedef struct Recovery {
     uint64_t load_bytes;     /* that the rank with most to get has to get */
     double load_bytes_per_s; /* seen when that was last more than nothing; 0: never */
     int64_t load_began_us, start_began_us;
-    double start_s;  /* from loaded to ready, last time */
+    double start_s;        /* from loaded to ready, last time */
     uint64_t n_recoveries; /* with requests on them, so far; and how long they took together */
     double recovered_s;
     bool announced;  /* that it waits: logged once */
@@ -71,8 +71,8 @@ struct Deployment {
     uint32_t context; /* effective */
     Hash128 file_hash;
     DeploymentState state;
-    int64_t entered_us; /* when it came into this state */
-    bool restored;       /* of its wish, the memory for keys and values is not known */
+    int64_t entered_us;  /* when it came into this state */
+    bool restored;       /* of its wish, streams and memory for keys and values are not known */
     bool planned_before; /* shown as replanning */
     bool kept;           /* workers may keep its weights although no epoch is live */
     unsigned n_attempts; /* since somebody asked */

@@ -398,8 +398,10 @@ static uint32_t effective_context(const Model *model, const JobWish *wish)
 
 static bool deployment_fits(const Deployment *d, const Model *model, const JobWish *wish)
 {
-    bool room =
-        d->plan == NULL || wish->streams <= d->plan->streams || d->wish.streams >= wish->streams;
+    /* Of a wish for memory the streams are a bound, below which the plan may have stayed. */
+    bool unknown = d->restored && wish->kv_memory != 0;
+    bool room = d->plan == NULL || wish->streams <= d->plan->streams ||
+                d->wish.streams >= wish->streams || unknown;
     bool memory = wish->kv_memory == 0 || wish->kv_memory == d->wish.kv_memory || d->restored;
     return d->state != DEPLOYMENT_STOPPED && room && memory &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
@@ -438,6 +440,7 @@ static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish
         if (deployment_fits(d, model, wish)) {
             if (d->restored && wish->kv_memory != 0) {
                 d->wish.kv_memory = wish->kv_memory;
+                d->wish.streams = wish->streams;
                 d->restored = false;
             }
             if (d->model == NULL) {
