@@ -1,6 +1,6 @@
 /* The manifest is {"checkpoint": {...}, "xxh3_128": H}: H is the hash of the inner object's compact
  * text with sorted keys, so that white space is free and any other change is seen. Whoever writes
- * the manifest (worker/train/checkpoint.c) does so last, in a folder that gets its name only then:
+ * the manifest (coordinator/train/checkpoint.c) does so last, in a folder that gets its name only then:
  * a folder with a name and without a whole manifest was damaged afterwards. */
 #include "proto/model/checkpoint.h"
 

@@ -59,7 +59,7 @@ bool checkpoint_read(const Checkpoint *c, const char *tensor, SliceRect rect, fl
 /* The path of another file of it, NULL if it has none of that name; returned. */
 char *checkpoint_file(const Checkpoint *c, const char *name);
 
-/* ---- for whoever writes them (worker/train/checkpoint.h) ---- */
+/* ---- for whoever writes them (coordinator/train/checkpoint.h) ---- */
 
 /* "step-0000000100"; returned. */
 char *checkpoint_name(uint64_t step);

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "worker/model/holding.h"
-#include "worker/train/layout.h"
+#include "proto/plan/train_layout.h"
 #include "worker/train/tiles.h"
 
 /* A stretch of the rank's arena that is exchanged at once: replica d owns floats [first[d], first[d

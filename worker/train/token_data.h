@@ -3,7 +3,7 @@
  * epochs go through all windows once, each in an order of its own. Immutable; any thread. */
 #pragma once
 
-#include "worker/train/documents.h"
+#include "proto/text/documents.h"
 #include "worker/train/sample_source.h"
 
 typedef struct TokenData TokenData;

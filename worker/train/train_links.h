@@ -11,7 +11,7 @@
 #pragma once
 
 #include "transport/group/turns.h"
-#include "worker/train/layout.h"
+#include "proto/plan/train_layout.h"
 
 typedef struct TrainLinksOptions {
     LinkPort *port;     /* borrowed */

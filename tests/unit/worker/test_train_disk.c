@@ -4,7 +4,7 @@
  * so; test_checkpoint.c has cuts like theirs. */
 #include "proto/base/error.h"
 #include "tests/unit/worker/toy_training.h"
-#include "worker/train/checkpoint.h"
+#include "coordinator/train/checkpoint.h"
 #include "worker/train/train_snapshot.h"
 
 #include <glib/gstdio.h>

@@ -1,7 +1,7 @@
 /* Order of what reaches the disk: bytes of a part, fsync of it; of all parts; manifest, fsync;
  * fsync of the folder; rename; fsync of the folder above. A crash between any two leaves either a
  * folder whose name begins with a dot, which nobody reads, or a whole checkpoint. */
-#include "worker/train/checkpoint.h"
+#include "coordinator/train/checkpoint.h"
 
 #include "proto/base/error.h"
 #include "proto/model/safetensors.h"

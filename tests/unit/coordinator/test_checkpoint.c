@@ -2,8 +2,8 @@
  * found before use and the one before is loaded; a full disk costs the new one, never the last. */
 #include "proto/base/error.h"
 #include "proto/model/model_config.h"
+#include "coordinator/train/checkpoint.h"
 #include "proto/model/model_source.h"
-#include "worker/train/checkpoint.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>

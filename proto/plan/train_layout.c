@@ -1,4 +1,4 @@
-#include "worker/train/layout.h"
+#include "proto/plan/train_layout.h"
 
 #include "proto/base/error.h"
 

@@ -1,4 +1,4 @@
-#include "worker/train/documents.h"
+#include "proto/text/documents.h"
 
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
