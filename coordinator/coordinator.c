@@ -493,7 +493,18 @@ static bool start_jobs(Coordinator *c, GError **error)
                                       .log = p->options.log,
                                       .store = p->options.store,
                                       .jobs = p->jobs,
-                                      .api = p->api};
+                                      .api = p->api,
+                                      .train = {.loop = p->options.loop,
+                                                .log = p->options.log,
+                                                .store = p->options.store,
+                                                .random = p->options.random,
+                                                .pool = p->pool,
+                                                .members = p->members,
+                                                .jobs = p->jobs,
+                                                .cluster = p->cluster,
+                                                .generation = p->generation,
+                                                .seal_off = p->options.seal_off,
+                                                .state_dir = c->state_dir}};
     p->submissions = submissions_new(&submissions);
     return restore_table(c, STORE_SUBMISSIONS, restore_submission, p->submissions, true, error) &&
            restore_table(c, STORE_API_KEYS, restore_api_key, p->keys, false, error) &&

@@ -15,6 +15,7 @@
 #include "coordinator/gateway/requests/request_check.h"
 #include "coordinator/reason.h"
 #include "coordinator/store/records.h"
+#include "coordinator/train/train_settings.h"
 #include "proto/base/error.h"
 #include "proto/config/job_spec.h"
 #include "proto/config/options.h"
@@ -22,6 +23,7 @@
 #include <string.h>
 
 #define LINES_LIMIT 500u
+#define TRAIN_LINES_LIMIT (1u << 20) /* a line a step */
 #define SPEC_LIMIT ((size_t)64 << 10)
 #define FOLLOWER_PENDING_LIMIT ((size_t)1 << 20)
 #define LISTEN_DEFAULT "127.0.0.1:8080"
@@ -41,7 +43,9 @@ typedef struct Submission {
     char *text, *submitter; /* the job file */
     int64_t submitted_us;   /* Unix time */
     JobWish wish;
-    Served *served;   /* NULL before it began, or when it could not */
+    Served *served;  /* NULL before it began, or when it could not */
+    TrainJob *train; /* kind train, in place of `served` */
+    bool restored;
     char *problem;    /* why it could not; NULL */
     GQueue lines;     /* of Line, the newest last */
     GQueue followers; /* of RpcCall, referenced */
@@ -104,7 +108,7 @@ static void submission_say(Submission *s, char *text)
     Line *line = g_new(Line, 1);
     *line = (Line){loop_wall_us(s->owner->options.loop), text};
     g_queue_push_tail(&s->lines, line);
-    if (s->lines.length > LINES_LIMIT) {
+    if (s->lines.length > (s->spec->kind == JOB_TRAIN ? TRAIN_LINES_LIMIT : LINES_LIMIT)) {
         line_free(g_queue_pop_head(&s->lines));
     }
     tell_followers(s, line);
@@ -157,11 +161,40 @@ static const HttpServer *shared_listener(const Submissions *submissions)
     return listener;
 }
 
+static void on_train_line(const char *line, void *user)
+{
+    submission_say(user, g_strdup(line));
+}
+
+/* What a follower's call ends with: a job that failed is an error. */
+static const GError *train_error(const Submission *s)
+{
+    return s->train != NULL && train_job_failed(s->train) ? train_job_problem(s->train) : NULL;
+}
+
+static void on_train_ended(void *user)
+{
+    Submission *s = user;
+    while (s->followers.head != NULL) {
+        follower_drop(s, s->followers.head->data, train_error(s));
+    }
+}
+
+static void train_begin(Submission *s)
+{
+    static const TrainJobCallbacks callbacks = {on_train_line, on_train_ended};
+    s->train = train_job_new(&s->owner->options.train, s->text, s->restored, callbacks, s);
+}
+
 static void submission_begin(Submission *s)
 {
     static const ServedCallbacks callbacks = {on_progress, on_ready, on_waiting};
     g_autoptr(GError) error = NULL;
     s->state = SUBMISSION_RUNNING;
+    if (s->spec->kind == JOB_TRAIN) {
+        train_begin(s);
+        return;
+    }
     shared_listener(s->owner);
     s->served = served_add(api_service_served(s->owner->options.api), s->spec->model.from,
                            s->spec->name, &s->wish, callbacks, s, &error);
@@ -187,6 +220,7 @@ static void submission_free(void *data)
         api_service_drop(s->owner->options.api, s->served);
         served_remove(s->served);
     }
+    train_job_free(s->train);
     g_queue_clear_full(&s->lines, line_free);
     job_spec_free(s->spec);
     g_free(s->problem);
@@ -284,7 +318,7 @@ static bool read_wish(const JobSpec *spec, JobWish *wish, GError **error)
 static Submission *submission_new(Submissions *submissions, const char *text, const char *submitter,
                                   int64_t submitted_us, GError **error)
 {
-    JobWish wish;
+    JobWish wish = {0};
     g_autoptr(JobSpec) spec =
         strlen(text) <= SPEC_LIMIT ? job_spec_parse(text, strlen(text), "job file", error) : NULL;
     if (spec == NULL) {
@@ -295,14 +329,10 @@ static Submission *submission_new(Submissions *submissions, const char *text, co
         }
         return NULL;
     }
-    if (spec->kind != JOB_SERVE) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "job %s is of kind train, which this coordinator does not run: submit kind "
-                    "serve",
-                    spec->name);
+    if (spec->kind == JOB_TRAIN && !train_settings_check(spec, error)) {
         return NULL;
     }
-    if (!read_wish(spec, &wish, error)) {
+    if (spec->kind == JOB_SERVE && !read_wish(spec, &wish, error)) {
         return NULL;
     }
     Submission *s = g_new0(Submission, 1);
@@ -327,6 +357,7 @@ bool submissions_restore(Submissions *submissions, const StoreRow *row, GError *
         submission_new(submissions, record.spec, record.owner, record.submitted_us, error);
     if (s != NULL) {
         s->state = SUBMISSION_RUNNING;
+        s->restored = true;
         submission_insert(submissions, s);
     }
     submission_record_clear(&record);
@@ -404,6 +435,9 @@ static void on_removed(const GError *error, void *user)
         g_autofree char *id = g_strdup(job);
         uint32_t n;
         submission_say(s, g_strdup("cancelled"));
+        if (s->train != NULL) {
+            train_job_forget(&submissions->options.train, s->spec->name);
+        }
         log_info(submissions->options.log, "job %s cancelled", s->spec->name);
         g_ptr_array_remove(submissions->all, s);
         if (id != NULL) { /* while others use the deployment it stays */
@@ -444,13 +478,23 @@ bool submissions_cancel(Submissions *submissions, const char *name, const char *
 
 static const char *state_text(const Submission *s)
 {
-    return s->served != NULL    ? served_state_text(s->served)
+    return s->train != NULL     ? train_job_state(s->train)
+           : s->served != NULL  ? served_state_text(s->served)
            : s->problem != NULL ? "failed"
                                 : "submitted";
 }
 
+static char *model_text(const Submission *s)
+{
+    return s->spec->model.from != NULL ? s->spec->model.from : (char *)"";
+}
+
 static const char *problem_text(const Submission *s)
 {
+    if (s->train != NULL) {
+        const GError *problem = train_job_problem(s->train);
+        return problem != NULL ? problem->message : "";
+    }
     if (s->served == NULL) {
         return s->problem != NULL ? s->problem : "";
     }
@@ -469,15 +513,15 @@ void submissions_each(const Submissions *submissions,
         const char *job = s->served != NULL ? served_job(s->served) : NULL;
         Weft__V1__Submission message = WEFT__V1__SUBMISSION__INIT;
         message.name = s->spec->name;
-        message.kind = (char *)"serve";
+        message.kind = (char *)(s->spec->kind == JOB_TRAIN ? "train" : "serve");
         message.state = (char *)state_text(s);
         message.reason = (char *)problem_text(s);
         message.job = job != NULL ? (char *)job : (char *)"";
-        message.model = s->spec->model.from;
+        message.model = model_text(s);
         message.owner = s->submitter;
         message.submitted = (uint64_t)s->submitted_us / G_USEC_PER_SEC;
         message.age_ms = (uint64_t)MAX(now - s->submitted_us, 0) / 1000;
-        message.address = url;
+        message.address = s->spec->kind == JOB_SERVE ? url : (char *)"";
         message.spec = s->text;
         fn(&message, user);
     }
@@ -502,8 +546,8 @@ void submissions_logs(Submissions *submissions, const char *name, bool follow, R
     for (GList *l = s->lines.head; l != NULL; l = l->next) {
         send_line(call, l->data);
     }
-    if (!follow) {
-        rpc_call_finish(call, NULL);
+    if (!follow || (s->train != NULL && train_job_is_over(s->train))) {
+        rpc_call_finish(call, train_error(s));
         return;
     }
     g_queue_push_tail(&s->followers, rpc_call_ref(call));
@@ -522,7 +566,7 @@ bool submissions_explain(const Submissions *submissions, const char *name, GPtrA
         int64_t age_us = loop_wall_us(submissions->options.loop) - s->submitted_us;
         reason_set(&reason->state, g_strdup(state_text(s)));
         reason_set(&reason->text, g_strdup(problem_text(s)));
-        reason_set(&reason->model, g_strdup(s->spec->model.from));
+        reason_set(&reason->model, g_strdup(model_text(s)));
         reason->age_ms = reason->state_ms = (uint64_t)MAX(age_us, 0) / 1000;
         g_ptr_array_add(reasons, reason);
     }

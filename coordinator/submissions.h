@@ -1,11 +1,13 @@
-/* Submissions: jobs of kind serve that were handed over with a job file. Each is deployed and
- * offered over HTTP until it is cancelled, whoever comes and goes: its row is durable before the
+/* Submissions: jobs that were handed over with a job file. One of kind serve is deployed and
+ * offered over HTTP until it is cancelled, whoever comes and goes; one of kind train runs to its
+ * end and is then kept, with its log, until it is cancelled. The row is durable before the
  * submitter hears of it, and the next coordinator takes it up again. Loop thread. */
 #pragma once
 
 #include "coordinator/gateway/openai/api_service.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/store/store.h"
+#include "coordinator/train/train_job.h"
 #include "proto/base/log.h"
 #include "weft/v1/admin.pb-c.h"
 
@@ -18,6 +20,7 @@ typedef struct SubmissionsOptions {
     Store *store;
     Jobs *jobs;
     ApiService *api;
+    TrainJobOptions train; /* what training jobs get */
 } SubmissionsOptions;
 
 typedef struct Submissions Submissions;

@@ -21,6 +21,7 @@
 #include "worker/agent/health.h"
 #include "worker/agent/join.h"
 #include "worker/agent/leader_service.h"
+#include "worker/agent/trainings.h"
 #include "worker/shard/slice_server.h"
 
 #include <string.h>
@@ -41,6 +42,7 @@ struct Agent {
     SliceStore *store;
     SliceServer *slices;
     Deployments *deployments;
+    Trainings *trainings;
     LeaderService *leader;
     Health *health;
     Attach *attach;
@@ -101,6 +103,15 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *request, void *us
     }
 }
 
+/* What an admitted call goes on with needs no new admission: fencing ends it. */
+static void on_train(RpcCall *call, const ProtobufCMessage *command, void *user)
+{
+    Agent *a = user;
+    if (rpc_call_data(call) != NULL || admit(a, call)) {
+        trainings_on_command(a->trainings, call, (const Weft__V1__TrainCommand *)command);
+    }
+}
+
 static bool is_revoked(const char *serial, void *user)
 {
     Agent *a = user;
@@ -116,6 +127,7 @@ static RpcServer *open_server(Agent *a, const char *listen, GError **error)
                                        {"Drop", on_drop, RPC_ROLE_COORDINATOR},
                                        {NULL}};
     static const RpcMethod leader[] = {{"Generate", on_generate, RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod trainer[] = {{"Train", on_train, RPC_ROLE_COORDINATOR}, {NULL}};
     RpcServerOptions options = {
         .listen = listen,
         .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem, true},
@@ -131,6 +143,7 @@ static RpcServer *open_server(Agent *a, const char *listen, GError **error)
     }
     rpc_server_add(server, &weft__v1__worker__descriptor, worker, a);
     rpc_server_add(server, &weft__v1__leader__descriptor, leader, a);
+    rpc_server_add(server, &weft__v1__trainer__descriptor, trainer, a);
     slice_server_add_to(a->slices, server);
     if (!rpc_server_start(server, error)) {
         rpc_server_free(server, 0);
@@ -214,7 +227,7 @@ static void swap_due(void *user)
 {
     Agent *a = user;
     a->swap = NULL;
-    if (deployments_is_busy(a->deployments)) {
+    if (deployments_is_busy(a->deployments) || !trainings_is_empty(a->trainings)) {
         a->swap = loop_timer_start(a->o.loop, SWAP_LOOK_US, swap_due, a);
         return;
     }
@@ -380,6 +393,7 @@ static void on_fenced(int64_t silent_us, void *user)
 {
     Agent *a = user;
     deployments_fence(a->deployments, silent_us);
+    trainings_fence(a->trainings, silent_us);
 }
 
 static void on_refused(const GError *error, void *user)
@@ -416,6 +430,7 @@ static void open_objects(Agent *a)
         .channel_user = a,
     };
     a->deployments = deployments_new(&options);
+    a->trainings = trainings_new(&options, a->deployments);
     a->leader = leader_service_new(o->loop, o->log, a->deployments);
     a->health = health_new(o->loop, a->deployments);
     a->channels =
@@ -490,7 +505,7 @@ static void stopping_due(void *user)
 {
     Agent *a = user;
     a->stopping = NULL;
-    if (deployments_is_empty(a->deployments)) {
+    if (deployments_is_empty(a->deployments) && trainings_is_empty(a->trainings)) {
         a->stopped(a->stopped_user);
     } else {
         a->stopping = loop_timer_start(a->o.loop, STOP_LOOK_US, stopping_due, a);
@@ -505,6 +520,7 @@ static void end_now(Agent *a)
     loop_timer_cancel(a->o.loop, g_steal_pointer(&a->renew));
     loop_timer_cancel(a->o.loop, g_steal_pointer(&a->swap));
     deployments_shut_down(a->deployments);
+    trainings_shut_down(a->trainings);
     stopping_due(a);
 }
 
@@ -556,6 +572,7 @@ void agent_free(Agent *a)
     close_server(a, a->health_server, 0);
     g_hash_table_unref(a->channels);
     leader_service_free(a->leader);
+    trainings_free(a->trainings);
     deployments_free(a->deployments);
     health_free(a->health);
     task_pool_free(a->pool);

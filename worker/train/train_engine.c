@@ -93,12 +93,19 @@ static TrainGreeting *take_greeting(TrainEngine *e)
 
 static TokenData *read_tokens(TrainEngine *e, bool validation, uint64_t n, GError **error)
 {
-    uint32_t *ids = weft_alloc(n, sizeof *ids, "the data's tokens", error);
+    Documents d = {.n = n, .capacity = n};
     TokenData *data = NULL;
-    if (ids != NULL && e->o.feed.tokens(e->o.feed.user, validation, 0, n, ids, error)) {
-        data = token_data_new(ids, n, e->o.work.length, error);
+    d.ids = weft_alloc(n, sizeof *d.ids, "the data's tokens", error);
+    d.flags = d.ids != NULL ? weft_alloc(n, sizeof *d.flags, "the data's tokens", error) : NULL;
+    if (d.flags != NULL && e->o.feed.tokens(e->o.feed.user, validation, 0, n, d.ids, error)) {
+        for (uint64_t i = 0; i < n; i++) {
+            d.flags[i] = (uint8_t)(d.ids[i] >> TRAIN_ID_BITS);
+            d.ids[i] &= (1u << TRAIN_ID_BITS) - 1;
+        }
+        data = token_data_from(&d, e->o.work.length, e->o.work.packing, error);
     }
-    weft_free(ids);
+    weft_free(d.ids);
+    weft_free(d.flags);
     return data;
 }
 
@@ -146,6 +153,7 @@ static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */
                                       .pool = e->pool,
                                       .source = &e->source,
                                       .sequences = w->sequences,
+                                      .precision = w->precision,
                                       .leaves = w->leaves,
                                       .micro_sequences = w->micro_sequences,
                                       .optimizer = w->optimizer,
@@ -178,7 +186,7 @@ bool train_engine_build(TrainEngine *e, GError **error)
     if (weights == NULL) {
         return false;
     }
-    if (w->first_step == 0) {
+    if (w->first_step == 0 && !w->given) {
         parameters_initialise(weights, w->seed, e->pool);
     }
     if (!make_rank(e, weights, error)) {
@@ -186,7 +194,8 @@ bool train_engine_build(TrainEngine *e, GError **error)
     }
     weights = NULL;
     if (w->first_step == 0) {
-        return true;
+        return !w->given || train_snapshot_read_weights(e->rank, e->o.spec, e->o.feed.floats,
+                                                        e->o.feed.user, error);
     }
     TrainProgress progress = *train_rank_progress(e->rank);
     progress.step = progress.updates = w->first_step; /* none is skipped: the scale is fixed */

@@ -11,6 +11,7 @@
 
 #include "proto/base/loop.h"
 #include "transport/link/link.h"
+#include "worker/train/token_data.h"
 #include "worker/train/train_rank.h"
 #include "worker/train/train_snapshot.h"
 
@@ -19,6 +20,7 @@ typedef struct TrainWork {
     uint32_t sequences, length, leaves, micro_sequences;
     uint64_t steps, seed;
     OptimizerSettings optimizer;
+    Precision precision; /* not f16: its scale would be state of a checkpoint */
     double dropout;
     float smoothing; /* of labels */
     PipelineKind schedule;
@@ -26,15 +28,20 @@ typedef struct TrainWork {
     uint64_t checkpoint_every;                       /* 0: none, not even after the last step */
     uint64_t validation_every, validation_sequences; /* 0: none */
     uint64_t n_tokens, n_validation_tokens;
+    TokenPacking packing;
+    bool given;          /* step 0 begins with weights of the feed, not from the seed */
     uint64_t first_step; /* where a restored state stands; 0: weights from the seed */
 } TrainWork;
+
+/* A token of the feed: its id and, in the highest bits, DOCUMENT_LOSS and DOCUMENT_BEGIN. */
+#define TRAIN_ID_BITS 30u
 
 /* Where the rank's data and state come from; called on its thread, may block, false when it is
  * interrupted. */
 typedef struct TrainFeed {
     bool (*tokens)(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
                    GError **error);
-    TrainRead floats; /* of a restored state; not called when first_step is 0 */
+    TrainRead floats; /* of a restored state, or weights that are given */
     void *user;
 } TrainFeed;
 

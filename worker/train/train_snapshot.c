@@ -84,8 +84,8 @@ void train_snapshot_free(TrainSnapshot *s)
     g_free(s);
 }
 
-static bool restore_weights(TrainRank *rank, const ModelSpec *spec, TrainRead read, void *user,
-                            GError **error)
+bool train_snapshot_read_weights(TrainRank *rank, const ModelSpec *spec, TrainRead read, void *user,
+                                 GError **error)
 {
     Parameters *weights = train_rank_weights_to_restore(rank);
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
@@ -103,7 +103,7 @@ bool train_snapshot_restore(TrainRank *rank, const ModelSpec *spec, const TrainP
                             TrainRead read, void *user, GError **error)
 {
     const GArray *pieces = train_rank_ownership(rank)->pieces;
-    if (!restore_weights(rank, spec, read, user, error)) {
+    if (!train_snapshot_read_weights(rank, spec, read, user, error)) {
         return false;
     }
     for (guint i = 0; i < pieces->len; i++) {

@@ -23,6 +23,9 @@ void train_snapshot_free(TrainSnapshot *s); /* NULL-safe; any thread */
  * out + r * ld. Called on the rank's thread; may block. */
 typedef bool (*TrainRead)(void *user, const char *tensor, SliceRect rect, float *out, size_t ld,
                           GError **error);
+/* The weights alone. */
+bool train_snapshot_read_weights(TrainRank *rank, const ModelSpec *spec, TrainRead read, void *user,
+                                 GError **error);
 /* Fills a new rank with the state that a checkpoint has. */
 bool train_snapshot_restore(TrainRank *rank, const ModelSpec *spec, const TrainProgress *progress,
                             TrainRead read, void *user, GError **error);

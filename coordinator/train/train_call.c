@@ -1,0 +1,169 @@
+#include "coordinator/train/train_call.h"
+
+#include "proto/base/error.h"
+
+#include <string.h>
+
+static void call_free(TrainCall *c)
+{
+    train_part_free(c->part);
+    g_clear_pointer(&c->address, g_bytes_unref);
+    g_free(c->worker);
+    g_free(c);
+}
+
+/* Once; the job may end the call inside. */
+static void call_fail(TrainCall *c, const GError *error)
+{
+    if (!c->ended) {
+        c->events.failed(c, error, c->events.user);
+    }
+}
+
+static void on_loaded(TrainCall *c, const Weft__V1__TrainLoaded *loaded)
+{
+    if (loaded->boot_id.len != sizeof c->boot_id || loaded->data_address.len == 0) {
+        g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                              "worker %s is loaded without an address", c->worker);
+        call_fail(c, error);
+        return;
+    }
+    g_clear_pointer(&c->address, g_bytes_unref);
+    c->address = g_bytes_new(loaded->data_address.data, loaded->data_address.len);
+    memcpy(c->boot_id, loaded->boot_id.data, sizeof c->boot_id);
+    c->loaded = true;
+    c->events.loaded(c, c->events.user);
+}
+
+static void on_piece(TrainCall *c, const Weft__V1__TrainReport *report)
+{
+    g_autoptr(GError) error = NULL;
+    const bool is_end = report->report_case == WEFT__V1__TRAIN_REPORT__REPORT_PART;
+    if (c->part == NULL) {
+        c->part = train_part_new();
+    }
+    if (!(is_end ? train_part_end(c->part, report->part, &error)
+                 : train_part_add(c->part, c->spec, report->piece, &error))) {
+        call_fail(c, error);
+    } else if (is_end) {
+        c->events.part(c, c->events.user);
+    }
+}
+
+static void on_done_report(TrainCall *c, const Weft__V1__TrainDone *done)
+{
+    if (done->digest.len == sizeof c->digest.bytes) {
+        memcpy(c->digest.bytes, done->digest.data, sizeof c->digest.bytes);
+        c->done = true;
+        c->events.done(c, c->events.user);
+    }
+}
+
+static void on_message(const ProtobufCMessage *message, void *user)
+{
+    TrainCall *c = user;
+    const Weft__V1__TrainReport *report = (const Weft__V1__TrainReport *)message;
+    if (c->ended) {
+        return;
+    }
+    c->heard_us = loop_now_us(c->loop);
+    switch (report->report_case) {
+    case WEFT__V1__TRAIN_REPORT__REPORT_WANT:
+        c->events.want(c, report->want, c->events.user);
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_LOADED:
+        on_loaded(c, report->loaded);
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_RUNNING:
+        c->running = true;
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_STEP:
+        c->events.step(report->step, c->events.user);
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_PIECE:
+    case WEFT__V1__TRAIN_REPORT__REPORT_PART:
+        on_piece(c, report);
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_DONE:
+        on_done_report(c, report->done);
+        break;
+    default:
+        break; /* of a newer release */
+    }
+}
+
+static void on_call_done(const GError *error, void *user)
+{
+    TrainCall *c = user;
+    c->call = NULL;
+    if (c->ended) {
+        call_free(c);
+        return;
+    }
+    g_autoptr(GError) early = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                                          "worker %s ended its part of the job", c->worker);
+    call_fail(c, error != NULL ? error : early);
+}
+
+TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index, const ModelSpec *spec,
+                          const Weft__V1__TrainLoad *load, const TrainCallEvents *events)
+{
+    TrainCall *c = g_new0(TrainCall, 1);
+    c->worker = g_strdup(member_name(worker));
+    c->index = index;
+    c->loop = loop;
+    c->spec = spec;
+    c->events = *events;
+    c->heard_us = loop_now_us(loop);
+    const RpcCallbacks callbacks = {.on_message = on_message, .on_done = on_call_done};
+    c->call = rpc_call_start(member_channel(worker), &weft__v1__trainer__descriptor, "Train", NULL,
+                             0, false, callbacks, c);
+    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
+    command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD;
+    command.load = (Weft__V1__TrainLoad *)load;
+    rpc_client_send(c->call, &command.base);
+    return c;
+}
+
+void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t size)
+{
+    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
+    Weft__V1__TrainBytes bytes = WEFT__V1__TRAIN_BYTES__INIT;
+    bytes.want = want;
+    bytes.data = (ProtobufCBinaryData){size, (uint8_t *)data};
+    command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES;
+    command.bytes = &bytes;
+    if (c->call != NULL) {
+        rpc_client_send(c->call, &command.base);
+    }
+}
+
+void train_call_start(TrainCall *c, const Weft__V1__TrainStart *start)
+{
+    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
+    command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_START;
+    command.start = (Weft__V1__TrainStart *)start;
+    if (c->call != NULL) {
+        rpc_client_send(c->call, &command.base);
+    }
+}
+
+TrainPart *train_call_take_part(TrainCall *c)
+{
+    return g_steal_pointer(&c->part);
+}
+
+void train_call_end(TrainCall *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    c->ended = true;
+    if (c->call == NULL) {
+        call_free(c);
+    } else if (c->done) {
+        rpc_client_half_close(c->call);
+    } else {
+        rpc_client_cancel(c->call);
+    }
+}

@@ -1,0 +1,820 @@
+/* Diagram: train_job.h. Invariants
+ *   1. Calls of one epoch only; a new one begins when all calls of the last were ended and nothing
+ * is written any more, under a number that is durable.
+ *   2. `working` counts what runs in the pool or the store: the job is freed after the last of
+ * them.
+ *   3. A step is said once, whatever is repeated; told again with another loss it ends the job. */
+#include "coordinator/train/train_job.h"
+
+#include "coordinator/jobs/deployment.h"
+#include "coordinator/train/train_call.h"
+#include "coordinator/train/train_log.h"
+#include "coordinator/train/train_settings.h"
+#include "proto/base/error.h"
+#include "proto/model/model_message.h"
+#include "proto/plan/plan_message.h"
+#include "proto/plan/train_layout.h"
+
+#include <glib/gstdio.h>
+#include <string.h>
+
+#define AGAIN_US 700000 /* after a failure: the detector has spoken then (MEMBER_RESET_US) */
+#define LOOK_US 500000
+#define LOAD_STALL_US (INT64_C(60) * 1000000)
+#define FRUITLESS_LIMIT 20u /* epochs without a new step */
+
+typedef enum JobState {
+    JOB_PREPARING,
+    JOB_PLANNING,
+    JOB_LOADING,
+    JOB_RUNNING,
+    JOB_DONE,
+    JOB_FAILED
+} JobState;
+
+struct TrainJob {
+    TrainJobOptions o;
+    JobSpec *spec; /* own: the pool reads it, whatever becomes of its submission */
+    char *text;
+    TrainJobCallbacks callbacks;
+    void *user;
+    JobState state;
+    GError *problem;
+    TrainInput *input;
+    TrainLog *log;
+    Checkpoint *checkpoint; /* that the epoch went on from; NULL: none */
+    char *saved;            /* the newest one's path */
+    TrainLayoutChoice layout;
+    Plan *plan;
+    uint64_t epoch;
+    GPtrArray *calls; /* of TrainCall, by rank */
+    GPtrArray *parts; /* of TrainPart or NULL, by rank */
+    LoopTimer *timer;
+    uint32_t working, fruitless;
+    uint64_t steps_before; /* that were said when the epoch began */
+    bool dead, may_shrink, started;
+};
+
+static void job_plan(TrainJob *job);
+static void job_end_epoch(TrainJob *job, const GError *why);
+
+/* ---- what is said ---- */
+
+static void job_say(TrainJob *job, const char *line)
+{
+    if (!job->dead) {
+        job->callbacks.say(line, job->user);
+    }
+}
+
+static void G_GNUC_PRINTF(2, 3) job_sayf(TrainJob *job, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *line = g_strdup_vprintf(format, args);
+    va_end(args);
+    job_say(job, line);
+}
+
+const char *train_job_state(const TrainJob *job)
+{
+    static const char *const names[] = {"preparing", "planning", "loading",
+                                        "running",   "done",     "failed"};
+    return names[job->state];
+}
+
+const GError *train_job_problem(const TrainJob *job)
+{
+    return job->problem;
+}
+
+bool train_job_failed(const TrainJob *job)
+{
+    return job->state == JOB_FAILED;
+}
+
+bool train_job_is_over(const TrainJob *job)
+{
+    return job->state == JOB_DONE || job->state == JOB_FAILED;
+}
+
+/* ---- life ---- */
+
+static void end_calls(TrainJob *job)
+{
+    for (guint i = 0; i < job->calls->len; i++) {
+        train_call_end(job->calls->pdata[i]);
+    }
+    g_ptr_array_set_size(job->calls, 0);
+    g_ptr_array_set_size(job->parts, 0);
+    loop_timer_cancel(job->o.loop, g_steal_pointer(&job->timer));
+}
+
+static void job_release(TrainJob *job)
+{
+    if (!job->dead || job->working > 0) {
+        return;
+    }
+    train_input_free(job->input);
+    train_log_free(job->log);
+    checkpoint_free(job->checkpoint);
+    plan_free(job->plan);
+    g_ptr_array_unref(job->calls);
+    g_ptr_array_unref(job->parts);
+    g_clear_error(&job->problem);
+    job_spec_free(job->spec);
+    g_free(job->text);
+    g_free(job->saved);
+    g_free(job);
+}
+
+void train_job_free(TrainJob *job)
+{
+    if (job != NULL) {
+        end_calls(job);
+        job->dead = true;
+        job_release(job);
+    }
+}
+
+static void ended_due(void *user)
+{
+    TrainJob *job = user;
+    job->timer = NULL;
+    job->callbacks.ended(job->user);
+}
+
+static void job_over(TrainJob *job, JobState state)
+{
+    end_calls(job);
+    job->state = state;
+    if (!job->dead) {
+        job->timer = loop_timer_start(job->o.loop, 0, ended_due, job);
+    }
+}
+
+/* error: taken. */
+static void job_fail(TrainJob *job, GError *error)
+{
+    if (train_job_is_over(job)) {
+        g_error_free(error);
+        return;
+    }
+    g_clear_error(&job->problem);
+    job->problem = error;
+    log_warn(job->o.log, "job %s failed: %s", job->spec->name, error->message);
+    job_sayf(job, "failed: %s", error->message);
+    job_over(job, JOB_FAILED);
+}
+
+/* Errors that another try, on other workers, cannot mend. */
+static bool is_final(const GError *error)
+{
+    return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) ||
+           g_error_matches(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE) ||
+           g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NUMERICS);
+}
+
+static void job_finish(TrainJob *job, const char *digest)
+{
+    g_autofree char *layout =
+        g_strdup_printf("dp %u, pp %u, tp %u", job->layout.dp, job->layout.pp, job->layout.tp);
+    job_say(job, train_log_end(job->log, job->saved, digest, layout));
+    log_info(job->o.log, "job %s is done: weights %s", job->spec->name, digest);
+    job_over(job, JOB_DONE);
+}
+
+/* ---- work in the pool ---- */
+
+typedef struct JobTask {
+    TrainJob *job;
+    TrainInput *input;
+    Checkpoint *checkpoint;
+    GPtrArray *damages; /* of char * */
+    TrainWriting writing;
+    uint64_t step;
+    GError *error;
+} JobTask;
+
+static JobTask *task_new(TrainJob *job)
+{
+    JobTask *task = g_new0(JobTask, 1);
+    task->job = job;
+    task->damages = g_ptr_array_new_with_free_func(g_free);
+    job->working++;
+    return task;
+}
+
+/* True: the job is still there. */
+static bool task_end(JobTask *task)
+{
+    TrainJob *job = task->job;
+    const bool alive = !job->dead;
+    g_ptr_array_unref(task->damages);
+    g_clear_pointer(&task->writing.parts, g_ptr_array_unref);
+    g_clear_error(&task->error);
+    if (!alive) {
+        train_input_free(task->input);
+        checkpoint_free(task->checkpoint);
+    }
+    g_free(task);
+    job->working--;
+    job_release(job);
+    return alive;
+}
+
+static void task_dropped(void *user)
+{
+    JobTask *task = user;
+    task->job->dead = true;
+    task_end(task);
+}
+
+/* ---- PREPARING ---- */
+
+static void prepare_work(void *user)
+{
+    JobTask *task = user;
+    task->input = train_input_load(task->job->spec, &task->error);
+}
+
+static void prepare_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    GError *error = g_steal_pointer(&task->error);
+    if (!job->dead) {
+        job->input = task->input;
+    }
+    if (!task_end(task)) {
+        g_clear_error(&error);
+        return;
+    }
+    if (error != NULL) {
+        job_fail(job, error);
+        return;
+    }
+    if (job->input->report != NULL) {
+        job_say(job, job->input->report);
+    }
+    job_sayf(job, "%zu tokens to learn from", job->input->train->n);
+    job->state = JOB_PLANNING;
+    job_plan(job);
+}
+
+/* ---- PLANNING: workers, layout, checkpoint, epoch ---- */
+
+typedef struct Usable {
+    GPtrArray *members; /* of Member, borrowed */
+    uint64_t least_memory;
+} Usable;
+
+static void add_usable(Member *member, void *user)
+{
+    Usable *usable = user;
+    const Weft__V1__Hello *hello = member_hello(member);
+    if (hello != NULL && member_usable(member) && member_channel(member) != NULL) {
+        g_ptr_array_add(usable->members, member);
+        usable->least_memory = MIN(usable->least_memory, hello->memory_bytes);
+    }
+}
+
+static void plan_due(void *user)
+{
+    TrainJob *job = user;
+    job->timer = NULL;
+    job_plan(job);
+}
+
+static void plan_later(TrainJob *job, int64_t delay_us)
+{
+    loop_timer_cancel(job->o.loop, job->timer);
+    job->timer = loop_timer_start(job->o.loop, delay_us, plan_due, job);
+}
+
+static void name_workers(TrainJob *job, const GPtrArray *members)
+{
+    uint32_t at = 0;
+    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
+            const PlanStage *stage = &job->plan->replicas[d].stages[s];
+            for (uint32_t r = 0; r < stage->n_ranks; r++, at++) {
+                g_free(stage->ranks[r].worker);
+                stage->ranks[r].worker = g_strdup(member_name(members->pdata[at]));
+            }
+        }
+    }
+    g_free(job->plan->job);
+    job->plan->job = g_strdup(job->spec->name);
+}
+
+static void note_damage(void *user, const char *message)
+{
+    g_ptr_array_add(((JobTask *)user)->damages, g_strdup(message));
+}
+
+static void open_work(void *user)
+{
+    JobTask *task = user;
+    const JobSpec *spec = task->job->spec;
+    if (spec->checkpoint_directory == NULL) {
+        return;
+    }
+    task->checkpoint =
+        checkpoint_open_newest(spec->checkpoint_directory, note_damage, task, &task->error);
+    if (g_error_matches(task->error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND)) {
+        g_clear_error(&task->error);
+    }
+}
+
+/* The checkpoint is of this model and may be gone on from. */
+static bool check_checkpoint(const TrainJob *job, const Checkpoint *c, GError **error)
+{
+    const ModelSpec *model = job->input->spec;
+    for (uint32_t i = 0; i < model->n_tensors; i++) {
+        const TensorSpec *t = &model->tensors[i];
+        g_autofree char *name = g_strconcat("weights/", t->name, NULL);
+        if (!checkpoint_has(c, name, t->rows, t->columns)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "%s is a checkpoint of another model: it has no tensor %s of %u x %u; name "
+                        "another checkpoint.directory",
+                        checkpoint_path(c), t->name, t->rows, t->columns);
+            return false;
+        }
+    }
+    if (job->spec->resume == JOB_RESUME_NONE && !job->started) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s is there already and checkpoint.resume is none: remove it, or name another "
+                    "checkpoint.directory",
+                    checkpoint_path(c));
+        return false;
+    }
+    return true;
+}
+
+static void begin_calls(TrainJob *job);
+
+static void epoch_durable(const GError *error, void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    GError *own = error != NULL ? g_error_copy(error) : NULL;
+    if (!task_end(task)) {
+        g_clear_error(&own);
+    } else if (own != NULL) {
+        job_fail(job, own);
+    } else {
+        begin_calls(job);
+    }
+}
+
+static void take_epoch(TrainJob *job)
+{
+    GArray *changes = g_array_new(FALSE, TRUE, sizeof(StoreChange));
+    job->epoch = jobs_next_epoch(job->o.jobs, job->spec->name, 0, changes);
+    store_write(job->o.store, (const StoreChange *)(const void *)changes->data, changes->len,
+                epoch_durable, task_new(job));
+    store_changes_clear(changes);
+    g_array_unref(changes);
+}
+
+static void open_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    GError *error = g_steal_pointer(&task->error);
+    for (guint i = 0; i < task->damages->len; i++) {
+        job_sayf(job, "passed over: %s", (const char *)task->damages->pdata[i]);
+    }
+    if (!job->dead) {
+        checkpoint_free(job->checkpoint);
+        job->checkpoint = task->checkpoint;
+    }
+    if (!task_end(task)) {
+        g_clear_error(&error);
+        return;
+    }
+    if (error == NULL && job->checkpoint != NULL) {
+        check_checkpoint(job, job->checkpoint, &error);
+    }
+    if (error != NULL) {
+        job_fail(job, error);
+        return;
+    }
+    job->started = true;
+    if (job->checkpoint != NULL) {
+        const CheckpointState *state = checkpoint_state(job->checkpoint);
+        g_free(job->saved);
+        job->saved = g_strdup(checkpoint_path(job->checkpoint));
+        if (state->step >= job->spec->steps && state->weights_digest != NULL) {
+            job_finish(job, state->weights_digest);
+            return;
+        }
+        job_sayf(job, "goes on from step %" G_GUINT64_FORMAT, state->step);
+    }
+    take_epoch(job);
+}
+
+static void job_plan(TrainJob *job)
+{
+    Usable usable = {g_ptr_array_new(), UINT64_MAX};
+    g_autoptr(GPtrArray) members = usable.members;
+    g_autoptr(GError) error = NULL;
+    if (job->working > 0) { /* a checkpoint is being written: it is what is gone on from */
+        plan_later(job, LOOK_US);
+        return;
+    }
+    members_each(job->o.members, add_usable, &usable);
+    if (members->len == 0) {
+        if (job->problem == NULL) {
+            job->problem = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                                               "no worker is usable: waits for one");
+            job_say(job, job->problem->message);
+        }
+        plan_later(job, LOOK_US);
+        return;
+    }
+    g_clear_error(&job->problem);
+    plan_free(g_steal_pointer(&job->plan));
+    if (train_layout_choose(job->spec, job->input->spec, members->len, usable.least_memory,
+                            job->may_shrink, &job->layout, &error)) {
+        job->plan = train_plan_new(job->input->spec, job->layout.dp, job->layout.pp, job->layout.tp,
+                                   &error);
+    }
+    if (job->plan == NULL) {
+        job_fail(job, g_steal_pointer(&error));
+        return;
+    }
+    name_workers(job, members);
+    work_pool_run_full(job->o.pool, open_work, open_done, task_dropped, task_new(job));
+}
+
+/* ---- LOADING ---- */
+
+static void on_want(TrainCall *call, const Weft__V1__TrainWant *want, void *user)
+{
+    TrainJob *job = user;
+    g_autoptr(GError) error = NULL;
+    const uint64_t n = MIN(want->n, (uint64_t)256 << 10);
+    g_autofree uint32_t *data = g_new(uint32_t, MAX(n, 1));
+    const Weft__V1__TrainRect *r = want->rect;
+    bool ok = false;
+    if (r == NULL) {
+        ok = train_input_tokens(job->input, want->validation, want->first, n, data);
+    } else if ((uint64_t)r->n_rows * r->n_cols == n) {
+        const SliceRect rect = {r->row0, r->n_rows, r->col0, r->n_cols};
+        float *floats = (float *)(void *)data;
+        ok = job->checkpoint != NULL
+                 ? checkpoint_read(job->checkpoint, want->tensor, rect, floats, r->n_cols, &error)
+                 : train_input_weights(job->input, want->tensor, rect, floats, &error);
+    }
+    if (ok) {
+        train_call_answer(call, want->id, data, n * sizeof *data);
+        return;
+    }
+    if (error == NULL) {
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                            "worker %s asks for data that is not there", call->worker);
+    }
+    job_end_epoch(job, error);
+}
+
+static void start_all(TrainJob *job)
+{
+    uint8_t secret[32];
+    random_fill(job->o.random, secret, sizeof secret);
+    g_autofree Weft__V1__RankAddress *ranks = g_new0(Weft__V1__RankAddress, job->calls->len);
+    g_autofree Weft__V1__RankAddress **pointers = g_new0(Weft__V1__RankAddress *, job->calls->len);
+    for (guint i = 0; i < job->calls->len; i++) {
+        TrainCall *call = job->calls->pdata[i];
+        const Member *member = members_find(job->o.members, call->worker);
+        const Weft__V1__Hello *hello = member != NULL ? member_hello(member) : NULL;
+        gsize size;
+        const void *address = g_bytes_get_data(call->address, &size);
+        pointers[i] = &ranks[i];
+        weft__v1__rank_address__init(&ranks[i]);
+        ranks[i].rank = i;
+        ranks[i].worker = call->worker;
+        ranks[i].data_address = (ProtobufCBinaryData){size, (uint8_t *)address};
+        ranks[i].boot_id = (ProtobufCBinaryData){sizeof call->boot_id, call->boot_id};
+        if (hello != NULL) {
+            ranks[i].host = hello->host;
+            ranks[i].threads = hello->threads;
+            ranks[i].cpus = hello->cpus;
+            ranks[i].n_cpus = hello->n_cpus;
+        }
+    }
+    Weft__V1__TrainStart start = WEFT__V1__TRAIN_START__INIT;
+    start.secret = (ProtobufCBinaryData){sizeof secret, secret};
+    start.ranks = pointers;
+    start.n_ranks = job->calls->len;
+    for (guint i = 0; i < job->calls->len; i++) {
+        train_call_start(job->calls->pdata[i], &start);
+    }
+    memset(secret, 0, sizeof secret);
+    job->state = JOB_RUNNING;
+}
+
+static void on_loaded(TrainCall *call, void *user)
+{
+    TrainJob *job = user;
+    for (guint i = 0; i < job->calls->len; i++) {
+        if (!((TrainCall *)job->calls->pdata[i])->loaded) {
+            return;
+        }
+    }
+    start_all(job);
+}
+
+/* ---- RUNNING ---- */
+
+static void on_step(const Weft__V1__TrainProgress *step, void *user)
+{
+    TrainJob *job = user;
+    GError *error = NULL;
+    const char *line =
+        train_log_step(job->log, step, job->spec->sequences * job->spec->length, &error);
+    if (error != NULL) {
+        job_fail(job, error);
+    } else if (line != NULL) {
+        job_say(job, line);
+    }
+}
+
+static void write_work(void *user)
+{
+    JobTask *task = user;
+    train_writing_run(&task->writing, checkpoint_disk(), &task->error);
+}
+
+static void finish_if_done(TrainJob *job);
+
+static void write_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    if (task->error != NULL) {
+        job_sayf(job,
+                 "checkpoint of step %" G_GUINT64_FORMAT " was not written: %s; the last one stays",
+                 task->step, task->error->message);
+    } else if (!job->dead) {
+        g_autofree char *name = checkpoint_name(task->step);
+        g_free(job->saved);
+        job->saved = g_build_filename(job->spec->checkpoint_directory, name, NULL);
+        job_sayf(job, "checkpoint %s", job->saved);
+    }
+    if (task_end(task)) {
+        finish_if_done(job);
+    }
+}
+
+static void on_part(TrainCall *call, void *user)
+{
+    TrainJob *job = user;
+    train_part_free(job->parts->pdata[call->index]);
+    job->parts->pdata[call->index] = train_call_take_part(call);
+    for (guint i = 0; i < job->parts->len; i++) {
+        if (job->parts->pdata[i] == NULL) {
+            return;
+        }
+    }
+    JobTask *task = task_new(job);
+    task->writing = (TrainWriting){.directory = job->spec->checkpoint_directory,
+                                   .job = job->text,
+                                   .tokenizer_json = job->input->tokenizer_json,
+                                   .spec = job->input->spec,
+                                   .keep = (unsigned)job->spec->checkpoint_keep,
+                                   .parts = g_ptr_array_new_with_free_func(train_part_free)};
+    for (guint i = 0; i < job->parts->len; i++) {
+        g_ptr_array_add(task->writing.parts, g_steal_pointer(&job->parts->pdata[i]));
+    }
+    task->step = ((TrainPart *)task->writing.parts->pdata[0])->step;
+    work_pool_run_full(job->o.pool, write_work, write_done, task_dropped, task);
+}
+
+/* All ranks have the last weights, and they are saved. */
+static void finish_if_done(TrainJob *job)
+{
+    char digest[33];
+    for (guint i = 0; i < job->calls->len; i++) {
+        const TrainCall *call = job->calls->pdata[i];
+        if (!call->done ||
+            !hash128_equal(&call->digest, &((TrainCall *)job->calls->pdata[0])->digest)) {
+            return;
+        }
+    }
+    if (job->calls->len == 0 || job->working > 0 || job->state != JOB_RUNNING) {
+        return;
+    }
+    hash128_hex(&((TrainCall *)job->calls->pdata[0])->digest, digest);
+    job_finish(job, digest);
+}
+
+static void on_done(TrainCall *call, void *user)
+{
+    finish_if_done(user);
+}
+
+/* ---- the end of an epoch ---- */
+
+static void job_end_epoch(TrainJob *job, const GError *why)
+{
+    if (is_final(why)) {
+        job_fail(job, g_error_copy(why));
+        return;
+    }
+    log_warn(job->o.log, "job %s epoch %" G_GUINT64_FORMAT " ended: %s", job->spec->name,
+             job->epoch, why->message);
+    job_sayf(job, "epoch %" G_GUINT64_FORMAT " ended: %s", job->epoch, why->message);
+    end_calls(job);
+    job->fruitless = train_log_steps(job->log) > job->steps_before ? 0 : job->fruitless + 1;
+    if (job->fruitless > FRUITLESS_LIMIT) {
+        job_fail(job, g_error_new(WEFT_ERROR, WEFT_ERROR_FAILED,
+                                  "%u epochs ended without a step, the last one: %s",
+                                  job->fruitless, why->message));
+        return;
+    }
+    g_clear_error(&job->problem);
+    job->problem = g_error_copy(why);
+    job->may_shrink = true;
+    job->state = JOB_PLANNING;
+    plan_later(job, AGAIN_US);
+}
+
+static void on_failed(TrainCall *call, const GError *error, void *user)
+{
+    TrainJob *job = user;
+    const Member *member = members_find(job->o.members, call->worker);
+    g_autoptr(GError) lost = NULL;
+    if (member == NULL || !member_attached(member)) {
+        lost = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone (%s)",
+                           call->worker, error->message);
+    }
+    job_end_epoch(job, lost != NULL ? lost : error);
+}
+
+/* A frozen or cut-off worker answers nothing: the failure detector knows. */
+static void look_due(void *user)
+{
+    TrainJob *job = user;
+    job->timer = NULL;
+    const int64_t now = loop_now_us(job->o.loop);
+    for (guint i = 0; i < job->calls->len; i++) {
+        const TrainCall *call = job->calls->pdata[i];
+        const Member *member = members_find(job->o.members, call->worker);
+        g_autoptr(GError) error = NULL;
+        if (member == NULL || !member_attached(member)) {
+            error = member != NULL ? member_lost_error(member, "training")
+                                   : g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                                                 "worker %s is gone", call->worker);
+        } else if (!call->loaded && now - call->heard_us > LOAD_STALL_US) {
+            error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                                "worker %s said nothing for %d s while it was loading",
+                                call->worker, (int)(LOAD_STALL_US / 1000000));
+        }
+        if (error != NULL) {
+            job_end_epoch(job, error);
+            return;
+        }
+    }
+    job->timer = loop_timer_start(job->o.loop, LOOK_US, look_due, job);
+}
+
+/* ---- an epoch ---- */
+
+static TrainCallEvents call_events(TrainJob *job)
+{
+    return (TrainCallEvents){on_want, on_loaded, on_step, on_part, on_done, on_failed, job};
+}
+
+static void add_call(TrainJob *job, Weft__V1__TrainLoad *load, const char *worker)
+{
+    const TrainCallEvents events = call_events(job);
+    const Member *member = members_find(job->o.members, worker);
+    g_ptr_array_add(job->calls, train_call_new(job->o.loop, member, job->calls->len,
+                                               job->input->spec, load, &events));
+    g_ptr_array_add(job->parts, NULL);
+}
+
+static bool all_reachable(const TrainJob *job)
+{
+    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
+            const PlanStage *stage = &job->plan->replicas[d].stages[s];
+            for (uint32_t r = 0; r < stage->n_ranks; r++) {
+                const Member *m = members_find(job->o.members, stage->ranks[r].worker);
+                if (m == NULL || member_channel(m) == NULL) {
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+static void load_all(TrainJob *job, Weft__V1__TrainLoad *load)
+{
+    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
+            const PlanStage *stage = &job->plan->replicas[d].stages[s];
+            for (uint32_t r = 0; r < stage->n_ranks; r++) {
+                load->replica = d;
+                load->stage = s;
+                load->rank = r;
+                add_call(job, load, stage->ranks[r].worker);
+            }
+        }
+    }
+}
+
+static void begin_calls(TrainJob *job)
+{
+    Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
+    Weft__V1__TrainLoad load = WEFT__V1__TRAIN_LOAD__INIT;
+    Weft__V1__TrainSettings settings = WEFT__V1__TRAIN_SETTINGS__INIT;
+    Weft__V1__TrainOptimizer optimizer = WEFT__V1__TRAIN_OPTIMIZER__INIT;
+    if (!all_reachable(job)) { /* somebody left since the plan */
+        plan_later(job, AGAIN_US);
+        return;
+    }
+    stamp.cluster = (char *)job->o.cluster;
+    stamp.generation = job->o.generation;
+    stamp.job = job->spec->name;
+    stamp.epoch = job->epoch;
+    train_settings_fill(job->spec, job->input, &job->layout,
+                        job->checkpoint != NULL ? checkpoint_state(job->checkpoint)->step : 0,
+                        &settings, &optimizer);
+    load.stamp = &stamp;
+    load.plan = plan_to_message(job->plan);
+    load.model = model_to_message(job->input->spec, true);
+    load.seal = !job->o.seal_off;
+    load.settings = &settings;
+    job->state = JOB_LOADING;
+    job->steps_before = train_log_steps(job->log);
+    job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,
+             job->layout.pp, job->layout.tp);
+    load_all(job, &load);
+    weft__v1__plan__free_unpacked(load.plan, NULL);
+    weft__v1__model__free_unpacked(load.model, NULL);
+    job->timer = loop_timer_start(job->o.loop, LOOK_US, look_due, job);
+}
+
+/* ---- beginning ---- */
+
+static char *log_path(const TrainJobOptions *options, const char *name)
+{
+    return options->state_dir != NULL
+               ? g_strdup_printf("%s/train-%s.jsonl", options->state_dir, name)
+               : NULL;
+}
+
+static void begin_due(void *user)
+{
+    TrainJob *job = user;
+    job->timer = NULL;
+    g_autofree char *path = log_path(&job->o, job->spec->name);
+    GError *error = NULL;
+    job->log = train_log_open(path, &error);
+    if (job->log == NULL || !train_settings_check(job->spec, &error)) {
+        job_fail(job, error);
+        return;
+    }
+    const GPtrArray *lines = train_log_lines(job->log);
+    for (guint i = 0; i < lines->len; i++) {
+        job_say(job, lines->pdata[i]);
+    }
+    if (train_log_ended(job->log)) {
+        job_over(job, JOB_DONE);
+        return;
+    }
+    job_say(job, "reads its data");
+    work_pool_run_full(job->o.pool, prepare_work, prepare_done, task_dropped, task_new(job));
+}
+
+TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool restored,
+                        TrainJobCallbacks callbacks, void *user)
+{
+    TrainJob *job = g_new0(TrainJob, 1);
+    job->o = *options;
+    job->spec = job_spec_parse(text, strlen(text), "job file", NULL);
+    job->text = g_strdup(text);
+    g_assert(job->spec != NULL);
+    job->callbacks = callbacks;
+    job->user = user;
+    job->calls = g_ptr_array_new();
+    job->parts = g_ptr_array_new_with_free_func(train_part_free);
+    job->started = job->may_shrink = restored;
+    if (!restored) {
+        train_job_forget(options, job->spec->name);
+    }
+    job->timer = loop_timer_start(options->loop, 0, begin_due, job);
+    return job;
+}
+
+void train_job_forget(const TrainJobOptions *options, const char *name)
+{
+    g_autofree char *path = log_path(options, name);
+    if (path != NULL) {
+        g_unlink(path);
+    }
+}

@@ -1,0 +1,52 @@
+/* TrainJob: a training job from its file to the last weights, over workers that come and go.
+ *
+ *   PREPARING ──data, model──▶ PLANNING ──checkpoint, epoch durable──▶ LOADING ──all loaded──▶
+ * RUNNING │                       │  ▲  no worker yet: looks again                               │
+ * │ │                       │  └──────── a rank or its worker failed, for a while ◀────────┘   │
+ *       └──▶ FAILED ◀───────────┴── cannot be: spec, files, numbers                    all done ──▶
+ * DONE
+ *
+ * Every epoch goes on from the newest whole checkpoint, from the first weights if there is none, on
+ * whatever workers are usable then; losses and weights do not depend on which (NUMERICS 14-18).
+ * Loop thread; files are read and written in the pool. */
+#pragma once
+
+#include "coordinator/jobs/jobs.h"
+#include "proto/config/job_spec.h"
+
+typedef struct TrainJobOptions { /* borrowed for the job's life */
+    Loop *loop;
+    Log *log;
+    Store *store;
+    Random *random;
+    WorkPool *pool;
+    Members *members;
+    Jobs *jobs; /* epochs */
+    const char *cluster;
+    uint64_t generation;
+    bool seal_off;
+    const char *state_dir; /* NULL: steps are not kept */
+} TrainJobOptions;
+
+typedef struct TrainJobCallbacks {
+    void (*say)(const char *line,
+                void *user);   /* a JSON object for a step and the end, else words */
+    void (*ended)(void *user); /* DONE or FAILED; once, never inside a call */
+} TrainJobCallbacks;
+
+typedef struct TrainJob TrainJob;
+
+/* spec: kind train; borrowed for the job's life, with its text. restored: found at the
+ * coordinator's start. What is wrong shows as FAILED. Returned. */
+TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool restored,
+                        TrainJobCallbacks callbacks, void *user);
+/* Ends its ranks; says nothing more. NULL-safe. */
+void train_job_free(TrainJob *job);
+/* preparing | planning | loading | running | done | failed */
+const char *train_job_state(const TrainJob *job);
+/* Why it failed, or what it waits for; NULL: nothing. Borrowed. */
+const GError *train_job_problem(const TrainJob *job);
+bool train_job_failed(const TrainJob *job);
+bool train_job_is_over(const TrainJob *job);
+/* Removes what is kept of a job that was cancelled, but its checkpoints. */
+void train_job_forget(const TrainJobOptions *options, const char *name);

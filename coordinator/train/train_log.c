@@ -1,0 +1,171 @@
+#include "coordinator/train/train_log.h"
+
+#include "proto/base/error.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define UNKNOWN UINT32_MAX /* a NaN, which no told loss is */
+
+struct TrainLog {
+    FILE *file;
+    GPtrArray *lines;
+    GArray *losses; /* float, by step */
+    bool ended;
+};
+
+static void take_line(TrainLog *l, char *line /* taken */)
+{
+    json_t *object = json_loads(line, 0, NULL);
+    const json_t *loss = json_object_get(object, "loss_bits");
+    if (loss != NULL) {
+        const uint32_t bits = (uint32_t)json_integer_value(loss);
+        g_array_append_val(l->losses, bits);
+    }
+    l->ended = l->ended || json_object_get(object, "weights_digest") != NULL;
+    json_decref(object);
+    g_ptr_array_add(l->lines, line);
+}
+
+static void take_lines(TrainLog *l, const char *text, size_t length, size_t *whole)
+{
+    *whole = 0;
+    while (*whole < length) {
+        const char *begin = text + *whole, *end = memchr(begin, '\n', length - *whole);
+        if (end == NULL) {
+            return; /* torn */
+        }
+        take_line(l, g_strndup(begin, (gsize)(end - begin)));
+        *whole = (size_t)(end - text) + 1;
+    }
+}
+
+TrainLog *train_log_open(const char *path, GError **error)
+{
+    TrainLog *l = g_new0(TrainLog, 1);
+    g_autofree char *text = NULL;
+    gsize length = 0, whole = 0;
+    l->lines = g_ptr_array_new_with_free_func(g_free);
+    l->losses = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    if (path == NULL) {
+        return l;
+    }
+    if (g_file_get_contents(path, &text, &length, NULL)) {
+        take_lines(l, text, length, &whole);
+    }
+    l->file = fopen(path, "a");
+    if (l->file == NULL || ftruncate(fileno(l->file), (off_t)whole) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", path,
+                    g_strerror(errno));
+        train_log_free(l);
+        return NULL;
+    }
+    return l;
+}
+
+void train_log_free(TrainLog *l)
+{
+    if (l == NULL) {
+        return;
+    }
+    if (l->file != NULL) {
+        fclose(l->file);
+    }
+    g_ptr_array_unref(l->lines);
+    g_array_unref(l->losses);
+    g_free(l);
+}
+
+const GPtrArray *train_log_lines(const TrainLog *l)
+{
+    return l->lines;
+}
+
+uint64_t train_log_steps(const TrainLog *l)
+{
+    return l->losses->len;
+}
+
+bool train_log_ended(const TrainLog *l)
+{
+    return l->ended;
+}
+
+/* Object is taken. */
+static const char *append(TrainLog *l, json_t *object)
+{
+    char *text = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(object);
+    if (l->file != NULL) { /* a full disk loses lines, not the job */
+        fprintf(l->file, "%s\n", text);
+        fflush(l->file);
+    }
+    g_ptr_array_add(l->lines, g_strdup(text));
+    free(text);
+    return l->lines->pdata[l->lines->len - 1];
+}
+
+static json_t *number(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64_t batch_tokens,
+                           GError **error)
+{
+    uint32_t bits;
+    memcpy(&bits, &s->loss, sizeof bits);
+    if (s->step < l->losses->len) {
+        const uint32_t before = g_array_index(l->losses, uint32_t, s->step);
+        if (before != UNKNOWN && before != bits) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
+                        "step %" G_GUINT64_FORMAT
+                        " had another loss before it was repeated (now %.9g): a worker computes "
+                        "wrongly or the data changed",
+                        s->step + 1, (double)s->loss);
+        }
+        return NULL;
+    }
+    while (l->losses->len < s->step) { /* of a checkpoint that came without its log */
+        const uint32_t unknown = UNKNOWN;
+        g_array_append_val(l->losses, unknown);
+    }
+    g_array_append_val(l->losses, bits);
+    json_t *object = json_object();
+    json_object_set_new(object, "version", json_integer(1));
+    json_object_set_new(object, "step", json_integer((json_int_t)s->step + 1));
+    json_object_set_new(object, "loss", number((double)s->loss));
+    json_object_set_new(object, "loss_bits", json_integer(bits));
+    json_object_set_new(object, "lr", number((double)s->rate));
+    json_object_set_new(object, "grad_norm", number((double)s->gradient_norm));
+    json_object_set_new(object, "scale", number((double)s->scale));
+    json_object_set_new(object, "tokens_per_s",
+                        number(s->seconds > 0 ? (double)batch_tokens / s->seconds : 0));
+    json_object_set_new(object, "samples_seen", json_integer((json_int_t)s->samples_seen));
+    json_object_set_new(object, "waited_s", number(s->waited));
+    if (s->skipped) {
+        json_object_set_new(object, "skipped", json_true());
+    }
+    if (s->validated) {
+        json_object_set_new(object, "validation_loss", number((double)s->validation));
+    }
+    return append(l, object);
+}
+
+const char *train_log_end(TrainLog *l, const char *checkpoint, const char *digest,
+                          const char *layout)
+{
+    json_t *object = json_object();
+    l->ended = true;
+    json_object_set_new(object, "version", json_integer(1));
+    json_object_set_new(object, "steps", json_integer(l->losses->len));
+    json_object_set_new(object, "checkpoint",
+                        checkpoint != NULL ? json_string(checkpoint) : json_null());
+    json_object_set_new(object, "weights_digest", json_string(digest));
+    json_object_set_new(object, "layout", json_string(layout));
+    return append(l, object);
+}

@@ -1,0 +1,26 @@
+/* TrainLog: the steps of a job as JSON lines in a file, so that they outlive the coordinator. A
+ * step that is told again (after a recovery) must have the same loss. */
+#pragma once
+
+#include "weft/v1/train.pb-c.h"
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct TrainLog TrainLog;
+
+/* Reads what is there and cuts off a torn last line. path NULL: memory only. IO. Returned. */
+TrainLog *train_log_open(const char *path, GError **error);
+void train_log_free(TrainLog *l); /* NULL-safe */
+/* Lines so far, of char *; borrowed. */
+const GPtrArray *train_log_lines(const TrainLog *l);
+uint64_t train_log_steps(const TrainLog *l);
+/* The line of a new step, borrowed; NULL without an error: it was told before. NUMERICS: it was
+ * told before with another loss. */
+const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *step, uint64_t batch_tokens,
+                           GError **error);
+/* The last line: the job is done. checkpoint: path or NULL. Borrowed. */
+const char *train_log_end(TrainLog *l, const char *checkpoint, const char *digest,
+                          const char *layout);
+bool train_log_ended(const TrainLog *l);

@@ -1,0 +1,87 @@
+#include "coordinator/train/train_settings.h"
+
+#include "proto/base/error.h"
+
+static bool refuse(GError **error, const char *what)
+{
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "job file: %s", what);
+    return false;
+}
+
+bool train_settings_check(const JobSpec *job, GError **error)
+{
+    const JobOptimizerSpec *o = &job->optimizer;
+    if (job->precision == JOB_F16 || job->loss_scale.policy == JOB_SCALING_DYNAMIC ||
+        job->loss_scale.policy == JOB_SCALING_FIXED) {
+        return refuse(error, "jobs train in f32 or bf16, without a loss scale: choose precision "
+                             "f32 or bf16");
+    }
+    if (job->nonfinite == JOB_NONFINITE_SKIP) {
+        return refuse(error, "nonfinite: skip needs a loss scale; choose stop");
+    }
+    if (job->layout.schedule == JOB_SCHEDULE_INTERLEAVED) {
+        return refuse(error, "schedule interleaved is not run; choose 1f1b, gpipe or zero-bubble");
+    }
+    if (job->layout.recompute == JOB_RECOMPUTE_SELECTIVE) {
+        return refuse(error, "recompute selective is not run; choose none or full");
+    }
+    if (job->sample_every > 0) {
+        return refuse(error,
+                      "sample.every: texts are not sampled while a job trains; leave it out");
+    }
+    if ((o->decay_norms != 0 && o->decay_norms != o->decay) || o->decay_biases != o->decay_norms ||
+        (o->decay_embeddings != 0 && o->decay_embeddings != o->decay)) {
+        return refuse(error, "optimizer.groups: each is 0 or the decay of matrices, norms and "
+                             "biases alike");
+    }
+    return true;
+}
+
+static void fill_optimizer(const JobSpec *job, Weft__V1__TrainOptimizer *out)
+{
+    static const uint32_t kinds[] = {0, 2, 1}; /* JobOptimizer: AdamW, Adam, SGD */
+    const JobOptimizerSpec *o = &job->optimizer;
+    out->kind = kinds[o->name];
+    out->schedule = o->schedule == JOB_RATE_CONSTANT ? 0 : o->schedule == JOB_RATE_LINEAR ? 1 : 2;
+    out->rate = o->lr;
+    out->beta1 = o->name == JOB_SGD ? o->momentum : o->beta1;
+    out->beta2 = o->beta2;
+    out->eps = o->eps;
+    out->decay = o->decay;
+    out->clip = o->clip;
+    out->floor = o->floor;
+    out->decay_vectors = o->decay > 0 && o->decay_norms > 0;
+    out->keep_embeddings = o->decay > 0 && o->decay_embeddings == 0;
+    out->nesterov = o->nesterov;
+    out->warmup = o->warmup;
+}
+
+void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLayoutChoice *layout,
+                         uint64_t first_step, Weft__V1__TrainSettings *out,
+                         Weft__V1__TrainOptimizer *optimizer)
+{
+    fill_optimizer(job, optimizer);
+    out->optimizer = optimizer;
+    out->sequences = (uint32_t)job->sequences;
+    out->length = (uint32_t)job->length;
+    out->leaves = (uint32_t)job->leaves;
+    out->micro_sequences = layout->micro_sequences;
+    out->steps = job->steps;
+    out->seed = job->seed;
+    out->schedule = job->layout.schedule == JOB_SCHEDULE_GPIPE         ? 1
+                    : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? 2
+                                                                       : 0;
+    out->recompute = job->layout.recompute == JOB_RECOMPUTE_FULL;
+    out->whole_optimizer = job->layout.zero == 0;
+    out->checkpoint_every = job->checkpoint_directory != NULL ? job->checkpoint_every : 0;
+    out->validation_every = in->validation != NULL ? job->validation_every : 0;
+    out->validation_sequences = job->validation_sequences;
+    out->n_tokens = in->train->n;
+    out->n_validation_tokens = in->validation != NULL ? in->validation->n : 0;
+    out->first_step = first_step;
+    out->documents = job->data.packing == JOB_PACK_DOCUMENTS;
+    out->dropout = job->dropout;
+    out->smoothing = job->label_smoothing;
+    out->precision = job->precision == JOB_BF16 ? 1 : 0;
+    out->given = in->source != NULL;
+}

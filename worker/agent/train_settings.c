@@ -1,0 +1,120 @@
+#include "worker/agent/train_settings.h"
+
+#include "proto/base/error.h"
+
+#include <math.h>
+
+#define SEQUENCES_LIMIT (1u << 20)
+#define LEAVES_LIMIT 64u
+#define TOKENS_LIMIT (UINT64_C(1) << 34)
+#define STEPS_LIMIT (UINT64_C(1) << 40)
+
+typedef struct Bound {
+    const char *name;
+    uint64_t value, least, most;
+} Bound;
+
+static bool check(const Bound *bounds, size_t n, GError **error)
+{
+    for (size_t i = 0; i < n; i++) {
+        const Bound *b = &bounds[i];
+        if (b->value < b->least || b->value > b->most) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "training settings: %s is %" G_GUINT64_FORMAT ", not %" G_GUINT64_FORMAT
+                        " to %" G_GUINT64_FORMAT,
+                        b->name, b->value, b->least, b->most);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_numbers(const Weft__V1__TrainSettings *m, GError **error)
+{
+    const Weft__V1__TrainOptimizer *o = m->optimizer;
+    const double numbers[] = {o->rate, o->beta1, o->beta2,   o->eps,      o->decay,
+                              o->clip, o->floor, m->dropout, m->smoothing};
+    for (size_t i = 0; i < G_N_ELEMENTS(numbers); i++) {
+        if (!isfinite(numbers[i]) || numbers[i] < 0) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "training settings: number %zu of the optimizer is %g", i, numbers[i]);
+            return false;
+        }
+    }
+    if (m->dropout >= 1 || m->smoothing >= 1) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "training settings: dropout %g and label smoothing %g are not below 1",
+                    m->dropout, m->smoothing);
+        return false;
+    }
+    return true;
+}
+
+static OptimizerSettings optimizer_of(const Weft__V1__TrainSettings *m)
+{
+    static const RateSchedule schedules[] = {RATE_CONSTANT, RATE_LINEAR, RATE_COSINE};
+    const Weft__V1__TrainOptimizer *o = m->optimizer;
+    OptimizerSettings s = {.rate = o->rate,
+                           .beta1 = o->beta1,
+                           .beta2 = o->beta2,
+                           .eps = o->eps,
+                           .decay = o->decay,
+                           .decay_vectors = o->decay_vectors,
+                           .keep_embeddings = o->keep_embeddings,
+                           .clip = o->clip,
+                           .nesterov = o->nesterov,
+                           .schedule = schedules[o->schedule],
+                           .warmup = o->warmup,
+                           .steps = m->steps,
+                           .floor = o->floor};
+    s.kind = o->kind == 0 ? OPTIMIZER_ADAMW : o->kind == 1 ? OPTIMIZER_SGD : OPTIMIZER_ADAM;
+    return s;
+}
+
+bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec, TrainWork *out,
+                         GError **error)
+{
+    if (m->optimizer == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL, "training settings: no optimizer");
+        return false;
+    }
+    const Bound bounds[] = {
+        {"sequences", m->sequences, 1, SEQUENCES_LIMIT},
+        {"length", m->length, 1, spec->context},
+        {"leaves", m->leaves, 1, LEAVES_LIMIT},
+        {"micro-batch", m->micro_sequences, 1, SEQUENCES_LIMIT},
+        {"steps", m->steps, 1, STEPS_LIMIT},
+        {"first step", m->first_step, 0, m->steps},
+        {"schedule", m->schedule, 0, PIPELINE_KIND_LIMIT - 1},
+        {"tokens", m->n_tokens, 1, TOKENS_LIMIT},
+        {"validation tokens", m->n_validation_tokens, 0, TOKENS_LIMIT},
+        {"optimizer", m->optimizer->kind, 0, 2},
+        {"precision", m->precision, 0, 1},
+        {"rate schedule", m->optimizer->schedule, 0, 2},
+    };
+    if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error)) {
+        return false;
+    }
+    *out = (TrainWork){.sequences = m->sequences,
+                       .length = m->length,
+                       .leaves = m->leaves,
+                       .micro_sequences = m->micro_sequences,
+                       .steps = m->steps,
+                       .seed = m->seed,
+                       .optimizer = optimizer_of(m),
+                       .dropout = m->dropout,
+                       .smoothing = (float)m->smoothing,
+                       .precision = m->precision == 1 ? PRECISION_BF16 : PRECISION_F32,
+                       .given = m->given,
+                       .schedule = (PipelineKind)m->schedule,
+                       .recompute = m->recompute,
+                       .whole_optimizer = m->whole_optimizer,
+                       .packing = m->documents ? TOKENS_DOCUMENTS : TOKENS_STREAM,
+                       .checkpoint_every = m->checkpoint_every,
+                       .validation_every = m->validation_every,
+                       .validation_sequences = m->validation_sequences,
+                       .n_tokens = m->n_tokens,
+                       .n_validation_tokens = m->n_validation_tokens,
+                       .first_step = m->first_step};
+    return true;
+}

@@ -1,0 +1,521 @@
+/* Diagram: trainings.h. Invariants
+ *   1. At most one training of a job is not CLOSING.
+ *   2. `engine`, `feed`, `plan` and `spec` live until the engine's thread has ended, which is
+ * waited for in the pool; what it had posted ran before that is known here.
+ *   3. What waits to be sent in a call is bounded by SEND_LIMIT and one report: a snapshot is sent
+ * as the reader takes it, and the engine makes no other one before that is done. */
+#include "worker/agent/trainings.h"
+
+#include "proto/base/error.h"
+#include "proto/model/model_message.h"
+#include "proto/plan/cpu_share.h"
+#include "proto/plan/plan_message.h"
+#include "transport/crypto/keys.h"
+#include "worker/agent/deployment.h"
+#include "worker/agent/train_feed.h"
+#include "worker/agent/train_settings.h"
+
+#include <string.h>
+
+enum {
+    SEND_LIMIT = 4 << 20,
+    PIECE_FLOATS = 256 << 10,
+    SEND_LOOK_US = 2000,
+};
+
+typedef struct TrainCall {
+    Trainings *owner;
+    RpcCall *call;
+    char *job;
+    uint64_t epoch, generation;
+    bool seal, started, closing, first; /* first: tells the steps */
+    Plan *plan;
+    ModelSpec *spec;
+    TrainFeedPipe *feed;
+    TrainEngine *engine;
+    /* the snapshot that is sent: next piece, next float of it */
+    TrainSnapshot *snapshot;
+    uint32_t piece;
+    size_t at;
+    LoopTimer *pump;
+    bool done; /* the engine ended well; told when nothing is left to send */
+    Hash128 digest;
+} TrainCall;
+
+struct Trainings {
+    DeploymentsOptions o;
+    Deployments *deployments;
+    GPtrArray *all; /* of TrainCall, owned */
+};
+
+/* ---- the end ---- */
+
+static void train_call_free(void *data)
+{
+    TrainCall *t = data;
+    train_snapshot_free(t->snapshot);
+    train_feed_pipe_free(t->feed);
+    plan_free(t->plan);
+    model_spec_free(t->spec);
+    g_free(t->job);
+    g_free(t);
+}
+
+static void engine_end_run(void *user)
+{
+    train_engine_free(((TrainCall *)user)->engine);
+}
+
+static void engine_end_done(void *user)
+{
+    TrainCall *t = user;
+    g_ptr_array_remove(t->owner->all, t);
+}
+
+/* error: why, borrowed; NULL: it is done. */
+static void train_call_close(TrainCall *t, const GError *error)
+{
+    if (t->closing) {
+        return;
+    }
+    t->closing = true;
+    if (error != NULL) {
+        log_warn(t->owner->o.log, "job %s epoch %" G_GUINT64_FORMAT ": training ended: %s", t->job,
+                 t->epoch, error->message);
+    }
+    loop_timer_cancel(t->owner->o.loop, g_steal_pointer(&t->pump));
+    train_feed_pipe_close(t->feed);
+    if (error != NULL) {
+        train_engine_abort(t->engine, error);
+    }
+    rpc_call_on_cancel(t->call, NULL, NULL);
+    rpc_call_set_data(t->call, NULL, NULL);
+    rpc_call_finish(t->call, error);
+    rpc_call_unref(t->call);
+    task_pool_run(t->owner->o.pool, engine_end_run, engine_end_done, t);
+}
+
+static void on_cancelled(void *user)
+{
+    g_autoptr(GError) error =
+        g_error_new_literal(WEFT_ERROR, WEFT_ERROR_CANCELLED, "the coordinator left the call");
+    train_call_close(user, error);
+}
+
+/* ---- reports ---- */
+
+static size_t send_report(TrainCall *t, Weft__V1__TrainReport *report)
+{
+    return rpc_call_send(t->call, &report->base);
+}
+
+static void on_want(const Weft__V1__TrainWant *want, void *user)
+{
+    TrainCall *t = user;
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_WANT;
+    report.want = (Weft__V1__TrainWant *)want;
+    if (!t->closing) {
+        send_report(t, &report);
+    }
+}
+
+static void on_loaded(void *user)
+{
+    TrainCall *t = user;
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainLoaded loaded = WEFT__V1__TRAIN_LOADED__INIT;
+    if (t->closing) {
+        return;
+    }
+    g_autoptr(GBytes) address = train_engine_address(t->engine);
+    gsize size;
+    const void *bytes = g_bytes_get_data(address, &size);
+    loaded.data_address = (ProtobufCBinaryData){size, (uint8_t *)bytes};
+    loaded.boot_id = (ProtobufCBinaryData){BOOT_ID_BYTES, (uint8_t *)t->owner->o.boot_id};
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_LOADED;
+    report.loaded = &loaded;
+    send_report(t, &report);
+}
+
+static void on_running(void *user)
+{
+    TrainCall *t = user;
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainRunning running = WEFT__V1__TRAIN_RUNNING__INIT;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_RUNNING;
+    report.running = &running;
+    if (!t->closing) {
+        log_info(t->owner->o.log, "job %s epoch %" G_GUINT64_FORMAT " trains", t->job, t->epoch);
+        send_report(t, &report);
+    }
+}
+
+static void on_step(const TrainReport *r, void *user)
+{
+    TrainCall *t = user;
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainProgress progress = WEFT__V1__TRAIN_PROGRESS__INIT;
+    if (t->closing || !t->first) {
+        return;
+    }
+    progress.step = r->step.step;
+    progress.samples_seen = r->step.samples_seen;
+    progress.loss = r->step.loss;
+    progress.rate = r->step.rate;
+    progress.gradient_norm = r->step.gradient_norm;
+    progress.scale = r->step.scale;
+    progress.skipped = r->step.skipped;
+    progress.seconds = r->seconds;
+    progress.waited = r->waited;
+    progress.validated = r->validated;
+    progress.validation = r->validation;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_STEP;
+    report.step = &progress;
+    send_report(t, &report);
+}
+
+static void send_done(TrainCall *t)
+{
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
+    done.digest = (ProtobufCBinaryData){sizeof t->digest.bytes, t->digest.bytes};
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_DONE;
+    report.done = &done;
+    send_report(t, &report);
+}
+
+/* ---- a checkpoint's part ---- */
+
+static size_t send_piece(TrainCall *t)
+{
+    const CheckpointPiece *piece = &t->snapshot->pieces[t->piece];
+    const size_t total = (size_t)piece->rect.n_rows * piece->rect.n_cols,
+                 n = MIN(total - t->at, (size_t)PIECE_FLOATS);
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainPiece message = WEFT__V1__TRAIN_PIECE__INIT;
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    rect.row0 = piece->rect.row0;
+    rect.n_rows = piece->rect.n_rows;
+    rect.col0 = piece->rect.col0;
+    rect.n_cols = piece->rect.n_cols;
+    message.step = t->snapshot->step;
+    message.tensor = (char *)piece->tensor;
+    message.rect = &rect;
+    message.offset = t->at;
+    message.data =
+        (ProtobufCBinaryData){n * sizeof(float), (uint8_t *)(void *)(piece->data + t->at)};
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_PIECE;
+    report.piece = &message;
+    t->at += n;
+    if (t->at == total) {
+        t->piece++;
+        t->at = 0;
+    }
+    return send_report(t, &report);
+}
+
+static void send_part(TrainCall *t)
+{
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
+    part.step = t->snapshot->step;
+    part.samples = t->snapshot->samples;
+    part.digest =
+        (ProtobufCBinaryData){sizeof t->snapshot->digest.bytes, t->snapshot->digest.bytes};
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_PART;
+    report.part = &part;
+    send_report(t, &report);
+    train_snapshot_free(g_steal_pointer(&t->snapshot));
+    train_engine_taken(t->engine);
+}
+
+static void pump_due(void *user)
+{
+    TrainCall *t = user;
+    t->pump = NULL;
+    for (size_t waiting = 0; t->piece < t->snapshot->n_pieces && waiting < SEND_LIMIT;) {
+        waiting = send_piece(t);
+    }
+    if (t->piece < t->snapshot->n_pieces) {
+        t->pump = loop_timer_start(t->owner->o.loop, SEND_LOOK_US, pump_due, t);
+        return;
+    }
+    send_part(t);
+    if (t->done) {
+        send_done(t);
+    }
+}
+
+static void on_snapshot(TrainSnapshot *snapshot, void *user)
+{
+    TrainCall *t = user;
+    if (t->closing) {
+        train_snapshot_free(snapshot);
+        return;
+    }
+    t->snapshot = snapshot;
+    t->piece = 0;
+    t->at = 0;
+    pump_due(t);
+}
+
+static void on_ended(const Hash128 *digest, const GError *error, void *user)
+{
+    TrainCall *t = user;
+    if (error != NULL) {
+        train_call_close(t, error);
+        return;
+    }
+    t->done = true;
+    t->digest = *digest;
+    if (!t->closing && t->snapshot == NULL) {
+        send_done(t);
+    }
+}
+
+/* ---- load ---- */
+
+static bool check_place(const Trainings *owner, const Plan *plan, const Weft__V1__TrainLoad *load,
+                        GError **error)
+{
+    const bool inside = load->replica < plan->n_replicas &&
+                        load->stage < plan->replicas[load->replica].n_stages &&
+                        load->rank < plan->replicas[load->replica].stages[load->stage].n_ranks;
+    const char *worker =
+        inside ? plan->replicas[load->replica].stages[load->stage].ranks[load->rank].worker : "";
+    if (strcmp(worker, owner->o.name) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "replica %u stage %u rank %u of the plan belongs to %s, this is worker %s",
+                    load->replica, load->stage, load->rank, inside ? worker : "nobody",
+                    owner->o.name);
+        return false;
+    }
+    return true;
+}
+
+static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
+{
+    const DeploymentsOptions *o = &t->owner->o;
+    TrainEngineOptions options = {
+        .spec = t->spec,
+        .plan = t->plan,
+        .replica = load->replica,
+        .stage = load->stage,
+        .rank = load->rank,
+        .generation = t->generation,
+        .epoch = t->epoch,
+        .feed = train_feed_pipe_feed(t->feed),
+        .threads = o->threads,
+        .cpus = o->cpus,
+        .kernels = kernels_get(o->isa),
+        .fill = o->fill,
+        .crowded = o->crowded,
+        .loop = o->loop,
+        .events = {on_loaded, on_running, on_step, on_snapshot, on_ended, t},
+    };
+    if (!train_settings_read(load->settings, t->spec, &options.work, error)) {
+        return false;
+    }
+    t->engine = train_engine_new(&options, error);
+    return t->engine != NULL;
+}
+
+static bool train_call_fill(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
+{
+    if (load->plan == NULL || load->model == NULL || load->settings == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "load: plan, model or settings are missing");
+        return false;
+    }
+    t->spec = model_from_message(load->model, error);
+    t->plan = t->spec != NULL ? plan_from_message(load->plan, error) : NULL;
+    if (t->plan == NULL || !train_plan_check(t->plan, t->spec, error) ||
+        !check_place(t->owner, t->plan, load, error)) {
+        return false;
+    }
+    t->feed = train_feed_pipe_new(t->owner->o.loop, on_want, t);
+    t->first = load->replica == 0 && load->stage == 0 && load->rank == 0;
+    return open_engine(t, load, error);
+}
+
+static void end_others(Trainings *owner, const char *job)
+{
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "job %s: a newer epoch takes over", job);
+    for (guint i = 0; i < owner->all->len; i++) {
+        TrainCall *t = owner->all->pdata[i];
+        if (strcmp(t->job, job) == 0) {
+            train_call_close(t, why);
+        }
+    }
+}
+
+static void train_call_load(Trainings *owner, RpcCall *call, const Weft__V1__TrainLoad *load)
+{
+    g_autoptr(GError) error = NULL;
+    if (!deployments_check_stamp(owner->deployments, load->stamp, true, &error)) {
+        rpc_call_finish(call, error);
+        return;
+    }
+    end_others(owner, load->stamp->job);
+    TrainCall *t = g_new0(TrainCall, 1);
+    t->owner = owner;
+    t->job = g_strdup(load->stamp->job);
+    t->epoch = load->stamp->epoch;
+    t->generation = load->stamp->generation;
+    t->seal = load->seal;
+    if (!train_call_fill(t, load, &error)) {
+        log_warn(owner->o.log, "training refused: %s", error->message);
+        rpc_call_finish(call, error);
+        train_call_free(t);
+        return;
+    }
+    t->call = rpc_call_ref(call);
+    rpc_call_set_data(call, t, NULL);
+    rpc_call_on_cancel(call, on_cancelled, t);
+    g_ptr_array_add(owner->all, t);
+}
+
+/* ---- start ---- */
+
+/* Every rank of the plan in order, each with an address and a boot id. */
+static bool check_ranks(const TrainCall *t, const Weft__V1__TrainStart *start, GError **error)
+{
+    const TrainPosition p = train_position(t->plan, 0, 0, 0);
+    bool ok = start->n_ranks == train_world(&p) && start->secret.len == EPOCH_SECRET_BYTES;
+    for (size_t i = 0; ok && i < start->n_ranks; i++) {
+        ok = start->ranks[i]->data_address.len > 0 && start->ranks[i]->boot_id.len == BOOT_ID_BYTES;
+    }
+    if (!ok) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "start: %zu ranks and a secret of %zu bytes for a layout of %u ranks, or one "
+                    "without address or boot id",
+                    start->n_ranks, start->secret.len, train_world(&p));
+    }
+    return ok;
+}
+
+/* More compute threads than CPUs share this worker's host. */
+static bool is_crowded(const TrainCall *t, const Weft__V1__TrainStart *start)
+{
+    g_autofree CpuShare *shares = g_new(CpuShare, start->n_ranks);
+    uint32_t own = 0;
+    for (size_t i = 0; i < start->n_ranks; i++) {
+        const Weft__V1__RankAddress *rank = start->ranks[i];
+        own = strcmp(rank->worker, t->owner->o.name) == 0 ? (uint32_t)i : own;
+        shares[i] = (CpuShare){rank->host, rank->threads, rank->cpus, (uint32_t)rank->n_cpus};
+    }
+    return cpu_crowding(shares, (uint32_t)start->n_ranks, own) > 1.0;
+}
+
+static void train_call_start(TrainCall *t, const Weft__V1__TrainStart *start)
+{
+    g_autoptr(GError) error = NULL;
+    if (t->started || !check_ranks(t, start, &error)) {
+        if (error == NULL) {
+            error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "start: it was started already");
+        }
+        train_call_close(t, error);
+        return;
+    }
+    g_autofree TrainPeer *peers = g_new0(TrainPeer, start->n_ranks);
+    for (size_t i = 0; i < start->n_ranks; i++) {
+        const Weft__V1__RankAddress *rank = start->ranks[i];
+        peers[i].worker = rank->worker;
+        peers[i].address = g_bytes_new(rank->data_address.data, rank->data_address.len);
+        memcpy(peers[i].boot_id, rank->boot_id.data, BOOT_ID_BYTES);
+    }
+    t->started = true;
+    if (is_crowded(t, start)) {
+        train_engine_set_crowded(t->engine);
+    }
+    train_engine_start(t->engine, start->secret.data, t->owner->o.boot_id, t->seal, peers,
+                       (uint32_t)start->n_ranks);
+    for (size_t i = 0; i < start->n_ranks; i++) {
+        g_bytes_unref(peers[i].address);
+    }
+    keys_erase(start->secret.data, start->secret.len); /* the message's copy */
+}
+
+/* ---- commands ---- */
+
+static void train_call_command(TrainCall *t, const Weft__V1__TrainCommand *command)
+{
+    g_autoptr(GError) error = NULL;
+    switch (command->command_case) {
+    case WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES:
+        train_feed_pipe_answer(t->feed, command->bytes, &error);
+        break;
+    case WEFT__V1__TRAIN_COMMAND__COMMAND_START:
+        train_call_start(t, command->start);
+        break;
+    default:
+        error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                            "a command that this worker does not know: run the same release");
+    }
+    if (error != NULL) {
+        train_call_close(t, error);
+    }
+}
+
+void trainings_on_command(Trainings *owner, RpcCall *call, const Weft__V1__TrainCommand *command)
+{
+    TrainCall *t = rpc_call_data(call);
+    if (t != NULL && command != NULL) {
+        train_call_command(t, command);
+    } else if (t != NULL) {
+        train_call_close(t, NULL);
+    } else if (command != NULL && command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD) {
+        train_call_load(owner, call, command->load);
+    } else {
+        g_autoptr(GError) error =
+            g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "training begins with a load");
+        rpc_call_finish(call, error); /* nothing, when it has ended before */
+    }
+}
+
+void trainings_fence(Trainings *owner, int64_t silent_us)
+{
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                    "worker %s was fenced: no word from the coordinator for %d ms", owner->o.name,
+                    (int)(silent_us / 1000));
+    for (guint i = 0; i < owner->all->len; i++) {
+        train_call_close(owner->all->pdata[i], why);
+    }
+}
+
+/* ---- the table ---- */
+
+Trainings *trainings_new(const DeploymentsOptions *options, Deployments *deployments)
+{
+    Trainings *owner = g_new0(Trainings, 1);
+    owner->o = *options;
+    owner->deployments = deployments;
+    owner->all = g_ptr_array_new_with_free_func(train_call_free);
+    return owner;
+}
+
+void trainings_shut_down(Trainings *owner)
+{
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is stopping", owner->o.name);
+    for (guint i = 0; i < owner->all->len; i++) {
+        train_call_close(owner->all->pdata[i], why);
+    }
+}
+
+bool trainings_is_empty(const Trainings *owner)
+{
+    return owner->all->len == 0;
+}
+
+void trainings_free(Trainings *owner)
+{
+    if (owner != NULL) {
+        g_assert(trainings_is_empty(owner));
+        g_ptr_array_unref(owner->all);
+        g_free(owner);
+    }
+}
