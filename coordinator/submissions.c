@@ -401,6 +401,11 @@ bool submissions_submit(Submissions *submissions, const char *spec, const char *
         return false;
     }
     const char *name = s->spec->name;
+    Submission *before = find(submissions, name);
+    if (before != NULL && before->train != NULL && before->state == SUBMISSION_RUNNING &&
+        train_job_is_over(before->train)) {
+        g_ptr_array_remove(submissions->all, before); /* its row is replaced */
+    }
     if (find(submissions, name) != NULL ||
         served_find(api_service_served(submissions->options.api), name) != NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,

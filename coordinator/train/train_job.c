@@ -48,7 +48,7 @@ struct TrainJob {
     Plan *plan;
     uint64_t epoch;
     GPtrArray *calls; /* of TrainCall, by rank */
-    GPtrArray *parts; /* of TrainPart or NULL, by rank */
+    GPtrArray *parts; /* by rank: GQueue of TrainPart: a rank's next may overtake another's last */
     LoopTimer *timer;
     uint32_t working, fruitless;
     uint64_t steps_before; /* that were said when the epoch began */
@@ -99,6 +99,11 @@ bool train_job_is_over(const TrainJob *job)
 }
 
 /* ---- life ---- */
+
+static void parts_free(void *queue)
+{
+    g_queue_free_full(queue, train_part_free);
+}
 
 static void end_calls(TrainJob *job)
 {
@@ -571,10 +576,9 @@ static void write_done(void *user)
 static void on_part(TrainCall *call, void *user)
 {
     TrainJob *job = user;
-    train_part_free(job->parts->pdata[call->index]);
-    job->parts->pdata[call->index] = train_call_take_part(call);
+    g_queue_push_tail(job->parts->pdata[call->index], train_call_take_part(call));
     for (guint i = 0; i < job->parts->len; i++) {
-        if (job->parts->pdata[i] == NULL) {
+        if (g_queue_is_empty(job->parts->pdata[i])) {
             return;
         }
     }
@@ -586,7 +590,7 @@ static void on_part(TrainCall *call, void *user)
                                    .keep = (unsigned)job->spec->checkpoint_keep,
                                    .parts = g_ptr_array_new_with_free_func(train_part_free)};
     for (guint i = 0; i < job->parts->len; i++) {
-        g_ptr_array_add(task->writing.parts, g_steal_pointer(&job->parts->pdata[i]));
+        g_ptr_array_add(task->writing.parts, g_queue_pop_head(job->parts->pdata[i]));
     }
     task->step = ((TrainPart *)task->writing.parts->pdata[0])->step;
     work_pool_run_full(job->o.pool, write_work, write_done, task_dropped, task);
@@ -644,10 +648,9 @@ static void job_end_epoch(TrainJob *job, const GError *why)
 static void on_failed(TrainCall *call, const GError *error, void *user)
 {
     TrainJob *job = user;
-    const Member *member = members_find(job->o.members, call->worker);
     g_autoptr(GError) lost = NULL;
-    if (member == NULL || !member_attached(member)) {
-        lost = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone (%s)",
+    if (!is_final(error) && strstr(error->message, "worker ") == NULL) {
+        lost = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone: %s",
                            call->worker, error->message);
     }
     job_end_epoch(job, lost != NULL ? lost : error);
@@ -693,7 +696,7 @@ static void add_call(TrainJob *job, Weft__V1__TrainLoad *load, const char *worke
     const Member *member = members_find(job->o.members, worker);
     g_ptr_array_add(job->calls, train_call_new(job->o.loop, member, job->calls->len,
                                                job->input->spec, load, &events));
-    g_ptr_array_add(job->parts, NULL);
+    g_ptr_array_add(job->parts, g_queue_new());
 }
 
 static bool all_reachable(const TrainJob *job)
@@ -802,7 +805,7 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->callbacks = callbacks;
     job->user = user;
     job->calls = g_ptr_array_new();
-    job->parts = g_ptr_array_new_with_free_func(train_part_free);
+    job->parts = g_ptr_array_new_with_free_func(parts_free);
     job->started = job->may_shrink = restored;
     if (!restored) {
         train_job_forget(options, job->spec->name);

@@ -163,9 +163,21 @@ bool train_writing_run(const TrainWriting *w, CheckpointDisk *disk, GError **err
     hash128_hex(&first->digest, digest);
     const CheckpointState state = {.step = first->step,
                                    .samples = first->samples,
+                                   .updates = first->step, /* none is skipped: no loss scale */
                                    .loss_scale = 1.0,
                                    .job = (char *)w->job,
                                    .weights_digest = digest};
+    for (guint i = 1; i < w->parts->len; i++) {
+        const TrainPart *p = w->parts->pdata[i];
+        if (p->step != first->step || !hash128_equal(&p->digest, &first->digest)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
+                        "rank %u is at step %" G_GUINT64_FORMAT
+                        " with other weights than the first, "
+                        "which is at step %" G_GUINT64_FORMAT,
+                        i, p->step, first->step);
+            return false;
+        }
+    }
     g_autoptr(GPtrArray) texts = g_ptr_array_new_with_free_func(g_free);
     if (!write_parts(w, disk, first->step, texts, error)) {
         checkpoint_abandon(w->directory, first->step);

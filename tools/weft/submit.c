@@ -1,4 +1,5 @@
 /* weft submit, jobs, logs, cancel: jobs that the coordinator keeps until they are cancelled. */
+#include "tools/weft/job_file.h"
 #include "tools/weft/request.h"
 #include "tools/weft/verbs.h"
 
@@ -27,25 +28,6 @@ static const Option LOGS_OPTIONS[] = {
 
 /* ---- submit ---- */
 
-/* Reads a job file; what its model is called is a path of this host where it exists here, else of
- * the coordinator's. NULL + error. */
-static JobSpec *read_spec(const char *path, GError **error)
-{
-    g_autoptr(JobSpec) spec = job_spec_load(path, error);
-    if (spec == NULL) {
-        return NULL;
-    }
-    g_autofree char *as_written = g_strdup(spec->model.from);
-    g_autofree char *whole = g_canonicalize_filename(path, NULL);
-    g_autofree char *directory = g_path_get_dirname(whole);
-    job_spec_resolve(spec, directory);
-    if (spec->model.from != NULL && !g_file_test(spec->model.from, G_FILE_TEST_EXISTS)) {
-        g_free(spec->model.from);
-        spec->model.from = g_steal_pointer(&as_written);
-    }
-    return g_steal_pointer(&spec);
-}
-
 static int submit_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     const JobOptions *o = values;
@@ -53,7 +35,7 @@ static int submit_run(const Verb *verb, void *values, GPtrArray *rest)
     if (rest->len != 1) {
         return cli_usage(verb, "one job file is expected");
     }
-    g_autoptr(JobSpec) spec = read_spec(rest->pdata[0], &error);
+    g_autoptr(JobSpec) spec = job_file_read(rest->pdata[0], &error);
     if (spec == NULL) {
         return cli_fail(error);
     }
@@ -72,7 +54,8 @@ static int submit_run(const Verb *verb, void *values, GPtrArray *rest)
     protobuf_c_message_free_unpacked(response, NULL);
     if (o->common.json) {
         json_t *object = cli_json_new();
-        json_object_update_new(object, json_pack("{s:s,s:s}", "name", spec->name, "kind", "serve"));
+        json_object_update_new(object, json_pack("{s:s,s:s}", "name", spec->name, "kind",
+                                                 spec->kind == JOB_TRAIN ? "train" : "serve"));
         cli_print_json(object);
     } else {
         printf("%s\n", spec->name);
@@ -210,10 +193,13 @@ static int cancel_run(const Verb *verb, void *values, GPtrArray *rest)
     return 0;
 }
 
-const Verb VERB_SUBMIT = {
-    "submit",      "SPEC.yaml [--dry-run]", "keep a job (kind serve) running until it is cancelled",
-    PLAIN_OPTIONS, sizeof(JobOptions),      NULL,
-    submit_run};
+const Verb VERB_SUBMIT = {"submit",
+                          "SPEC.yaml [--dry-run]",
+                          "hand a job over: serve until it is cancelled, or train",
+                          PLAIN_OPTIONS,
+                          sizeof(JobOptions),
+                          NULL,
+                          submit_run};
 const Verb VERB_JOBS = {
     "jobs", "", "the jobs that were submitted", PLAIN_OPTIONS, sizeof(JobOptions), NULL, jobs_run};
 const Verb VERB_LOGS = {"logs",

@@ -1,0 +1,172 @@
+"""weft train over real daemons: any layout, and whatever dies on the way, gives the losses and weights of one process."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+
+import harness
+from harness import GUARD_S, WEFT, Cluster, clean_environment, folder, run_cases, wait_for
+
+work = folder("train")
+cluster = Cluster(workers=2)
+weft = cluster.weft
+TEXT = pathlib.Path(__file__).parents[2] / "README.md"
+MODELS = {"gpt2": "{family: gpt2, layers: 2, width: 32, heads: 4, context: 32}",
+          "llama": "{family: llama, layers: 2, width: 32, heads: 4, kv_heads: 2, ffn: 72, context: 32}"}
+LONG = 400  # steps of a run that is disturbed: it is hit long before its end
+known = {}
+
+
+def spec(name, family="gpt2", steps=12, layout="{dp: 1, pp: 1, tp: 1}", every=5, **more):
+    path = work / f"{name}.yaml"
+    path.write_text(f"kind: train\nname: {name}\nmodel: {{config: {MODELS[family]}}}\ndata: {{train: {TEXT}, validation: {TEXT}}}\n"
+                    f"batch: {{sequences: 6, length: 32, leaves: 4}}\nsteps: {steps}\nseed: 3\n"
+                    "optimizer: {name: adamw, lr: 3e-3, schedule: cosine, warmup: 4}\n"
+                    f"checkpoint: {{directory: ck-{name}, every: {every}, keep: 2}}\nvalidation: {{every: {steps // 2}, sequences: 4}}\nlayout: {layout}\n"
+                    + "".join(f"{k}: {v}\n" for k, v in more.items()))
+    return path
+
+
+def result(out):
+    """(losses by step, validation losses, last object) of JSON lines; every step once, in order."""
+    lines = [json.loads(line) for line in out.splitlines()]
+    steps, end = lines[:-1], lines[-1]
+    assert [s["step"] for s in steps] == list(range(1, end["steps"] + 1)), [s["step"] for s in steps]
+    assert all(s["version"] == 1 and s["tokens_per_s"] > 0 and s["samples_seen"] == 6 * s["step"] for s in steps), steps[0]
+    return [(s["loss"], s["grad_norm"]) for s in steps], [s["validation_loss"] for s in steps if "validation_loss" in s], end
+
+
+def reference(family, steps):
+    if (family, steps) not in known:
+        known[family, steps] = result(weft("train", spec(f"alone-{family}-{steps}", family, steps, every=steps), "--json", "-q").ok().out)
+    return known[family, steps]
+
+
+def assert_same(got, want):
+    assert got[0] == want[0] and got[1] == want[1], (got, want)
+    assert got[2]["weights_digest"] == want[2]["weights_digest"], (got[2], want[2])
+
+
+class Run:
+    """weft train in the background, its lines as they come."""
+
+    def __init__(self, path, on=cluster):
+        self.process = subprocess.Popen([WEFT, "train", path, "--json"], env=clean_environment(on.env), stdout=subprocess.PIPE,
+                                        stderr=open(work / f"{path.stem}.err", "w"), text=True)
+        self.lines, self.errors = [], work / f"{path.stem}.err"
+
+    def until_step(self, step):
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if json.loads(line).get("step", 0) >= step:
+                return
+        raise AssertionError(f"ended before step {step}: {self.errors.read_text()}")
+
+    def end(self):
+        self.lines += self.process.stdout.readlines()
+        assert self.process.wait(GUARD_S) == 0, self.errors.read_text()
+        return result("".join(self.lines))
+
+
+def case_layouts():
+    """one process, two replicas, two stages and two tensor ranks give the same losses, validation losses and weights; GPT-2 and Llama"""
+    for family in MODELS:
+        want = reference(family, 12)
+        assert want[0][-1][0] < want[0][0][0] and len(want[1]) == 2, want
+        for layout in ("{dp: 2, pp: 1, tp: 1}", "{dp: 1, pp: 2, tp: 1, micro: 3}", "{dp: 1, pp: 1, tp: 2}", "auto"):
+            assert_same(result(weft("train", spec("layout", family, layout=layout), "--json", "-q").ok().out), want)
+            for path in (work / "ck-layout").rglob("*"):
+                path.is_file() and path.unlink()
+            for path in (work / "ck-layout").iterdir():
+                path.rmdir()
+
+
+def case_shown():
+    """a job that is done is listed, logged and gives its name to the next one; its checkpoint is whole; without --json the steps are text"""
+    job = next(j for j in weft("jobs", "--json").ok().json()["jobs"] if j["name"] == "alone-gpt2-12")
+    assert (job["kind"], job["state"]) == ("train", "done"), job
+    assert known["gpt2", 12][2]["weights_digest"] in weft("logs", "alone-gpt2-12").ok().out
+    assert pathlib.Path(known["gpt2", 12][2]["checkpoint"]).name == "step-0000000012"
+    again = weft("train", work / "alone-gpt2-12.yaml").ok()  # from its last checkpoint: nothing is left to do
+    assert again.out.startswith("done: weights " + known["gpt2", 12][2]["weights_digest"]), again
+    assert "step 12/12: loss" in weft("train", spec("words")).ok().out
+    assert weft("export", work / "ck-words", work / "words.gguf", "-q").code == 0
+
+
+def case_bad_input():
+    """what is wrong with a job is one line: keys, files, data that are too short, layouts that cannot be, another model's checkpoint"""
+    weft("train", spec("bad", lern="1")).fails(2, "lern")
+    weft("train", work / "none.yaml").fails(3, "none.yaml")
+    weft("train").fails(2, "one job file")
+    weft("train", spec("wide", layout="{dp: 3, pp: 1, tp: 1}"), "-q").fails(2, "3 workers", "there are 2")
+    weft("train", spec("half", precision="f16"), "-q").fails(2, "bf16")
+    missing = spec("missing")
+    missing.write_text(missing.read_text().replace(str(TEXT), "/no/such/text"))
+    weft("train", missing, "-q").fails(3, "/no/such/text")
+    short = work / "short.txt"
+    short.write_text("too short")
+    little = spec("little")
+    little.write_text(little.read_text().replace(str(TEXT), str(short)))
+    weft("train", little, "-q").fails(2, "sequence of 32")
+    other = spec("other", "llama")
+    other.write_text(other.read_text().replace("ck-other", "ck-words"))
+    weft("train", other, "-q").fails(2, "another model")
+    states = {j["name"]: j["state"] for j in weft("jobs", "--json").ok().json()["jobs"]}
+    assert states["wide"] == states["little"] == states["other"] == "failed" and "bad" not in states, states
+
+
+def case_worker_killed():
+    """a worker that is killed is named, the job goes on by itself, and ends with the losses and weights of the undisturbed run"""
+    mortal = Cluster(workers=2)
+    run = Run(spec("killed", steps=LONG, layout="{dp: 2, pp: 1, tp: 1}"), mortal)
+    run.until_step(25)
+    os.kill(mortal.pid("worker-2"), signal.SIGKILL)
+    assert_same(run.end(), reference("gpt2", LONG))
+    told = run.errors.read_text()
+    assert "ended: " in told and "worker-2" in told and "goes on from step" in told, told
+    mortal.down()
+
+
+def case_worker_frozen():
+    """so does one that is frozen"""
+    run = Run(spec("frozen", steps=LONG, layout="{dp: 1, pp: 2, tp: 1, micro: 3}"))
+    run.until_step(25)
+    pid = cluster.pid("worker-1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for("the end of the epoch", lambda: "ended: " in run.errors.read_text())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert_same(run.end(), reference("gpt2", LONG))
+    assert "worker-1" in run.errors.read_text(), run.errors.read_text()
+    cluster.wait_members(2)
+
+
+def case_coordinator_killed():
+    """the job outlives its coordinator: the next one has its steps and goes on to the same end"""
+    run = Run(spec("orphan", steps=LONG, layout="{dp: 1, pp: 1, tp: 2}"))
+    run.until_step(25)
+    pid = cluster.pid("coordinator")
+    os.kill(pid, signal.SIGKILL)
+    run.process.stdout.read()
+    assert run.process.wait(GUARD_S) == 5, run.errors.read_text()
+    wait_for("another coordinator", lambda: cluster.pid("coordinator") != pid and weft("status").code == 0)
+    done = wait_for("the job's end", lambda: next((j for j in weft("jobs", "--json").ok().json()["jobs"] if j["name"] == "orphan" and j["state"] == "done"), None))
+    assert done["reason"] == "", done
+    lines = [line.split(" ", 1)[1] for line in weft("logs", "orphan").ok().out.splitlines()]
+    assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
+
+
+def case_cancelled():
+    """weft cancel ends a run, for its follower too; its checkpoints stay"""
+    run = Run(spec("stopped", steps=1000000))
+    run.until_step(6)
+    weft("cancel", "stopped", "-q").ok()
+    run.process.stdout.read()
+    run.process.wait(GUARD_S)
+    assert all(j["name"] != "stopped" for j in weft("jobs", "--json").ok().json()["jobs"])
+    assert any((work / "ck-stopped").iterdir())
+
+
+run_cases([case_layouts, case_shown, case_bad_input, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])
