@@ -23,9 +23,10 @@
 #include <string.h>
 
 #define LINES_LIMIT 500u
-#define TRAIN_LINES_LIMIT (1u << 20) /* a line a step */
+#define TRAIN_LINES_LIMIT 100000u /* a line a step */
 #define SPEC_LIMIT ((size_t)64 << 10)
 #define FOLLOWER_PENDING_LIMIT ((size_t)1 << 20)
+#define TRAIN_PENDING_LIMIT ((size_t)64 << 20) /* all lines at once, and then some */
 #define LISTEN_DEFAULT "127.0.0.1:8080"
 #define LISTEN_ANY "127.0.0.1:0"
 
@@ -86,9 +87,10 @@ static void follower_drop(Submission *s, RpcCall *call, const GError *error)
 
 static void tell_followers(Submission *s, const Line *line)
 {
+    const size_t limit = s->spec->kind == JOB_TRAIN ? TRAIN_PENDING_LIMIT : FOLLOWER_PENDING_LIMIT;
     for (GList *l = s->followers.head, *next; l != NULL; l = next) {
         next = l->next;
-        if (send_line(l->data, line) > FOLLOWER_PENDING_LIMIT) {
+        if (send_line(l->data, line) > limit) {
             g_autoptr(GError) slow =
                 g_error_new(WEFT_ERROR, WEFT_ERROR_DEADLINE,
                             "who follows job %s does not read: ask again", s->spec->name);

@@ -670,6 +670,9 @@ static void look_due(void *user)
             error = member != NULL ? member_lost_error(member, "training")
                                    : g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
                                                  "worker %s is gone", call->worker);
+        } else if (member_state(member) == MEMBER_DRAINING) {
+            error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is drained",
+                                call->worker);
         } else if (!call->loaded && now - call->heard_us > LOAD_STALL_US) {
             error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
                                 "worker %s said nothing for %d s while it was loading",

@@ -100,8 +100,11 @@ static bool is_filled(const TrainPart *p)
 bool train_part_add(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPiece *m,
                     GError **error)
 {
-    if (m->offset == 0 && (!is_filled(p) || !begin_piece(p, spec, m, error))) {
-        return error == NULL || *error != NULL || refuse(error, "came too early", m->tensor);
+    if (m->offset == 0 && !is_filled(p)) {
+        return refuse(error, "came too early", m->tensor);
+    }
+    if (m->offset == 0 && !begin_piece(p, spec, m, error)) {
+        return false;
     }
     const CheckpointPiece *last = last_piece(p);
     const size_t n = m->data.len / sizeof(float);

@@ -1,0 +1,229 @@
+/* Parts of a training job: the layout for the workers at hand, steps that outlive the coordinator,
+ * pieces of checkpoints as they arrive. */
+#include "coordinator/train/train_layout_choice.h"
+#include "coordinator/train/train_log.h"
+#include "coordinator/train/train_part.h"
+#include "proto/base/error.h"
+
+#include <glib/gstdio.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define GIB (UINT64_C(1) << 30)
+
+static ModelSpec *model_new(void)
+{
+    const ModelConfig config = {.family = FAMILY_GPT2,
+                                .layers = 4,
+                                .width = 16,
+                                .heads = 2,
+                                .vocabulary = 40,
+                                .context = 8};
+    return model_spec_from_config(&config, NULL);
+}
+
+/* ---- layouts ---- */
+
+typedef struct Choice {
+    JobLayout wish;
+    uint32_t n_workers;
+    uint64_t memory;
+    bool shrink;
+    uint32_t dp, pp, tp; /* dp 0: refused */
+} Choice;
+
+static void layouts(void **state)
+{
+    ModelSpec *model = model_new();
+    uint64_t parameters = 0;
+    for (uint32_t i = 0; i < model->n_tensors; i++) {
+        parameters += (uint64_t)model->tensors[i].rows * model->tensors[i].columns;
+    }
+    const Choice choices[] = {
+        {{0}, 3, GIB, false, 3, 1, 1},
+        {{0}, 9, GIB, false, 6, 1, 1}, /* a leaf and a sample for each */
+        {{0}, 4, parameters * 32 / 2, false, 2, 2, 1},
+        {{.tp = 2}, 5, GIB, false, 2, 1, 2},
+        {{.dp = 2, .pp = 2, .tp = 1}, 4, GIB, false, 2, 2, 1},
+        {{.dp = 2, .pp = 2, .tp = 1}, 3, GIB, false, 0, 0, 0},
+        {{.dp = 2, .pp = 2, .tp = 1}, 3, GIB, true, 1, 2, 1},
+        {{.dp = 1, .pp = 2, .tp = 2}, 2, GIB, true, 1, 1, 2},
+        {{.dp = 1, .pp = 1, .tp = 2}, 1, GIB, true, 1, 1, 1},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(choices); i++) {
+        const Choice *c = &choices[i];
+        const JobSpec job = {.layout = c->wish, .sequences = 6, .leaves = 8};
+        TrainLayoutChoice got = {0};
+        g_autoptr(GError) error = NULL;
+        const bool ok =
+            train_layout_choose(&job, model, c->n_workers, c->memory, c->shrink, &got, &error);
+        assert_int_equal(ok, c->dp > 0);
+        if (!ok) {
+            assert_int_equal(error->code, WEFT_ERROR_IMPOSSIBLE);
+            assert_non_null(strstr(error->message, "needs 4 workers and there are 3"));
+            continue;
+        }
+        assert_int_equal(got.dp, c->dp);
+        assert_int_equal(got.pp, c->pp);
+        assert_int_equal(got.tp, c->tp);
+        assert_true(got.micro_sequences >= 1 && got.micro_sequences <= 6);
+    }
+    model_spec_free(model);
+}
+
+/* ---- the log ---- */
+
+static Weft__V1__TrainProgress step_of(uint64_t step, float loss)
+{
+    Weft__V1__TrainProgress s = WEFT__V1__TRAIN_PROGRESS__INIT;
+    s.step = step;
+    s.loss = loss;
+    s.samples_seen = (step + 1) * 6;
+    s.seconds = 0.5;
+    return s;
+}
+
+static void steps_outlive_the_coordinator(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-log-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "train-a.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    TrainLog *l = train_log_open(path, NULL);
+    for (uint64_t i = 0; i < 3; i++) {
+        const Weft__V1__TrainProgress s = step_of(i, 4.0f - (float)i);
+        assert_non_null(train_log_step(l, &s, 100, &error));
+    }
+    train_log_free(l);
+    FILE *torn = fopen(path, "a");
+    fputs("{\"version\":1,\"step\":4,\"lo", torn);
+    fclose(torn);
+
+    l = train_log_open(path, NULL);
+    assert_int_equal(train_log_steps(l), 3);
+    assert_int_equal(train_log_lines(l)->len, 3);
+    assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"step\":3,\"loss\":2.0"));
+    assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"tokens_per_s\":200.0"));
+    const Weft__V1__TrainProgress same = step_of(1, 3.0f), next = step_of(3, 1.0f),
+                                  other = step_of(2, 2.5f);
+    assert_null(train_log_step(l, &same, 100, &error));
+    assert_null(error);
+    assert_non_null(train_log_step(l, &next, 100, &error));
+    assert_null(train_log_step(l, &other, 100, &error));
+    assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
+    assert_false(train_log_ended(l));
+    assert_non_null(strstr(train_log_end(l, NULL, "abcd", "dp 1"), "\"weights_digest\":\"abcd\""));
+    train_log_free(l);
+
+    l = train_log_open(path, NULL);
+    assert_true(train_log_ended(l));
+    assert_int_equal(train_log_lines(l)->len, 5);
+    train_log_free(l);
+    g_unlink(path);
+    g_rmdir(folder);
+}
+
+/* A checkpoint that came without its log: steps before it are unknown, not wrong. */
+static void steps_before_the_log(void **state)
+{
+    TrainLog *l = train_log_open(NULL, NULL);
+    g_autoptr(GError) error = NULL;
+    const Weft__V1__TrainProgress far = step_of(9, 2.0f), before = step_of(4, 3.0f);
+    assert_non_null(train_log_step(l, &far, 1, &error));
+    assert_int_equal(train_log_steps(l), 10);
+    assert_null(train_log_step(l, &before, 1, &error));
+    assert_null(error);
+    train_log_free(l);
+}
+
+/* ---- parts ---- */
+
+static bool add(TrainPart *p, const ModelSpec *model, const char *tensor, SliceRect r,
+                uint64_t offset, size_t n, GError **error)
+{
+    static float floats[1024];
+    Weft__V1__TrainPiece m = WEFT__V1__TRAIN_PIECE__INIT;
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    rect.row0 = r.row0;
+    rect.n_rows = r.n_rows;
+    rect.col0 = r.col0;
+    rect.n_cols = r.n_cols;
+    m.tensor = (char *)tensor;
+    m.rect = &rect;
+    m.offset = offset;
+    m.data = (ProtobufCBinaryData){n * sizeof *floats, (uint8_t *)(void *)(floats + offset)};
+    for (size_t i = 0; i < G_N_ELEMENTS(floats); i++) {
+        floats[i] = (float)i;
+    }
+    return train_part_add(p, model, &m, error);
+}
+
+static void pieces_arrive_in_order(void **state)
+{
+    ModelSpec *model = model_new();
+    g_autofree char *name = g_strconcat("first/", model->tensors[0].name, NULL);
+    TrainPart *p = train_part_new();
+    const SliceRect rect = {8, 32, 0, 16};
+    assert_true(add(p, model, name, rect, 0, 300, NULL));
+    assert_true(add(p, model, name, rect, 300, 212, NULL));
+    assert_true(add(p, model, name, (SliceRect){0, 8, 0, 16}, 0, 128, NULL));
+    Weft__V1__TrainPart end = WEFT__V1__TRAIN_PART__INIT;
+    uint8_t digest[16] = {1};
+    end.step = 7;
+    end.digest = (ProtobufCBinaryData){sizeof digest, digest};
+    assert_true(train_part_end(p, &end, NULL));
+    assert_true(p->whole && p->step == 7 && p->pieces->len == 2);
+    const CheckpointPiece *first = &g_array_index(p->pieces, CheckpointPiece, 0);
+    assert_string_equal(first->tensor, name);
+    assert_true(first->data[511] == 511.0f && first->ld == 16 && first->rows == 40);
+    train_part_free(p);
+    model_spec_free(model);
+}
+
+static void bad_pieces_are_refused(void **state)
+{
+    ModelSpec *model = model_new();
+    g_autofree char *name = g_strconcat("weights/", model->tensors[0].name, NULL);
+    const SliceRect rect = {8, 32, 0, 16};
+    const struct {
+        const char *tensor;
+        SliceRect rect;
+        uint64_t offset;
+        size_t n;
+    } bad[] = {
+        {"weights/none", rect, 0, 4}, {model->tensors[0].name, rect, 0, 4},
+        {name, {8, 33, 0, 16}, 0, 4}, {name, {UINT32_MAX, 2, 0, 16}, 0, 4},
+        {name, {0, 1, 1, 16}, 0, 4},  {name, {0, 0, 0, 16}, 0, 0},
+        {name, rect, 4, 4},           {name, {0, 1, 0, 16}, 0, 17},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        TrainPart *p = train_part_new();
+        g_autoptr(GError) error = NULL;
+        assert_false(add(p, model, bad[i].tensor, bad[i].rect, bad[i].offset, bad[i].n, &error));
+        assert_int_equal(error->code, WEFT_ERROR_PROTOCOL);
+        train_part_free(p);
+    }
+    TrainPart *p = train_part_new();
+    Weft__V1__TrainPart end = WEFT__V1__TRAIN_PART__INIT;
+    uint8_t digest[16] = {0};
+    end.digest = (ProtobufCBinaryData){sizeof digest, digest};
+    assert_true(add(p, model, name, rect, 0, 4, NULL));
+    assert_false(add(p, model, name, rect, 0, 4, NULL)); /* the one before is not whole */
+    assert_false(train_part_end(p, &end, NULL));
+    train_part_free(p);
+    model_spec_free(model);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layouts),
+        cmocka_unit_test(steps_outlive_the_coordinator),
+        cmocka_unit_test(steps_before_the_log),
+        cmocka_unit_test(pieces_arrive_in_order),
+        cmocka_unit_test(bad_pieces_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
