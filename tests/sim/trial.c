@@ -7,7 +7,7 @@
  * a start that nobody answers, and the retries of clients fit in. */
 #define ANSWER_US (30 * WHOLE_SECOND)
 #define LOOK_US (WHOLE_SECOND / 4)
-#define QUIET_US (8 * WHOLE_SECOND)
+#define QUIET_US (12 * WHOLE_SECOND) /* more than a lost hello is waited for */
 
 typedef struct Trial {
     History history;

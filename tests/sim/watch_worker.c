@@ -12,6 +12,7 @@
 
 #define CANCEL_US (WHOLE_SECOND / 2) /* two messages and a step */
 #define FENCE_SLACK_US (WHOLE_SECOND / 2)
+#define WORD_UNDER_WAY_US (WHOLE_SECOND / 10) /* three of the longest jitter */
 
 /* What is known of one worker's process. */
 typedef struct Process {
@@ -242,13 +243,18 @@ void __wrap_deployments_set_generation(Deployments *table, const char *cluster, 
         const uint64_t first = number(now.generations, key);
         p->word_us = now_us();
         p->generation = generation;
-        if (first != 0 && first != incarnation) {
+        /* what the one before said may still be under way */
+        const bool late =
+            first + 1 == incarnation && now_us() - h->whole->coordinator_up_us < WORD_UNDER_WAY_US;
+        if (first != 0 && first != incarnation && !late) {
             history_violate(h, "a generation is one coordinator's",
                             "coordinator %" G_GUINT64_FORMAT " speaks as generation %s, as "
                             "coordinator %" G_GUINT64_FORMAT " did",
                             incarnation, key, first);
         }
-        set_number(now.generations, key, incarnation);
+        if (!late) {
+            set_number(now.generations, key, incarnation);
+        }
     }
     __real_deployments_set_generation(table, cluster, generation);
 }
