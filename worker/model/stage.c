@@ -222,10 +222,7 @@ Stage *stage_new(const StageOptions *options, GError **error)
     const ModelSpec *spec = options->spec;
     const Plan *plan = options->plan;
     const unsigned threads = pool_threads(options->pool);
-    if (spec->family != FAMILY_LLAMA) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "model %s: family %u cannot be served, only trained; serve a llama model",
-                    spec->name, (unsigned)spec->family);
+    if (!model_spec_check_served(spec, error)) {
         return NULL;
     }
     const Sizes sizes =
