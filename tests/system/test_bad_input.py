@@ -165,7 +165,8 @@ def case_layout():
 def case_unknown():
     """unknown verbs and flags, with the nearest that there is"""
     weft("stauts").fails(2, "'status'")
-    weft("train", model).fails(2, "train")
+    weft("trian", model).fails(2, "'trian'", "'train'")
+    weft("train", model).fails(2, model)
     weft("run", model, "--promt", "x").fails(2, "--promt", "--prompt")
     weft("run", model, "-p", "x", "--json=3").fails(2, "json")
     weft("run", model, "-p").fails(2, "-p TEXT")
