@@ -166,7 +166,7 @@ def case_unknown():
     """unknown verbs and flags, with the nearest that there is"""
     weft("stauts").fails(2, "'status'")
     weft("trian", model).fails(2, "'trian'", "'train'")
-    weft("train", model).fails(2, model)
+    weft("train", model).fails(2, model.name)
     weft("run", model, "--promt", "x").fails(2, "--promt", "--prompt")
     weft("run", model, "-p", "x", "--json=3").fails(2, "json")
     weft("run", model, "-p").fails(2, "-p TEXT")
