@@ -161,4 +161,19 @@ def case_cancelled():
     assert any((work / "ck-stopped").iterdir())
 
 
-run_cases([case_layouts, case_shown, case_bad_input, case_worker_killed, case_worker_frozen, case_cancelled])
+def case_coordinator_killed():
+    """the job outlives its coordinator: the next one has its steps and goes on to the same end"""
+    run = Run(spec("orphan", steps=LONG, layout="{dp: 1, pp: 1, tp: 2}"))
+    run.until_step(25)
+    pid = cluster.pid("coordinator")
+    os.kill(pid, signal.SIGKILL)
+    run.process.stdout.read()
+    assert run.process.wait(GUARD_S) == 5, run.errors.read_text()
+    wait_for("another coordinator", lambda: cluster.pid("coordinator") != pid and weft("status").code == 0)
+    done = wait_for("the job's end", lambda: next((j for j in weft("jobs", "--json").ok().json()["jobs"] if j["name"] == "orphan" and j["state"] in ("done", "failed")), None))
+    assert done["state"] == "done" and done["reason"] == "", (done, weft("logs", "orphan").ok().out[-3000:])
+    lines = [line.split(" ", 1)[1] for line in weft("logs", "orphan").ok().out.splitlines()]
+    assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
+
+
+run_cases([case_layouts, case_shown, case_bad_input, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])

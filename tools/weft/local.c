@@ -29,7 +29,12 @@ struct LocalCluster {
     bool temporary;
 };
 
-enum { START_TIMEOUT_US = 60000000, STOP_TIMEOUT_US = 8000000, POLL_US = 20000 };
+enum {
+    START_TIMEOUT_US = 60000000,
+    STOP_TIMEOUT_US = 8000000,
+    POLL_US = 20000,
+    PORT_WAIT_US = 3000000
+};
 
 /* ---- processes ---- */
 
@@ -54,11 +59,16 @@ static char *start_time_of(pid_t pid)
         return NULL;
     }
     const char *after_name = strrchr(text, ')');
-    if (after_name == NULL || after_name[1] != ' ' || after_name[2] == 'Z') {
-        return NULL; /* gone, but for its parent */
+    if (after_name == NULL || after_name[1] != ' ') {
+        return NULL;
     }
-    g_auto(GStrv) fields = g_strsplit(after_name + 2, " ", -1);
-    return g_strv_length(fields) > 19 ? g_strdup(fields[19]) : NULL;
+    g_auto(GStrv) fields = g_strsplit(after_name + 2, " ", -1); /* from field 3 on, proc(5) */
+    if (g_strv_length(fields) < 20) {
+        return NULL;
+    }
+    /* A zombie is gone but for its parent, unless other threads of it still hold its sockets. */
+    const bool gone = fields[0][0] == 'Z' && strtoul(fields[17], NULL, 10) <= 1;
+    return gone ? NULL : g_strdup(fields[19]);
 }
 
 bool local_process_exists(int pid)
@@ -222,6 +232,19 @@ static bool port_is_free(unsigned port)
     return is_free;
 }
 
+/* Whoever had the port may still be closing it. */
+static bool port_comes_free(unsigned port)
+{
+    const gint64 limit = g_get_monotonic_time() + PORT_WAIT_US;
+    while (!port_is_free(port)) {
+        if (g_get_monotonic_time() > limit) {
+            return false;
+        }
+        g_usleep(POLL_US);
+    }
+    return true;
+}
+
 /* The control port of the last time, which workers of this state directory know; any free one at
  * first, or when somebody has taken it. */
 static char *control_listen(const char *endpoint)
@@ -229,7 +252,7 @@ static char *control_listen(const char *endpoint)
     g_autofree char *text = NULL;
     unsigned port = 0;
     if (g_file_get_contents(endpoint, &text, NULL, NULL) &&
-        sscanf(text, "control 127.0.0.1:%u", &port) == 1 && port < 65536 && port_is_free(port)) {
+        sscanf(text, "control 127.0.0.1:%u", &port) == 1 && port < 65536 && port_comes_free(port)) {
         return g_strdup_printf("127.0.0.1:%u", port);
     }
     return g_strdup("127.0.0.1:0");
