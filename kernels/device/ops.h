@@ -1,0 +1,122 @@
+/* Ops of a device: the forward path's families over device memory, enqueued on a stream. Each may
+ * be part of a graph: no allocation, no wait, and whatever changes between launches is read from
+ * device memory.
+ *
+ * Weights are the packed panels of kernels/README.md: the same bytes on every device, so that they
+ * stream from the slice cache unchanged. Activations are f32 [rows][ld], row-major; pointers are
+ * device addresses unless a line says otherwise. Class `fast` (NUMERICS): the values of the CPU's
+ * ops up to rounding; what an op's fill gives is held to `generic` by the parity tests. Structs are
+ * read before the function returns. */
+#pragma once
+
+#include "kernels/device/device.h"
+#include "kernels/ops/attention.h"
+#include "kernels/ops/matmul.h"
+#include "proto/model/model_spec.h"
+
+/* A run of consecutive positions of one sequence among the rows; single ones when decoding. */
+typedef struct DeviceSegment {
+    uint32_t row0, n_rows;
+    uint32_t position; /* of row0 */
+    uint32_t table;    /* row of `pages` */
+} DeviceSegment;
+
+/* The rows of a step. The counts bound grids and are fixed in a graph; arrays are read anew. */
+typedef struct DeviceRows {
+    uint32_t n_rows, n_segments;
+    uint32_t longest_segment;      /* no segment has more rows */
+    uint32_t max_keys;             /* no row sees more keys: position + 1 */
+    const uint32_t *tokens;        /* [n_rows] */
+    const uint32_t *positions;     /* [n_rows] */
+    const uint32_t *tables;        /* [n_rows]: row of `pages` */
+    const DeviceSegment *segments; /* [n_segments] */
+    const uint32_t *pages;         /* [..][pages_ld]: page numbers by position / KV_BLOCK */
+    uint32_t pages_ld;
+} DeviceRows;
+
+/* KV pages as in worker/serve/kv_pages.h: page p, layer l, head h: K block at memory +
+ * p * page_bytes + (l * n_heads + h) * 2 * block_bytes, V block block_bytes behind it, each as in
+ * kernels/ops/attention.h. */
+typedef struct DeviceKv {
+    uint8_t *memory;
+    size_t page_bytes, block_bytes;
+    uint32_t n_heads;
+    KvType type;
+} DeviceKv;
+
+/* out (+)= W x. */
+typedef struct DeviceMatmul {
+    const PackedMatrix *w; /* the struct in host memory, its data on the device */
+    const float *x;        /* [rows][x_ld] */
+    size_t x_ld;
+    uint32_t rows;
+    float *out; /* [rows][out_ld]; overlaps neither x nor w */
+    size_t out_ld;
+    bool accumulate;   /* out += */
+    const float *bias; /* [n_out] added, or NULL */
+    void *workspace;   /* workspace_bytes() for these limits or larger ones */
+    size_t workspace_bytes;
+} DeviceMatmul;
+
+/* Rotates q and k of each row by its position and stores k and v, rounded to the cache's type. */
+typedef struct DeviceRope {
+    float *q;               /* [n_rows][n_heads * head_size], in place */
+    float *k;               /* [n_rows][kv.n_heads * head_size], in place */
+    const float *v;         /* the same shape */
+    const float *cos, *sin; /* [context][dims/2] */
+    uint32_t n_heads, head_size, dims;
+    RopePairing pairing;
+    DeviceKv kv;
+    uint32_t layer;
+} DeviceRope;
+
+/* Paged attention of every row over its sequence's keys so far, its own included. */
+typedef struct DeviceAttention {
+    const float *q; /* [n_rows][n_heads * head_size] */
+    float *out;     /* the same shape */
+    uint32_t n_heads, head_size;
+    uint32_t head_first, kv_first, heads_per_kv; /* query head h (of this rank) reads KV head
+                                                    (head_first + h) / heads_per_kv - kv_first */
+    float scale;
+    uint32_t window; /* 0 = none */
+    DeviceKv kv;
+    uint32_t layer;
+    void *workspace;
+    size_t workspace_bytes;
+} DeviceAttention;
+
+/* What a stage will ask for at most, for its workspace. */
+typedef struct DeviceLimits {
+    uint32_t max_rows, max_keys, max_segments;
+    uint32_t n_heads, head_size;
+    uint32_t widest_in, widest_out; /* of any matrix */
+} DeviceLimits;
+
+typedef struct DeviceOps {
+    uint32_t abi, bytes; /* DEVICE_ABI, sizeof(DeviceOps) */
+    /* Whether the type is served on this device. */
+    bool (*has_weight)(Dtype type);
+    bool (*has_kv)(KvType type, uint32_t head_size);
+    size_t (*workspace_bytes)(const DeviceLimits *limits);
+
+    /* x[r] = row tokens[r] - first_id of w; ids outside of it leave zeros. */
+    DeviceStatus (*embed)(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
+                          uint32_t first_id, uint32_t n_rows, float *x);
+    /* out[r] = rms_norm(x[r]) * weight, width floats a row. */
+    DeviceStatus (*rms_norm)(DeviceStream *stream, const float *x, const float *weight, float eps,
+                             uint32_t width, uint32_t n_rows, float *out);
+    /* The same of rows index[0..n) of x. */
+    DeviceStatus (*rms_norm_rows)(DeviceStream *stream, const float *x, const uint32_t *index,
+                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
+                                  float *out);
+    DeviceStatus (*matmul)(DeviceStream *stream, const DeviceMatmul *args);
+    DeviceStatus (*rope_store)(DeviceStream *stream, const DeviceRows *rows,
+                               const DeviceRope *args);
+    DeviceStatus (*attention)(DeviceStream *stream, const DeviceRows *rows,
+                              const DeviceAttention *args);
+    /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
+    DeviceStatus (*swiglu)(DeviceStream *stream, const float *gate, const float *up, size_t n,
+                           float *out);
+    /* x[i] += y[i] */
+    DeviceStatus (*add)(DeviceStream *stream, float *x, const float *y, size_t n);
+} DeviceOps;
