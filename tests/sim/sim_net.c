@@ -330,14 +330,7 @@ static void port_handle(Port *port, Parcel *parcel)
 static unsigned net_progress(LinkRawPort *raw_port)
 {
     Port *port = (Port *)raw_port;
-    unsigned n = 0;
-    EarlyDatagram *early;
-    while ((early = tag_table_take_ready(&port->tags))) {
-        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size,
-                              port->user);
-        g_free(early);
-        n++;
-    }
+    unsigned n = tag_table_deliver(&port->tags, port->events, port->user);
     GQueue inbox = port->inbox;
     g_queue_init(&port->inbox);
     Parcel *parcel;

@@ -361,23 +361,10 @@ static void port_handle_notice(Port *port, const Notice *notice)
     }
 }
 
-static unsigned port_deliver_early(Port *port)
-{
-    unsigned n = 0;
-    EarlyDatagram *early;
-    while ((early = tag_table_take_ready(&port->tags)) != NULL) {
-        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size,
-                              port->user);
-        g_free(early);
-        n++;
-    }
-    return n;
-}
-
 static unsigned inproc_progress(LinkRawPort *raw_port)
 {
     Port *port = (Port *)raw_port;
-    unsigned n = port_deliver_early(port);
+    unsigned n = tag_table_deliver(&port->tags, port->events, port->user);
     pthread_mutex_lock(&port->lock);
     LinkBuffer *buffers = port->inbox;
     Notice *notices = port->notices;

@@ -112,7 +112,7 @@ bool tag_table_has_ready(const TagTable *table)
     return table->ready != NULL;
 }
 
-EarlyDatagram *tag_table_take_ready(TagTable *table)
+static EarlyDatagram *take_ready(TagTable *table)
 {
     EarlyDatagram *datagram = table->ready;
     if (datagram != NULL) {
@@ -123,4 +123,14 @@ EarlyDatagram *tag_table_take_ready(TagTable *table)
         table->early_bytes -= datagram->size;
     }
     return datagram;
+}
+
+unsigned tag_table_deliver(TagTable *table, const LinkRawEvents *events, void *user)
+{
+    unsigned n = 0;
+    for (EarlyDatagram *early; (early = take_ready(table)) != NULL; n++) {
+        events->receive(tag_table_find(table, early->tag), early->data, early->size, user);
+        g_free(early);
+    }
+    return n;
 }

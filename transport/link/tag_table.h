@@ -43,5 +43,6 @@ LinkRaw *tag_table_find(const TagTable *table, uint64_t tag); /* NULL: not conne
  * limit). */
 bool tag_table_keep(TagTable *table, uint64_t tag, const void *data, size_t size);
 bool tag_table_has_ready(const TagTable *table);
-/* The next kept datagram of a connected tag, to be freed with g_free(); NULL = none. */
-EarlyDatagram *tag_table_take_ready(TagTable *table);
+/* Hands the kept datagrams of connected tags to events->receive in their order; returns how many.
+ */
+unsigned tag_table_deliver(TagTable *table, const LinkRawEvents *events, void *user);

@@ -450,23 +450,10 @@ static void port_tell_failures(Port *port)
     }
 }
 
-static unsigned port_deliver_early(Port *port)
-{
-    unsigned n = 0;
-    EarlyDatagram *early;
-    while ((early = tag_table_take_ready(&port->tags)) != NULL) {
-        port->events->receive(tag_table_find(&port->tags, early->tag), early->data, early->size,
-                              port->user);
-        g_free(early);
-        n++;
-    }
-    return n;
-}
-
 static unsigned ucx_progress(LinkRawPort *raw_port)
 {
     Port *port = (Port *)raw_port;
-    port->n_messages = port_deliver_early(port);
+    port->n_messages = tag_table_deliver(&port->tags, port->events, port->user);
     unsigned n = ucp_worker_progress(port->worker);
     if (port->ending->len > 0) {
         port_end_some(port);

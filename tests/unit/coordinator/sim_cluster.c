@@ -7,6 +7,7 @@
 #include "proto/base/version.h"
 #include "proto/model/dtype.h"
 #include "tests/unit/coordinator/tiny_gguf.h"
+#include "tests/unit/remove_tree.h"
 
 #include <glib/gstdio.h>
 #include <stdio.h>
@@ -541,20 +542,6 @@ SimCluster *sim_cluster_new(uint64_t seed)
         .server_name = "weft-coordinator"};
     s->admin = rpc_channel_new(s->transport, s->client_loop, &channel, NULL);
     return s;
-}
-
-static void remove_tree(const char *dir)
-{
-    GDir *d = g_dir_open(dir, 0, NULL);
-    const char *name;
-    while (d != NULL && (name = g_dir_read_name(d)) != NULL) {
-        g_autofree char *path = g_build_filename(dir, name, NULL);
-        g_unlink(path);
-    }
-    if (d != NULL) {
-        g_dir_close(d);
-    }
-    g_rmdir(dir);
 }
 
 void sim_cluster_free(SimCluster *s)

@@ -48,6 +48,13 @@ void undisturbed(SimCluster *s, Answer *want, uint32_t pp, uint32_t tp)
     g_assert_cmpint(want->run_done->recoveries, ==, 0);
 }
 
+void begin_after(SimCluster *s, Answer *want, Answer *a, uint32_t pp, uint32_t tp)
+{
+    undisturbed(s, want, pp, tp);
+    begin(s, a, pp, tp);
+    sim_run_for(s, 500000);
+}
+
 void assert_same(const Answer *a, const Answer *want)
 {
     g_assert_no_error(a->error);
@@ -58,6 +65,12 @@ void assert_same(const Answer *a, const Answer *want)
     g_assert_cmpmem(a->run_done->digest.data, a->run_done->digest.len, want->run_done->digest.data,
                     want->run_done->digest.len);
     g_assert_cmpstr(a->run_done->finish_reason, ==, want->run_done->finish_reason);
+}
+
+void assert_ends_same(SimCluster *s, Answer *a, const Answer *want)
+{
+    sim_answer(s, a, 10 * SECOND);
+    assert_same(a, want);
 }
 
 void report_wait(FakeWorker *w, const char *waits_for, const char *operation, uint64_t since_ms,

@@ -17,8 +17,12 @@ const char *state_of(SimCluster *s, const char *name);
 void begin(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp);
 /* What an undisturbed run gives; leaves the job loaded. */
 void undisturbed(SimCluster *s, Answer *want, uint32_t pp, uint32_t tp);
+/* What is wanted, and the same request half a second into its stream. */
+void begin_after(SimCluster *s, Answer *want, Answer *a, uint32_t pp, uint32_t tp);
 /* Ids, text, digest and reason. */
 void assert_same(const Answer *a, const Answer *want);
+/* Waits for the end. */
+void assert_ends_same(SimCluster *s, Answer *a, const Answer *want);
 /* From its next heartbeat on it says that it waits for another, in the epoch that it holds. */
 void report_wait(FakeWorker *w, const char *waits_for, const char *operation, uint64_t since_ms,
                  bool expired);

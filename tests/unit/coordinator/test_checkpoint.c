@@ -4,6 +4,7 @@
 #include "proto/model/model_config.h"
 #include "coordinator/train/checkpoint.h"
 #include "proto/model/model_source.h"
+#include "tests/unit/remove_tree.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>
@@ -40,16 +41,6 @@ static int setup(void **state)
     w->model = model_spec_from_config(&config, NULL);
     *state = w;
     return w->model != NULL ? 0 : -1;
-}
-
-static void remove_tree(const char *path)
-{
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    for (const char *name; dir != NULL && (name = g_dir_read_name(dir)) != NULL;) {
-        g_autofree char *child = g_build_filename(path, name, NULL);
-        remove_tree(child);
-    }
-    g_remove(path);
 }
 
 static int teardown(void **state)

@@ -18,9 +18,7 @@ static void test_majority_is_silent(void **state)
     SimCluster *s = *state;
     start_workers(s, 4);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *cut[] = {leader_of(s), follower_of(s), NULL};
     for (unsigned i = 0; i < 4; i++) {
         if (&s->workers[i] != cut[0] && &s->workers[i] != cut[1]) {
@@ -45,8 +43,7 @@ static void test_majority_is_silent(void **state)
     for (unsigned i = 0; i < 3; i++) {
         sim_worker_cut(cut[i], false);
     }
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1); /* they had fenced themselves */
     answer_clear(&a);
     answer_clear(&want);
@@ -58,9 +55,7 @@ static void test_majority_is_dead(void **state)
     SimCluster *s = *state;
     start_workers(s, 4);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 1, 1);
-    begin(s, &a, 1, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 1, 1);
     FakeWorker *leader = leader_of(s);
     sim_worker_kill(leader);
     for (unsigned i = 0, left = 2; i < 4; i++) {
@@ -69,8 +64,7 @@ static void test_majority_is_dead(void **state)
             left--;
         }
     }
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_true(a.run_done->stall_s <= 1.0);
     answer_clear(&a);
     answer_clear(&want);
@@ -82,14 +76,11 @@ static void test_coordinator_was_stopped(void **state)
     SimCluster *s = *state;
     start_workers(s, 2);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     sim_loop_freeze(s->coordinator_loop, true);
     sim_run_for(s, 10 * SECOND);
     sim_loop_freeze(s->coordinator_loop, false);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_null(strstr(s->log->str, "lost"));
     answer_clear(&a);
     answer_clear(&want);
@@ -113,25 +104,21 @@ static void test_drain_moves_streams(void **state)
     SimCluster *s = *state;
     start_workers(s, 3);
     Answer want = {0}, a = {0}, b = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *busy = leader_of(s), *other = follower_of(s);
     drain(s, busy->name);
     begin(s, &b, 2, 1);
     sim_run_for(s, 200000);
     assert_int_equal(busy->streams->len, 0);
     assert_int_equal(busy->held->len, 0);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1);
     assert_true(a.run_done->stall_s < 0.2);
     assert_string_equal(state_of(s, busy->name), "draining");
     assert_true(busy->draining);
     assert_int_equal(busy->n_full_drops, 1);
     assert_int_equal(other->n_full_drops, 0);
-    sim_answer(s, &b, 10 * SECOND);
-    assert_same(&b, &want);
+    assert_ends_same(s, &b, &want);
     answer_clear(&a);
     answer_clear(&b);
     answer_clear(&want);
@@ -144,9 +131,7 @@ static void test_goodbye_moves_streams(void **state)
     SimCluster *s = *state;
     start_workers(s, 3);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *busy = leader_of(s);
     busy->leaving = true;
     sim_run_for(s, 700000);
@@ -156,8 +141,7 @@ static void test_goodbye_moves_streams(void **state)
     sim_run_for(s, 10000);
     assert_string_equal(state_of(s, busy->name), "lost");
     assert_non_null(strstr(s->log->str, "it was stopped"));
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1);
     assert_true(a.run_done->stall_s < 0.2);
     sim_worker_start(s, (unsigned)(busy - s->workers));
@@ -192,13 +176,10 @@ static void test_drain_without_a_place_to_go(void **state)
     SimCluster *s = *state;
     start_workers(s, 2);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *busy = leader_of(s);
     drain(s, busy->name);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 0);
     assert_non_null(strstr(s->log->str, "until its requests end"));
     begin(s, &a, 2, 1);
@@ -262,8 +243,7 @@ static void test_job_returns_by_itself(void **state)
     assert_string_equal(state_of(s, "w1"), "serving");
     unsigned n_loads = s->workers[0].n_loads;
     begin(s, &a, 2, 1);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_true(a.started->load_s == 0);
     assert_int_equal(s->workers[0].n_loads, n_loads);
     answer_clear(&a);

@@ -18,9 +18,7 @@ static void survive(Harm how, bool leader, double most_s)
     SimCluster *s = sim_cluster_new(1);
     start_workers(s, 3);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     assert_in_range(a.ids->len, 10, N_TOKENS - 10);
     FakeWorker *victim = leader ? leader_of(s) : follower_of(s);
     FakeWorker *stands = leader ? NULL : leader_of(s); /* without the other no step ends */
@@ -33,8 +31,7 @@ static void survive(Harm how, bool leader, double most_s)
         }
         stands->stands = false;
     }
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1);
     assert_true(a.run_done->stall_s <= most_s);
     assert_true(a.stall_s == a.run_done->stall_s);
@@ -91,8 +88,7 @@ static void test_two_at_once(void **state)
         FakeWorker *victims[] = {leader_of(s), follower_of(s)};
         harm(victims[0], how);
         harm(victims[1], how);
-        sim_answer(s, &a, 10 * SECOND);
-        assert_same(&a, &want);
+        assert_ends_same(s, &a, &want);
         assert_true(a.run_done->stall_s <= (how == KILL ? 1.0 : 5.0));
         heal(s, victims[0], how);
         heal(s, victims[1], how);
@@ -122,8 +118,7 @@ static void test_dies_again_during_recovery(void **state)
         if (next != NULL) {
             sim_worker_kill(next);
         }
-        sim_answer(s, &a, 10 * SECOND);
-        assert_same(&a, &want);
+        assert_ends_same(s, &a, &want);
         answer_clear(&a);
         answer_clear(&want);
         sim_cluster_free(s);
@@ -183,8 +178,7 @@ static void test_stop_string_across_a_loss(void **state)
         }
         FakeWorker *leader = leader_of(s);
         sim_worker_kill(leader);
-        sim_answer(s, &b, 10 * SECOND);
-        assert_same(&b, &a);
+        assert_ends_same(s, &b, &a);
         assert_string_equal(b.run_done->finish_reason, "stop");
         assert_int_equal(b.run_done->recoveries, 1);
         sim_worker_start(s, (unsigned)(leader - s->workers));
@@ -241,8 +235,7 @@ static void test_other_replica_takes_over(void **state)
     sim_request_begin(s, &a, &request);
     sim_run_for(s, 500000);
     sim_worker_kill(leader_of(s));
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1);
     assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
     answer_clear(&a);
@@ -299,8 +292,7 @@ static void test_server_that_goes_down(void **state)
         begin(s, &a, 1, 1);
         sim_run_for(s, SECOND);
         s->workers[0].fail_generate = 0;
-        sim_answer(s, &a, 10 * SECOND);
-        assert_same(&a, &want);
+        assert_ends_same(s, &a, &want);
     }
     s->workers[0].fail_generate = WEFT_ERROR_INVALID;
     begin(s, &a, 1, 1);
@@ -356,16 +348,13 @@ static void test_sink_is_named(void **state)
     SimCluster *s = *state;
     start_workers(s, 3);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *leader = leader_of(s), *other = follower_of(s);
     report_wait(leader, other->name, "step 3 from stage 1", 2100, true);
     leader->stands = true;
     sim_run_for(s, 2 * SECOND);
     leader->stands = false;
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     g_autofree char *named =
         g_strdup_printf("worker %s did not answer in step 3 from stage 1", other->name);
     assert_non_null(strstr(a.notices->str, named));
@@ -380,9 +369,7 @@ static void test_named_is_not_planned_again(void **state)
     SimCluster *s = *state;
     start_workers(s, 3);
     Answer want = {0}, a = {0};
-    undisturbed(s, &want, 2, 1);
-    begin(s, &a, 2, 1);
-    sim_run_for(s, 500000);
+    begin_after(s, &want, &a, 2, 1);
     FakeWorker *leader = leader_of(s), *other = follower_of(s);
     unsigned loads = other->n_loads;
     int64_t frozen_us = sim_world_now_us(s->world);
@@ -391,8 +378,7 @@ static void test_named_is_not_planned_again(void **state)
     sim_worker_freeze(other, true);
     sim_run_for(s, 1300000);
     leader->stands = false;
-    sim_answer(s, &a, 10 * SECOND);
-    assert_same(&a, &want);
+    assert_ends_same(s, &a, &want);
     assert_int_equal(a.run_done->recoveries, 1);
     assert_true(a.done_us - frozen_us < 4 * SECOND);
     sim_worker_freeze(other, false);

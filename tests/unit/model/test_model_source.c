@@ -9,6 +9,7 @@
 #include "proto/model/model_source.h"
 #include "proto/text/bpe_train.h"
 #include "proto/text/tokenizer_json.h"
+#include "tests/unit/remove_tree.h"
 
 #include <glib/gstdio.h>
 #include <math.h>
@@ -86,16 +87,6 @@ static int setup(void **state)
     w->vocab = bpe_trainer_finish(trainer, 270, NULL);
     *state = w;
     return 0;
-}
-
-static void remove_tree(const char *path)
-{
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    for (const char *name; dir != NULL && (name = g_dir_read_name(dir)) != NULL;) {
-        g_autofree char *child = g_build_filename(path, name, NULL);
-        remove_tree(child);
-    }
-    g_remove(path);
 }
 
 static int teardown(void **state)

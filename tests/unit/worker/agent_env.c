@@ -4,6 +4,7 @@
 #include "proto/plan/plan_message.h"
 
 #include "grpc/health.pb-c.h"
+#include "tests/unit/remove_tree.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -85,19 +86,6 @@ Env *env_new_leaving(unsigned leave_ms)
     return open_env(&env_shape, NULL, leave_ms);
 }
 
-static void env_remove_tree(const char *path)
-{
-    GDir *dir = g_dir_open(path, 0, NULL);
-    for (const char *name; dir && (name = g_dir_read_name(dir)) != NULL;) {
-        g_autofree char *inner = g_build_filename(path, name, NULL);
-        env_remove_tree(inner);
-    }
-    if (dir) {
-        g_dir_close(dir);
-    }
-    g_remove(path);
-}
-
 void env_free(Env *env)
 {
     if (env->agent) {
@@ -114,7 +102,7 @@ void env_free(Env *env)
     tiny_model_free(env->model);
     g_clear_error(&env->refused);
     if (env->cache) {
-        env_remove_tree(env->cache);
+        remove_tree(env->cache);
         g_free(env->cache);
     }
     g_free(env);

@@ -1,3 +1,4 @@
+#include "tests/unit/remove_tree.h"
 #include "tests/unit/worker/tiny_model.h"
 #include "worker/shard/slice_store.h"
 
@@ -28,19 +29,6 @@ static void count_line(Log *log, LogLevel level, const char *line)
 static CountingLog new_log(void)
 {
     return (CountingLog){.base = {.write = count_line}};
-}
-
-static void remove_tree(const char *path)
-{
-    GDir *dir = g_dir_open(path, 0, NULL);
-    for (const char *name; dir && (name = g_dir_read_name(dir)) != NULL;) {
-        g_autofree char *inner = g_build_filename(path, name, NULL);
-        remove_tree(inner);
-    }
-    if (dir) {
-        g_dir_close(dir);
-    }
-    g_remove(path);
 }
 
 static SliceId some_id(void)

@@ -5,6 +5,7 @@
 #include "proto/base/error.h"
 #include "tests/unit/worker/toy_training.h"
 #include "coordinator/train/checkpoint.h"
+#include "tests/unit/remove_tree.h"
 #include "worker/train/train_snapshot.h"
 
 #include <glib/gstdio.h>
@@ -35,16 +36,6 @@ static void world_open(World *w, const Toy *toy)
     w->source = token_samples_source(&w->samples);
     w->pool = pool_new(1, NULL, false, 0);
     w->holdings = g_ptr_array_new_with_free_func((GDestroyNotify)holding_free);
-}
-
-static void remove_tree(const char *path)
-{
-    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
-    for (const char *name; dir != NULL && (name = g_dir_read_name(dir)) != NULL;) {
-        g_autofree char *child = g_build_filename(path, name, NULL);
-        remove_tree(child);
-    }
-    g_remove(path);
 }
 
 static void world_close(World *w)
