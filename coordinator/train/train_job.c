@@ -592,7 +592,7 @@ static void on_part(TrainCall *call, void *user)
     for (guint i = 0; i < job->parts->len; i++) {
         g_ptr_array_add(task->writing.parts, g_queue_pop_head(job->parts->pdata[i]));
     }
-    task->step = ((TrainPart *)task->writing.parts->pdata[0])->step;
+    task->step = ((TrainPart *)task->writing.parts->pdata[0])->state.step;
     work_pool_run_full(job->o.pool, write_work, write_done, task_dropped, task);
 }
 
@@ -737,8 +737,7 @@ static void begin_calls(TrainJob *job)
 {
     Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
     Weft__V1__TrainLoad load = WEFT__V1__TRAIN_LOAD__INIT;
-    Weft__V1__TrainSettings settings = WEFT__V1__TRAIN_SETTINGS__INIT;
-    Weft__V1__TrainOptimizer optimizer = WEFT__V1__TRAIN_OPTIMIZER__INIT;
+    TrainSettingsMessage settings;
     if (!all_reachable(job)) { /* somebody left since the plan */
         plan_later(job, AGAIN_US);
         return;
@@ -748,13 +747,13 @@ static void begin_calls(TrainJob *job)
     stamp.job = job->spec->name;
     stamp.epoch = job->epoch;
     train_settings_fill(job->spec, job->input, &job->layout,
-                        job->checkpoint != NULL ? checkpoint_state(job->checkpoint)->step : 0,
-                        &settings, &optimizer);
+                        job->checkpoint != NULL ? checkpoint_state(job->checkpoint) : NULL,
+                        &settings);
     load.stamp = &stamp;
     load.plan = plan_to_message(job->plan);
     load.model = model_to_message(job->input->spec, true);
     load.seal = !job->o.seal_off;
-    load.settings = &settings;
+    load.settings = &settings.settings;
     job->state = JOB_LOADING;
     job->steps_before = train_log_steps(job->log);
     job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,

@@ -120,12 +120,16 @@ bool train_part_add(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPi
 
 bool train_part_end(TrainPart *p, const Weft__V1__TrainPart *end, GError **error)
 {
-    if (!is_filled(p) || end->digest.len != sizeof p->digest.bytes) {
+    if (!is_filled(p) || end->digest.len != sizeof p->digest.bytes || end->state == NULL) {
         return refuse(error, "is not whole", "its end");
     }
     p->whole = true;
-    p->step = end->step;
-    p->samples = end->samples;
+    p->state = (CheckpointState){.step = end->step,
+                                 .samples = end->samples,
+                                 .updates = end->state->updates,
+                                 .loss_scale = (double)end->state->scale,
+                                 .scale_growth = end->state->good,
+                                 .scale_hysteresis = end->state->hysteresis};
     memcpy(p->digest.bytes, end->digest.data, sizeof p->digest.bytes);
     return true;
 }
@@ -164,26 +168,23 @@ bool train_writing_run(const TrainWriting *w, CheckpointDisk *disk, GError **err
     const TrainPart *first = w->parts->pdata[0];
     char digest[33];
     hash128_hex(&first->digest, digest);
-    const CheckpointState state = {.step = first->step,
-                                   .samples = first->samples,
-                                   .updates = first->step, /* none is skipped: no loss scale */
-                                   .loss_scale = 1.0,
-                                   .job = (char *)w->job,
-                                   .weights_digest = digest};
+    CheckpointState state = first->state;
+    state.job = (char *)w->job;
+    state.weights_digest = digest;
     for (guint i = 1; i < w->parts->len; i++) {
         const TrainPart *p = w->parts->pdata[i];
-        if (p->step != first->step || !hash128_equal(&p->digest, &first->digest)) {
+        if (p->state.step != state.step || !hash128_equal(&p->digest, &first->digest)) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                         "rank %u is at step %" G_GUINT64_FORMAT
                         " with other weights than the first, "
                         "which is at step %" G_GUINT64_FORMAT,
-                        i, p->step, first->step);
+                        i, p->state.step, state.step);
             return false;
         }
     }
     g_autoptr(GPtrArray) texts = g_ptr_array_new_with_free_func(g_free);
-    if (!write_parts(w, disk, first->step, texts, error)) {
-        checkpoint_abandon(w->directory, first->step);
+    if (!write_parts(w, disk, state.step, texts, error)) {
+        checkpoint_abandon(w->directory, state.step);
         return false;
     }
     return checkpoint_commit(disk, w->directory, &state, w->spec, (const char *const *)texts->pdata,

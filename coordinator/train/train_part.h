@@ -6,8 +6,8 @@
 #include "weft/v1/train.pb-c.h"
 
 typedef struct TrainPart {
-    uint64_t step, samples; /* with `whole` */
-    bool whole;             /* its rank has sent all */
+    bool whole;            /* its rank has sent all */
+    CheckpointState state; /* with `whole`, like digest; without texts */
     Hash128 digest;
     GArray *pieces; /* of CheckpointPiece */
     GPtrArray *memory;

@@ -11,14 +11,6 @@ static bool refuse(GError **error, const char *what)
 bool train_settings_check(const JobSpec *job, GError **error)
 {
     const JobOptimizerSpec *o = &job->optimizer;
-    if (job->precision == JOB_F16 || job->loss_scale.policy == JOB_SCALING_DYNAMIC ||
-        job->loss_scale.policy == JOB_SCALING_FIXED) {
-        return refuse(error, "jobs train in f32 or bf16, without a loss scale: choose precision "
-                             "f32 or bf16");
-    }
-    if (job->nonfinite == JOB_NONFINITE_SKIP) {
-        return refuse(error, "nonfinite: skip needs a loss scale; choose stop");
-    }
     if (job->layout.schedule == JOB_SCHEDULE_INTERLEAVED) {
         return refuse(error, "schedule interleaved is not run; choose 1f1b, gpipe or zero-bubble");
     }
@@ -56,12 +48,44 @@ static void fill_optimizer(const JobSpec *job, Weft__V1__TrainOptimizer *out)
     out->warmup = o->warmup;
 }
 
-void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLayoutChoice *layout,
-                         uint64_t first_step, Weft__V1__TrainSettings *out,
-                         Weft__V1__TrainOptimizer *optimizer)
+static void fill_scaling(const JobSpec *job, TrainSettingsMessage *m)
 {
-    fill_optimizer(job, optimizer);
-    out->optimizer = optimizer;
+    const JobLossScale *l = &job->loss_scale;
+    if (l->policy == JOB_SCALING_NONE) {
+        return;
+    }
+    weft__v1__train_scaling__init(&m->scaling);
+    m->scaling.dynamic = l->policy == JOB_SCALING_DYNAMIC;
+    m->scaling.start = (float)l->start;
+    m->scaling.least = (float)l->least;
+    m->scaling.growth_steps = (uint32_t)l->growth_steps;
+    m->scaling.hysteresis = (uint32_t)l->hysteresis;
+    m->settings.scaling = &m->scaling;
+}
+
+static void fill_state(const CheckpointState *from, TrainSettingsMessage *m)
+{
+    weft__v1__train_state__init(&m->state);
+    m->state.updates = from->updates;
+    m->state.scale = (float)from->loss_scale;
+    m->state.good = (uint32_t)from->scale_growth;
+    m->state.hysteresis = (int32_t)from->scale_hysteresis;
+    m->settings.first_step = from->step;
+    m->settings.state = &m->state;
+}
+
+void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLayoutChoice *layout,
+                         const CheckpointState *from, TrainSettingsMessage *message)
+{
+    Weft__V1__TrainSettings *out = &message->settings;
+    weft__v1__train_settings__init(out);
+    weft__v1__train_optimizer__init(&message->optimizer);
+    fill_optimizer(job, &message->optimizer);
+    out->optimizer = &message->optimizer;
+    fill_scaling(job, message);
+    if (from != NULL) {
+        fill_state(from, message);
+    }
     out->sequences = (uint32_t)job->sequences;
     out->length = (uint32_t)job->length;
     out->leaves = (uint32_t)job->leaves;
@@ -78,10 +102,10 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->validation_sequences = job->validation_sequences;
     out->n_tokens = in->train->n;
     out->n_validation_tokens = in->validation != NULL ? in->validation->n : 0;
-    out->first_step = first_step;
     out->documents = job->data.packing == JOB_PACK_DOCUMENTS;
     out->dropout = job->dropout;
     out->smoothing = job->label_smoothing;
-    out->precision = job->precision == JOB_BF16 ? 1 : 0;
+    out->precision = job->precision; /* JobPrecision */
+    out->skip_nonfinite = job->nonfinite == JOB_NONFINITE_SKIP;
     out->given = in->source != NULL;
 }

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 
@@ -107,7 +108,7 @@ def case_bad_input():
     weft("train", work / "none.yaml").fails(3, "none.yaml")
     weft("train").fails(2, "one job file")
     weft("train", spec("wide", layout="{dp: 3, pp: 1, tp: 1}"), "-q").fails(2, "3 workers", "there are 2")
-    weft("train", spec("half", precision="f16"), "-q").fails(2, "bf16")
+    weft("train", spec("single", loss_scale="{policy: fixed}"), "-q").fails(2, "f32 needs no loss scale")
     missing = spec("missing")
     missing.write_text(missing.read_text().replace(str(TEXT), "/no/such/text"))
     weft("train", missing, "-q").fails(3, "/no/such/text")
@@ -121,6 +122,27 @@ def case_bad_input():
     weft("train", other, "-q").fails(2, "another model")
     states = {j["name"]: j["state"] for j in weft("jobs", "--json").ok().json()["jobs"]}
     assert states["wide"] == states["little"] == states["other"] == "failed" and "bad" not in states, states
+
+
+def case_f16():
+    """f16 with a dynamic loss scale: steps that overflow are skipped on every rank and told; equal on layouts and when it goes on from a checkpoint; without a dynamic scale the job ends with the step and what to do, or skips by choice"""
+    half = dict(precision="f16", loss_scale="{start: 67108864, growth_steps: 5}")
+    run = weft("train", spec("half", **half), "--json", "-q").ok().out
+    want = result(run)
+    steps = [json.loads(line) for line in run.splitlines()[:-1]]
+    skipped = [s["step"] for s in steps if s.get("skipped")]
+    assert 0 < len(skipped) < 8 and steps[0]["scale"] == 2 ** 26, steps
+    assert steps[-1]["scale"] < 2 ** 26 and want[0][-1][0] < want[0][0][0], steps
+    for layout in ("{dp: 2, pp: 1, tp: 1}", "{dp: 1, pp: 2, tp: 1, micro: 3}"):
+        assert_same(result(weft("train", spec("half-" + layout[5], layout=layout, **half), "--json", "-q").ok().out), want)
+    shutil.rmtree(work / "ck-half/step-0000000012")
+    lines = [json.loads(line) for line in weft("train", spec("half", layout="{dp: 1, pp: 1, tp: 2}", **half), "--json", "-q").ok().out.splitlines()]
+    assert [(s["step"], s["loss"], s["grad_norm"], s["scale"]) for s in lines[:-1]] == [(s["step"], s["loss"], s["grad_norm"], s["scale"]) for s in steps[10:]], lines
+    assert lines[-1]["weights_digest"] == want[2]["weights_digest"], lines
+    fixed = dict(precision="f16", loss_scale="{policy: fixed, start: 1152921504606846976}")
+    weft("train", spec("fixed", **fixed), "-q").fails(1, "step 1: the gradient is not finite", "loss_scale.policy: dynamic")
+    out = weft("train", spec("skips", nonfinite="skip", **fixed), "--json", "-q").ok().out
+    assert all(json.loads(line)["skipped"] for line in out.splitlines()[:-1]), out
 
 
 def case_worker_killed():
@@ -176,4 +198,4 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_bad_input, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])
+run_cases([case_layouts, case_shown, case_bad_input, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])

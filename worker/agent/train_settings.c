@@ -50,6 +50,47 @@ static bool check_numbers(const Weft__V1__TrainSettings *m, GError **error)
     return true;
 }
 
+static bool is_scale(float x)
+{
+    int power;
+    return isfinite(x) && x > 0.0f && frexpf(x, &power) == 0.5f;
+}
+
+static bool check_scaling(const Weft__V1__TrainSettings *m, GError **error)
+{
+    const Weft__V1__TrainScaling *s = m->scaling;
+    const bool ok = (s == NULL || (is_scale(s->start) && is_scale(s->least))) &&
+                    (m->first_step == 0 || (m->state != NULL && is_scale(m->state->scale) &&
+                                            m->state->updates <= m->first_step));
+    if (!ok) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "training settings: a loss scale is no power of two, or the state of step "
+                    "%" G_GUINT64_FORMAT " has more updates or is not there",
+                    m->first_step);
+    }
+    return ok;
+}
+
+static LossScaleRule scaling_of(const Weft__V1__TrainSettings *m)
+{
+    const Weft__V1__TrainScaling *s = m->scaling;
+    return s == NULL ? (LossScaleRule){.dynamic = false}
+                     : (LossScaleRule){.dynamic = s->dynamic,
+                                       .initial = s->start,
+                                       .minimum = s->least,
+                                       .window = s->growth_steps,
+                                       .hysteresis = s->hysteresis};
+}
+
+static TrainProgress state_of(const Weft__V1__TrainSettings *m)
+{
+    const Weft__V1__TrainState *s = m->state;
+    return m->first_step == 0 ? (TrainProgress){.step = 0}
+                              : (TrainProgress){.step = m->first_step,
+                                                .updates = s->updates,
+                                                .scale = {s->scale, s->good, s->hysteresis}};
+}
+
 static OptimizerSettings optimizer_of(const Weft__V1__TrainSettings *m)
 {
     static const RateSchedule schedules[] = {RATE_CONSTANT, RATE_LINEAR, RATE_COSINE};
@@ -89,10 +130,11 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
         {"tokens", m->n_tokens, 1, TOKENS_LIMIT},
         {"validation tokens", m->n_validation_tokens, 0, TOKENS_LIMIT},
         {"optimizer", m->optimizer->kind, 0, 2},
-        {"precision", m->precision, 0, 1},
+        {"precision", m->precision, 0, PRECISION_LIMIT - 1},
         {"rate schedule", m->optimizer->schedule, 0, 2},
     };
-    if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error)) {
+    if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error) ||
+        !check_scaling(m, error)) {
         return false;
     }
     *out = (TrainWork){.sequences = m->sequences,
@@ -104,7 +146,9 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .optimizer = optimizer_of(m),
                        .dropout = m->dropout,
                        .smoothing = (float)m->smoothing,
-                       .precision = m->precision == 1 ? PRECISION_BF16 : PRECISION_F32,
+                       .precision = (Precision)m->precision,
+                       .scaling = scaling_of(m),
+                       .skip_nonfinite = m->skip_nonfinite,
                        .given = m->given,
                        .schedule = (PipelineKind)m->schedule,
                        .recompute = m->recompute,
@@ -115,6 +159,6 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .validation_sequences = m->validation_sequences,
                        .n_tokens = m->n_tokens,
                        .n_validation_tokens = m->n_validation_tokens,
-                       .first_step = m->first_step};
+                       .from = state_of(m)};
     return true;
 }

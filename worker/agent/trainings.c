@@ -199,7 +199,7 @@ static size_t send_piece(TrainCall *t)
     rect.n_rows = piece->rect.n_rows;
     rect.col0 = piece->rect.col0;
     rect.n_cols = piece->rect.n_cols;
-    message.step = t->snapshot->step;
+    message.step = t->snapshot->at.step;
     message.tensor = (char *)piece->tensor;
     message.rect = &rect;
     message.offset = t->at;
@@ -219,7 +219,13 @@ static void send_part(TrainCall *t)
 {
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
-    part.step = t->snapshot->step;
+    Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
+    part.step = t->snapshot->at.step;
+    part.state = &state;
+    state.updates = t->snapshot->at.updates;
+    state.scale = t->snapshot->at.scale.scale;
+    state.good = t->snapshot->at.scale.good;
+    state.hysteresis = t->snapshot->at.scale.hysteresis;
     part.samples = t->snapshot->samples;
     part.digest =
         (ProtobufCBinaryData){sizeof t->snapshot->digest.bytes, t->snapshot->digest.bytes};

@@ -11,10 +11,15 @@ static int32_t hysteresis_of(const LossScaleRule *rule)
 
 LossScale loss_scale_begin(const LossScaleRule *rule)
 {
-    return (LossScale){.scale = !rule->dynamic         ? 1.0f
-                                : rule->initial > 0.0f ? rule->initial
-                                                       : INITIAL,
+    return (LossScale){.scale = rule->initial > 0.0f ? rule->initial
+                                : rule->dynamic      ? INITIAL
+                                                     : 1.0f,
                        .hysteresis = hysteresis_of(rule)};
+}
+
+LossScale loss_scale_resume(const LossScaleRule *rule, const LossScale *saved)
+{
+    return rule->dynamic ? *saved : loss_scale_begin(rule);
 }
 
 void loss_scale_after(LossScale *s, const LossScaleRule *rule, bool overflow)

@@ -154,6 +154,8 @@ static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */
                                       .source = &e->source,
                                       .sequences = w->sequences,
                                       .precision = w->precision,
+                                      .scaling = w->scaling,
+                                      .skip_nonfinite = w->skip_nonfinite,
                                       .leaves = w->leaves,
                                       .micro_sequences = w->micro_sequences,
                                       .optimizer = w->optimizer,
@@ -186,20 +188,18 @@ bool train_engine_build(TrainEngine *e, GError **error)
     if (weights == NULL) {
         return false;
     }
-    if (w->first_step == 0 && !w->given) {
+    if (w->from.step == 0 && !w->given) {
         parameters_initialise(weights, w->seed, e->pool);
     }
     if (!make_rank(e, weights, error)) {
         return false;
     }
     weights = NULL;
-    if (w->first_step == 0) {
+    if (w->from.step == 0) {
         return !w->given || train_snapshot_read_weights(e->rank, e->o.spec, e->o.feed.floats,
                                                         e->o.feed.user, error);
     }
-    TrainProgress progress = *train_rank_progress(e->rank);
-    progress.step = progress.updates = w->first_step; /* none is skipped: the scale is fixed */
-    return train_snapshot_restore(e->rank, e->o.spec, &progress, e->o.feed.floats, e->o.feed.user,
+    return train_snapshot_restore(e->rank, e->o.spec, &w->from, e->o.feed.floats, e->o.feed.user,
                                   error);
 }
 

@@ -20,7 +20,9 @@ typedef struct TrainWork {
     uint32_t sequences, length, leaves, micro_sequences;
     uint64_t steps, seed;
     OptimizerSettings optimizer;
-    Precision precision; /* not f16: its scale would be state of a checkpoint */
+    Precision precision;
+    LossScaleRule scaling;
+    bool skip_nonfinite;
     double dropout;
     float smoothing; /* of labels */
     PipelineKind schedule;
@@ -29,8 +31,8 @@ typedef struct TrainWork {
     uint64_t validation_every, validation_sequences; /* 0: none */
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
-    bool given;          /* step 0 begins with weights of the feed, not from the seed */
-    uint64_t first_step; /* where a restored state stands; 0: weights from the seed */
+    bool given;         /* step 0 begins with weights of the feed, not from the seed */
+    TrainProgress from; /* where a restored state stands; step 0: weights from the seed */
 } TrainWork;
 
 /* A token of the feed: its id and, in the highest bits, DOCUMENT_LOSS and DOCUMENT_BEGIN. */

@@ -152,7 +152,6 @@ TrainRank *train_rank_new(const TrainRankOptions *options, Parameters *weights, 
     g_autoptr(TrainRank) t = g_new0(TrainRank, 1);
     t->o = *options;
     t->o.micro_sequences = MIN(options->micro_sequences, options->sequences);
-    t->o.scaling.dynamic |= options->precision == PRECISION_F16;
     t->position = train_position(plan, options->replica, options->stage, options->rank);
     if (!check(options, &t->position, error) || !build(t, plan, weights, error)) {
         return NULL;
@@ -258,14 +257,18 @@ static bool gather_losses(TrainRank *t, GError **error)
     return true;
 }
 
-static bool losses_are_finite(const TrainRank *t, GError **error)
+/* False: an error, or (skip_nonfinite) *skipped. */
+static bool check_losses(const TrainRank *t, bool *skipped, GError **error)
 {
-    for (uint32_t i = 0; i < t->o.sequences; i++) {
-        if (!isfinite(t->sample_losses[i])) {
+    *skipped = false;
+    for (uint32_t i = 0; i < t->o.sequences && !*skipped; i++) {
+        *skipped = !isfinite(t->sample_losses[i]);
+        if (*skipped && !t->o.skip_nonfinite) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                         "step %" G_GUINT64_FORMAT ": the loss of sample %u of the batch is not "
-                        "finite; lower the learning rate or clip gradients",
-                        t->at.step, i);
+                        "finite; lower optimizer.lr, set optimizer.clip, or leave such steps out "
+                        "(nonfinite: skip)",
+                        t->at.step + 1, i);
             return false;
         }
     }
@@ -357,39 +360,48 @@ static bool gradient_norm(TrainRank *t, float *norm, GError **error)
         return false;
     }
     *norm = optimizer_norm(t->optimizer, t->squares);
-    if (!isfinite(*norm) && !t->o.scaling.dynamic) {
+    if (!isfinite(*norm) && !t->o.scaling.dynamic && !t->o.skip_nonfinite) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                     "step %" G_GUINT64_FORMAT
-                    ": the gradient's norm is %g; lower the learning rate",
-                    t->at.step, (double)*norm);
+                    ": the gradient is not finite, at a loss scale of %g; lower optimizer.lr, set "
+                    "loss_scale.policy: dynamic, or leave such steps out (nonfinite: skip)",
+                    t->at.step + 1, (double)t->at.scale.scale);
         return false;
     }
     return true;
 }
 
-static TrainStep step_report(const TrainRank *t, float norm)
+/* One NaN for all: its sign would depend on the instructions that made it. */
+static float one_nan(float x)
+{
+    return isnan(x) ? NAN : x;
+}
+
+static TrainStep step_report(const TrainRank *t, float norm, bool skipped)
 {
     pool_float_control();
+    const float loss = node_sum(t->sample_losses, t->o.sequences) / (float)MAX(t->valid, 1);
     return (TrainStep){.step = t->at.step,
                        .samples_seen = (t->at.step + 1) * t->o.sequences,
-                       .loss = node_sum(t->sample_losses, t->o.sequences) / (float)MAX(t->valid, 1),
+                       .loss = one_nan(loss),
                        .rate = (float)schedule_rate(&t->o.optimizer, t->at.updates),
-                       .gradient_norm = norm,
-                       .skipped = !isfinite(norm),
+                       .gradient_norm = one_nan(norm),
+                       .skipped = skipped || !isfinite(norm),
                        .scale = t->at.scale.scale};
 }
 
 bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
 {
     float norm;
+    bool skipped;
     gradient_fold_give(t->fold, g_steal_pointer(&t->gradients));
     if (!micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
                            t->sample_losses, &t->valid, error) ||
-        !gather_losses(t, error) || !losses_are_finite(t, error) || !fold_replicas(t, error) ||
+        !gather_losses(t, error) || !check_losses(t, &skipped, error) || !fold_replicas(t, error) ||
         !gradient_norm(t, &norm, error)) {
         return false;
     }
-    *out = step_report(t, norm);
+    *out = step_report(t, norm, skipped);
     if (!out->skipped && !update(t, norm, error)) {
         return false;
     }
@@ -524,6 +536,7 @@ const TrainProgress *train_rank_progress(const TrainRank *t)
 void train_rank_restore(TrainRank *t, const TrainProgress *progress)
 {
     t->at = *progress;
+    t->at.scale = loss_scale_resume(&t->o.scaling, &progress->scale);
 }
 
 const Parameters *train_rank_gradients(const TrainRank *t)

@@ -25,7 +25,8 @@ typedef struct TrainRankOptions {
     uint32_t micro_sequences; /* at most, of a micro-batch; the result does not */
     OptimizerSettings optimizer;
     Precision precision;   /* of products; weights, moments and the rest are f32 */
-    LossScaleRule scaling; /* f16: always dynamic */
+    LossScaleRule scaling; /* f16 wants a dynamic one */
+    bool skip_nonfinite;   /* a loss or gradient that is not finite skips the step: no error */
     Dropout dropout;
     float smoothing;  /* of labels, 0 to less than 1 */
     const Plan *plan; /* NULL: this rank alone */
@@ -49,14 +50,15 @@ typedef struct TrainStep {
     uint64_t step, samples_seen; /* before and after it */
     float loss;                  /* mean over valid tokens, before the update; on every rank */
     float rate, gradient_norm;
-    bool skipped; /* the scaled gradient overflowed somewhere: nothing was updated anywhere */
+    bool skipped; /* something was not finite somewhere: nothing was updated anywhere */
     float scale;  /* of the loss, in this step */
 } TrainStep;
 
 /* One step; collective. NUMERICS names sample or gradient when something is not finite: on all
  * ranks alike, weights and moments are then as before, and the step has not happened. (With a
- * dynamic loss scale a gradient that overflows is no error: the step is skipped, its samples are
- * used up, and the optimizer's own count stands still.) Any other error: the exchange broke off;
+ * dynamic loss scale a gradient that overflows is no error, with skip_nonfinite neither is a loss:
+ * the step is skipped, its samples are used up, and the optimizer's own count stands still.) Any
+ * other error: the exchange broke off;
  * the ranks are to be built anew from a checkpoint. */
 bool train_rank_step(TrainRank *t, TrainStep *out, GError **error);
 /* Mean loss over samples 0 .. samples-1 of another source, in order; NaN if not finite. Collective.
@@ -99,7 +101,7 @@ const Parameters *train_rank_weights(const TrainRank *t);
 Parameters *train_rank_weights_to_restore(TrainRank *t);
 Optimizer *train_rank_optimizer(TrainRank *t);
 const TrainProgress *train_rank_progress(const TrainRank *t);
-void train_rank_restore(TrainRank *t, const TrainProgress *progress);
+void train_rank_restore(TrainRank *t, const TrainProgress *progress); /* loss_scale_resume() */
 
 /* The folded, divided, unclipped gradient of the last step where this rank owns it; the lookup part
  * is added in. */

@@ -50,7 +50,7 @@ TrainSnapshot *train_snapshot_take(TrainRank *rank, const ModelSpec *spec, uint6
         const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
         n += piece->counts ? rect_floats(&piece->rect) : 0;
     }
-    s->step = train_rank_progress(rank)->step;
+    s->at = *train_rank_progress(rank);
     s->samples = samples;
     s->digest = *digest;
     s->names = g_ptr_array_new_with_free_func(g_free);

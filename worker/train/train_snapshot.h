@@ -6,7 +6,8 @@
 #include "worker/train/train_rank.h"
 
 typedef struct TrainSnapshot {
-    uint64_t step, samples;  /* done so far */
+    TrainProgress at;
+    uint64_t samples;        /* read so far */
     Hash128 digest;          /* of all weights */
     CheckpointPiece *pieces; /* weights/NAME, first/NAME, second/NAME */
     uint32_t n_pieces;

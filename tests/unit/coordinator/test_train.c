@@ -173,8 +173,17 @@ static void pieces_arrive_in_order(void **state)
     uint8_t digest[16] = {1};
     end.step = 7;
     end.digest = (ProtobufCBinaryData){sizeof digest, digest};
+    assert_false(train_part_end(p, &end, NULL)); /* without the scale's state */
+    Weft__V1__TrainState scale = WEFT__V1__TRAIN_STATE__INIT;
+    scale.updates = 5;
+    scale.scale = 0x1p12f;
+    scale.good = 3;
+    scale.hysteresis = -1;
+    end.state = &scale;
     assert_true(train_part_end(p, &end, NULL));
-    assert_true(p->whole && p->step == 7 && p->pieces->len == 2);
+    assert_true(p->whole && p->state.step == 7 && p->pieces->len == 2);
+    assert_true(p->state.updates == 5 && p->state.loss_scale == 4096.0);
+    assert_true(p->state.scale_growth == 3 && p->state.scale_hysteresis == -1);
     const CheckpointPiece *first = &g_array_index(p->pieces, CheckpointPiece, 0);
     assert_string_equal(first->tensor, name);
     assert_true(first->data[511] == 511.0f && first->ld == 16 && first->rows == 40);

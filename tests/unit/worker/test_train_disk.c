@@ -106,7 +106,7 @@ static char *write_part(const World *w, TrainRank *t, uint32_t number)
     const Hash128 none = {{0}};
     TrainSnapshot *s = train_snapshot_take(t, w->spec, 0, &none, &error);
     char *part = s == NULL ? NULL
-                           : checkpoint_write(checkpoint_disk(), w->directory, s->step, number,
+                           : checkpoint_write(checkpoint_disk(), w->directory, s->at.step, number,
                                               s->pieces, s->n_pieces, &error);
     if (part == NULL) {
         fail_msg("%s", error->message);

@@ -22,6 +22,7 @@ typedef struct Rank {
     GError *error;
     Hash128 digest;
     float losses[STEPS];
+    uint32_t n_skipped;
     uint32_t n_steps, validations;
     float validation;
     GPtrArray *snapshots; /* of TrainSnapshot */
@@ -41,6 +42,7 @@ typedef struct World {
     uint32_t stop_rank, stop_step;
     bool stops, silences;
     uint64_t steps; /* more than will ever be run, where something stops them */
+    bool f16;       /* with a loss scale that overflows at first */
     bool settled;   /* all started engines have ended */
 } World;
 
@@ -136,6 +138,7 @@ static void on_step(const TrainReport *report, void *user)
         rank->losses[report->step.step] = report->step.loss;
     }
     rank->n_steps++;
+    rank->n_skipped += report->step.skipped;
     if (report->validated) {
         rank->validations++;
         rank->validation = report->validation;
@@ -206,6 +209,14 @@ static World *world_new(const Toy *toy, uint32_t dp, uint32_t pp, uint32_t tp)
     return w;
 }
 
+/* Where the snapshots of `from` stand. */
+static TrainProgress progress_at(const World *w, uint64_t first_step)
+{
+    const TrainSnapshot *s = first_step > 0 ? w->from->pdata[0] : NULL;
+    assert_true(s == NULL || s->at.step == first_step);
+    return s != NULL ? s->at : (TrainProgress){.step = 0};
+}
+
 static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_step)
 {
     const TrainPosition all = train_position(w->plan, 0, 0, 0);
@@ -225,12 +236,14 @@ static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_st
                  .steps = w->steps,
                  .seed = 9,
                  .optimizer = toy.optimizer,
+                 .precision = w->f16 ? PRECISION_F16 : PRECISION_F32,
+                 .scaling = {.dynamic = w->f16, .initial = 0x1p26f, .window = 2},
                  .checkpoint_every = 3,
                  .validation_every = 2,
                  .validation_sequences = 2,
                  .n_tokens = TOKENS,
                  .n_validation_tokens = TOKENS / 2,
-                 .first_step = first_step},
+                 .from = progress_at(w, first_step)},
         .feed = {feed_tokens, feed_floats, w},
         .threads = 1,
         .kernels = kernels_get(ISA_GENERIC),
@@ -316,7 +329,7 @@ static void goes_on_from_any_layout(void **state)
     g_autoptr(GPtrArray) parts = g_ptr_array_new(), whole = g_ptr_array_new();
     for (uint32_t r = 0; r < w->n_ranks; r++) {
         const TrainSnapshot *s = w->ranks[r].snapshots->pdata[0];
-        assert_int_equal(s->step, 3);
+        assert_int_equal(s->at.step, 3);
         assert_int_equal(s->samples, 3 * toy_gpt2.sequences);
         g_ptr_array_add(parts, (void *)s);
     }
@@ -329,6 +342,32 @@ static void goes_on_from_any_layout(void **state)
     assert_same(on_alone, alone, 3);
     assert_same(on_tp, alone, 3);
     world_free(on_alone);
+    world_free(on_tp);
+    world_free(w);
+    world_free(alone);
+}
+
+/* The loss scale and the optimizer's own count are state: two of the first three steps overflow,
+ * and whoever goes on from there, on another layout, skips what the undisturbed run skips. */
+static void f16_goes_on_with_its_scale(void **state)
+{
+    World *alone = world_new(&toy_gpt2, 1, 1, 1), *w = world_new(&toy_gpt2, 2, 2, 1),
+          *on_tp = world_new(&toy_gpt2, 1, 1, 2);
+    alone->f16 = w->f16 = on_tp->f16 = true;
+    run(alone, 0, 0);
+    run(w, 0, 0);
+    assert_same(w, alone, 0);
+    g_autoptr(GPtrArray) parts = g_ptr_array_new();
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        g_ptr_array_add(parts, w->ranks[r].snapshots->pdata[0]);
+    }
+    const TrainProgress *at = &((TrainSnapshot *)parts->pdata[0])->at;
+    assert_true(at->updates < at->step && at->scale.scale < 0x1p26f);
+    assert_int_equal(alone->ranks[0].n_skipped, w->ranks[3].n_skipped);
+    assert_true(alone->ranks[0].n_skipped > 0);
+    on_tp->from = parts;
+    run(on_tp, 3, 0);
+    assert_same(on_tp, alone, 3);
     world_free(on_tp);
     world_free(w);
     world_free(alone);
@@ -400,6 +439,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_layout_gives_the_same),
         cmocka_unit_test(goes_on_from_any_layout),
+        cmocka_unit_test(f16_goes_on_with_its_scale),
         cmocka_unit_test(a_rank_that_leaves_is_named),
         cmocka_unit_test(a_rank_that_falls_silent_is_named),
         cmocka_unit_test(ends_before_the_start),

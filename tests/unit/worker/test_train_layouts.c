@@ -210,7 +210,7 @@ static void test_non_finite_loss(void **state)
     TrainStep out;
     norm[0] = INFINITY;
     assert_false(train_rank_step(rank, &out, &error));
-    assert_non_null(strstr(error->message, "step 0: the loss of sample 0"));
+    assert_non_null(strstr(error->message, "step 1: the loss of sample 0"));
     norm[0] = kept;
     assert_true(train_rank_digest(rank, &after, &error));
     assert_true(hash128_equal(&before, &after));
@@ -221,6 +221,32 @@ static void test_non_finite_loss(void **state)
     assert_true(fabs((double)(validated - out.loss)) < 1.0);
     train_rank_free(rank);
     pool_free(pool);
+}
+
+static void skipping(TrainRankOptions *options)
+{
+    options->skip_nonfinite = true;
+}
+
+/* By choice it is left out, on every rank of any layout. */
+static void test_non_finite_loss_skipped(void **state)
+{
+    Toy broken = toy_gpt2;
+    broken.magnify = INFINITY;
+    const KernelIsa best = kernels_best_isa();
+    const RunSpread spreads[] = {{.isa = best},
+                                 {.dp = 2, .pp = 2, .isa = best},
+                                 {.tp = 2, .threads = 2, .isa = ISA_GENERIC}};
+    const RunResult want = run_toy(&broken, &spreads[0], STEPS, skipping);
+    for (int i = 0; i < STEPS; i++) {
+        assert_true(isnan(want.losses[i]) && want.skipped[i]);
+    }
+    for (size_t i = 1; i < G_N_ELEMENTS(spreads); i++) {
+        const RunResult got = run_toy(&broken, &spreads[i], STEPS, skipping);
+        assert_same_run(&got, &want);
+    }
+    const RunResult still = run_toy(&broken, &spreads[0], 0, skipping);
+    assert_true(hash128_equal(&still.digest, &want.digest));
 }
 
 static void test_refused(void **state)
@@ -291,6 +317,7 @@ int main(void)
         cmocka_unit_test(test_data_bytes),
         cmocka_unit_test(test_what_defines_a_run),
         cmocka_unit_test(test_non_finite_loss),
+        cmocka_unit_test(test_non_finite_loss_skipped),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_layouts_refused),
     };

@@ -143,6 +143,7 @@ static void bf16(TrainRankOptions *options)
 static void f16(TrainRankOptions *options)
 {
     options->precision = PRECISION_F16;
+    options->scaling.dynamic = true;
 }
 
 static void test_close_to_f32(void **state)

@@ -28,6 +28,7 @@ typedef struct RunSpread { /* what must change no bit; zeros: one of each */
 typedef struct RunResult {
     uint32_t n_steps;
     float losses[RUN_STEPS_LIMIT], norms[RUN_STEPS_LIMIT];
+    bool skipped[RUN_STEPS_LIMIT];
     float validation; /* over some samples, after the last step */
     Hash128 digest;
     TrainTraffic traffic[RUN_RANKS_LIMIT]; /* of the steps */
