@@ -3,6 +3,7 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/join.h"
 
+#include "kernels/device/device.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/config/options.h"
@@ -23,9 +24,9 @@
 
 typedef struct Settings {
     char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics,
-        *listen, *advertise, *health_listen, *link, *link_device, *data_port, *config;
+        *listen, *advertise, *health_listen, *link, *link_device, *data_port, *device, *config;
     uint64_t threads, memory;
-    bool version, verbose;
+    bool version, verbose, devices;
 } Settings;
 
 #define FIELD(name) offsetof(Settings, name)
@@ -49,6 +50,11 @@ static const Option worker_options[] = {
      "compute threads (default: the cores this process may use)", "WEFT_THREADS", 1, 1024},
     {"isa", 0, OPTION_STRING, FIELD(isa), "ISA", "instruction set", "WEFT_ISA", 0, 0,
      "auto|generic|avx2|avx512"},
+    {"device", 0, OPTION_STRING, FIELD(device), "DEVICE",
+     "where to compute: cpu, cuda, cuda:N, or auto = a CUDA device if there is one (default: cpu)",
+     "WEFT_DEVICE"},
+    {"devices", 0, OPTION_FLAG, FIELD(devices), "", "print the devices of this host and exit",
+     NULL},
     {"memory", 0, OPTION_SIZE, FIELD(memory), "SIZE",
      "budget for weights, KV and buffers (default: what is available, less a margin)",
      "WEFT_MEMORY"},
@@ -82,6 +88,7 @@ typedef struct Daemon {
     MainLoop *loop;
     Identity identity;
     Agent *agent;
+    Device *device;
     LinkFill *fill;
     int *cpus;
     unsigned n_cpus;
@@ -437,13 +444,36 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
     return d->agent != NULL;
 }
 
+/* The device that was asked for; the CPU's where none was. */
+static bool take_device(Daemon *d, Log *log, GError **error)
+{
+    DeviceChoice choice;
+    if (!device_choice_parse(d->settings->device != NULL ? d->settings->device : "cpu", &choice,
+                             error)) {
+        return false;
+    }
+    d->device = device_open(&choice, error);
+    if (d->device == NULL) {
+        return false;
+    }
+    if (choice.kind == DEVICE_KIND_AUTO) {
+        g_autofree char *text = device_describe(&d->device->info);
+        log_info(log, "device auto: %s", text);
+    }
+    return true;
+}
+
 static int serve(const Settings *s, GError **error)
 {
     Daemon d = {.settings = s};
     Log *log = log_stderr();
     log->min_level = s->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+    if (!take_device(&d, log, error)) {
+        return 0;
+    }
     const int lock = identity_lock(s->state, error);
     if (lock < 0) {
+        device_free(d.device);
         return 0;
     }
     d.cpu_set = g_array_new(FALSE, FALSE, sizeof(uint32_t));
@@ -460,6 +490,7 @@ static int serve(const Settings *s, GError **error)
         agent_free(d.agent);
         link_fill_free(d.fill);
     }
+    device_free(d.device);
     identity_clear(&d.identity);
     main_loop_free(d.loop);
     g_free(d.cpus);
@@ -500,7 +531,31 @@ static void print_version(void)
             printf(" %s", sets[i]);
         }
     }
-    printf("\nCUDA: none\n");
+    g_autoptr(GError) why = NULL;
+    const DeviceModule *cuda = device_module_cuda(NULL, &why);
+    printf("\nCUDA: %s\n", cuda != NULL ? cuda->version : why->message);
+}
+
+/* A line a device; "no device: why" where there is no CUDA device. */
+static void print_devices(void)
+{
+    g_autoptr(GError) why = NULL;
+    const DeviceModule *module = device_module_cuda(NULL, &why);
+    if (module == NULL) {
+        printf("%s\n", why->message);
+    }
+    for (uint32_t i = 0; why == NULL; i++) {
+        g_autoptr(Device) device = device_open_module(module, i, &why);
+        if (device != NULL) {
+            g_autofree char *text = device_describe(&device->info);
+            printf("%s, compute capability %u.%u, bus %s, driver %" G_GUINT64_FORMAT
+                   ".%" G_GUINT64_FORMAT "\n",
+                   text, device->info.major, device->info.minor, device->info.bus,
+                   device->info.driver / 1000, device->info.driver % 1000 / 10);
+        } else if (i == 0 || !g_error_matches(why, WEFT_ERROR, WEFT_ERROR_INVALID)) {
+            printf("%s\n", why->message);
+        }
+    }
 }
 
 int main(int argc, char **argv)
@@ -516,6 +571,8 @@ int main(int argc, char **argv)
         print_help();
     } else if (s.version) {
         print_version();
+    } else if (s.devices) {
+        print_devices();
     } else if (rest->len > 0) {
         fprintf(stderr, "weft-worker: unexpected argument %s: see --help\n",
                 (const char *)g_ptr_array_index(rest, 0));

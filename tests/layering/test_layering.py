@@ -3,7 +3,7 @@
     proto <- kernels, transport <- worker, coordinator <- tools, tests
 
 Each check is a function from files to a list of violations; the seeded cases give it broken ones, so that a check which sees nothing fails.
-Arguments: ROOM=LIBRARY.a or program:NAME=FILE, as tests/layering/meson.build has them; CC in the environment compiles the seeds."""
+Arguments: ROOM=LIBRARY.a, program:NAME=FILE or module=FILE, as tests/layering/meson.build has them; CC in the environment compiles the seeds."""
 import os
 import pathlib
 import re
@@ -183,6 +183,25 @@ def case_programs(given):
     return [v for name, path in given["programs"].items() for v in libraries.program_violations(name, path)]
 
 
+def gpu_libraries(path):
+    """What a program or library says that the loader must find of NVIDIA's."""
+    done = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True)
+    return [n for n in re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout) if re.match(r"lib(cuda|cublas|nccl|nv)", n)]
+
+
+def case_no_gpu_library(given):
+    """no program needs a library of CUDA or NCCL: they come with the module, which is loaded where a driver is"""
+    return [f"program {name} needs {library}" for name, path in given["programs"].items() for library in gpu_libraries(path)]
+
+
+def case_no_driver(given):
+    """the module needs no driver library, so that it loads and says no device; the runtime's name in it shows that this would be seen"""
+    if "module" not in given:
+        return []  # no nvcc here, or -Dcuda=disabled
+    found = gpu_libraries(given["module"])
+    return [f"the module needs {n}" for n in found if n.startswith("libcuda.so")] + ([] if any(n.startswith("libcudart") for n in found) else ["no libcudart seen"])
+
+
 def expect(found, wanted):
     return [] if sorted(found) == sorted(wanted) else [f"found {found}, not {wanted}"]
 
@@ -254,11 +273,13 @@ def main(arguments):
     given = {"libraries": {}, "programs": {}}
     for a in arguments:
         name, path = a.split("=", 1)
-        if name.startswith("program:"):
+        if name == "module":
+            given["module"] = path
+        elif name.startswith("program:"):
             given["programs"][name.removeprefix("program:")] = path
         else:
             given["libraries"].setdefault(name, []).append(path)
-    cases = [case_includes, case_libraries, case_programs, case_seeded_includes, case_seeded_symbols]
+    cases = [case_includes, case_libraries, case_programs, case_no_gpu_library, case_no_driver, case_seeded_includes, case_seeded_symbols]
     failed = 0
     print(f"1..{len(cases)}")
     for number, case in enumerate(cases, 1):

@@ -180,6 +180,8 @@ def case_unknown():
     harness.command([harness.WORKER, "--thread", "2"]).fails(2, "--thread", "--threads")
     harness.command([harness.WORKER, "--threads", "0"]).fails(2, "threads 0")
     harness.command([harness.WORKER, "--isa", "sse9"]).fails(2, "isa", "avx2")
+    for device in ("gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"):
+        harness.command([harness.WORKER, "--device", device]).fails(2, repr(device), "cpu, cuda, cuda:N (N from 0) or auto")
 
 
 def case_configuration():

@@ -1,12 +1,13 @@
 """Every verb once on a cluster of three workers: exit codes, what is printed where, the objects that --json prints (CONTRACT)."""
 import os
+import pathlib
 import re
 import signal
 import subprocess
 import time
 
 import harness
-from harness import Cluster, WEFT, clean_environment, folder, tiny_model, wait_for
+from harness import Cluster, WEFT, WORKER, clean_environment, command, folder, tiny_model, wait_for
 
 work = folder("verbs")
 model = tiny_model(work)
@@ -311,6 +312,12 @@ def case_doctor():
     assert all(0 <= time.time() - m["measured"]["since"] < 3600 for m in cluster.status()["members"])
     assert {f"member worker-{i}" for i in (1, 2, 3)} <= {c["check"] for c in got["checks"]}
     assert weft("doctor").ok().out.startswith("CHECK")
+    gpu = [c for c in got["checks"] if c["check"] == "gpu"]
+    devices = command([WORKER, "--devices"]).ok().out.splitlines()
+    assert [c["text"] for c in gpu] == devices and devices, (gpu, devices)
+    if not pathlib.Path("/dev/nvidiactl").exists():
+        assert len(gpu) == 1 and gpu[0]["ok"] and gpu[0]["text"].startswith("no device: no CUDA driver: libcuda.so.1"), gpu
+        command([WORKER, "--device", "cuda"]).fails(3, "no device", "libcuda.so.1")
 
 
 def case_help():

@@ -147,6 +147,9 @@ void text_table_print(TextTable *t /* taken */);
 void text_table_free(TextTable *t);
 
 /* local.c: the cluster on this machine (up, down, --up N). */
+/* A daemon's binary: beside this one, in the build tree, or on the PATH; returned, NULL = nowhere.
+ */
+char *local_find_program(const char *name);
 bool local_process_exists(int pid); /* and has not ended, though its parent may not know yet */
 typedef struct LocalCluster LocalCluster;
 typedef struct LocalOptions {

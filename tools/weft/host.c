@@ -417,6 +417,28 @@ static void check_cluster(Doctor *d, const CommonOptions *common)
     client_free(client);
 }
 
+/* What the worker of this release finds. A host without a device is no problem; a card whose device
+ * the worker cannot have is one. */
+static void check_devices(Doctor *d)
+{
+    g_autofree char *worker = local_find_program("weft-worker");
+    g_autofree char *text = NULL;
+    char *argv[] = {worker, "--devices", NULL};
+    int status = 0;
+    if (worker == NULL ||
+        !g_spawn_sync(NULL, argv, NULL, G_SPAWN_STDERR_TO_DEV_NULL, NULL, NULL, &text, NULL,
+                      &status, NULL) ||
+        status != 0) {
+        finding(d, "gpu", true, "no device: weft-worker is not here to look for one");
+        return;
+    }
+    g_auto(GStrv) lines = g_strsplit(g_strchomp(text), "\n", -1);
+    const bool card = g_file_test("/dev/nvidiactl", G_FILE_TEST_EXISTS);
+    for (char **line = lines; *line != NULL; line++) {
+        finding(d, "gpu", !card || !g_str_has_prefix(*line, "no device"), "%s", *line);
+    }
+}
+
 static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     if (rest->len > 0) {
@@ -430,10 +452,7 @@ static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
     check_memory(&d);
     check_state(&d, state);
     check_cluster(&d, &o->common);
-    finding(&d, "gpu", true,
-            g_file_test("/dev/nvidiactl", G_FILE_TEST_EXISTS)
-                ? "a driver is there; this build has no CUDA kernels"
-                : "no device");
+    check_devices(&d);
     if (o->common.json) {
         json_t *object = cli_json_new();
         json_object_set(object, "checks", d.checks);

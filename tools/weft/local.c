@@ -116,8 +116,7 @@ static bool write_processes(const char *state, GPtrArray *list, GError **error)
                                     G_FILE_SET_CONTENTS_CONSISTENT, 0600, error);
 }
 
-/* The daemon's binary: beside this one, in the build tree, or on the PATH. */
-static char *find_program(const char *name)
+char *local_find_program(const char *name)
 {
     g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
     g_autofree char *here = self != NULL ? g_path_get_dirname(self) : g_strdup(".");
@@ -166,7 +165,7 @@ static bool start_process(const char *state, const char *name, char **argv, char
     g_autofree char *log = g_build_filename(state, log_name, NULL);
     Spawn spawn = {log, detach};
     GPid pid;
-    g_autofree char *program = find_program(argv[0]);
+    g_autofree char *program = local_find_program(argv[0]);
     if (program == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
                     "%s is neither beside weft nor on the PATH: build or install it", argv[0]);

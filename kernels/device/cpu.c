@@ -1,0 +1,444 @@
+/* The trivial device: host memory, and streams that are queues of closures.
+ *
+ * Nothing enqueued runs before somebody waits for its stream or for an event behind it: what a
+ * caller reads, changes or frees too early goes wrong on every run, not on some. A graph is a queue
+ * that was kept instead of run. Events count their recordings: one is done when the queue has
+ * passed the recording last made.
+ *
+ * Fail point "device-fail" = n: the next wait returns status -n, and so does everything after it.
+ */
+#include "kernels/device/cpu.h"
+
+#include "kernels/parallel.h"
+#include "proto/base/failpoint.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct DeviceHandle {
+    DeviceStatus failed; /* OK, or what ended it */
+    char text[128];
+};
+
+typedef struct Task {
+    struct Task *next;
+    void (*run)(void *args);
+    size_t bytes;
+    _Alignas(max_align_t) uint8_t args[];
+} Task;
+
+typedef struct Queue {
+    Task *first, **end;
+} Queue;
+
+struct DeviceStream {
+    DeviceHandle *device;
+    Queue queue;
+    DeviceGraph *capturing; /* or NULL */
+};
+
+struct DeviceGraph {
+    Queue queue;
+};
+
+struct DeviceEvent {
+    DeviceHandle *device;
+    DeviceStream *stream; /* of the last recording */
+    uint64_t recorded, passed;
+};
+
+/* ---- queues ---- */
+
+static void queue_init(Queue *q)
+{
+    q->first = NULL;
+    q->end = &q->first;
+}
+
+static DeviceStatus queue_push(Queue *q, void (*run)(void *), const void *args, size_t bytes)
+{
+    Task *task = malloc(sizeof *task + bytes);
+    if (task == NULL) {
+        return DEVICE_OUT_OF_MEMORY;
+    }
+    *task = (Task){.run = run, .bytes = bytes};
+    memcpy(task->args, args, bytes);
+    *q->end = task;
+    q->end = &task->next;
+    return DEVICE_OK;
+}
+
+static Task *queue_pop(Queue *q)
+{
+    Task *task = q->first;
+    q->first = task->next;
+    if (q->first == NULL) {
+        q->end = &q->first;
+    }
+    return task;
+}
+
+static void queue_clear(Queue *q)
+{
+    while (q->first != NULL) {
+        free(queue_pop(q));
+    }
+}
+
+/* Runs the next task; false when there is none. */
+static bool stream_turn(DeviceStream *stream)
+{
+    if (stream->queue.first == NULL) {
+        return false;
+    }
+    Task *task = queue_pop(&stream->queue);
+    task->run(task->args);
+    free(task);
+    return true;
+}
+
+static DeviceStatus fail(DeviceHandle *device, DeviceStatus status, const char *text)
+{
+    g_strlcpy(device->text, text, sizeof device->text);
+    if (device_status_is_fatal(status)) {
+        device->failed = status;
+    }
+    return status;
+}
+
+DeviceStatus device_cpu_enqueue(DeviceStream *stream, void (*run)(void *), const void *args,
+                                size_t bytes)
+{
+    if (stream->device->failed != DEVICE_OK) {
+        return stream->device->failed;
+    }
+    return queue_push(stream->capturing != NULL ? &stream->capturing->queue : &stream->queue, run,
+                      args, bytes);
+}
+
+/* Before a wait: the fail point, and that no graph is being made. */
+static DeviceStatus may_wait(DeviceHandle *device, const DeviceStream *stream)
+{
+    int64_t n;
+    if (device->failed == DEVICE_OK && failpoint("device-fail", &n)) {
+        return fail(device, (DeviceStatus)-n, "fail point device-fail");
+    }
+    if (device->failed == DEVICE_OK && stream != NULL && stream->capturing != NULL) {
+        return fail(device, DEVICE_FAILED, "a wait inside a graph");
+    }
+    return device->failed;
+}
+
+/* ---- the device ---- */
+
+static uint32_t cpu_count(char *why)
+{
+    *why = '\0';
+    return 1;
+}
+
+static DeviceStatus cpu_open(uint32_t index, DeviceHandle **out)
+{
+    (void)index;
+    *out = calloc(1, sizeof **out);
+    return *out != NULL ? DEVICE_OK : DEVICE_OUT_OF_MEMORY;
+}
+
+static void cpu_close(DeviceHandle *device)
+{
+    free(device);
+}
+
+static uint64_t host_bytes(int name)
+{
+    const long pages = sysconf(name), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+}
+
+static DeviceStatus cpu_info(DeviceHandle *device, DeviceInfo *out)
+{
+    (void)device;
+    *out = (DeviceInfo){.kind = "cpu",
+                        .name = "host",
+                        .units = g_get_num_processors(),
+                        .memory_bytes = host_bytes(_SC_PHYS_PAGES)};
+    return DEVICE_OK;
+}
+
+static DeviceStatus cpu_memory(DeviceHandle *device, uint64_t *free_bytes, uint64_t *total_bytes)
+{
+    *free_bytes = host_bytes(_SC_AVPHYS_PAGES);
+    *total_bytes = host_bytes(_SC_PHYS_PAGES);
+    return device->failed;
+}
+
+static const char *cpu_error_text(DeviceHandle *device)
+{
+    return device != NULL ? device->text : "";
+}
+
+/* All ones: floats that were never written are NaN. */
+static DeviceStatus cpu_alloc(DeviceHandle *device, size_t bytes, void **out)
+{
+    if (device->failed != DEVICE_OK) {
+        return device->failed;
+    }
+    if (posix_memalign(out, 256, bytes > 0 ? bytes : 1) != 0) {
+        char text[64];
+        snprintf(text, sizeof text, "%zu bytes", bytes);
+        *out = NULL;
+        return fail(device, DEVICE_OUT_OF_MEMORY, text);
+    }
+    memset(*out, 0xff, bytes);
+    return DEVICE_OK;
+}
+
+static void cpu_free(DeviceHandle *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+/* ---- streams ---- */
+
+static DeviceStatus cpu_stream_new(DeviceHandle *device, DeviceStream **out)
+{
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL) {
+        return DEVICE_OUT_OF_MEMORY;
+    }
+    (*out)->device = device;
+    queue_init(&(*out)->queue);
+    return DEVICE_OK;
+}
+
+static DeviceStatus cpu_stream_wait(DeviceStream *stream)
+{
+    const DeviceStatus status = may_wait(stream->device, stream);
+    if (status != DEVICE_OK) {
+        return status;
+    }
+    pool_float_control();
+    while (stream_turn(stream)) {
+    }
+    return stream->device->failed;
+}
+
+static void cpu_graph_free(DeviceGraph *graph)
+{
+    if (graph != NULL) {
+        queue_clear(&graph->queue);
+        free(graph);
+    }
+}
+
+static void cpu_stream_free(DeviceStream *stream)
+{
+    if (stream == NULL) {
+        return;
+    }
+    cpu_graph_free(stream->capturing);
+    if (stream->device->failed == DEVICE_OK) {
+        while (stream_turn(stream)) {
+        }
+    }
+    queue_clear(&stream->queue);
+    free(stream);
+}
+
+typedef struct CopyArgs {
+    uint8_t *to;
+    const uint8_t *from;
+    size_t to_pitch, from_pitch, bytes, rows;
+} CopyArgs;
+
+static void run_copy(void *args)
+{
+    const CopyArgs *c = args;
+    for (size_t r = 0; r < c->rows && c->bytes > 0; r++) {
+        memmove(c->to + r * c->to_pitch, c->from + r * c->from_pitch, c->bytes);
+    }
+}
+
+static DeviceStatus cpu_copy_rows(DeviceStream *stream, void *to, size_t to_pitch, const void *from,
+                                  size_t from_pitch, size_t bytes, size_t rows,
+                                  DeviceCopy direction)
+{
+    const CopyArgs args = {to, from, to_pitch, from_pitch, bytes, rows};
+    (void)direction;
+    return device_cpu_enqueue(stream, run_copy, &args, sizeof args);
+}
+
+static DeviceStatus cpu_copy(DeviceStream *stream, void *to, const void *from, size_t bytes,
+                             DeviceCopy direction)
+{
+    return cpu_copy_rows(stream, to, bytes, from, bytes, bytes, 1, direction);
+}
+
+typedef struct FillArgs {
+    void *to;
+    size_t bytes;
+    uint8_t byte;
+} FillArgs;
+
+static void run_fill(void *args)
+{
+    const FillArgs *f = args;
+    memset(f->to, f->byte, f->bytes);
+}
+
+static DeviceStatus cpu_fill(DeviceStream *stream, void *to, uint8_t byte, size_t bytes)
+{
+    const FillArgs args = {to, bytes, byte};
+    return device_cpu_enqueue(stream, run_fill, &args, sizeof args);
+}
+
+/* ---- events ---- */
+
+static DeviceStatus cpu_event_new(DeviceHandle *device, DeviceEvent **out)
+{
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL) {
+        return DEVICE_OUT_OF_MEMORY;
+    }
+    (*out)->device = device;
+    return DEVICE_OK;
+}
+
+static void cpu_event_free(DeviceEvent *event)
+{
+    free(event);
+}
+
+static void run_passed(void *args)
+{
+    (*(DeviceEvent **)args)->passed++;
+}
+
+static DeviceStatus cpu_event_record(DeviceEvent *event, DeviceStream *stream)
+{
+    const DeviceStatus status = device_cpu_enqueue(stream, run_passed, &event, sizeof event);
+    if (status == DEVICE_OK && stream->capturing == NULL) {
+        event->stream = stream;
+        event->recorded++;
+    }
+    return status;
+}
+
+static DeviceStatus cpu_event_query(DeviceEvent *event)
+{
+    if (event->device->failed != DEVICE_OK) {
+        return event->device->failed;
+    }
+    return event->passed >= event->recorded ? DEVICE_OK : DEVICE_NOT_READY;
+}
+
+static void event_reach(DeviceEvent *event, uint64_t recording)
+{
+    while (event->passed < recording && stream_turn(event->stream)) {
+    }
+}
+
+static DeviceStatus cpu_event_wait(DeviceEvent *event)
+{
+    const DeviceStatus status = may_wait(event->device, event->stream);
+    if (status != DEVICE_OK) {
+        return status;
+    }
+    pool_float_control();
+    event_reach(event, event->recorded);
+    return event->device->failed;
+}
+
+typedef struct BeforeArgs {
+    DeviceEvent *event;
+    uint64_t recording;
+} BeforeArgs;
+
+static void run_before(void *args)
+{
+    const BeforeArgs *b = args;
+    event_reach(b->event, b->recording);
+}
+
+static DeviceStatus cpu_event_before(DeviceEvent *event, DeviceStream *stream)
+{
+    const BeforeArgs args = {event, event->recorded};
+    return device_cpu_enqueue(stream, run_before, &args, sizeof args);
+}
+
+/* ---- graphs ---- */
+
+static DeviceStatus cpu_graph_begin(DeviceStream *stream)
+{
+    if (stream->device->failed != DEVICE_OK) {
+        return stream->device->failed;
+    }
+    if (stream->capturing != NULL) {
+        return fail(stream->device, DEVICE_FAILED, "a graph inside a graph");
+    }
+    stream->capturing = calloc(1, sizeof *stream->capturing);
+    if (stream->capturing == NULL) {
+        return DEVICE_OUT_OF_MEMORY;
+    }
+    queue_init(&stream->capturing->queue);
+    return DEVICE_OK;
+}
+
+static DeviceStatus cpu_graph_end(DeviceStream *stream, DeviceGraph **out)
+{
+    *out = stream->capturing;
+    stream->capturing = NULL;
+    if (*out == NULL) {
+        return fail(stream->device, DEVICE_FAILED, "the end of a graph that was not begun");
+    }
+    if (stream->device->failed != DEVICE_OK) {
+        cpu_graph_free(*out);
+        *out = NULL;
+    }
+    return stream->device->failed;
+}
+
+static DeviceStatus cpu_graph_launch(DeviceGraph *graph, DeviceStream *stream)
+{
+    DeviceStatus status = stream->device->failed;
+    for (const Task *task = graph->queue.first; task != NULL && status == DEVICE_OK;
+         task = task->next) {
+        status = device_cpu_enqueue(stream, task->run, task->args, task->bytes);
+    }
+    return status;
+}
+
+const DeviceApi device_cpu_api = {
+    .abi = DEVICE_ABI,
+    .bytes = sizeof(DeviceApi),
+    .kind = "cpu",
+    .count = cpu_count,
+    .open = cpu_open,
+    .close = cpu_close,
+    .info = cpu_info,
+    .memory = cpu_memory,
+    .error_text = cpu_error_text,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .alloc_pinned = cpu_alloc,
+    .free_pinned = cpu_free,
+    .stream_new = cpu_stream_new,
+    .stream_free = cpu_stream_free,
+    .stream_wait = cpu_stream_wait,
+    .copy = cpu_copy,
+    .copy_rows = cpu_copy_rows,
+    .fill = cpu_fill,
+    .event_new = cpu_event_new,
+    .event_free = cpu_event_free,
+    .event_record = cpu_event_record,
+    .event_query = cpu_event_query,
+    .event_wait = cpu_event_wait,
+    .event_before = cpu_event_before,
+    .graph_begin = cpu_graph_begin,
+    .graph_end = cpu_graph_end,
+    .graph_launch = cpu_graph_launch,
+    .graph_free = cpu_graph_free,
+};
