@@ -297,6 +297,7 @@ static void fence(FakeWorker *w)
         rpc_call_finish(s->call, error);
         stream_end(s);
     }
+    sim_trainer_fence(w->trainer);
     g_ptr_array_set_size(w->held, 0);
     w->acked_us = INT64_MAX;
     w->welcomed = false;
@@ -416,6 +417,7 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
     w->waiting = g_ptr_array_new_with_free_func(message_free_data);
     w->streams = g_ptr_array_new_with_free_func(stream_free);
     random_fill(sim_world_random(s->world), w->boot_id, sizeof w->boot_id);
+    w->trainer = sim_trainer_new(w, &s->training);
     w->running = true;
     w->leaving = false;
     w->acked_us = INT64_MAX;
@@ -430,6 +432,7 @@ FakeWorker *sim_worker_start(SimCluster *s, unsigned i)
     g_assert_nonnull(w->server);
     rpc_server_add(w->server, &weft__v1__worker__descriptor, worker_methods, w);
     rpc_server_add(w->server, &weft__v1__leader__descriptor, leader_methods, w);
+    sim_trainer_serve(w->trainer, w->server);
     g_assert_true(rpc_server_start(w->server, NULL));
     RpcChannelOptions channel = {
         .target = CONTROL, .credentials = worker_credentials(w), .server_name = "weft-coordinator"};
@@ -450,6 +453,7 @@ void sim_worker_kill(FakeWorker *w)
     rpc_inproc_set_fault(w->cluster->transport, w->name, NULL, RPC_INPROC_CUT);
     rpc_inproc_set_fault(w->cluster->transport, NULL, w->address, RPC_INPROC_CUT);
     g_ptr_array_unref(w->streams);
+    sim_trainer_free(g_steal_pointer(&w->trainer));
     rpc_channel_free(w->channel);
     rpc_server_free(w->server, 0);
     g_ptr_array_unref(w->held);
@@ -461,6 +465,7 @@ void sim_worker_kill(FakeWorker *w)
 void sim_worker_cut(FakeWorker *w, bool cut)
 {
     RpcInprocFault fault = cut ? RPC_INPROC_FROZEN : RPC_INPROC_UP;
+    w->cut = cut;
     rpc_inproc_set_fault(w->cluster->transport, w->name, NULL, fault);
     rpc_inproc_set_fault(w->cluster->transport, NULL, w->address, fault);
 }
@@ -558,6 +563,7 @@ void sim_cluster_free(SimCluster *s)
     rpc_transport_inproc_free(s->transport);
     store_disk_free(s->disk);
     remove_tree(s->dir);
+    sim_training_clear(&s->training);
     g_string_free(s->log, TRUE);
     g_free(s->ca_pem);
     g_free(s->dir);

@@ -4,6 +4,7 @@
 
 #include "coordinator/coordinator.h"
 #include "tests/sim/sim_loop.h"
+#include "tests/unit/coordinator/sim_trainer.h"
 #include "transport/rpc/inproc/inproc.h"
 #include "weft/v1/admin.pb-c.h"
 #include "weft/v1/cluster.pb-c.h"
@@ -54,6 +55,8 @@ typedef struct FakeWorker {
     bool lies;         /* its tokens are none of the model's */
     int fail_generate; /* error code that each generation ends with at once; 0: none */
     GError *refused;   /* how its attachment ended */
+    bool cut;
+    SimTrainer *trainer;
 } FakeWorker;
 
 struct SimCluster {
@@ -71,6 +74,7 @@ struct SimCluster {
     Log log_seam;
     uint32_t recovery_wait_ms; /* of the next sim_cluster_start() */
     bool seal_off;             /* of the next sim_cluster_start() */
+    SimTraining training;
 };
 
 SimCluster *sim_cluster_new(uint64_t seed);

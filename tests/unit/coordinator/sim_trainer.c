@@ -1,0 +1,369 @@
+#include "tests/unit/coordinator/sim_trainer.h"
+
+#include "tests/unit/coordinator/sim_cluster.h"
+
+#include "proto/base/error.h"
+#include "proto/base/hash.h"
+#include "proto/model/model_message.h"
+#include "weft/v1/train.pb-c.h"
+
+#include <math.h>
+#include <string.h>
+
+#define STEP_US 50000
+
+typedef struct SimRank {
+    SimTrainer *owner;
+    RpcCall *call; /* referenced */
+    LoopTimer *timer;
+    ModelSpec *spec;
+    char *job;
+    uint64_t epoch, step, first_step, steps, checkpoint_every, n_tokens;
+    uint32_t index, n, sequences;
+    uint32_t asked; /* tensors of the state, three times the model's; then the tokens */
+    bool loaded, started;
+} SimRank;
+
+struct SimTrainer {
+    FakeWorker *worker;
+    SimTraining *training;
+    GPtrArray *ranks; /* of SimRank, owned */
+    uint64_t newest;  /* epoch that this worker was told of */
+};
+
+/* ---- what there is to learn ---- */
+
+static const char *const kinds[] = {"weights", "first", "second"};
+
+static float value_of(uint32_t tensor, uint32_t row, uint32_t column, uint64_t step)
+{
+    return (float)(tensor % 7) + (float)row / 64 + (float)column / 4096 + (float)step * 8;
+}
+
+float sim_training_loss(uint64_t step)
+{
+    return 1.0f + 4.0f / (float)(step + 1);
+}
+
+static Hash128 digest_of(uint64_t step)
+{
+    return hash128(&step, sizeof step);
+}
+
+static SliceRect share(const SimRank *r, const TensorSpec *t)
+{
+    const uint32_t first = (uint32_t)((uint64_t)t->rows * r->index / r->n);
+    const uint32_t last = (uint32_t)((uint64_t)t->rows * (r->index + 1) / r->n);
+    return (SliceRect){first, last - first, 0, t->columns};
+}
+
+/* ---- a rank's life ---- */
+
+static void rank_free(void *data)
+{
+    SimRank *r = data;
+    g_ptr_array_remove_fast(r->owner->training->ranks, r);
+    loop_timer_cancel(r->owner->worker->loop, r->timer);
+    rpc_call_on_cancel(r->call, NULL, NULL);
+    rpc_call_set_data(r->call, NULL, NULL);
+    rpc_call_unref(r->call);
+    model_spec_free(r->spec);
+    g_free(r->job);
+    g_free(r);
+}
+
+/* NULL: its end is no error. */
+static void rank_end(SimRank *r, const GError *why)
+{
+    rpc_call_on_cancel(r->call, NULL, NULL);
+    rpc_call_finish(r->call, why);
+    g_ptr_array_remove_fast(r->owner->ranks, r);
+}
+
+static void rank_cancelled(void *user)
+{
+    SimRank *r = user;
+    g_ptr_array_remove_fast(r->owner->ranks, r);
+}
+
+static void tell(SimRank *r, Weft__V1__TrainReport__ReportCase which, void *what)
+{
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    report.report_case = which;
+    report.want = what; /* any member of the union */
+    rpc_call_send(r->call, &report.base);
+}
+
+/* ---- loading ---- */
+
+static void tell_loaded(SimRank *r)
+{
+    FakeWorker *w = r->owner->worker;
+    Weft__V1__TrainLoaded loaded = WEFT__V1__TRAIN_LOADED__INIT;
+    loaded.data_address = (ProtobufCBinaryData){strlen(w->name), (uint8_t *)w->name};
+    loaded.boot_id = (ProtobufCBinaryData){sizeof w->boot_id, w->boot_id};
+    r->loaded = true;
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_LOADED, &loaded);
+}
+
+/* The next piece of its state, when it goes on from a checkpoint; then some tokens. */
+static void ask_next(SimRank *r)
+{
+    Weft__V1__TrainWant want = WEFT__V1__TRAIN_WANT__INIT;
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    g_autofree char *name = NULL;
+    const uint32_t n_state = r->first_step > 0 ? 3 * r->spec->n_tensors : 0;
+    for (; r->asked < n_state; r->asked++) {
+        const TensorSpec *t = &r->spec->tensors[r->asked / 3];
+        const SliceRect s = share(r, t);
+        if (s.n_rows > 0) {
+            name = g_strdup_printf("%s/%s", kinds[r->asked % 3], t->name);
+            rect.row0 = s.row0;
+            rect.n_rows = s.n_rows;
+            rect.n_cols = s.n_cols;
+            want.n = (uint64_t)s.n_rows * s.n_cols;
+            want.tensor = name;
+            want.rect = &rect;
+            break;
+        }
+    }
+    if (r->asked > n_state) {
+        tell_loaded(r);
+        return;
+    }
+    if (want.rect == NULL) {
+        want.n = MIN(r->n_tokens, 64);
+        want.first = r->n_tokens - want.n;
+    }
+    want.id = ++r->asked;
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_WANT, &want);
+}
+
+static void check_bytes(SimRank *r, const Weft__V1__TrainBytes *bytes)
+{
+    g_assert_cmpuint(bytes->want, ==, r->asked);
+    const uint32_t at = r->asked - 1;
+    const float *floats = (const float *)(const void *)bytes->data.data;
+    if (r->first_step > 0 && at < 3 * r->spec->n_tensors) {
+        const TensorSpec *t = &r->spec->tensors[at / 3];
+        const SliceRect s = share(r, t);
+        g_assert_cmpuint(bytes->data.len, ==, sizeof(float) * s.n_rows * s.n_cols);
+        for (uint32_t i = 0; i < s.n_rows * s.n_cols; i++) {
+            g_assert_cmpfloat(floats[i], ==,
+                              value_of(at, s.row0 + i / s.n_cols, i % s.n_cols, r->first_step));
+        }
+    }
+    ask_next(r);
+}
+
+static void load(SimTrainer *owner, RpcCall *call, const Weft__V1__TrainLoad *m)
+{
+    SimTraining *all = owner->training;
+    g_assert_cmpuint(m->stamp->epoch, >, owner->newest); /* a number is used once */
+    owner->newest = m->stamp->epoch;
+    all->n_epochs += m->stamp->epoch > all->newest_epoch;
+    all->newest_epoch = MAX(all->newest_epoch, m->stamp->epoch);
+    SimRank *r = g_new0(SimRank, 1);
+    *r = (SimRank){.owner = owner,
+                   .call = rpc_call_ref(call),
+                   .spec = model_from_message(m->model, NULL),
+                   .job = g_strdup(m->stamp->job),
+                   .epoch = m->stamp->epoch,
+                   .step = m->settings->first_step,
+                   .first_step = m->settings->first_step,
+                   .steps = m->settings->steps,
+                   .checkpoint_every = m->settings->checkpoint_every,
+                   .n_tokens = m->settings->n_tokens,
+                   .sequences = m->settings->sequences};
+    g_assert_nonnull(r->spec);
+    for (size_t d = 0; d < m->plan->n_replicas; d++) {
+        const Weft__V1__Replica *replica = m->plan->replicas[d];
+        for (size_t s = 0; s < replica->n_stages; s++) {
+            for (size_t t = 0; t < replica->stages[s]->n_ranks; t++, r->n++) {
+                if (d == m->replica && s == m->stage && t == m->rank) {
+                    r->index = r->n;
+                    g_assert_cmpstr(replica->stages[s]->ranks[t]->worker, ==, owner->worker->name);
+                }
+            }
+        }
+    }
+    all->n_restored += r->index == 0 && r->first_step > 0;
+    g_ptr_array_add(owner->ranks, r);
+    g_ptr_array_add(all->ranks, r);
+    rpc_call_set_data(call, r, NULL);
+    rpc_call_on_cancel(call, rank_cancelled, r);
+    ask_next(r);
+}
+
+/* ---- steps ---- */
+
+/* All ranks of the epoch are there and none is a step behind this one: what a step's exchanges
+ * see. */
+static bool may_go_on(const SimRank *r)
+{
+    const SimTraining *all = r->owner->training;
+    uint32_t n = 0;
+    for (guint i = 0; i < all->ranks->len; i++) {
+        const SimRank *other = all->ranks->pdata[i];
+        n += other->epoch == r->epoch && strcmp(other->job, r->job) == 0 && other->started &&
+             other->step >= r->step && !other->owner->worker->cut;
+    }
+    return n == r->n;
+}
+
+static void send_piece(SimRank *r, const TensorSpec *t, uint32_t kind, uint32_t at)
+{
+    const SliceRect s = share(r, t);
+    if (s.n_rows == 0) {
+        return;
+    }
+    const uint32_t n = s.n_rows * s.n_cols;
+    g_autofree float *floats = g_new(float, n);
+    g_autofree char *name = g_strdup_printf("%s/%s", kinds[kind], t->name);
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    Weft__V1__TrainPiece piece = WEFT__V1__TRAIN_PIECE__INIT;
+    for (uint32_t i = 0; i < n; i++) {
+        floats[i] = value_of(at, s.row0 + i / s.n_cols, i % s.n_cols, r->step);
+    }
+    rect.row0 = s.row0;
+    rect.n_rows = s.n_rows;
+    rect.n_cols = s.n_cols;
+    piece.step = r->step;
+    piece.tensor = name;
+    piece.rect = &rect;
+    piece.data = (ProtobufCBinaryData){n * sizeof *floats, (uint8_t *)(void *)floats};
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
+}
+
+static void save(SimRank *r)
+{
+    Hash128 digest = digest_of(r->step);
+    Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
+    for (uint32_t i = 0; i < 3 * r->spec->n_tensors; i++) {
+        send_piece(r, &r->spec->tensors[i / 3], i % 3, i);
+        if (r->owner->training->piece_twice) {
+            r->owner->training->piece_twice = false;
+            send_piece(r, &r->spec->tensors[i / 3], i % 3, i);
+        }
+    }
+    part.step = r->step;
+    part.samples = r->step * r->sequences;
+    part.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_PART, &part);
+}
+
+static void tell_step(SimRank *r)
+{
+    SimTraining *all = r->owner->training;
+    Weft__V1__TrainProgress step = WEFT__V1__TRAIN_PROGRESS__INIT;
+    step.step = r->step - 1; /* counted from 0 */
+    step.samples_seen = r->step * r->sequences;
+    step.loss = sim_training_loss(r->step);
+    if (all->wrong_loss) {
+        step.loss = nextafterf(step.loss, 0);
+    }
+    step.seconds = STEP_US / 1e6;
+    all->steps_computed++;
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_STEP, &step);
+}
+
+static void tick(void *user)
+{
+    SimRank *r = user;
+    r->timer = NULL;
+    if (!may_go_on(r)) {
+        r->timer = loop_timer_start(r->owner->worker->loop, STEP_US / 10, tick, r);
+        return;
+    }
+    r->step++;
+    if (r->index == 0) {
+        tell_step(r);
+    }
+    if (r->step == r->steps || (r->checkpoint_every > 0 && r->step % r->checkpoint_every == 0)) {
+        save(r);
+    }
+    if (r->step < r->steps) {
+        r->timer = loop_timer_start(r->owner->worker->loop, STEP_US, tick, r);
+        return;
+    }
+    if (r->owner->training->ends_unsaid) {
+        return;
+    }
+    Hash128 digest = digest_of(r->step);
+    Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
+    done.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);
+}
+
+static void start(SimRank *r, const Weft__V1__TrainStart *m)
+{
+    g_assert_true(r->loaded && !r->started);
+    g_assert_cmpuint(m->secret.len, ==, 32);
+    g_assert_cmpuint(m->n_ranks, ==, r->n);
+    g_assert_cmpstr(m->ranks[r->index]->worker, ==, r->owner->worker->name);
+    Weft__V1__TrainRunning running = WEFT__V1__TRAIN_RUNNING__INIT;
+    r->started = true;
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_RUNNING, &running);
+    r->timer = loop_timer_start(r->owner->worker->loop, STEP_US, tick, r);
+}
+
+static void on_train(RpcCall *call, const ProtobufCMessage *message, void *user)
+{
+    SimRank *r = rpc_call_data(call);
+    const Weft__V1__TrainCommand *command = (const Weft__V1__TrainCommand *)message;
+    if (command == NULL) {
+        if (r != NULL) {
+            rank_end(r, NULL);
+        }
+    } else if (r == NULL) {
+        if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD) {
+            load(user, call, command->load);
+        }
+    } else if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES) {
+        check_bytes(r, command->bytes);
+    } else if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_START) {
+        start(r, command->start);
+    }
+}
+
+/* ---- the worker's side ---- */
+
+SimTrainer *sim_trainer_new(FakeWorker *w, SimTraining *training)
+{
+    SimTrainer *t = g_new0(SimTrainer, 1);
+    t->worker = w;
+    t->training = training;
+    t->ranks = g_ptr_array_new_with_free_func(rank_free);
+    if (training->ranks == NULL) {
+        training->ranks = g_ptr_array_new();
+    }
+    return t;
+}
+
+void sim_trainer_serve(SimTrainer *t, RpcServer *server)
+{
+    static const RpcMethod methods[] = {{"Train", on_train, RPC_ROLE_COORDINATOR}, {NULL}};
+    rpc_server_add(server, &weft__v1__trainer__descriptor, methods, t);
+}
+
+void sim_trainer_fence(SimTrainer *t)
+{
+    g_autoptr(GError) why =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s was fenced", t->worker->name);
+    while (t->ranks->len > 0) {
+        rank_end(t->ranks->pdata[0], why);
+    }
+}
+
+void sim_trainer_free(SimTrainer *t)
+{
+    if (t != NULL) {
+        g_ptr_array_unref(t->ranks);
+        g_free(t);
+    }
+}
+
+void sim_training_clear(SimTraining *training)
+{
+    g_clear_pointer(&training->ranks, g_ptr_array_unref);
+}

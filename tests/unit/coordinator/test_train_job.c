@@ -1,0 +1,426 @@
+/* A training job over workers that die, freeze, are cut off and come back, under a coordinator that
+ * is started again: the real job, members, store and checkpoints under virtual time; what the ranks
+ * compute is a function of the step (sim_trainer.h). */
+#include "tests/unit/coordinator/sim_streams.h"
+
+#include "proto/base/error.h"
+#include "proto/base/hash.h"
+#include "proto/model/checkpoint.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define SEQUENCES 8u
+
+typedef struct Toy {
+    uint32_t dp, pp, tp; /* dp 0: auto */
+    uint64_t steps, every;
+} Toy;
+
+static const Toy toy = {2, 2, 1, 60, 10};
+
+/* ---- the job ---- */
+
+static char *path_in(const SimCluster *s, const char *name)
+{
+    return g_build_filename(s->dir, name, NULL);
+}
+
+static void submit(SimCluster *s, const Toy *t)
+{
+    g_autofree char *data = path_in(s, "text.txt"), *checkpoints = path_in(s, "ck");
+    g_autofree char *layout =
+        t->dp == 0 ? g_strdup("auto")
+                   : g_strdup_printf("{dp: %u, pp: %u, tp: %u}", t->dp, t->pp, t->tp);
+    g_autoptr(GString) text = g_string_new(NULL);
+    for (unsigned i = 0; i < 200; i++) {
+        g_string_append_printf(text, "line %u of a text that says nothing of note\n", i * i);
+    }
+    assert_true(g_file_set_contents(data, text->str, -1, NULL));
+    g_autofree char *spec = g_strdup_printf(
+        "kind: train\nname: toy\n"
+        "model: {config: {family: gpt2, layers: 4, width: 16, heads: 2, context: 16}}\n"
+        "data: {train: %s, tokenizer: {train: 270}}\n"
+        "batch: {sequences: %u, length: 16, leaves: 8}\n"
+        "steps: %" G_GUINT64_FORMAT "\noptimizer: {lr: 1e-3}\nlayout: %s\n"
+        "checkpoint: {directory: %s, every: %" G_GUINT64_FORMAT ", keep: 2}\n",
+        data, SEQUENCES, t->steps, layout, checkpoints, t->every);
+    Answer a = {0};
+    Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
+    request.spec = spec;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
+    sim_answer(s, &a, 5 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+}
+
+/* Its state, and why; valid until the next call. */
+static const char *job_state(SimCluster *s, const char **reason)
+{
+    static char state[32], why[512];
+    Answer a = {0};
+    Weft__V1__ListJobsRequest request = WEFT__V1__LIST_JOBS_REQUEST__INIT;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "ListJobs", &request);
+    sim_answer(s, &a, 20 * SECOND);
+    g_assert_no_error(a.error);
+    const Weft__V1__ListJobsResponse *jobs = (const Weft__V1__ListJobsResponse *)a.message;
+    g_assert_cmpuint(jobs->n_jobs, ==, 1);
+    g_strlcpy(state, jobs->jobs[0]->state, sizeof state);
+    g_strlcpy(why, jobs->jobs[0]->reason, sizeof why);
+    answer_clear(&a);
+    if (reason != NULL) {
+        *reason = why;
+    }
+    return state;
+}
+
+static bool is_over(SimCluster *s)
+{
+    const char *state = job_state(s, NULL);
+    return strcmp(state, "done") == 0 || strcmp(state, "failed") == 0;
+}
+
+static void run_to_end(SimCluster *s, int64_t limit_us)
+{
+    const int64_t end_us = sim_world_now_us(s->world) + limit_us;
+    while (!is_over(s)) {
+        g_assert_cmpint(sim_world_now_us(s->world), <, end_us);
+        sim_run_for(s, SECOND / 10);
+    }
+}
+
+/* ---- what it left ---- */
+
+static uint64_t steps_told(SimCluster *s)
+{
+    g_autofree char *path = path_in(s, "train-toy.jsonl"), *text = NULL;
+    uint64_t n = 0;
+    if (g_file_get_contents(path, &text, NULL, NULL)) {
+        for (const char *at = text; (at = strstr(at, "\"grad_norm\"")) != NULL; at++) {
+            n++;
+        }
+    }
+    return n;
+}
+
+static void run_to_step(SimCluster *s, uint64_t step)
+{
+    const int64_t end_us = sim_world_now_us(s->world) + 60 * SECOND;
+    while (steps_told(s) < step) {
+        g_assert_cmpint(sim_world_now_us(s->world), <, end_us);
+        sim_run_for(s, 10000);
+    }
+}
+
+/* Every step once, in order, with its loss and samples; then the end, with the digest. */
+static void check_lines(SimCluster *s, const Toy *t)
+{
+    g_autofree char *path = path_in(s, "train-toy.jsonl"), *text = NULL;
+    assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_auto(GStrv) lines = g_strsplit(g_strchomp(text), "\n", -1);
+    g_assert_cmpuint(g_strv_length(lines), ==, t->steps + 1);
+    for (uint64_t i = 0; i < t->steps; i++) {
+        json_t *o = json_loads(lines[i], 0, NULL);
+        g_assert_nonnull(o);
+        g_assert_cmpint(json_integer_value(json_object_get(o, "step")), ==, i + 1);
+        g_assert_cmpint(json_integer_value(json_object_get(o, "samples_seen")), ==,
+                        (i + 1) * SEQUENCES);
+        g_assert_cmpfloat((float)json_number_value(json_object_get(o, "loss")), ==,
+                          sim_training_loss(i + 1));
+        json_decref(o);
+    }
+    const Hash128 digest = hash128(&t->steps, sizeof t->steps);
+    char hex[33];
+    hash128_hex(&digest, hex);
+    json_t *end = json_loads(lines[t->steps], 0, NULL);
+    g_assert_cmpstr(json_string_value(json_object_get(end, "weights_digest")), ==, hex);
+    json_decref(end);
+}
+
+static void check_checkpoint(SimCluster *s, const Toy *t)
+{
+    g_autofree char *path = path_in(s, "ck");
+    g_autoptr(GError) error = NULL;
+    Checkpoint *c = checkpoint_open_newest(path, NULL, NULL, &error);
+    g_assert_no_error(error);
+    g_assert_cmpuint(checkpoint_state(c)->step, ==, t->steps);
+    g_assert_cmpuint(checkpoint_state(c)->samples, ==, t->steps * SEQUENCES);
+    checkpoint_free(c);
+}
+
+static void check_done(SimCluster *s, const Toy *t)
+{
+    const char *why = NULL;
+    g_assert_cmpstr(job_state(s, &why), ==, "done");
+    g_assert_cmpstr(why, ==, "");
+    check_lines(s, t);
+    check_checkpoint(s, t);
+    sim_run_for(s, SECOND);
+    g_assert_cmpuint(s->training.ranks->len, ==, 0);
+}
+
+/* ---- one harm ---- */
+
+static void test_undisturbed(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+    assert_int_equal(s->training.n_epochs, 1);
+    assert_int_equal(s->training.steps_computed, toy.steps);
+}
+
+/* Named within the detector's time; what is left goes on from the last checkpoint. */
+static void survive(SimCluster *s, Harm how, unsigned victim, int64_t most_us)
+{
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    harm(&s->workers[victim], how);
+    const int64_t from_us = sim_world_now_us(s->world);
+    while (strstr(s->log->str, "epoch 1 ended: worker w") == NULL) {
+        sim_run_for(s, 10000);
+        assert_true(sim_world_now_us(s->world) - from_us <= most_us);
+    }
+    g_autofree char *named = g_strdup_printf("epoch 1 ended: worker w%u", victim);
+    assert_non_null(strstr(s->log->str, named));
+    run_to_end(s, 30 * SECOND);
+    assert_int_equal(s->training.n_epochs, 2);
+    assert_int_equal(s->training.n_restored, 1);
+    assert_true(s->training.steps_computed <= toy.steps + toy.every);
+    heal(s, &s->workers[victim], how);
+    check_done(s, &toy);
+}
+
+static void test_killed(void **state)
+{
+    survive(*state, KILL, 0, SECOND);
+}
+
+static void test_killed_other(void **state)
+{
+    survive(*state, KILL, 3, SECOND);
+}
+
+static void test_frozen(void **state)
+{
+    survive(*state, FREEZE, 0, 5 * SECOND);
+}
+
+static void test_cut_off(void **state)
+{
+    survive(*state, CUT, 2, 5 * SECOND);
+}
+
+/* The last weights were saved before the end was heard of: nothing is computed again. */
+static void test_killed_at_the_end(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    s->training.ends_unsaid = true;
+    run_to_step(s, toy.steps);
+    sim_run_for(s, SECOND);
+    assert_string_equal(job_state(s, NULL), "running");
+    sim_worker_kill(&s->workers[2]);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+    assert_int_equal(s->training.n_epochs, 1);
+    assert_int_equal(s->training.steps_computed, toy.steps);
+}
+
+static void test_drained(void **state)
+{
+    SimCluster *s = *state;
+    Answer a = {0};
+    Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
+    request.node = (char *)"w1";
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Drain", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+    assert_non_null(strstr(s->log->str, "worker w1 is drained"));
+    assert_int_equal(s->training.n_epochs, 2);
+}
+
+static void test_coordinator_killed(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    sim_cluster_stop(s);
+    sim_run_for(s, 2 * SECOND);
+    sim_cluster_start(s);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+    assert_int_equal(s->training.n_epochs, 2);
+    assert_true(s->training.steps_computed <= toy.steps + toy.every);
+}
+
+static void test_waits_for_workers(void **state)
+{
+    SimCluster *s = *state;
+    const char *why = NULL;
+    submit(s, &toy);
+    sim_run_for(s, 5 * SECOND);
+    assert_string_equal(job_state(s, &why), "planning");
+    assert_non_null(strstr(why, "no worker is usable"));
+    start_workers(s, 4);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+}
+
+/* Another loss for a step that was told: the job stops, whoever is wrong. */
+static void test_other_numbers(void **state)
+{
+    SimCluster *s = *state;
+    const char *why = NULL;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    s->training.wrong_loss = true;
+    sim_worker_kill(&s->workers[1]);
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, &why), "failed");
+    assert_non_null(strstr(why, "step 21"));
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->training.ranks->len, 0);
+}
+
+/* A checkpoint that is no whole one is not written, and said; the one before is gone on from. */
+static void test_damaged_save(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 15);
+    s->training.piece_twice = true;
+    run_to_step(s, 25);
+    assert_false(s->training.piece_twice);
+    g_autofree char *lost = path_in(s, "ck/step-0000000020"),
+                    *kept = path_in(s, "ck/step-0000000010");
+    assert_false(g_file_test(lost, G_FILE_TEST_EXISTS));
+    assert_true(g_file_test(kept, G_FILE_TEST_EXISTS));
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+}
+
+/* ---- many ---- */
+
+typedef struct Trouble {
+    int64_t at_us;
+    unsigned worker; /* WORKERS_LIMIT: the coordinator */
+    Harm how;
+    bool heals;
+} Trouble;
+
+static gint by_time(gconstpointer a, gconstpointer b)
+{
+    const Trouble *x = a, *y = b;
+    return x->at_us < y->at_us ? -1 : x->at_us > y->at_us;
+}
+
+/* Harms and their ends at random times; all is healed in the end, so that the job must be done. */
+static GArray *draw_troubles(GRand *rand, unsigned n_workers)
+{
+    GArray *all = g_array_new(FALSE, FALSE, sizeof(Trouble));
+    for (unsigned n = (unsigned)g_rand_int_range(rand, 1, 7); n > 0; n--) {
+        const bool coordinator = g_rand_int_range(rand, 0, 6) == 0;
+        Trouble t = {.at_us = g_rand_int_range(rand, 300000, 9000000),
+                     .worker = coordinator ? WORKERS_LIMIT
+                                           : (unsigned)g_rand_int_range(rand, 0, (gint32)n_workers),
+                     .how = (Harm)g_rand_int_range(rand, KILL, CUT + 1)};
+        g_array_append_val(all, t);
+        t.heals = true;
+        t.at_us += g_rand_int_range(rand, 1000, 8000000);
+        g_array_append_val(all, t);
+    }
+    g_array_sort(all, by_time);
+    return all;
+}
+
+static void play(SimCluster *s, const Trouble *t, bool *harmed, Harm *how)
+{
+    if (t->worker == WORKERS_LIMIT) {
+        if (t->heals && s->coordinator == NULL) {
+            sim_cluster_start(s);
+        } else if (!t->heals && s->coordinator != NULL) {
+            sim_cluster_stop(s);
+        }
+        return;
+    }
+    FakeWorker *w = &s->workers[t->worker];
+    if (!t->heals && !harmed[t->worker]) {
+        harmed[t->worker] = true;
+        how[t->worker] = t->how;
+        harm(w, t->how);
+    } else if (t->heals && harmed[t->worker]) {
+        harmed[t->worker] = false;
+        heal(s, w, how[t->worker]);
+    }
+}
+
+static void random_trial(uint64_t seed)
+{
+    static const Toy toys[] = {{2, 2, 1, 60, 10}, {0, 0, 0, 50, 7},  {1, 4, 1, 40, 5},
+                               {4, 1, 1, 80, 20}, {1, 2, 2, 45, 45}, {1, 1, 1, 60, 3}};
+    SimCluster *s = sim_cluster_new(seed);
+    GRand *rand = g_rand_new_with_seed((guint32)seed);
+    const Toy *t = &toys[g_rand_int_range(rand, 0, G_N_ELEMENTS(toys))];
+    const unsigned least = MAX(1, t->dp * t->pp * t->tp);
+    const unsigned n_workers = least + (unsigned)g_rand_int_range(rand, 0, 3);
+    bool harmed[WORKERS_LIMIT] = {false};
+    Harm how[WORKERS_LIMIT] = {KILL};
+    start_workers(s, n_workers);
+    submit(s, t);
+    g_autoptr(GArray) troubles = draw_troubles(rand, n_workers);
+    const int64_t from_us = sim_world_now_us(s->world);
+    for (guint i = 0; i < troubles->len; i++) {
+        const Trouble *trouble = &g_array_index(troubles, Trouble, i);
+        sim_run_for(s, MAX(0, from_us + trouble->at_us - sim_world_now_us(s->world)));
+        play(s, trouble, harmed, how);
+    }
+    run_to_end(s, 60 * SECOND);
+    check_done(s, t);
+    g_rand_free(rand);
+    sim_cluster_free(s);
+}
+
+static void test_random(void **state)
+{
+    const char *only = g_getenv("WEFT_TRIAL"), *many = g_getenv("WEFT_TRIALS");
+    const uint64_t first = only != NULL ? g_ascii_strtoull(only, NULL, 10) : 1;
+    const uint64_t n = only != NULL ? 1 : many != NULL ? g_ascii_strtoull(many, NULL, 10) : 60;
+    for (uint64_t seed = first; seed < first + n; seed++) {
+        print_message("trial %" G_GUINT64_FORMAT "\n", seed);
+        random_trial(seed);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+#define CASE(f) cmocka_unit_test_setup_teardown(f, cluster_set_up, cluster_tear_down)
+        CASE(test_undisturbed),       CASE(test_killed),
+        CASE(test_killed_other),      CASE(test_frozen),
+        CASE(test_cut_off),           CASE(test_killed_at_the_end),
+        CASE(test_drained),           CASE(test_coordinator_killed),
+        CASE(test_waits_for_workers), CASE(test_other_numbers),
+        CASE(test_damaged_save),      cmocka_unit_test(test_random),
+    };
+    return cmocka_run_group_tests_name("coordinator-train_job", tests, NULL, NULL);
+}
