@@ -3,16 +3,16 @@
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK_FLOATS = 96 * 192, PACK_FLOATS = 264 * 256 + 256 * 384 };
+enum { BLOCK_FLOATS = 264 * 384, PACK_FLOATS = 264 * 256 + 256 * 384 };
 
 /* The largest blocks that a variant works on: kernels/vector/gemm.h. */
 size_t gemm_scratch_floats(uint32_t n_units)
 {
-    uint32_t levels = 1;
-    while (n_units > 1u << (levels - 1)) {
+    uint32_t levels = 0; /* above the lowest, which is c */
+    while (n_units > 1u << levels) {
         levels++;
     }
-    return PACK_FLOATS + (n_units > 1 ? (size_t)levels * BLOCK_FLOATS : 0);
+    return PACK_FLOATS + (size_t)levels * BLOCK_FLOATS;
 }
 
 static void whole_tree(uint32_t a, uint32_t b, TreeStep *steps)

@@ -1,227 +1,377 @@
 #pragma once
 
 #include "kernels/ops/gemm.h"
+#include "kernels/vector/turn.h"
 
 #include <string.h>
 
-/* Blocks of c are computed one after another: operands are packed, k chunk by k chunk, into
- * A [rows/4][k][4] and B [columns/NR][k][NR], and each tile of c is loaded, continued and stored,
- * which changes no bit. A block of a cut product is a stack of partial sums in the scratch, of
- * smaller blocks so that the stack stays in the second-level cache. The sizes fit
- * gemm_scratch_floats(). */
+/* The contraction goes by in chunks of up to GEMM_K steps, of one segment or several. For each, a
+ * block's rows of a are packed into [rows/4][k][4] once, its columns of b into [columns/NR][k][NR]
+ * some at a time, and every tile of c runs through the chunk: a *run* is what the chunk has of one
+ * unit. A tile's sums are in registers during a run; between runs they are in c, or in the stack of
+ * partial sums that the tree wants, whose lowest level is c. Where they are kept, changes no bit.
+ * Merges of the tree happen as a run ends, in registers. The sizes fit gemm_scratch_floats(). */
 enum {
     GEMM_NR = 3 * VEC_LANES,
     GEMM_MR = VEC_LANES == 16 ? 8 : 4, /* 24 or 12 sums in registers */
     GEMM_K = 256,
-    GEMM_M_WHOLE = 264,
-    GEMM_N_WHOLE = 384,
-    GEMM_M_CUT = 96,
-    GEMM_N_CUT = 192,
+    GEMM_M = 264,
+    GEMM_N_PACKED = 192,
+    GEMM_N_WHOLE = 1536, /* columns for which a is packed once */
+    GEMM_N_CUT = 384,
+    GEMM_PIECES = 64,
+    GEMM_LINES_A_TILE = 8, /* asked for ahead */
 };
 
-/* out[t][r], r < 4: row r of src for steps t, rows `row` floats apart. */
-VEC_FN void gemm_pack_rows(const float *src, size_t row, uint32_t n_rows, uint32_t length,
-                           float *out, size_t out_step)
+/* Steps [t, t + length) of a segment, at step `at` of the chunk. */
+typedef struct GemmPiece {
+    const GemmSegment *g;
+    uint32_t t, length, at;
+} GemmPiece;
+
+typedef struct GemmRun {
+    uint32_t at, length;
+    bool from_zero;   /* else from its level */
+    uint8_t level;    /* of the unit's own sums */
+    uint8_t n_merges; /* when it ends: levels above come to it, one after another */
+    float *c;         /* level 0: the subtree that it belongs to */
+} GemmRun;
+
+typedef struct GemmWalk {
+    const GemmArgs *args;
+    uint32_t i0, m, j0, n; /* the block */
+    float *pack_a, *pack_b, *stack;
+    /* where the walk over segments is */
+    uint32_t segment, t, depth, emitted;
+    bool begun; /* the unit has sums in its level */
+    /* the chunk */
+    uint32_t n_pieces, n_runs, steps;
+    GemmPiece pieces[GEMM_PIECES];
+    GemmRun runs[GEMM_PIECES];
+} GemmWalk;
+
+/* ---- packing ---- */
+
+/* out[q][t][r], q < n_fours, `fours` apart: element 4q + r of row t of src. */
+VEC_FN void gemm_copy_fours(const float *src, size_t row, uint32_t length, float *out, size_t fours,
+                            const unsigned n_fours)
 {
-    uint32_t t = 0;
-    for (; n_rows == 4 && t + VEC_LANES <= length; t += VEC_LANES) {
-        float turned[4 * VEC_LANES];
-        const Vec w[4] = {vec_load(src + t), vec_load(src + row + t), vec_load(src + 2 * row + t),
-                          vec_load(src + 3 * row + t)};
-        vec_store_interleaved(turned, w);
-        for (unsigned lane = 0; lane < VEC_LANES; lane++) {
-            memcpy(out + (t + lane) * out_step, turned + 4 * lane, 4 * sizeof(float));
+    for (uint32_t t = 0; t < length; t++) {
+#pragma GCC unroll 4
+        for (unsigned q = 0; q < n_fours; q++) {
+            memcpy(out + q * fours + (size_t)t * 4, src + t * row + q * 4, 4 * sizeof(float));
         }
     }
-    for (; t < length; t++) {
+}
+
+/* Rows [i, i + n), n <= 4, missing rows are zeros. */
+static void gemm_pack_some(const GemmSegment *g, const float *a, uint32_t n, uint32_t length,
+                           float *out)
+{
+    for (uint32_t t = 0; t < length; t++) {
         for (uint32_t r = 0; r < 4; r++) {
-            out[t * out_step + r] = r < n_rows ? src[r * row + t] : 0.0f;
+            out[(size_t)t * 4 + r] = r < n ? a[r * g->a_row + t * g->a_step] : 0.0f;
         }
     }
 }
 
-/* Rows [0, m) of a, steps [0, length), as [m/4][length][4]; missing rows are zeros, and there is a
- * whole number of tiles. */
-static void gemm_pack_a(const GemmSegment *g, const float *a, uint32_t m, uint32_t length,
-                        float *out)
+/* Rows [0, m) of a, as [m/4][steps][4]; there is a whole number of tiles. */
+static void gemm_pack_a(const GemmWalk *w, const GemmPiece *piece)
 {
-    const uint32_t tiles = (m + GEMM_MR - 1) / GEMM_MR * GEMM_MR;
-    for (uint32_t i = 0; i < tiles; i += 4, out += (size_t)length * 4) {
-        const uint32_t rows = i >= m ? 0 : m - i < 4 ? m - i : 4;
-        if (rows == 0) {
-            memset(out, 0, (size_t)length * 4 * sizeof(float));
-        } else if (g->a_step == 1) {
-            gemm_pack_rows(a + i * g->a_row, g->a_row, rows, length, out, 4);
+    const GemmSegment *g = piece->g;
+    const float *a = g->a + w->i0 * g->a_row + piece->t * g->a_step;
+    const uint32_t tiles = (w->m + GEMM_MR - 1) / GEMM_MR * GEMM_MR, length = piece->length;
+    const size_t fours = (size_t)w->steps * 4;
+    float *out = w->pack_a + (size_t)piece->at * 4;
+    uint32_t i = 0;
+    for (; g->a_step != 1 && g->a_row == 1 && i + 16 <= w->m; i += 16, out += 4 * fours) {
+        gemm_copy_fours(a + i, g->a_step, length, out, fours, 4); /* a whole line at a time */
+    }
+    for (; i + 4 <= w->m; i += 4, out += fours) {
+        const float *src = a + i * g->a_row;
+        if (g->a_step == 1) {
+            turn_rows_4(src, g->a_row, length, out);
+        } else if (g->a_row == 1) {
+            gemm_copy_fours(src, g->a_step, length, out, fours, 1);
         } else {
-            for (uint32_t t = 0; t < length; t++) {
-                for (uint32_t r = 0; r < 4; r++) {
-                    out[(size_t)t * 4 + r] =
-                        r < rows ? a[(i + r) * g->a_row + t * g->a_step] : 0.0f;
-                }
+            gemm_pack_some(g, src, 4, length, out);
+        }
+    }
+    for (; i < tiles; i += 4, out += fours) {
+        gemm_pack_some(g, a + i * g->a_row, i < w->m ? w->m - i : 0, length, out);
+    }
+}
+
+/* Columns [j, j + n) of the block of b, as [n/NR][steps][NR]; missing columns are zeros. */
+static void gemm_pack_b(const GemmWalk *w, const GemmPiece *piece, uint32_t j, uint32_t n)
+{
+    const GemmSegment *g = piece->g;
+    const float *b = g->b + (w->j0 + j) * g->b_column + piece->t * g->b_step;
+    const uint32_t length = piece->length;
+    const size_t panel = (size_t)w->steps * GEMM_NR;
+    float *out = w->pack_b + (size_t)piece->at * GEMM_NR;
+    if (g->b_column != 1) {
+        for (uint32_t c = 0; c < n; c += 8) {
+            turn_columns_8(b + c * g->b_column, g->b_column, n - c < 8 ? n - c : 8, length,
+                           out + c / GEMM_NR * panel + c % GEMM_NR, GEMM_NR);
+        }
+        for (uint32_t c = (n + 7) / 8 * 8; c % GEMM_NR != 0; c += 8) {
+            turn_columns_8(NULL, 0, 0, length, out + c / GEMM_NR * panel + c % GEMM_NR, GEMM_NR);
+        }
+        return;
+    }
+    for (uint32_t t = 0; t < length; t++) {
+        const float *row = b + t * g->b_step;
+        float *to = out + (size_t)t * GEMM_NR;
+        uint32_t c = 0;
+        for (; c + GEMM_NR <= n; c += GEMM_NR, to += panel) {
+            for (unsigned v = 0; v < 3; v++) {
+                vec_store(to + v * VEC_LANES, vec_load(row + c + v * VEC_LANES));
             }
+        }
+        if (c < n) {
+            memset(to, 0, GEMM_NR * sizeof(float));
+            memcpy(to, row + c, (n - c) * sizeof(float));
         }
     }
 }
 
-/* Columns [0, n) of b, steps [0, length), as [n/NR][length][NR]; missing columns are zeros. */
-static void gemm_pack_b(const GemmSegment *g, const float *b, uint32_t n, uint32_t length,
-                        float *out)
+/* ---- tiles ---- */
+
+/* Sums of a level's tile, rows ld apart. */
+typedef struct GemmPlace {
+    float *at;
+    size_t ld;
+} GemmPlace;
+
+VEC_FN GemmPlace gemm_place(const GemmWalk *w, const GemmRun *run, uint32_t level, uint32_t i,
+                            uint32_t j)
 {
-    for (uint32_t j = 0; j < n; j += GEMM_NR, out += (size_t)length * GEMM_NR) {
-        const uint32_t columns = n - j < GEMM_NR ? n - j : GEMM_NR;
-        const float *src = b + j * g->b_column;
-        if (g->b_column != 1) {
-            for (uint32_t c = 0; c < GEMM_NR; c += 4) {
-                const uint32_t some = c >= columns ? 0 : columns - c < 4 ? columns - c : 4;
-                gemm_pack_rows(src + (some == 0 ? 0 : c * g->b_column), g->b_column, some, length,
-                               out + c, GEMM_NR);
-            }
-        } else if (columns == GEMM_NR) {
-            for (uint32_t t = 0; t < length; t++) {
-                for (unsigned v = 0; v < 3; v++) {
-                    vec_store(out + (size_t)t * GEMM_NR + v * VEC_LANES,
-                              vec_load(src + t * g->b_step + v * VEC_LANES));
-                }
-            }
-        } else {
-            for (uint32_t t = 0; t < length; t++) {
-                memset(out + (size_t)t * GEMM_NR, 0, GEMM_NR * sizeof(float));
-                memcpy(out + (size_t)t * GEMM_NR, src + t * g->b_step, columns * sizeof(float));
-            }
-        }
+    if (level == 0) {
+        const size_t ld = w->args->ld;
+        return (GemmPlace){run->c + (w->i0 + i) * ld + w->j0 + j, ld};
     }
+    return (GemmPlace){w->stack + (level - 1) * (size_t)GEMM_M * GEMM_N_CUT +
+                           (size_t)i * GEMM_N_CUT + j,
+                       GEMM_N_CUT};
 }
 
-/* A whole tile: c rows ld apart, from c or from +0. */
-VEC_FN void gemm_tile(const float *a, const float *b, uint32_t length, float *c, size_t ld,
-                      bool from_c)
+#define GEMM_EACH                                                                                  \
+    _Pragma("GCC unroll 8") for (unsigned r = 0; r < GEMM_MR; r++)                                 \
+        _Pragma("GCC unroll 3") for (unsigned v = 0; v < 3; v++)
+
+/* A whole tile through a run: from a place or from +0. */
+VEC_FN void gemm_sums(const float *a, size_t a_four, const float *b, uint32_t length,
+                      Vec acc[GEMM_MR][3])
 {
-    Vec acc[GEMM_MR][3];
-    const float *a4[GEMM_MR / 4];
-    for (unsigned q = 0; q < GEMM_MR / 4; q++) {
-        a4[q] = a + (size_t)q * length * 4;
-    }
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < GEMM_MR; r++) {
-#pragma GCC unroll 3
-        for (unsigned v = 0; v < 3; v++) {
-            acc[r][v] = from_c ? vec_load(c + r * ld + v * VEC_LANES) : vec_zero();
-        }
-    }
     for (uint32_t t = 0; t < length; t++) {
         const Vec b0 = vec_load(b), b1 = vec_load(b + VEC_LANES), b2 = vec_load(b + 2 * VEC_LANES);
 #pragma GCC unroll 8
         for (unsigned r = 0; r < GEMM_MR; r++) {
-            const Vec x = vec_all(a4[r / 4][t * 4 + r % 4]);
+            const Vec x = vec_all(a[r / 4 * a_four + r % 4]);
             acc[r][0] = vec_fma(x, b0, acc[r][0]);
             acc[r][1] = vec_fma(x, b1, acc[r][1]);
             acc[r][2] = vec_fma(x, b2, acc[r][2]);
         }
+        a += 4;
         b += GEMM_NR;
     }
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < GEMM_MR; r++) {
-#pragma GCC unroll 3
-        for (unsigned v = 0; v < 3; v++) {
-            vec_store(c + r * ld + v * VEC_LANES, acc[r][v]);
+}
+
+static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, const float *b,
+                      uint32_t i, uint32_t j)
+{
+    Vec acc[GEMM_MR][3];
+    GemmPlace own = gemm_place(w, run, run->level, i, j);
+    if (run->from_zero) {
+        GEMM_EACH
+        {
+            acc[r][v] = vec_zero();
         }
+    } else {
+        GEMM_EACH
+        {
+            acc[r][v] = vec_load(own.at + r * own.ld + v * VEC_LANES);
+        }
+    }
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < GEMM_MR; r++) { /* the next tile's rows */
+        _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld), _MM_HINT_T0);
+        _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld + GEMM_NR - 1), _MM_HINT_T0);
+    }
+    gemm_sums(a, (size_t)w->steps * 4, b, run->length, acc);
+    for (uint32_t k = 1; k <= run->n_merges; k++) {
+        own = gemm_place(w, run, run->level - k, i, j);
+        GEMM_EACH
+        {
+            acc[r][v] = vec_add(vec_load(own.at + r * own.ld + v * VEC_LANES), acc[r][v]);
+        }
+    }
+    GEMM_EACH
+    {
+        vec_store(own.at + r * own.ld + v * VEC_LANES, acc[r][v]);
     }
 }
 
 /* A tile that c has only a part of goes through a whole one on the stack. */
-static void gemm_edge(const float *a, const float *b, uint32_t length, float *c, size_t ld,
-                      uint32_t rows, uint32_t columns, bool from_c)
+static void gemm_edge(const GemmWalk *w, const GemmRun *run, const float *a, const float *b,
+                      uint32_t i, uint32_t j, uint32_t rows, uint32_t columns)
 {
-    float whole[GEMM_MR * GEMM_NR] = {0};
-    for (uint32_t r = 0; from_c && r < rows; r++) {
-        memcpy(whole + r * GEMM_NR, c + r * ld, columns * sizeof(float));
+    float whole[GEMM_MR][GEMM_NR] = {{0}};
+    Vec acc[GEMM_MR][3];
+    GemmPlace own = gemm_place(w, run, run->level, i, j);
+    for (uint32_t r = 0; !run->from_zero && r < rows; r++) {
+        memcpy(whole[r], own.at + r * own.ld, columns * sizeof(float));
     }
-    gemm_tile(a, b, length, whole, GEMM_NR, true);
+    GEMM_EACH
+    {
+        acc[r][v] = vec_load(whole[r] + v * VEC_LANES);
+    }
+    gemm_sums(a, (size_t)w->steps * 4, b, run->length, acc);
+    GEMM_EACH
+    {
+        vec_store(whole[r] + v * VEC_LANES, acc[r][v]);
+    }
+    for (uint32_t k = 1; k <= run->n_merges; k++) {
+        own = gemm_place(w, run, run->level - k, i, j);
+        for (uint32_t r = 0; r < rows; r++) {
+            for (uint32_t c = 0; c < columns; c++) {
+                whole[r][c] = own.at[r * own.ld + c] + whole[r][c];
+            }
+        }
+    }
     for (uint32_t r = 0; r < rows; r++) {
-        memcpy(c + r * ld, whole + r * GEMM_NR, columns * sizeof(float));
+        memcpy(own.at + r * own.ld, whole[r], columns * sizeof(float));
     }
 }
 
-typedef struct GemmBlock {
-    uint32_t i0, m, j0, n;
-    float *pack_a, *pack_b;
-} GemmBlock;
+/* ---- the walk ---- */
 
-/* c = (from_c ? c : +0), then the chain of one segment. */
-static void gemm_segment(const GemmSegment *g, const GemmBlock *block, float *c, size_t ld,
-                         bool from_c)
+static void gemm_end_unit(GemmWalk *w, GemmRun *run, TreeStep step)
 {
-    const float *a = g->a + block->i0 * g->a_row, *b = g->b + block->j0 * g->b_column;
-    uint32_t t = 0;
-    do {
-        const uint32_t length = g->length - t < GEMM_K ? g->length - t : GEMM_K;
-        gemm_pack_a(g, a + t * g->a_step, block->m, length, block->pack_a);
-        gemm_pack_b(g, b + t * g->b_step, block->n, length, block->pack_b);
-        for (uint32_t j = 0; j < block->n; j += GEMM_NR) {
-            const float *panel = block->pack_b + (size_t)j * length;
-            const uint32_t columns = block->n - j < GEMM_NR ? block->n - j : GEMM_NR;
-            for (uint32_t i = 0; i < block->m; i += GEMM_MR) {
-                const float *tile = block->pack_a + (size_t)i * length;
-                const uint32_t rows = block->m - i < GEMM_MR ? block->m - i : GEMM_MR;
-                float *to = c + i * ld + j;
+    run->n_merges = step.n_merges;
+    w->depth += 1u - step.n_merges;
+    if (step.emit) {
+        w->depth--;
+        w->emitted++;
+    }
+    w->begun = false;
+}
+
+/* The next chunk; false at the end. */
+static bool gemm_next_chunk(GemmWalk *w)
+{
+    const GemmArgs *args = w->args;
+    GemmRun *run = NULL; /* that has not ended */
+    w->n_pieces = w->n_runs = w->steps = 0;
+    while (w->segment < args->n_segments && w->n_pieces < GEMM_PIECES) {
+        const GemmSegment *g = &args->segments[w->segment];
+        const uint32_t rest = g->length - w->t, room = GEMM_K - w->steps,
+                       take = rest < room ? rest : room;
+        if (rest > 0 && room == 0) {
+            break;
+        }
+        if (run == NULL) {
+            run = &w->runs[w->n_runs++];
+            *run = (GemmRun){.at = w->steps,
+                             .from_zero = !w->begun,
+                             .level = (uint8_t)w->depth,
+                             .c = args->c + args->subtree_stride * w->emitted};
+        }
+        w->pieces[w->n_pieces++] = (GemmPiece){g, w->t, take, w->steps};
+        run->length += take;
+        w->steps += take;
+        w->t += take;
+        w->begun = true;
+        if (take == rest) {
+            w->segment++;
+            w->t = 0;
+            if (!g->continues) {
+                gemm_end_unit(w, run, g->step);
+                run = NULL;
+            }
+        }
+    }
+    return w->n_runs > 0;
+}
+
+/* What is packed next of b, asked for while tiles are computed: rows of lines, some at each tile.
+ */
+typedef struct GemmAhead {
+    const char *row;
+    size_t stride;
+    uint32_t n_rows, lines, line;
+} GemmAhead;
+
+/* Columns from j on, of this chunk; at the block's end the next chunk's first ones. */
+static GemmAhead gemm_ahead(const GemmWalk *w, uint32_t j)
+{
+    const bool same = j < w->n;
+    if (!same && w->segment == w->args->n_segments) {
+        return (GemmAhead){0};
+    }
+    const GemmSegment *g = same ? w->pieces[0].g : &w->args->segments[w->segment];
+    const uint32_t t = same ? w->pieces[0].t : w->t, rest = g->length - t,
+                   steps = rest < GEMM_K ? rest : GEMM_K, first = same ? j : 0, some = w->n - first,
+                   columns = some < GEMM_N_PACKED ? some : GEMM_N_PACKED;
+    const bool along = g->b_column != 1; /* rows of memory are columns */
+    return (GemmAhead){.row = (const char *)(g->b + (w->j0 + first) * g->b_column + t * g->b_step),
+                       .stride = (along ? g->b_column : g->b_step) * sizeof(float),
+                       .n_rows = along ? columns : steps,
+                       .lines = ((along ? steps : columns) * (uint32_t)sizeof(float) + 63) / 64};
+}
+
+VEC_FN void gemm_ask(GemmAhead *ahead)
+{
+    for (unsigned i = 0; i < GEMM_LINES_A_TILE && ahead->n_rows > 0; i++) {
+        _mm_prefetch(ahead->row + (size_t)ahead->line * 64, _MM_HINT_T1);
+        if (++ahead->line == ahead->lines) {
+            ahead->line = 0;
+            ahead->row += ahead->stride;
+            ahead->n_rows--;
+        }
+    }
+}
+
+/* Columns [j, j + n) of the block, packed. */
+static void gemm_multiply(const GemmWalk *w, uint32_t j, uint32_t n)
+{
+    GemmAhead ahead = gemm_ahead(w, j + n);
+    for (uint32_t c = 0; c < n; c += GEMM_NR) {
+        const float *panel = w->pack_b + (size_t)c * w->steps;
+        const uint32_t columns = n - c < GEMM_NR ? n - c : GEMM_NR;
+        for (uint32_t i = 0; i < w->m; i += GEMM_MR) {
+            const float *tile = w->pack_a + (size_t)i * w->steps;
+            const uint32_t rows = w->m - i < GEMM_MR ? w->m - i : GEMM_MR;
+            gemm_ask(&ahead);
+            for (uint32_t k = 0; k < w->n_runs; k++) {
+                const GemmRun *run = &w->runs[k];
+                const float *a = tile + (size_t)run->at * 4, *b = panel + (size_t)run->at * GEMM_NR;
                 if (rows == GEMM_MR && columns == GEMM_NR) {
-                    gemm_tile(tile, panel, length, to, ld, from_c);
+                    gemm_tile(w, run, a, b, i, j + c);
                 } else {
-                    gemm_edge(tile, panel, length, to, ld, rows, columns, from_c);
+                    gemm_edge(w, run, a, b, i, j + c, rows, columns);
                 }
             }
         }
-        from_c = true;
-        t += length;
-    } while (t < g->length);
-}
-
-static void gemm_block_add(float *to, const float *from, const GemmBlock *block)
-{
-    for (uint32_t i = 0; i < block->m; i++) {
-        for (uint32_t j = 0; j < block->n; j += VEC_LANES) { /* GEMM_N_CUT is whole vectors */
-            float *x = to + (size_t)i * GEMM_N_CUT + j;
-            vec_store(x, vec_add(vec_load(x), vec_load(from + (size_t)i * GEMM_N_CUT + j)));
-        }
     }
 }
 
-static void gemm_block_cut(const GemmArgs *args, const GemmBlock *block, float *stack)
+static void gemm_block(GemmWalk *w)
 {
-    const size_t level = (size_t)GEMM_M_CUT * GEMM_N_CUT;
-    uint32_t depth = 0, emitted = 0;
-    bool open = false;
-    for (uint32_t s = 0; s < args->n_segments; s++) {
-        const GemmSegment *g = &args->segments[s];
-        gemm_segment(g, block, stack + depth * level, GEMM_N_CUT, open);
-        open = g->continues;
-        if (open) {
-            continue;
+    w->segment = w->t = w->depth = w->emitted = 0;
+    w->begun = w->args->accumulate;
+    while (gemm_next_chunk(w)) {
+        for (uint32_t k = 0; k < w->n_pieces; k++) {
+            gemm_pack_a(w, &w->pieces[k]);
         }
-        depth++;
-        for (uint32_t k = 0; k < g->step.n_merges; k++) {
-            depth--;
-            gemm_block_add(stack + (depth - 1) * level, stack + depth * level, block);
-        }
-        if (g->step.emit) {
-            depth--;
-            float *c =
-                args->c + args->subtree_stride * emitted++ + block->i0 * args->ld + block->j0;
-            for (uint32_t i = 0; i < block->m; i++) {
-                memcpy(c + i * args->ld, stack + depth * level + (size_t)i * GEMM_N_CUT,
-                       block->n * sizeof(float));
+        for (uint32_t j = 0; j < w->n; j += GEMM_N_PACKED) {
+            const uint32_t n = w->n - j < GEMM_N_PACKED ? w->n - j : GEMM_N_PACKED;
+            for (uint32_t k = 0; k < w->n_pieces; k++) {
+                gemm_pack_b(w, &w->pieces[k], j, n);
             }
+            gemm_multiply(w, j, n);
         }
-    }
-}
-
-static void gemm_block_whole(const GemmArgs *args, const GemmBlock *block)
-{
-    float *c = args->c + block->i0 * args->ld + block->j0;
-    bool from_c = args->accumulate;
-    for (uint32_t s = 0; s < args->n_segments; s++) {
-        gemm_segment(&args->segments[s], block, c, args->ld, from_c);
-        from_c = true;
     }
 }
 
@@ -236,21 +386,15 @@ static bool gemm_is_cut(const GemmArgs *args)
 
 static void gemm_vector(const GemmArgs *args)
 {
-    const bool cut = gemm_is_cut(args);
-    const uint32_t m_most = cut ? GEMM_M_CUT : GEMM_M_WHOLE,
-                   n_most = cut ? GEMM_N_CUT : GEMM_N_WHOLE;
-    GemmBlock block = {.pack_a = args->scratch,
-                       .pack_b = args->scratch + (size_t)GEMM_M_WHOLE * GEMM_K};
-    float *stack = block.pack_b + (size_t)GEMM_N_WHOLE * GEMM_K;
-    for (block.j0 = 0; block.j0 < args->n; block.j0 += n_most) {
-        block.n = args->n - block.j0 < n_most ? args->n - block.j0 : n_most;
-        for (block.i0 = 0; block.i0 < args->m; block.i0 += m_most) {
-            block.m = args->m - block.i0 < m_most ? args->m - block.i0 : m_most;
-            if (cut) {
-                gemm_block_cut(args, &block, stack);
-            } else {
-                gemm_block_whole(args, &block);
-            }
+    const uint32_t most = gemm_is_cut(args) ? GEMM_N_CUT : GEMM_N_WHOLE;
+    GemmWalk w = {
+        .args = args, .pack_a = args->scratch, .pack_b = args->scratch + (size_t)GEMM_M * GEMM_K};
+    w.stack = w.pack_b + (size_t)GEMM_N_PACKED * GEMM_K;
+    for (w.j0 = 0; w.j0 < args->n; w.j0 += most) {
+        w.n = args->n - w.j0 < most ? args->n - w.j0 : most;
+        for (w.i0 = 0; w.i0 < args->m; w.i0 += GEMM_M) {
+            w.m = args->m - w.i0 < GEMM_M ? args->m - w.i0 : GEMM_M;
+            gemm_block(&w);
         }
     }
 }

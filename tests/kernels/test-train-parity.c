@@ -148,6 +148,12 @@ static void test_gemm(void **state)
             compare_gemm(shapes[i], a_turned, b_turned, 2 + below(9), false);
         }
     }
+    /* more than one block of rows, of columns, of steps */
+    static const Shape large[] = {{280, 400, 300}, {6, 1560, 520}, {300, 200, 1100}};
+    for (unsigned form = 0; form < 12; form++) {
+        compare_gemm(large[form / 4], (form & 1) != 0, (form & 2) != 0, 1 + form % 3 * 3,
+                     form % 3 == 0);
+    }
     compare_gemm((Shape){5, 30, 640}, false, true, 64, false);
     compare_gemm((Shape){5, 30, 640}, false, false, 70, false);
 }
