@@ -8,13 +8,17 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t float_bits(float f)
+#ifndef KERNEL_INLINE /* kernels/cuda compiles these for the device, too */
+#define KERNEL_INLINE static inline
+#endif
+
+KERNEL_INLINE uint32_t float_bits(float f)
 {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     return u;
 }
-static inline float float_of_bits(uint32_t u)
+KERNEL_INLINE float float_of_bits(uint32_t u)
 {
     float f;
     memcpy(&f, &u, sizeof f);
@@ -36,7 +40,7 @@ static inline float float_of_bits(uint32_t u)
 #define EXP32_LOWEST -87.3365402f /* below: +0 (no subnormal results) */
 #define EXP32_HIGHEST 88.7228317f /* above: +inf */
 
-static inline float exp32_inline(float x)
+KERNEL_INLINE float exp32_inline(float x)
 {
     const float t = fmaf(x, EXP32_LOG2E, EXP32_MAGIC);
     const float n = t - EXP32_MAGIC;
@@ -70,7 +74,7 @@ static inline float exp32_inline(float x)
 #define LOG32_P7 -0.11675639f
 #define LOG32_P8 0.06746592f
 
-static inline float log32_inline(float x)
+KERNEL_INLINE float log32_inline(float x)
 {
     const int32_t e = (int32_t)(float_bits(x) - LOG32_SQRT_HALF_BITS) >> 23;
     const float f = float_of_bits(float_bits(x) - ((uint32_t)e << 23)) - 1.0f;
@@ -92,7 +96,7 @@ static inline float log32_inline(float x)
 
 /* -log(-log(u)), u = (bits + 1/2) / 2^32. The upper half goes through 1 - u, where log(1 - v) =
  * log(y) + d / y with y + d = 1 - v exactly: large noise (u near 1) keeps its resolution. */
-static inline float gumbel_inline(uint32_t bits)
+KERNEL_INLINE float gumbel_inline(uint32_t bits)
 {
     const uint32_t upper = (uint32_t)((int32_t)bits >> 31); /* all ones in the upper half */
     const float w = (float)(int32_t)(bits ^ upper);
@@ -106,7 +110,7 @@ static inline float gumbel_inline(uint32_t bits)
 /* ---- 32 virtual lanes (NUMERICS 4) ---- */
 
 /* node(0,32): neighbours first. Destroys the lanes. */
-static inline float lanes_fold(float lanes[32])
+KERNEL_INLINE float lanes_fold(float lanes[32])
 {
     for (unsigned n = 16; n > 0; n /= 2) {
         for (unsigned i = 0; i < n; i++) {

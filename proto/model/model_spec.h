@@ -5,20 +5,16 @@
 
 #include "proto/base/hash.h"
 #include "proto/model/dtype.h"
+#include "proto/model/fixed_shapes.h"
 
 #include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#define VOCAB_CHUNK 1024u /* NUMERICS 6: shards of the vocabulary are whole chunks */
-#define KV_BLOCK 32u      /* NUMERICS 5: keys per attention block = positions per KV page */
-
 typedef enum ModelFamily { FAMILY_LLAMA = 1, FAMILY_GPT2 = 2, FAMILY_BERT = 3 } ModelFamily;
 typedef enum AttentionKind { ATTENTION_CAUSAL = 0, ATTENTION_BIDIRECTIONAL = 1 } AttentionKind;
 typedef enum CacheKind { CACHE_KV = 0, CACHE_NONE = 1 } CacheKind;
 typedef enum OutputKind { OUTPUT_LOGITS = 0, OUTPUT_POOLED = 1 } OutputKind;
-/* Which elements of a head form a RoPE pair: (2i, 2i+1) or (i, i + dims/2). */
-typedef enum RopePairing { ROPE_ADJACENT = 0, ROPE_HALVES = 1 } RopePairing;
 typedef enum RopeScaling {
     ROPE_SCALING_NONE = 0,
     ROPE_SCALING_LINEAR = 1, /* positions divided by factor */

@@ -11,14 +11,6 @@
 
 #define PLAN_RANKS_LIMIT 64u
 
-/* What K and V are rounded to in the cache (kernels/ops/attention.h): part of the definition. */
-typedef enum KvType { KV_F16 = 0, KV_BF16 = 1, KV_F32 = 2, KV_Q8 = 3 } KvType;
-#define KV_TYPE_LIMIT 4u
-/* Bytes of one position of K (or of V) of one head. */
-static inline uint32_t kv_row_bytes(KvType type, uint32_t head_size)
-{
-    return type == KV_F32 ? 4u * head_size : type == KV_Q8 ? head_size + 4u : 2u * head_size;
-}
 typedef enum NumericsClass { NUMERICS_EXACT = 0, NUMERICS_FAST = 1 } NumericsClass;
 
 /* Settings that define the result (NUMERICS, "Definition"). */
