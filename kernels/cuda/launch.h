@@ -1,0 +1,107 @@
+/* The device kernels' C face: each function puts one kernel on a stream and returns at once.
+ *
+ * Every pointer is device memory unless it says host; borrowed until the stream has passed the
+ * kernel. Result: 0, or CUDA's error number (cudaError_t; cudaErrorInvalidValue = 1 for a shape
+ * that the kernel does not take, and then nothing was started). Nothing here allocates, waits or
+ * reads device memory on the host, so all of it can be captured in a graph; what changes from step
+ * to step (ids, positions, page tables) is device memory. Any thread, one stream at a time.
+ *
+ * Bits: "specified" below means that the result has the bits of kernels/generic for the op's
+ * contract in kernels/ops (NaN payloads aside), whatever else is in the batch. The others state
+ * their own order of operations, which depends on the shape of one row alone.
+ *
+ * Floats are f32 unless said otherwise; rows of a matrix are `ld` elements apart. */
+#pragma once
+
+#include "kernels/ops/matmul.h"
+#include "kernels/ops/optimizer.h"
+#include "proto/model/fixed_shapes.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cudaStream_t, without its header. */
+typedef struct CUstream_st *WeftCudaStream;
+
+/* ---- matrices of weights ---- */
+
+/* Weights are the packed panels of kernels/README.md, as on every device: a PackedMatrix is a
+ * struct of the host whose data lies on the device, aligned to 64 bytes; all of its panels are
+ * there, also where n_out is no multiple of 16. */
+
+/* Elements between rows of a plain matrix: n_in rounded up to 64 bytes. */
+size_t weft_cuda_row_elements(Dtype float_type, uint32_t n_in);
+
+/* Panels of any type to plain rows of `to`, which is F32, F16 or BF16: dequantised in f32 exactly
+ * as the file's formula says, then rounded to nearest even. Columns n_in..ld-1 become zero.
+ * rows: [w->n_out][ld]. */
+int weft_cuda_unpack(const PackedMatrix *w, Dtype to, void *rows, size_t ld, WeftCudaStream stream);
+
+/* out[i] = the dequantised row ids[i] - first_id of table (specified: packed_get_row). An id that
+ * is not there gives zeros: a rank holds some of the vocabulary only. out: [n][ld]. */
+int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t first_id, uint32_t n,
+                    float *out, size_t ld, WeftCudaStream stream);
+
+/* ---- element-wise and norms ---- */
+
+/* x[r][i] += y[r][i] (specified: add). */
+int weft_cuda_add(float *x, size_t x_ld, const float *y, size_t y_ld, uint32_t rows, uint32_t n,
+                  WeftCudaStream stream);
+/* x[r][i] += bias[i]. */
+int weft_cuda_add_bias(float *x, size_t ld, const float *bias, uint32_t rows, uint32_t n,
+                       WeftCudaStream stream);
+/* out = silu(gate) * up (specified: swiglu); out may be gate or up. */
+int weft_cuda_swiglu(const float *gate, size_t gate_ld, const float *up, size_t up_ld,
+                     uint32_t rows, uint32_t n, float *out, size_t out_ld, WeftCudaStream stream);
+/* out = gelu(x + bias), the sum rounded first (specified: gelu); bias NULL: gelu(x). In place
+ * allowed. */
+int weft_cuda_gelu(const float *x, size_t x_ld, const float *bias, uint32_t rows, uint32_t n,
+                   float *out, size_t out_ld, WeftCudaStream stream);
+
+/* RMS norm (specified: rms_norm): out[r] = norm(x[index[r]]) * weight, index NULL: x[r]. residual,
+ * unless NULL, is first added to x in place, at the same rows (then no row comes twice). out may be
+ * x when residual and index are NULL. n <= 16384. */
+int weft_cuda_rms_norm(float *x, size_t x_ld, const uint32_t *index, const float *residual,
+                       size_t residual_ld, const float *weight, float eps, uint32_t rows,
+                       uint32_t n, float *out, size_t out_ld, WeftCudaStream stream);
+/* The same for layer norm of rows in order (specified: layer_norm). */
+int weft_cuda_layer_norm(float *x, size_t x_ld, const float *residual, size_t residual_ld,
+                         const float *weight, const float *bias, float eps, uint32_t rows,
+                         uint32_t n, float *out, size_t out_ld, WeftCudaStream stream);
+
+/* Rotates n_heads heads of each row in place (specified: rope_apply). Row r turns by
+ * positions[r]; cos, sin: [context][dims/2], the whole rope_table() of the deployment. inverse:
+ * the rotation back (the gradient). */
+int weft_cuda_rope(float *x, size_t ld, const uint32_t *positions, uint32_t rows, uint32_t n_heads,
+                   uint32_t head_size, uint32_t dims, RopePairing pairing, const float *cos,
+                   const float *sin, bool inverse, WeftCudaStream stream);
+
+/* ---- the cache of keys and values ---- */
+
+/* One layer's pages: K block of page p and KV head h at base + p * page_stride + h * head_stride,
+ * its V block v_offset behind (kernels/ops/attention.h has the blocks, worker/serve/kv_pages.h the
+ * order that a rank uses). Strides are multiples of 16. tables[s * table_ld + b] is the page of
+ * block b of sequence s. */
+typedef struct CudaKv {
+    KvType type;
+    uint32_t n_kv_heads, head_size;
+    uint8_t *base;
+    size_t page_stride, head_stride, v_offset; /* bytes */
+    const uint32_t *tables;
+    size_t table_ld;
+} CudaKv;
+
+/* Writes row r's keys and values of all KV heads at positions[r] of sequence sequences[r]
+ * (specified: kv_write). k, v: [rows][ld], heads adjacent. */
+int weft_cuda_kv_write(const CudaKv *kv, const float *k, const float *v, size_t ld,
+                       const uint32_t *sequences, const uint32_t *positions, uint32_t rows,
+                       WeftCudaStream stream);
+
+#ifdef __cplusplus
+}
+#endif
