@@ -21,7 +21,7 @@
 
 typedef enum KernelIsa { ISA_GENERIC = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 } KernelIsa;
 
-/* What only training has. */
+/* What training has beyond serving; of these, serving GPT-2 has layer_norm and gelu. */
 typedef struct TrainKernels {
     GemmFn gemm;
     LayerNormFn layer_norm;

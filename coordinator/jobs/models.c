@@ -294,8 +294,7 @@ static Model *model_load(ModelTask *task, const char *path)
     model->path = g_strdup(path);
     model->gguf = gguf_open(path, &task->error);
     model->spec = model->gguf != NULL ? gguf_model_spec(model->gguf, &task->error) : NULL;
-    const bool served = model->spec != NULL && model_spec_check_served(model->spec, &task->error);
-    task->identity = served ? gguf_identity(model->gguf, &task->error) : NULL;
+    task->identity = model->spec != NULL ? gguf_identity(model->gguf, &task->error) : NULL;
     if (task->identity == NULL) {
         model_unref(model);
         return NULL;

@@ -375,14 +375,15 @@ PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember 
     return cost;
 }
 
-/* What one token must read from a rank's weights: everything but the embedding table, where it is
- * only looked up. */
+/* What one token must read from a rank's weights: everything but the tables that are only looked
+ * up. */
 static double token_read_s(const Context *c, uint32_t k, bool is_last)
 {
     Part part = {0};
     for (uint32_t i = 0; i < c->spec->n_tensors; i++) {
         const TensorSpec *t = &c->spec->tensors[i];
-        bool is_lookup = t->role == ROLE_TOKEN_EMBD && !(c->spec->tied_output && is_last);
+        bool is_lookup = t->role == ROLE_POSITION_EMBD ||
+                         (t->role == ROLE_TOKEN_EMBD && !(c->spec->tied_output && is_last));
         if (!is_lookup) {
             add_tensor(c, k, t, 1, &part);
         }

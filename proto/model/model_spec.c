@@ -545,13 +545,3 @@ size_t model_spec_slice_bytes(const ModelSpec *spec, const TensorSpec *tensor, u
     g_assert(whole_blocks);
     return row_bytes * rect.n_rows;
 }
-
-bool model_spec_check_served(const ModelSpec *spec, GError **error)
-{
-    if (spec->family != FAMILY_LLAMA) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "model %s cannot be served, only trained: its family is not llama", spec->name);
-        return false;
-    }
-    return true;
-}

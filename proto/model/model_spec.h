@@ -118,8 +118,6 @@ typedef struct ModelSpec {
 } ModelSpec;
 
 void model_spec_free(ModelSpec *spec); /* NULL-safe, half-built allowed */
-/* Whether this release serves its family: INVALID where it only trains it. */
-bool model_spec_check_served(const ModelSpec *spec, GError **error);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(ModelSpec, model_spec_free)
 
 /* Fills the units and each tensor's cut and n_slices from the dimensions and types; checks that

@@ -35,6 +35,7 @@ void gguf_builder_defaults(GgufBuilderConfig *config)
 {
     *config = (GgufBuilderConfig){
         .name = "tiny",
+        .family = FAMILY_LLAMA,
         .n_layers = 2,
         .width = 64,
         .n_heads = 4,
@@ -230,13 +231,8 @@ static void put_vocabulary(Keys *k, const GgufBuilderConfig *c)
              "{% endif %}");
 }
 
-static void put_model_keys(Keys *k, const GgufBuilderConfig *c)
+static void put_llama_keys(Keys *k, const GgufBuilderConfig *c)
 {
-    key_text(k, "general.architecture", "llama");
-    key_text(k, "general.name", c->name);
-    if (c->alignment != 32) {
-        key_u32(k, "general.alignment", c->alignment);
-    }
     key_u32(k, "llama.block_count", c->n_layers);
     key_u32(k, "llama.context_length", c->context);
     key_u32(k, "llama.embedding_length", c->width);
@@ -256,6 +252,27 @@ static void put_model_keys(Keys *k, const GgufBuilderConfig *c)
     if (c->rope_original_context != 0) {
         key_u32(k, "llama.rope.scaling.original_context_length", c->rope_original_context);
     }
+}
+
+static void put_gpt2_keys(Keys *k, const GgufBuilderConfig *c)
+{
+    key_u32(k, "gpt2.block_count", c->n_layers);
+    key_u32(k, "gpt2.context_length", c->context);
+    key_u32(k, "gpt2.embedding_length", c->width);
+    key_u32(k, "gpt2.feed_forward_length", c->ffn_width);
+    key_u32(k, "gpt2.attention.head_count", c->n_heads);
+    key_f32(k, "gpt2.attention.layer_norm_epsilon", 1e-5);
+}
+
+static void put_model_keys(Keys *k, const GgufBuilderConfig *c)
+{
+    const bool gpt2 = c->family == FAMILY_GPT2;
+    key_text(k, "general.architecture", gpt2 ? "gpt2" : "llama");
+    key_text(k, "general.name", c->name);
+    if (c->alignment != 32) {
+        key_u32(k, "general.alignment", c->alignment);
+    }
+    (gpt2 ? put_gpt2_keys : put_llama_keys)(k, c);
     if (c->extra_key != NULL) {
         key_u32(k, c->extra_key, c->extra_value);
     }
@@ -382,12 +399,12 @@ static void part_free(gpointer data)
 static void add_matrix(GPtrArray *parts, const GgufBuilderConfig *c, TensorRole role, uint32_t rows,
                        uint32_t columns, double gain, const char *format, uint32_t layer)
 {
+    const bool global =
+        role == ROLE_TOKEN_EMBD || role == ROLE_POSITION_EMBD || role == ROLE_OUTPUT;
     Part *part = g_new0(Part, 1);
-    part->name = role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT
-                     ? g_strdup(format)
-                     : g_strdup_printf("blk.%u.%s", layer, format);
+    part->name = global ? g_strdup(format) : g_strdup_printf("blk.%u.%s", layer, format);
     part->role = role;
-    part->layer = role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT ? -1 : (int32_t)layer;
+    part->layer = global ? -1 : (int32_t)layer;
     part->type = c->type[role];
     part->rows = rows;
     part->columns = columns;
@@ -409,8 +426,46 @@ static void add_vector(GPtrArray *parts, TensorRole role, char *name, int32_t la
     g_ptr_array_add(parts, part);
 }
 
+static void add_layer_vector(GPtrArray *parts, TensorRole role, const char *name, uint32_t layer,
+                             uint32_t length, double mean, double sigma)
+{
+    add_vector(parts, role, g_strdup_printf("blk.%u.%s", layer, name), (int32_t)layer, length, mean,
+               sigma);
+}
+
+static GPtrArray *list_gpt2_parts(const GgufBuilderConfig *c)
+{
+    GPtrArray *parts = g_ptr_array_new_with_free_func(part_free);
+    const uint32_t n = c->width;
+    add_matrix(parts, c, ROLE_TOKEN_EMBD, c->vocab_size, n, 3.0, "token_embd.weight", 0);
+    add_matrix(parts, c, ROLE_POSITION_EMBD, c->context, n, 2.0, "position_embd.weight", 0);
+    for (uint32_t i = 0; i < c->n_layers; i++) {
+        add_layer_vector(parts, ROLE_ATTN_NORM, "attn_norm.weight", i, n, 1.0, 0.2);
+        add_layer_vector(parts, ROLE_ATTN_NORM_BIAS, "attn_norm.bias", i, n, 0.0, 0.2);
+        add_matrix(parts, c, ROLE_ATTN_Q, 3 * n, n, 1.5, "attn_qkv.weight", i);
+        add_layer_vector(parts, ROLE_ATTN_Q_BIAS, "attn_qkv.bias", i, 3 * n, 0.0, 0.3);
+        add_matrix(parts, c, ROLE_ATTN_OUT, n, n, 1.0, "attn_output.weight", i);
+        add_layer_vector(parts, ROLE_ATTN_OUT_BIAS, "attn_output.bias", i, n, 0.0, 0.3);
+        add_layer_vector(parts, ROLE_FFN_NORM, "ffn_norm.weight", i, n, 1.0, 0.2);
+        add_layer_vector(parts, ROLE_FFN_NORM_BIAS, "ffn_norm.bias", i, n, 0.0, 0.2);
+        add_matrix(parts, c, ROLE_FFN_UP, c->ffn_width, n, 1.0, "ffn_up.weight", i);
+        add_layer_vector(parts, ROLE_FFN_UP_BIAS, "ffn_up.bias", i, c->ffn_width, 0.0, 0.3);
+        add_matrix(parts, c, ROLE_FFN_DOWN, n, c->ffn_width, 1.0, "ffn_down.weight", i);
+        add_layer_vector(parts, ROLE_FFN_DOWN_BIAS, "ffn_down.bias", i, n, 0.0, 0.3);
+    }
+    add_vector(parts, ROLE_OUTPUT_NORM, g_strdup("output_norm.weight"), -1, n, 1.0, 0.2);
+    add_vector(parts, ROLE_OUTPUT_NORM_BIAS, g_strdup("output_norm.bias"), -1, n, 0.0, 0.2);
+    if (!c->tied) {
+        add_matrix(parts, c, ROLE_OUTPUT, c->vocab_size, n, 3.0, "output.weight", 0);
+    }
+    return parts;
+}
+
 static GPtrArray *list_parts(const GgufBuilderConfig *c)
 {
+    if (c->family == FAMILY_GPT2) {
+        return list_gpt2_parts(c);
+    }
     GPtrArray *parts = g_ptr_array_new_with_free_func(part_free);
     uint32_t size = c->head_size != 0 ? c->head_size : c->width / c->n_heads;
     uint32_t q = c->n_heads * size, kv = c->n_kv_heads * size;
@@ -544,6 +599,7 @@ GBytes *gguf_builder_bytes(const GgufBuilderConfig *config, GError **error)
 
 ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error)
 {
+    g_assert(config->family == FAMILY_LLAMA);
     g_autoptr(GPtrArray) parts = list_parts(config);
     g_autoptr(ModelSpec) spec = g_new0(ModelSpec, 1);
     spec->family = FAMILY_LLAMA;

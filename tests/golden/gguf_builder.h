@@ -1,5 +1,5 @@
-/* Writes tiny llama-family GGUF models for tests: random weights of sane size in any weight type
- * that weft reads, with a byte-level BPE vocabulary, reproducible from (configuration, seed).
+/* Writes tiny GGUF models of both families for tests: random weights of sane size in any weight
+ * type that weft reads, with a byte-level BPE vocabulary, reproducible from (configuration, seed).
  * Blocks of quantised types are drawn directly (random quants, scales that give the wanted spread),
  * so that every bit pattern of a block occurs. */
 #pragma once
@@ -13,6 +13,9 @@
 
 typedef struct GgufBuilderConfig {
     const char *name; /* general.name, borrowed */
+    ModelFamily
+        family; /* gpt2: as many KV heads as heads; what is of rope or qkv_bias is not read
+                   (attn_qkv is one tensor with a bias, as llama.cpp's converter writes it) */
     uint32_t n_layers, width, n_heads, n_kv_heads;
     uint32_t head_size; /* 0 = width / n_heads; else written as key_length and value_length */
     uint32_t ffn_width;
@@ -42,8 +45,8 @@ void gguf_builder_set_type(GgufBuilderConfig *config, Dtype type);
 
 /* The whole file; returned. NULL + INVALID if a row does not hold whole blocks. */
 GBytes *gguf_builder_bytes(const GgufBuilderConfig *config, GError **error);
-/* The ModelSpec of the same model without any weights (offsets as if the data began at 0): also for
- * sizes that no test writes. Returned. */
+/* The ModelSpec of the same model, of the llama family, without any weights (offsets as if the data
+ * began at 0): also for sizes that no test writes. Returned. */
 ModelSpec *gguf_builder_spec(const GgufBuilderConfig *config, GError **error);
 /* To a file. A path that ends in -00001-of-0000N.gguf writes all N parts. */
 bool gguf_builder_write(const GgufBuilderConfig *config, const char *path, GError **error);

@@ -84,7 +84,7 @@ def case_layouts():
 
 
 def case_shown():
-    """a job that is done is listed, logged and gives its name to the next one; its checkpoint is whole; it is exported, and trained on from the file or the checkpoint; without --json the steps are text"""
+    """a job that is done is listed, logged and gives its name to the next one; its checkpoint is whole; it is exported, and trained on from the file, the Hugging Face directory or the checkpoint; without --json the steps are text"""
     job = next(j for j in weft("jobs", "--json").ok().json()["jobs"] if j["name"] == "alone-gpt2-12")
     assert (job["kind"], job["state"]) == ("train", "done"), job
     assert known["gpt2", 12][2]["weights_digest"] in weft("logs", "alone-gpt2-12").ok().out
@@ -93,13 +93,34 @@ def case_shown():
     assert again.out.startswith("done: weights " + known["gpt2", 12][2]["weights_digest"]), again
     assert "step 12/12: loss" in weft("train", spec("words")).ok().out
     weft("export", work / "ck-words", work / "words.gguf", "-q").ok()
-    weft("run", work / "words.gguf", "-p", "a", "-q").fails(2, "only trained")
+    weft("export", work / "ck-words", work / "words", "-q").ok()
     tune = spec("tune").read_text().replace(f"config: {MODELS['gpt2']}", "from: words.gguf").replace("ck-tune", "ck-tuned")
     (work / "tune.yaml").write_text(tune)
     by_file = result(weft("train", work / "tune.yaml", "--json", "-q").ok().out)
-    (work / "tune.yaml").write_text(tune.replace("words.gguf", "ck-words").replace("ck-tuned", "ck-tuned-2").replace("pp: 1", "pp: 2"))
-    assert_same(result(weft("train", work / "tune.yaml", "--json", "-q").ok().out), by_file)
     assert by_file[0][0][0] < known["gpt2", 12][0][0][0], by_file
+    for start in ("ck-words", "words"):
+        (work / "tune.yaml").write_text(tune.replace("words.gguf", start).replace("ck-tuned", f"ck-tuned-{start}").replace("pp: 1", "pp: 2"))
+        assert_same(result(weft("train", work / "tune.yaml", "--json", "-q").ok().out), by_file)
+
+
+def case_served():
+    """GPT-2 that was just trained, by way of its checkpoint or of its Hugging Face directory: the same digest on every layout, and a perplexity"""
+    path = spec("told")
+    path.write_text(path.read_text().replace(f"train: {TEXT},", f"train: {TEXT}, tokenizer: {{train: 400}},").replace("context: 32", "context: 96"))
+    weft("train", path, "-q").ok()
+    weft("export", work / "ck-told", work / "told", "-q").ok()
+    weft("export", work / "ck-told", work / "told.gguf", "-q").ok()
+    weft("export", work / "told", work / "again.gguf", "-q").ok()
+    for kind in ("f16", "q8_0", "q4_1"):
+        weft("quantize", work / "told.gguf", work / f"told-{kind}.gguf", kind, "-q").ok()
+    run = lambda model, *args: weft("run", work / model, "-p", "weft runs large", "-n", 20, "--json", "-q", *args).ok().json()
+    digests = {run(model, *args)["digest"] for model in ("told.gguf", "again.gguf") for args in ((), ("--pp", "2"), ("--tp", "2"), ("--dp", "2"))}
+    assert len(digests) == 1, digests
+    for kind in ("f16", "q8_0", "q4_1"):
+        told = weft("verify", work / f"told-{kind}.gguf", "--json", "-q").ok().json()
+        assert told["equal"], told
+    score = weft("perplexity", work / "told.gguf", "-f", TEXT, "--json", "-q").ok().json()
+    assert 1 < score["perplexity"] < 400, score
 
 
 def case_bad_input():
@@ -198,4 +219,4 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_bad_input, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])
+run_cases([case_layouts, case_shown, case_served, case_bad_input, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])

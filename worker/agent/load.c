@@ -116,7 +116,7 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
     }
     g_autoptr(ModelSpec) spec = model_from_message(request->model, error);
     g_autoptr(Plan) plan = spec ? plan_from_message(request->plan, error) : NULL;
-    if (!plan || !model_spec_check_served(spec, error) ||
+    if (!plan ||
         !check_place(table, plan, request->stamp->replica, request->stage, request->rank, error) ||
         !check_plan(table, plan, spec, error)) {
         return NULL;

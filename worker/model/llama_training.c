@@ -1,5 +1,5 @@
-/* The Llama family in training: llama.c's forward pass on master weights with a tape, the same bits
- * row for row (with f32 keys and values), and its backward. */
+/* The Llama family in training: llama_serving.c's forward pass on master weights with a tape, the
+ * same bits row for row (with f32 keys and values), and its backward. */
 #include "worker/model/training_pass.h"
 
 void llama_training_layer_forward(Pass *p, uint32_t l, float *out)

@@ -222,9 +222,6 @@ Stage *stage_new(const StageOptions *options, GError **error)
     const ModelSpec *spec = options->spec;
     const Plan *plan = options->plan;
     const unsigned threads = pool_threads(options->pool);
-    if (!model_spec_check_served(spec, error)) {
-        return NULL;
-    }
     const Sizes sizes =
         sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
     Stage *s = g_new0(Stage, 1);
@@ -242,8 +239,10 @@ Stage *stage_new(const StageOptions *options, GError **error)
         return NULL;
     }
     carve_buffers(s, &sizes, threads);
-    RopeJob job = {s};
-    pool_run(options->pool, rope_region, &job);
+    if (spec->rope.dims > 0) {
+        RopeJob job = {s};
+        pool_run(options->pool, rope_region, &job);
+    }
     return s;
 }
 

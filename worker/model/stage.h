@@ -1,6 +1,7 @@
 /* Stage: what one tensor rank of one pipeline stage needs to compute its layers: weights, KV pages,
- * buffers, units and the tensor group. One model family a file (llama.c) implements the forward
- * pass on it. Owned and called by the engine thread; the pool's other threads work inside.
+ * buffers, units and the tensor group. A pass over a step is stage_forward.c; a layer of each model
+ * family a file of its own (llama_serving.c, gpt2_serving.c). Owned and called by the engine
+ * thread; the pool's other threads work inside.
  *
  * Shapes: rows are the Step's rows; x is the residual stream [rows][width] f32, complete on every
  * rank of the stage. */
@@ -49,7 +50,7 @@ typedef struct Stage {
     StageUnits attn_units, ffn_units;
     MatmulUnit whole_width; /* the one unit of a matrix that is not cut: width elements */
     uint32_t max_rows;
-    float *rope_cos, *rope_sin; /* [context][dims/2] */
+    float *rope_cos, *rope_sin; /* [context][dims/2]; NULL without RoPE */
     /* buffers, row-major */
     float *x, *h;              /* [max_rows][width] */
     float *q, *attn;           /* [max_rows][own heads * head_size] */
@@ -62,6 +63,7 @@ typedef struct Stage {
     float **scratch;           /* per thread: attention */
     const uint8_t ***blocks;   /* per thread: 2 x page table length of block pointers */
     StageTimes times;
+    GroupStatus status; /* of a pass: written by thread 0 before a barrier, read by all after it */
     void *arena;
     size_t arena_bytes;
 } Stage;
@@ -85,9 +87,9 @@ typedef struct StageRun {
 } StageRun;
 
 /* Embeds the step's tokens (first stage only) into stage->x. */
-GroupStatus llama_embed(Stage *stage, const StageRun *run);
+GroupStatus stage_embed(Stage *stage, const StageRun *run);
 /* The stage's layers over stage->x, in place. */
-GroupStatus llama_layers(Stage *stage, const StageRun *run);
+GroupStatus stage_layers(Stage *stage, const StageRun *run);
 /* Logits of n (<= STAGE_LOGITS_ROWS) rows of stage->x (last stage): this rank's vocabulary range,
  * into stage->logits [n][vocab_count]. */
-void llama_logits(Stage *stage, const uint32_t *rows, uint32_t n);
+void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n);

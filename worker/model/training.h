@@ -1,7 +1,7 @@
 /* Training: the forward and backward pass of a rank's part of a model (holding.h) over
  * micro-batches of whole sequences, on f32 master weights, with what backward needs kept on tapes.
- * gpt2.c and llama_training.c are the families; training.c has the ends and the order of the
- * layers.
+ * gpt2_training.c and llama_training.c are the families; training.c has the ends and the order of
+ * the layers.
  *
  * Every op is a phase of one pool region; threads share outputs, rows or channels and meet at a
  * barrier, never splitting a sum. Gradients are added to what the caller's buffers hold, in token

@@ -465,13 +465,13 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
         if (!first) {
             memcpy(e->o.stage->x, activations,
                    sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
-        } else if (llama_embed(e->o.stage, &run) != GROUP_OK) {
+        } else if (stage_embed(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);
         } else if (run.trace != NULL) {
             stage_trace_rows(run.trace, 0, e->o.stage->x, e->o.stage->o.spec->width, 0,
                              step->n_rows);
         }
-        if (llama_layers(e->o.stage, &run) != GROUP_OK) {
+        if (stage_layers(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);
         }
         status = run.trace != NULL ? hand_on_trace(e, step) : EXECUTOR_OK;

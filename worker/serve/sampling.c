@@ -144,7 +144,7 @@ static void flush_block(PartPass *p)
         index[i] = p->rows[i].index;
     }
     if (p->n > 0) {
-        llama_logits(stage, index, p->n);
+        stage_logits(stage, index, p->n);
     }
     for (uint32_t i = 0; i < p->n; i++) {
         const OutputRow *r = &p->rows[i];

@@ -94,11 +94,18 @@ static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
     case ROLE_OUTPUT:
         return shard->has_head ? (SliceRect){shard->vocab_first, shard->vocab_count, 0, t->columns}
                                : none;
+    case ROLE_POSITION_EMBD:
+        return shard->has_embedding ? all : none;
     case ROLE_OUTPUT_NORM:
+    case ROLE_OUTPUT_NORM_BIAS:
         return shard->has_head ? all : none;
     case ROLE_ROPE_FACTORS:
     case ROLE_ATTN_NORM:
+    case ROLE_ATTN_NORM_BIAS:
+    case ROLE_ATTN_OUT_BIAS:
     case ROLE_FFN_NORM:
+    case ROLE_FFN_NORM_BIAS:
+    case ROLE_FFN_DOWN_BIAS:
         return all;
     case ROLE_ATTN_Q:
     case ROLE_ATTN_Q_BIAS:
@@ -116,6 +123,7 @@ static SliceRect held_rect(const Shard *shard, const TensorSpec *t)
         return (SliceRect){0, t->rows, shard->head_first * head, shard->n_heads * head};
     case ROLE_FFN_GATE:
     case ROLE_FFN_UP:
+    case ROLE_FFN_UP_BIAS:
         ffn_range(shard, &first, &count);
         break;
     case ROLE_FFN_DOWN:
@@ -134,6 +142,8 @@ static PackedMatrix *matrix_of(Shard *shard, LayerWeights *layer, TensorRole rol
     switch (role) {
     case ROLE_TOKEN_EMBD:
         return &shard->embedding;
+    case ROLE_POSITION_EMBD:
+        return &shard->positions;
     case ROLE_OUTPUT:
         return &shard->output;
     case ROLE_ATTN_Q:
@@ -160,6 +170,8 @@ static float **vector_of(Shard *shard, LayerWeights *layer, TensorRole role)
     switch (role) {
     case ROLE_OUTPUT_NORM:
         return &shard->output_norm;
+    case ROLE_OUTPUT_NORM_BIAS:
+        return &shard->output_norm_bias;
     case ROLE_ROPE_FACTORS:
         return &shard->rope_factors;
     case ROLE_ATTN_NORM:
@@ -172,6 +184,16 @@ static float **vector_of(Shard *shard, LayerWeights *layer, TensorRole role)
         return &layer->k_bias;
     case ROLE_ATTN_V_BIAS:
         return &layer->v_bias;
+    case ROLE_ATTN_NORM_BIAS:
+        return &layer->attn_norm_bias;
+    case ROLE_ATTN_OUT_BIAS:
+        return &layer->attn_out_bias;
+    case ROLE_FFN_NORM_BIAS:
+        return &layer->ffn_norm_bias;
+    case ROLE_FFN_UP_BIAS:
+        return &layer->up_bias;
+    case ROLE_FFN_DOWN_BIAS:
+        return &layer->down_bias;
     default:
         return NULL;
     }

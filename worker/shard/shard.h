@@ -11,13 +11,16 @@
 
 /* Weights of one layer on this rank. NULL data = the model has none. */
 typedef struct LayerWeights {
-    float *attn_norm, *ffn_norm;     /* [width] */
-    PackedMatrix q;                  /* rows: own query heads */
-    PackedMatrix k, v;               /* rows: KV heads that own query heads read */
-    float *q_bias, *k_bias, *v_bias; /* own rows, or NULL */
-    PackedMatrix attn_out;           /* rows: width; columns: own attention units */
-    PackedMatrix gate, up;           /* rows: own FFN units */
-    PackedMatrix down;               /* rows: width; columns: own FFN units */
+    float *attn_norm, *ffn_norm;           /* [width] */
+    float *attn_norm_bias, *ffn_norm_bias; /* [width], or NULL */
+    PackedMatrix q;                        /* rows: own query heads */
+    PackedMatrix k, v;                     /* rows: KV heads that own query heads read */
+    float *q_bias, *k_bias, *v_bias;       /* own rows, or NULL */
+    PackedMatrix attn_out;                 /* rows: width; columns: own attention units */
+    PackedMatrix gate, up;                 /* rows: own FFN units; no gate in GPT-2 */
+    float *up_bias;                        /* own rows, or NULL */
+    PackedMatrix down;                     /* rows: width; columns: own FFN units */
+    float *attn_out_bias, *down_bias; /* [width], or NULL: added once, to the sum over all units */
 } LayerWeights;
 
 typedef struct Shard {
@@ -29,8 +32,10 @@ typedef struct Shard {
     uint32_t vocab_first, vocab_count; /* ids (not chunks) held by embedding or head, 0 elsewhere */
     bool has_embedding, has_head;      /* first stage / last stage */
     PackedMatrix embedding;            /* has_embedding or a tied head: rows vocab_first ... */
+    PackedMatrix positions;            /* GPT-2, first stage: [context][width] */
     PackedMatrix output;               /* untied head */
     float *output_norm;                /* [width], last stage */
+    float *output_norm_bias;           /* the same, or NULL */
     float *rope_factors;               /* or NULL */
     LayerWeights *layers;
     void *arena; /* one mapping that holds all of the above */

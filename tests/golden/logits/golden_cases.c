@@ -103,12 +103,81 @@ static void nine_heads(GoldenCase *c)
     c->config.n_layers = 3;
 }
 
+/* GPT-2, whose width is shared by its heads. */
+static void gpt2(GoldenCase *c)
+{
+    c->config.family = FAMILY_GPT2;
+    c->config.n_kv_heads = c->config.n_heads;
+}
+
+static void gpt2_f16(GoldenCase *c)
+{
+    gpt2(c);
+    gguf_builder_set_type(&c->config, DTYPE_F16);
+}
+
+static void gpt2_bf16(GoldenCase *c)
+{
+    gpt2(c);
+    gguf_builder_set_type(&c->config, DTYPE_BF16);
+}
+
+static void gpt2_q8(GoldenCase *c)
+{
+    gpt2(c);
+    gguf_builder_set_type(&c->config, DTYPE_Q8_0);
+    c->config.seed = 7003;
+}
+
+static void gpt2_q4(GoldenCase *c)
+{
+    gpt2(c);
+    gguf_builder_set_type(&c->config, DTYPE_Q4_1);
+    c->config.type[ROLE_POSITION_EMBD] = DTYPE_F32;
+    c->config.seed = 7505;
+}
+
+static void gpt2_mixed_k(GoldenCase *c)
+{
+    gpt2(c);
+    gguf_builder_set_type(&c->config, DTYPE_Q4_K);
+    c->config.type[ROLE_POSITION_EMBD] = DTYPE_F32;
+    c->config.type[ROLE_ATTN_Q] = DTYPE_Q5_K;
+    c->config.type[ROLE_TOKEN_EMBD] = c->config.type[ROLE_FFN_DOWN] = DTYPE_Q6_K;
+    c->config.ffn_width = 768;
+    c->config.seed = 7506;
+}
+
+/* Rows that are no multiple of a vector or a panel, a head of its own, three vocabulary chunks. */
+static void gpt2_odd(GoldenCase *c)
+{
+    gpt2(c);
+    c->config.width = 90;
+    c->config.n_heads = c->config.n_kv_heads = 3;
+    c->config.ffn_width = 147;
+    c->config.tied = false;
+    c->config.vocab_size = 2500;
+    c->config.n_layers = 3;
+}
+
 static const Shape SHAPES[] = {
-    {"cache-f16", cache_f16},   {"cache-bf16", cache_bf16},
-    {"multi-head", multi_head}, {"one-kv-head", one_kv_head},
-    {"biases", biases},         {"rope-linear", rope_linear},
-    {"rope-yarn", rope_yarn},   {"rope-factors", rope_factors},
-    {"mixed-k", mixed_k},       {"nine-heads", nine_heads},
+    {"cache-f16", cache_f16},
+    {"cache-bf16", cache_bf16},
+    {"multi-head", multi_head},
+    {"one-kv-head", one_kv_head},
+    {"biases", biases},
+    {"rope-linear", rope_linear},
+    {"rope-yarn", rope_yarn},
+    {"rope-factors", rope_factors},
+    {"mixed-k", mixed_k},
+    {"nine-heads", nine_heads},
+    {"gpt2", gpt2},
+    {"gpt2-F16", gpt2_f16},
+    {"gpt2-BF16", gpt2_bf16},
+    {"gpt2-Q8_0", gpt2_q8},
+    {"gpt2-Q4_1", gpt2_q4},
+    {"gpt2-mixed-k", gpt2_mixed_k},
+    {"gpt2-odd", gpt2_odd},
 };
 
 unsigned golden_case_count(void)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden logits. Reference: llama_reference.py, float64.
+"""Golden logits. Reference: logits_reference.py, float64.
 
 usage: make_logits.py MAKE_TINY_MODEL OUT_DIR [MODEL.gguf ...]     needs: numpy (tokenizers and gguf for MODEL files; with gguf, dequantisation is checked against it)
 
@@ -21,7 +21,7 @@ import tempfile
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import llama_reference as ref
+import logits_reference as ref
 
 N_TOKENS = 72             # more than two blocks of 32 keys
 ROWS = [0, 1, 30, 32, 71]  # a lone token, the ends of a block, an unfinished block
@@ -56,7 +56,7 @@ def sha256(path):
 
 
 def write_tiny(out, path, name, cache):
-    model = ref.Llama(path)
+    model = ref.open_model(path)
     vocabulary = model.file.tensors["token_embd.weight"][1][1]
     ids = np.random.default_rng(len(name) + vocabulary).integers(0, vocabulary, N_TOKENS)
     sets = [ref.Exact()]
@@ -76,7 +76,7 @@ def tokenizer_of(model):
 
 
 def write_real(out, path):
-    model = ref.Llama(path)
+    model = ref.open_model(path)
     encode = tokenizer_of(model)
     with open(os.path.join(out, os.path.basename(path).removesuffix(".gguf") + ".top"), "w") as file:
         file.write(f"sha256 {sha256(path).hex()}\n")

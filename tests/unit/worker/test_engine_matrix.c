@@ -334,6 +334,46 @@ static void resumed_on_another_layout(void **state)
     local_result_clear(&undisturbed);
 }
 
+/* ---- GPT-2 ---- */
+
+/* Learned positions on the first stage, biases added once, a tied head on the last; 8 units of
+ * attention, an FFN unit that is shorter, two vocabulary chunks. */
+static Gguf *gpt2(Dtype type, bool tied)
+{
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.family = FAMILY_GPT2;
+    config.width = 256;
+    config.n_heads = 8;
+    config.ffn_width = 736;
+    config.vocab_size = 1200;
+    config.n_layers = 3;
+    config.tied = tied;
+    return runs_model(&config);
+}
+
+static void gpt2_on_layouts(void **state)
+{
+    static const double uneven[] = {1.0, 2.2, 0.8};
+    static const Dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_1};
+    for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
+        g_autoptr(Gguf) gguf = gpt2(types[i], i % 2 == 0);
+        const int isa = kernels_best_isa();
+        const KvType kv = (KvType)(i % KV_TYPE_LIMIT);
+        const LocalLayout layouts[] = {
+            {.pp = 1, .tp = {1}, .kv_type = kv, .isa = isa, .max_rows = 512},
+            {.pp = 1, .tp = {1}, .kv_type = kv, .isa = isa, .threads = 2, .max_rows = 7},
+            {.pp = 1, .tp = {2}, .kv_type = kv, .isa = isa, .threads = 2},
+            {.pp = 1, .tp = {3}, .kv_type = kv, .isa = isa, .weight = uneven, .max_rows = 1},
+            {.pp = 2, .tp = {2, 1}, .kv_type = kv, .isa = isa},
+            {.pp = 3, .tp = {1, 2, 2}, .kv_type = kv, .isa = isa, .max_rows = 33},
+            {.pp = 1, .tp = {1}, .kv_type = kv, .isa = ISA_GENERIC, .threads = 2},
+        };
+        expect_same(gguf, layouts, G_N_ELEMENTS(layouts));
+    }
+}
+
 /* ---- the real model, at most 32 tokens: the specification is slow ---- */
 
 static void the_real_model(void **state)
@@ -387,6 +427,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(flushing_set_on_a_thread),
         cmocka_unit_test(a_tied_head_on_two_stages),
         cmocka_unit_test(resumed_on_another_layout),
+        cmocka_unit_test(gpt2_on_layouts),
     };
     return cmocka_run_group_tests_name("engine matrix", tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
 /* The engine's logits against float64 ones of an independent implementation (tests/golden/logits:
- * llama_reference.py, data by make_logits.py).
+ * logits_reference.py, data by make_logits.py).
  *
  * Two comparisons a model:
  *   exact    against unrounded float64. What it measures is what the definition rounds: activations
@@ -163,14 +163,15 @@ typedef struct Bound {
 } Bound;
 
 static const Bound BOUNDS[] = {
-    {" F32 F16 multi-head one-kv-head biases rope-linear rope-yarn rope-factors ",
+    {" F32 F16 multi-head one-kv-head biases rope-linear rope-yarn rope-factors gpt2 "
+     "gpt2-F16 gpt2-odd ",
      {4e-6, 1e-10},
      {0, 0}},
-    {" Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 nine-heads ", {0.05, 0.02}, {5e-7, 2e-12}},
-    {" Q4_K Q5_K Q6_K mixed-k ",
+    {" Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 nine-heads gpt2-Q8_0 gpt2-Q4_1 ", {0.05, 0.02}, {5e-7, 2e-12}},
+    {" Q4_K Q5_K Q6_K mixed-k gpt2-mixed-k ",
      {0.1, 0.1},
      {7e-7, 5e-12}}, /* one scale for 256 activations, not for 32 */
-    {" BF16 ",
+    {" BF16 gpt2-BF16 ",
      {0.015, 1e-3},
      {0.005,
       1e-4}}, /* roundings of activations that fall to the neighbour, each 2^-8 of one element */

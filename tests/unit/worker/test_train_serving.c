@@ -4,7 +4,11 @@
 #include "tests/sim/local_replica.h"
 #include "worker/model/training.h"
 
+#include "proto/model/gguf_writer.h"
+#include "proto/model/model_config.h"
 #include "proto/weft/v1/serve.pb-c.h"
+
+#include <glib/gstdio.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -37,29 +41,19 @@ static LocalResult serve(const Gguf *gguf, const uint32_t *prompt)
     return result;
 }
 
-static void check(Dtype type, bool qkv_bias, bool tied, unsigned threads)
+/* Training's logits of the prompt and what was served are the served ones. */
+static void compare(const Parameters *weights, const Gguf *gguf, unsigned threads)
 {
     g_autoptr(GError) error = NULL;
-    GgufBuilderConfig config;
-    gguf_builder_defaults(&config);
-    gguf_builder_set_type(&config, type);
-    config.qkv_bias = qkv_bias;
-    config.tied = tied;
-    g_autoptr(GBytes) bytes = gguf_builder_bytes(&config, &error);
-    g_autoptr(Gguf) gguf =
-        gguf_parse(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes), &error);
-    g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, &error);
-    assert_non_null(spec);
+    const uint32_t vocabulary = weights->spec->vocab_size;
     uint32_t tokens[LENGTH], targets[LENGTH];
     float losses[LENGTH];
     for (uint32_t i = 0; i < LENGTH; i++) {
-        tokens[i] = (i * 37 + 11) % config.vocab_size;
+        tokens[i] = (i * 37 + 11) % vocabulary;
         targets[i] = TARGET_NONE;
     }
     LocalResult served = serve(gguf, tokens);
     memcpy(tokens + PROMPT, served.ids, TOKENS * sizeof *tokens);
-    g_autoptr(Parameters) weights = parameters_new(spec, false, &error);
-    assert_true(parameters_load(weights, gguf, &error));
     Pool *pool = pool_new(threads, NULL, false, 0);
     const TrainingOptions options = {.weights = weights,
                                      .kernels = kernels_get(kernels_best_isa()),
@@ -72,23 +66,90 @@ static void check(Dtype type, bool qkv_bias, bool tied, unsigned threads)
         .tokens = tokens, .targets = targets, .n_sequences = 1, .length = LENGTH};
     assert_int_equal(training_forward(training, 0, &batch), GROUP_OK);
     assert_int_equal(training_loss(training, 0, &batch, losses), GROUP_OK);
-    const float *rows = training_logits(training) + (size_t)(PROMPT - 1) * config.vocab_size;
-    assert_memory_equal(rows, served.logits, (size_t)TOKENS * config.vocab_size * sizeof(float));
+    const float *rows = training_logits(training) + (size_t)(PROMPT - 1) * vocabulary;
+    assert_memory_equal(rows, served.logits, (size_t)TOKENS * vocabulary * sizeof(float));
     training_free(training);
     pool_free(pool);
     local_result_clear(&served);
 }
 
+static void check(ModelFamily family, Dtype type, bool qkv_bias, bool tied, unsigned threads)
+{
+    g_autoptr(GError) error = NULL;
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.family = family;
+    config.qkv_bias = qkv_bias;
+    config.tied = tied;
+    g_autoptr(GBytes) bytes = gguf_builder_bytes(&config, &error);
+    g_autoptr(Gguf) gguf =
+        gguf_parse(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes), &error);
+    g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, &error);
+    assert_non_null(spec);
+    g_autoptr(Parameters) weights = parameters_new(spec, false, &error);
+    assert_true(parameters_load(weights, gguf, &error));
+    compare(weights, gguf, threads);
+}
+
 static void test_f32(void **state)
 {
-    check(DTYPE_F32, false, true, 1);
-    check(DTYPE_F32, true, false, 2);
+    check(FAMILY_LLAMA, DTYPE_F32, false, true, 1);
+    check(FAMILY_LLAMA, DTYPE_F32, true, false, 2);
+    check(FAMILY_GPT2, DTYPE_F32, false, true, 1);
+    check(FAMILY_GPT2, DTYPE_F32, false, false, 2);
 }
 
 /* F16 weights are served from F16: the same values. */
 static void test_f16(void **state)
 {
-    check(DTYPE_F16, false, false, 1);
+    check(FAMILY_LLAMA, DTYPE_F16, false, false, 1);
+    check(FAMILY_GPT2, DTYPE_F16, false, true, 2);
+}
+
+/* Rows of whole parameters: what weft export reads from a checkpoint. */
+static bool read_rows(const void *user, uint32_t tensor, uint32_t row0, uint32_t n_rows, float *out,
+                      GError **error)
+{
+    const Parameters *p = user;
+    const size_t columns = p->spec->tensors[tensor].columns;
+    memcpy(out, p->tensors[tensor] + row0 * columns, n_rows * columns * sizeof *out);
+    return true;
+}
+
+/* Weights that were never in a file, written as weft export writes them. */
+static void check_exported(ModelFamily family)
+{
+    g_autoptr(GError) error = NULL;
+    const ModelConfig config = {.family = family,
+                                .layers = 2,
+                                .width = 64,
+                                .heads = 4,
+                                .vocabulary = 1100,
+                                .context = LENGTH};
+    g_autoptr(ModelSpec) spec = model_spec_from_config(&config, &error);
+    assert_non_null(spec);
+    g_autoptr(Parameters) weights = parameters_new(spec, false, &error);
+    Pool *pool = pool_new(1, NULL, false, 0);
+    parameters_initialise(weights, 5, pool);
+    pool_free(pool);
+    for (size_t i = 0; i < weights->n_floats; i += 3) {
+        weights->floats[i] += 0.03f; /* biases, too */
+    }
+    const ModelContents contents = {.spec = spec, .read = read_rows, .user = weights};
+    g_autofree char *path = g_build_filename(g_get_tmp_dir(), "weft-exported-XXXXXX", NULL);
+    const int fd = g_mkstemp(path);
+    assert_true(fd >= 0 && g_close(fd, NULL) && gguf_write(path, &contents, DTYPE_F32, &error));
+    g_autoptr(Gguf) gguf = gguf_open(path, &error);
+    g_unlink(path);
+    assert_non_null(gguf);
+    compare(weights, gguf, 2);
+}
+
+static void test_exported(void **state)
+{
+    check_exported(FAMILY_GPT2);
+    check_exported(FAMILY_LLAMA);
 }
 
 static void test_block_types_are_refused(void **state)
@@ -110,6 +171,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_f16),
+        cmocka_unit_test(test_exported),
         cmocka_unit_test(test_block_types_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

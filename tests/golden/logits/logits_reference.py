@@ -1,7 +1,9 @@
-"""Llama logits in float64: an implementation of its own, from the papers and the description of the file format; it shares no code with weft.
+"""Logits of Llama and GPT-2 models in float64: an implementation of its own, from the papers and the description of the file format; it shares no code with weft.
 
 The file: GGUF v2/v3. The forward pass: RMS norm (Zhang and Sennrich 2019), rotary embedding on adjacent pairs (Su et al. 2021) with linear interpolation (Chen et al.
-2023), YaRN (Peng et al. 2023) or the file's factors, grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020). Everything in float64.
+2023), YaRN (Peng et al. 2023) or the file's factors, grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020). GPT-2 (Radford et al. 2019): layer norm
+(Ba et al. 2016), learned positions, GELU in its tanh form
+(Hendrycks and Gimpel 2016), biases.
 
 `Rounding` repeats in float64 the two roundings that weft's definition prescribes (NUMERICS: activations before a product, keys and values in the cache). What is left between
 it and weft is float32 arithmetic alone, so the comparison is a thousand times tighter than with the unrounded numbers.
@@ -229,19 +231,50 @@ def rms_norm(x, weight, eps):
     return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps) * weight
 
 
-class Llama:
-    def __init__(self, path):
-        self.file = File(path)
-        key = lambda name: self.file.keys["llama." + name]
-        self.n_layers, self.width, self.n_heads = key("block_count"), key("embedding_length"), key("attention.head_count")
-        self.n_kv = self.file.keys.get("llama.attention.head_count_kv", self.n_heads)
-        self.head = self.file.keys.get("llama.attention.key_length", self.width // self.n_heads)
-        self.eps = key("attention.layer_norm_rms_epsilon")
+def layer_norm(x, weight, bias, eps):
+    centred = x - x.mean(axis=1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + eps) * weight + bias
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+
+
+def attend(q, k, v):
+    """Causal softmax attention; q [positions][heads][head size], k and v [positions][KV heads][head size]."""
+    n, heads, size = q.shape
+    out = np.empty_like(q)
+    later = np.triu(np.ones((n, n), bool), 1)
+    for i in range(heads):
+        shared = i // (heads // k.shape[1])
+        scores = q[:, i] @ k[:, shared].T / np.sqrt(size)
+        scores[later] = -np.inf
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[:, i] = p / p.sum(axis=1, keepdims=True) @ v[:, shared]
+    return out.reshape(n, -1)
+
+
+class Model:
+    def __init__(self, file):
+        self.file = file
 
     def product(self, x, name, rounding):
         y = rounding.activations(x, self.file.type_of(name + ".weight")) @ self.file.tensor(name + ".weight").T
         bias = self.file.tensor(name + ".bias")
         return y if bias is None else y + bias
+
+    def head_name(self):
+        return "output" if "output.weight" in self.file.tensors else "token_embd"
+
+
+class Llama(Model):
+    def __init__(self, file):
+        super().__init__(file)
+        key = lambda name: self.file.keys["llama." + name]
+        self.n_layers, self.width, self.n_heads = key("block_count"), key("embedding_length"), key("attention.head_count")
+        self.n_kv = self.file.keys.get("llama.attention.head_count_kv", self.n_heads)
+        self.head = self.file.keys.get("llama.attention.key_length", self.width // self.n_heads)
+        self.eps = key("attention.layer_norm_rms_epsilon")
 
     def attention(self, h, block, cos, sin, rounding):
         n = h.shape[0]
@@ -249,15 +282,7 @@ class Llama:
         q = rotate(split("attn_q", self.n_heads), cos, sin)
         k = rounding.cache(rotate(split("attn_k", self.n_kv), cos, sin))
         v = rounding.cache(split("attn_v", self.n_kv))
-        out = np.empty_like(q)
-        later = np.triu(np.ones((n, n), bool), 1)
-        for i in range(self.n_heads):
-            shared = i // (self.n_heads // self.n_kv)
-            scores = q[:, i] @ k[:, shared].T / np.sqrt(self.head)
-            scores[later] = -np.inf
-            p = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out[:, i] = p / p.sum(axis=1, keepdims=True) @ v[:, shared]
-        return self.product(out.reshape(n, -1), block + "attn_output", rounding)
+        return self.product(attend(q, k, v), block + "attn_output", rounding)
 
     def logits(self, ids, rows, rounding):
         """[rows][vocabulary] after each of the positions `rows` of `ids`."""
@@ -272,5 +297,33 @@ class Llama:
             gate = self.product(h, block + "ffn_gate", rounding)
             up = self.product(h, block + "ffn_up", rounding)
             x = x + self.product(gate / (1 + np.exp(-gate)) * up, block + "ffn_down", rounding)
-        head = "output" if "output.weight" in self.file.tensors else "token_embd"
-        return self.product(norm(x[rows], "output_norm"), head, rounding)
+        return self.product(norm(x[rows], "output_norm"), self.head_name(), rounding)
+
+
+class Gpt2(Model):
+    def __init__(self, file):
+        super().__init__(file)
+        key = lambda name: file.keys["gpt2." + name]
+        self.n_layers, self.n_heads, self.eps = key("block_count"), key("attention.head_count"), key("attention.layer_norm_epsilon")
+
+    def norm(self, x, name):
+        return layer_norm(x, self.file.tensor(name + ".weight"), self.file.tensor(name + ".bias"), self.eps)
+
+    def attention(self, h, block, rounding):
+        q, k, v = np.split(self.product(h, block + "attn_qkv", rounding), 3, axis=1)
+        split = lambda x: x.reshape(len(x), self.n_heads, -1)
+        return self.product(attend(split(q), rounding.cache(split(k)), rounding.cache(split(v))), block + "attn_output", rounding)
+
+    def logits(self, ids, rows, rounding):
+        x = self.file.tensor("token_embd.weight")[ids] + self.file.tensor("position_embd.weight")[:len(ids)]
+        for i in range(self.n_layers):
+            block = f"blk.{i}."
+            x = x + self.attention(self.norm(x, block + "attn_norm"), block, rounding)
+            h = gelu(self.product(self.norm(x, block + "ffn_norm"), block + "ffn_up", rounding))
+            x = x + self.product(h, block + "ffn_down", rounding)
+        return self.product(self.norm(x[rows], "output_norm"), self.head_name(), rounding)
+
+
+def open_model(path):
+    file = File(path)
+    return {"llama": Llama, "gpt2": Gpt2}[file.keys["general.architecture"]](file)
