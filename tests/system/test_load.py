@@ -29,11 +29,11 @@ numbers = itertools.count()
 STEADY = ["--requests", 40, "--concurrency", 2, "-n", 16]
 
 
-def serve(limits, workers=1):
+def serve(limits, served=model, more=()):
     """A cluster with these limits that serves the model; its Server, which has it as .cluster."""
-    cluster = Cluster(workers=workers, env={"WEFT_HTTP_LIMITS": limits})
+    cluster = Cluster(workers=1, env={"WEFT_HTTP_LIMITS": limits})
     log = work / f"serve-{next(numbers)}.log"
-    process = spawn([WEFT, "serve", model, "--listen", "127.0.0.1:0", "--name", "tiny", "--json"], log, env=cluster.env)
+    process = spawn([WEFT, "serve", served, *more, "--listen", "127.0.0.1:0", "--name", "tiny", "--json"], log, env=cluster.env)
 
     def said():
         assert process.poll() is None, f"weft serve ended: {log.read_text()}"
@@ -209,6 +209,41 @@ def case_caps_of_sockets():
     stop(at)
 
 
+def begun(s):
+    """A stream whose first bytes are there."""
+    s.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        return s.recv(100).startswith(b"HTTP/1.1 200")
+    return False
+
+
+def case_keys_in_turn():
+    """one key's flood takes neither every turn nor every place: another key's request is next, and has a place in the queue"""
+    at = serve("queue=64,reader=1G", served=tiny_model(folder("turns"), context=65536), more=["--context", 65536])
+    keys = {name: at.cluster.weft("key", "create", name, "-q").ok().out.strip() for name in ("joe", "ann")}
+
+    def post(name, body):
+        s = at.dial()
+        s.sendall(load.request(body).replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer " + keys[name].encode()))
+        return s
+
+    def waiting():
+        return next((r["waiting"] for r in at.cluster.weft("top", "--json").ok().json()["replicas"]), 0)
+    flood = [post("joe", load.stream_body(4000)) for _ in range(56)]  # sixteen run at once, for a while
+    wait_for("a flood", lambda: waiting() >= 40)
+    refused = post("joe", {"prompt": "x", "max_tokens": 1})  # 56 places of 64 are a key's
+    assert refused.recv(1000).startswith(b"HTTP/1.1 429")
+    other = post("ann", {"prompt": "x", "max_tokens": 1})
+    wait_for("the other one to wait", lambda: waiting() >= 41)
+    next(s for s in flood if begun(s)).close()
+    assert other.recv(100).startswith(b"HTTP/1.1 200")
+    n = sum(begun(s) for s in flood if s.fileno() >= 0)
+    assert n < 32, f"{n} of the flood came first"
+    for s in (*flood, refused, other):
+        s.close()
+    stop(at)
+
+
 def case_caps_of_times():
     """idle: a socket on which nothing moves is closed; request: one that dribbles, too"""
     at = serve("idle=1,request=2")
@@ -237,5 +272,5 @@ def case_caps_are_named():
         harness.command([harness.COORDINATOR, "--http-limits", bad, "--state", work / "none", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0"]).fails(2)
 
 
-harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_caps_of_times,
+harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_keys_in_turn, case_caps_of_times,
                    case_caps_are_named])

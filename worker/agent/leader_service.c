@@ -17,7 +17,7 @@
 
 #define END_IDS_LIMIT 1024u
 #define TOP_LOGPROBS_LIMIT 64u
-#define CACHE_KEY_LIMIT 64u
+#define KEY_BYTES_LIMIT 64u
 
 struct LeaderService {
     Loop *loop;
@@ -211,9 +211,11 @@ static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *s
                     r->top_logprobs, END_IDS_LIMIT, TOP_LOGPROBS_LIMIT);
         return false;
     }
-    if (r->cache_key.len > CACHE_KEY_LIMIT) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a cache key of %zu bytes: at most %u",
-                    r->cache_key.len, CACHE_KEY_LIMIT);
+    const size_t key_bytes = MAX(r->cache_key.len, r->share_key.len);
+    if (key_bytes > KEY_BYTES_LIMIT) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "a cache key or share key of %zu bytes: at most %u", key_bytes,
+                    KEY_BYTES_LIMIT);
         return false;
     }
     if (r->trace && (r->kind != WEFT__V1__REQUEST_KIND__GENERATE ||
@@ -274,6 +276,7 @@ static void fill_request(const Weft__V1__GenerateRequest *r, uint32_t context,
         .trace = r->trace,
         .fresh = r->fresh,
         .cache_salt = hash128(r->cache_key.data, r->cache_key.len),
+        .share_key = hash128(r->share_key.data, r->share_key.len),
         .deadline_ms = r->deadline_ms,
     };
     if (r->sampler) {

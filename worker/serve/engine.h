@@ -83,6 +83,7 @@ typedef struct EngineRequest {
     bool trace;           /* generate only; at most TRACE_PROMPT_LIMIT tokens of prompt */
     bool fresh;           /* neither uses nor feeds the prefix cache */
     Hash128 cache_salt;   /* prefixes are shared among requests with equal salts */
+    Hash128 share_key;    /* whose it is: keys that wait are served in turn (fair_queue.h) */
     uint64_t deadline_ms; /* from engine_submit() on; 0 = none */
 } EngineRequest;
 

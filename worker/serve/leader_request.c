@@ -40,6 +40,7 @@ LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *r, Loop *loo
                            .trace = r->trace && r->kind == 0};
     q->cached = !r->fresh && !q->admit.trace; /* traced rows are to be computed */
     q->salt = r->cache_salt;
+    q->share_key = r->share_key;
     q->deadline_ms = r->deadline_ms;
     q->log = event_log_new(r->top_logprobs, loop, fn, user);
     return q;

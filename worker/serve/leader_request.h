@@ -10,6 +10,8 @@
 #include "worker/serve/prefix_cache.h"
 #include "worker/serve/step.h"
 
+struct FairKey;
+
 typedef struct LeaderRequest {
     uint64_t id;
     uint64_t order;  /* of submission: kept through preemption */
@@ -24,6 +26,8 @@ typedef struct LeaderRequest {
     EventLog *log;
     bool cached; /* uses and feeds the prefix cache */
     Hash128 salt;
+    Hash128 share_key;                           /* whose it is */
+    struct FairKey *fair_key;                    /* fair_queue.h: while it is open */
     uint64_t deadline_ms;                        /* 0 = none */
     int64_t submitted_us, deadline_us, first_us; /* 0 = none, not yet */
     uint64_t wire_start;

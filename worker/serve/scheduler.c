@@ -1,12 +1,14 @@
 #include "worker/serve/scheduler.h"
 
+#include "worker/serve/fair_queue.h"
+
 #include <stdlib.h>
 #include <string.h>
 
 struct Scheduler {
     SchedulerOptions o;
     PrefixCache cache;
-    GQueue waiting;        /* LeaderRequest *, by order */
+    FairQueue *waiting;
     LeaderRequest **slots; /* running, by slot */
     bool *slot_taken;      /* running, or released but the release not yet in a step */
     uint32_t *releases;    /* slots to release in the next step */
@@ -25,7 +27,7 @@ Scheduler *scheduler_new(const SchedulerOptions *options)
     const uint32_t n_slots = options->limits.max_slots;
     s->o = *options;
     prefix_cache_init(&s->cache, options->kv_pages, &options->definition);
-    g_queue_init(&s->waiting);
+    s->waiting = fair_queue_new();
     s->slots = g_new0(LeaderRequest *, n_slots);
     s->slot_taken = g_new0(bool, n_slots);
     s->releases = g_new0(uint32_t, n_slots);
@@ -41,6 +43,7 @@ void scheduler_free(Scheduler *s)
     }
     g_assert(scheduler_any(s) == NULL);
     prefix_cache_clear(&s->cache);
+    fair_queue_free(s->waiting);
     g_free(s->slots);
     g_free(s->slot_taken);
     g_free(s->releases);
@@ -60,19 +63,13 @@ static uint32_t pages_for(uint32_t n_positions)
 
 /* ---- coming and going ---- */
 
-static gint by_order(gconstpointer a, gconstpointer b, gpointer user)
-{
-    const LeaderRequest *x = a, *y = b;
-    (void)user;
-    return (x->order > y->order) - (x->order < y->order);
-}
-
 void scheduler_enqueue(Scheduler *s, LeaderRequest *q)
 {
     q->order = s->next_order++;
     s->queue.n_requests++;
     s->queue.n_tokens += q->n_known;
-    g_queue_push_tail(&s->waiting, q);
+    fair_queue_join(s->waiting, q);
+    fair_queue_push(s->waiting, q);
 }
 
 SchedulerQueue scheduler_queue(const Scheduler *s)
@@ -110,8 +107,9 @@ void scheduler_remove(Scheduler *s, LeaderRequest *q)
         vacate(s, q);
     } else {
         leave_queue(s, q);
-        g_queue_remove(&s->waiting, q);
+        fair_queue_remove(s->waiting, q);
     }
+    fair_queue_leave(s->waiting, q);
 }
 
 void scheduler_distrust(Scheduler *s, const LeaderRequest *q)
@@ -124,7 +122,7 @@ void scheduler_distrust(Scheduler *s, const LeaderRequest *q)
 static void preempt(Scheduler *s, LeaderRequest *q)
 {
     vacate(s, q);
-    g_queue_insert_sorted(&s->waiting, q, by_order, NULL);
+    fair_queue_push(s->waiting, q);
     s->load.preemptions++;
 }
 
@@ -135,8 +133,8 @@ LeaderRequest *scheduler_find(Scheduler *s, uint64_t id)
             return s->slots[i];
         }
     }
-    for (GList *at = s->waiting.head; at != NULL; at = at->next) {
-        if (((LeaderRequest *)at->data)->id == id) {
+    for (const GList *at = fair_queue_all(s->waiting); at != NULL; at = at->next) {
+        if (((const LeaderRequest *)at->data)->id == id) {
             return at->data;
         }
     }
@@ -155,7 +153,7 @@ LeaderRequest *scheduler_any(Scheduler *s)
             return s->slots[i];
         }
     }
-    return g_queue_peek_head(&s->waiting);
+    return fair_queue_next(s->waiting);
 }
 
 static LeaderRequest *check_deadline(LeaderRequest *q, int64_t now_us, int64_t *next_us)
@@ -177,7 +175,8 @@ LeaderRequest *scheduler_expired(Scheduler *s, int64_t now_us, int64_t *next_us)
     for (uint32_t i = 0; expired == NULL && i < s->o.limits.max_slots; i++) {
         expired = check_deadline(s->slots[i], now_us, next_us);
     }
-    for (GList *at = s->waiting.head; expired == NULL && at != NULL; at = at->next) {
+    for (const GList *at = fair_queue_all(s->waiting); expired == NULL && at != NULL;
+         at = at->next) {
         expired = check_deadline(at->data, now_us, next_us);
     }
     return expired;
@@ -281,6 +280,7 @@ static void count_admission(Scheduler *s, LeaderRequest *q)
 {
     if (!q->was_admitted) {
         s->load.prompt_tokens += q->n_prompt;
+        fair_queue_charge(q, q->n_known - q->n_reusable);
     }
     if (q->cached) {
         s->load.prefix_query_tokens += q->n_known;
@@ -310,12 +310,12 @@ static void seat(Scheduler *s, LeaderRequest *q, uint32_t slot, Step *step)
 static void admit_waiting(Scheduler *s, Step *step)
 {
     uint32_t slot;
-    while (!g_queue_is_empty(&s->waiting) && find_slot(s, &slot)) {
-        LeaderRequest *q = g_queue_peek_head(&s->waiting);
+    while (fair_queue_length(s->waiting) > 0 && find_slot(s, &slot)) {
+        LeaderRequest *q = fair_queue_next(s->waiting);
         if (step->n_biases + q->admit.n_bias > SAMPLE_BIAS_LIMIT || !claim_pages(s, q)) {
             return;
         }
-        g_queue_pop_head(&s->waiting);
+        fair_queue_remove(s->waiting, q);
         leave_queue(s, q);
         seat(s, q, slot, step);
     }
@@ -390,6 +390,7 @@ static void add_decoding(Scheduler *s, Step *step, uint32_t n_decoding, uint32_t
         LeaderRequest *q = s->slots[(first + i) % n_slots];
         if (q != NULL && leader_request_decodes(q) && leader_request_pending(q) == 1) {
             add_rows(s, step, q, 1);
+            fair_queue_charge(q, 1);
             s->decode_turn = (first + i + 1) % n_slots;
             room--;
         }
@@ -507,7 +508,7 @@ void scheduler_load(const Scheduler *s, EngineLoad *out)
     const PagePool *pool = &s->cache.pool;
     *out = s->load;
     out->running = s->n_running;
-    out->waiting = s->waiting.length;
+    out->waiting = fair_queue_length(s->waiting);
     out->slots = s->o.limits.max_slots;
     out->kv_pages_total = pool->n_pages;
     out->kv_pages_cached = pool->n_idle;

@@ -2,9 +2,10 @@
  * thread; leader.h feeds it and takes the results.
  *
  * Invariants
- *   1. Order. Requests are admitted in the order of submission, none overtakes. A sequence is
- * preempted only in favour of an older one, so the oldest always goes on and every one becomes the
- * oldest: nobody starves.
+ *   1. Order. Requests of one key are admitted in the order of submission; of several keys the one
+ * that was served least is next, and what has begun goes on before anything begins (fair_queue.h):
+ * a key's flood waits for itself. Nobody overtakes the next one, however little it needs. A
+ * sequence is preempted only in favour of an older one, so the oldest that runs always goes on.
  *   2. Pages. A sequence is admitted when the pages of all its known tokens are reserved (those
  * that the prefix cache holds apart), and one page for each running sequence is left beside. While
  * it decodes it takes pages one by one; when there is none, the youngest running sequence gives up

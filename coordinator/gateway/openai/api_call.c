@@ -82,9 +82,9 @@ static void call_over(ApiCall *c)
     }
     loop_timer_cancel(service->options.loop, c->keep_alive);
     c->keep_alive = NULL;
-    service->n_sequences -= c->n_sequences;
     if (c->n_sequences > 0) {
-        served_close_sequences(c->served, c->n_sequences);
+        key_shares_close(service->sequences, c->key, c->n_sequences);
+        served_close_sequences(c->served, c->key, c->n_sequences);
     }
     g_queue_unlink(&service->calls, &c->link);
     if (!c->held) {
@@ -211,8 +211,11 @@ static void part_start_run(ApiPart *part, Weft__V1__RunRequest *request)
     const ApiServiceOptions *o = &c->service->options;
     const JobWish *wish = served_wish(c->served);
     const char *cache_key = o->isolate_keys ? (c->key != NULL ? c->key : "") : NULL;
-    RunSetting setting = {
-        .wish = wish, .name = c->model_name, .client_id = c->id, .cache_key = cache_key};
+    RunSetting setting = {.wish = wish,
+                          .name = c->model_name,
+                          .client_id = c->id,
+                          .cache_key = cache_key,
+                          .share_key = c->key};
     g_autoptr(GError) error = NULL;
     request->model = (char *)served_path(c->served);
     request->context = wish->context;
@@ -493,27 +496,27 @@ static bool check_room(ApiCall *c, ApiError **error)
 {
     ApiService *service = c->service;
     guint n = has_to_generate(c) ? c->request->prompts->len * c->request->n : 0;
-    if (n > 0 && service->n_sequences + n > service->options.limits.queue) {
-        service->n_refused_full++;
+    const uint64_t bound = service->options.limits.queue;
+    if (!key_shares_open(service->sequences, c->key, n, bound)) {
         api_error_set(error, 429, "rate_limit_error", "queue_full", NULL,
-                      "%u sequences are open and %" G_GUINT64_FORMAT
-                      " is the bound: ask again in a moment",
-                      service->n_sequences, service->options.limits.queue);
-        (*error)->retry_after_s = RETRY_AFTER_S;
-        return false;
-    }
-    if (n > 0 && !served_open_sequences(c->served, n)) {
-        service->n_refused_full++;
+                      "%" G_GUINT64_FORMAT " sequences are open, %" G_GUINT64_FORMAT
+                      " of this key, and %" G_GUINT64_FORMAT
+                      " is the bound, of which a key has its share: ask again in a moment",
+                      key_shares_count(service->sequences),
+                      key_shares_count_of(service->sequences, c->key), bound);
+    } else if (!served_open_sequences(c->served, c->key, n)) {
+        key_shares_close(service->sequences, c->key, n);
         api_error_set(error, 429, "rate_limit_error", "queue_full", NULL,
                       "model %s has all the sequences open that its job file allows "
-                      "(limits.queue): ask again in a moment",
+                      "(limits.queue), or this key its share of them: ask again in a moment",
                       c->model_name);
-        (*error)->retry_after_s = RETRY_AFTER_S;
-        return false;
+    } else {
+        c->n_sequences = n;
+        return true;
     }
-    c->n_sequences = n;
-    service->n_sequences += n;
-    return true;
+    service->n_refused_full++;
+    (*error)->retry_after_s = RETRY_AFTER_S;
+    return false;
 }
 
 static void parse_done(void *user)

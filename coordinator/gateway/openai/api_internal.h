@@ -4,6 +4,7 @@
 #include "coordinator/gateway/openai/api_error.h"
 #include "coordinator/gateway/openai/api_request.h"
 #include "coordinator/gateway/openai/api_service.h"
+#include "coordinator/gateway/openai/key_shares.h"
 
 #define JSON_TYPE "application/json"
 #define RETRY_AFTER_S 1
@@ -19,7 +20,7 @@ struct ApiService {
     ServedBook *served;
     GPtrArray *listeners;  /* of ApiListener */
     GQueue calls;          /* of ApiCall, api_call.c */
-    unsigned n_sequences;  /* of open calls */
+    KeyShares *sequences;  /* of open calls */
     uint64_t n_answers[6]; /* by the first digit of the status */
     uint64_t n_refused_full, n_refused_key, n_gone;
 };

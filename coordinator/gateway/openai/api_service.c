@@ -271,6 +271,7 @@ ApiService *api_service_new(const ApiServiceOptions *options)
     service->key_pem = g_strdup(options->key_pem);
     service->served = served_book_new(options->loop, options->log, options->models, options->jobs);
     service->listeners = g_ptr_array_new();
+    service->sequences = key_shares_new();
     g_queue_init(&service->calls);
     return service;
 }
@@ -286,6 +287,7 @@ void api_service_free(ApiService *service, int grace_ms)
     }
     g_ptr_array_unref(service->listeners);
     served_book_free(service->served);
+    key_shares_free(service->sequences);
     g_free(service->certificate_pem);
     g_free(service->key_pem);
     g_free(service);

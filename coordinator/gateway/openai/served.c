@@ -11,6 +11,7 @@
  * 2. WAITING has a timer and nothing else; the pause grows to a bound. */
 #include "coordinator/gateway/openai/served.h"
 
+#include "coordinator/gateway/openai/key_shares.h"
 #include "proto/base/error.h"
 
 #include <string.h>
@@ -45,7 +46,7 @@ struct Served {
     ServedState state;
     bool opening, was_ready, patient;
     uint64_t queue, n_slots; /* n_slots: of the plan that it was last ready with */
-    uint64_t n_open;
+    KeyShares *open;         /* sequences */
     Model *model;
     Lease *lease;
     LoopTimer *retry;
@@ -69,6 +70,7 @@ static void served_free(Served *s)
     model_unref(s->model);
     g_free(s->name);
     g_free(s->asked);
+    key_shares_free(s->open);
     g_free(s->problem);
     g_free(s);
 }
@@ -253,6 +255,7 @@ Served *served_add(ServedBook *book, const char *model, const char *name, const 
     s->pause_us = RETRY_LEAST_US;
     s->since_s = loop_wall_us(book->loop) / G_USEC_PER_SEC;
     s->problem = g_strdup("it is being opened");
+    s->open = key_shares_new();
     s->opening = true;
     g_ptr_array_add(book->all, s);
     models_open(book->models, s->asked, on_opened, s);
@@ -335,18 +338,14 @@ void served_set_queue(Served *s, uint64_t queue)
     s->queue = queue;
 }
 
-bool served_open_sequences(Served *s, unsigned n)
+bool served_open_sequences(Served *s, const char *key, unsigned n)
 {
-    if (s->queue != 0 && s->n_open + n > s->n_slots + s->queue) {
-        return false;
-    }
-    s->n_open += n;
-    return true;
+    return key_shares_open(s->open, key, n, s->queue != 0 ? s->n_slots + s->queue : UINT64_MAX);
 }
 
-void served_close_sequences(Served *s, unsigned n)
+void served_close_sequences(Served *s, const char *key, unsigned n)
 {
-    s->n_open -= n;
+    key_shares_close(s->open, key, n);
 }
 
 const char *served_state_text(const Served *s)

@@ -31,9 +31,10 @@ Served *served_add(ServedBook *book, const char *model, const char *name, const 
 void served_set_patient(Served *served);
 /* Sequences that may wait beyond those that its replicas run at once; 0: no bound of its own. */
 void served_set_queue(Served *served, uint64_t queue);
-/* `n` sequences more, or fewer, are open; false: these are more than may wait. */
-bool served_open_sequences(Served *served, unsigned n);
-void served_close_sequences(Served *served, unsigned n);
+/* `n` sequences of a key (NULL: none) more, or fewer, are open; false: these are more than may
+ * wait, or more than its share (key_shares.h). */
+bool served_open_sequences(Served *served, const char *key, unsigned n);
+void served_close_sequences(Served *served, const char *key, unsigned n);
 void served_remove(Served *served); /* nothing is called afterwards */
 
 Served *served_find(const ServedBook *book, const char *name); /* NULL if there is none */

@@ -376,6 +376,9 @@ void choice_submit(Choice *c)
     if (run->cache_key != NULL) {
         g.cache_key = (ProtobufCBinaryData){strlen(run->cache_key), (uint8_t *)run->cache_key};
     }
+    if (run->share_key != NULL) {
+        g.share_key = (ProtobufCBinaryData){strlen(run->share_key), (uint8_t *)run->share_key};
+    }
     if (t != NULL && !r->ignore_end) {
         uint32_t n = 0;
         g.end_ids = (uint32_t *)tokenizer_end_ids(t, &n);

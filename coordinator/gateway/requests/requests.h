@@ -48,6 +48,8 @@ typedef struct RunSetting {
     const char *name;      /* the model's, in metrics; NULL: its own. Copied */
     const char *client_id; /* under which its client knows it too; NULL: none. Copied */
     const char *cache_key; /* prefixes are shared with equal keys only; NULL: with all. Copied */
+    const char *share_key; /* whose it is: keys that wait are served in turn; NULL: nobody's. At
+                              most 64 bytes are looked at. Copied */
 } RunSetting;
 Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
                     const RunSetting *setting /* NULL: none */, const RunSink *sink,
@@ -56,8 +58,8 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
 void run_cancel(Run *run);
 const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
 
-/* Runs that are open: those that have a replica, and those that wait for one; also into the stats of
- * each model. */
+/* Runs that are open: those that have a replica, and those that wait for one; also into the stats
+ * of each model. */
 void requests_count(const Requests *requests, unsigned *running_out, unsigned *waiting_out);
 /* What requests wait for, as weft.v1.Reason, appended to reasons (owned). id: a run's, or what its
  * client knows it by; NULL: every open one. */

@@ -26,6 +26,7 @@
 
 #define CONTEXT_DEFAULT 8192u
 #define WINDOWS_AT_ONCE 4u
+#define SHARE_KEY_BYTES 64u
 #define SEED_MASK ((UINT64_C(1) << 53) - 1) /* exact in JSON */
 
 static void run_free(Run *run)
@@ -40,6 +41,7 @@ static void run_free(Run *run)
     g_free(run->ids);
     g_clear_error(&run->error);
     g_free(run->cache_key);
+    g_free(run->share_key);
     g_free(run->client_id);
     model_unref(run->model);
     message_free(run->request);
@@ -568,6 +570,7 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
         run->wish_given = setting->wish != NULL;
         run->wish = setting->wish != NULL ? *setting->wish : (JobWish){0};
         run->cache_key = g_strdup(setting->cache_key);
+        run->share_key = g_strndup(setting->share_key, SHARE_KEY_BYTES);
         run->stats =
             setting->name != NULL ? request_stats_model(requests->stats, setting->name) : NULL;
         run->client_id = g_strdup(setting->client_id);

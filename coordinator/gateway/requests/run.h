@@ -64,6 +64,7 @@ struct Run {
     bool wish_given;
     JobWish wish;    /* if given */
     char *cache_key; /* NULL: none */
+    char *share_key; /* NULL: none */
     char *client_id; /* NULL: none */
     uint64_t seed;
     int64_t begun_us;

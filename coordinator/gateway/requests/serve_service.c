@@ -43,8 +43,9 @@ static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
     static const RunSink sink = {call_send, call_finish};
     Requests *requests = user;
     g_autoptr(GError) error = NULL;
-    Run *run =
-        requests_start(requests, (const Weft__V1__RunRequest *)message, NULL, &sink, call, &error);
+    const RunSetting setting = {.share_key = rpc_call_peer(call)->name};
+    Run *run = requests_start(requests, (const Weft__V1__RunRequest *)message, &setting, &sink,
+                              call, &error);
     if (run == NULL) {
         rpc_call_finish(call, error);
         return;

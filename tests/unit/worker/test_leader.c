@@ -59,6 +59,7 @@ static void mix_submit(Mix *m)
     r->max_tokens = 1 + below(m, 160);
     r->fresh = below(m, 6) == 0;
     r->cache_salt.bytes[0] = below(m, 5) == 0;
+    r->share_key.bytes[0] = (uint8_t)below(m, 3);
     if (below(m, 5) == 0) {
         r->kind = 1;
         r->score_from = below(m, r->n_prompt + 1);
@@ -142,7 +143,7 @@ static void test_mixes(void **state)
     print_message("# %" G_GUINT64_FORMAT " seeds: %" G_GUINT64_FORMAT
                   " tokens from the prefix cache, %" G_GUINT64_FORMAT " preemptions\n",
                   n, hits, preemptions);
-    assert_true(hits > 100 * n && preemptions > n / 2); /* the mixes are hard enough */
+    assert_true(hits > 100 * n && preemptions > n / 4); /* the mixes are hard enough */
 }
 
 /* ---- one at a time ---- */
