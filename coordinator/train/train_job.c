@@ -446,7 +446,9 @@ static void job_plan(TrainJob *job)
         job->plan = train_plan_new(job->input->spec, job->layout.dp, job->layout.pp, job->layout.tp,
                                    &error);
     }
-    if (job->plan == NULL) {
+    if (job->plan == NULL ||
+        (job->layout.chunks > 1 &&
+         !train_plan_interleave(job->plan, job->input->spec, job->layout.chunks, &error))) {
         job_fail(job, g_steal_pointer(&error));
         return;
     }

@@ -62,6 +62,9 @@ bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_
         give_up_ranks(&c, n_workers);
     }
     c.micro_sequences = micro_sequences(job, &c);
+    c.chunks = l->schedule == JOB_SCHEDULE_INTERLEAVED && c.pp > 1
+                   ? (uint32_t)CLAMP(l->chunks, 1, MAX(model->n_layers / c.pp, 1))
+                   : 1;
     *out = c;
     return true;
 }

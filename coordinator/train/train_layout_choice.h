@@ -4,7 +4,8 @@
  * tp 1; as few stages as let 16 bytes a parameter (weights, gradients, two moments) and as much
  * again fit the smallest worker; the rest are replicas, as many as have a leaf each. Fewer workers
  * than named (after a loss): stages, then tensor ranks, are given up until a replica fits, then
- * replicas. Micro-batches: as named; else with several stages four a stage, alone whole leaves. */
+ * replicas; chunks of an interleaved schedule as far as there are layers. Micro-batches: as named;
+ * else with several stages four a stage, alone whole leaves. */
 #pragma once
 
 #include "proto/config/job_spec.h"
@@ -12,6 +13,7 @@
 
 typedef struct TrainLayoutChoice {
     uint32_t dp, pp, tp, micro_sequences;
+    uint32_t chunks; /* of layers per stage; 1: not interleaved */
 } TrainLayoutChoice;
 
 /* shrink: the spec's layout may be undercut. IMPOSSIBLE says what would be legal. */

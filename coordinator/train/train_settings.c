@@ -11,9 +11,6 @@ static bool refuse(GError **error, const char *what)
 bool train_settings_check(const JobSpec *job, GError **error)
 {
     const JobOptimizerSpec *o = &job->optimizer;
-    if (job->layout.schedule == JOB_SCHEDULE_INTERLEAVED) {
-        return refuse(error, "schedule interleaved is not run; choose 1f1b, gpipe or zero-bubble");
-    }
     if (job->layout.recompute == JOB_RECOMPUTE_SELECTIVE) {
         return refuse(error, "recompute selective is not run; choose none or full");
     }
@@ -94,7 +91,8 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->seed = job->seed;
     out->schedule = job->layout.schedule == JOB_SCHEDULE_GPIPE         ? 1
                     : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? 2
-                                                                       : 0;
+                    : layout->chunks > 1                               ? 3
+                                                                       : 0; /* PipelineKind */
     out->recompute = job->layout.recompute == JOB_RECOMPUTE_FULL;
     out->whole_optimizer = job->layout.zero == 0;
     out->checkpoint_every = job->checkpoint_directory != NULL ? job->checkpoint_every : 0;

@@ -113,6 +113,12 @@ static void check_layers(const Check *c, uint32_t r)
     g_autofree char *where = g_strdup_printf("replica %u", r);
     for (uint32_t s = 0; s < replica->n_stages; s++) {
         const PlanStage *stage = &replica->stages[s];
+        if (stage->n_more > 0) {
+            report(c, PLAN_RULE_LIMIT,
+                   "replica %u stage %u has %u chunks of layers, which only training runs; give it "
+                   "one",
+                   r, s, stage->n_more + 1);
+        }
         if (stage->layer_last < stage->layer_first) {
             report(c, PLAN_RULE_LAYERS,
                    "replica %u stage %u holds no layer (%u to %u); give it one", r, s,

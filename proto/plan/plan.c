@@ -200,6 +200,15 @@ void rank_heads(const ModelSpec *spec, const PlanRank *rank, uint32_t *first, ui
     *count = MIN((units.first + units.count) * spec->attn_unit_heads, spec->n_heads) - *first;
 }
 
+static bool stage_has_layer(const PlanStage *stage, uint32_t layer)
+{
+    bool has = layer >= stage->layer_first && layer <= stage->layer_last;
+    for (uint32_t c = 0; c < MIN(stage->n_more, PLAN_CHUNKS_LIMIT - 1); c++) {
+        has = has || (layer >= stage->more[c].first && layer <= stage->more[c].last);
+    }
+    return has;
+}
+
 /* Whether a stage of this replica holds the tensor at all. */
 static bool stage_has(const ModelSpec *spec, const PlanReplica *replica, const PlanStage *stage,
                       const TensorSpec *t)
@@ -218,8 +227,7 @@ static bool stage_has(const ModelSpec *spec, const PlanReplica *replica, const P
     case ROLE_ROPE_FACTORS:
         return true;
     default:
-        return t->layer >= 0 && (uint32_t)t->layer >= stage->layer_first &&
-               (uint32_t)t->layer <= stage->layer_last;
+        return t->layer >= 0 && stage_has_layer(stage, (uint32_t)t->layer);
     }
 }
 

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #define PLAN_RANKS_LIMIT 64u
+#define PLAN_CHUNKS_LIMIT 64u
 
 typedef enum NumericsClass { NUMERICS_EXACT = 0, NUMERICS_FAST = 1 } NumericsClass;
 
@@ -39,11 +40,20 @@ typedef struct PlanRank {
     uint64_t peak_bytes; /* weights + KV + buffers */
 } PlanRank;
 
+/* A range of layers, both ends included. */
+typedef struct PlanLayers {
+    uint32_t first, last;
+} PlanLayers;
+
 typedef struct PlanStage {
     uint32_t layer_first,
         layer_last;   /* inclusive; all stages together cover 0..n_layers-1 in order */
     uint32_t n_ranks; /* tensor parallel degree of this stage; stages may differ */
     PlanRank *ranks;
+    /* Interleaved training: its second, third, ... chunk of layers. First all stages' first chunks,
+     * then all their second ones, ... cover the layers in order. */
+    uint32_t n_more;
+    PlanLayers more[PLAN_CHUNKS_LIMIT - 1];
 } PlanStage;
 
 typedef struct PlanReplica {
@@ -93,8 +103,8 @@ typedef struct PlanMember {
     double int8_ops_per_s, f32_ops_per_s;    /* multiply-adds x 2, all threads */
     double link_latency_s, link_bytes_per_s; /* to a peer, one message */
     bool usable;                             /* attached, not draining */
-    const char *host; /* workers on one host share link cost of shared memory; NULL = unknown */
-    bool tcp_only;    /* no shared memory, on one host neither */
+    const char *host;     /* workers on one host share link cost of shared memory; NULL = unknown */
+    bool tcp_only;        /* no shared memory, on one host neither */
     const uint32_t *cpus; /* borrowed, [n_cpus]: where its threads may run; none = not known */
     uint32_t n_cpus;
 } PlanMember;

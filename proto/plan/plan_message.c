@@ -51,6 +51,14 @@ static Weft__V1__Stage *stage_to_message(const PlanStage *stage)
     for (uint32_t k = 0; k < stage->n_ranks; k++) {
         m->ranks[k] = rank_to_message(&stage->ranks[k]);
     }
+    m->n_more = stage->n_more;
+    m->more = g_new0(Weft__V1__Layers *, stage->n_more);
+    for (uint32_t c = 0; c < stage->n_more; c++) {
+        m->more[c] = g_new(Weft__V1__Layers, 1);
+        weft__v1__layers__init(m->more[c]);
+        m->more[c]->first = stage->more[c].first;
+        m->more[c]->last = stage->more[c].last;
+    }
     return m;
 }
 
@@ -153,8 +161,16 @@ static bool stage_from_message(const Weft__V1__Stage *m, PlanStage *stage, GErro
     if (m->n_ranks < 1 || m->n_ranks > PLAN_RANKS_LIMIT) {
         return malformed(error, "a stage has %zu ranks, not 1 to %u", m->n_ranks, PLAN_RANKS_LIMIT);
     }
+    if (m->n_more >= PLAN_CHUNKS_LIMIT) {
+        return malformed(error, "a stage has %zu chunks, not 1 to %u", m->n_more + 1,
+                         PLAN_CHUNKS_LIMIT);
+    }
     stage->layer_first = m->layer_first;
     stage->layer_last = m->layer_last;
+    stage->n_more = (uint32_t)m->n_more;
+    for (uint32_t c = 0; c < stage->n_more; c++) {
+        stage->more[c] = (PlanLayers){m->more[c]->first, m->more[c]->last};
+    }
     stage->ranks = g_new0(PlanRank, m->n_ranks);
     stage->n_ranks = (uint32_t)m->n_ranks;
     for (uint32_t k = 0; k < stage->n_ranks; k++) {

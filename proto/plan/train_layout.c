@@ -37,7 +37,7 @@ static bool check_counts(const ModelSpec *spec, uint32_t dp, uint32_t pp, uint32
 
 static void cut_evenly(uint32_t n, uint32_t parts, uint32_t least, uint32_t *cuts)
 {
-    double weight[PLAN_RANKS_LIMIT];
+    g_autofree double *weight = g_new(double, parts);
     for (uint32_t i = 0; i < parts; i++) {
         weight[i] = 1.0;
     }
@@ -89,6 +89,36 @@ Plan *train_plan_new(const ModelSpec *spec, uint32_t dp, uint32_t pp, uint32_t t
     return plan;
 }
 
+bool train_plan_interleave(Plan *plan, const ModelSpec *spec, uint32_t chunks, GError **error)
+{
+    const uint32_t pp = plan->replicas[0].n_stages,
+                   most = MIN(spec->n_layers / pp, PLAN_CHUNKS_LIMIT);
+    if (pp < 2) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "model %s cannot be interleaved on one stage; choose pp 2 or more, or schedule "
+                    "1f1b",
+                    spec->name);
+        return false;
+    }
+    if (chunks < 1 || chunks > most) {
+        return refuse(error, spec, "chunks", chunks, most);
+    }
+    g_autofree uint32_t *cuts = g_new(uint32_t, (size_t)pp * chunks + 1);
+    cut_evenly(spec->n_layers, pp * chunks, 1, cuts);
+    for (uint32_t d = 0; d < plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < pp; s++) {
+            PlanStage *stage = &plan->replicas[d].stages[s];
+            stage->layer_first = cuts[s];
+            stage->layer_last = cuts[s + 1] - 1;
+            stage->n_more = chunks - 1;
+            for (uint32_t c = 1; c < chunks; c++) {
+                stage->more[c - 1] = (PlanLayers){cuts[c * pp + s], cuts[c * pp + s + 1] - 1};
+            }
+        }
+    }
+    return true;
+}
+
 static bool same_ranges(const PlanRank *a, const PlanRank *b)
 {
     return a->attn_first == b->attn_first && a->attn_count == b->attn_count &&
@@ -99,11 +129,31 @@ static bool same_ranges(const PlanRank *a, const PlanRank *b)
 static bool same_stage(const PlanStage *a, const PlanStage *b)
 {
     bool same = a->layer_first == b->layer_first && a->layer_last == b->layer_last &&
-                a->n_ranks == b->n_ranks;
+                a->n_ranks == b->n_ranks && a->n_more == b->n_more &&
+                memcmp(a->more, b->more, a->n_more * sizeof *a->more) == 0;
     for (uint32_t r = 0; same && r < a->n_ranks; r++) {
         same = same_ranges(&a->ranks[r], &b->ranks[r]);
     }
     return same;
+}
+
+/* Chunk by chunk, in each stage by stage. */
+static bool covers_layers(const PlanReplica *replica, const ModelSpec *spec)
+{
+    uint32_t next = 0;
+    for (uint32_t c = 0; c <= replica->stages[0].n_more; c++) {
+        for (uint32_t s = 0; s < replica->n_stages; s++) {
+            const PlanStage *stage = &replica->stages[s];
+            const PlanLayers own = {stage->layer_first, stage->layer_last};
+            const PlanLayers at = c == 0 ? own : stage->more[c - 1];
+            if (stage->n_more != replica->stages[0].n_more || at.first != next ||
+                at.last < at.first || at.last >= spec->n_layers) {
+                return false;
+            }
+            next = at.last + 1;
+        }
+    }
+    return next == spec->n_layers;
 }
 
 static bool same_vocabulary(const PlanStage *a, const PlanStage *b)
@@ -124,6 +174,9 @@ bool train_plan_check(const Plan *plan, const ModelSpec *spec, GError **error)
     const char *what = NULL;
     if (!check_counts(spec, plan->n_replicas, first->n_stages, tp, error)) {
         return false;
+    }
+    if (!covers_layers(first, spec)) {
+        what = "its stages do not cover the layers in order";
     }
     for (uint32_t d = 0; d < plan->n_replicas && what == NULL; d++) {
         const PlanReplica *replica = &plan->replicas[d];
@@ -151,6 +204,7 @@ TrainPosition train_position(const Plan *plan, uint32_t replica, uint32_t stage,
     return (TrainPosition){.dp = plan->n_replicas,
                            .pp = plan->replicas[0].n_stages,
                            .tp = plan->replicas[0].stages[0].n_ranks,
+                           .chunks = plan->replicas[0].stages[0].n_more + 1,
                            .replica = replica,
                            .stage = stage,
                            .rank = rank};

@@ -13,15 +13,16 @@ work = folder("train")
 cluster = Cluster(workers=2)
 weft = cluster.weft
 TEXT = pathlib.Path(__file__).parents[2] / "README.md"
+DEEP = "{family: gpt2, layers: 4, width: 32, heads: 4, context: 32}"
 MODELS = {"gpt2": "{family: gpt2, layers: 2, width: 32, heads: 4, context: 32}",
           "llama": "{family: llama, layers: 2, width: 32, heads: 4, kv_heads: 2, ffn: 72, context: 32}"}
 LONG = 400  # steps of a run that is disturbed: it is hit long before its end
 known = {}
 
 
-def spec(name, family="gpt2", steps=12, layout="{dp: 1, pp: 1, tp: 1}", every=5, **more):
+def spec(name, family="gpt2", steps=12, layout="{dp: 1, pp: 1, tp: 1}", every=5, model=None, **more):
     path = work / f"{name}.yaml"
-    path.write_text(f"kind: train\nname: {name}\nmodel: {{config: {MODELS[family]}}}\ndata: {{train: {TEXT}, validation: {TEXT}}}\n"
+    path.write_text(f"kind: train\nname: {name}\nmodel: {{config: {model or MODELS[family]}}}\ndata: {{train: {TEXT}, validation: {TEXT}}}\n"
                     f"batch: {{sequences: 6, length: 32, leaves: 4}}\nsteps: {steps}\nseed: 3\n"
                     "optimizer: {name: adamw, lr: 3e-3, schedule: cosine, warmup: 4}\n"
                     f"checkpoint: {{directory: ck-{name}, every: {every}, keep: 2}}\nvalidation: {{every: {steps // 2}, sequences: 4}}\nlayout: {layout}\n"
@@ -145,6 +146,13 @@ def case_bad_input():
     assert states["wide"] == states["little"] == states["other"] == "failed" and "bad" not in states, states
 
 
+def case_interleaved():
+    """stages of several chunks of layers, run by an interleaved schedule, give the same"""
+    want = result(weft("train", spec("deep", model=DEEP), "--json", "-q").ok().out)
+    got = weft("train", spec("chunks", model=DEEP, layout="{dp: 1, pp: 2, tp: 1, micro: 4, schedule: interleaved, chunks: 2}"), "--json", "-q").ok().out
+    assert_same(result(got), want)
+
+
 def case_f16():
     """f16 with a dynamic loss scale: steps that overflow are skipped on every rank and told; equal on layouts and when it goes on from a checkpoint; without a dynamic scale the job ends with the step and what to do, or skips by choice"""
     half = dict(precision="f16", loss_scale="{start: 67108864, growth_steps: 5}")
@@ -219,4 +227,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_served, case_bad_input, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_cancelled])
+run_cases([case_layouts, case_shown, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+           case_cancelled])

@@ -4,6 +4,17 @@
 
 enum { ALIGN_FLOATS = 16 };
 
+static void fill_chunks(Holding *h, const PlanStage *stage)
+{
+    h->n_chunks = stage->n_more + 1;
+    h->chunks[0] =
+        (struct HoldingChunk){stage->layer_first, stage->layer_last + 1 - stage->layer_first};
+    for (uint32_t c = 1; c < h->n_chunks; c++) {
+        const PlanLayers *more = &stage->more[c - 1];
+        h->chunks[c] = (struct HoldingChunk){more->first, more->last + 1 - more->first};
+    }
+}
+
 static void fill_cuts(Holding *h, const PlanStage *stage)
 {
     for (uint32_t r = 0; r <= h->tp; r++) {
@@ -59,8 +70,7 @@ Holding *holding_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, 
     const PlanStage *of = &in->stages[stage];
     Holding *h = g_new0(Holding, 1);
     h->spec = spec;
-    h->layer_first = of->layer_first;
-    h->n_layers = of->layer_last + 1 - of->layer_first;
+    fill_chunks(h, of);
     h->is_first = stage == 0;
     h->is_last = stage + 1 == in->n_stages;
     h->tp = of->n_ranks;

@@ -10,9 +10,12 @@
 #include "proto/plan/plan.h"
 
 typedef struct Holding {
-    const ModelSpec *spec;          /* borrowed */
-    uint32_t layer_first, n_layers; /* of the stage */
-    bool is_first, is_last;         /* stage: has the embedding; the head and the loss */
+    const ModelSpec *spec; /* borrowed */
+    uint32_t n_chunks;     /* of the stage's layers; one unless it is interleaved */
+    struct HoldingChunk {
+        uint32_t layer_first, n_layers;
+    } chunks[PLAN_CHUNKS_LIMIT];
+    bool is_first, is_last; /* stage: has the embedding (first chunk); head and loss (last) */
     uint32_t tp, rank;
     /* cuts among the stage's ranks: [tp + 1], attention and FFN units, vocabulary chunks */
     uint32_t attn_cuts[PLAN_RANKS_LIMIT + 1], ffn_cuts[PLAN_RANKS_LIMIT + 1],

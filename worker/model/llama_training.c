@@ -7,7 +7,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
-    const uint32_t layer = m->h->layer_first + l;
+    const uint32_t layer = p->layer_first + l;
     size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
@@ -84,7 +84,7 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
     const Kernels *k = m->o.kernels;
-    const uint32_t layer = m->h->layer_first + l;
+    const uint32_t layer = p->layer_first + l;
     size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid; gate and up become their own

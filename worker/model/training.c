@@ -244,15 +244,14 @@ static void layer_forward(Pass *p, uint32_t l, float *out)
 static void forward_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass p = *(const Pass *)user;
-    const Holding *h = p.m->h;
     p.t = t;
     p.n_threads = n_threads;
-    if (h->is_first) {
+    if (p.is_first) {
         embed(&p);
         meet(&p);
     }
-    for (uint32_t l = 0; l < h->n_layers; l++) {
-        layer_forward(&p, l, l + 1 < h->n_layers ? p.slot->tape[l + 1].x : p.slot->x);
+    for (uint32_t l = 0; l < p.n_layers; l++) {
+        layer_forward(&p, l, l + 1 < p.n_layers ? p.slot->tape[l + 1].x : p.slot->x);
     }
 }
 
@@ -264,13 +263,12 @@ static LayerGradients *layer_gradients(const Pass *p, uint32_t l)
 static void backward_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass p = *(const Pass *)user;
-    const Holding *h = p.m->h;
     p.t = t;
     p.n_threads = n_threads;
-    if (h->is_last) {
+    if (p.is_last) {
         head_backward(&p);
     }
-    for (uint32_t l = h->n_layers; l-- > 0;) {
+    for (uint32_t l = p.n_layers; l-- > 0;) {
         p.d = layer_gradients(&p, l);
         if (p.m->o.recompute) {
             layer_forward(&p, l, NULL);
@@ -278,7 +276,7 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
         (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_backward : llama_training_layer_backward)(&p,
                                                                                                  l);
     }
-    if (h->is_first) {
+    if (p.is_first) {
         embed_backward(&p);
     }
 }
@@ -288,7 +286,7 @@ static void weights_region(void *user, unsigned t, unsigned n_threads)
     Pass p = *(const Pass *)user;
     p.t = t;
     p.n_threads = n_threads;
-    for (uint32_t l = p.m->h->n_layers; l-- > 0;) {
+    for (uint32_t l = p.n_layers; l-- > 0;) {
         p.d = layer_gradients(&p, l);
         (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_weights : llama_training_layer_weights)(&p,
                                                                                                l);
@@ -298,12 +296,16 @@ static void weights_region(void *user, unsigned t, unsigned n_threads)
 static Pass pass_of(Training *t, uint32_t slot, const TrainBatch *batch)
 {
     g_assert(batch->length == t->o.length && batch->n_sequences <= t->o.max_sequences &&
-             batch->n_sequences > 0 && slot < t->o.slots);
+             batch->n_sequences > 0 && slot < t->o.slots && batch->chunk < t->h->n_chunks);
     t->status = GROUP_OK;
     return (Pass){.m = t,
                   .batch = batch,
                   .slot = &t->slots[slot],
-                  .rows = batch->n_sequences * batch->length};
+                  .rows = batch->n_sequences * batch->length,
+                  .layer_first = t->h->chunks[batch->chunk].layer_first,
+                  .n_layers = t->h->chunks[batch->chunk].n_layers,
+                  .is_first = t->h->is_first && batch->chunk == 0,
+                  .is_last = t->h->is_last && batch->chunk + 1 == t->h->n_chunks};
 }
 
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch)

@@ -22,6 +22,7 @@ typedef struct TrainBatch {
     const uint32_t *tokens, *targets; /* [n_sequences][length]; ids below the vocabulary */
     uint32_t n_sequences, length;
     uint64_t first_sample; /* number of its first sequence over all steps; the rest follow it */
+    uint32_t chunk;        /* of the stage's layers (holding.h) that the pass goes through */
     Dropout dropout;       /* rate 0 where nothing is learned */
 } TrainBatch;
 
@@ -32,7 +33,7 @@ typedef struct TrainingOptions {
     const Kernels *kernels;
     Pool *pool;
     uint32_t max_sequences, length; /* of a micro-batch; length <= the model's context */
-    uint32_t slots;  /* micro-batches whose forward pass is done and backward is not, at most */
+    uint32_t slots;  /* micro-batches (times chunks) between forward and backward, at most */
     float smoothing; /* of labels: the loss is (1 - s) (lse - z_target) + s (lse - mean of z) */
     Precision precision;
     bool apart;     /* gradients of the layers' matrices and biases by training_weights(); not with
@@ -56,22 +57,22 @@ size_t training_plan_bytes(const Holding *holding, const TrainingOptions *option
 
 /* ---- a micro-batch, in slot `slot`; other than OK: the exchange among tensor ranks failed ---- */
 
-/* Where the stage's input goes before training_forward(), unless the stage is the first: the
+/* Where the chunk's input goes before training_forward(), unless it is the model's first: the
  * residual stream [rows][width]. */
 float *training_input(Training *t, uint32_t slot);
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch);
 /* Its result, [rows][width]. */
 const float *training_output(const Training *t, uint32_t slot);
 
-/* Last stage: losses of the batch's tokens, [rows], 0 where there is no target, NaN where a logit
- * is not finite. The same on all tensor ranks. */
+/* Last chunk of the last stage: losses of the batch's tokens, [rows], 0 where there is no target,
+ * NaN where a logit is not finite. The same on all tensor ranks. */
 GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, float *losses);
 /* Own logits of the last training_loss(), [rows][own vocabulary], until backward uses them up. */
 const float *training_logits(const Training *t);
 
-/* The gradient of the stage's output before training_backward() (not on the last stage, which
- * begins at its loss: training_loss() of the slot just before), and of its input after it:
- * [rows][width]. */
+/* The gradient of the chunk's output before training_backward() (not of the last chunk on the last
+ * stage, which begins at its loss: training_loss() of the slot just before), and of its input after
+ * it: [rows][width]. */
 float *training_gradient(Training *t);
 /* Once after training_forward(). Adds `factor` x the gradient of the sum of losses to `gradients`.
  * factor: a power of two (NUMERICS 15). */

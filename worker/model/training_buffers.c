@@ -70,7 +70,7 @@ static void lay_out_slots(Training *t, size_t *used)
     const size_t wide = (size_t)t->max_rows * t->width;
     const Tape shared = t->o.recompute ? carve_tape(t, used) : (Tape){0};
     for (uint32_t s = 0; s < t->o.slots; s++) {
-        for (uint32_t l = 0; l < t->h->n_layers; l++) {
+        for (uint32_t l = 0; l < t->max_layers; l++) {
             t->slots[s].tape[l] = t->o.recompute ? shared : carve_tape(t, used);
             t->slots[s].tape[l].x = carve(t, used, wide);
             if (t->o.apart) {
@@ -254,9 +254,9 @@ static bool allocate_slots(Training *t, GError **error)
 {
     t->slots = weft_alloc(t->o.slots, sizeof *t->slots, "tapes", error);
     for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
-        t->slots[s].tape = weft_alloc(t->h->n_layers, sizeof *t->slots->tape, "tapes", error);
+        t->slots[s].tape = weft_alloc(t->max_layers, sizeof *t->slots->tape, "tapes", error);
         t->slots[s].gradients =
-            weft_alloc(t->h->n_layers, sizeof *t->slots->gradients, "tapes", error);
+            weft_alloc(t->max_layers, sizeof *t->slots->gradients, "tapes", error);
         if (t->slots[s].tape == NULL || t->slots[s].gradients == NULL) {
             return false;
         }
@@ -300,6 +300,9 @@ static bool prepare(Training *t, const Holding *holding, const TrainingOptions *
     t->h = holding;
     t->spec = holding->spec;
     t->threads = threads;
+    for (uint32_t c = 0; c < holding->n_chunks; c++) {
+        t->max_layers = MAX(t->max_layers, holding->chunks[c].n_layers);
+    }
     t->max_rows = options->max_sequences * options->length;
     t->width = t->spec->width;
     t->q_width = holding->n_heads * t->spec->head_size;

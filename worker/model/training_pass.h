@@ -33,7 +33,7 @@ typedef struct LayerGradients {
 } LayerGradients;
 
 typedef struct Slot {
-    Tape *tape;                /* [layers of the stage] */
+    Tape *tape;                /* [layers of the largest chunk] */
     LayerGradients *gradients; /* [layers], where weights are apart */
     float *x;                  /* [rows][width]: the last layer's result */
 } Slot;
@@ -49,6 +49,7 @@ struct Training {
     const Holding *h;
     const ModelSpec *spec;
     unsigned threads;
+    uint32_t max_layers; /* of a chunk */
     uint32_t max_rows, width, q_width, kv_width, ffn_width, vocab;
     Units attn_units, ffn_units, chunks; /* chunks: of the vocabulary; no steps where tp is 1 */
     TreeStep *chunk_steps;               /* of the own chunks */
@@ -88,6 +89,8 @@ typedef struct Pass {
     float *losses;     /* loss only */
     float factor;
     uint32_t rows;
+    uint32_t layer_first, n_layers; /* of the chunk */
+    bool is_first, is_last;         /* the chunk begins with the embedding; ends with the head */
     unsigned t, n_threads;
 } Pass;
 
@@ -101,9 +104,9 @@ static inline void meet(Pass *p)
 }
 static inline int32_t layer_of(const Pass *p, int64_t layer)
 {
-    return layer < 0 ? -1 : (int32_t)(p->m->h->layer_first + layer);
+    return layer < 0 ? -1 : (int32_t)(p->layer_first + layer);
 }
-/* layer: of the stage; -1: a global tensor */
+/* layer: of the chunk; -1: a global tensor */
 static inline float *weight(const Pass *p, TensorRole role, int64_t layer)
 {
     return parameters_at(p->m->o.weights, role, layer_of(p, layer));
@@ -198,7 +201,7 @@ void pass_attention_backward(Pass *p, const Tape *tape);
  * columns, then K, then V of the KV heads whose first query head lies in it. */
 void pass_qkv_dx(Pass *p, uint32_t layer);
 
-/* ---- families: layer `layer` of the stage, tape->x to `out`. out NULL: what backward needs is
+/* ---- families: layer `layer` of the chunk, tape->x to `out`. out NULL: what backward needs is
  * computed again and nothing else. Backward takes m->dx from the layer's result to its input;
  * weights adds the gradients of its matrices and biases, from p->d, where backward left them apart.
  * ---- */

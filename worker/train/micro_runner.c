@@ -1,8 +1,8 @@
 /* Invariants:
  * 1. A leaf's gradients are one chain over its tokens: each micro-batch adds to the leaf's buffers,
  *    in order, and no micro-batch crosses a leaf.
- * 2. Micro-batches go forward in order and backward in order, so those in flight are consecutive:
- *    number i has slot i mod slots. */
+ * 2. Each chunk of the stage's layers sees the micro-batches in order, forward and backward. A
+ *    micro-batch comes back to chunk 0 last: then its gradients are complete. */
 #include "worker/train/micro_runner.h"
 
 #include "proto/base/checked.h"
@@ -20,8 +20,8 @@ struct MicroRunner {
     MicroRunnerOptions o;
     Training *training;
     Pipeline *pipeline;
-    GArray *micro_batches; /* of MicroBatch: the replica's, in order */
-    uint32_t slots;
+    GArray *micro_batches;                         /* of MicroBatch: the replica's, in order */
+    uint32_t slots, *slot_of;                      /* [chunks][micro-batches] */
     uint32_t *tokens, *targets;                    /* [slots][micro_sequences][length] */
     float *losses;                                 /* [micro_sequences][length] */
     GradientFold *fold;                            /* of the running step, like all from here */
@@ -76,8 +76,11 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
 {
     r->o = *options;
     r->micro_batches = cut_micro_batches(options);
-    r->pipeline = pipeline_new(options->schedule, options->position.pp, r->micro_batches->len);
-    r->slots = MAX(pipeline_in_flight(r->pipeline, options->position.stage), 1);
+    const TrainPosition *at = &options->position;
+    r->pipeline = pipeline_new(options->schedule, at->pp, at->chunks, r->micro_batches->len);
+    r->slots = MAX(pipeline_in_flight(r->pipeline, at->stage), 1);
+    r->slot_of = g_new0(uint32_t, MAX((size_t)at->chunks * r->micro_batches->len, 1));
+    pipeline_slots(r->pipeline, at->stage, r->slot_of);
     return (TrainingOptions){.weights = options->weights,
                              .kernels = options->kernels,
                              .pool = options->pool,
@@ -115,45 +118,54 @@ void micro_runner_free(MicroRunner *r)
     weft_free(r->tokens);
     weft_free(r->targets);
     weft_free(r->losses);
+    g_free(r->slot_of);
     g_free(r);
 }
 
 /* ---- samples and losses ---- */
 
-static bool is_first(const MicroRunner *r)
+/* The model's first chunk, and its last. */
+static bool is_first(const MicroRunner *r, uint32_t chunk)
 {
-    return r->o.position.stage == 0;
+    return r->o.position.stage == 0 && chunk == 0;
 }
 
-static bool is_last(const MicroRunner *r)
+static bool is_last(const MicroRunner *r, uint32_t chunk)
 {
-    return r->o.position.stage + 1 == r->o.position.pp;
+    return r->o.position.stage + 1 == r->o.position.pp && chunk + 1 == r->o.position.chunks;
 }
 
-/* A slot's batch; its tokens are there from read_batch() on, on the first and the last stage. */
-static TrainBatch batch_of(const MicroRunner *r, uint32_t slot, uint32_t n)
+/* A slot's batch; its tokens are there from read_batch() on, of the first and the last chunk. */
+static TrainBatch batch_of(const MicroRunner *r, uint32_t slot, uint32_t chunk, uint32_t n)
 {
     const size_t at = (size_t)slot * r->o.micro_sequences * r->o.source->length;
     return (TrainBatch){.tokens = r->tokens + at,
                         .targets = r->targets + at,
+                        .chunk = chunk,
                         .n_sequences = n,
                         .length = r->o.source->length};
 }
 
+/* Where a pass takes place. */
+typedef struct Place {
+    uint32_t slot, chunk;
+} Place;
+
 /* A micro-batch of a step, in its slot. */
-static TrainBatch step_batch(const MicroRunner *r, uint32_t slot, const MicroBatch *micro)
+static TrainBatch step_batch(const MicroRunner *r, const Place *at, const MicroBatch *micro)
 {
-    TrainBatch batch = batch_of(r, slot, micro->n);
+    TrainBatch batch = batch_of(r, at->slot, at->chunk, micro->n);
     batch.first_sample = r->step * r->o.sequences + micro->first;
     batch.dropout = r->o.dropout;
     return batch;
 }
 
-static void read_batch(MicroRunner *r, const SampleSource *source, uint32_t slot, uint64_t first,
-                       uint32_t n)
+static void read_batch(MicroRunner *r, const SampleSource *source, const Place *at_place,
+                       uint64_t first, uint32_t n)
 {
-    const size_t begin = (size_t)slot * r->o.micro_sequences * source->length;
-    for (uint32_t i = 0; (is_first(r) || is_last(r)) && i < n; i++) {
+    const size_t begin = (size_t)at_place->slot * r->o.micro_sequences * source->length;
+    const bool reads = is_first(r, at_place->chunk) || is_last(r, at_place->chunk);
+    for (uint32_t i = 0; reads && i < n; i++) {
         const size_t at = begin + (size_t)i * source->length;
         source->read(source->user, first + i, r->tokens + at, r->targets + at);
     }
@@ -196,29 +208,29 @@ static void fold_empty_leaves(MicroRunner *r, uint32_t leaf)
     }
 }
 
-/* The gradients of a micro-batch are complete. */
-static void end_leaf(MicroRunner *r, const MicroBatch *micro)
+/* A chunk has given all its gradients of a micro-batch. */
+static void end_leaf(MicroRunner *r, uint32_t chunk, const MicroBatch *micro)
 {
-    if (micro->ends) {
+    if (micro->ends && chunk == 0) {
         fold_empty_leaves(r, micro->leaf);
         gradient_fold_leaf(r->fold, g_steal_pointer(&r->leaf_gradients[micro->leaf]));
         r->next_leaf++;
     }
 }
 
-static bool forward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
+static bool forward(MicroRunner *r, const Place *at, const MicroBatch *micro, GError **error)
 {
-    const TrainBatch batch = step_batch(r, slot, micro);
-    read_batch(r, r->o.source, slot, batch.first_sample, micro->n);
-    return passed(r, training_forward(r->training, slot, &batch), error);
+    const TrainBatch batch = step_batch(r, at, micro);
+    read_batch(r, r->o.source, at, batch.first_sample, micro->n);
+    return passed(r, training_forward(r->training, at->slot, &batch), error);
 }
 
-/* On the last stage the head's forward pass is here: so one set of logits will do. */
-static bool backward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GError **error)
+/* Of the last chunk the head's forward pass is here: so one set of logits will do. */
+static bool backward(MicroRunner *r, const Place *at, const MicroBatch *micro, GError **error)
 {
-    const TrainBatch batch = step_batch(r, slot, micro);
-    if (is_last(r)) {
-        if (!passed(r, training_loss(r->training, slot, &batch, r->losses), error)) {
+    const TrainBatch batch = step_batch(r, at, micro);
+    if (is_last(r, at->chunk)) {
+        if (!passed(r, training_loss(r->training, at->slot, &batch, r->losses), error)) {
             return false;
         }
         for (uint32_t i = 0; i < micro->n; i++) {
@@ -226,34 +238,35 @@ static bool backward(MicroRunner *r, uint32_t slot, const MicroBatch *micro, GEr
         }
     }
     Parameters **gradients = &r->leaf_gradients[micro->leaf];
-    if (micro->begins) {
+    if (*gradients == NULL) {
         *gradients = gradient_fold_take(r->fold, error);
         if (*gradients == NULL) {
             return false;
         }
     }
-    if (!passed(r, training_backward(r->training, slot, &batch, r->loss_factor, *gradients),
+    if (!passed(r, training_backward(r->training, at->slot, &batch, r->loss_factor, *gradients),
                 error)) {
         return false;
     }
     if (r->o.schedule != PIPELINE_ZERO_BUBBLE) {
-        end_leaf(r, micro);
+        end_leaf(r, at->chunk, micro);
     }
     return true;
 }
 
-static bool weights(MicroRunner *r, uint32_t slot, const MicroBatch *micro)
+static bool weights(MicroRunner *r, const Place *at, const MicroBatch *micro)
 {
-    const TrainBatch batch = step_batch(r, slot, micro);
-    training_weights(r->training, slot, &batch, r->leaf_gradients[micro->leaf]);
-    end_leaf(r, micro);
+    const TrainBatch batch = step_batch(r, at, micro);
+    training_weights(r->training, at->slot, &batch, r->leaf_gradients[micro->leaf]);
+    end_leaf(r, at->chunk, micro);
     return true;
 }
 
 static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
 {
     const MicroBatch *micro = &g_array_index(r->micro_batches, MicroBatch, op->micro);
-    const uint32_t slot = op->micro % r->slots;
+    const uint32_t slot = r->slot_of[op->chunk * r->micro_batches->len + op->micro];
+    const Place at = {slot, op->chunk};
     const size_t bytes = stream_bytes(r, micro->n);
     TrainLinks *l = r->o.links;
     switch (op->kind) {
@@ -261,7 +274,7 @@ static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
         return train_channel_receive(l, &l->from_previous, "activations of the stage before",
                                      training_input(r->training, slot), bytes, error);
     case PIPELINE_FORWARD:
-        return forward(r, slot, micro, error);
+        return forward(r, &at, micro, error);
     case PIPELINE_SEND_FORWARD:
         return train_channel_send(l, &l->to_next, "activations for the next stage",
                                   training_output(r->training, slot), bytes, error);
@@ -269,12 +282,12 @@ static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
         return train_channel_receive(l, &l->from_next, "gradients of the next stage",
                                      training_gradient(r->training), bytes, error);
     case PIPELINE_BACKWARD:
-        return backward(r, slot, micro, error);
+        return backward(r, &at, micro, error);
     case PIPELINE_SEND_BACKWARD:
         return train_channel_send(l, &l->to_previous, "gradients for the stage before",
                                   training_gradient(r->training), bytes, error);
     case PIPELINE_WEIGHTS:
-        return weights(r, slot, micro);
+        return weights(r, &at, micro);
     }
     g_assert_not_reached();
 }
@@ -309,25 +322,38 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     return true;
 }
 
-bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
-                           uint64_t *valid, GError **error)
+/* One sample through one chunk. */
+static bool validate_chunk(MicroRunner *r, const SampleSource *source, uint64_t sample,
+                           uint32_t chunk, float *loss, GError **error)
 {
-    const TrainBatch batch = batch_of(r, 0, 1);
+    const TrainBatch batch = batch_of(r, 0, chunk, 1);
     const size_t bytes = stream_bytes(r, 1);
     TrainLinks *l = r->o.links;
-    read_batch(r, source, 0, sample, 1);
-    *loss = 0.0f;
-    r->valid = 0;
-    if ((!is_first(r) &&
+    read_batch(r, source, &(const Place){0, chunk}, sample, 1);
+    if ((!is_first(r, chunk) &&
          !train_channel_receive(l, &l->from_previous, "activations of the stage before",
                                 training_input(r->training, 0), bytes, error)) ||
         !passed(r, training_forward(r->training, 0, &batch), error) ||
-        (!is_last(r) && !train_channel_send(l, &l->to_next, "activations for the next stage",
-                                            training_output(r->training, 0), bytes, error)) ||
-        (is_last(r) && !passed(r, training_loss(r->training, 0, &batch, r->losses), error))) {
+        (!is_last(r, chunk) &&
+         !train_channel_send(l, &l->to_next, "activations for the next stage",
+                             training_output(r->training, 0), bytes, error)) ||
+        (is_last(r, chunk) &&
+         !passed(r, training_loss(r->training, 0, &batch, r->losses), error))) {
         return false;
     }
-    *loss = is_last(r) ? sample_loss(r, &batch, 0) : 0.0f;
+    *loss = is_last(r, chunk) ? sample_loss(r, &batch, 0) : 0.0f;
+    return true;
+}
+
+bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
+                           uint64_t *valid, GError **error)
+{
+    r->valid = 0;
+    for (uint32_t c = 0; c < r->o.position.chunks; c++) {
+        if (!validate_chunk(r, source, sample, c, loss, error)) {
+            return false;
+        }
+    }
     *valid = r->valid;
     return true;
 }
@@ -375,9 +401,10 @@ uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options)
     for (uint32_t i = 0; i < ops->len; i++) {
         const PipelineOp *op = &g_array_index(ops, PipelineOp, i);
         const MicroBatch *micro = &g_array_index(r->micro_batches, MicroBatch, op->micro);
-        c.live += op->kind == PIPELINE_BACKWARD && micro->begins;
+        c.live += op->kind == PIPELINE_BACKWARD && micro->begins &&
+                  op->chunk + 1 == options->position.chunks;
         c.most = MAX(c.most, c.live);
-        if (op->kind == ends && micro->ends) {
+        if (op->kind == ends && micro->ends && op->chunk == 0) {
             while (cuts[0] + c.leaf < micro->leaf) {
                 count_leaf(&c, false);
             }

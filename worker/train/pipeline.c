@@ -4,14 +4,20 @@
  *         backwards that are left (Narayanan et al. 2021, arXiv 2104.04473)
  *   GPipe all forwards, then all backwards (Huang et al. 2019)
  *   ZB-H1 stage r: p-r forwards, then one backward, one W and one forward in turn; W is r
- *         micro-batches late, so that no stage keeps more than p (Qi et al. 2023) */
+ *         micro-batches late, so that no stage keeps more than p (Qi et al. 2023)
+ *   interleaved, v chunks: forwards go p micro-batches at a time through chunk 0, 1, ..., backwards
+ *         so through the chunks in reverse; stage r: 2(p-r-1) + (v-1)p forwards, then in turn as
+ *         1F1B (Narayanan et al. 2021, 2.2). Where p does not divide m the order is that of the
+ *         next multiple, without the micro-batches that are not there: what is left out needs
+ *         nothing and is needed by nothing that is left. */
 #include "worker/train/pipeline.h"
 
 #include "proto/base/error.h"
 
 #include <string.h>
 
-static const char *const names[PIPELINE_KIND_LIMIT] = {"1f1b", "gpipe", "zero-bubble"};
+static const char *const names[PIPELINE_KIND_LIMIT] = {"1f1b", "gpipe", "zero-bubble",
+                                                       "interleaved"};
 
 const char *pipeline_name(PipelineKind kind)
 {
@@ -27,37 +33,53 @@ bool pipeline_parse(const char *name, PipelineKind *out, GError **error)
         }
     }
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "schedule %s is unknown; choose 1f1b, gpipe or zero-bubble", name);
+                "schedule %s is unknown; choose 1f1b, gpipe, zero-bubble or interleaved", name);
     return false;
 }
 
 /* ---- making ---- */
 
-static void add(Pipeline *p, uint32_t stage, PipelineOpKind kind, uint32_t micro)
+/* Where a chunk stands on a micro-batch's way through all of them. */
+static uint32_t place_of(const Pipeline *p, uint32_t stage, uint32_t chunk)
 {
-    const PipelineOp op = {kind, micro};
+    return chunk * p->n_stages + stage;
+}
+
+static bool is_first(const Pipeline *p, uint32_t stage, uint32_t chunk)
+{
+    return place_of(p, stage, chunk) == 0;
+}
+
+static bool is_last(const Pipeline *p, uint32_t stage, uint32_t chunk)
+{
+    return place_of(p, stage, chunk) + 1 == p->n_stages * p->n_chunks;
+}
+
+static void add(Pipeline *p, uint32_t stage, PipelineOpKind kind, uint32_t chunk, uint32_t micro)
+{
+    const PipelineOp op = {kind, chunk, micro};
     g_array_append_val(p->stages[stage], op);
 }
 
-static void add_forward(Pipeline *p, uint32_t stage, uint32_t micro)
+static void add_forward(Pipeline *p, uint32_t stage, uint32_t chunk, uint32_t micro)
 {
-    if (stage > 0) {
-        add(p, stage, PIPELINE_RECEIVE_FORWARD, micro);
+    if (!is_first(p, stage, chunk)) {
+        add(p, stage, PIPELINE_RECEIVE_FORWARD, chunk, micro);
     }
-    add(p, stage, PIPELINE_FORWARD, micro);
-    if (stage + 1 < p->n_stages) {
-        add(p, stage, PIPELINE_SEND_FORWARD, micro);
+    add(p, stage, PIPELINE_FORWARD, chunk, micro);
+    if (!is_last(p, stage, chunk)) {
+        add(p, stage, PIPELINE_SEND_FORWARD, chunk, micro);
     }
 }
 
-static void add_backward(Pipeline *p, uint32_t stage, uint32_t micro)
+static void add_backward(Pipeline *p, uint32_t stage, uint32_t chunk, uint32_t micro)
 {
-    if (stage + 1 < p->n_stages) {
-        add(p, stage, PIPELINE_RECEIVE_BACKWARD, micro);
+    if (!is_last(p, stage, chunk)) {
+        add(p, stage, PIPELINE_RECEIVE_BACKWARD, chunk, micro);
     }
-    add(p, stage, PIPELINE_BACKWARD, micro);
-    if (stage > 0) {
-        add(p, stage, PIPELINE_SEND_BACKWARD, micro);
+    add(p, stage, PIPELINE_BACKWARD, chunk, micro);
+    if (!is_first(p, stage, chunk)) {
+        add(p, stage, PIPELINE_SEND_BACKWARD, chunk, micro);
     }
 }
 
@@ -65,13 +87,47 @@ static void add_backward(Pipeline *p, uint32_t stage, uint32_t micro)
 static void add_in_turn(Pipeline *p, uint32_t stage, uint32_t warm)
 {
     for (uint32_t i = 0; i < warm; i++) {
-        add_forward(p, stage, i);
+        add_forward(p, stage, 0, i);
     }
     for (uint32_t i = 0; i < p->n_micro; i++) {
         if (warm + i < p->n_micro) {
-            add_forward(p, stage, warm + i);
+            add_forward(p, stage, 0, warm + i);
         }
-        add_backward(p, stage, i);
+        add_backward(p, stage, 0, i);
+    }
+}
+
+/* Number i of all forwards (or backwards) of a stage; nothing for a micro-batch that only fills a
+ * group up. */
+static void add_interleaved_pass(Pipeline *p, uint32_t stage, uint32_t i, bool forward)
+{
+    const uint32_t group = p->n_stages * p->n_chunks,
+                   micro = i / group * p->n_stages + i % p->n_stages,
+                   chunk = i % group / p->n_stages;
+    if (micro >= p->n_micro) {
+        return;
+    }
+    if (forward) {
+        add_forward(p, stage, chunk, micro);
+    } else {
+        add_backward(p, stage, p->n_chunks - 1 - chunk, micro);
+    }
+}
+
+static void add_interleaved(Pipeline *p, uint32_t stage)
+{
+    const uint32_t groups = (p->n_micro + p->n_stages - 1) / p->n_stages,
+                   total = groups * p->n_stages * p->n_chunks,
+                   ahead = 2 * (p->n_stages - stage - 1) + (p->n_chunks - 1) * p->n_stages,
+                   warm = MIN(total, ahead);
+    for (uint32_t i = 0; i < warm; i++) {
+        add_interleaved_pass(p, stage, i, true);
+    }
+    for (uint32_t i = 0; i < total; i++) {
+        if (warm + i < total) {
+            add_interleaved_pass(p, stage, warm + i, true);
+        }
+        add_interleaved_pass(p, stage, i, false);
     }
 }
 
@@ -80,27 +136,29 @@ static void add_zero_bubble(Pipeline *p, uint32_t stage)
 {
     uint32_t forwards = 0, weights = 0;
     while (forwards < MIN(p->n_micro, p->n_stages - stage)) {
-        add_forward(p, stage, forwards++);
+        add_forward(p, stage, 0, forwards++);
     }
     for (uint32_t i = 0; i < p->n_micro; i++) {
-        add_backward(p, stage, i);
+        add_backward(p, stage, 0, i);
         if (i >= stage) {
-            add(p, stage, PIPELINE_WEIGHTS, weights++);
+            add(p, stage, PIPELINE_WEIGHTS, 0, weights++);
         }
         if (forwards < p->n_micro) {
-            add_forward(p, stage, forwards++);
+            add_forward(p, stage, 0, forwards++);
         }
     }
     while (weights < p->n_micro) {
-        add(p, stage, PIPELINE_WEIGHTS, weights++);
+        add(p, stage, PIPELINE_WEIGHTS, 0, weights++);
     }
 }
 
-Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_micro)
+Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_chunks, uint32_t n_micro)
 {
     Pipeline *p = g_new0(Pipeline, 1);
+    g_assert(n_chunks == 1 || kind == PIPELINE_INTERLEAVED);
     p->kind = kind;
     p->n_stages = n_stages;
+    p->n_chunks = n_chunks;
     p->n_micro = n_micro;
     p->stages = g_new0(GArray *, n_stages);
     for (uint32_t s = 0; s < n_stages; s++) {
@@ -109,6 +167,8 @@ Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_micro)
     for (uint32_t s = 0; s < n_stages; s++) {
         if (kind == PIPELINE_ZERO_BUBBLE) {
             add_zero_bubble(p, s);
+        } else if (kind == PIPELINE_INTERLEAVED) {
+            add_interleaved(p, s);
         } else {
             add_in_turn(p, s, kind == PIPELINE_GPIPE ? n_micro : MIN(n_micro, n_stages - s - 1));
         }
@@ -133,10 +193,15 @@ static const PipelineOp *op_at(const Pipeline *p, uint32_t stage, uint32_t i)
     return &g_array_index(p->stages[stage], PipelineOp, i);
 }
 
+/* The last op that reads what a micro-batch's forward pass kept. */
+static PipelineOpKind last_kind(const Pipeline *p)
+{
+    return p->kind == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+}
+
 uint32_t pipeline_in_flight(const Pipeline *p, uint32_t stage)
 {
-    const PipelineOpKind ends =
-        p->kind == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+    const PipelineOpKind ends = last_kind(p);
     uint32_t now = 0, most = 0;
     for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
         const PipelineOpKind kind = op_at(p, stage, i)->kind;
@@ -147,6 +212,25 @@ uint32_t pipeline_in_flight(const Pipeline *p, uint32_t stage)
     return most;
 }
 
+void pipeline_slots(const Pipeline *p, uint32_t stage, uint32_t *slots)
+{
+    const uint32_t n = pipeline_in_flight(p, stage);
+    g_autofree bool *taken = g_new0(bool, n + 1); /* the last one stays free */
+    for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
+        const PipelineOp *op = op_at(p, stage, i);
+        uint32_t *slot = &slots[op->chunk * p->n_micro + op->micro];
+        const bool begins = is_first(p, stage, op->chunk) ? op->kind == PIPELINE_FORWARD
+                                                          : op->kind == PIPELINE_RECEIVE_FORWARD;
+        for (*slot = begins ? 0 : *slot; begins && taken[*slot];) {
+            ++*slot;
+        }
+        g_assert(!begins || *slot < n);
+        if (begins || op->kind == last_kind(p)) {
+            taken[*slot] = begins;
+        }
+    }
+}
+
 /* ---- playing it through ---- */
 
 /* All stages advance as far as what they need has happened. */
@@ -155,20 +239,21 @@ typedef struct Simulation {
     PipelineTimes times;
     uint32_t *next; /* by stage */
     double *clock, *busy;
-    double *forward_at, *backward_at; /* [stage][micro]: when what was sent can be received; -1 */
+    double *forward_at, *backward_at; /* [place][micro]: when what was sent can be received; -1 */
 } Simulation;
 
 static double *arrival(const Simulation *m, uint32_t stage, const PipelineOp *op)
 {
+    const uint32_t place = place_of(m->p, stage, op->chunk);
     switch (op->kind) {
     case PIPELINE_SEND_FORWARD:
-        return &m->forward_at[(stage + 1) * m->p->n_micro + op->micro];
+        return &m->forward_at[(place + 1) * m->p->n_micro + op->micro];
     case PIPELINE_RECEIVE_FORWARD:
-        return &m->forward_at[stage * m->p->n_micro + op->micro];
+        return &m->forward_at[place * m->p->n_micro + op->micro];
     case PIPELINE_SEND_BACKWARD:
-        return &m->backward_at[(stage - 1) * m->p->n_micro + op->micro];
+        return &m->backward_at[(place - 1) * m->p->n_micro + op->micro];
     case PIPELINE_RECEIVE_BACKWARD:
-        return &m->backward_at[stage * m->p->n_micro + op->micro];
+        return &m->backward_at[place * m->p->n_micro + op->micro];
     default:
         return NULL;
     }
@@ -176,10 +261,11 @@ static double *arrival(const Simulation *m, uint32_t stage, const PipelineOp *op
 
 static double duration(const Simulation *m, PipelineOpKind kind)
 {
-    return kind == PIPELINE_FORWARD    ? m->times.forward
-           : kind == PIPELINE_BACKWARD ? m->times.backward
-           : kind == PIPELINE_WEIGHTS  ? m->times.weights
-                                       : 0.0;
+    const double whole = kind == PIPELINE_FORWARD    ? m->times.forward
+                         : kind == PIPELINE_BACKWARD ? m->times.backward
+                         : kind == PIPELINE_WEIGHTS  ? m->times.weights
+                                                     : 0.0;
+    return whole / m->p->n_chunks;
 }
 
 /* False: the stage waits. */
@@ -220,7 +306,7 @@ static bool simulate(Simulation *m)
 
 static void simulation_init(Simulation *m, const Pipeline *p, const PipelineTimes *times)
 {
-    const size_t n = (size_t)p->n_stages * p->n_micro;
+    const size_t n = (size_t)p->n_stages * p->n_chunks * p->n_micro;
     *m = (Simulation){.p = p,
                       .times = *times,
                       .next = g_new0(uint32_t, p->n_stages),
@@ -268,8 +354,9 @@ static bool refuse(GError **error, const Pipeline *p, uint32_t stage, uint32_t m
     return false;
 }
 
-/* Each kind of op once a micro-batch, in their order, and each after what it needs here. */
-static bool check_stage(const Pipeline *p, uint32_t stage, GError **error)
+/* Of one chunk: each kind of op once a micro-batch, in their order, each after what it needs here.
+ */
+static bool check_chunk(const Pipeline *p, uint32_t stage, uint32_t chunk, GError **error)
 {
     static const PipelineOpKind needs[] = {
         [PIPELINE_FORWARD] = PIPELINE_RECEIVE_FORWARD,
@@ -278,14 +365,16 @@ static bool check_stage(const Pipeline *p, uint32_t stage, GError **error)
         [PIPELINE_SEND_BACKWARD] = PIPELINE_BACKWARD,
         [PIPELINE_WEIGHTS] = PIPELINE_BACKWARD,
     };
-    const bool is_first = stage == 0, is_last = stage + 1 == p->n_stages;
-    const bool has[] = {
-        !is_first, true, !is_last, !is_last, true, !is_first, p->kind == PIPELINE_ZERO_BUBBLE};
+    const bool first = is_first(p, stage, chunk), last = is_last(p, stage, chunk);
+    const bool has[] = {!first, true, !last, !last, true, !first, p->kind == PIPELINE_ZERO_BUBBLE};
     uint32_t done[PIPELINE_WEIGHTS + 1] = {0};
     for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
         const PipelineOp *op = op_at(p, stage, i);
         const bool receives =
             op->kind == PIPELINE_RECEIVE_FORWARD || op->kind == PIPELINE_RECEIVE_BACKWARD;
+        if (op->chunk != chunk) {
+            continue;
+        }
         if (!has[op->kind] || op->micro != done[op->kind]) {
             return refuse(error, p, stage, op->micro, "out of order, twice, or not its work");
         }
@@ -305,10 +394,60 @@ static bool check_stage(const Pipeline *p, uint32_t stage, GError **error)
     return true;
 }
 
+/* The next op of a kind from number *i on; NULL: there is none. */
+static const PipelineOp *next_of(const Pipeline *p, uint32_t stage, PipelineOpKind kind,
+                                 uint32_t *i)
+{
+    while (*i < p->stages[stage]->len) {
+        const PipelineOp *op = op_at(p, stage, (*i)++);
+        if (op->kind == kind) {
+            return op;
+        }
+    }
+    return NULL;
+}
+
+/* What `from` sends is what `to` receives, in that order: the stages are in a ring, and there is
+ * one channel each way between neighbours. */
+static bool check_channel(const Pipeline *p, uint32_t from, bool forward, GError **error)
+{
+    const uint32_t n = p->n_stages, to = forward ? (from + 1) % n : (from + n - 1) % n;
+    const PipelineOpKind sends = forward ? PIPELINE_SEND_FORWARD : PIPELINE_SEND_BACKWARD,
+                         receives = forward ? PIPELINE_RECEIVE_FORWARD : PIPELINE_RECEIVE_BACKWARD;
+    uint32_t i = 0, j = 0;
+    for (;;) {
+        const PipelineOp *sent = next_of(p, from, sends, &i), *got = next_of(p, to, receives, &j);
+        if (sent == NULL || got == NULL) {
+            return (sent == NULL && got == NULL) ||
+                   refuse(error, p, to, 0, "another number of messages than are sent to it");
+        }
+        const uint32_t place = place_of(p, from, sent->chunk);
+        if (sent->micro != got->micro ||
+            place_of(p, to, got->chunk) != (forward ? place + 1 : place - 1)) {
+            return refuse(error, p, to, got->micro, "received in another order than sent");
+        }
+    }
+}
+
+static bool check_stage(const Pipeline *p, uint32_t stage, GError **error)
+{
+    for (uint32_t c = 0; c < p->n_chunks; c++) {
+        if (!check_chunk(p, stage, c, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool pipeline_check(const Pipeline *p, GError **error)
 {
     for (uint32_t s = 0; s < p->n_stages; s++) {
         if (!check_stage(p, s, error)) {
+            return false;
+        }
+    }
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        if (!check_channel(p, s, true, error) || !check_channel(p, s, false, error)) {
             return false;
         }
     }

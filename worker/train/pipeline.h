@@ -14,8 +14,9 @@ typedef enum PipelineKind {
     PIPELINE_1F1B = 0,
     PIPELINE_GPIPE = 1,
     PIPELINE_ZERO_BUBBLE = 2, /* ZB-H1 (Qi et al. 2023, arXiv 2401.10241): W apart from B */
+    PIPELINE_INTERLEAVED = 3, /* stages of several chunks of layers (arXiv 2104.04473, 2.2) */
 } PipelineKind;
-#define PIPELINE_KIND_LIMIT 3u
+#define PIPELINE_KIND_LIMIT 4u
 const char *pipeline_name(PipelineKind kind);                             /* static */
 bool pipeline_parse(const char *name, PipelineKind *out, GError **error); /* INVALID: unknown */
 
@@ -31,30 +32,34 @@ typedef enum PipelineOpKind {
 
 typedef struct PipelineOp {
     PipelineOpKind kind;
-    uint32_t micro;
+    uint32_t chunk, micro;
 } PipelineOp;
 
 typedef struct Pipeline {
     PipelineKind kind;
-    uint32_t n_stages, n_micro;
+    uint32_t n_stages, n_chunks, n_micro;
     GArray **stages; /* of PipelineOp */
 } Pipeline;
 
-Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_micro);
+/* A micro-batch goes through chunk 0 of all stages, then through chunk 1 of all, and so on.
+ * n_chunks: 1 unless interleaved. */
+Pipeline *pipeline_new(PipelineKind kind, uint32_t n_stages, uint32_t n_chunks, uint32_t n_micro);
 void pipeline_free(Pipeline *p); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Pipeline, pipeline_free)
 
-/* Micro-batches that a stage keeps at once: from FORWARD to BACKWARD, or to WEIGHTS where there is
- * one. */
+/* Micro-batches (times chunks) that a stage keeps at once: from FORWARD to BACKWARD, or to WEIGHTS
+ * where there is one. */
 uint32_t pipeline_in_flight(const Pipeline *p, uint32_t stage);
-/* Every forward and backward (and weights) once a micro-batch, each after what it needs, backward
- * in order, no stage waiting for ever, messages between two stages received in the order sent.
- * INVALID says what is wrong. */
+/* Places for them, 0 .. pipeline_in_flight() - 1: slots[chunk x n_micro + micro]. */
+void pipeline_slots(const Pipeline *p, uint32_t stage, uint32_t *slots);
+/* Every forward and backward (and weights) once a micro-batch and chunk, each after what it needs,
+ * of each chunk in order, no stage waiting for ever, messages between two stages received in the
+ * order sent. INVALID says what is wrong. */
 bool pipeline_check(const Pipeline *p, GError **error);
 
 typedef struct PipelineTimes {
-    double forward, backward, weights; /* of one stage and micro-batch; weights: only where apart;
-                                          else a part of backward */
+    double forward, backward, weights; /* of one stage (all its chunks) and micro-batch; weights:
+                                          only where apart; else a part of backward */
     double transfer;                   /* from a send to when it can be received */
 } PipelineTimes;
 typedef struct PipelineCost {

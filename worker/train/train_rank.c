@@ -49,6 +49,10 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
             ? g_strdup_printf("%u leaves; choose 1 to %u", o->leaves, TREE_LEAVES_LIMIT)
         : p->dp > o->leaves ? g_strdup_printf("%u replicas share %u leaves; choose dp 1 to %u",
                                               p->dp, o->leaves, o->leaves)
+        : p->chunks > 1 && o->schedule != PIPELINE_INTERLEAVED
+            ? g_strdup_printf("schedule %s runs stages of one chunk of layers, and the plan has %u "
+                              "chunks; choose schedule interleaved",
+                              pipeline_name(o->schedule), p->chunks)
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
         : !(o->smoothing >= 0.0f && o->smoothing < 1.0f) ||

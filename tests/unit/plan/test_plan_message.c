@@ -23,6 +23,8 @@ static Plan *sample(void)
     spec->file_hash.bytes[9] = 9;
     Plan *plan = plan_builder_even(spec, 2, 2, 2);
     plan->predicted = (PlanPrediction){123.5, 45.25, "link"};
+    plan->replicas[1].stages[0].n_more = 2;
+    plan->replicas[1].stages[0].more[1] = (PlanLayers){7, 9};
     g_ptr_array_add(plan->reasons, g_strdup("one"));
     g_ptr_array_add(plan->reasons, g_strdup(""));
     return plan;
@@ -65,6 +67,8 @@ static void test_round_trip(void **state)
             assert_int_equal(y->layer_first, x->layer_first);
             assert_int_equal(y->layer_last, x->layer_last);
             assert_int_equal(y->n_ranks, x->n_ranks);
+            assert_int_equal(y->n_more, x->n_more);
+            assert_memory_equal(y->more, x->more, sizeof x->more);
             for (uint32_t k = 0; k < x->n_ranks; k++) {
                 PlanRank p = x->ranks[k], q = y->ranks[k];
                 assert_string_equal(p.worker, q.worker);

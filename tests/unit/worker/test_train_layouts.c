@@ -306,6 +306,34 @@ static void test_layouts_refused(void **state)
     assert_non_null(strstr(error->message, "cut differently"));
 }
 
+static void assert_interleave_refused(const ModelSpec *spec, uint32_t pp, uint32_t chunks,
+                                      const char *says)
+{
+    g_autoptr(GError) error = NULL;
+    g_autoptr(Plan) plan = train_plan_new(spec, 1, pp, 1, NULL);
+    assert_false(train_plan_interleave(plan, spec, chunks, &error));
+    assert_non_null(strstr(error->message, says));
+}
+
+static void test_chunks_refused(void **state)
+{
+    Toy deep = toy_gpt2;
+    deep.config.layers = 5;
+    g_autoptr(ModelSpec) spec = toy_spec(&deep);
+    g_autoptr(GError) error = NULL;
+    assert_interleave_refused(spec, 1, 2, "choose pp 2 or more");
+    assert_interleave_refused(spec, 2, 3, "chunks 3; choose 1 to 2");
+    g_autoptr(Plan) plan = train_plan_new(spec, 2, 2, 1, NULL);
+    assert_true(train_plan_interleave(plan, spec, 2, NULL));
+    assert_true(train_plan_check(plan, spec, &error));
+    assert_int_equal(train_position(plan, 0, 1, 0).chunks, 2);
+    PlanLayers *last = &plan->replicas[0].stages[1].more[0];
+    assert_int_equal(last->last, 4);
+    last->first--; /* a layer on two stages */
+    assert_false(train_plan_check(plan, spec, &error));
+    assert_non_null(strstr(error->message, "do not cover the layers"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -320,6 +348,7 @@ int main(void)
         cmocka_unit_test(test_non_finite_loss_skipped),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_layouts_refused),
+        cmocka_unit_test(test_chunks_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

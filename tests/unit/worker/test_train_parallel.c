@@ -106,6 +106,25 @@ static void test_pipelines(void **state)
     assert_equal_runs(&wide_llama, pipelines, G_N_ELEMENTS(pipelines));
 }
 
+/* ---- chunks ---- */
+
+static const RunSpread chunked[] = {
+    {.pp = 2, .chunks = 2},
+    {.pp = 3, .chunks = 2, .threads = 2}, /* of 1 and 2 layers */
+    {.pp = 2, .chunks = 3, .micro = 2},
+    {.pp = 2, .chunks = 2, .dp = 3, .change = recompute},
+    {.pp = 2, .chunks = 4, .tp = 2},
+};
+
+static void test_chunks(void **state)
+{
+    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    gpt2.config.layers = llama.config.layers = 8;
+    llama.config.untied = false;
+    assert_equal_runs(&gpt2, chunked, G_N_ELEMENTS(chunked));
+    assert_equal_runs(&llama, chunked, G_N_ELEMENTS(chunked));
+}
+
 /* ---- tensor ranks ---- */
 
 /* Rank 0 has little of the attention, rank 1 little of the feed-forward, rank 1 no vocabulary. */
@@ -177,6 +196,22 @@ static void test_pipeline_bytes(void **state)
     assert_int_equal(run.traffic[1].tied, 0);
 }
 
+/* v chunks: as many boundaries as there are chunks on the way, less one; the ring's way back too.
+ */
+static void test_chunk_bytes(void **state)
+{
+    Toy deep = wide_gpt2;
+    deep.config.layers = 6;
+    const RunSpread spread = {.pp = 3, .chunks = 2, .isa = kernels_best_isa()};
+    const RunResult run = run_toy(&deep, &spread, STEPS, NULL);
+    const uint64_t tokens = (uint64_t)deep.sequences * deep.length,
+                   boundary = STEPS * tokens * deep.config.width * sizeof(float);
+    const uint64_t boundaries[] = {3, 4, 3}; /* sent: forward 2 2 1, backward 1 2 2 */
+    for (uint32_t r = 0; r < 3; r++) {
+        assert_int_equal(run.traffic[r].pipeline, boundaries[r] * boundary);
+    }
+}
+
 /* Two sums forward and two backward a layer, the head's, (m, l) of chunks and the target's logit,
  * and the rows of the embedding; s_r subtrees of each to the other ranks. */
 static void test_tensor_bytes(void **state)
@@ -208,6 +243,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pipelines),    cmocka_unit_test(test_tensor_ranks),
+        cmocka_unit_test(test_chunks),       cmocka_unit_test(test_chunk_bytes),
         cmocka_unit_test(test_mixes),        cmocka_unit_test(test_pipeline_bytes),
         cmocka_unit_test(test_tensor_bytes),
     };

@@ -37,7 +37,7 @@ static void test_bubble(void **state)
     for (uint32_t p = 1; p <= 8; p++) {
         for (uint32_t m = p; m <= 3 * p; m++) { /* 1F1B and GPipe alike */
             for (PipelineKind kind = PIPELINE_1F1B; kind <= PIPELINE_GPIPE; kind++) {
-                g_autoptr(Pipeline) line = pipeline_new(kind, p, m);
+                g_autoptr(Pipeline) line = pipeline_new(kind, p, 1, m);
                 g_autoptr(GError) error = NULL;
                 assert_true(pipeline_check(line, &error));
                 const PipelineCost cost = pipeline_simulate(line, &times);
@@ -53,8 +53,8 @@ static void test_in_flight(void **state)
 {
     for (uint32_t p = 1; p <= 8; p++) {
         for (uint32_t m = 1; m <= 20; m += 3) {
-            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, m);
-            g_autoptr(Pipeline) gpipe = pipeline_new(PIPELINE_GPIPE, p, m);
+            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, 1, m);
+            g_autoptr(Pipeline) gpipe = pipeline_new(PIPELINE_GPIPE, p, 1, m);
             for (uint32_t r = 0; r < p; r++) {
                 const uint32_t warm = MIN(m, p - r - 1);
                 assert_int_equal(forwards_before_backward(alternate, r), MIN(warm + 1, m));
@@ -73,8 +73,8 @@ static void test_zero_bubble(void **state)
                         together = {.forward = 1.0, .backward = 2.0};
     for (uint32_t p = 1; p <= 8; p++) {
         for (uint32_t m = 2 * p; m <= 4 * p; m += p) {
-            g_autoptr(Pipeline) zero = pipeline_new(PIPELINE_ZERO_BUBBLE, p, m);
-            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, m);
+            g_autoptr(Pipeline) zero = pipeline_new(PIPELINE_ZERO_BUBBLE, p, 1, m);
+            g_autoptr(Pipeline) alternate = pipeline_new(PIPELINE_1F1B, p, 1, m);
             g_autoptr(GError) error = NULL;
             if (!pipeline_check(zero, &error)) {
                 fail_msg("%s", error->message);
@@ -92,8 +92,92 @@ static void test_zero_bubble(void **state)
 static void test_transfers(void **state)
 {
     const PipelineTimes times = {.forward = 1.0, .backward = 2.0, .transfer = 0.25};
-    g_autoptr(Pipeline) line = pipeline_new(PIPELINE_GPIPE, 4, 8);
+    g_autoptr(Pipeline) line = pipeline_new(PIPELINE_GPIPE, 4, 1, 8);
     assert_near(pipeline_simulate(line, &times).bubble, 3 * (3.0 + 2 * 0.25));
+}
+
+/* Interleaved, v chunks: bubble 1/v of 1F1B's, (p-1)(tF+tB)/v; stage r has 2(p-r-1) + (v-1)p
+ * chunks of micro-batches forward before the first backward (or all there are). */
+static void test_interleaved(void **state)
+{
+    const PipelineTimes times = {.forward = 1.0, .backward = 2.25};
+    for (uint32_t p = 2; p <= 6; p++) {
+        for (uint32_t v = 1; v <= 4; v++) {
+            for (uint32_t m = p; m <= 4 * p; m += p) {
+                g_autoptr(Pipeline) line = pipeline_new(PIPELINE_INTERLEAVED, p, v, m);
+                g_autoptr(GError) error = NULL;
+                if (!pipeline_check(line, &error)) {
+                    fail_msg("%s", error->message);
+                }
+                const PipelineCost cost = pipeline_simulate(line, &times);
+                assert_near(cost.bubble, (p - 1) * 3.25 / v);
+                for (uint32_t r = 0; r < p; r++) {
+                    const uint32_t warm = MIN(2 * (p - r - 1) + (v - 1) * p, m * v);
+                    assert_int_equal(forwards_before_backward(line, r), MIN(warm + 1, m * v));
+                    assert_int_equal(pipeline_in_flight(line, r), MIN(warm + 1, m * v));
+                }
+            }
+        }
+    }
+}
+
+/* Any number of micro-batches is legal; it costs no more than the next multiple of p. */
+static void test_interleaved_uneven(void **state)
+{
+    const PipelineTimes times = {.forward = 1.0, .backward = 2.0};
+    for (uint32_t p = 2; p <= 5; p++) {
+        for (uint32_t v = 2; v <= 3; v++) {
+            for (uint32_t m = 1; m <= 3 * p; m++) {
+                const uint32_t whole = (m + p - 1) / p * p;
+                g_autoptr(Pipeline) line = pipeline_new(PIPELINE_INTERLEAVED, p, v, m);
+                g_autoptr(Pipeline) next = pipeline_new(PIPELINE_INTERLEAVED, p, v, whole);
+                g_autoptr(GError) error = NULL;
+                if (!pipeline_check(line, &error)) {
+                    fail_msg("%s", error->message);
+                }
+                assert_true(pipeline_simulate(line, &times).makespan <=
+                            pipeline_simulate(next, &times).makespan + 1e-9);
+                for (uint32_t r = 0; r < p; r++) {
+                    assert_true(pipeline_in_flight(line, r) <= pipeline_in_flight(next, r));
+                }
+            }
+        }
+    }
+}
+
+/* No two micro-batches in flight share a slot, and there are no more slots than are needed. */
+static void test_slots(void **state)
+{
+    const struct {
+        PipelineKind kind;
+        uint32_t p, v, m;
+    } rows[] = {{PIPELINE_1F1B, 4, 1, 9},
+                {PIPELINE_GPIPE, 3, 1, 5},
+                {PIPELINE_ZERO_BUBBLE, 4, 1, 8},
+                {PIPELINE_INTERLEAVED, 3, 2, 7},
+                {PIPELINE_INTERLEAVED, 2, 4, 6}};
+    for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
+        g_autoptr(Pipeline) line = pipeline_new(rows[i].kind, rows[i].p, rows[i].v, rows[i].m);
+        const PipelineOpKind ends =
+            rows[i].kind == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+        for (uint32_t r = 0; r < rows[i].p; r++) {
+            g_autofree uint32_t *slots = g_new(uint32_t, rows[i].v * rows[i].m);
+            bool taken[64] = {false};
+            pipeline_slots(line, r, slots);
+            for (uint32_t k = 0; k < line->stages[r]->len; k++) {
+                const PipelineOp *o = op(line, r, k);
+                const uint32_t slot = slots[o->chunk * rows[i].m + o->micro];
+                assert_true(slot < pipeline_in_flight(line, r));
+                if (o->kind == PIPELINE_FORWARD) {
+                    assert_false(taken[slot]);
+                    taken[slot] = true;
+                }
+                assert_true(taken[slot] || o->kind == PIPELINE_RECEIVE_FORWARD ||
+                            o->kind == PIPELINE_SEND_BACKWARD);
+                taken[slot] = taken[slot] && o->kind != ends;
+            }
+        }
+    }
 }
 
 static void swap(Pipeline *p, uint32_t stage, uint32_t a, uint32_t b)
@@ -113,20 +197,30 @@ static void assert_refused(Pipeline *p, const char *says)
 
 static void test_refused(void **state)
 {
-    Pipeline *p = pipeline_new(PIPELINE_1F1B, 2, 2); /* last stage: R F R.. */
+    Pipeline *p = pipeline_new(PIPELINE_1F1B, 2, 1, 2); /* last stage: R F R.. */
     swap(p, 1, 0, 1);
     assert_refused(p, "before what it needs");
-    p = pipeline_new(PIPELINE_GPIPE, 2, 3); /* first stage: F S F S */
+    p = pipeline_new(PIPELINE_GPIPE, 2, 1, 3); /* first stage: F S F S */
     swap(p, 0, 0, 2);
     assert_refused(p, "out of order");
-    p = pipeline_new(PIPELINE_1F1B, 1, 2);
+    p = pipeline_new(PIPELINE_1F1B, 1, 1, 2);
     swap(p, 0, 0, 1);
     assert_refused(p, "backward before forward");
-    p = pipeline_new(PIPELINE_1F1B, 2, 2);
+    p = pipeline_new(PIPELINE_1F1B, 2, 1, 2);
     g_array_remove_index(p->stages[0], p->stages[0]->len - 1);
     assert_refused(p, "never done");
+    /* the first stage sends chunk 1 of a micro-batch before chunk 0 of the next one */
+    p = pipeline_new(PIPELINE_INTERLEAVED, 2, 3, 2); /* F S, F S, R F S */
+    for (uint32_t i = 4; i < 7; i++) {
+        swap(p, 0, i, i - 1);
+        swap(p, 0, i - 1, i - 2);
+    }
+    assert_refused(p, "another order than sent");
+    p = pipeline_new(PIPELINE_INTERLEAVED, 2, 2, 2);
+    g_array_index(p->stages[1], PipelineOp, 0).chunk = 1;
+    assert_refused(p, "before what it needs");
     /* the first stage waits for a gradient before it sends what the gradient comes from */
-    p = pipeline_new(PIPELINE_1F1B, 2, 1);
+    p = pipeline_new(PIPELINE_1F1B, 2, 1, 1);
     swap(p, 0, 1, 2);
     assert_refused(p, "for ever");
 }
@@ -140,7 +234,7 @@ static void test_names(void **state)
         assert_int_equal(kind, k);
     }
     assert_false(pipeline_parse("2f2b", &kind, &error));
-    assert_non_null(strstr(error->message, "choose 1f1b, gpipe or zero-bubble"));
+    assert_non_null(strstr(error->message, "choose 1f1b, gpipe, zero-bubble or interleaved"));
 }
 
 int main(void)
@@ -148,7 +242,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bubble),      cmocka_unit_test(test_in_flight),
         cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_names),
+        cmocka_unit_test(test_interleaved), cmocka_unit_test(test_interleaved_uneven),
+        cmocka_unit_test(test_slots),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -239,6 +239,9 @@ static void *rank_main(void *user)
     if (run->define != NULL) {
         run->define(&options);
     }
+    if (spread->chunks > 0) {
+        options.schedule = PIPELINE_INTERLEAVED;
+    }
     if (spread->change != NULL) {
         spread->change(&options);
     }
@@ -292,7 +295,8 @@ RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
     assert_true(n_steps <= RUN_STEPS_LIMIT);
     run->plan =
         train_plan_new(spec, MAX(spread->dp, 1), MAX(spread->pp, 1), MAX(spread->tp, 1), &error);
-    if (run->plan == NULL) {
+    if (run->plan == NULL ||
+        (spread->chunks > 0 && !train_plan_interleave(run->plan, spec, spread->chunks, &error))) {
         fail_msg("%s", error->message);
     }
     if (spread->edit != NULL) {

@@ -16,6 +16,7 @@ void run_state_free(RunState *state);
 
 typedef struct RunSpread { /* what must change no bit; zeros: one of each */
     uint32_t dp, pp, tp;
+    uint32_t chunks; /* of layers per stage; 0: not interleaved */
     unsigned threads;
     uint32_t micro;
     KernelIsa isa;
