@@ -1,5 +1,5 @@
-/* Seeds of fuzz_coordinator and fuzz_worker: one honest course of each call, so that mutation
- * starts behind every door.
+/* Seeds of fuzz_coordinator, fuzz_train and fuzz_worker: one honest course of each call, so that
+ * mutation starts behind every door.
  *
  * usage: make-fuzz-seeds CORPUS_DIR */
 #include "proto/base/version.h"
@@ -10,6 +10,7 @@
 #include "weft/v1/cluster.pb-c.h"
 #include "weft/v1/join.pb-c.h"
 #include "weft/v1/serve.pb-c.h"
+#include "weft/v1/train.pb-c.h"
 
 #include "grpc/health.pb-c.h"
 #include "grpc/reflection_v1.pb-c.h"
@@ -17,7 +18,7 @@
 #include <glib/gstdio.h>
 #include <string.h>
 
-/* The kinds of the two targets. */
+/* The kinds of the targets. */
 enum {
     STATUS,
     PLAN,
@@ -53,6 +54,7 @@ enum {
     READY,
     W_TIME
 };
+enum { T_REPORT, T_SAVE, T_TIME };
 
 const ProtobufCMessageDescriptor *record_type(uint8_t kind)
 {
@@ -559,6 +561,115 @@ static void worker_rest(const char *dir)
     write_seed(dir, "worker", "fetch-health-reflection");
 }
 
+/* ---- training ---- */
+
+static void add_report(Weft__V1__TrainReport__ReportCase which, void *what)
+{
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    report.report_case = which;
+    report.want = what; /* any member of the union */
+    add(T_REPORT, &report);
+}
+
+static void add_loaded(void)
+{
+    Weft__V1__TrainLoaded loaded = WEFT__V1__TRAIN_LOADED__INIT;
+    Weft__V1__TrainRunning running = WEFT__V1__TRAIN_RUNNING__INIT;
+    loaded.data_address = binary("address", 7);
+    loaded.boot_id = binary(SIXTEEN, 16);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_LOADED, &loaded);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_RUNNING, &running);
+}
+
+static void add_step(uint64_t at)
+{
+    Weft__V1__TrainProgress step = WEFT__V1__TRAIN_PROGRESS__INIT;
+    step.step = at;
+    step.samples_seen = 2 * at + 2;
+    step.loss = 4.5f;
+    step.rate = 1e-3f;
+    step.gradient_norm = 1.5f;
+    step.scale = 1;
+    step.seconds = 0.25;
+    step.waited = 0.125;
+    step.validated = at == 1;
+    step.validation = 4.25f;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_STEP, &step);
+}
+
+static void add_wants(const char *tensor, uint32_t n_columns)
+{
+    Weft__V1__TrainWant want = WEFT__V1__TRAIN_WANT__INIT;
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    want.id = 1;
+    want.first = 1;
+    want.n = 4;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_WANT, &want);
+    rect.row0 = 1;
+    rect.n_rows = 2;
+    rect.n_cols = n_columns;
+    want.id = 2;
+    want.n = 2 * n_columns;
+    want.tensor = (char *)tensor;
+    want.rect = &rect;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_WANT, &want);
+}
+
+static void add_part(uint64_t at)
+{
+    const float floats[16] = {1, 2, 3};
+    Weft__V1__TrainPiece piece = WEFT__V1__TRAIN_PIECE__INIT;
+    Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
+    Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
+    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    rect.n_rows = 1;
+    rect.n_cols = 16;
+    piece.step = part.step = at;
+    piece.tensor = (char *)"weights/token_embd.weight";
+    piece.rect = &rect;
+    piece.data = binary(floats, sizeof floats / 2);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
+    piece.offset = 8;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
+    part.samples = 2 * at;
+    part.state = &state;
+    state.updates = at;
+    state.scale = 1;
+    state.good = 1;
+    state.hysteresis = 2;
+    part.digest = binary(SIXTEEN, 16);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PART, &part);
+}
+
+static void training(const char *dir)
+{
+    Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
+    done.digest = binary(SIXTEEN, 16);
+    add_wants("weights/token_embd.weight", 16);
+    add_loaded();
+    add_step(0);
+    add_step(1);
+    add_part(2);
+    add_step(2);
+    write_seed(dir, "train", "steps");
+    add_loaded();
+    add_step(0);
+    add_step(1);
+    add_bytes(T_SAVE, 2);
+    add_step(3);
+    add_bytes(T_SAVE, 4);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);
+    write_seed(dir, "train", "to-the-end");
+    add_loaded();
+    add_bytes(T_SAVE, 2);
+    add_bytes(T_TIME, 1);
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);
+    add_wants("second/token_embd.weight", 16);
+    add_wants("second/nothing.weight", 16);
+    add_wants("first/token_embd.weight", 16);
+    write_seed(dir, "train", "again");
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -574,6 +685,7 @@ int main(int argc, char **argv)
     worker_loads(argv[1]);
     worker_generates(argv[1]);
     worker_rest(argv[1]);
+    training(argv[1]);
     g_byte_array_unref(seed);
     return 0;
 }

@@ -12,7 +12,7 @@
 
 #define STEP_US 50000
 
-typedef struct SimRank {
+struct SimRank {
     SimTrainer *owner;
     RpcCall *call; /* referenced */
     LoopTimer *timer;
@@ -22,7 +22,7 @@ typedef struct SimRank {
     uint32_t index, n, sequences;
     uint32_t asked; /* tensors of the state, three times the model's; then the tokens */
     bool loaded, started;
-} SimRank;
+};
 
 struct SimTrainer {
     FakeWorker *worker;
@@ -192,7 +192,9 @@ static void load(SimTrainer *owner, RpcCall *call, const Weft__V1__TrainLoad *m)
     g_ptr_array_add(all->ranks, r);
     rpc_call_set_data(call, r, NULL);
     rpc_call_on_cancel(call, rank_cancelled, r);
-    ask_next(r);
+    if (!all->puppets) {
+        ask_next(r);
+    }
 }
 
 /* ---- steps ---- */
@@ -239,6 +241,7 @@ static void save(SimRank *r)
 {
     Hash128 digest = digest_of(r->step);
     Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
+    Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
     for (uint32_t i = 0; i < 3 * r->spec->n_tensors; i++) {
         send_piece(r, &r->spec->tensors[i / 3], i % 3, i);
         if (r->owner->training->piece_twice) {
@@ -247,6 +250,9 @@ static void save(SimRank *r)
         }
     }
     part.step = r->step;
+    part.state = &state;
+    state.updates = r->step;
+    state.scale = 1;
     part.samples = r->step * r->sequences;
     part.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_PART, &part);
@@ -319,11 +325,26 @@ static void on_train(RpcCall *call, const ProtobufCMessage *message, void *user)
         if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD) {
             load(user, call, command->load);
         }
+    } else if (r->owner->training->puppets) {
+        return;
     } else if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES) {
         check_bytes(r, command->bytes);
     } else if (command->command_case == WEFT__V1__TRAIN_COMMAND__COMMAND_START) {
         start(r, command->start);
     }
+}
+
+/* ---- puppets ---- */
+
+void sim_rank_say(SimRank *r, const ProtobufCMessage *report)
+{
+    rpc_call_send(r->call, report);
+}
+
+void sim_rank_save(SimRank *r, uint64_t step)
+{
+    r->step = step;
+    save(r);
 }
 
 /* ---- the worker's side ---- */

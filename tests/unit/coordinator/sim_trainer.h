@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 typedef struct SimTrainer SimTrainer;
+typedef struct SimRank SimRank;
 struct FakeWorker;
 
 /* What all ranks of a cluster see of each other, and count; zero at first, cleared with
@@ -23,6 +24,7 @@ typedef struct SimTraining {
     bool wrong_loss;  /* the next step told is not what it was */
     bool piece_twice; /* the next save sends a piece once more */
     bool ends_unsaid; /* ranks that are done do not say so */
+    bool puppets;     /* ranks do nothing by themselves */
 } SimTraining;
 
 SimTrainer *sim_trainer_new(struct FakeWorker *w, SimTraining *training);
@@ -32,5 +34,9 @@ void sim_trainer_serve(SimTrainer *t, RpcServer *server);
 void sim_trainer_fence(SimTrainer *t);
 void sim_trainer_free(SimTrainer *t);
 void sim_training_clear(SimTraining *training);
+
+/* A puppet says this; or it saves all that a rank saves at this step. */
+void sim_rank_say(SimRank *rank, const ProtobufCMessage *report);
+void sim_rank_save(SimRank *rank, uint64_t step);
 
 float sim_training_loss(uint64_t step);
