@@ -67,10 +67,11 @@ static void test_refused(void **state)
     assert_int_equal(submit(s,
                             "kind: train\nname: t\nmodel: {config: {family: gpt2, layers: 1, "
                             "width: 32, heads: 2, context: 16}}\ndata: {train: x.txt, tokenizer: "
-                            "{train: 300}}\nsteps: 3\nprecision: f16\noptimizer: {lr: 1e-3}\nbatch: {sequences: 8, "
+                            "{train: 300}}\nsteps: 3\noptimizer: {lr: 1e-3, groups: {norms: 0.03, "
+                            "biases: 0.04}}\nbatch: {sequences: 8, "
                             "length: 16, leaves: "
                             "8}\n",
-                            "f32 or bf16"),
+                            "optimizer.groups"),
                      WEFT_ERROR_INVALID);
     g_autofree char *filler = g_strnfill(70000, ' ');
     g_autofree char *large = g_strconcat(SPEC, "#", filler, "\n", NULL);
