@@ -60,7 +60,7 @@ static __global__ void __launch_bounds__(THREADS) embed_kernel(EmbedArgs a)
 extern "C" int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t first_id,
                                uint32_t n, float *out, size_t ld, WeftCudaStream stream)
 {
-    if (quant_shape(table->type).k == 0) {
+    if (packed_shape(table->type).k == 0) {
         return (int)cudaErrorInvalidValue;
     }
     const EmbedArgs args = {*table, ids, first_id, out, ld};
@@ -106,7 +106,7 @@ extern "C" int weft_cuda_unpack(const PackedMatrix *w, Dtype to, void *rows, siz
                                 WeftCudaStream stream)
 {
     const unsigned n_panels = blocks_of(w->n_out, PANEL_ROWS);
-    if (quant_shape(w->type).k == 0 || !is_float(to) || ld < w->n_in || n_panels > 65535) {
+    if (packed_shape(w->type).k == 0 || !is_float(to) || ld < w->n_in || n_panels > 65535) {
         return (int)cudaErrorInvalidValue;
     }
     const UnpackArgs args = {*w, to, rows, ld};

@@ -47,6 +47,35 @@ int weft_cuda_unpack(const PackedMatrix *w, Dtype to, void *rows, size_t ld, Wef
 int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t first_id, uint32_t n,
                     float *out, size_t ld, WeftCudaStream stream);
 
+/* ---- products ---- */
+
+/* Bytes of the activations of `rows` rows for weights of this type, and their making from f32 rows:
+ * Q8_32 and Q8_256 with the numbers of act_quantise; bf16 rounded to nearest even; for F16 weights
+ * two f16 a value; F32 weights read x itself and need no call. The buffer is aligned to 128 bytes
+ * and serves every product with that (type, rows, n_in). rows <= 65535. */
+size_t weft_cuda_activation_bytes(Dtype weight, uint32_t rows, uint32_t n_in);
+int weft_cuda_quantise(Dtype weight, const float *x, size_t x_ld, uint32_t rows, uint32_t n_in,
+                       void *activations, WeftCudaStream stream);
+
+/* out = W x, or out = out + (W x + bias). The contraction of a unit is cut into spans of 256, each
+ * a chain from +0, added in order (kernels/cuda/matmul.h): a row's bits depend on nothing but the
+ * row, the weights and the units. Quantised types: the bits of the specified matmul with units of
+ * 256, added in order. Float types: kernels/cuda/matmul_float.cu tells. */
+typedef struct CudaMatmul {
+    const PackedMatrix *w; /* host */
+    const void *activations;
+    const float *x; /* F32 weights only: [rows][x_ld] */
+    size_t x_ld;
+    uint32_t rows;
+    float *out; /* subtree s, row r, output n at s * subtree_stride + r * ld + n */
+    size_t ld, subtree_stride;
+    const float *bias;       /* [n_out] added to what is written, or NULL */
+    bool accumulate;         /* out's old values are added, too */
+    const MatmulUnit *units; /* host, at most 64; bias and accumulate with one subtree only */
+    uint32_t n_units;        /* 0: one unit */
+} CudaMatmul;
+int weft_cuda_matmul(const CudaMatmul *args, WeftCudaStream stream);
+
 /* ---- element-wise and norms ---- */
 
 /* x[r][i] += y[r][i] (specified: add). */

@@ -10,7 +10,7 @@
 #include "kernels/cuda/device.h"
 
 /* Bytes of a record and its elements of k. */
-__host__ __device__ static inline RecordShape quant_shape(Dtype type)
+__host__ __device__ static inline RecordShape packed_shape(Dtype type)
 {
     switch (type) {
     case DTYPE_F32:
@@ -56,7 +56,7 @@ __device__ static inline int fifth_of(const uint8_t *qh, unsigned lane, unsigned
 __device__ static inline float quant_element(Dtype type, const uint8_t *panel, unsigned lane,
                                              uint32_t k)
 {
-    const RecordShape shape = quant_shape(type);
+    const RecordShape shape = packed_shape(type);
     const uint8_t *record = panel + (size_t)(k / shape.k) * shape.bytes;
     const unsigned i = k % shape.k, b = i / 32, e = i % 32;
     switch (type) {

@@ -22,6 +22,7 @@
 #define __shared__ /* dynamic only: kernels/cuda/device.h, dynamic_shared() */
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 /* ---- vectors ---- */
@@ -177,3 +178,5 @@ static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config,
     const std::tuple<Parameters...> copy(arguments...);
     return emulated_launch(config, [&] { std::apply(kernel, copy); });
 }
+
+#include "emulated_ptx.h"

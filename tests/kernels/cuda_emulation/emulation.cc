@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -70,13 +71,21 @@ static void context_switch(Context *from, Context *to)
 
 enum class State { Ready, AtBarrier, AtWarp, Done };
 
+struct PendingCopy {
+    void *shared;
+    const void *global; /* NULL: zeros */
+    unsigned group;
+};
+
 struct Fiber {
     EmulatedThread thread;
     Context context;
-    std::vector<unsigned char> stack;
+    std::unique_ptr<unsigned char[]> stack; /* not cleared: pages come when they are used */
     State state;
     const char *site;
     unsigned turns; /* warp-wide operations so far: their slots take turns */
+    std::vector<PendingCopy> copies;
+    unsigned groups; /* of copies, committed */
 };
 
 struct Warp {
@@ -126,7 +135,7 @@ static void to_fiber(Fiber *fiber)
     emulated_thread = &fiber->thread;
 #if defined(__SANITIZE_ADDRESS__)
     void *fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, fiber->stack.data(), STACK_BYTES);
+    __sanitizer_start_switch_fiber(&fake, fiber->stack.get(), STACK_BYTES);
 #endif
     context_switch(&emulation.scheduler, &fiber->context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -226,6 +235,53 @@ void emulated_check_aligned(const void *pointer, size_t alignment)
     }
 }
 
+void copy_to_shared(void *shared, const void *global, bool there)
+{
+    emulated_check_aligned(shared, 16);
+    emulated_check_aligned(global, 16);
+    current()->copies.push_back({shared, there ? global : nullptr, current()->groups});
+}
+
+void commit_copies()
+{
+    current()->groups++;
+}
+
+void emulated_wait_copies(unsigned under_way)
+{
+    Fiber *fiber = current();
+    std::vector<PendingCopy> rest;
+    for (const PendingCopy &copy : fiber->copies) {
+        if (copy.group + under_way >= fiber->groups) {
+            rest.push_back(copy);
+        } else if (copy.global != nullptr) {
+            std::memcpy(copy.shared, copy.global, 16);
+        } else {
+            std::memset(copy.shared, 0, 16);
+        }
+    }
+    fiber->copies.swap(rest);
+}
+
+float emulated_bf16(uint16_t bits)
+{
+    const uint32_t wide = (uint32_t)bits << 16;
+    float f;
+    std::memcpy(&f, &wide, sizeof f);
+    return f;
+}
+
+float emulated_f16(uint16_t bits)
+{
+    const unsigned exponent = bits >> 10 & 31u, mantissa = bits & 1023u;
+    const float sign = bits & 0x8000u ? -1.0f : 1.0f;
+    if (exponent == 31) {
+        return mantissa != 0 ? NAN : sign * INFINITY;
+    }
+    return sign * (exponent == 0 ? std::ldexp((float)mantissa, -24)
+                                 : std::ldexp((float)(mantissa + 1024), (int)exponent - 25));
+}
+
 /* ---- the scheduler ---- */
 
 static uint64_t next_random()
@@ -272,8 +328,10 @@ static void start_block(size_t shared_size)
     emulation.at_barrier = 0;
     for (unsigned i = 0; i < emulation.n_threads; i++) {
         Fiber &fiber = emulation.fibers[i];
-        fiber.stack.resize(STACK_BYTES);
-        context_make(&fiber.context, fiber.stack.data(), entry);
+        if (!fiber.stack) {
+            fiber.stack.reset(new unsigned char[STACK_BYTES]);
+        }
+        context_make(&fiber.context, fiber.stack.get(), entry);
         fiber.thread = {
             {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)},
             i % 32,
@@ -281,6 +339,8 @@ static void start_block(size_t shared_size)
         fiber.state = State::Ready;
         fiber.site = nullptr;
         fiber.turns = 0;
+        fiber.copies.clear();
+        fiber.groups = 0;
     }
 }
 

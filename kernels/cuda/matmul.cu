@@ -1,0 +1,54 @@
+/* Products: which kernel does which. */
+#include "kernels/cuda/matmul.h"
+
+/* The spans of the units; false for more than fit. */
+static bool cut_units(const CudaMatmul *m, MatmulCut *cut)
+{
+    const MatmulUnit whole = {m->w->n_in, {0, 1}};
+    const MatmulUnit *units = m->n_units == 0 ? &whole : m->units;
+    cut->n_units = m->n_units == 0 ? 1 : m->n_units;
+    if (cut->n_units > MATMUL_UNITS_LIMIT) {
+        return false;
+    }
+    uint32_t k = 0, span = 0;
+    for (uint32_t u = 0; u < cut->n_units; u++) {
+        cut->span_begin[u] = (uint16_t)span;
+        cut->k_begin[u] = k;
+        cut->step[u] = units[u].step;
+        span += blocks_of(units[u].n_in, SPAN);
+        k += units[u].n_in;
+    }
+    cut->span_begin[cut->n_units] = (uint16_t)span;
+    cut->k_begin[cut->n_units] = k;
+    cut->n_spans = span;
+    return k == m->w->n_in && span > 0 && span <= UINT16_MAX;
+}
+
+extern "C" int weft_cuda_matmul(const CudaMatmul *m, WeftCudaStream stream)
+{
+    ProductArgs args = {};
+    const RecordShape shape = packed_shape(m->w->type);
+    if (shape.k == 0 || !cut_units(m, &args.cut) || (m->rows + 7) / 8 > 65535) {
+        return (int)cudaErrorInvalidValue;
+    }
+    for (uint32_t u = 0; u < args.cut.n_units; u++) {
+        if (args.cut.k_begin[u] % shape.k != 0) {
+            return (int)cudaErrorInvalidValue;
+        }
+    }
+    args.w = *m->w;
+    args.act = activations_at(m->w->type, m->activations, m->rows, m->w->n_in);
+    args.x = m->x;
+    args.x_ld = m->x_ld;
+    args.act_ld = activation_row_elements(m->w->n_in);
+    args.rows = m->rows;
+    args.out = m->out;
+    args.ld = m->ld;
+    args.subtree_stride = m->subtree_stride;
+    args.bias = m->bias;
+    args.accumulate = m->accumulate;
+    if (shape.k <= 2) {
+        return product_float(args, stream);
+    }
+    return shape.k == 32 ? product_q32(args, stream) : product_k(args, stream);
+}
