@@ -1,7 +1,8 @@
 /* The trivial device: host memory, and streams that are queues of closures.
  *
- * Nothing enqueued runs before somebody waits for its stream or for an event behind it: what a
- * caller reads, changes or frees too early goes wrong on every run, not on some. A graph is a queue
+ * Nothing enqueued runs before somebody waits for its stream or an event behind it, and each query
+ * of an event lets its stream take one step: what a caller reads, changes or frees too early goes
+ * wrong on every run, not on some. A graph is a queue
  * that was kept instead of run. Events count their recordings: one is done when the queue has
  * passed the recording last made.
  *
@@ -329,10 +330,15 @@ static DeviceStatus cpu_event_record(DeviceEvent *event, DeviceStream *stream)
 
 static DeviceStatus cpu_event_query(DeviceEvent *event)
 {
-    if (event->device->failed != DEVICE_OK) {
-        return event->device->failed;
+    const DeviceStatus status = may_wait(event->device, event->stream);
+    if (status != DEVICE_OK) {
+        return status;
     }
-    return event->passed >= event->recorded ? DEVICE_OK : DEVICE_NOT_READY;
+    pool_float_control();
+    if (event->passed < event->recorded) {
+        stream_turn(event->stream);
+    }
+    return event->passed >= event->recorded ? event->device->failed : DEVICE_NOT_READY;
 }
 
 static void event_reach(DeviceEvent *event, uint64_t recording)

@@ -6,7 +6,8 @@
  * Addresses: what alloc() returns may be dereferenced by ops only; pinned memory by the host and
  * by copies. Order: what is enqueued on one stream runs in order; nothing enqueued is done, nor
  * may its operands be changed or freed, before the stream, or an event recorded after it, was
- * waited for. The CPU device holds callers to that: it runs nothing before it is waited for.
+ * waited for. The CPU device holds callers to that: it runs nothing before it is waited
+ * for, or an event behind it is asked for.
  *
  * Threads: any thread may call, one at a time for each stream. A status other than OK and NOT_READY
  * is final for the device where device_status_is_fatal() says so: every later call fails likewise,

@@ -74,9 +74,10 @@ static Plan *layout_plan(const ModelSpec *spec, const LocalLayout *layout)
     return plan;
 }
 
-static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, GError **error)
+static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, const Device *device,
+                         GError **error)
 {
-    Shard *shard = shard_new(l->spec, l->plan, 0, stage, rank, error);
+    Shard *shard = shard_new_on(device, l->spec, l->plan, 0, stage, rank, error);
     if (shard == NULL) {
         return NULL;
     }
@@ -87,6 +88,10 @@ static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, GError 
         g_autofree void *bytes = g_malloc(model_spec_slice_bytes(l->spec, t, ref.slice));
         gguf_copy_slice(l->gguf, l->spec, t, ref.slice, bytes);
         shard_put(shard, ref.tensor, ref.slice, bytes);
+    }
+    if (!shard_finish(shard, error)) {
+        shard_free(shard);
+        return NULL;
     }
     return shard;
 }
@@ -158,7 +163,8 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, con
     uint32_t i = 0;
     for (uint32_t s = 0; s < layout->pp; s++) {
         for (uint32_t r = 0; r < layout->tp[s]; r++, i++) {
-            l->shards[i] = load_shard(l, s, r, error);
+            l->shards[i] =
+                load_shard(l, s, r, layout->devices != NULL ? layout->devices[i] : NULL, error);
             const EngineOptions options = {.spec = l->spec,
                                            .plan = l->plan,
                                            .shard = l->shards[i],

@@ -1,5 +1,7 @@
 #include "worker/model/stage.h"
 
+#include "worker/model/device_stage.h"
+
 #include "proto/base/error.h"
 
 #include "proto/base/checked.h"
@@ -217,24 +219,48 @@ static void rope_region(void *user, unsigned t, unsigned n_threads)
     }
 }
 
+/* What the host keeps of a stage on a device. */
+static Sizes host_part(Sizes s)
+{
+    return (Sizes){
+        .x = s.x, .partial = s.partial, .logits = s.logits, .gathered = s.gathered, .rope = s.rope};
+}
+
+static bool map_buffers(Stage *s, GError **error)
+{
+    const Shard *shard = s->o.shard;
+    const Device *device = shard->device;
+    const Plan *plan = s->o.plan;
+    if (device != NULL) {
+        return device_check(device,
+                            device->api->alloc_pinned(device->handle, s->arena_bytes, &s->arena),
+                            "pinned memory for steps", error) &&
+               kv_pages_size(&s->kv, plan->kv_pages, shard->n_layers, shard->n_kv_heads,
+                             s->o.spec->head_size, plan->definition.kv_type, error);
+    }
+    s->arena = weft_map(s->arena_bytes, "step buffers", error);
+    return s->arena != NULL &&
+           kv_pages_init(&s->kv, plan->kv_pages, shard->n_layers, shard->n_kv_heads,
+                         s->o.spec->head_size, plan->definition.kv_type, error);
+}
+
 Stage *stage_new(const StageOptions *options, GError **error)
 {
     const ModelSpec *spec = options->spec;
     const Plan *plan = options->plan;
     const unsigned threads = pool_threads(options->pool);
-    const Sizes sizes =
-        sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
+    Sizes sizes = sizes_of(spec, plan, options->replica, options->stage, options->rank, threads);
     Stage *s = g_new0(Stage, 1);
     s->o = *options;
     s->plan_stage = &plan->replicas[options->replica].stages[options->stage];
     s->max_rows = plan->max_rows;
     s->whole_width = (MatmulUnit){.n_in = spec->width, .step = {.n_merges = 0, .emit = 1}};
     both_units(spec, s->plan_stage, options->rank, &s->attn_units, &s->ffn_units);
+    if (options->shard->device != NULL) {
+        sizes = host_part(sizes);
+    }
     s->arena_bytes = sizes_total(&sizes);
-    s->arena = weft_map(s->arena_bytes, "step buffers", error);
-    if (s->arena == NULL ||
-        !kv_pages_init(&s->kv, plan->kv_pages, options->shard->n_layers, options->shard->n_kv_heads,
-                       spec->head_size, plan->definition.kv_type, error)) {
+    if (!map_buffers(s, error)) {
         stage_free(s);
         return NULL;
     }
@@ -242,6 +268,10 @@ Stage *stage_new(const StageOptions *options, GError **error)
     if (spec->rope.dims > 0) {
         RopeJob job = {s};
         pool_run(options->pool, rope_region, &job);
+    }
+    if (options->shard->device != NULL && (s->device = device_stage_new(s, error)) == NULL) {
+        stage_free(s);
+        return NULL;
     }
     return s;
 }
@@ -251,9 +281,14 @@ void stage_free(Stage *stage)
     if (stage == NULL) {
         return;
     }
-    if (stage->arena != NULL) {
+    device_stage_free(stage->device);
+    const Device *device = stage->o.shard->device;
+    if (device != NULL) {
+        device->api->free_pinned(device->handle, stage->arena);
+    } else if (stage->arena != NULL) {
         weft_unmap(stage->arena, stage->arena_bytes);
     }
+    g_clear_error(&stage->failure);
     kv_pages_clear(&stage->kv);
     g_free(stage->scratch);
     g_free(stage->blocks);

@@ -66,6 +66,10 @@ typedef struct Stage {
     GroupStatus status; /* of a pass: written by thread 0 before a barrier, read by all after it */
     void *arena;
     size_t arena_bytes;
+    /* Where the shard is on a device: layers run there, KV pages lie there, and of the buffers
+     * above only x, partial, logits, gathered and the RoPE tables are there, in pinned memory. */
+    struct DeviceStage *device;
+    GError *failure; /* of the device, once it has failed; the epoch is over */
 } Stage;
 
 /* Bytes of all buffers but weights and KV (RoPE tables included): the plan counts them. */
@@ -91,5 +95,9 @@ GroupStatus stage_embed(Stage *stage, const StageRun *run);
 /* The stage's layers over stage->x, in place. */
 GroupStatus stage_layers(Stage *stage, const StageRun *run);
 /* Logits of n (<= STAGE_LOGITS_ROWS) rows of stage->x (last stage): this rank's vocabulary range,
- * into stage->logits [n][vocab_count]. */
+ * into stage->logits [n][vocab_count]. On a device that fails they stay what they were, and
+ * stage->failure says so. */
 void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n);
+/* `mine`: the rows of the step's tokens that this rank owns, in order; all of them go to stage->x
+ * on every rank. mine may be stage->x. */
+GroupStatus stage_gather_embedding(Stage *stage, const StageRun *run, const float *mine);

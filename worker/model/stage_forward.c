@@ -1,4 +1,5 @@
 /* A stage's pass over a step: the embedding, the layers of its family, logits of some rows. */
+#include "worker/model/llama_device.h"
 #include "worker/model/stage_ops.h"
 
 #include <string.h>
@@ -28,6 +29,9 @@ static void layers_region(void *user, unsigned t, unsigned n_threads)
 
 GroupStatus stage_layers(Stage *stage, const StageRun *run)
 {
+    if (stage->device != NULL) {
+        return llama_device_layers(stage, run);
+    }
     StagePass p = {.s = stage, .run = run, .rows = run->step->n_rows};
     stage->status = GROUP_OK;
     pool_run(stage->o.pool, layers_region, &p);
@@ -48,7 +52,7 @@ static uint32_t owner_of(const Stage *s, uint32_t token)
     g_assert_not_reached(); /* plan_check: every chunk has one owner */
 }
 
-static GroupStatus gather_embedding(Stage *s, const StageRun *run)
+GroupStatus stage_gather_embedding(Stage *s, const StageRun *run, const float *mine)
 {
     const Step *step = run->step;
     const size_t row_bytes = sizeof(float) * s->o.spec->width;
@@ -62,14 +66,7 @@ static GroupStatus gather_embedding(Stage *s, const StageRun *run)
         parts[r] = (uint8_t *)s->gathered + offset[r];
         offset[r + 1] = offset[r] + sizes[r];
     }
-    float *mine = parts[s->o.rank];
-    for (uint32_t r = 0; r < step->n_rows; r++) {
-        if (owner_of(s, step->rows[r].token) == s->o.rank) {
-            packed_get_row(&s->o.shard->embedding, step->rows[r].token - s->o.shard->vocab_first,
-                           mine);
-            mine += s->o.spec->width;
-        }
-    }
+    memcpy(parts[s->o.rank], mine, sizes[s->o.rank]);
     const GroupWait wait = {.step = step->number,
                             .site = 0,
                             .deadline_us = g_get_monotonic_time() + run->deadline_us,
@@ -102,6 +99,21 @@ static void add_positions(Stage *s, const Step *step)
     }
 }
 
+/* The rows that this rank owns, in order, to the front of x, and from there to all ranks. */
+static GroupStatus embed_over_ranks(Stage *s, const StageRun *run)
+{
+    const Step *step = run->step;
+    float *mine = s->x;
+    for (uint32_t r = 0; r < step->n_rows; r++) {
+        if (owner_of(s, step->rows[r].token) == s->o.rank) {
+            packed_get_row(&s->o.shard->embedding, step->rows[r].token - s->o.shard->vocab_first,
+                           mine);
+            mine += s->o.spec->width;
+        }
+    }
+    return stage_gather_embedding(s, run, s->x);
+}
+
 static void copy_embedding(Stage *s, const Step *step)
 {
     for (uint32_t r = 0; r < step->n_rows; r++) {
@@ -113,8 +125,11 @@ static void copy_embedding(Stage *s, const Step *step)
 GroupStatus stage_embed(Stage *stage, const StageRun *run)
 {
     GroupStatus status = GROUP_OK;
+    if (stage->device != NULL) {
+        return llama_device_embed(stage, run);
+    }
     if (stage->group != NULL) {
-        status = gather_embedding(stage, run);
+        status = embed_over_ranks(stage, run);
     } else {
         copy_embedding(stage, run->step);
     }
@@ -156,6 +171,10 @@ void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n)
 {
     LogitsPass lp = {.pass = {.s = stage, .rows = n}, .rows = rows};
     g_assert(n <= STAGE_LOGITS_ROWS);
+    if (stage->device != NULL) {
+        llama_device_logits(stage, rows, n);
+        return;
+    }
     if (stage->o.shard->vocab_count > 0) {
         stage_times_begin(&stage->times);
         pool_run(stage->o.pool, logits_region, &lp);

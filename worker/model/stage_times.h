@@ -17,6 +17,7 @@ typedef enum StageOp {
     STAGE_OP_DOWN,       /* projection out of the feed-forward */
     STAGE_OP_REDUCE,     /* sums over the tensor ranks, their waiting included */
     STAGE_OP_HEAD,       /* last norm, logits */
+    STAGE_OP_DEVICE,     /* a whole pass over the layers on a device */
     STAGE_OP_LIMIT
 } StageOp;
 

@@ -53,7 +53,9 @@ static void run_step(Engine *e, const float *activations)
     engine_counters_ops(&e->counters, &e->stage->times);
     engine_links_count(e);
     e->idle_since_us = g_get_monotonic_time();
-    if (status != EXECUTOR_OK) {
+    if (status == EXECUTOR_DEVICE) {
+        engine_fail(e, g_error_copy(e->stage->failure), true);
+    } else if (status != EXECUTOR_OK) {
         const char *operation;
         const int blamed = executor_blames(e->executor, &operation);
         engine_fail_waiting(e, blamed < 0 ? 0 : (uint32_t)blamed, operation, start,

@@ -261,6 +261,9 @@ static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **resu
     for (;;) {
         g_byte_array_set_size(e->own_part, 0);
         sampling_part(e->sampling, step, n_candidates, e->own_part);
+        if (e->o.stage->failure != NULL) {
+            return EXECUTOR_DEVICE;
+        }
         e->parts[0] = e->own_part;
         for (uint32_t r = 1; r < p->tp; r++) {
             e->parts[r] = take_sample(e, r, step->number, "vocabulary shard of a step");
@@ -294,6 +297,9 @@ static ExecutorStatus contribute(Executor *e, const Step *step)
     while (n_candidates != 0) {
         g_byte_array_set_size(e->own_part, 0);
         sampling_part(e->sampling, step, n_candidates, e->own_part);
+        if (e->o.stage->failure != NULL) {
+            return EXECUTOR_DEVICE;
+        }
         const LinkPart part = {e->own_part->data, e->own_part->len};
         if (!send_to(e, p->base, LINK_OP_SAMPLE, step->number, &part, 1)) {
             return blame(e, p->base, "sending a vocabulary shard", EXECUTOR_LINK);
@@ -348,6 +354,9 @@ static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult
 
 static ExecutorStatus blame_group(Executor *e)
 {
+    if (e->o.stage->failure != NULL) {
+        return EXECUTOR_DEVICE;
+    }
     int64_t since;
     const char *operation = "collective";
     const int rank = group_waits_for(e->o.stage->group, &operation, &since);

@@ -26,7 +26,8 @@ typedef enum ExecutorStatus {
     EXECUTOR_GROUP,
     EXECUTOR_LINK,
     EXECUTOR_SAMPLE_WAIT,
-    EXECUTOR_TRACE
+    EXECUTOR_TRACE,
+    EXECUTOR_DEVICE /* stage->failure */
 } ExecutorStatus;
 
 typedef struct ExecutorOptions {

@@ -4,7 +4,7 @@
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 
-bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
+bool kv_pages_size(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
                    uint32_t head_size, KvType type, GError **error)
 {
     pages->block_bytes = kv_block_bytes(type, head_size);
@@ -18,7 +18,16 @@ bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t
                     "%" G_GUINT64_FORMAT " KV pages exceed the address space", n_pages);
         return false;
     }
-    pages->memory = weft_map(total, "KV cache", error);
+    return true;
+}
+
+bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
+                   uint32_t head_size, KvType type, GError **error)
+{
+    if (!kv_pages_size(pages, n_pages, n_layers, n_kv_heads, head_size, type, error)) {
+        return false;
+    }
+    pages->memory = weft_map(pages->page_bytes * n_pages, "KV cache", error);
     return pages->memory != NULL;
 }
 

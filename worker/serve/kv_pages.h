@@ -17,7 +17,10 @@ typedef struct KvPages {
     uint32_t n_layers, n_kv_heads;
 } KvPages;
 
-/* Maps (lazily backed) memory. */
+/* Sizes alone: for pages that lie on a device. */
+bool kv_pages_size(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
+                   uint32_t head_size, KvType type, GError **error);
+/* Maps (lazily backed) memory, too. */
 bool kv_pages_init(KvPages *pages, uint64_t n_pages, uint32_t n_layers, uint32_t n_kv_heads,
                    uint32_t head_size, KvType type, GError **error);
 void kv_pages_clear(KvPages *pages);

@@ -10,6 +10,8 @@
  * itself. */
 #include "worker/shard/shard.h"
 
+#include "worker/shard/upload.h"
+
 #include "proto/model/blocks.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
@@ -292,8 +294,79 @@ size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, ui
     return bytes;
 }
 
-Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
-                 uint32_t rank, GError **error)
+/* Bytes of a device's buffers for slices: the largest packed one, or vector. */
+static size_t largest_piece(const Shard *shard, const ModelSpec *spec)
+{
+    size_t most = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *t = &spec->tensors[i];
+        if (held_rect(shard, t).n_rows == 0) {
+            continue;
+        }
+        for (uint32_t slice = 0; slice < t->n_slices; slice++) {
+            const SliceRect rect = model_spec_slice(spec, t, slice);
+            const size_t panels = (rect.n_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+            const size_t bytes =
+                MAX(panels * packed_panel_bytes(t->type, rect.n_cols),
+                    t->rows == 1 ? sizeof(float) * (size_t)rect.n_rows * rect.n_cols : 0);
+            most = MAX(most, bytes);
+        }
+    }
+    return most;
+}
+
+/* A slice's rows are whole panels: it is packed by itself and copied as it is. */
+static bool cuts_at_panels(const Device *device, const ModelSpec *spec, GError **error)
+{
+    if (spec->head_size % PANEL_ROWS == 0) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                "%s:%u serves models whose head size is a multiple of %u, this one has %u: use "
+                "workers with --device cpu",
+                device->info.kind, device->info.index, PANEL_ROWS, spec->head_size);
+    return false;
+}
+
+static bool zero_arena(Shard *shard, GError **error)
+{
+    const Device *d = shard->device;
+    DeviceStream *stream = NULL;
+    DeviceStatus status = d->api->stream_new(d->handle, &stream);
+    if (status == DEVICE_OK) {
+        status = d->api->fill(stream, shard->arena, 0, shard->arena_bytes);
+    }
+    if (status == DEVICE_OK) {
+        status = d->api->stream_wait(stream);
+    }
+    if (stream != NULL) {
+        d->api->stream_free(stream);
+    }
+    return device_check(d, status, "memory for weights", error);
+}
+
+static bool map_on_device(Shard *shard, GError **error)
+{
+    const Device *d = shard->device;
+    shard->upload = shard_upload_new(d, largest_piece(shard, shard->spec), error);
+    return shard->upload &&
+           device_check(d, d->api->alloc(d->handle, shard->arena_bytes, &shard->arena),
+                        "memory for weights", error) &&
+           zero_arena(shard, error);
+}
+
+static bool host_rope_factors(Shard *shard, GError **error)
+{
+    if (shard->device && shard->rope_factors) {
+        shard->rope_factors =
+            weft_alloc(shard->spec->rope.dims / 2, sizeof(float), "rope factors", error);
+        return shard->rope_factors != NULL;
+    }
+    return true;
+}
+
+Shard *shard_new_on(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                    uint32_t stage, uint32_t rank, GError **error)
 {
     Shard *shard = weft_alloc(1, sizeof *shard, "shard", error);
     if (!shard) {
@@ -307,21 +380,47 @@ Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint
         weft_free(shard);
         return NULL;
     }
-    size_t bytes;
-    if (!shard_layout(shard, NULL, &bytes, error)) {
+    if (!shard_layout(shard, NULL, &shard->arena_bytes, error) ||
+        (device && !cuts_at_panels(device, spec, error))) {
         weft_free(shard);
         return NULL;
     }
+    shard->device = device;
     shard->layers = weft_alloc(shard->n_layers, sizeof *shard->layers, "layer table", error);
-    shard->arena = shard->layers ? weft_map(bytes, "weights", error) : NULL;
-    if (!shard->arena) {
+    if (!shard->layers) {
         shard_free(shard);
         return NULL;
     }
-    shard->arena_bytes = bytes;
+    if (!device) {
+        shard->arena = weft_map(shard->arena_bytes, "weights", error);
+    }
+    if (device ? !map_on_device(shard, error) : !shard->arena) {
+        shard_free(shard);
+        return NULL;
+    }
+    size_t bytes;
     bool placed = shard_layout(shard, shard->arena, &bytes, NULL);
     g_assert(placed && bytes == shard->arena_bytes);
+    if (!host_rope_factors(shard, error)) {
+        shard->rope_factors = NULL;
+        shard_free(shard);
+        return NULL;
+    }
     return shard;
+}
+
+Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
+                 uint32_t rank, GError **error)
+{
+    return shard_new_on(NULL, spec, plan, replica, stage, rank, error);
+}
+
+bool shard_finish(Shard *shard, GError **error)
+{
+    const bool ok = !shard->upload || shard_upload_finish(shard->upload, error);
+    shard_upload_free(shard->upload);
+    shard->upload = NULL;
+    return ok;
 }
 
 void shard_free(Shard *shard)
@@ -329,7 +428,11 @@ void shard_free(Shard *shard)
     if (!shard) {
         return;
     }
-    if (shard->arena) {
+    shard_upload_free(shard->upload);
+    if (shard->device) {
+        shard->device->api->free(shard->device->handle, shard->arena);
+        weft_free(shard->layers ? shard->rope_factors : NULL);
+    } else if (shard->arena) {
         weft_unmap(shard->arena, shard->arena_bytes);
     }
     weft_free(shard->layers);
@@ -342,6 +445,45 @@ const PackedMatrix *shard_head(const Shard *shard)
 }
 
 /* ---- the way in ---- */
+
+static void put_vector(Shard *shard, const TensorSpec *t, float *to, const void *bytes, uint32_t n)
+{
+    unsigned slot;
+    if (!shard->device || t->role == ROLE_ROPE_FACTORS) {
+        dequantise_row(t->type, bytes, n, to);
+        return;
+    }
+    float *packed = shard_upload_take(shard->upload, &slot);
+    if (packed) {
+        dequantise_row(t->type, bytes, n, packed);
+        shard_upload_send(shard->upload, slot, to, sizeof(float) * n, sizeof(float) * n, 1);
+    }
+}
+
+static void put_rect(Shard *shard, PackedMatrix *m, const void *bytes, size_t row_bytes,
+                     SliceRect at)
+{
+    unsigned slot;
+    if (!shard->device) {
+        packed_put(m, bytes, row_bytes, at.row0, at.n_rows, at.col0, at.n_cols);
+        return;
+    }
+    PackedMatrix piece = {.type = m->type,
+                          .n_out = at.n_rows,
+                          .n_in = at.n_cols,
+                          .panel_bytes = packed_panel_bytes(m->type, at.n_cols)};
+    const size_t panels = (at.n_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    g_assert(at.row0 % PANEL_ROWS == 0); /* cuts_at_panels() */
+    piece.data = shard_upload_take(shard->upload, &slot);
+    if (piece.data) {
+        memset(piece.data, 0, panels * piece.panel_bytes);
+        packed_put(&piece, bytes, row_bytes, 0, at.n_rows, 0, at.n_cols);
+        shard_upload_send(shard->upload, slot,
+                          m->data + at.row0 / PANEL_ROWS * m->panel_bytes +
+                              packed_panel_bytes(m->type, at.col0),
+                          m->panel_bytes, piece.panel_bytes, panels);
+    }
+}
 
 void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *bytes)
 {
@@ -360,8 +502,8 @@ void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *
     float **vector = vector_of(shard, layer, t->role);
     if (vector) {
         /* 1-D: one row in ModelSpec, so the element is its column. */
-        dequantise_row(t->type, bytes, put.n_rows * put.n_cols,
-                       *vector + (put.row0 - held.row0) + (put.col0 - held.col0));
+        put_vector(shard, t, *vector + (put.row0 - held.row0) + (put.col0 - held.col0), bytes,
+                   put.n_rows * put.n_cols);
         return;
     }
     PackedMatrix *m = matrix_of(shard, layer, t->role);
@@ -369,6 +511,6 @@ void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *
     size_t row_bytes = 0;
     bool whole_blocks = dtype_row_bytes(t->type, put.n_cols, &row_bytes);
     g_assert(whole_blocks);
-    packed_put(m, bytes, row_bytes, put.row0 - held.row0, put.n_rows, put.col0 - held.col0,
-               put.n_cols);
+    put_rect(shard, m, bytes, row_bytes,
+             (SliceRect){put.row0 - held.row0, put.n_rows, put.col0 - held.col0, put.n_cols});
 }

@@ -3,6 +3,7 @@
  * coordinator; every slice checked against the manifest's hash before it is packed. */
 #pragma once
 
+#include "kernels/device/device.h"
 #include "kernels/ops/matmul.h"
 #include "proto/model/model_spec.h"
 #include "proto/plan/plan.h"
@@ -38,13 +39,23 @@ typedef struct Shard {
     float *output_norm_bias;           /* the same, or NULL */
     float *rope_factors;               /* or NULL */
     LayerWeights *layers;
-    void *arena; /* one mapping that holds all of the above */
+    void *arena; /* one mapping that holds all of the above but a device's rope_factors */
     size_t arena_bytes;
+    /* On a device: the arena and every matrix and vector are addresses of its memory, but
+     * rope_factors, which the host makes its tables of. */
+    const Device *device;       /* or NULL: the host */
+    struct ShardUpload *upload; /* until shard_finish() */
 } Shard;
 
 /* Lays out and maps an empty shard for a rank of a checked plan: every matrix sized and zeroed. */
 Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
                  uint32_t rank, GError **error);
+/* The same on a device, borrowed for the shard's life; NULL: the host. The bytes of the arena are
+ * those that the host's would have. IMPOSSIBLE where the model cannot be cut for a device. */
+Shard *shard_new_on(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                    uint32_t stage, uint32_t rank, GError **error);
+/* After the last shard_put(): every byte is where it belongs. */
+bool shard_finish(Shard *shard, GError **error);
 void shard_free(Shard *shard); /* NULL-safe */
 /* Bytes of the arena without building it. */
 size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,

@@ -228,6 +228,7 @@ static void test_failures_have_names(void **state)
     }
 }
 
+#ifdef WEFT_FAILPOINTS
 static void test_a_failed_device_stays_failed(void **state)
 {
     Pair p = pair_open();
@@ -242,6 +243,8 @@ static void test_a_failed_device_stays_failed(void **state)
     assert_int_equal(api->alloc(p.device->handle, 1, &more), DEVICE_ECC);
     pair_close(&p);
 }
+
+#endif
 
 static void test_memory_that_is_not_there(void **state)
 {
@@ -313,7 +316,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_graphs_run_at_each_launch),
         cmocka_unit_test(test_waiting_inside_a_graph_is_refused),
         cmocka_unit_test(test_failures_have_names),
+#ifdef WEFT_FAILPOINTS
         cmocka_unit_test(test_a_failed_device_stays_failed),
+#endif
         cmocka_unit_test(test_memory_that_is_not_there),
         cmocka_unit_test(test_a_module_that_is_none),
         cmocka_unit_test(test_the_index_must_be_there),

@@ -2,6 +2,7 @@
  * tie and layout. */
 #include "kernels/kernels.h"
 #include "proto/base/error.h"
+#include "proto/base/failpoint.h"
 #include "tests/unit/worker/tiny_model.h"
 #include "worker/shard/shard.h"
 
@@ -200,6 +201,57 @@ static void test_union_is_the_model(void **state)
     }
 }
 
+/* On a device (the trivial one, whose memory can be read here): every matrix and vector by itself,
+ * and the whole arena byte by byte where RoPE factors, which stay on the host, are none. */
+static void test_a_device_holds_the_same(void **state)
+{
+    g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
+    (void)state;
+    for (size_t m = 0; m < G_N_ELEMENTS(shapes); m++) {
+        TinyModel *model = tiny_model_new(&shapes[m], 100 + m);
+        for (size_t l = 0; l < G_N_ELEMENTS(layouts); l++) {
+            g_autoptr(Plan) plan =
+                tiny_plan(model->spec, layouts[l].n_stages, layouts[l].n_ranks, layouts[l].weight);
+            const uint32_t s = layouts[l].n_stages - 1, r = layouts[l].n_ranks[s] - 1;
+            Shard *host = shard_new(model->spec, plan, 0, s, r, NULL),
+                  *there = shard_new_on(device, model->spec, plan, 0, s, r, NULL);
+            put_all(host, model, plan, s, r);
+            put_all(there, model, plan, s, r);
+            assert_true(shard_finish(host, NULL) && shard_finish(there, NULL));
+            check_shard(model, there);
+            assert_int_equal(host->arena_bytes, there->arena_bytes);
+            if (host->rope_factors == NULL) {
+                assert_memory_equal(host->arena, there->arena, host->arena_bytes);
+            }
+            shard_free(host);
+            shard_free(there);
+        }
+        tiny_model_free(model);
+    }
+}
+
+#ifdef WEFT_FAILPOINTS
+static void test_a_device_that_fails(void **state)
+{
+    g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
+    g_autoptr(GError) error = NULL;
+    TinyModel *model = tiny_model_new(&shapes[1], 3);
+    g_autoptr(Plan) plan = tiny_plan(model->spec, 1, (uint32_t[]){1}, (double[]){1});
+    (void)state;
+    Shard *shard = shard_new_on(device, model->spec, plan, 0, 0, 0, NULL);
+    failpoint_set("device-fail", true, -(int64_t)DEVICE_LOST);
+    put_all(shard, model, plan, 0, 0);
+    failpoint_set("device-fail", false, 0);
+    assert_false(shard_finish(shard, &error));
+    assert_non_null(strstr(error->message, "weights: lost from the bus"));
+    shard_free(shard);
+    g_clear_error(&error);
+    assert_null(shard_new_on(device, model->spec, plan, 0, 0, 0, &error)); /* it stays lost */
+    assert_int_equal(error->code, WEFT_ERROR_WORKER_LOST);
+    tiny_model_free(model);
+}
+#endif
+
 static void test_tied_head_is_one_copy(void **state)
 {
     (void)state;
@@ -245,6 +297,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_union_is_the_model),
+        cmocka_unit_test(test_a_device_holds_the_same),
+#ifdef WEFT_FAILPOINTS
+        cmocka_unit_test(test_a_device_that_fails),
+#endif
         cmocka_unit_test(test_tied_head_is_one_copy),
         cmocka_unit_test(test_plan_outside_the_model),
     };

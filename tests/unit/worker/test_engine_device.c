@@ -1,0 +1,411 @@
+/* The device's way through the engine, on the trivial device (kernels/device/cpu.c), whose streams
+ * run nothing before it is waited for: weights by pinned buffers, KV pages and layers on the
+ * device, decode steps as graphs, ranks of hosts and devices in one replica. The text is the
+ * host's, and logits are close: class fast (NUMERICS). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+#include "proto/base/failpoint.h"
+#include "tests/golden/gguf_builder.h"
+#include "tests/sim/local_replica.h"
+#include "worker/model/device_stage.h"
+#include "worker/serve/engine_state.h"
+
+#include <glib/gstdio.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+static const uint32_t PROMPT[] = {1,  17,  5,   99, 23,  4,  250, 31, 77, 8,  140, 63, 2,  201,
+                                  19, 55,  180, 9,  12,  33, 47,  81, 3,  66, 111, 90, 14, 28,
+                                  7,  222, 35,  51, 160, 44, 13,  70, 6,  39, 25,  101};
+enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 14, VOCAB = 2500 };
+
+static Gguf *tiny(Dtype type, char **path_out)
+{
+    g_autoptr(GError) error = NULL;
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.n_layers = 4;
+    config.width = 288;
+    config.n_heads = 9;
+    config.n_kv_heads = 3;
+    config.head_size = 32;
+    config.ffn_width = 768;
+    config.vocab_size = VOCAB;
+    config.context = 2048;
+    config.seed = 42;
+    *path_out =
+        g_strdup_printf("%s/weft-device-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
+    if (!gguf_builder_write(&config, *path_out, &error)) {
+        fail_msg("%s", error->message);
+    }
+    Gguf *g = gguf_open(*path_out, &error);
+    if (g == NULL) {
+        fail_msg("%s", error->message);
+    }
+    return g;
+}
+
+static Device *cpu_device(void)
+{
+    return device_open_module(device_module_cpu(), 0, NULL);
+}
+
+static LocalReplica *replica(const Gguf *g, LocalLayout layout)
+{
+    g_autoptr(GError) error = NULL;
+    layout.isa = kernels_best_isa();
+    LocalReplica *r = local_replica_new(g, &layout, NULL, &error);
+    if (r == NULL) {
+        fail_msg("%s", error->message);
+    }
+    return r;
+}
+
+static const DeviceStage *device_of(LocalReplica *r, uint32_t rank)
+{
+    return local_replica_engine(r, rank)->stage->device;
+}
+
+static EngineRequest request_of(uint32_t n_prompt)
+{
+    return (EngineRequest){
+        .prompt = PROMPT, .n_prompt = n_prompt, .max_tokens = N_TOKENS, .want_logits = true};
+}
+
+static void run(LocalReplica *r, LocalResult *result)
+{
+    const EngineRequest request = request_of(N_PROMPT);
+    local_replica_run(r, &request, 1, result);
+    if (result->error != NULL) {
+        fail_msg("%s", result->error);
+    }
+}
+
+/* The same tokens; logits within `most` of their largest magnitude. */
+static void assert_close(const LocalResult *a, const LocalResult *b, double most)
+{
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->ids, b->ids, sizeof(uint32_t) * a->n);
+    double largest = 0, apart = 0;
+    for (size_t i = 0; i < (size_t)a->n * VOCAB; i++) {
+        largest = fmax(largest, fabs((double)a->logits[i]));
+        apart = fmax(apart, fabs((double)a->logits[i] - (double)b->logits[i]));
+    }
+    assert_true(largest > 0);
+    if (!(apart <= most * largest)) {
+        fail_msg("logits differ by %g of %g", apart, largest);
+    }
+}
+
+typedef struct Mix {
+    LocalLayout layout;
+    unsigned devices; /* bit i: global rank i is on a device */
+} Mix;
+
+static const double UNEVEN[] = {1.0, 2.6, 0.7, 1.3};
+
+static const Mix MIXES[] = {
+    {{.pp = 1, .tp = {1}}, 1},
+    {{.pp = 1, .tp = {1}, .max_rows = 7}, 1},
+    {{.pp = 1, .tp = {1}, .max_rows = 1}, 1},
+    {{.pp = 2, .tp = {1, 1}}, 3},
+    {{.pp = 2, .tp = {1, 1}}, 1}, /* device, then host */
+    {{.pp = 2, .tp = {1, 1}}, 2}, /* host, then device */
+    {{.pp = 3, .tp = {1, 1, 1}, .max_rows = 7}, 2},
+    {{.pp = 1, .tp = {2}}, 3},
+    {{.pp = 1, .tp = {2}}, 2}, /* one sum of both */
+    {{.pp = 1, .tp = {4}, .weight = UNEVEN}, 5},
+    {{.pp = 2, .tp = {3, 2}, .weight = UNEVEN}, 21},
+};
+
+static void check_type(Dtype type, double most, unsigned n_mixes)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(type, &path);
+    LocalResult host, other;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
+    run(r, &host);
+    local_replica_free(r);
+    for (unsigned i = 0; i < n_mixes; i++) {
+        g_autoptr(Device) device = cpu_device();
+        const Device *devices[8] = {NULL};
+        LocalLayout layout = MIXES[i].layout;
+        for (unsigned k = 0; k < 8; k++) {
+            devices[k] = MIXES[i].devices >> k & 1 ? device : NULL;
+        }
+        layout.devices = devices;
+        r = replica(g, layout);
+        run(r, &other);
+        assert_close(&host, &other, most);
+        local_result_clear(&other);
+        local_replica_free(r);
+    }
+    local_result_clear(&host);
+    g_unlink(path);
+}
+
+static void test_f32(void **state)
+{
+    (void)state;
+    check_type(DTYPE_F32, 1e-3, G_N_ELEMENTS(MIXES));
+}
+
+static void test_q8_0(void **state)
+{
+    (void)state;
+    check_type(DTYPE_Q8_0, 0.05, 2);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    check_type(DTYPE_BF16, 0.05, 2);
+}
+
+/* ---- graphs ---- */
+
+/* A decode step's graph is made once for each shape and launched for each step after. */
+static void test_decode_steps_are_graphs(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[1] = {device};
+    LocalResult result;
+    (void)state;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    run(r, &result);
+    const DeviceStage *d = device_of(r, 0);
+    /* The prompt's last row gives the first token; each other is a step of one row, the first of
+     * them op by op. */
+    assert_int_equal(d->n_captures, 1);
+    assert_int_equal(d->n_launches, N_TOKENS - 2);
+    local_result_clear(&result);
+    local_replica_free(r);
+    g_unlink(path);
+}
+
+enum { STREAMS = 4 };
+
+/* Neighbours of several lengths, so that shapes come and go, among them more keys than a first
+ * graph's bound; page tables of other sequences. */
+static void test_streams_together(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[1] = {device};
+    EngineRequest requests[STREAMS];
+    LocalResult host[STREAMS], other[STREAMS];
+    uint32_t prompt[300];
+    (void)state;
+    for (uint32_t i = 0; i < G_N_ELEMENTS(prompt); i++) {
+        prompt[i] = (i * 37 + 11) % VOCAB;
+    }
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        requests[i] = request_of(N_PROMPT - 3 * i);
+        requests[i].max_tokens = N_TOKENS - 3 * i;
+    }
+    requests[1].prompt = prompt;
+    requests[1].n_prompt = 245; /* crosses 256 keys */
+    requests[2].prompt = prompt + 7;
+    requests[2].n_prompt = 64; /* whole pages */
+    LocalLayout layout = {.pp = 1, .tp = {1}, .context = 512};
+    LocalReplica *r = replica(g, layout);
+    local_replica_run(r, requests, STREAMS, host);
+    local_replica_free(r);
+    layout.devices = devices;
+    r = replica(g, layout);
+    local_replica_run(r, requests, STREAMS, other);
+    assert_true(device_of(r, 0)->n_captures >= 2);
+    local_replica_free(r);
+    for (unsigned i = 0; i < STREAMS; i++) {
+        assert_null(other[i].error);
+        assert_close(&host[i], &other[i], 1e-3);
+        local_result_clear(&host[i]);
+        local_result_clear(&other[i]);
+    }
+    g_unlink(path);
+}
+
+/* More shapes than there are places: graphs are made again, the text stays. */
+static void test_the_oldest_graph_goes(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[1] = {device};
+    (void)state;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    DeviceStage *d = local_replica_engine(r, 0)->stage->device;
+    DevicePass pass = {.longest_segment = 1, .max_keys = 256};
+    for (uint32_t i = 1; i <= DEVICE_GRAPHS; i++) {
+        pass.n_rows = i;
+        assert_int_equal(device_stage_graph(d, &pass)->pass.n_rows, i);
+    }
+    pass.n_rows = 1;
+    device_stage_graph(d, &pass)->ran = true; /* is there, and now the youngest */
+    pass.n_rows = DEVICE_GRAPHS + 1;
+    assert_false(device_stage_graph(d, &pass)->ran);
+    pass.n_rows = 1;
+    assert_true(device_stage_graph(d, &pass)->ran);
+    pass.n_rows = 2;
+    assert_false(device_stage_graph(d, &pass)->ran); /* went */
+    local_replica_free(r);
+    g_unlink(path);
+}
+
+/* ---- more rows with logits than fit at once; sampling ---- */
+
+static void test_scored_prompts(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[1] = {device};
+    LocalResult host, other;
+    EngineRequest request = {.kind = 1, .prompt = PROMPT, .n_prompt = N_PROMPT, .score_from = 1};
+    (void)state;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
+    local_replica_run(r, &request, 1, &host);
+    local_replica_free(r);
+    r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    local_replica_run(r, &request, 1, &other);
+    local_replica_free(r);
+    assert_true(host.n > STAGE_LOGITS_ROWS);
+    assert_int_equal(host.n, other.n);
+    for (uint32_t i = 0; i < host.n; i++) {
+        assert_true(fabsf(host.logprobs[i] - other.logprobs[i]) < 1e-3f);
+    }
+    local_result_clear(&host);
+    local_result_clear(&other);
+    g_unlink(path);
+}
+
+static void test_drawn_tokens(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[2] = {device, device};
+    LocalResult host, other;
+    EngineRequest request = request_of(N_PROMPT);
+    (void)state;
+    request.temperature = 0.8f;
+    request.top_p = 0.9f; /* may ask for a second round */
+    request.seed = 5;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
+    local_replica_run(r, &request, 1, &host);
+    local_replica_free(r);
+    r = replica(g, (LocalLayout){.pp = 1, .tp = {2}, .devices = devices});
+    local_replica_run(r, &request, 1, &other);
+    local_replica_free(r);
+    assert_close(&host, &other, 1e-3);
+    local_result_clear(&host);
+    local_result_clear(&other);
+    g_unlink(path);
+}
+
+/* Traced rows have the sites of a host's, embedding included, whose bits are the same. */
+static void test_traced_rows(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Device) device = cpu_device();
+    const Device *devices[1] = {device};
+    LocalResult host, other;
+    EngineRequest request = request_of(8);
+    (void)state;
+    request.trace = true;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
+    local_replica_run(r, &request, 1, &host);
+    local_replica_free(r);
+    r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    local_replica_run(r, &request, 1, &other);
+    assert_int_equal(device_of(r, 0)->n_launches, 0);
+    local_replica_free(r);
+    assert_true(host.trace_bytes > 0);
+    assert_int_equal(host.trace_bytes, other.trace_bytes);
+    assert_memory_equal(host.trace, other.trace, 4 + 16); /* position, site 0 */
+    local_result_clear(&host);
+    local_result_clear(&other);
+    g_unlink(path);
+}
+
+/* ---- failure ---- */
+
+static void test_failures_end_the_epoch_by_name(void **state)
+{
+    static const DeviceStatus statuses[] = {DEVICE_ILLEGAL_ADDRESS, DEVICE_ECC, DEVICE_LOST,
+                                            DEVICE_STUCK};
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    (void)state;
+    for (unsigned i = 0; i < G_N_ELEMENTS(statuses); i++) {
+        g_autoptr(Device) device = cpu_device();
+        const Device *devices[1] = {device};
+        LocalResult result;
+        EngineStatus status;
+        LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+        failpoint_set("device-fail", true, -(int64_t)statuses[i]);
+        local_replica_greedy(r, PROMPT, N_PROMPT, N_TOKENS, &result);
+        failpoint_set("device-fail", false, 0);
+        assert_string_equal(result.finish_reason, "error");
+        assert_non_null(strstr(result.error, "cpu:0 (host)"));
+        assert_non_null(strstr(result.error, device_status_name(statuses[i])));
+        engine_status(local_replica_engine(r, 0), &status);
+        assert_true(status.failed);
+        local_result_clear(&result);
+        local_replica_free(r);
+    }
+    g_unlink(path);
+}
+
+/* A weight type that the device has no kernel for is told before anything is loaded. */
+static bool no_weight(Dtype type)
+{
+    (void)type;
+    return false;
+}
+
+static void test_types_are_checked(void **state)
+{
+    g_autofree char *path = NULL;
+    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Device) device = cpu_device();
+    g_autoptr(GError) error = NULL;
+    DeviceOps poor = *device->ops;
+    const Device *devices[1] = {device};
+    (void)state;
+    poor.has_weight = no_weight;
+    device->ops = &poor;
+    const LocalLayout layout = {.pp = 1, .tp = {1}, .devices = devices};
+    assert_null(local_replica_new(g, &layout, NULL, &error));
+    assert_non_null(strstr(error->message, "no kernels for weights of type"));
+    g_unlink(path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_f32),
+        cmocka_unit_test(test_q8_0),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_decode_steps_are_graphs),
+        cmocka_unit_test(test_streams_together),
+        cmocka_unit_test(test_the_oldest_graph_goes),
+        cmocka_unit_test(test_scored_prompts),
+        cmocka_unit_test(test_drawn_tokens),
+        cmocka_unit_test(test_traced_rows),
+        cmocka_unit_test(test_failures_end_the_epoch_by_name),
+        cmocka_unit_test(test_types_are_checked),
+    };
+    return cmocka_run_group_tests_name("engine_device", tests, NULL, NULL);
+}
