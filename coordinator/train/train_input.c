@@ -8,20 +8,6 @@
 #define FLAGS_SHIFT 30u
 #define BYTE_VOCABULARY 257u
 
-typedef struct Vocabulary {
-    BpeVocab *trained;
-    const TokenizerVocab *vocab; /* NULL: bytes */
-    Tokenizer *tokenizer;
-    ModelSource *from;
-} Vocabulary;
-
-static void vocabulary_clear(Vocabulary *v)
-{
-    tokenizer_free(v->tokenizer);
-    bpe_vocab_free(v->trained);
-    model_source_free(v->from);
-}
-
 static DocumentOptions document_options(const JobSpec *job, const Tokenizer *tokenizer)
 {
     static const DocumentFormat formats[] = {DOCUMENT_TEXT, DOCUMENT_JSONL, DOCUMENT_TOKENS};
@@ -34,40 +20,80 @@ static DocumentOptions document_options(const JobSpec *job, const Tokenizer *tok
                              .stop_at_bad = job->data.bad_rows == JOB_ROWS_STOP};
 }
 
-static bool train_tokenizer(const JobSpec *job, Vocabulary *v, GError **error)
+/* NULL + error. */
+static const TokenizerVocab *train_tokenizer(const JobSpec *job, TrainInput *in, GError **error)
 {
     const DocumentOptions options = document_options(job, NULL);
     g_autoptr(BpeTrainer) trainer = bpe_trainer_new(error);
     if (trainer == NULL || !documents_count_words(job->data.train, &options, trainer, error)) {
-        return false;
+        return NULL;
     }
-    v->trained = bpe_trainer_finish(trainer, (uint32_t)job->data.tokenizer_train, error);
-    v->vocab = v->trained != NULL ? bpe_vocab_get(v->trained) : NULL;
-    return v->trained != NULL;
+    in->trained = bpe_trainer_finish(trainer, (uint32_t)job->data.tokenizer_train, error);
+    return in->trained != NULL ? bpe_vocab_get(in->trained) : NULL;
 }
 
-static bool find_vocabulary(const JobSpec *job, TrainInput *in, Vocabulary *v, GError **error)
+/* *vocab NULL: bytes. */
+static bool find_vocabulary(const JobSpec *job, TrainInput *in, const TokenizerVocab **vocab,
+                            GError **error)
 {
+    *vocab = NULL;
     if (in->source != NULL) {
-        v->vocab = model_source_vocab(in->source);
+        *vocab = model_source_vocab(in->source);
     } else if (job->data.tokenizer_train > 0) {
-        if (!train_tokenizer(job, v, error)) {
+        *vocab = train_tokenizer(job, in, error);
+        if (*vocab == NULL) {
             return false;
         }
     } else if (job->data.tokenizer_from != NULL) {
-        v->from = model_source_open(job->data.tokenizer_from, error);
-        if (v->from == NULL) {
+        in->vocabulary = model_source_open(job->data.tokenizer_from, error);
+        if (in->vocabulary == NULL) {
             return false;
         }
-        v->vocab = model_source_vocab(v->from);
+        *vocab = model_source_vocab(in->vocabulary);
     }
-    v->tokenizer = v->vocab != NULL ? tokenizer_from_vocab(v->vocab, error) : NULL;
-    return v->vocab == NULL || v->tokenizer != NULL;
+    in->tokenizer = *vocab != NULL ? tokenizer_from_vocab(*vocab, error) : NULL;
+    return *vocab == NULL || in->tokenizer != NULL;
 }
 
-static bool load_documents(const JobSpec *job, TrainInput *in, const Vocabulary *v, GError **error)
+/* The ids of sample.prompt; of a line's end if it is empty. */
+static bool encode_prompt(const JobSpec *job, TrainInput *in, GError **error)
 {
-    const DocumentOptions options = document_options(job, v->tokenizer);
+    const char *text = job->sample_prompt[0] != '\0' ? job->sample_prompt : "\n";
+    if (in->tokenizer != NULL) {
+        in->prompt = tokenizer_encode(in->tokenizer, text, strlen(text), true, false, error);
+    } else {
+        in->prompt = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+        for (const char *c = text; *c != '\0'; c++) {
+            const uint32_t id = (uint8_t)*c;
+            g_array_append_val(in->prompt, id);
+        }
+    }
+    return in->prompt != NULL;
+}
+
+char *train_input_text(const TrainInput *in, const uint32_t *ids, size_t n)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    if (in->tokenizer == NULL) {
+        for (size_t i = 0; i < n; i++) {
+            g_string_append_c(text, ids[i] > 0 && ids[i] < 256 ? (char)ids[i] : ' ');
+        }
+        return g_utf8_make_valid(text->str, (gssize)text->len);
+    }
+    Detokenizer *d = detokenizer_new(in->tokenizer, true);
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < tokenizer_size(in->tokenizer)) { /* a model may have ids to spare */
+            detokenizer_push(d, ids[i], text);
+        }
+    }
+    detokenizer_finish(d, text);
+    detokenizer_free(d);
+    return g_utf8_make_valid(text->str, (gssize)text->len);
+}
+
+static bool load_documents(const JobSpec *job, TrainInput *in, GError **error)
+{
+    const DocumentOptions options = document_options(job, in->tokenizer);
     in->train = documents_load(job->data.train, &options, error);
     if (in->train == NULL) {
         return false;
@@ -80,14 +106,15 @@ static bool load_documents(const JobSpec *job, TrainInput *in, const Vocabulary 
     return true;
 }
 
-static bool make_spec(const JobSpec *job, TrainInput *in, const Vocabulary *v, GError **error)
+static bool make_spec(const JobSpec *job, TrainInput *in, const TokenizerVocab *vocab,
+                      GError **error)
 {
     if (in->source != NULL) {
         in->spec = (ModelSpec *)model_source_spec(in->source);
         return true;
     }
-    const ModelConfig config = job_spec_model_config(
-        job, v->vocab != NULL ? (uint32_t)v->vocab->n_tokens : BYTE_VOCABULARY);
+    const ModelConfig config =
+        job_spec_model_config(job, vocab != NULL ? (uint32_t)vocab->n_tokens : BYTE_VOCABULARY);
     in->spec = model_spec_from_config(&config, error);
     return in->spec != NULL;
 }
@@ -95,15 +122,14 @@ static bool make_spec(const JobSpec *job, TrainInput *in, const Vocabulary *v, G
 TrainInput *train_input_load(const JobSpec *job, GError **error)
 {
     TrainInput *in = g_new0(TrainInput, 1);
-    Vocabulary v = {0};
+    const TokenizerVocab *vocab = NULL;
     if (job->model.from != NULL) {
         in->source = model_source_open(job->model.from, error);
     }
     const bool ok = (job->model.from == NULL || in->source != NULL) &&
-                    find_vocabulary(job, in, &v, error) && load_documents(job, in, &v, error) &&
-                    make_spec(job, in, &v, error);
-    in->tokenizer_json = ok && v.vocab != NULL ? json_vocab_write(v.vocab, NULL) : NULL;
-    vocabulary_clear(&v);
+                    find_vocabulary(job, in, &vocab, error) && load_documents(job, in, error) &&
+                    make_spec(job, in, vocab, error) && encode_prompt(job, in, error);
+    in->tokenizer_json = ok && vocab != NULL ? json_vocab_write(vocab, NULL) : NULL;
     if (!ok) {
         train_input_free(in);
         return NULL;
@@ -121,7 +147,13 @@ void train_input_free(TrainInput *in)
     if (in->source == NULL || in->spec != model_source_spec(in->source)) {
         model_spec_free(in->spec);
     }
+    tokenizer_free(in->tokenizer);
+    bpe_vocab_free(in->trained);
+    model_source_free(in->vocabulary);
     model_source_free(in->source);
+    if (in->prompt != NULL) {
+        g_array_unref(in->prompt);
+    }
     g_free(in->tokenizer_json);
     g_free(in->report);
     g_free(in);

@@ -539,8 +539,10 @@ static void on_step(const Weft__V1__TrainProgress *step, void *user)
 {
     TrainJob *job = user;
     GError *error = NULL;
+    g_autofree char *sample =
+        step->n_sample > 0 ? train_input_text(job->input, step->sample, step->n_sample) : NULL;
     const char *line =
-        train_log_step(job->log, step, job->spec->sequences * job->spec->length, &error);
+        train_log_step(job->log, step, job->spec->sequences * job->spec->length, sample, &error);
     if (error != NULL) {
         job_fail(job, error);
     } else if (line != NULL) {

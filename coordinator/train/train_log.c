@@ -115,7 +115,7 @@ static json_t *number(double x)
 }
 
 const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64_t batch_tokens,
-                           GError **error)
+                           const char *sample, GError **error)
 {
     uint32_t bits;
     memcpy(&bits, &s->loss, sizeof bits);
@@ -152,6 +152,9 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     }
     if (s->validated) {
         json_object_set_new(object, "validation_loss", number((double)s->validation));
+    }
+    if (sample != NULL) {
+        json_object_set_new(object, "sample", json_string(sample));
     }
     return append(l, object);
 }

@@ -17,9 +17,9 @@ void train_log_free(TrainLog *l); /* NULL-safe */
 const GPtrArray *train_log_lines(const TrainLog *l);
 uint64_t train_log_steps(const TrainLog *l);
 /* The line of a new step, borrowed; NULL without an error: it was told before. NUMERICS: it was
- * told before with another loss. */
+ * told before with another loss. sample: a text that was drawn after it, or NULL. */
 const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *step, uint64_t batch_tokens,
-                           GError **error);
+                           const char *sample, GError **error);
 /* The last line: the job is done. checkpoint: path or NULL. Borrowed. */
 const char *train_log_end(TrainLog *l, const char *checkpoint, const char *digest,
                           const char *layout);

@@ -14,10 +14,6 @@ bool train_settings_check(const JobSpec *job, GError **error)
     if (job->layout.recompute == JOB_RECOMPUTE_SELECTIVE) {
         return refuse(error, "recompute selective is not run; choose none or full");
     }
-    if (job->sample_every > 0) {
-        return refuse(error,
-                      "sample.every: texts are not sampled while a job trains; leave it out");
-    }
     if ((o->decay_norms != 0 && o->decay_norms != o->decay) || o->decay_biases != o->decay_norms ||
         (o->decay_embeddings != 0 && o->decay_embeddings != o->decay)) {
         return refuse(error, "optimizer.groups: each is 0 or the decay of matrices, norms and "
@@ -98,6 +94,11 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->checkpoint_every = job->checkpoint_directory != NULL ? job->checkpoint_every : 0;
     out->validation_every = in->validation != NULL ? job->validation_every : 0;
     out->validation_sequences = job->validation_sequences;
+    out->sample_every = job->sample_every;
+    out->sample_tokens = (uint32_t)job->sample_tokens;
+    out->sample_temperature = job->sample_temperature;
+    out->sample_prompt = (uint32_t *)(void *)in->prompt->data;
+    out->n_sample_prompt = in->prompt->len;
     out->n_tokens = in->train->n;
     out->n_validation_tokens = in->validation != NULL ? in->validation->n : 0;
     out->documents = job->data.packing == JOB_PACK_DOCUMENTS;

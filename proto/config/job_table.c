@@ -91,7 +91,7 @@ const Option JOB_TRAIN_TABLE[] = {
     ROW("validation.every", COUNT, validation_every, 1, 1e12, NULL, "steps from one validation to the next"),
     ROW("validation.sequences", COUNT, validation_sequences, 1, 1 << 20, NULL, "of one validation"),
     ROW("sample.every", COUNT, sample_every, 1, 1e12, NULL, "steps from one sampled text to the next"),
-    ROW("sample.prompt", STRING, sample_prompt, 0, 0, NULL, "what the text goes on from"),
+    ROW("sample.prompt", STRING, sample_prompt, 0, 0, NULL, "what the text goes on from; empty: a line's end"),
     ROW("sample.tokens", COUNT, sample_tokens, 1, 1 << 16, NULL, "of a text"),
     ROW("sample.temperature", NUMBER, sample_temperature, 0, 100, NULL, "0: the most likely token"),
     RESULT("update.rule", CHOICE, update, 0, 0, "sync", "how replicas agree"),

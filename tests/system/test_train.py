@@ -124,6 +124,22 @@ def case_served():
     assert 1 < score["perplexity"] < 400, score
 
 
+def case_sampled():
+    """texts that are sampled on the way are the same on each layout, and the last one is what the exported model says under that seed"""
+    texts = {}
+    for layout in ("{dp: 1, pp: 1, tp: 1}", "{dp: 1, pp: 2, tp: 1, micro: 3}", "{dp: 1, pp: 1, tp: 2}", "{dp: 2, pp: 1, tp: 1}"):
+        path = spec("sampled", "llama", steps=40, layout=layout, every=40, sample="{every: 20, prompt: The, tokens: 12, temperature: 0.8}")
+        path.write_text(path.read_text().replace("data: {", "data: {tokenizer: {train: 300}, ").replace("ck-sampled", f"ck-sampled-{len(texts)}"))
+        steps = [json.loads(line) for line in weft("train", path, "--json", "-q").ok().out.splitlines()]
+        texts[layout] = [(s["step"], s["sample"]) for s in steps if "sample" in s]
+    assert len(set(map(str, texts.values()))) == 1 and [step for step, text in texts[layout]] == [20, 40], texts
+    shown = weft("train", spec("said", "llama", steps=6, every=6, sample="{every: 6, prompt: The, tokens: 4}")).ok().out
+    assert "\n  sample: The" in shown and shown.count("sample") == 1, shown
+    weft("export", work / "ck-sampled-0/step-0000000040", work / "sampled.gguf", "-q").ok()
+    said = weft("run", work / "sampled.gguf", "-p", "The", "-n", 12, "--temp", 0.8, "--seed", 3, "--kv", "f32", "--json", "-q").ok().json()
+    assert said["text"] == texts[layout][1][1], (said["text"], texts[layout])
+
+
 def case_bad_input():
     """what is wrong with a job is one line: keys, files, data that are too short, layouts that cannot be, another model's checkpoint"""
     weft("train", spec("bad", lern="1")).fails(2, "lern")
@@ -227,5 +243,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_shown, case_sampled, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_cancelled])

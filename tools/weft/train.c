@@ -20,12 +20,21 @@ static const Option TRAIN_OPTIONS[] = {UP_OPTION(TrainOptions), COMMON_OPTIONS(T
 
 typedef struct Follow {
     const TrainOptions *o;
-    uint64_t steps; /* of the job */
+    const JobSpec *spec;
 } Follow;
 
 static double number_of(const json_t *object, const char *name)
 {
     return json_number_value(json_object_get(object, name));
+}
+
+/* On one line, whatever is in it. */
+static void print_sample(const Follow *f, const char *sample)
+{
+    if (sample != NULL) {
+        g_autofree char *text = g_strconcat(f->spec->sample_prompt, sample, NULL);
+        printf("  sample: %s\n", g_strdelimit(text, "\n\r\t\v\f\x1b", ' '));
+    }
 }
 
 static void print_step(const Follow *f, const json_t *object)
@@ -35,9 +44,10 @@ static void print_step(const Follow *f, const json_t *object)
         validation != NULL ? g_strdup_printf(", validation %.4f", json_number_value(validation))
                            : g_strdup("");
     printf("step %.0f/%" G_GUINT64_FORMAT ": loss %.4f%s, lr %.3g, grad norm %.3g, %.0f tokens/s\n",
-           number_of(object, "step"), f->steps, number_of(object, "loss"), validated,
+           number_of(object, "step"), f->spec->steps, number_of(object, "loss"), validated,
            number_of(object, "lr"), number_of(object, "grad_norm"),
            number_of(object, "tokens_per_s"));
+    print_sample(f, json_string_value(json_object_get(object, "sample")));
 }
 
 static void print_end(const json_t *object)
@@ -96,7 +106,7 @@ static bool submit_job(Client *client, const char *text, GError **error)
 /* Exit code. Interrupted: the job ends on the cluster, too; its checkpoints stay. */
 static int follow(Client *client, const TrainOptions *o, const JobSpec *spec)
 {
-    Follow f = {o, spec->steps};
+    Follow f = {o, spec};
     GError *error = NULL;
     Weft__V1__LogsRequest request = WEFT__V1__LOGS_REQUEST__INIT;
     request.name = spec->name;

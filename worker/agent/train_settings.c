@@ -7,6 +7,7 @@
 #define SEQUENCES_LIMIT (1u << 20)
 #define LEAVES_LIMIT 64u
 #define TOKENS_LIMIT (UINT64_C(1) << 34)
+#define SAMPLE_LIMIT (1u << 16)
 #define STEPS_LIMIT (UINT64_C(1) << 40)
 
 typedef struct Bound {
@@ -32,8 +33,8 @@ static bool check(const Bound *bounds, size_t n, GError **error)
 static bool check_numbers(const Weft__V1__TrainSettings *m, GError **error)
 {
     const Weft__V1__TrainOptimizer *o = m->optimizer;
-    const double numbers[] = {o->rate, o->beta1, o->beta2,   o->eps,      o->decay,
-                              o->clip, o->floor, m->dropout, m->smoothing};
+    const double numbers[] = {o->rate, o->beta1, o->beta2,   o->eps,       o->decay,
+                              o->clip, o->floor, m->dropout, m->smoothing, m->sample_temperature};
     for (size_t i = 0; i < G_N_ELEMENTS(numbers); i++) {
         if (!isfinite(numbers[i]) || numbers[i] < 0) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
@@ -91,6 +92,19 @@ static TrainProgress state_of(const Weft__V1__TrainSettings *m)
                                                 .scale = {s->scale, s->good, s->hysteresis}};
 }
 
+static bool check_prompt(const Weft__V1__TrainSettings *m, const ModelSpec *spec, GError **error)
+{
+    for (size_t i = 0; i < m->n_sample_prompt; i++) {
+        if (m->sample_prompt[i] >= spec->vocab_size) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "training settings: id %u of the text to go on from is not below %u",
+                        m->sample_prompt[i], spec->vocab_size);
+            return false;
+        }
+    }
+    return true;
+}
+
 static OptimizerSettings optimizer_of(const Weft__V1__TrainSettings *m)
 {
     static const RateSchedule schedules[] = {RATE_CONSTANT, RATE_LINEAR, RATE_COSINE};
@@ -132,9 +146,11 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
         {"optimizer", m->optimizer->kind, 0, 2},
         {"precision", m->precision, 0, PRECISION_LIMIT - 1},
         {"rate schedule", m->optimizer->schedule, 0, 2},
+        {"sampled tokens", m->sample_tokens, m->sample_every > 0, SAMPLE_LIMIT},
+        {"tokens to go on from", m->n_sample_prompt, m->sample_every > 0, SAMPLE_LIMIT},
     };
     if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error) ||
-        !check_scaling(m, error)) {
+        !check_scaling(m, error) || !check_prompt(m, spec, error)) {
         return false;
     }
     *out = (TrainWork){.sequences = m->sequences,
@@ -157,6 +173,12 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .checkpoint_every = m->checkpoint_every,
                        .validation_every = m->validation_every,
                        .validation_sequences = m->validation_sequences,
+                       .sample_every = m->sample_every,
+                       .sample = {.prompt = m->sample_prompt,
+                                  .n_prompt = (uint32_t)m->n_sample_prompt,
+                                  .n_tokens = m->sample_tokens,
+                                  .temperature = (float)m->sample_temperature,
+                                  .seed = m->seed},
                        .n_tokens = m->n_tokens,
                        .n_validation_tokens = m->n_validation_tokens,
                        .from = state_of(m)};

@@ -1,6 +1,6 @@
 /* Diagram: trainings.h. Invariants
  *   1. At most one training of a job is not CLOSING.
- *   2. `engine`, `feed`, `plan` and `spec` live until the engine's thread has ended, which is
+ *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended, which is
  * waited for in the pool; what it had posted ran before that is known here.
  *   3. What waits to be sent in a call is bounded by SEND_LIMIT and one report: a snapshot is sent
  * as the reader takes it, and the engine makes no other one before that is done. */
@@ -31,6 +31,7 @@ typedef struct TrainCall {
     bool seal, started, closing, first; /* first: tells the steps */
     Plan *plan;
     ModelSpec *spec;
+    uint32_t *prompt; /* of sampled texts */
     TrainFeedPipe *feed;
     TrainEngine *engine;
     /* the snapshot that is sent: next piece, next float of it */
@@ -57,6 +58,7 @@ static void train_call_free(void *data)
     train_feed_pipe_free(t->feed);
     plan_free(t->plan);
     model_spec_free(t->spec);
+    g_free(t->prompt);
     g_free(t->job);
     g_free(t);
 }
@@ -170,6 +172,8 @@ static void on_step(const TrainReport *r, void *user)
     progress.waited = r->waited;
     progress.validated = r->validated;
     progress.validation = r->validation;
+    progress.sample = (uint32_t *)r->sample;
+    progress.n_sample = r->n_sample;
     report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_STEP;
     report.step = &progress;
     send_report(t, &report);
@@ -323,6 +327,9 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
     if (!train_settings_read(load->settings, t->spec, &options.work, error)) {
         return false;
     }
+    TextWish *sample = &options.work.sample;
+    t->prompt = g_memdup2(sample->prompt, sample->n_prompt * sizeof *t->prompt);
+    sample->prompt = t->prompt;
     t->engine = train_engine_new(&options, error);
     return t->engine != NULL;
 }

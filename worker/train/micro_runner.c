@@ -322,27 +322,20 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     return true;
 }
 
-/* One sample through one chunk. */
-static bool validate_chunk(MicroRunner *r, const SampleSource *source, uint64_t sample,
-                           uint32_t chunk, float *loss, GError **error)
+/* Slot 0's one sequence through one chunk; losses and logits after the last. */
+static bool pass_alone(MicroRunner *r, uint32_t chunk, const TrainBatch *batch, GError **error)
 {
-    const TrainBatch batch = batch_of(r, 0, chunk, 1);
     const size_t bytes = stream_bytes(r, 1);
     TrainLinks *l = r->o.links;
-    read_batch(r, source, &(const Place){0, chunk}, sample, 1);
-    if ((!is_first(r, chunk) &&
-         !train_channel_receive(l, &l->from_previous, "activations of the stage before",
-                                training_input(r->training, 0), bytes, error)) ||
-        !passed(r, training_forward(r->training, 0, &batch), error) ||
-        (!is_last(r, chunk) &&
-         !train_channel_send(l, &l->to_next, "activations for the next stage",
-                             training_output(r->training, 0), bytes, error)) ||
-        (is_last(r, chunk) &&
-         !passed(r, training_loss(r->training, 0, &batch, r->losses), error))) {
-        return false;
-    }
-    *loss = is_last(r, chunk) ? sample_loss(r, &batch, 0) : 0.0f;
-    return true;
+    return (is_first(r, chunk) ||
+            train_channel_receive(l, &l->from_previous, "activations of the stage before",
+                                  training_input(r->training, 0), bytes, error)) &&
+           passed(r, training_forward(r->training, 0, batch), error) &&
+           (is_last(r, chunk) ||
+            train_channel_send(l, &l->to_next, "activations for the next stage",
+                               training_output(r->training, 0), bytes, error)) &&
+           (!is_last(r, chunk) ||
+            passed(r, training_loss(r->training, 0, batch, r->losses), error));
 }
 
 bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
@@ -350,11 +343,34 @@ bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t 
 {
     r->valid = 0;
     for (uint32_t c = 0; c < r->o.position.chunks; c++) {
-        if (!validate_chunk(r, source, sample, c, loss, error)) {
+        const TrainBatch batch = batch_of(r, 0, c, 1);
+        read_batch(r, source, &(const Place){0, c}, sample, 1);
+        if (!pass_alone(r, c, &batch, error)) {
             return false;
         }
+        *loss = is_last(r, c) ? sample_loss(r, &batch, 0) : 0.0f;
     }
     *valid = r->valid;
+    return true;
+}
+
+bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, const float **logits,
+                         GError **error)
+{
+    *logits = NULL;
+    for (uint32_t i = 0; i < r->o.source->length; i++) {
+        r->tokens[i] = i < n ? tokens[i] : 0; /* what comes after a token changes nothing of it */
+        r->targets[i] = TARGET_NONE;
+    }
+    for (uint32_t c = 0; c < r->o.position.chunks; c++) {
+        const TrainBatch batch = batch_of(r, 0, c, 1);
+        if (!pass_alone(r, c, &batch, error)) {
+            return false;
+        }
+        if (is_last(r, c)) {
+            *logits = training_logits(r->training) + (size_t)(n - 1) * r->o.weights->holding->vocab;
+        }
+    }
     return true;
 }
 

@@ -41,6 +41,10 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
  * elsewhere 0. */
 bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
                            uint64_t *valid, GError **error);
+/* Forward alone of a sequence that begins with these n tokens, n from 1 to the length. On the last
+ * stage *logits is what follows them: [own vocabulary], until the next pass. */
+bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, const float **logits,
+                         GError **error);
 /* The first sample of a leaf of the global batch. */
 uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences);
 /* For plans, of a rank with these options (weights, kernels, pool, links are not read): bytes of

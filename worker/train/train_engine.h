@@ -29,6 +29,8 @@ typedef struct TrainWork {
     bool recompute, whole_optimizer;
     uint64_t checkpoint_every;                       /* 0: none, not even after the last step */
     uint64_t validation_every, validation_sequences; /* 0: none */
+    uint64_t sample_every;                           /* 0: none */
+    TextWish sample; /* its prompt is borrowed for the engine's life */
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
     bool given;         /* step 0 begins with weights of the feed, not from the seed */
@@ -50,9 +52,11 @@ typedef struct TrainFeed {
 typedef struct TrainReport {
     TrainStep step;
     bool validated;
-    float validation; /* mean loss, after the step */
-    double seconds;   /* of the step, without validation and checkpoint */
-    double waited;    /* of these for other ranks */
+    float validation;       /* mean loss, after the step */
+    const uint32_t *sample; /* [n_sample] ids, drawn after the step; NULL: none. Borrowed */
+    uint32_t n_sample;
+    double seconds; /* of the step, without validation and checkpoint */
+    double waited;  /* of these for other ranks */
 } TrainReport;
 
 /* All are posted on the loop, in order; ended() once, last. */

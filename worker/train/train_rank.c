@@ -450,6 +450,18 @@ bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samp
     return true;
 }
 
+bool train_rank_sample(TrainRank *t, const TextWish *wish, uint32_t *out, uint32_t *n,
+                       GError **error)
+{
+    const TextSampler sampler = {.runner = t->runner,
+                                 .kernels = t->o.kernels,
+                                 .holding = t->weights->holding,
+                                 .position = t->position,
+                                 .links = t->o.links,
+                                 .length = t->o.source->length};
+    return text_sampler_run(&sampler, wish, out, n, error);
+}
+
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error)
 {
     return weights_digest(t->o.links, t->reduced, t->weights, out, error);

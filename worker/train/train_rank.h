@@ -13,6 +13,7 @@
 #include "worker/train/micro_runner.h"
 #include "worker/train/optimizer.h"
 #include "worker/train/sample_source.h"
+#include "worker/train/text_sampler.h"
 #include "worker/train/train_links.h"
 
 typedef struct TrainRankOptions {
@@ -65,6 +66,9 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error);
  */
 bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samples, float *out,
                          GError **error);
+/* Text from the weights as they stand, on every rank: text_sampler_run(). Collective. */
+bool train_rank_sample(TrainRank *t, const TextWish *wish, uint32_t *out, uint32_t *n,
+                       GError **error);
 /* weights_digest (NUMERICS 13). Collective. */
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
 

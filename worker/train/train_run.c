@@ -7,6 +7,7 @@
 typedef struct ReportPost {
     TrainEvents events;
     TrainReport report;
+    uint32_t *sample;
     TrainSnapshot *snapshot;
 } ReportPost;
 
@@ -14,6 +15,7 @@ static void deliver_report(void *user)
 {
     ReportPost *p = user;
     p->events.step(&p->report, p->events.user);
+    g_free(p->sample);
     g_free(p);
 }
 
@@ -50,6 +52,22 @@ static bool validate(TrainEngine *e, TrainReport *out, GError **error)
         e->validation != NULL && is_due(out->step.step + 1, w->validation_every, w->steps);
     return !out->validated || train_rank_validate(e->rank, &e->validation_source,
                                                   w->validation_sequences, &out->validation, error);
+}
+
+/* *out: the ids, or NULL. */
+static bool sample(TrainEngine *e, TrainReport *report, uint32_t **out, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    *out = NULL;
+    if (!is_due(report->step.step + 1, w->sample_every, w->steps)) {
+        return true;
+    }
+    g_autofree uint32_t *ids = g_new(uint32_t, w->sample.n_tokens);
+    if (!train_rank_sample(e->rank, &w->sample, ids, &report->n_sample, error)) {
+        return false;
+    }
+    report->sample = *out = g_steal_pointer(&ids);
+    return true;
 }
 
 /* The owner has the last one until then: its writing is slower than the training. */
@@ -94,11 +112,13 @@ bool train_run(TrainEngine *e, Hash128 *digest, GError **error)
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "training was aborted");
             return false;
         }
-        if (!run_step(e, &report, error) || !validate(e, &report, error)) {
+        uint32_t *ids;
+        if (!run_step(e, &report, error) || !validate(e, &report, error) ||
+            !sample(e, &report, &ids, error)) {
             return false;
         }
         ReportPost *p = g_new0(ReportPost, 1);
-        *p = (ReportPost){.events = e->o.events, .report = report};
+        *p = (ReportPost){.events = e->o.events, .report = report, .sample = ids};
         loop_post(e->o.loop, deliver_report, p);
         if (!checkpoint(e, &report, error)) {
             return false;

@@ -94,7 +94,7 @@ static void steps_outlive_the_coordinator(void **state)
     TrainLog *l = train_log_open(path, NULL);
     for (uint64_t i = 0; i < 3; i++) {
         const Weft__V1__TrainProgress s = step_of(i, 4.0f - (float)i);
-        assert_non_null(train_log_step(l, &s, 100, &error));
+        assert_non_null(train_log_step(l, &s, 100, NULL, &error));
     }
     train_log_free(l);
     FILE *torn = fopen(path, "a");
@@ -108,10 +108,10 @@ static void steps_outlive_the_coordinator(void **state)
     assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"tokens_per_s\":200.0"));
     const Weft__V1__TrainProgress same = step_of(1, 3.0f), next = step_of(3, 1.0f),
                                   other = step_of(2, 2.5f);
-    assert_null(train_log_step(l, &same, 100, &error));
+    assert_null(train_log_step(l, &same, 100, NULL, &error));
     assert_null(error);
-    assert_non_null(train_log_step(l, &next, 100, &error));
-    assert_null(train_log_step(l, &other, 100, &error));
+    assert_non_null(train_log_step(l, &next, 100, NULL, &error));
+    assert_null(train_log_step(l, &other, 100, NULL, &error));
     assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
     assert_false(train_log_ended(l));
     assert_non_null(strstr(train_log_end(l, NULL, "abcd", "dp 1"), "\"weights_digest\":\"abcd\""));
@@ -131,9 +131,9 @@ static void steps_before_the_log(void **state)
     TrainLog *l = train_log_open(NULL, NULL);
     g_autoptr(GError) error = NULL;
     const Weft__V1__TrainProgress far = step_of(9, 2.0f), before = step_of(4, 3.0f);
-    assert_non_null(train_log_step(l, &far, 1, &error));
+    assert_non_null(train_log_step(l, &far, 1, NULL, &error));
     assert_int_equal(train_log_steps(l), 10);
-    assert_null(train_log_step(l, &before, 1, &error));
+    assert_null(train_log_step(l, &before, 1, NULL, &error));
     assert_null(error);
     train_log_free(l);
 }

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-enum { STEPS = 4, RANKS_LIMIT = 4, TOKENS = 900, PATIENCE_US = 240 * 1000 * 1000 };
+enum { STEPS = 4, RANKS_LIMIT = 4, TOKENS = 900, SAMPLED = 21, PATIENCE_US = 240 * 1000 * 1000 };
 
 typedef struct Rank {
     struct World *world;
@@ -25,7 +25,8 @@ typedef struct Rank {
     uint32_t n_skipped;
     uint32_t n_steps, validations;
     float validation;
-    GPtrArray *snapshots; /* of TrainSnapshot */
+    uint32_t samples, sample[SAMPLED], first_sample[SAMPLED]; /* texts; the last, the first one */
+    GPtrArray *snapshots;                                     /* of TrainSnapshot */
 } Rank;
 
 typedef struct World {
@@ -143,6 +144,11 @@ static void on_step(const TrainReport *report, void *user)
         rank->validations++;
         rank->validation = report->validation;
     }
+    if (report->sample != NULL) {
+        assert_int_equal(report->n_sample, SAMPLED);
+        memcpy(rank->samples++ == 0 ? rank->first_sample : rank->sample, report->sample,
+               sizeof rank->sample);
+    }
     assert_true(report->seconds > 0 && report->waited >= 0 &&
                 report->waited <= report->seconds + 1e-3);
     if (rank == &w->ranks[w->stop_rank] && report->step.step == w->stop_step) {
@@ -219,6 +225,7 @@ static TrainProgress progress_at(const World *w, uint64_t first_step)
 
 static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_step)
 {
+    static const uint32_t prompt[] = {3, 1}; /* a text of more tokens than a sequence */
     const TrainPosition all = train_position(w->plan, 0, 0, 0);
     const TrainRankOptions toy = toy_options(w->toy, w->spec, NULL);
     return (TrainEngineOptions){
@@ -241,6 +248,8 @@ static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_st
                  .checkpoint_every = 3,
                  .validation_every = 2,
                  .validation_sequences = 2,
+                 .sample_every = 2,
+                 .sample = {prompt, G_N_ELEMENTS(prompt), SAMPLED, 0.8f, 9},
                  .n_tokens = TOKENS,
                  .n_validation_tokens = TOKENS / 2,
                  .from = progress_at(w, first_step)},
@@ -294,6 +303,13 @@ static void assert_same(const World *got, const World *want, uint32_t from)
                             (STEPS - from) * sizeof(float));
         assert_memory_equal(&rank->validation, &want->ranks[0].validation, sizeof(float));
         assert_true(hash128_equal(&rank->digest, &want->ranks[0].digest));
+        assert_int_equal(rank->samples, from == 0 ? 2 : 1);
+        assert_memory_equal(from == 0 ? rank->sample : rank->first_sample, want->ranks[0].sample,
+                            sizeof rank->sample);
+        if (from == 0) {
+            assert_memory_equal(rank->first_sample, want->ranks[0].first_sample,
+                                sizeof rank->sample);
+        }
     }
 }
 
