@@ -373,6 +373,7 @@ void admin_service_add(RpcServer *server, Parts *parts)
         {"ListJobs", submit_service_list, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"CancelJob", submit_service_cancel, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"Logs", submit_service_logs, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
+        {"PlotJob", submit_service_plot, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"CreateKey", http_admin_create_key, RPC_ROLE_ADMIN},
         {"ListKeys", http_admin_list_keys, RPC_ROLE_ADMIN},
         {"RevokeKey", http_admin_revoke_key, RPC_ROLE_ADMIN},

@@ -48,6 +48,7 @@ void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *us
 void submit_service_submit(RpcCall *call, const ProtobufCMessage *message, void *user);
 void submit_service_list(RpcCall *call, const ProtobufCMessage *message, void *user);
 void submit_service_cancel(RpcCall *call, const ProtobufCMessage *message, void *user);
+void submit_service_plot(RpcCall *call, const ProtobufCMessage *message, void *user);
 void submit_service_logs(RpcCall *call, const ProtobufCMessage *message, void *user);
 
 /* http_admin.c: methods of Admin that concern HTTP. */

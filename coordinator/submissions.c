@@ -562,6 +562,23 @@ void submissions_logs(Submissions *submissions, const char *name, bool follow, R
     rpc_call_on_cancel(call, on_follower_left, call);
 }
 
+char *submissions_plot(const Submissions *submissions, const char *name, uint64_t *steps,
+                       GError **error)
+{
+    const Submission *s = find(submissions, name);
+    if (s == NULL) {
+        g_propagate_error(error, unknown(submissions, name));
+        return NULL;
+    }
+    if (s->train == NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "job %s does not train: only the steps of a training have curves", name);
+        return NULL;
+    }
+    *steps = train_job_steps(s->train);
+    return train_job_curves(s->train);
+}
+
 bool submissions_explain(const Submissions *submissions, const char *name, GPtrArray *reasons)
 {
     const Submission *s = find(submissions, name);

@@ -46,5 +46,9 @@ void submissions_each(const Submissions *submissions,
 /* What happened to it so far, and with `follow` from now on: lines go into the call, which then
  * ends with the job. The call is finished in any case. */
 void submissions_logs(Submissions *submissions, const char *name, bool follow, RpcCall *call);
+/* Curves of a training job, an SVG picture of *steps steps; returned. NOT_FOUND with the nearest
+ * name; INVALID: it does not train. */
+char *submissions_plot(const Submissions *submissions, const char *name, uint64_t *steps,
+                       GError **error);
 /* As jobs_explain() does, of the job of this name; false: there is none. */
 bool submissions_explain(const Submissions *submissions, const char *name, GPtrArray *reasons);

@@ -1,4 +1,5 @@
-/* The part of weft.v1.Admin that concerns submitted jobs: Submit, ListJobs, CancelJob, Logs. */
+/* The part of weft.v1.Admin that concerns submitted jobs: Submit, ListJobs, CancelJob, Logs,
+ * PlotJob. */
 #include "coordinator/parts.h"
 
 #include "coordinator/message.h"
@@ -83,4 +84,19 @@ void submit_service_logs(RpcCall *call, const ProtobufCMessage *message, void *u
     Parts *parts = user;
     const Weft__V1__LogsRequest *r = (const Weft__V1__LogsRequest *)message;
     submissions_logs(parts->submissions, r->name, r->follow, call);
+}
+
+void submit_service_plot(RpcCall *call, const ProtobufCMessage *message, void *user)
+{
+    Parts *parts = user;
+    const Weft__V1__PlotJobRequest *r = (const Weft__V1__PlotJobRequest *)message;
+    Weft__V1__PlotJobResponse response = WEFT__V1__PLOT_JOB_RESPONSE__INIT;
+    g_autoptr(GError) error = NULL;
+    g_autofree char *svg = submissions_plot(parts->submissions, r->name, &response.steps, &error);
+    if (svg == NULL) {
+        rpc_call_finish(call, error);
+        return;
+    }
+    response.svg = svg;
+    rpc_call_reply(call, &response.base);
 }

@@ -15,6 +15,7 @@
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
 
+#include <errno.h>
 #include <glib/gstdio.h>
 #include <string.h>
 
@@ -180,15 +181,6 @@ static bool is_final(const GError *error)
            g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NUMERICS);
 }
 
-static void job_finish(TrainJob *job, const char *digest)
-{
-    g_autofree char *layout =
-        g_strdup_printf("dp %u, pp %u, tp %u", job->layout.dp, job->layout.pp, job->layout.tp);
-    job_say(job, train_log_end(job->log, job->saved, digest, layout));
-    log_info(job->o.log, "job %s is done: weights %s", job->spec->name, digest);
-    job_over(job, JOB_DONE);
-}
-
 /* ---- work in the pool ---- */
 
 typedef struct JobTask {
@@ -198,6 +190,8 @@ typedef struct JobTask {
     GPtrArray *damages; /* of char * */
     TrainWriting writing;
     uint64_t step;
+    char *path, *text; /* of the curves */
+    char *digest;
     GError *error;
 } JobTask;
 
@@ -218,6 +212,9 @@ static bool task_end(JobTask *task)
     g_ptr_array_unref(task->damages);
     g_clear_pointer(&task->writing.parts, g_ptr_array_unref);
     g_clear_error(&task->error);
+    g_free(task->path);
+    g_free(task->text);
+    g_free(task->digest);
     if (!alive) {
         train_input_free(task->input);
         checkpoint_free(task->checkpoint);
@@ -233,6 +230,74 @@ static void task_dropped(void *user)
     JobTask *task = user;
     task->job->dead = true;
     task_end(task);
+}
+
+/* ---- DONE: the curves, then the last line ---- */
+
+uint64_t train_job_steps(const TrainJob *job)
+{
+    return job->log != NULL ? train_log_steps(job->log) : 0;
+}
+
+char *train_job_curves(const TrainJob *job)
+{
+    const GArray *points = job->log != NULL ? train_log_points(job->log) : NULL;
+    return train_plot_svg(job->spec->name,
+                          points != NULL ? (const TrainPoint *)(const void *)points->data : NULL,
+                          points != NULL ? points->len : 0);
+}
+
+/* Beside the checkpoints, else in the state folder; NULL: nowhere. */
+static char *curves_path(const TrainJobOptions *options, const JobSpec *spec)
+{
+    g_autofree char *name = g_strconcat(spec->name, ".svg", NULL),
+                    *kept = g_strconcat("train-", name, NULL);
+    return spec->checkpoint_directory != NULL
+               ? g_build_filename(spec->checkpoint_directory, name, NULL)
+           : options->state_dir != NULL ? g_build_filename(options->state_dir, kept, NULL)
+                                        : NULL;
+}
+
+static void curves_work(void *user)
+{
+    JobTask *task = user;
+    g_autofree char *directory = task->path != NULL ? g_path_get_dirname(task->path) : NULL;
+    g_autoptr(GError) why = NULL;
+    if (task->path != NULL && (g_mkdir_with_parents(directory, 0755) != 0 ||
+                               !g_file_set_contents(task->path, task->text, -1, &why))) {
+        g_set_error(&task->error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", task->path,
+                    why != NULL ? why->message : g_strerror(errno));
+    }
+}
+
+static void curves_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    g_autofree char *layout =
+        g_strdup_printf("dp %u, pp %u, tp %u", job->layout.dp, job->layout.pp, job->layout.tp);
+    g_autofree char *digest = g_steal_pointer(&task->digest);
+    g_autofree char *path = task->error == NULL ? g_steal_pointer(&task->path) : NULL;
+    g_autoptr(GError) error = g_steal_pointer(&task->error);
+    if (!task_end(task)) {
+        return;
+    }
+    if (error != NULL) {
+        job_sayf(job, "no curves: %s", error->message);
+    }
+    job_say(job, train_log_end(job->log, job->saved, path, digest, layout));
+    log_info(job->o.log, "job %s is done: weights %s", job->spec->name, digest);
+    job_over(job, JOB_DONE);
+}
+
+static void job_finish(TrainJob *job, const char *digest)
+{
+    end_calls(job);
+    JobTask *task = task_new(job);
+    task->digest = g_strdup(digest);
+    task->path = curves_path(&job->o, job->spec);
+    task->text = train_job_curves(job);
+    work_pool_run_full(job->o.pool, curves_work, curves_done, task_dropped, task);
 }
 
 /* ---- PREPARING ---- */
@@ -822,8 +887,10 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
 
 void train_job_forget(const TrainJobOptions *options, const char *name)
 {
-    g_autofree char *path = log_path(options, name);
+    const JobSpec spec = {.name = (char *)name}; /* without a checkpoint folder */
+    g_autofree char *path = log_path(options, name), *curves = curves_path(options, &spec);
     if (path != NULL) {
         g_unlink(path);
+        g_unlink(curves);
     }
 }

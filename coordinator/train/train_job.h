@@ -48,5 +48,8 @@ const char *train_job_state(const TrainJob *job);
 const GError *train_job_problem(const TrainJob *job);
 bool train_job_failed(const TrainJob *job);
 bool train_job_is_over(const TrainJob *job);
+uint64_t train_job_steps(const TrainJob *job); /* done so far */
+/* An SVG picture of its steps so far; returned. */
+char *train_job_curves(const TrainJob *job);
 /* Removes what is kept of a job that was cancelled, but its checkpoints. */
 void train_job_forget(const TrainJobOptions *options, const char *name);

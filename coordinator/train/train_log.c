@@ -14,9 +14,28 @@
 struct TrainLog {
     FILE *file;
     GPtrArray *lines;
-    GArray *losses; /* float, by step */
+    GArray *losses; /* float's bits, by step */
+    GArray *points; /* of TrainPoint */
     bool ended;
 };
+
+static double number_in(const json_t *object, const char *name)
+{
+    const json_t *value = json_object_get(object, name);
+    return json_is_number(value) ? json_number_value(value) : (double)NAN;
+}
+
+static void add_point(TrainLog *l, const json_t *object)
+{
+    const TrainPoint point = {
+        .step = (uint64_t)json_integer_value(json_object_get(object, "step")),
+        .loss = number_in(object, "loss"),
+        .validation = number_in(object, "validation_loss"),
+        .rate = number_in(object, "lr"),
+        .tokens_per_s = number_in(object, "tokens_per_s"),
+    };
+    g_array_append_val(l->points, point);
+}
 
 static void take_line(TrainLog *l, char *line /* taken */)
 {
@@ -25,6 +44,7 @@ static void take_line(TrainLog *l, char *line /* taken */)
     if (loss != NULL) {
         const uint32_t bits = (uint32_t)json_integer_value(loss);
         g_array_append_val(l->losses, bits);
+        add_point(l, object);
     }
     l->ended = l->ended || json_object_get(object, "weights_digest") != NULL;
     json_decref(object);
@@ -51,6 +71,7 @@ TrainLog *train_log_open(const char *path, GError **error)
     gsize length = 0, whole = 0;
     l->lines = g_ptr_array_new_with_free_func(g_free);
     l->losses = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    l->points = g_array_new(FALSE, FALSE, sizeof(TrainPoint));
     if (path == NULL) {
         return l;
     }
@@ -77,6 +98,7 @@ void train_log_free(TrainLog *l)
     }
     g_ptr_array_unref(l->lines);
     g_array_unref(l->losses);
+    g_array_unref(l->points);
     g_free(l);
 }
 
@@ -88,6 +110,11 @@ const GPtrArray *train_log_lines(const TrainLog *l)
 uint64_t train_log_steps(const TrainLog *l)
 {
     return l->losses->len;
+}
+
+const GArray *train_log_points(const TrainLog *l)
+{
+    return l->points;
 }
 
 bool train_log_ended(const TrainLog *l)
@@ -156,11 +183,12 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     if (sample != NULL) {
         json_object_set_new(object, "sample", json_string(sample));
     }
+    add_point(l, object);
     return append(l, object);
 }
 
-const char *train_log_end(TrainLog *l, const char *checkpoint, const char *digest,
-                          const char *layout)
+const char *train_log_end(TrainLog *l, const char *checkpoint, const char *curves,
+                          const char *digest, const char *layout)
 {
     json_t *object = json_object();
     l->ended = true;
@@ -168,6 +196,7 @@ const char *train_log_end(TrainLog *l, const char *checkpoint, const char *diges
     json_object_set_new(object, "steps", json_integer(l->losses->len));
     json_object_set_new(object, "checkpoint",
                         checkpoint != NULL ? json_string(checkpoint) : json_null());
+    json_object_set_new(object, "curves", curves != NULL ? json_string(curves) : json_null());
     json_object_set_new(object, "weights_digest", json_string(digest));
     json_object_set_new(object, "layout", json_string(layout));
     return append(l, object);

@@ -2,6 +2,7 @@
  * step that is told again (after a recovery) must have the same loss. */
 #pragma once
 
+#include "coordinator/train/train_plot.h"
 #include "weft/v1/train.pb-c.h"
 
 #include <glib.h>
@@ -16,11 +17,13 @@ void train_log_free(TrainLog *l); /* NULL-safe */
 /* Lines so far, of char *; borrowed. */
 const GPtrArray *train_log_lines(const TrainLog *l);
 uint64_t train_log_steps(const TrainLog *l);
+/* Of TrainPoint: the steps that have a line; borrowed. */
+const GArray *train_log_points(const TrainLog *l);
 /* The line of a new step, borrowed; NULL without an error: it was told before. NUMERICS: it was
  * told before with another loss. sample: a text that was drawn after it, or NULL. */
 const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *step, uint64_t batch_tokens,
                            const char *sample, GError **error);
-/* The last line: the job is done. checkpoint: path or NULL. Borrowed. */
-const char *train_log_end(TrainLog *l, const char *checkpoint, const char *digest,
-                          const char *layout);
+/* The last line: the job is done. checkpoint, curves: paths or NULL. Borrowed. */
+const char *train_log_end(TrainLog *l, const char *checkpoint, const char *curves,
+                          const char *digest, const char *layout);
 bool train_log_ended(const TrainLog *l);

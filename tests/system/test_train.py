@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+from xml.etree import ElementTree
 
 import harness
 from harness import GUARD_S, WEFT, Cluster, clean_environment, folder, run_cases, wait_for
@@ -90,6 +91,14 @@ def case_shown():
     assert (job["kind"], job["state"]) == ("train", "done"), job
     assert known["gpt2", 12][2]["weights_digest"] in weft("logs", "alone-gpt2-12").ok().out
     assert pathlib.Path(known["gpt2", 12][2]["checkpoint"]).name == "step-0000000012"
+    curves = pathlib.Path(known["gpt2", 12][2]["curves"])
+    svg = "{http://www.w3.org/2000/svg}"
+    assert curves == work / "ck-alone-gpt2-12/alone-gpt2-12.svg" and len(ElementTree.parse(curves).findall(svg + "polyline")) == 4
+    assert len(ElementTree.parse(curves).findall(svg + "circle")) == len(known["gpt2", 12][1])
+    assert weft("plot", "alone-gpt2-12", "-o", work / "plot.svg", "--json").ok().json()["steps"] == 12
+    assert (work / "plot.svg").read_text() == curves.read_text() == weft("plot", "alone-gpt2-12", "-o", "-").ok().out
+    weft("plot", "alone-gpt2-13").fails(3, "alone-gpt2-12")
+    weft("plot", "alone-gpt2-12", "-o", work / "none/plot.svg").fails(1, "none/plot.svg")
     again = weft("train", work / "alone-gpt2-12.yaml").ok()  # from its last checkpoint: nothing is left to do
     assert again.out.startswith("done: weights " + known["gpt2", 12][2]["weights_digest"]), again
     assert "step 12/12: loss" in weft("train", spec("words")).ok().out

@@ -35,7 +35,7 @@ def case_shown():
     demo = start(place, 40)
     shown = demo.communicate(timeout=3 * GUARD_S)[0]
     assert demo.returncode == 0, shown[-4000:]
-    for words in ("epoch 1: dp 2, pp 2, tp 1", "epoch 1: dp 1, pp 1, tp 1", "step 1/40: loss", "  sample: The licensee may", "equal: 40 losses, the sampled texts and the weights", "small.gguf: gguf",
+    for words in ("epoch 1: dp 2, pp 2, tp 1", "epoch 1: dp 1, pp 1, tp 1", "step 1/40: loss", "  sample: The licensee may", "equal: 40 losses, the sampled texts and the weights", "train-demo.svg: 40 steps of four", "small.gguf: gguf",
                   "60 tokens at", '"object":"text_completion"', "done; stopping"):
         assert words in shown, (words, shown[-4000:])
     wait_for("the end of the daemons", lambda: not processes_in(place))

@@ -52,9 +52,11 @@ static void print_step(const Follow *f, const json_t *object)
 
 static void print_end(const json_t *object)
 {
-    const char *checkpoint = json_string_value(json_object_get(object, "checkpoint"));
+    const char *checkpoint = json_string_value(json_object_get(object, "checkpoint")),
+               *curves = json_string_value(json_object_get(object, "curves"));
     printf("done: weights %s", json_string_value(json_object_get(object, "weights_digest")));
-    printf("%s%s\n", checkpoint != NULL ? ", " : "", checkpoint != NULL ? checkpoint : "");
+    printf("%s%s", checkpoint != NULL ? ", " : "", checkpoint != NULL ? checkpoint : "");
+    printf("%s%s\n", curves != NULL ? ", curves " : "", curves != NULL ? curves : "");
 }
 
 /* A line of the job's log: an object is data, words are messages. */

@@ -6,6 +6,7 @@
 #include "proto/base/error.h"
 
 #include <glib/gstdio.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -114,11 +115,16 @@ static void steps_outlive_the_coordinator(void **state)
     assert_null(train_log_step(l, &other, 100, NULL, &error));
     assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
     assert_false(train_log_ended(l));
-    assert_non_null(strstr(train_log_end(l, NULL, "abcd", "dp 1"), "\"weights_digest\":\"abcd\""));
+    assert_non_null(
+        strstr(train_log_end(l, NULL, "a.svg", "abcd", "dp 1"), "\"weights_digest\":\"abcd\""));
     train_log_free(l);
 
     l = train_log_open(path, NULL);
     assert_true(train_log_ended(l));
+    assert_int_equal(train_log_points(l)->len, 4);
+    const TrainPoint *point = &g_array_index(train_log_points(l), TrainPoint, 3);
+    assert_true(point->step == 4 && point->loss == 1.0 && isnan(point->validation) &&
+                point->tokens_per_s == 200.0);
     assert_int_equal(train_log_lines(l)->len, 5);
     train_log_free(l);
     g_unlink(path);
@@ -136,6 +142,76 @@ static void steps_before_the_log(void **state)
     assert_null(train_log_step(l, &before, 1, NULL, &error));
     assert_null(error);
     train_log_free(l);
+}
+
+/* ---- curves ---- */
+
+typedef struct Picture {
+    uint32_t lines, circles, n;
+    double x[512], y[512]; /* of the first curve */
+} Picture;
+
+static void on_element(GMarkupParseContext *context, const char *element, const char **names,
+                       const char **values, void *user, GError **error)
+{
+    Picture *p = user;
+    p->circles += strcmp(element, "circle") == 0;
+    if (strcmp(element, "polyline") != 0) {
+        return;
+    }
+    for (size_t i = 0; p->lines == 0 && names[i] != NULL; i++) {
+        char *at = (char *)values[i];
+        while (strcmp(names[i], "points") == 0 && *at != '\0') {
+            p->x[p->n] = g_ascii_strtod(at, &at);
+            assert_int_equal(*at++, ',');
+            p->y[p->n++] = g_ascii_strtod(at, &at);
+            at += *at == ' ';
+        }
+    }
+    p->lines++;
+}
+
+static Picture picture_of(const char *svg)
+{
+    static const GMarkupParser parser = {.start_element = on_element};
+    Picture p = {0};
+    GMarkupParseContext *context = g_markup_parse_context_new(&parser, 0, &p, NULL);
+    assert_true(g_markup_parse_context_parse(context, svg, -1, NULL));
+    assert_true(g_markup_parse_context_end_parse(context, NULL));
+    g_markup_parse_context_free(context);
+    return p;
+}
+
+/* Curves go from left to right inside the picture, a falling loss goes down, many steps make no
+ * larger picture, and a name is text. */
+static void curves_of_any_run(void **state)
+{
+    const size_t counts[] = {0, 1, 2, 37, 100000};
+    g_autofree TrainPoint *points = g_new0(TrainPoint, 100000);
+    for (size_t i = 0; i < 100000; i++) {
+        points[i] = (TrainPoint){.step = i + 1,
+                                 .loss = 100 / (double)(i + 1),
+                                 .validation = i % 20 == 0 && i < 100 ? 5 : (double)NAN,
+                                 .rate = 1e-3,
+                                 .tokens_per_s = i == 3 ? (double)NAN : 12345};
+    }
+    for (size_t c = 0; c < G_N_ELEMENTS(counts); c++) {
+        g_autofree char *svg = train_plot_svg("a<b>&c", points, counts[c]);
+        const Picture p = picture_of(svg);
+        assert_non_null(strstr(svg, "a&lt;b&gt;&amp;c"));
+        assert_null(strstr(svg, "nan"));
+        assert_null(strstr(svg, "inf"));
+        assert_int_equal(p.lines, counts[c] > 0 ? 4 : 0);
+        assert_int_equal(p.circles, counts[c] == 0    ? 0
+                                    : counts[c] == 37 ? 2
+                                    : counts[c] < 37  ? 1
+                                                      : p.circles);
+        assert_int_equal(p.n, MIN(counts[c], 400));
+        for (uint32_t i = 0; i < p.n; i++) {
+            assert_true(p.x[i] >= 70 && p.x[i] <= 920 && p.y[i] >= 66 && p.y[i] <= 366);
+            assert_true(i == 0 || (p.x[i] > p.x[i - 1] && p.y[i] >= p.y[i - 1]));
+        }
+    }
 }
 
 /* ---- parts ---- */
@@ -231,6 +307,7 @@ int main(void)
         cmocka_unit_test(layouts),
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
+        cmocka_unit_test(curves_of_any_run),
         cmocka_unit_test(pieces_arrive_in_order),
         cmocka_unit_test(bad_pieces_are_refused),
     };
