@@ -7,11 +7,6 @@
 #include <stdbool.h>
 #include <string.h>
 
-static uint32_t middle(uint32_t a, uint32_t b)
-{
-    return a + (b - a + 1) / 2;
-}
-
 /* Writes the steps of node(a, b) restricted to [first, last); parent_inside says that the parent
  * lies wholly in the range. Returns the maximal subtrees found at or below the node. */
 static uint32_t walk(uint32_t a, uint32_t b, uint32_t first, uint32_t last, int parent_inside,
@@ -23,7 +18,7 @@ static uint32_t walk(uint32_t a, uint32_t b, uint32_t first, uint32_t last, int 
     int inside = first <= a && b <= last;
     uint32_t n_subtrees = 0;
     if (b - a > 1) {
-        uint32_t m = middle(a, b);
+        uint32_t m = tree_middle(a, b);
         n_subtrees += walk(a, m, first, last, inside, steps);
         n_subtrees += walk(m, b, first, last, inside, steps);
         if (inside) {
@@ -67,8 +62,8 @@ static uint32_t count_subtrees(uint32_t a, uint32_t b, uint64_t missing, uint32_
     if (first <= a && b <= last) {
         return is_there(missing, a, b);
     }
-    return count_subtrees(a, middle(a, b), missing, first, last) +
-           count_subtrees(middle(a, b), b, missing, first, last);
+    return count_subtrees(a, tree_middle(a, b), missing, first, last) +
+           count_subtrees(tree_middle(a, b), b, missing, first, last);
 }
 
 uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last)
@@ -110,7 +105,7 @@ static bool complete(Completion *c, uint32_t a, uint32_t b)
         }
         return there;
     }
-    const uint32_t m = middle(a, b);
+    const uint32_t m = tree_middle(a, b);
     const bool left = complete(c, a, m), right = complete(c, m, b);
     if (left && right) {
         c->merges[c->n - 1]++;

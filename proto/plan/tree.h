@@ -17,6 +17,12 @@ typedef struct TreeStep {
     uint8_t emit;
 } TreeStep;
 
+/* Where node(a, b) is cut. */
+static inline uint32_t tree_middle(uint32_t a, uint32_t b)
+{
+    return a + (b - a + 1) / 2;
+}
+
 /* Fills steps[0 .. last-first) for leaves [first, last) of node(0, n_leaves); returns s_r, the
  * number of subtrees emitted. */
 uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep *steps);

@@ -129,6 +129,34 @@ void parameters_clear(Parameters *p, Pool *pool)
     pool_run(pool, sweep_region, &s);
 }
 
+static bool is_written(const Parameters *p, const TensorSpec *t)
+{
+    return t->rows > 1 && t->role != ROLE_POSITION_EMBD &&
+           (t->role != ROLE_TOKEN_EMBD || (p->spec->tied_output && p->holding->is_last));
+}
+
+static void clear_sums_region(void *user, unsigned t, unsigned n_threads)
+{
+    const Parameters *p = user;
+    for (uint32_t i = 0; i < p->spec->n_tensors; i++) {
+        const SliceRect *r = &p->holding->rects[i];
+        if (!is_written(p, &p->spec->tensors[i])) {
+            sweep_region(&(Sweep){.to = p->floats + p->holding->offsets[i],
+                                  .n = (size_t)r->n_rows * r->n_cols},
+                         t, n_threads);
+        }
+    }
+    if (p->lookup != NULL) {
+        sweep_region(&(Sweep){.to = p->lookup, .n = (size_t)p->holding->vocab * p->spec->width}, t,
+                     n_threads);
+    }
+}
+
+void parameters_clear_sums(Parameters *p, Pool *pool)
+{
+    pool_run(pool, clear_sums_region, p);
+}
+
 void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
                     void (*add)(float *x, const float *y, size_t n))
 {

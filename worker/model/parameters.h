@@ -41,6 +41,9 @@ static inline float *parameters_head(const Parameters *p)
     return parameters_at(p, p->spec->tied_output ? ROLE_TOKEN_EMBD : ROLE_OUTPUT, -1);
 }
 void parameters_clear(Parameters *p, Pool *pool);
+/* The same, of gradients, where a backward pass adds instead of writing (BatchLeaves): vectors and
+ * embeddings that are looked up; not matrices. */
+void parameters_clear_sums(Parameters *p, Pool *pool);
 /* to[i] += from[i] over everything: a node of the fold over leaves. */
 void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
                     void (*add)(float *x, const float *y, size_t n));

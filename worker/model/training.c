@@ -41,6 +41,75 @@ static void embed(Pass *p)
     pass_dropout(p, DROPOUT_SITE_EMBEDDING, x);
 }
 
+/* Chains of rows with the same own id: a row is its id's first or the next of one before. By one
+ * thread. */
+static void chain_ids(Pass *p)
+{
+    Training *m = p->m;
+    const uint32_t *ids = p->batch->tokens, first = m->h->vocab_first, n = m->h->vocab;
+    for (uint32_t r = 0; r < p->rows; r++) {
+        if (ids[r] - first < n) { /* also where it is below: unsigned */
+            m->first_row[ids[r] - first] = ROW_NONE;
+        }
+    }
+    for (uint32_t r = p->rows; r-- > 0;) {
+        if (ids[r] - first < n) {
+            m->next_row[r] = m->first_row[ids[r] - first];
+            m->first_row[ids[r] - first] = r;
+        }
+    }
+}
+
+/* Of a chain of rows from row r on, channels [0, n) of dy: sums leaf by leaf, folded, to `to`. A
+ * leaf without a row of it is no operand: sums that began at +0 are never -0, so that adding its
+ * zeros would change nothing. */
+static void fold_chain(Pass *p, const float *dy, uint32_t r, const uint32_t *next, uint32_t step,
+                       uint32_t n, float *to)
+{
+    const AddFn add = p->m->o.kernels->add;
+    float *stack = p->m->scratch[p->t];
+    bool there[TREE_LEAVES_LIMIT + 1];
+    uint32_t depth = 0;
+    for (uint32_t leaf = 0; leaf < leaves_of(p); leaf++) {
+        float *top = stack + (size_t)depth * n;
+        const uint32_t end = leaf_end(p, leaf);
+        there[depth++] = r < end;
+        memset(top, 0, n * sizeof *top);
+        while (r < end) {
+            add(top, dy + (size_t)r * p->m->width, n);
+            r = next != NULL ? next[r] : r + step;
+        }
+        for (uint32_t k = 0; k < p->batch->leaves->steps[leaf].n_merges; k++) {
+            depth--;
+            float *left = stack + (size_t)(depth - 1) * n, *right = left + n;
+            if (there[depth - 1] && there[depth]) {
+                add(left, right, n);
+            } else if (there[depth]) {
+                memcpy(left, right, n * sizeof *left);
+            }
+            there[depth - 1] |= there[depth];
+        }
+    }
+    memcpy(to, stack, n * sizeof *to);
+}
+
+/* Several leaves: this thread's channels [at, at + n). */
+static void embed_leaves(Pass *p, const float *dy, uint32_t at, uint32_t n, float *table,
+                         float *positions)
+{
+    const Training *m = p->m;
+    const Holding *h = m->h;
+    for (uint32_t r = 0; r < p->rows; r++) {
+        const uint32_t id = p->batch->tokens[r] - h->vocab_first;
+        if (id < h->vocab && m->first_row[id] == r) {
+            fold_chain(p, dy + at, r, m->next_row, 0, n, table + (size_t)id * m->width + at);
+        }
+    }
+    for (uint32_t i = 0; positions != NULL && i < p->batch->length; i++) {
+        fold_chain(p, dy + at, i, NULL, p->batch->length, n, positions + (size_t)i * m->width + at);
+    }
+}
+
 /* Rows in order; threads share the channels, tensor ranks the ids (NUMERICS 16). */
 static void embed_backward(Pass *p)
 {
@@ -51,6 +120,16 @@ static void embed_backward(Pass *p)
     const float *dy = pass_result_gradient(p, DROPOUT_SITE_EMBEDDING, NULL);
     uint32_t first, last;
     pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
+    if (leaves_of(p) > 1) {
+        if (p->t == 0) {
+            chain_ids(p);
+        }
+        meet(p);
+        for (; first < last; first += FOLD_COLUMNS) {
+            embed_leaves(p, dy, first, MIN(FOLD_COLUMNS, last - first), table, positions);
+        }
+        return;
+    }
     for (uint32_t r = 0; first < last && r < p->rows; r++) {
         const float *dx = dy + (size_t)r * m->width + first;
         const size_t id = p->batch->tokens[r], position = r % p->batch->length;

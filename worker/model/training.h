@@ -4,9 +4,10 @@
  * the layers.
  *
  * Every op is a phase of one pool region; threads share outputs, rows or channels and meet at a
- * barrier, never splitting a sum. Gradients are added to what the caller's buffers hold, in token
- * order: so a leaf's chain goes on over micro-batches (NUMERICS 14). Tensor ranks of a stage run
- * the same calls; thread 0 exchanges their partial sums. Called by one thread. */
+ * barrier, never splitting a sum. Gradients go on from what the caller's buffers hold, in token
+ * order: so a leaf's chain goes on over micro-batches (NUMERICS 14); or whole leaves are folded.
+ * Tensor ranks of a stage run the same calls; thread 0 exchanges their partial sums. Called by one
+ * thread. */
 #pragma once
 
 #include "kernels/kernels.h"
@@ -17,13 +18,24 @@
 
 #define TARGET_NONE UINT32_MAX /* a position without a target: no loss, no gradient */
 
+/* How the gradients of a batch's matrices, vectors and looked up rows go into their buffers
+ * (NUMERICS 14). Each leaf is a chain over its tokens; whole leaves fold as units do. */
+typedef struct BatchLeaves {
+    uint32_t n;                            /* leaves with sequences here */
+    uint32_t first[TREE_LEAVES_LIMIT + 1]; /* leaf i: sequences [first[i], first[i + 1]) */
+    TreeStep steps[TREE_LEAVES_LIMIT];     /* their fold, to one subtree; not read where n is 1 */
+    bool begun; /* n is 1: the chain goes on from the buffers. Else they are written, what
+                   parameters_clear_sums() clears being zero before */
+} BatchLeaves;
+
 /* Rows are tokens, sequence after sequence. */
 typedef struct TrainBatch {
     const uint32_t *tokens, *targets; /* [n_sequences][length]; ids below the vocabulary */
     uint32_t n_sequences, length;
-    uint64_t first_sample; /* number of its first sequence over all steps; the rest follow it */
-    uint32_t chunk;        /* of the stage's layers (holding.h) that the pass goes through */
-    Dropout dropout;       /* rate 0 where nothing is learned */
+    uint64_t first_sample;     /* number of its first sequence over all steps; the rest follow it */
+    uint32_t chunk;            /* of the stage's layers (holding.h) that the pass goes through */
+    Dropout dropout;           /* rate 0 where nothing is learned */
+    const BatchLeaves *leaves; /* borrowed; NULL: one leaf, begun */
 } TrainBatch;
 
 typedef struct Training Training;
@@ -74,10 +86,10 @@ const float *training_logits(const Training *t);
  * stage, which begins at its loss: training_loss() of the slot just before), and of its input after
  * it: [rows][width]. */
 float *training_gradient(Training *t);
-/* Once after training_forward(). Adds `factor` x the gradient of the sum of losses to `gradients`.
- * factor: a power of two (NUMERICS 15). */
+/* Once after training_forward(). `factor` x the gradient of the sum of losses goes into
+ * `gradients`, as batch->leaves says. factor: a power of two (NUMERICS 15). */
 GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batch, float factor,
                               Parameters *gradients);
 /* Where weights are apart, once after training_backward() of the slot and before its next forward
- * pass: adds to `gradients` what backward left out. Talks to nobody. */
+ * pass: what backward left out of `gradients`. Talks to nobody. */
 void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Parameters *gradients);

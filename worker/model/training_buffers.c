@@ -19,7 +19,8 @@ static size_t scratch_floats(const Training *t)
     const uint32_t group = spec->n_heads / spec->n_kv_heads, length = t->o.length;
     const size_t pages =
         2 * (size_t)((length + KV_BLOCK - 1) / KV_BLOCK) * KV_BLOCK * spec->head_size;
-    const uint32_t units = MAX(MAX(t->attn_units.n, t->ffn_units.n), MAX(t->chunks.n, 1));
+    const uint32_t leaves = MIN(t->o.max_sequences, TREE_LEAVES_LIMIT),
+                   units = MAX(MAX(t->attn_units.n, t->ffn_units.n), MAX(t->chunks.n, leaves));
     const size_t forward = pages + attention_scratch_floats(group, spec->head_size),
                  backward = attention_backward_scratch_floats(length, spec->head_size, group);
     return MAX(MAX(forward, backward), gemm_scratch_floats(units));
@@ -123,6 +124,10 @@ static size_t lay_out(Training *t)
         t->d = carve_gradients(t, &used);
     }
     t->stats = carve(t, &used, 2 * rows);
+    if (t->h->is_first) {
+        t->first_row = (uint32_t *)carve(t, &used, t->vocab);
+        t->next_row = (uint32_t *)carve(t, &used, rows);
+    }
     t->cos = carve(t, &used, table);
     t->sin = carve(t, &used, table);
     t->sin_back = carve(t, &used, table);

@@ -307,6 +307,25 @@ void pass_qkv_dx(Pass *p, uint32_t layer)
     pass_units_dx(p, spans, 3, &m->attn_units);
 }
 
+/* This thread's segments: a leaf each, from output row `row` on. */
+static void leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
+{
+    uint32_t begin = 0;
+    for (uint32_t leaf = 0; leaf < leaves_of(p); leaf++) {
+        const uint32_t end = leaf_end(p, leaf);
+        p->m->segments[p->t][leaf] =
+            (GemmSegment){.a = g->dy + (size_t)begin * g->n_out + row,
+                          .a_row = 1,
+                          .a_step = g->n_out,
+                          .b = g->x + (size_t)begin * g->n_in,
+                          .b_step = g->n_in,
+                          .b_column = 1,
+                          .length = end - begin,
+                          .step = leaves_of(p) > 1 ? p->batch->leaves->steps[leaf] : whole};
+        begin = end;
+    }
+}
+
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
 {
     uint32_t total = 0, first, last, base = 0;
@@ -318,20 +337,13 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
         const LinearGradient *g = &list[i];
         const uint32_t a = MAX(first, base), b = MIN(last, base + g->n_out);
         if (a < b) {
-            const GemmSegment segment = {.a = g->dy + (a - base),
-                                         .a_row = 1,
-                                         .a_step = g->n_out,
-                                         .b = g->x,
-                                         .b_step = g->n_in,
-                                         .b_column = 1,
-                                         .length = p->rows,
-                                         .step = whole};
+            leaf_segments(p, g, a - base);
             pass_multiply(p,
                           &(GemmArgs){.m = b - a,
                                       .n = g->n_in,
-                                      .segments = &segment,
-                                      .n_segments = 1,
-                                      .accumulate = true,
+                                      .segments = p->m->segments[p->t],
+                                      .n_segments = leaves_of(p),
+                                      .accumulate = leaf_begun(p),
                                       .c = g->dw + (size_t)(a - base) * g->n_in,
                                       .ld = g->n_in},
                           p->batch->length);
@@ -339,13 +351,73 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
     }
 }
 
+void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
+                      void *user, float *const *to)
+{
+    const AddFn add = p->m->o.kernels->add;
+    float *stack = p->m->scratch[p->t];
+    for (uint32_t column = first; column < last; column += FOLD_COLUMNS) {
+        const uint32_t n = MIN(FOLD_COLUMNS, last - column);
+        const size_t level = (size_t)parts * n;
+        uint32_t depth = 0, row = 0;
+        for (uint32_t leaf = 0; leaf < leaves_of(p); leaf++) {
+            memset(stack + depth * level, 0, level * sizeof *stack);
+            sums(user, row, leaf_end(p, leaf) - row, column, n, stack + depth * level);
+            row = leaf_end(p, leaf);
+            depth++;
+            for (uint32_t k = 0; k < p->batch->leaves->steps[leaf].n_merges; k++) {
+                depth--;
+                add(stack + (depth - 1) * level, stack + depth * level, level);
+            }
+        }
+        for (unsigned part = 0; part < parts; part++) {
+            memcpy(to[part] + column, stack + (size_t)part * n, n * sizeof *stack);
+        }
+    }
+}
+
+typedef struct BiasSums {
+    SumRowsFn sum_rows;
+    const float *dy;
+    uint32_t ld;
+} BiasSums;
+
+static void bias_sums(void *user, uint32_t row, uint32_t n_rows, uint32_t column, uint32_t n,
+                      float *out)
+{
+    const BiasSums *s = user;
+    s->sum_rows(s->dy + (size_t)row * s->ld + column, s->ld, n_rows, n, out);
+}
+
 void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
 {
+    BiasSums s = {p->m->o.kernels->train.sum_rows, dy, n};
     uint32_t first, last;
     pool_share(n, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
-    if (dbias != NULL && first < last) {
-        p->m->o.kernels->train.sum_rows(dy + first, n, p->rows, last - first, dbias + first);
+    if (dbias == NULL || first == last) {
+        return;
     }
+    if (leaves_of(p) > 1) {
+        pass_fold_leaves(p, first, last, 1, bias_sums, &s, (float *const[]){dbias});
+    } else {
+        s.sum_rows(dy + first, n, p->rows, last - first, dbias + first);
+    }
+}
+
+typedef struct NormSums {
+    const Training *m;
+    const float *x;
+    bool has_bias;
+} NormSums;
+
+static void norm_sums(void *user, uint32_t row, uint32_t n_rows, uint32_t column, uint32_t n,
+                      float *out)
+{
+    const NormSums *s = user;
+    const size_t width = s->m->width, at = row * width + column;
+    s->m->o.kernels->train.norm_weight_backward(s->x + at, s->m->dh + at, width,
+                                                s->m->stats + 2 * (size_t)row, n_rows, n, out,
+                                                s->has_bias ? out + n : NULL);
 }
 
 void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias)
@@ -363,7 +435,11 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
     }
     meet(p);
     pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
-    if (first < last) {
+    if (first < last && leaves_of(p) > 1) {
+        NormSums s = {m, x, dbias != NULL};
+        pass_fold_leaves(p, first, last, dbias != NULL ? 2 : 1, norm_sums, &s,
+                         (float *const[]){dw, dbias});
+    } else if (first < last) {
         k->norm_weight_backward(x + first, m->dh + first, width, m->stats, p->rows, last - first,
                                 dw + first, dbias != NULL ? dbias + first : NULL);
     }

@@ -71,6 +71,8 @@ struct Training {
     float *dx, *dh;           /* [rows][width] */
     LayerGradients d;         /* of the running layer, where weights are not apart */
     float *stats;             /* [rows][2] */
+    uint32_t *first_row;      /* [vocab]: the first row with the id; only of ids in the batch */
+    uint32_t *next_row;       /* [rows]: the next row with the same id, or ROW_NONE */
     float **scratch;          /* per thread */
     PrecisionScratch *narrow; /* per thread; nothing in it for f32 */
     GemmSegment **segments;   /* per thread: enough for every product */
@@ -115,6 +117,30 @@ static inline float *gradient(const Pass *p, TensorRole role, int64_t layer)
 {
     return parameters_at(p->g, role, layer_of(p, layer));
 }
+
+#define ROW_NONE UINT32_MAX
+static inline uint32_t leaves_of(const Pass *p)
+{
+    return p->batch->leaves != NULL ? p->batch->leaves->n : 1;
+}
+/* Whether a chain goes on from what the gradients' buffers hold. */
+static inline bool leaf_begun(const Pass *p)
+{
+    return p->batch->leaves == NULL || p->batch->leaves->begun;
+}
+/* The end of a leaf's rows; it begins where the one before ends. */
+static inline uint32_t leaf_end(const Pass *p, uint32_t leaf)
+{
+    return p->batch->leaves != NULL ? p->batch->leaves->first[leaf + 1] * p->batch->length
+                                    : p->rows;
+}
+/* By this thread: sums(user, first row, rows, column, n, out) adds rows of a leaf to out [parts][n]
+ * for columns [column, column + n); the leaves' folded sums come to to[part] + column. */
+typedef void (*LeafSums)(void *user, uint32_t row, uint32_t n_rows, uint32_t column, uint32_t n,
+                         float *out);
+void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
+                      void *user, float *const *to);
+enum { FOLD_COLUMNS = 512 }; /* of one block of vectors that are folded */
 
 /* ---- exchange among tensor ranks: training_exchange.c; nothing where there is one ---- */
 
@@ -180,7 +206,8 @@ typedef struct SpanDx {
     const uint32_t *first; /* [units->n + 1] */
 } SpanDx;
 void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *units);
-/* dW += dy^T x for each; threads share all their output rows. */
+/* dW = dy^T x for each, leaf by leaf, or dW += dy^T x where the leaf is begun; threads share all
+ * their output rows. */
 typedef struct LinearGradient {
     const float *dy;
     uint32_t n_out;
@@ -189,7 +216,7 @@ typedef struct LinearGradient {
     float *dw;
 } LinearGradient;
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n);
-/* dbias += dy, rows in order; dbias may be NULL. */
+/* dbias += dy, rows of a leaf in order; dbias may be NULL. */
 void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias);
 /* m->dx += the gradient of x through a norm whose result's gradient is m->dh; then, behind a
  * barrier, the norm's own gradients. dbias NULL: RMS norm. */

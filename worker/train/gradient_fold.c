@@ -37,7 +37,7 @@ void gradient_fold_free(GradientFold *f)
     g_free(f);
 }
 
-Parameters *gradient_fold_take(GradientFold *f, GError **error)
+static Parameters *take(GradientFold *f, void (*clear)(Parameters *p, Pool *pool), GError **error)
 {
     if (f->spare->len == 0) {
         Parameters *fresh = parameters_new_part(f->holding, true, error);
@@ -45,8 +45,18 @@ Parameters *gradient_fold_take(GradientFold *f, GError **error)
         return fresh;
     }
     Parameters *p = g_ptr_array_steal_index_fast(f->spare, f->spare->len - 1);
-    parameters_clear(p, f->pool);
+    clear(p, f->pool);
     return p;
+}
+
+Parameters *gradient_fold_take(GradientFold *f, GError **error)
+{
+    return take(f, parameters_clear, error);
+}
+
+Parameters *gradient_fold_take_for_pass(GradientFold *f, GError **error)
+{
+    return take(f, parameters_clear_sums, error);
 }
 
 void gradient_fold_give(GradientFold *f, Parameters *gradients)
@@ -102,9 +112,17 @@ void gradient_fold_begin(GradientFold *f, uint32_t n_leaves, uint32_t first, uin
 
 void gradient_fold_leaf(GradientFold *f, Parameters *gradients)
 {
-    const TreeStep *step = &f->steps[f->leaf++];
-    gradient_fold_push(f, gradients, step->n_merges);
-    if (step->emit) {
+    gradient_fold_node(f, gradients, 1);
+}
+
+void gradient_fold_node(GradientFold *f, Parameters *gradients, uint32_t n_leaves)
+{
+    uint32_t n_merges = 0;
+    for (uint32_t i = 0; i < n_leaves; i++) {
+        n_merges += f->steps[f->leaf++].n_merges;
+    }
+    gradient_fold_push(f, gradients, n_merges - (n_leaves - 1)); /* the node's own are done */
+    if (f->steps[f->leaf - 1].emit) {
         Parameters *subtree = gradient_fold_pop(f);
         if (subtree != NULL) {
             g_ptr_array_add(f->subtrees, subtree);

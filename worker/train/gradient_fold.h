@@ -15,13 +15,17 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradientFold, gradient_fold_free)
 
 /* A zeroed set of gradients, to be pushed or given back. NULL: no memory. */
 Parameters *gradient_fold_take(GradientFold *f, GError **error);
+/* The same, zeroed only where a backward pass adds: parameters_clear_sums(). */
+Parameters *gradient_fold_take_for_pass(GradientFold *f, GError **error);
 void gradient_fold_give(GradientFold *f, Parameters *gradients); /* taken always; NULL-safe */
 
 /* A step over leaves [first, last) of n_leaves: each in order by gradient_fold_leaf() (taken
- * always; NULL: it has no sample); then all that it hands over, in leaf order (of Parameters,
- * borrowed until the next begin; the caller may steal). */
+ * always; NULL: it has no sample), or the n leaves of a node at once by gradient_fold_node(); then
+ * all that it hands over, in leaf order (of Parameters, borrowed until the next begin; the caller
+ * may steal). */
 void gradient_fold_begin(GradientFold *f, uint32_t n_leaves, uint32_t first, uint32_t last);
 void gradient_fold_leaf(GradientFold *f, Parameters *gradients);
+void gradient_fold_node(GradientFold *f, Parameters *gradients, uint32_t n_leaves);
 GPtrArray *gradient_fold_subtrees(GradientFold *f);
 
 /* Pushes an operand (taken always; NULL: there is none), then sums the top two `n_merges` times. */

@@ -1,6 +1,6 @@
 /* Invariants:
- * 1. A leaf's gradients are one chain over its tokens: each micro-batch adds to the leaf's buffers,
- *    in order, and no micro-batch crosses a leaf.
+ * 1. A leaf's gradients are one chain over its tokens: a micro-batch is some samples of one leaf,
+ *    and goes on with its buffers, or all leaves of a node of the tree, folded as they come.
  * 2. Each chunk of the stage's layers sees the micro-batches in order, forward and backward. A
  *    micro-batch comes back to chunk 0 last: then its gradients are complete. */
 #include "worker/train/micro_runner.h"
@@ -10,9 +10,9 @@
 
 #include <math.h>
 
-/* Samples [first, first + n) of the global batch, inside one leaf. */
+/* Samples [first, first + n) of the global batch, inside one leaf; or those of a node's leaves. */
 typedef struct MicroBatch {
-    uint32_t first, n, leaf;
+    uint32_t first, n, leaf, n_leaves;
     bool begins, ends; /* the leaf */
 } MicroBatch;
 
@@ -24,8 +24,9 @@ struct MicroRunner {
     uint32_t slots, *slot_of;                      /* [chunks][micro-batches] */
     uint32_t *tokens, *targets;                    /* [slots][micro_sequences][length] */
     float *losses;                                 /* [micro_sequences][length] */
+    BatchLeaves batch_leaves;                      /* of the running micro-batch */
     GradientFold *fold;                            /* of the running step, like all from here */
-    Parameters *leaf_gradients[TREE_LEAVES_LIMIT]; /* by leaf: begun and not yet folded */
+    Parameters *leaf_gradients[TREE_LEAVES_LIMIT]; /* by first leaf: begun and not yet folded */
     uint32_t next_leaf;                            /* to be folded */
     uint64_t step;
     float loss_factor, *sample_losses;
@@ -39,20 +40,80 @@ uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences)
     return (uint32_t)((uint64_t)leaf * sequences / n_leaves);
 }
 
+/* bf16dot's flush modes are for its chains, not for the fold of leaves. */
+static bool folds_in_products(const MicroRunnerOptions *o)
+{
+    return o->precision != PRECISION_BF16;
+}
+
+static void cut_leaf(const MicroRunnerOptions *o, uint32_t leaf, uint32_t begin, uint32_t end,
+                     GArray *list)
+{
+    for (uint32_t at = begin; at < end; at += o->micro_sequences) {
+        const uint32_t n = MIN(o->micro_sequences, end - at);
+        const MicroBatch micro = {at, n, leaf, 1, at == begin, at + n == end};
+        g_array_append_val(list, micro);
+    }
+}
+
+/* node(a, b) of the leaves, where it is the replica's: at once if it fits, else piece by piece. */
+static void cut_node(const MicroRunnerOptions *o, uint32_t a, uint32_t b, GArray *list)
+{
+    const uint32_t *cuts = o->leaves->cuts + o->position.replica,
+                   begin = leaf_begin(a, o->leaves->n_leaves, o->sequences),
+                   end = leaf_begin(b, o->leaves->n_leaves, o->sequences);
+    const bool inside = cuts[0] <= a && b <= cuts[1];
+    if (begin == end || b <= cuts[0] || cuts[1] <= a) {
+        return;
+    }
+    if (b - a == 1) {
+        cut_leaf(o, a, begin, end, list);
+    } else if (inside && end - begin <= o->micro_sequences && folds_in_products(o)) {
+        const MicroBatch micro = {begin, end - begin, a, b - a, true, true};
+        g_array_append_val(list, micro);
+    } else {
+        cut_node(o, a, tree_middle(a, b), list);
+        cut_node(o, tree_middle(a, b), b, list);
+    }
+}
+
 static GArray *cut_micro_batches(const MicroRunnerOptions *o)
 {
     GArray *list = g_array_new(FALSE, FALSE, sizeof(MicroBatch));
-    const uint32_t n_leaves = o->leaves->n_leaves, *cuts = o->leaves->cuts + o->position.replica;
-    for (uint32_t leaf = cuts[0]; leaf < cuts[1]; leaf++) {
-        const uint32_t begin = leaf_begin(leaf, n_leaves, o->sequences),
-                       end = leaf_begin(leaf + 1, n_leaves, o->sequences);
-        for (uint32_t at = begin; at < end; at += o->micro_sequences) {
-            const uint32_t n = MIN(o->micro_sequences, end - at);
-            const MicroBatch micro = {at, n, leaf, at == begin, at + n == end};
-            g_array_append_val(list, micro);
+    cut_node(o, 0, o->leaves->n_leaves, list);
+    return list;
+}
+
+/* A merge of nothing is none, and one that follows a leaf without samples is that of the last leaf
+ * that has some. */
+static void fill_leaves(const MicroRunnerOptions *o, const MicroBatch *micro, BatchLeaves *out)
+{
+    TreeStep steps[TREE_LEAVES_LIMIT];
+    bool there[TREE_LEAVES_LIMIT];
+    uint32_t depth = 0;
+    *out = (BatchLeaves){.begun = !micro->begins};
+    if (micro->n_leaves == 1) {
+        out->first[++out->n] = micro->n;
+        return;
+    }
+    tree_program(o->leaves->n_leaves, micro->leaf, micro->leaf + micro->n_leaves, steps);
+    for (uint32_t i = 0; i < micro->n_leaves; i++) {
+        const uint32_t leaf = micro->leaf + i,
+                       begin = leaf_begin(leaf, o->leaves->n_leaves, o->sequences),
+                       end = leaf_begin(leaf + 1, o->leaves->n_leaves, o->sequences);
+        there[depth++] = end > begin;
+        if (end > begin) {
+            out->first[++out->n] = end - micro->first;
+        }
+        for (uint32_t k = 0; k < steps[i].n_merges; k++) {
+            depth--;
+            if (there[depth - 1] && there[depth]) {
+                out->steps[out->n - 1].n_merges++;
+            }
+            there[depth - 1] |= there[depth];
         }
     }
-    return list;
+    out->steps[out->n - 1].emit = 1;
 }
 
 static bool allocate(MicroRunner *r, GError **error)
@@ -152,9 +213,11 @@ typedef struct Place {
 } Place;
 
 /* A micro-batch of a step, in its slot. */
-static TrainBatch step_batch(const MicroRunner *r, const Place *at, const MicroBatch *micro)
+static TrainBatch step_batch(MicroRunner *r, const Place *at, const MicroBatch *micro)
 {
     TrainBatch batch = batch_of(r, at->slot, at->chunk, micro->n);
+    fill_leaves(&r->o, micro, &r->batch_leaves);
+    batch.leaves = &r->batch_leaves;
     batch.first_sample = r->step * r->o.sequences + micro->first;
     batch.dropout = r->o.dropout;
     return batch;
@@ -213,8 +276,9 @@ static void end_leaf(MicroRunner *r, uint32_t chunk, const MicroBatch *micro)
 {
     if (micro->ends && chunk == 0) {
         fold_empty_leaves(r, micro->leaf);
-        gradient_fold_leaf(r->fold, g_steal_pointer(&r->leaf_gradients[micro->leaf]));
-        r->next_leaf++;
+        gradient_fold_node(r->fold, g_steal_pointer(&r->leaf_gradients[micro->leaf]),
+                           micro->n_leaves);
+        r->next_leaf += micro->n_leaves;
     }
 }
 
@@ -239,7 +303,7 @@ static bool backward(MicroRunner *r, const Place *at, const MicroBatch *micro, G
     }
     Parameters **gradients = &r->leaf_gradients[micro->leaf];
     if (*gradients == NULL) {
-        *gradients = gradient_fold_take(r->fold, error);
+        *gradients = gradient_fold_take_for_pass(r->fold, error);
         if (*gradients == NULL) {
             return false;
         }
@@ -391,17 +455,20 @@ typedef struct SetCount {
     uint32_t depth, leaf, live, most;
 } SetCount;
 
-/* The next leaf is folded. */
-static void count_leaf(SetCount *c, bool there)
+/* The next leaves, of one node, are folded. */
+static void count_node(SetCount *c, bool there, uint32_t n_leaves)
 {
-    const TreeStep *step = &c->steps[c->leaf++];
+    uint32_t n_merges = 0;
+    for (uint32_t i = 0; i < n_leaves; i++) {
+        n_merges += c->steps[c->leaf++].n_merges;
+    }
     c->stack[c->depth++] = there;
-    for (uint32_t i = 0; i < step->n_merges; i++) {
+    for (uint32_t i = n_leaves - 1; i < n_merges; i++) {
         const bool right = c->stack[--c->depth], left = c->stack[c->depth - 1];
         c->live -= left && right;
         c->stack[c->depth - 1] = left || right;
     }
-    c->depth -= step->emit;
+    c->depth -= c->steps[c->leaf - 1].emit;
 }
 
 uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options)
@@ -422,9 +489,9 @@ uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options)
         c.most = MAX(c.most, c.live);
         if (op->kind == ends && micro->ends && op->chunk == 0) {
             while (cuts[0] + c.leaf < micro->leaf) {
-                count_leaf(&c, false);
+                count_node(&c, false, 1);
             }
-            count_leaf(&c, true);
+            count_node(&c, true, micro->n_leaves);
         }
     }
     return c.most;

@@ -44,6 +44,8 @@ static void assert_equal_runs(const Toy *toy, void (*define)(TrainRankOptions *o
         {.threads = 2, .isa = best},
         {.micro = 2, .isa = best},
         {.micro = 7, .threads = 2, .dp = 2, .isa = best},
+        {.micro = SAMPLES, .threads = 2, .isa = best},
+        {.micro = SAMPLES, .isa = ISA_GENERIC},
         {.micro = 3, .threads = 3, .dp = 3, .isa = best, .change = small_buckets},
         {.micro = 4, .dp = 2, .isa = ISA_GENERIC, .change = whole_optimizer},
         {.dp = 3, .isa = best, .change = whole_in_small_buckets},

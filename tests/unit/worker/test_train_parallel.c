@@ -98,6 +98,8 @@ static const RunSpread pipelines[] = {
     {.pp = 2, .dp = 2, .threads = 2, .change = zero_bubble},
     {.change = zero_bubble},
     {.change = recompute, .threads = 2},
+    {.pp = 2, .micro = 8},
+    {.pp = 2, .dp = 2, .micro = 8, .change = zero_bubble},
 };
 
 static void test_pipelines(void **state)
@@ -149,6 +151,7 @@ static const RunSpread tensors[] = {
     {.tp = 5, .micro = 2},
     {.tp = 2, .edit = uneven, .threads = 2},
     {.tp = 3, .change = recompute},
+    {.tp = 2, .threads = 2, .micro = 8},
 };
 
 static void test_tensor_ranks(void **state)

@@ -1,0 +1,173 @@
+/* bench-train: training steps of a GPT-2 shape with random weights and tokens, in one process, as a
+ * rank alone runs them. Reads lines on stdin, answers each with one on stdout:
+ *   step      one step: "SECONDS LOSS"
+ *   limits    the f32 FMA peak of its threads: "OPERATIONS_PER_S"
+ *   memory    bytes held: "BYTES" */
+#include "tools/bench/peaks.h"
+
+#include "kernels/ops/sample.h"
+#include "proto/model/model_config.h"
+#include "worker/train/train_rank.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Settings {
+    int threads, leaves, sequences, length, layers, micro;
+    const char *precision, *isa;
+} Settings;
+
+static uint32_t vocabulary;
+
+/* Tokens are a function of the sample and the position. */
+static void read_sample(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)
+{
+    const int length = *(const int *)user;
+    const uint32_t key[2] = {7, 0};
+    for (int i = 0; i < length; i++) {
+        const uint32_t counter[4] = {(uint32_t)sample, (uint32_t)(sample >> 32), (uint32_t)i, 0};
+        uint32_t words[4];
+        philox4x32(counter, key, words);
+        tokens[i] = words[0] % vocabulary;
+        targets[i] = words[1] % vocabulary;
+    }
+}
+
+static void fail(const char *what, const GError *error)
+{
+    fprintf(stderr, "bench-train: %s%s%s\n", what, error != NULL ? ": " : "",
+            error != NULL ? error->message : "");
+    exit(1);
+}
+
+static TrainRank *make_rank(const Settings *s, const ModelSpec *spec, const Kernels *kernels,
+                            Pool *pool, const SampleSource *source)
+{
+    GError *error = NULL;
+    TrainRankOptions o = {.spec = spec,
+                          .kernels = kernels,
+                          .pool = pool,
+                          .source = source,
+                          .sequences = (uint32_t)s->sequences,
+                          .leaves = (uint32_t)s->leaves,
+                          .micro_sequences = (uint32_t)s->micro,
+                          .optimizer = {.kind = OPTIMIZER_ADAMW,
+                                        .rate = 1e-4,
+                                        .beta1 = 0.9,
+                                        .beta2 = 0.999,
+                                        .eps = 1e-8,
+                                        .decay = 0.01,
+                                        .schedule = RATE_CONSTANT,
+                                        .steps = 1000}};
+    if (!precision_parse(s->precision, &o.precision, &error)) {
+        fail("--precision", error);
+    }
+    Parameters *weights = parameters_new(spec, false, &error);
+    if (weights == NULL) {
+        fail("weights", error);
+    }
+    parameters_initialise(weights, 1, pool);
+    TrainRank *rank = train_rank_new(&o, weights, &error);
+    if (rank == NULL) {
+        fail("no rank", error);
+    }
+    return rank;
+}
+
+static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
+{
+    GError *error = NULL;
+    if (strcmp(line, "step") == 0) {
+        TrainStep step;
+        const double start = peaks_now_s();
+        if (!train_rank_step(rank, &step, &error)) {
+            fail("a step", error);
+        }
+        printf("%.6f %.6f\n", peaks_now_s() - start, (double)step.loss);
+    } else if (strcmp(line, "limits") == 0) {
+        Peaks peaks;
+        if (!peaks_measure(pool, isa, &peaks)) {
+            fail("no memory for the limits", NULL);
+        }
+        printf("%.0f\n", peaks.f32_ops_per_s);
+    } else if (strcmp(line, "memory") == 0) {
+        const TrainMemory memory = train_rank_memory(rank);
+        printf("%" PRIu64 "\n", train_memory_total(&memory));
+    } else {
+        fail("lines are step, limits or memory", NULL);
+    }
+    fflush(stdout);
+}
+
+static Settings parse(int argc, char **argv)
+{
+    Settings s = {2, 8, 4, 64, 12, 0, "f32", "auto"};
+    const struct {
+        const char *name;
+        int *number;
+        const char **text;
+    } options[] = {{"--threads", &s.threads, NULL},     {"--leaves", &s.leaves, NULL},
+                   {"--sequences", &s.sequences, NULL}, {"--length", &s.length, NULL},
+                   {"--layers", &s.layers, NULL},       {"--micro", &s.micro, NULL},
+                   {"--precision", NULL, &s.precision}, {"--isa", NULL, &s.isa}};
+    for (int i = 1; i < argc; i += 2) {
+        bool known = false;
+        for (size_t k = 0; i + 1 < argc && k < sizeof options / sizeof *options; k++) {
+            if (strcmp(argv[i], options[k].name) == 0) {
+                known = true;
+                if (options[k].number != NULL) {
+                    *options[k].number = atoi(argv[i + 1]);
+                } else {
+                    *options[k].text = argv[i + 1];
+                }
+            }
+        }
+        if (!known) {
+            fprintf(stderr, "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
+                            "[--length N] [--layers N] [--micro N] [--precision f32|bf16|f16] "
+                            "[--isa auto|generic|avx2|avx512]\n");
+            exit(2);
+        }
+    }
+    s.micro = s.micro > 0 ? s.micro : s.sequences;
+    return s;
+}
+
+int main(int argc, char **argv)
+{
+    Settings s = parse(argc, argv);
+    const ModelConfig config = {.family = FAMILY_GPT2,
+                                .layers = (uint32_t)s.layers,
+                                .width = 768,
+                                .heads = 12,
+                                .ffn_width = 3072,
+                                .vocabulary = vocabulary = 50257,
+                                .context = (uint32_t)MAX(1024, s.length)};
+    GError *error = NULL;
+    KernelIsa isa;
+    if (s.threads < 1 || s.threads > 64 || !kernels_parse_isa(s.isa, &isa)) {
+        fail("--threads is 1 to 64, --isa one that this CPU has", NULL);
+    }
+    isa = strcmp(s.isa, "auto") == 0 ? kernels_best_isa() : isa;
+    g_autoptr(ModelSpec) spec = model_spec_from_config(&config, &error);
+    int cpus[64];
+    for (int i = 0; i < s.threads; i++) {
+        cpus[i] = i;
+    }
+    Pool *pool = pool_new((unsigned)s.threads, cpus, true, 200);
+    if (spec == NULL || pool == NULL) {
+        fail("no model or no threads", error);
+    }
+    const SampleSource source = {&s.length, read_sample, vocabulary, (uint32_t)s.length};
+    TrainRank *rank = make_rank(&s, spec, kernels_get(isa), pool, &source);
+    char line[64];
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        line[strcspn(line, "\n")] = '\0';
+        answer(line, rank, pool, isa);
+    }
+    train_rank_free(rank);
+    pool_free(pool);
+    return 0;
+}
