@@ -131,6 +131,137 @@ int weft_cuda_kv_write(const CudaKv *kv, const float *k, const float *v, size_t 
                        const uint32_t *sequences, const uint32_t *positions, uint32_t rows,
                        WeftCudaStream stream);
 
+/* ---- attention ---- */
+
+/* A run of consecutive positions of one sequence among the rows; a single one when decoding. */
+typedef struct CudaSegment {
+    uint32_t row0, n_rows;
+    uint32_t position; /* of row0 */
+    uint32_t table;    /* row of kv.tables */
+} CudaSegment;
+
+/* Causal attention of every row over its sequence's keys so far, its own included (specified:
+ * attention). Query head h of this rank reads KV head (head_first + h) / heads_per_kv - kv_first.
+ * The counts bound the grid and are the host's; segments and tables are read by the kernel. */
+typedef struct CudaAttention {
+    const float *q; /* [rows][q_ld], heads adjacent */
+    size_t q_ld;
+    float *out; /* the same shape; not q */
+    size_t out_ld;
+    uint32_t n_heads, head_size; /* head_size <= 256 */
+    uint32_t head_first, kv_first, heads_per_kv;
+    float scale;
+    uint32_t window; /* 0 = none */
+    CudaKv kv;
+    const CudaSegment *segments; /* [n_segments] */
+    uint32_t n_segments;
+    uint32_t longest_segment; /* no segment has more rows */
+    uint32_t max_keys;        /* no row sees more keys: position + 1 */
+    void *workspace;          /* weft_cuda_attention_bytes(); fewer mean more launches */
+    size_t workspace_bytes;
+} CudaAttention;
+/* 0 where max_keys <= 256; never above the larger of 64 MiB and one tile's. */
+size_t weft_cuda_attention_bytes(const CudaAttention *args);
+int weft_cuda_attention(const CudaAttention *args, WeftCudaStream stream);
+
+/* ---- logits ---- */
+
+/* (m, l) of each 1,024 logits of each row (specified: chunk_stats of logit / divisors[row], NULL:
+ * 1; a chunk with a logit that is not finite gets NaN for both). m, l: [rows][ceil(n / 1024)]. */
+int weft_cuda_chunk_stats(const float *logits, size_t ld, const float *divisors, uint32_t rows,
+                          uint32_t n, float *m, float *l, WeftCudaStream stream);
+/* node(0, n_chunks) of each row's pairs (specified: chunk_stats_merge). n_chunks <= 1024;
+ * m_out, l_out: [rows]. */
+int weft_cuda_merge_stats(const float *m, const float *l, uint32_t rows, uint32_t n_chunks,
+                          float *m_out, float *l_out, WeftCudaStream stream);
+
+/* How a row's token is drawn; device memory, so that a graph reads it anew. */
+typedef struct CudaDraw {
+    uint64_t seed;
+    uint32_t choice, position, purpose; /* as in GumbelKey (kernels/ops/sample.h) */
+    float temperature;                  /* 0: value = logit, no noise */
+    uint32_t noise;                     /* 1: value = logit / temperature + noise; 0: without */
+} CudaDraw;
+typedef struct CudaCandidate {
+    float value, logit; /* -inf: fewer ids than were asked for */
+    uint32_t id;
+} CudaCandidate;
+/* The best `keep` ids of each row: larger value first, then lower id, with the values and the noise
+ * of worker/serve/sample.c (specified: gumbel). logits: [rows][ld], ids first_id..first_id+n-1,
+ * already penalised. out: [rows][keep]. keep <= 512. workspace: weft_cuda_candidates_bytes(). */
+size_t weft_cuda_candidates_bytes(uint32_t rows, uint32_t n, uint32_t keep);
+int weft_cuda_candidates(const float *logits, size_t ld, const CudaDraw *draws, uint32_t first_id,
+                         uint32_t rows, uint32_t n, uint32_t keep, CudaCandidate *out,
+                         void *workspace, WeftCudaStream stream);
+
+/* ---- training ---- */
+
+/* loss[r] = (m - target_logit) + log l (specified: xent_loss). */
+int weft_cuda_xent_loss(const float *m, const float *l, const float *target_logit, uint32_t rows,
+                        float *loss, WeftCudaStream stream);
+/* dz of n logits a row (specified: xent_backward); targets[r] is an index into the row or
+ * XENT_NO_TARGET; dz has z's ld and may be z. rows <= 65535. */
+int weft_cuda_xent_backward(const float *z, size_t ld, uint32_t rows, uint32_t n, const float *m,
+                            const float *l, const uint32_t *targets, float factor, float *dz,
+                            WeftCudaStream stream);
+
+/* Element-wise gradients over flat arrays of n (specified: gelu_backward, swiglu_backward;
+ * their aliasing, too). */
+int weft_cuda_gelu_backward(const float *x, const float *dy, size_t n, float *dx,
+                            WeftCudaStream stream);
+int weft_cuda_swiglu_backward(const float *gate, const float *up, const float *dy, size_t n,
+                              float *dgate, float *dup, WeftCudaStream stream);
+/* Optimizer steps and the gradient's finish, flat arrays of n (specified: adamw, sgd,
+ * gradient_finish). Scalars are of the host. */
+int weft_cuda_adamw(const AdamwScalars *scalars, size_t n, const float *g, float *m, float *v,
+                    float *w, WeftCudaStream stream);
+int weft_cuda_sgd(const SgdScalars *scalars, size_t n, const float *g, float *b, float *w,
+                  WeftCudaStream stream);
+int weft_cuda_gradient_finish(float *g, size_t n, float back, float tokens, WeftCudaStream stream);
+
+/* Squares of tiles (specified: sum_squares): out[i] of tile i. tiles: device memory. */
+typedef struct CudaTile {
+    const float *x; /* [rows][ld] */
+    size_t ld;
+    uint32_t rows, columns;
+} CudaTile;
+int weft_cuda_sum_squares(const CudaTile *tiles, uint32_t n_tiles, float *out,
+                          WeftCudaStream stream);
+
+/* Backward of the norms, one row a row (specified: rms_norm_backward, layer_norm_backward): dx +=;
+ * stats: [rows][2]. n <= 8192. */
+int weft_cuda_rms_norm_backward(const float *x, const float *weight, const float *dy, size_t ld,
+                                float eps, uint32_t rows, uint32_t n, float *dx, float *stats,
+                                WeftCudaStream stream);
+int weft_cuda_layer_norm_backward(const float *x, const float *weight, const float *dy, size_t ld,
+                                  float eps, uint32_t rows, uint32_t n, float *dx, float *stats,
+                                  WeftCudaStream stream);
+/* Rows in order into dweight and dbias (specified: norm_weight_backward; dbias may be NULL), and
+ * into out (specified: sum_rows). A thread a channel. */
+int weft_cuda_norm_weight_backward(const float *x, const float *dy, size_t ld, const float *stats,
+                                   uint32_t rows, uint32_t n, float *dweight, float *dbias,
+                                   WeftCudaStream stream);
+int weft_cuda_sum_rows(const float *dy, size_t ld, uint32_t rows, uint32_t n, float *out,
+                       WeftCudaStream stream);
+
+/* Backward of causal attention over one sequence, one KV head and its n_q query heads (specified:
+ * attention_backward; fields as in kernels/ops/attention_backward.h, device memory but for steps).
+ * head_size <= 256, n_q <= 64. */
+typedef struct CudaAttentionBackward {
+    const float *q, *dout; /* [n_rows][q_ld], heads adjacent */
+    const float *k, *v;    /* [n_rows][kv_ld] */
+    size_t q_ld, kv_ld;
+    float *dq;      /* [n_rows][q_ld]; may be dout */
+    float *dk, *dv; /* subtree s at s * subtree_stride, [n_rows][kv_ld] */
+    size_t subtree_stride;
+    uint32_t n_rows, n_q, head_size;
+    const TreeStep *steps; /* host, [n_q] */
+    float scale;
+    void *workspace; /* weft_cuda_attention_backward_bytes() */
+} CudaAttentionBackward;
+size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n_q);
+int weft_cuda_attention_backward(const CudaAttentionBackward *args, WeftCudaStream stream);
+
 #ifdef __cplusplus
 }
 #endif

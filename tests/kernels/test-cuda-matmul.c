@@ -202,7 +202,8 @@ static void assert_float(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_i
 
 static void test_float(void **state)
 {
-    static const uint32_t shapes[][3] = {{1, 16, 16}, {1, 5, 1}, {3, 33, 75}, {8, 16, 257}, {17, 20, 600}, {2, 16, 2400}};
+    static const uint32_t shapes[][3] = {{1, 16, 16},  {1, 5, 1},     {3, 33, 75},
+                                         {8, 16, 257}, {17, 20, 600}, {2, 16, 2400}};
     for (unsigned i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const uint32_t *s = shapes[i];
         assert_float(DTYPE_F32, s[0], s[1], s[2], 2e-6);

@@ -1,0 +1,248 @@
+/* Backward of causal attention over whole sequences, as kernels/ops/attention_backward.h specifies
+ * it, bit for bit: scores are computed again, p and ds of a group of query heads are kept in a
+ * workspace of n_rows x n_rows each.
+ *
+ *   rows_kernel   p and ds: a block takes 8 rows of one head, a warp a tile of 32 keys (lane = key,
+ *                 chains over d), then a warp a row (the 32 lanes of NUMERICS 4)
+ *   dq_kernel     a warp a row, lane = dimensions, a chain over the keys
+ *   dkv_kernel    a warp a key, lane = dimensions, chains over the rows of each query head, heads
+ *                 folded by the tree program
+ * All on fma units: what it costs against matrix instructions is to be measured. */
+#include "kernels/cuda/device.h"
+
+enum {
+    THREADS = 256,
+    WARPS = 8,
+    ROWS = 8,
+    DEPTH = 32, /* of d that a tile of keys holds at a time */
+    DIMS = 8,   /* per lane: head_size <= 256 */
+    HEADS_LIMIT = 64,
+    LEVELS = 8,
+};
+
+struct BackwardArgs {
+    CudaAttentionBackward c;
+    float *p, *ds; /* [n_q][n_rows][n_rows] */
+    TreeStep steps[HEADS_LIMIT];
+};
+
+/* ---- p and ds ---- */
+
+/* Shared: q, dout of 8 rows [d][ROWS]; each warp's tiles of k and v [key][DEPTH + 1]. */
+__host__ __device__ static inline size_t rows_shared_floats(uint32_t head_size)
+{
+    return (size_t)2 * head_size * ROWS + (size_t)WARPS * 2 * WARP * (DEPTH + 1);
+}
+
+__device__ static void load_tile(float *tile, const float *from, size_t ld, uint32_t key0,
+                                 uint32_t n_keys, uint32_t d0, uint32_t head_size)
+{
+    for (unsigned key = 0; key < WARP; key++) {
+        const uint32_t d = d0 + lane_index();
+        tile[key * (DEPTH + 1) + lane_index()] =
+            key0 + key < n_keys && d < head_size ? from[(key0 + key) * ld + d] : 0.0f;
+    }
+}
+
+/* Raw scores into p, dp into ds: keys key0.. of this warp, all rows of the block. */
+__device__ static void score_tile(const BackwardArgs &a, uint32_t row0, uint32_t key0, float *p,
+                                  float *ds, const float *q, const float *dout, float *tiles)
+{
+    const CudaAttentionBackward &c = a.c;
+    float *k_tile = tiles, *v_tile = tiles + WARP * (DEPTH + 1);
+    float score[ROWS] = {}, dp[ROWS] = {};
+    for (uint32_t d0 = 0; d0 < c.head_size; d0 += DEPTH) {
+        __syncwarp();
+        load_tile(k_tile, c.k, c.kv_ld, key0, c.n_rows, d0, c.head_size);
+        load_tile(v_tile, c.v, c.kv_ld, key0, c.n_rows, d0, c.head_size);
+        __syncwarp();
+        const uint32_t n = c.head_size - d0 < DEPTH ? c.head_size - d0 : (uint32_t)DEPTH;
+        for (uint32_t i = 0; i < n; i++) {
+            const float k = k_tile[lane_index() * (DEPTH + 1) + i];
+            const float v = v_tile[lane_index() * (DEPTH + 1) + i];
+#pragma unroll
+            for (unsigned r = 0; r < ROWS; r++) {
+                score[r] = fmaf(q[(d0 + i) * ROWS + r], k, score[r]);
+                dp[r] = fmaf(dout[(d0 + i) * ROWS + r], v, dp[r]);
+            }
+        }
+    }
+    const uint32_t key = key0 + lane_index();
+#pragma unroll
+    for (unsigned r = 0; r < ROWS; r++) {
+        if (row0 + r < c.n_rows && key <= row0 + r) {
+            p[(size_t)(row0 + r) * c.n_rows + key] = score[r] * c.scale;
+            ds[(size_t)(row0 + r) * c.n_rows + key] = dp[r];
+        }
+    }
+}
+
+/* Softmax and its gradient of one row, by one warp; lane j has keys j, j + 32, ... */
+__device__ static void finish_row(const BackwardArgs &a, uint32_t row, float *p, float *ds)
+{
+    float m = -INFINITY, lane = 0.0f;
+    for (uint32_t j = lane_index(); j <= row; j += WARP) {
+        m = p[j] > m ? p[j] : m;
+    }
+    m = warp_max(m);
+    for (uint32_t j = lane_index(); j <= row; j += WARP) {
+        p[j] = exp32_inline(p[j] - m);
+        lane += p[j];
+    }
+    const float r = 1.0f / warp_fold(lane);
+    lane = 0.0f;
+    for (uint32_t j = lane_index(); j <= row; j += WARP) {
+        p[j] *= r;
+        lane = fmaf(p[j], ds[j], lane);
+    }
+    const float delta = warp_fold(lane);
+    for (uint32_t j = lane_index(); j <= row; j += WARP) {
+        ds[j] = (p[j] * (ds[j] - delta)) * a.c.scale;
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    rows_kernel(const __grid_constant__ BackwardArgs a)
+{
+    const CudaAttentionBackward &c = a.c;
+    const uint32_t row0 = blockIdx.x * ROWS, head = blockIdx.y;
+    float *q = dynamic_shared<float>(), *dout = q + c.head_size * ROWS;
+    float *tiles = dout + c.head_size * ROWS + warp_index() * 2 * WARP * (DEPTH + 1);
+    for (uint32_t e = threadIdx.x; e < c.head_size * ROWS; e += THREADS) {
+        const uint32_t row = row0 + e % ROWS;
+        const size_t at = row * c.q_ld + (size_t)head * c.head_size + e / ROWS;
+        q[e] = row < c.n_rows ? c.q[at] : 0.0f;
+        dout[e] = row < c.n_rows ? c.dout[at] : 0.0f;
+    }
+    __syncthreads();
+    const size_t square = (size_t)c.n_rows * c.n_rows;
+    float *p = a.p + blockIdx.y * square, *ds = a.ds + blockIdx.y * square;
+    for (uint32_t key0 = warp_index() * WARP; key0 < row0 + ROWS && key0 < c.n_rows;
+         key0 += WARPS * WARP) {
+        score_tile(a, row0, key0, p, ds, q, dout, tiles);
+    }
+    __syncthreads();
+    const uint32_t row = row0 + warp_index();
+    if (row < c.n_rows) {
+        finish_row(a, row, p + (size_t)row * c.n_rows, ds + (size_t)row * c.n_rows);
+    }
+}
+
+/* ---- dq ---- */
+
+static __global__ void __launch_bounds__(THREADS) dq_kernel(const __grid_constant__ BackwardArgs a)
+{
+    const CudaAttentionBackward &c = a.c;
+    const uint32_t row = blockIdx.x * WARPS + warp_index(), head = blockIdx.y;
+    if (row >= c.n_rows) {
+        return; /* a whole warp */
+    }
+    const float *ds = a.ds + ((size_t)blockIdx.y * c.n_rows + row) * c.n_rows;
+    float dq[DIMS] = {};
+    for (uint32_t j = 0; j <= row; j++) {
+        const float slope = ds[j];
+#pragma unroll
+        for (unsigned i = 0; i < DIMS; i++) {
+            const uint32_t d = lane_index() + WARP * i;
+            if (d < c.head_size) {
+                dq[i] = fmaf(slope, c.k[j * c.kv_ld + d], dq[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (unsigned i = 0; i < DIMS; i++) {
+        const uint32_t d = lane_index() + WARP * i;
+        if (d < c.head_size) {
+            c.dq[row * c.q_ld + (size_t)head * c.head_size + d] = dq[i];
+        }
+    }
+}
+
+/* ---- dk and dv ---- */
+
+/* One head's chains over the rows that see key j. */
+__device__ static void head_gradients(const BackwardArgs &a, uint32_t h, uint32_t j, float dk[DIMS],
+                                      float dv[DIMS])
+{
+    const CudaAttentionBackward &c = a.c;
+    const size_t square = (size_t)c.n_rows * c.n_rows, column = (size_t)h * c.head_size;
+    for (unsigned i = 0; i < DIMS; i++) {
+        dk[i] = dv[i] = 0.0f;
+    }
+    for (uint32_t row = j; row < c.n_rows; row++) {
+        const float ds = a.ds[h * square + (size_t)row * c.n_rows + j];
+        const float p = a.p[h * square + (size_t)row * c.n_rows + j];
+#pragma unroll
+        for (unsigned i = 0; i < DIMS; i++) {
+            const uint32_t d = lane_index() + WARP * i;
+            if (d < c.head_size) {
+                dk[i] = fmaf(ds, c.q[row * c.q_ld + column + d], dk[i]);
+                dv[i] = fmaf(p, c.dout[row * c.q_ld + column + d], dv[i]);
+            }
+        }
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS) dkv_kernel(const __grid_constant__ BackwardArgs a)
+{
+    const CudaAttentionBackward &c = a.c;
+    const uint32_t j = blockIdx.x * WARPS + warp_index();
+    if (j >= c.n_rows) {
+        return; /* a whole warp */
+    }
+    float dk[LEVELS][DIMS], dv[LEVELS][DIMS];
+    uint32_t depth = 0, emitted = 0;
+    for (uint32_t h = 0; h < c.n_q; h++) {
+        head_gradients(a, h, j, dk[depth], dv[depth]);
+        depth++;
+        for (uint32_t m = a.steps[h].n_merges; m > 0; m--) {
+            depth--;
+            for (unsigned i = 0; i < DIMS; i++) {
+                dk[depth - 1][i] += dk[depth][i];
+                dv[depth - 1][i] += dv[depth][i];
+            }
+        }
+        if (a.steps[h].emit) {
+            depth--;
+            const size_t at = emitted++ * c.subtree_stride + j * c.kv_ld;
+            for (unsigned i = 0; i < DIMS; i++) {
+                const uint32_t d = lane_index() + WARP * i;
+                if (d < c.head_size) {
+                    c.dk[at + d] = dk[depth][i];
+                    c.dv[at + d] = dv[depth][i];
+                }
+            }
+        }
+    }
+}
+
+extern "C" size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n_q)
+{
+    return (size_t)2 * n_q * n_rows * n_rows * sizeof(float);
+}
+
+extern "C" int weft_cuda_attention_backward(const CudaAttentionBackward *c, WeftCudaStream stream)
+{
+    if (c->head_size == 0 || c->head_size > DIMS * WARP || c->n_q == 0 || c->n_q > HEADS_LIMIT ||
+        c->n_rows == 0) {
+        return (int)cudaErrorInvalidValue;
+    }
+    BackwardArgs args = {};
+    args.c = *c;
+    args.p = static_cast<float *>(c->workspace);
+    args.ds = args.p + (size_t)c->n_q * c->n_rows * c->n_rows;
+    for (uint32_t h = 0; h < c->n_q; h++) {
+        args.steps[h] = c->steps[h];
+    }
+    const size_t shared = rows_shared_floats(c->head_size) * sizeof(float);
+    int status = launch(rows_kernel, dim3(blocks_of(c->n_rows, ROWS), c->n_q), THREADS, shared,
+                        stream, args);
+    if (status == 0) { /* before dq, which may take dout's place */
+        status = launch(dkv_kernel, dim3(blocks_of(c->n_rows, WARPS)), THREADS, 0, stream, args);
+    }
+    if (status == 0) {
+        status =
+            launch(dq_kernel, dim3(blocks_of(c->n_rows, WARPS), c->n_q), THREADS, 0, stream, args);
+    }
+    return status;
+}

@@ -1,0 +1,313 @@
+/* What is done with logits: statistics of vocabulary chunks, the best candidates of a row, and the
+ * loss and its gradient. */
+#include "kernels/cuda/device.h"
+extern "C" {
+#include "kernels/ops/philox.h"
+#include "kernels/ops/xent.h"
+}
+
+enum { THREADS = 256, WARPS = 8, SORT_THREADS = 512, SORT_KEYS = 1024, CHUNKS_LIMIT = 1024 };
+
+/* ---- (m, l) of chunks, and of rows ---- */
+
+struct StatsArgs {
+    const float *logits;
+    size_t ld;
+    const float *divisors; /* by row, or NULL */
+    uint32_t rows, n, n_chunks;
+    float *m, *l;
+};
+
+/* A warp a chunk. */
+static __global__ void __launch_bounds__(THREADS) chunk_stats_kernel(StatsArgs a)
+{
+    const size_t item = (size_t)blockIdx.x * WARPS + warp_index();
+    if (item >= (size_t)a.rows * a.n_chunks) {
+        return; /* a whole warp */
+    }
+    const size_t row = item / a.n_chunks, first = item % a.n_chunks * VOCAB_CHUNK;
+    const float *z = a.logits + row * a.ld + first;
+    const float divisor = a.divisors != nullptr ? a.divisors[row] : 1.0f;
+    const uint32_t n = a.n - first < VOCAB_CHUNK ? (uint32_t)(a.n - first) : VOCAB_CHUNK;
+    float m = -INFINITY, lane = 0.0f;
+    bool finite = true;
+    for (uint32_t i = lane_index(); i < n; i += WARP) {
+        const float v = z[i] / divisor;
+        finite = finite && fabsf(v) < INFINITY;
+        m = v > m ? v : m;
+    }
+    finite = __ballot_sync(ALL_LANES, !finite) == 0;
+    m = warp_max(m);
+    for (uint32_t i = lane_index(); i < n; i += WARP) {
+        lane += exp32_inline(z[i] / divisor - m);
+    }
+    const float l = warp_fold(lane);
+    if (lane_index() == 0) {
+        a.m[item] = finite ? m + 0.0f : NAN;
+        a.l[item] = finite ? l : NAN;
+    }
+}
+
+extern "C" int weft_cuda_chunk_stats(const float *logits, size_t ld, const float *divisors,
+                                     uint32_t rows, uint32_t n, float *m, float *l,
+                                     WeftCudaStream stream)
+{
+    const uint32_t n_chunks = blocks_of(n, VOCAB_CHUNK);
+    const StatsArgs args = {logits, ld, divisors, rows, n, n_chunks, m, l};
+    return launch(chunk_stats_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
+                  stream, args);
+}
+
+/* Range of node `index` of depth `depth` of node(0, n): its bits say left or right at each step
+ * from the root; empty where the path ends above. */
+__device__ static void node_range(uint32_t n, unsigned depth, uint32_t index, uint32_t *begin,
+                                  uint32_t *end)
+{
+    uint32_t a = 0, b = n;
+    for (unsigned bit = depth; bit-- > 0;) {
+        const uint32_t middle = a + (b - a + 1) / 2;
+        if (b - a < 2) { /* a leaf: it is its own left descendant */
+            b = (index >> bit & 1u) != 0 ? a : b;
+        } else if ((index >> bit & 1u) != 0) {
+            a = middle;
+        } else {
+            b = middle;
+        }
+    }
+    *begin = a;
+    *end = b;
+}
+
+/* node(0, n) of each row's (m, l); a block a row. */
+static __global__ void __launch_bounds__(THREADS)
+    merge_stats_kernel(const float *m_in, const float *l_in, uint32_t n, float *m_out, float *l_out)
+{
+    float *m = dynamic_shared<float>(), *l = m + n;
+    for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+        m[i] = m_in[(size_t)blockIdx.x * n + i];
+        l[i] = l_in[(size_t)blockIdx.x * n + i];
+    }
+    unsigned depth = 0;
+    while (1u << depth < n) {
+        depth++;
+    }
+    while (depth-- > 0) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < 1u << depth; i += THREADS) {
+            uint32_t a, b;
+            node_range(n, depth, i, &a, &b);
+            if (b - a < 2 || b <= a) {
+                continue;
+            }
+            const uint32_t middle = a + (b - a + 1) / 2;
+            const float top = m[a] > m[middle] ? m[a] : m[middle];
+            l[a] = fmaf(l[a], exp32_inline(m[a] - top), l[middle] * exp32_inline(m[middle] - top));
+            m[a] = top;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        m_out[blockIdx.x] = m[0];
+        l_out[blockIdx.x] = l[0];
+    }
+}
+
+extern "C" int weft_cuda_merge_stats(const float *m, const float *l, uint32_t rows,
+                                     uint32_t n_chunks, float *m_out, float *l_out,
+                                     WeftCudaStream stream)
+{
+    if (n_chunks == 0 || n_chunks > CHUNKS_LIMIT) {
+        return (int)cudaErrorInvalidValue;
+    }
+    return launch(merge_stats_kernel, dim3(rows), THREADS, 2 * n_chunks * sizeof(float), stream, m,
+                  l, n_chunks, m_out, l_out);
+}
+
+/* ---- candidates ---- */
+
+__device__ static void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
+{
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = key[0], k1 = key[1];
+    for (unsigned round = 0; round < PHILOX_ROUNDS; round++) {
+        const uint32_t high_a = __umulhi(PHILOX_M0, c0), low_a = PHILOX_M0 * c0;
+        const uint32_t high_b = __umulhi(PHILOX_M1, c2), low_b = PHILOX_M1 * c2;
+        c0 = high_b ^ c1 ^ k0;
+        c1 = low_b;
+        c2 = high_a ^ c3 ^ k1;
+        c3 = low_a;
+        k0 += PHILOX_W0;
+        k1 += PHILOX_W1;
+    }
+    out[0] = c0;
+    out[1] = c1;
+    out[2] = c2;
+    out[3] = c3;
+}
+
+__device__ static float noise_of(const CudaDraw &draw, uint32_t id)
+{
+    const uint32_t counter[4] = {draw.position, id / 4, draw.purpose, draw.choice};
+    const uint32_t key[2] = {(uint32_t)draw.seed, (uint32_t)(draw.seed >> 32)};
+    uint32_t random[4];
+    philox(counter, key, random);
+    const uint32_t low = id % 2 ? random[1] : random[0], high = id % 2 ? random[3] : random[2];
+    return gumbel_inline(id % 4 < 2 ? low : high);
+}
+
+/* Sorts ascending as "larger value first, then lower id". */
+__device__ static uint64_t key_of(float value, uint32_t id)
+{
+    const uint32_t bits = float_bits(value + 0.0f); /* -0 is +0 */
+    const uint32_t ordered = bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+    return (uint64_t)~ordered << 32 | id;
+}
+__device__ static float value_of(uint64_t key)
+{
+    const uint32_t ordered = ~(uint32_t)(key >> 32);
+    return float_of_bits(ordered ^ ((ordered >> 31) != 0 ? 0x80000000u : 0xffffffffu));
+}
+
+/* The block's SORT_KEYS keys ascending (Batcher's bitonic network, a pair a thread). */
+__device__ static void sort_keys(uint64_t *keys)
+{
+    for (unsigned k = 2; k <= SORT_KEYS; k *= 2) {
+        for (unsigned j = k / 2; j > 0; j /= 2) {
+            __syncthreads();
+            const unsigned i = 2 * threadIdx.x - (threadIdx.x & (j - 1));
+            const uint64_t a = keys[i], b = keys[i + j];
+            if ((a > b) == ((i & k) == 0)) {
+                keys[i] = b;
+                keys[i + j] = a;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+struct CandidateArgs {
+    const float *logits;
+    size_t ld;
+    const CudaDraw *draws;
+    uint32_t first_id, n, keep;
+    const uint64_t *from; /* NULL: the logits */
+    uint64_t *to;         /* [rows][gridDim.x][keep] */
+};
+
+/* The best `keep` of 1,024 values or keys. */
+static __global__ void __launch_bounds__(SORT_THREADS) best_kernel(CandidateArgs a)
+{
+    uint64_t *keys = dynamic_shared<uint64_t>();
+    const uint32_t row = blockIdx.y, first = blockIdx.x * SORT_KEYS;
+    for (uint32_t e = threadIdx.x; e < SORT_KEYS; e += SORT_THREADS) {
+        const uint32_t i = first + e;
+        uint64_t key = UINT64_MAX;
+        if (i < a.n && a.from != nullptr) {
+            key = a.from[(size_t)row * a.n + i];
+        } else if (i < a.n) {
+            const CudaDraw draw = a.draws[row];
+            float v = a.logits[row * a.ld + i];
+            if (draw.temperature != 0.0f) {
+                v = v / draw.temperature;
+                v = draw.noise ? v + noise_of(draw, a.first_id + i) : v;
+            }
+            key = key_of(v, a.first_id + i);
+        }
+        keys[e] = key;
+    }
+    sort_keys(keys);
+    for (uint32_t e = threadIdx.x; e < a.keep; e += SORT_THREADS) {
+        a.to[((size_t)row * gridDim.x + blockIdx.x) * a.keep + e] = keys[e];
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    candidates_kernel(const uint64_t *keys, const float *logits, size_t ld, uint32_t first_id,
+                      uint32_t keep, CudaCandidate *out)
+{
+    for (uint32_t e = threadIdx.x; e < keep; e += THREADS) {
+        const uint64_t key = keys[(size_t)blockIdx.x * keep + e];
+        const uint32_t id = (uint32_t)key;
+        const bool there = key != UINT64_MAX;
+        const float raw = there ? logits[blockIdx.x * ld + id - first_id] : -INFINITY;
+        out[(size_t)blockIdx.x * keep + e] = {there ? value_of(key) : -INFINITY, raw, id};
+    }
+}
+
+extern "C" size_t weft_cuda_candidates_bytes(uint32_t rows, uint32_t n, uint32_t keep)
+{
+    const size_t first = blocks_of(n, SORT_KEYS), second = blocks_of(first * keep, SORT_KEYS);
+    return (size_t)rows * keep * (first + second) * sizeof(uint64_t);
+}
+
+extern "C" int weft_cuda_candidates(const float *logits, size_t ld, const CudaDraw *draws,
+                                    uint32_t first_id, uint32_t rows, uint32_t n, uint32_t keep,
+                                    CudaCandidate *out, void *workspace, WeftCudaStream stream)
+{
+    if (keep == 0 || keep > SORT_KEYS / 2 || n == 0 || rows > 65535) {
+        return (int)cudaErrorInvalidValue;
+    }
+    uint64_t *here = static_cast<uint64_t *>(workspace);
+    uint32_t groups = blocks_of(n, SORT_KEYS);
+    uint64_t *there = here + (size_t)rows * keep * groups;
+    CandidateArgs args = {logits, ld, draws, first_id, n, keep, nullptr, here};
+    const size_t shared = SORT_KEYS * sizeof(uint64_t);
+    int status = launch(best_kernel, dim3(groups, rows), SORT_THREADS, shared, stream, args);
+    while (status == 0 && groups > 1) {
+        args.from = here;
+        args.to = there;
+        args.n = groups * keep;
+        groups = blocks_of(args.n, SORT_KEYS);
+        status = launch(best_kernel, dim3(groups, rows), SORT_THREADS, shared, stream, args);
+        uint64_t *const swap = here;
+        here = there;
+        there = swap;
+    }
+    if (status != 0) {
+        return status;
+    }
+    return launch(candidates_kernel, dim3(rows), THREADS, 0, stream, (const uint64_t *)here, logits,
+                  ld, first_id, keep, out);
+}
+
+/* ---- the loss ---- */
+
+static __global__ void __launch_bounds__(THREADS)
+    xent_loss_kernel(const float *m, const float *l, const float *target_logit, uint32_t rows,
+                     float *loss)
+{
+    const uint32_t r = blockIdx.x * THREADS + threadIdx.x;
+    if (r < rows) {
+        loss[r] = (m[r] - target_logit[r]) + log32_inline(l[r]);
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    xent_backward_kernel(const float *z, size_t ld, uint32_t n, const float *m, const float *l,
+                         const uint32_t *targets, float factor, float *dz)
+{
+    const uint32_t row = blockIdx.y, i = blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) {
+        const float r = 1.0f / l[row];
+        const float p = exp32_inline(z[row * ld + i] - m[row]) * r;
+        dz[row * ld + i] = (i == targets[row] ? p - 1.0f : p) * factor;
+    }
+}
+
+extern "C" int weft_cuda_xent_loss(const float *m, const float *l, const float *target_logit,
+                                   uint32_t rows, float *loss, WeftCudaStream stream)
+{
+    return launch(xent_loss_kernel, dim3(blocks_of(rows, THREADS)), THREADS, 0, stream, m, l,
+                  target_logit, rows, loss);
+}
+
+extern "C" int weft_cuda_xent_backward(const float *z, size_t ld, uint32_t rows, uint32_t n,
+                                       const float *m, const float *l, const uint32_t *targets,
+                                       float factor, float *dz, WeftCudaStream stream)
+{
+    if (rows > 65535) {
+        return (int)cudaErrorInvalidValue;
+    }
+    return launch(xent_backward_kernel, dim3(blocks_of(n, THREADS), rows), THREADS, 0, stream, z,
+                  ld, n, m, l, targets, factor, dz);
+}

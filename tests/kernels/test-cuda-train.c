@@ -1,0 +1,393 @@
+/* Device kernels of training and of logits against generic, by bits. */
+#include "tests/kernels/cuda_case.h"
+#include "kernels/ops/xent.h"
+
+static const Kernels *generic;
+
+static void assert_device(const char *what, const float *device, const float *want, size_t n)
+{
+    float *got = malloc(n * sizeof *got);
+    device_read(got, device, n * sizeof *got);
+    assert_bits(what, got, want, n);
+    free(got);
+}
+
+static void test_activation_gradients(void **state)
+{
+    enum { N = 777 };
+    Numbers numbers = {1};
+    float x[N], up[N], dy[N], want[N], want_up[N];
+    numbers_fill(&numbers, x, N, -40, 40);
+    numbers_fill(&numbers, up, N, -3, 3);
+    numbers_fill(&numbers, dy, N, -3, 3);
+    x[0] = 1e30f;
+    x[1] = -200;
+    FOR_EACH_ORDER
+    {
+        float *dx = device_floats(x, N), *du = device_floats(up, N), *dd = device_floats(dy, N);
+        float *out = device_floats(NULL, N);
+        generic->train.gelu_backward(x, dy, N, want);
+        run(weft_cuda_gelu_backward(dx, dd, N, out, NULL));
+        assert_device("gelu_backward", out, want, N);
+        generic->train.swiglu_backward(x, up, dy, N, want, want_up);
+        run(weft_cuda_swiglu_backward(dx, du, dd, N, dx, du, NULL)); /* in place */
+        assert_device("swiglu_backward: gate", dx, want, N);
+        assert_device("swiglu_backward: up", du, want_up, N);
+        device_free_all();
+    }
+}
+
+static void test_optimizers(void **state)
+{
+    enum { N = 1001 };
+    Numbers numbers = {2};
+    const AdamwScalars adam = {1e-3f, 0.9f, 0.1f, 0.95f, 0.05f, 1.5f, 1.2f, 1e-8f, 0.1f, 0.7f};
+    float g[N], m[N], v[N], w[N];
+    for (unsigned nesterov = 0; nesterov < 2; nesterov++) {
+        const SgdScalars sgd = {1e-2f, 0.9f, 0.01f, 0.8f, nesterov != 0};
+        numbers_fill(&numbers, g, N, -3, 3);
+        numbers_fill(&numbers, m, N, -3, 3);
+        numbers_fill(&numbers, v, N, 0, 3);
+        numbers_fill(&numbers, w, N, -3, 3);
+        float *dg = device_floats(g, N), *dm = device_floats(m, N), *dv = device_floats(v, N);
+        float *dw = device_floats(w, N);
+        run(weft_cuda_gradient_finish(dg, N, 0.25f, 3.0f, NULL));
+        run(weft_cuda_adamw(&adam, N, dg, dm, dv, dw, NULL));
+        run(weft_cuda_sgd(&sgd, N, dg, dm, dw, NULL));
+        generic->train.gradient_finish(g, N, 0.25f, 3.0f);
+        generic->train.adamw(&adam, N, g, m, v, w);
+        generic->train.sgd(&sgd, N, g, m, w);
+        assert_device("gradient", dg, g, N);
+        assert_device("first moment", dm, m, N);
+        assert_device("second moment", dv, v, N);
+        assert_device("weights", dw, w, N);
+        device_free_all();
+    }
+}
+
+static void test_sum_squares(void **state)
+{
+    static const uint32_t shapes[][3] = {{1, 1, 1},    {32, 7, 9},      {3, 100, 128},
+                                         {32, 31, 31}, {1, 1024, 1024}, {5, 33, 40}};
+    enum { TILES = sizeof shapes / sizeof shapes[0] };
+    Numbers numbers = {3};
+    FOR_EACH_ORDER
+    {
+        CudaTile tiles[TILES];
+        float want[TILES];
+        for (unsigned i = 0; i < TILES; i++) {
+            const uint32_t rows = shapes[i][0], columns = shapes[i][1], ld = shapes[i][2];
+            float *x = padded_rows(&numbers, rows, columns, ld, -2, 2);
+            want[i] = generic->train.sum_squares(x, ld, rows, columns);
+            tiles[i] = (CudaTile){device_floats(x, rows * ld), ld, rows, columns};
+            free(x);
+        }
+        float *out = device_floats(NULL, TILES);
+        run(weft_cuda_sum_squares(device_of(tiles, sizeof tiles), TILES, out, NULL));
+        assert_device("sum_squares", out, want, TILES);
+        device_free_all();
+    }
+}
+
+static void norm_case(Numbers *numbers, uint32_t n, bool layer, bool with_bias)
+{
+    enum { ROWS = 5 };
+    const size_t ld = n + 3, total = ROWS * ld;
+    float *x = padded_rows(numbers, ROWS, n, ld, -2, 3),
+          *dy = padded_rows(numbers, ROWS, n, ld, -2, 2);
+    float *dx = padded_rows(numbers, ROWS, n, ld, -2, 2),
+          *weight = padded_rows(numbers, 1, n, n, -2, 2);
+    float *dw = padded_rows(numbers, 1, n, n, -1, 1), *db = padded_rows(numbers, 1, n, n, -1, 1);
+    float *want = malloc(total * sizeof *want), *want_dw = malloc(n * sizeof *want);
+    float *want_db = malloc(n * sizeof *want), stats[2 * ROWS];
+    FOR_EACH_ORDER
+    {
+        float *d_x = device_floats(x, total), *d_dy = device_floats(dy, total);
+        float *d_dx = device_floats(dx, total), *d_w = device_floats(weight, n);
+        float *d_dw = device_floats(dw, n), *d_db = device_floats(db, n);
+        float *d_stats = device_floats(NULL, 2 * ROWS);
+        memcpy(want, dx, total * sizeof *want);
+        memcpy(want_dw, dw, n * sizeof *want);
+        memcpy(want_db, db, n * sizeof *want);
+        for (unsigned r = 0; r < ROWS; r++) {
+            (layer ? generic->train.layer_norm_backward : generic->train.rms_norm_backward)(
+                x + r * ld, weight, dy + r * ld, 1e-5f, n, want + r * ld, stats + 2 * r);
+        }
+        generic->train.norm_weight_backward(x, dy, ld, stats, ROWS, n, want_dw,
+                                            with_bias ? want_db : NULL);
+        run((layer ? weft_cuda_layer_norm_backward : weft_cuda_rms_norm_backward)(
+            d_x, d_w, d_dy, ld, 1e-5f, ROWS, n, d_dx, d_stats, NULL));
+        assert_device("norm backward", d_dx, want, total);
+        assert_device("stats", d_stats, stats, 2 * ROWS);
+        run(weft_cuda_norm_weight_backward(d_x, d_dy, ld, d_stats, ROWS, n, d_dw,
+                                           with_bias ? d_db : NULL, NULL));
+        assert_device("dweight", d_dw, want_dw, n);
+        assert_device("dbias", d_db, want_db, n);
+        run(weft_cuda_sum_rows(d_dy, ld, ROWS, n, d_db, NULL));
+        generic->train.sum_rows(dy, ld, ROWS, n, want_db);
+        assert_device("sum_rows", d_db, want_db, n);
+        device_free_all();
+    }
+    free(x), free(dy), free(dx), free(weight), free(dw), free(db);
+    free(want), free(want_dw), free(want_db);
+}
+
+static void test_norm_gradients(void **state)
+{
+    static const uint32_t sizes[] = {1, 31, 33, 256, 577};
+    Numbers numbers = {4};
+    for (unsigned s = 0; s < 5; s++) {
+        norm_case(&numbers, sizes[s], false, false);
+        norm_case(&numbers, sizes[s], true, true);
+    }
+}
+
+/* ---- logits ---- */
+
+static void test_stats_and_loss(void **state)
+{
+    static const uint32_t sizes[] = {1, 1000, 1024, 3 * 1024 + 5, 9 * 1024, 37 * 1024 + 1};
+    enum { ROWS = 2 };
+    Numbers numbers = {5};
+    for (unsigned s = 0; s < 6; s++) {
+        const uint32_t n = sizes[s], n_chunks = (n + 1023) / 1024;
+        const size_t ld = n + 1;
+        float *z = padded_rows(&numbers, ROWS, n, ld, -30, 30), divisors[ROWS] = {0.7f, 1.3f};
+        float *m = malloc(ROWS * n_chunks * sizeof *m), *l = malloc(ROWS * n_chunks * sizeof *l);
+        float *tempered = malloc(n * sizeof *tempered), *dz = malloc(ROWS * ld * sizeof *dz);
+        float *whole_m = malloc(n_chunks * sizeof *m), *whole_l = malloc(n_chunks * sizeof *l);
+        FOR_EACH_ORDER
+        {
+            if (order_ > 0 && s == 5) {
+                break;
+            }
+            float *d_z = device_floats(z, ROWS * ld), *d_m = device_floats(NULL, ROWS * n_chunks);
+            float *d_l = device_floats(NULL, ROWS * n_chunks);
+            float *row_m = device_floats(NULL, ROWS), *row_l = device_floats(NULL, ROWS);
+            float row_stats[2][ROWS], logit[ROWS], loss[ROWS];
+            uint32_t targets[ROWS] = {n / 2, XENT_NO_TARGET};
+            for (unsigned with = 0; with < 2; with++) {
+                for (unsigned r = 0; r < ROWS; r++) {
+                    for (uint32_t i = 0; i < n; i++) {
+                        tempered[i] = with ? z[r * ld + i] / divisors[r] : z[r * ld + i];
+                    }
+                    for (uint32_t c = 0; c < n_chunks; c++) {
+                        const uint32_t rest = n - c * 1024;
+                        assert_true(
+                            generic->chunk_stats(tempered + c * 1024, rest < 1024 ? rest : 1024,
+                                                 &m[r * n_chunks + c], &l[r * n_chunks + c]));
+                    }
+                    memcpy(whole_m, m + r * n_chunks, n_chunks * sizeof *m);
+                    memcpy(whole_l, l + r * n_chunks, n_chunks * sizeof *l);
+                    chunk_stats_merge(whole_m, whole_l, n_chunks);
+                    row_stats[0][r] = whole_m[0];
+                    row_stats[1][r] = whole_l[0];
+                    logit[r] = z[r * ld + n / 2];
+                    loss[r] = xent_loss(whole_m[0], whole_l[0], logit[r]);
+                }
+                run(weft_cuda_chunk_stats(d_z, ld, with ? device_floats(divisors, ROWS) : NULL,
+                                          ROWS, n, d_m, d_l, NULL));
+                assert_device("m", d_m, m, ROWS * n_chunks);
+                assert_device("l", d_l, l, ROWS * n_chunks);
+                run(weft_cuda_merge_stats(d_m, d_l, ROWS, n_chunks, row_m, row_l, NULL));
+                assert_device("row m", row_m, row_stats[0], ROWS);
+                assert_device("row l", row_l, row_stats[1], ROWS);
+            }
+            float *d_loss = device_floats(NULL, ROWS);
+            run(weft_cuda_xent_loss(row_m, row_l, device_floats(logit, ROWS), ROWS, d_loss, NULL));
+            assert_device("loss", d_loss, loss, ROWS);
+            memcpy(dz, z, ROWS * ld * sizeof *dz);
+            for (unsigned r = 0; r < ROWS; r++) {
+                generic->train.xent_backward(z + r * ld, n, row_stats[0][r], row_stats[1][r],
+                                             targets[r], 0.125f, dz + r * ld);
+            }
+            run(weft_cuda_xent_backward(d_z, ld, ROWS, n, row_m, row_l,
+                                        device_of(targets, sizeof targets), 0.125f, d_z, NULL));
+            assert_device("dz", d_z, dz, ROWS * ld);
+            device_free_all();
+        }
+        free(z), free(m), free(l), free(tempered), free(dz), free(whole_m), free(whole_l);
+    }
+}
+
+static void test_logit_that_is_not_finite(void **state)
+{
+    float z[2048] = {0}, m[2], l[2];
+    z[1500] = -INFINITY;
+    float *d_m = device_floats(NULL, 2), *d_l = device_floats(NULL, 2);
+    run(weft_cuda_chunk_stats(device_floats(z, 2048), 2048, NULL, 1, 2048, d_m, d_l, NULL));
+    device_read(m, d_m, sizeof m);
+    device_read(l, d_l, sizeof l);
+    assert_true(m[0] == 0.0f && l[0] == 1024.0f && isnan(m[1]) && isnan(l[1]));
+    device_free_all();
+}
+
+typedef struct Ranked {
+    float value;
+    uint32_t id;
+} Ranked;
+
+static int by_rank(const void *a, const void *b)
+{
+    const Ranked *x = a, *y = b;
+    return x->value > y->value ? -1 : x->value < y->value ? 1 : x->id < y->id ? -1 : 1;
+}
+
+static void candidates_case(Numbers *numbers, uint32_t n, uint32_t keep)
+{
+    enum { ROWS = 3, FIRST = 2048 };
+    const size_t ld = n + 2;
+    const CudaDraw draws[ROWS] = {{.seed = 5, .temperature = 0.0f, .noise = 1},
+                                  {.seed = 0x123456789abcdefu,
+                                   .choice = 2,
+                                   .position = 77,
+                                   .purpose = 1,
+                                   .temperature = 0.8f,
+                                   .noise = 1},
+                                  {.temperature = 1.5f}};
+    float *z = padded_rows(numbers, ROWS, n, ld, -8, 8);
+    for (uint32_t i = 0; i < n; i++) { /* ties, and both zeros */
+        z[i] = i % 7 == 3 ? -0.0f : floorf(z[i]) + 0.0f;
+    }
+    Ranked *ranked = malloc(n * sizeof *ranked);
+    float *noise = malloc(n * sizeof *noise);
+    CudaCandidate *got = malloc(ROWS * keep * sizeof *got);
+    FOR_EACH_ORDER
+    {
+        CudaCandidate *out = device_of(NULL, ROWS * keep * sizeof *out);
+        run(weft_cuda_candidates(device_floats(z, ROWS * ld), ld, device_of(draws, sizeof draws),
+                                 FIRST, ROWS, n, keep, out,
+                                 device_of(NULL, weft_cuda_candidates_bytes(ROWS, n, keep)), NULL));
+        device_read(got, out, ROWS * keep * sizeof *got);
+        for (unsigned r = 0; r < ROWS; r++) {
+            const GumbelKey key = {draws[r].seed, draws[r].choice, draws[r].position,
+                                   draws[r].purpose};
+            generic->gumbel(&key, FIRST, n, noise);
+            for (uint32_t i = 0; i < n; i++) {
+                float v = z[r * ld + i];
+                if (draws[r].temperature != 0) {
+                    v = v / draws[r].temperature;
+                    v = draws[r].noise ? v + noise[i] : v;
+                }
+                ranked[i] = (Ranked){v, FIRST + i};
+            }
+            qsort(ranked, n, sizeof *ranked, by_rank);
+            for (uint32_t i = 0; i < keep; i++) {
+                const CudaCandidate *c = &got[r * keep + i];
+                if (i >= n) {
+                    assert_true(c->value == -INFINITY);
+                    continue;
+                }
+                if (c->id != ranked[i].id || c->value != ranked[i].value ||
+                    c->logit != z[r * ld + c->id - FIRST]) {
+                    fail_msg("row %u, rank %u of %u: id %u value %a, expected %u %a", r, i, n,
+                             c->id, (double)c->value, ranked[i].id, (double)ranked[i].value);
+                }
+            }
+        }
+        device_free_all();
+    }
+    free(z), free(ranked), free(noise), free(got);
+}
+
+static void test_candidates(void **state)
+{
+    Numbers numbers = {6};
+    candidates_case(&numbers, 5, 8);
+    candidates_case(&numbers, 1024, 1);
+    candidates_case(&numbers, 2500, 40);
+    candidates_case(&numbers, 5 * 1024 + 3, 300); /* three rounds */
+    assert_int_not_equal(weft_cuda_candidates(NULL, 0, NULL, 0, 1, 10, 513, NULL, NULL, NULL), 0);
+}
+
+/* ---- attention ---- */
+
+static void attention_case(Numbers *numbers, uint32_t rows, uint32_t head_size, uint32_t n_heads,
+                           uint32_t first, uint32_t last)
+{
+    const uint32_t n_q = last - first;
+    const size_t q_ld = n_q * head_size + 3, kv_ld = head_size + 2;
+    TreeStep steps[64];
+    const uint32_t n_subtrees = tree_program(n_heads, first, last, steps);
+    const size_t n = rows * q_ld, n_kv = rows * kv_ld, n_out = n_subtrees * n_kv;
+    float *q = padded_rows(numbers, rows, n_q * head_size, q_ld, -2, 2);
+    float *dout = padded_rows(numbers, rows, n_q * head_size, q_ld, -2, 2);
+    float *k = padded_rows(numbers, rows, head_size, kv_ld, -2, 2);
+    float *v = padded_rows(numbers, rows, head_size, kv_ld, -2, 2);
+    float *dq = malloc(n * sizeof *dq), *dk = malloc(n_out * sizeof *dk);
+    float *dv = malloc(n_out * sizeof *dv);
+    memset(dk, 0xff, n_out * sizeof *dk);
+    memset(dv, 0xff, n_out * sizeof *dv);
+    memcpy(dq, dout, n * sizeof *dq);
+    const size_t scratch = attention_backward_scratch_floats(rows, head_size, n_q);
+    AttentionBackwardArgs want = {.q = q,
+                                  .dout = dout,
+                                  .k = k,
+                                  .v = v,
+                                  .q_ld = q_ld,
+                                  .kv_ld = kv_ld,
+                                  .dq = dq,
+                                  .dk = dk,
+                                  .dv = dv,
+                                  .subtree_stride = n_kv,
+                                  .n_rows = rows,
+                                  .n_q = n_q,
+                                  .head_size = head_size,
+                                  .steps = steps,
+                                  .scale = 0.2f,
+                                  .scratch = malloc(scratch * sizeof(float))};
+    generic->train.attention_backward(&want);
+    FOR_EACH_ORDER
+    {
+        CudaAttentionBackward a = {
+            .q = device_floats(q, n),
+            .dout = device_floats(dout, n),
+            .k = device_floats(k, n_kv),
+            .v = device_floats(v, n_kv),
+            .q_ld = q_ld,
+            .kv_ld = kv_ld,
+            .dq = NULL,
+            .dk = device_floats(NULL, n_out),
+            .dv = device_floats(NULL, n_out),
+            .subtree_stride = n_kv,
+            .n_rows = rows,
+            .n_q = n_q,
+            .head_size = head_size,
+            .steps = steps,
+            .scale = 0.2f,
+            .workspace = device_of(NULL, weft_cuda_attention_backward_bytes(rows, n_q))};
+        a.dq = (float *)a.dout; /* which is then used up */
+        run(weft_cuda_attention_backward(&a, NULL));
+        assert_device("dk", a.dk, dk, n_out);
+        assert_device("dv", a.dv, dv, n_out);
+        assert_device("dq", a.dq, dq, n);
+        device_free_all();
+    }
+    free(q), free(dout), free(k), free(v), free(dq), free(dk), free(dv), free(want.scratch);
+}
+
+static void test_attention_gradients(void **state)
+{
+    Numbers numbers = {7};
+    attention_case(&numbers, 1, 16, 1, 0, 1);
+    attention_case(&numbers, 43, 48, 3, 0, 3);
+    attention_case(&numbers, 70, 64, 2, 0, 2);
+    attention_case(&numbers, 20, 160, 7, 1, 6); /* a range with several subtrees */
+    attention_case(&numbers, 261, 8, 1, 0, 1);
+}
+
+int main(void)
+{
+    generic = kernels_get(ISA_GENERIC);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_activation_gradients),
+        cmocka_unit_test(test_optimizers),
+        cmocka_unit_test(test_sum_squares),
+        cmocka_unit_test(test_norm_gradients),
+        cmocka_unit_test(test_stats_and_loss),
+        cmocka_unit_test(test_logit_that_is_not_finite),
+        cmocka_unit_test(test_candidates),
+        cmocka_unit_test(test_attention_gradients),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
