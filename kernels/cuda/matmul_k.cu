@@ -1,13 +1,16 @@
 /* Products of weights in super-blocks of 256. */
 #include "kernels/cuda/matmul_narrow.h"
+#include "kernels/cuda/matmul_wide.h"
 
 template <Dtype T> static int product(const ProductArgs &args, WeftCudaStream stream)
 {
     if (args.rows <= 8) {
         return start_narrow<T, 1, 1>(args, stream);
     }
-    return args.rows <= 16 ? start_narrow<T, 2, 1>(args, stream)
-                           : start_narrow<T, 4, 1>(args, stream);
+    if (args.rows <= 16) {
+        return start_narrow<T, 2, 1>(args, stream);
+    }
+    return args.rows <= 32 ? start_narrow<T, 4, 1>(args, stream) : start_wide<T>(args, stream);
 }
 
 int product_k(const ProductArgs &args, WeftCudaStream stream)

@@ -97,7 +97,7 @@ static void assert_quantised(Dtype type, uint32_t rows, uint32_t n_out, uint32_t
 
 static void test_quantised(void **state)
 {
-    static const uint32_t rows[] = {1, 3, 8, 9, 17, 33};
+    static const uint32_t rows[] = {1, 3, 8, 9, 17, 33, 65};
     for (unsigned t = 3; t < sizeof weight_types / sizeof weight_types[0]; t++) {
         const Dtype type = weight_types[t];
         const bool wide = dtype_info(type)->block == 256;
