@@ -363,6 +363,7 @@ void admin_service_add(RpcServer *server, Parts *parts)
         {"Status", on_status, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"Why", why_service_answer, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"Plan", on_plan, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
+        {"PlanTraining", plan_training_answer, RPC_ROLE_ADMIN | RPC_ROLE_SUBMIT},
         {"CreateToken", on_create_token, RPC_ROLE_ADMIN},
         {"Revoke", on_revoke, RPC_ROLE_ADMIN},
         {"Drain", on_drain, RPC_ROLE_ADMIN},

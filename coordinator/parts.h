@@ -41,6 +41,9 @@ typedef struct Parts {
 void cluster_service_add(RpcServer *server, Parts *parts);
 void admin_service_add(RpcServer *server, Parts *parts);
 
+/* plan_training.c: Admin.PlanTraining. */
+void plan_training_answer(RpcCall *call, const ProtobufCMessage *message, void *user);
+
 /* why_service.c: Admin.Why. */
 void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *user);
 

@@ -10,6 +10,7 @@
 #include "coordinator/train/train_call.h"
 #include "coordinator/train/train_log.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
@@ -334,21 +335,6 @@ static void prepare_done(void *user)
 
 /* ---- PLANNING: workers, layout, checkpoint, epoch ---- */
 
-typedef struct Usable {
-    GPtrArray *members; /* of Member, borrowed */
-    uint64_t least_memory;
-} Usable;
-
-static void add_usable(Member *member, void *user)
-{
-    Usable *usable = user;
-    const Weft__V1__Hello *hello = member_hello(member);
-    if (hello != NULL && member_usable(member) && member_channel(member) != NULL) {
-        g_ptr_array_add(usable->members, member);
-        usable->least_memory = MIN(usable->least_memory, hello->memory_bytes);
-    }
-}
-
 static void plan_due(void *user)
 {
     TrainJob *job = user;
@@ -360,22 +346,6 @@ static void plan_later(TrainJob *job, int64_t delay_us)
 {
     loop_timer_cancel(job->o.loop, job->timer);
     job->timer = loop_timer_start(job->o.loop, delay_us, plan_due, job);
-}
-
-static void name_workers(TrainJob *job, const GPtrArray *members)
-{
-    uint32_t at = 0;
-    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
-        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
-            const PlanStage *stage = &job->plan->replicas[d].stages[s];
-            for (uint32_t r = 0; r < stage->n_ranks; r++, at++) {
-                g_free(stage->ranks[r].worker);
-                stage->ranks[r].worker = g_strdup(member_name(members->pdata[at]));
-            }
-        }
-    }
-    g_free(job->plan->job);
-    job->plan->job = g_strdup(job->spec->name);
 }
 
 static void note_damage(void *user, const char *message)
@@ -485,39 +455,41 @@ static void open_done(void *user)
     take_epoch(job);
 }
 
+/* NULL + error. */
+static Plan *choose_plan(TrainJob *job, const TrainWorkers *workers, GError **error)
+{
+    return train_layout_choose(job->spec, job->input->spec, workers->members->len,
+                               workers->least_memory, job->may_shrink, &job->layout, error)
+               ? train_workers_plan(workers, &job->layout, job->input->spec, job->spec->name, error)
+               : NULL;
+}
+
 static void job_plan(TrainJob *job)
 {
-    Usable usable = {g_ptr_array_new(), UINT64_MAX};
-    g_autoptr(GPtrArray) members = usable.members;
-    g_autoptr(GError) error = NULL;
+    GError *error = NULL;
     if (job->working > 0) { /* a checkpoint is being written: it is what is gone on from */
         plan_later(job, LOOK_US);
         return;
     }
-    members_each(job->o.members, add_usable, &usable);
-    if (members->len == 0) {
+    TrainWorkers workers = train_workers_usable(job->o.members);
+    if (workers.members->len == 0) {
         if (job->problem == NULL) {
             job->problem = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NOT_READY,
                                                "no worker is usable: waits for one");
             job_say(job, job->problem->message);
         }
         plan_later(job, LOOK_US);
+        train_workers_clear(&workers);
         return;
     }
     g_clear_error(&job->problem);
-    plan_free(g_steal_pointer(&job->plan));
-    if (train_layout_choose(job->spec, job->input->spec, members->len, usable.least_memory,
-                            job->may_shrink, &job->layout, &error)) {
-        job->plan = train_plan_new(job->input->spec, job->layout.dp, job->layout.pp, job->layout.tp,
-                                   &error);
-    }
-    if (job->plan == NULL ||
-        (job->layout.chunks > 1 &&
-         !train_plan_interleave(job->plan, job->input->spec, job->layout.chunks, &error))) {
-        job_fail(job, g_steal_pointer(&error));
+    plan_free(job->plan);
+    job->plan = choose_plan(job, &workers, &error);
+    train_workers_clear(&workers);
+    if (job->plan == NULL) {
+        job_fail(job, error);
         return;
     }
-    name_workers(job, members);
     work_pool_run_full(job->o.pool, open_work, open_done, task_dropped, task_new(job));
 }
 
@@ -771,17 +743,18 @@ static void add_call(TrainJob *job, Weft__V1__TrainLoad *load, const char *worke
     g_ptr_array_add(job->parts, g_queue_new());
 }
 
+static uint32_t n_ranks(const TrainJob *job)
+{
+    return job->layout.dp * job->layout.pp * job->layout.tp;
+}
+
 static bool all_reachable(const TrainJob *job)
 {
-    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
-        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
-            const PlanStage *stage = &job->plan->replicas[d].stages[s];
-            for (uint32_t r = 0; r < stage->n_ranks; r++) {
-                const Member *m = members_find(job->o.members, stage->ranks[r].worker);
-                if (m == NULL || member_channel(m) == NULL) {
-                    return false;
-                }
-            }
+    TrainPosition at;
+    for (uint32_t g = 0; g < n_ranks(job); g++) {
+        const Member *m = members_find(job->o.members, train_plan_rank(job->plan, g, &at)->worker);
+        if (m == NULL || member_channel(m) == NULL) {
+            return false;
         }
     }
     return true;
@@ -789,16 +762,13 @@ static bool all_reachable(const TrainJob *job)
 
 static void load_all(TrainJob *job, Weft__V1__TrainLoad *load)
 {
-    for (uint32_t d = 0; d < job->plan->n_replicas; d++) {
-        for (uint32_t s = 0; s < job->plan->replicas[d].n_stages; s++) {
-            const PlanStage *stage = &job->plan->replicas[d].stages[s];
-            for (uint32_t r = 0; r < stage->n_ranks; r++) {
-                load->replica = d;
-                load->stage = s;
-                load->rank = r;
-                add_call(job, load, stage->ranks[r].worker);
-            }
-        }
+    for (uint32_t g = 0; g < n_ranks(job); g++) {
+        TrainPosition at;
+        const PlanRank *rank = train_plan_rank(job->plan, g, &at);
+        load->replica = at.replica;
+        load->stage = at.stage;
+        load->rank = at.rank;
+        add_call(job, load, rank->worker);
     }
 }
 

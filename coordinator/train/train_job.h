@@ -1,10 +1,20 @@
 /* TrainJob: a training job from its file to the last weights, over workers that come and go.
  *
- *   PREPARING ──data, model──▶ PLANNING ──checkpoint, epoch durable──▶ LOADING ──all loaded──▶
- * RUNNING │                       │  ▲  no worker yet: looks again                               │
- * │ │                       │  └──────── a rank or its worker failed, for a while ◀────────┘   │
- *       └──▶ FAILED ◀───────────┴── cannot be: spec, files, numbers                    all done ──▶
- * DONE
+ *   PREPARING   reads data and model
+ *       │
+ *       ▼
+ *   PLANNING    workers, newest checkpoint, an epoch that is durable; without workers looks again
+ *       │  ▲
+ *       ▼  │ a rank or its worker failed, for a while
+ *   LOADING     all ranks get their data and state
+ *       │  ▲
+ *       ▼  │ the same, by way of PLANNING
+ *   RUNNING     steps and checkpoints
+ *       │
+ *       ▼ all ranks done, curves written
+ *     DONE
+ *
+ * FAILED from anywhere: what cannot be (spec, files, numbers), and 20 epochs without a new step.
  *
  * Every epoch goes on from the newest whole checkpoint, from the first weights if there is none, on
  * whatever workers are usable then; losses and weights do not depend on which (NUMERICS 14-18).

@@ -2,7 +2,6 @@
 
 #include "proto/base/error.h"
 
-#define STATE_BYTES 32u /* a parameter */
 #define MICRO_PER_STAGE 4u
 
 static uint64_t parameters_of(const ModelSpec *model)
@@ -16,7 +15,7 @@ static uint64_t parameters_of(const ModelSpec *model)
 
 static uint32_t stages_that_fit(const ModelSpec *model, uint32_t tp, uint64_t memory)
 {
-    const uint64_t need = parameters_of(model) * STATE_BYTES / tp;
+    const uint64_t need = parameters_of(model) * TRAIN_STATE_BYTES / tp;
     const uint64_t stages = memory > 0 ? (need + memory - 1) / memory : 1;
     return (uint32_t)CLAMP(stages, 1, model->n_layers);
 }

@@ -11,6 +11,8 @@
 #include "proto/config/job_spec.h"
 #include "proto/model/model_spec.h"
 
+#define TRAIN_STATE_BYTES 32u /* a parameter */
+
 typedef struct TrainLayoutChoice {
     uint32_t dp, pp, tp, micro_sequences;
     uint32_t chunks; /* of layers per stage; 1: not interleaved */

@@ -209,3 +209,12 @@ TrainPosition train_position(const Plan *plan, uint32_t replica, uint32_t stage,
                            .stage = stage,
                            .rank = rank};
 }
+
+PlanRank *train_plan_rank(const Plan *plan, uint32_t global, TrainPosition *at)
+{
+    *at = train_position(plan, 0, 0, 0);
+    at->rank = global % at->tp;
+    at->stage = global / at->tp % at->pp;
+    at->replica = global / (at->tp * at->pp);
+    return &plan->replicas[at->replica].stages[at->stage].ranks[at->rank];
+}

@@ -31,4 +31,6 @@ bool train_plan_interleave(Plan *plan, const ModelSpec *spec, uint32_t chunks, G
  * stages, cuts or counts of ranks differ between replicas, counts of ranks or chunks between
  * stages, or the vocabulary's cut of a tied model between its first and last stage. */
 bool train_plan_check(const Plan *plan, const ModelSpec *spec, GError **error);
+/* The rank of number `global` (train_global()), and where it stands; borrowed. */
+PlanRank *train_plan_rank(const Plan *plan, uint32_t global, TrainPosition *at);
 TrainPosition train_position(const Plan *plan, uint32_t replica, uint32_t stage, uint32_t rank);

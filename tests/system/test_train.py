@@ -149,6 +149,35 @@ def case_sampled():
     assert said["text"] == texts[layout][1][1], (said["text"], texts[layout])
 
 
+def case_planned():
+    """weft plan of a job file: memory of each worker, the schedule's bubble, the layout that auto then gets; what cannot be, with legal neighbours"""
+    plan = lambda *more, **keys: weft("plan", spec("planned", *more, **keys), "--json").ok().json()
+    for family in MODELS:
+        alone, two, cut, staged = (plan(family, layout=layout) for layout in (
+            "{dp: 1, pp: 1, tp: 1}", "{dp: 2, pp: 1, tp: 1, zero: 1}", "{dp: 1, pp: 1, tp: 2}", "{dp: 1, pp: 2, tp: 1, micro: 6}"))
+        ranks = lambda p: [rank for stage in p["stages"] for rank in stage["ranks"]]
+        whole = ranks(alone)[0]
+        assert 4 * alone["parameters"] <= whole["weight_bytes"] <= 4.2 * alone["parameters"], alone
+        assert 8 * alone["parameters"] <= whole["optimizer_bytes"] and whole["gradient_bytes"] >= whole["weight_bytes"], whole
+        for p, n in ((two, 2), (cut, 2), (staged, 2)):
+            assert len(ranks(p)) == n and {r["worker"] for r in ranks(p)} == {"worker-1", "worker-2"}, p
+            for r in ranks(p):
+                assert r["peak_bytes"] == sum(r[k] for k in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes")) <= r["memory_bytes"], r
+        assert sum(r["optimizer_bytes"] for r in ranks(two)) < 1.1 * whole["optimizer_bytes"], two  # ZeRO-1
+        assert all(r["weight_bytes"] < whole["weight_bytes"] for r in ranks(cut) + ranks(staged)), (cut, staged)
+        m = staged["micro_batches"]
+        assert staged["schedule"] == "1f1b" and m == 6 and abs(staged["predicted"]["bubble"] - 1 / (m + 1)) < 0.05, staged
+        assert alone["predicted"]["bubble"] == 0 and alone["predicted"]["exchange_s"] == 0 < two["predicted"]["exchange_s"], (alone, two)
+        assert all(p["predicted"]["step_s"] > 0 and len(p["reasons"]) == 4 for p in (alone, two, cut, staged))
+    chosen = plan(layout="auto")["layout"]
+    run = weft("train", spec("chosen", layout="auto")).ok()
+    assert f"epoch 1: dp {chosen['dp']}, pp {chosen['pp']}, tp {chosen['tp']}\n" in run.err, (chosen, run)
+    assert "predicted:" in weft("plan", spec("planned")).ok().out
+    weft("plan", spec("planned", layout="{dp: 3, pp: 1, tp: 1}")).fails(2, "needs 3 workers and there are 2", "layout: {dp: 2, pp: 1, tp: 1}")
+    weft("plan", spec("planned", layout="{dp: 1, pp: 3, tp: 1}")).fails(2)
+    weft("plan", spec("planned", lern="1")).fails(2, "lern")
+
+
 def case_bad_input():
     """what is wrong with a job is one line: keys, files, data that are too short, layouts that cannot be, another model's checkpoint"""
     weft("train", spec("bad", lern="1")).fails(2, "lern")
@@ -252,5 +281,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_sampled, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_shown, case_sampled, case_planned, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_cancelled])

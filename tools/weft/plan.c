@@ -1,4 +1,6 @@
 /* weft plan: which host would hold what, why, and how fast it would be; loads nothing. */
+#include "tools/weft/job_file.h"
+#include "tools/weft/plan_training.h"
 #include "tools/weft/request.h"
 #include "tools/weft/verbs.h"
 
@@ -172,16 +174,44 @@ static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResp
     return ok;
 }
 
+/* A job file: of kind train it has its own plan; of kind serve it names model and layout. */
+static int plan_job(PlanOptions *o, const char *path, char **model)
+{
+    GError *error = NULL;
+    g_autoptr(JobSpec) spec = job_file_read(path, &error);
+    if (spec == NULL) {
+        return cli_fail(error);
+    }
+    if (spec->kind == JOB_TRAIN) {
+        return plan_training(&o->common, spec);
+    }
+    *model = g_strdup(spec->model.from);
+    o->request.dp = spec->layout.dp;
+    o->request.pp = spec->layout.pp;
+    o->request.tp = spec->layout.tp;
+    o->request.context = spec->context;
+    return 0;
+}
+
 static int plan_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     PlanOptions *o = values;
     GError *error = NULL;
+    g_autofree char *served = NULL;
     if (rest->len != 1) {
-        return cli_usage(verb, "one model file is expected");
+        return cli_usage(verb, "one model or job file is expected");
+    }
+    const char *path = rest->pdata[0];
+    if (g_str_has_suffix(path, ".yaml") || g_str_has_suffix(path, ".yml")) {
+        const int code = plan_job(o, path, &served);
+        if (served == NULL) {
+            return code;
+        }
+        path = served;
     }
     LocalCluster *cluster = local_cluster_for(&o->common, &error);
     Weft__V1__PlanResponse *response = NULL;
-    const bool ok = error == NULL && ask_plan(o, rest->pdata[0], &response, &error);
+    const bool ok = error == NULL && ask_plan(o, path, &response, &error);
     local_cluster_free(cluster);
     if (!ok) {
         return cli_fail(error);
@@ -198,6 +228,6 @@ static int plan_run(const Verb *verb, void *values, GPtrArray *rest)
     return code;
 }
 
-const Verb VERB_PLAN = {
-    "plan",        "MODEL", "who would hold what, and how fast", PLAN_OPTIONS, sizeof(PlanOptions),
-    plan_defaults, plan_run};
+const Verb VERB_PLAN = {"plan",       "MODEL|SPEC.yaml",   "who would hold what, and how fast",
+                        PLAN_OPTIONS, sizeof(PlanOptions), plan_defaults,
+                        plan_run};

@@ -21,6 +21,7 @@
 #include "worker/agent/health.h"
 #include "worker/agent/join.h"
 #include "worker/agent/leader_service.h"
+#include "worker/agent/train_estimate.h"
 #include "worker/agent/trainings.h"
 #include "worker/shard/slice_server.h"
 
@@ -112,6 +113,14 @@ static void on_train(RpcCall *call, const ProtobufCMessage *command, void *user)
     }
 }
 
+static void on_estimate(RpcCall *call, const ProtobufCMessage *request, void *user)
+{
+    Agent *a = user;
+    if (admit(a, call)) {
+        train_estimate_answer(a->pool, call, (const Weft__V1__TrainEstimateRequest *)request);
+    }
+}
+
 static bool is_revoked(const char *serial, void *user)
 {
     Agent *a = user;
@@ -127,7 +136,9 @@ static RpcServer *open_server(Agent *a, const char *listen, GError **error)
                                        {"Drop", on_drop, RPC_ROLE_COORDINATOR},
                                        {NULL}};
     static const RpcMethod leader[] = {{"Generate", on_generate, RPC_ROLE_COORDINATOR}, {NULL}};
-    static const RpcMethod trainer[] = {{"Train", on_train, RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod trainer[] = {{"Train", on_train, RPC_ROLE_COORDINATOR},
+                                        {"Estimate", on_estimate, RPC_ROLE_COORDINATOR},
+                                        {NULL}};
     RpcServerOptions options = {
         .listen = listen,
         .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem, true},

@@ -145,30 +145,36 @@ static bool open_port(TrainEngine *e, GError **error)
     return e->port != NULL;
 }
 
+TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, const Plan *plan,
+                                    uint32_t replica, uint32_t stage, uint32_t rank)
+{
+    return (TrainRankOptions){.spec = spec,
+                              .sequences = w->sequences,
+                              .precision = w->precision,
+                              .scaling = w->scaling,
+                              .skip_nonfinite = w->skip_nonfinite,
+                              .leaves = w->leaves,
+                              .micro_sequences = w->micro_sequences,
+                              .optimizer = w->optimizer,
+                              .dropout = {(float)w->dropout, w->seed},
+                              .smoothing = w->smoothing,
+                              .plan = plan,
+                              .replica = replica,
+                              .stage = stage,
+                              .rank = rank,
+                              .whole_optimizer = w->whole_optimizer,
+                              .schedule = w->schedule,
+                              .recompute = w->recompute};
+}
+
 static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */, GError **error)
 {
-    const TrainWork *w = &e->o.work;
-    const TrainRankOptions options = {.spec = e->o.spec,
-                                      .kernels = e->o.kernels,
-                                      .pool = e->pool,
-                                      .source = &e->source,
-                                      .sequences = w->sequences,
-                                      .precision = w->precision,
-                                      .scaling = w->scaling,
-                                      .skip_nonfinite = w->skip_nonfinite,
-                                      .leaves = w->leaves,
-                                      .micro_sequences = w->micro_sequences,
-                                      .optimizer = w->optimizer,
-                                      .dropout = {(float)w->dropout, w->seed},
-                                      .smoothing = w->smoothing,
-                                      .plan = e->o.plan,
-                                      .replica = e->o.replica,
-                                      .stage = e->o.stage,
-                                      .rank = e->o.rank,
-                                      .links = e->links,
-                                      .whole_optimizer = w->whole_optimizer,
-                                      .schedule = w->schedule,
-                                      .recompute = w->recompute};
+    TrainRankOptions options =
+        train_work_options(&e->o.work, e->o.spec, e->o.plan, e->o.replica, e->o.stage, e->o.rank);
+    options.kernels = e->o.kernels;
+    options.pool = e->pool;
+    options.source = &e->source;
+    options.links = e->links;
     e->rank = train_rank_new(&options, weights, error);
     return e->rank != NULL;
 }

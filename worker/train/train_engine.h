@@ -37,6 +37,10 @@ typedef struct TrainWork {
     TrainProgress from; /* where a restored state stands; step 0: weights from the seed */
 } TrainWork;
 
+/* Of a rank that does this work; kernels, pool, source and links are left to be filled in. */
+TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, const Plan *plan,
+                                    uint32_t replica, uint32_t stage, uint32_t rank);
+
 /* A token of the feed: its id and, in the highest bits, DOCUMENT_LOSS and DOCUMENT_BEGIN. */
 #define TRAIN_ID_BITS 30u
 

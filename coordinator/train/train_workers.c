@@ -1,0 +1,46 @@
+#include "coordinator/train/train_workers.h"
+
+#include "proto/plan/train_layout.h"
+
+static void add_usable(Member *member, void *user)
+{
+    TrainWorkers *w = user;
+    const Weft__V1__Hello *hello = member_hello(member);
+    if (hello != NULL && member_usable(member) && member_channel(member) != NULL) {
+        g_ptr_array_add(w->members, member);
+        w->least_memory = MIN(w->least_memory, hello->memory_bytes);
+    }
+}
+
+TrainWorkers train_workers_usable(Members *members)
+{
+    TrainWorkers w = {g_ptr_array_new(), UINT64_MAX};
+    members_each(members, add_usable, &w);
+    return w;
+}
+
+void train_workers_clear(TrainWorkers *w)
+{
+    g_clear_pointer(&w->members, g_ptr_array_unref);
+}
+
+Plan *train_workers_plan(const TrainWorkers *w, const TrainLayoutChoice *layout,
+                         const ModelSpec *model, const char *job, GError **error)
+{
+    Plan *plan = train_plan_new(model, layout->dp, layout->pp, layout->tp, error);
+    TrainPosition at;
+    if (plan != NULL && layout->chunks > 1 &&
+        !train_plan_interleave(plan, model, layout->chunks, error)) {
+        plan_free(g_steal_pointer(&plan));
+    }
+    for (uint32_t g = 0; plan != NULL && g < layout->dp * layout->pp * layout->tp; g++) {
+        PlanRank *rank = train_plan_rank(plan, g, &at);
+        g_free(rank->worker);
+        rank->worker = g_strdup(member_name(w->members->pdata[g]));
+    }
+    if (plan != NULL) {
+        g_free(plan->job);
+        plan->job = g_strdup(job);
+    }
+    return plan;
+}

@@ -1,0 +1,143 @@
+#include "worker/agent/train_estimate.h"
+
+#include "proto/base/error.h"
+#include "proto/model/model_message.h"
+#include "proto/plan/plan_message.h"
+#include "proto/plan/train_layout.h"
+#include "worker/agent/train_settings.h"
+
+typedef struct Estimate {
+    RpcCall *call;
+    ModelSpec *spec;
+    Plan *plan;
+    TrainWork work;
+    PipelineTimes times;
+    uint32_t n_ranks, *threads;
+    TrainMemory *memory; /* [n_ranks] */
+    PipelineCost cost;
+    uint32_t micro_batches;
+    GError *error;
+} Estimate;
+
+static void estimate_free(Estimate *e)
+{
+    rpc_call_unref(e->call);
+    plan_free(e->plan);
+    model_spec_free(e->spec);
+    g_clear_error(&e->error);
+    g_free(e->threads);
+    g_free(e->memory);
+    g_free(e);
+}
+
+/* Micro-batches of the replica that has most. */
+static uint32_t count_micro_batches(const Estimate *e, const TrainPosition *all)
+{
+    const LeafCuts leaves = leaf_cuts(e->work.sequences, e->work.leaves, all->dp);
+    uint32_t most = 1;
+    for (uint32_t d = 0; d < all->dp; d++) {
+        uint32_t n = 0;
+        for (uint32_t leaf = leaves.cuts[d]; leaf < leaves.cuts[d + 1]; leaf++) {
+            const uint32_t own = leaf_begin(leaf + 1, e->work.leaves, e->work.sequences) -
+                                 leaf_begin(leaf, e->work.leaves, e->work.sequences);
+            n += (own + e->work.micro_sequences - 1) / e->work.micro_sequences;
+        }
+        most = MAX(most, n);
+    }
+    return most;
+}
+
+static void estimate_run(void *user)
+{
+    Estimate *e = user;
+    const SampleSource source = {.vocabulary = e->spec->vocab_size, .length = e->work.length};
+    TrainPosition at;
+    for (uint32_t g = 0; g < e->n_ranks; g++) {
+        train_plan_rank(e->plan, g, &at);
+        TrainRankOptions options =
+            train_work_options(&e->work, e->spec, e->plan, at.replica, at.stage, at.rank);
+        options.source = &source;
+        if (!train_memory_plan(&options, e->threads[g], &e->memory[g], &e->error)) {
+            return;
+        }
+    }
+    e->micro_batches = count_micro_batches(e, &at);
+    g_autoptr(Pipeline) pipeline =
+        pipeline_new(e->work.schedule, at.pp, at.chunks, e->micro_batches);
+    e->cost = pipeline_simulate(pipeline, &e->times);
+}
+
+static void estimate_done(void *user)
+{
+    Estimate *e = user;
+    if (e->error != NULL) {
+        rpc_call_finish(e->call, e->error);
+        estimate_free(e);
+        return;
+    }
+    g_autofree Weft__V1__TrainMemory *ranks = g_new(Weft__V1__TrainMemory, e->n_ranks);
+    g_autofree Weft__V1__TrainMemory **pointers = g_new(Weft__V1__TrainMemory *, e->n_ranks);
+    for (uint32_t g = 0; g < e->n_ranks; g++) {
+        weft__v1__train_memory__init(&ranks[g]);
+        ranks[g].weights = e->memory[g].weights;
+        ranks[g].gradients = e->memory[g].gradients;
+        ranks[g].optimizer = e->memory[g].optimizer;
+        ranks[g].activations = e->memory[g].activations;
+        pointers[g] = &ranks[g];
+    }
+    Weft__V1__TrainEstimate answer = WEFT__V1__TRAIN_ESTIMATE__INIT;
+    answer.ranks = pointers;
+    answer.n_ranks = e->n_ranks;
+    answer.makespan_s = e->cost.makespan;
+    answer.bubble_s = e->cost.bubble;
+    answer.micro_batches = e->micro_batches;
+    rpc_call_reply(e->call, &answer.base);
+    estimate_free(e);
+}
+
+static bool is_time(double s)
+{
+    return s >= 0 && s <= 1e9;
+}
+
+static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **error)
+{
+    const Weft__V1__TrainLoad *load = r->load;
+    if (load == NULL || load->plan == NULL || load->model == NULL || load->settings == NULL ||
+        !is_time(r->forward_s) || !is_time(r->backward_s) || !is_time(r->weights_s) ||
+        !is_time(r->transfer_s)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "estimate: plan, model or settings are missing, or a time is none");
+        return false;
+    }
+    e->times = (PipelineTimes){r->forward_s, r->backward_s, r->weights_s, r->transfer_s};
+    e->spec = model_from_message(load->model, error);
+    e->plan = e->spec != NULL ? plan_from_message(load->plan, error) : NULL;
+    if (e->plan == NULL || !train_plan_check(e->plan, e->spec, error) ||
+        !train_settings_read(load->settings, e->spec, &e->work, error)) {
+        return false;
+    }
+    const TrainPosition all = train_position(e->plan, 0, 0, 0);
+    e->n_ranks = train_world(&all);
+    e->memory = g_new0(TrainMemory, e->n_ranks);
+    e->threads = g_new0(uint32_t, e->n_ranks);
+    for (uint32_t g = 0; g < e->n_ranks; g++) {
+        e->threads[g] = g < r->n_threads ? CLAMP(r->threads[g], 1, 1024) : 1;
+    }
+    e->work.sample = (TextWish){.n_tokens = 0}; /* it borrows the message */
+    return true;
+}
+
+void train_estimate_answer(TaskPool *pool, RpcCall *call,
+                           const Weft__V1__TrainEstimateRequest *request)
+{
+    Estimate *e = g_new0(Estimate, 1);
+    g_autoptr(GError) error = NULL;
+    e->call = rpc_call_ref(call);
+    if (fill(e, request, &error)) {
+        task_pool_run(pool, estimate_run, estimate_done, e);
+    } else {
+        rpc_call_finish(call, error);
+        estimate_free(e);
+    }
+}
