@@ -100,6 +100,10 @@ static void on_status(RpcCall *call, const ProtobufCMessage *message, void *user
         parts->options.lag_ms != NULL ? parts->options.lag_ms(parts->options.lag_user) : 0;
     response.seal_off = parts->options.seal_off;
     requests_count(parts->requests, &response.requests_running, &response.requests_waiting);
+    g_autoptr(GPtrArray) training = g_ptr_array_new_with_free_func(message_free_data);
+    submissions_training(parts->submissions, training);
+    response.training = (Weft__V1__TrainingStatus **)training->pdata;
+    response.n_training = training->len;
     rpc_call_reply(call, &response.base);
 }
 

@@ -16,6 +16,7 @@
 #include "coordinator/reason.h"
 #include "coordinator/store/records.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_status.h"
 #include "proto/base/error.h"
 #include "proto/config/job_spec.h"
 #include "proto/config/options.h"
@@ -579,20 +580,47 @@ char *submissions_plot(const Submissions *submissions, const char *name, uint64_
     return train_job_curves(s->train);
 }
 
+void submissions_training(const Submissions *submissions, GPtrArray *out)
+{
+    for (guint i = 0; i < submissions->all->len; i++) {
+        const Submission *s = g_ptr_array_index(submissions->all, i);
+        if (s->train != NULL) {
+            g_ptr_array_add(out, train_status(s->train, &submissions->options.train));
+        }
+    }
+}
+
+/* What there is to say of one that has no deployment. */
+static void explain_alone(const Submission *s, GPtrArray *reasons)
+{
+    const SubmissionsOptions *o = &s->owner->options;
+    const int64_t age_us = loop_wall_us(o->loop) - s->submitted_us;
+    Weft__V1__Reason *reason = s->train != NULL ? train_status_reason(s->train, &o->train)
+                                                : reason_new("job", s->spec->name);
+    reason->age_ms = (uint64_t)MAX(age_us, 0) / 1000;
+    reason_set(&reason->model, g_strdup(model_text(s)));
+    if (s->train == NULL) {
+        reason_set(&reason->state, g_strdup(state_text(s)));
+        reason_set(&reason->text, g_strdup(problem_text(s)));
+        reason->state_ms = reason->age_ms;
+    }
+    g_ptr_array_add(reasons, reason);
+}
+
 bool submissions_explain(const Submissions *submissions, const char *name, GPtrArray *reasons)
 {
-    const Submission *s = find(submissions, name);
+    for (guint i = 0; name == NULL && i < submissions->all->len; i++) {
+        const Submission *s = g_ptr_array_index(submissions->all, i);
+        if (s->train != NULL && !train_job_is_over(s->train)) {
+            explain_alone(s, reasons);
+        }
+    }
+    const Submission *s = name != NULL ? find(submissions, name) : NULL;
     const char *job = s != NULL && s->served != NULL ? served_job(s->served) : NULL;
     if (job != NULL) {
         jobs_explain(submissions->options.jobs, job, reasons);
     } else if (s != NULL) {
-        Weft__V1__Reason *reason = reason_new("job", s->spec->name);
-        int64_t age_us = loop_wall_us(submissions->options.loop) - s->submitted_us;
-        reason_set(&reason->state, g_strdup(state_text(s)));
-        reason_set(&reason->text, g_strdup(problem_text(s)));
-        reason_set(&reason->model, g_strdup(model_text(s)));
-        reason->age_ms = reason->state_ms = (uint64_t)MAX(age_us, 0) / 1000;
-        g_ptr_array_add(reasons, reason);
+        explain_alone(s, reasons);
     }
-    return s != NULL;
+    return name == NULL || s != NULL;
 }

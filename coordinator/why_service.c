@@ -21,6 +21,7 @@ static GError *unknown(const Parts *parts, const char *what)
     g_autoptr(GPtrArray) names = g_ptr_array_new();
     requests_explain(parts->requests, NULL, open);
     jobs_explain(parts->jobs, NULL, open);
+    submissions_explain(parts->submissions, NULL, open);
     for (guint i = 0; i < open->len; i++) {
         const Weft__V1__Reason *reason = g_ptr_array_index(open, i);
         g_ptr_array_add(names, reason->id);
@@ -45,7 +46,7 @@ void why_service_answer(RpcCall *call, const ProtobufCMessage *message, void *us
     g_autoptr(GPtrArray) reasons = g_ptr_array_new_with_free_func(reason_free);
     requests_explain(parts->requests, id, reasons);
     jobs_explain(parts->jobs, id, reasons);
-    if (id != NULL && reasons->len == 0 &&
+    if ((id == NULL || reasons->len == 0) &&
         !submissions_explain(parts->submissions, id, reasons)) {
         g_autoptr(GError) error = unknown(parts, what);
         rpc_call_finish(call, error);

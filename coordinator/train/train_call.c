@@ -59,6 +59,17 @@ static void on_done_report(TrainCall *c, const Weft__V1__TrainDone *done)
     }
 }
 
+static void on_times(TrainCall *c, const Weft__V1__TrainTimes *times)
+{
+    const Weft__V1__TrainMemory *m = times->memory;
+    if (times->seconds > 0) {
+        c->wait_share = CLAMP(times->waited / times->seconds, 0, 1);
+    }
+    if (m != NULL) {
+        c->memory_bytes = m->weights + m->gradients + m->optimizer + m->activations;
+    }
+}
+
 static void on_message(const ProtobufCMessage *message, void *user)
 {
     TrainCall *c = user;
@@ -83,6 +94,9 @@ static void on_message(const ProtobufCMessage *message, void *user)
     case WEFT__V1__TRAIN_REPORT__REPORT_PIECE:
     case WEFT__V1__TRAIN_REPORT__REPORT_PART:
         on_piece(c, report);
+        break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_TIMES:
+        on_times(c, report->times);
         break;
     case WEFT__V1__TRAIN_REPORT__REPORT_DONE:
         on_done_report(c, report->done);
@@ -115,6 +129,7 @@ TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index, cons
     c->spec = spec;
     c->events = *events;
     c->heard_us = loop_now_us(loop);
+    c->wait_share = -1;
     const RpcCallbacks callbacks = {.on_message = on_message, .on_done = on_call_done};
     c->call = rpc_call_start(member_channel(worker), &weft__v1__trainer__descriptor, "Train", NULL,
                              0, false, callbacks, c);

@@ -26,6 +26,8 @@ struct TrainCall {
     uint8_t boot_id[16];
     Hash128 digest; /* done: of the weights */
     int64_t heard_us;
+    double wait_share;     /* of its last second of steps, for others; below 0: not known */
+    uint64_t memory_bytes; /* that it holds; 0: not known */
     /* private */
     Loop *loop;
     const ModelSpec *spec; /* borrowed */

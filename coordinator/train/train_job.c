@@ -54,6 +54,7 @@ struct TrainJob {
     LoopTimer *timer;
     uint32_t working, fruitless;
     uint64_t steps_before; /* that were said when the epoch began */
+    int64_t entered_us;    /* this state */
     bool dead, may_shrink, started;
 };
 
@@ -76,6 +77,12 @@ static void G_GNUC_PRINTF(2, 3) job_sayf(TrainJob *job, const char *format, ...)
     g_autofree char *line = g_strdup_vprintf(format, args);
     va_end(args);
     job_say(job, line);
+}
+
+static void job_enter(TrainJob *job, JobState state)
+{
+    job->state = state;
+    job->entered_us = loop_now_us(job->o.loop);
 }
 
 const char *train_job_state(const TrainJob *job)
@@ -154,7 +161,7 @@ static void ended_due(void *user)
 static void job_over(TrainJob *job, JobState state)
 {
     end_calls(job);
-    job->state = state;
+    job_enter(job, state);
     if (!job->dead) {
         job->timer = loop_timer_start(job->o.loop, 0, ended_due, job);
     }
@@ -234,6 +241,20 @@ static void task_dropped(void *user)
 }
 
 /* ---- DONE: the curves, then the last line ---- */
+
+TrainJobView train_job_view(const TrainJob *job)
+{
+    return (TrainJobView){.spec = job->spec,
+                          .model = job->input != NULL ? job->input->spec : NULL,
+                          .points = job->log != NULL ? train_log_points(job->log) : NULL,
+                          .steps = train_job_steps(job),
+                          .plan = job->calls->len > 0 ? job->plan : NULL,
+                          .layout = job->layout,
+                          .epoch = job->epoch,
+                          .calls = job->calls,
+                          .checkpoint = job->saved,
+                          .entered_us = job->entered_us};
+}
 
 uint64_t train_job_steps(const TrainJob *job)
 {
@@ -329,7 +350,7 @@ static void prepare_done(void *user)
         job_say(job, job->input->report);
     }
     job_sayf(job, "%zu tokens to learn from", job->input->train->n);
-    job->state = JOB_PLANNING;
+    job_enter(job, JOB_PLANNING);
     job_plan(job);
 }
 
@@ -556,7 +577,7 @@ static void start_all(TrainJob *job)
         train_call_start(job->calls->pdata[i], &start);
     }
     memset(secret, 0, sizeof secret);
-    job->state = JOB_RUNNING;
+    job_enter(job, JOB_RUNNING);
 }
 
 static void on_loaded(TrainCall *call, void *user)
@@ -682,7 +703,7 @@ static void job_end_epoch(TrainJob *job, const GError *why)
     g_clear_error(&job->problem);
     job->problem = g_error_copy(why);
     job->may_shrink = true;
-    job->state = JOB_PLANNING;
+    job_enter(job, JOB_PLANNING);
     plan_later(job, AGAIN_US);
 }
 
@@ -793,7 +814,7 @@ static void begin_calls(TrainJob *job)
     load.model = model_to_message(job->input->spec, true);
     load.seal = !job->o.seal_off;
     load.settings = &settings.settings;
-    job->state = JOB_LOADING;
+    job_enter(job, JOB_LOADING);
     job->steps_before = train_log_steps(job->log);
     job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,
              job->layout.pp, job->layout.tp);
@@ -848,6 +869,7 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->calls = g_ptr_array_new();
     job->parts = g_ptr_array_new_with_free_func(parts_free);
     job->started = job->may_shrink = restored;
+    job->entered_us = loop_now_us(options->loop);
     if (!restored) {
         train_job_forget(options, job->spec->name);
     }

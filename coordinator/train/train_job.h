@@ -22,6 +22,7 @@
 #pragma once
 
 #include "coordinator/jobs/jobs.h"
+#include "coordinator/train/train_layout_choice.h"
 #include "proto/config/job_spec.h"
 
 typedef struct TrainJobOptions { /* borrowed for the job's life */
@@ -58,6 +59,20 @@ const char *train_job_state(const TrainJob *job);
 const GError *train_job_problem(const TrainJob *job);
 bool train_job_failed(const TrainJob *job);
 bool train_job_is_over(const TrainJob *job);
+/* What there is to be shown of it; borrowed until the loop turns. */
+typedef struct TrainJobView {
+    const JobSpec *spec;
+    const ModelSpec *model; /* NULL: not yet read */
+    const GArray *points;   /* of TrainPoint; NULL: none */
+    uint64_t steps;         /* done */
+    const Plan *plan;       /* NULL: no epoch runs */
+    TrainLayoutChoice layout;
+    uint64_t epoch;
+    const GPtrArray *calls; /* of TrainCall, by rank */
+    const char *checkpoint; /* the newest; NULL: none */
+    int64_t entered_us;     /* its state */
+} TrainJobView;
+TrainJobView train_job_view(const TrainJob *job);
 uint64_t train_job_steps(const TrainJob *job); /* done so far */
 /* An SVG picture of its steps so far; returned. */
 char *train_job_curves(const TrainJob *job);

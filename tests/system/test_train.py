@@ -178,6 +178,30 @@ def case_planned():
     weft("plan", spec("planned", lern="1")).fails(2, "lern")
 
 
+def case_seen():
+    """a job at work in status, top and why: step, loss, speed, MFU, what is left, waits of each worker, and the very memory that the plan named"""
+    path = spec("seen", steps=1000000, layout="{dp: 1, pp: 2, tp: 1, micro: 3}")
+    planned = {rank["worker"]: rank["peak_bytes"] for stage in weft("plan", path, "--json").ok().json()["stages"] for rank in stage["ranks"]}
+    run = Run(path)
+    run.until_step(8)
+    now = lambda verb: next(t for t in weft(verb, "--json").ok().json()["training"] if t["name"] == "seen")
+    job = wait_for("word of both ranks", lambda: (lambda t: t if len(t["ranks"]) == 2 and all(r["memory_bytes"] for r in t["ranks"]) else None)(now("status")))
+    assert {r["worker"]: r["memory_bytes"] for r in job["ranks"]} == planned, (job, planned)
+    assert (job["state"], job["layout"], job["steps"]) == ("running", "dp1 pp2 tp1", 1000000) and job["step"] >= 8, job
+    assert job["loss"] > 0 and job["tokens_per_s"] > 0 and 0 < job["mfu"] < 2 and job["eta_s"] > 0, job
+    assert all(0 <= r["wait_share"] <= 1 and r["state"] == "running" for r in job["ranks"]), job
+    assert now("top")["step"] >= job["step"]
+    assert all(word in weft("top").ok().out for word in ("TRAINING", "seen", "dp1 pp2 tp1")) and "seen" in weft("status").ok().out
+    why = next(r for r in weft("why", "--json").ok().json()["reasons"] if r["id"] == "seen")
+    assert (why["kind"], why["state"]) == ("job", "running") and "of 1000000 is done" in why["text"], why
+    assert "tokens/s" in weft("why", "seen").ok().out
+    weft("why", "sean").fails(3, "seen")
+    weft("cancel", "seen", "-q").ok()
+    run.process.stdout.read()
+    run.process.wait(GUARD_S)
+    assert all(t["name"] != "seen" for t in weft("status", "--json").ok().json()["training"])
+
+
 def case_bad_input():
     """what is wrong with a job is one line: keys, files, data that are too short, layouts that cannot be, another model's checkpoint"""
     weft("train", spec("bad", lern="1")).fails(2, "lern")
@@ -281,5 +305,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_sampled, case_planned, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_cancelled])

@@ -1,5 +1,6 @@
 /* weft token, revoke, status, drain, undrain: the operator's view of the members. */
 #include "tools/weft/request.h"
+#include "tools/weft/training_shown.h"
 #include "tools/weft/verbs.h"
 
 #include "proto/base/error.h"
@@ -254,6 +255,7 @@ static void print_status_json(const Weft__V1__StatusResponse *s)
                                      "seal", s->seal_off ? "off" : "on", "control_address",
                                      s->control_address, "join_address", s->join_address, "ca_hash",
                                      hash, "members", members, "jobs", jobs));
+    json_object_set_new(object, "training", training_json(s));
     cli_print_json(object);
 }
 
@@ -357,6 +359,7 @@ static bool show_status(Client *client, const StatusOptions *o, GError **error)
     } else {
         print_members(status, o->common.verbose);
         print_jobs(status, o->common.verbose);
+        training_print(status, o->common.verbose);
         printf("\npayloads between workers: %s\n",
                status->seal_off ? "NOT sealed, CRC32C only (--seal off)" : "sealed, AES-256-GCM");
     }

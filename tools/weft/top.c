@@ -1,6 +1,7 @@
 /* weft top: what replicas, workers and jobs do now. Rates are between two heartbeats of the same
  * worker, by the coordinator's clock: neither this command's pace nor the network's is in them. */
 #include "tools/weft/request.h"
+#include "tools/weft/training_shown.h"
 #include "tools/weft/verbs.h"
 
 #include "proto/base/units.h"
@@ -215,6 +216,7 @@ static void print_json(const Sample *sample)
                                      (json_int_t)s->requests_running, "waiting",
                                      (json_int_t)s->requests_waiting, "loop_lag_ms", s->loop_lag_ms,
                                      "workers", workers, "replicas", replicas, "jobs", jobs));
+    json_object_set_new(object, "training", training_json(s));
     cli_print_json(object);
 }
 
@@ -326,6 +328,7 @@ static void print_text(const Sample *sample)
     print_replicas(sample);
     printf("\n");
     print_jobs(sample);
+    training_print(s, true);
 }
 
 /* ---- the verb ---- */

@@ -1,7 +1,7 @@
 /* Diagram: trainings.h. Invariants
  *   1. At most one training of a job is not CLOSING.
- *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended, which is
- * waited for in the pool; what it had posted ran before that is known here.
+ *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended,
+ * which is waited for in the pool; what it had posted ran before that is known here.
  *   3. What waits to be sent in a call is bounded by SEND_LIMIT and one report: a snapshot is sent
  * as the reader takes it, and the engine makes no other one before that is done. */
 #include "worker/agent/trainings.h"
@@ -21,6 +21,7 @@ enum {
     SEND_LIMIT = 4 << 20,
     PIECE_FLOATS = 256 << 10,
     SEND_LOOK_US = 2000,
+    TIMES_US = 1000000,
 };
 
 typedef struct TrainCall {
@@ -39,6 +40,8 @@ typedef struct TrainCall {
     uint32_t piece;
     size_t at;
     LoopTimer *pump;
+    Weft__V1__TrainTimes times; /* since they were last told */
+    int64_t times_due_us;
     bool done; /* the engine ended well; told when nothing is left to send */
     Hash128 digest;
 } TrainCall;
@@ -153,9 +156,36 @@ static void on_running(void *user)
     }
 }
 
+/* Every rank's share of waiting and its memory, now and then. */
+static void tell_times(TrainCall *t, const TrainReport *r)
+{
+    const int64_t now = loop_now_us(t->owner->o.loop);
+    t->times.steps++;
+    t->times.seconds += r->seconds;
+    t->times.waited += r->waited;
+    if (now < t->times_due_us) {
+        return;
+    }
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainMemory memory = WEFT__V1__TRAIN_MEMORY__INIT;
+    memory.weights = r->memory.weights;
+    memory.gradients = r->memory.gradients;
+    memory.optimizer = r->memory.optimizer;
+    memory.activations = r->memory.activations;
+    t->times.memory = &memory;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_TIMES;
+    report.times = &t->times;
+    send_report(t, &report);
+    weft__v1__train_times__init(&t->times);
+    t->times_due_us = now + TIMES_US;
+}
+
 static void on_step(const TrainReport *r, void *user)
 {
     TrainCall *t = user;
+    if (!t->closing) {
+        tell_times(t, r);
+    }
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainProgress progress = WEFT__V1__TRAIN_PROGRESS__INIT;
     if (t->closing || !t->first) {
@@ -374,6 +404,7 @@ static void train_call_load(Trainings *owner, RpcCall *call, const Weft__V1__Tra
     end_others(owner, load->stamp->job);
     TrainCall *t = g_new0(TrainCall, 1);
     t->owner = owner;
+    weft__v1__train_times__init(&t->times);
     t->job = g_strdup(load->stamp->job);
     t->epoch = load->stamp->epoch;
     t->generation = load->stamp->generation;

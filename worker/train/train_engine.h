@@ -61,6 +61,7 @@ typedef struct TrainReport {
     uint32_t n_sample;
     double seconds; /* of the step, without validation and checkpoint */
     double waited;  /* of these for other ranks */
+    TrainMemory memory;
 } TrainReport;
 
 /* All are posted on the loop, in order; ended() once, last. */

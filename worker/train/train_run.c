@@ -42,6 +42,7 @@ static bool run_step(TrainEngine *e, TrainReport *out, GError **error)
     }
     out->seconds = (double)(g_get_monotonic_time() - start) * 1e-6;
     out->waited = e->links != NULL ? (double)(train_links_wait_us(e->links) - waited) * 1e-6 : 0.0;
+    out->memory = train_rank_memory(e->rank);
     return true;
 }
 
