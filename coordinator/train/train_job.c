@@ -193,6 +193,7 @@ static bool is_final(const GError *error)
 
 typedef struct JobTask {
     TrainJob *job;
+    TrainLog *log;
     TrainInput *input;
     Checkpoint *checkpoint;
     GPtrArray *damages; /* of char * */
@@ -224,6 +225,7 @@ static bool task_end(JobTask *task)
     g_free(task->text);
     g_free(task->digest);
     if (!alive) {
+        train_log_free(task->log);
         train_input_free(task->input);
         checkpoint_free(task->checkpoint);
     }
@@ -833,14 +835,27 @@ static char *log_path(const TrainJobOptions *options, const char *name)
                : NULL;
 }
 
-static void begin_due(void *user)
+/* The log may be long: it is read in the pool. */
+static void log_work(void *user)
 {
-    TrainJob *job = user;
-    job->timer = NULL;
-    g_autofree char *path = log_path(&job->o, job->spec->name);
-    GError *error = NULL;
-    job->log = train_log_open(path, &error);
-    if (job->log == NULL || !train_settings_check(job->spec, &error)) {
+    JobTask *task = user;
+    g_autofree char *path = log_path(&task->job->o, task->job->spec->name);
+    task->log = train_log_open(path, &task->error);
+}
+
+static void log_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    GError *error = g_steal_pointer(&task->error);
+    if (!job->dead) {
+        job->log = task->log;
+    }
+    if (!task_end(task)) {
+        g_clear_error(&error);
+        return;
+    }
+    if (error != NULL) {
         job_fail(job, error);
         return;
     }
@@ -854,6 +869,18 @@ static void begin_due(void *user)
     }
     job_say(job, "reads its data");
     work_pool_run_full(job->o.pool, prepare_work, prepare_done, task_dropped, task_new(job));
+}
+
+static void begin_due(void *user)
+{
+    TrainJob *job = user;
+    GError *error = NULL;
+    job->timer = NULL;
+    if (!train_settings_check(job->spec, &error)) {
+        job_fail(job, error);
+        return;
+    }
+    work_pool_run_full(job->o.pool, log_work, log_done, task_dropped, task_new(job));
 }
 
 TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool restored,

@@ -252,6 +252,18 @@ def case_f16():
     assert all(json.loads(line)["skipped"] for line in out.splitlines()[:-1]), out
 
 
+def case_not_written():
+    """a checkpoint that cannot be written is said, the one before stays, and training goes on to the same weights"""
+    path = spec("full")
+    folder = work / "ck-full"
+    folder.mkdir()
+    (folder / ".step-0000000010").write_text("in the way")
+    done = weft("train", path, "--json").ok()
+    assert "checkpoint of step 10 was not written" in done.err and "the last one stays" in done.err, done
+    assert_same(result(done.out), reference("gpt2", 12))
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-0000000005", "step-0000000012"], list(folder.iterdir())
+
+
 def case_worker_killed():
     """a worker that is killed is named, the job goes on by itself, and ends with the losses and weights of the undisturbed run"""
     mortal = Cluster(workers=2)
@@ -305,5 +317,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_cancelled])
