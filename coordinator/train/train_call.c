@@ -153,7 +153,7 @@ void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t siz
     }
 }
 
-void train_call_start(TrainCall *c, const Weft__V1__TrainStart *start)
+static void call_start(TrainCall *c, const Weft__V1__TrainStart *start)
 {
     Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
     command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_START;
@@ -161,6 +161,46 @@ void train_call_start(TrainCall *c, const Weft__V1__TrainStart *start)
     if (c->call != NULL) {
         rpc_client_send(c->call, &command.base);
     }
+}
+
+/* Where a rank is to be found; borrows. */
+static void fill_address(Weft__V1__RankAddress *out, const TrainCall *c, Members *members)
+{
+    const Member *member = members_find(members, c->worker);
+    const Weft__V1__Hello *hello = member != NULL ? member_hello(member) : NULL;
+    gsize size;
+    const void *address = g_bytes_get_data(c->address, &size);
+    weft__v1__rank_address__init(out);
+    out->rank = c->index;
+    out->worker = c->worker;
+    out->data_address = (ProtobufCBinaryData){size, (uint8_t *)address};
+    out->boot_id = (ProtobufCBinaryData){sizeof c->boot_id, (uint8_t *)c->boot_id};
+    if (hello != NULL) {
+        out->host = hello->host;
+        out->threads = hello->threads;
+        out->cpus = hello->cpus;
+        out->n_cpus = hello->n_cpus;
+    }
+}
+
+void train_calls_start(const GPtrArray *calls, Members *members, Random *random)
+{
+    uint8_t secret[32];
+    random_fill(random, secret, sizeof secret);
+    g_autofree Weft__V1__RankAddress *ranks = g_new0(Weft__V1__RankAddress, calls->len);
+    g_autofree Weft__V1__RankAddress **pointers = g_new0(Weft__V1__RankAddress *, calls->len);
+    for (guint i = 0; i < calls->len; i++) {
+        fill_address(&ranks[i], calls->pdata[i], members);
+        pointers[i] = &ranks[i];
+    }
+    Weft__V1__TrainStart start = WEFT__V1__TRAIN_START__INIT;
+    start.secret = (ProtobufCBinaryData){sizeof secret, secret};
+    start.ranks = pointers;
+    start.n_ranks = calls->len;
+    for (guint i = 0; i < calls->len; i++) {
+        call_start(calls->pdata[i], &start);
+    }
+    memset(secret, 0, sizeof secret);
 }
 
 TrainPart *train_call_take_part(TrainCall *c)

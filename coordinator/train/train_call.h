@@ -4,6 +4,7 @@
 
 #include "coordinator/members.h"
 #include "coordinator/train/train_part.h"
+#include "proto/base/random.h"
 
 typedef struct TrainCall TrainCall;
 
@@ -41,7 +42,8 @@ struct TrainCall {
 TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index, const ModelSpec *spec,
                           const Weft__V1__TrainLoad *load, const TrainCallEvents *events);
 void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t size);
-void train_call_start(TrainCall *c, const Weft__V1__TrainStart *start);
+/* All are loaded: each hears of the others, under a fresh secret. calls: of TrainCall, by rank. */
+void train_calls_start(const GPtrArray *calls, Members *members, Random *random);
 TrainPart *train_call_take_part(TrainCall *c);
 /* Ends the rank: at its leisure when it is done, else at once. Frees. NULL-safe. */
 void train_call_end(TrainCall *c);

@@ -546,42 +546,6 @@ static void on_want(TrainCall *call, const Weft__V1__TrainWant *want, void *user
     job_end_epoch(job, error);
 }
 
-static void start_all(TrainJob *job)
-{
-    uint8_t secret[32];
-    random_fill(job->o.random, secret, sizeof secret);
-    g_autofree Weft__V1__RankAddress *ranks = g_new0(Weft__V1__RankAddress, job->calls->len);
-    g_autofree Weft__V1__RankAddress **pointers = g_new0(Weft__V1__RankAddress *, job->calls->len);
-    for (guint i = 0; i < job->calls->len; i++) {
-        TrainCall *call = job->calls->pdata[i];
-        const Member *member = members_find(job->o.members, call->worker);
-        const Weft__V1__Hello *hello = member != NULL ? member_hello(member) : NULL;
-        gsize size;
-        const void *address = g_bytes_get_data(call->address, &size);
-        pointers[i] = &ranks[i];
-        weft__v1__rank_address__init(&ranks[i]);
-        ranks[i].rank = i;
-        ranks[i].worker = call->worker;
-        ranks[i].data_address = (ProtobufCBinaryData){size, (uint8_t *)address};
-        ranks[i].boot_id = (ProtobufCBinaryData){sizeof call->boot_id, call->boot_id};
-        if (hello != NULL) {
-            ranks[i].host = hello->host;
-            ranks[i].threads = hello->threads;
-            ranks[i].cpus = hello->cpus;
-            ranks[i].n_cpus = hello->n_cpus;
-        }
-    }
-    Weft__V1__TrainStart start = WEFT__V1__TRAIN_START__INIT;
-    start.secret = (ProtobufCBinaryData){sizeof secret, secret};
-    start.ranks = pointers;
-    start.n_ranks = job->calls->len;
-    for (guint i = 0; i < job->calls->len; i++) {
-        train_call_start(job->calls->pdata[i], &start);
-    }
-    memset(secret, 0, sizeof secret);
-    job_enter(job, JOB_RUNNING);
-}
-
 static void on_loaded(TrainCall *call, void *user)
 {
     TrainJob *job = user;
@@ -590,7 +554,8 @@ static void on_loaded(TrainCall *call, void *user)
             return;
         }
     }
-    start_all(job);
+    train_calls_start(job->calls, job->o.members, job->o.random);
+    job_enter(job, JOB_RUNNING);
 }
 
 /* ---- RUNNING ---- */
