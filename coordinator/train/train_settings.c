@@ -11,9 +11,6 @@ static bool refuse(GError **error, const char *what)
 bool train_settings_check(const JobSpec *job, GError **error)
 {
     const JobOptimizerSpec *o = &job->optimizer;
-    if (job->layout.recompute == JOB_RECOMPUTE_SELECTIVE) {
-        return refuse(error, "recompute selective is not run; choose none or full");
-    }
     if ((o->decay_norms != 0 && o->decay_norms != o->decay) || o->decay_biases != o->decay_norms ||
         (o->decay_embeddings != 0 && o->decay_embeddings != o->decay)) {
         return refuse(error, "optimizer.groups: each is 0 or the decay of matrices, norms and "
@@ -89,7 +86,7 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
                     : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? 2
                     : layout->chunks > 1                               ? 3
                                                                        : 0; /* PipelineKind */
-    out->recompute = job->layout.recompute == JOB_RECOMPUTE_FULL;
+    out->recompute = job->layout.recompute;   /* JobRecompute */
     out->whole_optimizer = job->layout.zero == 0;
     out->checkpoint_every = job->checkpoint_directory != NULL ? job->checkpoint_every : 0;
     out->validation_every = in->validation != NULL ? job->validation_every : 0;

@@ -297,6 +297,10 @@ static void check_pipeline(const Check *c, const ModelSpec *model)
                 " chunks need as many layers, and the model has %u: use chunks %" G_GUINT64_FORMAT,
                 stages, l->chunks, model->n_layers, MAX(model->n_layers / stages, 1));
         }
+    } else if (l->schedule == JOB_SCHEDULE_ZERO_BUBBLE && l->recompute != JOB_RECOMPUTE_NONE) {
+        COMPLAIN(c, "layout.recompute",
+                 "zero-bubble needs what it would compute again for gradients of weights later: "
+                 "use recompute: none, or schedule: 1f1b");
     } else if (l->chunks > 1) {
         COMPLAIN(c, "layout.chunks", "chunks are for schedule: interleaved; leave them out");
     }

@@ -225,9 +225,9 @@ def case_bad_input():
 
 
 def case_interleaved():
-    """stages of several chunks of layers, run by an interleaved schedule, give the same"""
+    """stages of several chunks of layers, run by an interleaved schedule, with activations made again, give the same"""
     want = result(weft("train", spec("deep", model=DEEP), "--json", "-q").ok().out)
-    got = weft("train", spec("chunks", model=DEEP, layout="{dp: 1, pp: 2, tp: 1, micro: 4, schedule: interleaved, chunks: 2}"), "--json", "-q").ok().out
+    got = weft("train", spec("chunks", model=DEEP, layout="{dp: 1, pp: 2, tp: 1, micro: 4, schedule: interleaved, chunks: 2, recompute: selective}"), "--json", "-q").ok().out
     assert_same(result(got), want)
 
 

@@ -47,6 +47,18 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     meet(p);
 }
 
+void llama_training_layer_again(Pass *p, uint32_t l)
+{
+    Training *m = p->m;
+    Tape *tape = &p->slot->tape[l];
+    size_t n;
+    pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
+    pass_attention(p, tape);
+    pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
+    const size_t own = pass_own_rows(p, m->ffn_width, &n);
+    m->o.kernels->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
+}
+
 /* Gradients of the feed-forward weights; dy: of its result. */
 static void ffn_weights(Pass *p, uint32_t l, const float *dy)
 {

@@ -320,6 +320,17 @@ static void layer_forward(Pass *p, uint32_t l, float *out)
                                                                                             out);
 }
 
+/* What backward reads and was not kept. */
+static void layer_again(Pass *p, uint32_t l)
+{
+    if (p->m->o.recompute == RECOMPUTE_FULL) {
+        layer_forward(p, l, NULL);
+    } else if (p->m->o.recompute == RECOMPUTE_SELECTIVE) {
+        (p->m->spec->family == FAMILY_GPT2 ? gpt2_layer_again : llama_training_layer_again)(p, l);
+        meet(p);
+    }
+}
+
 static void forward_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass p = *(const Pass *)user;
@@ -349,9 +360,7 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
     }
     for (uint32_t l = p.n_layers; l-- > 0;) {
         p.d = layer_gradients(&p, l);
-        if (p.m->o.recompute) {
-            layer_forward(&p, l, NULL);
-        }
+        layer_again(&p, l);
         (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_backward : llama_training_layer_backward)(&p,
                                                                                                  l);
     }

@@ -38,6 +38,17 @@ typedef struct TrainBatch {
     const BatchLeaves *leaves; /* borrowed; NULL: one leaf, begun */
 } TrainBatch;
 
+/* What of a layer's forward pass is made again before its backward pass instead of being kept:
+ *   none       nothing
+ *   selective  what costs little: norms, attention's inner part (softmax(q k) v) and the activation
+ *              (Korthikanti et al. 2022, arXiv 2205.05198, section 5). With q, kv, f the rank's own
+ *              widths, a layer keeps 2 width + q + 2 kv + f (gated: 2 f) floats a token instead of
+ *              4 width + 2 q + 2 kv + 2 f (gated: 3 f)
+ *   full       all of it from the layer's input: width floats a token
+ * The bits are the same (NUMERICS 18). */
+typedef enum Recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL } Recompute;
+#define RECOMPUTE_LIMIT 3u
+
 typedef struct Training Training;
 
 typedef struct TrainingOptions {
@@ -48,9 +59,9 @@ typedef struct TrainingOptions {
     uint32_t slots;  /* micro-batches (times chunks) between forward and backward, at most */
     float smoothing; /* of labels: the loss is (1 - s) (lse - z_target) + s (lse - mean of z) */
     Precision precision;
-    bool apart;     /* gradients of the layers' matrices and biases by training_weights(); not with
-                       recompute */
-    bool recompute; /* keep only each layer's input, and run the layer again before its backward */
+    bool apart; /* gradients of the layers' matrices and biases by training_weights(); not with
+                   recompute */
+    Recompute recompute;
     GroupTurns *group;            /* of the stage's tensor ranks; NULL: one */
     void (*progress)(void *user); /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
     void *progress_user;

@@ -34,21 +34,27 @@ static size_t narrow_floats(const Training *t)
     return t->o.precision == PRECISION_F32 ? 0 : precision_floats(MAX(MAX(qkv, ffn), other));
 }
 
-/* What a layer's backward reads but its input. */
-static Tape carve_tape(Training *t, size_t *used)
+/* What a layer's backward reads but its input: what is always kept with it, unless the whole layer
+ * is computed again. */
+static void carve_products(Training *t, size_t *used, Tape *tape)
 {
-    const size_t rows = t->max_rows, wide = rows * t->width, q = rows * t->q_width,
-                 kv = rows * t->kv_width, ffn = rows * t->ffn_width;
-    return (Tape){.attn_in = carve(t, used, wide),
-                  .q = carve(t, used, q),
-                  .attn = carve(t, used, q),
-                  .k = carve(t, used, kv),
-                  .v = carve(t, used, kv),
-                  .mid = carve(t, used, wide),
-                  .ffn_in = carve(t, used, wide),
-                  .gate = t->spec->family == FAMILY_GPT2 ? NULL : carve(t, used, ffn),
-                  .up = carve(t, used, ffn),
-                  .act = carve(t, used, ffn)};
+    const size_t rows = t->max_rows, kv = rows * t->kv_width, ffn = rows * t->ffn_width;
+    tape->q = carve(t, used, rows * t->q_width);
+    tape->k = carve(t, used, kv);
+    tape->v = carve(t, used, kv);
+    tape->mid = carve(t, used, rows * t->width);
+    tape->gate = t->spec->family == FAMILY_GPT2 ? NULL : carve(t, used, ffn);
+    tape->up = carve(t, used, ffn);
+}
+
+/* And what is selected to be computed again. */
+static void carve_selected(Training *t, size_t *used, Tape *tape)
+{
+    const size_t rows = t->max_rows, wide = rows * t->width;
+    tape->attn_in = carve(t, used, wide);
+    tape->attn = carve(t, used, rows * t->q_width);
+    tape->ffn_in = carve(t, used, wide);
+    tape->act = carve(t, used, rows * t->ffn_width);
 }
 
 static LayerGradients carve_gradients(Training *t, size_t *used)
@@ -69,11 +75,25 @@ static LayerGradients carve_gradients(Training *t, size_t *used)
 static void lay_out_slots(Training *t, size_t *used)
 {
     const size_t wide = (size_t)t->max_rows * t->width;
-    const Tape shared = t->o.recompute ? carve_tape(t, used) : (Tape){0};
+    const Recompute again = t->o.recompute;
+    Tape shared = {0}; /* by all layers and slots */
+    if (again == RECOMPUTE_FULL) {
+        carve_products(t, used, &shared);
+    }
+    if (again != RECOMPUTE_NONE) {
+        carve_selected(t, used, &shared);
+    }
     for (uint32_t s = 0; s < t->o.slots; s++) {
         for (uint32_t l = 0; l < t->max_layers; l++) {
-            t->slots[s].tape[l] = t->o.recompute ? shared : carve_tape(t, used);
-            t->slots[s].tape[l].x = carve(t, used, wide);
+            Tape *tape = &t->slots[s].tape[l];
+            *tape = shared;
+            if (again != RECOMPUTE_FULL) {
+                carve_products(t, used, tape);
+            }
+            if (again == RECOMPUTE_NONE) {
+                carve_selected(t, used, tape);
+            }
+            tape->x = carve(t, used, wide);
             if (t->o.apart) {
                 t->slots[s].gradients[l] = carve_gradients(t, used);
             }
@@ -239,7 +259,7 @@ static bool check(const ModelSpec *spec, const TrainingOptions *o, GError **erro
         what = "the length of a sequence must be 1 to the model's context";
     } else if (o->max_sequences < 1 || (uint64_t)o->max_sequences * o->length > 1u << 24) {
         what = "a micro-batch has 1 to 16,777,216 tokens; choose smaller micro-batches";
-    } else if (o->apart && o->recompute) {
+    } else if (o->apart && o->recompute != RECOMPUTE_NONE) {
         what = "what is computed again is not there for gradients of weights apart; choose another "
                "schedule or no recomputation";
     } else if (spec->window != 0) {

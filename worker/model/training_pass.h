@@ -229,12 +229,15 @@ void pass_attention_backward(Pass *p, const Tape *tape);
 void pass_qkv_dx(Pass *p, uint32_t layer);
 
 /* ---- families: layer `layer` of the chunk, tape->x to `out`. out NULL: what backward needs is
- * computed again and nothing else. Backward takes m->dx from the layer's result to its input;
- * weights adds the gradients of its matrices and biases, from p->d, where backward left them apart.
+ * computed again and nothing else; again: the selective part of that. Backward takes m->dx from the
+ * layer's result to its input; weights adds the gradients of its matrices and biases, from p->d,
+ * where backward left them apart.
  * ---- */
 void gpt2_layer_forward(Pass *p, uint32_t layer, float *out);
+void gpt2_layer_again(Pass *p, uint32_t layer);
 void gpt2_layer_backward(Pass *p, uint32_t layer);
 void gpt2_layer_weights(Pass *p, uint32_t layer);
 void llama_training_layer_forward(Pass *p, uint32_t layer, float *out);
+void llama_training_layer_again(Pass *p, uint32_t layer);
 void llama_training_layer_backward(Pass *p, uint32_t layer);
 void llama_training_layer_weights(Pass *p, uint32_t layer);

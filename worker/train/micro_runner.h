@@ -19,7 +19,7 @@ typedef struct MicroRunnerOptions {
     TrainLinks *links; /* NULL: one rank */
     uint32_t sequences, micro_sequences;
     PipelineKind schedule;
-    bool recompute;
+    Recompute recompute;
     Precision precision;
     Dropout dropout;
     float smoothing; /* of labels */

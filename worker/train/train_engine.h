@@ -26,7 +26,8 @@ typedef struct TrainWork {
     double dropout;
     float smoothing; /* of labels */
     PipelineKind schedule;
-    bool recompute, whole_optimizer;
+    Recompute recompute;
+    bool whole_optimizer;
     uint64_t checkpoint_every;                       /* 0: none, not even after the last step */
     uint64_t validation_every, validation_sequences; /* 0: none */
     uint64_t sample_every;                           /* 0: none */

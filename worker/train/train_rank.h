@@ -35,7 +35,7 @@ typedef struct TrainRankOptions {
     TrainLinks *links;    /* NULL: this rank alone */
     bool whole_optimizer; /* every replica steps everything, instead of its own part (ZeRO-1) */
     PipelineKind schedule;
-    bool recompute;       /* each layer's forward pass again before its backward: less memory */
+    Recompute recompute;
     size_t bucket_floats; /* gradients are exchanged in pieces of about so many; 0: 1 Mi */
 } TrainRankOptions;
 

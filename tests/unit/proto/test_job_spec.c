@@ -244,6 +244,7 @@ static void test_impossible_layouts(void **state)
         {"layout: {pp: 1, schedule: interleaved, chunks: 2}", "interleaved needs pp of 2 or more"},
         {"layout: {pp: 2, schedule: interleaved, chunks: 2, micro: 5}", "use 6"},
         {"layout: {pp: 2, schedule: interleaved, chunks: 4, micro: 4}", "use chunks 3"},
+        {"layout: {pp: 2, schedule: zero-bubble, recompute: selective}", "recompute: none"},
         {"layout: {schedule: zero-buble}", "auto|gpipe|1f1b|interleaved|zero-bubble"},
         {"layout: fast", "layout 'fast' is unknown: use one of auto"},
         {"layout: {zero: 2}", "layout.zero 2 is out of range: use 0 to 1"},

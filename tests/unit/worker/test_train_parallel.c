@@ -60,14 +60,19 @@ static void zero_bubble(TrainRankOptions *options)
 
 static void recompute(TrainRankOptions *options)
 {
-    options->recompute = true;
+    options->recompute = RECOMPUTE_FULL;
     options->bucket_floats = 3000;
+}
+
+static void selective(TrainRankOptions *options)
+{
+    options->recompute = RECOMPUTE_SELECTIVE;
 }
 
 static void gpipe_recompute(TrainRankOptions *options)
 {
     options->schedule = PIPELINE_GPIPE;
-    options->recompute = true;
+    options->recompute = RECOMPUTE_FULL;
     options->whole_optimizer = true;
 }
 
@@ -100,6 +105,8 @@ static const RunSpread pipelines[] = {
     {.change = recompute, .threads = 2},
     {.pp = 2, .micro = 8},
     {.pp = 2, .dp = 2, .micro = 8, .change = zero_bubble},
+    {.change = selective, .threads = 2, .micro = 2},
+    {.pp = 3, .dp = 2, .change = selective},
 };
 
 static void test_pipelines(void **state)
@@ -113,7 +120,7 @@ static void test_pipelines(void **state)
 static const RunSpread chunked[] = {
     {.pp = 2, .chunks = 2},
     {.pp = 3, .chunks = 2, .threads = 2}, /* of 1 and 2 layers */
-    {.pp = 2, .chunks = 3, .micro = 2},
+    {.pp = 2, .chunks = 3, .micro = 2, .change = selective},
     {.pp = 2, .chunks = 2, .dp = 3, .change = recompute},
     {.pp = 2, .chunks = 4, .tp = 2},
 };
@@ -152,6 +159,7 @@ static const RunSpread tensors[] = {
     {.tp = 2, .edit = uneven, .threads = 2},
     {.tp = 3, .change = recompute},
     {.tp = 2, .threads = 2, .micro = 8},
+    {.tp = 3, .change = selective},
 };
 
 static void test_tensor_ranks(void **state)

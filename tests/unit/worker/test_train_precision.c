@@ -166,7 +166,12 @@ static void test_close_to_f32(void **state)
 
 static void recompute(TrainRankOptions *options)
 {
-    options->recompute = true;
+    options->recompute = RECOMPUTE_FULL;
+}
+
+static void selective(TrainRankOptions *options)
+{
+    options->recompute = RECOMPUTE_SELECTIVE;
 }
 
 static void zero_bubble(TrainRankOptions *options)
@@ -181,7 +186,7 @@ static void test_same_on_other_layouts(void **state)
     const KernelIsa best = kernels_best_isa();
     const RunSpread spreads[] = {{.threads = 2, .micro = 2, .isa = ISA_GENERIC},
                                  {.dp = 2, .pp = 2, .isa = best, .change = recompute},
-                                 {.tp = 2, .dp = 2, .micro = 2, .isa = best},
+                                 {.tp = 2, .dp = 2, .micro = 2, .isa = best, .change = selective},
                                  {.pp = 2, .tp = 2, .isa = best, .change = zero_bubble}};
     for (int i = 0; i < 4; i++) {
         const RunResult want =
