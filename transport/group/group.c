@@ -287,17 +287,26 @@ static GroupStatus group_await(Group *group)
 
 /* ---- sending ---- */
 
+static LinkStatus group_try_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
+                                  unsigned n_parts, size_t size)
+{
+    LinkStatus sent =
+        link_send_try(group->links[to], group->options.op, flags_of(group->wait->site, phase),
+                      group->wait->step, parts, n_parts);
+    if (sent == LINK_OK) {
+        group->counters.bytes_sent += size;
+        group->counters.messages_sent++;
+    }
+    return sent;
+}
+
 static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
                                     unsigned n_parts, size_t size)
 {
     int64_t start = 0;
     for (;;) {
-        LinkStatus sent =
-            link_send_try(group->links[to], group->options.op, flags_of(group->wait->site, phase),
-                          group->wait->step, parts, n_parts);
+        LinkStatus sent = group_try_piece(group, to, phase, parts, n_parts, size);
         if (sent == LINK_OK) {
-            group->counters.bytes_sent += size;
-            group->counters.messages_sent++;
             return GROUP_OK;
         }
         int64_t now = link_clock_us();
@@ -537,6 +546,93 @@ GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const Grou
     group_begin(group, wait);
     return group_end(group,
                      group_scatter(group, PHASE_SCATTER, reduction, mine->subtrees, first, out));
+}
+
+/* ---- the halves of a reduce-scatter ---- */
+
+static const Reduction *reduction_of(Group *group, const GroupOperands *mine)
+{
+    return reduction_find(&group->reductions, mine->n_leaves, mine->missing, mine->cuts,
+                          group->options.n_ranks);
+}
+
+/* The next piece for the peer that *sent stands at; false: that peer has all. */
+static bool scatter_piece(const GroupOperands *mine, uint32_t n_subtrees, size_t begin, size_t size,
+                          GroupSent *sent, LinkPart *piece)
+{
+    if (sent->at == size) {
+        sent->subtree++;
+        sent->at = 0;
+    }
+    if (size == 0 || sent->subtree >= n_subtrees) {
+        return false;
+    }
+    *piece = (LinkPart){.data = (const char *)(mine->subtrees[sent->subtree] + begin) + sent->at,
+                        .size = MIN(size - sent->at, PIECE_BYTES)};
+    return true;
+}
+
+GroupStatus group_scatter_send(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                               const size_t *first, bool waits, GroupSent *sent)
+{
+    const uint32_t n_subtrees = reduction_of(group, mine)->n_subtrees[group->options.rank];
+    GroupStatus status = GROUP_OK;
+    LinkStatus last = LINK_OK;
+    group->wait = wait;
+    while (status == GROUP_OK && last == LINK_OK && sent->peer + 1 < group->options.n_ranks) {
+        const uint32_t to = group_peer(group, sent->peer + 1);
+        LinkPart piece;
+        if (!scatter_piece(mine, n_subtrees, first[to],
+                           (first[to + 1] - first[to]) * sizeof(float), sent, &piece)) {
+            *sent = (GroupSent){.peer = sent->peer + 1};
+            continue;
+        }
+        if (waits) {
+            status = group_send_piece(group, to, PHASE_SCATTER, &piece, 1, piece.size);
+        } else {
+            last = group_try_piece(group, to, PHASE_SCATTER, &piece, 1, piece.size);
+            status = last == LINK_OK || last == LINK_AGAIN ? GROUP_OK : GROUP_PEER_DEAD;
+        }
+        sent->at += status == GROUP_OK && last == LINK_OK ? piece.size : 0;
+    }
+    sent->done = sent->peer + 1 == group->options.n_ranks;
+    return group_end(group, status);
+}
+
+bool group_scatter_arrived(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                           const size_t *first)
+{
+    const Reduction *reduction = reduction_of(group, mine);
+    const uint32_t rank = group->options.rank;
+    const size_t n = first[rank + 1] - first[rank];
+    const uint64_t tag = (uint64_t)wait->step << 16 | flags_of(wait->site, PHASE_SCATTER);
+    for (uint32_t r = 0; r < group->options.n_ranks; r++) {
+        size_t missing = r == rank ? 0 : reduction->n_subtrees[r] * n * sizeof(float);
+        for (const LinkBuffer *m = group->early[r]; m != NULL && missing > 0; m = m->next) {
+            missing -= m->tag == tag ? MIN(missing, m->size) : 0;
+        }
+        if (missing > 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+GroupStatus group_scatter_receive(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                                  const size_t *first, float *out)
+{
+    const Reduction *reduction = reduction_of(group, mine);
+    const uint32_t rank = group->options.rank;
+    const size_t n = first[rank + 1] - first[rank];
+    group_begin(group, wait);
+    if (!group_expect_subtrees(group, reduction, PHASE_SCATTER, n)) {
+        return group_end(group, GROUP_NO_MEMORY);
+    }
+    const GroupStatus status = group_await(group);
+    if (status == GROUP_OK) {
+        group_sum(group, reduction, mine->subtrees, first[rank], n, out);
+    }
+    return group_end(group, status);
 }
 
 static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,

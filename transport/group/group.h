@@ -79,6 +79,21 @@ typedef struct GroupOperands {
  * two-shot all-reduce. out may be that part of a subtree. */
 GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
                                  const size_t *first, float *out);
+/* Its halves apart, so that several may be under way: sends in ascending order of sites, receives
+ * too; the same operands and cuts in both. */
+typedef struct GroupSent { /* zeros before the first call */
+    uint32_t peer, subtree;
+    size_t at; /* bytes */
+    bool done;
+} GroupSent;
+/* Goes on sending as far as the links have room, or (waits) to the end. */
+GroupStatus group_scatter_send(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                               const size_t *first, bool waits, GroupSent *sent);
+/* Whether all has arrived that group_scatter_receive() would wait for. */
+bool group_scatter_arrived(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                           const size_t *first);
+GroupStatus group_scatter_receive(Group *group, const GroupWait *wait, const GroupOperands *mine,
+                                  const size_t *first, float *out);
 /* send[r] (send_sizes[r] bytes) to rank r, receive[r] (receive_sizes[r]) from rank r. */
 GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *const *send,
                              const size_t *send_sizes, void *const *receive,

@@ -12,11 +12,16 @@ typedef struct GroupTurns {
     int64_t deadline_us; /* of each wait, from its start; 0 = none */
 } GroupTurns;
 
-static inline GroupWait group_turn(GroupTurns *t, const char *operation)
+static inline GroupWait group_wait_of_turn(const GroupTurns *t, uint64_t turn,
+                                           const char *operation)
 {
-    const uint64_t turn = t->turn++;
     return (GroupWait){.step = (uint32_t)(turn / GROUP_SITE_LIMIT),
                        .site = (uint16_t)(turn % GROUP_SITE_LIMIT),
                        .deadline_us = t->deadline_us > 0 ? link_clock_us() + t->deadline_us : 0,
                        .operation = operation};
+}
+
+static inline GroupWait group_turn(GroupTurns *t, const char *operation)
+{
+    return group_wait_of_turn(t, t->turn++, operation);
 }

@@ -350,6 +350,19 @@ static LayerGradients *layer_gradients(const Pass *p, uint32_t l)
     return p->m->o.apart ? &p->slot->gradients[l] : &p->m->d;
 }
 
+/* Behind a barrier after the layer's last gradient. */
+static void notify(Pass *p, uint32_t l)
+{
+    const TrainingNotice *notice = p->batch->notice;
+    if (notice != NULL) {
+        notice->complete(notice->user, p->layer_first + l, p->t, p->n_threads);
+        meet(p);
+        if (p->t == 0) {
+            notice->completed(notice->user, p->layer_first + l);
+        }
+    }
+}
+
 static void backward_region(void *user, unsigned t, unsigned n_threads)
 {
     Pass p = *(const Pass *)user;
@@ -363,6 +376,9 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
         layer_again(&p, l);
         (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_backward : llama_training_layer_backward)(&p,
                                                                                                  l);
+        if (!p.m->o.apart) {
+            notify(&p, l);
+        }
     }
     if (p.is_first) {
         embed_backward(&p);
@@ -378,6 +394,10 @@ static void weights_region(void *user, unsigned t, unsigned n_threads)
         p.d = layer_gradients(&p, l);
         (p.m->spec->family == FAMILY_GPT2 ? gpt2_layer_weights : llama_training_layer_weights)(&p,
                                                                                                l);
+        if (p.batch->notice != NULL) {
+            meet(&p);
+        }
+        notify(&p, l);
     }
 }
 

@@ -28,6 +28,14 @@ typedef struct BatchLeaves {
                    parameters_clear_sums() clears being zero before */
 } BatchLeaves;
 
+/* Of a pass: the gradients of this layer of the model, of all later ones that the stage has, and of
+ * the head are complete. */
+typedef struct TrainingNotice {
+    void (*complete)(void *user, uint32_t layer, unsigned thread, unsigned n_threads); /* by all */
+    void (*completed)(void *user, uint32_t layer); /* by thread 0, when all have returned from it */
+    void *user;
+} TrainingNotice;
+
 /* Rows are tokens, sequence after sequence. */
 typedef struct TrainBatch {
     const uint32_t *tokens, *targets; /* [n_sequences][length]; ids below the vocabulary */
@@ -36,6 +44,7 @@ typedef struct TrainBatch {
     uint32_t chunk;            /* of the stage's layers (holding.h) that the pass goes through */
     Dropout dropout;           /* rate 0 where nothing is learned */
     const BatchLeaves *leaves; /* borrowed; NULL: one leaf, begun */
+    const TrainingNotice *notice; /* of the pass that ends the weights' gradients; NULL: none */
 } TrainBatch;
 
 /* What of a layer's forward pass is made again before its backward pass instead of being kept:

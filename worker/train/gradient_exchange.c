@@ -1,7 +1,5 @@
 #include "worker/train/gradient_exchange.h"
 
-#include "proto/plan/tree.h"
-
 #include <string.h>
 
 LeafCuts leaf_cuts(uint32_t sequences, uint32_t n_leaves, uint32_t dp)
@@ -15,45 +13,6 @@ LeafCuts leaf_cuts(uint32_t sequences, uint32_t n_leaves, uint32_t dp)
         c.cuts[d] = (uint32_t)((uint64_t)n_leaves * d / dp);
     }
     return c;
-}
-
-/* Reduces floats [shift + bucket) of the sets. */
-static bool reduce_bucket(TrainLinks *l, const Bucket *bucket, size_t shift, const LeafCuts *leaves,
-                          Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error)
-{
-    TrainGroup *g = &l->data;
-    const float *mine[TREE_SUBTREES_LIMIT];
-    size_t first[PLAN_RANKS_LIMIT + 1];
-    for (uint32_t i = 0; i < n; i++) {
-        mine[i] = subtrees[i]->floats + shift + bucket->first[0];
-    }
-    for (uint32_t d = 0; d <= g->n; d++) {
-        first[d] = bucket->first[d] - bucket->first[0];
-    }
-    const GroupOperands operands = {leaves->n_leaves, leaves->missing, leaves->cuts, mine};
-    const GroupWait wait = group_turn(&g->turns, "folding gradients");
-    return train_links_check(l, g,
-                             group_reduce_scatter(g->turns.group, &wait, &operands, first,
-                                                  out->floats + shift + bucket->first[g->rank]),
-                             error);
-}
-
-bool exchange_reduce(TrainLinks *l, const Ownership *o, const LeafCuts *leaves,
-                     Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error)
-{
-    const size_t embedding = g_array_index(o->buckets, Bucket, 0).first[0];
-    for (uint32_t b = 0; b < o->buckets->len; b++) {
-        const Bucket *bucket = &g_array_index(o->buckets, Bucket, b);
-        if (!reduce_bucket(l, bucket, 0, leaves, subtrees, n, out, error)) {
-            return false;
-        }
-        if (out->lookup != NULL && bucket->is_embedding &&
-            !reduce_bucket(l, bucket, (size_t)(out->lookup - out->floats) - embedding, leaves,
-                           subtrees, n, out, error)) {
-            return false;
-        }
-    }
-    return true;
 }
 
 bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **error)

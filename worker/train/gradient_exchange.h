@@ -17,10 +17,6 @@ typedef struct LeafCuts {
 } LeafCuts;
 LeafCuts leaf_cuts(uint32_t sequences, uint32_t n_leaves, uint32_t dp);
 
-/* subtrees: this rank's sets of gradients that are there, in leaf order. out: receives the root in
- * what this rank owns, lookup part included; may be one of them. */
-bool exchange_reduce(TrainLinks *l, const Ownership *o, const LeafCuts *leaves,
-                     Parameters *const *subtrees, uint32_t n, Parameters *out, GError **error);
 /* Everybody's owned floats of x (weights or gradients, without a lookup part) to everybody. */
 bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **error);
 /* Vectors whose matrices are cut among the tensor ranks of a stage (biases of Q, K, V and of the

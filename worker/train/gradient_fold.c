@@ -2,6 +2,10 @@
 
 #include "proto/plan/tree.h"
 
+typedef struct FoldSum {
+    Parameters *to, *from;
+} FoldSum;
+
 struct GradientFold {
     const Holding *holding;
     Pool *pool;
@@ -12,6 +16,8 @@ struct GradientFold {
     GPtrArray *subtrees; /* of Parameters: handed over in this step */
     TreeStep steps[TREE_LEAVES_LIMIT];
     uint32_t leaf; /* of steps: the next */
+    bool defers;
+    GArray *sums; /* of FoldSum, in order: noted */
 };
 
 GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
@@ -23,6 +29,7 @@ GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
     f->add = add;
     f->spare = g_ptr_array_new_with_free_func((GDestroyNotify)parameters_free);
     f->subtrees = g_ptr_array_new();
+    f->sums = g_array_new(FALSE, FALSE, sizeof(FoldSum));
     return f;
 }
 
@@ -34,6 +41,7 @@ void gradient_fold_free(GradientFold *f)
     gradient_fold_reset(f);
     g_ptr_array_unref(f->subtrees);
     g_ptr_array_unref(f->spare);
+    g_array_unref(f->sums);
     g_free(f);
 }
 
@@ -71,6 +79,9 @@ static void merge(GradientFold *f)
     Parameters *right = f->stack[--f->depth], *left = f->stack[f->depth - 1];
     if (left == NULL) {
         f->stack[f->depth - 1] = right;
+    } else if (right != NULL && f->defers) {
+        const FoldSum sum = {left, right};
+        g_array_append_val(f->sums, sum);
     } else if (right != NULL) {
         parameters_add(left, right, f->pool, f->add);
         gradient_fold_give(f, right);
@@ -93,8 +104,35 @@ Parameters *gradient_fold_pop(GradientFold *f)
     return f->stack[--f->depth];
 }
 
+void gradient_fold_defer(GradientFold *f)
+{
+    f->defers = true;
+}
+
+void gradient_fold_sum(const GradientFold *f, size_t first, size_t last, unsigned t,
+                       unsigned n_threads)
+{
+    enum { GRAIN = 16 };
+    const size_t n = last - first, a = first + n * t / n_threads / GRAIN * GRAIN,
+                 b = t + 1 == n_threads ? last : first + n * (t + 1) / n_threads / GRAIN * GRAIN;
+    for (guint i = 0; i < f->sums->len; i++) {
+        const FoldSum *sum = &g_array_index(f->sums, FoldSum, i);
+        f->add(sum->to->floats + a, sum->from->floats + a, b - a);
+    }
+}
+
+void gradient_fold_settle(GradientFold *f)
+{
+    for (guint i = 0; i < f->sums->len; i++) {
+        gradient_fold_give(f, g_array_index(f->sums, FoldSum, i).from);
+    }
+    g_array_set_size(f->sums, 0);
+    f->defers = false;
+}
+
 void gradient_fold_reset(GradientFold *f)
 {
+    gradient_fold_settle(f);
     while (f->depth > 0) {
         gradient_fold_give(f, gradient_fold_pop(f));
     }

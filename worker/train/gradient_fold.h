@@ -32,6 +32,13 @@ GPtrArray *gradient_fold_subtrees(GradientFold *f);
 void gradient_fold_push(GradientFold *f, Parameters *gradients, uint32_t n_merges);
 /* The top of the stack (may be NULL); the caller's. */
 Parameters *gradient_fold_pop(GradientFold *f);
+/* From here to gradient_fold_settle() sums are noted instead of made: the fold goes its way, and
+ * what it notes is added range by range, each range once, by gradient_fold_sum(): thread t's share
+ * of floats [first, last); t of n_threads, all of which call. */
+void gradient_fold_defer(GradientFold *f);
+void gradient_fold_sum(const GradientFold *f, size_t first, size_t last, unsigned t,
+                       unsigned n_threads);
+void gradient_fold_settle(GradientFold *f);
 /* Gives everything on the stack, and the subtrees, back. */
 void gradient_fold_reset(GradientFold *f);
 /* Sets of gradients that have been made: the peak that a plan counts. */

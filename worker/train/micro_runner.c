@@ -27,7 +27,10 @@ struct MicroRunner {
     BatchLeaves batch_leaves;                      /* of the running micro-batch */
     GradientFold *fold;                            /* of the running step, like all from here */
     Parameters *leaf_gradients[TREE_LEAVES_LIMIT]; /* by first leaf: begun and not yet folded */
-    uint32_t next_leaf;                            /* to be folded */
+    bool ends_step;                                /* the running op is the last with gradients */
+    size_t *complete_from; /* by layer of the model: floats from there on are complete with it */
+    size_t summed_from;    /* floats from there on are folded, where sums are deferred */
+    uint32_t next_leaf;    /* to be folded */
     uint64_t step;
     float loss_factor, *sample_losses;
     uint64_t valid;
@@ -157,10 +160,34 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
                              .progress_user = options->links};
 }
 
+static bool is_complete_with(const TensorSpec *t, uint32_t layer)
+{
+    return (t->layer >= 0 && (uint32_t)t->layer >= layer) || t->role == ROLE_OUTPUT ||
+           t->role == ROLE_OUTPUT_NORM || t->role == ROLE_OUTPUT_NORM_BIAS;
+}
+
+/* The tensors behind each other at the arena's end that are complete. */
+static size_t complete_from(const Holding *h, uint32_t layer)
+{
+    size_t from = h->n_floats;
+    for (uint32_t i = h->spec->n_tensors; i-- > 0;) {
+        if (!is_complete_with(&h->spec->tensors[i], layer)) {
+            break;
+        }
+        from = holding_has(h, i) ? h->offsets[i] : from;
+    }
+    return from;
+}
+
 MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
 {
     g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
     const TrainingOptions training = prepare(r, options);
+    const Holding *h = options->weights->holding;
+    r->complete_from = g_new(size_t, h->spec->n_layers);
+    for (uint32_t l = 0; l < h->spec->n_layers; l++) {
+        r->complete_from[l] = complete_from(h, l);
+    }
     r->training = training_new(&training, error);
     return r->training != NULL && allocate(r, error) ? g_steal_pointer(&r) : NULL;
 }
@@ -180,6 +207,7 @@ void micro_runner_free(MicroRunner *r)
     weft_free(r->targets);
     weft_free(r->losses);
     g_free(r->slot_of);
+    g_free(r->complete_from);
     g_free(r);
 }
 
@@ -282,6 +310,48 @@ static void end_leaf(MicroRunner *r, uint32_t chunk, const MicroBatch *micro)
     }
 }
 
+/* ---- the step's last pass: gradients are folded and exchanged while it makes them ---- */
+
+static void on_complete(void *user, uint32_t layer, unsigned t, unsigned n_threads)
+{
+    const MicroRunner *r = user;
+    gradient_fold_sum(r->fold, r->complete_from[layer], r->summed_from, t, n_threads);
+}
+
+static void on_completed(void *user, uint32_t layer)
+{
+    MicroRunner *r = user;
+    r->summed_from = r->complete_from[layer];
+    gradient_stream_final(r->o.stream, r->summed_from);
+}
+
+/* The fold goes to its end, but for its sums. */
+static void begin_last_pass(MicroRunner *r, const MicroBatch *micro)
+{
+    gradient_fold_defer(r->fold);
+    end_leaf(r, 0, micro);
+    fold_empty_leaves(r, r->o.leaves->cuts[r->o.position.replica + 1]);
+    GPtrArray *subtrees = gradient_fold_subtrees(r->fold);
+    gradient_stream_begin(r->o.stream, (Parameters *const *)subtrees->pdata, subtrees->len,
+                          subtrees->pdata[0]);
+    r->summed_from = r->o.weights->holding->n_floats;
+}
+
+/* What comes before the layers, and the lookup part behind them all. */
+static void sum_rest(void *user, unsigned t, unsigned n_threads)
+{
+    const MicroRunner *r = user;
+    const Parameters *any = gradient_fold_subtrees(r->fold)->pdata[0];
+    gradient_fold_sum(r->fold, 0, r->summed_from, t, n_threads);
+    gradient_fold_sum(r->fold, any->holding->n_floats, any->n_floats, t, n_threads);
+}
+
+static void end_last_pass(MicroRunner *r)
+{
+    pool_run(r->o.pool, sum_rest, r);
+    gradient_fold_settle(r->fold);
+}
+
 static bool forward(MicroRunner *r, const Place *at, const MicroBatch *micro, GError **error)
 {
     const TrainBatch batch = step_batch(r, at, micro);
@@ -292,7 +362,8 @@ static bool forward(MicroRunner *r, const Place *at, const MicroBatch *micro, GE
 /* Of the last chunk the head's forward pass is here: so one set of logits will do. */
 static bool backward(MicroRunner *r, const Place *at, const MicroBatch *micro, GError **error)
 {
-    const TrainBatch batch = step_batch(r, at, micro);
+    const TrainingNotice notice = {on_complete, on_completed, r};
+    TrainBatch batch = step_batch(r, at, micro);
     if (is_last(r, at->chunk)) {
         if (!passed(r, training_loss(r->training, at->slot, &batch, r->losses), error)) {
             return false;
@@ -301,18 +372,24 @@ static bool backward(MicroRunner *r, const Place *at, const MicroBatch *micro, G
             r->sample_losses[micro->first + i] = sample_loss(r, &batch, i);
         }
     }
-    Parameters **gradients = &r->leaf_gradients[micro->leaf];
-    if (*gradients == NULL) {
-        *gradients = gradient_fold_take_for_pass(r->fold, error);
-        if (*gradients == NULL) {
+    Parameters *gradients = r->leaf_gradients[micro->leaf];
+    if (gradients == NULL) {
+        gradients = r->leaf_gradients[micro->leaf] = gradient_fold_take_for_pass(r->fold, error);
+        if (gradients == NULL) {
             return false;
         }
     }
-    if (!passed(r, training_backward(r->training, at->slot, &batch, r->loss_factor, *gradients),
+    if (r->ends_step) {
+        begin_last_pass(r, micro);
+        batch.notice = &notice;
+    }
+    if (!passed(r, training_backward(r->training, at->slot, &batch, r->loss_factor, gradients),
                 error)) {
         return false;
     }
-    if (r->o.schedule != PIPELINE_ZERO_BUBBLE) {
+    if (r->ends_step) {
+        end_last_pass(r);
+    } else if (r->o.schedule != PIPELINE_ZERO_BUBBLE) {
         end_leaf(r, at->chunk, micro);
     }
     return true;
@@ -320,9 +397,19 @@ static bool backward(MicroRunner *r, const Place *at, const MicroBatch *micro, G
 
 static bool weights(MicroRunner *r, const Place *at, const MicroBatch *micro)
 {
-    const TrainBatch batch = step_batch(r, at, micro);
-    training_weights(r->training, at->slot, &batch, r->leaf_gradients[micro->leaf]);
-    end_leaf(r, at->chunk, micro);
+    const TrainingNotice notice = {on_complete, on_completed, r};
+    TrainBatch batch = step_batch(r, at, micro);
+    Parameters *gradients = r->leaf_gradients[micro->leaf];
+    if (r->ends_step) {
+        begin_last_pass(r, micro);
+        batch.notice = &notice;
+    }
+    training_weights(r->training, at->slot, &batch, gradients);
+    if (r->ends_step) {
+        end_last_pass(r);
+    } else {
+        end_leaf(r, at->chunk, micro);
+    }
     return true;
 }
 
@@ -363,6 +450,17 @@ static void give_leaves_back(MicroRunner *r)
     }
 }
 
+/* The op that ends the gradients of the step's last micro-batch. */
+static uint32_t last_gradients(const MicroRunner *r, const GArray *ops)
+{
+    const PipelineOpKind kind =
+        r->o.schedule == PIPELINE_ZERO_BUBBLE ? PIPELINE_WEIGHTS : PIPELINE_BACKWARD;
+    uint32_t last = ops->len;
+    while (last-- > 0 && g_array_index(ops, PipelineOp, last).kind != kind) {
+    }
+    return last;
+}
+
 bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, GradientFold *fold,
                        float *sample_losses, uint64_t *valid, GError **error)
 {
@@ -374,8 +472,10 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     r->sample_losses = sample_losses;
     r->valid = 0;
     r->next_leaf = cuts[0];
+    const uint32_t last = last_gradients(r, ops);
     gradient_fold_begin(fold, r->o.leaves->n_leaves, cuts[0], cuts[1]);
     for (uint32_t i = 0; i < ops->len; i++) {
+        r->ends_step = r->o.stream != NULL && i == last;
         if (!run_op(r, &g_array_index(ops, PipelineOp, i), error)) {
             give_leaves_back(r);
             return false;

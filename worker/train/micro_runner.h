@@ -6,6 +6,7 @@
 #include "worker/model/training.h"
 #include "worker/train/gradient_exchange.h"
 #include "worker/train/gradient_fold.h"
+#include "worker/train/gradient_stream.h"
 #include "worker/train/pipeline.h"
 #include "worker/train/sample_source.h"
 
@@ -22,7 +23,8 @@ typedef struct MicroRunnerOptions {
     Recompute recompute;
     Precision precision;
     Dropout dropout;
-    float smoothing; /* of labels */
+    float smoothing;        /* of labels */
+    GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
 } MicroRunnerOptions;
 
 typedef struct MicroRunner MicroRunner;

@@ -12,6 +12,7 @@
 #include "proto/base/error.h"
 #include "worker/train/gradient_exchange.h"
 #include "worker/train/gradient_fold.h"
+#include "worker/train/gradient_stream.h"
 #include "worker/train/weights_digest.h"
 
 #include <math.h>
@@ -28,6 +29,7 @@ struct TrainRank {
     GradientFold *fold;
     Parameters *gradients; /* of the last step */
     Ownership *reduced, *everything;
+    GradientStream *stream; /* NULL: one replica */
     Optimizer *optimizer;
     float *squares;       /* [tiles] */
     float *sample_losses; /* [sequences] of the global batch */
@@ -70,7 +72,6 @@ static bool make_optimizer(TrainRank *t, const Plan *plan, const Holding *holdin
 {
     const TrainRankOptions *o = &t->o;
     const size_t bucket = o->bucket_floats > 0 ? o->bucket_floats : BUCKET_FLOATS;
-    t->reduced = ownership_new(o->spec, plan, &t->position, holding, true, bucket);
     if (o->whole_optimizer) {
         t->everything = ownership_new(o->spec, plan, &t->position, holding, false, bucket);
     }
@@ -113,6 +114,18 @@ static bool allocate(TrainRank *t, GError **error)
     return t->squares != NULL && t->sample_losses != NULL && t->tied != NULL;
 }
 
+/* Biases and their like, of which each tensor rank makes a part: they are to be whole before they
+ * are folded over replicas. */
+static bool has_cut_vectors(const Holding *h)
+{
+    bool has = false;
+    for (uint32_t i = 0; h->tp > 1 && i < h->spec->n_tensors; i++) {
+        const TensorSpec *t = &h->spec->tensors[i];
+        has = has || (t->rows == 1 && t->cut != CUT_WHOLE && holding_has(h, i));
+    }
+    return has;
+}
+
 static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *weights)
 {
     const TrainRankOptions *o = &t->o;
@@ -132,12 +145,23 @@ static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *w
                                 .smoothing = o->smoothing};
 }
 
+static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)
+{
+    const size_t bucket = t->o.bucket_floats > 0 ? t->o.bucket_floats : BUCKET_FLOATS;
+    t->reduced = ownership_new(t->o.spec, plan, &t->position, h, true, bucket);
+    if (t->position.dp > 1) {
+        t->stream = gradient_stream_new(t->o.links, t->reduced, &t->leaves);
+    }
+}
+
 static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **error)
 {
     const TrainRankOptions *o = &t->o;
     t->leaves = leaf_cuts(o->sequences, o->leaves, t->position.dp);
     t->fold = gradient_fold_new(weights->holding, o->pool, o->kernels->add);
-    const MicroRunnerOptions runner = runner_options(t, weights);
+    make_stream(t, plan, weights->holding);
+    MicroRunnerOptions runner = runner_options(t, weights);
+    runner.stream = has_cut_vectors(weights->holding) ? NULL : t->stream;
     t->runner = micro_runner_new(&runner, error);
     return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
@@ -174,6 +198,7 @@ void train_rank_free(TrainRank *t)
     micro_runner_free(t->runner);
     gradient_fold_free(t->fold);
     optimizer_free(t->optimizer);
+    gradient_stream_free(t->stream);
     ownership_free(t->reduced);
     ownership_free(t->everything);
     parameters_free(t->weights);
@@ -329,9 +354,10 @@ static bool fold_replicas(TrainRank *t, GError **error)
     if (root == NULL) {
         return false;
     }
-    const bool ok = t->position.dp == 1 || exchange_reduce(t->o.links, t->reduced, &t->leaves,
-                                                           (Parameters *const *)subtrees->pdata,
-                                                           subtrees->len, root, error);
+    if (t->stream != NULL && !gradient_stream_has_begun(t->stream)) {
+        gradient_stream_begin(t->stream, (Parameters *const *)subtrees->pdata, subtrees->len, root);
+    }
+    const bool ok = t->stream == NULL || gradient_stream_finish(t->stream, error);
     if (subtrees->len > 0) {
         g_ptr_array_remove_index_fast(subtrees, 0);
     }
@@ -401,7 +427,7 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
     gradient_fold_give(t->fold, g_steal_pointer(&t->gradients));
     if (!micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
                            t->sample_losses, &t->valid, error) ||
-        !gather_losses(t, error) || !check_losses(t, &skipped, error) || !fold_replicas(t, error) ||
+        !gather_losses(t, error) || !fold_replicas(t, error) || !check_losses(t, &skipped, error) ||
         !gradient_norm(t, &norm, error)) {
         return false;
     }
@@ -553,6 +579,11 @@ void train_rank_restore(TrainRank *t, const TrainProgress *progress)
 {
     t->at = *progress;
     t->at.scale = loss_scale_resume(&t->o.scaling, &progress->scale);
+}
+
+uint32_t train_rank_overlapped(const TrainRank *t)
+{
+    return t->stream != NULL ? gradient_stream_early(t->stream) : 0;
 }
 
 const Parameters *train_rank_gradients(const TrainRank *t)

@@ -107,6 +107,8 @@ Optimizer *train_rank_optimizer(TrainRank *t);
 const TrainProgress *train_rank_progress(const TrainRank *t);
 void train_rank_restore(TrainRank *t, const TrainProgress *progress); /* loss_scale_resume() */
 
+/* Pieces of the last step's exchange of gradients that were sent while its backward pass ran. */
+uint32_t train_rank_overlapped(const TrainRank *t);
 /* The folded, divided, unclipped gradient of the last step where this rank owns it; the lookup part
  * is added in. */
 const Parameters *train_rank_gradients(const TrainRank *t);

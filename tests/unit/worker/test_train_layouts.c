@@ -336,6 +336,30 @@ static void test_chunks_refused(void **state)
     assert_non_null(strstr(error->message, "do not cover the layers"));
 }
 
+static void zero_bubble(TrainRankOptions *options)
+{
+    small_buckets(options);
+    options->schedule = PIPELINE_ZERO_BUBBLE;
+}
+
+/* Buckets are on their way while the backward pass runs, on every rank; not where biases of cut
+ * matrices are to be gathered first. */
+static void test_overlap(void **state)
+{
+    const KernelIsa best = kernels_best_isa();
+    const RunSpread spreads[] = {{.dp = 2, .isa = best, .change = small_buckets},
+                                 {.dp = 2, .pp = 2, .isa = best, .change = zero_bubble},
+                                 {.dp = 2, .tp = 2, .isa = best, .change = small_buckets}};
+    for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
+        const RunResult llama = run_toy(&toy_llama, &spreads[i], STEPS, NULL),
+                        gpt2 = run_toy(&toy_gpt2, &spreads[i], STEPS, NULL);
+        for (uint32_t r = 0; r < 2 * MAX(spreads[i].pp, 1) * MAX(spreads[i].tp, 1); r++) {
+            assert_true(llama.overlapped[r] > 0);
+            assert_int_equal(gpt2.overlapped[r] > 0, spreads[i].tp < 2);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -345,6 +369,7 @@ int main(void)
         cmocka_unit_test(test_sgd),
         cmocka_unit_test(test_more_replicas),
         cmocka_unit_test(test_data_bytes),
+        cmocka_unit_test(test_overlap),
         cmocka_unit_test(test_what_defines_a_run),
         cmocka_unit_test(test_non_finite_loss),
         cmocka_unit_test(test_non_finite_loss_skipped),

@@ -189,6 +189,7 @@ static bool run_steps(RunRank *rank, TrainRank *t)
     }
     result->traffic[0] = train_links_traffic(rank->train_links);
     result->floats[0] = rank->run->n_steps > 0 ? train_rank_gradients(t)->n_floats : 0;
+    result->overlapped[0] = train_rank_overlapped(t);
     result->owned[0] = train_rank_ownership(t)->n_owned;
     TokenSamples samples = {.data = rank->run->data, .in_order = true};
     const SampleSource source = token_samples_source(&samples);
@@ -273,6 +274,7 @@ static RunResult gather(const Run *run)
         assert_true(hash128_equal(&rank->result.digest, &all.digest));
         assert_memory_equal(&rank->result.validation, &all.validation, sizeof all.validation);
         all.traffic[r] = rank->result.traffic[0];
+        all.overlapped[r] = rank->result.overlapped[0];
         all.floats[r] = rank->result.floats[0];
         all.owned[r] = rank->result.owned[0];
     }

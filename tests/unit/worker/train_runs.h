@@ -33,6 +33,7 @@ typedef struct RunResult {
     float validation; /* over some samples, after the last step */
     Hash128 digest;
     TrainTraffic traffic[RUN_RANKS_LIMIT]; /* of the steps */
+    uint32_t overlapped[RUN_RANKS_LIMIT];  /* train_rank_overlapped() of the last step */
     size_t floats[RUN_RANKS_LIMIT], owned[RUN_RANKS_LIMIT];
 } RunResult;
 
