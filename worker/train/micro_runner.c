@@ -443,6 +443,17 @@ static bool run_op(MicroRunner *r, const PipelineOp *op, GError **error)
     g_assert_not_reached();
 }
 
+static bool run_traced(MicroRunner *r, const PipelineOp *op, GError **error)
+{
+    PipelineOpTime time = {.op = *op, .begin_us = r->o.trace != NULL ? link_clock_us() : 0};
+    const bool ok = run_op(r, op, error);
+    if (r->o.trace != NULL) {
+        time.end_us = link_clock_us();
+        g_array_append_val(r->o.trace, time);
+    }
+    return ok;
+}
+
 static void give_leaves_back(MicroRunner *r)
 {
     for (uint32_t i = 0; i < TREE_LEAVES_LIMIT; i++) {
@@ -476,7 +487,7 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     gradient_fold_begin(fold, r->o.leaves->n_leaves, cuts[0], cuts[1]);
     for (uint32_t i = 0; i < ops->len; i++) {
         r->ends_step = r->o.stream != NULL && i == last;
-        if (!run_op(r, &g_array_index(ops, PipelineOp, i), error)) {
+        if (!run_traced(r, &g_array_index(ops, PipelineOp, i), error)) {
             give_leaves_back(r);
             return false;
         }

@@ -24,6 +24,7 @@ typedef struct MicroRunnerOptions {
     Precision precision;
     Dropout dropout;
     float smoothing;        /* of labels */
+    GArray *trace;   /* of PipelineOpTime: what each step does is added; NULL: not */
     GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
 } MicroRunnerOptions;
 

@@ -237,7 +237,8 @@ void pipeline_slots(const Pipeline *p, uint32_t stage, uint32_t *slots)
 typedef struct Simulation {
     const Pipeline *p;
     PipelineTimes times;
-    uint32_t *next; /* by stage */
+    GArray *const *traces; /* instead of `times`; NULL: none */
+    uint32_t *next;        /* by stage */
     double *clock, *busy;
     double *forward_at, *backward_at; /* [place][micro]: when what was sent can be received; -1 */
 } Simulation;
@@ -259,8 +260,24 @@ static double *arrival(const Simulation *m, uint32_t stage, const PipelineOp *op
     }
 }
 
-static double duration(const Simulation *m, PipelineOpKind kind)
+static bool is_receive(PipelineOpKind kind)
 {
+    return kind == PIPELINE_RECEIVE_FORWARD || kind == PIPELINE_RECEIVE_BACKWARD;
+}
+
+static double traced_seconds(GArray *const *traces, uint32_t stage, uint32_t i)
+{
+    const PipelineOpTime *t = &g_array_index(traces[stage], PipelineOpTime, i);
+    return is_receive(t->op.kind) ? 0.0 : (double)(t->end_us - t->begin_us) * 1e-6;
+}
+
+/* Of the stage's next op. */
+static double duration(const Simulation *m, uint32_t stage)
+{
+    const PipelineOpKind kind = op_at(m->p, stage, m->next[stage])->kind;
+    if (m->traces != NULL) {
+        return traced_seconds(m->traces, stage, m->next[stage]);
+    }
     const double whole = kind == PIPELINE_FORWARD    ? m->times.forward
                          : kind == PIPELINE_BACKWARD ? m->times.backward
                          : kind == PIPELINE_WEIGHTS  ? m->times.weights
@@ -273,16 +290,18 @@ static bool advance(Simulation *m, uint32_t stage)
 {
     const PipelineOp *op = op_at(m->p, stage, m->next[stage]);
     double *at = arrival(m, stage, op);
-    if (op->kind == PIPELINE_RECEIVE_FORWARD || op->kind == PIPELINE_RECEIVE_BACKWARD) {
+    const double takes = duration(m, stage);
+    if (is_receive(op->kind)) {
         if (*at < 0.0) {
             return false;
         }
         m->clock[stage] = MAX(m->clock[stage], *at);
-    } else if (at != NULL) {
+    }
+    m->clock[stage] += takes;
+    m->busy[stage] += takes;
+    if (at != NULL && !is_receive(op->kind)) {
         *at = m->clock[stage] + m->times.transfer;
     }
-    m->clock[stage] += duration(m, op->kind);
-    m->busy[stage] += duration(m, op->kind);
     m->next[stage]++;
     return true;
 }
@@ -343,6 +362,70 @@ PipelineCost pipeline_simulate(const Pipeline *p, const PipelineTimes *times)
     return cost;
 }
 
+/* ---- beside a real run ---- */
+
+const char *pipeline_op_name(PipelineOpKind kind)
+{
+    static const char *const ops[] = {"receive-forward",  "forward",  "send-forward",
+                                      "receive-backward", "backward", "send-backward",
+                                      "weights"};
+    return ops[kind];
+}
+
+static bool is_of(const Pipeline *p, GArray *const *traces, uint32_t stage)
+{
+    bool same = traces[stage]->len == p->stages[stage]->len;
+    for (uint32_t i = 0; same && i < p->stages[stage]->len; i++) {
+        const PipelineOp *got = &g_array_index(traces[stage], PipelineOpTime, i).op,
+                         *want = op_at(p, stage, i);
+        same = got->kind == want->kind && got->chunk == want->chunk && got->micro == want->micro;
+    }
+    return same;
+}
+
+/* From the first begin to the last end. */
+static double traced_makespan(const Pipeline *p, GArray *const *traces)
+{
+    int64_t begin = INT64_MAX, end = INT64_MIN;
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        const GArray *t = traces[s];
+        for (uint32_t i = 0; i < t->len; i++) {
+            begin = MIN(begin, g_array_index(t, PipelineOpTime, i).begin_us);
+            end = MAX(end, g_array_index(t, PipelineOpTime, i).end_us);
+        }
+    }
+    return (double)(end - begin) * 1e-6;
+}
+
+bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparison *out,
+                      GError **error)
+{
+    Simulation m;
+    double busy = 0.0;
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        if (!is_of(p, traces, s)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "the trace of stage %u (%u ops) is not one of schedule %s with %u stages "
+                        "and %u micro-batches",
+                        s, traces[s]->len, names[p->kind], p->n_stages, p->n_micro);
+            return false;
+        }
+    }
+    simulation_init(&m, p, &(const PipelineTimes){0});
+    m.traces = traces;
+    *out = (PipelineComparison){.makespan = traced_makespan(p, traces)};
+    const bool ends = simulate(&m);
+    g_assert(ends);
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        busy += m.busy[s];
+        out->simulated_makespan = MAX(out->simulated_makespan, m.clock[s]);
+    }
+    out->idle = 1.0 - busy / (p->n_stages * out->makespan);
+    out->simulated_idle = 1.0 - busy / (p->n_stages * out->simulated_makespan);
+    simulation_clear(&m);
+    return true;
+}
+
 /* ---- checking ---- */
 
 static bool refuse(GError **error, const Pipeline *p, uint32_t stage, uint32_t micro,
@@ -370,15 +453,13 @@ static bool check_chunk(const Pipeline *p, uint32_t stage, uint32_t chunk, GErro
     uint32_t done[PIPELINE_WEIGHTS + 1] = {0};
     for (uint32_t i = 0; i < p->stages[stage]->len; i++) {
         const PipelineOp *op = op_at(p, stage, i);
-        const bool receives =
-            op->kind == PIPELINE_RECEIVE_FORWARD || op->kind == PIPELINE_RECEIVE_BACKWARD;
         if (op->chunk != chunk) {
             continue;
         }
         if (!has[op->kind] || op->micro != done[op->kind]) {
             return refuse(error, p, stage, op->micro, "out of order, twice, or not its work");
         }
-        if (!receives && has[needs[op->kind]] && done[needs[op->kind]] <= op->micro) {
+        if (!is_receive(op->kind) && has[needs[op->kind]] && done[needs[op->kind]] <= op->micro) {
             return refuse(error, p, stage, op->micro, "before what it needs");
         }
         if (op->kind == PIPELINE_BACKWARD && done[PIPELINE_FORWARD] <= op->micro) {

@@ -142,7 +142,8 @@ static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *w
                                 .recompute = o->recompute,
                                 .precision = o->precision,
                                 .dropout = o->dropout,
-                                .smoothing = o->smoothing};
+                                .smoothing = o->smoothing,
+                                .trace = o->trace};
 }
 
 static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)

@@ -360,6 +360,80 @@ static void test_overlap(void **state)
     }
 }
 
+/* ---- memory ---- */
+
+static uint64_t activations(const Toy *toy, const ModelSpec *spec, const Plan *plan,
+                            const SampleSource *source, Recompute recompute)
+{
+    g_autoptr(GError) error = NULL;
+    TrainRankOptions options = toy_options(toy, spec, source);
+    options.plan = plan;
+    options.micro_sequences = 8;
+    options.recompute = recompute;
+    TrainMemory memory;
+    if (!train_memory_plan(&options, 1, &memory, &error)) {
+        fail_msg("%s", error->message);
+    }
+    return memory.activations;
+}
+
+/* Floats a token and layer that are kept (training.h): the first of 2 stages, with its 2
+ * micro-batches in flight, keeps what is selected once instead of for each layer and micro-batch.
+ */
+static void test_selective_memory(void **state)
+{
+    Toy toy = toy_llama;
+    toy.config.layers = 8;
+    toy.config.width = 96;
+    toy.config.ffn_width = 160;
+    toy.sequences = 32;
+    toy.length = 32;
+    g_autoptr(ModelSpec) spec = toy_spec(&toy);
+    g_autoptr(TokenData) data = toy_data(&toy);
+    g_autoptr(Plan) plan = train_plan_new(spec, 1, 2, 1, NULL);
+    TokenSamples samples = {.data = data, .seed = 1};
+    const SampleSource source = token_samples_source(&samples);
+    const uint64_t tokens = 8 * 32, layers = 4, in_flight = 2, q = 96, kv = 48, ffn = 160,
+                   selected = 2 * 96 + q + ffn, products = 96 + q + 2 * kv + 2 * ffn,
+                   shared = layers * in_flight - 1;
+    const uint64_t none = activations(&toy, spec, plan, &source, RECOMPUTE_NONE),
+                   selective = activations(&toy, spec, plan, &source, RECOMPUTE_SELECTIVE),
+                   full = activations(&toy, spec, plan, &source, RECOMPUTE_FULL);
+    assert_int_equal(none - selective, shared * tokens * selected * sizeof(float));
+    assert_int_equal(selective - full, shared * tokens * products * sizeof(float));
+}
+
+/* ---- trace ---- */
+
+/* A rank's trace is what the schedule says, in order, by a clock that goes on. */
+static void test_trace(void **state)
+{
+    Toy deep = toy_gpt2;
+    deep.config.layers = 4;
+    GArray *traces[2];
+    for (uint32_t r = 0; r < 2; r++) {
+        traces[r] = g_array_new(FALSE, FALSE, sizeof(PipelineOpTime));
+    }
+    const RunSpread spread = {.pp = 2, .chunks = 2, .isa = kernels_best_isa(), .traces = traces};
+    run_toy(&deep, &spread, 1, NULL);
+    g_autoptr(Pipeline) line = pipeline_new(PIPELINE_INTERLEAVED, 2, 2, deep.sequences);
+    g_autoptr(GError) error = NULL;
+    PipelineComparison c;
+    if (!pipeline_compare(line, traces, &c, &error)) {
+        fail_msg("%s", error->message);
+    }
+    assert_true(c.makespan > 0.0 && c.simulated_makespan > 0.0);
+    for (uint32_t r = 0; r < 2; r++) {
+        int64_t last = 0;
+        for (guint i = 0; i < traces[r]->len; i++) {
+            const PipelineOpTime *t = &g_array_index(traces[r], PipelineOpTime, i);
+            assert_true(t->begin_us >= last && t->end_us >= t->begin_us);
+            last = t->end_us;
+        }
+        g_array_unref(traces[r]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -370,6 +444,8 @@ int main(void)
         cmocka_unit_test(test_more_replicas),
         cmocka_unit_test(test_data_bytes),
         cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_selective_memory),
+        cmocka_unit_test(test_trace),
         cmocka_unit_test(test_what_defines_a_run),
         cmocka_unit_test(test_non_finite_loss),
         cmocka_unit_test(test_non_finite_loss_skipped),

@@ -180,6 +180,51 @@ static void test_slots(void **state)
     }
 }
 
+/* A trace of what the simulator would do, and one in which every stage is late: the first is equal,
+ * the second shows the time that the schedule does not explain. */
+static void test_comparison(void **state)
+{
+    g_autoptr(Pipeline) line = pipeline_new(PIPELINE_1F1B, 2, 1, 2);
+    /* F 10 us, B 20 us; stage 0: F F . B . B, stage 1: . F B F B */
+    const struct {
+        uint32_t stage;
+        PipelineOpKind kind;
+        uint32_t micro;
+        int64_t begin, end;
+    } ops[] = {{0, PIPELINE_FORWARD, 0, 0, 10},           {0, PIPELINE_SEND_FORWARD, 0, 10, 10},
+               {0, PIPELINE_FORWARD, 1, 10, 20},          {0, PIPELINE_SEND_FORWARD, 1, 20, 20},
+               {0, PIPELINE_RECEIVE_BACKWARD, 0, 20, 40}, {0, PIPELINE_BACKWARD, 0, 40, 60},
+               {0, PIPELINE_RECEIVE_BACKWARD, 1, 60, 70}, {0, PIPELINE_BACKWARD, 1, 70, 90},
+               {1, PIPELINE_RECEIVE_FORWARD, 0, 0, 10},   {1, PIPELINE_FORWARD, 0, 10, 20},
+               {1, PIPELINE_BACKWARD, 0, 20, 40},         {1, PIPELINE_SEND_BACKWARD, 0, 40, 40},
+               {1, PIPELINE_RECEIVE_FORWARD, 1, 40, 40},  {1, PIPELINE_FORWARD, 1, 40, 50},
+               {1, PIPELINE_BACKWARD, 1, 50, 70},         {1, PIPELINE_SEND_BACKWARD, 1, 70, 70}};
+    GArray *traces[2] = {g_array_new(FALSE, FALSE, sizeof(PipelineOpTime)),
+                         g_array_new(FALSE, FALSE, sizeof(PipelineOpTime))};
+    for (size_t i = 0; i < G_N_ELEMENTS(ops); i++) {
+        const PipelineOpTime time = {{ops[i].kind, 0, ops[i].micro}, ops[i].begin, ops[i].end};
+        g_array_append_val(traces[ops[i].stage], time);
+    }
+    PipelineComparison c;
+    assert_true(pipeline_compare(line, traces, &c, NULL));
+    assert_near(c.makespan, 90e-6);
+    assert_near(c.simulated_makespan, 90e-6);
+    assert_near(c.idle, 1.0 / 3.0);
+    assert_near(c.simulated_idle, 1.0 / 3.0);
+    g_array_index(traces[0], PipelineOpTime, 7).begin_us += 30;
+    g_array_index(traces[0], PipelineOpTime, 7).end_us += 30;
+    assert_true(pipeline_compare(line, traces, &c, NULL));
+    assert_near(c.makespan, 120e-6);
+    assert_near(c.idle, 0.5);
+    assert_near(c.simulated_idle, 1.0 / 3.0);
+    g_autoptr(GError) error = NULL;
+    g_array_index(traces[1], PipelineOpTime, 2).op.micro = 1;
+    assert_false(pipeline_compare(line, traces, &c, &error));
+    assert_non_null(strstr(error->message, "stage 1"));
+    g_array_unref(traces[0]);
+    g_array_unref(traces[1]);
+}
+
 static void swap(Pipeline *p, uint32_t stage, uint32_t a, uint32_t b)
 {
     PipelineOp *x = (PipelineOp *)op(p, stage, a), *y = (PipelineOp *)op(p, stage, b), kept = *x;
@@ -243,8 +288,8 @@ int main(void)
         cmocka_unit_test(test_bubble),      cmocka_unit_test(test_in_flight),
         cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_interleaved), cmocka_unit_test(test_interleaved_uneven),
-        cmocka_unit_test(test_slots),       cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_slots),       cmocka_unit_test(test_comparison),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

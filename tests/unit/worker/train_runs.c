@@ -237,6 +237,9 @@ static void *rank_main(void *user)
     options.stage = p->stage;
     options.rank = p->rank;
     options.links = rank->train_links;
+    if (spread->traces != NULL) {
+        options.trace = spread->traces[train_global(p, p->replica, p->stage, p->rank)];
+    }
     if (run->define != NULL) {
         run->define(&options);
     }

@@ -24,6 +24,7 @@ typedef struct RunSpread { /* what must change no bit; zeros: one of each */
     void (*change)(TrainRankOptions *options); /* of every rank; NULL: none */
     const RunState *load;                      /* to go on from; NULL: the toy's first weights */
     RunState *save;                            /* after the last step; NULL: not */
+    GArray *const *traces;                     /* by rank: TrainRankOptions.trace; NULL: none */
 } RunSpread;
 
 typedef struct RunResult {
