@@ -83,7 +83,8 @@ def first_weights(c):
     numbers, weights = Numbers(c["seed"]), {}
     for name, shape in tensors(c):
         centre = 1.0 if name.endswith("_norm") else 0.0
-        values = [centre + numbers.uniform(-0.25, 0.25) for _ in range(math.prod(shape))]
+        spread = c.get("spread", 0.25)
+        values = [centre + numbers.uniform(-spread, spread) for _ in range(math.prod(shape))]
         exact = numpy.array(values, dtype=numpy.float32).astype(numpy.float64).reshape(shape)
         weights[name] = torch.tensor(exact, requires_grad=True)
     return weights
@@ -93,8 +94,9 @@ def rotate(x, c):
     """x [batch, heads, length, head size]: pairs (2i, 2i + 1) turn by position * base^(-2i / size)."""
     size, length = x.shape[-1], x.shape[-2]
     angle = torch.arange(length, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    turned = torch.view_as_complex(x.reshape(*x.shape[:-1], size // 2, 2).contiguous()) * torch.polar(torch.ones_like(angle), angle)
-    return torch.view_as_real(turned).reshape(x.shape)
+    pairs = torch.view_as_complex(x.double().reshape(*x.shape[:-1], size // 2, 2).contiguous())
+    turned = pairs * torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(turned).reshape(x.shape).to(x.dtype)
 
 
 def rms(x, w):
@@ -160,7 +162,7 @@ def run(c, path):
         if step == 0:
             gradients = [x.grad.clone() for x in p.values()]
         norms.append(float(torch.nn.utils.clip_grad_norm_(list(p.values()), c["clip"])))
-        losses.append(float(loss))
+        losses.append(loss.item())
         for group in optimizer.param_groups:
             group["lr"] = rate_of(step)
         optimizer.step()
