@@ -21,6 +21,7 @@ typedef enum WeftErrorCode {
     WEFT_ERROR_DENIED = 103,      /* exit 6 */
     WEFT_ERROR_DEADLINE = 104,    /* exit 7 */
     WEFT_ERROR_CANCELLED = 105,   /* exit 130 */
+    WEFT_ERROR_FULL = 106,        /* as many wait as may: try again later; exit 4 */
     WEFT_ERROR_UNREACHABLE = 200, /* exit 5 */
     WEFT_ERROR_PROTOCOL = 201,    /* malformed or out of order: exit 1 */
     WEFT_ERROR_VERSION = 202,     /* version skew; both versions in the message: exit 1 */
@@ -44,8 +45,8 @@ int weft_error_exit_code(const GError *error);
 
 /* gRPC status code (grpc/status.h numbering) for an error, and back. INVALID -> 3, IMPOSSIBLE -> 9,
  * NOT_FOUND -> 5, DENIED -> 7, DEADLINE -> 4, CANCELLED -> 1, UNREACHABLE -> 14, VERSION/STALE ->
- * 9/10, NOT_READY -> 14, MEMORY -> 8, IO/FAILED -> 13, ... The WeftErrorCode itself travels in the
- * status message as a prefix "[weft NNN] " so that the round trip is exact; both functions handle
- * it. What comes back is UTF-8, whatever bytes the peer sent. */
+ * 9/10, NOT_READY -> 14, MEMORY and FULL -> 8, IO/FAILED -> 13, ... The WeftErrorCode itself
+ * travels in the status message as a prefix "[weft NNN] " so that the round trip is exact; both
+ * functions handle it. What comes back is UTF-8, whatever bytes the peer sent. */
 int weft_error_to_status(const GError *error, char **message_out /* returned */);
 GError *weft_error_from_status(int grpc_code, const char *message);

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import select
 import signal
 import socket
 import sys
@@ -209,6 +210,27 @@ def case_caps_of_sockets():
     stop(at)
 
 
+def case_full_leader():
+    """a leader whose queue is full says so: 429 with Retry-After, streamed or not; it serves what comes later"""
+    at = serve("queue=10000,n=1024,prompts=16")
+    for stream in (False, True):
+        crowd = {"messages": [{"role": "user", "content": "go"}], "max_tokens": 3000, "n": 1024, "ignore_eos": True, "stream": stream}
+        sockets = [at.dial() for _ in range(3)]
+        for s in sockets:
+            s.sendall(load.request(crowd, "/v1/chat/completions"))
+        left, answer = list(sockets), b""
+        while not answer.startswith(b"HTTP/1.1 429"):  # the first may have begun its stream
+            s = select.select(left, [], [], GUARD_S)[0][0]
+            left.remove(s)
+            answer = s.recv(65536)
+        assert b"Retry-After: " in answer and b"queue_full" in answer, answer[:1000]
+        for s in sockets:
+            s.close()
+        at.wait_idle()
+    taken(at, {"prompt": "x"})
+    stop(at)
+
+
 def begun(s):
     """A stream whose first bytes are there."""
     s.setblocking(False)
@@ -272,5 +294,5 @@ def case_caps_are_named():
         harness.command([harness.COORDINATOR, "--http-limits", bad, "--state", work / "none", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0"]).fails(2)
 
 
-harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_keys_in_turn, case_caps_of_times,
-                   case_caps_are_named])
+harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_full_leader, case_keys_in_turn,
+                   case_caps_of_times, case_caps_are_named])

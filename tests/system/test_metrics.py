@@ -23,7 +23,8 @@ VLLM = {"num_requests_running": "gauge", "num_requests_waiting": "gauge", "kv_ca
         "time_per_output_token_seconds": "histogram", "e2e_request_latency_seconds": "histogram", "request_queue_time_seconds": "histogram",
         "request_prefill_time_seconds": "histogram", "request_decode_time_seconds": "histogram", "request_inference_time_seconds": "histogram",
         "request_prompt_tokens": "histogram", "request_generation_tokens": "histogram", "request_max_num_generation_tokens": "histogram",
-        "request_params_max_tokens": "histogram", "request_params_n": "histogram"}
+        "request_params_max_tokens": "histogram", "request_params_n": "histogram", "request_time_per_output_token_seconds": "histogram",
+        "iteration_tokens_total": "histogram", "gpu_cache_usage_perc": "gauge"}
 
 
 def serve():
@@ -74,7 +75,7 @@ class Page:
             elif line.startswith("# TYPE "):
                 name, kind = line[7:].split(" ")
                 assert name == self.helped and kind in SUFFIXES, f"TYPE without its HELP: {line}"
-                assert (kind == "counter") == name.endswith("_total"), f"only counters end in _total: {line}"
+                assert (kind == "counter") == name.endswith("_total") or name == "vllm:iteration_tokens_total", f"only counters end in _total: {line}"
                 self.helped, family = None, name
                 self.families[name] = (kind, {})
             else:

@@ -32,9 +32,9 @@ static void put_number(GString *out, double value)
     }
 }
 
-static void put_label(GString *out, char before, const char *name, const char *value)
+static void put_label(GString *out, const char *name, const char *value)
 {
-    g_string_append_printf(out, "%c%s=\"", before, name);
+    g_string_append_printf(out, "%s%s=\"", out->len > 0 ? "," : "", name);
     for (const char *c = value; *c != '\0'; c++) {
         if (*c == '\\' || *c == '"') {
             g_string_append_c(out, '\\');
@@ -53,41 +53,60 @@ void metrics_family(GString *out, const char *name, const char *type, const char
     g_string_append_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
-void metrics_value(GString *out, const char *name, double value, ...)
+/* NAME="VALUE" of each pair, with commas between. */
+static void put_labels(GString *out, va_list labels)
 {
-    va_list labels;
-    char before = '{';
-    g_string_append(out, name);
-    va_start(labels, value);
     for (const char *label; (label = va_arg(labels, const char *)) != NULL;) {
         const char *text = va_arg(labels, const char *);
         if (text != NULL) {
-            put_label(out, before, label, text);
-            before = ',';
+            put_label(out, label, text);
         }
     }
-    va_end(labels);
-    g_string_append(out, before == ',' ? "} " : " ");
+}
+
+static void put_line(GString *out, const char *name, const char *suffix, const GString *labels,
+                     double value)
+{
+    g_string_append(out, name);
+    g_string_append(out, suffix);
+    if (labels->len > 0) {
+        g_string_append_printf(out, "{%s}", labels->str);
+    }
+    g_string_append_c(out, ' ');
     put_number(out, value);
     g_string_append_c(out, '\n');
 }
 
-void metrics_histogram(GString *out, const char *name, const Histogram *h, const char *label,
-                       const char *label_value)
+void metrics_value(GString *out, const char *name, double value, ...)
 {
-    g_autofree char *bucket = g_strconcat(name, "_bucket", NULL);
-    g_autofree char *sum = g_strconcat(name, "_sum", NULL);
-    g_autofree char *count = g_strconcat(name, "_count", NULL);
+    va_list pairs;
+    g_autoptr(GString) labels = g_string_new(NULL);
+    va_start(pairs, value);
+    put_labels(labels, pairs);
+    va_end(pairs);
+    put_line(out, name, "", labels, value);
+}
+
+void metrics_histogram(GString *out, const char *name, const Histogram *h, ...)
+{
+    va_list pairs;
+    g_autoptr(GString) labels = g_string_new(NULL);
+    g_autoptr(GString) bucket = g_string_new(NULL);
     uint64_t total = 0;
+    va_start(pairs, h);
+    put_labels(labels, pairs);
+    va_end(pairs);
     for (unsigned i = 0; i <= h->n_bounds; i++) {
         char bound[G_ASCII_DTOSTR_BUF_SIZE] = "+Inf";
         if (i < h->n_bounds) {
             g_ascii_formatd(bound, sizeof bound, "%g", h->bounds[i]);
         }
         total += h->counts[i];
-        metrics_value(out, bucket, (double)total, "le", bound, label != NULL ? label : NULL,
-                      label_value, NULL);
+        g_string_truncate(bucket, 0);
+        put_label(bucket, "le", bound);
+        g_string_append_printf(bucket, "%s%s", labels->len > 0 ? "," : "", labels->str);
+        put_line(out, name, "_bucket", bucket, (double)total);
     }
-    metrics_value(out, sum, h->sum, label != NULL ? label : NULL, label_value, NULL);
-    metrics_value(out, count, (double)total, label != NULL ? label : NULL, label_value, NULL);
+    put_line(out, name, "_sum", labels, h->sum);
+    put_line(out, name, "_count", labels, (double)total);
 }

@@ -24,4 +24,4 @@ void metrics_family(GString *out, const char *name, const char *type, const char
 /* labels: NAME, VALUE pairs ended by NULL; names with a NULL value are left out. */
 void metrics_value(GString *out, const char *name, double value, ...) G_GNUC_NULL_TERMINATED;
 void metrics_histogram(GString *out, const char *name, const Histogram *h,
-                       const char *label /* may be NULL */, const char *label_value);
+                       ... /* labels, as above */) G_GNUC_NULL_TERMINATED;

@@ -230,6 +230,9 @@ static Weft__V1__ReplicaLoad *load_of(const Deployment *d, const EngineLoad *loa
     l->preemptions = load->preemptions;
     l->prompt_tokens = load->prompt_tokens;
     l->generation_tokens = load->generation_tokens;
+    l->steps_by_rows = g_memdup2(load->steps_by_rows, sizeof load->steps_by_rows);
+    l->n_steps_by_rows = G_N_ELEMENTS(load->steps_by_rows);
+    l->step_rows = load->step_rows;
     return l;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "proto/base/loop.h"
+#include "proto/base/step_rows.h"
 #include "proto/plan/plan.h"
 #include "transport/link/link.h"
 #include "worker/model/stage_times.h"
@@ -120,7 +121,8 @@ typedef struct EngineLoad {
     uint64_t kv_pages_total, kv_pages_used, kv_pages_cached; /* used: by running sequences */
     uint64_t prefix_query_tokens, prefix_hit_tokens;         /* asked of the prefix cache, found */
     uint64_t preemptions;
-    uint64_t prompt_tokens, generation_tokens; /* of requests admitted; drawn */
+    uint64_t prompt_tokens, generation_tokens;               /* of requests admitted; drawn */
+    uint64_t steps_by_rows[STEP_ROWS_BOUNDS + 1], step_rows; /* of steps with rows; their rows */
 } EngineLoad;
 
 /* Health and reports (any thread). */

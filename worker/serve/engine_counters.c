@@ -95,6 +95,10 @@ void engine_counters_load(EngineCounters *c, const EngineLoad *load)
     set(&c->load.preemptions, load->preemptions);
     set(&c->load.prompt_tokens, load->prompt_tokens);
     set(&c->load.generation_tokens, load->generation_tokens);
+    for (unsigned i = 0; i <= STEP_ROWS_BOUNDS; i++) {
+        set(&c->load.steps_by_rows[i], load->steps_by_rows[i]);
+    }
+    set(&c->load.step_rows, load->step_rows);
 }
 
 static void read_load(EngineCounters *c, EngineLoad *out)
@@ -111,7 +115,11 @@ static void read_load(EngineCounters *c, EngineLoad *out)
         .preemptions = get(&c->load.preemptions),
         .prompt_tokens = get(&c->load.prompt_tokens),
         .generation_tokens = get(&c->load.generation_tokens),
+        .step_rows = get(&c->load.step_rows),
     };
+    for (unsigned i = 0; i <= STEP_ROWS_BOUNDS; i++) {
+        out->steps_by_rows[i] = get(&c->load.steps_by_rows[i]);
+    }
 }
 
 void engine_counters_read(EngineCounters *c, EngineStatus *out)

@@ -25,7 +25,8 @@ typedef struct EngineCounters {
     struct {
         atomic_uint running, waiting, slots;
         atomic_ullong kv_pages_total, kv_pages_used, kv_pages_cached, prefix_query_tokens,
-            prefix_hit_tokens, preemptions, prompt_tokens, generation_tokens;
+            prefix_hit_tokens, preemptions, prompt_tokens, generation_tokens,
+            steps_by_rows[STEP_ROWS_BOUNDS + 1], step_rows;
     } load;
 } EngineCounters;
 

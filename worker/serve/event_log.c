@@ -11,15 +11,22 @@ typedef struct Event {
     uint32_t n_top;
 } Event;
 
+/* Of EVENT_LOG_BLOCK events; their top lists follow. */
+typedef struct EventBlock {
+    _Atomic(struct EventBlock *) next; /* written before the events in it are published */
+    Event events[EVENT_LOG_BLOCK];
+} EventBlock;
+
 struct EventLog {
     atomic_int references; /* invariant 3 */
     atomic_bool posted;
     atomic_uint published;
     atomic_bool finished;
-    uint32_t drained, capacity, top_stride;
-    Event *events;
-    uint32_t *top_ids;
-    float *top_logprobs;
+    atomic_uint n_blocks;
+    uint32_t top_stride;
+    EventBlock *first, *last; /* engine: that it made, first and last; first is written once */
+    EventBlock *reading;      /* loop: of the event that it reads next, NULL before the first */
+    uint32_t drained;
     Loop *loop;
     EngineTokenFn fn;
     void *user;
@@ -41,15 +48,58 @@ EventLog *event_log_new(uint32_t top_stride, Loop *loop, EngineTokenFn fn, void 
     return log;
 }
 
-void event_log_reserve(EventLog *log, uint32_t capacity)
+/* ---- blocks ---- */
+
+size_t event_log_block_bytes(uint32_t top_stride)
 {
-    g_assert(log->events == NULL);
-    log->capacity = capacity;
-    log->events = g_new0(Event, capacity);
-    if (log->top_stride > 0) {
-        log->top_ids = g_new0(uint32_t, (size_t)capacity * log->top_stride);
-        log->top_logprobs = g_new0(float, (size_t)capacity * log->top_stride);
+    return sizeof(EventBlock) +
+           (size_t)EVENT_LOG_BLOCK * top_stride * (sizeof(uint32_t) + sizeof(float));
+}
+
+uint32_t event_log_n_blocks(const EventLog *log)
+{
+    return atomic_load(&log->n_blocks);
+}
+
+static uint32_t *top_ids(const EventLog *log, EventBlock *block, uint32_t at)
+{
+    return (uint32_t *)(void *)(block + 1) + (size_t)at * log->top_stride;
+}
+
+static float *top_logprobs(const EventLog *log, EventBlock *block, uint32_t at)
+{
+    return (float *)(void *)(top_ids(log, block, EVENT_LOG_BLOCK)) + (size_t)at * log->top_stride;
+}
+
+/* Engine: where event i is written. */
+static EventBlock *block_to_write(EventLog *log, uint32_t i)
+{
+    if (i % EVENT_LOG_BLOCK > 0) {
+        return log->last;
     }
+    EventBlock *block = g_malloc0(event_log_block_bytes(log->top_stride));
+    if (log->last == NULL) {
+        log->first = block;
+    } else {
+        atomic_store(&log->last->next, block);
+    }
+    log->last = block;
+    atomic_fetch_add(&log->n_blocks, 1);
+    return block;
+}
+
+/* Loop: where event i is, which is published and the next to be read. */
+static EventBlock *block_to_read(EventLog *log, uint32_t i)
+{
+    if (log->reading == NULL) {
+        log->reading = log->first;
+    } else if (i % EVENT_LOG_BLOCK == 0) {
+        EventBlock *done = log->reading;
+        log->reading = atomic_load(&done->next);
+        g_free(done);
+        atomic_fetch_sub(&log->n_blocks, 1);
+    }
+    return log->reading;
 }
 
 static void unref(EventLog *log)
@@ -57,20 +107,21 @@ static void unref(EventLog *log)
     if (atomic_fetch_sub(&log->references, 1) > 1) {
         return;
     }
-    for (uint32_t i = log->drained; i < log->published; i++) {
-        g_clear_pointer(&log->events[i].logits, g_bytes_unref);
-        g_clear_pointer(&log->events[i].trace, g_bytes_unref);
+    for (; log->drained < log->published; log->drained++) {
+        Event *e = &block_to_read(log, log->drained)->events[log->drained % EVENT_LOG_BLOCK];
+        g_clear_pointer(&e->logits, g_bytes_unref);
+        g_clear_pointer(&e->trace, g_bytes_unref);
     }
-    g_free(log->events);
-    g_free(log->top_ids);
-    g_free(log->top_logprobs);
+    g_free(log->reading); /* the last block: whatever was published is read */
     g_clear_error(&log->error);
     g_free(log);
 }
 
 static void deliver(EventLog *log, uint32_t i)
 {
-    Event *e = &log->events[i];
+    EventBlock *block = block_to_read(log, i);
+    const uint32_t at = i % EVENT_LOG_BLOCK;
+    Event *e = &block->events[at];
     EngineToken token = {.position = e->position,
                          .id = e->id,
                          .logprob = e->logprob,
@@ -79,8 +130,8 @@ static void deliver(EventLog *log, uint32_t i)
                          .n_top = e->n_top};
     memcpy(token.row_hash, e->row_hash, sizeof token.row_hash);
     if (log->top_stride > 0) {
-        token.top_ids = log->top_ids + (size_t)i * log->top_stride;
-        token.top_logprobs = log->top_logprobs + (size_t)i * log->top_stride;
+        token.top_ids = top_ids(log, block, at);
+        token.top_logprobs = top_logprobs(log, block, at);
     }
     log->fn(&token, log->user);
     g_clear_pointer(&e->logits, g_bytes_unref);
@@ -122,8 +173,9 @@ void event_log_push(EventLog *log, const RowResult *r, uint32_t position, uint32
                     GBytes *trace)
 {
     const uint32_t i = atomic_load(&log->published);
-    g_assert(i < log->capacity);
-    Event *e = &log->events[i];
+    EventBlock *block = block_to_write(log, i);
+    const uint32_t at = i % EVENT_LOG_BLOCK;
+    Event *e = &block->events[at];
     e->position = position;
     e->id = r->id;
     e->logprob = r->logprob;
@@ -132,8 +184,8 @@ void event_log_push(EventLog *log, const RowResult *r, uint32_t position, uint32
     e->trace = trace;
     e->n_top = MIN(r->n_top, log->top_stride);
     for (uint32_t k = 0; k < e->n_top; k++) {
-        log->top_ids[(size_t)i * log->top_stride + k] = r->top_ids[k];
-        log->top_logprobs[(size_t)i * log->top_stride + k] = r->top_logprobs[k];
+        top_ids(log, block, at)[k] = r->top_ids[k];
+        top_logprobs(log, block, at)[k] = r->top_logprobs[k];
     }
     atomic_store(&log->published, i + 1);
     wake(log);

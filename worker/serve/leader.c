@@ -148,7 +148,7 @@ static bool refuse_full(const Leader *l, const LeaderRequest *q, GError **error)
         queue.n_tokens + q->n_known <= LEADER_QUEUE_TOKENS) {
         return false;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_FULL,
                 "the queue is full: %u requests with %" G_GUINT64_FORMAT
                 " tokens wait, at most %u with %u: try again later",
                 queue.n_requests, queue.n_tokens, LEADER_QUEUE_REQUESTS, LEADER_QUEUE_TOKENS);

@@ -15,7 +15,7 @@
  * the leader is next called.
  *   5. At most LEADER_QUEUE_REQUESTS requests wait that never ran, and those that were submitted
  * when another one waited hold at most LEADER_QUEUE_TOKENS tokens together: what is beyond gets
- * IMPOSSIBLE at once. A resumed request (it has generated tokens) was accepted before and always
+ * FULL at once. A resumed request (it has generated tokens) was accepted before and always
  * waits.
  *
  *   submitted --> waiting <--> running --token at the end--> finished --step with the release-->

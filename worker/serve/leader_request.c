@@ -51,7 +51,6 @@ void leader_request_prepare(LeaderRequest *q)
     const uint32_t course = MAX(q->n_limit, q->n_known);
     q->tokens = g_renew(uint32_t, q->tokens, course);
     q->pages = g_new0(uint32_t, course / KV_BLOCK + 1);
-    event_log_reserve(q->log, q->kind == 0 ? q->n_limit - q->n_known : q->n_known);
 }
 
 static void request_free(LeaderRequest *q)

@@ -49,7 +49,7 @@ typedef struct LeaderRequest {
 /* Main loop. Arrays are copied. */
 LeaderRequest *leader_request_new(uint64_t id, const EngineRequest *request, Loop *loop,
                                   EngineTokenFn fn, void *user);
-/* Room for the whole course: log, tokens. Once, before it runs. */
+/* Room for the whole course: tokens, pages. Once, before it runs. */
 void leader_request_prepare(LeaderRequest *request);
 /* The done event; frees the request, which has no slot and no pages. */
 void leader_request_end(LeaderRequest *request /* taken */, const char *reason, const GError *error,

@@ -501,6 +501,12 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, bool *dec
 void scheduler_note(Scheduler *s, uint32_t n_rows, int64_t built_us, int64_t now_us)
 {
     step_pace_note(&s->pace, n_rows, built_us, now_us);
+    unsigned at = 0;
+    while (at < STEP_ROWS_BOUNDS && n_rows > step_rows_bounds[at]) {
+        at++;
+    }
+    s->load.steps_by_rows[at] += n_rows > 0;
+    s->load.step_rows += n_rows;
 }
 
 void scheduler_load(const Scheduler *s, EngineLoad *out)

@@ -2,7 +2,9 @@
  *
  * 1. A choice of a stream sends: (chat) its role; pieces of text; one frame with its finish reason.
  * 2. Tokens of control have no text, and no logprobs either: a client's texts and tokens fit.
- * 3. usage counts a prompt once, however many choices it has. */
+ * 3. usage counts a prompt once, however many choices it has.
+ * 4. A stream ends with [DONE] or with an error, never with both: who waits for [DONE] has it only
+ * for a whole answer. */
 #include "coordinator/gateway/openai/api_answer.h"
 
 #include "coordinator/gateway/openai/json_text.h"
@@ -172,7 +174,8 @@ static void take_started(ApiAnswer *a, guint prompt, const Weft__V1__RunStarted 
     g_string_free(text, TRUE);
 }
 
-/* The role comes first, at once: a client sees that its answer has begun. */
+/* The role comes with the first token, not with the replica: until then a refusal has a status of
+ * its own. */
 static void begin_choice(ApiAnswer *a, guint index, GString *out)
 {
     if (!a->choices[index].begun && a->request->stream && is_chat(a)) {
@@ -227,9 +230,6 @@ void api_answer_event(ApiAnswer *a, guint prompt, const Weft__V1__RunEvent *e, G
     switch (e->event_case) {
     case WEFT__V1__RUN_EVENT__EVENT_STARTED:
         take_started(a, prompt, e->started);
-        for (uint32_t i = 0; i < a->request->n; i++) {
-            begin_choice(a, prompt * a->request->n + i, out);
-        }
         break;
     case WEFT__V1__RUN_EVENT__EVENT_DELTA:
         take_delta(a, prompt, e->delta, out);
@@ -355,5 +355,5 @@ void api_answer_end(ApiAnswer *a, GString *out)
 void api_answer_fail(ApiAnswer *a, const ApiError *error, GString *out)
 {
     g_autofree char *json = api_error_json(error);
-    g_string_append_printf(out, "data: %s\n\ndata: [DONE]\n\n", json);
+    g_string_append_printf(out, "data: %s\n\n", json);
 }

@@ -53,6 +53,7 @@ static const Mapping mappings[] = {
     {WEFT_ERROR_NOT_FOUND, 404, INVALID_REQUEST, "model_not_found", false},
     {WEFT_ERROR_DENIED, 403, "permission_error", NULL, false},
     {WEFT_ERROR_DEADLINE, 504, SERVER_ERROR, "timeout", true},
+    {WEFT_ERROR_FULL, 429, "rate_limit_error", "queue_full", true},
     {WEFT_ERROR_CANCELLED, 503, SERVER_ERROR, "cancelled", false},
     {WEFT_ERROR_IMPOSSIBLE, 503, SERVER_ERROR, "no_room", true},
     {WEFT_ERROR_MEMORY, 503, SERVER_ERROR, "no_room", true},
@@ -78,7 +79,7 @@ ApiError *api_error_from(const GError *error, const char *request)
                                  m.api_code != NULL ? m.api_code : "internal error",
                                  request != NULL ? " under " : "", request != NULL ? request : "");
     ApiError *e = make(m.status, m.type, m.api_code, NULL, message);
-    e->retry_after_s = m.status == 503 ? RETRY_S : 0;
+    e->retry_after_s = m.status == 503 || m.status == 429 ? RETRY_S : 0;
     return e;
 }
 

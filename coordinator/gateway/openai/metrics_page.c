@@ -2,6 +2,7 @@
  * of models, replicas, stages, workers and links. */
 #include "coordinator/gateway/openai/api_internal.h"
 
+#include "proto/base/step_rows.h"
 #include "proto/base/version.h"
 #include "transport/daemon/metrics.h"
 
@@ -30,7 +31,7 @@ static void put_model_histogram(const ModelStats *stats, void *user)
     const StatsFamily *f = user;
     metrics_histogram(f->out, f->name,
                       (const Histogram *)(const void *)((const char *)stats + f->offset),
-                      "model_name", stats->model);
+                      "model_name", stats->model, NULL);
 }
 
 static void put_model_ended(const ModelStats *stats, void *user)
@@ -64,6 +65,8 @@ static const RequestFamily model_families[] = {
                       "From one token to the next."),
     REQUEST_HISTOGRAM("vllm:time_per_output_token_seconds", inter_token_s,
                       "From one token to the next."),
+    REQUEST_HISTOGRAM("vllm:request_time_per_output_token_seconds", mean_token_s,
+                      "Of a sequence, the mean from one token to the next."),
     REQUEST_HISTOGRAM("vllm:e2e_request_latency_seconds", whole_s, "From a request to its end."),
     REQUEST_HISTOGRAM("vllm:request_queue_time_seconds", queue_s, "From a request to its replica."),
     REQUEST_HISTOGRAM("vllm:request_prefill_time_seconds", prefill_s,
@@ -169,6 +172,7 @@ LOAD_FIELD(generation_tokens)
 
 static const LoadRow load_rows[] = {
     {"vllm:kv_cache_usage_perc", "gauge", "Pages of the KV cache in use, 0 to 1.", kv_usage},
+    {"vllm:gpu_cache_usage_perc", "gauge", "The same, under its older name.", kv_usage},
     {"vllm:prefix_cache_queries_total", "counter", "Tokens that asked the prefix cache.",
      load_prefix_query_tokens},
     {"vllm:prefix_cache_hits_total", "counter", "Tokens that it had.", load_prefix_hit_tokens},
@@ -262,6 +266,27 @@ static void put_load(Member *member, void *user)
     }
 }
 
+/* Rows of steps: one histogram a replica. */
+static void put_step_rows(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    for (size_t i = 0; beat != NULL && member_attached(member) && i < beat->n_loads; i++) {
+        const Weft__V1__ReplicaLoad *load = beat->loads[i];
+        if (is_newest_load(beat, load) && load->n_steps_by_rows == STEP_ROWS_BOUNDS + 1) {
+            char replica[16];
+            snprintf(replica, sizeof replica, "%u", load->replica);
+            Histogram h;
+            histogram_init(&h, step_rows_bounds, STEP_ROWS_BOUNDS);
+            memcpy(h.counts, load->steps_by_rows, sizeof(uint64_t) * load->n_steps_by_rows);
+            h.sum = (double)load->step_rows;
+            metrics_histogram(f->out, "vllm:iteration_tokens_total", &h, "model_name",
+                              g_hash_table_lookup(f->names, load->job), "job", load->job, "replica",
+                              replica, "worker", member_name(member), NULL);
+        }
+    }
+}
+
 static void put_worker_up(Member *member, void *user)
 {
     const MemberFamily *f = user;
@@ -319,7 +344,8 @@ static const LinkRow link_rows[] = {
     {"weft_link_sent_bytes_total", "Payload sent to a peer.", LINK(sent_bytes), 1},
     {"weft_link_received_bytes_total", "Payload that came from a peer.", LINK(received_bytes), 1},
     {"weft_link_sent_messages_total", "Messages sent to a peer.", LINK(sent_messages), 1},
-    {"weft_link_wait_seconds_total", "Waited for a peer's activations or tokens.", LINK(wait_us), 1e-6},
+    {"weft_link_wait_seconds_total", "Waited for a peer's activations or tokens.", LINK(wait_us),
+     1e-6},
     {"weft_link_stalls_total", "Waits for a peer of 100 ms and more.", LINK(stalls), 1},
 };
 
@@ -356,6 +382,9 @@ static void put_members(const Members *members, GHashTable *names, GString *out)
         metrics_family(out, link_rows[i].name, "counter", link_rows[i].help);
         members_each(members, put_link, &f);
     }
+    metrics_family(out, "vllm:iteration_tokens_total", "histogram",
+                   "Rows of prompts and of decoding that a step had.");
+    members_each(members, put_step_rows, &f);
     for (size_t i = 0; i < G_N_ELEMENTS(load_rows); i++) {
         f.row = &load_rows[i];
         metrics_family(out, load_rows[i].name, load_rows[i].type, load_rows[i].help);

@@ -59,6 +59,7 @@ ModelStats *request_stats_model(RequestStats *stats, const char *model)
     one->model = g_strdup(name);
     histogram_init(&one->first_token_s, first_token_bounds, G_N_ELEMENTS(first_token_bounds));
     histogram_init(&one->inter_token_s, inter_token_bounds, G_N_ELEMENTS(inter_token_bounds));
+    histogram_init(&one->mean_token_s, inter_token_bounds, G_N_ELEMENTS(inter_token_bounds));
     Histogram *whole[] = {&one->whole_s,  &one->queue_s,     &one->prefill_s,
                           &one->decode_s, &one->inference_s, &one->recovery_s};
     Histogram *tokens[] = {&one->prompt_length, &one->tokens_asked, &one->generated_length,

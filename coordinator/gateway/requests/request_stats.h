@@ -13,8 +13,8 @@ typedef struct ModelStats {
     uint64_t prompt_tokens, generation_tokens;
     uint64_t ended[STATS_REASONS]; /* choices, by stats_reasons */
     unsigned running, waiting;     /* open requests, as of the last requests_count() */
-    Histogram first_token_s, inter_token_s, whole_s, queue_s, prefill_s, decode_s, inference_s,
-        recovery_s;
+    Histogram first_token_s, inter_token_s, mean_token_s, whole_s, queue_s, prefill_s, decode_s,
+        inference_s, recovery_s;
     /* of a request: its prompt's tokens, those it asked for at most, its sequences; of a sequence:
      * tokens generated; of a request's sequences the most */
     Histogram prompt_length, tokens_asked, sequences_asked, generated_length, most_generated;

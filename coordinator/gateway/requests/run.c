@@ -123,7 +123,9 @@ static void run_count_tokens(Run *run, const Weft__V1__RunEvent *event)
 static void run_count_choice(Run *run, const Choice *c)
 {
     if (c->last_us > c->first_us) {
-        histogram_add(&run->stats->decode_s, (double)(c->last_us - c->first_us) / 1e6);
+        const double decode_s = (double)(c->last_us - c->first_us) / 1e6;
+        histogram_add(&run->stats->decode_s, decode_s);
+        histogram_add(&run->stats->mean_token_s, decode_s / MAX(c->ids->len - 1, 1));
     }
     if (c->last_us > c->begun_us) {
         histogram_add(&run->stats->inference_s, (double)(c->last_us - c->begun_us) / 1e6);

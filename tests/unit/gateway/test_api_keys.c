@@ -185,7 +185,7 @@ static void test_metrics_text(void **state)
         histogram_add(&h, values[i]);
     }
     metrics_family(out, "a_seconds", "histogram", "Help.");
-    metrics_histogram(out, "a_seconds", &h, "m", "x\"\\\n");
+    metrics_histogram(out, "a_seconds", &h, "m", "x\"\\\n", NULL);
     metrics_value(out, "b", 1e15, NULL);
     metrics_value(out, "c", NAN, "l", "v", "absent", NULL, "k", "w", NULL);
     assert_string_equal(out->str, "# HELP a_seconds Help.\n# TYPE a_seconds histogram\n"

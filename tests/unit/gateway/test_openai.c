@@ -465,20 +465,29 @@ static void test_gathered_chat(void **state)
 }
 
 /* Every "data: " of a stream, parsed; [DONE] must be the last. Returned array. */
-static json_t *frames_of(const GString *out)
+static json_t *frames_until(const GString *out, const char *last)
 {
     g_auto(GStrv) parts = g_strsplit(out->str, "\n\n", -1);
     json_t *frames = json_array();
     guint n = g_strv_length(parts);
     assert_string_equal(parts[n - 1], "");
-    assert_string_equal(parts[n - 2], "data: [DONE]");
-    for (guint i = 0; i + 2 < n; i++) {
+    if (last != NULL) {
+        assert_string_equal(parts[n - 2], last);
+    } else {
+        assert_null(strstr(out->str, "[DONE]"));
+    }
+    for (guint i = 0; i + (last != NULL ? 2 : 1) < n; i++) {
         assert_true(g_str_has_prefix(parts[i], "data: "));
         json_t *frame = json_loads(parts[i] + 6, JSON_REJECT_DUPLICATES, NULL);
         assert_non_null(frame);
         json_array_append_new(frames, frame);
     }
     return frames;
+}
+
+static json_t *frames_of(const GString *out)
+{
+    return frames_until(out, "data: [DONE]");
 }
 
 static void test_streamed_chat(void **state)
@@ -524,7 +533,7 @@ static void test_streamed_error(void **state)
         g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker w3 lost: %s", "no heartbeat");
     g_autoptr(ApiError) said = api_error_from(error, "r-1");
     api_answer_fail(a, said, out);
-    json_t *frames = frames_of(out);
+    json_t *frames = frames_until(out, NULL);
     assert_string_equal(text_at(frames, "1.error.message"), "worker w3 lost: no heartbeat");
     assert_string_equal(text_at(frames, "1.error.code"), "worker_lost");
     json_decref(frames);
@@ -542,6 +551,7 @@ static void test_errors_tell_no_addresses(void **state)
         {WEFT_ERROR_IO, 500, false},         {WEFT_ERROR_UNREACHABLE, 503, false},
         {WEFT_ERROR_WORKER_LOST, 503, true}, {WEFT_ERROR_DEADLINE, 504, true},
         {WEFT_ERROR_FAILED, 500, false},     {WEFT_ERROR_IMPOSSIBLE, 503, true},
+        {WEFT_ERROR_FULL, 429, true},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(GError) error =
@@ -550,7 +560,7 @@ static void test_errors_tell_no_addresses(void **state)
         assert_int_equal(said->status, cases[i].status);
         assert_true((strstr(said->message, "10.0.0.1") != NULL) == cases[i].told);
         assert_true(cases[i].told || strstr(said->message, "r-0815") != NULL);
-        assert_true((said->status == 503) == (said->retry_after_s > 0));
+        assert_true((said->status == 503 || said->status == 429) == (said->retry_after_s > 0));
     }
 }
 

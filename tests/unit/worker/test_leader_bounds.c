@@ -95,7 +95,7 @@ static void assert_full(Crowd *crowd, const EngineRequest *r)
     Client *c = crowd_submit(crowd, r);
     world_drain(&crowd->w, c);
     assert_string_equal(c->reason, "error");
-    assert_int_equal(c->code, WEFT_ERROR_IMPOSSIBLE);
+    assert_int_equal(c->code, WEFT_ERROR_FULL);
     assert_non_null(strstr(c->error, "queue is full"));
     assert_int_equal(c->n, 0);
 }
