@@ -6,8 +6,7 @@
 #include "worker/serve/trace.h"
 
 typedef struct InFlight {
-    uint32_t number, n_rows;
-    bool decodes;
+    uint32_t number, n_rows, n_decoding;
     int64_t built_us;
 } InFlight;
 
@@ -194,7 +193,7 @@ static uint32_t decoding_steps(const Leader *l)
 {
     uint32_t n = 0;
     for (uint32_t i = l->flight_head; i != l->flight_tail; i++) {
-        n += l->in_flight[i % l->o.steps_in_flight].decodes;
+        n += l->in_flight[i % l->o.steps_in_flight].n_decoding > 0;
     }
     return n;
 }
@@ -206,16 +205,18 @@ void leader_canary(Leader *l)
 
 bool leader_next(Leader *l, Step *step)
 {
-    bool decodes;
+    uint32_t n_decoding;
     expire(l);
     if (leader_steps_in_flight(l) >= l->o.steps_in_flight ||
-        (!scheduler_next(l->scheduler, step, decoding_steps(l), &decodes) && !l->canary)) {
+        (!scheduler_next(l->scheduler, step, decoding_steps(l), &n_decoding) && !l->canary)) {
         return false;
     }
     l->canary = false;
     step->number = l->next_step++;
-    l->in_flight[l->flight_tail++ % l->o.steps_in_flight] = (InFlight){
-        .number = step->number, .n_rows = step->n_rows, .decodes = decodes, .built_us = now_us(l)};
+    l->in_flight[l->flight_tail++ % l->o.steps_in_flight] = (InFlight){.number = step->number,
+                                                                       .n_rows = step->n_rows,
+                                                                       .n_decoding = n_decoding,
+                                                                       .built_us = now_us(l)};
     return true;
 }
 
@@ -311,7 +312,7 @@ void leader_result(Leader *l, uint32_t step_number, const RowResult *results, ui
     if (leader_steps_in_flight(l) == 0 || oldest->number != step_number) {
         return; /* not one of ours: steps come back in order */
     }
-    scheduler_note(l->scheduler, oldest->n_rows, oldest->built_us, now_us(l));
+    scheduler_note(l->scheduler, oldest->n_rows, oldest->n_decoding, oldest->built_us, now_us(l));
     l->flight_head++;
     for (uint32_t i = 0; i < n; i++) {
         take_row(l, &results[i]);

@@ -439,7 +439,8 @@ static bool announce_reuse(Step *step, LeaderRequest *q)
     return q->n_scheduled >= q->n_reusable;
 }
 
-/* A chunk that is not the last ends with a page where it can, so that whole pages are shared. */
+/* A chunk that is not the last ends with a page where it can, so that whole pages are shared,
+ * unless that would halve it. */
 static uint32_t chunk_of(const LeaderRequest *q, uint32_t budget)
 {
     const uint32_t pending = leader_request_pending(q);
@@ -447,7 +448,7 @@ static uint32_t chunk_of(const LeaderRequest *q, uint32_t budget)
         return pending;
     }
     const uint32_t end = (q->n_scheduled + budget) / KV_BLOCK * KV_BLOCK;
-    return end > q->n_scheduled ? end - q->n_scheduled : budget;
+    return end > q->n_scheduled + budget / 2 ? end - q->n_scheduled : budget;
 }
 
 /* Invariant 4. */
@@ -480,7 +481,7 @@ static uint32_t prompt_budget(const Scheduler *s, const Step *step, uint32_t n_d
     return n_decoding == 0 ? left : MIN(left, step_pace_chunk(&s->pace, steps));
 }
 
-bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, bool *decodes)
+bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, uint32_t *n_decoding_rows)
 {
     step_clear(step);
     find_pages(s);
@@ -489,7 +490,7 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, bool *dec
     admit_waiting(s, step); /* slots of this step's releases are given out from the next step on */
     const uint32_t n_decoding = count_decoding(s);
     add_decoding(s, step, n_decoding, decoding_steps);
-    *decodes = step->n_rows > 0;
+    *n_decoding_rows = step->n_rows;
     add_prompts(s, step, prompt_budget(s, step, n_decoding));
     for (uint32_t i = 0; i < step->n_releases; i++) {
         s->slot_taken[step->releases[i]] = false;
@@ -498,9 +499,10 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, bool *dec
     return step->n_rows > 0 || step->n_releases > 0 || step->n_admits > 0 || step->n_reuses > 0;
 }
 
-void scheduler_note(Scheduler *s, uint32_t n_rows, int64_t built_us, int64_t now_us)
+void scheduler_note(Scheduler *s, uint32_t n_rows, uint32_t n_decoding, int64_t built_us,
+                    int64_t now_us)
 {
-    step_pace_note(&s->pace, n_rows, built_us, now_us);
+    step_pace_note(&s->pace, n_decoding, n_rows - n_decoding, built_us, now_us);
     unsigned at = 0;
     while (at < STEP_ROWS_BOUNDS && n_rows > step_rows_bounds[at]) {
         at++;

@@ -65,10 +65,12 @@ LeaderRequest *scheduler_any(Scheduler *scheduler);                     /* NULL:
 LeaderRequest *scheduler_expired(Scheduler *scheduler, int64_t now_us, int64_t *next_us);
 
 /* Builds the next Step but its number; false if there is nothing to do now. decoding_steps: those
- * in flight that carry rows of decoding sequences; *decodes: this one does. */
-bool scheduler_next(Scheduler *scheduler, Step *step, uint32_t decoding_steps, bool *decodes);
+ * in flight that carry rows of decoding sequences; *n_decoding: its rows of such. */
+bool scheduler_next(Scheduler *scheduler, Step *step, uint32_t decoding_steps,
+                    uint32_t *n_decoding);
 /* A step came back: step_pace.h. */
-void scheduler_note(Scheduler *scheduler, uint32_t n_rows, int64_t built_us, int64_t now_us);
+void scheduler_note(Scheduler *scheduler, uint32_t n_rows, uint32_t n_decoding, int64_t built_us,
+                    int64_t now_us);
 
 /* Fills what it knows of out. */
 void scheduler_load(const Scheduler *scheduler, EngineLoad *out);

@@ -9,7 +9,6 @@
 #include "proto/base/error.h"
 #include "proto/base/random.h"
 #include "tests/unit/worker/leader_world.h"
-#include "worker/serve/step_pace.h"
 
 #include <string.h>
 
@@ -314,63 +313,6 @@ static void test_isolation_and_eviction(void **state)
 
 /* ---- order and pace ---- */
 
-/* While one decodes, a long prompt comes in chunks whose time is bounded; the decoding row is in
- * every step. Before, and for the bits, any chunk would do. */
-static void test_chunks_leave_room_for_decoding(void **state)
-{
-    enum { ROW_US = 1000 };
-    World w;
-    Client a, b;
-    StepLimits limits = LIMITS;
-    limits.max_rows = 200;
-    world_open(&w, &limits, 40, 1);
-    const EngineRequest talks = world_request(2, 40);
-    uint32_t text[240];
-    for (unsigned i = 0; i < 240; i++) {
-        text[i] = 9;
-    }
-    const EngineRequest reads = {.prompt = text, .n_prompt = 240, .max_tokens = 2};
-    world_submit(&w, 1, &talks, &a);
-    world_build(&w);
-    world_return(&w);
-    world_submit(&w, 2, &reads, &b);
-    uint32_t largest = 0, n_steps = 0, n_read = 0;
-    for (; n_read < 240; n_steps++) {
-        assert_true(world_build(&w));
-        largest = MAX(largest, w.step->n_rows);
-        n_read += w.step->n_rows - 1;
-        assert_int_equal(w.step->segments[0].slot, 0); /* the decoding row first, in every step */
-        assert_int_equal(w.step->segments[0].n_rows, 1);
-        w.now_us += (int64_t)ROW_US * w.step->n_rows;
-        world_return(&w);
-    }
-    assert_in_range(largest, 1 + PACE_LEAST_ROWS, 1 + PACE_FIRST_ROWS);
-    assert_true(n_steps >= 4); /* 64, then about 50 rows of 1 ms */
-    world_run(&w);
-    world_drain(&w, &a);
-    world_drain(&w, &b);
-    world_assert_tokens(&w, &a, &talks, 40);
-    world_assert_tokens(&w, &b, &reads, 2);
-    world_close(&w);
-}
-
-static void test_pace(void **state)
-{
-    StepPace pace = {0};
-    assert_int_equal(step_pace_chunk(&pace, 1), PACE_FIRST_ROWS);
-    step_pace_note(&pace, 4, 0, 1000000); /* too few rows to say anything */
-    assert_int_equal(step_pace_chunk(&pace, 1), PACE_FIRST_ROWS);
-    step_pace_note(&pace, 100, 1000000, 1010000); /* 100 us a row */
-    assert_int_equal(step_pace_chunk(&pace, 1), 500);
-    assert_int_equal(step_pace_chunk(&pace, 5), 100);
-    step_pace_note(&pace, 100, 1000000, 1060000); /* counted from the result before: 500 us a row */
-    assert_int_equal(step_pace_chunk(&pace, 1), 250);
-    for (unsigned i = 0; i < 40; i++) {
-        step_pace_note(&pace, 100, 0, 2000000 + 1000000 * (int64_t)i); /* 10 ms a row */
-    }
-    assert_int_equal(step_pace_chunk(&pace, 1), PACE_LEAST_ROWS);
-}
-
 /* The prompts that are read at once take turns; admission keeps the order of submission. */
 static void test_fair_order(void **state)
 {
@@ -557,8 +499,6 @@ int main(void)
         cmocka_unit_test(test_preemption),
         cmocka_unit_test(test_prefixes_are_computed_once),
         cmocka_unit_test(test_isolation_and_eviction),
-        cmocka_unit_test(test_chunks_leave_room_for_decoding),
-        cmocka_unit_test(test_pace),
         cmocka_unit_test(test_fair_order),
         cmocka_unit_test(test_no_stage_idles),
         cmocka_unit_test(test_a_failed_row_is_not_shared),
