@@ -838,6 +838,8 @@ void member_describe(const Member *m, Weft__V1__Member *out)
         out->measured = m->hello->measured;
         out->release = m->hello->release;
         out->cpu = m->hello->cpu;
+        out->devices = m->hello->devices;
+        out->n_devices = m->hello->n_devices;
     }
     if (m->heartbeat != NULL) {
         out->counters = m->heartbeat->counters;

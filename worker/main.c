@@ -2,6 +2,7 @@
  * one Agent on one main loop. Foreground; logs to stderr. */
 #include "worker/agent/agent.h"
 #include "worker/agent/join.h"
+#include "worker/measure_device.h"
 
 #include "kernels/device/device.h"
 #include "proto/base/error.h"
@@ -89,6 +90,7 @@ typedef struct Daemon {
     Identity identity;
     Agent *agent;
     Device *device;
+    const Device *computes_on; /* that device, unless it is the CPU's trivial one */
     LinkFill *fill;
     int *cpus;
     unsigned n_cpus;
@@ -381,6 +383,36 @@ static void on_refused(const GError *error, void *user)
     on_stop(d);
 }
 
+/* What a device leaves: a tenth, and room for graphs and the ops' workspaces, stay free. */
+#define DEVICE_MARGIN ((uint64_t)256 << 20)
+
+static uint64_t device_memory(const Device *device)
+{
+    uint64_t left = 0, total;
+    if (device->api->memory(device->handle, &left, &total) != DEVICE_OK) {
+        return 0;
+    }
+    left = left / 10 * 9;
+    return left > DEVICE_MARGIN ? left - DEVICE_MARGIN : 0;
+}
+
+/* The classes that are offered: a device's is fast, whatever was not said; the cores of a host
+ * offer both, for what is exact is also fast. */
+static bool numerics_classes(const Daemon *d, uint32_t *out, GError **error)
+{
+    const char *said = d->settings->numerics;
+    const bool fast = said == NULL || strstr(said, "fast") != NULL,
+               exact = said != NULL ? strstr(said, "exact") != NULL : d->computes_on == NULL;
+    if (exact && d->computes_on != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "numerics %s: %s:%u offers fast only: say --numerics fast, or --device cpu",
+                    said, d->computes_on->info.kind, d->computes_on->info.index);
+        return false;
+    }
+    *out = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0);
+    return true;
+}
+
 static bool start_agent(Daemon *d, Log *log, GError **error)
 {
     const Settings *s = d->settings;
@@ -400,16 +432,20 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     "cpu-list names %u cpus for %u threads: give as many", d->n_cpus, threads);
         return false;
     }
-    const uint64_t memory = s->memory > 0 ? s->memory : default_memory();
+    const uint64_t memory = s->memory > 0            ? s->memory
+                            : d->computes_on != NULL ? device_memory(d->computes_on)
+                                                     : default_memory();
+    uint32_t classes;
+    if (!numerics_classes(d, &classes, error)) {
+        return false;
+    }
     const MeasureOptions measure = {.isa = isa,
                                     .threads = threads,
                                     .cpus = d->cpus,
-                                    .memory_bytes = memory,
+                                    .memory_bytes = MIN(memory, default_memory()),
                                     .turn = "weft-measure",
                                     .now_s = loop_wall_us(main_loop_loop(d->loop)) / 1000000};
     g_autofree char *host = host_identity(), *own = own_address(s, d->identity.control_address);
-    const bool fast = s->numerics != NULL && strstr(s->numerics, "fast") != NULL,
-               exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
     AgentOptions options = {
         .loop = main_loop_loop(d->loop),
         .transport = rpc_transport_grpc(),
@@ -430,14 +466,17 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .cpu_set = (const uint32_t *)(const void *)d->cpu_set->data,
         .n_cpu_set = d->cpu_set->len,
         .isa = isa,
-        .numerics_classes = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0),
+        .device = d->computes_on,
+        .numerics_classes = classes,
         .crowded = threads > cores,
         .leave_ms = LEAVE_MS,
         .io_threads = MAX(2u, threads),
         .refused = on_refused,
         .user = d,
     };
-    if (!measure_get(s->state, &measure, &options.measure, log, error)) {
+    if (!measure_get(s->state, &measure, &options.measure, log, error) ||
+        (d->computes_on != NULL &&
+         !measure_device(d->computes_on, &measure_device_sizes, &options.measure, error))) {
         return false;
     }
     d->agent = agent_new(&options, error);
@@ -456,6 +495,7 @@ static bool take_device(Daemon *d, Log *log, GError **error)
     if (d->device == NULL) {
         return false;
     }
+    d->computes_on = strcmp(d->device->info.kind, "cpu") != 0 ? d->device : NULL;
     if (choice.kind == DEVICE_KIND_AUTO) {
         g_autofree char *text = device_describe(&d->device->info);
         log_info(log, "device auto: %s", text);

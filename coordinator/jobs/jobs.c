@@ -10,6 +10,7 @@
 #include "coordinator/store/records.h"
 #include "coordinator/wait_graph.h"
 #include "proto/base/error.h"
+#include "proto/base/units.h"
 #include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
 
@@ -560,6 +561,13 @@ static void snapshot_member(Member *member, void *user)
                     .usable = member_usable(member),
                     .host = hello->host[0] != '\0' ? snapshot_string(build, hello->host) : NULL,
                     .n_cpus = (uint32_t)MIN(hello->n_cpus, CPU_LIMIT)};
+    if (hello->n_devices > 0) {
+        const Weft__V1__Device *d = hello->devices[0];
+        g_autofree char *size = units_format_size(d->memory_bytes);
+        g_autofree char *text =
+            g_strdup_printf("%.16s:%u (%.96s, %s)", d->kind, d->index, d->name, size);
+        m.device = snapshot_string(build, text);
+    }
     m.cpus = g_memdup2(hello->cpus, m.n_cpus * sizeof *m.cpus);
     g_ptr_array_add(build->strings, (void *)(uintptr_t)m.cpus);
     uint64_t taken = bytes_of_others(build, m.worker);

@@ -51,7 +51,9 @@ static const char *refusal(const PlanMember *m, const ModelSpec *spec, const Pla
         return "it is of a release with other numerics";
     }
     if ((m->numerics_classes >> (uint32_t)wish->numerics & 1u) == 0) {
-        return "it does not offer this numerics class";
+        return m->device != NULL
+                   ? "it computes on a GPU, which offers numerics fast only (--numerics fast)"
+                   : "it does not offer this numerics class";
     }
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         if (spec->tensors[i].rows > 1 && m->packed_block_bytes[spec->tensors[i].type] == 0) {
@@ -308,6 +310,25 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
     }
 }
 
+/* Who computes on what, where not on its cores; and what that makes of the plan. */
+static void explain_devices(Plan *plan, const Task *task)
+{
+    uint32_t n_devices = 0, n_used = 0;
+    for (uint32_t i = 0; i < task->n_members; i++) {
+        const PlanMember *m = &task->members[i];
+        const bool used = uses_worker(plan, m->worker);
+        n_used += used;
+        if (used && m->device != NULL) {
+            n_devices++;
+            reason(plan, "worker %s computes on %s", m->worker, m->device);
+        }
+    }
+    if (n_devices > 0 && n_devices < n_used) {
+        reason(plan, "hosts and GPUs in one plan: numerics fast, %u of %u workers on a GPU",
+               n_devices, n_used);
+    }
+}
+
 /* One sentence for each stage whose ranks, and one for the replica whose stages, are not alike. */
 static void explain_cuts(Plan *plan)
 {
@@ -552,6 +573,7 @@ static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
     }
     Plan *plan = g_steal_pointer(&found.plan);
     explain_choice(plan, task, wish, pool);
+    explain_devices(plan, task);
     explain_cuts(plan);
     explain_memory(plan);
     explain_seal(plan, wish);

@@ -79,10 +79,9 @@ static DeviceStatus named(DeviceHandle *device, cudaError_t error)
     return status;
 }
 
-/* After kernels were launched: what the launch itself said. */
-DeviceStatus cuda_launched(DeviceStream *stream)
+DeviceStatus cuda_result(DeviceStream *stream, int error)
 {
-    return named(stream->device, cudaGetLastError());
+    return named(stream->device, (cudaError_t)error);
 }
 
 struct CUstream_st *cuda_stream(DeviceStream *stream)

@@ -7,5 +7,5 @@ extern const struct DeviceOps cuda_ops;
 
 /* The stream, its device made the thread's own. */
 struct CUstream_st *cuda_stream(DeviceStream *stream);
-/* After kernels were launched on it: what the launch said. */
-DeviceStatus cuda_launched(DeviceStream *stream);
+/* What a launch on it said: CUDA's error number, 0 = none. */
+DeviceStatus cuda_result(DeviceStream *stream, int error);

@@ -1,19 +1,207 @@
-/* DeviceOps by the kernels of this folder. */
-#include "kernels/cuda/module.h"
+/* DeviceOps by the kernels of this folder: each op is one to four launches on the stream. Needs no
+ * header of CUDA, so that the tests run it over the emulation of tests/kernels. */
 #include "kernels/device/ops.h"
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/module.h"
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 
 static bool has_weight(Dtype type)
 {
-    (void)type;
-    return false;
+    switch (type) {
+    case DTYPE_F32:
+    case DTYPE_F16:
+    case DTYPE_BF16:
+    case DTYPE_Q4_0:
+    case DTYPE_Q4_1:
+    case DTYPE_Q5_0:
+    case DTYPE_Q5_1:
+    case DTYPE_Q8_0:
+    case DTYPE_Q4_K:
+    case DTYPE_Q5_K:
+    case DTYPE_Q6_K:
+        return true;
+    default:
+        return false;
+    }
 }
 
 static bool has_kv(KvType type, uint32_t head_size)
 {
-    (void)type;
-    (void)head_size;
-    return false;
+    return (uint32_t)type < KV_TYPE_LIMIT && head_size <= 256;
+}
+
+/* ---- workspace: activations of a product, or partial results of attention ---- */
+
+static size_t attention_bytes(const DeviceLimits *l, uint32_t n_segments, uint32_t longest)
+{
+    const CudaAttention args = {.n_heads = l->n_heads,
+                                .head_size = l->head_size,
+                                .heads_per_kv = 1,
+                                .n_segments = n_segments,
+                                .longest_segment = longest,
+                                .max_keys = l->max_keys};
+    return weft_cuda_attention_bytes(&args);
+}
+
+static size_t workspace_bytes(const DeviceLimits *l)
+{
+    size_t bytes =
+        larger(attention_bytes(l, l->max_segments, 1), attention_bytes(l, 1, l->max_rows));
+    for (int type = 0; type < (int)DTYPE_LIMIT; type++) {
+        if (has_weight((Dtype)type)) {
+            bytes =
+                larger(bytes, weft_cuda_activation_bytes((Dtype)type, l->max_rows, l->widest_in));
+        }
+    }
+    return bytes;
+}
+
+/* ---- the ops ---- */
+
+static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
+                          uint32_t first_id, uint32_t n_rows, float *x)
+{
+    return cuda_result(
+        stream, weft_cuda_embed(w, tokens, first_id, n_rows, x, w->n_in, cuda_stream(stream)));
+}
+
+static DeviceStatus rms_norm_rows(DeviceStream *stream, const float *x, const uint32_t *index,
+                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
+                                  float *out)
+{
+    return cuda_result(stream, weft_cuda_rms_norm((float *)x /* read: no residual */, width, index,
+                                                  NULL, 0, weight, eps, n_rows, width, out, width,
+                                                  cuda_stream(stream)));
+}
+
+static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *weight, float eps,
+                             uint32_t width, uint32_t n_rows, float *out)
+{
+    return rms_norm_rows(stream, x, NULL, weight, eps, width, n_rows, out);
+}
+
+static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
+{
+    const Dtype type = m->w->type;
+    const CudaMatmul args = {.w = m->w,
+                             .activations = m->workspace,
+                             .x = m->x,
+                             .x_ld = m->x_ld,
+                             .rows = m->rows,
+                             .out = m->out,
+                             .ld = m->out_ld,
+                             .bias = m->bias,
+                             .accumulate = m->accumulate};
+    if (!has_weight(type) ||
+        m->workspace_bytes < weft_cuda_activation_bytes(type, m->rows, m->w->n_in)) {
+        return DEVICE_UNSUPPORTED;
+    }
+    int error = 0;
+    if (type != DTYPE_F32 && !m->same_x) {
+        error = weft_cuda_quantise(type, m->x, m->x_ld, m->rows, m->w->n_in, m->workspace,
+                                   cuda_stream(stream));
+    }
+    if (error == 0) {
+        error = weft_cuda_matmul(&args, cuda_stream(stream));
+    }
+    return cuda_result(stream, error);
+}
+
+static CudaKv layer_of(const DeviceKv *kv, uint32_t layer, uint32_t head_size,
+                       const DeviceRows *rows)
+{
+    return (CudaKv){.type = kv->type,
+                    .n_kv_heads = kv->n_heads,
+                    .head_size = head_size,
+                    .base = kv->memory + (size_t)layer * kv->n_heads * 2 * kv->block_bytes,
+                    .page_stride = kv->page_bytes,
+                    .head_stride = 2 * kv->block_bytes,
+                    .v_offset = kv->block_bytes,
+                    .tables = rows->pages,
+                    .table_ld = rows->pages_ld};
+}
+
+static DeviceStatus rope_store(DeviceStream *stream, const DeviceRows *rows, const DeviceRope *a)
+{
+    const CudaKv kv = layer_of(&a->kv, a->layer, a->head_size, rows);
+    const size_t q_ld = (size_t)a->n_heads * a->head_size,
+                 k_ld = (size_t)a->kv.n_heads * a->head_size;
+    WeftCudaStream s = cuda_stream(stream);
+    int error = weft_cuda_rope(a->q, q_ld, rows->positions, rows->n_rows, a->n_heads, a->head_size,
+                               a->dims, a->pairing, a->cos, a->sin, false, s);
+    if (error == 0) {
+        error = weft_cuda_rope(a->k, k_ld, rows->positions, rows->n_rows, a->kv.n_heads,
+                               a->head_size, a->dims, a->pairing, a->cos, a->sin, false, s);
+    }
+    if (error == 0) {
+        error = weft_cuda_kv_write(&kv, a->k, a->v, k_ld, rows->tables, rows->positions,
+                                   rows->n_rows, s);
+    }
+    return cuda_result(stream, error);
+}
+
+_Static_assert(sizeof(CudaSegment) == sizeof(DeviceSegment) &&
+                   offsetof(CudaSegment, row0) == offsetof(DeviceSegment, row0) &&
+                   offsetof(CudaSegment, n_rows) == offsetof(DeviceSegment, n_rows) &&
+                   offsetof(CudaSegment, position) == offsetof(DeviceSegment, position) &&
+                   offsetof(CudaSegment, table) == offsetof(DeviceSegment, table),
+               "one layout of segments");
+
+static DeviceStatus attention(DeviceStream *stream, const DeviceRows *rows,
+                              const DeviceAttention *a)
+{
+    const size_t ld = (size_t)a->n_heads * a->head_size;
+    const CudaAttention args = {.q = a->q,
+                                .q_ld = ld,
+                                .out = a->out,
+                                .out_ld = ld,
+                                .n_heads = a->n_heads,
+                                .head_size = a->head_size,
+                                .head_first = a->head_first,
+                                .kv_first = a->kv_first,
+                                .heads_per_kv = a->heads_per_kv,
+                                .scale = a->scale,
+                                .window = a->window,
+                                .kv = layer_of(&a->kv, a->layer, a->head_size, rows),
+                                .segments = (const CudaSegment *)(const void *)rows->segments,
+                                .n_segments = rows->n_segments,
+                                .longest_segment = rows->longest_segment,
+                                .max_keys = rows->max_keys,
+                                .workspace = a->workspace,
+                                .workspace_bytes = a->workspace_bytes};
+    return cuda_result(stream, weft_cuda_attention(&args, cuda_stream(stream)));
+}
+
+/* One row: flat arrays. */
+static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
+                           uint32_t n, float *out)
+{
+    return cuda_result(stream,
+                       weft_cuda_swiglu(gate, n, up, n, rows, n, out, n, cuda_stream(stream)));
+}
+
+static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
+{
+    return cuda_result(stream, weft_cuda_add(x, n, y, n, rows, n, cuda_stream(stream)));
 }
 
 const DeviceOps cuda_ops = {
-    .abi = DEVICE_ABI, .bytes = sizeof(DeviceOps), .has_weight = has_weight, .has_kv = has_kv};
+    .abi = DEVICE_ABI,
+    .bytes = sizeof(DeviceOps),
+    .has_weight = has_weight,
+    .has_kv = has_kv,
+    .workspace_bytes = workspace_bytes,
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .rms_norm_rows = rms_norm_rows,
+    .matmul = matmul,
+    .rope_store = rope_store,
+    .attention = attention,
+    .swiglu = swiglu,
+    .add = add,
+};

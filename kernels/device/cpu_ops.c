@@ -142,7 +142,9 @@ static void run_matmul(void *user)
                              .out = m->accumulate ? product : m->out,
                              .ld = m->accumulate ? t->w.n_out : m->out_ld,
                              .panel1 = (t->w.n_out + PANEL_ROWS - 1) / PANEL_ROWS};
-    quantise(m, &t->w);
+    if (!m->same_x) {
+        quantise(m, &t->w);
+    }
     kernels()->matmul[t->w.type](&args);
     for (uint32_t r = 0; r < m->rows; r++) {
         float *out = m->out + r * m->out_ld;
@@ -287,10 +289,10 @@ static void run_swiglu(void *user)
     }
 }
 
-static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float *up, size_t n,
-                           float *out)
+static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
+                           uint32_t n, float *out)
 {
-    const PairArgs args = {gate, up, out, n};
+    const PairArgs args = {gate, up, out, (size_t)rows * n};
     return device_cpu_enqueue(stream, run_swiglu, &args, sizeof args);
 }
 
@@ -300,9 +302,9 @@ static void run_add(void *user)
     kernels()->add(p->out, p->b, p->n);
 }
 
-static DeviceStatus add(DeviceStream *stream, float *x, const float *y, size_t n)
+static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
 {
-    const PairArgs args = {NULL, y, x, n};
+    const PairArgs args = {NULL, y, x, (size_t)rows * n};
     return device_cpu_enqueue(stream, run_add, &args, sizeof args);
 }
 

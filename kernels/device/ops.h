@@ -54,6 +54,8 @@ typedef struct DeviceMatmul {
     size_t out_ld;
     bool accumulate;   /* out += */
     const float *bias; /* [n_out] added, or NULL */
+    bool same_x;       /* the workspace is as the product before this one left it, of the same x,
+                          rows and weight type: what was made of x there may be used again */
     void *workspace;   /* workspace_bytes() for these limits or larger ones */
     size_t workspace_bytes;
 } DeviceMatmul;
@@ -114,9 +116,9 @@ typedef struct DeviceOps {
                                const DeviceRope *args);
     DeviceStatus (*attention)(DeviceStream *stream, const DeviceRows *rows,
                               const DeviceAttention *args);
-    /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
-    DeviceStatus (*swiglu)(DeviceStream *stream, const float *gate, const float *up, size_t n,
-                           float *out);
-    /* x[i] += y[i] */
-    DeviceStatus (*add)(DeviceStream *stream, float *x, const float *y, size_t n);
+    /* out[i] = silu(gate[i]) * up[i] of rows x n elements without gaps; out may be gate. */
+    DeviceStatus (*swiglu)(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
+                           uint32_t n, float *out);
+    /* x[i] += y[i], likewise. */
+    DeviceStatus (*add)(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n);
 } DeviceOps;

@@ -206,7 +206,13 @@ static void check_numerics(const Check *c, const char *where, const PlanMember *
                where, member->worker, member->numerics_version, d->numerics_version);
     }
     if ((uint32_t)d->numerics <= NUMERICS_FAST &&
-        (member->numerics_classes >> (uint32_t)d->numerics & 1u) == 0) {
+        (member->numerics_classes >> (uint32_t)d->numerics & 1u) == 0 && member->device != NULL) {
+        report(c, PLAN_RULE_NUMERICS,
+               "%s: worker %s computes on %s, which offers numerics fast only, and a plan has one "
+               "class; say --numerics fast, or leave this worker out",
+               where, member->worker, member->device);
+    } else if ((uint32_t)d->numerics <= NUMERICS_FAST &&
+               (member->numerics_classes >> (uint32_t)d->numerics & 1u) == 0) {
         report(c, PLAN_RULE_NUMERICS,
                "%s: worker %s does not offer numerics %s; choose the other class", where,
                member->worker, d->numerics == NUMERICS_EXACT ? "exact" : "fast");

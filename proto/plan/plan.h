@@ -107,6 +107,8 @@ typedef struct PlanMember {
     bool tcp_only;        /* no shared memory, on one host neither */
     const uint32_t *cpus; /* borrowed, [n_cpus]: where its threads may run; none = not known */
     uint32_t n_cpus;
+    const char *device; /* "cuda:0 (NVIDIA H200, 139.8G)", borrowed: where it computes, memory_bytes
+                           being that device's; NULL = on its cores */
 } PlanMember;
 
 /* Fills weight, KV and peak bytes of each rank; pure. */

@@ -207,6 +207,19 @@ static json_t *counters_json(const Weft__V1__Counters *c)
         (json_int_t)c->seal_us);
 }
 
+static json_t *devices_json(const Weft__V1__Member *m)
+{
+    json_t *devices = json_array();
+    for (size_t i = 0; i < m->n_devices; i++) {
+        const Weft__V1__Device *d = m->devices[i];
+        json_array_append_new(devices,
+                              json_pack("{s:s,s:I,s:s,s:s,s:I}", "kind", d->kind, "index",
+                                        (json_int_t)d->index, "name", d->name, "bus", d->bus,
+                                        "memory_bytes", (json_int_t)d->memory_bytes));
+    }
+    return devices;
+}
+
 static json_t *member_json(const Weft__V1__Member *m)
 {
     json_t *shards = json_array();
@@ -219,6 +232,7 @@ static json_t *member_json(const Weft__V1__Member *m)
         (json_int_t)m->threads, "memory_bytes", (json_int_t)m->memory_bytes, "shards", shards,
         "reason", m->reason, "age_ms", (json_int_t)m->age_ms, "last_heartbeat_ms",
         (json_int_t)m->last_heartbeat_ms, "release", m->release, "cpu", m->cpu);
+    json_object_set_new(object, "devices", devices_json(m));
     if (m->counters != NULL) {
         json_object_set_new(object, "counters", counters_json(m->counters));
     }
@@ -315,7 +329,10 @@ static void print_members(const Weft__V1__StatusResponse *s, bool details)
         g_autofree char *age = units_format_duration((int64_t)m->age_ms / 1000 * 1000000);
         g_autofree char *shards = shards_text(m, details);
         g_autofree char *lost = g_strdup_printf("%" G_GUINT64_FORMAT, dropped(m));
-        text_table_row(t, m->name, m->state, m->isa, threads, memory, shards, drops ? lost : age,
+        g_autofree char *device =
+            m->n_devices > 0 ? g_strdup_printf("%s:%u", m->devices[0]->kind, m->devices[0]->index)
+                             : g_strdup(m->isa);
+        text_table_row(t, m->name, m->state, device, threads, memory, shards, drops ? lost : age,
                        drops ? age : NULL, NULL);
     }
     if (!details) {

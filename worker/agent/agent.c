@@ -12,6 +12,8 @@
  * coordinator. */
 #include "worker/agent/agent.h"
 
+#include "kernels/device/ops.h"
+
 #include "proto/base/error.h"
 #include "proto/base/version.h"
 #include "transport/crypto/keys.h"
@@ -320,7 +322,8 @@ static void fill_packed_sizes(const Agent *a, Weft__V1__Hello *hello)
     hello->packed = g_new0(Weft__V1__PackedSize *, DTYPE_LIMIT);
     for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
         uint32_t bytes = packed_block_bytes((Dtype)type);
-        if (bytes == 0 || !kernels->matmul[type]) {
+        if (bytes == 0 || !(a->o.device ? a->o.device->ops->has_weight((Dtype)type)
+                                        : kernels->matmul[type] != NULL)) {
             continue;
         }
         Weft__V1__PackedSize *size = hello->packed[hello->n_packed++] =
@@ -335,6 +338,23 @@ static void fill_cpus(const Agent *a, Weft__V1__Hello *hello)
 {
     hello->n_cpus = a->o.n_cpu_set;
     hello->cpus = g_memdup2(a->o.cpu_set, a->o.n_cpu_set * sizeof *hello->cpus);
+}
+
+static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
+{
+    if (!a->o.device) {
+        return;
+    }
+    const DeviceInfo *info = &a->o.device->info;
+    Weft__V1__Device *device = g_new(Weft__V1__Device, 1);
+    weft__v1__device__init(device);
+    device->kind = g_strdup(info->kind);
+    device->index = info->index;
+    device->name = g_strdup(info->name);
+    device->bus = g_strdup(info->bus);
+    device->memory_bytes = info->memory_bytes;
+    hello->devices = g_new(Weft__V1__Device *, 1);
+    hello->devices[hello->n_devices++] = device;
 }
 
 static Weft__V1__Hello *make_hello(void *user)
@@ -355,6 +375,7 @@ static Weft__V1__Hello *make_hello(void *user)
     hello->cpu = g_strdup(a->cpu);
     fill_cpus(a, hello);
     fill_packed_sizes(a, hello);
+    fill_devices(a, hello);
     Weft__V1__Measured *m = hello->measured = g_new(Weft__V1__Measured, 1);
     weft__v1__measured__init(m);
     m->read_bytes_per_s = a->o.measure.read_bytes_per_s;
@@ -434,6 +455,7 @@ static void open_objects(Agent *a)
         .threads = o->threads,
         .cpus = a->cpus,
         .isa = o->isa,
+        .device = o->device,
         .numerics_classes = o->numerics_classes,
         .crowded = o->crowded,
         .inline_engine = o->io_threads == 0,

@@ -27,10 +27,11 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     const char *host;          /* equal for workers that can share memory; NULL = none */
     uint64_t memory_bytes;
     unsigned threads;
-    const int *cpus; /* `threads` of them or NULL */
+    const int *cpus;         /* `threads` of them or NULL */
     const uint32_t *cpu_set; /* [n_cpu_set]: where the compute threads may run; none = not known */
     unsigned n_cpu_set;
     KernelIsa isa;
+    const Device *device;      /* where it computes; NULL = on the host's cores */
     uint32_t numerics_classes; /* bit per NumericsClass */
     Measure measure;
     bool crowded;

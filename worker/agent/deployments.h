@@ -31,6 +31,7 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     unsigned threads;
     const int *cpus; /* `threads` of them or NULL */
     KernelIsa isa;
+    const Device *device; /* where shards lie and layers run; NULL = the host */
     uint32_t numerics_classes;
     bool crowded;       /* engines yield instead of spinning */
     bool inline_engine; /* engines have no thread: deployments_step() */

@@ -8,6 +8,8 @@
  * load begins it again. */
 #include "worker/agent/deployment.h"
 
+#include "kernels/device/ops.h"
+
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/base/version.h"
@@ -41,8 +43,10 @@ static GArray *imagined_members(const Deployments *table, const Plan *plan)
                                 .link_bytes_per_s = 1e9,
                                 .usable = true};
                 for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
-                    m.packed_block_bytes[type] =
-                        kernels->matmul[type] ? packed_block_bytes((Dtype)type) : 0;
+                    const bool served = table->o.device
+                                            ? table->o.device->ops->has_weight((Dtype)type)
+                                            : kernels->matmul[type] != NULL;
+                    m.packed_block_bytes[type] = served ? packed_block_bytes((Dtype)type) : 0;
                 }
                 g_array_append_val(members, m);
             }
@@ -229,7 +233,9 @@ static void open_run(void *user)
                              .crowded = o->crowded,
                              .inline_run = o->inline_engine,
                              .predicted_step_s = predicted_step_s(d->plan)};
-    task->engine = engine_new(&options, &task->error);
+    if (shard_finish(d->weights->shard, &task->error)) {
+        task->engine = engine_new(&options, &task->error);
+    }
 }
 
 static void open_done(void *user)
@@ -313,8 +319,8 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard =
-        shard_new(d->weights->spec, d->plan, d->replica, d->stage, d->rank, &task->error);
+    d->weights->shard = shard_new_on(d->table->o.device, d->weights->spec, d->plan, d->replica,
+                                     d->stage, d->rank, &task->error);
 }
 
 static void map_done(void *user)

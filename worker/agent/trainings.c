@@ -337,6 +337,13 @@ static bool check_place(const Trainings *owner, const Plan *plan, const Weft__V1
 static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
 {
     const DeploymentsOptions *o = &t->owner->o;
+    if (o->device) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                    "worker %s computes on %s:%u: training runs on the cores of hosts: start it "
+                    "with --device cpu",
+                    o->name, o->device->info.kind, o->device->info.index);
+        return false;
+    }
     TrainEngineOptions options = {
         .spec = t->spec,
         .plan = t->plan,

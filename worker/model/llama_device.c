@@ -1,5 +1,5 @@
-/* The Llama family's forward pass on a device: the order of llama_serving.c, each op enqueued on the
- * stage's stream. Reads top to bottom: input, embedding, layer(), head, the pass, the graph.
+/* The Llama family's forward pass on a device: the order of llama_serving.c, each op enqueued on
+ * the stage's stream. Reads top to bottom: input, embedding, layer(), head, the pass, the graph.
  *
  * A pass of decoding rows on a stage of one rank is one graph: input up, embedding (or x up),
  * layers, head, logits (or x) down; the host waits once, behind it. Passes of other shapes, passes
@@ -85,20 +85,29 @@ static bool copy(DeviceStage *d, void *to, const void *from, size_t bytes, Devic
            device_stage_ok(d, d->device->api->copy(d->stream, to, from, bytes, direction), what);
 }
 
-static void product(DeviceStage *d, const PackedMatrix *w, const float *x, uint32_t rows,
-                    float *out, bool accumulate, const float *bias, const char *what)
+/* One matrix of several that read the same x. */
+typedef struct Product {
+    const PackedMatrix *w;
+    float *out;
+    const float *bias; /* or NULL */
+} Product;
+
+static void products(DeviceStage *d, const float *x, uint32_t rows, const Product *list, unsigned n,
+                     bool accumulate, const char *what)
 {
-    const DeviceMatmul args = {.w = w,
-                               .x = x,
-                               .x_ld = w->n_in,
-                               .rows = rows,
-                               .out = out,
-                               .out_ld = w->n_out,
-                               .accumulate = accumulate,
-                               .bias = bias,
-                               .workspace = d->workspace,
-                               .workspace_bytes = d->workspace_bytes};
-    if (d->stage->failure == NULL) {
+    for (unsigned i = 0; i < n && d->stage->failure == NULL; i++) {
+        const PackedMatrix *w = list[i].w;
+        const DeviceMatmul args = {.w = w,
+                                   .x = x,
+                                   .x_ld = w->n_in,
+                                   .rows = rows,
+                                   .out = list[i].out,
+                                   .out_ld = w->n_out,
+                                   .accumulate = accumulate,
+                                   .bias = list[i].bias,
+                                   .same_x = i > 0 && list[i - 1].w->type == w->type,
+                                   .workspace = d->workspace,
+                                   .workspace_bytes = d->workspace_bytes};
         device_stage_ok(d, d->device->ops->matmul(d->stream, &args), what);
     }
 }
@@ -181,7 +190,9 @@ static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *
                                  n, s->partial);
     if (p->status == GROUP_OK &&
         copy(d, d->partial, s->partial, sizeof(float) * n, DEVICE_COPY_UP, operation)) {
-        device_stage_ok(d, d->device->ops->add(d->stream, d->x, d->partial, n), operation);
+        device_stage_ok(
+            d, d->device->ops->add(d->stream, d->x, d->partial, p->shape.n_rows, s->o.spec->width),
+            operation);
     }
 }
 
@@ -191,7 +202,8 @@ static void add_product(Pass *p, const PackedMatrix *w, const float *in, const S
 {
     DeviceStage *d = p->d;
     const bool alone = d->stage->group == NULL;
-    product(d, w, in, p->shape.n_rows, alone ? d->x : d->partial, alone, NULL, what);
+    products(d, in, p->shape.n_rows, &(const Product){w, alone ? d->x : d->partial, NULL}, 1, alone,
+             what);
     if (!alone) {
         reduce(p, units, site, what);
     }
@@ -221,9 +233,10 @@ static bool layer(Pass *p, uint32_t l)
     const uint16_t site = (uint16_t)(2 * number);
 
     norm(d, w->attn_norm, rows);
-    product(d, &w->q, d->h, rows, d->q, false, w->q_bias, "query projection");
-    product(d, &w->k, d->h, rows, d->k, false, w->k_bias, "key projection");
-    product(d, &w->v, d->h, rows, d->v, false, w->v_bias, "value projection");
+    products(d, d->h, rows,
+             (const Product[]){
+                 {&w->q, d->q, w->q_bias}, {&w->k, d->k, w->k_bias}, {&w->v, d->v, w->v_bias}},
+             3, false, "projections of attention");
     rotate_and_store(p, l);
     attend(p, l);
     add_product(p, &w->attn_out, d->attn, &s->attn_units, (uint16_t)(site + 1),
@@ -233,13 +246,12 @@ static bool layer(Pass *p, uint32_t l)
     }
     trace_rows(p, trace_site_attention(number));
     norm(d, w->ffn_norm, rows);
-    product(d, &w->gate, d->h, rows, d->gate, false, NULL, "gate projection");
-    product(d, &w->up, d->h, rows, d->up, false, NULL, "up projection");
+    products(d, d->h, rows, (const Product[]){{&w->gate, d->gate, NULL}, {&w->up, d->up, NULL}}, 2,
+             false, "projections of feed-forward");
     if (s->failure == NULL) {
-        device_stage_ok(d,
-                        d->device->ops->swiglu(d->stream, d->gate, d->up,
-                                               (size_t)rows * w->gate.n_out, d->gate),
-                        "activation");
+        device_stage_ok(
+            d, d->device->ops->swiglu(d->stream, d->gate, d->up, rows, w->gate.n_out, d->gate),
+            "activation");
     }
     add_product(p, &w->down, d->gate, &s->ffn_units, (uint16_t)(site + 2),
                 "all-reduce of feed-forward");
@@ -262,7 +274,8 @@ static void head(DeviceStage *d, uint32_t n)
                             d->stream, d->x, device_stage_outputs(d, d->input), shard->output_norm,
                             s->o.spec->norm_eps, s->o.spec->width, n, d->h),
                         "last norm")) {
-        product(d, shard_head(shard), d->h, n, d->logits, false, NULL, "vocabulary projection");
+        products(d, d->h, n, &(const Product){shard_head(shard), d->logits, NULL}, 1, false,
+                 "vocabulary projection");
     }
     copy(d, s->logits, d->logits, sizeof(float) * n * (size_t)shard->vocab_count, DEVICE_COPY_DOWN,
          "logits");

@@ -484,6 +484,63 @@ static void test_unfit_workers(void **state)
     refusal_clear(&r);
 }
 
+static bool has_reason(const Plan *plan, const char *part)
+{
+    for (guint i = 0; i < plan->reasons->len; i++) {
+        if (strstr(plan->reasons->pdata[i], part) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A worker on a GPU: left out of an exact plan with the reason, part of a fast one beside hosts,
+ * within its own memory; alone, an exact plan is refused with what to say. */
+static void test_hosts_and_gpus(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    (void)state;
+    plan_builder_members(members, 2);
+    members[0].numerics_classes = 1u << NUMERICS_FAST;
+    members[0].device = "cuda:0 (NVIDIA H200, 139.8G)";
+    members[0].read_bytes_per_s *= 100;
+    members[1].numerics_classes = 1u << NUMERICS_EXACT | 1u << NUMERICS_FAST;
+    PlanWish wish = {.streams = 1};
+    Plan *plan = plan_ok(spec, members, 2, &wish);
+    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, members[1].worker);
+    assert_true(has_reason(plan, "it computes on a GPU, which offers numerics fast only"));
+    plan_free(plan);
+
+    wish = (PlanWish){.streams = 1, .pp = 2, .numerics = NUMERICS_FAST};
+    plan = plan_ok(spec, members, 2, &wish);
+    assert_true(has_reason(plan, "computes on cuda:0 (NVIDIA H200, 139.8G)"));
+    assert_true(has_reason(plan, "hosts and GPUs in one plan: numerics fast, 1 of 2 workers"));
+    const uint64_t peak = plan->replicas[0].stages[0].ranks[0].peak_bytes;
+    assert_true(peak > 0);
+    plan_free(plan);
+
+    wish.pp = 0;
+    plan = plan_ok(spec, members, 2, &wish); /* by speed: the GPU alone */
+    assert_int_equal(plan->replicas[0].n_stages, 1);
+    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, members[0].worker);
+    const uint64_t need = plan->replicas[0].stages[0].ranks[0].peak_bytes;
+    plan_free(plan);
+    members[0].memory_bytes = need - 1; /* of the device */
+    wish.context = 8192;
+    plan = plan_ok(spec, members, 2, &wish);
+    for (uint32_t s = 0; s < plan->replicas[0].n_stages; s++) {
+        const PlanRank *rank = &plan->replicas[0].stages[s].ranks[0];
+        assert_true(strcmp(rank->worker, members[0].worker) != 0 || rank->peak_bytes < need);
+    }
+    plan_free(plan);
+
+    wish = (PlanWish){.streams = 1};
+    Refusal r = plan_refused(spec, members, 1, &wish);
+    assert_text(&r, "it computes on a GPU, which offers numerics fast only (--numerics fast)");
+    refusal_clear(&r);
+}
+
 /* The number that is said to be missing is the number: with that much more it fits. */
 static void test_missing_memory_is_exact(void **state)
 {
@@ -812,6 +869,7 @@ int main(void)
         cmocka_unit_test(test_degree_above_limit),
         cmocka_unit_test(test_too_few_workers),
         cmocka_unit_test(test_unfit_workers),
+        cmocka_unit_test(test_hosts_and_gpus),
         cmocka_unit_test(test_missing_memory_is_exact),
         cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_roof),

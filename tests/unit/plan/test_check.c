@@ -251,6 +251,14 @@ static void test_numerics(void **state)
     b->plan->definition.numerics = NUMERICS_FAST;
     assert_broken(b, PLAN_RULE_NUMERICS, "does not offer numerics fast");
     b->plan->definition.numerics = NUMERICS_EXACT;
+    const uint32_t classes = b->members[5].numerics_classes;
+    b->members[5].numerics_classes = 1u << NUMERICS_FAST;
+    b->members[5].device = "cuda:0 (NVIDIA H200, 139.8G)";
+    assert_broken(b, PLAN_RULE_NUMERICS,
+                  "worker w5 computes on cuda:0 (NVIDIA H200, 139.8G), which offers numerics fast "
+                  "only, and a plan has one class; say --numerics fast");
+    b->members[5].numerics_classes = classes;
+    b->members[5].device = NULL;
     b->plan->definition.file_hash.bytes[0]++;
     assert_broken(b, PLAN_RULE_NUMERICS, "the plan is for file");
 }

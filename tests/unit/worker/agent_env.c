@@ -46,6 +46,7 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
                             .numerics_classes = 1,
                             .measure = {1, 2, 3, 4, 5},
                             .leave_ms = env->leave_ms,
+                            .device = env->device,
                             .refused = on_refused,
                             .user = env};
     GError *error = NULL;
@@ -53,10 +54,11 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
     g_assert_no_error(error);
 }
 
-static Env *open_env(const TinyShape *of, char *cache, unsigned leave_ms)
+static Env *open_env(const TinyShape *of, char *cache, unsigned leave_ms, const Device *device)
 {
     Env *env = g_new0(Env, 1);
     env->leave_ms = leave_ms;
+    env->device = device;
     env->cache = cache;
     env->world = sim_world_new(sim_seed(1));
     env->transport = rpc_transport_inproc_new();
@@ -73,17 +75,22 @@ static Env *open_env(const TinyShape *of, char *cache, unsigned leave_ms)
 
 Env *env_new(void)
 {
-    return open_env(&env_shape, NULL, 0);
+    return open_env(&env_shape, NULL, 0, NULL);
 }
 
 Env *env_new_with(const TinyShape *of, char *cache)
 {
-    return open_env(of, cache, 0);
+    return open_env(of, cache, 0, NULL);
+}
+
+Env *env_new_on(const Device *device)
+{
+    return open_env(&env_shape, NULL, 0, device);
 }
 
 Env *env_new_leaving(unsigned leave_ms)
 {
-    return open_env(&env_shape, NULL, leave_ms);
+    return open_env(&env_shape, NULL, leave_ms, NULL);
 }
 
 void env_free(Env *env)

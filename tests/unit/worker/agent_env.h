@@ -23,10 +23,12 @@ typedef struct Env {
     GError *refused;
     bool stopped;
     unsigned leave_ms;
+    const Device *device; /* of the agent; NULL = the host */
 } Env;
 
 Env *env_new(void); /* of env_shape, without a cache */
 Env *env_new_with(const TinyShape *shape, char *cache /* taken; NULL = none */);
+Env *env_new_on(const Device *device);
 Env *env_new_leaving(unsigned leave_ms); /* AgentOptions */
 void env_free(Env *env);
 void env_start_agent(Env *env, const Identity *identity, uint64_t memory);

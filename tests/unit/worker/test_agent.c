@@ -349,6 +349,37 @@ static void test_serves_its_cache_to_peers(void **state)
 
 /* ---- generate ---- */
 
+/* Slices go from the network into device memory; the report says where it computes; the tokens are
+ * the host's. */
+static void test_generate_on_a_device(void **state)
+{
+    g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
+    Env *envs[2] = {env_new(), env_new_on(device)};
+    FakeReply *g[2];
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        env_wait_attached(envs[i], 1);
+        env_make_ready(envs[i], 1);
+        g[i] = env_generate(envs[i], 1, 5, 1, "coordinator");
+        env_wait_for(envs[i], &g[i]->done);
+        g_assert_no_error(g[i]->error);
+        assert_int_equal(g[i]->messages->len, 6);
+    }
+    assert_int_equal(envs[0]->c->hello->n_devices, 0);
+    assert_int_equal(envs[1]->c->hello->n_devices, 1);
+    assert_string_equal(envs[1]->c->hello->devices[0]->kind, "cpu");
+    assert_string_equal(envs[1]->c->hello->devices[0]->name, "host");
+    assert_int_equal(envs[1]->c->hello->devices[0]->memory_bytes, device->info.memory_bytes);
+    for (unsigned t = 0; t < 5; t++) {
+        const Weft__V1__TokenEvent *a = g[0]->messages->pdata[t], *b = g[1]->messages->pdata[t];
+        assert_int_equal(a->id, b->id);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        fake_reply_free(g[i]);
+        env_free(envs[i]);
+    }
+}
+
 static void test_generate(void **state)
 {
     (void)state;
@@ -554,6 +585,7 @@ int main(void)
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
         cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_generate_on_a_device),
         cmocka_unit_test(test_samplers_are_checked),
         cmocka_unit_test(test_slow_reader_loses_its_stream),
         cmocka_unit_test(test_drop_ends_open_requests),

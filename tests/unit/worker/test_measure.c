@@ -1,5 +1,8 @@
 #include "worker/measure.h"
 
+#include "proto/base/failpoint.h"
+#include "worker/measure_device.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -144,9 +147,29 @@ static void test_what_is_kept_serves_while_another_measures(void **state)
     fixture_free(&f);
 }
 
+/* The trivial device's figures are this host's: positive, and links stay what they were. */
+static void test_a_device(void **state)
+{
+    const MeasureDeviceSizes small = {.copy_bytes = 1 << 20, .side = 64, .rows = 4, .repeats = 2};
+    g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
+    Measure m = {.link_latency_s = 7, .link_bytes_per_s = 8};
+    (void)state;
+    assert_true(measure_device(device, &small, &m, NULL));
+    assert_true(m.read_bytes_per_s > 0 && m.f32_ops_per_s > 0 && m.int8_ops_per_s > 0);
+    assert_true(m.link_latency_s == 7 && m.link_bytes_per_s == 8);
+#ifdef WEFT_FAILPOINTS
+    g_autoptr(GError) error = NULL;
+    failpoint_set("device-fail", true, -(int64_t)DEVICE_ECC);
+    assert_false(measure_device(device, &small, &m, &error));
+    failpoint_set("device-fail", false, 0);
+    assert_non_null(strstr(error->message, "measuring: uncorrectable memory error"));
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_device),
         cmocka_unit_test(test_the_better_of_each_figure_is_kept),
         cmocka_unit_test(test_is_kept_for_a_week),
         cmocka_unit_test(test_what_is_kept_serves_while_another_measures),

@@ -1,0 +1,283 @@
+/* The engine over the device kernels, run by the emulation of tests/kernels/cuda_emulation: weights
+ * through pinned buffers, every op of kernels/cuda/ops.c, decode steps as graphs. The streams are
+ * those of the trivial device, so a kernel runs when its stream comes to it. The text is the
+ * host's and logits are close: class fast. What this does not prove is the hardware. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "kernels/cuda/module.h"
+#include "kernels/device/cpu.h"
+#include "kernels/device/ops.h"
+#include "kernels/kernels.h"
+#include "tests/golden/gguf_builder.h"
+#include "tests/sim/local_replica.h"
+#include "worker/model/device_stage.h"
+#include "worker/serve/engine_state.h"
+
+#include <glib/gstdio.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- what module.h asks of kernels/cuda/device.c ---- */
+
+static int first_error;
+
+struct CUstream_st *cuda_stream(DeviceStream *stream)
+{
+    (void)stream;
+    return NULL;
+}
+
+DeviceStatus cuda_result(DeviceStream *stream, int error)
+{
+    (void)stream;
+    first_error = first_error != 0 ? first_error : error;
+    return error == 0 ? DEVICE_OK : DEVICE_FAILED;
+}
+
+/* ---- cuda_ops on the trivial device's streams: each op waits in the queue with its arguments ----
+ */
+
+typedef struct Call {
+    enum { EMBED, NORM, MATMUL, ROPE, ATTENTION, SWIGLU, ADD } op;
+    PackedMatrix w;
+    DeviceMatmul matmul;
+    DeviceRows rows;
+    DeviceRope rope;
+    DeviceAttention attention;
+    const uint32_t *index;
+    const float *a, *b;
+    float *out;
+    uint32_t n, n_rows;
+    float eps;
+} Call;
+
+static void run_call(void *args)
+{
+    Call *c = args;
+    switch (c->op) {
+    case EMBED:
+        cuda_ops.embed(NULL, &c->w, c->index, c->n, c->n_rows, c->out);
+        break;
+    case NORM:
+        cuda_ops.rms_norm_rows(NULL, c->a, c->index, c->b, c->eps, c->n, c->n_rows, c->out);
+        break;
+    case MATMUL:
+        c->matmul.w = &c->w;
+        cuda_ops.matmul(NULL, &c->matmul);
+        break;
+    case ROPE:
+        cuda_ops.rope_store(NULL, &c->rows, &c->rope);
+        break;
+    case ATTENTION:
+        cuda_ops.attention(NULL, &c->rows, &c->attention);
+        break;
+    case SWIGLU:
+        cuda_ops.swiglu(NULL, c->a, c->b, c->n_rows, c->n, c->out);
+        break;
+    case ADD:
+        cuda_ops.add(NULL, c->out, c->b, c->n_rows, c->n);
+        break;
+    }
+}
+
+static DeviceStatus later(DeviceStream *stream, const Call *call)
+{
+    return device_cpu_enqueue(stream, run_call, call, sizeof *call);
+}
+
+static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
+                          uint32_t first_id, uint32_t n_rows, float *x)
+{
+    return later(
+        stream,
+        &(const Call){
+            .op = EMBED, .w = *w, .index = tokens, .n = first_id, .n_rows = n_rows, .out = x});
+}
+
+static DeviceStatus rms_norm_rows(DeviceStream *stream, const float *x, const uint32_t *index,
+                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
+                                  float *out)
+{
+    return later(stream, &(const Call){.op = NORM,
+                                       .a = x,
+                                       .index = index,
+                                       .b = weight,
+                                       .eps = eps,
+                                       .n = width,
+                                       .n_rows = n_rows,
+                                       .out = out});
+}
+
+static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *weight, float eps,
+                             uint32_t width, uint32_t n_rows, float *out)
+{
+    return rms_norm_rows(stream, x, NULL, weight, eps, width, n_rows, out);
+}
+
+static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
+{
+    return later(stream, &(const Call){.op = MATMUL, .w = *m->w, .matmul = *m});
+}
+
+static DeviceStatus rope_store(DeviceStream *stream, const DeviceRows *rows, const DeviceRope *args)
+{
+    return later(stream, &(const Call){.op = ROPE, .rows = *rows, .rope = *args});
+}
+
+static DeviceStatus attention(DeviceStream *stream, const DeviceRows *rows,
+                              const DeviceAttention *args)
+{
+    return later(stream, &(const Call){.op = ATTENTION, .rows = *rows, .attention = *args});
+}
+
+static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
+                           uint32_t n, float *out)
+{
+    return later(stream, &(const Call){
+                             .op = SWIGLU, .a = gate, .b = up, .n_rows = rows, .n = n, .out = out});
+}
+
+static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
+{
+    return later(stream, &(const Call){.op = ADD, .out = x, .b = y, .n_rows = rows, .n = n});
+}
+
+/* The trivial device with these ops. Returned. */
+static Device *emulated_device(DeviceOps *ops)
+{
+    Device *device = device_open_module(device_module_cpu(), 0, NULL);
+    *ops = cuda_ops;
+    ops->embed = embed;
+    ops->rms_norm = rms_norm;
+    ops->rms_norm_rows = rms_norm_rows;
+    ops->matmul = matmul;
+    ops->rope_store = rope_store;
+    ops->attention = attention;
+    ops->swiglu = swiglu;
+    ops->add = add;
+    device->ops = ops;
+    return device;
+}
+
+/* ---- the cases ---- */
+
+static const uint32_t PROMPT[] = {1,   17,  5,  99, 23,  4,   250, 31, 77,  8,  140, 63,
+                                  2,   201, 19, 55, 180, 9,   12,  33, 47,  81, 3,   66,
+                                  111, 90,  14, 28, 7,   222, 35,  51, 160, 44, 13};
+enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 4, VOCAB = 320 };
+
+static void run(const Gguf *g, const Device *device, uint32_t tp, uint32_t kv_type,
+                LocalResult *result)
+{
+    g_autoptr(GError) error = NULL;
+    const Device *devices[2] = {device, NULL}; /* the second rank is a host */
+    const LocalLayout layout = {.pp = 1,
+                                .tp = {tp},
+                                .isa = kernels_best_isa(),
+                                .context = 128,
+                                .streams = 1,
+                                .kv_type = kv_type,
+                                .devices = device != NULL ? devices : NULL};
+    const EngineRequest request = {
+        .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .want_logits = true};
+    LocalReplica *r = local_replica_new(g, &layout, NULL, &error);
+    if (r == NULL) {
+        fail_msg("%s", error->message);
+    }
+    local_replica_run(r, &request, 1, result);
+    if (result->error != NULL) {
+        fail_msg("%s", result->error);
+    }
+    assert_int_equal(first_error, 0);
+    if (device != NULL && tp == 1) {
+        assert_int_equal(local_replica_engine(r, 0)->stage->device->n_captures, 1);
+    }
+    local_replica_free(r);
+}
+
+static void assert_close(const LocalResult *a, const LocalResult *b, double most)
+{
+    double largest = 0, apart = 0;
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->ids, b->ids, sizeof(uint32_t) * a->n);
+    for (size_t i = 0; i < (size_t)a->n * VOCAB; i++) {
+        largest = fmax(largest, fabs((double)a->logits[i]));
+        apart = fmax(apart, fabs((double)a->logits[i] - (double)b->logits[i]));
+    }
+    if (!(apart <= most * largest)) {
+        fail_msg("logits differ by %g of %g", apart, largest);
+    }
+}
+
+static void check(Dtype type, uint32_t tp, KvType kv_type, double most)
+{
+    g_autoptr(GError) error = NULL;
+    DeviceOps ops;
+    g_autoptr(Device) device = emulated_device(&ops);
+    LocalResult host, emulated;
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.n_layers = 2;
+    config.width = 256;
+    config.n_heads = 4;
+    config.n_kv_heads = 2;
+    config.head_size = 64;
+    config.ffn_width = 512;
+    config.vocab_size = VOCAB;
+    config.context = 256;
+    config.seed = 11;
+    g_autofree char *path =
+        g_strdup_printf("%s/weft-cuda-engine-%d.gguf", g_get_tmp_dir(), (int)getpid());
+    if (!gguf_builder_write(&config, path, &error)) {
+        fail_msg("%s", error->message);
+    }
+    g_autoptr(Gguf) g = gguf_open(path, &error);
+    g_unlink(path);
+    assert_non_null(g);
+    run(g, NULL, 1, kv_type, &host);
+    run(g, device, tp, kv_type, &emulated);
+    assert_close(&host, &emulated, most);
+    local_result_clear(&host);
+    local_result_clear(&emulated);
+}
+
+static void test_f32(void **state)
+{
+    (void)state;
+    check(DTYPE_F32, 1, KV_F16, 1e-3);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    check(DTYPE_BF16, 1, KV_F16, 0.03);
+}
+
+static void test_q8_0_beside_a_host(void **state)
+{
+    (void)state;
+    check(DTYPE_Q8_0, 2, KV_F32, 0.03);
+}
+
+static void test_q4_k(void **state)
+{
+    (void)state;
+    check(DTYPE_Q4_K, 1, KV_Q8, 0.03);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_f32),
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_q8_0_beside_a_host),
+        cmocka_unit_test(test_q4_k),
+    };
+    return cmocka_run_group_tests_name("cuda-engine", tests, NULL, NULL);
+}
