@@ -1,5 +1,6 @@
 """Bad input: one clear line each, the documented exit code, the daemons alive after."""
 import contextlib
+import pathlib
 import random
 import socket
 import struct
