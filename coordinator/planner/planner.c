@@ -394,6 +394,19 @@ static void explain_seal(Plan *plan, const PlanWish *wish)
 /* ---- refusals ---------------------------------------------------------------------------------
  */
 
+/* "; worker g0 is left out: why", of the first on a device that is; returned, or "". */
+static char *left_out_text(const Task *task)
+{
+    for (uint32_t i = 0; i < task->n_members; i++) {
+        const PlanMember *m = &task->members[i];
+        const char *why = m->device != NULL ? refusal(m, task->spec, task->wish) : NULL;
+        if (why != NULL) {
+            return g_strdup_printf("; worker %s is left out: %s", m->worker, why);
+        }
+    }
+    return g_strdup("");
+}
+
 static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool, GError **error)
 {
     const ModelSpec *spec = task->spec;
@@ -428,12 +441,13 @@ static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool,
     }
     uint64_t need = (uint64_t)MAX(wish->dp, 1) * MAX(wish->pp, 1) * MAX(wish->tp, 1);
     if (need > pool->n) {
+        g_autofree char *left_out = left_out_text(task);
         return impossible(error,
                           "dp %u x pp %u x tp %u needs %" G_GUINT64_FORMAT
                           " workers and %u can be used; start %" G_GUINT64_FORMAT
-                          " more or choose a smaller layout",
+                          " more or choose a smaller layout%s",
                           MAX(wish->dp, 1), MAX(wish->pp, 1), MAX(wish->tp, 1), need, pool->n,
-                          need - pool->n);
+                          need - pool->n, left_out);
     }
     return true;
 }

@@ -287,7 +287,11 @@ static DeviceStatus cuda_event_record(DeviceEvent *event, DeviceStream *stream)
 
 static DeviceStatus cuda_event_query(DeviceEvent *event)
 {
-    return named(event->device, cudaEventQuery(event->event));
+    const cudaError_t error = cudaEventQuery(event->event);
+    if (error == cudaErrorNotReady) {
+        (void)cudaGetLastError(); /* or the next launch would be told it */
+    }
+    return named(event->device, error);
 }
 
 static DeviceStatus cuda_event_wait(DeviceEvent *event)

@@ -535,8 +535,13 @@ static void test_hosts_and_gpus(void **state)
     }
     plan_free(plan);
 
+    wish = (PlanWish){.streams = 1, .pp = 2}; /* both, and exact */
+    Refusal r = plan_refused(spec, members, 2, &wish);
+    assert_text(&r, "needs 2 workers and 1 can be used");
+    assert_text(&r, "is left out: it computes on a GPU, which offers numerics fast only");
+    refusal_clear(&r);
     wish = (PlanWish){.streams = 1};
-    Refusal r = plan_refused(spec, members, 1, &wish);
+    r = plan_refused(spec, members, 1, &wish);
     assert_text(&r, "it computes on a GPU, which offers numerics fast only (--numerics fast)");
     refusal_clear(&r);
 }

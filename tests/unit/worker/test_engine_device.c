@@ -1,7 +1,7 @@
 /* The device's way through the engine, on the trivial device (kernels/device/cpu.c), whose streams
- * run nothing before it is waited for: weights by pinned buffers, KV pages and layers on the
- * device, decode steps as graphs, ranks of hosts and devices in one replica. The text is the
- * host's, and logits are close: class fast (NUMERICS). */
+ * run nothing before it is waited for, or on a GPU (WEFT_TEST_DEVICE): weights by pinned buffers,
+ * KV pages and layers on the device, decode steps as graphs, ranks of hosts and devices in one
+ * replica. The text is the host's, and logits are close: class fast (NUMERICS). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -52,9 +52,20 @@ static Gguf *tiny(Dtype type, char **path_out)
     return g;
 }
 
-static Device *cpu_device(void)
+/* The trivial one; or that of WEFT_TEST_DEVICE, as tools/gpu-check has it. */
+static Device *test_device(void)
 {
-    return device_open_module(device_module_cpu(), 0, NULL);
+    DeviceChoice choice = {.kind = DEVICE_KIND_CPU};
+    g_autoptr(GError) error = NULL;
+    const char *said = g_getenv("WEFT_TEST_DEVICE");
+    if (said != NULL && !device_choice_parse(said, &choice, &error)) {
+        fail_msg("%s", error->message);
+    }
+    Device *device = device_open(&choice, &error);
+    if (device == NULL) {
+        fail_msg("%s", error->message);
+    }
+    return device;
 }
 
 static LocalReplica *replica(const Gguf *g, LocalLayout layout)
@@ -134,7 +145,7 @@ static void check_type(Dtype type, double most, unsigned n_mixes)
     run(r, &host);
     local_replica_free(r);
     for (unsigned i = 0; i < n_mixes; i++) {
-        g_autoptr(Device) device = cpu_device();
+        g_autoptr(Device) device = test_device();
         const Device *devices[8] = {NULL};
         LocalLayout layout = MIXES[i].layout;
         for (unsigned k = 0; k < 8; k++) {
@@ -176,7 +187,7 @@ static void test_decode_steps_are_graphs(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult result;
     (void)state;
@@ -200,7 +211,7 @@ static void test_streams_together(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     EngineRequest requests[STREAMS];
     LocalResult host[STREAMS], other[STREAMS];
@@ -240,7 +251,7 @@ static void test_the_oldest_graph_goes(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     (void)state;
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
@@ -268,7 +279,7 @@ static void test_scored_prompts(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
     EngineRequest request = {.kind = 1, .prompt = PROMPT, .n_prompt = N_PROMPT, .score_from = 1};
@@ -293,7 +304,7 @@ static void test_drawn_tokens(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[2] = {device, device};
     LocalResult host, other;
     EngineRequest request = request_of(N_PROMPT);
@@ -318,7 +329,7 @@ static void test_traced_rows(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
     EngineRequest request = request_of(8);
@@ -349,7 +360,7 @@ static void test_failures_end_the_epoch_by_name(void **state)
     g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
     (void)state;
     for (unsigned i = 0; i < G_N_ELEMENTS(statuses); i++) {
-        g_autoptr(Device) device = cpu_device();
+        g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
         const Device *devices[1] = {device};
         LocalResult result;
         EngineStatus status;
@@ -379,7 +390,7 @@ static void test_types_are_checked(void **state)
 {
     g_autofree char *path = NULL;
     g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
-    g_autoptr(Device) device = cpu_device();
+    g_autoptr(Device) device = test_device();
     g_autoptr(GError) error = NULL;
     DeviceOps poor = *device->ops;
     const Device *devices[1] = {device};
