@@ -7,6 +7,7 @@
 #include "worker/agent/trainings.h"
 
 #include "proto/base/error.h"
+#include "proto/base/units.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
@@ -188,6 +189,13 @@ static void on_step(const TrainReport *r, void *user)
     }
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainProgress progress = WEFT__V1__TRAIN_PROGRESS__INIT;
+    if (r->resident_bytes > 0) {
+        g_autofree char *planned = units_format_size(train_memory_total(&r->memory)),
+                        *resident = units_format_size(r->resident_bytes);
+        log_info(t->owner->o.log,
+                 "job %s epoch %" G_GUINT64_FORMAT " memory of its rank: planned %s, resident %s",
+                 t->job, t->epoch, planned, resident);
+    }
     if (t->closing || !t->first) {
         return;
     }

@@ -13,6 +13,7 @@
 #include "transport/crypto/keys.h"
 
 #include <string.h>
+#include <unistd.h>
 
 /* ---- posts to the owner ---- */
 
@@ -179,9 +180,18 @@ static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */
     return e->rank != NULL;
 }
 
+uint64_t train_engine_resident(void)
+{
+    g_autofree char *text = NULL; /* statm: pages in all, resident, ... */
+    const char *resident =
+        g_file_get_contents("/proc/self/statm", &text, NULL, NULL) ? strchr(text, ' ') : NULL;
+    return resident != NULL ? g_ascii_strtoull(resident, NULL, 10) * (uint64_t)getpagesize() : 0;
+}
+
 bool train_engine_build(TrainEngine *e, GError **error)
 {
     const TrainWork *w = &e->o.work;
+    e->resident_before = train_engine_resident();
     e->pool = pool_new(e->o.threads, e->o.cpus, e->o.cpus != NULL,
                        atomic_load(&e->crowded) ? 0 : TRAIN_SPIN_US);
     if (e->pool == NULL) {

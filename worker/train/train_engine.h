@@ -60,9 +60,11 @@ typedef struct TrainReport {
     float validation;       /* mean loss, after the step */
     const uint32_t *sample; /* [n_sample] ids, drawn after the step; NULL: none. Borrowed */
     uint32_t n_sample;
-    double seconds; /* of the step, without validation and checkpoint */
-    double waited;  /* of these for other ranks */
-    TrainMemory memory;
+    double seconds;          /* of the step, without validation and checkpoint */
+    double waited;           /* of these for other ranks */
+    TrainMemory memory;      /* of the rank: as planned */
+    uint64_t resident_bytes; /* after the engine's first step: what the process has come to hold
+                                since before the rank was built, by whatever it did; else 0 */
 } TrainReport;
 
 /* All are posted on the loop, in order; ended() once, last. */

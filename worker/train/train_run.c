@@ -40,6 +40,10 @@ static bool run_step(TrainEngine *e, TrainReport *out, GError **error)
     if (!train_rank_step(e->rank, &out->step, error)) {
         return false;
     }
+    if (out->step.step == e->o.work.from.step) {
+        const uint64_t now = train_engine_resident();
+        out->resident_bytes = now > e->resident_before ? now - e->resident_before : 0;
+    }
     out->seconds = (double)(g_get_monotonic_time() - start) * 1e-6;
     out->waited = e->links != NULL ? (double)(train_links_wait_us(e->links) - waited) * 1e-6 : 0.0;
     out->memory = train_rank_memory(e->rank);

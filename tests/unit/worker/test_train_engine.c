@@ -138,6 +138,8 @@ static void on_step(const TrainReport *report, void *user)
     if (report->step.step < STEPS) {
         rank->losses[report->step.step] = report->step.loss;
     }
+    assert_true(train_memory_total(&report->memory) > 0);
+    assert_true(report->resident_bytes == 0 || rank->n_steps == 0);
     rank->n_steps++;
     rank->n_skipped += report->step.skipped;
     if (report->validated) {
