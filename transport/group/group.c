@@ -582,8 +582,8 @@ GroupStatus group_scatter_send(Group *group, const GroupWait *wait, const GroupO
     while (status == GROUP_OK && last == LINK_OK && sent->peer + 1 < group->options.n_ranks) {
         const uint32_t to = group_peer(group, sent->peer + 1);
         LinkPart piece;
-        if (!scatter_piece(mine, n_subtrees, first[to],
-                           (first[to + 1] - first[to]) * sizeof(float), sent, &piece)) {
+        if (!scatter_piece(mine, n_subtrees, first[to], (first[to + 1] - first[to]) * sizeof(float),
+                           sent, &piece)) {
             *sent = (GroupSent){.peer = sent->peer + 1};
             continue;
         }
@@ -592,6 +592,9 @@ GroupStatus group_scatter_send(Group *group, const GroupWait *wait, const GroupO
         } else {
             last = group_try_piece(group, to, PHASE_SCATTER, &piece, 1, piece.size);
             status = last == LINK_OK || last == LINK_AGAIN ? GROUP_OK : GROUP_PEER_DEAD;
+        }
+        if (!waits && status != GROUP_OK) {
+            group_report(group, (int)to, link_clock_us());
         }
         sent->at += status == GROUP_OK && last == LINK_OK ? piece.size : 0;
     }

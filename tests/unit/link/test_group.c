@@ -516,6 +516,31 @@ static void a_dead_peer_ends_the_wait_and_is_named(void **state)
     cluster_free(cluster);
 }
 
+/* Also one that is only sent to, without waiting. */
+static void a_dead_peer_ends_a_scatter_and_is_named(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2});
+    ClusterRank *rank = &cluster->ranks[0];
+    const float mine[8] = {0};
+    const float *const subtrees[] = {mine};
+    const uint32_t cuts[] = {0, 1, 2};
+    const size_t first[] = {0, 4, 8};
+    const GroupOperands operands = {2, 0, cuts, subtrees};
+    const GroupWait wait = {.step = 1, .operation = "folding"};
+    const char *operation;
+    GroupSent sent = {0};
+    close_rank_1(cluster);
+    while (rank->n_dead == 0) {
+        link_port_progress(rank->port);
+    }
+    assert_int_equal(group_scatter_send(rank->group, &wait, &operands, first, false, &sent),
+                     GROUP_PEER_DEAD);
+    assert_false(sent.done);
+    assert_int_equal(group_waits_for(rank->group, &operation, NULL), 1);
+    assert_string_equal(operation, "folding");
+    cluster_free(cluster);
+}
+
 static void another_size_is_a_mismatch(void **state)
 {
     Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2});
@@ -558,6 +583,7 @@ int main(void)
         cmocka_unit_test(a_deadline_ends_the_wait_and_names_the_rank),
         cmocka_unit_test(an_abort_ends_the_wait),
         cmocka_unit_test(a_dead_peer_ends_the_wait_and_is_named),
+        cmocka_unit_test(a_dead_peer_ends_a_scatter_and_is_named),
         cmocka_unit_test(another_size_is_a_mismatch),
     };
     return cmocka_run_group_tests(tests, make_references, free_references);
