@@ -23,6 +23,27 @@ static void gradient_finish_vector(float *g, size_t n, float back, float tokens)
     }
 }
 
+/* A row whose first element is in lane 0; lanes are named by constants, so that they are registers.
+ */
+VEC_FN void row_squares(const float *x, uint32_t n, Vec lanes[LANE_VECS])
+{
+    uint32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < LANE_VECS; v++) {
+            const Vec a = vec_load(x + i + v * VEC_LANES);
+            lanes[v] = vec_fma(a, a, lanes[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (unsigned v = 0; v < LANE_VECS; v++) {
+        if (i + v * VEC_LANES < n) {
+            const Vec a = row_load(x, i + v * VEC_LANES, n);
+            lanes[v] = vec_fma(a, a, lanes[v]);
+        }
+    }
+}
+
 static float sum_squares_vector(const float *x, size_t ld, uint32_t rows, uint32_t columns)
 {
     if (ld == columns && (uint64_t)rows * columns < PIECE) { /* one row is the same sum */
@@ -35,11 +56,7 @@ static float sum_squares_vector(const float *x, size_t ld, uint32_t rows, uint32
     }
     if (rows == 1 || columns % 32 == 0) {
         for (uint32_t r = 0; r < rows; r++) {
-            for (uint32_t i = 0; i < columns; i += VEC_LANES) {
-                const Vec a = row_load(x + r * ld, i, columns);
-                Vec *lane = &lanes[i / VEC_LANES % LANE_VECS];
-                *lane = vec_fma(a, a, *lane);
-            }
+            row_squares(x + r * ld, columns, lanes);
         }
         return vec_fold(lanes);
     }

@@ -2,7 +2,9 @@
  * rank alone runs them. Reads lines on stdin, answers each with one on stdout:
  *   step      one step: "SECONDS LOSS"
  *   limits    the f32 FMA peak of its threads: "OPERATIONS_PER_S"
- *   memory    bytes held: "BYTES" */
+ *   memory    bytes held: "BYTES"
+ * With --loose 1 products are whole chains, without units: the fastest variant that we found
+ * without the bit contract (give it --leaves 1, too). */
 #include "tools/bench/peaks.h"
 
 #include "kernels/ops/sample.h"
@@ -15,7 +17,7 @@
 #include <string.h>
 
 typedef struct Settings {
-    int threads, leaves, sequences, length, layers, micro;
+    int threads, leaves, sequences, length, layers, micro, loose;
     const char *precision, *isa;
 } Settings;
 
@@ -76,6 +78,28 @@ static TrainRank *make_rank(const Settings *s, const ModelSpec *spec, const Kern
     return rank;
 }
 
+/* ---- without the contract ---- */
+
+enum { LOOSE_SEGMENTS = 4096 };
+static GemmFn exact_gemm;
+
+/* All units as one chain. */
+static void loose_gemm(const GemmArgs *args)
+{
+    static _Thread_local GemmSegment segments[LOOSE_SEGMENTS];
+    GemmArgs whole = *args;
+    g_assert(args->n_segments <= LOOSE_SEGMENTS);
+    for (uint32_t i = 0; i < args->n_segments; i++) {
+        segments[i] = args->segments[i];
+        segments[i].continues = i + 1 < args->n_segments;
+        segments[i].step = (TreeStep){.emit = 1};
+    }
+    whole.segments = segments;
+    exact_gemm(&whole);
+}
+
+/* ---- lines ---- */
+
 static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
 {
     GError *error = NULL;
@@ -103,15 +127,20 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
 
 static Settings parse(int argc, char **argv)
 {
-    Settings s = {2, 8, 4, 64, 12, 0, "f32", "auto"};
+    Settings s = {2, 8, 4, 64, 12, 0, 0, "f32", "auto"};
     const struct {
         const char *name;
         int *number;
         const char **text;
-    } options[] = {{"--threads", &s.threads, NULL},     {"--leaves", &s.leaves, NULL},
-                   {"--sequences", &s.sequences, NULL}, {"--length", &s.length, NULL},
-                   {"--layers", &s.layers, NULL},       {"--micro", &s.micro, NULL},
-                   {"--precision", NULL, &s.precision}, {"--isa", NULL, &s.isa}};
+    } options[] = {{"--threads", &s.threads, NULL},
+                   {"--leaves", &s.leaves, NULL},
+                   {"--sequences", &s.sequences, NULL},
+                   {"--length", &s.length, NULL},
+                   {"--layers", &s.layers, NULL},
+                   {"--micro", &s.micro, NULL},
+                   {"--loose", &s.loose, NULL},
+                   {"--precision", NULL, &s.precision},
+                   {"--isa", NULL, &s.isa}};
     for (int i = 1; i < argc; i += 2) {
         bool known = false;
         for (size_t k = 0; i + 1 < argc && k < sizeof options / sizeof *options; k++) {
@@ -125,9 +154,11 @@ static Settings parse(int argc, char **argv)
             }
         }
         if (!known) {
-            fprintf(stderr, "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
-                            "[--length N] [--layers N] [--micro N] [--precision f32|bf16|f16] "
-                            "[--isa auto|generic|avx2|avx512]\n");
+            fprintf(
+                stderr,
+                "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
+                "[--length N] [--layers N] [--micro N] [--loose 0|1] [--precision f32|bf16|f16] "
+                "[--isa auto|generic|avx2|avx512]\n");
             exit(2);
         }
     }
@@ -160,8 +191,13 @@ int main(int argc, char **argv)
     if (spec == NULL || pool == NULL) {
         fail("no model or no threads", error);
     }
+    Kernels kernels = *kernels_get(isa);
+    if (s.loose != 0) {
+        exact_gemm = kernels.train.gemm;
+        kernels.train.gemm = loose_gemm;
+    }
     const SampleSource source = {&s.length, read_sample, vocabulary, (uint32_t)s.length};
-    TrainRank *rank = make_rank(&s, spec, kernels_get(isa), pool, &source);
+    TrainRank *rank = make_rank(&s, spec, &kernels, pool, &source);
     char line[64];
     while (fgets(line, sizeof line, stdin) != NULL) {
         line[strcspn(line, "\n")] = '\0';
