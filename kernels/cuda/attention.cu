@@ -313,7 +313,7 @@ static __global__ void __launch_bounds__(THREADS) combine_kernel(const __grid_co
 static uint32_t items_of(const CudaAttention *c)
 {
     const uint64_t most = (uint64_t)c->longest_segment * c->heads_per_kv;
-    return most == 1 ? 1 : most <= 4 ? 4 : ITEM_LIMIT;
+    return most <= 4 ? 4 : ITEM_LIMIT;
 }
 
 static uint32_t splits_of(const CudaAttention *c)
@@ -376,14 +376,8 @@ static int run_items(const Args &args, uint64_t tiles, uint64_t per_launch, Weft
 template <KvType T>
 static int run_type(const Args &args, uint64_t tiles, uint64_t per_launch, WeftCudaStream stream)
 {
-    switch (items_of(&args.c)) {
-    case 1:
-        return run_items<T, 1>(args, tiles, per_launch, stream);
-    case 4:
-        return run_items<T, 4>(args, tiles, per_launch, stream);
-    default:
-        return run_items<T, 8>(args, tiles, per_launch, stream);
-    }
+    return items_of(&args.c) == 4 ? run_items<T, 4>(args, tiles, per_launch, stream)
+                                  : run_items<T, 8>(args, tiles, per_launch, stream);
 }
 
 extern "C" int weft_cuda_attention(const CudaAttention *c, WeftCudaStream stream)

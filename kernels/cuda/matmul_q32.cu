@@ -7,9 +7,6 @@ template <Dtype T> static int product(const ProductArgs &args, WeftCudaStream st
     if (args.rows <= 8) {
         return start_narrow<T, 1, 1>(args, stream);
     }
-    if (args.rows <= 16) {
-        return start_narrow<T, 2, 2>(args, stream);
-    }
     return args.rows <= 32 ? start_narrow<T, 4, 2>(args, stream) : start_wide<T>(args, stream);
 }
 

@@ -56,6 +56,23 @@ static inline void run(int status)
     }
 }
 
+/* Exit status of a program for a device where there is none. */
+#ifdef WEFT_ON_DEVICE
+static inline void leave_without_device(void)
+{
+    int n = 0;
+    const cudaError_t error = cudaGetDeviceCount(&n);
+    if (error != cudaSuccess || n == 0) {
+        printf("no device: %s\n", cudaGetErrorString(error));
+        exit(77);
+    }
+}
+#else
+static inline void leave_without_device(void)
+{
+}
+#endif
+
 /* The loop's body for each order in which threads may run. On a device: once. */
 #ifdef WEFT_ON_DEVICE
 #define FOR_EACH_ORDER for (int order_ = 0; order_ < 1; order_++)

@@ -45,6 +45,7 @@ static void fill_pages(const Case *c, Numbers *numbers, Memory *m)
             for (uint32_t h = 0; h < c->n_kv; h++) {
                 numbers_fill(numbers, k, c->head_size, -2, 2);
                 numbers_fill(numbers, v, c->head_size, -2, 2);
+                v[0] = j + 1 == n_keys ? 1e30f : v[0]; /* f16: infinite, for those who see it */
                 uint8_t *at = block_at(m, s, j / 32, h);
                 generic->kv_write[c->type](k, v, c->head_size, j % 32, at, at + m->block);
             }
@@ -258,6 +259,7 @@ static void test_ranks_and_small_workspace(void **state)
 
 int main(void)
 {
+    leave_without_device();
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decoding),

@@ -267,6 +267,7 @@ static void test_refused(void **state)
 
 int main(void)
 {
+    leave_without_device();
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantised),

@@ -374,6 +374,7 @@ static void test_kv_write(void **state)
 
 int main(void)
 {
+    leave_without_device();
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_add),      cmocka_unit_test(test_activations),

@@ -378,6 +378,7 @@ static void test_attention_gradients(void **state)
 
 int main(void)
 {
+    leave_without_device();
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_activation_gradients),

@@ -30,9 +30,9 @@ const char *cudaGetErrorString(cudaError_t error);
 /* ---- of the emulation alone ---- */
 
 typedef enum EmulationOrder {
-    EMULATION_ASCENDING, /* blocks and threads from the first to the last */
-    EMULATION_DESCENDING,
-    EMULATION_RANDOM, /* another order at every turn, from the seed */
+    EMULATION_ASCENDING,  /* blocks from the first on; each warp as far as it can go */
+    EMULATION_DESCENDING, /* from the last on; and asynchronous copies are done at once, not late */
+    EMULATION_RANDOM,     /* threads in another order at every turn, from the seed */
 } EmulationOrder;
 /* In which order what may run in any order runs from now on. A kernel whose result depends on it
  * has a race. */

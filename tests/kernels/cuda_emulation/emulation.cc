@@ -235,11 +235,25 @@ void emulated_check_aligned(const void *pointer, size_t alignment)
     }
 }
 
+static void copy_now(const PendingCopy &copy)
+{
+    if (copy.global != nullptr) {
+        std::memcpy(copy.shared, copy.global, 16);
+    } else {
+        std::memset(copy.shared, 0, 16);
+    }
+}
+
 void copy_to_shared(void *shared, const void *global, bool there)
 {
     emulated_check_aligned(shared, 16);
     emulated_check_aligned(global, 16);
-    current()->copies.push_back({shared, there ? global : nullptr, current()->groups});
+    const PendingCopy copy = {shared, there ? global : nullptr, current()->groups};
+    if (emulation.order == EMULATION_DESCENDING) {
+        copy_now(copy); /* as early as may be; else as late as may be */
+    } else {
+        current()->copies.push_back(copy);
+    }
 }
 
 void commit_copies()
@@ -254,10 +268,8 @@ void emulated_wait_copies(unsigned under_way)
     for (const PendingCopy &copy : fiber->copies) {
         if (copy.group + under_way >= fiber->groups) {
             rest.push_back(copy);
-        } else if (copy.global != nullptr) {
-            std::memcpy(copy.shared, copy.global, 16);
         } else {
-            std::memset(copy.shared, 0, 16);
+            copy_now(copy);
         }
     }
     fiber->copies.swap(rest);
@@ -344,31 +356,84 @@ static void start_block(size_t shared_size)
     }
 }
 
-static void run_block()
+/* Runs one thread until it waits; false if the launch is over. */
+static bool run_thread(unsigned i, unsigned *live)
 {
-    std::vector<unsigned> turn;
-    for (unsigned live = emulation.n_threads; live > 0 && emulation.failure.empty();) {
-        turn.clear();
-        for (unsigned i = 0; i < emulation.n_threads; i++) {
+    Fiber *fiber = &emulation.fibers[i];
+    to_fiber(fiber);
+    *live -= fiber->state == State::Done;
+    return emulation.failure.empty();
+}
+
+/* One warp until all its threads wait at a barrier: as far ahead of the others as may be. */
+static bool run_warp(unsigned warp, unsigned *live)
+{
+    for (bool ran = true; ran;) {
+        ran = false;
+        for (unsigned lane = 0; lane < 32; lane++) {
+            const unsigned i =
+                warp * 32 + (emulation.order == EMULATION_DESCENDING ? 31 - lane : lane);
             if (emulation.fibers[i].state == State::Ready) {
-                turn.push_back(i);
-            }
-        }
-        if (turn.empty()) {
-            for (unsigned i = 0; i < emulation.n_threads; i++) {
-                if (emulation.fibers[i].state != State::Done) {
-                    fail("not every thread comes to a barrier: " + place(emulation.fibers[i]) +
-                         " waits");
+                ran = true;
+                if (!run_thread(i, live)) {
+                    return false;
                 }
             }
+        }
+    }
+    return true;
+}
+
+/* Every thread that can run, once, in random order. */
+static bool run_any(unsigned *live)
+{
+    std::vector<unsigned> turn;
+    for (unsigned i = 0; i < emulation.n_threads; i++) {
+        if (emulation.fibers[i].state == State::Ready) {
+            turn.push_back(i);
+        }
+    }
+    put_in_order(turn);
+    for (unsigned i : turn) {
+        if (!run_thread(i, live)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void fail_of_waiting()
+{
+    for (unsigned i = 0; i < emulation.n_threads; i++) {
+        if (emulation.fibers[i].state != State::Done) {
+            fail("not every thread comes to a barrier: " + place(emulation.fibers[i]) + " waits");
+        }
+    }
+}
+
+static void run_block()
+{
+    std::vector<unsigned> warps(emulation.n_threads / 32);
+    for (unsigned w = 0; w < warps.size(); w++) {
+        warps[w] = w;
+    }
+    put_in_order(warps);
+    for (unsigned live = emulation.n_threads; live > 0;) {
+        const bool ready =
+            std::any_of(emulation.fibers.begin(), emulation.fibers.begin() + emulation.n_threads,
+                        [](const Fiber &fiber) { return fiber.state == State::Ready; });
+        if (!ready) {
+            fail_of_waiting();
             return;
         }
-        put_in_order(turn);
-        for (unsigned i : turn) {
-            Fiber *fiber = &emulation.fibers[i];
-            to_fiber(fiber);
-            live -= fiber->state == State::Done;
-            if (!emulation.failure.empty()) {
+        if (emulation.order == EMULATION_RANDOM) {
+            if (!run_any(&live)) {
+                return;
+            }
+            continue;
+        }
+        for (unsigned w : warps) {
+            if (!run_warp(w, &live)) {
                 return;
             }
         }

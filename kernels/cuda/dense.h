@@ -1,0 +1,42 @@
+/* Large products of 16-bit floats by cuBLASLt, with what follows them in the same kernel: for
+ * prompts and training, where its matrix instructions are faster than matmul_float.cu's. Class
+ * `fast`: the library chooses tiles and splits by shape, so a row's bits depend on how many rows
+ * there are. */
+#pragma once
+
+#include "kernels/cuda/launch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A library handle and the algorithms found so far, for one device and one thread at a time. */
+typedef struct CudaDense CudaDense;
+
+/* The handle of the current device; NULL: cuBLASLt's status is in *status. */
+CudaDense *cuda_dense_new(int *status);
+void cuda_dense_free(CudaDense *dense); /* NULL-safe */
+
+typedef struct CudaDenseProduct {
+    Dtype type;    /* of w and x: BF16 or F16 */
+    const void *w; /* [n_out][w_ld] */
+    size_t w_ld;
+    const void *x; /* [rows][x_ld] */
+    size_t x_ld;
+    uint32_t rows, n_out, n_in;
+    float *out; /* [rows][ld]; f32 sums */
+    size_t ld;
+    const float *bias; /* [n_out] or NULL */
+    bool gelu;         /* out = gelu(W x + bias), tanh form; needs bias, not with accumulate */
+    bool accumulate;   /* out = out + W x (+ bias) */
+    void *workspace;   /* device memory for the library; 32 MiB lets it choose freely */
+    size_t workspace_bytes;
+} CudaDenseProduct;
+
+/* 0, or cuBLASLt's status (cublasStatus_t); CUBLAS_STATUS_NOT_SUPPORTED = 15 where it has no
+ * algorithm. The first call of a shape asks for one on the host; capture graphs after it. */
+int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *args, WeftCudaStream stream);
+
+#ifdef __cplusplus
+}
+#endif
