@@ -1,5 +1,6 @@
 /* What the tests of device kernels share: memory of the device, and every order of execution. The
- * same source runs over tests/kernels/cuda_emulation with g++ and on a device with nvcc. */
+ * same source runs over tests/kernels/cuda_emulation with g++ and on a device with nvcc; which
+ * cuda_runtime_api.h it gets, the emulation's or CUDA's, the build says (meson.build). */
 #pragma once
 
 #include "kernels/cuda/launch.h"
@@ -7,7 +8,6 @@
 #include "kernels/ops/math.h"
 #include "tests/unit/kernels/numbers.h"
 
-#include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
