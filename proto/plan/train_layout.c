@@ -13,20 +13,14 @@ static bool refuse(GError **error, const ModelSpec *spec, const char *what, uint
     return false;
 }
 
-/* The fold of the vocabulary's chunks across ranks has TREE_LEAVES_LIMIT leaves. */
-static uint32_t tp_limit(const ModelSpec *spec)
-{
-    return spec->n_vocab_chunks > PLAN_RANKS_LIMIT ? 1 : plan_tp_limit(spec);
-}
-
 static bool check_counts(const ModelSpec *spec, uint32_t dp, uint32_t pp, uint32_t tp,
                          GError **error)
 {
     if (pp < 1 || pp > spec->n_layers) {
         return refuse(error, spec, "pp", pp, spec->n_layers);
     }
-    if (tp < 1 || tp > tp_limit(spec)) {
-        return refuse(error, spec, "tp", tp, tp_limit(spec));
+    if (tp < 1 || tp > plan_tp_limit(spec)) {
+        return refuse(error, spec, "tp", tp, plan_tp_limit(spec));
     }
     const uint32_t limit = MAX(PLAN_RANKS_LIMIT / MIN(pp * tp, PLAN_RANKS_LIMIT), 1);
     if (dp < 1 || (uint64_t)dp * pp * tp > PLAN_RANKS_LIMIT) {

@@ -1,6 +1,6 @@
 /* The program is a post-order walk of node(0, n): the merges after a leaf are the nodes that end
  * with that leaf and whose whole span belongs to the caller. A node that a range holds but whose
- * parent it does not is a maximal subtree. Depth is at most 6 for 64 leaves. */
+ * parent it does not is a maximal subtree. Depth is at most 14 for 2^14 leaves. */
 #include "proto/plan/tree.h"
 
 #include <glib.h>
@@ -34,7 +34,7 @@ static uint32_t walk(uint32_t a, uint32_t b, uint32_t first, uint32_t last, int 
 
 uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep *steps)
 {
-    g_assert(n_leaves <= TREE_LEAVES_LIMIT && first <= last && last <= n_leaves);
+    g_assert(n_leaves <= TREE_CHUNKS_LIMIT && first <= last && last <= n_leaves);
     if (first == last) {
         return 0;
     }
@@ -46,7 +46,7 @@ uint32_t tree_program(uint32_t n_leaves, uint32_t first, uint32_t last, TreeStep
 static bool is_there(uint64_t missing, uint32_t a, uint32_t b)
 {
     for (uint32_t leaf = a; leaf < b; leaf++) {
-        if ((missing >> leaf & 1) == 0) {
+        if (leaf >= 64 || (missing >> leaf & 1) == 0) {
             return true;
         }
     }
@@ -121,7 +121,7 @@ uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ran
 uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
                                  uint32_t n_ranks, uint8_t *merges)
 {
-    g_assert(n_leaves <= TREE_LEAVES_LIMIT && cuts[0] == 0 && cuts[n_ranks] == n_leaves);
+    g_assert(n_leaves <= TREE_CHUNKS_LIMIT && cuts[0] == 0 && cuts[n_ranks] == n_leaves);
     Completion c = {missing, cuts, n_ranks, 0, merges};
     if (n_leaves > 0) {
         complete(&c, 0, n_leaves);

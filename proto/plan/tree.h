@@ -7,8 +7,11 @@
 
 #include <stdint.h>
 
-#define TREE_LEAVES_LIMIT 64u   /* units per cut tensor, and ranks */
-#define TREE_SUBTREES_LIMIT 14u /* maximal subtrees of a range of 64 leaves */
+#define TREE_LEAVES_LIMIT 64u        /* units per cut tensor, leaves of a batch, and ranks */
+#define TREE_CHUNKS_LIMIT (1u << 14) /* leaves of any tree: the chunks of the largest vocabulary   \
+                                      */
+#define TREE_SUBTREES_LIMIT 28u      /* maximal subtrees of a range: two a level */
+#define TREE_OPERANDS_LIMIT 1024u    /* of all ranks together: a cut makes at most one a level */
 
 /* After leaf i (of the range, in order) was pushed: pop two and push their sum (left + right)
  * n_merges times; if emit, the top of the stack is a maximal subtree: hand it over and pop it. */
@@ -37,8 +40,9 @@ uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last);
 uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks,
                          uint8_t *merges);
 
-/* The same where some leaves have no operand (bit i of `missing`: leaf i): a subtree without any is
- * none, and a node with one such child is the other one. The programs of ranges stay the same. */
+/* The same where some leaves have no operand (bit i of `missing`: leaf i < 64): a subtree without
+ * any is none, and a node with one such child is the other one. The programs of ranges stay the
+ * same. */
 uint32_t tree_subtrees_missing(uint32_t n_leaves, uint64_t missing, uint32_t first, uint32_t last);
 uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
                                  uint32_t n_ranks, uint8_t *merges);

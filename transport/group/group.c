@@ -501,7 +501,7 @@ static GroupStatus group_send_subtrees(Group *group, uint32_t to, Phase phase, S
 static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, size_t first,
                       size_t n, float *out)
 {
-    const float *operands[TREE_LEAVES_LIMIT];
+    const float *operands[TREE_OPERANDS_LIMIT];
     uint32_t i = 0;
     for (uint32_t r = 0; r < group->options.n_ranks; r++) {
         for (uint32_t k = 0; k < reduction->n_subtrees[r]; k++) {

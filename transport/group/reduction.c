@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define BLOCK 512u /* floats: a block of every operand and the stack stay in L1 */
-#define DEPTH 8u   /* a tree of 64 leaves holds at most 7 values at once */
+#define DEPTH 16u  /* a tree of 2^14 leaves holds at most 15 values at once, one of 64 at most 7 */
 
 static void reduction_init(Reduction *reduction, uint32_t n_leaves, uint64_t missing,
                            const uint32_t *cuts, uint32_t n_ranks)
@@ -28,7 +28,7 @@ static void reduction_init(Reduction *reduction, uint32_t n_leaves, uint64_t mis
 const Reduction *reduction_find(ReductionCache *cache, uint32_t n_leaves, uint64_t missing,
                                 const uint32_t *cuts, uint32_t n_ranks)
 {
-    g_assert(n_leaves >= 1 && n_leaves <= TREE_LEAVES_LIMIT && n_ranks <= TREE_LEAVES_LIMIT);
+    g_assert(n_leaves >= 1 && n_leaves <= TREE_CHUNKS_LIMIT && n_ranks <= TREE_LEAVES_LIMIT);
     for (unsigned i = 0; i < REDUCTION_CACHE; i++) {
         const Reduction *entry = &cache->entries[i];
         if (entry->n_leaves == n_leaves && entry->n_ranks == n_ranks && entry->missing == missing &&

@@ -63,10 +63,10 @@ static void merge(Stack *s)
 /* Runs a program over leaves [first, last); what it hands over is added to `out`. */
 static void run_program(uint32_t n, uint32_t first, uint32_t last, GPtrArray *out)
 {
-    TreeStep steps[TREE_LEAVES_LIMIT];
+    g_autofree TreeStep *steps = g_new(TreeStep, last - first);
     Stack stack = {.n = 0};
     guint before = out->len;
-    memset(steps, 0xff, sizeof steps); /* the program fills all it uses */
+    memset(steps, 0xff, (last - first) * sizeof *steps); /* the program fills all it uses */
     uint32_t n_subtrees = tree_program(n, first, last, steps);
     for (uint32_t i = 0; i < last - first; i++) {
         push(&stack, g_strdup_printf("%u", first + i));
@@ -109,7 +109,7 @@ static void check_completion(uint32_t n, const uint32_t *cuts, uint32_t n_ranks)
 {
     g_autoptr(GPtrArray) subtrees = g_ptr_array_new();
     g_autoptr(GString) wanted = g_string_new(NULL);
-    uint8_t merges[TREE_LEAVES_LIMIT];
+    uint8_t merges[TREE_OPERANDS_LIMIT];
     Stack stack = {.n = 0};
     for (uint32_t r = 0; r < n_ranks; r++) {
         if (cuts[r] < cuts[r + 1]) {
@@ -163,6 +163,43 @@ static void test_completion_of_many(void **state)
     }
 }
 
+/* Chunks of large vocabularies: Llama 3 has 126; as many ranks as there can be, and the largest. */
+static void test_completion_of_chunks(void **state)
+{
+    static const uint32_t counts[] = {65, 126, 127, 200, 1000, TREE_CHUNKS_LIMIT};
+    RandomSeeded random;
+    random_seeded_init(&random, 7);
+    for (uint32_t i = 0; i < 60; i++) {
+        const uint32_t n = counts[i % G_N_ELEMENTS(counts)];
+        const uint32_t n_ranks = 1 + (uint32_t)(random_u64(&random.base) % TREE_LEAVES_LIMIT);
+        uint32_t cuts[TREE_LEAVES_LIMIT + 1];
+        if (n > 1000 && i > 6) {
+            continue; /* its sums are long texts */
+        }
+        for (uint32_t r = 0; r <= n_ranks; r++) {
+            cuts[r] = (uint32_t)(random_u64(&random.base) % (n + 1));
+        }
+        qsort(cuts, n_ranks + 1, sizeof *cuts, by_value);
+        cuts[0] = 0;
+        cuts[n_ranks] = n;
+        check_completion(n, cuts, n_ranks);
+    }
+}
+
+/* The most that a rank and that all of them hand over. */
+static void test_limits(void **state)
+{
+    uint32_t cuts[TREE_LEAVES_LIMIT + 1];
+    uint8_t merges[TREE_OPERANDS_LIMIT];
+    assert_int_equal(tree_subtrees(TREE_CHUNKS_LIMIT, 1, TREE_CHUNKS_LIMIT - 1), 26);
+    for (uint32_t r = 0; r <= TREE_LEAVES_LIMIT; r++) {
+        cuts[r] =
+            r * (TREE_CHUNKS_LIMIT / TREE_LEAVES_LIMIT) + (r % TREE_LEAVES_LIMIT != 0 ? 85 : 0);
+    }
+    const uint32_t n = tree_completion(TREE_CHUNKS_LIMIT, cuts, TREE_LEAVES_LIMIT, merges);
+    assert_true(n > 400 && n <= TREE_OPERANDS_LIMIT);
+}
+
 /* FORMULAS 7a: 9 heads on 3 ranks send 1, 2, 2 partial sums... of the even cut 3, 3, 3. */
 static void test_known_counts(void **state)
 {
@@ -183,6 +220,8 @@ int main(void)
         cmocka_unit_test(test_programs),
         cmocka_unit_test(test_completion_of_two),
         cmocka_unit_test(test_completion_of_many),
+        cmocka_unit_test(test_completion_of_chunks),
+        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_known_counts),
     };
     return cmocka_run_group_tests_name("tree", tests, NULL, NULL);
