@@ -99,6 +99,9 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->n_tokens = in->train->n;
     out->n_validation_tokens = in->validation != NULL ? in->validation->n : 0;
     out->documents = job->data.packing == JOB_PACK_DOCUMENTS;
+    out->bounds = job->data.positions == JOB_IN_DOCUMENTS   ? 2
+                  : job->data.attention == JOB_IN_DOCUMENTS ? 1
+                                                            : 0;
     out->dropout = job->dropout;
     out->smoothing = job->label_smoothing;
     out->precision = job->precision; /* JobPrecision */

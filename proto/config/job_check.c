@@ -176,6 +176,11 @@ static void check_data(const Check *c)
         refuse_given(c, "data.prompt", "is for format jsonl");
         refuse_given(c, "data.response", "is for format jsonl");
     }
+    if (s->data.positions == JOB_IN_DOCUMENTS && s->data.attention != JOB_IN_DOCUMENTS) {
+        COMPLAIN(c, "data.positions",
+                 "data.positions documents would repeat positions inside one sequence: add "
+                 "data.attention: documents, or leave positions out");
+    }
     if (s->data.validation == NULL) {
         refuse_given(c, "validation", "needs data.validation: name the held-out file");
     }

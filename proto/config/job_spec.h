@@ -19,6 +19,8 @@ typedef enum JobFormat { JOB_TEXT, JOB_JSONL, JOB_TOKENS } JobFormat;
 typedef enum JobBadRows { JOB_ROWS_SKIP, JOB_ROWS_STOP } JobBadRows;
 /* stream: windows of one long text; documents: whole documents side by side in a window. */
 typedef enum JobPacking { JOB_PACK_STREAM, JOB_PACK_DOCUMENTS } JobPacking;
+/* How far attention and positions reach: over a whole sequence, or over one document of it. */
+typedef enum JobReach { JOB_IN_SEQUENCE, JOB_IN_DOCUMENTS } JobReach;
 typedef enum JobOptimizer { JOB_ADAMW, JOB_ADAM, JOB_SGD } JobOptimizer;
 typedef enum JobRate { JOB_RATE_CONSTANT, JOB_RATE_LINEAR, JOB_RATE_COSINE } JobRate;
 typedef enum JobPrecision { JOB_F32, JOB_BF16, JOB_F16 } JobPrecision;
@@ -57,6 +59,7 @@ typedef struct JobModel {
 typedef struct JobData {
     char *train, *validation; /* validation: NULL if there is none */
     uint32_t format, packing, bad_rows;
+    uint32_t attention, positions;  /* JobReach; positions no further than attention */
     char *tokenizer_from;           /* GGUF, tokenizer.json or Hugging Face directory */
     uint64_t tokenizer_train;       /* vocabulary of a BPE trained on the text; 0: not trained */
     char *separator;                /* text: what ends a document; NULL: the file is one */

@@ -42,6 +42,8 @@ const Option JOB_TRAIN_TABLE[] = {
     ROW("data.validation", STRING, data.validation, 0, 0, NULL, "the file to validate on"),
     RESULT("data.format", CHOICE, data.format, 0, 0, "text|jsonl|tokens", "what the files are"),
     RESULT("data.packing", CHOICE, data.packing, 0, 0, "stream|documents", "how documents fill a sequence"),
+    RESULT("data.attention", CHOICE, data.attention, 0, 0, "sequence|documents", "how far attention reaches"),
+    RESULT("data.positions", CHOICE, data.positions, 0, 0, "sequence|documents", "where positions begin; documents needs attention: documents"),
     RESULT("data.bad_rows", CHOICE, data.bad_rows, 0, 0, "skip|stop", "what a row that cannot be read does"),
     RESULT("data.separator", STRING, data.separator, 0, 0, NULL, "text: what ends a document"),
     RESULT("data.text", STRING, data.text, 0, 0, NULL, "jsonl: the member that is trained on whole"),

@@ -129,8 +129,34 @@ def case_served():
     for kind in ("f16", "q8_0", "q4_1"):
         told = weft("verify", work / f"told-{kind}.gguf", "--json", "-q").ok().json()
         assert told["equal"], told
-    score = weft("perplexity", work / "told.gguf", "-f", TEXT, "--json", "-q").ok().json()
+    score = weft("perplexity", work / "told.gguf", "-f", TEXT, "--ctx", 96, "--json", "-q").ok().json()
     assert 1 < score["perplexity"] < 400, score
+
+
+def case_documents():
+    """attention and positions inside documents: another result than without, the same on every layout; a text that is sampled on the way is one document"""
+    keys = 'format: text, separator: "\\n\\n", packing: documents'
+    texts = {}
+
+    def within(name, more, layout="{dp: 1, pp: 1, tp: 1}"):
+        out = weft("train", documents_spec(name, f"{keys}{more}", layout), "--json", "-q").ok().out
+        texts[name] = [line["sample"] for line in map(json.loads, out.splitlines()) if "sample" in line]
+        return result(out)
+
+    def documents_spec(name, data, layout):
+        path = spec(name, "llama", layout=layout, sample="{every: 12, prompt: The, tokens: 12, temperature: 0.8}")
+        path.write_text(path.read_text().replace(f"validation: {TEXT}}}", f"validation: {TEXT}, {data}}}"))
+        return path
+
+    plain = within("over", "")
+    attention = within("within", ", attention: documents")
+    own = within("anew", ", attention: documents, positions: documents")
+    assert len({r[2]["weights_digest"] for r in (plain, attention, own)}) == 3, (plain[2], attention[2], own[2])
+    assert_same(within("anew-2", ", attention: documents, positions: documents", "{dp: 1, pp: 2, tp: 1, micro: 3}"), own)
+    weft("export", work / "ck-anew", work / "anew.gguf", "-q").ok()
+    said = weft("run", work / "anew.gguf", "-p", "The", "-n", 12, "--temp", 0.8, "--seed", 3, "--kv", "f32", "--json", "-q").ok().json()["text"]
+    assert texts["anew"] == texts["anew-2"] == [said], (texts, said)
+    weft("train", documents_spec("bad-anew", keys + ", positions: documents", "{dp: 1, pp: 1, tp: 1}"), "-q").fails(2, "add data.attention")
 
 
 def case_sampled():
@@ -318,4 +344,4 @@ def case_coordinator_killed():
 
 
 run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_worker_killed, case_worker_frozen, case_coordinator_killed,
-           case_cancelled])
+           case_documents, case_cancelled])

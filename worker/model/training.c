@@ -36,7 +36,7 @@ static void embed(Pass *p)
     }
     for (uint32_t r = first; positions != NULL && r < last; r++) {
         m->o.kernels->add(x + (size_t)r * m->width,
-                          positions + (size_t)(r % p->batch->length) * m->width, m->width);
+                          positions + (size_t)position_of(p, r) * m->width, m->width);
     }
     pass_dropout(p, DROPOUT_SITE_EMBEDDING, x);
 }
@@ -132,7 +132,7 @@ static void embed_backward(Pass *p)
     }
     for (uint32_t r = 0; first < last && r < p->rows; r++) {
         const float *dx = dy + (size_t)r * m->width + first;
-        const size_t id = p->batch->tokens[r], position = r % p->batch->length;
+        const size_t id = p->batch->tokens[r], position = position_of(p, r);
         if (id >= h->vocab_first && id - h->vocab_first < h->vocab) {
             m->o.kernels->add(table + (id - h->vocab_first) * m->width + first, dx, last - first);
         }

@@ -39,6 +39,10 @@ typedef struct TrainingNotice {
 /* Rows are tokens, sequence after sequence. */
 typedef struct TrainBatch {
     const uint32_t *tokens, *targets; /* [n_sequences][length]; ids below the vocabulary */
+    /* [n_sequences][length], or NULL: the position at which the document of each position begins;
+     * attention stays inside it */
+    const uint32_t *begins;
+    bool restart; /* positions (RoPE, learnt ones) count from there */
     uint32_t n_sequences, length;
     uint64_t first_sample;     /* number of its first sequence over all steps; the rest follow it */
     uint32_t chunk;            /* of the stage's layers (holding.h) that the pass goes through */

@@ -145,7 +145,7 @@ void pass_rope(Pass *p, float *q, float *k, const float *sin)
     uint32_t first, last;
     own_rows(p, &first, &last);
     for (uint32_t r = first; r < last; r++) {
-        const size_t at = (size_t)(r % p->batch->length) * half;
+        const size_t at = (size_t)position_of(p, r) * half;
         rotate(q + (size_t)r * m->q_width, m->h->n_heads, spec->head_size, spec->rope.dims,
                spec->rope.pairing, m->cos + at, sin + at);
         rotate(k + (size_t)r * m->kv_width, m->h->n_kv_heads, spec->head_size, spec->rope.dims,
@@ -164,16 +164,33 @@ static uint32_t query_heads(const Training *m, uint32_t kv, uint32_t *n)
     return first - h->head_first;
 }
 
-/* One sequence, one KV head. */
-static void attend(Pass *p, Tape *tape, uint32_t sequence, uint32_t kv)
+/* Rows of one document: all that attend to each other. */
+typedef struct Document {
+    size_t row;
+    uint32_t length;
+} Document;
+
+/* The document of a sequence that begins at position `first`. */
+static Document document_at(const TrainBatch *b, uint32_t sequence, uint32_t first)
+{
+    const size_t row = (size_t)sequence * b->length;
+    uint32_t end = b->begins != NULL ? first + 1 : b->length;
+    while (end < b->length && b->begins[row + end] == first) {
+        end++;
+    }
+    return (Document){row + first, end - first};
+}
+
+/* One document, one KV head. */
+static void attend(Pass *p, Tape *tape, Document document, uint32_t kv)
 {
     Training *m = p->m;
     const ModelSpec *spec = m->spec;
-    const uint32_t hd = spec->head_size, length = p->batch->length;
+    const uint32_t hd = spec->head_size, length = document.length;
     uint32_t n_q;
     const uint32_t head = query_heads(m, kv, &n_q);
     const uint32_t n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
-    const size_t row = (size_t)sequence * length, block = (size_t)KV_BLOCK * hd;
+    const size_t row = document.row, block = (size_t)KV_BLOCK * hd;
     float *k_blocks = m->scratch[p->t], *v_blocks = k_blocks + n_blocks * block;
     const uint8_t **pages = m->pages[p->t];
     for (uint32_t b = 0; b < n_blocks; b++) {
@@ -206,7 +223,11 @@ void pass_attention(Pass *p, Tape *tape)
 {
     const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
-        attend(p, tape, i / n_kv, i % n_kv);
+        for (uint32_t first = 0; first < p->batch->length;) {
+            const Document document = document_at(p->batch, i / n_kv, first);
+            attend(p, tape, document, i % n_kv);
+            first += document.length;
+        }
     }
 }
 
@@ -445,14 +466,13 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
     }
 }
 
-/* One sequence, one own KV head. */
-static void attend_backward(Pass *p, const Tape *tape, uint32_t sequence, uint32_t kv)
+/* One document, one own KV head. */
+static void attend_backward(Pass *p, const Tape *tape, Document document, uint32_t kv)
 {
     Training *m = p->m;
     const uint32_t hd = m->spec->head_size;
     uint32_t n_q;
-    const size_t row = (size_t)sequence * p->batch->length,
-                 q = row * m->q_width + (size_t)query_heads(m, kv, &n_q) * hd,
+    const size_t row = document.row, q = row * m->q_width + (size_t)query_heads(m, kv, &n_q) * hd,
                  at = row * m->kv_width + (size_t)kv * hd;
     const AttentionBackwardArgs args = {.q = tape->q + q,
                                         .dout = p->d->dq + q,
@@ -464,7 +484,7 @@ static void attend_backward(Pass *p, const Tape *tape, uint32_t sequence, uint32
                                         .dk = p->d->dk + at,
                                         .dv = p->d->dv + at,
                                         .subtree_stride = (size_t)m->max_rows * m->kv_width,
-                                        .n_rows = p->batch->length,
+                                        .n_rows = document.length,
                                         .n_q = n_q,
                                         .head_size = hd,
                                         .steps = m->head_steps[kv],
@@ -477,7 +497,11 @@ void pass_attention_backward(Pass *p, const Tape *tape)
 {
     const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
-        attend_backward(p, tape, i / n_kv, i % n_kv);
+        for (uint32_t first = 0; first < p->batch->length;) {
+            const Document document = document_at(p->batch, i / n_kv, first);
+            attend_backward(p, tape, document, i % n_kv);
+            first += document.length;
+        }
     }
     meet(p);
     if (p->m->n_shared > 0) {

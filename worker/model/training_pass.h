@@ -108,6 +108,12 @@ static inline int32_t layer_of(const Pass *p, int64_t layer)
 {
     return layer < 0 ? -1 : (int32_t)(p->layer_first + layer);
 }
+/* What RoPE and learnt positions take row r for. */
+static inline uint32_t position_of(const Pass *p, uint32_t r)
+{
+    const TrainBatch *b = p->batch;
+    return r % b->length - (b->restart && b->begins != NULL ? b->begins[r] : 0);
+}
 /* layer: of the chunk; -1: a global tensor */
 static inline float *weight(const Pass *p, TensorRole role, int64_t layer)
 {
@@ -184,7 +190,9 @@ void pass_dropout(Pass *p, uint32_t site, float *x);
 void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out);
 /* RoPE on this thread's rows of q and k [rows][...]; sin: m->sin or, for gradients, m->sin_back. */
 void pass_rope(Pass *p, float *q, float *k, const float *sin);
-/* tape->attn from q, k, v: (sequence, KV head) pairs go round the threads. */
+/* tape->attn from q, k, v: (sequence, KV head) pairs go round the threads. Each document of a
+ * sequence is attended to by itself, as if it were a sequence of its own: its neighbours change no
+ * bit. */
 void pass_attention(Pass *p, Tape *tape);
 /* This thread's rows of elementwise n floats: first float and count. */
 size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);

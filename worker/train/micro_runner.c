@@ -9,6 +9,7 @@
 #include "proto/plan/tree.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Samples [first, first + n) of the global batch, inside one leaf; or those of a node's leaves. */
 typedef struct MicroBatch {
@@ -23,6 +24,7 @@ struct MicroRunner {
     GArray *micro_batches;                         /* of MicroBatch: the replica's, in order */
     uint32_t slots, *slot_of;                      /* [chunks][micro-batches] */
     uint32_t *tokens, *targets;                    /* [slots][micro_sequences][length] */
+    uint32_t *begins;                              /* the same, NULL: samples are one document */
     float *losses;                                 /* [micro_sequences][length] */
     BatchLeaves batch_leaves;                      /* of the running micro-batch */
     GradientFold *fold;                            /* of the running step, like all from here */
@@ -125,6 +127,12 @@ static bool allocate(MicroRunner *r, GError **error)
     r->tokens = weft_alloc(rows * r->slots, sizeof *r->tokens, "tokens", error);
     r->targets = weft_alloc(rows * r->slots, sizeof *r->targets, "targets", error);
     r->losses = weft_alloc(rows, sizeof *r->losses, "losses", error);
+    if (r->o.source->begins != NULL) {
+        r->begins = weft_alloc(rows * r->slots, sizeof *r->begins, "documents", error);
+        if (r->begins == NULL) {
+            return false;
+        }
+    }
     return r->tokens != NULL && r->targets != NULL && r->losses != NULL;
 }
 
@@ -205,6 +213,7 @@ void micro_runner_free(MicroRunner *r)
     }
     weft_free(r->tokens);
     weft_free(r->targets);
+    weft_free(r->begins);
     weft_free(r->losses);
     g_free(r->slot_of);
     g_free(r->complete_from);
@@ -224,12 +233,15 @@ static bool is_last(const MicroRunner *r, uint32_t chunk)
     return r->o.position.stage + 1 == r->o.position.pp && chunk + 1 == r->o.position.chunks;
 }
 
-/* A slot's batch; its tokens are there from read_batch() on, of the first and the last chunk. */
+/* A slot's batch; its tokens are there from read_batch() on, of the first and the last chunk, its
+ * documents' bounds of every one. */
 static TrainBatch batch_of(const MicroRunner *r, uint32_t slot, uint32_t chunk, uint32_t n)
 {
     const size_t at = (size_t)slot * r->o.micro_sequences * r->o.source->length;
     return (TrainBatch){.tokens = r->tokens + at,
                         .targets = r->targets + at,
+                        .begins = r->begins != NULL ? r->begins + at : NULL,
+                        .restart = r->o.source->restart,
                         .chunk = chunk,
                         .n_sequences = n,
                         .length = r->o.source->length};
@@ -259,6 +271,14 @@ static void read_batch(MicroRunner *r, const SampleSource *source, const Place *
     for (uint32_t i = 0; reads && i < n; i++) {
         const size_t at = begin + (size_t)i * source->length;
         source->read(source->user, first + i, r->tokens + at, r->targets + at);
+    }
+    for (uint32_t i = 0; r->begins != NULL && i < n; i++) {
+        uint32_t *begins = r->begins + begin + (size_t)i * source->length;
+        if (source->begins != NULL) {
+            source->begins(source->user, first + i, begins);
+        } else {
+            memset(begins, 0, source->length * sizeof *begins);
+        }
     }
 }
 
@@ -538,7 +558,8 @@ bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, con
         r->targets[i] = TARGET_NONE;
     }
     for (uint32_t c = 0; c < r->o.position.chunks; c++) {
-        const TrainBatch batch = batch_of(r, 0, c, 1);
+        TrainBatch batch = batch_of(r, 0, c, 1);
+        batch.begins = NULL; /* one text, whatever documents the slot held */
         if (!pass_alone(r, c, &batch, error)) {
             return false;
         }

@@ -201,30 +201,43 @@ void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint
     }
 }
 
-void token_data_segments(const TokenData *d, uint64_t window, uint32_t *segments)
+void token_data_begins(const TokenData *d, uint64_t window, uint32_t *begins)
 {
     const Window w = window_at(d, window);
-    uint32_t segment = 0;
+    uint32_t begin = 0;
     for (uint32_t i = 0; i < d->length; i++) {
-        const bool begins = i == w.n || (i > 0 && i < w.n && d->flags != NULL &&
-                                         (d->flags[w.first + i] & DOCUMENT_BEGIN) != 0);
-        segment += begins && i > 0;
-        segments[i] = segment;
+        if (i == w.n ||
+            (i < w.n && d->flags != NULL && (d->flags[w.first + i] & DOCUMENT_BEGIN) != 0)) {
+            begin = i;
+        }
+        begins[i] = begin;
     }
+}
+
+static uint64_t window_of(const TokenSamples *s, uint64_t sample)
+{
+    return s->in_order ? sample % token_data_windows(s->data)
+                       : token_data_window_of(s->data, s->seed, sample);
 }
 
 static void read_sample(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)
 {
     const TokenSamples *s = user;
-    const uint64_t window = s->in_order ? sample % token_data_windows(s->data)
-                                        : token_data_window_of(s->data, s->seed, sample);
-    token_data_read(s->data, window, tokens, targets);
+    token_data_read(s->data, window_of(s, sample), tokens, targets);
+}
+
+static void read_begins(void *user, uint64_t sample, uint32_t *begins)
+{
+    const TokenSamples *s = user;
+    token_data_begins(s->data, window_of(s, sample), begins);
 }
 
 SampleSource token_samples_source(TokenSamples *samples)
 {
     return (SampleSource){.user = samples,
                           .read = read_sample,
+                          .begins = samples->bounds != BOUNDS_NONE ? read_begins : NULL,
+                          .restart = samples->bounds == BOUNDS_POSITIONS,
                           .vocabulary = token_data_vocabulary(samples->data),
                           .length = samples->data->length};
 }

@@ -31,14 +31,20 @@ uint32_t token_data_vocabulary(const TokenData *d);
 uint64_t token_data_window_of(const TokenData *d, uint64_t seed, uint64_t sample);
 /* Its tokens and targets, `length` each; TARGET_NONE (training.h) where there is none. */
 void token_data_read(const TokenData *d, uint64_t window, uint32_t *tokens, uint32_t *targets);
-/* The document of each of its positions, from 0; what fills the window up is one more. */
-void token_data_segments(const TokenData *d, uint64_t window, uint32_t *segments);
+/* The position at which the document of each of its positions begins; what fills the window up is
+ * one more document. */
+void token_data_begins(const TokenData *d, uint64_t window, uint32_t *begins);
+
+/* What stays inside a window's documents: nothing; attention; attention, and positions begin anew
+ * with each. */
+typedef enum TokenBounds { BOUNDS_NONE, BOUNDS_ATTENTION, BOUNDS_POSITIONS } TokenBounds;
 
 /* Windows as samples: by the order of a seed, or in the text's own order (validation). */
 typedef struct TokenSamples {
     const TokenData *data; /* borrowed */
     uint64_t seed;
     bool in_order;
+    TokenBounds bounds;
 } TokenSamples;
 /* Borrows `samples`. */
 SampleSource token_samples_source(TokenSamples *samples);

@@ -117,7 +117,7 @@ static bool load_data(TrainEngine *e, GError **error)
     if (e->data == NULL) {
         return false;
     }
-    e->samples = (TokenSamples){.data = e->data, .seed = w->seed};
+    e->samples = (TokenSamples){.data = e->data, .seed = w->seed, .bounds = w->bounds};
     e->source = token_samples_source(&e->samples);
     if (w->n_validation_tokens == 0) {
         return true;
@@ -126,7 +126,8 @@ static bool load_data(TrainEngine *e, GError **error)
     if (e->validation == NULL) {
         return false;
     }
-    e->validation_samples = (TokenSamples){.data = e->validation, .in_order = true};
+    e->validation_samples =
+        (TokenSamples){.data = e->validation, .in_order = true, .bounds = w->bounds};
     e->validation_source = token_samples_source(&e->validation_samples);
     return true;
 }

@@ -34,6 +34,7 @@ typedef struct TrainWork {
     TextWish sample; /* its prompt is borrowed for the engine's life */
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
+    TokenBounds bounds;
     bool given;         /* step 0 begins with weights of the feed, not from the seed */
     TrainProgress from; /* where a restored state stands; step 0: weights from the seed */
 } TrainWork;

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Golden training runs of two toys, by PyTorch in float64: losses, gradient norms, the gradients of the first step, the weights
-after 20 AdamW steps. `python3 make_train.py DIRECTORY` (needs torch and numpy) writes gpt2.run and llama.run there.
+after 20 AdamW steps. `python3 make_train.py DIRECTORY` (needs torch and numpy) writes gpt2.run and llama.run there, and the same with attention
+inside the documents of a window: gpt2-documents.run (positions begin anew with each) and llama-documents.run.
 
 Written from the papers and NUMERICS alone: models, order of samples (Philox, Feistel), schedule and first weights are implemented
 here a second time. Files: little-endian; f64 losses[20], f64 norms[20], then f32 gradients and f32 weights, tensors in canonical
@@ -90,7 +91,7 @@ def first_weights(c):
     return weights
 
 
-def rotate(x, c):
+def rotate(x):
     """x [batch, heads, length, head size]: pairs (2i, 2i + 1) turn by position * base^(-2i / size)."""
     size, length = x.shape[-1], x.shape[-2]
     angle = torch.arange(length, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
@@ -103,12 +104,15 @@ def rms(x, w):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5) * w
 
 
-def logits_of(c, p, tokens):
+def logits_of(c, p, tokens, begins):
+    """begins [batch, length]: where the document of each position begins."""
     batch, length = tokens.shape
+    at = torch.arange(length)
+    visible = (at[None, None, :] <= at[None, :, None]) & (at[None, None, :] >= begins[:, :, None])
     size, gpt2 = c["width"] // c["heads"], c["family"] == "gpt2"
     x = torch.nn.functional.embedding(tokens, p["embd"])
     if gpt2:
-        x = x + p["position"][:length]
+        x = x + p["position"][at - begins]
 
     def norm(y, name):
         return torch.nn.functional.layer_norm(y, (c["width"],), p[name], p[name + "_bias"], 1e-5) if gpt2 else rms(y, p[name])
@@ -122,10 +126,10 @@ def logits_of(c, p, tokens):
         k = linear(h, f"{l}.k").view(batch, length, c["kv_heads"], size).transpose(1, 2)
         v = linear(h, f"{l}.v").view(batch, length, c["kv_heads"], size).transpose(1, 2)
         if not gpt2:
-            q, k = rotate(q, c), rotate(k, c)
+            q, k = rotate(q), rotate(k)
         group = c["heads"] // c["kv_heads"]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        a = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         x = x + linear(a.transpose(1, 2).reshape(batch, length, c["width"]), f"{l}.out")
         h = norm(x, f"{l}.ffn_norm")
         if gpt2:
@@ -142,12 +146,21 @@ def rate_of(step, rate=3e-3, warmup=5, floor=3e-4):
     return floor + (rate - floor) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
 
 
-def run(c, path):
+def run(c, path, documents):
     p = first_weights(c)
     numbers = Numbers(c["seed"] + 1)
     n_ids = c["length"] * 40 + 7
     ids = torch.tensor([numbers.u64() % c["vocabulary"] for _ in range(n_ids)])
     windows = (n_ids - 1) // c["length"]
+    numbers = Numbers(c["seed"] + 2)
+    new = [documents and numbers.u64() % 6 == 0 for _ in range(n_ids)]
+
+    def begins_of(a):
+        begins = [0]
+        for i in range(1, c["length"]):
+            begins.append(i if new[a + i] else begins[-1])
+        return torch.tensor(begins)
+
     groups = [{"params": [x for x in p.values() if x.dim() > 1], "weight_decay": 0.1},
               {"params": [x for x in p.values() if x.dim() == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=c["eps"])
@@ -157,7 +170,7 @@ def run(c, path):
         tokens = torch.stack([ids[a:a + c["length"]] for a in at])
         targets = torch.stack([ids[a + 1:a + 1 + c["length"]] for a in at])
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logits_of(c, p, tokens).flatten(0, 1), targets.flatten())
+        loss = torch.nn.functional.cross_entropy(logits_of(c, p, tokens, torch.stack([begins_of(a) for a in at])).flatten(0, 1), targets.flatten())
         loss.backward()
         if step == 0:
             gradients = [x.grad.clone() for x in p.values()]
@@ -182,5 +195,6 @@ LLAMA = dict(family="llama", layers=2, width=16, heads=4, kv_heads=2, ffn=72, vo
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(GPT2, sys.argv[1] + "/gpt2.run")
-    run(LLAMA, sys.argv[1] + "/llama.run")
+    for documents in (False, True):
+        run(GPT2, f"{sys.argv[1]}/gpt2{'-documents' * documents}.run", documents)
+        run(LLAMA, f"{sys.argv[1]}/llama{'-documents' * documents}.run", documents)

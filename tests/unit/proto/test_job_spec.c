@@ -132,7 +132,8 @@ static void test_print(void **state)
     check_print(
         "kind: train\nname: \"a \\\"b\\\"\\n\\x01 \xC3\xA9\"\n"
         "model: {from: 'dir: with # signs'}\n"
-        "data: {train: '12', format: jsonl, packing: documents, text: body}\n"
+        "data: {train: '12', format: jsonl, packing: documents, "
+        "attention: documents, positions: documents, text: body}\n"
         "batch: {sequences: 3, length: 7, leaves: 2}\nsteps: 10\nseed: 18446744073709551615\n"
         "optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, schedule: linear}\n"
         "precision: bf16\nloss_scale: {policy: fixed, start: 1024}\n"
@@ -327,8 +328,10 @@ static void test_models_and_tokenizers(void **state)
     g_autofree char *both =
         error_of("kind: train\nmodel: {from: m}\nsteps: 1\noptimizer: {lr: 1}\n"
                  "batch: {sequences: 1, length: 1}\n"
-                 "data: {train: t, format: tokens, text: x, tokenizer: {train: 300, from: b}}\n");
+                 "data: {train: t, format: tokens, text: x, positions: documents,\n"
+                 "  tokenizer: {train: 300, from: b}}\n");
     check_has(both, "needs one of train and from");
+    check_has(both, "add data.attention: documents");
     check_has(both, "data.text is for format jsonl");
 }
 

@@ -199,15 +199,15 @@ static void test_tokens(void **state)
 /* ---- windows ---- */
 
 static void check_window(const TokenData *d, uint64_t window, const char *tokens,
-                         const char *targets, const char *segments)
+                         const char *targets, const char *begins)
 {
     uint32_t t[4], y[4], s[4];
     token_data_read(d, window, t, y);
-    token_data_segments(d, window, s);
+    token_data_begins(d, window, s);
     for (int i = 0; i < 4; i++) {
         assert_int_equal(t[i], tokens[i] == '.' ? 0 : (uint32_t)tokens[i]);
         assert_int_equal(y[i], targets[i] == '.' ? TARGET_NONE : (uint32_t)targets[i]);
-        assert_int_equal(s[i], segments[i] - '0');
+        assert_int_equal(s[i], begins[i] - '0');
     }
 }
 
@@ -218,23 +218,23 @@ static void test_packing(void **state)
     g_autoptr(Documents) d = load(w, "ab-cd-efg-hijklmno-p-q", parted, NULL);
     g_autoptr(TokenData) packed = token_data_from(d, 4, TOKENS_DOCUMENTS, NULL);
     assert_int_equal(token_data_windows(packed), 5);
-    check_window(packed, 0, "abcd", "b.d.", "0011");
-    check_window(packed, 1, "efg.", "fg..", "0001");
+    check_window(packed, 0, "abcd", "b.d.", "0022");
+    check_window(packed, 1, "efg.", "fg..", "0003");
     check_window(packed, 2, "hijk", "ijkl", "0000");
     check_window(packed, 3, "lmno", "mno.", "0000");
     check_window(packed, 4, "pq..", "....", "0122");
 
     g_autoptr(TokenData) stream = token_data_from(d, 4, TOKENS_STREAM, NULL);
     assert_int_equal(token_data_windows(stream), (d->n - 1) / 4);
-    check_window(stream, 0, "abcd", "bcde", "0011");
-    check_window(stream, 1, "efgh", "fghi", "0001");
+    check_window(stream, 0, "abcd", "bcde", "0022");
+    check_window(stream, 1, "efgh", "fghi", "0003");
 
     g_autoptr(Documents) masked =
         load(w, "{\"prompt\":\"ab\",\"response\":\"cd\"}\n{\"prompt\":\"e\",\"response\":\"f\"}",
              jsonl, NULL);
     g_autoptr(TokenData) m = token_data_from(masked, 4, TOKENS_DOCUMENTS, NULL);
     check_window(m, 0, "abcd", ".cd.", "0000");
-    check_window(m, 1, "ef..", "f...", "0011");
+    check_window(m, 1, "ef..", "f...", "0022");
     g_autoptr(TokenData) s = token_data_from(masked, 4, TOKENS_STREAM, NULL);
     check_window(s, 0, "abcd", ".cd.", "0000");
     g_autoptr(GError) error = NULL;

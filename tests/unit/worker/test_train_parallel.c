@@ -146,7 +146,8 @@ static void uneven(Plan *plan)
             ranks[1].attn_count = 5;
             ranks[0].ffn_count = ranks[1].ffn_first = 4;
             ranks[1].ffn_count = 1;
-            ranks[0].vocab_count = ranks[1].vocab_first = 4;
+            ranks[0].vocab_count += ranks[1].vocab_count;
+            ranks[1].vocab_first = ranks[0].vocab_count;
             ranks[1].vocab_count = 0;
         }
     }
@@ -166,6 +167,41 @@ static void test_tensor_ranks(void **state)
 {
     assert_equal_runs(&wide_gpt2, tensors, G_N_ELEMENTS(tensors));
     assert_equal_runs(&wide_llama, tensors, G_N_ELEMENTS(tensors));
+}
+
+/* More chunks than a tensor has units: 68, as the vocabularies of Llama 3 and others have. */
+static void test_large_vocabularies(void **state)
+{
+    static const RunSpread large[] = {
+        {.tp = 2, .threads = 2}, {.tp = 3}, {.tp = 2, .edit = uneven}, {.dp = 2, .pp = 2, .tp = 2}};
+    Toy toy = wide_llama;
+    toy.config.vocabulary = 69000;
+    toy.config.width = 12;
+    toy.config.layers = 2;
+    assert_equal_runs(&toy, large, G_N_ELEMENTS(large));
+    toy.config.untied = false;
+    assert_equal_runs(&toy, large, 2);
+}
+
+/* ---- documents ---- */
+
+/* Attention inside documents of a window, positions over it or anew; stages in the middle know the
+ * bounds, too. */
+static void test_documents(void **state)
+{
+    static const RunSpread spreads[] = {
+        {.pp = 3, .threads = 2, .micro = 2},
+        {.tp = 3, .threads = 2},
+        {.dp = 2, .pp = 2, .tp = 2, .change = recompute},
+        {.pp = 2, .change = zero_bubble},
+        {.pp = 2, .chunks = 2},
+    };
+    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    gpt2.config.layers = llama.config.layers = 4; /* two chunks of two stages */
+    gpt2.bounds = BOUNDS_POSITIONS;
+    llama.bounds = BOUNDS_ATTENTION;
+    assert_equal_runs(&gpt2, spreads, G_N_ELEMENTS(spreads));
+    assert_equal_runs(&llama, spreads, G_N_ELEMENTS(spreads));
 }
 
 /* ---- mixes ---- */
@@ -256,7 +292,8 @@ int main(void)
         cmocka_unit_test(test_pipelines),    cmocka_unit_test(test_tensor_ranks),
         cmocka_unit_test(test_chunks),       cmocka_unit_test(test_chunk_bytes),
         cmocka_unit_test(test_mixes),        cmocka_unit_test(test_pipeline_bytes),
-        cmocka_unit_test(test_tensor_bytes),
+        cmocka_unit_test(test_tensor_bytes), cmocka_unit_test(test_large_vocabularies),
+        cmocka_unit_test(test_documents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

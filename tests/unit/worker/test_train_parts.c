@@ -1,7 +1,6 @@
 /* The parts of a training step by themselves: order of samples, schedules, tiles, first weights,
  * the fold of gradients, and the training forward pass beside what defines it. */
 #include "tests/unit/worker/toy_training.h"
-#include "worker/model/stage.h"
 #include "worker/train/gradient_fold.h"
 #include "worker/train/tiles.h"
 
@@ -273,17 +272,6 @@ static void test_configurations(void **state)
     assert_int_equal(spec->n_ffn_units, 12);
 }
 
-/* What can be trained only does not reach the serving path. */
-static void test_gpt2_is_not_served(void **state)
-{
-    g_autoptr(ModelSpec) spec = toy_spec(&toy_gpt2);
-    g_autoptr(GError) error = NULL;
-    Pool *pool = pool_new(1, NULL, false, 0);
-    assert_null(stage_new(&(const StageOptions){.spec = spec, .pool = pool}, &error));
-    assert_non_null(strstr(error->message, "cannot be served"));
-    pool_free(pool);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -296,7 +284,6 @@ int main(void)
         cmocka_unit_test(test_first_weights),
         cmocka_unit_test(test_fold_skips_missing_leaves),
         cmocka_unit_test(test_configurations),
-        cmocka_unit_test(test_gpt2_is_not_served),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

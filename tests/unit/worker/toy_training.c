@@ -73,7 +73,16 @@ TokenData *toy_data(const Toy *toy)
     for (size_t i = 0; i < n; i++) {
         ids[i] = (uint32_t)(numbers_u64(&numbers) % toy->config.vocabulary);
     }
-    return token_data_new(ids, n, toy->length, NULL);
+    if (toy->bounds == BOUNDS_NONE) {
+        return token_data_new(ids, n, toy->length, NULL);
+    }
+    Numbers begins = {toy->seed + 2};
+    g_autofree uint8_t *flags = g_new(uint8_t, n);
+    for (size_t i = 0; i < n; i++) {
+        flags[i] = DOCUMENT_LOSS | (numbers_u64(&begins) % 6 == 0 ? DOCUMENT_BEGIN : 0);
+    }
+    const Documents documents = {.ids = ids, .flags = flags, .n = n};
+    return token_data_from(&documents, toy->length, TOKENS_STREAM, NULL);
 }
 
 TrainRankOptions toy_options(const Toy *toy, const ModelSpec *spec, const SampleSource *source)

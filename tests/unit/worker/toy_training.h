@@ -10,7 +10,8 @@ typedef struct Toy {
     uint32_t sequences, length;
     uint64_t seed, order;
     double clip, eps;
-    float magnify; /* of the output norm's weights; 0: 1 */
+    float magnify;      /* of the output norm's weights; 0: 1 */
+    TokenBounds bounds; /* other than NONE: about every sixth token begins a document */
 } Toy;
 
 extern const Toy toy_gpt2, toy_llama;

@@ -191,7 +191,8 @@ static bool run_steps(RunRank *rank, TrainRank *t)
     result->floats[0] = rank->run->n_steps > 0 ? train_rank_gradients(t)->n_floats : 0;
     result->overlapped[0] = train_rank_overlapped(t);
     result->owned[0] = train_rank_ownership(t)->n_owned;
-    TokenSamples samples = {.data = rank->run->data, .in_order = true};
+    TokenSamples samples = {
+        .data = rank->run->data, .in_order = true, .bounds = rank->run->toy->bounds};
     const SampleSource source = token_samples_source(&samples);
     return train_rank_validate(t, &source, VALIDATED, &result->validation, &rank->error) &&
            train_rank_digest(t, &result->digest, &rank->error);
@@ -225,7 +226,7 @@ static void *rank_main(void *user)
     const RunSpread *spread = run->spread;
     const TrainPosition *p = &rank->position;
     g_autoptr(Holding) holding = holding_new(run->spec, run->plan, p->replica, p->stage, p->rank);
-    TokenSamples samples = {.data = run->data, .seed = run->toy->order};
+    TokenSamples samples = {.data = run->data, .seed = run->toy->order, .bounds = run->toy->bounds};
     const SampleSource source = token_samples_source(&samples);
     Pool *pool = pool_new(MAX(spread->threads, 1), NULL, false, 0);
     TrainRankOptions options = toy_options(run->toy, run->spec, &source);
