@@ -655,7 +655,7 @@ static void test_reflection(void **state)
                         "grpc.health.v1.Health weft.test.Probe grpc.reflection.v1.ServerReflection "
                         "grpc.reflection.v1alpha.ServerReflection ");
     assert_int_equal(outcome.n_files,
-                     4); /* admin.proto, and what it imports: plan, cluster, serve */
+                     5); /* admin.proto, and what it imports: plan, cluster, serve, train */
     assert_int_equal(outcome.error_code, 5);
     rpc_channel_free(admin);
 
