@@ -182,8 +182,9 @@ def case_unknown():
     harness.command([harness.WORKER, "--threads", "0"]).fails(2, "threads 0")
     harness.command([harness.WORKER, "--isa", "sse9"]).fails(2, "isa", "avx2")
     check = pathlib.Path(__file__).resolve().parents[2] / "tools/gpu-check"
-    harness.command([check, "--quik"]).fails(2, "--quik", "--help")
-    harness.command([check, "--bundle", "/nowhere"]).fails(2, "/nowhere")
+    for arguments, said in ((["--quik"], "see --help"), (["--bundle", "/nowhere"], "/nowhere")):
+        got = harness.command([check, *arguments])
+        assert got.code == 2 and len(got.err.splitlines()) == 1 and said in got.err, got
     for device in ("gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"):
         harness.command([harness.WORKER, "--device", device]).fails(2, repr(device), "cpu, cuda, cuda:N (N from 0) or auto")
 
