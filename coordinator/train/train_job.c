@@ -23,6 +23,7 @@
 #define AGAIN_US 700000 /* after a failure: the detector has spoken then (MEMBER_RESET_US) */
 #define LOOK_US 500000
 #define LOAD_STALL_US (INT64_C(60) * 1000000)
+#define WRITES_LIMIT 2u     /* checkpoints in memory that wait for the one being written */
 #define FRUITLESS_LIMIT 20u /* epochs without a new step */
 
 typedef enum JobState {
@@ -52,13 +53,15 @@ struct TrainJob {
     GPtrArray *calls; /* of TrainCall, by rank */
     GPtrArray *parts; /* by rank: GQueue of TrainPart: a rank's next may overtake another's last */
     LoopTimer *timer;
+    GQueue writes; /* of JobTask: checkpoints that wait to be written */
     uint32_t working, fruitless;
     uint64_t steps_before; /* that were said when the epoch began */
     int64_t entered_us;    /* this state */
-    bool dead, may_shrink, started;
+    bool dead, may_shrink, started, writing;
 };
 
 static void job_plan(TrainJob *job);
+static void drop_writes(TrainJob *job);
 static void job_end_epoch(TrainJob *job, const GError *why);
 
 /* ---- what is said ---- */
@@ -146,6 +149,7 @@ void train_job_free(TrainJob *job)
 {
     if (job != NULL) {
         end_calls(job);
+        drop_writes(job);
         job->dead = true;
         job_release(job);
     }
@@ -390,31 +394,6 @@ static void open_work(void *user)
     }
 }
 
-/* The checkpoint is of this model and may be gone on from. */
-static bool check_checkpoint(const TrainJob *job, const Checkpoint *c, GError **error)
-{
-    const ModelSpec *model = job->input->spec;
-    for (uint32_t i = 0; i < model->n_tensors; i++) {
-        const TensorSpec *t = &model->tensors[i];
-        g_autofree char *name = g_strconcat("weights/", t->name, NULL);
-        if (!checkpoint_has(c, name, t->rows, t->columns)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                        "%s is a checkpoint of another model: it has no tensor %s of %u x %u; name "
-                        "another checkpoint.directory",
-                        checkpoint_path(c), t->name, t->rows, t->columns);
-            return false;
-        }
-    }
-    if (job->spec->resume == JOB_RESUME_NONE && !job->started) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "%s is there already and checkpoint.resume is none: remove it, or name another "
-                    "checkpoint.directory",
-                    checkpoint_path(c));
-        return false;
-    }
-    return true;
-}
-
 static void begin_calls(TrainJob *job);
 
 static void epoch_durable(const GError *error, void *user)
@@ -458,7 +437,7 @@ static void open_done(void *user)
         return;
     }
     if (error == NULL && job->checkpoint != NULL) {
-        check_checkpoint(job, job->checkpoint, &error);
+        train_checkpoint_check(job->spec, job->input->spec, job->checkpoint, job->started, &error);
     }
     if (error != NULL) {
         job_fail(job, error);
@@ -582,6 +561,40 @@ static void write_work(void *user)
 }
 
 static void finish_if_done(TrainJob *job);
+static void write_done(void *user);
+
+/* One at a time, in order: a newer one would take the older, unfinished, for what a death left. */
+static void write_next(TrainJob *job)
+{
+    if (!job->writing && !g_queue_is_empty(&job->writes)) {
+        job->writing = true;
+        work_pool_run_full(job->o.pool, write_work, write_done, task_dropped,
+                           g_queue_pop_head(&job->writes));
+    }
+}
+
+static void drop_writes(TrainJob *job)
+{
+    for (JobTask *task; (task = g_queue_pop_head(&job->writes)) != NULL;) {
+        task_end(task);
+    }
+}
+
+/* All parts of a checkpoint are here. Where the disk does not keep up, the newest waits in place of
+ * the one before it. */
+static void write_later(TrainJob *job, JobTask *task)
+{
+    if (g_queue_get_length(&job->writes) >= WRITES_LIMIT) {
+        JobTask *before = g_queue_pop_tail(&job->writes);
+        job_sayf(job,
+                 "checkpoint of step %" G_GUINT64_FORMAT
+                 " is left out: the disk does not keep up with checkpoint.every",
+                 before->step);
+        task_end(before);
+    }
+    g_queue_push_tail(&job->writes, task);
+    write_next(job);
+}
 
 static void write_done(void *user)
 {
@@ -597,7 +610,9 @@ static void write_done(void *user)
         job->saved = g_build_filename(job->spec->checkpoint_directory, name, NULL);
         job_sayf(job, "checkpoint %s", job->saved);
     }
+    job->writing = false;
     if (task_end(task)) {
+        write_next(job);
         finish_if_done(job);
     }
 }
@@ -622,7 +637,7 @@ static void on_part(TrainCall *call, void *user)
         g_ptr_array_add(task->writing.parts, g_queue_pop_head(job->parts->pdata[i]));
     }
     task->step = ((TrainPart *)task->writing.parts->pdata[0])->state.step;
-    work_pool_run_full(job->o.pool, write_work, write_done, task_dropped, task);
+    write_later(job, task);
 }
 
 /* All ranks have the last weights, and they are saved. */

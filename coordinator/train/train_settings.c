@@ -108,3 +108,27 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->skip_nonfinite = job->nonfinite == JOB_NONFINITE_SKIP;
     out->given = in->source != NULL;
 }
+
+bool train_checkpoint_check(const JobSpec *job, const ModelSpec *model, const Checkpoint *c,
+                            bool started, GError **error)
+{
+    for (uint32_t i = 0; i < model->n_tensors; i++) {
+        const TensorSpec *t = &model->tensors[i];
+        g_autofree char *name = g_strconcat("weights/", t->name, NULL);
+        if (!checkpoint_has(c, name, t->rows, t->columns)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "%s is a checkpoint of another model: it has no tensor %s of %u x %u; name "
+                        "another checkpoint.directory",
+                        checkpoint_path(c), t->name, t->rows, t->columns);
+            return false;
+        }
+    }
+    if (job->resume == JOB_RESUME_NONE && !started) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s is there already and checkpoint.resume is none: remove it, or name another "
+                    "checkpoint.directory",
+                    checkpoint_path(c));
+        return false;
+    }
+    return true;
+}

@@ -17,3 +17,7 @@ typedef struct TrainSettingsMessage { /* its parts point at each other */
 /* from: the state of the checkpoint to go on from; NULL: none. */
 void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLayoutChoice *layout,
                          const CheckpointState *from, TrainSettingsMessage *out);
+/* The checkpoint is of this model and may be gone on from. started: it is the job's own. INVALID.
+ */
+bool train_checkpoint_check(const JobSpec *job, const ModelSpec *model, const Checkpoint *c,
+                            bool started, GError **error);
