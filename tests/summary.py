@@ -21,7 +21,7 @@ for line in open(sys.argv[1]):
         if test["result"] == "OK":
             passed += 1
         elif test["result"] == "SKIP":
-            reason = (test.get("stdout") or "").strip().splitlines()
+            reason = (test.get("stdout") or test.get("stderr") or "").strip().splitlines()
             skipped.append(f"{test['name']}: {reason[-1] if reason else 'no reason given'}")
         else:
             bad = 1
