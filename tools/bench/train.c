@@ -196,7 +196,10 @@ int main(int argc, char **argv)
         exact_gemm = kernels.train.gemm;
         kernels.train.gemm = loose_gemm;
     }
-    const SampleSource source = {&s.length, read_sample, vocabulary, (uint32_t)s.length};
+    const SampleSource source = {.user = &s.length,
+                                 .read = read_sample,
+                                 .vocabulary = vocabulary,
+                                 .length = (uint32_t)s.length};
     TrainRank *rank = make_rank(&s, spec, &kernels, pool, &source);
     char line[64];
     while (fgets(line, sizeof line, stdin) != NULL) {
