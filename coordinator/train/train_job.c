@@ -12,6 +12,7 @@
 #include "coordinator/train/train_settings.h"
 #include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
+#include "proto/base/failpoint.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
@@ -23,8 +24,9 @@
 #define AGAIN_US 700000 /* after a failure: the detector has spoken then (MEMBER_RESET_US) */
 #define LOOK_US 500000
 #define LOAD_STALL_US (INT64_C(60) * 1000000)
-#define WRITES_LIMIT 2u     /* checkpoints in memory that wait for the one being written */
-#define FRUITLESS_LIMIT 20u /* epochs without a new step */
+#define WRITES_LIMIT 2u      /* checkpoints in memory that wait for the one being written */
+#define SLOW_DISK_US 1500000 /* of the fail point */
+#define FRUITLESS_LIMIT 20u  /* epochs without a new step */
 
 typedef enum JobState {
     JOB_PREPARING,
@@ -239,6 +241,20 @@ static bool task_end(JobTask *task)
     return alive;
 }
 
+/* Ends the task; false: the job is gone, or it failed by the task's error. */
+static bool task_succeeded(JobTask *task)
+{
+    TrainJob *job = task->job;
+    GError *error = g_steal_pointer(&task->error);
+    const bool alive = task_end(task);
+    if (alive && error != NULL) {
+        job_fail(job, error);
+        return false;
+    }
+    g_clear_error(&error);
+    return alive;
+}
+
 static void task_dropped(void *user)
 {
     JobTask *task = user;
@@ -340,16 +356,10 @@ static void prepare_done(void *user)
 {
     JobTask *task = user;
     TrainJob *job = task->job;
-    GError *error = g_steal_pointer(&task->error);
     if (!job->dead) {
         job->input = task->input;
     }
-    if (!task_end(task)) {
-        g_clear_error(&error);
-        return;
-    }
-    if (error != NULL) {
-        job_fail(job, error);
+    if (!task_succeeded(task)) {
         return;
     }
     if (job->input->report != NULL) {
@@ -400,12 +410,8 @@ static void epoch_durable(const GError *error, void *user)
 {
     JobTask *task = user;
     TrainJob *job = task->job;
-    GError *own = error != NULL ? g_error_copy(error) : NULL;
-    if (!task_end(task)) {
-        g_clear_error(&own);
-    } else if (own != NULL) {
-        job_fail(job, own);
-    } else {
+    task->error = error != NULL ? g_error_copy(error) : NULL;
+    if (task_succeeded(task)) {
         begin_calls(job);
     }
 }
@@ -424,7 +430,7 @@ static void open_done(void *user)
 {
     JobTask *task = user;
     TrainJob *job = task->job;
-    GError *error = g_steal_pointer(&task->error);
+    GError *error = NULL;
     for (guint i = 0; i < task->damages->len; i++) {
         job_sayf(job, "passed over: %s", (const char *)task->damages->pdata[i]);
     }
@@ -432,14 +438,11 @@ static void open_done(void *user)
         checkpoint_free(job->checkpoint);
         job->checkpoint = task->checkpoint;
     }
-    if (!task_end(task)) {
-        g_clear_error(&error);
+    if (!task_succeeded(task)) {
         return;
     }
-    if (error == NULL && job->checkpoint != NULL) {
-        train_checkpoint_check(job->spec, job->input->spec, job->checkpoint, job->started, &error);
-    }
-    if (error != NULL) {
+    if (job->checkpoint != NULL && !train_checkpoint_check(job->spec, job->input->spec,
+                                                           job->checkpoint, job->started, &error)) {
         job_fail(job, error);
         return;
     }
@@ -557,6 +560,10 @@ static void on_step(const Weft__V1__TrainProgress *step, void *user)
 static void write_work(void *user)
 {
     JobTask *task = user;
+    int64_t step = 0;
+    if (failpoint("checkpoint-slow", &step) && (uint64_t)step == task->step) {
+        g_usleep(SLOW_DISK_US);
+    }
     train_writing_run(&task->writing, checkpoint_disk(), &task->error);
 }
 
@@ -827,16 +834,10 @@ static void log_done(void *user)
 {
     JobTask *task = user;
     TrainJob *job = task->job;
-    GError *error = g_steal_pointer(&task->error);
     if (!job->dead) {
         job->log = task->log;
     }
-    if (!task_end(task)) {
-        g_clear_error(&error);
-        return;
-    }
-    if (error != NULL) {
-        job_fail(job, error);
+    if (!task_succeeded(task)) {
         return;
     }
     const GPtrArray *lines = train_log_lines(job->log);

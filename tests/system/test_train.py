@@ -8,7 +8,7 @@ import subprocess
 from xml.etree import ElementTree
 
 import harness
-from harness import GUARD_S, WEFT, Cluster, clean_environment, folder, run_cases, wait_for
+from harness import GUARD_S, WEFT, Cluster, Skip, clean_environment, folder, run_cases, wait_for
 
 work = folder("train")
 cluster = Cluster(workers=2)
@@ -290,6 +290,19 @@ def case_not_written():
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-0000000005", "step-0000000012"], list(folder.iterdir())
 
 
+def case_slow_disk():
+    """a checkpoint whose writing takes longer than the next ones' is not taken for what a death left: all are written, in order"""
+    if os.environ.get("WEFT_FAILPOINTS") != "true":
+        raise Skip("this build has no fail points")
+    slow = Cluster(workers=1, env={"WEFT_FAILPOINT": "checkpoint-slow=5"})
+    done = slow.weft("train", spec("slow"), "--json").ok()
+    assert_same(result(done.out), reference("gpt2", 12))
+    said = [int(line.split("step-")[1]) for line in done.err.splitlines() if line.startswith("checkpoint /")]
+    assert said == [5, 10, 12] and "not written" not in done.err, done
+    assert sorted(p.name for p in (work / "ck-slow").glob("step-*")) == ["step-0000000010", "step-0000000012"]
+    slow.down()
+
+
 def case_worker_killed():
     """a worker that is killed is named, the job goes on by itself, and ends with the losses and weights of the undisturbed run"""
     mortal = Cluster(workers=2)
@@ -343,5 +356,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])
