@@ -17,6 +17,21 @@ int cli_fail(GError *error)
     return code;
 }
 
+int cli_no_plan(char *const *violations, size_t n_violations, char *const *alternatives,
+                size_t n_alternatives)
+{
+    fprintf(stderr, "weft: no legal plan: %s",
+            n_violations > 0 ? violations[0] : "the members do not suffice");
+    for (size_t i = 1; i < n_violations; i++) {
+        fprintf(stderr, "; %s", violations[i]);
+    }
+    for (size_t i = 0; i < n_alternatives; i++) {
+        fprintf(stderr, "%s%s", i == 0 ? ": legal would be " : ", or ", alternatives[i]);
+    }
+    fprintf(stderr, "\n");
+    return 2;
+}
+
 int cli_usage(const Verb *verb, const char *format, ...)
 {
     va_list args;

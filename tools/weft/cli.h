@@ -91,6 +91,9 @@ extern const Verb *const VERBS[]; /* NULL-ended, in the order of --help */
 
 /* Prints `weft: message` to stderr, returns the error's exit code; frees the error. */
 int cli_fail(GError *error /* taken */);
+/* No legal plan: every violation, then what would be legal, in one line. 2. */
+int cli_no_plan(char *const *violations, size_t n_violations, char *const *alternatives,
+                size_t n_alternatives);
 int cli_usage(const Verb *verb, const char *format, ...) G_GNUC_PRINTF(2, 3); /* 2 */
 
 /* The state directory: --state, WEFT_STATE, $XDG_STATE_HOME/weft, ~/.local/state/weft. Returned. */

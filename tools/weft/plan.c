@@ -138,16 +138,7 @@ static int impossible(const PlanOptions *o, const Weft__V1__PlanResponse *p)
     if (o->common.json) {
         print_plan_json(p);
     }
-    fprintf(stderr, "weft: no legal plan: %s",
-            p->n_violations > 0 ? p->violations[0] : "the members do not suffice");
-    for (size_t i = 1; i < p->n_violations; i++) {
-        fprintf(stderr, "; %s", p->violations[i]);
-    }
-    for (size_t i = 0; i < p->n_alternatives; i++) {
-        fprintf(stderr, "%s%s", i == 0 ? ": legal would be " : ", or ", p->alternatives[i]);
-    }
-    fprintf(stderr, "\n");
-    return 2;
+    return cli_no_plan(p->violations, p->n_violations, p->alternatives, p->n_alternatives);
 }
 
 static bool ask_plan(const PlanOptions *o, const char *model, Weft__V1__PlanResponse **response,

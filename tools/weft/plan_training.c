@@ -133,15 +133,7 @@ static int impossible(const CommonOptions *common, const Response *p)
     if (common->json) {
         print_json(p);
     }
-    fprintf(stderr, "weft: no legal plan: %s", p->violations[0]);
-    for (size_t i = 1; i < p->n_violations; i++) {
-        fprintf(stderr, "; %s", p->violations[i]);
-    }
-    for (size_t i = 0; i < p->n_alternatives; i++) {
-        fprintf(stderr, "%s%s", i == 0 ? ": legal would be " : ", or ", p->alternatives[i]);
-    }
-    fprintf(stderr, "\n");
-    return 2;
+    return cli_no_plan(p->violations, p->n_violations, p->alternatives, p->n_alternatives);
 }
 
 int plan_training(CommonOptions *common, const JobSpec *spec)

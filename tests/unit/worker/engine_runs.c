@@ -22,6 +22,23 @@ Gguf *runs_model(const GgufBuilderConfig *config)
     return gguf;
 }
 
+Gguf *runs_awkward_model(Dtype type)
+{
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.n_layers = 4;
+    config.width = 288;
+    config.n_heads = 9;
+    config.n_kv_heads = 3;
+    config.head_size = 32;
+    config.ffn_width = 768;
+    config.vocab_size = 2500;
+    config.context = 2048;
+    config.seed = 42;
+    return runs_model(&config);
+}
+
 LocalReplica *runs_replica(const Gguf *gguf, LocalLayout layout)
 {
     g_autoptr(GError) error = NULL;

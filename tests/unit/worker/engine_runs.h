@@ -9,6 +9,9 @@
 
 /* The model's file, mapped; nothing stays in the file system. Returned. */
 Gguf *runs_model(const GgufBuilderConfig *config);
+/* 3 KV heads of 3 query heads each, 4 layers, awkward widths: units 9 / 12 as in SmolLM2; 2500 ids.
+ * Returned. */
+Gguf *runs_awkward_model(Dtype type);
 LocalReplica *runs_replica(const Gguf *gguf, LocalLayout layout);
 /* n ids below `limit`, the same at every call. */
 void runs_prompt(uint32_t *ids, uint32_t n, uint32_t limit);

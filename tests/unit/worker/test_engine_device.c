@@ -10,8 +10,7 @@
 
 #include "kernels/kernels.h"
 #include "proto/base/failpoint.h"
-#include "tests/golden/gguf_builder.h"
-#include "tests/sim/local_replica.h"
+#include "tests/unit/worker/engine_runs.h"
 #include "worker/model/device_stage.h"
 #include "worker/serve/engine_state.h"
 
@@ -24,33 +23,6 @@ static const uint32_t PROMPT[] = {1,  17,  5,   99, 23,  4,  250, 31, 77, 8,  14
                                   19, 55,  180, 9,  12,  33, 47,  81, 3,  66, 111, 90, 14, 28,
                                   7,  222, 35,  51, 160, 44, 13,  70, 6,  39, 25,  101};
 enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 14, VOCAB = 2500 };
-
-static Gguf *tiny(Dtype type, char **path_out)
-{
-    g_autoptr(GError) error = NULL;
-    GgufBuilderConfig config;
-    gguf_builder_defaults(&config);
-    gguf_builder_set_type(&config, type);
-    config.n_layers = 4;
-    config.width = 288;
-    config.n_heads = 9;
-    config.n_kv_heads = 3;
-    config.head_size = 32;
-    config.ffn_width = 768;
-    config.vocab_size = VOCAB;
-    config.context = 2048;
-    config.seed = 42;
-    *path_out =
-        g_strdup_printf("%s/weft-device-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
-    if (!gguf_builder_write(&config, *path_out, &error)) {
-        fail_msg("%s", error->message);
-    }
-    Gguf *g = gguf_open(*path_out, &error);
-    if (g == NULL) {
-        fail_msg("%s", error->message);
-    }
-    return g;
-}
 
 /* The trivial one; or that of WEFT_TEST_DEVICE, as tools/gpu-check has it. */
 static Device *test_device(void)
@@ -138,8 +110,7 @@ static const Mix MIXES[] = {
 
 static void check_type(Dtype type, double most, unsigned n_mixes)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(type, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(type);
     LocalResult host, other;
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
     run(r, &host);
@@ -159,7 +130,6 @@ static void check_type(Dtype type, double most, unsigned n_mixes)
         local_replica_free(r);
     }
     local_result_clear(&host);
-    g_unlink(path);
 }
 
 static void test_f32(void **state)
@@ -185,8 +155,7 @@ static void test_bf16(void **state)
 /* A decode step's graph is made once for each shape and launched for each step after. */
 static void test_decode_steps_are_graphs(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult result;
@@ -200,7 +169,6 @@ static void test_decode_steps_are_graphs(void **state)
     assert_int_equal(d->n_launches, N_TOKENS - 2);
     local_result_clear(&result);
     local_replica_free(r);
-    g_unlink(path);
 }
 
 enum { STREAMS = 4 };
@@ -209,8 +177,7 @@ enum { STREAMS = 4 };
  * graph's bound; page tables of other sequences. */
 static void test_streams_together(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     EngineRequest requests[STREAMS];
@@ -243,14 +210,12 @@ static void test_streams_together(void **state)
         local_result_clear(&host[i]);
         local_result_clear(&other[i]);
     }
-    g_unlink(path);
 }
 
 /* More shapes than there are places: graphs are made again, the text stays. */
 static void test_the_oldest_graph_goes(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     (void)state;
@@ -270,15 +235,13 @@ static void test_the_oldest_graph_goes(void **state)
     pass.n_rows = 2;
     assert_false(device_stage_graph(d, &pass)->ran); /* went */
     local_replica_free(r);
-    g_unlink(path);
 }
 
 /* ---- more rows with logits than fit at once; sampling ---- */
 
 static void test_scored_prompts(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
@@ -297,13 +260,11 @@ static void test_scored_prompts(void **state)
     }
     local_result_clear(&host);
     local_result_clear(&other);
-    g_unlink(path);
 }
 
 static void test_drawn_tokens(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[2] = {device, device};
     LocalResult host, other;
@@ -321,14 +282,12 @@ static void test_drawn_tokens(void **state)
     assert_close(&host, &other, 1e-3);
     local_result_clear(&host);
     local_result_clear(&other);
-    g_unlink(path);
 }
 
 /* Traced rows have the sites of a host's, embedding included, whose bits are the same. */
 static void test_traced_rows(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     g_autoptr(Device) device = test_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
@@ -347,7 +306,6 @@ static void test_traced_rows(void **state)
     assert_memory_equal(host.trace, other.trace, 4 + 16); /* position, site 0 */
     local_result_clear(&host);
     local_result_clear(&other);
-    g_unlink(path);
 }
 
 /* ---- failure ---- */
@@ -356,8 +314,7 @@ static void test_failures_end_the_epoch_by_name(void **state)
 {
     static const DeviceStatus statuses[] = {DEVICE_ILLEGAL_ADDRESS, DEVICE_ECC, DEVICE_LOST,
                                             DEVICE_STUCK};
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F32, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
     (void)state;
     for (unsigned i = 0; i < G_N_ELEMENTS(statuses); i++) {
         g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
@@ -376,7 +333,6 @@ static void test_failures_end_the_epoch_by_name(void **state)
         local_result_clear(&result);
         local_replica_free(r);
     }
-    g_unlink(path);
 }
 
 /* A weight type that the device has no kernel for is told before anything is loaded. */
@@ -388,8 +344,7 @@ static bool no_weight(Dtype type)
 
 static void test_types_are_checked(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
     g_autoptr(Device) device = test_device();
     g_autoptr(GError) error = NULL;
     DeviceOps poor = *device->ops;
@@ -400,7 +355,6 @@ static void test_types_are_checked(void **state)
     const LocalLayout layout = {.pp = 1, .tp = {1}, .devices = devices};
     assert_null(local_replica_new(g, &layout, NULL, &error));
     assert_non_null(strstr(error->message, "no kernels for weights of type"));
-    g_unlink(path);
 }
 
 int main(void)

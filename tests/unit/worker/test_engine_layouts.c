@@ -8,8 +8,7 @@
 #include <cmocka.h>
 
 #include "kernels/kernels.h"
-#include "tests/golden/gguf_builder.h"
-#include "tests/sim/local_replica.h"
+#include "tests/unit/worker/engine_runs.h"
 
 #include <glib/gstdio.h>
 #include <string.h>
@@ -19,34 +18,6 @@ static const uint32_t PROMPT[] = {1,  17,  5,   99, 23,  4,  250, 31, 77, 8,  14
                                   19, 55,  180, 9,  12,  33, 47,  81, 3,  66, 111, 90, 14, 28,
                                   7,  222, 35,  51, 160, 44, 13,  70, 6,  39, 25,  101};
 enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 24 };
-
-/* 3 KV heads of 3 query heads each, 4 layers, awkward widths: units 9 / 12 as in SmolLM2. */
-static Gguf *tiny(Dtype type, char **path_out)
-{
-    g_autoptr(GError) error = NULL;
-    GgufBuilderConfig config;
-    gguf_builder_defaults(&config);
-    gguf_builder_set_type(&config, type);
-    config.n_layers = 4;
-    config.width = 288;
-    config.n_heads = 9;
-    config.n_kv_heads = 3;
-    config.head_size = 32;
-    config.ffn_width = 768;
-    config.vocab_size = 2500;
-    config.context = 2048;
-    config.seed = 42;
-    *path_out =
-        g_strdup_printf("%s/weft-engine-%d-%d.gguf", g_get_tmp_dir(), (int)getpid(), (int)type);
-    if (!gguf_builder_write(&config, *path_out, &error)) {
-        fail_msg("%s", error->message);
-    }
-    Gguf *g = gguf_open(*path_out, &error);
-    if (g == NULL) {
-        fail_msg("%s", error->message);
-    }
-    return g;
-}
 
 static LocalReplica *replica(const Gguf *g, LocalLayout layout)
 {
@@ -95,8 +66,7 @@ static const LocalLayout LAYOUTS[] = {
 
 static void check_layouts(Dtype type, int isa, unsigned n_layouts)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(type, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(type);
     LocalResult alone, other;
     greedy(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = isa}, &alone);
     assert_int_equal(alone.n, N_TOKENS);
@@ -108,7 +78,6 @@ static void check_layouts(Dtype type, int isa, unsigned n_layouts)
         local_result_clear(&other);
     }
     local_result_clear(&alone);
-    g_unlink(path);
 }
 
 static void test_f32_layouts(void **state)
@@ -135,8 +104,7 @@ static void test_instruction_sets(void **state)
     static const Dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0,
                                   DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
-        g_autofree char *path = NULL;
-        g_autoptr(Gguf) g = tiny(types[i], &path);
+        g_autoptr(Gguf) g = runs_awkward_model(types[i]);
         LocalResult specification, fast;
         greedy(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = ISA_GENERIC}, &specification);
         for (int isa = ISA_AVX2; isa <= (int)kernels_best_isa(); isa++) {
@@ -145,15 +113,13 @@ static void test_instruction_sets(void **state)
             local_result_clear(&fast);
         }
         local_result_clear(&specification);
-        g_unlink(path);
     }
 }
 
 /* Neighbours in the batch, other slots and other pages change nothing. */
 static void test_neighbours(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
     LocalReplica *r =
         replica(g, (LocalLayout){.pp = 2, .tp = {2, 1}, .max_rows = 16, .isa = kernels_best_isa()});
     EngineRequest requests[4];
@@ -177,13 +143,11 @@ static void test_neighbours(void **state)
         local_result_clear(&together[i]);
     }
     local_replica_free(r);
-    g_unlink(path);
 }
 
 static void test_sampled_layouts(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
     static const EngineRequest base = {
         .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = 20, .temperature = 1.3f, .seed = 7};
     EngineRequest requests[4] = {base, base, base, base};
@@ -209,14 +173,12 @@ static void test_sampled_layouts(void **state)
     }
     local_replica_free(one);
     local_replica_free(many);
-    g_unlink(path);
 }
 
 /* Going on from generated ids gives what the undisturbed run gave. */
 static void test_resumed(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {2}, .isa = kernels_best_isa()});
     EngineRequest whole = {.prompt = PROMPT,
                            .n_prompt = N_PROMPT,
@@ -237,14 +199,12 @@ static void test_resumed(void **state)
     local_result_clear(&undisturbed);
     local_result_clear(&rest);
     local_replica_free(r);
-    g_unlink(path);
 }
 
 /* Scoring gives the logprobs that sampling saw. */
 static void test_score(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_F16, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F16);
     LocalReplica *r =
         replica(g, (LocalLayout){.pp = 2, .tp = {1, 2}, .isa = kernels_best_isa(), .max_rows = 32});
     LocalResult drawn, scored;
@@ -261,7 +221,6 @@ static void test_score(void **state)
     local_result_clear(&drawn);
     local_result_clear(&scored);
     local_replica_free(r);
-    g_unlink(path);
 }
 
 /* Far behind the first tokens, threads share the keys of one row by runs (kernels/ops/attention.h):
@@ -274,8 +233,7 @@ static void test_keys_shared_by_threads(void **state)
                                           {.pp = 1, .tp = {1}, .threads = 2},
                                           {.pp = 1, .tp = {2}, .threads = 3}};
     uint32_t prompt[LONG];
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q4_1, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q4_1);
     LocalResult first[2], other[2];
     for (uint32_t i = 0; i < LONG; i++) {
         prompt[i] = (i * 37 + i / 11) % 2500;
@@ -298,13 +256,11 @@ static void test_keys_shared_by_threads(void **state)
     }
     local_result_clear(&first[0]);
     local_result_clear(&first[1]);
-    g_unlink(path);
 }
 
 static void test_bad_requests(void **state)
 {
-    g_autofree char *path = NULL;
-    g_autoptr(Gguf) g = tiny(DTYPE_Q8_0, &path);
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
     LocalReplica *r =
         replica(g, (LocalLayout){.pp = 1, .tp = {1}, .isa = kernels_best_isa(), .context = 64});
     uint32_t too_long[65] = {0};
@@ -322,7 +278,6 @@ static void test_bad_requests(void **state)
     assert_int_equal(result.n, 24);
     local_result_clear(&result);
     local_replica_free(r);
-    g_unlink(path);
 }
 
 int main(void)
