@@ -190,7 +190,7 @@ static int serve(const Settings *s, GError **error)
         .http_isolate_keys = g_strcmp0(s->http_cache, "key") == 0,
         .seal_off = g_strcmp0(s->seal, "off") == 0,
         .recovery_wait_ms = (uint32_t)(CLAMP(s->recovery_wait_us, 0, DAY_US) / 1000),
-        .threads = MAX(2u, g_get_num_processors() / 2),
+        .threads = MAX(2u, daemon_n_cpus() / 2),
         .lag_ms = lag_ms,
         .lag_user = d.loop,
         .on_stop = on_stop,

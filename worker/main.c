@@ -123,18 +123,6 @@ static bool parse_cpus(const char *text, GArray *out, GError **error)
     return true;
 }
 
-/* Of this process; empty if the system does not say. */
-static void add_allowed_cpus(GArray *out)
-{
-    cpu_set_t set;
-    const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
-    for (uint32_t cpu = 0; known && cpu < CPU_SETSIZE; cpu++) {
-        if (CPU_ISSET(cpu, &set)) {
-            g_array_append_val(out, cpu);
-        }
-    }
-}
-
 static uint64_t number_in(const char *path, const char *key)
 {
     g_autofree char *text = NULL;
@@ -206,7 +194,8 @@ static bool take_cpus(Daemon *d, GError **error)
 {
     g_autoptr(GArray) cpus = g_array_new(FALSE, FALSE, sizeof(int));
     if (d->settings->cpu_list == NULL) {
-        add_allowed_cpus(d->cpu_set);
+        g_array_unref(d->cpu_set);
+        d->cpu_set = daemon_cpus();
         return true;
     }
     if (!parse_cpus(d->settings->cpu_list, cpus, error)) {
@@ -423,7 +412,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     kernels_isa_name(kernels_best_isa()));
         return false;
     }
-    const unsigned cores = d->cpu_set->len > 0 ? d->cpu_set->len : g_get_num_processors();
+    const unsigned cores = d->cpu_set->len > 0 ? d->cpu_set->len : daemon_n_cpus();
     const unsigned threads = s->threads > 0  ? (unsigned)s->threads
                              : d->n_cpus > 0 ? d->n_cpus
                                              : cores;

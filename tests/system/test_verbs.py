@@ -1,4 +1,5 @@
 """Every verb once on a cluster of three workers: exit codes, what is printed where, the objects that --json prints (CONTRACT)."""
+import contextlib
 import os
 import pathlib
 import re
@@ -55,6 +56,18 @@ def case_up():
     up = weft("up", "--workers", 3, "--json", "-q").ok()
     shape(up.json(), {"state": str, "workers": int})
     assert up.err == "", up
+
+
+def case_up_on_given_cpus():
+    """up on some of the host's CPUs: its workers have no more threads than those, and none runs elsewhere"""
+    cpu = max(os.sched_getaffinity(0))
+    small = Cluster(start=False)
+    command(["taskset", "-c", cpu, WEFT, "up", "-q"], env=small.env).ok()
+    assert small.member("worker-1")["threads"] == 1
+    for status in pathlib.Path(f"/proc/{small.pid('worker-1')}/task").glob("*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gRPC's threads come and go
+            assert f"Cpus_allowed_list:\t{cpu}\n" in status.read_text(), status
+    small.weft("down", "-q").ok()
 
 
 def case_up_again():

@@ -337,7 +337,7 @@ static void check_cpu(Doctor *d)
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vnni");
-    finding(d, "cpu", avx2, "%u cores, %s", g_get_num_processors(),
+    finding(d, "cpu", avx2, "%u cores, %s", daemon_n_cpus(),
             avx512 ? "avx512"
             : avx2 ? "avx2"
                    : "neither AVX2 nor AVX-512: generic kernels, very slow");

@@ -298,20 +298,36 @@ static uint64_t memory_share(unsigned n_workers)
     return available_kib * 1024 / 10 * 9 / n_workers;
 }
 
+/* The CPUs of worker i of n, as --cpu-list: those that this process may use, in equal shares, or in
+ * turns where there are more workers. */
+static char *cpus_of(unsigned i, unsigned n, unsigned *threads)
+{
+    g_autoptr(GArray) cpus = daemon_cpus();
+    for (uint32_t cpu = 0; cpus->len == 0 && cpu < daemon_n_cpus(); cpu++) {
+        g_array_append_val(cpus, cpu);
+    }
+    const unsigned share = MAX(1u, cpus->len / n);
+    GString *text = g_string_new(NULL);
+    for (unsigned k = 0; k < share; k++) {
+        g_string_append_printf(text, "%s%u", k > 0 ? "," : "",
+                               g_array_index(cpus, uint32_t, (i * share + k) % cpus->len));
+    }
+    *threads = share;
+    return g_string_free(text, FALSE);
+}
+
 static bool start_worker(const char *state, unsigned i, const LocalOptions *o,
                          const Weft__V1__CreateTokenResponse *token, const char *ca_hash,
                          GPtrArray *list, GError **error)
 {
-    const unsigned n = o->n_workers, cores = g_get_num_processors(), threads = MAX(1u, cores / n);
+    unsigned threads;
+    g_autofree char *cpus = cpus_of(i, o->n_workers, &threads);
     g_autofree char *name = g_strdup_printf("worker-%u", i + 1);
     g_autofree char *own = g_build_filename(state, name, NULL);
     g_autofree char *cache = g_build_filename(state, "cache", NULL);
     g_autofree char *thread_text = g_strdup_printf("%u", threads);
     g_autofree char *memory = g_strdup_printf(
-        "%" G_GUINT64_FORMAT, o->memory_bytes > 0 ? o->memory_bytes : memory_share(n));
-    const unsigned first = n <= cores ? i * threads : i % cores;
-    g_autofree char *cpus = threads > 1 ? g_strdup_printf("%u-%u", first, first + threads - 1)
-                                        : g_strdup_printf("%u", first);
+        "%" G_GUINT64_FORMAT, o->memory_bytes > 0 ? o->memory_bytes : memory_share(o->n_workers));
     g_auto(GStrv) environment =
         g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token,
                          TRUE); /* command lines are for all users to read */

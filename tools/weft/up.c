@@ -28,7 +28,7 @@ static void up_defaults(void *values)
 
 static void print_split(const UpOptions *o)
 {
-    const unsigned cores = g_get_num_processors(), n = (unsigned)o->workers;
+    const unsigned cores = daemon_n_cpus(), n = (unsigned)o->workers;
     if (!o->common.quiet) {
         fprintf(stderr, "%u workers on %u cores: %u thread%s each, %s\n", n, cores,
                 MAX(1u, cores / n), cores / n > 1 ? "s" : "",

@@ -2,7 +2,7 @@
 
 #include "proto/base/version.h"
 
-#include <glib.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -35,6 +35,25 @@ static void drop_core_dumps(void)
         limit.rlim_cur = MIN((rlim_t)1, limit.rlim_max);
         setrlimit(RLIMIT_CORE, &limit);
     }
+}
+
+GArray *daemon_cpus(void)
+{
+    GArray *cpus = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    cpu_set_t set;
+    const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+    for (uint32_t cpu = 0; known && cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &set)) {
+            g_array_append_val(cpus, cpu);
+        }
+    }
+    return cpus;
+}
+
+unsigned daemon_n_cpus(void)
+{
+    g_autoptr(GArray) cpus = daemon_cpus();
+    return cpus->len > 0 ? cpus->len : g_get_num_processors();
 }
 
 void daemon_prepare(void)

@@ -5,6 +5,7 @@
 #include "proto/base/log.h"
 #include "proto/base/loop.h"
 
+#include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -31,5 +32,10 @@ void daemon_notify(const char *state);
 /* --version: the release, what peers compare, and what the program stands on ("gRPC core 29.0.0,
  * UCX 1.13.1"; GLib is added). */
 void daemon_print_version(const char *program, const char *libraries);
+/* The CPUs that this process may run on (its affinity), ascending uint32_t; empty if the system does
+ * not say. Returned array, g_array_unref. */
+GArray *daemon_cpus(void);
+/* How many they are, at least 1. */
+unsigned daemon_n_cpus(void);
 /* Raises RLIMIT_NOFILE, ignores SIGPIPE, sets MXCSR, drops core dumps (keys are in memory). */
 void daemon_prepare(void);

@@ -1,6 +1,7 @@
 /* The real Loop and what a daemon prepares. Waits are bounded by PATIENCE_US; nothing sleeps. */
 #include "transport/daemon/daemon.h"
 
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -413,6 +414,27 @@ static void test_prepare(void **state)
     close(fds[1]);
 }
 
+/* A process that was given one CPU counts one, whatever the host has. */
+static void test_cpus_are_those_of_the_process(void **state)
+{
+    (void)state;
+    cpu_set_t before, one;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    g_autoptr(GArray) all = daemon_cpus();
+    assert_int_equal(all->len, CPU_COUNT(&before));
+    assert_int_equal(daemon_n_cpus(), CPU_COUNT(&before));
+    const uint32_t last = g_array_index(all, uint32_t, all->len - 1);
+    assert_true(CPU_ISSET(last, &before));
+    CPU_ZERO(&one);
+    CPU_SET(last, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    g_autoptr(GArray) left = daemon_cpus();
+    assert_int_equal(left->len, 1);
+    assert_int_equal(g_array_index(left, uint32_t, 0), last);
+    assert_int_equal(daemon_n_cpus(), 1);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 #define LOOP_TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -433,6 +455,7 @@ int main(void)
         LOOP_TEST(test_two_loops_do_not_mix),
         cmocka_unit_test(test_notify),
         cmocka_unit_test(test_prepare),
+        cmocka_unit_test(test_cpus_are_those_of_the_process),
     };
     return cmocka_run_group_tests_name("daemon", tests, NULL, NULL);
 }
