@@ -20,15 +20,17 @@
 
 #define READ_BUFFER_LIMIT (256u << 20)
 #define READ_BUFFER_LEAST (4u << 20)
-#define READ_PIECES 8u
+#define READ_PIECES 2u /* each twice what the caches hold */
+#define BLOCK_WORDS 16u
+#define PREFETCH_BYTES 8192 /* ahead, as the kernels read weights */
 #define MATMUL_OUT 512u
 #define MATMUL_IN 1024u
-#define MATMUL_ROWS 8u
+#define MATMUL_ROWS 32u
 #define MATMUL_RUN_S 0.001
 #define MESSAGE_BYTES 4096u
 #define PING_RUN 10u
 #define STREAM_RUN_BYTES (2u << 20)
-/* How long each figure is tried for: its best run of a millisecond or two finds the moments in
+/* How long each figure is tried for: its best run of a few milliseconds finds the moments in
  * which nothing else ran, also on a busy host. */
 #define TRY_S 0.1
 #define TURN_WAIT_MS 3000u
@@ -46,33 +48,40 @@ static double now_s(void)
 
 /* ---- memory ---- */
 
+typedef uint64_t Words __attribute__((vector_size(16)));
+
 typedef struct ReadRun {
-    const uint64_t *data;
-    size_t n;
+    Words *data;
+    size_t n;      /* multiple of BLOCK_WORDS */
     uint64_t sink; /* keeps the loop from being left out */
 } ReadRun;
 
+/* As the kernels read weights: lines fetched ahead, and less work for each than its way takes. */
 static void read_part(void *user, unsigned thread, unsigned n_threads)
 {
     ReadRun *run = user;
-    size_t first = run->n / 64 * thread / n_threads * 64,
-           last = run->n / 64 * (thread + 1) / n_threads * 64;
-    uint64_t sum[8] = {0};
-    for (size_t i = first; i < last; i += 8) {
-        for (unsigned k = 0; k < 8; k++) {
-            sum[k] ^= run->data[i + k];
+    const Words *data = run->data;
+    const size_t first = run->n / BLOCK_WORDS * thread / n_threads * BLOCK_WORDS,
+                 last = run->n / BLOCK_WORDS * (thread + 1) / n_threads * BLOCK_WORDS;
+    Words sum[4] = {0};
+    for (size_t i = first; i < last; i += BLOCK_WORDS) {
+        for (unsigned k = 0; k < BLOCK_WORDS; k += 4) { /* a line each */
+            __builtin_prefetch((const char *)(data + i + k) + PREFETCH_BYTES);
+            sum[0] ^= data[i + k];
+            sum[1] ^= data[i + k + 1];
+            sum[2] ^= data[i + k + 2];
+            sum[3] ^= data[i + k + 3];
         }
     }
-    uint64_t all = sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
-    __atomic_fetch_xor(&run->sink, all, __ATOMIC_RELAXED);
+    const Words all = sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
+    __atomic_fetch_xor(&run->sink, all[0] ^ all[1], __ATOMIC_RELAXED);
 }
 
 static void write_part(void *user, unsigned thread, unsigned n_threads)
 {
     ReadRun *run = user;
-    size_t first = run->n / 64 * thread / n_threads * 64,
-           last = run->n / 64 * (thread + 1) / n_threads * 64;
-    memset((uint64_t *)run->data + first, 1, (last - first) * sizeof(uint64_t));
+    const size_t first = run->n * thread / n_threads, last = run->n * (thread + 1) / n_threads;
+    memset(run->data + first, 1, (last - first) * sizeof *run->data);
 }
 
 static bool measure_read(Pool *pool, uint64_t memory_bytes, Measure *out, GError **error)
@@ -85,15 +94,15 @@ static bool measure_read(Pool *pool, uint64_t memory_bytes, Measure *out, GError
     if (!buffer) {
         return false;
     }
-    ReadRun run = {buffer, size / sizeof(uint64_t), 0};
+    ReadRun run = {buffer, size / sizeof(Words), 0};
     pool_run(pool, write_part, &run); /* pages that were never written are all the same zero page */
-    /* Piece after piece around the buffer, so that each has left the caches when it comes again. */
+    /* In turns, so that each piece has left the caches when it comes again. */
     const size_t piece = size / READ_PIECES;
     double best = 1e9;
     const double end = now_s() + TRY_S;
     for (unsigned i = 0; i < READ_PIECES || now_s() < end; i++) {
-        run.data = (const uint64_t *)buffer + piece / sizeof(uint64_t) * (i % READ_PIECES);
-        run.n = piece / sizeof(uint64_t);
+        run.n = piece / sizeof(Words);
+        run.data = (Words *)buffer + run.n * (i % READ_PIECES);
         const double start = now_s();
         pool_run(pool, read_part, &run);
         best = MIN(best, now_s() - start);

@@ -13,6 +13,10 @@
 #define FIT_ROUNDS 32
 #define STREAMS_AUTO 16u
 #define STREAMS_LIMIT 1024u /* of a wish for memory alone: what a request may ask for at most */
+/* Of the vocabulary projection's time, what counts when layers are cut: rows of prompts pass it by,
+ * those that draw a token do not. Cut for either alone, the other would leave a stage idle for as
+ * long as the projection takes. */
+#define HEAD_SHARE 0.5
 #define PREDICT_DEPTH 512u  /* decode is predicted in the middle of a context, at most here */
 
 typedef struct Try {
@@ -79,7 +83,7 @@ static void assign_layers(Try *t)
     for (uint32_t s = 0; s < pp; s++) {
         layer_s[s] = (t->task->attn_bytes + t->task->ffn_bytes) / stage_speed(t, s);
     }
-    base_s[pp - 1] = t->task->head_bytes / stage_speed(t, pp - 1);
+    base_s[pp - 1] = HEAD_SHARE * t->task->head_bytes / stage_speed(t, pp - 1);
     cut_layers(spec->n_layers, layer_s, base_s, pp, counts);
     uint32_t layer = 0;
     for (uint32_t s = 0; s < pp; s++) {

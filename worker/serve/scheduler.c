@@ -474,11 +474,27 @@ static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
     }
 }
 
+/* Invariant 5, in whole pages where there are that many. */
+static uint32_t pipeline_chunk(const Scheduler *s)
+{
+    uint64_t pending = 0;
+    for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
+        const LeaderRequest *q = s->slots[i];
+        pending += q != NULL && !leader_request_decodes(q) ? leader_request_pending(q) : 0;
+    }
+    const uint64_t share = pending / (PIPELINE_CHUNKS * (s->o.n_stages - 1)),
+                   pages = (share + KV_BLOCK / 2) / KV_BLOCK;
+    return (uint32_t)MIN(MAX(pages * KV_BLOCK, PIPELINE_LEAST_ROWS), s->o.limits.max_rows);
+}
+
 static uint32_t prompt_budget(const Scheduler *s, const Step *step, uint32_t n_decoding)
 {
     const uint32_t left = s->o.limits.max_rows - step->n_rows;
-    const uint32_t steps = s->o.n_stages == 1 ? 1 : s->o.steps_in_flight;
-    return n_decoding == 0 ? left : MIN(left, step_pace_chunk(&s->pace, steps));
+    if (n_decoding > 0) {
+        const uint32_t steps = s->o.n_stages == 1 ? 1 : s->o.steps_in_flight;
+        return MIN(left, step_pace_chunk(&s->pace, steps));
+    }
+    return s->o.n_stages == 1 ? left : MIN(left, pipeline_chunk(s));
 }
 
 bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, uint32_t *n_decoding_rows)

@@ -16,7 +16,9 @@
  *   4. Rows of a Step: first those that draw a token, then chunks of prompts, the first chunk going
  * round the sequences. While any sequence decodes the chunks together are bounded by step_pace.h.
  *   5. With S stages the decoding sequences are spread over S steps in flight: a step takes at most
- * ceil(n / S) of them, so that each stage has one of the S steps to work on.
+ * ceil(n / S) of them, so that each stage has one of the S steps to work on. While none decodes a
+ * step takes a PIPELINE_CHUNKS (S - 1)-th of all pending rows of prompts, but PIPELINE_LEAST_ROWS:
+ * the stages behind the first wait for its first step alone.
  *   6. A page that is shared is full and never written again; a sequence writes only to pages that
  * it took itself.
  *
@@ -27,6 +29,11 @@
 
 #include "worker/serve/leader_request.h"
 #include "worker/serve/step_pace.h"
+
+enum {
+    PIPELINE_CHUNKS = 24, /* steps of a prompt over two stages: 4 % of the time one of them idles */
+    PIPELINE_LEAST_ROWS = 32, /* a product of fewer rows takes longer a row (hot-loops.md) */
+};
 
 typedef struct Scheduler Scheduler;
 

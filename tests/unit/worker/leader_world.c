@@ -140,7 +140,7 @@ void world_assert_scores(const World *w, const Client *c, const EngineRequest *r
     }
 }
 
-static const uint32_t zeros[256];
+static const uint32_t zeros[1024];
 
 EngineRequest world_request(uint32_t n_prompt, uint32_t n)
 {

@@ -394,6 +394,50 @@ static void test_no_stage_idles(void **state)
     }
 }
 
+enum { PROMPT = 1024 };
+
+/* Of a prompt alone: the time, in rows, until the last stage has done it, where a row takes each
+ * stage the same. */
+static uint32_t prompt_time(World *w, uint32_t n_stages)
+{
+    uint32_t done_at[4] = {0}; /* by stage */
+    for (uint32_t n_rows = 0; n_rows < PROMPT;) {
+        if (leader_steps_in_flight(w->leader) == (n_stages == 1 ? 1 : n_stages + 1)) {
+            world_return(w);
+        }
+        assert_true(world_build(w));
+        n_rows += w->step->n_rows;
+        for (uint32_t k = 0, start = 0; k < n_stages; k++) {
+            done_at[k] = MAX(start, done_at[k]) + w->step->n_rows;
+            start = done_at[k];
+        }
+    }
+    return done_at[n_stages - 1];
+}
+
+/* A prompt is cut so that the stages work on it together. */
+static void test_prompts_fill_the_pipeline(void **state)
+{
+    StepLimits limits = LIMITS;
+    limits.max_rows = 512;
+    limits.context = 2 * PROMPT;
+    limits.max_pages = 2 * PROMPT / KV_BLOCK;
+    for (uint32_t n_stages = 1; n_stages <= 4; n_stages++) {
+        World w;
+        Client c;
+        world_open(&w, &limits, limits.max_pages, n_stages);
+        const EngineRequest r = world_request(PROMPT, 2);
+        world_submit(&w, 0, &r, &c);
+        const uint32_t time = prompt_time(&w, n_stages);
+        assert_true(time >= PROMPT);
+        assert_true(time <= PROMPT + (n_stages - 1) * PROMPT / 20);
+        world_run(&w);
+        world_drain(&w, &c);
+        world_assert_tokens(&w, &c, &r, 2);
+        world_close(&w);
+    }
+}
+
 static void test_failure_ends_everything(void **state)
 {
     World w;
@@ -501,6 +545,7 @@ int main(void)
         cmocka_unit_test(test_isolation_and_eviction),
         cmocka_unit_test(test_fair_order),
         cmocka_unit_test(test_no_stage_idles),
+        cmocka_unit_test(test_prompts_fill_the_pipeline),
         cmocka_unit_test(test_a_failed_row_is_not_shared),
         cmocka_unit_test(test_failure_ends_everything),
         cmocka_unit_test(test_refused_at_once),
