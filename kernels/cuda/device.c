@@ -3,6 +3,7 @@
  * anything else, so that a host without one costs nothing and fails in one line. */
 #include "kernels/cuda/module.h"
 
+#include "kernels/device/group.h"
 #include "kernels/device/ops.h"
 
 #include <cuda_runtime_api.h>
@@ -88,6 +89,24 @@ struct CUstream_st *cuda_stream(DeviceStream *stream)
 {
     cudaSetDevice(stream->device->index);
     return stream->stream;
+}
+
+void cuda_use(DeviceHandle *device)
+{
+    cudaSetDevice(device->index);
+}
+
+DeviceStatus cuda_say(DeviceHandle *device, DeviceStatus status, const char *text)
+{
+    snprintf(device->text, sizeof device->text, "%s", text);
+    return status;
+}
+
+void cuda_bus(DeviceHandle *device, char *out, int bytes)
+{
+    if (cudaDeviceGetPCIBusId(out, bytes, device->index) != cudaSuccess) {
+        out[0] = '\0';
+    }
 }
 
 /* ---- the device ---- */
@@ -344,6 +363,12 @@ static void cuda_graph_free(DeviceGraph *graph)
     }
 }
 
+#ifdef WEFT_WITH_NCCL
+#define CUDA_GROUP (&cuda_group)
+#else
+#define CUDA_GROUP ((const DeviceGroupApi *)NULL) /* built without nccl.h */
+#endif
+
 static const DeviceApi cuda_api = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceApi),
@@ -384,8 +409,11 @@ const DeviceModule *weft_device_module(void)
                                         .bytes = sizeof(DeviceModule),
                                         .version = version,
                                         .api = &cuda_api,
-                                        .ops = &cuda_ops};
-    snprintf(version, sizeof version, "CUDA %d.%d", CUDART_VERSION / 1000,
-             CUDART_VERSION % 1000 / 10);
+                                        .ops = &cuda_ops,
+                                        .group = CUDA_GROUP};
+    char nccl[256];
+    const bool groups = CUDA_GROUP != NULL && CUDA_GROUP->usable(nccl);
+    snprintf(version, sizeof version, "CUDA %d.%d, %.32s", CUDART_VERSION / 1000,
+             CUDART_VERSION % 1000 / 10, groups ? nccl : "no NCCL");
     return &module;
 }

@@ -76,6 +76,14 @@ typedef struct CudaMatmul {
 } CudaMatmul;
 int weft_cuda_matmul(const CudaMatmul *args, WeftCudaStream stream);
 
+/* ---- sums over ranks ---- */
+
+/* out[i] = the tree's sum of gathered[operand[k] * n + i] over k < n_operands (at most 64), i < n:
+ * after operand k was pushed, merges[k] times the two topmost are added (specified: the tree of
+ * proto/plan/tree.h). operand and merges: host. */
+int weft_cuda_fold(const uint16_t *operand, const uint8_t *merges, uint32_t n_operands,
+                   const float *gathered, size_t n, float *out, WeftCudaStream stream);
+
 /* ---- element-wise and norms ---- */
 
 /* x[r][i] += y[r][i] (specified: add). */

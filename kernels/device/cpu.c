@@ -4,28 +4,36 @@
  * of an event lets its stream take one step: what a caller reads, changes or frees too early goes
  * wrong on every run, not on some. A graph is a queue
  * that was kept instead of run. Events count their recordings: one is done when the queue has
- * passed the recording last made.
+ * passed the recording last made. A task that waits for others (a collective, an event of another
+ * stream) stays at the head of its queue until it is done; a thread that waits for such a stream
+ * yields. There are as many of these devices as somebody opens.
  *
- * Fail point "device-fail" = n: the next wait returns status -n, and so does everything after it.
+ * Fail points "device-fail" and, of one device, "device-fail-<index>" = n: the next wait returns
+ * status -n, and so does everything after it.
  */
 #include "kernels/device/cpu.h"
 
 #include "kernels/parallel.h"
 #include "proto/base/failpoint.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#define CPU_DEVICES 64u
+
 struct DeviceHandle {
+    uint32_t index;
     DeviceStatus failed; /* OK, or what ended it */
     char text[128];
 };
 
 typedef struct Task {
     struct Task *next;
-    void (*run)(void *args);
+    void (*run)(void *args);   /* or NULL */
+    bool (*until)(void *args); /* then this, until it is true */
     size_t bytes;
     _Alignas(max_align_t) uint8_t args[];
 } Task;
@@ -58,14 +66,14 @@ static void queue_init(Queue *q)
     q->end = &q->first;
 }
 
-static DeviceStatus queue_push(Queue *q, void (*run)(void *), const void *args, size_t bytes)
+static DeviceStatus queue_push(Queue *q, const Task *like, const void *args)
 {
-    Task *task = malloc(sizeof *task + bytes);
+    Task *task = malloc(sizeof *task + like->bytes);
     if (task == NULL) {
         return DEVICE_OUT_OF_MEMORY;
     }
-    *task = (Task){.run = run, .bytes = bytes};
-    memcpy(task->args, args, bytes);
+    *task = (Task){.run = like->run, .until = like->until, .bytes = like->bytes};
+    memcpy(task->args, args, like->bytes);
     *q->end = task;
     q->end = &task->next;
     return DEVICE_OK;
@@ -88,19 +96,36 @@ static void queue_clear(Queue *q)
     }
 }
 
-/* Runs the next task; false when there is none. */
-static bool stream_turn(DeviceStream *stream)
+typedef enum Turn { TURN_NONE, TURN_DONE, TURN_BLOCKED } Turn;
+
+/* Runs the next task, if there is one and it can go on. */
+static Turn stream_turn(DeviceStream *stream)
 {
-    if (stream->queue.first == NULL) {
-        return false;
+    Task *task = stream->queue.first;
+    if (task == NULL) {
+        return TURN_NONE;
     }
-    Task *task = queue_pop(&stream->queue);
-    task->run(task->args);
-    free(task);
-    return true;
+    if (task->run != NULL) {
+        task->run(task->args);
+    } else if (!task->until(task->args)) {
+        return TURN_BLOCKED;
+    }
+    free(queue_pop(&stream->queue));
+    return TURN_DONE;
 }
 
-static DeviceStatus fail(DeviceHandle *device, DeviceStatus status, const char *text)
+/* Runs all of it, however long others take. */
+static void stream_drain(DeviceStream *stream)
+{
+    Turn turn;
+    while ((turn = stream_turn(stream)) != TURN_NONE) {
+        if (turn == TURN_BLOCKED) {
+            sched_yield();
+        }
+    }
+}
+
+DeviceStatus device_cpu_fail(DeviceHandle *device, DeviceStatus status, const char *text)
 {
     g_strlcpy(device->text, text, sizeof device->text);
     if (device_status_is_fatal(status)) {
@@ -109,25 +134,43 @@ static DeviceStatus fail(DeviceHandle *device, DeviceStatus status, const char *
     return status;
 }
 
-DeviceStatus device_cpu_enqueue(DeviceStream *stream, void (*run)(void *), const void *args,
-                                size_t bytes)
+uint32_t device_cpu_index(const DeviceHandle *device)
+{
+    return device->index;
+}
+
+static DeviceStatus enqueue(DeviceStream *stream, const Task *like, const void *args)
 {
     if (stream->device->failed != DEVICE_OK) {
         return stream->device->failed;
     }
-    return queue_push(stream->capturing != NULL ? &stream->capturing->queue : &stream->queue, run,
-                      args, bytes);
+    return queue_push(stream->capturing != NULL ? &stream->capturing->queue : &stream->queue, like,
+                      args);
+}
+
+DeviceStatus device_cpu_enqueue(DeviceStream *stream, void (*run)(void *), const void *args,
+                                size_t bytes)
+{
+    return enqueue(stream, &(const Task){.run = run, .bytes = bytes}, args);
+}
+
+DeviceStatus device_cpu_enqueue_until(DeviceStream *stream, bool (*run)(void *), const void *args,
+                                      size_t bytes)
+{
+    return enqueue(stream, &(const Task){.until = run, .bytes = bytes}, args);
 }
 
 /* Before a wait: the fail point, and that no graph is being made. */
 static DeviceStatus may_wait(DeviceHandle *device, const DeviceStream *stream)
 {
+    char own[32];
     int64_t n;
-    if (device->failed == DEVICE_OK && failpoint("device-fail", &n)) {
-        return fail(device, (DeviceStatus)-n, "fail point device-fail");
+    snprintf(own, sizeof own, "device-fail-%u", device->index);
+    if (device->failed == DEVICE_OK && (failpoint("device-fail", &n) || failpoint(own, &n))) {
+        return device_cpu_fail(device, (DeviceStatus)-n, "fail point device-fail");
     }
     if (device->failed == DEVICE_OK && stream != NULL && stream->capturing != NULL) {
-        return fail(device, DEVICE_FAILED, "a wait inside a graph");
+        return device_cpu_fail(device, DEVICE_FAILED, "a wait inside a graph");
     }
     return device->failed;
 }
@@ -137,14 +180,17 @@ static DeviceStatus may_wait(DeviceHandle *device, const DeviceStream *stream)
 static uint32_t cpu_count(char *why)
 {
     *why = '\0';
-    return 1;
+    return CPU_DEVICES;
 }
 
 static DeviceStatus cpu_open(uint32_t index, DeviceHandle **out)
 {
-    (void)index;
     *out = calloc(1, sizeof **out);
-    return *out != NULL ? DEVICE_OK : DEVICE_OUT_OF_MEMORY;
+    if (*out == NULL) {
+        return DEVICE_OUT_OF_MEMORY;
+    }
+    (*out)->index = index;
+    return DEVICE_OK;
 }
 
 static void cpu_close(DeviceHandle *device)
@@ -160,9 +206,9 @@ static uint64_t host_bytes(int name)
 
 static DeviceStatus cpu_info(DeviceHandle *device, DeviceInfo *out)
 {
-    (void)device;
     *out = (DeviceInfo){.kind = "cpu",
                         .name = "host",
+                        .index = device->index,
                         .units = g_get_num_processors(),
                         .memory_bytes = host_bytes(_SC_PHYS_PAGES)};
     return DEVICE_OK;
@@ -190,7 +236,7 @@ static DeviceStatus cpu_alloc(DeviceHandle *device, size_t bytes, void **out)
         char text[64];
         snprintf(text, sizeof text, "%zu bytes", bytes);
         *out = NULL;
-        return fail(device, DEVICE_OUT_OF_MEMORY, text);
+        return device_cpu_fail(device, DEVICE_OUT_OF_MEMORY, text);
     }
     memset(*out, 0xff, bytes);
     return DEVICE_OK;
@@ -222,8 +268,7 @@ static DeviceStatus cpu_stream_wait(DeviceStream *stream)
         return status;
     }
     pool_float_control();
-    while (stream_turn(stream)) {
-    }
+    stream_drain(stream);
     return stream->device->failed;
 }
 
@@ -242,8 +287,7 @@ static void cpu_stream_free(DeviceStream *stream)
     }
     cpu_graph_free(stream->capturing);
     if (stream->device->failed == DEVICE_OK) {
-        while (stream_turn(stream)) {
-        }
+        stream_drain(stream);
     }
     queue_clear(&stream->queue);
     free(stream);
@@ -341,10 +385,14 @@ static DeviceStatus cpu_event_query(DeviceEvent *event)
     return event->passed >= event->recorded ? event->device->failed : DEVICE_NOT_READY;
 }
 
-static void event_reach(DeviceEvent *event, uint64_t recording)
+/* Runs the stream up to a recording, or to its end where that was never made; false: it stands. */
+static bool event_reach(DeviceEvent *event, uint64_t recording)
 {
-    while (event->passed < recording && stream_turn(event->stream)) {
+    Turn turn = TURN_DONE;
+    while (event->passed < recording && turn == TURN_DONE) {
+        turn = stream_turn(event->stream);
     }
+    return turn != TURN_BLOCKED;
 }
 
 static DeviceStatus cpu_event_wait(DeviceEvent *event)
@@ -354,7 +402,9 @@ static DeviceStatus cpu_event_wait(DeviceEvent *event)
         return status;
     }
     pool_float_control();
-    event_reach(event, event->recorded);
+    while (!event_reach(event, event->recorded)) {
+        sched_yield();
+    }
     return event->device->failed;
 }
 
@@ -363,16 +413,16 @@ typedef struct BeforeArgs {
     uint64_t recording;
 } BeforeArgs;
 
-static void run_before(void *args)
+static bool run_before(void *args)
 {
     const BeforeArgs *b = args;
-    event_reach(b->event, b->recording);
+    return event_reach(b->event, b->recording);
 }
 
 static DeviceStatus cpu_event_before(DeviceEvent *event, DeviceStream *stream)
 {
     const BeforeArgs args = {event, event->recorded};
-    return device_cpu_enqueue(stream, run_before, &args, sizeof args);
+    return device_cpu_enqueue_until(stream, run_before, &args, sizeof args);
 }
 
 /* ---- graphs ---- */
@@ -383,7 +433,7 @@ static DeviceStatus cpu_graph_begin(DeviceStream *stream)
         return stream->device->failed;
     }
     if (stream->capturing != NULL) {
-        return fail(stream->device, DEVICE_FAILED, "a graph inside a graph");
+        return device_cpu_fail(stream->device, DEVICE_FAILED, "a graph inside a graph");
     }
     stream->capturing = calloc(1, sizeof *stream->capturing);
     if (stream->capturing == NULL) {
@@ -398,7 +448,8 @@ static DeviceStatus cpu_graph_end(DeviceStream *stream, DeviceGraph **out)
     *out = stream->capturing;
     stream->capturing = NULL;
     if (*out == NULL) {
-        return fail(stream->device, DEVICE_FAILED, "the end of a graph that was not begun");
+        return device_cpu_fail(stream->device, DEVICE_FAILED,
+                               "the end of a graph that was not begun");
     }
     if (stream->device->failed != DEVICE_OK) {
         cpu_graph_free(*out);
@@ -412,7 +463,7 @@ static DeviceStatus cpu_graph_launch(DeviceGraph *graph, DeviceStream *stream)
     DeviceStatus status = stream->device->failed;
     for (const Task *task = graph->queue.first; task != NULL && status == DEVICE_OK;
          task = task->next) {
-        status = device_cpu_enqueue(stream, task->run, task->args, task->bytes);
+        status = enqueue(stream, task, task->args);
     }
     return status;
 }

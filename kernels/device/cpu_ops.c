@@ -330,6 +330,7 @@ const DeviceModule *device_module_cpu(void)
                                         .bytes = sizeof(DeviceModule),
                                         .version = "cpu",
                                         .api = &device_cpu_api,
-                                        .ops = &device_cpu_ops};
+                                        .ops = &device_cpu_ops,
+                                        .group = &device_cpu_group};
     return &module;
 }

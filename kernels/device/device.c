@@ -2,6 +2,7 @@
  */
 #include "kernels/device/device.h"
 
+#include "kernels/device/group.h"
 #include "kernels/device/ops.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
@@ -38,6 +39,8 @@ const char *device_status_name(DeviceStatus status)
         return "lost from the bus";
     case DEVICE_STUCK:
         return "kernel time limit";
+    case DEVICE_GROUP_FAILED:
+        return "its group of devices has ended";
     case DEVICE_FAILED:
         break;
     }
@@ -46,7 +49,7 @@ const char *device_status_name(DeviceStatus status)
 
 bool device_status_is_fatal(DeviceStatus status)
 {
-    return status < DEVICE_UNSUPPORTED;
+    return status < DEVICE_UNSUPPORTED && status != DEVICE_GROUP_FAILED;
 }
 
 static const char *remedy(DeviceStatus status)
@@ -60,6 +63,8 @@ static const char *remedy(DeviceStatus status)
         return "restart the worker; if it comes again, have the card replaced";
     case DEVICE_LOST:
         return "see dmesg for NVRM Xid lines; the host may have to be restarted";
+    case DEVICE_GROUP_FAILED:
+        return "the epoch is over; if it comes again, set WEFT_DEVICE_GROUP=off and report it";
     default:
         return "restart the worker; if it comes again, run tools/gpu-check";
     }
@@ -181,7 +186,9 @@ static bool module_fits(const DeviceModule *m, const char *path, GError **error)
 {
     if (m != NULL && m->abi == DEVICE_ABI && m->bytes == sizeof(DeviceModule) &&
         m->api->abi == DEVICE_ABI && m->api->bytes == sizeof(DeviceApi) &&
-        m->ops->abi == DEVICE_ABI && m->ops->bytes == sizeof(DeviceOps)) {
+        m->ops->abi == DEVICE_ABI && m->ops->bytes == sizeof(DeviceOps) &&
+        (m->group == NULL ||
+         (m->group->abi == DEVICE_ABI && m->group->bytes == sizeof(DeviceGroupApi)))) {
         return true;
     }
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
@@ -252,7 +259,8 @@ Device *device_open_module(const DeviceModule *module, uint32_t index, GError **
         return NULL;
     }
     Device *device = g_new0(Device, 1);
-    *device = (Device){.api = module->api, .ops = module->ops, .info.index = index};
+    *device = (Device){
+        .api = module->api, .ops = module->ops, .group = module->group, .info.index = index};
     g_strlcpy(device->info.kind, module->api->kind, sizeof device->info.kind);
     g_strlcpy(device->info.name, "not opened", sizeof device->info.name);
     DeviceStatus status = module->api->open(index, &device->handle);

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 /* Raised with each change of a table or struct here or in ops.h. */
-#define DEVICE_ABI 1u
+#define DEVICE_ABI 2u
 
 typedef enum DeviceStatus {
     DEVICE_OK = 0,
@@ -32,6 +32,7 @@ typedef enum DeviceStatus {
     DEVICE_LOST = -5,            /* fallen off the bus, reset, or its driver is gone */
     DEVICE_STUCK = -6,           /* a kernel ran into the driver's time limit */
     DEVICE_FAILED = -7,          /* anything else; api->error_text() says what */
+    DEVICE_GROUP_FAILED = -8,    /* a group of devices has ended (group.h); the device lives */
 } DeviceStatus;
 const char *device_status_name(DeviceStatus status); /* "illegal address"; static */
 bool device_status_is_fatal(DeviceStatus status);
@@ -102,6 +103,7 @@ typedef struct DeviceApi {
 } DeviceApi;
 
 struct DeviceOps;
+struct DeviceGroupApi;
 
 /* What a module gives: the symbol `weft_device_module`, a function without arguments. */
 typedef struct DeviceModule {
@@ -109,6 +111,7 @@ typedef struct DeviceModule {
     const char *version; /* "CUDA 13.0, cuBLAS 13.0.2, NCCL 2.28.9", for --version */
     const DeviceApi *api;
     const struct DeviceOps *ops;
+    const struct DeviceGroupApi *group; /* group.h; NULL: this build makes none */
 } DeviceModule;
 typedef const DeviceModule *(*DeviceModuleFn)(void);
 #define DEVICE_MODULE_SYMBOL "weft_device_module"
@@ -117,6 +120,7 @@ typedef const DeviceModule *(*DeviceModuleFn)(void);
 typedef struct Device {
     const DeviceApi *api;
     const struct DeviceOps *ops;
+    const struct DeviceGroupApi *group;
     DeviceHandle *handle;
     DeviceInfo info;
 } Device;

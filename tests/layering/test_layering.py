@@ -38,7 +38,7 @@ ADAPTERS = {  # a foreign header's beginning -> where alone it may be included
     "ucp/": "transport/link/ucx",
     "ucs/": "transport/link/ucx",
     "uct/": "transport/link/ucx",
-    "nccl.h": "transport/group/nccl",
+    "nccl.h": "kernels/cuda/nccl",
     "cuda": "kernels/cuda/",
     "cublas": "kernels/cuda/",
     "microhttpd.h": "coordinator/gateway/http/",
@@ -57,7 +57,7 @@ LIBRARIES = {  # library -> the libraries of ours whose symbols it may need
     "coordinator": {"proto", "crypto", "daemon", "rpc"},
 }
 FOREIGN = {  # beginning of a foreign library's symbols -> the library of ours that alone may need them
-    "grpc_": "rpc", "gpr_": "rpc", "ucp_": "link", "ucs_": "link", "uct_": "link", "nccl": "group", "cuda": "kernels", "cublas": "kernels",
+    "grpc_": "rpc", "gpr_": "rpc", "ucp_": "link", "ucs_": "link", "uct_": "link", "nccl": "kernels", "cuda": "kernels", "cublas": "kernels",
     "MHD_": "coordinator", "sqlite3_": "coordinator",
 }
 PROGRAMS = {  # program -> the libraries of ours that it must hold nothing of
@@ -240,7 +240,7 @@ def case_seeded_includes(_):
         "proto/plan/bad.c: proto must not know kernels", "proto/plan/bad.c: belongs to coordinator/store/ alone", "kernels/bad.c: kernels must not know tests",
         "transport/crypto/bad.c: transport/crypto must not know transport/rpc", "transport/rpc/bad.c: belongs to transport/rpc/grpc/ alone",
         "tools/weft/worse.c: tools/weft must not know tests", "tools/weft/worse.c: tools/weft must not know worker",
-        "tools/weft/worse.c: tools/weft must not know tools/bench", "tools/weft/bad.c: belongs to transport/link/ucx alone", "tools/weft/bad.c: belongs to transport/group/nccl alone",
+        "tools/weft/worse.c: tools/weft must not know tools/bench", "tools/weft/bad.c: belongs to transport/link/ucx alone", "tools/weft/bad.c: belongs to kernels/cuda/nccl alone",
         "tools/weft/bad.c: belongs to kernels/cuda/ alone", "tools/weft/bad.c: belongs to coordinator/gateway/http/ alone"])
 
 

@@ -165,19 +165,20 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, con
         for (uint32_t r = 0; r < layout->tp[s]; r++, i++) {
             l->shards[i] =
                 load_shard(l, s, r, layout->devices != NULL ? layout->devices[i] : NULL, error);
-            const EngineOptions options = {.spec = l->spec,
-                                           .plan = l->plan,
-                                           .shard = l->shards[i],
-                                           .stage = s,
-                                           .rank = r,
-                                           .generation = 1,
-                                           .epoch = 1,
-                                           .threads = MAX(layout->threads, 1u),
-                                           .isa = layout->isa,
-                                           .kernels = layout->kernels,
-                                           .fill = fill,
-                                           .crowded = true,
-                                           .predicted_step_s = 1};
+            const EngineOptions options = {
+                .spec = l->spec,
+                .plan = l->plan,
+                .shard = l->shards[i],
+                .stage = s,
+                .rank = r,
+                .generation = 1,
+                .epoch = 1,
+                .threads = MAX(layout->threads, 1u),
+                .isa = layout->isa,
+                .kernels = layout->kernels,
+                .fill = fill,
+                .crowded = true,
+                .predicted_step_s = layout->predicted_step_s > 0 ? layout->predicted_step_s : 1};
             l->engines[i] = l->shards[i] != NULL ? engine_new(&options, error) : NULL;
             if (l->engines[i] == NULL) {
                 local_replica_free(l);

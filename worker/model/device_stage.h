@@ -44,6 +44,10 @@ typedef struct DeviceStage {
     size_t input_bytes, pages_offset;
     uint32_t pages_ld; /* entries of a page table */
     bool embed_pending;
+    struct DeviceGroup *group; /* device_group.h; or NULL: sums go over the host */
+    bool grouped;              /* all have joined */
+    GroupStatus peers;         /* why a wait for them ended; OK: none did */
+    uint32_t step;             /* number of the running one */
     int64_t deadline_us; /* of the last pass */
     /* rows whose logits stage->logits holds */
     uint32_t ready[STAGE_LOGITS_ROWS], n_ready;

@@ -1,12 +1,15 @@
 /* The Llama family's forward pass on a device: the order of llama_serving.c, each op enqueued on
  * the stage's stream. Reads top to bottom: input, embedding, layer(), head, the pass, the graph.
  *
- * A pass of decoding rows on a stage of one rank is one graph: input up, embedding (or x up),
- * layers, head, logits (or x) down; the host waits once, behind it. Passes of other shapes, passes
- * whose sums go through the host's group, and traced ones are enqueued op by op.
+ * A pass of decoding rows is one graph: input up, embedding (or x up), layers, head, logits (or x)
+ * down; the host waits once, behind it. Passes of other shapes, passes whose sums go through the
+ * host's group, and traced ones are enqueued op by op.
  *
- * Tensor ranks: a rank's whole sum goes down as its first subtree, the others are zero, and the
- * group folds them: class fast has no bits to keep (NUMERICS), and the wire's format stays one. */
+ * Tensor ranks: on devices of one host that are a group (device_group.h) the sums are collectives
+ * on the stream, a part of the graph. Elsewhere a rank's whole sum goes down as its first subtree,
+ * the others are zero, and the host's group folds them: class fast has no bits to keep (NUMERICS),
+ * and the wire's format stays one. */
+#include "worker/model/device_group.h"
 #include "worker/model/device_stage.h"
 #include "worker/model/llama_device.h"
 
@@ -196,6 +199,19 @@ static void reduce(Pass *p, const StageUnits *units, uint16_t site, const char *
     }
 }
 
+/* The same among devices of one host, without it. */
+static void reduce_on_devices(Pass *p, const char *operation)
+{
+    DeviceStage *d = p->d;
+    const uint32_t rows = p->shape.n_rows, width = d->stage->o.spec->width;
+    if (device_stage_all_reduce(d, d->partial, (size_t)rows * width, p->run->deadline_us,
+                                operation)) {
+        device_stage_ok(d, d->device->ops->add(d->stream, d->x, d->partial, rows, width),
+                        operation);
+    }
+    p->status = d->peers;
+}
+
 /* x += W in, over all tensor ranks. */
 static void add_product(Pass *p, const PackedMatrix *w, const float *in, const StageUnits *units,
                         uint16_t site, const char *what)
@@ -204,7 +220,9 @@ static void add_product(Pass *p, const PackedMatrix *w, const float *in, const S
     const bool alone = d->stage->group == NULL;
     products(d, in, p->shape.n_rows, &(const Product){w, alone ? d->x : d->partial, NULL}, 1, alone,
              what);
-    if (!alone) {
+    if (d->grouped) {
+        reduce_on_devices(p, what);
+    } else if (!alone) {
         reduce(p, units, site, what);
     }
 }
@@ -293,6 +311,25 @@ static bool embed_on_device(DeviceStage *d, const uint32_t *tokens, uint32_t n)
                            "embedding");
 }
 
+/* All rows, on a stage alone or one whose devices are a group: each rank has those that it owns,
+ * and zeros. */
+static void embed_all(Pass *p)
+{
+    DeviceStage *d = p->d;
+    Stage *s = d->stage;
+    const size_t n = (size_t)p->shape.n_rows * s->o.spec->width;
+    if (s->o.shard->vocab_count > 0) {
+        embed_on_device(d, device_stage_tokens(d, d->input), p->shape.n_rows);
+    } else if (s->failure == NULL) {
+        device_stage_ok(d, d->device->api->fill(d->stream, d->x, 0, sizeof(float) * n),
+                        "embedding");
+    }
+    if (d->grouped) {
+        device_stage_all_reduce(d, d->x, n, p->run->deadline_us, "all-reduce of the embedding");
+        p->status = d->peers;
+    }
+}
+
 /* The rows that this rank owns, in order, to the front of stage->x. */
 static bool embed_owned(DeviceStage *d, const StageRun *run, uint32_t *n_out)
 {
@@ -318,7 +355,7 @@ GroupStatus llama_device_embed(Stage *s, const StageRun *run)
 {
     DeviceStage *d = s->device;
     uint32_t n;
-    if (s->group == NULL && run->trace == NULL) {
+    if ((s->group == NULL || d->grouped) && run->trace == NULL) {
         d->embed_pending = true; /* a part of the pass over the layers */
         return GROUP_OK;
     }
@@ -340,11 +377,11 @@ static void enqueue(Pass *p)
         d->pages_offset + sizeof(uint32_t) * (size_t)p->shape.n_segments * d->pages_ld;
     copy(d, d->input, d->host_input, input, DEVICE_COPY_UP, "a step's numbers");
     if (p->shape.embed) {
-        embed_on_device(d, device_stage_tokens(d, d->input), p->shape.n_rows);
+        embed_all(p);
     } else {
         copy(d, d->x, s->x, x_bytes, DEVICE_COPY_UP, "activations");
     }
-    for (uint32_t l = 0; l < s->o.shard->n_layers && layer(p, l); l++) {
+    for (uint32_t l = 0; l < s->o.shard->n_layers && p->status == GROUP_OK && layer(p, l); l++) {
     }
     if (p->status != GROUP_OK) {
         return;
@@ -376,7 +413,7 @@ static void launch(Pass *p)
         }
         d->n_captures++;
     }
-    if (d->stage->failure == NULL) {
+    if (d->stage->failure == NULL && p->status == GROUP_OK) {
         device_stage_ok(d, api->graph_launch(g->graph, d->stream), "launching a graph");
         d->n_launches++;
     }
@@ -409,16 +446,20 @@ GroupStatus llama_device_layers(Stage *s, const StageRun *run)
     Pass p = {.d = d, .run = run, .shape = shape_of(d, run->step), .status = GROUP_OK};
     d->n_ready = 0;
     d->deadline_us = run->deadline_us;
-    if (decoding(&p.shape) && s->group == NULL && run->trace == NULL) {
+    d->step = run->step->number;
+    if (decoding(&p.shape) && (s->group == NULL || d->grouped) && run->trace == NULL) {
         launch(&p);
     } else {
         enqueue(&p);
     }
     d->embed_pending = false;
-    const bool done = device_stage_wait(d, run->deadline_us, "a step on the device");
+    const bool done = p.status == GROUP_OK &&
+                      device_stage_wait(d, run->deadline_us, "a step on the device");
     stage_times_mark(&s->times, STAGE_OP_DEVICE);
-    if (p.status != GROUP_OK || !done) {
-        return p.status != GROUP_OK ? p.status : GROUP_ABORTED;
+    if (!done) {
+        return p.status != GROUP_OK  ? p.status
+               : d->peers != GROUP_OK ? d->peers
+                                      : GROUP_ABORTED;
     }
     d->n_ready = p.shape.n_outputs;
     memcpy(d->ready, device_stage_outputs(d, d->host_input), sizeof(uint32_t) * d->n_ready);

@@ -32,6 +32,7 @@ typedef struct StageOptions {
     Pool *pool;
     void (*progress)(void *user); /* link progress, called by thread 0 between ops */
     void *progress_user;
+    const atomic_bool *abort; /* the epoch is over: a wait for other ranks ends; or NULL */
 } StageOptions;
 
 /* How one cut tensor's contraction is folded on this rank. */

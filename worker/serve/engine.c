@@ -21,9 +21,13 @@
 #include "proto/base/failpoint.h"
 #include "transport/group/group.h"
 
-/* Stuck engines, for tests of health. */
-static void stand_still(void)
+/* Stuck engines, for tests of health: all of the process, or the rank that is named. */
+static void stand_still(const Engine *e)
 {
+    int64_t rank;
+    if (failpoint("engine-hold-rank", &rank) && rank != e->position.base + e->position.rank) {
+        return;
+    }
     while (failpoint("engine-hold", NULL)) {
         g_usleep(10000);
     }
@@ -35,7 +39,7 @@ static void stand_still(void)
 static bool turn(Engine *e, bool *did)
 {
     atomic_fetch_add(&e->progress, 1);
-    stand_still();
+    stand_still(e);
     *did = link_port_progress(e->port) > 0;
     if (!engine_commands_run(e)) {
         return false;
@@ -103,7 +107,8 @@ static bool open_all(Engine *e, GError **error)
                                 .kernels = e->o.kernels != NULL ? e->o.kernels
                                                                 : kernels_get((KernelIsa)e->o.isa),
                                 .progress = engine_report_progress,
-                                .progress_user = e};
+                                .progress_user = e,
+                                .abort = &e->abort};
     e->stage = stage_new(&stage, error);
     if (e->stage == NULL || !open_inbox(e, error)) {
         return false;

@@ -92,6 +92,24 @@ static void open_group(Engine *e)
     stage_set_group(e->stage, e->group);
 }
 
+static void send_hellos(Engine *e)
+{
+    GError *error = NULL;
+    g_autoptr(GByteArray) hello = NULL;
+    if (!engine_group_hello(e, &hello, &error)) {
+        engine_fail(e, error, true);
+        return;
+    }
+    const LinkPart part = {hello->data, hello->len};
+    for (uint32_t r = 0; r < e->n_ranks; r++) {
+        if (e->links[r] != NULL &&
+            link_send(e->links[r], LINK_OP_HELLO, 0, 0, &part, hello->len > 0) != LINK_OK) {
+            engine_fail_waiting(e, r, "hello", e->greeting_since_us, "cannot be reached");
+            return;
+        }
+    }
+}
+
 void engine_greeting_begin(Engine *e, Greeting *g)
 {
     GError *error = NULL;
@@ -119,13 +137,7 @@ void engine_greeting_begin(Engine *e, Greeting *g)
                                      .user = e,
                                      .deadline_us = e->step_deadline_us};
     e->executor = executor_new(&options);
-    for (uint32_t r = 0; r < e->n_ranks; r++) {
-        if (e->links[r] != NULL &&
-            link_send(e->links[r], LINK_OP_HELLO, 0, 0, NULL, 0) != LINK_OK) {
-            engine_fail_waiting(e, r, "hello", e->greeting_since_us, "cannot be reached");
-            return;
-        }
-    }
+    send_hellos(e);
 }
 
 void engine_greeting_check(Engine *e)
@@ -137,6 +149,9 @@ void engine_greeting_check(Engine *e)
             }
             return;
         }
+    }
+    if (!engine_group_open(e)) {
+        return;
     }
     e->state = STATE_RUNNING;
     e->idle_since_us = g_get_monotonic_time();

@@ -61,6 +61,7 @@ void engine_links_receive(Link *link, const LinkHeader *header, const void *payl
     switch (header->op) {
     case LINK_OP_HELLO:
         e->greeted[from] = true;
+        engine_group_heard(e, from, payload, header->length);
         break;
     case LINK_OP_STEP:
         on_step_message(e, header, payload);

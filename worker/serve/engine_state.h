@@ -3,6 +3,7 @@
  *   engine.c           the thread: opening, turns, closing; diagram and invariants
  *   engine_commands.c  commands of other threads, in order
  *   engine_greeting.c  links and hellos, until the engine runs
+ *   engine_group.c     the group of a stage's devices, before the engine runs
  *   engine_links.c     messages and deaths of peers
  *   engine_steps.c     steps, and what the engine waits for between them
  *   engine_report.c    what others see of it: progress, waits, failure
@@ -11,6 +12,7 @@
  * Engine thread (inline_run: the caller of engine_step) unless a line says otherwise. */
 #pragma once
 
+#include "kernels/device/group.h"
 #include "kernels/kernels.h"
 #include "worker/serve/engine.h"
 #include "worker/serve/engine_counters.h"
@@ -82,6 +84,12 @@ struct Engine {
     bool greeted[PLAN_RANKS_LIMIT];
     Greeting *greeting;
     int64_t greeting_since_us;
+    struct { /* engine_group.c */
+        DeviceSeat seats[PLAN_RANKS_LIMIT]; /* by rank of the stage; empty: no device */
+        DeviceGroupId id;
+        bool decided;
+        int64_t since_us;
+    } devices;
     Step *step;
     Inbox inbox;
     uint32_t steps_in_flight;
@@ -139,6 +147,14 @@ void engine_greeting_check(Engine *engine); /* GREETING: goes on to RUNNING, or 
 /* Tells who started the engine; NULL = it runs. Nothing when that was done. */
 void engine_greeting_end(Engine *engine, const GError *error);
 void engine_greeting_free(Greeting *greeting); /* NULL-safe; erases its keys */
+
+/* ---- engine_group.c ---- */
+
+/* What this rank's hello says of its device, empty where that is nothing; returned. */
+bool engine_group_hello(Engine *engine, GByteArray **out, GError **error);
+void engine_group_heard(Engine *engine, uint32_t from, const void *payload, size_t size);
+/* All hellos are in: whether the group is there or none is wanted. False: ask again, or failed. */
+bool engine_group_open(Engine *engine);
 
 /* ---- engine_links.c ---- */
 

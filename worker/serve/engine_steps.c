@@ -54,12 +54,16 @@ static void run_step(Engine *e, const float *activations)
     engine_links_count(e);
     e->idle_since_us = g_get_monotonic_time();
     if (status == EXECUTOR_DEVICE) {
-        engine_fail(e, g_error_copy(e->stage->failure), true);
+        GError *error = g_error_copy(e->stage->failure);
+        g_prefix_error(&error, "stage %u rank %u: ", e->position.stage, e->position.rank);
+        engine_fail(e, error, true);
     } else if (status != EXECUTOR_OK) {
         const char *operation;
         const int blamed = executor_blames(e->executor, &operation);
-        engine_fail_waiting(e, blamed < 0 ? 0 : (uint32_t)blamed, operation, start,
-                            "did not answer");
+        if (blamed >= 0 || e->state != STATE_FAILED) { /* or the epoch ended: nobody to blame */
+            engine_fail_waiting(e, blamed < 0 ? 0 : (uint32_t)blamed, operation, start,
+                                "did not answer");
+        }
     } else if (e->leader != NULL && position_is_last(&e->position)) {
         const GByteArray *traced = executor_trace(e->executor);
         if (traced != NULL) {

@@ -360,7 +360,7 @@ static ExecutorStatus blame_group(Executor *e)
     int64_t since;
     const char *operation = "collective";
     const int rank = group_waits_for(e->o.stage->group, &operation, &since);
-    e->operation = operation;
+    e->operation = operation != NULL ? operation : "a step on the device";
     e->blamed = rank < 0 ? -1 : (int)e->o.position.base + rank;
     return EXECUTOR_GROUP;
 }
