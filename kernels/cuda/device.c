@@ -363,12 +363,6 @@ static void cuda_graph_free(DeviceGraph *graph)
     }
 }
 
-#ifdef WEFT_WITH_NCCL
-#define CUDA_GROUP (&cuda_group)
-#else
-#define CUDA_GROUP ((const DeviceGroupApi *)NULL) /* built without nccl.h */
-#endif
-
 static const DeviceApi cuda_api = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceApi),
@@ -409,11 +403,13 @@ const DeviceModule *weft_device_module(void)
                                         .bytes = sizeof(DeviceModule),
                                         .version = version,
                                         .api = &cuda_api,
-                                        .ops = &cuda_ops,
-                                        .group = CUDA_GROUP};
-    char nccl[256];
-    const bool groups = CUDA_GROUP != NULL && CUDA_GROUP->usable(nccl);
+#ifdef WEFT_WITH_NCCL /* nccl.h was there */
+                                        .group = &cuda_group,
+#endif
+                                        .ops = &cuda_ops};
+    char nccl[256] = "";
+    const bool usable = module.group != NULL && module.group->usable(nccl);
     snprintf(version, sizeof version, "CUDA %d.%d, %.32s", CUDART_VERSION / 1000,
-             CUDART_VERSION % 1000 / 10, groups ? nccl : "no NCCL");
+             CUDART_VERSION % 1000 / 10, usable ? nccl : "no NCCL");
     return &module;
 }
