@@ -9,51 +9,21 @@
  * the growing tree. A part without a visible key has s = 0 and is no operand.
  *
  * Bound: memory when decoding (two instructions a 64-byte read besides one fma an item), fma when
- * there are many rows: matrix instructions would be faster there, and give other bits. */
-#include "kernels/cuda/device.h"
+ * there are many rows: class fast has matrix instructions there (attention_prefill.cu). */
+#include "kernels/cuda/attention_items.h"
+#include "kernels/cuda/attention_prefill.h"
 
 enum { THREADS = 256, WARPS = 8, SPLIT_KEYS = WARPS * KV_BLOCK, HEAD_LIMIT = 256, ITEM_LIMIT = 8 };
 
 struct Args {
     CudaAttention c;
+    uint32_t rows_until; /* segments of as many rows or more are not done here; 0 = all are */
     uint32_t tiles;      /* of one segment: all that the longest one may need */
     uint32_t tile_first; /* of this launch: tile = tile_first + blockIdx.z */
     uint32_t n_tiles;    /* of this launch */
     uint32_t n_splits;
     float *partials; /* [tile][KV head][ITEMS][split][head_size + 2]: m, s, o */
 };
-
-/* Query heads of this rank that read KV head `kv_head`: [first, first + n). */
-struct HeadRange {
-    uint32_t first, n;
-};
-__device__ static HeadRange heads_of(const CudaAttention &c, uint32_t kv_head)
-{
-    const uint32_t group = (c.kv_first + kv_head) * c.heads_per_kv; /* in the model's numbering */
-    const uint32_t end = group + c.heads_per_kv - c.head_first;
-    const uint32_t first = group > c.head_first ? group - c.head_first : 0;
-    const uint32_t last = end < c.n_heads ? end : c.n_heads;
-    return {first, last > first ? last - first : 0};
-}
-
-/* One item: where its query lies and which keys it sees, [first, last). row = UINT32_MAX: none. */
-struct Item {
-    uint32_t row, head, first, last;
-};
-__device__ static Item item_of(const CudaAttention &c, const CudaSegment &segment, HeadRange heads,
-                               uint32_t index)
-{
-    Item item = {UINT32_MAX, 0, 0, 0};
-    if (heads.n == 0 || index >= segment.n_rows * heads.n) {
-        return item;
-    }
-    const uint32_t in_segment = index / heads.n, position = segment.position + in_segment;
-    item.row = segment.row0 + in_segment;
-    item.head = heads.first + index % heads.n;
-    item.last = position + 1;
-    item.first = c.window != 0 && position >= c.window ? position - c.window + 1 : 0;
-    return item;
-}
 
 /* ---- elements of the cache ---- */
 
@@ -236,6 +206,9 @@ static __global__ void __launch_bounds__(THREADS) attention_kernel(const __grid_
     const uint32_t split = blockIdx.x, kv_head = blockIdx.y, tile = a.tile_first + blockIdx.z;
     const CudaSegment segment = c.segments[tile / a.tiles];
     const HeadRange heads = heads_of(c, kv_head);
+    if (a.rows_until != 0 && segment.n_rows >= a.rows_until) {
+        return; /* the whole block */
+    }
     if (threadIdx.x < ITEMS) {
         items[threadIdx.x] = item_of(c, segment, heads, tile % a.tiles * ITEMS + threadIdx.x);
     }
@@ -297,7 +270,7 @@ static __global__ void __launch_bounds__(THREADS) combine_kernel(const __grid_co
     const CudaSegment segment = c.segments[tile / a.tiles];
     const Item item =
         item_of(c, segment, heads_of(c, kv_head), tile % a.tiles * ITEMS + blockIdx.x);
-    if (item.row == UINT32_MAX) {
+    if (item.row == UINT32_MAX || (a.rows_until != 0 && segment.n_rows >= a.rows_until)) {
         return; /* the whole block */
     }
     float *parts = a.partials + (((size_t)blockIdx.z * gridDim.y + kv_head) * ITEMS + blockIdx.x) *
@@ -380,17 +353,12 @@ static int run_type(const Args &args, uint64_t tiles, uint64_t per_launch, WeftC
                                   : run_items<T, 8>(args, tiles, per_launch, stream);
 }
 
-extern "C" int weft_cuda_attention(const CudaAttention *c, WeftCudaStream stream)
+/* All segments, or those of fewer than rows_until rows. */
+static int attend(const CudaAttention *c, uint32_t rows_until, WeftCudaStream stream)
 {
-    if (c->head_size == 0 || c->head_size > HEAD_LIMIT || c->heads_per_kv == 0 ||
-        c->max_keys == 0 || c->kv.n_kv_heads > 65535) {
-        return (int)cudaErrorInvalidValue;
-    }
-    if (c->n_segments == 0 || c->longest_segment == 0 || c->n_heads == 0) {
-        return 0;
-    }
     Args args = {};
     args.c = *c;
+    args.rows_until = rows_until;
     args.n_splits = splits_of(c);
     args.tiles = blocks_of((size_t)c->longest_segment * c->heads_per_kv, items_of(c));
     args.partials = static_cast<float *>(c->workspace);
@@ -414,4 +382,34 @@ extern "C" int weft_cuda_attention(const CudaAttention *c, WeftCudaStream stream
         return run_type<KV_Q8>(args, tiles, per_launch, stream);
     }
     return (int)cudaErrorInvalidValue;
+}
+
+/* Rows from which on a segment fills half of a warp's matrices; a single row never does: decoding
+ * wants splits of the keys. */
+static uint32_t long_rows(const CudaAttention *c)
+{
+    const uint32_t rows = blocks_of(16, c->heads_per_kv);
+    return rows < 2 ? 2 : rows;
+}
+
+extern "C" int weft_cuda_attention(const CudaAttention *c, WeftCudaStream stream)
+{
+    if (c->head_size == 0 || c->head_size > HEAD_LIMIT || c->heads_per_kv == 0 ||
+        c->max_keys == 0 || c->kv.n_kv_heads > 65535) {
+        return (int)cudaErrorInvalidValue;
+    }
+    if (c->n_segments == 0 || c->longest_segment == 0 || c->n_heads == 0) {
+        return 0;
+    }
+    const uint32_t rows = long_rows(c);
+    if (!c->fast || c->longest_segment < rows || !attention_prefill_takes(c)) {
+        return attend(c, 0, stream);
+    }
+    int status = attention_prefill(c, rows, stream);
+    if (status == 0 && c->n_segments > 1) {
+        CudaAttention others = *c;
+        others.longest_segment = rows - 1;
+        status = attend(&others, rows, stream);
+    }
+    return status;
 }

@@ -13,6 +13,7 @@
  * Floats are f32 unless said otherwise; rows of a matrix are `ld` elements apart. */
 #pragma once
 
+#include "kernels/device/sample.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/optimizer.h"
 #include "proto/model/fixed_shapes.h"
@@ -34,18 +35,18 @@ typedef struct CUstream_st *WeftCudaStream;
  * struct of the host whose data lies on the device, aligned to 64 bytes; all of its panels are
  * there, also where n_out is no multiple of 16. */
 
-/* Elements between rows of a plain matrix: n_in rounded up to 64 bytes. */
-size_t weft_cuda_row_elements(Dtype float_type, uint32_t n_in);
+/* Elements between rows of a plain bf16 matrix: n_in rounded up to 64 bytes. */
+size_t weft_cuda_row_elements(uint32_t n_in);
+/* Panels of any type but F32 to plain rows of bf16: dequantised in f32 exactly as the file's
+ * formula says, then rounded to nearest even. Columns from n_in on become zero, up to the next
+ * multiple of 32. rows: [w->n_out][ld], aligned to 16 bytes, ld a multiple of 8. */
+int weft_cuda_unpack(const PackedMatrix *w, uint16_t *rows, size_t ld, WeftCudaStream stream);
 
-/* Panels of any type to plain rows of `to`, which is F32, F16 or BF16: dequantised in f32 exactly
- * as the file's formula says, then rounded to nearest even. Columns n_in..ld-1 become zero.
- * rows: [w->n_out][ld]. */
-int weft_cuda_unpack(const PackedMatrix *w, Dtype to, void *rows, size_t ld, WeftCudaStream stream);
-
-/* out[i] = the dequantised row ids[i] - first_id of table (specified: packed_get_row). An id that
- * is not there gives zeros: a rank holds some of the vocabulary only. out: [n][ld]. */
+/* out[i] = the dequantised row ids[i] - first_id of table (specified: packed_get_row), or out[i] +=
+ * it. An id that is not there is a row of zeros: a rank holds some of the vocabulary only. out:
+ * [n][ld]. */
 int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t first_id, uint32_t n,
-                    float *out, size_t ld, WeftCudaStream stream);
+                    bool accumulate, float *out, size_t ld, WeftCudaStream stream);
 
 /* ---- products ---- */
 
@@ -54,17 +55,22 @@ int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t fir
  * two f16 a value; F32 weights read x itself and need no call. The buffer is aligned to 128 bytes
  * and serves every product with that (type, rows, n_in). rows <= 65535. */
 size_t weft_cuda_activation_bytes(Dtype weight, uint32_t rows, uint32_t n_in);
+/* For which type a product of `rows` rows reads its activations: `weight`, or BF16 where class fast
+ * has its 16-bit kernel (kernels/cuda/matmul_half.cu). */
+Dtype weft_cuda_activation_type(Dtype weight, uint32_t rows, bool fast);
 int weft_cuda_quantise(Dtype weight, const float *x, size_t x_ld, uint32_t rows, uint32_t n_in,
                        void *activations, WeftCudaStream stream);
 
 /* out = W x, or out = out + (W x + bias). The contraction of a unit is cut into spans of 256, each
  * a chain from +0, added in order (kernels/cuda/matmul.h): a row's bits depend on nothing but the
  * row, the weights and the units. Quantised types: the bits of the specified matmul with units of
- * 256, added in order. Float types: kernels/cuda/matmul_float.cu tells. */
+ * 256, added in order. Float types: kernels/cuda/matmul_float.cu tells, class fast matmul_half.cu.
+ */
 typedef struct CudaMatmul {
-    const PackedMatrix *w; /* host */
-    const void *activations;
-    const float *x; /* F32 weights only: [rows][x_ld] */
+    const PackedMatrix *w;   /* host */
+    bool fast;               /* with one unit: the 16-bit kernel where rows are many */
+    const void *activations; /* for weft_cuda_activation_type() */
+    const float *x;          /* F32 weights only: [rows][x_ld] */
     size_t x_ld;
     uint32_t rows;
     float *out; /* subtree s, row r, output n at s * subtree_stride + r * ld + n */
@@ -106,10 +112,11 @@ int weft_cuda_gelu(const float *x, size_t x_ld, const float *bias, uint32_t rows
 int weft_cuda_rms_norm(float *x, size_t x_ld, const uint32_t *index, const float *residual,
                        size_t residual_ld, const float *weight, float eps, uint32_t rows,
                        uint32_t n, float *out, size_t out_ld, WeftCudaStream stream);
-/* The same for layer norm of rows in order (specified: layer_norm). */
-int weft_cuda_layer_norm(float *x, size_t x_ld, const float *residual, size_t residual_ld,
-                         const float *weight, const float *bias, float eps, uint32_t rows,
-                         uint32_t n, float *out, size_t out_ld, WeftCudaStream stream);
+/* The same for layer norm (specified: layer_norm). */
+int weft_cuda_layer_norm(float *x, size_t x_ld, const uint32_t *index, const float *residual,
+                         size_t residual_ld, const float *weight, const float *bias, float eps,
+                         uint32_t rows, uint32_t n, float *out, size_t out_ld,
+                         WeftCudaStream stream);
 
 /* Rotates n_heads heads of each row in place (specified: rope_apply). Row r turns by
  * positions[r]; cos, sin: [context][dims/2], the whole rope_table() of the deployment. inverse:
@@ -149,8 +156,9 @@ typedef struct CudaSegment {
 } CudaSegment;
 
 /* Causal attention of every row over its sequence's keys so far, its own included (specified:
- * attention). Query head h of this rank reads KV head (head_first + h) / heads_per_kv - kv_first.
- * The counts bound the grid and are the host's; segments and tables are read by the kernel. */
+ * attention; `fast` is close to it). Query head h of this rank reads KV head (head_first + h) /
+ * heads_per_kv - kv_first. The counts bound the grid and are the host's; segments and tables are
+ * read by the kernel. */
 typedef struct CudaAttention {
     const float *q; /* [rows][q_ld], heads adjacent */
     size_t q_ld;
@@ -160,6 +168,7 @@ typedef struct CudaAttention {
     uint32_t head_first, kv_first, heads_per_kv;
     float scale;
     uint32_t window; /* 0 = none */
+    bool fast;       /* long segments by matrix instructions: kernels/cuda/attention_prefill.cu */
     CudaKv kv;
     const CudaSegment *segments; /* [n_segments] */
     uint32_t n_segments;
@@ -183,23 +192,18 @@ int weft_cuda_chunk_stats(const float *logits, size_t ld, const float *divisors,
 int weft_cuda_merge_stats(const float *m, const float *l, uint32_t rows, uint32_t n_chunks,
                           float *m_out, float *l_out, WeftCudaStream stream);
 
-/* How a row's token is drawn; device memory, so that a graph reads it anew. */
-typedef struct CudaDraw {
-    uint64_t seed;
-    uint32_t choice, position, purpose; /* as in GumbelKey (kernels/ops/sample.h) */
-    float temperature;                  /* 0: value = logit, no noise */
-    uint32_t noise;                     /* 1: value = logit / temperature + noise; 0: without */
-} CudaDraw;
-typedef struct CudaCandidate {
-    float value, logit; /* -inf: fewer ids than were asked for */
-    uint32_t id;
-} CudaCandidate;
+/* Digest and statistics of each chunk of each row (specified: hash128, chunk_stats of the logits
+ * and of logit / draws[row].temperature; as DeviceChunk says). A last chunk of fewer than
+ * DEVICE_SHORTEST_CHUNK ids is an invalid shape. chunks: [rows][ceil(n / 1024)]. */
+int weft_cuda_chunk_parts(const float *logits, size_t ld, const DeviceDraw *draws, uint32_t rows,
+                          uint32_t n, DeviceChunk *chunks, WeftCudaStream stream);
 /* The best `keep` ids of each row: larger value first, then lower id, with the values and the noise
- * of worker/serve/sample.c (specified: gumbel). logits: [rows][ld], ids first_id..first_id+n-1,
- * already penalised. out: [rows][keep]. keep <= 512. workspace: weft_cuda_candidates_bytes(). */
+ * of worker/serve/sample.c (specified: gumbel); draws NULL: the logits themselves. logits:
+ * [rows][ld], ids first_id..first_id+n-1, already penalised. out: [rows][keep], value -inf where
+ * there are fewer ids. keep <= DEVICE_KEEP_LIMIT. workspace: weft_cuda_candidates_bytes(). */
 size_t weft_cuda_candidates_bytes(uint32_t rows, uint32_t n, uint32_t keep);
-int weft_cuda_candidates(const float *logits, size_t ld, const CudaDraw *draws, uint32_t first_id,
-                         uint32_t rows, uint32_t n, uint32_t keep, CudaCandidate *out,
+int weft_cuda_candidates(const float *logits, size_t ld, const DeviceDraw *draws, uint32_t first_id,
+                         uint32_t rows, uint32_t n, uint32_t keep, DeviceCandidate *out,
                          void *workspace, WeftCudaStream stream);
 
 /* ---- training ---- */

@@ -1,6 +1,21 @@
 /* Products: which kernel does which. */
 #include "kernels/cuda/matmul.h"
 
+/* Rows from which on 16-bit matrix instructions win by estimate (kernels.md): those of float
+ * weights soon, for their other kernel reads the weights again for every 8 rows. */
+enum { HALF_ROWS = 256, HALF_ROWS_OF_FLOATS = 33 };
+
+static bool takes_half(Dtype weight, uint32_t rows, bool fast)
+{
+    const bool floats = weight == DTYPE_BF16 || weight == DTYPE_F16;
+    return fast && weight != DTYPE_F32 && rows >= (floats ? HALF_ROWS_OF_FLOATS : HALF_ROWS);
+}
+
+extern "C" Dtype weft_cuda_activation_type(Dtype weight, uint32_t rows, bool fast)
+{
+    return takes_half(weight, rows, fast) ? DTYPE_BF16 : weight;
+}
+
 /* The spans of the units; false for more than fit. */
 static bool cut_units(const CudaMatmul *m, MatmulCut *cut)
 {
@@ -37,7 +52,8 @@ extern "C" int weft_cuda_matmul(const CudaMatmul *m, WeftCudaStream stream)
         }
     }
     args.w = *m->w;
-    args.act = activations_at(m->w->type, m->activations, m->rows, m->w->n_in);
+    const Dtype type = weft_cuda_activation_type(m->w->type, m->rows, m->fast);
+    args.act = activations_at(type, m->activations, m->rows, m->w->n_in);
     args.x = m->x;
     args.x_ld = m->x_ld;
     args.act_ld = activation_row_elements(m->w->n_in);
@@ -47,6 +63,9 @@ extern "C" int weft_cuda_matmul(const CudaMatmul *m, WeftCudaStream stream)
     args.subtree_stride = m->subtree_stride;
     args.bias = m->bias;
     args.accumulate = m->accumulate;
+    if (takes_half(m->w->type, m->rows, m->fast)) {
+        return args.cut.n_units == 1 ? product_half(args, stream) : (int)cudaErrorInvalidValue;
+    }
     if (shape.k <= 2) {
         return product_float(args, stream);
     }

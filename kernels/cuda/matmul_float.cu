@@ -4,8 +4,7 @@
  * BF16: both operands bf16, products exact, f32 sums in the hardware's order inside 16 k, k
  * ascending. F16: x is two f16 of a common power of two (quantise.cu), so its products are those
  * of 22 bits; the low halves' sum is added once a span. F32: two chains a span, of even and odd k,
- * then their sum. For large products of 16-bit floats weft_cuda_unpack() and a library are faster.
- */
+ * then their sum. */
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/ptx.h"
 

@@ -104,12 +104,12 @@ extern "C" int weft_cuda_rms_norm(float *x, size_t x_ld, const uint32_t *index,
     return norm(rms_norm_kernel, args, rows, stream);
 }
 
-extern "C" int weft_cuda_layer_norm(float *x, size_t x_ld, const float *residual,
-                                    size_t residual_ld, const float *weight, const float *bias,
-                                    float eps, uint32_t rows, uint32_t n, float *out, size_t out_ld,
-                                    WeftCudaStream stream)
+extern "C" int weft_cuda_layer_norm(float *x, size_t x_ld, const uint32_t *index,
+                                    const float *residual, size_t residual_ld, const float *weight,
+                                    const float *bias, float eps, uint32_t rows, uint32_t n,
+                                    float *out, size_t out_ld, WeftCudaStream stream)
 {
-    const NormArgs args = {x,    x_ld, nullptr, residual, residual_ld, weight,
-                           bias, eps,  n,       out,      out_ld};
+    const NormArgs args = {x,    x_ld, index, residual, residual_ld, weight,
+                           bias, eps,  n,     out,      out_ld};
     return norm(layer_norm_kernel, args, rows, stream);
 }

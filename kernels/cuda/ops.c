@@ -52,6 +52,8 @@ static size_t workspace_bytes(const DeviceLimits *l)
 {
     size_t bytes =
         larger(attention_bytes(l, l->max_segments, 1), attention_bytes(l, 1, l->max_rows));
+    bytes = larger(bytes,
+                   weft_cuda_candidates_bytes(l->sampled_rows, l->vocabulary, DEVICE_KEEP_LIMIT));
     for (int type = 0; type < (int)DTYPE_LIMIT; type++) {
         if (has_weight((Dtype)type)) {
             bytes =
@@ -63,41 +65,43 @@ static size_t workspace_bytes(const DeviceLimits *l)
 
 /* ---- the ops ---- */
 
-static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
-                          uint32_t first_id, uint32_t n_rows, float *x)
+static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *ids,
+                          uint32_t first_id, uint32_t n_rows, bool accumulate, float *x)
 {
-    return cuda_result(
-        stream, weft_cuda_embed(w, tokens, first_id, n_rows, x, w->n_in, cuda_stream(stream)));
+    return cuda_result(stream, weft_cuda_embed(w, ids, first_id, n_rows, accumulate, x, w->n_in,
+                                               cuda_stream(stream)));
 }
 
-static DeviceStatus rms_norm_rows(DeviceStream *stream, const float *x, const uint32_t *index,
-                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
-                                  float *out)
+static DeviceStatus norm(DeviceStream *stream, const DeviceNorm *a)
 {
-    return cuda_result(stream, weft_cuda_rms_norm((float *)x /* read: no residual */, width, index,
-                                                  NULL, 0, weight, eps, n_rows, width, out, width,
-                                                  cuda_stream(stream)));
-}
-
-static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *weight, float eps,
-                             uint32_t width, uint32_t n_rows, float *out)
-{
-    return rms_norm_rows(stream, x, NULL, weight, eps, width, n_rows, out);
+    float *x = (float *)a->x; /* read: no residual */
+    WeftCudaStream s = cuda_stream(stream);
+    const int error = a->bias != NULL
+                          ? weft_cuda_layer_norm(x, a->width, a->index, NULL, 0, a->weight, a->bias,
+                                                 a->eps, a->n_rows, a->width, a->out, a->width, s)
+                          : weft_cuda_rms_norm(x, a->width, a->index, NULL, 0, a->weight, a->eps,
+                                               a->n_rows, a->width, a->out, a->width, s);
+    return cuda_result(stream, error);
 }
 
 static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
 {
-    const Dtype type = m->w->type;
+    const bool fast = m->fast && m->n_units == 0;
+    const Dtype type = weft_cuda_activation_type(m->w->type, m->rows, fast);
     const CudaMatmul args = {.w = m->w,
+                             .fast = fast,
                              .activations = m->workspace,
                              .x = m->x,
                              .x_ld = m->x_ld,
                              .rows = m->rows,
                              .out = m->out,
                              .ld = m->out_ld,
+                             .subtree_stride = m->subtree_stride,
                              .bias = m->bias,
-                             .accumulate = m->accumulate};
-    if (!has_weight(type) ||
+                             .accumulate = m->accumulate,
+                             .units = m->units,
+                             .n_units = m->n_units};
+    if (!has_weight(m->w->type) ||
         m->workspace_bytes < weft_cuda_activation_bytes(type, m->rows, m->w->n_in)) {
         return DEVICE_UNSUPPORTED;
     }
@@ -132,9 +136,12 @@ static DeviceStatus rope_store(DeviceStream *stream, const DeviceRows *rows, con
     const size_t q_ld = (size_t)a->n_heads * a->head_size,
                  k_ld = (size_t)a->kv.n_heads * a->head_size;
     WeftCudaStream s = cuda_stream(stream);
-    int error = weft_cuda_rope(a->q, q_ld, rows->positions, rows->n_rows, a->n_heads, a->head_size,
+    int error = 0;
+    if (a->dims > 0) {
+        error = weft_cuda_rope(a->q, q_ld, rows->positions, rows->n_rows, a->n_heads, a->head_size,
                                a->dims, a->pairing, a->cos, a->sin, false, s);
-    if (error == 0) {
+    }
+    if (error == 0 && a->dims > 0) {
         error = weft_cuda_rope(a->k, k_ld, rows->positions, rows->n_rows, a->kv.n_heads,
                                a->head_size, a->dims, a->pairing, a->cos, a->sin, false, s);
     }
@@ -167,6 +174,7 @@ static DeviceStatus attention(DeviceStream *stream, const DeviceRows *rows,
                                 .heads_per_kv = a->heads_per_kv,
                                 .scale = a->scale,
                                 .window = a->window,
+                                .fast = a->fast,
                                 .kv = layer_of(&a->kv, a->layer, a->head_size, rows),
                                 .segments = (const CudaSegment *)(const void *)rows->segments,
                                 .n_segments = rows->n_segments,
@@ -185,9 +193,40 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
                        weft_cuda_swiglu(gate, n, up, n, rows, n, out, n, cuda_stream(stream)));
 }
 
+static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
+                         uint32_t n, float *out)
+{
+    return cuda_result(stream, weft_cuda_gelu(x, n, bias, rows, n, out, n, cuda_stream(stream)));
+}
+
 static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
 {
     return cuda_result(stream, weft_cuda_add(x, n, y, n, rows, n, cuda_stream(stream)));
+}
+
+static DeviceStatus add_bias(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
+                             uint32_t n)
+{
+    return cuda_result(stream, weft_cuda_add_bias(x, n, bias, rows, n, cuda_stream(stream)));
+}
+
+static DeviceStatus sample(DeviceStream *stream, const DeviceSample *a)
+{
+    WeftCudaStream s = cuda_stream(stream);
+    if (a->workspace_bytes <
+        weft_cuda_candidates_bytes(a->n_rows, a->n, (uint32_t)larger(a->keep, a->n_top))) {
+        return DEVICE_UNSUPPORTED;
+    }
+    int error = weft_cuda_chunk_parts(a->logits, a->n, a->draws, a->n_rows, a->n, a->chunks, s);
+    if (error == 0) {
+        error = weft_cuda_candidates(a->logits, a->n, a->draws, a->first_id, a->n_rows, a->n,
+                                     a->keep, a->best, a->workspace, s);
+    }
+    if (error == 0 && a->n_top > 0) {
+        error = weft_cuda_candidates(a->logits, a->n, NULL, a->first_id, a->n_rows, a->n, a->n_top,
+                                     a->top, a->workspace, s);
+    }
+    return cuda_result(stream, error);
 }
 
 const DeviceOps cuda_ops = {
@@ -197,11 +236,13 @@ const DeviceOps cuda_ops = {
     .has_kv = has_kv,
     .workspace_bytes = workspace_bytes,
     .embed = embed,
-    .rms_norm = rms_norm,
-    .rms_norm_rows = rms_norm_rows,
+    .norm = norm,
     .matmul = matmul,
     .rope_store = rope_store,
     .attention = attention,
     .swiglu = swiglu,
+    .gelu = gelu,
     .add = add,
+    .add_bias = add_bias,
+    .sample = sample,
 };

@@ -40,6 +40,46 @@ __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* Four 8 x 8 matrices of 16-bit elements out of shared memory; row r of matrix m is the 16 bytes
+ * that lane 8m + r points to. r[m]: row g, columns 2t, 2t + 1. */
+__device__ __forceinline__ void load_matrices(uint32_t r[4], const void *row)
+{
+    const unsigned from = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from));
+}
+/* The same; r[m]: column g, rows 2t, 2t + 1. */
+__device__ __forceinline__ void load_matrices_transposed(uint32_t r[4], const void *row)
+{
+    const unsigned from = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from));
+}
+
+/* Two floats rounded to nearest even, `low` in the lower half. */
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high)
+{
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+__device__ __forceinline__ uint32_t pack_f16(float low, float high)
+{
+    uint32_t both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+/* 2^x within 2 units of the last place; subnormal results are 0. Class fast only. */
+__device__ __forceinline__ float fast_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* 16 bytes from global to shared memory, or 16 zero bytes when not `there`; both aligned to 16. The
  * bytes are in place for this thread after wait_copies(). */
 __device__ __forceinline__ void copy_to_shared(void *shared, const void *global, bool there)

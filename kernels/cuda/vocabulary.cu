@@ -1,6 +1,7 @@
 /* What is done with logits: statistics of vocabulary chunks, the best candidates of a row, and the
  * loss and its gradient. */
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/xxh3.h"
 extern "C" {
 #include "kernels/ops/philox.h"
 #include "kernels/ops/xent.h"
@@ -18,17 +19,13 @@ struct StatsArgs {
     float *m, *l;
 };
 
-/* A warp a chunk. */
-static __global__ void __launch_bounds__(THREADS) chunk_stats_kernel(StatsArgs a)
+struct ChunkStats {
+    float m, l;
+};
+
+/* chunk_stats() of z[i] / divisor by a warp; NaN for both where one is not finite. */
+__device__ static ChunkStats stats_of(const float *z, uint32_t n, float divisor)
 {
-    const size_t item = (size_t)blockIdx.x * WARPS + warp_index();
-    if (item >= (size_t)a.rows * a.n_chunks) {
-        return; /* a whole warp */
-    }
-    const size_t row = item / a.n_chunks, first = item % a.n_chunks * VOCAB_CHUNK;
-    const float *z = a.logits + row * a.ld + first;
-    const float divisor = a.divisors != nullptr ? a.divisors[row] : 1.0f;
-    const uint32_t n = a.n - first < VOCAB_CHUNK ? (uint32_t)(a.n - first) : VOCAB_CHUNK;
     float m = -INFINITY, lane = 0.0f;
     bool finite = true;
     for (uint32_t i = lane_index(); i < n; i += WARP) {
@@ -42,9 +39,33 @@ static __global__ void __launch_bounds__(THREADS) chunk_stats_kernel(StatsArgs a
         lane += exp32_inline(z[i] / divisor - m);
     }
     const float l = warp_fold(lane);
+    return {finite ? m + 0.0f : NAN, finite ? l : NAN};
+}
+
+/* Where a warp's chunk begins, and its ids. */
+struct Chunk {
+    uint32_t row, first, n;
+};
+__device__ static Chunk chunk_of(size_t item, uint32_t n_chunks, uint32_t n)
+{
+    const uint32_t row = (uint32_t)(item / n_chunks);
+    const uint32_t first = (uint32_t)(item % n_chunks) * VOCAB_CHUNK;
+    return {row, first, n - first < VOCAB_CHUNK ? n - first : VOCAB_CHUNK};
+}
+
+/* A warp a chunk. */
+static __global__ void __launch_bounds__(THREADS) chunk_stats_kernel(StatsArgs a)
+{
+    const size_t item = (size_t)blockIdx.x * WARPS + warp_index();
+    if (item >= (size_t)a.rows * a.n_chunks) {
+        return; /* a whole warp */
+    }
+    const Chunk chunk = chunk_of(item, a.n_chunks, a.n);
+    const ChunkStats stats = stats_of(a.logits + chunk.row * a.ld + chunk.first, chunk.n,
+                                      a.divisors != nullptr ? a.divisors[chunk.row] : 1.0f);
     if (lane_index() == 0) {
-        a.m[item] = finite ? m + 0.0f : NAN;
-        a.l[item] = finite ? l : NAN;
+        a.m[item] = stats.m;
+        a.l[item] = stats.l;
     }
 }
 
@@ -57,6 +78,54 @@ extern "C" int weft_cuda_chunk_stats(const float *logits, size_t ld, const float
     return launch(chunk_stats_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
                   stream, args);
 }
+
+/* ---- what the sampler needs of a chunk ---- */
+
+struct PartsArgs {
+    const float *logits;
+    size_t ld;
+    const DeviceDraw *draws;
+    uint32_t rows, n, n_chunks;
+    DeviceChunk *chunks;
+};
+
+/* A warp a chunk. */
+static __global__ void __launch_bounds__(THREADS) chunk_parts_kernel(PartsArgs a)
+{
+    const size_t item = (size_t)blockIdx.x * WARPS + warp_index();
+    if (item >= (size_t)a.rows * a.n_chunks) {
+        return; /* a whole warp */
+    }
+    const Chunk chunk = chunk_of(item, a.n_chunks, a.n);
+    const float *z = a.logits + chunk.row * a.ld + chunk.first;
+    const float temperature = a.draws[chunk.row].temperature;
+    DeviceChunk *to = &a.chunks[item];
+    const ChunkStats raw = stats_of(z, chunk.n, 1.0f);
+    const ChunkStats tempered =
+        temperature != 0.0f ? stats_of(z, chunk.n, temperature) : ChunkStats{0.0f, 0.0f};
+    xxh3_128(z, chunk.n, to->hash);
+    if (lane_index() == 0) {
+        to->m = raw.m;
+        to->l = raw.l;
+        to->tempered_m = tempered.m;
+        to->tempered_l = tempered.l;
+    }
+}
+
+extern "C" int weft_cuda_chunk_parts(const float *logits, size_t ld, const DeviceDraw *draws,
+                                     uint32_t rows, uint32_t n, DeviceChunk *chunks,
+                                     WeftCudaStream stream)
+{
+    const uint32_t n_chunks = blocks_of(n, VOCAB_CHUNK);
+    if (n == 0 || (n - 1) % VOCAB_CHUNK + 1 < DEVICE_SHORTEST_CHUNK) {
+        return (int)cudaErrorInvalidValue;
+    }
+    const PartsArgs args = {logits, ld, draws, rows, n, n_chunks, chunks};
+    return launch(chunk_parts_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
+                  stream, args);
+}
+
+/* ---- merging pairs ---- */
 
 /* Range of node `index` of depth `depth` of node(0, n): its bits say left or right at each step
  * from the root; empty where the path ends above. */
@@ -145,7 +214,7 @@ __device__ static void philox(const uint32_t counter[4], const uint32_t key[2], 
     out[3] = c3;
 }
 
-__device__ static float noise_of(const CudaDraw &draw, uint32_t id)
+__device__ static float noise_of(const DeviceDraw &draw, uint32_t id)
 {
     const uint32_t counter[4] = {draw.position, id / 4, draw.purpose, draw.choice};
     const uint32_t key[2] = {(uint32_t)draw.seed, (uint32_t)(draw.seed >> 32)};
@@ -188,11 +257,23 @@ __device__ static void sort_keys(uint64_t *keys)
 struct CandidateArgs {
     const float *logits;
     size_t ld;
-    const CudaDraw *draws;
+    const DeviceDraw *draws;
     uint32_t first_id, n, keep;
     const uint64_t *from; /* NULL: the logits */
     uint64_t *to;         /* [rows][gridDim.x][keep] */
 };
+
+/* What id i of the row is compared by. */
+__device__ static float value_at(const CandidateArgs &a, uint32_t row, uint32_t i)
+{
+    const float logit = a.logits[row * a.ld + i];
+    if (a.draws == nullptr || a.draws[row].temperature == 0.0f) {
+        return logit;
+    }
+    const DeviceDraw draw = a.draws[row];
+    const float v = logit / draw.temperature;
+    return draw.noise ? v + noise_of(draw, a.first_id + i) : v;
+}
 
 /* The best `keep` of 1,024 values or keys. */
 static __global__ void __launch_bounds__(SORT_THREADS) best_kernel(CandidateArgs a)
@@ -205,13 +286,7 @@ static __global__ void __launch_bounds__(SORT_THREADS) best_kernel(CandidateArgs
         if (i < a.n && a.from != nullptr) {
             key = a.from[(size_t)row * a.n + i];
         } else if (i < a.n) {
-            const CudaDraw draw = a.draws[row];
-            float v = a.logits[row * a.ld + i];
-            if (draw.temperature != 0.0f) {
-                v = v / draw.temperature;
-                v = draw.noise ? v + noise_of(draw, a.first_id + i) : v;
-            }
-            key = key_of(v, a.first_id + i);
+            key = key_of(value_at(a, row, i), a.first_id + i);
         }
         keys[e] = key;
     }
@@ -223,7 +298,7 @@ static __global__ void __launch_bounds__(SORT_THREADS) best_kernel(CandidateArgs
 
 static __global__ void __launch_bounds__(THREADS)
     candidates_kernel(const uint64_t *keys, const float *logits, size_t ld, uint32_t first_id,
-                      uint32_t keep, CudaCandidate *out)
+                      uint32_t keep, DeviceCandidate *out)
 {
     for (uint32_t e = threadIdx.x; e < keep; e += THREADS) {
         const uint64_t key = keys[(size_t)blockIdx.x * keep + e];
@@ -240,9 +315,9 @@ extern "C" size_t weft_cuda_candidates_bytes(uint32_t rows, uint32_t n, uint32_t
     return (size_t)rows * keep * (first + second) * sizeof(uint64_t);
 }
 
-extern "C" int weft_cuda_candidates(const float *logits, size_t ld, const CudaDraw *draws,
+extern "C" int weft_cuda_candidates(const float *logits, size_t ld, const DeviceDraw *draws,
                                     uint32_t first_id, uint32_t rows, uint32_t n, uint32_t keep,
-                                    CudaCandidate *out, void *workspace, WeftCudaStream stream)
+                                    DeviceCandidate *out, void *workspace, WeftCudaStream stream)
 {
     if (keep == 0 || keep > SORT_KEYS / 2 || n == 0 || rows > 65535) {
         return (int)cudaErrorInvalidValue;

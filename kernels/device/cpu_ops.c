@@ -1,11 +1,13 @@
 /* The device ops on the CPU's streams, by the kernels of this host's instruction set: what runs the
  * device's way of a forward pass where there is no other device, and what the others are compared
- * with. Serial: the plain CPU path (worker/model/llama.c) is the fast one. */
+ * with. Both classes are one here: the CPU's bits. Serial: the plain CPU path is the fast one. */
 #include "kernels/device/cpu.h"
 #include "kernels/device/ops.h"
 
 #include "kernels/kernels.h"
+#include "proto/base/hash.h"
 
+#include <math.h>
 #include <string.h>
 
 static const Kernels *kernels(void)
@@ -56,62 +58,57 @@ static size_t workspace_bytes(const DeviceLimits *l)
 
 typedef struct EmbedArgs {
     PackedMatrix w;
-    const uint32_t *tokens;
+    const uint32_t *ids;
     uint32_t first_id, n_rows;
+    bool accumulate;
     float *x;
 } EmbedArgs;
 
 static void run_embed(void *user)
 {
     const EmbedArgs *a = user;
+    const uint32_t n = a->w.n_in;
+    float *row = g_new(float, n);
     for (uint32_t r = 0; r < a->n_rows; r++) {
-        float *x = a->x + (size_t)r * a->w.n_in;
-        const uint32_t row = a->tokens[r] - a->first_id;
-        if (a->tokens[r] >= a->first_id && row < a->w.n_out) {
-            packed_get_row(&a->w, row, x);
+        float *x = a->x + (size_t)r * n;
+        const uint32_t id = a->ids[r] - a->first_id; /* an id below wraps: not there */
+        memset(row, 0, sizeof(float) * n);
+        if (id < a->w.n_out) {
+            packed_get_row(&a->w, id, row);
+        }
+        if (a->accumulate) {
+            kernels()->add(x, row, n);
         } else {
-            memset(x, 0, sizeof(float) * a->w.n_in);
+            memcpy(x, row, sizeof(float) * n);
+        }
+    }
+    g_free(row);
+}
+
+static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *ids,
+                          uint32_t first_id, uint32_t n_rows, bool accumulate, float *x)
+{
+    const EmbedArgs args = {*w, ids, first_id, n_rows, accumulate, x};
+    return device_cpu_enqueue(stream, run_embed, &args, sizeof args);
+}
+
+static void run_norm(void *user)
+{
+    const DeviceNorm *a = user;
+    for (uint32_t r = 0; r < a->n_rows; r++) {
+        const float *x = a->x + (size_t)(a->index != NULL ? a->index[r] : r) * a->width;
+        float *out = a->out + (size_t)r * a->width;
+        if (a->bias != NULL) {
+            kernels()->train.layer_norm(x, a->weight, a->bias, a->eps, a->width, out);
+        } else {
+            kernels()->rms_norm(x, a->weight, a->eps, a->width, out);
         }
     }
 }
 
-static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
-                          uint32_t first_id, uint32_t n_rows, float *x)
+static DeviceStatus norm(DeviceStream *stream, const DeviceNorm *args)
 {
-    const EmbedArgs args = {*w, tokens, first_id, n_rows, x};
-    return device_cpu_enqueue(stream, run_embed, &args, sizeof args);
-}
-
-typedef struct NormArgs {
-    const float *x, *weight;
-    const uint32_t *index; /* or NULL */
-    float eps;
-    uint32_t width, n_rows;
-    float *out;
-} NormArgs;
-
-static void run_norm(void *user)
-{
-    const NormArgs *a = user;
-    for (uint32_t r = 0; r < a->n_rows; r++) {
-        const size_t from = a->index != NULL ? a->index[r] : r;
-        kernels()->rms_norm(a->x + from * a->width, a->weight, a->eps, a->width,
-                            a->out + (size_t)r * a->width);
-    }
-}
-
-static DeviceStatus rms_norm_rows(DeviceStream *stream, const float *x, const uint32_t *index,
-                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
-                                  float *out)
-{
-    const NormArgs args = {x, weight, index, eps, width, n_rows, out};
-    return device_cpu_enqueue(stream, run_norm, &args, sizeof args);
-}
-
-static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *weight, float eps,
-                             uint32_t width, uint32_t n_rows, float *out)
-{
-    return rms_norm_rows(stream, x, NULL, weight, eps, width, n_rows, out);
+    return device_cpu_enqueue(stream, run_norm, args, sizeof *args);
 }
 
 /* ---- products ---- */
@@ -119,6 +116,7 @@ static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *
 typedef struct MatmulTask {
     PackedMatrix w;
     DeviceMatmul m;
+    MatmulUnit units[TREE_LEAVES_LIMIT];
 } MatmulTask;
 
 static void quantise(const DeviceMatmul *m, const PackedMatrix *w)
@@ -127,43 +125,57 @@ static void quantise(const DeviceMatmul *m, const PackedMatrix *w)
                                                   m->workspace);
 }
 
+/* What is added to a product goes where generic's order has it: old + (W x + bias). */
+static void finish_product(const MatmulTask *t, float *product, size_t ld)
+{
+    const DeviceMatmul *m = &t->m;
+    for (uint32_t r = 0; r < m->rows; r++) {
+        float *row = product + r * ld;
+        if (m->bias != NULL) {
+            kernels()->add(row, m->bias, t->w.n_out);
+        }
+        if (m->accumulate) {
+            kernels()->add(m->out + r * m->out_ld, row, t->w.n_out);
+        }
+    }
+}
+
 static void run_matmul(void *user)
 {
     const MatmulTask *t = user;
     const DeviceMatmul *m = &t->m;
     const size_t act = aligned(act_bytes(act_kind_of(t->w.type), m->rows, t->w.n_in));
-    float *product = (float *)(void *)((uint8_t *)m->workspace + act);
-    const MatmulUnit unit = {.n_in = t->w.n_in, .step = {.n_merges = 0, .emit = 1}};
+    float *product = m->out;
+    size_t ld = m->out_ld;
+    if (m->accumulate) {
+        product = (float *)(void *)((uint8_t *)m->workspace + act);
+        ld = t->w.n_out;
+    }
     const MatmulArgs args = {.w = &t->w,
                              .act = m->workspace,
                              .rows = m->rows,
-                             .units = &unit,
-                             .n_units = 1,
-                             .out = m->accumulate ? product : m->out,
-                             .ld = m->accumulate ? t->w.n_out : m->out_ld,
+                             .units = t->units,
+                             .n_units = MAX(m->n_units, 1u),
+                             .out = product,
+                             .ld = ld,
+                             .subtree_stride = m->subtree_stride,
                              .panel1 = (t->w.n_out + PANEL_ROWS - 1) / PANEL_ROWS};
     if (!m->same_x) {
         quantise(m, &t->w);
     }
     kernels()->matmul[t->w.type](&args);
-    for (uint32_t r = 0; r < m->rows; r++) {
-        float *out = m->out + r * m->out_ld;
-        if (m->accumulate) {
-            kernels()->add(out, product + (size_t)r * t->w.n_out, t->w.n_out);
-        }
-        if (m->bias != NULL) {
-            kernels()->add(out, m->bias, t->w.n_out);
-        }
-    }
+    finish_product(t, product, ld);
 }
 
 static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
 {
-    const MatmulTask task = {*m->w, *m};
-    if (!has_weight(m->w->type) ||
+    MatmulTask task = {*m->w, *m, {{.n_in = m->w->n_in, .step = {.n_merges = 0, .emit = 1}}}};
+    if (!has_weight(m->w->type) || m->n_units > TREE_LEAVES_LIMIT ||
         m->workspace_bytes < matmul_bytes(m->rows, m->w->n_in, m->w->n_out)) {
         return DEVICE_UNSUPPORTED;
     }
+    memcpy(task.units, m->n_units > 0 ? m->units : task.units,
+           sizeof(MatmulUnit) * MAX(m->n_units, 1u));
     return device_cpu_enqueue(stream, run_matmul, &task, sizeof task);
 }
 
@@ -187,14 +199,16 @@ static void run_rope(void *user)
     const uint32_t hd = a->head_size, half = a->dims / 2;
     for (uint32_t r = 0; r < t->rows.n_rows; r++) {
         const uint32_t position = t->rows.positions[r];
-        const float *cos = a->cos + (size_t)position * half,
-                    *sin = a->sin + (size_t)position * half;
+        const float *cos = half > 0 ? a->cos + (size_t)position * half : NULL,
+                    *sin = half > 0 ? a->sin + (size_t)position * half : NULL;
         float *q = a->q + (size_t)r * a->n_heads * hd, *k = a->k + (size_t)r * a->kv.n_heads * hd;
         const float *v = a->v + (size_t)r * a->kv.n_heads * hd;
         const uint32_t page =
             t->rows.pages[(size_t)t->rows.tables[r] * t->rows.pages_ld + position / KV_BLOCK];
-        kernels()->rope_apply(q, a->n_heads, hd, a->dims, a->pairing, cos, sin);
-        kernels()->rope_apply(k, a->kv.n_heads, hd, a->dims, a->pairing, cos, sin);
+        if (a->dims > 0) {
+            kernels()->rope_apply(q, a->n_heads, hd, a->dims, a->pairing, cos, sin);
+            kernels()->rope_apply(k, a->kv.n_heads, hd, a->dims, a->pairing, cos, sin);
+        }
         for (uint32_t h = 0; h < a->kv.n_heads; h++) {
             uint8_t *block = block_at(&a->kv, page, a->layer, h);
             kernels()->kv_write[a->kv.type](k + h * hd, v + h * hd, hd, position % KV_BLOCK, block,
@@ -296,6 +310,48 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
     return device_cpu_enqueue(stream, run_swiglu, &args, sizeof args);
 }
 
+typedef struct RowsArgs {
+    const float *x, *bias; /* bias of a row, or NULL */
+    uint32_t rows, n;
+    float *out;
+} RowsArgs;
+
+static void run_gelu(void *user)
+{
+    const RowsArgs *a = user;
+    float *row = g_new(float, a->n);
+    for (uint32_t r = 0; r < a->rows; r++) {
+        memcpy(row, a->x + (size_t)r * a->n, sizeof(float) * a->n);
+        if (a->bias != NULL) {
+            kernels()->add(row, a->bias, a->n);
+        }
+        kernels()->train.gelu(row, a->n, a->out + (size_t)r * a->n);
+    }
+    g_free(row);
+}
+
+static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
+                         uint32_t n, float *out)
+{
+    const RowsArgs args = {x, bias, rows, n, out};
+    return device_cpu_enqueue(stream, run_gelu, &args, sizeof args);
+}
+
+static void run_add_bias(void *user)
+{
+    const RowsArgs *a = user;
+    for (uint32_t r = 0; r < a->rows; r++) {
+        kernels()->add(a->out + (size_t)r * a->n, a->bias, a->n);
+    }
+}
+
+static DeviceStatus add_bias(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
+                             uint32_t n)
+{
+    const RowsArgs args = {x, bias, rows, n, x};
+    return device_cpu_enqueue(stream, run_add_bias, &args, sizeof args);
+}
+
 static void run_add(void *user)
 {
     const PairArgs *p = user;
@@ -308,6 +364,96 @@ static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t
     return device_cpu_enqueue(stream, run_add, &args, sizeof args);
 }
 
+/* ---- sampling ---- */
+
+/* True if a comes before b: larger value, then lower id. */
+static bool before(const DeviceCandidate *a, const DeviceCandidate *b)
+{
+    return a->value > b->value || (a->value == b->value && a->id < b->id);
+}
+
+/* Into the n best so far, at most `limit`; returns their number. */
+static uint32_t keep_best(DeviceCandidate *best, uint32_t n, uint32_t limit, DeviceCandidate c)
+{
+    uint32_t at = n;
+    while (at > 0 && before(&c, &best[at - 1])) {
+        at--;
+    }
+    if (at == limit) {
+        return n;
+    }
+    const uint32_t stays = MIN(n, limit - 1);
+    memmove(best + at + 1, best + at, sizeof *best * (stays - at));
+    best[at] = c;
+    return stays + 1;
+}
+
+/* Values of one chunk: tempered, with noise where the row's token is drawn with it. */
+static void chunk_values(const DeviceDraw *draw, const float *logits, uint32_t first_id, uint32_t n,
+                         float *values, DeviceChunk *chunk)
+{
+    float noise[VOCAB_CHUNK];
+    memcpy(values, logits, sizeof(float) * n);
+    if (draw->temperature == 0.0f) {
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        values[i] = values[i] / draw->temperature;
+    }
+    if (!kernels()->chunk_stats(values, n, &chunk->tempered_m, &chunk->tempered_l)) {
+        chunk->tempered_m = chunk->tempered_l = NAN;
+    }
+    if (draw->noise != 0) {
+        const GumbelKey key = {draw->seed, draw->choice, draw->position, draw->purpose};
+        kernels()->gumbel(&key, first_id, n, noise);
+        kernels()->add(values, noise, n);
+    }
+}
+
+static void sample_row(const DeviceSample *s, uint32_t row)
+{
+    const uint32_t n_chunks = (s->n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
+    const float *logits = s->logits + (size_t)row * s->n;
+    DeviceCandidate *best = s->best + (size_t)row * s->keep, *top = s->top + (size_t)row * s->n_top;
+    uint32_t n_best = 0, n_top = 0;
+    float values[VOCAB_CHUNK];
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        const uint32_t first = c * VOCAB_CHUNK, n = MIN(VOCAB_CHUNK, s->n - first);
+        DeviceChunk *chunk = &s->chunks[(size_t)row * n_chunks + c];
+        const Hash128 hash = hash128(logits + first, sizeof(float) * n);
+        *chunk = (DeviceChunk){0};
+        memcpy(chunk->hash, hash.bytes, sizeof chunk->hash);
+        if (!kernels()->chunk_stats(logits + first, n, &chunk->m, &chunk->l)) {
+            chunk->m = chunk->l = NAN;
+        }
+        chunk_values(&s->draws[row], logits + first, s->first_id + first, n, values, chunk);
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t id = s->first_id + first + i;
+            const float logit = logits[first + i];
+            n_best = keep_best(best, n_best, s->keep, (DeviceCandidate){values[i], logit, id});
+            if (s->n_top > 0) {
+                n_top = keep_best(top, n_top, s->n_top, (DeviceCandidate){logit, logit, id});
+            }
+        }
+    }
+}
+
+static void run_sample(void *user)
+{
+    const DeviceSample *s = user;
+    for (uint32_t r = 0; r < s->n_rows; r++) {
+        sample_row(s, r);
+    }
+}
+
+static DeviceStatus sample(DeviceStream *stream, const DeviceSample *args)
+{
+    if (args->keep == 0 || args->keep > DEVICE_KEEP_LIMIT || args->n_top > DEVICE_KEEP_LIMIT) {
+        return DEVICE_UNSUPPORTED;
+    }
+    return device_cpu_enqueue(stream, run_sample, args, sizeof *args);
+}
+
 const DeviceOps device_cpu_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceOps),
@@ -315,13 +461,15 @@ const DeviceOps device_cpu_ops = {
     .has_kv = has_kv,
     .workspace_bytes = workspace_bytes,
     .embed = embed,
-    .rms_norm = rms_norm,
-    .rms_norm_rows = rms_norm_rows,
+    .norm = norm,
     .matmul = matmul,
     .rope_store = rope_store,
     .attention = attention,
     .swiglu = swiglu,
+    .gelu = gelu,
     .add = add,
+    .add_bias = add_bias,
+    .sample = sample,
 };
 
 const DeviceModule *device_module_cpu(void)

@@ -4,12 +4,13 @@
  *
  * Weights are the packed panels of kernels/README.md: the same bytes on every device, so that they
  * stream from the slice cache unchanged. Activations are f32 [rows][ld], row-major; pointers are
- * device addresses unless a line says otherwise. Class `fast` (NUMERICS): the values of the CPU's
- * ops up to rounding; what an op's fill gives is held to `generic` by the parity tests. Structs are
- * read before the function returns. */
+ * device addresses unless a line says otherwise. Values: the CPU's up to rounding; what
+ * an op's fill gives is held to `generic` by the parity tests. Structs are read before the function
+ * returns. */
 #pragma once
 
 #include "kernels/device/device.h"
+#include "kernels/device/sample.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/matmul.h"
 #include "proto/model/model_spec.h"
@@ -44,6 +45,17 @@ typedef struct DeviceKv {
     KvType type;
 } DeviceKv;
 
+/* out[r] = norm(x[index[r]]) * weight (+ bias). */
+typedef struct DeviceNorm {
+    const float *x;        /* [..][width] */
+    const uint32_t *index; /* [n_rows], or NULL: x[r] */
+    const float *weight;   /* [width] */
+    const float *bias;     /* [width]: layer norm; NULL: RMS norm */
+    float eps;
+    uint32_t width, n_rows;
+    float *out; /* [n_rows][width] */
+} DeviceNorm;
+
 /* out (+)= W x. */
 typedef struct DeviceMatmul {
     const PackedMatrix *w; /* the struct in host memory, its data on the device */
@@ -55,12 +67,20 @@ typedef struct DeviceMatmul {
     bool accumulate;   /* out += */
     const float *bias; /* [n_out] added, or NULL */
     bool same_x;       /* the workspace is as the product before this one left it, of the same x,
-                          rows and weight type: what was made of x there may be used again */
-    void *workspace;   /* workspace_bytes() for these limits or larger ones */
+                          rows, weight type and class: what was made of x there may be used again */
+    bool fast;         /* class fast: bits may depend on the number of rows; else a row's depend on
+                          the row, the weights and the units alone */
+    /* A contraction that is cut (NUMERICS 3), in host memory: subtree s of its tree goes to out + s
+     * * subtree_stride. bias and accumulate with one subtree only. n_units = 0: one whole unit. */
+    const MatmulUnit *units;
+    uint32_t n_units; /* <= TREE_LEAVES_LIMIT */
+    size_t subtree_stride;
+    void *workspace; /* workspace_bytes() for these limits or larger ones */
     size_t workspace_bytes;
 } DeviceMatmul;
 
-/* Rotates q and k of each row by its position and stores k and v, rounded to the cache's type. */
+/* Rotates q and k of each row by its position (dims = 0: no rotation) and stores k and v, rounded
+ * to the cache's type. */
 typedef struct DeviceRope {
     float *q;               /* [n_rows][n_heads * head_size], in place */
     float *k;               /* [n_rows][kv.n_heads * head_size], in place */
@@ -81,17 +101,31 @@ typedef struct DeviceAttention {
                                                     (head_first + h) / heads_per_kv - kv_first */
     float scale;
     uint32_t window; /* 0 = none */
+    bool fast;       /* class fast, as in DeviceMatmul */
     DeviceKv kv;
     uint32_t layer;
     void *workspace;
     size_t workspace_bytes;
 } DeviceAttention;
 
+/* What the sampler needs of rows of logits: chunks and best ids. */
+typedef struct DeviceSample {
+    const float *logits; /* [n_rows][n], raw: ids first_id, first_id + 1, ... */
+    uint32_t n_rows, n, first_id;
+    const DeviceDraw *draws; /* [n_rows] */
+    uint32_t keep, n_top;    /* <= DEVICE_KEEP_LIMIT; beyond n: undefined */
+    DeviceChunk *chunks;     /* [n_rows][ceil(n / VOCAB_CHUNK)] */
+    DeviceCandidate *best;   /* [n_rows][keep]: by value descending, then by id */
+    DeviceCandidate *top;    /* [n_rows][n_top]: by logit, likewise; its value is the logit */
+    void *workspace;
+    size_t workspace_bytes;
+} DeviceSample;
 /* What a stage will ask for at most, for its workspace. */
 typedef struct DeviceLimits {
     uint32_t max_rows, max_keys, max_segments;
     uint32_t n_heads, head_size;
-    uint32_t widest_in, widest_out; /* of any matrix */
+    uint32_t widest_in, widest_out;    /* of any matrix */
+    uint32_t sampled_rows, vocabulary; /* of one sample(); 0 = none */
 } DeviceLimits;
 
 typedef struct DeviceOps {
@@ -101,16 +135,10 @@ typedef struct DeviceOps {
     bool (*has_kv)(KvType type, uint32_t head_size);
     size_t (*workspace_bytes)(const DeviceLimits *limits);
 
-    /* x[r] = row tokens[r] - first_id of w; ids outside of it leave zeros. */
-    DeviceStatus (*embed)(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
-                          uint32_t first_id, uint32_t n_rows, float *x);
-    /* out[r] = rms_norm(x[r]) * weight, width floats a row. */
-    DeviceStatus (*rms_norm)(DeviceStream *stream, const float *x, const float *weight, float eps,
-                             uint32_t width, uint32_t n_rows, float *out);
-    /* The same of rows index[0..n) of x. */
-    DeviceStatus (*rms_norm_rows)(DeviceStream *stream, const float *x, const uint32_t *index,
-                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
-                                  float *out);
+    /* x[r] = (x[r] +) row ids[r] - first_id of w; ids outside of it are rows of zeros. */
+    DeviceStatus (*embed)(DeviceStream *stream, const PackedMatrix *w, const uint32_t *ids,
+                          uint32_t first_id, uint32_t n_rows, bool accumulate, float *x);
+    DeviceStatus (*norm)(DeviceStream *stream, const DeviceNorm *args);
     DeviceStatus (*matmul)(DeviceStream *stream, const DeviceMatmul *args);
     DeviceStatus (*rope_store)(DeviceStream *stream, const DeviceRows *rows,
                                const DeviceRope *args);
@@ -119,6 +147,13 @@ typedef struct DeviceOps {
     /* out[i] = silu(gate[i]) * up[i] of rows x n elements without gaps; out may be gate. */
     DeviceStatus (*swiglu)(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
                            uint32_t n, float *out);
+    /* out[r][i] = gelu(x[r][i] + bias[i]), likewise; bias may be NULL, out may be x. */
+    DeviceStatus (*gelu)(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
+                         uint32_t n, float *out);
     /* x[i] += y[i], likewise. */
     DeviceStatus (*add)(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n);
+    /* x[r][i] += bias[i], likewise. */
+    DeviceStatus (*add_bias)(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
+                             uint32_t n);
+    DeviceStatus (*sample)(DeviceStream *stream, const DeviceSample *args);
 } DeviceOps;

@@ -43,17 +43,22 @@ DeviceStatus cuda_result(DeviceStream *stream, int error)
  */
 
 typedef struct Call {
-    enum { EMBED, NORM, MATMUL, ROPE, ATTENTION, SWIGLU, ADD } op;
+    enum { EMBED, NORM, MATMUL, ROPE, ATTENTION, SWIGLU, GELU, ADD, ADD_BIAS, SAMPLE } op;
     PackedMatrix w;
-    DeviceMatmul matmul;
+    MatmulUnit units[TREE_LEAVES_LIMIT];
+    union {
+        DeviceMatmul matmul;
+        DeviceNorm norm;
+        DeviceRope rope;
+        DeviceAttention attention;
+        DeviceSample sample;
+    } of;
     DeviceRows rows;
-    DeviceRope rope;
-    DeviceAttention attention;
-    const uint32_t *index;
+    const uint32_t *ids;
     const float *a, *b;
     float *out;
     uint32_t n, n_rows;
-    float eps;
+    bool accumulate;
 } Call;
 
 static void run_call(void *args)
@@ -61,26 +66,36 @@ static void run_call(void *args)
     Call *c = args;
     switch (c->op) {
     case EMBED:
-        cuda_ops.embed(NULL, &c->w, c->index, c->n, c->n_rows, c->out);
+        cuda_ops.embed(NULL, &c->w, c->ids, c->n, c->n_rows, c->accumulate, c->out);
         break;
     case NORM:
-        cuda_ops.rms_norm_rows(NULL, c->a, c->index, c->b, c->eps, c->n, c->n_rows, c->out);
+        cuda_ops.norm(NULL, &c->of.norm);
         break;
     case MATMUL:
-        c->matmul.w = &c->w;
-        cuda_ops.matmul(NULL, &c->matmul);
+        c->of.matmul.w = &c->w;
+        c->of.matmul.units = c->units;
+        cuda_ops.matmul(NULL, &c->of.matmul);
         break;
     case ROPE:
-        cuda_ops.rope_store(NULL, &c->rows, &c->rope);
+        cuda_ops.rope_store(NULL, &c->rows, &c->of.rope);
         break;
     case ATTENTION:
-        cuda_ops.attention(NULL, &c->rows, &c->attention);
+        cuda_ops.attention(NULL, &c->rows, &c->of.attention);
         break;
     case SWIGLU:
         cuda_ops.swiglu(NULL, c->a, c->b, c->n_rows, c->n, c->out);
         break;
+    case GELU:
+        cuda_ops.gelu(NULL, c->a, c->b, c->n_rows, c->n, c->out);
+        break;
     case ADD:
         cuda_ops.add(NULL, c->out, c->b, c->n_rows, c->n);
+        break;
+    case ADD_BIAS:
+        cuda_ops.add_bias(NULL, c->out, c->b, c->n_rows, c->n);
+        break;
+    case SAMPLE:
+        cuda_ops.sample(NULL, &c->of.sample);
         break;
     }
 }
@@ -90,49 +105,41 @@ static DeviceStatus later(DeviceStream *stream, const Call *call)
     return device_cpu_enqueue(stream, run_call, call, sizeof *call);
 }
 
-static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *tokens,
-                          uint32_t first_id, uint32_t n_rows, float *x)
+static DeviceStatus embed(DeviceStream *stream, const PackedMatrix *w, const uint32_t *ids,
+                          uint32_t first_id, uint32_t n_rows, bool accumulate, float *x)
 {
-    return later(
-        stream,
-        &(const Call){
-            .op = EMBED, .w = *w, .index = tokens, .n = first_id, .n_rows = n_rows, .out = x});
-}
-
-static DeviceStatus rms_norm_rows(DeviceStream *stream, const float *x, const uint32_t *index,
-                                  const float *weight, float eps, uint32_t width, uint32_t n_rows,
-                                  float *out)
-{
-    return later(stream, &(const Call){.op = NORM,
-                                       .a = x,
-                                       .index = index,
-                                       .b = weight,
-                                       .eps = eps,
-                                       .n = width,
+    return later(stream, &(const Call){.op = EMBED,
+                                       .w = *w,
+                                       .ids = ids,
+                                       .n = first_id,
                                        .n_rows = n_rows,
-                                       .out = out});
+                                       .accumulate = accumulate,
+                                       .out = x});
 }
 
-static DeviceStatus rms_norm(DeviceStream *stream, const float *x, const float *weight, float eps,
-                             uint32_t width, uint32_t n_rows, float *out)
+static DeviceStatus norm(DeviceStream *stream, const DeviceNorm *args)
 {
-    return rms_norm_rows(stream, x, NULL, weight, eps, width, n_rows, out);
+    return later(stream, &(const Call){.op = NORM, .of.norm = *args});
 }
 
 static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
 {
-    return later(stream, &(const Call){.op = MATMUL, .w = *m->w, .matmul = *m});
+    Call call = {.op = MATMUL, .w = *m->w, .of.matmul = *m};
+    if (m->n_units > 0) {
+        memcpy(call.units, m->units, sizeof call.units[0] * m->n_units);
+    }
+    return later(stream, &call);
 }
 
 static DeviceStatus rope_store(DeviceStream *stream, const DeviceRows *rows, const DeviceRope *args)
 {
-    return later(stream, &(const Call){.op = ROPE, .rows = *rows, .rope = *args});
+    return later(stream, &(const Call){.op = ROPE, .rows = *rows, .of.rope = *args});
 }
 
 static DeviceStatus attention(DeviceStream *stream, const DeviceRows *rows,
                               const DeviceAttention *args)
 {
-    return later(stream, &(const Call){.op = ATTENTION, .rows = *rows, .attention = *args});
+    return later(stream, &(const Call){.op = ATTENTION, .rows = *rows, .of.attention = *args});
 }
 
 static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
@@ -142,9 +149,28 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
                              .op = SWIGLU, .a = gate, .b = up, .n_rows = rows, .n = n, .out = out});
 }
 
+static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
+                         uint32_t n, float *out)
+{
+    return later(stream,
+                 &(const Call){.op = GELU, .a = x, .b = bias, .n_rows = rows, .n = n, .out = out});
+}
+
 static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
 {
     return later(stream, &(const Call){.op = ADD, .out = x, .b = y, .n_rows = rows, .n = n});
+}
+
+static DeviceStatus add_bias(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
+                             uint32_t n)
+{
+    return later(stream,
+                 &(const Call){.op = ADD_BIAS, .out = x, .b = bias, .n_rows = rows, .n = n});
+}
+
+static DeviceStatus sample(DeviceStream *stream, const DeviceSample *args)
+{
+    return later(stream, &(const Call){.op = SAMPLE, .of.sample = *args});
 }
 
 /* The trivial device with these ops. Returned. */
@@ -153,13 +179,15 @@ static Device *emulated_device(DeviceOps *ops)
     Device *device = device_open_module(device_module_cpu(), 0, NULL);
     *ops = cuda_ops;
     ops->embed = embed;
-    ops->rms_norm = rms_norm;
-    ops->rms_norm_rows = rms_norm_rows;
+    ops->norm = norm;
     ops->matmul = matmul;
     ops->rope_store = rope_store;
     ops->attention = attention;
     ops->swiglu = swiglu;
+    ops->gelu = gelu;
     ops->add = add;
+    ops->add_bias = add_bias;
+    ops->sample = sample;
     device->ops = ops;
     return device;
 }

@@ -212,6 +212,72 @@ static void test_float(void **state)
     }
 }
 
+/* Class fast with many rows: bf16 operands, f32 sums. The same operands in float64 within 2e-6 of
+ * the sum of magnitudes; a row's bits are its own. */
+static void fast_case(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in)
+{
+    MatmulCase c;
+    matmul_case_init(&c, type, rows, n_out, n_in, VALUES_NORMAL, n_in + rows);
+    const size_t ld = n_out + 1, total = rows * ld;
+    float *got = malloc(total * sizeof *got), *first = malloc(total * sizeof *first);
+    float *w = malloc(n_in * sizeof *w), bias[64];
+    Numbers numbers = {rows};
+    numbers_fill(&numbers, bias, n_out, -1, 1);
+    assert_int_equal(weft_cuda_activation_type(type, rows, true), DTYPE_BF16);
+    FOR_EACH_ORDER
+    {
+        PackedMatrix m = c.w;
+        m.data = device_of(c.w.data, (n_out + 15) / 16 * c.w.panel_bytes);
+        float *x = device_floats(c.x, (size_t)rows * n_in);
+        CudaMatmul a = {.w = &m, .fast = true, .rows = rows, .ld = ld};
+        a.activations = device_of(NULL, weft_cuda_activation_bytes(DTYPE_BF16, rows, n_in));
+        a.out = device_floats(NULL, total);
+        a.bias = device_floats(bias, n_out);
+        run(weft_cuda_quantise(DTYPE_BF16, x, n_in, rows, n_in, (void *)a.activations, NULL));
+        run(weft_cuda_matmul(&a, NULL));
+        device_read(got, a.out, total * sizeof *got);
+        if (order_ == 0) {
+            memcpy(first, got, total * sizeof *first);
+        }
+        assert_bits("order", got, first, total);
+        device_free_all();
+    }
+    for (uint32_t n = 0; n < n_out; n++) {
+        packed_get_row(&c.w, n, w);
+        for (uint32_t r = 0; r < rows; r++) {
+            double sum = 0, magnitude = 0;
+            for (uint32_t k = 0; k < n_in; k++) {
+                const double product = (double)bf16_to_f32(f32_to_bf16(w[k])) *
+                                       bf16_to_f32(f32_to_bf16(c.x[r * n_in + k]));
+                sum += product;
+                magnitude += fabs(product);
+            }
+            if (!(fabs(got[r * ld + n] - (sum + bias[n])) <= 2e-6 * (magnitude + 1))) {
+                fail_msg("%s %ux%ux%u: row %u output %u: %g, float64 %g", dtype_info(type)->name,
+                         rows, n_out, n_in, r, n, (double)got[r * ld + n], sum + bias[n]);
+            }
+        }
+    }
+    free(got), free(first), free(w);
+    matmul_case_free(&c);
+}
+
+static void test_fast(void **state)
+{
+    for (unsigned t = 1; t < sizeof weight_types / sizeof weight_types[0]; t++) {
+        const Dtype type = weight_types[t];
+        const uint32_t block = dtype_info(type)->block;
+        fast_case(type, block == 1 ? 33 : 257, 17 + t, block == 1 ? 75 : block == 256 ? 256 : 96);
+        if (block == 1 || t == 3 || t == 8) {
+            fast_case(type, 300, 35, block == 1 ? 131 : block == 256 ? 512 : 288);
+        }
+    }
+    assert_int_equal(weft_cuda_activation_type(DTYPE_F32, 999, true), DTYPE_F32);
+    assert_int_equal(weft_cuda_activation_type(DTYPE_BF16, 32, true), DTYPE_BF16);
+    assert_int_equal(weft_cuda_activation_type(DTYPE_Q4_0, 255, true), DTYPE_Q4_0);
+    assert_int_equal(weft_cuda_activation_type(DTYPE_Q4_0, 999, false), DTYPE_Q4_0);
+}
+
 /* A row alone, and the same row among others: the kernels for few and for many rows agree. */
 static void test_neighbours(void **state)
 {
@@ -274,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_units),
         cmocka_unit_test(test_bias_and_old_values),
         cmocka_unit_test(test_float),
+        cmocka_unit_test(test_fast),
         cmocka_unit_test(test_neighbours),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_refused),

@@ -126,14 +126,14 @@ static void norm_case(Numbers *numbers, uint32_t n, bool layer, bool with_residu
             }
         }
         float *added = with_residual ? dr : NULL;
-        run(layer ? weft_cuda_layer_norm(dx, shape.ld, added, shape.ld, dw, db, 1e-5f, 3, n, out,
-                                         shape.ld, NULL)
+        run(layer ? weft_cuda_layer_norm(dx, shape.ld, NULL, added, shape.ld, dw, db, 1e-5f, 3, n,
+                                         out, shape.ld, NULL)
                   : weft_cuda_rms_norm(dx, shape.ld, NULL, added, shape.ld, dw, 1e-5f, 3, n, out,
                                        shape.ld, NULL));
         assert_rows("norm", out, want, shape);
         assert_rows("residual", dx, sum, shape);
         if (!with_residual) { /* in place */
-            run(layer ? weft_cuda_layer_norm(dx, shape.ld, NULL, 0, dw, db, 1e-5f, 3, n, dx,
+            run(layer ? weft_cuda_layer_norm(dx, shape.ld, NULL, NULL, 0, dw, db, 1e-5f, 3, n, dx,
                                              shape.ld, NULL)
                       : weft_cuda_rms_norm(dx, shape.ld, NULL, NULL, 0, dw, 1e-5f, 3, n, dx,
                                            shape.ld, NULL));
@@ -166,16 +166,21 @@ static void test_norm_of_chosen_rows(void **state)
     enum { ROWS = 4, N = 65 };
     const uint32_t index[ROWS] = {6, 0, 6, 3};
     Numbers numbers = {31};
-    float x[7 * N], weight[N], want[ROWS * N];
+    float x[7 * N], weight[N], want[ROWS * N], layer[ROWS * N];
     numbers_fill(&numbers, x, 7 * N, -2, 2);
     numbers_fill(&numbers, weight, N, -2, 2);
     for (unsigned r = 0; r < ROWS; r++) {
         generic->rms_norm(x + index[r] * N, weight, 1e-6f, N, want + r * N);
+        generic->train.layer_norm(x + index[r] * N, weight, x, 1e-6f, N, layer + r * N);
     }
     float *out = device_floats(NULL, ROWS * N);
     run(weft_cuda_rms_norm(device_floats(x, 7 * N), N, device_of(index, sizeof index), NULL, 0,
                            device_floats(weight, N), 1e-6f, ROWS, N, out, N, NULL));
     assert_rows("norm of chosen rows", out, want, (Rows){ROWS, N, N});
+    run(weft_cuda_layer_norm(device_floats(x, 7 * N), N, device_of(index, sizeof index), NULL, 0,
+                             device_floats(weight, N), device_floats(x, N), 1e-6f, ROWS, N, out, N,
+                             NULL));
+    assert_rows("layer norm of chosen rows", out, layer, (Rows){ROWS, N, N});
     device_free_all();
 }
 
@@ -251,7 +256,7 @@ static void test_embed(void **state)
         MatmulCase c;
         matmul_case_init(&c, type, 1, N_OUT, n_in, VALUES_EXTREME, t);
         const size_t panels = (N_OUT + 15) / 16 * c.w.panel_bytes, ld = n_in + 3;
-        float *want = malloc(IDS * ld * sizeof *want);
+        float *want = malloc(IDS * ld * sizeof *want), *twice = malloc(IDS * ld * sizeof *twice);
         memset(want, 0xff, IDS * ld * sizeof *want);
         for (unsigned i = 0; i < IDS; i++) {
             memset(want + i * ld, 0, n_in * sizeof *want);
@@ -259,53 +264,58 @@ static void test_embed(void **state)
                 packed_get_row(&c.w, ids[i] - FIRST, want + i * ld);
             }
         }
+        for (size_t i = 0; i < IDS * ld; i++) {
+            twice[i] = want[i] + want[i];
+        }
         FOR_EACH_ORDER
         {
             PackedMatrix m = c.w;
             m.data = device_of(c.w.data, panels);
             float *out = device_floats(NULL, IDS * ld);
-            run(weft_cuda_embed(&m, device_of(ids, sizeof ids), FIRST, IDS, out, ld, NULL));
+            run(weft_cuda_embed(&m, device_of(ids, sizeof ids), FIRST, IDS, false, out, ld, NULL));
             assert_rows(dtype_info(type)->name, out, want, (Rows){IDS, n_in, ld});
+            run(weft_cuda_embed(&m, device_of(ids, sizeof ids), FIRST, IDS, true, out, ld, NULL));
+            assert_rows("added rows", out, twice, (Rows){IDS, n_in, ld});
             device_free_all();
         }
+        free(twice);
         free(want);
         matmul_case_free(&c);
     }
 }
 
-/* Panels of every type to rows of every float type. */
+/* Panels of every type to rows of bf16. */
 static void test_unpack(void **state)
 {
     enum { N_OUT = 19 };
-    for (unsigned t = 0; t < sizeof weight_types / sizeof weight_types[0]; t++) {
+    for (unsigned t = 1; t < sizeof weight_types / sizeof weight_types[0]; t++) {
         const Dtype type = weight_types[t];
-        const uint32_t n_in = dtype_info(type)->block == 1 ? 75 : 256;
+        const uint32_t n_in = dtype_info(type)->block == 1 ? 75 : 512;
         MatmulCase c;
         matmul_case_init(&c, type, 1, N_OUT, n_in, VALUES_NORMAL, t);
-        const size_t panels = (N_OUT + 15) / 16 * c.w.panel_bytes;
-        for (unsigned to = 0; to < 3; to++) {
-            const Dtype target = weight_types[to];
-            const size_t ld = weft_cuda_row_elements(target, n_in);
-            const size_t element = target == DTYPE_F32 ? 4 : 2, size = N_OUT * ld * element;
-            uint8_t *got = malloc(size), *want = calloc(1, size);
-            float *row = malloc(n_in * sizeof *row);
-            for (unsigned r = 0; r < N_OUT; r++) {
-                packed_get_row(&c.w, r, row);
-                quantise_row(target, row, n_in, want + r * ld * element);
-            }
-            void *rows = device_of(NULL, size);
-            PackedMatrix m = c.w;
-            m.data = device_of(c.w.data, panels);
-            run(weft_cuda_unpack(&m, target, rows, ld, NULL));
-            device_read(got, rows, size);
-            assert_memory_equal(got, want, size);
-            device_free_all();
-            free(got);
-            free(want);
-            free(row);
+        const size_t ld = weft_cuda_row_elements(n_in), size = N_OUT * ld * 2;
+        uint16_t *got = malloc(size), *want = calloc(1, size);
+        float *row = malloc(n_in * sizeof *row);
+        for (unsigned r = 0; r < N_OUT; r++) {
+            packed_get_row(&c.w, r, row);
+            quantise_row(DTYPE_BF16, row, n_in, (uint8_t *)(want + r * ld));
         }
+        uint16_t *rows = device_of(NULL, size);
+        PackedMatrix m = c.w;
+        m.data = device_of(c.w.data, (N_OUT + 15) / 16 * c.w.panel_bytes);
+        run(weft_cuda_unpack(&m, rows, ld, NULL));
+        device_read(got, rows, size);
+        assert_memory_equal(got, want, size);
+        device_free_all();
+        free(got);
+        free(want);
+        free(row);
         matmul_case_free(&c);
     }
+    PackedMatrix f32 = {.type = DTYPE_F32, .n_out = 1, .n_in = 32};
+    assert_int_not_equal(weft_cuda_unpack(&f32, NULL, 32, NULL), 0);
+    f32.type = DTYPE_BF16;
+    assert_int_not_equal(weft_cuda_unpack(&f32, NULL, 24, NULL), 0);
 }
 
 static void kv_case(Numbers *numbers, KvType type, uint32_t head_size)

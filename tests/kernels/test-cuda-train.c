@@ -1,5 +1,6 @@
 /* Device kernels of training and of logits against generic, by bits. */
 #include "tests/kernels/cuda_case.h"
+#include "proto/base/hash.h"
 #include "kernels/ops/xent.h"
 
 static const Kernels *generic;
@@ -237,24 +238,24 @@ static void candidates_case(Numbers *numbers, uint32_t n, uint32_t keep)
 {
     enum { ROWS = 3, FIRST = 2048 };
     const size_t ld = n + 2;
-    const CudaDraw draws[ROWS] = {{.seed = 5, .temperature = 0.0f, .noise = 1},
-                                  {.seed = 0x123456789abcdefu,
-                                   .choice = 2,
-                                   .position = 77,
-                                   .purpose = 1,
-                                   .temperature = 0.8f,
-                                   .noise = 1},
-                                  {.temperature = 1.5f}};
+    const DeviceDraw draws[ROWS] = {{.seed = 5, .temperature = 0.0f, .noise = 1},
+                                    {.seed = 0x123456789abcdefu,
+                                     .choice = 2,
+                                     .position = 77,
+                                     .purpose = 1,
+                                     .temperature = 0.8f,
+                                     .noise = 1},
+                                    {.temperature = 1.5f}};
     float *z = padded_rows(numbers, ROWS, n, ld, -8, 8);
     for (uint32_t i = 0; i < n; i++) { /* ties, and both zeros */
         z[i] = i % 7 == 3 ? -0.0f : floorf(z[i]) + 0.0f;
     }
     Ranked *ranked = malloc(n * sizeof *ranked);
     float *noise = malloc(n * sizeof *noise);
-    CudaCandidate *got = malloc(ROWS * keep * sizeof *got);
+    DeviceCandidate *got = malloc(ROWS * keep * sizeof *got);
     FOR_EACH_ORDER
     {
-        CudaCandidate *out = device_of(NULL, ROWS * keep * sizeof *out);
+        DeviceCandidate *out = device_of(NULL, ROWS * keep * sizeof *out);
         run(weft_cuda_candidates(device_floats(z, ROWS * ld), ld, device_of(draws, sizeof draws),
                                  FIRST, ROWS, n, keep, out,
                                  device_of(NULL, weft_cuda_candidates_bytes(ROWS, n, keep)), NULL));
@@ -273,7 +274,7 @@ static void candidates_case(Numbers *numbers, uint32_t n, uint32_t keep)
             }
             qsort(ranked, n, sizeof *ranked, by_rank);
             for (uint32_t i = 0; i < keep; i++) {
-                const CudaCandidate *c = &got[r * keep + i];
+                const DeviceCandidate *c = &got[r * keep + i];
                 if (i >= n) {
                     assert_true(c->value == -INFINITY);
                     continue;
@@ -288,6 +289,60 @@ static void candidates_case(Numbers *numbers, uint32_t n, uint32_t keep)
         device_free_all();
     }
     free(z), free(ranked), free(noise), free(got);
+}
+
+/* Digests and statistics of chunks, tempered and raw; the last chunk short. */
+static void chunk_parts_case(Numbers *numbers, uint32_t n)
+{
+    enum { ROWS = 3 };
+    const size_t ld = n + 1;
+    const uint32_t n_chunks = (n + 1023) / 1024;
+    const DeviceDraw draws[ROWS] = {
+        {.temperature = 0.7f}, {.temperature = 0.0f}, {.seed = 3, .temperature = 2.0f}};
+    float *z = padded_rows(numbers, ROWS, n, ld, -20, 20);
+    z[ld + 3] = -0.0f;
+    z[2 * ld + n - 1] = INFINITY;
+    DeviceChunk *got = malloc(ROWS * n_chunks * sizeof *got);
+    float tempered[1024];
+    FOR_EACH_ORDER
+    {
+        DeviceChunk *out = device_of(NULL, ROWS * n_chunks * sizeof *out);
+        run(weft_cuda_chunk_parts(device_floats(z, ROWS * ld), ld, device_of(draws, sizeof draws),
+                                  ROWS, n, out, NULL));
+        device_read(got, out, ROWS * n_chunks * sizeof *got);
+        for (unsigned i = 0; i < ROWS * n_chunks; i++) {
+            const unsigned r = i / n_chunks, first = i % n_chunks * 1024;
+            const uint32_t count = n - first < 1024 ? n - first : 1024;
+            const float *logits = z + r * ld + first;
+            float want[4] = {0};
+            const Hash128 hash = hash128(logits, count * sizeof *logits);
+            assert_memory_equal(got[i].hash, hash.bytes, 16);
+            if (!generic->chunk_stats(logits, count, &want[0], &want[1])) {
+                want[0] = want[1] = NAN;
+            }
+            if (draws[r].temperature != 0) {
+                for (unsigned k = 0; k < count; k++) {
+                    tempered[k] = logits[k] / draws[r].temperature;
+                }
+                if (!generic->chunk_stats(tempered, count, &want[2], &want[3])) {
+                    want[2] = want[3] = NAN;
+                }
+            }
+            assert_bits("chunk", &got[i].m, want, 4);
+        }
+        device_free_all();
+    }
+    free(z), free(got);
+}
+
+static void test_chunk_parts(void **state)
+{
+    static const uint32_t sizes[] = {61, 64, 65, 80, 256, 257, 1023, 1024, 1024 + 61, 2500};
+    Numbers numbers = {61};
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        chunk_parts_case(&numbers, sizes[i]);
+    }
+    assert_int_not_equal(weft_cuda_chunk_parts(NULL, 0, NULL, 1, 1024 + 60, NULL, NULL), 0);
 }
 
 static void test_candidates(void **state)
@@ -387,6 +442,7 @@ int main(void)
         cmocka_unit_test(test_norm_gradients),
         cmocka_unit_test(test_stats_and_loss),
         cmocka_unit_test(test_logit_that_is_not_finite),
+        cmocka_unit_test(test_chunk_parts),
         cmocka_unit_test(test_candidates),
         cmocka_unit_test(test_attention_gradients),
     };

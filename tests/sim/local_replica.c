@@ -26,6 +26,7 @@ static Plan *layout_plan(const ModelSpec *spec, const LocalLayout *layout)
     plan->job = g_strdup("job-1");
     plan->model = g_strdup("local");
     plan->definition = (Definition){.numerics_version = 1,
+                                    .numerics = layout->numerics,
                                     .kv_type = layout->kv_type,
                                     .context = layout->context ? layout->context : 256};
     plan->streams = layout->streams ? layout->streams : 4;

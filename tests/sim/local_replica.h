@@ -19,6 +19,7 @@ typedef struct LocalLayout {
     uint32_t streams, context;     /* 0 = 4, 256 */
     uint64_t kv_pages;             /* 0 = streams x context */
     KvType kv_type;
+    NumericsClass numerics;              /* 0 = exact */
     bool plain;                          /* links unsealed */
     uint32_t shift;                      /* page numbers start here: other placement of KV pages */
     const struct Device *const *devices; /* by global rank, NULL = the host; or NULL: all hosts */

@@ -113,15 +113,11 @@ bool device_stage_gives_up(DeviceStage *d, int64_t end_us, int64_t deadline_us, 
     return true;
 }
 
-bool device_stage_all_reduce(DeviceStage *d, float *x, size_t n, int64_t deadline_us,
-                             const char *what)
+/* What an enqueuing call on the group came to, asked until it is known. */
+static bool enqueued(DeviceStage *d, DeviceStatus status, int64_t deadline_us, const char *what)
 {
     Stage *s = d->stage;
     const int64_t end = g_get_monotonic_time() + deadline_us;
-    if (s->failure != NULL || d->peers != GROUP_OK) {
-        return false;
-    }
-    DeviceStatus status = d->device->group->all_reduce(d->group, d->stream, x, x, n);
     while (status == DEVICE_NOT_READY) {
         if (device_stage_gives_up(d, end, deadline_us, what)) {
             return false;
@@ -135,4 +131,27 @@ bool device_stage_all_reduce(DeviceStage *d, float *x, size_t n, int64_t deadlin
         return !device_stage_gives_up(d, end, deadline_us, what);
     }
     return device_stage_ok(d, status, what);
+}
+
+bool device_stage_all_reduce(DeviceStage *d, float *x, size_t n, int64_t deadline_us,
+                             const char *what)
+{
+    return d->stage->failure == NULL && d->peers == GROUP_OK &&
+           enqueued(d, d->device->group->all_reduce(d->group, d->stream, x, x, n), deadline_us,
+                    what);
+}
+
+bool device_stage_fold(DeviceStage *d, const StageUnits *units, size_t n, int64_t deadline_us,
+                       const char *what)
+{
+    const DeviceGroupApi *group = d->device->group;
+    DeviceTree tree;
+    device_tree_init(&tree, units->n_leaves, units->cuts, d->stage->plan_stage->n_ranks);
+    return d->stage->failure == NULL && d->peers == GROUP_OK &&
+           enqueued(d,
+                    group->all_gather(d->group, d->stream, d->partial, d->gathered,
+                                      sizeof(float) * n * tree.most),
+                    deadline_us, what) &&
+           enqueued(d, group->fold(d->group, d->stream, &tree, d->gathered, n, d->partial),
+                    deadline_us, what);
 }

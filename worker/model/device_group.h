@@ -15,6 +15,10 @@ DeviceStatus device_stage_joined(DeviceStage *d);
  * over: stage->failure says why, or d->peers. */
 bool device_stage_all_reduce(DeviceStage *d, float *x, size_t n, int64_t deadline_us,
                              const char *what);
+/* Class exact: d->partial = the tree's sum of all ranks' subtrees, of which d->partial has this
+ * rank's, n floats each; likewise. */
+bool device_stage_fold(DeviceStage *d, const StageUnits *units, size_t n, int64_t deadline_us,
+                       const char *what);
 /* Whether a wait for the stream is to be given up, which `end_us` (CLOCK_MONOTONIC) does, and the
  * epoch's end, and the group's; sets d->peers or stage->failure, and leaves the group, so that the
  * stream goes on. */

@@ -19,9 +19,15 @@ static uint32_t page_entries(const Stage *s)
     return (s->o.plan->definition.context + KV_BLOCK - 1) / KV_BLOCK;
 }
 
+/* The input: ids, positions, tables, outputs; draws; segments; page tables. */
+static size_t draws_offset(const Stage *s)
+{
+    return align256(sizeof(uint32_t) * 4 * (size_t)s->max_rows);
+}
+
 static size_t segments_offset(const Stage *s)
 {
-    return sizeof(uint32_t) * (3 * (size_t)s->max_rows + STAGE_LOGITS_ROWS);
+    return align256(draws_offset(s) + sizeof(DeviceDraw) * (size_t)s->max_rows);
 }
 
 static size_t pages_offset(const Stage *s)
@@ -32,6 +38,45 @@ static size_t pages_offset(const Stage *s)
 static size_t input_bytes(const Stage *s)
 {
     return pages_offset(s) + sizeof(uint32_t) * (size_t)s->max_rows * page_entries(s);
+}
+
+/* Rows whose logits fit: all of a step that is sampled here, if they are not too many. */
+static uint32_t logits_rows(const Stage *s)
+{
+    return MAX(STAGE_LOGITS_ROWS, MIN(s->max_rows, DEVICE_LOGITS_ROWS));
+}
+
+static uint32_t n_chunks(const Stage *s)
+{
+    return (s->o.shard->vocab_count + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
+}
+
+bool stage_draws(const Stage *s)
+{
+    const uint32_t n = s->o.shard->vocab_count;
+    return s->o.shard->device != NULL && s->o.shard->has_head && n > 0 &&
+           (n - 1) % VOCAB_CHUNK + 1 >= DEVICE_SHORTEST_CHUNK;
+}
+
+static DeviceDrawn drawn_of(const Stage *s, uint8_t *memory, const DevicePass *pass)
+{
+    const size_t rows = pass->n_draws, chunks = sizeof(DeviceChunk) * n_chunks(s) * rows,
+                 best = sizeof(DeviceCandidate) * pass->keep * rows,
+                 top = sizeof(DeviceCandidate) * pass->n_top * rows;
+    DeviceDrawn drawn = {.n_chunks = n_chunks(s), .bytes = chunks + best + top};
+    if (memory != NULL) {
+        drawn.chunks = (DeviceChunk *)(void *)memory;
+        drawn.best = (DeviceCandidate *)(void *)(memory + chunks);
+        drawn.top = (DeviceCandidate *)(void *)(memory + chunks + best);
+    }
+    return drawn;
+}
+
+static size_t drawn_bytes(const Stage *s)
+{
+    const DevicePass most = {
+        .n_draws = s->max_rows, .keep = DEVICE_KEEP_LIMIT, .n_top = SAMPLE_TOP_LIMIT};
+    return stage_draws(s) ? drawn_of(s, NULL, &most).bytes : 0;
 }
 
 static void widest(const PackedMatrix *m, DeviceLimits *limits)
@@ -56,6 +101,10 @@ static DeviceLimits limits_of(const Stage *s)
     if (shard->has_head) {
         widest(shard_head(shard), &limits);
     }
+    if (stage_draws(s)) {
+        limits.sampled_rows = logits_rows(s);
+        limits.vocabulary = shard->vocab_count;
+    }
     return limits;
 }
 
@@ -71,6 +120,25 @@ static float *take_floats(uint8_t *base, size_t *at, size_t rows, size_t columns
     return take(base, at, sizeof(float) * rows * columns);
 }
 
+/* Sums of its own that a rank gives at most, as all ranks of the stage see it: their parts of a
+ * gathering are equally long. */
+static uint32_t most_subtrees(const DeviceStage *d)
+{
+    const Stage *s = d->stage;
+    DeviceTree attn, ffn;
+    if (s->plan_stage->n_ranks == 1 || d->fast) {
+        return s->plan_stage->n_ranks > 1;
+    }
+    device_tree_init(&attn, s->attn_units.n_leaves, s->attn_units.cuts, s->plan_stage->n_ranks);
+    device_tree_init(&ffn, s->ffn_units.n_leaves, s->ffn_units.cuts, s->plan_stage->n_ranks);
+    return MAX(attn.most, ffn.most);
+}
+
+static bool is_fast(const Stage *s)
+{
+    return s->o.plan->definition.numerics == NUMERICS_FAST;
+}
+
 /* Every buffer from base on, or with NULL only their size. */
 static size_t place(DeviceStage *d, uint8_t *base)
 {
@@ -78,7 +146,8 @@ static size_t place(DeviceStage *d, uint8_t *base)
     const Shard *shard = s->o.shard;
     const size_t rows = s->max_rows, width = s->o.spec->width, hd = s->o.spec->head_size,
                  context = s->o.plan->definition.context, half = s->o.spec->rope.dims / 2;
-    const size_t ffn = shard->layers[0].gate.n_out;
+    const size_t ffn = shard->layers[0].up.n_out; /* GPT-2 has no gate */
+    const size_t ranks = s->plan_stage->n_ranks, subtrees = most_subtrees(d);
     size_t at = 0;
     d->x = take_floats(base, &at, rows, width);
     d->h = take_floats(base, &at, rows, width);
@@ -88,8 +157,10 @@ static size_t place(DeviceStage *d, uint8_t *base)
     d->v = take_floats(base, &at, rows, shard->n_kv_heads * hd);
     d->gate = take_floats(base, &at, rows, ffn);
     d->up = take_floats(base, &at, rows, ffn);
-    d->partial = take_floats(base, &at, s->plan_stage->n_ranks > 1 ? rows : 0, width);
-    d->logits = take_floats(base, &at, STAGE_LOGITS_ROWS, shard->has_head ? shard->vocab_count : 0);
+    d->partial = take_floats(base, &at, subtrees * rows, width);
+    d->gathered = take_floats(base, &at, d->fast ? 0 : ranks * subtrees * rows, width);
+    d->logits = take_floats(base, &at, d->logits_rows, shard->has_head ? shard->vocab_count : 0);
+    d->drawn = take(base, &at, d->drawn_bytes);
     d->cos = take_floats(base, &at, context, half);
     d->sin = take_floats(base, &at, context, half);
     d->input = take(base, &at, d->input_bytes);
@@ -101,7 +172,10 @@ size_t device_stage_bytes(const Stage *stage)
 {
     const DeviceLimits limits = limits_of(stage);
     DeviceStage counting = {.stage = (Stage *)stage,
+                            .fast = is_fast(stage),
                             .input_bytes = input_bytes(stage),
+                            .logits_rows = logits_rows(stage),
+                            .drawn_bytes = drawn_bytes(stage),
                             .workspace_bytes =
                                 stage->o.shard->device->ops->workspace_bytes(&limits)};
     return place(&counting, NULL);
@@ -126,6 +200,10 @@ uint32_t *device_stage_outputs(const DeviceStage *d, uint8_t *side)
 {
     return device_stage_tables(d, side) + d->stage->max_rows;
 }
+DeviceDraw *device_stage_draws(const DeviceStage *d, uint8_t *side)
+{
+    return (DeviceDraw *)(void *)(side + draws_offset(d->stage));
+}
 DeviceSegment *device_stage_segments(const DeviceStage *d, uint8_t *side)
 {
     return (DeviceSegment *)(void *)(side + segments_offset(d->stage));
@@ -145,6 +223,20 @@ uint32_t device_stage_keys(const DeviceStage *d, uint32_t n)
     return MIN(bound, context);
 }
 
+uint32_t device_stage_keep(uint32_t n)
+{
+    uint32_t keep = 1;
+    while (keep < n && keep < DEVICE_KEEP_LIMIT) {
+        keep *= 2;
+    }
+    return keep;
+}
+
+DeviceDrawn device_stage_drawn(const DeviceStage *d, uint8_t *memory, const DevicePass *pass)
+{
+    return drawn_of(d->stage, memory, pass);
+}
+
 /* ---- opening ---- */
 
 static bool serves(const Stage *s, GError **error)
@@ -152,12 +244,6 @@ static bool serves(const Stage *s, GError **error)
     const Device *device = s->o.shard->device;
     const ModelSpec *spec = s->o.spec;
     const KvType kv = s->o.plan->definition.kv_type;
-    if (spec->family != FAMILY_LLAMA) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "%s:%u (%s) serves the Llama family only: use workers with --device cpu",
-                    device->info.kind, device->info.index, device->info.name);
-        return false;
-    }
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *t = &spec->tensors[i];
         if (t->rows > 1 && !device->ops->has_weight(t->type)) {
@@ -198,9 +284,11 @@ static bool allocate(DeviceStage *d, GError **error)
                       "memory for step buffers", error)) {
         return false;
     }
-    return device_check(
-        d->device, api->alloc_pinned(d->device->handle, d->input_bytes, (void **)&d->host_input),
-        "pinned memory for steps", error);
+    status = api->alloc_pinned(d->device->handle, d->input_bytes, (void **)&d->host_input);
+    if (status == DEVICE_OK && d->drawn_bytes > 0) {
+        status = api->alloc_pinned(d->device->handle, d->drawn_bytes, (void **)&d->host_drawn);
+    }
+    return device_check(d->device, status, "pinned memory for steps", error);
 }
 
 /* RoPE's tables go up once. The host's lie in pinned memory. */
@@ -210,6 +298,9 @@ static bool fill_tables(DeviceStage *d, GError **error)
     const Stage *s = d->stage;
     const size_t bytes =
         sizeof(float) * (size_t)s->o.plan->definition.context * (s->o.spec->rope.dims / 2);
+    if (bytes == 0) {
+        return true; /* a model without RoPE */
+    }
     DeviceStatus status = api->copy(d->stream, d->cos, s->rope_cos, bytes, DEVICE_COPY_UP);
     if (status == DEVICE_OK) {
         status = api->copy(d->stream, d->sin, s->rope_sin, bytes, DEVICE_COPY_UP);
@@ -232,6 +323,9 @@ DeviceStage *device_stage_new(Stage *stage, GError **error)
     d->pages_ld = page_entries(stage);
     d->pages_offset = pages_offset(stage);
     d->input_bytes = input_bytes(stage);
+    d->logits_rows = logits_rows(stage);
+    d->drawn_bytes = drawn_bytes(stage);
+    d->fast = is_fast(stage);
     d->workspace_bytes = d->device->ops->workspace_bytes(&limits);
     d->arena_bytes = place(d, NULL);
     d->kv = (DeviceKv){.page_bytes = stage->kv.page_bytes,
@@ -270,6 +364,7 @@ void device_stage_free(DeviceStage *d)
     api->free(d->device->handle, d->kv.memory);
     api->free(d->device->handle, d->arena);
     api->free_pinned(d->device->handle, d->host_input);
+    api->free_pinned(d->device->handle, d->host_drawn);
     g_free(d);
 }
 
@@ -309,6 +404,7 @@ static bool same_pass(const DevicePass *a, const DevicePass *b)
 {
     return a->n_rows == b->n_rows && a->n_segments == b->n_segments &&
            a->longest_segment == b->longest_segment && a->max_keys == b->max_keys &&
+           a->n_draws == b->n_draws && a->keep == b->keep && a->n_top == b->n_top &&
            a->n_outputs == b->n_outputs && a->embed == b->embed && a->give == b->give;
 }
 

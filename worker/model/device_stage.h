@@ -1,7 +1,6 @@
 /* DeviceStage: what a stage has on a device: KV pages, buffers, RoPE tables, one stream, and the
- * graphs of its decode steps. llama_device.c runs the family's forward pass on it; the rest of the
- * engine sees the Stage alone, whose x, logits and partial are pinned host memory then. Engine
- * thread.
+ * graphs of its decode steps. device_forward.c runs a pass on it; the rest of the engine sees the
+ * Stage alone, whose x, logits and partial are pinned host memory then. Engine thread.
  *
  * A step's numbers (ids, positions, page tables) go up as one block of pinned memory, the input:
  * the only thing that differs between two launches of a graph. */
@@ -13,10 +12,12 @@
 /* What a pass over the layers does besides them; with the rows' shape it names a graph. */
 typedef struct DevicePass {
     uint32_t n_rows, n_segments, longest_segment;
-    uint32_t max_keys;  /* rounded up: device_stage_keys() */
-    uint32_t n_outputs; /* rows whose logits the pass ends with; 0 = none */
-    bool embed;         /* else x comes up */
-    bool give;          /* x goes down at the end */
+    uint32_t max_keys;    /* rounded up: device_stage_keys() */
+    uint32_t n_draws;     /* rows sampled here; 0 = none */
+    uint32_t keep, n_top; /* of these; keep rounded up: device_stage_keep() */
+    uint32_t n_outputs;   /* rows whose logits the pass ends with; 0 = none */
+    bool embed;           /* else x comes up */
+    bool give;            /* x goes down at the end */
 } DevicePass;
 
 typedef struct DeviceStepGraph {
@@ -27,6 +28,17 @@ typedef struct DeviceStepGraph {
 } DeviceStepGraph;
 
 #define DEVICE_GRAPHS 48u
+/* Rows whose logits are on the device at once when they are sampled there. */
+#define DEVICE_LOGITS_ROWS 128u
+
+/* Results of a pass's draws, one layout on both sides. */
+typedef struct DeviceDrawn {
+    DeviceChunk *chunks; /* [n_draws][n_chunks] */
+    uint32_t n_chunks;
+    DeviceCandidate *best; /* [n_draws][keep] */
+    DeviceCandidate *top;  /* [n_draws][n_top] */
+    size_t bytes;          /* of all of them */
+} DeviceDrawn;
 
 typedef struct DeviceStage {
     Stage *stage;
@@ -36,9 +48,15 @@ typedef struct DeviceStage {
     uint8_t *arena;
     size_t arena_bytes;
     DeviceKv kv;
-    float *x, *h, *q, *k, *v, *attn, *gate, *up, *partial, *logits, *cos, *sin;
+    bool fast; /* the plan's numerics class */
+    float *x, *h, *q, *k, *v, *attn, *gate, *up, *logits, *cos, *sin;
+    float *partial;       /* [subtrees][rows][width] of this rank, the sum in the first after it */
+    float *gathered;      /* class exact: those of all ranks */
+    uint32_t logits_rows; /* of logits */
     void *workspace;
     size_t workspace_bytes;
+    uint8_t *drawn, *host_drawn; /* device; pinned */
+    size_t drawn_bytes;
     /* input: one layout on both sides */
     uint8_t *input, *host_input; /* device; pinned */
     size_t input_bytes, pages_offset;
@@ -48,7 +66,8 @@ typedef struct DeviceStage {
     bool grouped;              /* all have joined */
     GroupStatus peers;         /* why a wait for them ended; OK: none did */
     uint32_t step;             /* number of the running one */
-    int64_t deadline_us; /* of the last pass */
+    int64_t deadline_us;       /* of the last pass */
+    DevicePass last;           /* whose draws host_drawn holds */
     /* rows whose logits stage->logits holds */
     uint32_t ready[STAGE_LOGITS_ROWS], n_ready;
     DeviceStepGraph graphs[DEVICE_GRAPHS];
@@ -66,12 +85,18 @@ size_t device_stage_bytes(const Stage *stage);
 uint32_t *device_stage_tokens(const DeviceStage *d, uint8_t *side);
 uint32_t *device_stage_positions(const DeviceStage *d, uint8_t *side);
 uint32_t *device_stage_tables(const DeviceStage *d, uint8_t *side);
-uint32_t *device_stage_outputs(const DeviceStage *d, uint8_t *side); /* [STAGE_LOGITS_ROWS] */
+uint32_t *device_stage_outputs(const DeviceStage *d, uint8_t *side);
+DeviceDraw *device_stage_draws(const DeviceStage *d, uint8_t *side);
 DeviceSegment *device_stage_segments(const DeviceStage *d, uint8_t *side);
 uint32_t *device_stage_pages(const DeviceStage *d, uint8_t *side);
 /* The bound under which n keys share a graph: the next power of two from 256 on, at most the
  * context. */
 uint32_t device_stage_keys(const DeviceStage *d, uint32_t n);
+
+/* The parts of `memory` (drawn or host_drawn) for a pass of this shape. */
+DeviceDrawn device_stage_drawn(const DeviceStage *d, uint8_t *memory, const DevicePass *pass);
+/* The bound under which n candidates share a graph: a power of two, at most DEVICE_KEEP_LIMIT. */
+uint32_t device_stage_keep(uint32_t n);
 
 /* Takes note of a failure: stage->failure, once. True if the status is OK. */
 bool device_stage_ok(DeviceStage *d, DeviceStatus status, const char *what);

@@ -7,6 +7,7 @@
  * rank of the stage. */
 #pragma once
 
+#include "kernels/device/sample.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "transport/group/group.h"
@@ -82,10 +83,20 @@ void stage_free(Stage *stage);
 /* The links are open; `group` is borrowed. */
 void stage_set_group(Stage *stage, Group *group);
 
+/* Rows of a step whose tokens a device draws: what it needs of the sampler, and what it gives. */
+typedef struct StageDraws {
+    const uint32_t *rows;    /* [n] of the step, ascending */
+    const DeviceDraw *draws; /* [n] */
+    uint32_t n;
+    uint32_t keep;  /* candidates of each, <= DEVICE_KEEP_LIMIT */
+    uint32_t n_top; /* most likely ids of each, <= SAMPLE_TOP_LIMIT */
+} StageDraws;
+
 typedef struct StageRun {
     const Step *step;
     const uint32_t *const *page_tables; /* by slot */
     int64_t deadline_us;                /* of each wait inside, relative to its start */
+    const StageDraws *draws;            /* NULL = none; only where stage_draws() */
     StageTrace *trace;                  /* NULL = nothing is traced */
     int64_t
         flip_layer; /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
@@ -102,3 +113,8 @@ void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n);
 /* `mine`: the rows of the step's tokens that this rank owns, in order; all of them go to stage->x
  * on every rank. mine may be stage->x. */
 GroupStatus stage_gather_embedding(Stage *stage, const StageRun *run, const float *mine);
+
+/* Whether this rank can draw tokens (StageRun.draws): on a device whose vocabulary it can hash. */
+bool stage_draws(const Stage *stage);
+/* Draw i of the last pass over the layers, borrowed until the next; false: it had no such draw. */
+bool stage_drawn(const Stage *stage, uint32_t i, SampleDrawn *out);

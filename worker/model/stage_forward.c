@@ -1,5 +1,5 @@
 /* A stage's pass over a step: the embedding, the layers of its family, logits of some rows. */
-#include "worker/model/llama_device.h"
+#include "worker/model/device_forward.h"
 #include "worker/model/stage_ops.h"
 
 #include <string.h>
@@ -30,7 +30,7 @@ static void layers_region(void *user, unsigned t, unsigned n_threads)
 GroupStatus stage_layers(Stage *stage, const StageRun *run)
 {
     if (stage->device != NULL) {
-        return llama_device_layers(stage, run);
+        return device_forward_layers(stage, run);
     }
     StagePass p = {.s = stage, .run = run, .rows = run->step->n_rows};
     stage->status = GROUP_OK;
@@ -126,7 +126,7 @@ GroupStatus stage_embed(Stage *stage, const StageRun *run)
 {
     GroupStatus status = GROUP_OK;
     if (stage->device != NULL) {
-        return llama_device_embed(stage, run);
+        return device_forward_embed(stage, run);
     }
     if (stage->group != NULL) {
         status = embed_over_ranks(stage, run);
@@ -172,7 +172,7 @@ void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n)
     LogitsPass lp = {.pass = {.s = stage, .rows = n}, .rows = rows};
     g_assert(n <= STAGE_LOGITS_ROWS);
     if (stage->device != NULL) {
-        llama_device_logits(stage, rows, n);
+        device_forward_logits(stage, rows, n);
         return;
     }
     if (stage->o.shard->vocab_count > 0) {

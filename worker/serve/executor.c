@@ -468,6 +468,7 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
     const StageRun run = {.step = step,
                           .page_tables = e->sequences.page_tables,
                           .deadline_us = e->o.deadline_us,
+                          .draws = last ? sampling_draws(e->sampling, step) : NULL,
                           .trace = trace_begin(e->trace, step, &e->sequences),
                           .flip_layer = flip_layer(e)};
     if (step->n_rows > 0) {

@@ -4,6 +4,7 @@
 #include "proto/base/hash.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 enum { OPEN_ENDED_FIRST = 128 };
@@ -240,22 +241,43 @@ static bool add_chunk(const Kernels *k, const SampleRow *row, const float *logit
     return finite;
 }
 
+/* Appends the part's head and room for the rest; returns where the head's place is. */
+static guint begin_part(GByteArray *out, const uint32_t fields[6], float target)
+{
+    const guint head = out->len;
+    const guint size = (guint)(6 * sizeof *fields + sizeof target + sizeof(ChunkPart) * fields[1] +
+                               sizeof(Candidate) * (fields[2] + fields[4]));
+    g_byte_array_set_size(out, head + size);
+    memcpy(out->data + head, fields, 6 * sizeof *fields);
+    memcpy(out->data + head + 6 * sizeof *fields, &target, sizeof target);
+    return head;
+}
+
+static ChunkPart *chunks_of(const GByteArray *out, guint head)
+{
+    return (ChunkPart *)(void *)(out->data + head + 6 * sizeof(uint32_t) + sizeof(float));
+}
+
+static uint32_t tops_of(const SampleRow *row, uint32_t n)
+{
+    return MIN(MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT), n);
+}
+
+static uint32_t chunks_in(uint32_t n)
+{
+    return (n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
+}
+
 void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits,
                  uint32_t first_id, uint32_t n, uint32_t n_candidates, GByteArray *out)
 {
-    const uint32_t n_chunks = (n + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
-    const uint32_t limit = row->score ? 0 : MIN(n_candidates, n);
-    const uint32_t n_top = MIN(MIN(row->settings.top_logprobs, SAMPLE_TOP_LIMIT), n);
+    const uint32_t n_chunks = chunks_in(n), limit = row->score ? 0 : MIN(n_candidates, n);
+    const uint32_t n_top = tops_of(row, n);
     const bool has_target = row->score && row->target >= first_id && row->target < first_id + n;
     const float target = has_target ? logits[row->target - first_id] : 0.0f;
     const uint32_t fields[6] = {0, n_chunks, limit, limit == n, n_top, has_target};
-    const guint head = out->len;
-    g_byte_array_append(out, (const guint8 *)fields, sizeof fields);
-    g_byte_array_append(out, (const guint8 *)&target, 4);
-    const guint at = out->len;
-    g_byte_array_set_size(
-        out, at + (guint)(sizeof(ChunkPart) * n_chunks + sizeof(Candidate) * (limit + n_top)));
-    ChunkPart *chunks = (ChunkPart *)(void *)(out->data + at);
+    const guint head = begin_part(out, fields, target);
+    ChunkPart *chunks = chunks_of(out, head);
     Best best = {.heap = (Candidate *)(void *)(chunks + n_chunks), .limit = limit};
     Best top = {.heap = best.heap + limit, .limit = n_top};
     uint32_t failed = 0;
@@ -267,6 +289,51 @@ void sample_part(const Kernels *kernels, const SampleRow *row, const float *logi
     qsort(best.heap, best.n, sizeof *best.heap, by_rank);
     qsort(top.heap, top.n, sizeof *top.heap, by_rank);
     memcpy(out->data + head, &failed, sizeof failed);
+}
+
+/* ---- the same from what a device made ---- */
+
+bool sample_is_plain(const SampleRow *row)
+{
+    return !row->score && row->n_bias == 0 && !counts_generated(row) &&
+           (row->n_window == 0 || !penalises(&row->settings));
+}
+
+DeviceDraw sample_draw(const SampleRow *row)
+{
+    const SampleSettings *s = &row->settings;
+    return (DeviceDraw){.seed = s->seed,
+                        .choice = s->choice,
+                        .position = row->position,
+                        .purpose = 0,
+                        .temperature = s->temperature,
+                        .noise = s->temperature > 0.0f && !has_filters(s)};
+}
+
+void sample_part_drawn(const SampleRow *row, const SampleDrawn *drawn, uint32_t n,
+                       uint32_t n_candidates, GByteArray *out)
+{
+    _Static_assert(sizeof(ChunkPart) == sizeof(DeviceChunk) &&
+                       offsetof(ChunkPart, m) == offsetof(DeviceChunk, m) &&
+                       offsetof(ChunkPart, lt) == offsetof(DeviceChunk, tempered_l) &&
+                       sizeof(Candidate) == sizeof(DeviceCandidate) &&
+                       offsetof(Candidate, raw) == offsetof(DeviceCandidate, logit) &&
+                       offsetof(Candidate, id) == offsetof(DeviceCandidate, id),
+                   "one layout of parts");
+    const uint32_t n_chunks = chunks_in(n), limit = MIN(n_candidates, n), n_top = tops_of(row, n);
+    const bool open_ended = sample_is_open_ended(&row->settings);
+    uint32_t fields[6] = {0, n_chunks, limit, limit == n, n_top, 0};
+    g_assert(n_chunks == drawn->n_chunks && limit <= drawn->keep && n_top <= drawn->n_top);
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        const DeviceChunk *chunk = &drawn->chunks[c];
+        fields[0] |= isnan(chunk->m) || (open_ended && isnan(chunk->tempered_m));
+    }
+    const guint head = begin_part(out, fields, 0.0f);
+    ChunkPart *chunks = chunks_of(out, head);
+    Candidate *best = (Candidate *)(void *)(chunks + n_chunks);
+    memcpy(chunks, drawn->chunks, sizeof *chunks * n_chunks);
+    memcpy(best, drawn->best, sizeof *best * limit);
+    memcpy(best + limit, drawn->top, sizeof *best * n_top);
 }
 
 /* ---- the merge ---- */

@@ -18,6 +18,7 @@
  *                  then argmax v + noise. */
 #pragma once
 
+#include "kernels/device/sample.h"
 #include "kernels/kernels.h"
 
 #include <glib.h>
@@ -60,6 +61,22 @@ uint32_t sample_candidates(const SampleSettings *s);
  * of VOCAB_CHUNK. */
 void sample_part(const Kernels *kernels, const SampleRow *row, const float *logits,
                  uint32_t first_id, uint32_t n, uint32_t n_candidates, GByteArray *out);
+
+/* Whether raw logits and a DeviceDraw are all that a draw needs: no penalty, bias or score. */
+bool sample_is_plain(const SampleRow *row);
+/* How a device draws a plain row. */
+DeviceDraw sample_draw(const SampleRow *row);
+/* What a device made of one plain row and one shard, borrowed; keep and n_top: at least what is
+ * asked for, or the shard's ids. */
+typedef struct SampleDrawn {
+    const DeviceChunk *chunks; /* [n_chunks] */
+    uint32_t n_chunks;
+    const DeviceCandidate *best, *top;
+    uint32_t keep, n_top;
+} SampleDrawn;
+/* sample_part() of n ids out of it. */
+void sample_part_drawn(const SampleRow *row, const SampleDrawn *drawn, uint32_t n,
+                       uint32_t n_candidates, GByteArray *out);
 
 typedef enum SampleOutcome {
     SAMPLE_DRAWN,

@@ -4,6 +4,13 @@
 
 #include <string.h>
 
+/* Output rows of a step in row order. */
+typedef struct OutputRow {
+    const Sequence *sequence;
+    const StepRow *row;
+    uint32_t slot, index, position;
+} OutputRow;
+
 struct Sampling {
     Stage *stage;
     const Sequences *sequences;
@@ -13,6 +20,11 @@ struct Sampling {
     size_t logits_capacity;
     SampleReader *readers;
     SampleMerger *merger;
+    OutputRow *rows; /* a block's, capacity max_rows */
+    /* rows of the step that the stage's device draws */
+    StageDraws draws;
+    uint32_t *draw_rows; /* capacity max_rows, like the next */
+    DeviceDraw *draw_of;
 };
 
 Sampling *sampling_new(Stage *stage, const Sequences *sequences)
@@ -24,6 +36,9 @@ Sampling *sampling_new(Stage *stage, const Sequences *sequences)
     s->drawn = g_new0(SampleResult, stage->max_rows);
     s->readers = g_new0(SampleReader, stage->plan_stage->n_ranks);
     s->merger = sample_merger_new();
+    s->rows = g_new0(OutputRow, stage->max_rows);
+    s->draw_rows = g_new0(uint32_t, stage->max_rows);
+    s->draw_of = g_new0(DeviceDraw, stage->max_rows);
     return s;
 }
 
@@ -36,6 +51,9 @@ void sampling_free(Sampling *s)
     g_free(s->drawn);
     g_free(s->logits);
     g_free(s->readers);
+    g_free(s->rows);
+    g_free(s->draw_rows);
+    g_free(s->draw_of);
     sample_merger_free(s->merger);
     g_free(s);
 }
@@ -72,13 +90,6 @@ static SampleRow row_of(const Sequence *q, const StepRow *row, uint32_t position
                        .score = row->output == STEP_OUTPUT_SCORE,
                        .target = row->target};
 }
-
-/* Output rows of a step in row order. */
-typedef struct OutputRow {
-    const Sequence *sequence;
-    const StepRow *row;
-    uint32_t slot, index, position;
-} OutputRow;
 
 typedef void (*OutputFn)(const OutputRow *row, void *user);
 
@@ -125,46 +136,98 @@ bool sampling_may_repeat(const Sampling *s, const Step *step)
     return open;
 }
 
-/* ---- this rank's part: logits in blocks of rows; each row's part, then its raw logits if they are
- * wanted ---- */
+/* ---- rows that a device draws ---- */
+
+static void note_draw(const OutputRow *r, void *user)
+{
+    Sampling *s = user;
+    const SampleRow row = row_of(r->sequence, r->row, r->position);
+    if (sample_is_plain(&row) && !r->sequence->admit.want_logits) {
+        s->draw_rows[s->draws.n] = r->index;
+        s->draw_of[s->draws.n++] = sample_draw(&row);
+        s->draws.n_top = MAX(s->draws.n_top, row.settings.top_logprobs);
+    }
+}
+
+const StageDraws *sampling_draws(Sampling *s, const Step *step)
+{
+    const uint32_t n_candidates = sampling_first_candidates(s, step);
+    s->draws = (StageDraws){.rows = s->draw_rows, .draws = s->draw_of, .keep = n_candidates};
+    if (stage_draws(s->stage) && n_candidates <= DEVICE_KEEP_LIMIT) {
+        each_output(s, step, note_draw, s);
+    }
+    return &s->draws;
+}
+
+/* The row as the stage's device has drawn it, with n_candidates at least. */
+static bool drawn(const Sampling *s, const OutputRow *row, uint32_t *next, uint32_t n_candidates,
+                  SampleDrawn *out)
+{
+    while (*next < s->draws.n && s->draw_rows[*next] < row->index) {
+        ++*next;
+    }
+    return *next < s->draws.n && s->draw_rows[*next] == row->index &&
+           stage_drawn(s->stage, *next, out) &&
+           MIN(n_candidates, s->stage->o.shard->vocab_count) <= out->keep;
+}
+
+/* ---- this rank's part: logits in blocks of rows, where they are needed; each row's part, then its
+ * raw logits if they are wanted ---- */
 
 typedef struct PartPass {
     Sampling *s;
-    uint32_t n_candidates, n;
-    OutputRow rows[STAGE_LOGITS_ROWS];
+    uint32_t n_candidates;
+    uint32_t n, n_logits; /* of s->rows; of these, rows whose logits are needed */
+    uint32_t next, ahead; /* draw: of the block that is flushed, of the row that is collected */
     GByteArray *out;
 } PartPass;
+
+static void add_part(PartPass *p, const OutputRow *r, const float *logits)
+{
+    const Stage *stage = p->s->stage;
+    const Shard *shard = stage->o.shard;
+    const SampleRow row = row_of(r->sequence, r->row, r->position);
+    sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count,
+                p->n_candidates, p->out);
+    if (r->sequence->admit.want_logits) {
+        g_byte_array_append(p->out, (const guint8 *)logits,
+                            (guint)(sizeof(float) * shard->vocab_count));
+    }
+}
 
 static void flush_block(PartPass *p)
 {
     Stage *stage = p->s->stage;
-    const Shard *shard = stage->o.shard;
-    uint32_t index[STAGE_LOGITS_ROWS];
+    const uint32_t vocabulary = stage->o.shard->vocab_count;
+    uint32_t index[STAGE_LOGITS_ROWS], n_logits = 0, next = p->next;
+    SampleDrawn of_row;
     for (uint32_t i = 0; i < p->n; i++) {
-        index[i] = p->rows[i].index;
-    }
-    if (p->n > 0) {
-        stage_logits(stage, index, p->n);
-    }
-    for (uint32_t i = 0; i < p->n; i++) {
-        const OutputRow *r = &p->rows[i];
-        const SampleRow row = row_of(r->sequence, r->row, r->position);
-        const float *logits = stage->logits + (size_t)i * shard->vocab_count;
-        sample_part(stage->o.kernels, &row, logits, shard->vocab_first, shard->vocab_count,
-                    p->n_candidates, p->out);
-        if (r->sequence->admit.want_logits) {
-            g_byte_array_append(p->out, (const guint8 *)logits,
-                                (guint)(sizeof(float) * shard->vocab_count));
+        if (!drawn(p->s, &p->s->rows[i], &next, p->n_candidates, &of_row)) {
+            index[n_logits++] = p->s->rows[i].index;
         }
     }
-    p->n = 0;
+    if (n_logits > 0) {
+        stage_logits(stage, index, n_logits);
+    }
+    for (uint32_t i = 0, at = 0; i < p->n; i++) {
+        const OutputRow *r = &p->s->rows[i];
+        if (drawn(p->s, r, &p->next, p->n_candidates, &of_row)) {
+            const SampleRow row = row_of(r->sequence, r->row, r->position);
+            sample_part_drawn(&row, &of_row, vocabulary, p->n_candidates, p->out);
+        } else {
+            add_part(p, r, stage->logits + (size_t)at++ * vocabulary);
+        }
+    }
+    p->n = p->n_logits = 0;
 }
 
 static void collect(const OutputRow *row, void *user)
 {
     PartPass *p = user;
-    p->rows[p->n++] = *row;
-    if (p->n == STAGE_LOGITS_ROWS) {
+    SampleDrawn of_row;
+    p->s->rows[p->n++] = *row;
+    p->n_logits += !drawn(p->s, row, &p->ahead, p->n_candidates, &of_row);
+    if (p->n_logits == STAGE_LOGITS_ROWS) {
         flush_block(p);
     }
 }

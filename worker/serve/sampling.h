@@ -17,6 +17,10 @@ uint32_t sampling_first_candidates(const Sampling *sampling, const Step *step);
 /* True if the merge of this step may ask for a second round with more candidates (open-ended
  * filters). All ranks of the stage agree on it. */
 bool sampling_may_repeat(const Sampling *sampling, const Step *step);
+/* Rows of the step whose tokens the stage's device draws in its pass over the layers: all with an
+ * output but the penalised, biased, scored and dumped ones, and none where the filters ask for more
+ * candidates than a device keeps. For StageRun; borrowed until the next call. */
+const StageDraws *sampling_draws(Sampling *sampling, const Step *step);
 /* Computes and appends this rank's part of every output row, in row order. */
 void sampling_part(Sampling *sampling, const Step *step, uint32_t n_candidates, GByteArray *out);
 typedef enum SamplingMerge { SAMPLING_DONE, SAMPLING_MORE, SAMPLING_MALFORMED } SamplingMerge;

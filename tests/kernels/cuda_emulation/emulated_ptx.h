@@ -66,6 +66,48 @@ static inline void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_
                  });
 }
 
+/* Row r of matrix m is where lane 8m + r points. */
+static inline const uint16_t *emulated_row(const EmulatedSlot *slots, unsigned matrix, unsigned row)
+{
+    const uint16_t *at;
+    std::memcpy(&at, slots[8 * matrix + row], sizeof at);
+    return at;
+}
+static inline void load_matrices(uint32_t r[4], const void *row)
+{
+    emulated_check_aligned(row, 16);
+    const EmulatedSlot *slots = emulated_gather("a load of matrices", ~0u, &row, sizeof row);
+    const unsigned g = emulated_thread->lane / 4, t = emulated_thread->lane % 4;
+    for (unsigned m = 0; m < 4; m++) {
+        const uint16_t *at = emulated_row(slots, m, g) + 2 * t;
+        r[m] = at[0] | (uint32_t)at[1] << 16;
+    }
+}
+static inline void load_matrices_transposed(uint32_t r[4], const void *row)
+{
+    emulated_check_aligned(row, 16);
+    const EmulatedSlot *slots = emulated_gather("a load of matrices", ~0u, &row, sizeof row);
+    const unsigned g = emulated_thread->lane / 4, t = emulated_thread->lane % 4;
+    for (unsigned m = 0; m < 4; m++) {
+        r[m] = emulated_row(slots, m, 2 * t)[g] | (uint32_t)emulated_row(slots, m, 2 * t + 1)[g]
+                                                      << 16;
+    }
+}
+uint32_t emulated_to_bf16(float f);
+uint32_t emulated_to_f16(float f);
+static inline uint32_t pack_bf16(float low, float high)
+{
+    return emulated_to_bf16(low) | emulated_to_bf16(high) << 16;
+}
+static inline uint32_t pack_f16(float low, float high)
+{
+    return emulated_to_f16(low) | emulated_to_f16(high) << 16;
+}
+static inline float fast_exp2(float x)
+{
+    return exp2f(x);
+}
+
 /* The bytes come when they are waited for, not before. */
 void copy_to_shared(void *shared, const void *global, bool there);
 void commit_copies();

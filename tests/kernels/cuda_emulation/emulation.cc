@@ -294,6 +294,30 @@ float emulated_f16(uint16_t bits)
                                  : std::ldexp((float)(mantissa + 1024), (int)exponent - 25));
 }
 
+uint32_t emulated_to_bf16(float f)
+{
+    uint32_t bits;
+    std::memcpy(&bits, &f, sizeof bits);
+    return std::isnan(f) ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
+uint32_t emulated_to_f16(float f)
+{
+    const uint32_t sign = std::signbit(f) ? 0x8000u : 0;
+    int exponent = 0;
+    if (std::isnan(f)) {
+        return 0x7fffu;
+    }
+    if (std::isinf(f) || f == 0.0f) {
+        return f == 0.0f ? sign : sign | 0x7c00u;
+    }
+    std::frexp(f, &exponent); /* |f| < 2^exponent: units of its last place, or of subnormals */
+    const int unit = std::max(exponent - 11, -24);
+    const uint32_t n = (uint32_t)std::nearbyint(std::ldexp(std::fabs(f), -unit));
+    const uint32_t bits = unit == -24 ? n : n + ((uint32_t)(unit + 24) << 10);
+    return sign | std::min(bits, (uint32_t)0x7c00u); /* a carry goes into the exponent */
+}
+
 /* ---- the scheduler ---- */
 
 static uint64_t next_random()

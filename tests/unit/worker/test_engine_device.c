@@ -1,7 +1,8 @@
 /* The device's way through the engine, on the trivial device (kernels/device/cpu.c), whose streams
  * run nothing before it is waited for, or on a GPU (WEFT_TEST_DEVICE): weights by pinned buffers,
  * KV pages and layers on the device, decode steps as graphs, ranks of hosts and devices in one
- * replica. The text is the host's, and logits are close: class fast (NUMERICS). */
+ * replica. On the trivial device the bits are the host's; on another the text is, and logits are
+ * close. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -62,13 +63,18 @@ static EngineRequest request_of(uint32_t n_prompt)
         .prompt = PROMPT, .n_prompt = n_prompt, .max_tokens = N_TOKENS, .want_logits = true};
 }
 
-static void run(LocalReplica *r, LocalResult *result)
+static void run_request(LocalReplica *r, const EngineRequest *request, LocalResult *result)
 {
-    const EngineRequest request = request_of(N_PROMPT);
-    local_replica_run(r, &request, 1, result);
+    local_replica_run(r, request, 1, result);
     if (result->error != NULL) {
         fail_msg("%s", result->error);
     }
+}
+
+static void run(LocalReplica *r, LocalResult *result)
+{
+    const EngineRequest request = request_of(N_PROMPT);
+    run_request(r, &request, result);
 }
 
 /* The same tokens; logits within `most` of their largest magnitude. */
@@ -108,9 +114,8 @@ static const Mix MIXES[] = {
     {{.pp = 2, .tp = {3, 2}, .weight = UNEVEN}, 21},
 };
 
-static void check_type(Dtype type, double most, unsigned n_mixes)
+static void check_mixes(const Gguf *g, double most, const Mix *mixes, unsigned n_mixes)
 {
-    g_autoptr(Gguf) g = runs_awkward_model(type);
     LocalResult host, other;
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}});
     run(r, &host);
@@ -118,9 +123,9 @@ static void check_type(Dtype type, double most, unsigned n_mixes)
     for (unsigned i = 0; i < n_mixes; i++) {
         g_autoptr(Device) device = test_device();
         const Device *devices[8] = {NULL};
-        LocalLayout layout = MIXES[i].layout;
+        LocalLayout layout = mixes[i].layout;
         for (unsigned k = 0; k < 8; k++) {
-            devices[k] = MIXES[i].devices >> k & 1 ? device : NULL;
+            devices[k] = mixes[i].devices >> k & 1 ? device : NULL;
         }
         layout.devices = devices;
         r = replica(g, layout);
@@ -130,6 +135,12 @@ static void check_type(Dtype type, double most, unsigned n_mixes)
         local_replica_free(r);
     }
     local_result_clear(&host);
+}
+
+static void check_type(Dtype type, double most, unsigned n_mixes)
+{
+    g_autoptr(Gguf) g = runs_awkward_model(type);
+    check_mixes(g, most, MIXES, n_mixes);
 }
 
 static void test_f32(void **state)
@@ -148,6 +159,38 @@ static void test_bf16(void **state)
 {
     (void)state;
     check_type(DTYPE_BF16, 0.05, 2);
+}
+
+/* ---- GPT-2: layer norms, learnt positions, GELU, biases ---- */
+
+static Gguf *gpt2_model(Dtype type)
+{
+    GgufBuilderConfig config;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, type);
+    config.family = FAMILY_GPT2;
+    config.n_layers = 3;
+    config.width = 192;
+    config.n_heads = config.n_kv_heads = 6;
+    config.head_size = 32;
+    config.ffn_width = 768;
+    config.vocab_size = VOCAB;
+    config.seed = 5;
+    return runs_model(&config);
+}
+
+static void test_gpt2(void **state)
+{
+    static const Mix mixes[] = {
+        {{.pp = 1, .tp = {1}}, 1},
+        {{.pp = 1, .tp = {1}, .max_rows = 7}, 1},
+        {{.pp = 3, .tp = {1, 1, 1}}, 5},
+        {{.pp = 1, .tp = {2}}, 3},
+        {{.pp = 2, .tp = {3, 2}, .weight = UNEVEN}, 21},
+    };
+    g_autoptr(Gguf) g = gpt2_model(DTYPE_F32);
+    (void)state;
+    check_mixes(g, 1e-3, mixes, G_N_ELEMENTS(mixes));
 }
 
 /* ---- graphs ---- */
@@ -284,6 +327,153 @@ static void test_drawn_tokens(void **state)
     local_result_clear(&other);
 }
 
+/* ---- tokens drawn on the device, and class exact ---- */
+
+/* The trivial device has the host's bits: ids, logprobs, digests. Another one has its ids. */
+static void assert_same(const Device *device, const LocalResult *a, const LocalResult *b)
+{
+    assert_null(b->error);
+    if (strcmp(device->info.kind, "cpu") == 0) {
+        assert_true(runs_equal(a, b));
+    }
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->ids, b->ids, sizeof(uint32_t) * a->n);
+}
+
+/* Every way to draw: those that a device does by itself, and those that need the logits here. */
+enum { WAYS = 10 };
+static void fill_ways(EngineRequest ways[WAYS])
+{
+    static const SampleBias bias[] = {{7, -2.0f}, {900, 3.5f}};
+    for (unsigned i = 0; i < WAYS; i++) {
+        ways[i] = request_of(N_PROMPT - i);
+        ways[i].want_logits = false;
+        ways[i].seed = 100 + i;
+        ways[i].temperature = i > 0 ? 0.9f : 0.0f;
+    }
+    ways[1].top_logprobs = 5; /* no filter: noise for all */
+    ways[2].top_k = 40;
+    ways[3].top_p = 0.8f; /* may ask for a second round */
+    ways[4].min_p = 0.05f;
+    ways[5].top_k = 700; /* more than a device keeps */
+    ways[6].repeat_penalty = 1.3f;
+    ways[6].penalty_window = 16;
+    ways[7].presence_penalty = 0.5f;
+    ways[8].bias = bias;
+    ways[8].n_bias = G_N_ELEMENTS(bias);
+    ways[9].want_logits = true;
+}
+
+static void run_ways(const Gguf *g, const Device *const *devices, LocalLayout layout,
+                     const EngineRequest *ways, unsigned n, LocalResult *results)
+{
+    layout.devices = devices;
+    LocalReplica *r = replica(g, layout);
+    local_replica_run(r, ways, n, results);
+    local_replica_free(r);
+}
+
+static void test_ways_to_draw(void **state)
+{
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
+    g_autoptr(Device) device = test_device();
+    const Device *devices[2] = {device, device};
+    EngineRequest ways[WAYS];
+    LocalResult host[WAYS], other[WAYS];
+    (void)state;
+    fill_ways(ways);
+    for (unsigned i = 0; i < WAYS; i++) { /* each alone */
+        run_ways(g, NULL, (LocalLayout){.pp = 1, .tp = {1}}, &ways[i], 1, &host[i]);
+        run_ways(g, devices, (LocalLayout){.pp = 1, .tp = {1 + i % 2}}, &ways[i], 1, &other[i]);
+        assert_same(device, &host[i], &other[i]);
+        local_result_clear(&other[i]);
+    }
+    const LocalLayout wide = {.pp = 1, .tp = {1}, .streams = WAYS};
+    run_ways(g, devices, wide, ways, WAYS, other); /* together: of both kinds in a step */
+    for (unsigned i = 0; i < WAYS; i++) {
+        assert_same(device, &host[i], &other[i]);
+        local_result_clear(&other[i]);
+        local_result_clear(&host[i]);
+    }
+}
+
+/* A plain row's step ends with its draw: no logits come down. */
+static void test_no_logits_come_down(void **state)
+{
+    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
+    g_autoptr(Device) device = test_device();
+    const Device *devices[1] = {device};
+    EngineRequest request = request_of(N_PROMPT);
+    LocalResult result;
+    (void)state;
+    request.want_logits = false;
+    request.temperature = 1.0f;
+    request.seed = 3;
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    run_request(r, &request, &result);
+    assert_int_equal(device_of(r, 0)->last.n_draws, 1);
+    assert_int_equal(device_of(r, 0)->last.keep, 1);
+    assert_int_equal(device_of(r, 0)->last.n_outputs, 0);
+    assert_int_equal(device_of(r, 0)->n_captures, 1);
+    local_result_clear(&result);
+    local_replica_free(r);
+}
+
+/* A vocabulary whose last chunk no device hashes is sampled here. */
+static void test_a_short_last_chunk(void **state)
+{
+    GgufBuilderConfig config;
+    g_autoptr(Device) device = test_device();
+    const Device *devices[1] = {device};
+    EngineRequest request = request_of(9);
+    LocalResult host, other;
+    (void)state;
+    gguf_builder_defaults(&config);
+    gguf_builder_set_type(&config, DTYPE_F32);
+    config.vocab_size = 1024 + 60;
+    g_autoptr(Gguf) g = runs_model(&config);
+    request.want_logits = false;
+    run_ways(g, NULL, (LocalLayout){.pp = 1, .tp = {1}}, &request, 1, &host);
+    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
+    run_request(r, &request, &other);
+    assert_int_equal(device_of(r, 0)->last.n_draws, 0);
+    assert_same(device, &host, &other);
+    local_replica_free(r);
+    local_result_clear(&host);
+    local_result_clear(&other);
+}
+
+/* Class exact: bits do not depend on layout, chunks or neighbours; those of a GPU are its own. */
+static void test_exact_layouts(void **state)
+{
+    static const LocalLayout layouts[] = {
+        {.pp = 1, .tp = {1}},    {.pp = 1, .tp = {1}, .max_rows = 7},
+        {.pp = 1, .tp = {2}},    {.pp = 1, .tp = {3}, .weight = UNEVEN, .max_rows = 5},
+        {.pp = 2, .tp = {1, 2}},
+    };
+    static const Dtype types[] = {DTYPE_F32, DTYPE_Q8_0, DTYPE_BF16};
+    g_autoptr(Device) device = test_device();
+    const Device *devices[4] = {device, device, device, device};
+    EngineRequest requests[2] = {request_of(N_PROMPT), request_of(23)};
+    (void)state;
+    requests[0].want_logits = requests[1].want_logits = false;
+    requests[0].temperature = 0.7f;
+    for (unsigned t = 0; t <= G_N_ELEMENTS(types); t++) {
+        g_autoptr(Gguf) g =
+            t < G_N_ELEMENTS(types) ? runs_awkward_model(types[t]) : gpt2_model(DTYPE_Q8_0);
+        LocalResult first, other[2];
+        run_ways(g, devices, layouts[0], requests, 1, &first);
+        assert_null(first.error);
+        for (unsigned i = 1; i < G_N_ELEMENTS(layouts); i++) {
+            run_ways(g, devices, layouts[i], requests, 2, other);
+            assert_true(runs_equal(&first, &other[0]));
+            local_result_clear(&other[0]);
+            local_result_clear(&other[1]);
+        }
+        local_result_clear(&first);
+    }
+}
+
 /* Traced rows have the sites of a host's, embedding included, whose bits are the same. */
 static void test_traced_rows(void **state)
 {
@@ -363,11 +553,16 @@ int main(void)
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_q8_0),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_decode_steps_are_graphs),
         cmocka_unit_test(test_streams_together),
         cmocka_unit_test(test_the_oldest_graph_goes),
         cmocka_unit_test(test_scored_prompts),
         cmocka_unit_test(test_drawn_tokens),
+        cmocka_unit_test(test_ways_to_draw),
+        cmocka_unit_test(test_no_logits_come_down),
+        cmocka_unit_test(test_a_short_last_chunk),
+        cmocka_unit_test(test_exact_layouts),
         cmocka_unit_test(test_traced_rows),
         cmocka_unit_test(test_failures_end_the_epoch_by_name),
         cmocka_unit_test(test_types_are_checked),
