@@ -139,10 +139,13 @@ static bool subtrees_down(DeviceRun *p, uint32_t n_subtrees, size_t n, const cha
     DeviceStage *d = p->d;
     Stage *s = d->stage;
     const size_t own = n * (d->fast ? 1 : n_subtrees);
-    memset(s->partial, 0, sizeof(float) * n * n_subtrees);
-    return device_run_copy(d, s->partial, d->partial, sizeof(float) * own, DEVICE_COPY_DOWN,
-                           operation) &&
-           device_stage_wait(d, p->run->deadline_us, operation);
+    if (!device_run_copy(d, s->partial, d->partial, sizeof(float) * own, DEVICE_COPY_DOWN,
+                         operation) ||
+        !device_stage_wait(d, p->run->deadline_us, operation)) {
+        return false;
+    }
+    memset(s->partial + own, 0, sizeof(float) * (n * n_subtrees - own));
+    return true;
 }
 
 /* The sum of a cut product over the tensor ranks into d->partial, through pinned host memory. */
