@@ -4,9 +4,18 @@
 
 #include <math.h>
 
+/* A row block of a piece, or a tile of a vector: small enough for the second-level cache, so that
+ * what is finished is there for its squares. */
+typedef struct FinishBlock {
+    uint32_t tensor;
+    size_t at, n;                   /* floats in the arena */
+    uint32_t first_tile, last_tile; /* [first, last) */
+} FinishBlock;
+
 struct Optimizer {
     OptimizerOptions o;
-    GArray *counted; /* of uint32_t: tiles that count here */
+    GArray *blocks;   /* of FinishBlock: the reduced pieces */
+    size_t n_reduced; /* floats in them */
     float *first, *second;
 };
 
@@ -20,16 +29,53 @@ static bool has_second(const Optimizer *o)
     return o->o.settings.kind != OPTIMIZER_SGD;
 }
 
+/* The blocks of a piece; *tile: the first tile that may lie in it, then the first behind it. */
+static void add_blocks(Optimizer *o, const OwnedPiece *piece, uint32_t *tile)
+{
+    const Holding *h = o->o.holding;
+    const GArray *tiles = o->o.reduced->tiles;
+    const bool is_matrix = h->spec->tensors[piece->tensor].rows > 1;
+    for (; *tile < tiles->len; (*tile)++) {
+        const Tile *t = &g_array_index(tiles, Tile, *tile);
+        if (t->tensor < piece->tensor || !holding_covers(h, t->tensor, &t->rect)) {
+            continue;
+        }
+        const size_t at = holding_at(h, t->tensor, t->rect.row0, t->rect.col0);
+        if (t->tensor != piece->tensor || at >= piece->at + piece->n) {
+            break;
+        }
+        if (at < piece->at) {
+            continue;
+        }
+        FinishBlock *last =
+            o->blocks->len > 0 ? &g_array_index(o->blocks, FinishBlock, o->blocks->len - 1) : NULL;
+        if (last != NULL && is_matrix && last->tensor == t->tensor && at < last->at + last->n) {
+            last->last_tile = *tile + 1; /* the next unit of columns of the same rows */
+            continue;
+        }
+        const size_t columns = is_matrix ? h->rects[t->tensor].n_cols : t->rect.n_cols;
+        const FinishBlock block = {t->tensor, at, t->rect.n_rows * columns, *tile, *tile + 1};
+        g_array_append_val(o->blocks, block);
+        o->n_reduced += block.n;
+    }
+}
+
+static void cut_blocks(Optimizer *o)
+{
+    const GArray *pieces = o->o.reduced->pieces;
+    uint32_t tile = 0;
+    o->blocks = g_array_new(FALSE, FALSE, sizeof(FinishBlock));
+    for (uint32_t i = 0; i < pieces->len; i++) {
+        add_blocks(o, &g_array_index(pieces, OwnedPiece, i), &tile);
+    }
+    g_assert(o->n_reduced == o->o.reduced->n_owned);
+}
+
 Optimizer *optimizer_new(const OptimizerOptions *options, GError **error)
 {
     g_autoptr(Optimizer) o = g_new0(Optimizer, 1);
     o->o = *options;
-    o->counted = g_array_new(FALSE, FALSE, sizeof(uint32_t));
-    for (uint32_t t = 0; t < options->reduced->tiles->len; t++) {
-        if (ownership_counts(options->reduced, t)) {
-            g_array_append_val(o->counted, t);
-        }
-    }
+    cut_blocks(o);
     const size_t n = options->stepped->n_owned;
     o->first = moments_new(n, error);
     o->second = o->first != NULL && has_second(o) ? moments_new(n, error) : NULL;
@@ -48,7 +94,7 @@ void optimizer_free(Optimizer *o)
     if (o->second != NULL) {
         weft_unmap(o->second, bytes);
     }
-    g_array_unref(o->counted);
+    g_array_unref(o->blocks);
     g_free(o);
 }
 
@@ -69,39 +115,39 @@ typedef struct Finish {
     float *squares;
 } Finish;
 
-static void finish_pieces(const Finish *f, unsigned thread, unsigned n_threads)
+static void finish_block(const Finish *f, const FinishBlock *block)
 {
     const Optimizer *o = f->o;
-    const GArray *pieces = o->o.reduced->pieces;
-    for (uint32_t i = 0; i < pieces->len; i++) {
-        const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
-        const TensorRole role = o->o.holding->spec->tensors[piece->tensor].role;
-        size_t n;
-        const size_t at = piece->at + share_of(piece, thread, n_threads, &n);
-        if (f->g->lookup != NULL && role == ROLE_TOKEN_EMBD) {
-            o->o.kernels->add(f->g->floats + at,
-                              f->g->lookup + (at - o->o.holding->offsets[piece->tensor]), n);
+    const Holding *h = o->o.holding;
+    const TrainKernels *k = &o->o.kernels->train;
+    float *g = f->g->floats + block->at;
+    if (f->g->lookup != NULL && h->spec->tensors[block->tensor].role == ROLE_TOKEN_EMBD) {
+        o->o.kernels->add(g, f->g->lookup + (block->at - h->offsets[block->tensor]), block->n);
+    }
+    k->gradient_finish(g, block->n, f->back, f->tokens);
+    for (uint32_t t = block->first_tile; t < block->last_tile; t++) {
+        if (ownership_counts(o->o.reduced, t)) {
+            const SliceRect *rect = &g_array_index(o->o.reduced->tiles, Tile, t).rect;
+            f->squares[t] =
+                k->sum_squares(f->g->floats + holding_at(h, block->tensor, rect->row0, rect->col0),
+                               h->rects[block->tensor].n_cols, rect->n_rows, rect->n_cols);
         }
-        o->o.kernels->train.gradient_finish(f->g->floats + at, n, f->back, f->tokens);
     }
 }
 
 static void finish_region(void *user, unsigned thread, unsigned n_threads)
 {
     const Finish *f = user;
-    const Optimizer *o = f->o;
-    const Holding *h = o->o.holding;
-    uint32_t first, last;
-    finish_pieces(f, thread, n_threads);
-    pool_barrier(o->o.pool);
-    pool_share(o->counted->len, 1, thread, n_threads, &first, &last);
-    for (uint32_t i = first; i < last; i++) {
-        const uint32_t t = g_array_index(o->counted, uint32_t, i);
-        const Tile *tile = &g_array_index(o->o.reduced->tiles, Tile, t);
-        const float *x =
-            f->g->floats + holding_at(h, tile->tensor, tile->rect.row0, tile->rect.col0);
-        f->squares[t] = o->o.kernels->train.sum_squares(x, h->rects[tile->tensor].n_cols,
-                                                        tile->rect.n_rows, tile->rect.n_cols);
+    const GArray *blocks = f->o->blocks;
+    const size_t first = f->o->n_reduced / n_threads * thread,
+                 last = thread + 1 == n_threads ? SIZE_MAX
+                                                : f->o->n_reduced / n_threads * (thread + 1);
+    for (size_t i = 0, at = 0; i < blocks->len && at < last; i++) {
+        const FinishBlock *block = &g_array_index(blocks, FinishBlock, i);
+        if (at >= first) {
+            finish_block(f, block);
+        }
+        at += block->n;
     }
 }
 
