@@ -1,5 +1,6 @@
 /* Which variant of each kernel this CPU runs. Tables are filled once, on first use, and never
  * change. */
+#include "kernels/bf16dot.h"
 #include "kernels/fill.h"
 
 #include <glib.h>
@@ -48,8 +49,9 @@ static Cpu cpu_detect(void)
 #endif
 
 static Kernels tables[3];
-static char *reports[3];
+static char *reports[3], *bf16[3];
 static Cpu cpu;
+static Bf16Choice bf16_choice;
 
 static void report_add(GString *report, const char *what, const char *name)
 {
@@ -94,6 +96,8 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     REPORT_SLOT(chunk_stats)
     REPORT_SLOT(gumbel)
     REPORT_SLOT(train.gemm)
+    REPORT_SLOT(train.gemm_bf16)
+    REPORT_SLOT(train.gemm_f16)
     REPORT_SLOT(train.layer_norm)
     REPORT_SLOT(train.rms_norm_backward)
     REPORT_SLOT(train.layer_norm_backward)
@@ -110,6 +114,21 @@ static char *report_make(const Kernels *k, const Kernels *generic)
     REPORT_SLOT(train.sgd)
 #undef REPORT_SLOT
     return g_string_free(report, FALSE);
+}
+
+/* Few rows or many, products of bf16 are by the instruction that was faster with many. */
+static void fill_avx512(Kernels *table)
+{
+    kernels_fill_avx512_train(table);
+    if (cpu.avx512_bf16) {
+        Kernels with_dots = *table;
+        train_fill_avx512_bf16(&with_dots);
+        bf16_choice = bf16_choose(table->train.gemm_bf16, with_dots.train.gemm_bf16);
+        table->train.gemm_bf16 =
+            bf16_choice.dots ? with_dots.train.gemm_bf16 : table->train.gemm_bf16;
+    }
+    kernels_fill_avx512_matmul(table, bf16_choice.dots);
+    kernels_fill_avx512_ops(table);
 }
 
 /* Each table is the one below, overlaid; where this CPU lacks the instructions it stays that one.
@@ -132,13 +151,12 @@ static void fill_once(void)
     }
     tables[ISA_AVX512] = tables[ISA_AVX2];
     if (cpu.avx512) {
-        kernels_fill_avx512_matmul(&tables[ISA_AVX512], cpu.avx512_bf16);
-        kernels_fill_avx512_ops(&tables[ISA_AVX512]);
-        kernels_fill_avx512_train(&tables[ISA_AVX512]);
+        fill_avx512(&tables[ISA_AVX512]);
     }
     for (int i = 0; i < 3; i++) {
         tables[i].isa = (KernelIsa)i;
         reports[i] = report_make(&tables[i], &tables[ISA_GENERIC]);
+        bf16[i] = bf16_text(i == ISA_AVX512 && cpu.avx512_bf16, &bf16_choice);
     }
     g_once_init_leave(&filled, 1);
 }
@@ -181,4 +199,10 @@ const char *kernels_report(KernelIsa isa)
 {
     fill_once();
     return reports[isa];
+}
+
+const char *kernels_bf16(KernelIsa isa)
+{
+    fill_once();
+    return bf16[isa];
 }

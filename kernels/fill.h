@@ -12,10 +12,12 @@ void kernels_fill_generic_train(Kernels *kernels);
 void kernels_fill_avx2_matmul(Kernels *kernels);
 void kernels_fill_avx2_ops(Kernels *kernels);
 void kernels_fill_avx2_train(Kernels *kernels);
-/* has_bf16: the CPU has VDPBF16PS (avx512_bf16), which gets its own CPU check. */
+/* has_bf16: with VDPBF16PS, which the CPU then has (avx512_bf16). */
 void kernels_fill_avx512_matmul(Kernels *kernels, bool has_bf16);
 void kernels_fill_avx512_ops(Kernels *kernels);
 void kernels_fill_avx512_train(Kernels *kernels);
+/* Products of bf16 by VDPBF16PS: only on a CPU that has it. */
+void train_fill_avx512_bf16(Kernels *kernels);
 
 /* Parts of the above, one per file. */
 void quant_fill_generic(Kernels *kernels);

@@ -23,7 +23,7 @@ typedef enum KernelIsa { ISA_GENERIC = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 } KernelI
 
 /* What training has beyond serving; of these, serving GPT-2 has layer_norm and gelu. */
 typedef struct TrainKernels {
-    GemmFn gemm;
+    GemmFn gemm, gemm_bf16, gemm_f16;
     LayerNormFn layer_norm;
     NormBackwardFn rms_norm_backward;
     NormBackwardFn layer_norm_backward;
@@ -66,3 +66,5 @@ bool kernels_parse_isa(const char *name /* auto|generic|avx2|avx512 */,
 const Kernels *kernels_get(KernelIsa isa);
 /* "matmul Q6_K: generic" for each slot that the isa does not fill itself; text, static. */
 const char *kernels_report(KernelIsa isa);
+/* Which instruction multiplies bf16, chosen by measurement, and why; text, static. */
+const char *kernels_bf16(KernelIsa isa);

@@ -412,6 +412,7 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     kernels_isa_name(kernels_best_isa()));
         return false;
     }
+    log_info(log, "kernels of %s, bf16 by %s", kernels_isa_name(isa), kernels_bf16(isa));
     const unsigned cores = d->cpu_set->len > 0 ? d->cpu_set->len : daemon_n_cpus();
     const unsigned threads = s->threads > 0  ? (unsigned)s->threads
                              : d->n_cpus > 0 ? d->n_cpus
@@ -562,6 +563,7 @@ static void print_version(void)
     }
     g_autoptr(GError) why = NULL;
     const DeviceModule *cuda = device_module_cuda(NULL, &why);
+    printf("\nbf16: %s", kernels_bf16(kernels_best_isa()));
     printf("\nCUDA: %s\n", cuda != NULL ? cuda->version : why->message);
 }
 

@@ -254,17 +254,44 @@ VEC_FN void vec_store_f16(uint16_t *p, Vec v)
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
+/* The bits of v rounded to bf16 in the upper halves; in the lower ones anything. */
+VEC_FN VecInt vec_bf16_bits(Vec v)
 {
     const VecInt u = _mm256_castps_si256(v);
     const VecInt odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const VecInt even = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
     const VecInt quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     const Vec is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-    const VecInt r =
-        _mm256_srli_epi32(_mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(even),
-                                                               _mm256_castsi256_ps(quiet), is_nan)),
-                          16);
+    return _mm256_castps_si256(
+        _mm256_blendv_ps(_mm256_castsi256_ps(even), _mm256_castsi256_ps(quiet), is_nan));
+}
+
+VEC_FN Vec vec_round_bf16(Vec v)
+{
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(vec_bf16_bits(v), _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+VEC_FN Vec vec_round_f16(Vec v)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* Lanes 4..7 before lanes 0..3. */
+VEC_FN Vec vec_swap_fours(Vec v)
+{
+    return _mm256_permute2f128_ps(v, v, 1);
+}
+
+/* The arithmetic of *v is done before what stands behind this (a change of modes). */
+VEC_FN void vec_done(Vec *v)
+{
+    __asm__ volatile("" : "+x"(*v) : : "memory");
+}
+
+VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
+{
+    const VecInt r = _mm256_srli_epi32(vec_bf16_bits(v), 16);
     _mm_storeu_si128((__m128i *)p,
                      _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
 }

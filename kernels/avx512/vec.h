@@ -252,14 +252,60 @@ VEC_FN void vec_store_f16(uint16_t *p, Vec v)
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
+/* The bits of v rounded to bf16 in the upper halves; in the lower ones anything. */
+VEC_FN VecInt vec_bf16_bits(Vec v)
 {
     const VecInt u = _mm512_castps_si512(v);
     const VecInt odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const VecInt even = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
     const VecInt quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const VecInt r = _mm512_srli_epi32(_mm512_mask_blend_epi32(is_nan, even, quiet), 16);
+    return _mm512_mask_blend_epi32(is_nan, even, quiet);
+}
+
+VEC_FN Vec vec_round_bf16(Vec v)
+{
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(vec_bf16_bits(v), _mm512_set1_epi32((int)0xffff0000u)));
+}
+
+VEC_FN Vec vec_round_f16(Vec v)
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* Pairs of bf16 out of vec_bf16_bits() of their even and odd elements. */
+VEC_FN Vec vec_pairs_bf16(VecInt even, VecInt odd)
+{
+    return _mm512_castsi512_ps(_mm512_or_si512(
+        _mm512_srli_epi32(even, 16), _mm512_and_si512(odd, _mm512_set1_epi32((int)0xffff0000u))));
+}
+
+/* Lanes 0..3 and 8..11. */
+VEC_FN void vec_store_even_fours(float *p, Vec v)
+{
+    _mm256_storeu_ps(p, _mm512_castps512_ps256(_mm512_shuffle_f32x4(v, v, 0x08)));
+}
+
+/* In each half of eight lanes: 4..7 before 0..3. */
+VEC_FN Vec vec_swap_fours(Vec v)
+{
+    return _mm512_shuffle_f32x4(v, v, 0xb1);
+}
+
+/* The arithmetic of *v is done before what stands behind this (a change of modes). */
+VEC_FN void vec_done(Vec *v)
+{
+#ifdef WEFT_EMULATE_AVX512
+    __asm__ volatile("" : "+m"(*v) : : "memory");
+#else
+    __asm__ volatile("" : "+v"(*v) : : "memory");
+#endif
+}
+
+VEC_FN void vec_store_bf16(uint16_t *p, Vec v)
+{
+    const VecInt r = _mm512_srli_epi32(vec_bf16_bits(v), 16);
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
 }
 

@@ -1,7 +1,7 @@
+#include "kernels/generic/bf16dot.h"
 #include "kernels/generic/train.h"
 
-#include <math.h>
-#include <string.h>
+#include "proto/model/blocks.h"
 
 enum { BLOCK_FLOATS = 264 * 384, PACK_FLOATS = 264 * 256 + 256 * 384 };
 
@@ -35,19 +35,58 @@ void gemm_whole_tree(uint32_t n, TreeStep *steps)
     }
 }
 
-/* One element of c. */
-static void element(const GemmArgs *args, uint32_t i, uint32_t j)
+typedef enum Operands { OPERANDS_F32, OPERANDS_BF16, OPERANDS_F16 } Operands;
+
+static float narrow(Operands kind, float x)
 {
+    return kind == OPERANDS_BF16  ? bf16_to_f32(f32_to_bf16(x))
+           : kind == OPERANDS_F16 ? f16_to_f32(f32_to_f16(x))
+                                  : x;
+}
+
+/* a(i,t), b(t,j) as they are multiplied; behind the segment's end 0. */
+static float operand_a(Operands kind, const GemmSegment *g, uint32_t i, uint32_t t)
+{
+    return t < g->length ? narrow(kind, g->a[i * g->a_row + t * g->a_step]) : 0.0f;
+}
+
+static float operand_b(Operands kind, const GemmSegment *g, uint32_t t, uint32_t j)
+{
+    return t < g->length ? narrow(kind, g->b[t * g->b_step + j * g->b_column]) : 0.0f;
+}
+
+/* The chain through a segment. */
+static float chain(Operands kind, const GemmSegment *g, uint32_t i, uint32_t j, float acc)
+{
+    if (kind == OPERANDS_BF16) {
+        for (uint32_t t = 0; t < g->length; t += 2) {
+            acc = fma_flushed(operand_a(kind, g, i, t + 1), operand_b(kind, g, t + 1, j), acc);
+            acc = fma_flushed(operand_a(kind, g, i, t), operand_b(kind, g, t, j), acc);
+        }
+        return acc;
+    }
+    for (uint32_t t = 0; t < g->length; t++) {
+        acc = fmaf(operand_a(kind, g, i, t), operand_b(kind, g, t, j), acc);
+    }
+    return acc;
+}
+
+static float fold(bool flushes, float a, float b)
+{
+    return flushes ? flush_subnormal(flush_subnormal(a) + flush_subnormal(b)) : a + b;
+}
+
+/* One element of c. */
+static void element(Operands kind, const GemmArgs *args, uint32_t i, uint32_t j)
+{
+    const bool flushes = kind == OPERANDS_BF16 && !args->leaves;
     float stack[GEMM_LEVELS + 1];
     uint32_t depth = 0, emitted = 0;
     float *c = args->c + (size_t)i * args->ld + j;
     float acc = args->accumulate ? *c : 0.0f;
     for (uint32_t s = 0; s < args->n_segments; s++) {
         const GemmSegment *g = &args->segments[s];
-        for (uint32_t t = 0; t < g->length; t++) {
-            acc = fmaf(g->a[i * g->a_row + t * g->a_step], g->b[t * g->b_step + j * g->b_column],
-                       acc);
-        }
+        acc = chain(kind, g, i, j, acc);
         if (g->continues) {
             continue;
         }
@@ -55,7 +94,7 @@ static void element(const GemmArgs *args, uint32_t i, uint32_t j)
         acc = 0.0f;
         for (uint32_t k = 0; k < g->step.n_merges; k++) {
             depth--;
-            stack[depth - 1] += stack[depth];
+            stack[depth - 1] = fold(flushes, stack[depth - 1], stack[depth]);
         }
         if (g->step.emit) {
             c[args->subtree_stride * emitted++] = stack[--depth];
@@ -63,11 +102,26 @@ static void element(const GemmArgs *args, uint32_t i, uint32_t j)
     }
 }
 
-void gemm_generic(const GemmArgs *args)
+static void elements(Operands kind, const GemmArgs *args)
 {
     for (uint32_t i = 0; i < args->m; i++) {
         for (uint32_t j = 0; j < args->n; j++) {
-            element(args, i, j);
+            element(kind, args, i, j);
         }
     }
+}
+
+void gemm_generic(const GemmArgs *args)
+{
+    elements(OPERANDS_F32, args);
+}
+
+void gemm_bf16_generic(const GemmArgs *args)
+{
+    elements(OPERANDS_BF16, args);
+}
+
+void gemm_f16_generic(const GemmArgs *args)
+{
+    elements(OPERANDS_F16, args);
 }

@@ -1,6 +1,7 @@
 /* The product, one output and row at a time: the specification of ops/matmul.h. Readable before
  * fast. */
 #include "kernels/fill.h"
+#include "kernels/generic/bf16dot.h"
 #include "kernels/ops/matmul_drive.h"
 
 #include <math.h>
@@ -49,34 +50,6 @@ static inline void tile_float(Dtype type, const uint8_t *w, const uint8_t *act, 
             tile[r * PANEL_ROWS + lane] = acc;
         }
     }
-}
-
-static float flush(float x)
-{
-    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
-}
-
-/* fma(a, b, c) of bf16 a, b with subnormal operands read as zero and a subnormal result written as
- * zero; "subnormal" is decided after rounding to 24 bits with unbounded exponent, as x86 does
- * (NUMERICS 10). The product is exact in double; the sum is rounded to odd there, which makes the
- * second rounding harmless (Boldo and Melquiond 2008). */
-static float fma_flushed(float a, float b, float c)
-{
-    const double p = (double)flush(a) * (double)flush(b), q = (double)flush(c);
-    double s = p + q;
-    if (!isfinite(s)) {
-        return (float)s;
-    }
-    const double back = s - p, error = (p - (s - back)) + (q - back);
-    if (error != 0) {
-        int64_t bits;
-        memcpy(&bits, &s, sizeof bits);
-        if ((bits & 1) == 0) {
-            bits += (error > 0) == (s > 0) ? 1 : -1;
-            memcpy(&s, &bits, sizeof s);
-        }
-    }
-    return fabs(s) < 0x1p-126 - 0x1p-151 ? copysignf(0, (float)s) : (float)s;
 }
 
 static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R,

@@ -7,6 +7,8 @@ void kernels_fill_generic_train(Kernels *kernels)
 {
     kernels->train = (TrainKernels){
         .gemm = gemm_generic,
+        .gemm_bf16 = gemm_bf16_generic,
+        .gemm_f16 = gemm_f16_generic,
         .layer_norm = layer_norm_generic,
         .rms_norm_backward = rms_norm_backward_generic,
         .layer_norm_backward = layer_norm_backward_generic,

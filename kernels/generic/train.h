@@ -10,6 +10,8 @@
 #include "kernels/ops/xent.h"
 
 void gemm_generic(const GemmArgs *args);
+void gemm_bf16_generic(const GemmArgs *args);
+void gemm_f16_generic(const GemmArgs *args);
 void layer_norm_generic(const float *x, const float *weight, const float *bias, float eps,
                         uint32_t n, float *out);
 void rms_norm_backward_generic(const float *x, const float *weight, const float *dy, float eps,

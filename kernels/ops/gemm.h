@@ -11,7 +11,13 @@
  *                                     one x are segments of one chain, unit by unit
  *   dW       dW += dy^T x   a = dy^T, b = x:   contraction over tokens, from the gradient buffer
  * Lanes are columns j, so tile shape, vector width and threads (which share rows or columns of c)
- * change no bit. fmaf(a, b, c) is symmetric in a and b but for the payload of a NaN. */
+ * change no bit. fmaf(a, b, c) is symmetric in a and b but for the payload of a NaN.
+ *
+ * That is `gemm`. Narrow products round both operands as they read them, sums are f32:
+ *   gemm_f16   to f16 (what is too large becomes infinite)
+ *   gemm_bf16  to bf16, multiplied by bf16dot (NUMERICS 10): steps of a segment are taken in pairs,
+ *              the odd one first, a last one alone pairs with 0; subnormals are flushed at each
+ *              step and where units are folded */
 #pragma once
 
 #include "proto/plan/tree.h"
@@ -35,6 +41,7 @@ typedef struct GemmArgs {
     const GemmSegment *segments;
     uint32_t n_segments;
     bool accumulate; /* the chain starts from c instead of +0: one unit, step {0, emit 1} */
+    bool leaves;     /* gemm_bf16: units are leaves (NUMERICS 14), whose fold flushes nothing */
     float *c;        /* subtree s at c + s * subtree_stride, rows ld apart; overlaps no input */
     size_t ld, subtree_stride;
     float *scratch; /* gemm_scratch_floats() of them, any alignment, this thread's own */

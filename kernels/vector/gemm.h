@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/ops/gemm.h"
+#include "kernels/vector/rows.h"
 #include "kernels/vector/turn.h"
 
 #include <string.h>
@@ -10,7 +11,17 @@
  * some at a time, and every tile of c runs through the chunk: a *run* is what the chunk has of one
  * unit. A tile's sums are in registers during a run; between runs they are in c, or in the stack of
  * partial sums that the tree wants, whose lowest level is c. Where they are kept, changes no bit.
- * Merges of the tree happen as a run ends, in registers. The sizes fit gemm_scratch_floats(). */
+ * Merges of the tree happen as a run ends, in registers. The sizes fit gemm_scratch_floats().
+ *
+ * Narrow operands are rounded where they have been packed. bf16dot is two fmas, the odd step first,
+ * with the flush modes on: so the steps of a pair are exchanged, and the products are those of f32.
+ * Where the includer defines gemm_dot(acc, a, b) (VDPBF16PS), two steps become one row of pairs. */
+#ifdef GEMM_DOT
+enum { GEMM_STEPS_A_ROW = 2 };
+#else
+enum { GEMM_STEPS_A_ROW = 1 };
+#endif
+typedef enum GemmKind { GEMM_F32, GEMM_BF16, GEMM_F16 } GemmKind;
 enum {
     GEMM_NR = 3 * VEC_LANES,
     GEMM_MR = VEC_LANES == 16 ? 8 : 4, /* 24 or 12 sums in registers */
@@ -23,29 +34,32 @@ enum {
     GEMM_LINES_A_TILE = 8, /* asked for ahead */
 };
 
-/* Steps [t, t + length) of a segment, at step `at` of the chunk. */
+/* Steps [t, t + length) of a segment, at step `at` of the chunk; in bf16 a step of zeros follows an
+ * odd length. */
 typedef struct GemmPiece {
     const GemmSegment *g;
     uint32_t t, length, at;
 } GemmPiece;
 
 typedef struct GemmRun {
-    uint32_t at, length;
-    bool from_zero;   /* else from its level */
-    uint8_t level;    /* of the unit's own sums */
-    uint8_t n_merges; /* when it ends: levels above come to it, one after another */
-    float *c;         /* level 0: the subtree that it belongs to */
+    uint32_t at, length; /* packed rows */
+    bool from_zero;      /* else from its level */
+    uint8_t level;       /* of the unit's own sums */
+    uint8_t n_merges;    /* when it ends: levels above come to it, one after another */
+    float *c;            /* level 0: the subtree that it belongs to */
 } GemmRun;
 
 typedef struct GemmWalk {
     const GemmArgs *args;
+    GemmKind kind;
+    unsigned modes;        /* bf16: without flushing */
     uint32_t i0, m, j0, n; /* the block */
     float *pack_a, *pack_b, *stack;
     /* where the walk over segments is */
     uint32_t segment, t, depth, emitted;
     bool begun; /* the unit has sums in its level */
     /* the chunk */
-    uint32_t n_pieces, n_runs, steps;
+    uint32_t n_pieces, n_runs, steps, rows; /* rows of packed operands */
     GemmPiece pieces[GEMM_PIECES];
     GemmRun runs[GEMM_PIECES];
 } GemmWalk;
@@ -136,6 +150,80 @@ static void gemm_pack_b(const GemmWalk *w, const GemmPiece *piece, uint32_t j, u
     }
 }
 
+/* ---- narrow operands ---- */
+
+/* The zeros behind pieces of an odd length; packed: groups of `width` rows or columns. */
+static void gemm_pad(const GemmWalk *w, float *packed, uint32_t n_groups, uint32_t width)
+{
+    for (uint32_t i = 0; i < w->n_pieces; i++) {
+        const GemmPiece *piece = &w->pieces[i];
+        for (uint32_t g = 0; piece->length % 2 != 0 && g < n_groups; g++) {
+            const size_t step = (size_t)g * w->steps + piece->at + piece->length;
+            memset(packed + step * width, 0, width * sizeof(float));
+        }
+    }
+}
+
+#ifdef GEMM_DOT
+/* Bits of an even and an odd step as pairs. */
+VEC_FN Vec gemm_pairs(Vec even, Vec odd)
+{
+    return vec_pairs_bf16(vec_bf16_bits(even), vec_bf16_bits(odd));
+}
+#endif
+
+/* Groups of 4, [pairs][2][4]: in place, rounded. */
+static void gemm_round_fours(float *x, size_t n_pairs)
+{
+    for (size_t i = 0; i < 8 * n_pairs; i += VEC_LANES) {
+        const Vec v = vec_load(x + i);
+#ifdef GEMM_DOT
+        vec_store_even_fours(x + i / 2, gemm_pairs(v, vec_swap_fours(v)));
+#else
+        vec_store(x + i, vec_swap_fours(vec_round_bf16(v)));
+#endif
+    }
+}
+
+/* Panels, [pairs][2][GEMM_NR]. */
+static void gemm_round_panels(float *x, size_t n_pairs)
+{
+    for (size_t i = 0; i < n_pairs; i++) {
+        float *even = x + i * 2 * GEMM_NR, *odd = even + GEMM_NR;
+        for (unsigned v = 0; v < GEMM_NR; v += VEC_LANES) {
+            const Vec a = vec_load(even + v), b = vec_load(odd + v);
+#ifdef GEMM_DOT
+            vec_store(x + i * GEMM_NR + v, gemm_pairs(a, b));
+#else
+            vec_store(even + v, vec_round_bf16(b));
+            vec_store(odd + v, vec_round_bf16(a));
+#endif
+        }
+    }
+}
+
+static void gemm_round_f16(float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+        row_store(x, i, n, vec_round_f16(row_load(x, i, n)));
+    }
+}
+
+static void gemm_narrow(const GemmWalk *w, float *packed, uint32_t n_groups, uint32_t width)
+{
+    const uint32_t steps = n_groups * w->steps;
+    if (w->kind == GEMM_F16) {
+        gemm_round_f16(packed, steps * width);
+    } else if (w->kind == GEMM_BF16) {
+        gemm_pad(w, packed, n_groups, width);
+        if (width == 4) {
+            gemm_round_fours(packed, steps / 2);
+        } else {
+            gemm_round_panels(packed, steps / 2);
+        }
+    }
+}
+
 /* ---- tiles ---- */
 
 /* Sums of a level's tile, rows ld apart. */
@@ -160,7 +248,13 @@ VEC_FN GemmPlace gemm_place(const GemmWalk *w, const GemmRun *run, uint32_t leve
     _Pragma("GCC unroll 8") for (unsigned r = 0; r < GEMM_MR; r++)                                 \
         _Pragma("GCC unroll 3") for (unsigned v = 0; v < 3; v++)
 
-/* A whole tile through a run: from a place or from +0. */
+#ifdef GEMM_DOT
+#define GEMM_STEP gemm_dot
+#else
+#define GEMM_STEP vec_fma
+#endif
+
+/* A whole tile through a run: from a place or from +0; rows packed ones. */
 VEC_FN void gemm_sums(const float *a, size_t a_four, const float *b, uint32_t length,
                       Vec acc[GEMM_MR][3])
 {
@@ -169,13 +263,29 @@ VEC_FN void gemm_sums(const float *a, size_t a_four, const float *b, uint32_t le
 #pragma GCC unroll 8
         for (unsigned r = 0; r < GEMM_MR; r++) {
             const Vec x = vec_all(a[r / 4 * a_four + r % 4]);
-            acc[r][0] = vec_fma(x, b0, acc[r][0]);
-            acc[r][1] = vec_fma(x, b1, acc[r][1]);
-            acc[r][2] = vec_fma(x, b2, acc[r][2]);
+            acc[r][0] = GEMM_STEP(x, b0, acc[r][0]);
+            acc[r][1] = GEMM_STEP(x, b1, acc[r][1]);
+            acc[r][2] = GEMM_STEP(x, b2, acc[r][2]);
         }
         a += 4;
         b += GEMM_NR;
     }
+}
+
+/* ---- flush modes (NUMERICS 10) ---- */
+
+#define GEMM_FLUSH 0x8040u /* FTZ and DAZ */
+
+/* The memory clobber keeps loads and stores, and by them the arithmetic, on their side. */
+VEC_FN void gemm_set_modes(unsigned modes)
+{
+    __asm__ volatile("ldmxcsr %0" : : "m"(modes) : "memory");
+}
+
+/* Leaves fold without flushing, their chains and units with it. */
+VEC_FN bool gemm_folds_apart(const GemmWalk *w, const GemmRun *run)
+{
+    return w->kind == GEMM_BF16 && w->args->leaves && run->n_merges > 0;
 }
 
 static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, const float *b,
@@ -199,7 +309,15 @@ static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, con
         _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld), _MM_HINT_T0);
         _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld + GEMM_NR - 1), _MM_HINT_T0);
     }
-    gemm_sums(a, (size_t)w->steps * 4, b, run->length, acc);
+    gemm_sums(a, (size_t)w->rows * 4, b, run->length, acc);
+    const bool apart = gemm_folds_apart(w, run);
+    if (apart) {
+        GEMM_EACH
+        {
+            vec_done(&acc[r][v]);
+        }
+        gemm_set_modes(w->modes);
+    }
     for (uint32_t k = 1; k <= run->n_merges; k++) {
         own = gemm_place(w, run, run->level - k, i, j);
         GEMM_EACH
@@ -210,6 +328,9 @@ static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, con
     GEMM_EACH
     {
         vec_store(own.at + r * own.ld + v * VEC_LANES, acc[r][v]);
+    }
+    if (apart) {
+        gemm_set_modes(w->modes | GEMM_FLUSH);
     }
 }
 
@@ -227,10 +348,14 @@ static void gemm_edge(const GemmWalk *w, const GemmRun *run, const float *a, con
     {
         acc[r][v] = vec_load(whole[r] + v * VEC_LANES);
     }
-    gemm_sums(a, (size_t)w->steps * 4, b, run->length, acc);
+    gemm_sums(a, (size_t)w->rows * 4, b, run->length, acc);
     GEMM_EACH
     {
         vec_store(whole[r] + v * VEC_LANES, acc[r][v]);
+    }
+    const bool apart = gemm_folds_apart(w, run);
+    if (apart) {
+        gemm_set_modes(w->modes);
     }
     for (uint32_t k = 1; k <= run->n_merges; k++) {
         own = gemm_place(w, run, run->level - k, i, j);
@@ -242,6 +367,9 @@ static void gemm_edge(const GemmWalk *w, const GemmRun *run, const float *a, con
     }
     for (uint32_t r = 0; r < rows; r++) {
         memcpy(own.at + r * own.ld, whole[r], columns * sizeof(float));
+    }
+    if (apart) {
+        gemm_set_modes(w->modes | GEMM_FLUSH);
     }
 }
 
@@ -256,6 +384,12 @@ static void gemm_end_unit(GemmWalk *w, GemmRun *run, TreeStep step)
         w->emitted++;
     }
     w->begun = false;
+}
+
+/* Steps of a piece with its padding. */
+VEC_FN uint32_t gemm_padded(const GemmWalk *w, uint32_t length)
+{
+    return w->kind == GEMM_BF16 ? (length + 1) / 2 * 2 : length;
 }
 
 /* The next chunk; false at the end. */
@@ -273,14 +407,14 @@ static bool gemm_next_chunk(GemmWalk *w)
         }
         if (run == NULL) {
             run = &w->runs[w->n_runs++];
-            *run = (GemmRun){.at = w->steps,
+            *run = (GemmRun){.at = w->steps / GEMM_STEPS_A_ROW,
                              .from_zero = !w->begun,
                              .level = (uint8_t)w->depth,
                              .c = args->c + args->subtree_stride * w->emitted};
         }
         w->pieces[w->n_pieces++] = (GemmPiece){g, w->t, take, w->steps};
-        run->length += take;
-        w->steps += take;
+        run->length += gemm_padded(w, take) / GEMM_STEPS_A_ROW;
+        w->steps += gemm_padded(w, take);
         w->t += take;
         w->begun = true;
         if (take == rest) {
@@ -292,6 +426,7 @@ static bool gemm_next_chunk(GemmWalk *w)
             }
         }
     }
+    w->rows = w->steps / GEMM_STEPS_A_ROW;
     return w->n_runs > 0;
 }
 
@@ -338,10 +473,10 @@ static void gemm_multiply(const GemmWalk *w, uint32_t j, uint32_t n)
 {
     GemmAhead ahead = gemm_ahead(w, j + n);
     for (uint32_t c = 0; c < n; c += GEMM_NR) {
-        const float *panel = w->pack_b + (size_t)c * w->steps;
+        const float *panel = w->pack_b + (size_t)c * w->rows;
         const uint32_t columns = n - c < GEMM_NR ? n - c : GEMM_NR;
         for (uint32_t i = 0; i < w->m; i += GEMM_MR) {
-            const float *tile = w->pack_a + (size_t)i * w->steps;
+            const float *tile = w->pack_a + (size_t)i * w->rows;
             const uint32_t rows = w->m - i < GEMM_MR ? w->m - i : GEMM_MR;
             gemm_ask(&ahead);
             for (uint32_t k = 0; k < w->n_runs; k++) {
@@ -365,11 +500,13 @@ static void gemm_block(GemmWalk *w)
         for (uint32_t k = 0; k < w->n_pieces; k++) {
             gemm_pack_a(w, &w->pieces[k]);
         }
+        gemm_narrow(w, w->pack_a, (w->m + GEMM_MR - 1) / GEMM_MR * (GEMM_MR / 4), 4);
         for (uint32_t j = 0; j < w->n; j += GEMM_N_PACKED) {
             const uint32_t n = w->n - j < GEMM_N_PACKED ? w->n - j : GEMM_N_PACKED;
             for (uint32_t k = 0; k < w->n_pieces; k++) {
                 gemm_pack_b(w, &w->pieces[k], j, n);
             }
+            gemm_narrow(w, w->pack_b, (n + GEMM_NR - 1) / GEMM_NR, GEMM_NR);
             gemm_multiply(w, j, n);
         }
     }
@@ -384,11 +521,14 @@ static bool gemm_is_cut(const GemmArgs *args)
     return units > 1;
 }
 
-static void gemm_vector(const GemmArgs *args)
+static void gemm_all(const GemmArgs *args, GemmKind kind, unsigned modes)
 {
     const uint32_t most = gemm_is_cut(args) ? GEMM_N_CUT : GEMM_N_WHOLE;
-    GemmWalk w = {
-        .args = args, .pack_a = args->scratch, .pack_b = args->scratch + (size_t)GEMM_M * GEMM_K};
+    GemmWalk w = {.args = args,
+                  .kind = kind,
+                  .modes = modes,
+                  .pack_a = args->scratch,
+                  .pack_b = args->scratch + (size_t)GEMM_M * GEMM_K};
     w.stack = w.pack_b + (size_t)GEMM_N_PACKED * GEMM_K;
     for (w.j0 = 0; w.j0 < args->n; w.j0 += most) {
         w.n = args->n - w.j0 < most ? args->n - w.j0 : most;
@@ -398,3 +538,23 @@ static void gemm_vector(const GemmArgs *args)
         }
     }
 }
+
+static void gemm_bf16_vector(const GemmArgs *args)
+{
+    const unsigned modes = _mm_getcsr();
+    gemm_set_modes(modes | GEMM_FLUSH);
+    gemm_all(args, GEMM_BF16, modes);
+    gemm_set_modes(modes);
+}
+
+#ifndef GEMM_DOT
+static void gemm_vector(const GemmArgs *args)
+{
+    gemm_all(args, GEMM_F32, 0);
+}
+
+static void gemm_f16_vector(const GemmArgs *args)
+{
+    gemm_all(args, GEMM_F16, 0);
+}
+#endif

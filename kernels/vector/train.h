@@ -14,6 +14,8 @@ static void train_fill_vector(Kernels *kernels)
 {
     kernels->train = (TrainKernels){
         .gemm = gemm_vector,
+        .gemm_bf16 = gemm_bf16_vector,
+        .gemm_f16 = gemm_f16_vector,
         .layer_norm = layer_norm_vector,
         .rms_norm_backward = rms_norm_backward_vector,
         .layer_norm_backward = layer_norm_backward_vector,

@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <immintrin.h>
 
 #ifdef WEFT_EMULATE_AVX512
 #define FIRST_ISA ISA_AVX512
@@ -68,6 +69,14 @@ typedef struct Shape {
 
 enum { SEGMENTS_MOST = 70 };
 
+/* A product of the table and its place there: f32, bf16, f16. */
+static GemmFn slot(const TrainKernels *table, unsigned kind)
+{
+    return kind == 0 ? table->gemm : kind == 1 ? table->gemm_bf16 : table->gemm_f16;
+}
+
+static unsigned gemm_kind;
+
 /* One product in a random form: strides of the three shapes, units, chained segments. */
 static void compare_gemm(Shape shape, bool a_turned, bool b_turned, uint32_t n_units,
                          bool accumulate)
@@ -120,14 +129,16 @@ static void compare_gemm(Shape shape, bool a_turned, bool b_turned, uint32_t n_u
                      .segments = segments,
                      .n_segments = n_segments,
                      .accumulate = accumulate,
+                     .leaves = below(2) != 0,
                      .c = want,
                      .ld = ld,
                      .subtree_stride = c_floats,
                      .scratch = scratch};
-    generic->gemm(&args);
+    slot(generic, gemm_kind)(&args);
     args.c = got;
-    variant->gemm(&args);
-    assert_same(got, want, all); /* nothing between the rows either */
+    slot(variant, gemm_kind)(&args);
+    assert_int_equal(_mm_getcsr() & 0xffc0u, 0x1f80u); /* flush modes do not leak */
+    assert_same(got, want, all);                       /* nothing between the rows either */
     free(a);
     free(b);
     free(want);
@@ -135,11 +146,12 @@ static void compare_gemm(Shape shape, bool a_turned, bool b_turned, uint32_t n_u
     free(scratch);
 }
 
-static void test_gemm(void **state)
+static void compare_gemms(unsigned kind)
 {
     static const Shape shapes[] = {{1, 1, 1},    {1, 48, 7},   {4, 24, 16},  {8, 48, 33},
                                    {5, 25, 300}, {13, 97, 65}, {33, 50, 77}, {100, 200, 19},
                                    {270, 30, 9}, {3, 400, 64}, {7, 3, 600}};
+    gemm_kind = kind;
     for (unsigned i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (unsigned form = 0; form < 4; form++) {
             const bool a_turned = (form & 1) != 0, b_turned = (form & 2) != 0;
@@ -150,12 +162,64 @@ static void test_gemm(void **state)
     }
     /* more than one block of rows, of columns, of steps */
     static const Shape large[] = {{280, 400, 300}, {6, 1560, 520}, {300, 200, 1100}};
-    for (unsigned form = 0; form < 12; form++) {
+    for (unsigned form = kind; form < 12; form += kind == 0 ? 1 : 5) {
         compare_gemm(large[form / 4], (form & 1) != 0, (form & 2) != 0, 1 + form % 3 * 3,
                      form % 3 == 0);
     }
     compare_gemm((Shape){5, 30, 640}, false, true, 64, false);
     compare_gemm((Shape){5, 30, 640}, false, false, 70, false);
+}
+
+static void test_gemm(void **state)
+{
+    compare_gemms(0);
+}
+
+static void test_gemm_bf16(void **state)
+{
+    compare_gemms(1);
+}
+
+static void test_gemm_f16(void **state)
+{
+    compare_gemms(2);
+}
+
+/* Sums below the normal range, out of normal ones: bf16dot flushes them in chains and where units
+ * fold, not where leaves do. */
+static void test_gemm_flush(void **state)
+{
+    enum { N = 50 };
+    float a[4] = {0x1p-60f, 0x1p-60f, -0x1p-60f, -0x1p-60f}, b[4 * N], want[N], got[N];
+    float *scratch = floats(gemm_scratch_floats(2));
+    GemmSegment segments[2] = {{.length = 2, .step = {0, 0}}, {.length = 2, .step = {1, 1}}};
+    for (int i = 0; i < 4 * N; i++) {
+        b[i] = i % 4 < 2 ? 0x1.02p-66f : 0x1p-66f;
+    } /* leaves of 1.0078125 x 2^-125 and -2^-125: their sum is 2^-132 */
+    for (unsigned s = 0; s < 2; s++) {
+        segments[s].a = a + 2 * s;
+        segments[s].a_row = 4;
+        segments[s].a_step = 1;
+        segments[s].b = b + 2 * s;
+        segments[s].b_step = 1;
+        segments[s].b_column = 4;
+    }
+    for (unsigned leaves = 0; leaves < 2; leaves++) {
+        GemmArgs args = {.m = 1,
+                         .n = N,
+                         .segments = segments,
+                         .n_segments = 2,
+                         .leaves = leaves != 0,
+                         .c = want,
+                         .ld = N,
+                         .scratch = scratch};
+        generic->gemm_bf16(&args);
+        args.c = got;
+        variant->gemm_bf16(&args);
+        assert_same(got, want, N);
+        assert_true((got[0] != 0.0f) == (leaves != 0));
+    }
+    free(scratch);
 }
 
 /* Threads take columns or rows of one product: the same bits. */
@@ -426,18 +490,25 @@ static void test_attention_backward(void **state)
     compare_attention(40, 3, 16, 1, 5); /* a rank that holds heads 1..3 of 5: two subtrees */
 }
 
+/* The CPU has VDPBF16PS, or it is emulated. */
+static bool has_dots(void)
+{
+#ifdef WEFT_EMULATE_AVX512
+    return kernels_best_isa() >= ISA_AVX2;
+#else
+    return __builtin_cpu_supports("avx512bf16") && kernels_best_isa() == ISA_AVX512;
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_gemm_shares),
-        cmocka_unit_test(test_norms),
-        cmocka_unit_test(test_sums_over_rows),
-        cmocka_unit_test(test_activations),
-        cmocka_unit_test(test_optimizers),
-        cmocka_unit_test(test_sum_squares),
-        cmocka_unit_test(test_xent),
-        cmocka_unit_test(test_attention_backward),
+        cmocka_unit_test(test_gemm),           cmocka_unit_test(test_gemm_bf16),
+        cmocka_unit_test(test_gemm_f16),       cmocka_unit_test(test_gemm_flush),
+        cmocka_unit_test(test_gemm_shares),    cmocka_unit_test(test_norms),
+        cmocka_unit_test(test_sums_over_rows), cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_optimizers),     cmocka_unit_test(test_sum_squares),
+        cmocka_unit_test(test_xent),           cmocka_unit_test(test_attention_backward),
     };
     int failed = 0, ran = 0;
     generic = &kernels_get(ISA_GENERIC)->train;
@@ -452,6 +523,16 @@ int main(void)
         variant = &table.train;
         ran++;
         failed += cmocka_run_group_tests_name(kernels_isa_name(isa), tests, NULL, NULL);
+    }
+    if (has_dots()) {
+        const struct CMUnitTest products[] = {cmocka_unit_test(test_gemm_bf16),
+                                              cmocka_unit_test(test_gemm_flush)};
+        Kernels table = *kernels_get(ISA_GENERIC);
+        train_fill_avx512_bf16(&table);
+        variant = &table.train;
+        failed += cmocka_run_group_tests_name("vdpbf16ps", products, NULL, NULL);
+    } else {
+        fprintf(stderr, "vdpbf16ps: not run, this cpu does not have it\n");
     }
     return failed != 0 ? 1 : ran == 0 ? 77 : 0;
 }

@@ -325,6 +325,8 @@ def case_doctor():
     assert all(0 <= time.time() - m["measured"]["since"] < 3600 for m in cluster.status()["members"])
     assert {f"member worker-{i}" for i in (1, 2, 3)} <= {c["check"] for c in got["checks"]}
     assert weft("doctor").ok().out.startswith("CHECK")
+    bf16 = [c["text"] for c in got["checks"] if c["check"] == "bf16"]
+    assert len(bf16) == 1 and bf16[0].startswith(("vdpbf16ps (", "two f32 fma a pair (")), bf16
     gpu = [c for c in got["checks"] if c["check"] == "gpu"]
     devices = command([WORKER, "--devices"]).ok().out.splitlines()
     assert [c["text"] for c in gpu] == devices and devices, (gpu, devices)

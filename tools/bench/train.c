@@ -3,6 +3,8 @@
  *   step      one step: "SECONDS LOSS"
  *   limits    the f32 FMA peak of its threads: "OPERATIONS_PER_S"
  *   memory    bytes held: "BYTES"
+ *   bf16      the instruction that multiplies bf16, and why: text
+ *   profile   ms of each op since the last step: "NAME MS" ... on one line
  * With --loose 1 products are whole chains, without units: the fastest variant that we found
  * without the bit contract (give it --leaves 1, too). */
 #include "tools/bench/peaks.h"
@@ -22,6 +24,32 @@ typedef struct Settings {
 } Settings;
 
 static uint32_t vocabulary;
+
+static TrainTimes times; /* of the last step */
+static const char *const op_names[TRAIN_OP_LIMIT] = {
+    [TRAIN_OP_FORWARD] = "forward",
+    [TRAIN_OP_DX] = "dx",
+    [TRAIN_OP_DW] = "dw",
+    [TRAIN_OP_HEAD_FORWARD] = "head-forward",
+    [TRAIN_OP_HEAD_DX] = "head-dx",
+    [TRAIN_OP_HEAD_DW] = "head-dw",
+    [TRAIN_OP_ATTENTION] = "attention",
+    [TRAIN_OP_ATTENTION_BACKWARD] = "attention-backward",
+    [TRAIN_OP_NORM] = "norm",
+    [TRAIN_OP_NORM_BACKWARD] = "norm-backward",
+    [TRAIN_OP_BIAS_BACKWARD] = "bias-backward",
+    [TRAIN_OP_ACTIVATION] = "activation",
+    [TRAIN_OP_ACTIVATION_BACKWARD] = "activation-backward",
+    [TRAIN_OP_LOSS] = "loss",
+    [TRAIN_OP_LOSS_BACKWARD] = "loss-backward",
+    [TRAIN_OP_EMBEDDING] = "embedding",
+    [TRAIN_OP_EMBEDDING_BACKWARD] = "embedding-backward",
+    [TRAIN_OP_EXCHANGE] = "exchange",
+    [TRAIN_OP_WAIT] = "wait",
+    [TRAIN_OP_FINISH] = "finish",
+    [TRAIN_OP_UPDATE] = "update",
+    [TRAIN_OP_REST] = "rest",
+};
 
 /* Tokens are a function of the sample and the position. */
 static void read_sample(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)
@@ -55,6 +83,7 @@ static TrainRank *make_rank(const Settings *s, const ModelSpec *spec, const Kern
                           .sequences = (uint32_t)s->sequences,
                           .leaves = (uint32_t)s->leaves,
                           .micro_sequences = (uint32_t)s->micro,
+                          .times = &times,
                           .optimizer = {.kind = OPTIMIZER_ADAMW,
                                         .rate = 1e-4,
                                         .beta1 = 0.9,
@@ -106,9 +135,12 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
     if (strcmp(line, "step") == 0) {
         TrainStep step;
         const double start = peaks_now_s();
+        train_times_mark(&times, TRAIN_OP_REST);
+        memset(times.ns, 0, sizeof times.ns);
         if (!train_rank_step(rank, &step, &error)) {
             fail("a step", error);
         }
+        train_times_mark(&times, TRAIN_OP_REST);
         printf("%.6f %.6f\n", peaks_now_s() - start, (double)step.loss);
     } else if (strcmp(line, "limits") == 0) {
         Peaks peaks;
@@ -119,8 +151,15 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
     } else if (strcmp(line, "memory") == 0) {
         const TrainMemory memory = train_rank_memory(rank);
         printf("%" PRIu64 "\n", train_memory_total(&memory));
+    } else if (strcmp(line, "bf16") == 0) {
+        printf("%s\n", kernels_bf16(isa));
+    } else if (strcmp(line, "profile") == 0) {
+        for (int i = 0; i < TRAIN_OP_LIMIT; i++) {
+            printf("%s %.3f%c", op_names[i], 1e-6 * (double)times.ns[i],
+                   i + 1 < TRAIN_OP_LIMIT ? ' ' : '\n');
+        }
     } else {
-        fail("lines are step, limits or memory", NULL);
+        fail("lines are step, limits, memory, bf16 or profile", NULL);
     }
     fflush(stdout);
 }

@@ -418,22 +418,42 @@ static void check_cluster(Doctor *d, const CommonOptions *common)
     client_free(client);
 }
 
-/* What the worker of this release finds. A host without a device is no problem; a card whose device
- * the worker cannot have is one. */
-static void check_devices(Doctor *d)
+/* The lines that the worker of this release prints with an option; NULL where it is not here. */
+static GStrv ask_worker(const char *option)
 {
     g_autofree char *worker = local_find_program("weft-worker");
     g_autofree char *text = NULL;
-    char *argv[] = {worker, "--devices", NULL};
+    char *argv[] = {worker, (char *)option, NULL};
     int status = 0;
     if (worker == NULL ||
         !g_spawn_sync(NULL, argv, NULL, G_SPAWN_STDERR_TO_DEV_NULL, NULL, NULL, &text, NULL,
                       &status, NULL) ||
         status != 0) {
+        return NULL;
+    }
+    return g_strsplit(g_strchomp(text), "\n", -1);
+}
+
+/* Which instruction multiplies bf16 here: the worker measures it. */
+static void check_bf16(Doctor *d)
+{
+    g_auto(GStrv) lines = ask_worker("--version");
+    for (char **line = lines; line != NULL && *line != NULL; line++) {
+        if (g_str_has_prefix(*line, "bf16: ")) {
+            finding(d, "bf16", true, "%s", *line + strlen("bf16: "));
+        }
+    }
+}
+
+/* What the worker of this release finds. A host without a device is no problem; a card whose device
+ * the worker cannot have is one. */
+static void check_devices(Doctor *d)
+{
+    g_auto(GStrv) lines = ask_worker("--devices");
+    if (lines == NULL) {
         finding(d, "gpu", true, "no device: weft-worker is not here to look for one");
         return;
     }
-    g_auto(GStrv) lines = g_strsplit(g_strchomp(text), "\n", -1);
     const bool card = g_file_test("/dev/nvidiactl", G_FILE_TEST_EXISTS);
     for (char **line = lines; *line != NULL; line++) {
         finding(d, "gpu", !card || !g_str_has_prefix(*line, "no device"), "%s", *line);
@@ -450,6 +470,7 @@ static int doctor_run(const Verb *verb, void *values, GPtrArray *rest)
                 .table = text_table_new((const char *const[]){"CHECK", "RESULT", "FOUND", NULL})};
     g_autofree char *state = cli_state_directory(&o->common);
     check_cpu(&d);
+    check_bf16(&d);
     check_memory(&d);
     check_state(&d, state);
     check_cluster(&d, &o->common);

@@ -3,13 +3,20 @@
  * what stands on its left. */
 #include "worker/model/training_pass.h"
 
+/* On this thread's rows. */
+static void activate(Pass *p, const Tape *tape)
+{
+    size_t n;
+    const size_t own = pass_own_rows(p, p->m->ffn_width, &n);
+    p->m->o.kernels->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
+    mark(p, TRAIN_OP_ACTIVATION);
+}
+
 void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    const Kernels *k = m->o.kernels;
     const uint32_t layer = p->layer_first + l;
-    size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), weight(p, ROLE_ATTN_NORM_BIAS, l),
               tape->attn_in);
@@ -37,8 +44,7 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
                 (const Linear[]){{weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}}, 1);
     meet(p);
     pass_bias(p, tape->up, weight(p, ROLE_FFN_UP_BIAS, l), m->ffn_width);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    k->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
+    activate(p, tape);
     meet(p);
     if (out == NULL) {
         return;
@@ -51,16 +57,13 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
 
 void gpt2_layer_again(Pass *p, uint32_t l)
 {
-    Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    size_t n;
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), weight(p, ROLE_ATTN_NORM_BIAS, l),
               tape->attn_in);
     pass_attention(p, tape);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
               tape->ffn_in);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    m->o.kernels->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
+    activate(p, tape);
 }
 
 /* Gradients of the feed-forward weights; dy: of its result. */
@@ -111,6 +114,7 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     meet(p);
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
     k->train.gelu_backward(tape->up + own, p->d->dact + own, (uint32_t)n, p->d->dact + own);
+    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
     meet(p);
     pass_units_dx(
         p,

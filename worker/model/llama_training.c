@@ -2,13 +2,20 @@
  * same bits row for row (with f32 keys and values), and its backward. */
 #include "worker/model/training_pass.h"
 
+/* On this thread's rows. */
+static void activate(Pass *p, const Tape *tape)
+{
+    size_t n;
+    const size_t own = pass_own_rows(p, p->m->ffn_width, &n);
+    p->m->o.kernels->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
+    mark(p, TRAIN_OP_ACTIVATION);
+}
+
 void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    const Kernels *k = m->o.kernels;
     const uint32_t layer = p->layer_first + l;
-    size_t n;
 
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
     meet(p);
@@ -35,8 +42,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
                                  {weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}},
                 2);
     meet(p);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    k->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
+    activate(p, tape);
     meet(p);
     if (out == NULL) {
         return;
@@ -49,14 +55,11 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
 
 void llama_training_layer_again(Pass *p, uint32_t l)
 {
-    Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    size_t n;
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
     pass_attention(p, tape);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    m->o.kernels->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
+    activate(p, tape);
 }
 
 /* Gradients of the feed-forward weights; dy: of its result. */
@@ -107,6 +110,7 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     const size_t own = pass_own_rows(p, m->ffn_width, &n);
     k->train.swiglu_backward(tape->gate + own, tape->up + own, p->d->dact + own, (uint32_t)n,
                              tape->gate + own, tape->up + own);
+    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
     meet(p);
     pass_units_dx(p,
                   (const SpanDx[]){

@@ -39,6 +39,7 @@ static void embed(Pass *p)
                           positions + (size_t)position_of(p, r) * m->width, m->width);
     }
     pass_dropout(p, DROPOUT_SITE_EMBEDDING, x);
+    mark(p, TRAIN_OP_EMBEDDING);
 }
 
 /* Chains of rows with the same own id: a row is its id's first or the next of one before. By one
@@ -212,6 +213,7 @@ static void loss_region(void *user, unsigned t, unsigned n_threads)
     uint32_t first, last;
     p->t = t;
     p->n_threads = n_threads;
+    p->at_head = true;
     pass_norm(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1), weight(p, ROLE_OUTPUT_NORM_BIAS, -1),
               m->head_in);
     meet(p);
@@ -222,16 +224,19 @@ static void loss_region(void *user, unsigned t, unsigned n_threads)
     for (uint32_t r = first; r < last; r++) {
         row_stats(p, r);
     }
+    mark(p, TRAIN_OP_LOSS);
     if (m->h->tp > 1) {
         meet(p);
         if (t == 0) {
             exchange_row_stats(p);
+            mark(p, TRAIN_OP_EXCHANGE);
         }
         meet(p);
     }
     for (uint32_t r = first; r < last; r++) {
         row_loss(p, r);
     }
+    mark(p, TRAIN_OP_LOSS);
 }
 
 /* This thread's columns of dh from the logits' gradient: units = vocabulary chunks. */
@@ -263,8 +268,9 @@ static void head_dx(Pass *p)
                          .c = target + first,
                          .ld = m->width,
                          .subtree_stride = stride};
-        pass_multiply(p, &args, 0);
+        pass_multiply(p, &args);
     }
+    mark_product(p, TRAIN_OP_DX);
     pass_fold(p, &m->chunks, m->dh, "gradients through the head");
 }
 
@@ -294,12 +300,14 @@ static void head_backward(Pass *p)
     Training *m = p->m;
     uint32_t first, last;
     size_t n;
+    p->at_head = true;
     pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
     for (uint32_t r = first; r < last; r++) {
         row_backward(p, r);
     }
     const size_t own = pass_own_rows(p, m->width, &n);
     memset(m->dx + own, 0, n * sizeof(float));
+    mark(p, TRAIN_OP_LOSS_BACKWARD);
     meet(p);
     head_dx(p);
     pass_linear_dw(p,
@@ -310,6 +318,7 @@ static void head_backward(Pass *p)
     pass_norm_backward(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1),
                        gradient(p, ROLE_OUTPUT_NORM, -1), gradient(p, ROLE_OUTPUT_NORM_BIAS, -1));
     meet(p);
+    p->at_head = false;
 }
 
 /* ---- the passes ---- */
@@ -382,6 +391,7 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
     }
     if (p.is_first) {
         embed_backward(&p);
+        mark(&p, TRAIN_OP_EMBEDDING_BACKWARD);
     }
 }
 
@@ -406,6 +416,7 @@ static Pass pass_of(Training *t, uint32_t slot, const TrainBatch *batch)
     g_assert(batch->length == t->o.length && batch->n_sequences <= t->o.max_sequences &&
              batch->n_sequences > 0 && slot < t->o.slots && batch->chunk < t->h->n_chunks);
     t->status = GROUP_OK;
+    train_times_mark(t->o.times, TRAIN_OP_REST);
     return (Pass){.m = t,
                   .batch = batch,
                   .slot = &t->slots[slot],
@@ -416,10 +427,16 @@ static Pass pass_of(Training *t, uint32_t slot, const TrainBatch *batch)
                   .is_last = t->h->is_last && batch->chunk + 1 == t->h->n_chunks};
 }
 
+static void run(Training *t, PoolFn region, Pass *p)
+{
+    pool_run(t->o.pool, region, p);
+    train_times_mark(t->o.times, TRAIN_OP_WAIT);
+}
+
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch)
 {
     Pass p = pass_of(t, slot, batch);
-    pool_run(t->o.pool, forward_region, &p);
+    run(t, forward_region, &p);
     return t->status;
 }
 
@@ -427,7 +444,7 @@ GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, f
 {
     Pass p = pass_of(t, slot, batch);
     p.losses = losses;
-    pool_run(t->o.pool, loss_region, &p);
+    run(t, loss_region, &p);
     return t->status;
 }
 
@@ -440,7 +457,7 @@ GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batc
     for (uint32_t i = 0; t->o.smoothing > 0.0f && t->h->is_last && i < VOCAB_CHUNK; i++) {
         t->smoothed[i] = -(t->o.smoothing / (float)t->spec->vocab_size * factor);
     }
-    pool_run(t->o.pool, backward_region, &p);
+    run(t, backward_region, &p);
     return t->status;
 }
 
@@ -448,7 +465,7 @@ void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Param
 {
     Pass p = pass_of(t, slot, batch);
     p.g = gradients;
-    pool_run(t->o.pool, weights_region, &p);
+    run(t, weights_region, &p);
 }
 
 float *training_input(Training *t, uint32_t slot)

@@ -15,6 +15,7 @@
 #include "worker/model/dropout.h"
 #include "worker/model/parameters.h"
 #include "worker/model/training_precision.h"
+#include "worker/model/training_times.h"
 
 #define TARGET_NONE UINT32_MAX /* a position without a target: no loss, no gradient */
 
@@ -78,6 +79,7 @@ typedef struct TrainingOptions {
     GroupTurns *group;            /* of the stage's tensor ranks; NULL: one */
     void (*progress)(void *user); /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
     void *progress_user;
+    TrainTimes *times; /* NULL: not taken */
 } TrainingOptions;
 
 Training *training_new(const TrainingOptions *options, GError **error);

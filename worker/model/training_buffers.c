@@ -26,14 +26,6 @@ static size_t scratch_floats(const Training *t)
     return MAX(MAX(forward, backward), gemm_scratch_floats(units));
 }
 
-/* Of the longest contraction, in precisions that copy operands. */
-static size_t narrow_floats(const Training *t)
-{
-    const uint64_t qkv = t->q_width + 2 * (uint64_t)t->kv_width, ffn = 2 * (uint64_t)t->ffn_width,
-                   other = MAX(MAX(t->width, t->vocab), t->max_rows);
-    return t->o.precision == PRECISION_F32 ? 0 : precision_floats(MAX(MAX(qkv, ffn), other));
-}
-
 /* What a layer's backward reads but its input: what is always kept with it, unless the whole layer
  * is computed again. */
 static void carve_products(Training *t, size_t *used, Tape *tape)
@@ -153,7 +145,6 @@ static size_t lay_out(Training *t)
     t->sin_back = carve(t, &used, table);
     for (unsigned i = 0; i < t->threads; i++) {
         t->scratch[i] = carve(t, &used, scratch_floats(t));
-        t->narrow[i].floats = carve(t, &used, narrow_floats(t));
     }
     return used;
 }
@@ -293,20 +284,17 @@ static bool allocate_threads(Training *t, GError **error)
 {
     const unsigned threads = t->threads;
     const uint32_t n_blocks = (t->o.length + KV_BLOCK - 1) / KV_BLOCK;
-    const size_t n_segments = MAX(3 * TREE_LEAVES_LIMIT, t->chunks.n);
+    const size_t n_segments = MAX(MAX(3 * TREE_LEAVES_LIMIT, t->chunks.n), t->o.max_sequences);
     t->scratch = weft_alloc(threads, sizeof *t->scratch, "scratch", error);
-    t->narrow = weft_alloc(threads, sizeof *t->narrow, "scratch", error);
     t->segments = weft_alloc(threads, sizeof *t->segments, "segments", error);
     t->pages = weft_alloc(threads, sizeof *t->pages, "page pointers", error);
-    if (t->scratch == NULL || t->narrow == NULL || t->segments == NULL || t->pages == NULL) {
+    if (t->scratch == NULL || t->segments == NULL || t->pages == NULL) {
         return false;
     }
     for (unsigned i = 0; i < threads; i++) {
         t->segments[i] = weft_alloc(n_segments, sizeof **t->segments, "segments", error);
         t->pages[i] = weft_alloc(2 * (size_t)n_blocks, sizeof **t->pages, "page pointers", error);
-        t->narrow[i].segments =
-            weft_alloc(n_segments, sizeof *t->narrow->segments, "segments", error);
-        if (t->segments[i] == NULL || t->pages[i] == NULL || t->narrow[i].segments == NULL) {
+        if (t->segments[i] == NULL || t->pages[i] == NULL) {
             return false;
         }
     }
@@ -377,9 +365,6 @@ void training_free(Training *t)
         if (t->pages != NULL) {
             weft_free(t->pages[i]);
         }
-        if (t->narrow != NULL) {
-            weft_free(t->narrow[i].segments);
-        }
     }
     for (uint32_t s = 0; t->slots != NULL && s < t->o.slots; s++) {
         weft_free(t->slots[s].tape);
@@ -392,7 +377,6 @@ void training_free(Training *t)
     weft_free(t->pages);
     weft_free(t->segments);
     weft_free(t->scratch);
-    weft_free(t->narrow);
     weft_free(t->chunk_steps);
     weft_free(t->head_steps);
     weft_free(t->shared);

@@ -35,6 +35,7 @@ void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
                              (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
         precision_end(modes);
     }
+    mark(p, TRAIN_OP_EXCHANGE);
     meet(p);
 }
 

@@ -18,10 +18,10 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count)
     return (size_t)first * n;
 }
 
-void pass_multiply(Pass *p, GemmArgs *args, uint32_t period)
+void pass_multiply(Pass *p, GemmArgs *args)
 {
     args->scratch = p->m->scratch[p->t];
-    precision_gemm(p->m->o.kernels, p->m->o.precision, args, period, &p->m->narrow[p->t]);
+    precision_gemm(p->m->o.kernels, p->m->o.precision)(args);
 }
 
 static const TreeStep whole = {.n_merges = 0, .emit = 1};
@@ -46,16 +46,15 @@ void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, uns
                                          .b_column = n_in,
                                          .length = n_in,
                                          .step = whole};
-            pass_multiply(p,
-                          &(GemmArgs){.m = p->rows,
-                                      .n = b - a,
-                                      .segments = &segment,
-                                      .n_segments = 1,
-                                      .c = list[i].y + (a - base),
-                                      .ld = list[i].n_out},
-                          0);
+            pass_multiply(p, &(GemmArgs){.m = p->rows,
+                                         .n = b - a,
+                                         .segments = &segment,
+                                         .n_segments = 1,
+                                         .c = list[i].y + (a - base),
+                                         .ld = list[i].n_out});
         }
     }
+    mark_product(p, TRAIN_OP_FORWARD);
 }
 
 void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units)
@@ -76,16 +75,15 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
     if (first < last) {
         size_t stride;
         float *c = pass_fold_target(p, p->m->sum, &stride) + first;
-        pass_multiply(p,
-                      &(GemmArgs){.m = p->rows,
-                                  .n = last - first,
-                                  .segments = segments,
-                                  .n_segments = units->n,
-                                  .c = c,
-                                  .ld = p->m->width,
-                                  .subtree_stride = stride},
-                      0);
+        pass_multiply(p, &(GemmArgs){.m = p->rows,
+                                     .n = last - first,
+                                     .segments = segments,
+                                     .n_segments = units->n,
+                                     .c = c,
+                                     .ld = p->m->width,
+                                     .subtree_stride = stride});
     }
+    mark_product(p, TRAIN_OP_FORWARD);
     pass_fold(p, units, p->m->sum, "partial sums of a sub-layer");
 }
 
@@ -96,6 +94,7 @@ void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
     for (uint32_t r = first; bias != NULL && r < last; r++) {
         p->m->o.kernels->add(y + (size_t)r * n, bias, n);
     }
+    mark(p, TRAIN_OP_NORM);
 }
 
 void pass_dropout(Pass *p, uint32_t site, float *x)
@@ -118,6 +117,7 @@ void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site, fl
     const size_t own = pass_own_rows(p, width, &n);
     memcpy(out + own, x + own, n * sizeof(float));
     p->m->o.kernels->add(out + own, p->m->sum + own, n);
+    mark(p, TRAIN_OP_NORM);
 }
 
 void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
@@ -134,6 +134,7 @@ void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float
             k->rms_norm(x + at, w, eps, width, out + at);
         }
     }
+    mark(p, TRAIN_OP_NORM);
 }
 
 void pass_rope(Pass *p, float *q, float *k, const float *sin)
@@ -151,6 +152,7 @@ void pass_rope(Pass *p, float *q, float *k, const float *sin)
         rotate(k + (size_t)r * m->kv_width, m->h->n_kv_heads, spec->head_size, spec->rope.dims,
                spec->rope.pairing, m->cos + at, sin + at);
     }
+    mark(p, TRAIN_OP_ATTENTION);
 }
 
 /* Own query heads of own KV head `kv`: the first one's place among the own, and how many. */
@@ -229,6 +231,7 @@ void pass_attention(Pass *p, Tape *tape)
             first += document.length;
         }
     }
+    mark(p, TRAIN_OP_ATTENTION);
 }
 
 /* ---- backward ---- */
@@ -244,6 +247,7 @@ const float *pass_result_gradient(Pass *p, uint32_t site, float *keep)
     const size_t own = pass_own_rows(p, m->width, &n);
     memcpy(to + own, m->dx + own, n * sizeof(float));
     pass_dropout(p, site, to);
+    mark(p, TRAIN_OP_NORM_BACKWARD);
     meet(p);
     return to;
 }
@@ -262,15 +266,14 @@ void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, ui
                                  .length = n_out,
                                  .step = whole};
     if (first < last) {
-        pass_multiply(p,
-                      &(GemmArgs){.m = p->rows,
-                                  .n = last - first,
-                                  .segments = &segment,
-                                  .n_segments = 1,
-                                  .c = dx + first,
-                                  .ld = n_in},
-                      0);
+        pass_multiply(p, &(GemmArgs){.m = p->rows,
+                                     .n = last - first,
+                                     .segments = &segment,
+                                     .n_segments = 1,
+                                     .c = dx + first,
+                                     .ld = n_in});
     }
+    mark_product(p, TRAIN_OP_DX);
 }
 
 void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *units)
@@ -296,16 +299,15 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *
     if (first < last) {
         size_t stride;
         float *c = pass_fold_target(p, p->m->dh, &stride) + first;
-        pass_multiply(p,
-                      &(GemmArgs){.m = p->rows,
-                                  .n = last - first,
-                                  .segments = segments,
-                                  .n_segments = n,
-                                  .c = c,
-                                  .ld = width,
-                                  .subtree_stride = stride},
-                      0);
+        pass_multiply(p, &(GemmArgs){.m = p->rows,
+                                     .n = last - first,
+                                     .segments = segments,
+                                     .n_segments = n,
+                                     .c = c,
+                                     .ld = width,
+                                     .subtree_stride = stride});
     }
+    mark_product(p, TRAIN_OP_DX);
     pass_fold(p, units, p->m->dh, "gradients through a sub-layer");
 }
 
@@ -328,23 +330,32 @@ void pass_qkv_dx(Pass *p, uint32_t layer)
     pass_units_dx(p, spans, 3, &m->attn_units);
 }
 
-/* This thread's segments: a leaf each, from output row `row` on. */
-static void leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
+/* This thread's segments, from output row `row` on: a leaf each, or a sample where pairs would span
+ * two. Returns how many. */
+static uint32_t leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
 {
-    uint32_t begin = 0;
+    const uint32_t length = p->batch->length;
+    const bool by_sample = p->m->o.precision == PRECISION_BF16 && length % 2 != 0;
+    uint32_t begin = 0, n = 0;
     for (uint32_t leaf = 0; leaf < leaves_of(p); leaf++) {
         const uint32_t end = leaf_end(p, leaf);
-        p->m->segments[p->t][leaf] =
-            (GemmSegment){.a = g->dy + (size_t)begin * g->n_out + row,
-                          .a_row = 1,
-                          .a_step = g->n_out,
-                          .b = g->x + (size_t)begin * g->n_in,
-                          .b_step = g->n_in,
-                          .b_column = 1,
-                          .length = end - begin,
-                          .step = leaves_of(p) > 1 ? p->batch->leaves->steps[leaf] : whole};
-        begin = end;
+        while (begin < end) {
+            const uint32_t to = by_sample ? begin + length : end;
+            const bool continues = to < end;
+            p->m->segments[p->t][n++] =
+                (GemmSegment){.a = g->dy + (size_t)begin * g->n_out + row,
+                              .a_row = 1,
+                              .a_step = g->n_out,
+                              .b = g->x + (size_t)begin * g->n_in,
+                              .b_step = g->n_in,
+                              .b_column = 1,
+                              .length = to - begin,
+                              .continues = continues,
+                              .step = leaves_of(p) > 1 ? p->batch->leaves->steps[leaf] : whole};
+            begin = to;
+        }
     }
+    return n;
 }
 
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
@@ -358,18 +369,18 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
         const LinearGradient *g = &list[i];
         const uint32_t a = MAX(first, base), b = MIN(last, base + g->n_out);
         if (a < b) {
-            leaf_segments(p, g, a - base);
-            pass_multiply(p,
-                          &(GemmArgs){.m = b - a,
-                                      .n = g->n_in,
-                                      .segments = p->m->segments[p->t],
-                                      .n_segments = leaves_of(p),
-                                      .accumulate = leaf_begun(p),
-                                      .c = g->dw + (size_t)(a - base) * g->n_in,
-                                      .ld = g->n_in},
-                          p->batch->length);
+            const uint32_t n_segments = leaf_segments(p, g, a - base);
+            pass_multiply(p, &(GemmArgs){.m = b - a,
+                                         .n = g->n_in,
+                                         .segments = p->m->segments[p->t],
+                                         .n_segments = n_segments,
+                                         .accumulate = leaf_begun(p),
+                                         .leaves = true,
+                                         .c = g->dw + (size_t)(a - base) * g->n_in,
+                                         .ld = g->n_in});
         }
     }
+    mark_product(p, TRAIN_OP_DW);
 }
 
 void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
@@ -423,6 +434,7 @@ void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
     } else {
         s.sum_rows(dy + first, n, p->rows, last - first, dbias + first);
     }
+    mark(p, TRAIN_OP_BIAS_BACKWARD);
 }
 
 typedef struct NormSums {
@@ -454,6 +466,7 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
         backward(x + at, w, m->dh + at, m->spec->norm_eps, width, m->dx + at,
                  m->stats + 2 * (size_t)r);
     }
+    mark(p, TRAIN_OP_NORM_BACKWARD);
     meet(p);
     pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
     if (first < last && leaves_of(p) > 1) {
@@ -464,6 +477,7 @@ void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, floa
         k->norm_weight_backward(x + first, m->dh + first, width, m->stats, p->rows, last - first,
                                 dw + first, dbias != NULL ? dbias + first : NULL);
     }
+    mark(p, TRAIN_OP_NORM_BACKWARD);
 }
 
 /* One document, one own KV head. */
@@ -503,6 +517,7 @@ void pass_attention_backward(Pass *p, const Tape *tape)
             first += document.length;
         }
     }
+    mark(p, TRAIN_OP_ATTENTION_BACKWARD);
     meet(p);
     if (p->m->n_shared > 0) {
         if (p->t == 0) {

@@ -74,7 +74,6 @@ struct Training {
     uint32_t *first_row;      /* [vocab]: the first row with the id; only of ids in the batch */
     uint32_t *next_row;       /* [rows]: the next row with the same id, or ROW_NONE */
     float **scratch;          /* per thread */
-    PrecisionScratch *narrow; /* per thread; nothing in it for f32 */
     GemmSegment **segments;   /* per thread: enough for every product */
     const uint8_t ***pages;   /* per thread: blocks of k, then of v */
     GroupStatus status;       /* of this call's exchanges: the first that failed */
@@ -93,8 +92,23 @@ typedef struct Pass {
     uint32_t rows;
     uint32_t layer_first, n_layers; /* of the chunk */
     bool is_first, is_last;         /* the chunk begins with the embedding; ends with the head */
+    bool at_head;                   /* its products are the head's */
     unsigned t, n_threads;
 } Pass;
+
+/* What this thread did since the last mark was `op`. */
+static inline void mark(const Pass *p, TrainOp op)
+{
+    if (p->t == 0) {
+        train_times_mark(p->m->o.times, op);
+    }
+}
+
+/* op: of a layer's product */
+static inline void mark_product(const Pass *p, TrainOp op)
+{
+    mark(p, p->at_head ? op + TRAIN_OP_HEAD_FORWARD - TRAIN_OP_FORWARD : op);
+}
 
 static inline void meet(Pass *p)
 {
@@ -103,6 +117,7 @@ static inline void meet(Pass *p)
         o->progress(o->progress_user);
     }
     pool_barrier(p->m->o.pool);
+    mark(p, TRAIN_OP_WAIT);
 }
 static inline int32_t layer_of(const Pass *p, int64_t layer)
 {
@@ -165,8 +180,8 @@ void exchange_row_stats(Pass *p);
 void exchange_shared_heads(Pass *p);
 size_t exchange_floats(const Training *t);
 
-/* A product in the training's precision, scratch filled in; period as for precision_gemm(). */
-void pass_multiply(Pass *p, GemmArgs *args, uint32_t period);
+/* A product in the training's precision, scratch filled in. */
+void pass_multiply(Pass *p, GemmArgs *args);
 
 /* ---- forward ---- */
 

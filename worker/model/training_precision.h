@@ -15,18 +15,9 @@ typedef enum Precision { PRECISION_F32 = 0, PRECISION_BF16 = 1, PRECISION_F16 = 
 const char *precision_name(Precision p);                                /* static */
 bool precision_parse(const char *name, Precision *out, GError **error); /* INVALID: unknown */
 
-/* A thread's room for rounded operands. */
-typedef struct PrecisionScratch {
-    GemmSegment *segments; /* as many as a product has */
-    float *floats;         /* precision_floats() */
-} PrecisionScratch;
-/* longest: of a product's whole contraction. */
-size_t precision_floats(uint64_t longest);
-
-/* args as for the kernel's gemm. period: pairs do not go over its multiples (tokens of a sample in
- * a contraction over tokens); 0: they go through a segment. */
-void precision_gemm(const Kernels *kernels, Precision precision, const GemmArgs *args,
-                    uint32_t period, const PrecisionScratch *scratch);
+/* The kernel of products. For bf16, segments of a contraction over tokens hold whole samples of an
+ * even length, or one: pairs never span samples (NUMERICS 14). */
+GemmFn precision_gemm(const Kernels *kernels, Precision precision);
 
 /* The floating-point modes of folds of such products on this thread; end with what begin gave. */
 unsigned precision_begin(Precision precision);

@@ -45,12 +45,6 @@ uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences)
     return (uint32_t)((uint64_t)leaf * sequences / n_leaves);
 }
 
-/* bf16dot's flush modes are for its chains, not for the fold of leaves. */
-static bool folds_in_products(const MicroRunnerOptions *o)
-{
-    return o->precision != PRECISION_BF16;
-}
-
 static void cut_leaf(const MicroRunnerOptions *o, uint32_t leaf, uint32_t begin, uint32_t end,
                      GArray *list)
 {
@@ -73,7 +67,7 @@ static void cut_node(const MicroRunnerOptions *o, uint32_t a, uint32_t b, GArray
     }
     if (b - a == 1) {
         cut_leaf(o, a, begin, end, list);
-    } else if (inside && end - begin <= o->micro_sequences && folds_in_products(o)) {
+    } else if (inside && end - begin <= o->micro_sequences) {
         const MicroBatch micro = {begin, end - begin, a, b - a, true, true};
         g_array_append_val(list, micro);
     } else {
@@ -165,7 +159,8 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
                              .recompute = options->recompute,
                              .group = options->links != NULL ? &options->links->tensor.turns : NULL,
                              .progress = options->links != NULL ? progress_links : NULL,
-                             .progress_user = options->links};
+                             .progress_user = options->links,
+                             .times = options->times};
 }
 
 static bool is_complete_with(const TensorSpec *t, uint32_t layer)

@@ -24,7 +24,8 @@ typedef struct MicroRunnerOptions {
     Precision precision;
     Dropout dropout;
     float smoothing;        /* of labels */
-    GArray *trace;   /* of PipelineOpTime: what each step does is added; NULL: not */
+    GArray *trace;          /* of PipelineOpTime: what each step does is added; NULL: not */
+    TrainTimes *times;      /* NULL: not */
     GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
 } MicroRunnerOptions;
 

@@ -143,7 +143,8 @@ static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *w
                                 .precision = o->precision,
                                 .dropout = o->dropout,
                                 .smoothing = o->smoothing,
-                                .trace = o->trace};
+                                .trace = o->trace,
+                                .times = o->times};
 }
 
 static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)
@@ -376,8 +377,10 @@ static bool update(TrainRank *t, float norm, GError **error)
         !exchange_share(t->o.links, t->reduced, t->gradients, error)) {
         return false;
     }
+    train_times_mark(t->o.times, TRAIN_OP_REST);
     optimizer_update(t->optimizer, t->at.updates, schedule_clip(&t->o.optimizer, norm),
                      t->gradients, t->weights);
+    train_times_mark(t->o.times, TRAIN_OP_UPDATE);
     return !shares || t->o.whole_optimizer ||
            exchange_share(t->o.links, t->reduced, t->weights, error);
 }
@@ -386,7 +389,9 @@ static bool update(TrainRank *t, float norm, GError **error)
 static bool gradient_norm(TrainRank *t, float *norm, GError **error)
 {
     const float back = power_of_batch(t) / t->at.scale.scale;
+    train_times_mark(t->o.times, TRAIN_OP_REST);
     optimizer_finish(t->optimizer, t->gradients, back, (float)MAX(t->valid, 1), t->squares);
+    train_times_mark(t->o.times, TRAIN_OP_FINISH);
     if (!exchange_tiles(t->o.links, t->reduced, t->squares, sizeof *t->squares, error)) {
         return false;
     }

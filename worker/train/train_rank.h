@@ -38,6 +38,7 @@ typedef struct TrainRankOptions {
     Recompute recompute;
     size_t bucket_floats; /* gradients are exchanged in pieces of about so many; 0: 1 Mi */
     GArray *trace;        /* of PipelineOpTime: what each step does is added; NULL: not */
+    TrainTimes *times;    /* of its ops; NULL: not */
 } TrainRankOptions;
 
 typedef struct TrainRank TrainRank;

@@ -63,27 +63,29 @@ static void check_product(Precision precision, KernelIsa isa, uint32_t m, uint32
         c[i] = (float)i;
     }
     const Kernels *kernels = kernels_get(isa);
-    g_autofree float *gemm = g_new(float, gemm_scratch_floats(1)),
-                     *floats = g_new(float, precision_floats(k));
-    GemmSegment narrow;
-    const PrecisionScratch scratch = {&narrow, floats};
-    const GemmSegment segment = {.a = transposed ? at : a,
-                                 .a_row = transposed ? 1 : k,
-                                 .a_step = transposed ? m : 1,
-                                 .b = transposed ? bt : b,
-                                 .b_step = transposed ? n : 1,
-                                 .b_column = transposed ? 1 : k,
-                                 .length = k,
-                                 .step = {.emit = 1}};
+    g_autofree float *gemm = g_new(float, gemm_scratch_floats(1));
+    GemmSegment segments[4];
+    const uint32_t group = period == 0 ? k : period, n_segments = k / group;
+    for (uint32_t s = 0; s < n_segments; s++) {
+        segments[s] = (GemmSegment){.a = (transposed ? at : a) + s * group * (transposed ? m : 1),
+                                    .a_row = transposed ? 1 : k,
+                                    .a_step = transposed ? m : 1,
+                                    .b = (transposed ? bt : b) + s * group * (transposed ? n : 1),
+                                    .b_step = transposed ? n : 1,
+                                    .b_column = transposed ? 1 : k,
+                                    .length = group,
+                                    .continues = s + 1 < n_segments,
+                                    .step = {.emit = 1}};
+    }
     const GemmArgs args = {.m = m,
                            .n = n,
-                           .segments = &segment,
-                           .n_segments = 1,
+                           .segments = segments,
+                           .n_segments = n_segments,
                            .accumulate = true,
                            .c = c,
                            .ld = n,
                            .scratch = gemm};
-    precision_gemm(kernels, precision, &args, period, &scratch);
+    precision_gemm(kernels, precision)(&args);
     for (uint32_t i = 0; i < m * n; i++) {
         const float want = chain(precision, a + i / n * k, b + i % n * k, k, period, (float)i);
         if (memcmp(&c[i], &want, sizeof want) != 0) {
@@ -112,10 +114,7 @@ static void test_flush(void **state)
     const float a[4] = {0x1p-70f, 0x1p-70f, 0x1p-60f, 0x1p-60f},
                 b[4] = {0x1p-70f, 0x1p-70f, 0x1p-60f, -0x1p-60f};
     float c[2] = {-0.0f, -0.0f};
-    g_autofree float *gemm = g_new(float, gemm_scratch_floats(1)),
-                     *floats = g_new(float, precision_floats(4));
-    GemmSegment narrow;
-    const PrecisionScratch scratch = {&narrow, floats};
+    g_autofree float *gemm = g_new(float, gemm_scratch_floats(1));
     const GemmSegment segment = {.a = a,
                                  .a_row = 4,
                                  .a_step = 1,
@@ -127,7 +126,7 @@ static void test_flush(void **state)
     const GemmArgs args = {
         .m = 1, .n = 1, .segments = &segment, .n_segments = 1, .c = c, .ld = 1, .scratch = gemm};
     const unsigned before = precision_begin(PRECISION_F32);
-    precision_gemm(kernels_get(kernels_best_isa()), PRECISION_BF16, &args, 0, &scratch);
+    precision_gemm(kernels_get(kernels_best_isa()), PRECISION_BF16)(&args);
     assert_true(c[0] == 0.0f); /* 2^-139 is a number that f32 has */
     const unsigned after = precision_begin(PRECISION_F32);
     assert_int_equal(before & 0xffc0u, after & 0xffc0u);
