@@ -24,7 +24,7 @@ struct Activations {
 /* 16-bit rows: a multiple of 16 elements, those from n_in on zero. */
 static inline size_t activation_row_elements(uint32_t n_in)
 {
-    return ((size_t)n_in + 15) / 16 * 16;
+    return weft_cuda_bf16_row(n_in);
 }
 
 /* The parts of a buffer of `rows` rows; each starts at a multiple of 128 bytes. */

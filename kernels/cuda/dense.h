@@ -1,7 +1,7 @@
 /* Large products of 16-bit floats by cuBLASLt, with what follows them in the same kernel: for
- * prompts and training, where its matrix instructions are faster than matmul_float.cu's. Class
- * `fast`: the library chooses tiles and splits by shape, so a row's bits depend on how many rows
- * there are. */
+ * prompts, where its matrix instructions are the fastest. Class `fast`: the library chooses tiles
+ * and splits by shape, so a row's bits depend on how many rows there are. ops.c gives it bf16 rows
+ * that it unpacks from the panels strip by strip, so that no second copy of the weights is kept. */
 #pragma once
 
 #include "kernels/cuda/launch.h"
@@ -23,8 +23,8 @@ typedef struct CudaDenseProduct {
     size_t w_ld;
     const void *x; /* [rows][x_ld] */
     size_t x_ld;
-    uint32_t rows, n_out, n_in;
-    float *out; /* [rows][ld]; f32 sums */
+    uint32_t rows, n_out, n_in; /* n_in and the rows' distances: multiples of 8 are fast */
+    float *out;                 /* [rows][ld]; f32 sums */
     size_t ld;
     const float *bias; /* [n_out] or NULL */
     bool gelu;         /* out = gelu(W x + bias), tanh form; needs bias, not with accumulate */

@@ -1,6 +1,7 @@
 /* DeviceApi by the CUDA runtime. Every call names its device first, so that any thread may make it;
  * a failure is named once, with CUDA's own text kept for error_text(). The driver is asked before
  * anything else, so that a host without one costs nothing and fails in one line. */
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/module.h"
 
 #include "kernels/device/group.h"
@@ -19,6 +20,8 @@ struct DeviceHandle {
 struct DeviceStream {
     DeviceHandle *device;
     cudaStream_t stream;
+    CudaDense *dense; /* or NULL */
+    bool dense_asked;
 };
 
 struct DeviceEvent {
@@ -107,6 +110,17 @@ void cuda_bus(DeviceHandle *device, char *out, int bytes)
     if (cudaDeviceGetPCIBusId(out, bytes, device->index) != cudaSuccess) {
         out[0] = '\0';
     }
+}
+
+struct CudaDense *cuda_dense(DeviceStream *stream)
+{
+    int status;
+    if (!stream->dense_asked) {
+        stream->dense_asked = true;
+        cudaSetDevice(stream->device->index);
+        stream->dense = cuda_dense_new(&status);
+    }
+    return stream->dense;
 }
 
 /* ---- the device ---- */
@@ -241,6 +255,7 @@ static void cuda_stream_free(DeviceStream *stream)
     if (stream != NULL) {
         (void)cudaStreamSynchronize(cuda_stream(stream));
         (void)cudaStreamDestroy(stream->stream);
+        cuda_dense_free(stream->dense);
         free(stream);
     }
 }

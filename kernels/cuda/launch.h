@@ -50,6 +50,12 @@ int weft_cuda_embed(const PackedMatrix *table, const uint32_t *ids, uint32_t fir
 
 /* ---- products ---- */
 
+/* Elements between rows of bf16 activations; those from n_in on are zero. */
+static inline size_t weft_cuda_bf16_row(uint32_t n_in)
+{
+    return ((size_t)n_in + 15) / 16 * 16;
+}
+
 /* Bytes of the activations of `rows` rows for weights of this type, and their making from f32 rows:
  * Q8_32 and Q8_256 with the numbers of act_quantise; bf16 rounded to nearest even; for F16 weights
  * two f16 a value; F32 weights read x itself and need no call. The buffer is aligned to 128 bytes

@@ -10,6 +10,9 @@ extern const struct DeviceGroupApi cuda_group; /* by NCCL */
 struct CUstream_st *cuda_stream(DeviceStream *stream);
 /* What a launch on it said: CUDA's error number, 0 = none. */
 DeviceStatus cuda_result(DeviceStream *stream, int error);
+/* The library handle for large products on this stream, made at the first call; NULL: it cannot be
+ * had. */
+struct CudaDense *cuda_dense(DeviceStream *stream);
 /* The device made the thread's own. */
 void cuda_use(DeviceHandle *device);
 /* The status, its text kept for error_text(). */

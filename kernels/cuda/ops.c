@@ -2,6 +2,7 @@
  * header of CUDA, so that the tests run it over the emulation of tests/kernels. */
 #include "kernels/device/ops.h"
 
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/module.h"
 
@@ -35,7 +36,42 @@ static bool has_kv(KvType type, uint32_t head_size)
     return (uint32_t)type < KV_TYPE_LIMIT && head_size <= 256;
 }
 
-/* ---- workspace: activations of a product, or partial results of attention ---- */
+/* ---- workspace: activations of a product (and what the library needs), or partial results of
+ * attention, or of sampling ---- */
+
+/* Products of as many rows are the library's in class fast. It reads plain rows of bf16: a strip of
+ * outputs at a time is unpacked, small enough to stay in the last cache, so that the weights come
+ * from memory once, as they are stored. */
+enum { DENSE_ROWS = 256, DENSE_LIBRARY_BYTES = 32 << 20 };
+#ifndef DENSE_STRIP_BYTES /* a test has smaller ones */
+#define DENSE_STRIP_BYTES ((size_t)32 << 20)
+#endif
+
+static uint32_t strip_outputs(uint32_t n_in, uint32_t n_out)
+{
+    const size_t row = weft_cuda_row_elements(n_in) * sizeof(uint16_t);
+    const size_t fit = DENSE_STRIP_BYTES / row / PANEL_ROWS * PANEL_ROWS;
+    return fit >= n_out ? n_out : fit > 0 ? (uint32_t)fit : PANEL_ROWS;
+}
+
+/* A strip of a matrix of any size up to these. */
+static size_t strip_bytes(uint32_t n_in, uint32_t n_out)
+{
+    const size_t row = weft_cuda_row_elements(n_in) * sizeof(uint16_t);
+    const size_t all = row * n_out, least = row * PANEL_ROWS;
+    const size_t bytes = all < DENSE_STRIP_BYTES ? all : larger(DENSE_STRIP_BYTES, least);
+    return (bytes + 255) & ~(size_t)255;
+}
+
+static size_t dense_act_bytes(uint32_t rows, uint32_t n_in)
+{
+    return (weft_cuda_activation_bytes(DTYPE_BF16, rows, n_in) + 255) & ~(size_t)255;
+}
+
+static size_t dense_bytes(uint32_t rows, uint32_t n_in, uint32_t n_out)
+{
+    return dense_act_bytes(rows, n_in) + strip_bytes(n_in, n_out) + DENSE_LIBRARY_BYTES;
+}
 
 static size_t attention_bytes(const DeviceLimits *l, uint32_t n_segments, uint32_t longest)
 {
@@ -54,6 +90,9 @@ static size_t workspace_bytes(const DeviceLimits *l)
         larger(attention_bytes(l, l->max_segments, 1), attention_bytes(l, 1, l->max_rows));
     bytes = larger(bytes,
                    weft_cuda_candidates_bytes(l->sampled_rows, l->vocabulary, DEVICE_KEEP_LIMIT));
+    if (l->max_rows >= DENSE_ROWS) {
+        bytes = larger(bytes, dense_bytes(l->max_rows, l->widest_in, l->widest_out));
+    }
     for (int type = 0; type < (int)DTYPE_LIMIT; type++) {
         if (has_weight((Dtype)type)) {
             bytes =
@@ -84,34 +123,89 @@ static DeviceStatus norm(DeviceStream *stream, const DeviceNorm *a)
     return cuda_result(stream, error);
 }
 
-static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
+/* The product of w's outputs from `first` on, `w` those alone, by a kernel of ours. */
+static int own_product(WeftCudaStream stream, const DeviceMatmul *m, const PackedMatrix *w,
+                       uint32_t first)
 {
-    const bool fast = m->fast && m->n_units == 0;
-    const Dtype type = weft_cuda_activation_type(m->w->type, m->rows, fast);
-    const CudaMatmul args = {.w = m->w,
-                             .fast = fast,
+    const float *bias = m->bias != NULL ? m->bias + first : NULL;
+    const CudaMatmul args = {.w = w,
+                             .fast = m->fast && m->n_units == 0,
                              .activations = m->workspace,
                              .x = m->x,
                              .x_ld = m->x_ld,
                              .rows = m->rows,
-                             .out = m->out,
+                             .out = m->out + first,
                              .ld = m->out_ld,
                              .subtree_stride = m->subtree_stride,
-                             .bias = m->bias,
+                             .bias = m->gelu ? NULL : bias,
                              .accumulate = m->accumulate,
                              .units = m->units,
                              .n_units = m->n_units};
+    int error = weft_cuda_matmul(&args, stream);
+    if (error == 0 && m->gelu) {
+        error = weft_cuda_gelu(args.out, m->out_ld, bias, m->rows, w->n_out, args.out, m->out_ld,
+                               stream);
+    }
+    return error;
+}
+
+/* Strip by strip through the library; what it does not take is done by a kernel of ours, which
+ * reads the same activations. */
+static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMatmul *m)
+{
+    const PackedMatrix *w = m->w;
+    const uint32_t outputs = strip_outputs(w->n_in, w->n_out);
+    uint8_t *strip = (uint8_t *)m->workspace + dense_act_bytes(m->rows, w->n_in);
+    int error = 0;
+    for (uint32_t first = 0; first < w->n_out && error == 0; first += outputs) {
+        PackedMatrix part = *w;
+        part.n_out = w->n_out - first < outputs ? w->n_out - first : outputs;
+        part.data += (size_t)(first / PANEL_ROWS) * w->panel_bytes;
+        const CudaDenseProduct args = {
+            .type = DTYPE_BF16,
+            .w = strip,
+            .w_ld = weft_cuda_row_elements(w->n_in),
+            .x = m->workspace,
+            .x_ld = weft_cuda_bf16_row(w->n_in),
+            .rows = m->rows,
+            .n_out = part.n_out,
+            .n_in = (uint32_t)weft_cuda_bf16_row(w->n_in), /* zeros on both sides */
+            .out = m->out + first,
+            .ld = m->out_ld,
+            .bias = m->bias != NULL ? m->bias + first : NULL,
+            .gelu = m->gelu,
+            .accumulate = m->accumulate,
+            .workspace = strip + strip_bytes(w->n_in, w->n_out),
+            .workspace_bytes = DENSE_LIBRARY_BYTES};
+        error = weft_cuda_unpack(&part, (uint16_t *)(void *)strip, args.w_ld, stream);
+        if (error == 0 && cuda_dense_product(dense, &args, stream) != 0) {
+            error = own_product(stream, m, &part, first);
+        }
+    }
+    return error;
+}
+
+static bool is_dense(const DeviceMatmul *m)
+{
+    return m->fast && m->n_units == 0 && m->rows >= DENSE_ROWS && m->w->type != DTYPE_F32 &&
+           m->workspace_bytes >= dense_bytes(m->rows, m->w->n_in, m->w->n_out);
+}
+
+static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
+{
+    const Dtype type = weft_cuda_activation_type(m->w->type, m->rows, m->fast && m->n_units == 0);
+    CudaDense *dense = is_dense(m) ? cuda_dense(stream) : NULL;
+    WeftCudaStream s = cuda_stream(stream);
+    int error = 0;
     if (!has_weight(m->w->type) ||
         m->workspace_bytes < weft_cuda_activation_bytes(type, m->rows, m->w->n_in)) {
         return DEVICE_UNSUPPORTED;
     }
-    int error = 0;
     if (type != DTYPE_F32 && !m->same_x) {
-        error = weft_cuda_quantise(type, m->x, m->x_ld, m->rows, m->w->n_in, m->workspace,
-                                   cuda_stream(stream));
+        error = weft_cuda_quantise(type, m->x, m->x_ld, m->rows, m->w->n_in, m->workspace, s);
     }
     if (error == 0) {
-        error = weft_cuda_matmul(&args, cuda_stream(stream));
+        error = dense != NULL ? dense_product(s, dense, m) : own_product(s, m, m->w, 0);
     }
     return cuda_result(stream, error);
 }
@@ -193,12 +287,6 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
                        weft_cuda_swiglu(gate, n, up, n, rows, n, out, n, cuda_stream(stream)));
 }
 
-static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
-                         uint32_t n, float *out)
-{
-    return cuda_result(stream, weft_cuda_gelu(x, n, bias, rows, n, out, n, cuda_stream(stream)));
-}
-
 static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
 {
     return cuda_result(stream, weft_cuda_add(x, n, y, n, rows, n, cuda_stream(stream)));
@@ -241,7 +329,6 @@ const DeviceOps cuda_ops = {
     .rope_store = rope_store,
     .attention = attention,
     .swiglu = swiglu,
-    .gelu = gelu,
     .add = add,
     .add_bias = add_bias,
     .sample = sample,

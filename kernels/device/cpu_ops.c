@@ -134,6 +134,9 @@ static void finish_product(const MatmulTask *t, float *product, size_t ld)
         if (m->bias != NULL) {
             kernels()->add(row, m->bias, t->w.n_out);
         }
+        if (m->gelu) {
+            kernels()->train.gelu(row, t->w.n_out, row);
+        }
         if (m->accumulate) {
             kernels()->add(m->out + r * m->out_ld, row, t->w.n_out);
         }
@@ -311,31 +314,10 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
 }
 
 typedef struct RowsArgs {
-    const float *x, *bias; /* bias of a row, or NULL */
+    const float *bias; /* of a row */
     uint32_t rows, n;
     float *out;
 } RowsArgs;
-
-static void run_gelu(void *user)
-{
-    const RowsArgs *a = user;
-    float *row = g_new(float, a->n);
-    for (uint32_t r = 0; r < a->rows; r++) {
-        memcpy(row, a->x + (size_t)r * a->n, sizeof(float) * a->n);
-        if (a->bias != NULL) {
-            kernels()->add(row, a->bias, a->n);
-        }
-        kernels()->train.gelu(row, a->n, a->out + (size_t)r * a->n);
-    }
-    g_free(row);
-}
-
-static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
-                         uint32_t n, float *out)
-{
-    const RowsArgs args = {x, bias, rows, n, out};
-    return device_cpu_enqueue(stream, run_gelu, &args, sizeof args);
-}
 
 static void run_add_bias(void *user)
 {
@@ -348,7 +330,7 @@ static void run_add_bias(void *user)
 static DeviceStatus add_bias(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
                              uint32_t n)
 {
-    const RowsArgs args = {x, bias, rows, n, x};
+    const RowsArgs args = {bias, rows, n, x};
     return device_cpu_enqueue(stream, run_add_bias, &args, sizeof args);
 }
 
@@ -466,7 +448,6 @@ const DeviceOps device_cpu_ops = {
     .rope_store = rope_store,
     .attention = attention,
     .swiglu = swiglu,
-    .gelu = gelu,
     .add = add,
     .add_bias = add_bias,
     .sample = sample,

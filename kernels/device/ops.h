@@ -66,6 +66,7 @@ typedef struct DeviceMatmul {
     size_t out_ld;
     bool accumulate;   /* out += */
     const float *bias; /* [n_out] added, or NULL */
+    bool gelu;         /* out = gelu(W x + bias); without accumulate and units */
     bool same_x;       /* the workspace is as the product before this one left it, of the same x,
                           rows, weight type and class: what was made of x there may be used again */
     bool fast;         /* class fast: bits may depend on the number of rows; else a row's depend on
@@ -147,9 +148,6 @@ typedef struct DeviceOps {
     /* out[i] = silu(gate[i]) * up[i] of rows x n elements without gaps; out may be gate. */
     DeviceStatus (*swiglu)(DeviceStream *stream, const float *gate, const float *up, uint32_t rows,
                            uint32_t n, float *out);
-    /* out[r][i] = gelu(x[r][i] + bias[i]), likewise; bias may be NULL, out may be x. */
-    DeviceStatus (*gelu)(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
-                         uint32_t n, float *out);
     /* x[i] += y[i], likewise. */
     DeviceStatus (*add)(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n);
     /* x[r][i] += bias[i], likewise. */

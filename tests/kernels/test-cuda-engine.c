@@ -1,13 +1,14 @@
 /* The engine over the device kernels, run by the emulation of tests/kernels/cuda_emulation: weights
  * through pinned buffers, every op of kernels/cuda/ops.c, decode steps as graphs. The streams are
  * those of the trivial device, so a kernel runs when its stream comes to it. The text is the
- * host's and logits are close: class fast. What this does not prove is the hardware. */
+ * host's and logits are close. What this does not prove is the hardware. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/module.h"
 #include "kernels/device/cpu.h"
 #include "kernels/device/ops.h"
@@ -39,11 +40,24 @@ DeviceStatus cuda_result(DeviceStream *stream, int error)
     return error == 0 ? DEVICE_OK : DEVICE_FAILED;
 }
 
+/* No library: a kernel of ours does what it would (test-cuda-dense.c has the other way). */
+struct CudaDense *cuda_dense(DeviceStream *stream)
+{
+    (void)stream;
+    return NULL;
+}
+
+int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *args, WeftCudaStream stream)
+{
+    (void)dense, (void)args, (void)stream;
+    return 1;
+}
+
 /* ---- cuda_ops on the trivial device's streams: each op waits in the queue with its arguments ----
  */
 
 typedef struct Call {
-    enum { EMBED, NORM, MATMUL, ROPE, ATTENTION, SWIGLU, GELU, ADD, ADD_BIAS, SAMPLE } op;
+    enum { EMBED, NORM, MATMUL, ROPE, ATTENTION, SWIGLU, ADD, ADD_BIAS, SAMPLE } op;
     PackedMatrix w;
     MatmulUnit units[TREE_LEAVES_LIMIT];
     union {
@@ -61,9 +75,8 @@ typedef struct Call {
     bool accumulate;
 } Call;
 
-static void run_call(void *args)
+static void run_now(Call *c)
 {
-    Call *c = args;
     switch (c->op) {
     case EMBED:
         cuda_ops.embed(NULL, &c->w, c->ids, c->n, c->n_rows, c->accumulate, c->out);
@@ -85,9 +98,6 @@ static void run_call(void *args)
     case SWIGLU:
         cuda_ops.swiglu(NULL, c->a, c->b, c->n_rows, c->n, c->out);
         break;
-    case GELU:
-        cuda_ops.gelu(NULL, c->a, c->b, c->n_rows, c->n, c->out);
-        break;
     case ADD:
         cuda_ops.add(NULL, c->out, c->b, c->n_rows, c->n);
         break;
@@ -98,6 +108,15 @@ static void run_call(void *args)
         cuda_ops.sample(NULL, &c->of.sample);
         break;
     }
+}
+
+/* There is one emulation, and an engine's thread for each rank. */
+static void run_call(void *args)
+{
+    static GMutex emulation;
+    g_mutex_lock(&emulation);
+    run_now(args);
+    g_mutex_unlock(&emulation);
 }
 
 static DeviceStatus later(DeviceStream *stream, const Call *call)
@@ -149,13 +168,6 @@ static DeviceStatus swiglu(DeviceStream *stream, const float *gate, const float 
                              .op = SWIGLU, .a = gate, .b = up, .n_rows = rows, .n = n, .out = out});
 }
 
-static DeviceStatus gelu(DeviceStream *stream, const float *x, const float *bias, uint32_t rows,
-                         uint32_t n, float *out)
-{
-    return later(stream,
-                 &(const Call){.op = GELU, .a = x, .b = bias, .n_rows = rows, .n = n, .out = out});
-}
-
 static DeviceStatus add(DeviceStream *stream, float *x, const float *y, uint32_t rows, uint32_t n)
 {
     return later(stream, &(const Call){.op = ADD, .out = x, .b = y, .n_rows = rows, .n = n});
@@ -184,7 +196,6 @@ static Device *emulated_device(DeviceOps *ops)
     ops->rope_store = rope_store;
     ops->attention = attention;
     ops->swiglu = swiglu;
-    ops->gelu = gelu;
     ops->add = add;
     ops->add_bias = add_bias;
     ops->sample = sample;
@@ -199,33 +210,37 @@ static const uint32_t PROMPT[] = {1,   17,  5,  99, 23,  4,   250, 31, 77,  8,  
                                   111, 90,  14, 28, 7,   222, 35,  51, 160, 44, 13};
 enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 4, VOCAB = 320 };
 
-static void run(const Gguf *g, const Device *device, uint32_t tp, uint32_t kv_type,
-                LocalResult *result)
+/* The layout on the device, on the device and a host, or on hosts. */
+static void run_layout(const Gguf *g, const Device *first, const Device *second, LocalLayout layout,
+                       const EngineRequest *request, LocalResult *result)
 {
     g_autoptr(GError) error = NULL;
-    const Device *devices[2] = {device, NULL}; /* the second rank is a host */
-    const LocalLayout layout = {.pp = 1,
-                                .tp = {tp},
-                                .isa = kernels_best_isa(),
-                                .context = 128,
-                                .streams = 1,
-                                .kv_type = kv_type,
-                                .devices = device != NULL ? devices : NULL};
-    const EngineRequest request = {
-        .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .want_logits = true};
+    const Device *devices[2] = {first, second};
+    layout.isa = kernels_best_isa();
+    layout.devices = first != NULL ? devices : NULL;
     LocalReplica *r = local_replica_new(g, &layout, NULL, &error);
     if (r == NULL) {
         fail_msg("%s", error->message);
     }
-    local_replica_run(r, &request, 1, result);
+    local_replica_run(r, request, 1, result);
     if (result->error != NULL) {
         fail_msg("%s", result->error);
     }
     assert_int_equal(first_error, 0);
-    if (device != NULL && tp == 1) {
+    if (first != NULL && layout.tp[0] == 1 && request->max_tokens == N_TOKENS) {
         assert_int_equal(local_replica_engine(r, 0)->stage->device->n_captures, 1);
     }
     local_replica_free(r);
+}
+
+static void run(const Gguf *g, const Device *device, uint32_t tp, uint32_t kv_type,
+                LocalResult *result)
+{
+    const EngineRequest request = {
+        .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .want_logits = true};
+    run_layout(g, device, NULL,
+               (LocalLayout){.pp = 1, .tp = {tp}, .context = 128, .streams = 1, .kv_type = kv_type},
+               &request, result);
 }
 
 static void assert_close(const LocalResult *a, const LocalResult *b, double most)
@@ -242,32 +257,39 @@ static void assert_close(const LocalResult *a, const LocalResult *b, double most
     }
 }
 
-static void check(Dtype type, uint32_t tp, KvType kv_type, double most)
+static Gguf *model(Dtype type, ModelFamily family)
 {
     g_autoptr(GError) error = NULL;
-    DeviceOps ops;
-    g_autoptr(Device) device = emulated_device(&ops);
-    LocalResult host, emulated;
     GgufBuilderConfig config;
     gguf_builder_defaults(&config);
     gguf_builder_set_type(&config, type);
+    config.family = family;
     config.n_layers = 2;
     config.width = 256;
     config.n_heads = 4;
-    config.n_kv_heads = 2;
+    config.n_kv_heads = family == FAMILY_GPT2 ? 4 : 2;
     config.head_size = 64;
     config.ffn_width = 512;
     config.vocab_size = VOCAB;
-    config.context = 256;
+    config.context = 512;
     config.seed = 11;
     g_autofree char *path =
         g_strdup_printf("%s/weft-cuda-engine-%d.gguf", g_get_tmp_dir(), (int)getpid());
     if (!gguf_builder_write(&config, path, &error)) {
         fail_msg("%s", error->message);
     }
-    g_autoptr(Gguf) g = gguf_open(path, &error);
+    Gguf *g = gguf_open(path, &error);
     g_unlink(path);
     assert_non_null(g);
+    return g;
+}
+
+static void check(Dtype type, ModelFamily family, uint32_t tp, KvType kv_type, double most)
+{
+    DeviceOps ops;
+    g_autoptr(Device) device = emulated_device(&ops);
+    g_autoptr(Gguf) g = model(type, family);
+    LocalResult host, emulated;
     run(g, NULL, 1, kv_type, &host);
     run(g, device, tp, kv_type, &emulated);
     assert_close(&host, &emulated, most);
@@ -278,25 +300,90 @@ static void check(Dtype type, uint32_t tp, KvType kv_type, double most)
 static void test_f32(void **state)
 {
     (void)state;
-    check(DTYPE_F32, 1, KV_F16, 1e-3);
+    check(DTYPE_F32, FAMILY_LLAMA, 1, KV_F16, 1e-3);
 }
 
 static void test_bf16(void **state)
 {
     (void)state;
-    check(DTYPE_BF16, 1, KV_F16, 0.03);
+    check(DTYPE_BF16, FAMILY_LLAMA, 1, KV_F16, 0.03);
 }
 
 static void test_q8_0_beside_a_host(void **state)
 {
     (void)state;
-    check(DTYPE_Q8_0, 2, KV_F32, 0.03);
+    check(DTYPE_Q8_0, FAMILY_LLAMA, 2, KV_F32, 0.03);
 }
 
 static void test_q4_k(void **state)
 {
     (void)state;
-    check(DTYPE_Q4_K, 1, KV_Q8, 0.03);
+    check(DTYPE_Q4_K, FAMILY_LLAMA, 1, KV_Q8, 0.03);
+}
+
+static void test_gpt2(void **state)
+{
+    (void)state;
+    check(DTYPE_F32, FAMILY_GPT2, 1, KV_F16, 1e-3);
+    check(DTYPE_Q8_0, FAMILY_GPT2, 2, KV_F16, 0.03);
+}
+
+/* Class exact among devices of one kind: ids, logprobs and digests of tokens drawn on the device do
+ * not depend on tensor ranks or chunks. */
+static void test_exact(void **state)
+{
+    static const LocalLayout layouts[] = {
+        {.pp = 1, .tp = {1}, .context = 128, .streams = 1},
+        {.pp = 1, .tp = {1}, .context = 128, .streams = 1, .max_rows = 9},
+        {.pp = 1, .tp = {2}, .context = 128, .streams = 1, .max_rows = 34},
+    };
+    static const Dtype types[] = {DTYPE_Q8_0, DTYPE_BF16};
+    DeviceOps ops;
+    g_autoptr(Device) device = emulated_device(&ops);
+    const EngineRequest request = {.prompt = PROMPT,
+                                   .n_prompt = N_PROMPT,
+                                   .max_tokens = N_TOKENS,
+                                   .temperature = 0.8f,
+                                   .seed = 7};
+    (void)state;
+    for (unsigned t = 0; t < G_N_ELEMENTS(types); t++) {
+        g_autoptr(Gguf) g = model(types[t], t == 0 ? FAMILY_GPT2 : FAMILY_LLAMA);
+        LocalResult first, other;
+        run_layout(g, device, device, layouts[0], &request, &first);
+        for (unsigned i = 1; i < G_N_ELEMENTS(layouts); i++) {
+            run_layout(g, device, device, layouts[i], &request, &other);
+            assert_int_equal(first.n, other.n);
+            assert_memory_equal(first.ids, other.ids, sizeof(uint32_t) * first.n);
+            assert_memory_equal(first.logprobs, other.logprobs, sizeof(float) * first.n);
+            assert_memory_equal(first.hashes, other.hashes, 16 * first.n);
+            local_result_clear(&other);
+        }
+        local_result_clear(&first);
+    }
+}
+
+/* Class fast: attention by matrix instructions, and 35 rows are enough for 16-bit products of bf16.
+ */
+static void test_fast(void **state)
+{
+    static const Dtype types[] = {DTYPE_Q4_0, DTYPE_BF16};
+    DeviceOps ops;
+    g_autoptr(Device) device = emulated_device(&ops);
+    LocalLayout layout = {.pp = 1, .tp = {1}, .context = 128, .streams = 1};
+    const EngineRequest request = {
+        .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = 1, .want_logits = true};
+    (void)state;
+    for (unsigned t = 0; t < G_N_ELEMENTS(types); t++) {
+        g_autoptr(Gguf) g = model(types[t], FAMILY_LLAMA);
+        LocalResult host, emulated;
+        layout.numerics = NUMERICS_EXACT;
+        run_layout(g, NULL, NULL, layout, &request, &host);
+        layout.numerics = NUMERICS_FAST;
+        run_layout(g, device, NULL, layout, &request, &emulated);
+        assert_close(&host, &emulated, 0.03);
+        local_result_clear(&host);
+        local_result_clear(&emulated);
+    }
 }
 
 int main(void)
@@ -306,6 +393,9 @@ int main(void)
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_q8_0_beside_a_host),
         cmocka_unit_test(test_q4_k),
+        cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_exact),
+        cmocka_unit_test(test_fast),
     };
     return cmocka_run_group_tests_name("cuda-engine", tests, NULL, NULL);
 }

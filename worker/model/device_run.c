@@ -82,6 +82,16 @@ void device_run_products(DeviceStage *d, const float *x, uint32_t rows, const De
     }
 }
 
+void device_run_gelu_product(DeviceStage *d, const float *x, uint32_t rows, const PackedMatrix *w,
+                             const float *bias, float *out, const char *what)
+{
+    DeviceMatmul args = matmul_of(d, w, x, rows);
+    args.out = out;
+    args.bias = bias;
+    args.gelu = true;
+    multiply(d, &args, what);
+}
+
 /* ---- attention ---- */
 
 void device_run_store_keys(DeviceRun *p, uint32_t layer)

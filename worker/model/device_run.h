@@ -31,6 +31,9 @@ void device_run_norm(DeviceStage *d, const uint32_t *index, const float *weight,
                      uint32_t rows);
 void device_run_products(DeviceStage *d, const float *x, uint32_t rows, const DeviceProduct *list,
                          unsigned n, const char *what);
+/* out = gelu(W x + bias). */
+void device_run_gelu_product(DeviceStage *d, const float *x, uint32_t rows, const PackedMatrix *w,
+                             const float *bias, float *out, const char *what);
 /* Rotates q and k where the model has RoPE, and writes k and v to their pages. */
 void device_run_store_keys(DeviceRun *p, uint32_t layer);
 /* attn from q and the pages. */

@@ -24,13 +24,8 @@ bool gpt2_device_layer(DeviceRun *p, uint32_t l)
     }
     device_run_trace(p, trace_site_attention(number));
     device_run_norm(d, NULL, w->ffn_norm, w->ffn_norm_bias, rows);
-    device_run_products(d, d->h, rows, &(const DeviceProduct){&w->up, d->up, NULL}, 1,
-                        "projection of feed-forward");
-    if (s->failure == NULL) {
-        device_stage_ok(
-            d, d->device->ops->gelu(d->stream, d->up, w->up_bias, rows, w->up.n_out, d->gate),
-            "activation");
-    }
+    device_run_gelu_product(d, d->h, rows, &w->up, w->up_bias, d->gate,
+                            "projection of feed-forward");
     device_run_add_product(p, &w->down, d->gate, &s->ffn_units, w->down_bias, (uint16_t)(site + 2),
                            "all-reduce of feed-forward");
     device_run_flip_bit(p, number);

@@ -1,0 +1,237 @@
+/* Large products of class fast through the library, as kernels/cuda/ops.c leads it: strips of the
+ * weights as plain bf16, bias, GELU and old values in its epilogue; what it refuses is done by a
+ * kernel of ours. The library is a loop in float64 here; the kernels run by the emulation. Built
+ * with strips of 16 KiB. */
+#include "tests/kernels/cuda_case.h"
+
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/module.h"
+#include "kernels/device/ops.h"
+#include "proto/model/blocks.h"
+#include "tests/kernels/matmul_case.h"
+
+enum { ROWS = 260, N_OUT = 200, STRIP = 16 << 10 };
+
+static const Kernels *generic;
+
+/* ---- what ops.c asks of its neighbours ---- */
+
+static unsigned n_products, n_refused, refused_outputs;
+static bool library_is_there;
+
+struct CUstream_st *cuda_stream(DeviceStream *stream)
+{
+    (void)stream;
+    return NULL;
+}
+
+DeviceStatus cuda_result(DeviceStream *stream, int error)
+{
+    (void)stream;
+    return error == 0 ? DEVICE_OK : DEVICE_FAILED;
+}
+
+struct CudaDense *cuda_dense(DeviceStream *stream)
+{
+    static int one;
+    (void)stream;
+    return library_is_there ? (struct CudaDense *)(void *)&one : NULL;
+}
+
+static double element(const void *rows, size_t at)
+{
+    return (double)bf16_to_f32(((const uint16_t *)rows)[at]);
+}
+
+static double gelu_of(double x)
+{
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+
+int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *a, WeftCudaStream stream)
+{
+    (void)dense, (void)stream;
+    assert_int_equal(a->type, DTYPE_BF16);
+    assert_int_equal(a->n_in % 8, 0);
+    assert_int_equal((uintptr_t)a->w % 256, (uintptr_t)a->workspace % 256);
+    if (a->n_out == refused_outputs) {
+        n_refused++;
+        return 15; /* CUBLAS_STATUS_NOT_SUPPORTED */
+    }
+    n_products++;
+    for (uint32_t r = 0; r < a->rows; r++) {
+        for (uint32_t n = 0; n < a->n_out; n++) {
+            double sum = a->bias != NULL ? (double)a->bias[n] : 0;
+            for (uint32_t k = 0; k < a->n_in; k++) {
+                sum += element(a->w, n * a->w_ld + k) * element(a->x, r * a->x_ld + k);
+            }
+            float *out = a->out + r * a->ld + n;
+            sum = a->gelu ? gelu_of(sum) : sum;
+            *out = (float)(a->accumulate ? (double)*out + sum : sum);
+        }
+    }
+    return 0;
+}
+
+/* ---- cases ---- */
+
+typedef struct Way {
+    Dtype type;
+    bool bias, gelu, accumulate, same_x;
+} Way;
+
+/* bf16 operands, sums in float64. */
+static void assert_product(const MatmulCase *c, const Way *way, const float *bias, const float *old,
+                           const float *got)
+{
+    float *w = malloc(c->n_in * sizeof *w);
+    for (uint32_t n = 0; n < c->n_out; n++) {
+        packed_get_row(&c->w, n, w);
+        for (uint32_t r = 0; r < c->rows; r++) {
+            double sum = way->bias ? (double)bias[n] : 0, magnitude = 2;
+            for (uint32_t k = 0; k < c->n_in; k++) {
+                const double p = (double)bf16_to_f32(f32_to_bf16(w[k])) *
+                                 bf16_to_f32(f32_to_bf16(c->x[r * c->n_in + k]));
+                sum += p;
+                magnitude += fabs(p);
+            }
+            sum = way->gelu ? gelu_of(sum) : sum;
+            sum = way->accumulate ? old[r * c->n_out + n] + sum : sum;
+            const double value = (double)got[r * c->n_out + n];
+            if (!(fabs(value - sum) <= 2e-6 * magnitude)) {
+                fail_msg("%s: row %u output %u: %g, float64 %g", dtype_info(way->type)->name, r, n,
+                         value, sum);
+            }
+        }
+    }
+    free(w);
+}
+
+static void way_case(const Way *way, uint32_t n_in)
+{
+    MatmulCase c;
+    Numbers numbers = {n_in};
+    matmul_case_init(&c, way->type, ROWS, N_OUT, n_in, VALUES_NORMAL, n_in);
+    const DeviceLimits limits = {.max_rows = ROWS, .widest_in = n_in, .widest_out = N_OUT};
+    const size_t total = (size_t)ROWS * N_OUT, bytes = cuda_ops.workspace_bytes(&limits);
+    float *old = malloc(total * sizeof *old), *got = malloc(total * sizeof *got), bias[N_OUT];
+    numbers_fill(&numbers, old, total, -2, 2);
+    numbers_fill(&numbers, bias, N_OUT, -1, 1);
+    PackedMatrix w = c.w;
+    w.data = device_of(c.w.data, (N_OUT + 15) / 16 * c.w.panel_bytes);
+    DeviceMatmul m = {.w = &w,
+                      .x = device_floats(c.x, (size_t)ROWS * n_in),
+                      .x_ld = n_in,
+                      .rows = ROWS,
+                      .out = device_floats(old, total),
+                      .out_ld = N_OUT,
+                      .accumulate = way->accumulate,
+                      .bias = way->bias ? device_floats(bias, N_OUT) : NULL,
+                      .gelu = way->gelu,
+                      .fast = true,
+                      .workspace = device_of(NULL, bytes),
+                      .workspace_bytes = bytes};
+    assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
+    if (way->same_x) { /* once more, with the activations of the first */
+        cudaMemcpy(m.out, old, total * sizeof *old, cudaMemcpyHostToDevice);
+        m.x = NULL;
+        m.same_x = true;
+        assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
+    }
+    device_read(got, m.out, total * sizeof *got);
+    assert_product(&c, way, bias, old, got);
+    device_free_all();
+    free(old), free(got);
+    matmul_case_free(&c);
+}
+
+static void run_ways(void)
+{
+    static const Way ways[] = {
+        {.type = DTYPE_Q4_0, .bias = true, .same_x = true},
+        {.type = DTYPE_BF16, .accumulate = true, .bias = true},
+        {.type = DTYPE_F16, .gelu = true, .bias = true},
+        {.type = DTYPE_Q8_0, .accumulate = true},
+    };
+    for (unsigned i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        way_case(&ways[i], dtype_info(ways[i].type)->block == 1 ? 89 : 96);
+    }
+}
+
+static void test_strips(void **state)
+{
+    (void)state;
+    library_is_there = true;
+    refused_outputs = 0;
+    n_products = n_refused = 0;
+    run_ways();
+    assert_int_equal(n_products, 5 * 3); /* strips of 80 outputs: 80, 80, 40 */
+    assert_int_equal(n_refused, 0);
+}
+
+static void test_refused_strips(void **state)
+{
+    (void)state;
+    library_is_there = true;
+    n_products = n_refused = 0;
+    refused_outputs = 40;
+    run_ways();
+    assert_int_equal(n_products, 5 * 2);
+    assert_int_equal(n_refused, 5);
+}
+
+static void test_without_the_library(void **state)
+{
+    (void)state;
+    library_is_there = false;
+    n_products = 0;
+    run_ways();
+    assert_int_equal(n_products, 0);
+}
+
+/* Class exact, few rows and cut contractions never come to it. */
+static void test_what_is_not_dense(void **state)
+{
+    MatmulCase c;
+    const MatmulUnit units[2] = {{32, {0, 1}}, {64, {0, 1}}};
+    (void)state;
+    library_is_there = true;
+    n_products = 0;
+    matmul_case_init(&c, DTYPE_Q8_0, ROWS, 16, 96, VALUES_NORMAL, 1);
+    const DeviceLimits limits = {.max_rows = ROWS, .widest_in = 96, .widest_out = 16};
+    const size_t bytes = cuda_ops.workspace_bytes(&limits);
+    PackedMatrix w = c.w;
+    w.data = device_of(c.w.data, c.w.panel_bytes);
+    DeviceMatmul m = {.w = &w,
+                      .x = device_floats(c.x, ROWS * 96),
+                      .x_ld = 96,
+                      .rows = ROWS,
+                      .out = device_floats(NULL, 2 * ROWS * 16),
+                      .out_ld = 16,
+                      .workspace = device_of(NULL, bytes),
+                      .workspace_bytes = bytes};
+    assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
+    m.fast = true;
+    m.rows = 255;
+    assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
+    m.rows = ROWS;
+    m.units = units;
+    m.n_units = 2;
+    m.subtree_stride = ROWS * 16;
+    assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
+    assert_int_equal(n_products, 0);
+    device_free_all();
+    matmul_case_free(&c);
+}
+
+int main(void)
+{
+    generic = kernels_get(ISA_GENERIC);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_strips),
+        cmocka_unit_test(test_refused_strips),
+        cmocka_unit_test(test_without_the_library),
+        cmocka_unit_test(test_what_is_not_dense),
+    };
+    return cmocka_run_group_tests_name("cuda-dense", tests, NULL, NULL);
+}
