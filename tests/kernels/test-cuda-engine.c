@@ -217,6 +217,7 @@ static void run_layout(const Gguf *g, const Device *first, const Device *second,
     g_autoptr(GError) error = NULL;
     const Device *devices[2] = {first, second};
     layout.isa = kernels_best_isa();
+    layout.predicted_step_s = 20; /* the emulation is slow */
     layout.devices = first != NULL ? devices : NULL;
     LocalReplica *r = local_replica_new(g, &layout, NULL, &error);
     if (r == NULL) {
