@@ -10,7 +10,7 @@
 #define ARRAY_ALIGN 64u        /* each array of a shard begins on a cache line */
 #define LOGITS_ROWS 16u        /* rows whose logits a stage computes at once */
 #define THREADS_LIMIT 4096u    /* what a member says is not trusted to be sane */
-#define INDEX_ENTRY_BYTES 201u /* of a page: 184 of its text and hashes, 17 of its place */
+#define INDEX_ENTRY_BYTES 209u /* of a page: 192 of its text and hashes, 17 of its place */
 #define RANK_BASE_BYTES                                                                            \
     (16ull << 20) /* stacks, link buffers, tables that no formula below names                      \
                    */
@@ -358,7 +358,7 @@ uint64_t page_index_bytes(uint64_t n_pages)
     while (n_buckets < 2 * n_pages && n_buckets < (1u << 30)) {
         n_buckets *= 2;
     }
-    return n_pages * INDEX_ENTRY_BYTES + n_buckets * sizeof(uint32_t);
+    return n_pages * INDEX_ENTRY_BYTES + 2 * n_buckets * sizeof(uint32_t);
 }
 
 /* The leader finds pages by their content. A plan that nobody checked may name any number. */

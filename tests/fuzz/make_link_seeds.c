@@ -80,7 +80,8 @@ static void fill_first(Step *step)
     step->pages[1] = 4;
 }
 
-/* One goes on, another is released, a third begins behind a page that it reuses. */
+/* One goes on, another is released, a third begins behind a page that it reuses and the beginning
+ * of one that it copies. */
 static void fill_second(Step *step)
 {
     step_clear(step);
@@ -90,26 +91,22 @@ static void fill_second(Step *step)
     step->admits[0] = (StepAdmit){.slot = 1, .uid = 3, .n_prompt = 34};
     step->n_reuses = 1;
     step->reuses[0] = (StepReuse){.slot = 1, .n_pages = 1};
-    step->n_tokens = 32;
-    for (uint32_t i = 0; i < 32; i++) {
+    step->n_copies = 1;
+    step->copies[0] =
+        (StepCopy){.slot = 1, .page_index = 1, .n_positions = 3, .from = 4, .to = 5, .token0 = 32};
+    step->n_tokens = 35;
+    for (uint32_t i = 0; i < 35; i++) {
         step->tokens[i] = i;
     }
     step->n_segments = 2;
     step->segments[0] = (StepSegment){.slot = 0, .position = 5, .n_rows = 1};
-    step->segments[1] = (StepSegment){.slot = 1,
-                                      .position = 32,
-                                      .row0 = 1,
-                                      .n_rows = 2,
-                                      .page_index = 1,
-                                      .n_pages = 1,
-                                      .page0 = 1};
+    step->segments[1] = (StepSegment){.slot = 1, .position = 35, .row0 = 1, .n_rows = 2};
     step->n_rows = 3;
     step->rows[0] = (StepRow){.token = 11, .output = STEP_OUTPUT_SAMPLE};
     step->rows[1] = (StepRow){.token = 12};
     step->rows[2] = (StepRow){.token = 13, .output = STEP_OUTPUT_SAMPLE};
-    step->n_pages = 2;
+    step->n_pages = 1;
     step->pages[0] = 3;
-    step->pages[1] = 5;
 }
 
 static void append_step(GByteArray *out, const Step *step)

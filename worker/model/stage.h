@@ -102,6 +102,8 @@ typedef struct StageRun {
         flip_layer; /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
 } StageRun;
 
+/* The step's copies of pages; before its rows. On a device that fails stage->failure says so. */
+void stage_copy_pages(Stage *stage, const Step *step);
 /* Embeds the step's tokens (first stage only) into stage->x. */
 GroupStatus stage_embed(Stage *stage, const StageRun *run);
 /* The stage's layers over stage->x, in place. */

@@ -465,6 +465,7 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
     }
     sequences_apply(&e->sequences, step);
     e->traced = NULL;
+    stage_copy_pages(e->o.stage, step);
     const StageRun run = {.step = step,
                           .page_tables = e->sequences.page_tables,
                           .deadline_us = e->o.deadline_us,

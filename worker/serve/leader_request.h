@@ -44,6 +44,8 @@ typedef struct LeaderRequest {
     uint64_t n_reserved; /* pages still promised */
     PrefixChain chain;   /* of the first n_chained pages */
     uint32_t n_chained;
+    uint32_t source; /* page whose beginning was copied last, and which entry that was; 0 = none */
+    uint64_t source_serial;
 } LeaderRequest;
 
 /* Main loop. Arrays are copied. */

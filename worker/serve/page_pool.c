@@ -118,6 +118,14 @@ void page_pool_unref(PagePool *p, uint32_t page)
     }
 }
 
+void page_pool_touch(PagePool *p, uint32_t page)
+{
+    if (p->kept[page] && p->references[page] == 0) {
+        line_remove(p, page);
+        line_append(p, page);
+    }
+}
+
 void page_pool_keep(PagePool *p, uint32_t page)
 {
     g_assert(p->references[page] > 0);

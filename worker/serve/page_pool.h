@@ -51,6 +51,8 @@ static inline bool page_pool_is_idle(const PagePool *pool, uint32_t page)
 }
 /* One reference less: the last one makes the page idle (the newest of the line), or free. */
 void page_pool_unref(PagePool *pool, uint32_t page);
+/* The page was of use: an idle one becomes the newest of the line. */
+void page_pool_touch(PagePool *pool, uint32_t page);
 /* The page's content is wanted, or no longer; of a referenced or idle page. */
 void page_pool_keep(PagePool *pool, uint32_t page);
 void page_pool_unkeep(PagePool *pool, uint32_t page);

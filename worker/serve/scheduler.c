@@ -16,6 +16,8 @@ struct Scheduler {
     uint32_t n_releases, n_running;
     SchedulerQueue queue;
     uint64_t next_uid, next_order;
+    uint64_t
+        step_serial; /* entries of the cache from here on are of the step that is being built */
     uint32_t decode_turn, prompt_turn; /* slots that are served first */
     StepPace pace;
     EngineLoad load; /* its totals */
@@ -86,9 +88,19 @@ static void leave_queue(Scheduler *s, const LeaderRequest *q)
     }
 }
 
+/* The page that is not full may serve as a beginning of others'. */
+static void leave_tail(Scheduler *s, const LeaderRequest *q)
+{
+    const uint32_t first = q->n_chained * KV_BLOCK, n = q->n_scheduled - MIN(first, q->n_scheduled);
+    if (q->cached && n > 0 && n < KV_BLOCK && q->n_chained < q->n_pages) {
+        prefix_cache_enter_tail(&s->cache, &q->chain, q->tokens + first, n, q->pages[q->n_chained]);
+    }
+}
+
 /* Pages from the end on: an idle beginning outlives what follows it, which is of no use alone. */
 static void vacate(Scheduler *s, LeaderRequest *q)
 {
+    leave_tail(s, q);
     while (q->n_pages > 0) {
         page_pool_unref(&s->cache.pool, q->pages[--q->n_pages]);
     }
@@ -112,8 +124,12 @@ void scheduler_remove(Scheduler *s, LeaderRequest *q)
     fair_queue_leave(s->waiting, q);
 }
 
-void scheduler_distrust(Scheduler *s, const LeaderRequest *q)
+void scheduler_distrust(Scheduler *s, LeaderRequest *q)
 {
+    q->cached = false; /* its tail too */
+    if (q->source_serial != 0) {
+        prefix_cache_forget_entry(&s->cache, q->source, q->source_serial);
+    }
     for (uint32_t i = 0; i < q->n_pages; i++) {
         prefix_cache_forget(&s->cache, q->pages[i]);
     }
@@ -439,6 +455,45 @@ static bool announce_reuse(Step *step, LeaderRequest *q)
     return q->n_scheduled >= q->n_reusable;
 }
 
+typedef enum CopyOf { COPY_ANY, COPY_ALL_BUT_ONE } CopyOf;
+
+/* The beginning of the next page, where another page has it: of what was there before this step.
+ * COPY_ALL_BUT_ONE: only what leaves one row, for who copies less cannot share the whole page that
+ * another one may compute in this step. */
+static void copy_beginning(Scheduler *s, Step *step, LeaderRequest *q, CopyOf what)
+{
+    const uint32_t at = q->n_scheduled, silent = leader_request_silent(q);
+    if (!q->cached || q->n_reserved == 0 || q->n_chained != q->n_pages ||
+        at != q->n_pages * KV_BLOCK || at >= silent) {
+        return;
+    }
+    const uint32_t most =
+        MIN(MIN(silent - at, KV_BLOCK - 1), KV_BLOCK * STEP_REUSE_PAGES - step->n_tokens);
+    uint32_t page;
+    uint64_t serial;
+    const uint32_t n = prefix_cache_common(&s->cache, &q->chain, q->tokens + at, most,
+                                           s->step_serial, &page, &serial);
+    if (n == 0 || (what == COPY_ALL_BUT_ONE && at + n < silent)) {
+        return;
+    }
+    page_pool_touch(&s->cache.pool, page);
+    q->source = page;
+    q->source_serial = serial;
+    q->pages[q->n_pages] = prefix_cache_take(&s->cache);
+    q->n_reserved--;
+    step->copies[step->n_copies++] = (StepCopy){.slot = q->admit.slot,
+                                                .page_index = q->n_pages,
+                                                .n_positions = n,
+                                                .from = page,
+                                                .to = q->pages[q->n_pages],
+                                                .token0 = step->n_tokens};
+    memcpy(step->tokens + step->n_tokens, q->tokens + at, sizeof(uint32_t) * n);
+    step->n_tokens += n;
+    q->n_pages++;
+    q->n_scheduled += n;
+    s->load.prefix_hit_tokens += n;
+}
+
 /* A chunk that is not the last ends with a page where it can, so that whole pages are shared,
  * unless that would halve it. */
 static uint32_t chunk_of(const LeaderRequest *q, uint32_t budget)
@@ -451,6 +506,27 @@ static uint32_t chunk_of(const LeaderRequest *q, uint32_t budget)
     return end > q->n_scheduled + budget / 2 ? end - q->n_scheduled : budget;
 }
 
+static bool reads(const LeaderRequest *q)
+{
+    return q != NULL && !leader_request_decodes(q) && leader_request_pending(q) > 0;
+}
+
+/* Takes what the cache has before any row is chosen: a prompt that it has but for one row decodes
+ * from then on (invariant 4). */
+static void settle_prompts(Scheduler *s, Step *step)
+{
+    const uint32_t n_slots = s->o.limits.max_slots, first = s->prompt_turn;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        LeaderRequest *q = s->slots[(first + i) % n_slots];
+        if (reads(q)) {
+            extend_reuse(s, q);
+            if (announce_reuse(step, q)) {
+                copy_beginning(s, step, q, COPY_ALL_BUT_ONE);
+            }
+        }
+    }
+}
+
 /* Invariant 4. */
 static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
 {
@@ -458,11 +534,12 @@ static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
     bool turned = false;
     for (uint32_t i = 0; i < n_slots && budget > 0; i++) {
         LeaderRequest *q = s->slots[(first + i) % n_slots];
-        if (q == NULL || leader_request_decodes(q) || leader_request_pending(q) == 0) {
+        if (!reads(q)) {
             continue;
         }
-        extend_reuse(s, q);
+        extend_reuse(s, q); /* also what this step's rows give */
         if (announce_reuse(step, q)) {
+            copy_beginning(s, step, q, COPY_ANY);
             const uint32_t n = chunk_of(q, budget);
             add_rows(s, step, q, n);
             budget -= n;
@@ -503,7 +580,9 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, uint32_t 
     find_pages(s);
     step->n_releases = s->n_releases;
     memcpy(step->releases, s->releases, sizeof(uint32_t) * s->n_releases);
+    s->step_serial = s->cache.next_serial;
     admit_waiting(s, step); /* slots of this step's releases are given out from the next step on */
+    settle_prompts(s, step);
     const uint32_t n_decoding = count_decoding(s);
     add_decoding(s, step, n_decoding, decoding_steps);
     *n_decoding_rows = step->n_rows;
@@ -512,7 +591,8 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, uint32_t 
         s->slot_taken[step->releases[i]] = false;
     }
     s->n_releases = 0;
-    return step->n_rows > 0 || step->n_releases > 0 || step->n_admits > 0 || step->n_reuses > 0;
+    return step->n_rows > 0 || step->n_releases > 0 || step->n_admits > 0 || step->n_reuses > 0 ||
+           step->n_copies > 0;
 }
 
 void scheduler_note(Scheduler *s, uint32_t n_rows, uint32_t n_decoding, int64_t built_us,

@@ -14,13 +14,15 @@
  * sequence always has its pages.
  *   3. A slot is given to a sequence only in a Step after the one that released it.
  *   4. Rows of a Step: first those that draw a token, then chunks of prompts, the first chunk going
- * round the sequences. While any sequence decodes the chunks together are bounded by step_pace.h.
+ * round the sequences. While any sequence decodes the chunks together are bounded by step_pace.h. A
+ * prompt of which one row is left, because the cache has the others, draws with that row: it counts
+ * as one that decodes, so that all of them get their first token from one step.
  *   5. With S stages the decoding sequences are spread over S steps in flight: a step takes at most
  * ceil(n / S) of them, so that each stage has one of the S steps to work on. While none decodes a
  * step takes a PIPELINE_CHUNKS (S - 1)-th of all pending rows of prompts, but PIPELINE_LEAST_ROWS:
  * the stages behind the first wait for its first step alone.
  *   6. A page that is shared is full and never written again; a sequence writes only to pages that
- * it took itself.
+ * it took itself. Of a page that it shares in part, it takes a copy (prefix_cache.h).
  *
  *   enqueue --> WAITING --admit--> RUNNING --remove--> gone
  *                  ^  '--remove--> gone  |
@@ -62,8 +64,8 @@ SchedulerQueue scheduler_queue(const Scheduler *scheduler);
 void scheduler_enqueue(Scheduler *scheduler, LeaderRequest *request);
 /* Its slot and pages are free for others at once; rows of it that are on their way do no harm. */
 void scheduler_remove(Scheduler *scheduler, LeaderRequest *request);
-/* What it computed must not serve others. */
-void scheduler_distrust(Scheduler *scheduler, const LeaderRequest *request);
+/* What it computed must not serve others, nor what it copied. */
+void scheduler_distrust(Scheduler *scheduler, LeaderRequest *request);
 
 LeaderRequest *scheduler_find(Scheduler *scheduler, uint64_t id);       /* or NULL */
 LeaderRequest *scheduler_at(const Scheduler *scheduler, uint32_t slot); /* running, or NULL */

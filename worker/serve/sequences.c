@@ -69,6 +69,14 @@ void sequences_apply(Sequences *s, const Step *step)
                sizeof(uint32_t) * KV_BLOCK * u->n_pages);
         q->n_tokens = (u->page_index + u->n_pages) * KV_BLOCK;
     }
+    for (uint32_t i = 0; i < step->n_copies; i++) {
+        const StepCopy *c = &step->copies[i];
+        Sequence *q = &s->slots[c->slot];
+        const size_t first = (size_t)c->page_index * KV_BLOCK;
+        q->pages[c->page_index] = c->to;
+        memcpy(q->tokens + first, step->tokens + c->token0, sizeof(uint32_t) * c->n_positions);
+        q->n_tokens = (uint32_t)first + c->n_positions;
+    }
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *g = &step->segments[i];
         Sequence *q = &s->slots[g->slot];

@@ -23,5 +23,6 @@ typedef struct Sequences {
 size_t sequences_bytes(const StepLimits *limits);
 void sequences_init(Sequences *s, const StepLimits *limits);
 void sequences_clear(Sequences *s);
-/* Applies releases, admits, reused pages, page entries and tokens of a step. */
+/* Applies releases, admits, reused and copied pages, page entries and tokens of a step; what the
+ * pages hold is the stage's (stage_copy_pages()). */
 void sequences_apply(Sequences *s, const Step *step);

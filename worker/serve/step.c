@@ -18,7 +18,8 @@ Step *step_new(const StepLimits *limits)
     step->segments = g_new0(StepSegment, limits->max_slots);
     step->rows = g_new0(StepRow, limits->max_rows);
     step->pages = g_new0(uint32_t, step_pages_capacity(limits));
-    step->reuses = g_new0(StepReuse, limits->max_slots);
+    step->reuses = g_new0(StepReuse, step_reuses_capacity(limits));
+    step->copies = g_new0(StepCopy, limits->max_slots);
     step->tokens = g_new0(uint32_t, 32 * STEP_REUSE_PAGES);
     step->biases = g_new0(SampleBias, SAMPLE_BIAS_LIMIT);
     return step;
@@ -35,6 +36,7 @@ void step_free(Step *step)
     g_free(step->rows);
     g_free(step->pages);
     g_free(step->reuses);
+    g_free(step->copies);
     g_free(step->tokens);
     g_free(step->biases);
     g_free(step);
@@ -44,7 +46,7 @@ void step_clear(Step *step)
 {
     step->number = 0;
     step->n_admits = step->n_releases = step->n_segments = step->n_rows = step->n_pages = 0;
-    step->n_reuses = step->n_tokens = step->n_biases = 0;
+    step->n_reuses = step->n_copies = step->n_tokens = step->n_biases = 0;
 }
 
 /* ---- encoding ---- */
@@ -53,15 +55,16 @@ enum {
     ADMIT_BYTES = 4 + 8 + 4 + 6 * 4 + 4 * 4 + 8 + 2 * 4 + 2,
     SEGMENT_BYTES = 7 * 4,
     REUSE_BYTES = 5 * 4,
+    COPY_BYTES = 6 * 4,
     ROW_BYTES = 12,
     BIAS_BYTES = 8,
-    HEAD_BYTES = 8 * 4
+    HEAD_BYTES = 9 * 4
 };
 
 size_t step_wire_limit(const StepLimits *limits)
 {
-    return HEAD_BYTES +
-           (size_t)limits->max_slots * (ADMIT_BYTES + 4 + SEGMENT_BYTES + REUSE_BYTES) +
+    return HEAD_BYTES + REUSE_BYTES * (size_t)step_reuses_capacity(limits) +
+           (size_t)limits->max_slots * (ADMIT_BYTES + 4 + SEGMENT_BYTES + COPY_BYTES) +
            (size_t)limits->max_rows * ROW_BYTES + 4 * (size_t)step_pages_capacity(limits) +
            4 * 32 * (size_t)STEP_REUSE_PAGES + BIAS_BYTES * (size_t)SAMPLE_BIAS_LIMIT;
 }
@@ -106,8 +109,9 @@ static void put_admit(Writer *w, const StepAdmit *a)
 size_t step_encode(const Step *step, uint8_t *out)
 {
     Writer w = {out};
-    const uint32_t counts[8] = {step->n_admits, step->n_releases, step->n_segments, step->n_rows,
-                                step->n_pages,  step->n_reuses,   step->n_tokens,   step->n_biases};
+    const uint32_t counts[9] = {step->n_admits, step->n_releases, step->n_segments,
+                                step->n_rows,   step->n_pages,    step->n_reuses,
+                                step->n_copies, step->n_tokens,   step->n_biases};
     put(&w, counts, sizeof counts);
     put(&w, step->releases, 4 * (size_t)step->n_releases);
     for (uint32_t i = 0; i < step->n_admits; i++) {
@@ -128,6 +132,12 @@ size_t step_encode(const Step *step, uint8_t *out)
     for (uint32_t i = 0; i < step->n_reuses; i++) {
         const StepReuse *u = &step->reuses[i];
         const uint32_t fields[5] = {u->slot, u->page_index, u->n_pages, u->page0, u->token0};
+        put(&w, fields, sizeof fields);
+    }
+    for (uint32_t i = 0; i < step->n_copies; i++) {
+        const StepCopy *c = &step->copies[i];
+        const uint32_t fields[6] = {c->slot, c->page_index, c->n_positions,
+                                    c->from, c->to,         c->token0};
         put(&w, fields, sizeof fields);
     }
     put(&w, step->tokens, 4 * (size_t)step->n_tokens);
@@ -209,6 +219,32 @@ static bool decode_reuse(StepReuse *u, const Step *step, ByteReader *r, const St
     return end <= step->n_tokens || refuse(error, "reused end token", end, step->n_tokens);
 }
 
+static bool decode_copy(StepCopy *c, const Step *step, ByteReader *r, const StepLimits *limits,
+                        GError **error)
+{
+    c->slot = byte_reader_u32le(r);
+    c->page_index = byte_reader_u32le(r);
+    c->n_positions = byte_reader_u32le(r);
+    c->from = byte_reader_u32le(r);
+    c->to = byte_reader_u32le(r);
+    c->token0 = byte_reader_u32le(r);
+    if (c->slot >= limits->max_slots) {
+        return refuse(error, "copying slot", c->slot, limits->max_slots);
+    }
+    if (c->n_positions - 1 >= 31) { /* also none */
+        return refuse(error, "count of copied positions less one", c->n_positions - 1, 30);
+    }
+    const uint64_t position = (uint64_t)c->page_index * 32 + c->n_positions;
+    if (position > limits->context) {
+        return refuse(error, "copied end position", position, limits->context);
+    }
+    if (MAX(c->from, c->to) >= limits->max_pages) {
+        return refuse(error, "copied page", MAX(c->from, c->to), limits->max_pages);
+    }
+    const uint64_t end = (uint64_t)c->token0 + c->n_positions;
+    return end <= step->n_tokens || refuse(error, "copied end token", end, step->n_tokens);
+}
+
 /* row: the first that no segment before covers. */
 static bool decode_segment(StepSegment *s, const Step *step, uint32_t row, ByteReader *r,
                            const StepLimits *limits, GError **error)
@@ -251,12 +287,16 @@ static bool decode_counts(Step *step, ByteReader *r, const StepLimits *limits, G
     step->n_rows = byte_reader_u32le(r);
     step->n_pages = byte_reader_u32le(r);
     step->n_reuses = byte_reader_u32le(r);
+    step->n_copies = byte_reader_u32le(r);
     step->n_tokens = byte_reader_u32le(r);
     step->n_biases = byte_reader_u32le(r);
     const uint32_t sequences =
-        MAX(MAX(step->n_admits, step->n_releases), MAX(step->n_segments, step->n_reuses));
+        MAX(MAX(step->n_admits, step->n_releases), MAX(step->n_segments, step->n_copies));
     if (sequences > limits->max_slots) {
         return refuse(error, "count of sequences", sequences, limits->max_slots);
+    }
+    if (step->n_reuses > step_reuses_capacity(limits)) {
+        return refuse(error, "count of reuses", step->n_reuses, step_reuses_capacity(limits));
     }
     if (step->n_tokens > 32 * STEP_REUSE_PAGES) {
         return refuse(error, "count of reused tokens", step->n_tokens, 32 * STEP_REUSE_PAGES);
@@ -319,6 +359,11 @@ bool step_decode(Step *step, const StepLimits *limits, const uint8_t *data, size
     }
     for (uint32_t i = 0; i < step->n_reuses; i++) {
         if (!decode_reuse(&step->reuses[i], step, &r, limits, error)) {
+            return false;
+        }
+    }
+    for (uint32_t i = 0; i < step->n_copies; i++) {
+        if (!decode_copy(&step->copies[i], step, &r, limits, error)) {
             return false;
         }
     }

@@ -7,9 +7,9 @@
  * (worker/model), so a segment may already read pages that another one of the same step fills.
  *
  * On the wire (little-endian, LINK_OP_STEP, before the activations): u32 n_admits, n_releases,
- * n_segments, n_rows, n_pages, n_reuses, n_tokens, n_biases; then the arrays below, field by field.
- * Decoding checks every number against the deployment's limits: a peer's bytes never index anything
- * unchecked. */
+ * n_segments, n_rows, n_pages, n_reuses, n_copies, n_tokens, n_biases; then the arrays below, field
+ * by field. Decoding checks every number against the deployment's limits: a peer's bytes never
+ * index anything unchecked. */
 #pragma once
 
 #include "worker/serve/sample.h"
@@ -58,6 +58,17 @@ typedef struct StepReuse {
     uint32_t token0;
 } StepReuse;
 
+/* The beginning of a page that another one holds too: page `to` becomes entry page_index of the
+ * slot's table and gets all that page `from` has; of it positions 32 x page_index and n_positions
+ * in all are the slot's, their ids are tokens[token0 ...]. Done after the reuses, one after the
+ * other, before any row of the step is computed. from may be to. */
+typedef struct StepCopy {
+    uint32_t slot;
+    uint32_t page_index, n_positions;
+    uint32_t from, to;
+    uint32_t token0;
+} StepCopy;
+
 typedef struct StepRow {
     uint32_t token;
     uint32_t target; /* SCORE */
@@ -68,17 +79,19 @@ typedef struct StepLimits {
     uint32_t max_rows, max_slots, max_pages /* of the deployment */, context, vocab_size;
 } StepLimits;
 
-#define STEP_REUSE_PAGES 128u /* at most, of one step; a longer prefix takes several steps */
+#define STEP_REUSE_PAGES 512u /* at most, of one step; a longer prefix takes several steps */
 
 typedef struct Step {
     uint32_t number; /* ascending from 1 in each epoch */
-    uint32_t n_admits, n_releases, n_segments, n_rows, n_pages, n_reuses, n_tokens, n_biases;
+    uint32_t n_admits, n_releases, n_segments, n_rows, n_pages, n_reuses, n_copies, n_tokens,
+        n_biases;
     StepAdmit *admits;     /* capacity max_slots */
     uint32_t *releases;    /* slots; capacity max_slots; done before the admits */
     StepSegment *segments; /* capacity max_slots */
     StepRow *rows;         /* capacity max_rows */
     uint32_t *pages;       /* capacity step_pages_capacity() */
-    StepReuse *reuses;     /* capacity max_slots */
+    StepReuse *reuses;     /* capacity step_reuses_capacity() */
+    StepCopy *copies;      /* capacity max_slots */
     uint32_t *tokens;      /* capacity 32 x STEP_REUSE_PAGES */
     SampleBias *biases;    /* capacity SAMPLE_BIAS_LIMIT, of all admits together */
 } Step;
@@ -89,6 +102,11 @@ void step_clear(Step *step);
 /* Upper bound of the encoded size. */
 size_t step_wire_limit(const StepLimits *limits);
 uint32_t step_pages_capacity(const StepLimits *limits);
+/* A slot's pages that were there before the step, then those that the step's own rows fill. */
+static inline uint32_t step_reuses_capacity(const StepLimits *limits)
+{
+    return 2 * limits->max_slots;
+}
 /* Encodes into out (step_wire_limit bytes); returns the size. */
 size_t step_encode(const Step *step, uint8_t *out);
 /* Decodes and checks; *used gets the bytes consumed. PROTOCOL error with the field and value. */

@@ -123,17 +123,49 @@ static void reuse(FakeReplica *r, const Step *s, uint32_t slot)
     }
 }
 
+/* What pages hold is copied before any row of the step is computed. */
+static void copy_pages(FakeReplica *r, const Step *s)
+{
+    for (uint32_t i = 0; i < s->n_copies; i++) {
+        const StepCopy *c = &s->copies[i];
+        assert_true(r->slots[c->slot].used);
+        assert_unread(r, &r->slots[c->slot], c->to);
+        memmove(r->content[c->to], r->content[c->from], sizeof r->content[0]);
+    }
+}
+
+/* After the slot's reuses, just before its own rows. */
+static void begin_page(FakeReplica *r, const Step *s, uint32_t slot)
+{
+    for (uint32_t i = 0; i < s->n_copies; i++) {
+        const StepCopy *c = &s->copies[i];
+        FakeSlot *q = &r->slots[slot];
+        if (c->slot == slot) {
+            assert_true(q->n == c->page_index * KV_BLOCK && q->n_pages == c->page_index);
+            q->pages[q->n_pages++] = c->to;
+            q->n += c->n_positions;
+        }
+    }
+}
+
 static void compute(FakeReplica *r, const Step *s)
 {
     g_autofree bool *computes = g_new0(bool, r->limits.max_slots);
+    copy_pages(r, s);
     for (uint32_t i = 0; i < s->n_segments; i++) {
         computes[s->segments[i].slot] = true;
         reuse(r, s, s->segments[i].slot);
+        begin_page(r, s, s->segments[i].slot);
         store(r, s, &s->segments[i]);
     }
     for (uint32_t i = 0; i < s->n_reuses; i++) {
         if (!computes[s->reuses[i].slot]) {
             reuse(r, s, s->reuses[i].slot);
+        }
+    }
+    for (uint32_t i = 0; i < s->n_copies; i++) {
+        if (!computes[s->copies[i].slot]) {
+            begin_page(r, s, s->copies[i].slot);
         }
     }
 }

@@ -52,9 +52,9 @@ static void mix_make(Mix *m, uint64_t seed)
     random_seeded_init(&random, seed);
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         const uint32_t n = 1 + below(&random, LONGEST), other = i > 0 ? below(&random, i) : 0,
-                       same = i > 0
-                                  ? MIN(MIN(n, m->requests[other].n_prompt), 32 * below(&random, 5))
-                                  : 0;
+                       same =
+                           i > 0 ? MIN(MIN(n, m->requests[other].n_prompt), below(&random, LONGEST))
+                                 : 0;
         for (uint32_t k = 0; k < n; k++) {
             m->prompts[i][k] = k < same ? m->prompts[other][k] : below(&random, 259);
         }

@@ -254,9 +254,9 @@ static void test_prefixes_are_computed_once(void **state)
     assert_in_range(fake_replica_rows(w.replica), 160 + 4 * 2, 160 + 3 * 33 + 4 * 2);
     assert_true(world_load(&w).prefix_hit_tokens >= 3 * 128);
     uint32_t before = fake_replica_rows(w.replica);
-    world_submit(&w, 4, &r, &c[4]); /* later: found, but for the page of the last token */
+    world_submit(&w, 4, &r, &c[4]); /* later: found, but for the row of the last token */
     world_run(&w);
-    assert_int_equal(fake_replica_rows(w.replica) - before, 32 + 2);
+    assert_int_equal(fake_replica_rows(w.replica) - before, 1 + 2);
     before = fake_replica_rows(w.replica);
     r.fresh = true;
     world_submit(&w, 5, &r, &c[5]);
@@ -288,26 +288,26 @@ static void test_isolation_and_eviction(void **state)
     world_run(&w);
     world_drain(&w, &c);
     world_assert_scores(&w, &c, &scored);
-    assert_int_equal(world_load(&w).kv_pages_cached, 3);
+    assert_int_equal(world_load(&w).kv_pages_cached, 3 + 1); /* the last is not full */
     world_submit(&w, 2, &r, &c);
     world_run(&w);
     world_drain(&w, &c);
-    assert_int_equal(world_load(&w).prefix_hit_tokens, 96);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 99);
     r.cache_salt.bytes[3] = 1;
     world_submit(&w, 3, &r, &c);
     world_run(&w);
     world_drain(&w, &c);
     world_assert_tokens(&w, &c, &r, 1);
-    assert_int_equal(world_load(&w).prefix_hit_tokens, 96);
-    assert_int_equal(world_load(&w).kv_pages_cached, 6);
-    world_submit(&w, 4, &big, &c); /* 8 pages, 4 free: four of the first are given up */
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 99);
+    assert_int_equal(world_load(&w).kv_pages_cached, 3 + 2 + 4);
+    world_submit(&w, 4, &big, &c); /* 8 pages, 1 free: the seven oldest go */
     world_run(&w);
     world_drain(&w, &c);
     world_assert_tokens(&w, &c, &big, 1);
     world_submit(&w, 5, &r, &c); /* the salted ones are newer: two of their three are left */
     world_run(&w);
     world_drain(&w, &c);
-    assert_int_equal(world_load(&w).prefix_hit_tokens, 96 + 64);
+    assert_int_equal(world_load(&w).prefix_hit_tokens, 99 + 64);
     world_close(&w);
 }
 

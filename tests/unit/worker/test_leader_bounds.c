@@ -16,7 +16,7 @@ static const StepLimits LIMITS = {
 static void assert_empty(const Step *s)
 {
     assert_int_equal(s->n_rows + s->n_segments + s->n_admits + s->n_releases + s->n_pages +
-                         s->n_reuses + s->n_tokens + s->n_biases,
+                         s->n_reuses + s->n_copies + s->n_tokens + s->n_biases,
                      0);
 }
 

@@ -27,7 +27,10 @@ static void test_hostile_steps(void **state)
     step->biases[1] = (SampleBias){999, -3.0f};
     step->n_reuses = 1;
     step->reuses[0] = (StepReuse){.slot = 1, .page_index = 1, .n_pages = 2, .page0 = 1};
-    step->n_tokens = 64;
+    step->n_copies = 1;
+    step->copies[0] =
+        (StepCopy){.slot = 1, .page_index = 3, .n_positions = 9, .from = 39, .to = 7, .token0 = 64};
+    step->n_tokens = 64 + 9;
     step->n_releases = 1;
     step->n_segments = 1;
     step->segments[0] = (StepSegment){.slot = 2, .position = 3, .n_rows = 4, .n_pages = 1};
@@ -61,6 +64,14 @@ static void test_hostile_steps(void **state)
                                 u->page_index + u->n_pages <= LIMITS.context / 32 &&
                                 u->page0 + u->n_pages <= out->n_pages &&
                                 u->token0 + 32 * u->n_pages <= out->n_tokens);
+                }
+                for (uint32_t i = 0; i < out->n_copies; i++) {
+                    const StepCopy *c = &out->copies[i];
+                    assert_true(c->slot < LIMITS.max_slots && c->n_positions < 32 &&
+                                (uint64_t)c->page_index * 32 + c->n_positions <= LIMITS.context &&
+                                c->page_index < LIMITS.context / 32 &&
+                                MAX(c->from, c->to) < LIMITS.max_pages &&
+                                (uint64_t)c->token0 + c->n_positions <= out->n_tokens);
                 }
                 for (uint32_t i = 0; i < out->n_admits; i++) {
                     assert_true(out->admits[i].bias0 + out->admits[i].n_bias <= out->n_biases &&
