@@ -7,6 +7,7 @@
  *     │   └────────────────┴─────────────────┴────────────────────┘ deployment_fail │
  *     └─────────────────────────────────────────────────────────────────────────────┘
  *           last replica's epoch ended, or a member drains and its work can be had elsewhere
+ *           LOADING and STARTING, too: a member drains
  *
  *   STORED (the coordinator was started again)
  *     ├── every rank is held, ready, under the same epoch ──▶ READY
@@ -24,7 +25,10 @@
  * 6. Only deployment_pump() begins planning, adopts or gives out replicas; deployment_enter() alone
  * changes the state.
  * 7. The end of an epoch fails no lease: those on it wait again, before all others, in their old
- * order (recovery.c has how long). */
+ * order (recovery.c has how long).
+ * 8. A draining member is left as soon as can be: by a plan without it; where there is none, each
+ * of its replicas ends when it is idle, and at once when another replica can go on with what is on
+ * it. The others serve meanwhile. Only requests that no one else could take hold a member. */
 #include "coordinator/jobs/deployment.h"
 
 #include "proto/base/error.h"
@@ -405,12 +409,14 @@ static void deployment_drop_all(Deployment *d, bool keep_weights)
     d->n_pending = 0;
 }
 
+/* Lost, or about to go. */
 static bool uses_gone_worker(const Deployment *d)
 {
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
             Member *member = members_find(d->jobs->options.members, d->replicas[r].ranks[k].worker);
-            if (member == NULL || !member_attached(member)) {
+            if (member == NULL || !member_attached(member) ||
+                member_state(member) == MEMBER_DRAINING) {
                 return true;
             }
         }
@@ -484,7 +490,7 @@ void deployment_begin_loading(Deployment *d)
     if (uses_gone_worker(d)) {
         g_autoptr(GError) error =
             g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                        "a worker of the plan was lost before load: planning again");
+                        "a worker of the plan was lost or drained before load: planning again");
         deployment_fail(d, error);
         return;
     }
@@ -678,16 +684,40 @@ static bool deployment_settles(Deployment *d)
     return true;
 }
 
-const char *deployment_draining(const Deployment *d)
+/* Its live rank whose worker drains, or NULL. */
+static const char *replica_draining(const Deployment *d, const ReplicaState *replica)
 {
-    for (uint32_t r = 0; r < d->n_replicas; r++) {
-        for (uint32_t k = 0; d->replicas[r].live && k < d->replicas[r].n_ranks; k++) {
-            if (rank_drains(d, &d->replicas[r].ranks[k])) {
-                return d->replicas[r].ranks[k].worker;
-            }
+    for (uint32_t k = 0; replica->live && k < replica->n_ranks; k++) {
+        if (rank_drains(d, &replica->ranks[k])) {
+            return replica->ranks[k].worker;
         }
     }
     return NULL;
+}
+
+const char *deployment_draining(const Deployment *d)
+{
+    const char *worker = NULL;
+    for (uint32_t r = 0; worker == NULL && r < d->n_replicas; r++) {
+        worker = replica_draining(d, &d->replicas[r]);
+    }
+    return worker;
+}
+
+void deployment_on_drained(Deployment *d, const char *worker)
+{
+    const bool begins = d->state == DEPLOYMENT_LOADING || d->state == DEPLOYMENT_STARTING;
+    if (!begins || !deployment_uses(d, worker)) {
+        return;
+    }
+    if (d->waiting.length == 0) {
+        deployment_drop_all(d, true);
+        deployment_enter(d, DEPLOYMENT_IDLE);
+        return;
+    }
+    g_autoptr(GError) error =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains: planning again", worker);
+    deployment_fail(d, error);
 }
 
 /* Nobody could tell which workers are really gone: a plan without them would be the second of two
@@ -730,12 +760,45 @@ void deployment_move(Deployment *d, const GError *why)
     }
 }
 
-/* READY: gives out replicas, or begins anew when a member drains or a replica is gone and nobody is
+/* A ready replica that no draining member is part of. */
+static bool has_staying_replica(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].ready && replica_draining(d, &d->replicas[r]) == NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Invariant 8: there is no plan without the draining members. */
+static void leave_draining(Deployment *d)
+{
+    const bool others = has_staying_replica(d);
+    for (uint32_t r = 0; d->state == DEPLOYMENT_READY && r < d->n_replicas; r++) {
+        const char *worker = replica_draining(d, &d->replicas[r]);
+        if (worker != NULL && (others || d->replicas[r].n_active == 0)) {
+            g_autoptr(GError) why =
+                g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains", worker);
+            deployment_end_epoch(d, r, why);
+        }
+    }
+}
+
+/* READY: gives out replicas, or begins anew when members drain or a replica is gone and nobody is
  * on the rest. Requests on a draining member move as soon as there is a plan without it. */
 static void deployment_serve(Deployment *d)
 {
-    bool drains = deployment_draining(d) != NULL;
-    bool anew = drains || (d->waiting.length > 0 && deployment_repairable(d));
+    const bool moves = deployment_draining(d) != NULL && !d->stays && d->model != NULL;
+    if (deployment_draining(d) != NULL && !moves) {
+        leave_draining(d);
+        if (d->state != DEPLOYMENT_READY) {
+            return;
+        }
+    }
+    const bool drains = deployment_draining(d) != NULL;
+    bool anew =
+        (drains && !has_staying_replica(d)) || (d->waiting.length > 0 && deployment_repairable(d));
     if (anew && d->active.length == 0) {
         deployment_forget_planning(d);
         deployment_drop_all(d, true);
@@ -743,7 +806,7 @@ static void deployment_serve(Deployment *d)
         d->pump_again = true;
         return;
     }
-    if (drains && d->task == NULL && !d->stays) {
+    if (moves && d->task == NULL) {
         deployment_plan_move(d);
     }
     ReplicaState *replica;

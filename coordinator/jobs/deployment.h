@@ -174,6 +174,8 @@ void deployment_begin_planning(Deployment *d);
  * one and, in the second case, it is so much faster, deployment_move() and then LOADING; else
  * requests go on where they are. */
 void deployment_plan_move(Deployment *d);
+/* A member begins to drain: an attempt that needs it is given up. */
+void deployment_on_drained(Deployment *d, const char *worker);
 /* Of its live ranks, one whose worker drains; NULL if none does. */
 const char *deployment_draining(const Deployment *d);
 /* Ends all epochs. */

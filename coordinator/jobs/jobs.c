@@ -271,6 +271,9 @@ static void on_drained(Member *member, void *user)
     for (guint i = 0; i < jobs->deployments->len; i++) {
         Deployment *d = g_ptr_array_index(jobs->deployments, i);
         d->stays = false;
+        if (member_state(member) == MEMBER_DRAINING) {
+            deployment_on_drained(d, member_name(member));
+        }
         recovery_on_member(d);
         deployment_kick(d);
     }

@@ -3,7 +3,8 @@
  * LOADING.
  *
  * 1. A PlanTask belongs to the pool, then, while its plan is written, to jobs->writing, then is
- * freed; its deployment may be gone or may have left PLANNING meanwhile: then its result is dropped.
+ * freed; its deployment may be gone or may have left PLANNING meanwhile: then its result is
+ * dropped.
  * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
  * is planned again; never one that a request uses.
  * 3. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
@@ -171,8 +172,10 @@ static GError *reason_to_move(const PlanTask *task, Deployment *d)
     if (drains != NULL && task->plan == NULL) {
         d->stays = true;
         log_warn(d->jobs->options.log,
-                 "job %s stays on worker %s, which drains, until its requests end: %s", d->id,
-                 drains, task->error->message);
+                 "job %s has no place without worker %s, which drains: what no other replica can "
+                 "take stays there until its requests end: %s",
+                 d->id, drains, task->error->message);
+        deployment_kick(d);
         return NULL;
     }
     if (drains != NULL) {

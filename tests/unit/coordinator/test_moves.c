@@ -88,15 +88,26 @@ static void test_coordinator_was_stopped(void **state)
 
 /* ---- drain ---- */
 
-static void drain(SimCluster *s, const char *name)
+static void ask_drain(SimCluster *s, const char *name, bool undrain)
 {
     Answer a = {0};
     Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
     request.node = (char *)name;
+    request.undrain = undrain;
     sim_call(s, &a, &weft__v1__admin__descriptor, "Drain", &request);
     sim_answer(s, &a, SECOND);
     g_assert_no_error(a.error);
     answer_clear(&a);
+}
+
+static void drain(SimCluster *s, const char *name)
+{
+    ask_drain(s, name, false);
+}
+
+static void undrain(SimCluster *s, const char *name)
+{
+    ask_drain(s, name, true);
 }
 
 static void test_drain_moves_streams(void **state)
@@ -189,6 +200,129 @@ static void test_drain_without_a_place_to_go(void **state)
     answer_clear(&want);
 }
 
+/* ---- replicas of workers that go ---- */
+
+static void undisturbed_replicas(SimCluster *s, SimRequest *request, Answer *want)
+{
+    start_workers(s, 2);
+    sim_request_init(s, request, "hello", 3 * N_TOKENS, 2, 1, 1);
+    sim_request_begin(s, want, request);
+    sim_answer(s, want, 10 * SECOND);
+    g_assert_no_error(want->error);
+}
+
+static void assert_left(SimCluster *s, FakeWorker *w)
+{
+    assert_int_equal(w->held->len, 0);
+    assert_string_equal(state_of(s, w->name), "draining");
+}
+
+/* Two replicas, and no plan with as many without the worker that goes. Idle, it is let go at once,
+ * whatever the other does, which serves on. */
+static void test_goodbye_of_an_idle_replica(void **state)
+{
+    SimCluster *s = *state;
+    SimRequest request;
+    Answer want = {0}, a = {0}, b = {0};
+    undisturbed_replicas(s, &request, &want);
+    sim_request_begin(s, &a, &request);
+    sim_run_for(s, SECOND / 2);
+    const unsigned idle = s->workers[0].streams->len > 0 ? 1 : 0;
+    FakeWorker *goes = &s->workers[idle], *stays = &s->workers[1 - idle];
+    assert_int_equal(stays->streams->len, 1);
+    assert_int_equal(goes->streams->len, 0);
+    goes->leaving = true;
+    sim_run_for(s, 700000);
+    assert_left(s, goes);
+    sim_request_begin(s, &b, &request); /* is not kept waiting */
+    sim_run_for(s, 100000);
+    assert_int_equal(stays->streams->len, 2);
+    sim_worker_kill(goes);
+    assert_ends_same(s, &a, &want);
+    assert_ends_same(s, &b, &want);
+    assert_int_equal(a.run_done->recoveries + b.run_done->recoveries, 0);
+    answer_clear(&a);
+    answer_clear(&b);
+    answer_clear(&want);
+}
+
+/* Busy, its requests go on with the other. */
+static void test_goodbye_of_a_busy_replica(void **state)
+{
+    SimCluster *s = *state;
+    SimRequest request;
+    Answer want = {0}, a = {0}, b = {0};
+    undisturbed_replicas(s, &request, &want);
+    sim_request_begin(s, &a, &request);
+    sim_request_begin(s, &b, &request);
+    sim_run_for(s, SECOND / 2);
+    assert_int_equal(s->workers[0].streams->len, 1);
+    assert_int_equal(s->workers[1].streams->len, 1);
+    s->workers[0].leaving = true;
+    sim_run_for(s, 700000);
+    assert_left(s, &s->workers[0]);
+    assert_int_equal(s->workers[1].streams->len, 2);
+    sim_worker_kill(&s->workers[0]);
+    assert_ends_same(s, &a, &want);
+    assert_ends_same(s, &b, &want);
+    assert_int_equal(a.run_done->recoveries + b.run_done->recoveries, 1);
+    answer_clear(&a);
+    answer_clear(&b);
+    answer_clear(&want);
+}
+
+/* With nothing on either, what is left serves without a new plan. */
+static void test_goodbye_with_nothing_on_it(void **state)
+{
+    SimCluster *s = *state;
+    SimRequest request;
+    Answer want = {0}, a = {0};
+    undisturbed_replicas(s, &request, &want);
+    s->workers[0].leaving = true;
+    sim_run_for(s, 700000);
+    assert_left(s, &s->workers[0]);
+    const unsigned n_loads = s->workers[1].n_loads;
+    sim_request_begin(s, &a, &request);
+    assert_ends_same(s, &a, &want);
+    assert_int_equal(s->workers[1].n_loads, n_loads);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+static bool never_loads(RpcCall *call, const ProtobufCMessage *message, void *user)
+{
+    FakeWorker *w = user;
+    const bool loads = message->descriptor == &weft__v1__load_request__descriptor;
+    w->n_loads += loads;
+    return loads;
+}
+
+/* A plan that is being brought into force is given up for one without it. */
+static void test_goodbye_while_loading(void **state)
+{
+    SimCluster *s = *state;
+    Answer want = {0}, a = {0};
+    start_workers(s, 2);
+    undisturbed(s, &want, 1, 1);
+    FakeWorker *first = s->workers[0].n_loads > 0 ? &s->workers[0] : &s->workers[1];
+    drain(s, first->name);
+    sim_run_for(s, SECOND);
+    FakeWorker *second = &s->workers[first == &s->workers[0] ? 1 : 0];
+    second->answer = never_loads;
+    second->answer_user = second;
+    begin(s, &a, 1, 1);
+    sim_run_for(s, SECOND);
+    assert_false(a.done);
+    const unsigned n_loads = second->n_loads;
+    assert_true(n_loads > 0);
+    undrain(s, first->name);
+    second->leaving = true;
+    assert_ends_same(s, &a, &want);
+    assert_int_equal(second->n_loads, n_loads);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 /* ---- workers that come back are used again ---- */
 
 /* Under a stream that never pauses for long: the replica that was lost is planned again when its
@@ -263,6 +397,14 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_problem_is_told, cluster_set_up, cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_goodbye_of_an_idle_replica, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_goodbye_of_a_busy_replica, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_goodbye_with_nothing_on_it, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_goodbye_while_loading, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_replica_grows_back_under_load, cluster_set_up,
                                         cluster_tear_down),
