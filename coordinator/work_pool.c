@@ -8,6 +8,10 @@
 #include "coordinator/work_pool.h"
 
 #include <stdbool.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define HEAVY_NICE 10 /* a ninth of a busy processor */
 
 typedef struct WorkCore {
     gatomicrefcount refs;
@@ -25,7 +29,7 @@ typedef struct Work {
 
 struct WorkPool {
     WorkCore *core;
-    GThreadPool *threads; /* NULL: on the loop */
+    GThreadPool *threads, *heavy; /* NULL: on the loop */
 };
 
 static void work_core_unref(WorkCore *core)
@@ -77,6 +81,15 @@ static void work_on_thread(void *data, void *user)
     work_finish(work);
 }
 
+/* GLib may give the lane another thread each time. On Linux a nice value is a thread's own. */
+static void work_on_heavy_thread(void *data, void *user)
+{
+    if (getpriority(PRIO_PROCESS, (id_t)gettid()) < HEAVY_NICE) {
+        setpriority(PRIO_PROCESS, (id_t)gettid(), HEAVY_NICE);
+    }
+    work_on_thread(data, user);
+}
+
 static void work_on_loop(void *user)
 {
     Work *work = user;
@@ -101,11 +114,14 @@ WorkPool *work_pool_new(Loop *loop, unsigned n_threads)
     pool->core->loop = loop;
     if (n_threads > 0) {
         pool->threads = g_thread_pool_new(work_on_thread, NULL, (int)n_threads, FALSE, NULL);
+        /* exclusive: its thread serves nobody else afterwards, whose work would be slow */
+        pool->heavy = g_thread_pool_new(work_on_heavy_thread, NULL, 1, TRUE, NULL);
     }
     return pool;
 }
 
-void work_pool_run_full(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
+static void run_on(WorkPool *pool, GThreadPool *threads, WorkFn work, WorkFn done, WorkFn dropped,
+                   void *user)
 {
     Work *item = g_new0(Work, 1);
     item->core = pool->core;
@@ -114,11 +130,21 @@ void work_pool_run_full(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped
     item->done = done;
     item->dropped = dropped;
     item->user = user;
-    if (pool->threads != NULL) {
-        g_thread_pool_push(pool->threads, item, NULL);
+    if (threads != NULL) {
+        g_thread_pool_push(threads, item, NULL);
     } else {
         loop_post(pool->core->loop, work_on_loop, item);
     }
+}
+
+void work_pool_run_full(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
+{
+    run_on(pool, pool->threads, work, done, dropped, user);
+}
+
+void work_pool_run_heavy(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
+{
+    run_on(pool, pool->heavy, work, done, dropped, user);
 }
 
 void work_pool_run(WorkPool *pool, WorkFn work, WorkFn done, void *user)
@@ -133,6 +159,7 @@ void work_pool_free(WorkPool *pool)
     }
     if (pool->threads != NULL) {
         g_thread_pool_free(pool->threads, FALSE, TRUE);
+        g_thread_pool_free(pool->heavy, FALSE, TRUE);
     }
     WorkCore *core = pool->core;
     GQueue finished = G_QUEUE_INIT;

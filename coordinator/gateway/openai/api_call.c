@@ -34,9 +34,10 @@ struct ApiCall {
     GList link; /* of service->calls, while not over */
     HttpExchange *x;
     ApiKind kind;
-    char *key;       /* its name, or NULL */
-    char *id;        /* X-Request-Id */
-    GBytes *body;    /* until it is parsed */
+    char *key;    /* its name, or NULL */
+    char *id;     /* X-Request-Id */
+    GBytes *body; /* until it is parsed */
+    size_t body_bytes;
     bool held, over; /* held: by the pool, or by a function up the stack */
     ApiRequest *request;
     ApiError *error; /* of the pool */
@@ -442,7 +443,11 @@ static void pool_dropped(void *user)
 static void to_pool(ApiCall *c, WorkFn work, WorkFn done)
 {
     c->held = true;
-    work_pool_run_full(c->service->options.pool, work, done, pool_dropped, c);
+    if (c->body_bytes > WORK_HEAVY_BYTES) {
+        work_pool_run_heavy(c->service->options.pool, work, done, pool_dropped, c);
+    } else {
+        work_pool_run_full(c->service->options.pool, work, done, pool_dropped, c);
+    }
 }
 
 static void encode_done(void *user)
@@ -548,6 +553,7 @@ void api_call_begin(ApiService *service, HttpExchange *x, ApiKind kind, const ch
     c->key = g_strdup(key);
     c->id = g_strdup(id);
     c->body = g_bytes_ref(http_body(x));
+    c->body_bytes = g_bytes_get_size(c->body);
     c->limits = service->options.limits;
     c->link.data = c;
     g_queue_push_tail_link(&service->calls, &c->link);

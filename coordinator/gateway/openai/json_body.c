@@ -1,5 +1,7 @@
 #include "coordinator/gateway/openai/json_body.h"
 
+#include <string.h>
+
 /* One pass over the bytes that a parser would see as structure. What is no JSON may be counted
  * wrongly: the parser refuses it anyway. */
 typedef struct Shape {
@@ -12,24 +14,35 @@ static bool fits(const Shape *s, const ApiLimits *limits)
            s->strings <= limits->strings;
 }
 
+/* The quote that ends the string before `at`, or the end. Strings are what a large body mostly is:
+ * whole runs of them are skipped at once. */
+static const char *string_end(const char *at, const char *end)
+{
+    const char *quote = NULL; /* the next one, escaped or not: each byte is looked at twice */
+    while (at < end) {
+        if (quote == NULL || quote < at) {
+            quote = memchr(at, '"', (size_t)(end - at));
+            quote = quote != NULL ? quote : end;
+        }
+        const char *escape = memchr(at, '\\', (size_t)(quote - at));
+        if (escape == NULL) {
+            return quote;
+        }
+        at = escape + 2;
+    }
+    return end;
+}
+
 /* As far as it fits. */
 static Shape measure(const char *bytes, size_t length, const ApiLimits *limits)
 {
     Shape s = {.values = 1};
-    bool in_string = false;
-    for (size_t i = 0; i < length && fits(&s, limits); i++) {
-        const char c = bytes[i];
-        if (in_string) {
-            if (c == '\\') {
-                i++;
-            } else if (c == '"') {
-                in_string = false;
-            }
-            continue;
-        }
-        switch (c) {
+    const char *end = bytes + length;
+    for (const char *at = bytes; at < end && fits(&s, limits);) {
+        switch (*at++) {
         case '"':
-            in_string = true;
+            at = string_end(at, end);
+            at += at < end;
             s.strings++;
             break;
         case '{':

@@ -551,7 +551,12 @@ static void run_on_model(Model *model, const GError *error, void *user)
         return;
     }
     run->encoding = true;
-    work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
+    if (protobuf_c_message_get_packed_size(&run->request->base) > WORK_HEAVY_BYTES) {
+        work_pool_run_heavy(run->owner->options.pool, encode_work, encode_done, encode_dropped,
+                            run);
+    } else {
+        work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
+    }
 }
 
 Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,

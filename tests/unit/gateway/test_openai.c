@@ -82,6 +82,31 @@ static void test_bodies_that_are_refused(void **state)
     }
 }
 
+/* Brackets, commas and quotes inside strings are no structure, however they are escaped. */
+static void test_strings_are_no_structure(void **state)
+{
+    static const char *const good[] = {
+        "{\"a\":\"[[[[[[[[,,,,\"}",          "{\"a\":\"\\\"[[[[[[,,,,\\\"\"}",
+        "{\"a\":\"\\\\\",\"b\":\"[[[[[,\"}", "{\"[\\\\\\\"[[[[[,,,\":1}",
+        "{\"a\":\"\",\"b\":\"\\\"\"}",
+    };
+    static const char *const bad[] = {"{\"a\":\"\\\\\",\"b\":[[[[[1]]]]]}", "{\"\\\"\":[[[[1]]]]}",
+                                      "{\"a\":\"\\", "{\"a\":\"\\\"", "{\"a\":\""};
+    ApiLimits limits = api_limits_default();
+    limits.depth = 4;
+    limits.values = 4;
+    for (size_t i = 0; i < G_N_ELEMENTS(good); i++) {
+        g_autoptr(ApiError) error = NULL;
+        json_t *body = parse(good[i], &limits, &error);
+        assert_non_null(body);
+        json_decref(body);
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autoptr(ApiError) error = NULL;
+        assert_null(parse(bad[i], &limits, &error));
+    }
+}
+
 static void test_nesting_is_measured_first(void **state)
 {
     ApiLimits limits = api_limits_default();
@@ -627,6 +652,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_limits_are_configuration),
         cmocka_unit_test(test_bodies_that_are_refused),
+        cmocka_unit_test(test_strings_are_no_structure),
         cmocka_unit_test(test_nesting_is_measured_first),
         cmocka_unit_test(test_values_are_counted),
         cmocka_unit_test(test_strings_and_names_are_counted),
