@@ -6,11 +6,18 @@
 #include "kernels/cuda/module.h"
 #include "kernels/cuda/nccl_library.h"
 #include "kernels/device/cpu.h"
+#include "kernels/kernels.h"
+#include "tests/golden/gguf_builder.h"
 #include "tests/kernels/cuda_emulation/fake_nccl.h"
+#include "tests/sim/local_replica.h"
+#include "worker/model/device_stage.h"
+#include "worker/serve/engine_state.h"
 
 #include <dlfcn.h>
+#include <glib/gstdio.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static FakeNccl *fake;
 
@@ -218,6 +225,56 @@ static void test_a_rank_too_many(void **state)
     assert_string_equal(device->api->error_text(device->handle), "NCCL: an error of the fake");
 }
 
+/* ---- an engine over it: sums in the decode graph ---- */
+
+static void run_engine(const Gguf *g, const Device *const *devices, LocalResult *result)
+{
+    static const uint32_t prompt[] = {1, 17, 5, 99, 23, 4, 250, 31, 77, 8};
+    g_autoptr(GError) error = NULL;
+    const LocalLayout layout = {
+        .pp = 1, .tp = {devices != NULL ? 2 : 1}, .isa = kernels_best_isa(), .devices = devices};
+    LocalReplica *r = local_replica_new(g, &layout, NULL, &error);
+    if (r == NULL) {
+        fail_msg("%s", error->message);
+    }
+    local_replica_greedy(r, prompt, G_N_ELEMENTS(prompt), 6, result);
+    assert_null(result->error);
+    for (uint32_t k = 0; devices != NULL && k < 2; k++) {
+        const DeviceStage *d = local_replica_engine(r, k)->stage->device;
+        assert_true(d->grouped);
+        assert_int_equal(d->n_captures, 1);
+        assert_int_equal(d->n_launches, 4);
+    }
+    local_replica_free(r);
+}
+
+static void test_engine(void **state)
+{
+    g_autoptr(GError) error = NULL;
+    LocalResult host, other;
+    GgufBuilderConfig config;
+    (void)state;
+    gguf_builder_defaults(&config);
+    config.n_layers = 2;
+    config.seed = 3;
+    g_autofree char *path =
+        g_strdup_printf("%s/weft-cuda-nccl-%d.gguf", g_get_tmp_dir(), (int)getpid());
+    assert_true(gguf_builder_write(&config, path, &error));
+    g_autoptr(Gguf) g = gguf_open(path, &error);
+    g_unlink(path);
+    assert_non_null(g);
+    g_autoptr(Device) first = case_device(0);
+    g_autoptr(Device) second = case_device(1);
+    const Device *devices[2] = {first, second};
+    run_engine(g, NULL, &host);
+    run_engine(g, devices, &other);
+    assert_int_equal(host.n, other.n);
+    assert_memory_equal(host.ids, other.ids, sizeof(uint32_t) * host.n);
+    assert_int_equal(fake->registered, 2);
+    local_result_clear(&host);
+    local_result_clear(&other);
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 #define SLOW_CASE(test) cmocka_unit_test_setup_teardown(test, set_up_slow, tear_down)
 
@@ -241,6 +298,8 @@ int main(void)
         SLOW_CASE(test_in_progress),
         CASE(test_asynchronous_error),
         CASE(test_a_rank_too_many),
+        CASE(test_engine),
+        SLOW_CASE(test_engine),
     };
     void *library = dlopen(getenv("WEFT_NCCL"), RTLD_NOW | RTLD_LOCAL);
     fake = library != NULL ? dlsym(library, "fake_nccl") : NULL;
