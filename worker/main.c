@@ -52,12 +52,14 @@ static const Option worker_options[] = {
     {"isa", 0, OPTION_STRING, FIELD(isa), "ISA", "instruction set", "WEFT_ISA", 0, 0,
      "auto|generic|avx2|avx512"},
     {"device", 0, OPTION_STRING, FIELD(device), "DEVICE",
-     "where to compute: cpu, cuda, cuda:N, or auto = a CUDA device if there is one (default: cpu)",
+     "where to compute: cpu, cuda, cuda:N, several as in cuda:0,1 or cuda:all (a rank each), or "
+     "auto = a CUDA device if there is one (default: cpu)",
      "WEFT_DEVICE"},
     {"devices", 0, OPTION_FLAG, FIELD(devices), "", "print the devices of this host and exit",
      NULL},
     {"memory", 0, OPTION_SIZE, FIELD(memory), "SIZE",
-     "budget for weights, KV and buffers (default: what is available, less a margin)",
+     "budget for weights, KV and buffers, of several devices in equal shares (default: what is "
+     "available, less a margin)",
      "WEFT_MEMORY"},
     {"cpu-list", 0, OPTION_STRING, FIELD(cpu_list), "LIST", "pin compute threads, as in 0-3,8",
      NULL},
@@ -89,8 +91,8 @@ typedef struct Daemon {
     MainLoop *loop;
     Identity identity;
     Agent *agent;
-    Device *device;
-    const Device *computes_on; /* that device, unless it is the CPU's trivial one */
+    GPtrArray *devices;        /* of Device */
+    const Device *computes_on; /* the first of them; NULL: on the host's cores */
     LinkFill *fill;
     int *cpus;
     unsigned n_cpus;
@@ -385,6 +387,17 @@ static uint64_t device_memory(const Device *device)
     return left > DEVICE_MARGIN ? left - DEVICE_MARGIN : 0;
 }
 
+/* What each of several devices has for plans: the least of them all. Trivial ones share the host's.
+ */
+static uint64_t memory_of_each(const Daemon *d)
+{
+    uint64_t least = UINT64_MAX;
+    for (guint i = 0; i < d->devices->len; i++) {
+        least = MIN(least, device_memory(d->devices->pdata[i]));
+    }
+    return strcmp(d->computes_on->info.kind, "cpu") == 0 ? least / d->devices->len : least;
+}
+
 /* The classes that are offered: a device's is fast, whatever was not said; the cores of a host
  * offer both, for what is exact is also fast. */
 static bool numerics_classes(const Daemon *d, uint32_t *out, GError **error)
@@ -422,9 +435,10 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     "cpu-list names %u cpus for %u threads: give as many", d->n_cpus, threads);
         return false;
     }
-    const uint64_t memory = s->memory > 0            ? s->memory
-                            : d->computes_on != NULL ? device_memory(d->computes_on)
-                                                     : default_memory();
+    const unsigned n_devices = d->computes_on != NULL ? d->devices->len : 0;
+    const uint64_t memory = s->memory > 0   ? s->memory
+                            : n_devices > 0 ? memory_of_each(d) * n_devices
+                                            : default_memory();
     uint32_t classes;
     if (!numerics_classes(d, &classes, error)) {
         return false;
@@ -457,6 +471,9 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .n_cpu_set = d->cpu_set->len,
         .isa = isa,
         .device = d->computes_on,
+        .devices = (const Device *const *)d->devices->pdata,
+        .n_devices = n_devices,
+        .device_bytes = n_devices > 0 ? memory / n_devices : 0,
         .numerics_classes = classes,
         .crowded = threads > cores,
         .leave_ms = LEAVE_MS,
@@ -464,8 +481,9 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .refused = on_refused,
         .user = d,
     };
+    const bool own_speed = d->computes_on != NULL && strcmp(d->computes_on->info.kind, "cpu") != 0;
     if (!measure_get(s->state, &measure, &options.measure, log, error) ||
-        (d->computes_on != NULL &&
+        (own_speed &&
          !measure_device(d->computes_on, &measure_device_sizes, &options.measure, error))) {
         return false;
     }
@@ -481,13 +499,15 @@ static bool take_device(Daemon *d, Log *log, GError **error)
                              error)) {
         return false;
     }
-    d->device = device_open(&choice, error);
-    if (d->device == NULL) {
+    d->devices = device_open_all(&choice, error);
+    if (d->devices == NULL) {
         return false;
     }
-    d->computes_on = strcmp(d->device->info.kind, "cpu") != 0 ? d->device : NULL;
+    const Device *first = d->devices->pdata[0];
+    const bool host = strcmp(first->info.kind, "cpu") == 0 && choice.n_indices == 0;
+    d->computes_on = host ? NULL : first;
     if (choice.kind == DEVICE_KIND_AUTO) {
-        g_autofree char *text = device_describe(&d->device->info);
+        g_autofree char *text = device_describe(&first->info);
         log_info(log, "device auto: %s", text);
     }
     return true;
@@ -503,7 +523,7 @@ static int serve(const Settings *s, GError **error)
     }
     const int lock = identity_lock(s->state, error);
     if (lock < 0) {
-        device_free(d.device);
+        g_ptr_array_unref(d.devices);
         return 0;
     }
     d.cpu_set = g_array_new(FALSE, FALSE, sizeof(uint32_t));
@@ -520,7 +540,7 @@ static int serve(const Settings *s, GError **error)
         agent_free(d.agent);
         link_fill_free(d.fill);
     }
-    device_free(d.device);
+    g_ptr_array_unref(d.devices);
     identity_clear(&d.identity);
     main_loop_free(d.loop);
     g_free(d.cpus);

@@ -171,13 +171,14 @@ static const PlanRank *rank_plan(const Deployment *d, const RankState *rank)
     return &d->plan->replicas[rank->replica].stages[rank->stage].ranks[rank->rank];
 }
 
-uint64_t deployment_bytes_on(const Deployment *d, const char *worker)
+uint64_t deployment_bytes_on(const Deployment *d, const char *worker, uint32_t device)
 {
     uint64_t bytes = 0;
     for (uint32_t r = 0; r < d->n_replicas; r++) {
         for (uint32_t k = 0; (d->replicas[r].live || d->kept) && k < d->replicas[r].n_ranks; k++) {
             const RankState *rank = &d->replicas[r].ranks[k];
-            if (strcmp(rank->worker, worker) == 0) {
+            if (strcmp(rank->worker, worker) == 0 &&
+                (device == DEPLOYMENT_ANY_DEVICE || device == rank_plan(d, rank)->device)) {
                 bytes += rank_plan(d, rank)->peak_bytes;
             }
         }

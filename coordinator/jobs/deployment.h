@@ -144,8 +144,9 @@ void deployment_fail(Deployment *d, const GError *why);
 /* All replicas dropped with their weights; it is not planned any more until somebody asks. */
 void deployment_unload(Deployment *d);
 bool deployment_uses(const Deployment *d, const char *worker);
-/* Bytes that it takes (or may take) on a worker. */
-uint64_t deployment_bytes_on(const Deployment *d, const char *worker);
+/* Bytes that it takes (or may take) on a worker's device; DEPLOYMENT_ANY_DEVICE: on all of them. */
+#define DEPLOYMENT_ANY_DEVICE UINT32_MAX
+uint64_t deployment_bytes_on(const Deployment *d, const char *worker, uint32_t device);
 const char *deployment_state_text(const Deployment *d);
 /* Something has ended. Later on the loop: what was refused before it ever had a plan is forgotten
  * (its requests have heard why), and of the others that nobody holds the last 50 are kept. */

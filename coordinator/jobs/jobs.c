@@ -87,7 +87,8 @@ static void serving_member(Member *member, void *user)
     bool serving = false;
     for (guint i = 0; i < jobs->deployments->len && !serving; i++) {
         const Deployment *d = g_ptr_array_index(jobs->deployments, i);
-        serving = d->state == DEPLOYMENT_READY && deployment_bytes_on(d, member_name(member)) > 0;
+        serving = d->state == DEPLOYMENT_READY &&
+                  deployment_bytes_on(d, member_name(member), DEPLOYMENT_ANY_DEVICE) > 0;
     }
     members_set_serving(member, serving);
 }
@@ -537,17 +538,41 @@ static const char *snapshot_string(SnapshotBuild *build, const char *text)
     return copy;
 }
 
-static uint64_t bytes_of_others(const SnapshotBuild *build, const char *worker)
+static uint64_t bytes_of_others(const SnapshotBuild *build, const PlanMember *m)
 {
     uint64_t bytes = 0;
     for (guint i = 0; i < build->jobs->deployments->len; i++) {
         const Deployment *d = g_ptr_array_index(build->jobs->deployments, i);
         if (build->except == NULL ||
             (strcmp(build->except, JOBS_ALL) != 0 && strcmp(d->id, build->except) != 0)) {
-            bytes += deployment_bytes_on(d, worker);
+            bytes += deployment_bytes_on(d, m->worker, m->device_index);
         }
     }
     return bytes;
+}
+
+static void snapshot_place(SnapshotBuild *build, PlanMember m, uint64_t budget)
+{
+    const uint64_t taken = bytes_of_others(build, &m);
+    m.memory_bytes = budget > taken ? budget - taken : 0;
+    g_array_append_val(build->members, m);
+}
+
+/* A member for each device, or one for the cores. */
+static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, PlanMember m)
+{
+    if (hello->n_devices == 0) {
+        snapshot_place(build, m, hello->memory_bytes);
+    }
+    for (size_t i = 0; i < MIN(hello->n_devices, PLAN_RANKS_LIMIT); i++) {
+        const Weft__V1__Device *d = hello->devices[i];
+        g_autofree char *size = units_format_size(d->memory_bytes);
+        g_autofree char *text =
+            g_strdup_printf("%.16s:%u (%.96s, %s)", d->kind, d->index, d->name, size);
+        m.device = snapshot_string(build, text);
+        m.device_index = (uint32_t)i;
+        snapshot_place(build, m, d->budget_bytes != 0 ? d->budget_bytes : hello->memory_bytes);
+    }
 }
 
 static void snapshot_member(Member *member, void *user)
@@ -564,17 +589,8 @@ static void snapshot_member(Member *member, void *user)
                     .usable = member_usable(member),
                     .host = hello->host[0] != '\0' ? snapshot_string(build, hello->host) : NULL,
                     .n_cpus = (uint32_t)MIN(hello->n_cpus, CPU_LIMIT)};
-    if (hello->n_devices > 0) {
-        const Weft__V1__Device *d = hello->devices[0];
-        g_autofree char *size = units_format_size(d->memory_bytes);
-        g_autofree char *text =
-            g_strdup_printf("%.16s:%u (%.96s, %s)", d->kind, d->index, d->name, size);
-        m.device = snapshot_string(build, text);
-    }
     m.cpus = g_memdup2(hello->cpus, m.n_cpus * sizeof *m.cpus);
     g_ptr_array_add(build->strings, (void *)(uintptr_t)m.cpus);
-    uint64_t taken = bytes_of_others(build, m.worker);
-    m.memory_bytes = hello->memory_bytes > taken ? hello->memory_bytes - taken : 0;
     for (size_t i = 0; i < hello->n_packed; i++) {
         if (hello->packed[i]->type < DTYPE_LIMIT) {
             m.packed_block_bytes[hello->packed[i]->type] = hello->packed[i]->block_bytes;
@@ -587,7 +603,7 @@ static void snapshot_member(Member *member, void *user)
         m.link_latency_s = hello->measured->link_latency_s;
         m.link_bytes_per_s = hello->measured->link_bytes_per_s;
     }
-    g_array_append_val(build->members, m);
+    snapshot_places(build, hello, m);
 }
 
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job)

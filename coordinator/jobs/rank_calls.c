@@ -190,7 +190,10 @@ void rank_load(RankState *rank)
 
 void rank_start(RankState *rank, const Weft__V1__StartRequest *request)
 {
-    rank_begin(rank, "Start", &request->base, START_DEADLINE_MS, true);
+    Weft__V1__StartRequest own = *request;
+    own.stage = rank->stage;
+    own.rank = rank->rank;
+    rank_begin(rank, "Start", &own.base, START_DEADLINE_MS, true);
 }
 
 /* A worker that does not answer Drop is told again by every heartbeat's acknowledgement, whose keep

@@ -19,6 +19,10 @@
     4.0 /* norm, quantise, products, attention or activation, add: half of a layer's */
 #define SHARED_LATENCY_S 2e-6 /* WIRE.md: shared flags, 8 KiB */
 #define SHARED_BYTES_PER_S 8e9
+/* A collective of NCCL among GPUs of one host, by what others publish of hosts without NVLink; to be
+ * replaced by a measurement. */
+#define DEVICES_LATENCY_S 15e-6
+#define DEVICES_BYTES_PER_S 20e9
 #define SWITCH_S 20e-6 /* to run another rank on this rank's CPU: measured, sched_yield() */
 /* For members that have not measured: below any machine that is worth using. */
 #define DEFAULT_READ_BYTES_PER_S 8e9
@@ -60,7 +64,7 @@ void crowding_of(const PlanMember *const *members, uint32_t n_members, double *o
     g_autofree CpuShare *shares = g_new0(CpuShare, n_members);
     for (uint32_t i = 0; i < n_members; i++) {
         const PlanMember *m = members[i];
-        if (m != NULL) {
+        if (m != NULL && m->device == NULL) { /* a device's rank leaves the cores alone */
             shares[i] = (CpuShare){m->host, m->threads, m->cpus, m->n_cpus};
         }
     }
@@ -71,12 +75,13 @@ void crowding_of(const PlanMember *const *members, uint32_t n_members, double *o
 
 const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker)
 {
-    for (uint32_t i = 0; worker != NULL && i < n_members; i++) {
-        if (strcmp(members[i].worker, worker) == 0) {
-            return &members[i];
-        }
-    }
-    return NULL;
+    return plan_member_find(members, n_members, worker, 0);
+}
+
+static const PlanMember *member_of_rank(const PlanMember *members, uint32_t n_members,
+                                        const PlanRank *rank)
+{
+    return plan_member_find(members, n_members, rank->worker, rank->device);
 }
 
 void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
@@ -95,6 +100,21 @@ void link_of(const PlanMember *const *members, uint32_t n_members, double *laten
     if (one_host) {
         *latency_s = MIN(*latency_s, SHARED_LATENCY_S);
         *bytes_per_s = MAX(*bytes_per_s, SHARED_BYTES_PER_S);
+    }
+}
+
+void group_link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
+                   double *bytes_per_s)
+{
+    bool devices = n_members > 0;
+    link_of(members, n_members, latency_s, bytes_per_s);
+    for (uint32_t i = 0; i < n_members; i++) {
+        devices = devices && members[i] != NULL && members[i]->device != NULL &&
+                  members[i]->host != NULL && strcmp(members[i]->host, members[0]->host) == 0;
+    }
+    if (devices) {
+        *latency_s = MIN(*latency_s, DEVICES_LATENCY_S);
+        *bytes_per_s = MAX(*bytes_per_s, DEVICES_BYTES_PER_S);
     }
 }
 
@@ -178,7 +198,7 @@ static double exchange_s(const Context *c, uint32_t rows, uint32_t subtrees)
     if (c->stage->n_ranks < 2) {
         return 0.0;
     }
-    link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
+    group_link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
     latency += c->crowded ? SWITCH_S : 0.0;
     double bytes = 4.0 * rows * c->spec->width;
     double one_shot = (n - 1) * (latency + subtrees * bytes / bandwidth);
@@ -282,7 +302,7 @@ static void fill_ranks(Context *c, const PlanStage *stage)
     c->stage = stage;
     c->crowded = false;
     for (uint32_t k = 0; k < stage->n_ranks; k++) {
-        c->ranks[k] = member_named(c->members, c->n_members, stage->ranks[k].worker);
+        c->ranks[k] = member_of_rank(c->members, c->n_members, &stage->ranks[k]);
     }
     crowding_of(c->ranks, stage->n_ranks, crowding);
     for (uint32_t k = 0; k < stage->n_ranks; k++) {
@@ -314,8 +334,8 @@ static void context_clear(Context *c)
 /* Activations to the next stage, or the token back to the first. */
 static double hop_s(const Context *c, const PlanStage *from, const PlanStage *to, double bytes)
 {
-    const PlanMember *ends[2] = {member_named(c->members, c->n_members, from->ranks[0].worker),
-                                 member_named(c->members, c->n_members, to->ranks[0].worker)};
+    const PlanMember *ends[2] = {member_of_rank(c->members, c->n_members, &from->ranks[0]),
+                                 member_of_rank(c->members, c->n_members, &to->ranks[0])};
     double latency, bandwidth;
     link_of(ends, 2, &latency, &bandwidth);
     return latency + bytes / bandwidth;
@@ -331,7 +351,7 @@ static double slowest_stage_s(const Context *c, const double *seconds)
         const PlanStage *stage = &c->replica->stages[s];
         for (uint32_t k = 0; k < stage->n_ranks; k++) {
             g_ptr_array_add(all,
-                            (void *)member_named(c->members, c->n_members, stage->ranks[k].worker));
+                            (void *)member_of_rank(c->members, c->n_members, &stage->ranks[k]));
         }
     }
     const PlanMember *const *members = (const PlanMember *const *)all->pdata;

@@ -18,4 +18,8 @@ void crowding_of(const PlanMember *const *members, uint32_t n_members, double *o
  * known host. */
 void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
              double *bytes_per_s);
+/* The same for sums: devices of one host take them among themselves. */
+void group_link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
+                   double *bytes_per_s);
+/* Its first device, or its cores. */
 const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker);

@@ -97,7 +97,7 @@ static void assign_layers(Try *t)
 static double subtree_s(const Try *t, uint32_t s)
 {
     double latency, bandwidth;
-    link_of(t->members + s * t->layout.tp, t->layout.tp, &latency, &bandwidth);
+    group_link_of(t->members + s * t->layout.tp, t->layout.tp, &latency, &bandwidth);
     return (t->layout.tp - 1) * 4.0 * t->task->spec->width / bandwidth;
 }
 
@@ -209,6 +209,7 @@ static void name_ranks(Try *t)
         stage->ranks = g_new0(PlanRank, t->layout.tp);
         for (uint32_t k = 0; k < t->layout.tp; k++) {
             stage->ranks[k].worker = g_strdup(t->members[s * t->layout.tp + k]->worker);
+            stage->ranks[k].device = t->members[s * t->layout.tp + k]->device_index;
         }
     }
 }
@@ -325,7 +326,8 @@ static uint64_t missing_memory(const Plan *plan, const Task *task)
             const PlanStage *stage = &plan->replicas[r].stages[s];
             for (uint32_t k = 0; k < stage->n_ranks; k++) {
                 const PlanMember *m =
-                    member_named(task->members, task->n_members, stage->ranks[k].worker);
+                    plan_member_find(task->members, task->n_members, stage->ranks[k].worker,
+                                     stage->ranks[k].device);
                 uint64_t peak = stage->ranks[k].peak_bytes;
                 missing += peak > m->memory_bytes ? peak - m->memory_bytes : 0;
             }

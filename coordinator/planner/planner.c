@@ -65,7 +65,8 @@ static const char *refusal(const PlanMember *m, const ModelSpec *spec, const Pla
 
 static int by_name(const PlanMember *a, const PlanMember *b)
 {
-    return strcmp(a->worker, b->worker);
+    const int names = strcmp(a->worker, b->worker);
+    return names != 0 ? names : (int)a->device_index - (int)b->device_index;
 }
 
 static int by_speed(const void *a, const void *b)
@@ -267,12 +268,14 @@ static void reason(Plan *plan, const char *format, ...)
     va_end(args);
 }
 
-static bool uses_worker(const Plan *plan, const char *worker)
+static bool uses_member(const Plan *plan, const PlanMember *member)
 {
     for (uint32_t r = 0; r < plan->n_replicas; r++) {
         for (uint32_t s = 0; s < plan->replicas[r].n_stages; s++) {
             for (uint32_t k = 0; k < plan->replicas[r].stages[s].n_ranks; k++) {
-                if (strcmp(plan->replicas[r].stages[s].ranks[k].worker, worker) == 0) {
+                const PlanRank *rank = &plan->replicas[r].stages[s].ranks[k];
+                if (rank->device == member->device_index &&
+                    strcmp(rank->worker, member->worker) == 0) {
                     return true;
                 }
             }
@@ -295,7 +298,7 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
     }
     uint32_t n_idle = 0;
     for (uint32_t i = 0; i < pool->n; i++) {
-        n_idle += !uses_worker(plan, pool->order[0][i]->worker);
+        n_idle += !uses_member(plan, pool->order[0][i]);
     }
     if (n_idle > 0) {
         reason(plan, "%u of %u workers stay idle: %s", n_idle, pool->n,
@@ -316,7 +319,7 @@ static void explain_devices(Plan *plan, const Task *task)
     uint32_t n_devices = 0, n_used = 0;
     for (uint32_t i = 0; i < task->n_members; i++) {
         const PlanMember *m = &task->members[i];
-        const bool used = uses_worker(plan, m->worker);
+        const bool used = uses_member(plan, m);
         n_used += used;
         if (used && m->device != NULL) {
             n_devices++;

@@ -98,6 +98,49 @@ char *device_describe(const DeviceInfo *info)
 
 /* ---- the choice ---- */
 
+/* "0,2,3" or "all", each number once. */
+static bool choice_indices(const char *text, DeviceChoice *out)
+{
+    g_auto(GStrv) parts = g_strsplit(text, ",", -1);
+    out->all = strcmp(text, "all") == 0;
+    for (char **part = parts; !out->all && *part != NULL; part++) {
+        guint64 index;
+        if (out->n_indices == DEVICES_LIMIT ||
+            !g_ascii_string_to_unsigned(*part, 10, 0, 1023, &index, NULL)) {
+            return false;
+        }
+        for (uint32_t i = 0; i < out->n_indices; i++) {
+            if (out->indices[i] == index) {
+                return false;
+            }
+        }
+        out->indices[out->n_indices++] = (uint32_t)index;
+    }
+    out->index = out->indices[0];
+    out->indexed = true;
+    return out->all || out->n_indices > 0;
+}
+
+/* "cpu:N": a worker of a test leads N devices without having any. */
+static bool trivial_devices(const char *text, DeviceChoice *out)
+{
+#ifdef WEFT_FAILPOINTS
+    guint64 n;
+    if (g_str_has_prefix(text, "cpu:") &&
+        g_ascii_string_to_unsigned(text + strlen("cpu:"), 10, 1, DEVICES_LIMIT, &n, NULL)) {
+        *out = (DeviceChoice){
+            .kind = DEVICE_KIND_CPU, .indexed = true, .n_indices = (uint32_t)n};
+        for (uint32_t i = 0; i < n; i++) {
+            out->indices[i] = i;
+        }
+        return true;
+    }
+#endif
+    (void)text;
+    (void)out;
+    return false;
+}
+
 bool device_choice_parse(const char *text, DeviceChoice *out, GError **error)
 {
     *out = (DeviceChoice){.kind = DEVICE_KIND_CPU};
@@ -110,19 +153,21 @@ bool device_choice_parse(const char *text, DeviceChoice *out, GError **error)
     }
     if (g_str_has_prefix(text, "cuda")) {
         const char *rest = text + strlen("cuda");
-        guint64 index = 0;
         out->kind = DEVICE_KIND_CUDA;
         if (*rest == '\0') {
             return true;
         }
-        if (*rest == ':' && g_ascii_string_to_unsigned(rest + 1, 10, 0, 1023, &index, NULL)) {
-            out->index = (uint32_t)index;
-            out->indexed = true;
+        if (*rest == ':' && choice_indices(rest + 1, out)) {
             return true;
         }
     }
+    if (trivial_devices(text, out)) {
+        return true;
+    }
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "device '%s' is not known: say cpu, cuda, cuda:N (N from 0) or auto", text);
+                "device '%s' is not known: say cpu, cuda, cuda:N (N from 0), several as in "
+                "cuda:0,1 or cuda:all, or auto",
+                text);
     return false;
 }
 
@@ -289,6 +334,32 @@ Device *device_open(const DeviceChoice *choice, GError **error)
         g_propagate_error(error, g_steal_pointer(&why));
     }
     return device;
+}
+
+GPtrArray *device_open_all(const DeviceChoice *choice, GError **error)
+{
+    DeviceChoice one = *choice;
+    g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func((GDestroyNotify)device_free);
+    uint32_t n = MAX(choice->n_indices, 1u);
+    if (choice->all) {
+        const DeviceModule *module = device_module_cuda(NULL, error);
+        char why[256];
+        if (module == NULL) {
+            return NULL;
+        }
+        n = MAX(MIN(module->api->count(why), DEVICES_LIMIT), 1u); /* none: opening says why */
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        one.index = choice->n_indices > 0 ? choice->indices[i] : choice->all ? i : choice->index;
+        Device *device = one.kind == DEVICE_KIND_CPU
+                             ? device_open_module(device_module_cpu(), one.index, error)
+                             : device_open(&one, error);
+        if (device == NULL) {
+            return NULL;
+        }
+        g_ptr_array_add(all, device);
+    }
+    return g_steal_pointer(&all);
 }
 
 void device_free(Device *device)

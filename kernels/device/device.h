@@ -126,12 +126,16 @@ typedef struct Device {
 } Device;
 
 typedef enum DeviceKind { DEVICE_KIND_CPU, DEVICE_KIND_CUDA, DEVICE_KIND_AUTO } DeviceKind;
+#define DEVICES_LIMIT 64u /* that one worker leads */
 typedef struct DeviceChoice {
     DeviceKind kind;
-    uint32_t index; /* CUDA */
-    bool indexed;   /* ":N" was said */
+    uint32_t index;     /* the first, or the only one */
+    bool indexed, all;  /* numbers, or "all" were said */
+    uint32_t n_indices; /* 0: none said */
+    uint32_t indices[DEVICES_LIMIT];
 } DeviceChoice;
-/* "cpu", "cuda", "cuda:N", "auto"; INVALID with what may be said instead. */
+/* "cpu", "cuda", "cuda:N", "cuda:0,2,3", "cuda:all", "auto", and in test builds "cpu:N", which is N
+ * trivial devices; INVALID with what may be said instead. */
 bool device_choice_parse(const char *text, DeviceChoice *out, GError **error);
 
 /* The module of CUDA devices, loaded at most once and never unloaded; NULL + error: no driver, no
@@ -146,6 +150,8 @@ const DeviceModule *device_module_cpu(void);
 
 /* Opens a device; NULL + error. A CPU choice is the trivial device. */
 Device *device_open(const DeviceChoice *choice, GError **error);
+/* All that were chosen, in that order; returned, of Device, owned by the array. */
+GPtrArray *device_open_all(const DeviceChoice *choice, GError **error);
 Device *device_open_module(const DeviceModule *module, uint32_t index, GError **error);
 void device_free(Device *device); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Device, device_free)

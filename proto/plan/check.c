@@ -41,14 +41,13 @@ static void report(const Check *c, PlanRule rule, const char *format, ...)
     g_ptr_array_add(c->found, v);
 }
 
-static const PlanMember *member_of(const Check *c, const char *worker)
+static uint32_t devices_of(const Check *c, const char *worker)
 {
+    uint32_t n = 0;
     for (uint32_t i = 0; worker != NULL && i < c->n_members; i++) {
-        if (strcmp(c->members[i].worker, worker) == 0) {
-            return &c->members[i];
-        }
+        n += strcmp(c->members[i].worker, worker) == 0;
     }
-    return NULL;
+    return n;
 }
 
 /* ---- coverage ---------------------------------------------------------------------------------
@@ -240,8 +239,15 @@ static void check_rank(const Check *c, uint32_t r, uint32_t s, uint32_t k, GHash
     const PlanReplica *replica = &c->plan->replicas[r];
     const PlanStage *stage = &replica->stages[s];
     const PlanRank *rank = &stage->ranks[k];
-    const PlanMember *member = member_of(c, rank->worker);
+    const PlanMember *member =
+        plan_member_find(c->members, c->n_members, rank->worker, rank->device);
+    const uint32_t n_devices = devices_of(c, rank->worker);
     g_autofree char *where = g_strdup_printf("replica %u stage %u rank %u", r, s, k);
+    if (member == NULL && n_devices > 0) {
+        report(c, PLAN_RULE_MEMBER, "%s: worker %s has no device %u; use device 0%s%.0u", where,
+               rank->worker, rank->device, n_devices > 1 ? " to " : "", n_devices - 1);
+        return;
+    }
     if (member == NULL) {
         report(c, PLAN_RULE_MEMBER, "%s: worker '%s' is unknown; start it or plan again", where,
                rank->worker != NULL ? rank->worker : "");
@@ -250,10 +256,6 @@ static void check_rank(const Check *c, uint32_t r, uint32_t s, uint32_t k, GHash
     if (!member->usable) {
         report(c, PLAN_RULE_MEMBER, "%s: worker %s is lost or draining; plan without it", where,
                rank->worker);
-    }
-    if (rank->device != 0) {
-        report(c, PLAN_RULE_MEMBER, "%s: worker %s has no device %u; use device 0", where,
-               rank->worker, rank->device);
     }
     char *place = g_strdup_printf("%u %s", rank->device, rank->worker);
     if (!g_hash_table_add(used, place)) {

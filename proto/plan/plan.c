@@ -394,11 +394,11 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanRe
            index_bytes_of(plan, replica, rank);
 }
 
-static const PlanMember *find_member(const PlanMember *members, uint32_t n_members,
-                                     const char *worker)
+const PlanMember *plan_member_find(const PlanMember *members, uint32_t n_members,
+                                   const char *worker, uint32_t device)
 {
     for (uint32_t i = 0; worker != NULL && i < n_members; i++) {
-        if (strcmp(members[i].worker, worker) == 0) {
+        if (members[i].device_index == device && strcmp(members[i].worker, worker) == 0) {
             return &members[i];
         }
     }
@@ -455,7 +455,7 @@ void plan_measure(Plan *plan, const ModelSpec *spec, const PlanMember *members, 
             for (uint32_t k = 0; k < stage->n_ranks; k++) {
                 PlanRank *rank = &stage->ranks[k];
                 measure_rank(plan, spec, replica, stage, rank,
-                             find_member(members, n_members, rank->worker));
+                             plan_member_find(members, n_members, rank->worker, rank->device));
             }
         }
     }

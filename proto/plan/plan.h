@@ -29,7 +29,7 @@ Hash128 definition_hash(const Definition *d);
 /* One tensor rank of one stage: contiguous ranges, [first, first + count). */
 typedef struct PlanRank {
     char *worker;                    /* node id */
-    uint32_t device;                 /* 0 = CPU */
+    uint32_t device;                 /* among the worker's, 0 = the first, or its cores */
     uint32_t attn_first, attn_count; /* attention units */
     uint32_t ffn_first, ffn_count;   /* FFN units */
     uint32_t vocab_first,
@@ -88,9 +88,11 @@ char *plan_layout_text(const Plan *plan);
 /* dp, pp, tp (the largest over stages) */
 void plan_layout(const Plan *plan, uint32_t *dp, uint32_t *pp, uint32_t *tp);
 
-/* What a member offers, as far as plans need it. */
+/* What a member offers, as far as plans need it. A worker that leads several devices is as many
+ * members, each of which takes a rank. */
 typedef struct PlanMember {
     const char *worker; /* node id, borrowed */
+    uint32_t device_index; /* PlanRank.device */
     uint64_t memory_bytes;
     uint32_t numerics_version;
     uint32_t numerics_classes; /* bit per NumericsClass */
@@ -110,6 +112,10 @@ typedef struct PlanMember {
     const char *device; /* "cuda:0 (NVIDIA H200, 139.8G)", borrowed: where it computes, memory_bytes
                            being that device's; NULL = on its cores */
 } PlanMember;
+
+/* The member that a rank names; NULL if there is none. */
+const PlanMember *plan_member_find(const PlanMember *members, uint32_t n_members,
+                                   const char *worker, uint32_t device);
 
 /* Fills weight, KV and peak bytes of each rank; pure. */
 void plan_measure(Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n_members);

@@ -342,19 +342,20 @@ static void fill_cpus(const Agent *a, Weft__V1__Hello *hello)
 
 static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
 {
-    if (!a->o.device) {
-        return;
+    const unsigned n = a->o.device ? MAX(a->o.n_devices, 1u) : 0;
+    hello->devices = g_new(Weft__V1__Device *, n);
+    for (unsigned i = 0; i < n; i++) {
+        const DeviceInfo *info = &(i == 0 ? a->o.device : a->o.devices[i])->info;
+        Weft__V1__Device *device = g_new(Weft__V1__Device, 1);
+        weft__v1__device__init(device);
+        device->kind = g_strdup(info->kind);
+        device->index = info->index;
+        device->name = g_strdup(info->name);
+        device->bus = g_strdup(info->bus);
+        device->memory_bytes = info->memory_bytes;
+        device->budget_bytes = a->o.device_bytes;
+        hello->devices[hello->n_devices++] = device;
     }
-    const DeviceInfo *info = &a->o.device->info;
-    Weft__V1__Device *device = g_new(Weft__V1__Device, 1);
-    weft__v1__device__init(device);
-    device->kind = g_strdup(info->kind);
-    device->index = info->index;
-    device->name = g_strdup(info->name);
-    device->bus = g_strdup(info->bus);
-    device->memory_bytes = info->memory_bytes;
-    hello->devices = g_new(Weft__V1__Device *, 1);
-    hello->devices[hello->n_devices++] = device;
 }
 
 static Weft__V1__Hello *make_hello(void *user)
@@ -456,6 +457,9 @@ static void open_objects(Agent *a)
         .cpus = a->cpus,
         .isa = o->isa,
         .device = o->device,
+        .devices = o->devices,
+        .n_devices = o->n_devices,
+        .device_bytes = o->device_bytes,
         .numerics_classes = o->numerics_classes,
         .crowded = o->crowded,
         .inline_engine = o->io_threads == 0,

@@ -32,6 +32,9 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     unsigned n_cpu_set;
     KernelIsa isa;
     const Device *device;      /* where it computes; NULL = on the host's cores */
+    const Device *const *devices; /* [n_devices]: several, `device` the first of them, a rank each */
+    unsigned n_devices;           /* 0: no more than `device` */
+    uint64_t device_bytes;        /* of memory_bytes, each device's; 0: all */
     uint32_t numerics_classes; /* bit per NumericsClass */
     Measure measure;
     bool crowded;

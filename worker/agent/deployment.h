@@ -11,7 +11,8 @@
  * gone; weights to the shelf or freed
  *
  * Invariants
- *   1. At most one deployment of a (job, replica) is not CLOSING: the one of the newest epoch.
+ *   1. At most one deployment of a (job, replica, stage, rank) is not CLOSING: the one of the
+ * newest epoch. A worker of several devices holds several ranks of a replica, one on each.
  *   2. While `fetch` or `task_running`, a pool thread may use weights, plan and engine: nothing of
  * them is freed before both ended.
  *   3. An engine's plan, model and shard live until engine_free() returned (it runs in the pool).
@@ -45,6 +46,7 @@ struct Deployment {
     Deployments *table;
     char *job;
     uint32_t replica, stage, rank;
+    uint32_t place; /* which of the worker's devices */
     uint64_t epoch, generation;
     bool seal;
     DeploymentState state;
@@ -102,7 +104,14 @@ void load_continue(Deployments *table);
 /* Checks cluster, generation and epoch; STALE names both numbers. */
 bool deployments_check_stamp(Deployments *table, const Weft__V1__Stamp *stamp, bool may_be_newer,
                              GError **error);
+/* Any rank of it. */
 Deployment *deployments_find(Deployments *table, const char *job, uint32_t replica, uint64_t epoch);
+/* The rank's own. */
+Deployment *deployments_find_rank(Deployments *table, const Weft__V1__Stamp *stamp, uint32_t stage,
+                                  uint32_t rank);
+/* The worker's device at this place, NULL: the host; and what it has for ranks. */
+const Device *deployments_device(const Deployments *table, uint32_t place);
+uint64_t deployments_budget(const Deployments *table);
 /* Engine counters of `engine` added to `sum`. */
 void reports_add_counters(Engine *engine, Weft__V1__Counters *sum);
 GHashTable *reports_links_new(void); /* of Weft__V1__LinkLoad by peer; returned */

@@ -237,12 +237,43 @@ Deployment *deployments_find(Deployments *table, const char *job, uint32_t repli
     return NULL;
 }
 
-static Deployment *find_by_stamp(Deployments *table, const Weft__V1__Stamp *stamp, GError **error)
+Deployment *deployments_find_rank(Deployments *table, const Weft__V1__Stamp *stamp, uint32_t stage,
+                                  uint32_t rank)
+{
+    for (guint i = 0; i < table->all->len; i++) {
+        Deployment *d = table->all->pdata[i];
+        if (d->state != DEPLOY_CLOSING && d->epoch == stamp->epoch &&
+            d->replica == stamp->replica && d->stage == stage && d->rank == rank &&
+            strcmp(d->job, stamp->job) == 0) {
+            return d;
+        }
+    }
+    return NULL;
+}
+
+const Device *deployments_device(const Deployments *table, uint32_t place)
+{
+    const DeploymentsOptions *o = &table->o;
+    return place < o->n_devices ? o->devices[place] : place == 0 ? o->device : NULL;
+}
+
+uint64_t deployments_budget(const Deployments *table)
+{
+    return table->o.n_devices > 1 && table->o.device_bytes > 0 ? table->o.device_bytes
+                                                               : table->o.memory_bytes;
+}
+
+/* The rank of this stamp; on a worker of one rank whichever it holds. */
+static Deployment *find_by_stamp(Deployments *table, const Weft__V1__Stamp *stamp, uint32_t stage,
+                                 uint32_t rank, GError **error)
 {
     if (!deployments_check_stamp(table, stamp, false, error)) {
         return NULL;
     }
-    Deployment *d = deployments_find(table, stamp->job, stamp->replica, stamp->epoch);
+    Deployment *d = deployments_find_rank(table, stamp, stage, rank);
+    if (!d && table->o.n_devices < 2) {
+        d = deployments_find(table, stamp->job, stamp->replica, stamp->epoch);
+    }
     if (!d) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
                     "job %s replica %u epoch %" G_GUINT64_FORMAT " is not loaded on worker %s",
@@ -349,7 +380,7 @@ static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
 void deployments_start(Deployments *table, RpcCall *call, const Weft__V1__StartRequest *request)
 {
     GError *error = NULL;
-    Deployment *d = find_by_stamp(table, request->stamp, &error);
+    Deployment *d = find_by_stamp(table, request->stamp, request->stage, request->rank, &error);
     if (d && d->state == DEPLOY_FAILED) {
         error = g_error_copy(d->error);
     } else if (d && d->state == DEPLOY_LOADING) {
@@ -511,7 +542,7 @@ bool deployments_step(Deployments *table)
 
 Deployment *deployments_leader(Deployments *table, const Weft__V1__Stamp *stamp, GError **error)
 {
-    Deployment *d = find_by_stamp(table, stamp, error);
+    Deployment *d = find_by_stamp(table, stamp, 0, 0, error);
     if (!d) {
         return NULL;
     }

@@ -32,6 +32,9 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     const int *cpus; /* `threads` of them or NULL */
     KernelIsa isa;
     const Device *device; /* where shards lie and layers run; NULL = the host */
+    const Device *const *devices; /* [n_devices]: as in agent.h */
+    unsigned n_devices;
+    uint64_t device_bytes;
     uint32_t numerics_classes;
     bool crowded;       /* engines yield instead of spinning */
     bool inline_engine; /* engines have no thread: deployments_step() */

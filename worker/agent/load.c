@@ -32,6 +32,7 @@ static GArray *imagined_members(const Deployments *table, const Plan *plan)
             const PlanStage *stage = &plan->replicas[p].stages[s];
             for (uint32_t r = 0; r < stage->n_ranks; r++) {
                 PlanMember m = {.worker = stage->ranks[r].worker,
+                                .device_index = stage->ranks[r].device,
                                 .memory_bytes = UINT64_MAX,
                                 .numerics_version = WEFT_NUMERICS_VERSION,
                                 .numerics_classes = table->o.numerics_classes,
@@ -86,22 +87,31 @@ static bool check_place(const Deployments *table, const Plan *plan, uint32_t rep
                     replica, stage, rank, worker ? worker : "nobody", table->o.name);
         return false;
     }
+    const uint32_t place = plan->replicas[replica].stages[stage].ranks[rank].device;
+    if (place > 0 && place >= table->o.n_devices) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "replica %u stage %u rank %u is for device %u, worker %s leads %u", replica,
+                    stage, rank, place, table->o.name, table->o.n_devices);
+        return false;
+    }
     return true;
 }
 
-/* Whether the rank fits beside what runs already. The shelf gives way. */
-static bool check_memory(Deployments *table, uint64_t need, GError **error)
+/* Whether the rank fits beside what runs already on its device. The shelf gives way. */
+static bool check_memory(Deployments *table, uint32_t place, uint64_t need, GError **error)
 {
+    const uint64_t budget = deployments_budget(table);
     uint64_t used = 0;
     for (guint i = 0; i < table->all->len; i++) {
         const Deployment *d = table->all->pdata[i];
-        used += d->state != DEPLOY_CLOSING && d->state != DEPLOY_FAILED ? d->need_bytes : 0;
+        const bool counts = d->state != DEPLOY_CLOSING && d->state != DEPLOY_FAILED;
+        used += counts && d->place == place ? d->need_bytes : 0;
     }
-    if (used <= table->o.memory_bytes && need <= table->o.memory_bytes - used) {
+    if (used <= budget && need <= budget - used) {
         return true;
     }
     g_autofree char *wants = units_format_size(need),
-                    *has = units_format_size(table->o.memory_bytes),
+                    *has = units_format_size(budget),
                     *taken = units_format_size(used);
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
                 "worker %s has %s of memory, %s in use: the rank needs %s: use more workers or a "
@@ -132,7 +142,7 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
     }
     const PlanRank *rank =
         &plan->replicas[request->stamp->replica].stages[request->stage].ranks[request->rank];
-    if (!check_memory(table, rank->peak_bytes, error)) {
+    if (!check_memory(table, rank->device, rank->peak_bytes, error)) {
         return NULL;
     }
     Deployment *d = g_new0(Deployment, 1);
@@ -141,6 +151,7 @@ static Deployment *deployment_from(Deployments *table, const Weft__V1__LoadReque
                       .replica = request->stamp->replica,
                       .stage = request->stage,
                       .rank = request->rank,
+                      .place = rank->device,
                       .epoch = request->stamp->epoch,
                       .generation = request->stamp->generation,
                       .seal = request->seal,
@@ -226,8 +237,8 @@ static void open_run(void *user)
                              .rank = d->rank,
                              .generation = d->generation,
                              .epoch = d->epoch,
-                             .threads = o->threads,
-                             .cpus = o->cpus,
+                             .threads = MAX(o->threads / MAX(o->n_devices, 1u), 1u),
+                             .cpus = o->n_devices > 1 ? NULL : o->cpus,
                              .isa = (int)o->isa,
                              .fill = o->fill,
                              .crowded = o->crowded,
@@ -319,8 +330,9 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard = shard_new_on(d->table->o.device, d->weights->spec, d->plan, d->replica,
-                                     d->stage, d->rank, &task->error);
+    d->weights->shard =
+        shard_new_on(deployments_device(d->table, d->place), d->weights->spec, d->plan, d->replica,
+                     d->stage, d->rank, &task->error);
 }
 
 static void map_done(void *user)
@@ -356,20 +368,35 @@ static bool is_waiting(const Deployment *d)
     return d->state == DEPLOY_LOADING && !d->weights && !d->task_running && !d->fetch;
 }
 
-/* Memory of the budget that neither runs nor is about to be loaded. */
+/* Memory of the budget that neither runs nor is about to be loaded, on the fullest device: the
+ * shelf may lie on any. */
 static uint64_t memory_left(const Deployments *table)
 {
-    uint64_t used = 0;
-    for (guint i = 0; i < table->all->len; i++) {
-        used += ((const Deployment *)table->all->pdata[i])->need_bytes;
+    const uint64_t budget = deployments_budget(table);
+    uint64_t left = budget;
+    for (uint32_t place = 0; place < MAX(table->o.n_devices, 1u); place++) {
+        uint64_t used = 0;
+        for (guint i = 0; i < table->all->len; i++) {
+            const Deployment *d = table->all->pdata[i];
+            used += d->place == place ? d->need_bytes : 0;
+        }
+        left = MIN(left, used < budget ? budget - used : 0);
     }
-    return used < table->o.memory_bytes ? table->o.memory_bytes - used : 0;
+    return left;
+}
+
+/* Weights stay where they lie. */
+static char *part_of(const Deployment *d)
+{
+    g_autofree char *part = weights_part(d->spec, d->plan, d->replica, d->stage, d->rank);
+    return part && d->place > 0 ? g_strdup_printf("%s device %u", part, d->place)
+                                : g_steal_pointer(&part);
 }
 
 static void begin(Deployment *d)
 {
     Deployments *table = d->table;
-    g_autofree char *part = weights_part(d->spec, d->plan, d->replica, d->stage, d->rank);
+    g_autofree char *part = part_of(d);
     d->weights = weights_shelf_take(table->shelf, part);
     weights_shelf_shrink(table->shelf, memory_left(table));
     if (d->weights) {
@@ -401,17 +428,19 @@ void load_continue(Deployments *table)
 
 /* ---- the request ---- */
 
-/* Ends what a load of this stamp replaces: every older epoch, and a failed attempt at the same one.
+/* Ends what a load of this rank replaces: every older epoch, and a failed attempt at the same one.
  */
-static void end_others(Deployments *table, const Weft__V1__Stamp *stamp)
+static void end_others(Deployments *table, const Weft__V1__Stamp *stamp, uint32_t stage,
+                       uint32_t rank)
 {
     g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_STALE,
                                         "job %s replica %u: epoch %" G_GUINT64_FORMAT " takes over",
                                         stamp->job, stamp->replica, stamp->epoch);
     for (guint i = 0; i < table->all->len; i++) {
         Deployment *d = table->all->pdata[i];
-        bool same = d->replica == stamp->replica && strcmp(d->job, stamp->job) == 0;
-        if (same && (d->epoch < stamp->epoch || d->state == DEPLOY_FAILED)) {
+        const bool same = d->replica == stamp->replica && strcmp(d->job, stamp->job) == 0,
+                   failed = d->state == DEPLOY_FAILED && d->stage == stage && d->rank == rank;
+        if (same && (d->epoch < stamp->epoch || failed)) {
             deployment_close(d, true, why);
         }
     }
@@ -440,6 +469,16 @@ static bool join_existing(Deployment *d, RpcCall *call, const Weft__V1__LoadRequ
     return true;
 }
 
+/* The rank that is asked for, or what a worker of one rank has of this epoch. */
+static Deployment *here(Deployments *table, const Weft__V1__LoadRequest *request)
+{
+    const Weft__V1__Stamp *stamp = request->stamp;
+    Deployment *own = deployments_find_rank(table, stamp, request->stage, request->rank);
+    return own || table->o.n_devices > 1
+               ? own
+               : deployments_find(table, stamp->job, stamp->replica, stamp->epoch);
+}
+
 void deployments_load(Deployments *table, RpcCall *call, const Weft__V1__LoadRequest *request)
 {
     g_autoptr(GError) error = NULL;
@@ -450,12 +489,10 @@ void deployments_load(Deployments *table, RpcCall *call, const Weft__V1__LoadReq
         deployments_check_stamp(table, request->stamp, true, &error);
     }
     if (!error) {
-        if (join_existing(deployments_find(table, request->stamp->job, request->stamp->replica,
-                                           request->stamp->epoch),
-                          call, request)) {
+        if (join_existing(here(table, request), call, request)) {
             return;
         }
-        end_others(table, request->stamp);
+        end_others(table, request->stamp, request->stage, request->rank);
     }
     Deployment *d = error ? NULL : deployment_from(table, request, &error);
     if (!d) {

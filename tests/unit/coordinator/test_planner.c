@@ -547,6 +547,51 @@ static void test_hosts_and_gpus(void **state)
     refusal_clear(&r);
 }
 
+/* Workers that lead two devices each, hosts far apart: tensor ranks go to the devices of one host,
+ * also where one of another host measured a little more, and never two to one device; stages reach
+ * the other host when one is too small. Their ranks leave the cores alone: nobody is crowded. */
+static void test_devices_of_one_host(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[4];
+    (void)state;
+    plan_builder_members(members, 4);
+    for (uint32_t i = 0; i < 4; i++) {
+        members[i].worker = i % 2 == 0 ? "w0" : "w1";
+        members[i].host = i % 2 == 0 ? "a" : "b";
+        members[i].device_index = i / 2;
+        members[i].device = "cuda:0 (NVIDIA H200, 139.8G)";
+        members[i].numerics_classes = 1u << NUMERICS_FAST;
+        members[i].read_bytes_per_s = i / 2 == 0 ? 1.02e12 : 1e12;
+        members[i].int8_ops_per_s = members[i].f32_ops_per_s = 1e14;
+        members[i].link_latency_s = 1e-3;
+        members[i].cpus = cpu0;
+        members[i].n_cpus = 1;
+    }
+    PlanWish wish = {.streams = 1, .numerics = NUMERICS_FAST};
+    g_autoptr(Plan) best = plan_ok(spec, members, 4, &wish);
+    assert_layout(best, 1, 1, 2);
+    const PlanRank *ranks = best->replicas[0].stages[0].ranks;
+    assert_string_equal(ranks[0].worker, ranks[1].worker);
+    assert_int_equal(ranks[0].device + ranks[1].device, 1);
+    assert_true(has_reason(best, "2 of 4 workers stay idle"));
+
+    for (uint32_t i = 0; i < 4; i++) { /* one device is too small, and so is one host */
+        members[i].memory_bytes = (uint64_t)1900 * MIB;
+    }
+    wish.context = 1024;
+    g_autoptr(Plan) spread = plan_ok(spec, members, 4, &wish);
+    assert_layout(spread, 1, 2, 2);
+    for (uint32_t s = 0; s < 2; s++) {
+        ranks = spread->replicas[0].stages[s].ranks;
+        assert_string_equal(ranks[0].worker, ranks[1].worker);
+    }
+    wish = (PlanWish){.streams = 1, .numerics = NUMERICS_FAST, .tp = 8, .pp = 1};
+    Refusal r = plan_refused(spec, members, 4, &wish);
+    assert_text(&r, "needs 8 workers and 4 can be used");
+    refusal_clear(&r);
+}
+
 /* The number that is said to be missing is the number: with that much more it fits. */
 static void test_missing_memory_is_exact(void **state)
 {
@@ -862,6 +907,7 @@ int main(void)
         cmocka_unit_test(test_ranks_take_own_cpus),
         cmocka_unit_test(test_crowded_ranks),
         cmocka_unit_test(test_crowded_stages),
+        cmocka_unit_test(test_devices_of_one_host),
         cmocka_unit_test(test_fastest_worker_is_taken),
         cmocka_unit_test(test_too_large_for_one),
         cmocka_unit_test(test_units_by_speed),

@@ -36,9 +36,11 @@ static void test_choices(void **state)
                 {"cuda", DEVICE_KIND_CUDA, 0},
                 {"cuda:0", DEVICE_KIND_CUDA, 0},
                 {"cuda:7", DEVICE_KIND_CUDA, 7},
+                {"cuda:3,0", DEVICE_KIND_CUDA, 3},
+                {"cuda:all", DEVICE_KIND_CUDA, 0},
                 {"auto", DEVICE_KIND_AUTO, 0}};
     static const char *const bad[] = {"",        "gpu",   "cuda:",     "cuda:-1", "cuda:x",
-                                      "cuda:1 ", "cuda0", "cuda:1024", "CPU",     "cpu:0"};
+                                      "cuda:1 ", "cuda0", "cuda:0,", "cuda:1,1", "cuda:all,0", "cpu:-1", "cpu:65", "cuda:1024", "CPU",     "cpu:0"};
     (void)state;
     for (unsigned i = 0; i < G_N_ELEMENTS(good); i++) {
         DeviceChoice choice;
