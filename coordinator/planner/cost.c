@@ -113,8 +113,8 @@ void group_link_of(const PlanMember *const *members, uint32_t n_members, double 
                   members[i]->host != NULL && strcmp(members[i]->host, members[0]->host) == 0;
     }
     if (devices) {
-        *latency_s = MIN(*latency_s, DEVICES_LATENCY_S);
-        *bytes_per_s = MAX(*bytes_per_s, DEVICES_BYTES_PER_S);
+        *latency_s = DEVICES_LATENCY_S;
+        *bytes_per_s = DEVICES_BYTES_PER_S;
     }
 }
 

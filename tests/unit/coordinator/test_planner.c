@@ -564,7 +564,7 @@ static void test_devices_of_one_host(void **state)
         members[i].numerics_classes = 1u << NUMERICS_FAST;
         members[i].read_bytes_per_s = i / 2 == 0 ? 1.02e12 : 1e12;
         members[i].int8_ops_per_s = members[i].f32_ops_per_s = 1e14;
-        members[i].link_latency_s = 1e-3;
+        members[i].link_latency_s = 300e-6;
         members[i].cpus = cpu0;
         members[i].n_cpus = 1;
     }
