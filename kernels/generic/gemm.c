@@ -3,16 +3,23 @@
 
 #include "proto/model/blocks.h"
 
-enum { BLOCK_FLOATS = 264 * 384, PACK_FLOATS = 264 * 256 + 256 * 384 };
+enum {
+    BLOCK_FLOATS = 264 * 384,
+    PACK_FLOATS = 264 * 256 + 1536 * 256,
+    TILE_FLOATS = 8 * 48,
+};
 
-/* The largest blocks that a variant works on: kernels/vector/gemm.h. */
+/* The largest blocks that a variant works on: kernels/vector/gemm.h. Tiles of one chunk have one
+ * slot a level behind all columns of b, others one each behind some. */
 size_t gemm_scratch_floats(uint32_t n_units)
 {
-    uint32_t levels = 0; /* above the lowest, which is c */
-    while (n_units > 1u << levels) {
+    const size_t slots = PACK_FLOATS - (1536 - 192) * 256;
+    size_t levels = 1;
+    while (n_units > 1u << (levels - 1)) {
         levels++;
     }
-    return PACK_FLOATS + (size_t)levels * BLOCK_FLOATS;
+    const size_t one = PACK_FLOATS + levels * TILE_FLOATS, many = slots + levels * BLOCK_FLOATS;
+    return n_units > 1 && many > one ? many : one;
 }
 
 static void whole_tree(uint32_t a, uint32_t b, TreeStep *steps)

@@ -9,9 +9,11 @@
 /* The contraction goes by in chunks of up to GEMM_K steps, of one segment or several. For each, a
  * block's rows of a are packed into [rows/4][k][4] once, its columns of b into [columns/NR][k][NR]
  * some at a time, and every tile of c runs through the chunk: a *run* is what the chunk has of one
- * unit. A tile's sums are in registers during a run; between runs they are in c, or in the stack of
- * partial sums that the tree wants, whose lowest level is c. Where they are kept, changes no bit.
- * Merges of the tree happen as a run ends, in registers. The sizes fit gemm_scratch_floats().
+ * unit. A tile's sums are in registers during a run; between runs those of a product of one unit
+ * are in c, others in the *slots* of the partial sums that the tree wants, a tile's side by side.
+ * Where they are kept, changes no bit. Merges of the tree happen as a run ends, in registers. Where
+ * one chunk is all, b is packed once for all rows, and the slots of one tile serve all (they stay
+ * in the first-level cache). The sizes fit gemm_scratch_floats().
  *
  * Narrow operands are rounded where they have been packed. bf16dot is two fmas, the odd step first,
  * with the flush modes on: so the steps of a pair are exchanged, and the products are those of f32.
@@ -29,7 +31,8 @@ enum {
     GEMM_M = 264,
     GEMM_N_PACKED = 192,
     GEMM_N_WHOLE = 1536, /* columns for which a is packed once */
-    GEMM_N_CUT = 384,
+    GEMM_N_CUT = 384,    /* the same where every tile has slots */
+    GEMM_TILE = GEMM_MR * GEMM_NR,
     GEMM_PIECES = 64,
     GEMM_LINES_A_TILE = 8, /* asked for ahead */
 };
@@ -43,10 +46,11 @@ typedef struct GemmPiece {
 
 typedef struct GemmRun {
     uint32_t at, length; /* packed rows */
-    bool from_zero;      /* else from its level */
-    uint8_t level;       /* of the unit's own sums */
-    uint8_t n_merges;    /* when it ends: levels above come to it, one after another */
-    float *c;            /* level 0: the subtree that it belongs to */
+    bool from_zero;      /* else from c or its slot */
+    bool reads_c, writes_c;
+    uint8_t level;    /* of the unit's own sums */
+    uint8_t n_merges; /* when it ends: levels above come to it, one after another */
+    float *c;         /* the subtree that it belongs to */
 } GemmRun;
 
 typedef struct GemmWalk {
@@ -54,7 +58,11 @@ typedef struct GemmWalk {
     GemmKind kind;
     unsigned modes;        /* bf16: without flushing */
     uint32_t i0, m, j0, n; /* the block */
-    float *pack_a, *pack_b, *stack;
+    float *pack_a, *pack_b, *slots;
+    bool is_cut;         /* into units */
+    bool is_one;         /* chunk is all */
+    bool is_packed;      /* b is, from the rows before */
+    size_t level_floats; /* from a level's slots to the next one's */
     /* where the walk over segments is */
     uint32_t segment, t, depth, emitted;
     bool begun; /* the unit has sums in its level */
@@ -117,13 +125,14 @@ static void gemm_pack_a(const GemmWalk *w, const GemmPiece *piece)
 }
 
 /* Columns [j, j + n) of the block of b, as [n/NR][steps][NR]; missing columns are zeros. */
-static void gemm_pack_b(const GemmWalk *w, const GemmPiece *piece, uint32_t j, uint32_t n)
+static void gemm_pack_b(const GemmWalk *w, const GemmPiece *piece, uint32_t j, uint32_t n,
+                        float *to_b)
 {
     const GemmSegment *g = piece->g;
     const float *b = g->b + (w->j0 + j) * g->b_column + piece->t * g->b_step;
     const uint32_t length = piece->length;
     const size_t panel = (size_t)w->steps * GEMM_NR;
-    float *out = w->pack_b + (size_t)piece->at * GEMM_NR;
+    float *out = to_b + (size_t)piece->at * GEMM_NR;
     if (g->b_column != 1) {
         for (uint32_t c = 0; c < n; c += 8) {
             turn_columns_8(b + c * g->b_column, g->b_column, n - c < 8 ? n - c : 8, length,
@@ -226,23 +235,11 @@ static void gemm_narrow(const GemmWalk *w, float *packed, uint32_t n_groups, uin
 
 /* ---- tiles ---- */
 
-/* Sums of a level's tile, rows ld apart. */
+/* Sums of a tile, rows ld apart. */
 typedef struct GemmPlace {
     float *at;
     size_t ld;
 } GemmPlace;
-
-VEC_FN GemmPlace gemm_place(const GemmWalk *w, const GemmRun *run, uint32_t level, uint32_t i,
-                            uint32_t j)
-{
-    if (level == 0) {
-        const size_t ld = w->args->ld;
-        return (GemmPlace){run->c + (w->i0 + i) * ld + w->j0 + j, ld};
-    }
-    return (GemmPlace){w->stack + (level - 1) * (size_t)GEMM_M * GEMM_N_CUT +
-                           (size_t)i * GEMM_N_CUT + j,
-                       GEMM_N_CUT};
-}
 
 #define GEMM_EACH                                                                                  \
     _Pragma("GCC unroll 8") for (unsigned r = 0; r < GEMM_MR; r++)                                 \
@@ -288,26 +285,36 @@ VEC_FN bool gemm_folds_apart(const GemmWalk *w, const GemmRun *run)
     return w->kind == GEMM_BF16 && w->args->leaves && run->n_merges > 0;
 }
 
+/* The next tile's rows of c. */
+VEC_FN void gemm_ask_rows(const float *row, size_t ld)
+{
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < GEMM_MR; r++, row += ld) {
+        _mm_prefetch((const char *)row, _MM_HINT_T0);
+        _mm_prefetch((const char *)(row + GEMM_NR - 1), _MM_HINT_T0);
+    }
+}
+
+/* A tile through a run; slot: its first level's; below: where c goes on. */
 static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, const float *b,
-                      uint32_t i, uint32_t j)
+                      GemmPlace c, float *slot, const float *below)
 {
     Vec acc[GEMM_MR][3];
-    GemmPlace own = gemm_place(w, run, run->level, i, j);
+    slot += run->level * w->level_floats;
     if (run->from_zero) {
         GEMM_EACH
         {
             acc[r][v] = vec_zero();
         }
     } else {
+        const GemmPlace own = run->reads_c ? c : (GemmPlace){slot, GEMM_NR};
         GEMM_EACH
         {
             acc[r][v] = vec_load(own.at + r * own.ld + v * VEC_LANES);
         }
     }
-#pragma GCC unroll 8
-    for (unsigned r = 0; r < GEMM_MR; r++) { /* the next tile's rows */
-        _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld), _MM_HINT_T0);
-        _mm_prefetch((const char *)(own.at + (GEMM_MR + r) * own.ld + GEMM_NR - 1), _MM_HINT_T0);
+    if (run->writes_c) {
+        gemm_ask_rows(below, w->args->ld);
     }
     gemm_sums(a, (size_t)w->rows * 4, b, run->length, acc);
     const bool apart = gemm_folds_apart(w, run);
@@ -318,58 +325,34 @@ static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, con
         }
         gemm_set_modes(w->modes);
     }
-    for (uint32_t k = 1; k <= run->n_merges; k++) {
-        own = gemm_place(w, run, run->level - k, i, j);
+    for (uint32_t k = 0; k < run->n_merges; k++) {
+        slot -= w->level_floats;
         GEMM_EACH
         {
-            acc[r][v] = vec_add(vec_load(own.at + r * own.ld + v * VEC_LANES), acc[r][v]);
+            acc[r][v] = vec_add(vec_load(slot + r * GEMM_NR + v * VEC_LANES), acc[r][v]);
         }
     }
+    const GemmPlace to = run->writes_c ? c : (GemmPlace){slot, GEMM_NR};
     GEMM_EACH
     {
-        vec_store(own.at + r * own.ld + v * VEC_LANES, acc[r][v]);
+        vec_store(to.at + r * to.ld + v * VEC_LANES, acc[r][v]);
     }
     if (apart) {
         gemm_set_modes(w->modes | GEMM_FLUSH);
     }
 }
 
-/* A tile that c has only a part of goes through a whole one on the stack. */
+/* A tile that c has only a part of meets c by way of a whole one. */
 static void gemm_edge(const GemmWalk *w, const GemmRun *run, const float *a, const float *b,
-                      uint32_t i, uint32_t j, uint32_t rows, uint32_t columns)
+                      GemmPlace c, float *slot, uint32_t rows, uint32_t columns)
 {
     float whole[GEMM_MR][GEMM_NR] = {{0}};
-    Vec acc[GEMM_MR][3];
-    GemmPlace own = gemm_place(w, run, run->level, i, j);
-    for (uint32_t r = 0; !run->from_zero && r < rows; r++) {
-        memcpy(whole[r], own.at + r * own.ld, columns * sizeof(float));
+    for (uint32_t r = 0; run->reads_c && r < rows; r++) {
+        memcpy(whole[r], c.at + r * c.ld, columns * sizeof(float));
     }
-    GEMM_EACH
-    {
-        acc[r][v] = vec_load(whole[r] + v * VEC_LANES);
-    }
-    gemm_sums(a, (size_t)w->rows * 4, b, run->length, acc);
-    GEMM_EACH
-    {
-        vec_store(whole[r] + v * VEC_LANES, acc[r][v]);
-    }
-    const bool apart = gemm_folds_apart(w, run);
-    if (apart) {
-        gemm_set_modes(w->modes);
-    }
-    for (uint32_t k = 1; k <= run->n_merges; k++) {
-        own = gemm_place(w, run, run->level - k, i, j);
-        for (uint32_t r = 0; r < rows; r++) {
-            for (uint32_t c = 0; c < columns; c++) {
-                whole[r][c] = own.at[r * own.ld + c] + whole[r][c];
-            }
-        }
-    }
-    for (uint32_t r = 0; r < rows; r++) {
-        memcpy(own.at + r * own.ld, whole[r], columns * sizeof(float));
-    }
-    if (apart) {
-        gemm_set_modes(w->modes | GEMM_FLUSH);
+    gemm_tile(w, run, a, b, (GemmPlace){whole[0], GEMM_NR}, slot, c.at);
+    for (uint32_t r = 0; run->writes_c && r < rows; r++) {
+        memcpy(c.at + r * c.ld, whole[r], columns * sizeof(float));
     }
 }
 
@@ -378,6 +361,7 @@ static void gemm_edge(const GemmWalk *w, const GemmRun *run, const float *a, con
 static void gemm_end_unit(GemmWalk *w, GemmRun *run, TreeStep step)
 {
     run->n_merges = step.n_merges;
+    run->writes_c |= step.emit != 0;
     w->depth += 1u - step.n_merges;
     if (step.emit) {
         w->depth--;
@@ -409,6 +393,8 @@ static bool gemm_next_chunk(GemmWalk *w)
             run = &w->runs[w->n_runs++];
             *run = (GemmRun){.at = w->steps / GEMM_STEPS_A_ROW,
                              .from_zero = !w->begun,
+                             .reads_c = !w->is_cut,
+                             .writes_c = !w->is_cut,
                              .level = (uint8_t)w->depth,
                              .c = args->c + args->subtree_stride * w->emitted};
         }
@@ -430,30 +416,46 @@ static bool gemm_next_chunk(GemmWalk *w)
     return w->n_runs > 0;
 }
 
-/* What is packed next of b, asked for while tiles are computed: rows of lines, some at each tile.
- */
+/* What is packed next, asked for while tiles are computed: rows of lines, some at each tile. */
 typedef struct GemmAhead {
     const char *row;
     size_t stride;
     uint32_t n_rows, lines, line;
 } GemmAhead;
 
-/* Columns from j on, of this chunk; at the block's end the next chunk's first ones. */
+/* n rows or columns of an operand, `outer` apart, of `steps` steps. */
+VEC_FN GemmAhead gemm_ahead_of(const float *x, size_t outer, size_t step, uint32_t n,
+                               uint32_t steps)
+{
+    const bool along = outer != 1; /* a row of memory is one of them */
+    return (GemmAhead){.row = (const char *)x,
+                       .stride = (along ? outer : step) * sizeof(float),
+                       .n_rows = along ? n : steps,
+                       .lines = ((along ? steps : n) * (uint32_t)sizeof(float) + 63) / 64};
+}
+
+/* Columns from j on, of this chunk; at the block's end the next chunk's first ones, or, where one
+ * chunk is all, the next rows of a. */
 static GemmAhead gemm_ahead(const GemmWalk *w, uint32_t j)
 {
-    const bool same = j < w->n;
+    const bool same = j < w->n && !w->is_packed;
+    if (!same && w->is_one) {
+        const GemmSegment *g = w->pieces[0].g;
+        const uint32_t i = w->i0 + GEMM_M, some = w->args->m - i;
+        return i >= w->args->m || w->n_pieces > 1
+                   ? (GemmAhead){0}
+                   : gemm_ahead_of(g->a + i * g->a_row, g->a_row, g->a_step,
+                                   some < GEMM_M ? some : GEMM_M, g->length);
+    }
     if (!same && w->segment == w->args->n_segments) {
         return (GemmAhead){0};
     }
     const GemmSegment *g = same ? w->pieces[0].g : &w->args->segments[w->segment];
-    const uint32_t t = same ? w->pieces[0].t : w->t, rest = g->length - t,
-                   steps = rest < GEMM_K ? rest : GEMM_K, first = same ? j : 0, some = w->n - first,
-                   columns = some < GEMM_N_PACKED ? some : GEMM_N_PACKED;
-    const bool along = g->b_column != 1; /* rows of memory are columns */
-    return (GemmAhead){.row = (const char *)(g->b + (w->j0 + first) * g->b_column + t * g->b_step),
-                       .stride = (along ? g->b_column : g->b_step) * sizeof(float),
-                       .n_rows = along ? columns : steps,
-                       .lines = ((along ? steps : columns) * (uint32_t)sizeof(float) + 63) / 64};
+    const uint32_t t = same ? w->pieces[0].t : w->t, rest = g->length - t, first = same ? j : 0,
+                   some = w->n - first;
+    return gemm_ahead_of(g->b + (w->j0 + first) * g->b_column + t * g->b_step, g->b_column,
+                         g->b_step, some < GEMM_N_PACKED ? some : GEMM_N_PACKED,
+                         rest < GEMM_K ? rest : GEMM_K);
 }
 
 VEC_FN void gemm_ask(GemmAhead *ahead)
@@ -468,26 +470,35 @@ VEC_FN void gemm_ask(GemmAhead *ahead)
     }
 }
 
-/* Columns [j, j + n) of the block, packed. */
-static void gemm_multiply(const GemmWalk *w, uint32_t j, uint32_t n)
+/* A tile through all runs of the chunk. */
+static void gemm_runs(const GemmWalk *w, const float *tile, const float *panel, uint32_t i,
+                      uint32_t j, uint32_t columns)
+{
+    const uint32_t rows = w->m - i < GEMM_MR ? w->m - i : GEMM_MR;
+    const size_t number = (size_t)(j / GEMM_NR) * (GEMM_M / GEMM_MR) + i / GEMM_MR;
+    float *slot = w->slots + (w->is_one ? 0 : number * GEMM_TILE);
+    for (uint32_t k = 0; k < w->n_runs; k++) {
+        const GemmRun *run = &w->runs[k];
+        const float *a = tile + (size_t)run->at * 4, *b = panel + (size_t)run->at * GEMM_NR;
+        const GemmPlace c = {run->c + (w->i0 + i) * w->args->ld + w->j0 + j, w->args->ld};
+        if (rows == GEMM_MR && columns == GEMM_NR) {
+            gemm_tile(w, run, a, b, c, slot, c.at + GEMM_MR * c.ld);
+        } else {
+            gemm_edge(w, run, a, b, c, slot, rows, columns);
+        }
+    }
+}
+
+/* Columns [j, j + n) of the block; b: packed. */
+static void gemm_multiply(const GemmWalk *w, const float *b, uint32_t j, uint32_t n)
 {
     GemmAhead ahead = gemm_ahead(w, j + n);
     for (uint32_t c = 0; c < n; c += GEMM_NR) {
-        const float *panel = w->pack_b + (size_t)c * w->rows;
-        const uint32_t columns = n - c < GEMM_NR ? n - c : GEMM_NR;
+        const float *panel = b + (size_t)c * w->rows;
         for (uint32_t i = 0; i < w->m; i += GEMM_MR) {
-            const float *tile = w->pack_a + (size_t)i * w->rows;
-            const uint32_t rows = w->m - i < GEMM_MR ? w->m - i : GEMM_MR;
             gemm_ask(&ahead);
-            for (uint32_t k = 0; k < w->n_runs; k++) {
-                const GemmRun *run = &w->runs[k];
-                const float *a = tile + (size_t)run->at * 4, *b = panel + (size_t)run->at * GEMM_NR;
-                if (rows == GEMM_MR && columns == GEMM_NR) {
-                    gemm_tile(w, run, a, b, i, j + c);
-                } else {
-                    gemm_edge(w, run, a, b, i, j + c, rows, columns);
-                }
-            }
+            gemm_runs(w, w->pack_a + (size_t)i * w->rows, panel, i, j + c,
+                      n - c < GEMM_NR ? n - c : GEMM_NR);
         }
     }
 }
@@ -503,38 +514,49 @@ static void gemm_block(GemmWalk *w)
         gemm_narrow(w, w->pack_a, (w->m + GEMM_MR - 1) / GEMM_MR * (GEMM_MR / 4), 4);
         for (uint32_t j = 0; j < w->n; j += GEMM_N_PACKED) {
             const uint32_t n = w->n - j < GEMM_N_PACKED ? w->n - j : GEMM_N_PACKED;
-            for (uint32_t k = 0; k < w->n_pieces; k++) {
-                gemm_pack_b(w, &w->pieces[k], j, n);
+            float *b = w->pack_b + (w->is_one ? (size_t)j * GEMM_K : 0);
+            for (uint32_t k = 0; k < w->n_pieces && !w->is_packed; k++) {
+                gemm_pack_b(w, &w->pieces[k], j, n, b);
             }
-            gemm_narrow(w, w->pack_b, (n + GEMM_NR - 1) / GEMM_NR, GEMM_NR);
-            gemm_multiply(w, j, n);
+            if (!w->is_packed) {
+                gemm_narrow(w, b, (n + GEMM_NR - 1) / GEMM_NR, GEMM_NR);
+            }
+            gemm_multiply(w, b, j, n);
         }
     }
 }
 
-static bool gemm_is_cut(const GemmArgs *args)
+/* Whether units fold, and whether the first chunk will be the last. */
+static void gemm_survey(GemmWalk *w)
 {
-    uint32_t units = 0;
-    for (uint32_t s = 0; s < args->n_segments; s++) {
-        units += !args->segments[s].continues;
+    uint32_t n_units = 0, steps = 0;
+    for (uint32_t s = 0; s < w->args->n_segments; s++) {
+        const GemmSegment *g = &w->args->segments[s];
+        n_units += !g->continues;
+        steps += g->length <= GEMM_K ? gemm_padded(w, g->length) : GEMM_K + 1;
     }
-    return units > 1;
+    w->is_cut = n_units > 1;
+    w->is_one = steps <= GEMM_K && w->args->n_segments <= GEMM_PIECES;
 }
 
 static void gemm_all(const GemmArgs *args, GemmKind kind, unsigned modes)
 {
-    const uint32_t most = gemm_is_cut(args) ? GEMM_N_CUT : GEMM_N_WHOLE;
     GemmWalk w = {.args = args,
                   .kind = kind,
                   .modes = modes,
                   .pack_a = args->scratch,
                   .pack_b = args->scratch + (size_t)GEMM_M * GEMM_K};
-    w.stack = w.pack_b + (size_t)GEMM_N_PACKED * GEMM_K;
+    gemm_survey(&w);
+    const uint32_t most = w.is_cut && !w.is_one ? GEMM_N_CUT : GEMM_N_WHOLE;
+    w.slots = w.pack_b + (size_t)(w.is_one ? GEMM_N_WHOLE : GEMM_N_PACKED) * GEMM_K;
+    w.level_floats = w.is_one ? GEMM_TILE : (size_t)GEMM_M * GEMM_N_CUT;
     for (w.j0 = 0; w.j0 < args->n; w.j0 += most) {
         w.n = args->n - w.j0 < most ? args->n - w.j0 : most;
+        w.is_packed = false;
         for (w.i0 = 0; w.i0 < args->m; w.i0 += GEMM_M) {
             w.m = args->m - w.i0 < GEMM_M ? args->m - w.i0 : GEMM_M;
             gemm_block(&w);
+            w.is_packed = w.is_one;
         }
     }
 }

@@ -161,8 +161,9 @@ static void compare_gemms(unsigned kind)
         }
     }
     /* more than one block of rows, of columns, of steps */
-    static const Shape large[] = {{280, 400, 300}, {6, 1560, 520}, {300, 200, 1100}};
-    for (unsigned form = kind; form < 12; form += kind == 0 ? 1 : 5) {
+    static const Shape large[] = {
+        {280, 400, 300}, {6, 1560, 520}, {300, 200, 1100}, {280, 60, 200}, {20, 1570, 40}};
+    for (unsigned form = kind; form < 20; form += kind == 0 ? 1 : 5) {
         compare_gemm(large[form / 4], (form & 1) != 0, (form & 2) != 0, 1 + form % 3 * 3,
                      form % 3 == 0);
     }

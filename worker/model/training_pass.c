@@ -358,25 +358,34 @@ static uint32_t leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
     return n;
 }
 
+/* The row of a gradient at which thread t begins, where threads share `total` products of all
+ * gradients, `before` of them before this one. */
+static uint32_t gradient_cut(const LinearGradient *g, uint64_t total, uint64_t before, unsigned t,
+                             unsigned n_threads)
+{
+    const uint64_t at = total * t / n_threads, row = at > before ? (at - before) / g->n_in : 0;
+    return (uint32_t)MIN((row + ROW_GRAIN - 1) / ROW_GRAIN * ROW_GRAIN, g->n_out);
+}
+
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
 {
-    uint32_t total = 0, first, last, base = 0;
+    uint64_t total = 0, before = 0;
     for (unsigned i = 0; i < n; i++) {
-        total += list[i].n_out;
+        total += (uint64_t)list[i].n_out * list[i].n_in;
     }
-    pool_share(total, ROW_GRAIN, p->t, p->n_threads, &first, &last);
-    for (unsigned i = 0; i < n; base += list[i++].n_out) {
+    for (unsigned i = 0; i < n; before += (uint64_t)list[i].n_out * list[i].n_in, i++) {
         const LinearGradient *g = &list[i];
-        const uint32_t a = MAX(first, base), b = MIN(last, base + g->n_out);
+        const uint32_t a = gradient_cut(g, total, before, p->t, p->n_threads),
+                       b = gradient_cut(g, total, before, p->t + 1, p->n_threads);
         if (a < b) {
-            const uint32_t n_segments = leaf_segments(p, g, a - base);
+            const uint32_t n_segments = leaf_segments(p, g, a);
             pass_multiply(p, &(GemmArgs){.m = b - a,
                                          .n = g->n_in,
                                          .segments = p->m->segments[p->t],
                                          .n_segments = n_segments,
                                          .accumulate = leaf_begun(p),
                                          .leaves = true,
-                                         .c = g->dw + (size_t)(a - base) * g->n_in,
+                                         .c = g->dw + (size_t)a * g->n_in,
                                          .ld = g->n_in});
         }
     }
