@@ -4,11 +4,12 @@
 #include "worker/agent/join.h"
 #include "worker/measure_device.h"
 
-#include "kernels/device/device.h"
+#include "kernels/device/group.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/config/options.h"
 #include "transport/daemon/daemon.h"
+#include "transport/link/ucx_memory.h"
 
 #include <netdb.h>
 #include <sched.h>
@@ -587,6 +588,17 @@ static void print_version(void)
     printf("\nCUDA: %s\n", cuda != NULL ? cuda->version : why->message);
 }
 
+/* How devices of one host and of several reach each other. */
+static void print_between_devices(const DeviceModule *module)
+{
+    char group[256] = "this build makes no groups (no nccl.h)", direct[160];
+    const bool usable = module->group != NULL && module->group->usable(group);
+    printf("sums among devices of this host: %s%s\n", group,
+           usable ? "" : "; they go through pinned host memory");
+    link_ucx_knows_cuda(direct);
+    printf("activations to other hosts: through pinned host memory, sealed there; %s\n", direct);
+}
+
 /* A line a device; "no device: why" where there is no CUDA device. */
 static void print_devices(void)
 {
@@ -606,6 +618,9 @@ static void print_devices(void)
         } else if (i == 0 || !g_error_matches(why, WEFT_ERROR, WEFT_ERROR_INVALID)) {
             printf("%s\n", why->message);
         }
+    }
+    if (module != NULL) {
+        print_between_devices(module);
     }
 }
 

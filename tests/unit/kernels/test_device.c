@@ -2,7 +2,7 @@
  * their names, and the loader of CUDA's module with what it says where there is no device.
  *
  * Argument: the module's file, or none where this build has none. */
-#include "kernels/device/device.h"
+#include "kernels/device/group.h"
 #include "kernels/device/ops.h"
 #include "proto/base/error.h"
 #include "proto/base/failpoint.h"
@@ -32,15 +32,13 @@ static void test_choices(void **state)
         const char *text;
         DeviceKind kind;
         uint32_t index;
-    } good[] = {{"cpu", DEVICE_KIND_CPU, 0},
-                {"cuda", DEVICE_KIND_CUDA, 0},
-                {"cuda:0", DEVICE_KIND_CUDA, 0},
-                {"cuda:7", DEVICE_KIND_CUDA, 7},
-                {"cuda:3,0", DEVICE_KIND_CUDA, 3},
-                {"cuda:all", DEVICE_KIND_CUDA, 0},
+    } good[] = {{"cpu", DEVICE_KIND_CPU, 0},       {"cuda", DEVICE_KIND_CUDA, 0},
+                {"cuda:0", DEVICE_KIND_CUDA, 0},   {"cuda:7", DEVICE_KIND_CUDA, 7},
+                {"cuda:3,0", DEVICE_KIND_CUDA, 3}, {"cuda:all", DEVICE_KIND_CUDA, 0},
                 {"auto", DEVICE_KIND_AUTO, 0}};
-    static const char *const bad[] = {"",        "gpu",   "cuda:",     "cuda:-1", "cuda:x",
-                                      "cuda:1 ", "cuda0", "cuda:0,", "cuda:1,1", "cuda:all,0", "cpu:-1", "cpu:65", "cuda:1024", "CPU",     "cpu:0"};
+    static const char *const bad[] = {"",        "gpu",    "cuda:",     "cuda:-1",  "cuda:x",
+                                      "cuda:1 ", "cuda0",  "cuda:0,",   "cuda:1,1", "cuda:all,0",
+                                      "cpu:-1",  "cpu:65", "cuda:1024", "CPU",      "cpu:0"};
     (void)state;
     for (unsigned i = 0; i < G_N_ELEMENTS(good); i++) {
         DeviceChoice choice;
@@ -308,6 +306,125 @@ static void test_the_cuda_module(void **state)
     assert_int_equal(weft_error_exit_code(error), 3);
 }
 
+/* ---- on a GPU host alone: groups by the real NCCL, one rank for each of at most two devices; one
+ * thread plays them, as no call of group.h waits ---- */
+
+enum { GROUP_N = 4096, JOIN_S = 60 };
+
+typedef struct GroupRank {
+    Device *device;
+    DeviceStream *stream;
+    DeviceGroup *group;
+    DeviceGraph *graph;
+    float *x, *pinned;
+} GroupRank;
+
+static void group_settle(GroupRank *r, DeviceStatus status)
+{
+    const gint64 end = g_get_monotonic_time() + JOIN_S * G_USEC_PER_SEC;
+    while (status == DEVICE_NOT_READY && g_get_monotonic_time() < end) {
+        status = r->device->group->poll(r->group);
+    }
+    if (status != DEVICE_OK) {
+        fail_msg("%s: %s", device_status_name(status),
+                 r->device->api->error_text(r->device->handle));
+    }
+}
+
+static void group_open(GroupRank *ranks, uint32_t n, const DeviceModule *module)
+{
+    DeviceGroupId id;
+    for (uint32_t i = 0; i < n; i++) {
+        GroupRank *r = &ranks[i];
+        r->device = device_open_module(module, i, NULL);
+        assert_non_null(r->device);
+        const DeviceApi *api = r->device->api;
+        DeviceHandle *h = r->device->handle;
+        assert_int_equal(api->stream_new(h, &r->stream), DEVICE_OK);
+        assert_int_equal(api->alloc(h, sizeof(float) * GROUP_N, (void **)&r->x), DEVICE_OK);
+        assert_int_equal(api->alloc_pinned(h, sizeof(float) * GROUP_N, (void **)&r->pinned),
+                         DEVICE_OK);
+        if (i == 0) {
+            assert_int_equal(module->group->make_id(h, &id), DEVICE_OK);
+        }
+        assert_int_equal(module->group->begin(h, &id, n, i, &r->group), DEVICE_OK);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        group_settle(&ranks[i], module->group->poll(ranks[i].group));
+        assert_int_equal(
+            module->group->register_buffer(ranks[i].group, ranks[i].x, sizeof(float) * GROUP_N),
+            DEVICE_OK);
+    }
+}
+
+static void group_sum(GroupRank *r)
+{
+    group_settle(r, r->device->group->all_reduce(r->group, r->stream, r->x, r->x, GROUP_N));
+}
+
+/* x = i + rank on each; all sum it once by a call and twice by a graph. */
+static void group_run(GroupRank *ranks, uint32_t n)
+{
+    for (uint32_t k = 0; k < n; k++) {
+        GroupRank *r = &ranks[k];
+        for (uint32_t i = 0; i < GROUP_N; i++) {
+            r->pinned[i] = (float)(i % 97 + k);
+        }
+        r->device->api->copy(r->stream, r->x, r->pinned, sizeof(float) * GROUP_N, DEVICE_COPY_UP);
+        group_sum(r);
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        assert_int_equal(ranks[k].device->api->stream_wait(ranks[k].stream), DEVICE_OK);
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        GroupRank *r = &ranks[k];
+        assert_int_equal(r->device->api->graph_begin(r->stream), DEVICE_OK);
+        group_sum(r);
+        assert_int_equal(r->device->api->graph_end(r->stream, &r->graph), DEVICE_OK);
+    }
+    for (uint32_t k = 0; k < 2 * n; k++) {
+        GroupRank *r = &ranks[k % n];
+        assert_int_equal(r->device->api->graph_launch(r->graph, r->stream), DEVICE_OK);
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        GroupRank *r = &ranks[k];
+        r->device->api->copy(r->stream, r->pinned, r->x, sizeof(float) * GROUP_N, DEVICE_COPY_DOWN);
+        assert_int_equal(r->device->api->stream_wait(r->stream), DEVICE_OK);
+    }
+}
+
+static void test_groups_of_the_cuda_module(void **state)
+{
+    char why[256] = "no CUDA module in this build";
+    GroupRank ranks[2] = {{0}};
+    (void)state;
+    const DeviceModule *module =
+        cuda_module_file != NULL ? device_module_cuda(cuda_module_file, NULL) : NULL;
+    const uint32_t n = module != NULL ? MIN(module->api->count(why), 2u) : 0;
+    if (n == 0 || module->group == NULL || !module->group->usable(why)) {
+        print_message("# skipped: %s\n", why);
+        return;
+    }
+    group_open(ranks, n, module);
+    group_run(ranks, n);
+    for (uint32_t k = 0; k < n; k++) {
+        for (uint32_t i = 0; i < GROUP_N; i++) {
+            const float once = n == 1 ? (float)(i % 97) : (float)(2 * (i % 97) + 1);
+            assert_true(ranks[k].pinned[i] == once * (float)(n * n));
+        }
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        GroupRank *r = &ranks[k];
+        r->device->api->graph_free(r->graph);
+        module->group->abort(r->group);
+        r->device->api->stream_free(r->stream);
+        module->group->free(r->group);
+        r->device->api->free(r->device->handle, r->x);
+        r->device->api->free_pinned(r->device->handle, r->pinned);
+        device_free(r->device);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -326,6 +443,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_module_that_is_none),
         cmocka_unit_test(test_the_index_must_be_there),
         cmocka_unit_test(test_the_cuda_module),
+        cmocka_unit_test(test_groups_of_the_cuda_module),
     };
     cuda_module_file = argc > 1 ? argv[1] : NULL;
     return cmocka_run_group_tests_name("device", tests, NULL, NULL);
