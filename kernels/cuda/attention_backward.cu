@@ -1,6 +1,6 @@
 /* Backward of causal attention over whole sequences, as kernels/ops/attention_backward.h specifies
  * it, bit for bit: scores are computed again, p and ds of a group of query heads are kept in a
- * workspace of n_rows x n_rows each.
+ * workspace of n_rows x n_rows each. blockIdx.z is an item, a document and a KV head.
  *
  *   rows_kernel   p and ds: a block takes 8 rows of one head, a warp a tile of 32 keys (lane = key,
  *                 chains over d), then a warp a row (the 32 lanes of NUMERICS 4)
@@ -18,13 +18,39 @@ enum {
     DIMS = 8,   /* per lane: head_size <= 256 */
     HEADS_LIMIT = 64,
     LEVELS = 8,
+    ITEMS_LIMIT = 65535,
 };
 
 struct BackwardArgs {
     CudaAttentionBackward c;
-    float *p, *ds; /* [n_q][n_rows][n_rows] */
+    uint32_t first; /* item of blockIdx.z 0: document * n_kv_heads + KV head */
     TreeStep steps[HEADS_LIMIT];
 };
+
+/* One item: a document, a KV head. */
+struct Item {
+    const float *q, *dout, *k, *v;
+    float *dq, *dk, *dv;
+    float *p, *ds; /* [n_q][n_rows][n_rows] */
+    uint32_t n_rows;
+};
+
+__device__ static Item item_of(const BackwardArgs &a)
+{
+    const CudaAttentionBackward &c = a.c;
+    const uint32_t item = a.first + blockIdx.z, head = item % c.n_kv_heads;
+    const CudaSegment *segment = c.segments != nullptr ? &c.segments[item / c.n_kv_heads] : nullptr;
+    const size_t row = segment != nullptr ? segment->row0 : 0;
+    const size_t square = (size_t)c.n_q * c.n_rows * c.n_rows;
+    const size_t q = row * c.q_ld + (size_t)head * c.n_q * c.head_size;
+    const size_t kv = row * c.kv_ld + (size_t)head * c.head_size;
+    float *p = static_cast<float *>(c.workspace) + blockIdx.z * 2 * square;
+    return {c.q + q,    c.dout + q,
+            c.k + kv,   c.v + kv,
+            c.dq + q,   c.dk + kv,
+            c.dv + kv,  p,
+            p + square, segment != nullptr ? segment->n_rows : c.n_rows};
+}
 
 /* ---- p and ds ---- */
 
@@ -45,16 +71,16 @@ __device__ static void load_tile(float *tile, const float *from, size_t ld, uint
 }
 
 /* Raw scores into p, dp into ds: keys key0.. of this warp, all rows of the block. */
-__device__ static void score_tile(const BackwardArgs &a, uint32_t row0, uint32_t key0, float *p,
-                                  float *ds, const float *q, const float *dout, float *tiles)
+__device__ static void score_tile(const CudaAttentionBackward &c, const Item &item, uint32_t row0,
+                                  uint32_t key0, float *p, float *ds, const float *q,
+                                  const float *dout, float *tiles)
 {
-    const CudaAttentionBackward &c = a.c;
     float *k_tile = tiles, *v_tile = tiles + WARP * (DEPTH + 1);
     float score[ROWS] = {}, dp[ROWS] = {};
     for (uint32_t d0 = 0; d0 < c.head_size; d0 += DEPTH) {
         __syncwarp();
-        load_tile(k_tile, c.k, c.kv_ld, key0, c.n_rows, d0, c.head_size);
-        load_tile(v_tile, c.v, c.kv_ld, key0, c.n_rows, d0, c.head_size);
+        load_tile(k_tile, item.k, c.kv_ld, key0, item.n_rows, d0, c.head_size);
+        load_tile(v_tile, item.v, c.kv_ld, key0, item.n_rows, d0, c.head_size);
         __syncwarp();
         const uint32_t n = c.head_size - d0 < DEPTH ? c.head_size - d0 : (uint32_t)DEPTH;
         for (uint32_t i = 0; i < n; i++) {
@@ -70,15 +96,15 @@ __device__ static void score_tile(const BackwardArgs &a, uint32_t row0, uint32_t
     const uint32_t key = key0 + lane_index();
 #pragma unroll
     for (unsigned r = 0; r < ROWS; r++) {
-        if (row0 + r < c.n_rows && key <= row0 + r) {
-            p[(size_t)(row0 + r) * c.n_rows + key] = score[r] * c.scale;
-            ds[(size_t)(row0 + r) * c.n_rows + key] = dp[r];
+        if (row0 + r < item.n_rows && key <= row0 + r) {
+            p[(size_t)(row0 + r) * item.n_rows + key] = score[r] * c.scale;
+            ds[(size_t)(row0 + r) * item.n_rows + key] = dp[r];
         }
     }
 }
 
 /* Softmax and its gradient of one row, by one warp; lane j has keys j, j + 32, ... */
-__device__ static void finish_row(const BackwardArgs &a, uint32_t row, float *p, float *ds)
+__device__ static void finish_row(float scale, uint32_t row, float *p, float *ds)
 {
     float m = -INFINITY, lane = 0.0f;
     for (uint32_t j = lane_index(); j <= row; j += WARP) {
@@ -97,7 +123,7 @@ __device__ static void finish_row(const BackwardArgs &a, uint32_t row, float *p,
     }
     const float delta = warp_fold(lane);
     for (uint32_t j = lane_index(); j <= row; j += WARP) {
-        ds[j] = (p[j] * (ds[j] - delta)) * a.c.scale;
+        ds[j] = (p[j] * (ds[j] - delta)) * scale;
     }
 }
 
@@ -105,26 +131,30 @@ static __global__ void __launch_bounds__(THREADS)
     rows_kernel(const __grid_constant__ BackwardArgs a)
 {
     const CudaAttentionBackward &c = a.c;
+    const Item item = item_of(a);
     const uint32_t row0 = blockIdx.x * ROWS, head = blockIdx.y;
+    if (row0 >= item.n_rows) {
+        return; /* a whole block */
+    }
     float *q = dynamic_shared<float>(), *dout = q + c.head_size * ROWS;
     float *tiles = dout + c.head_size * ROWS + warp_index() * 2 * WARP * (DEPTH + 1);
     for (uint32_t e = threadIdx.x; e < c.head_size * ROWS; e += THREADS) {
         const uint32_t row = row0 + e % ROWS;
         const size_t at = row * c.q_ld + (size_t)head * c.head_size + e / ROWS;
-        q[e] = row < c.n_rows ? c.q[at] : 0.0f;
-        dout[e] = row < c.n_rows ? c.dout[at] : 0.0f;
+        q[e] = row < item.n_rows ? item.q[at] : 0.0f;
+        dout[e] = row < item.n_rows ? item.dout[at] : 0.0f;
     }
     __syncthreads();
-    const size_t square = (size_t)c.n_rows * c.n_rows;
-    float *p = a.p + blockIdx.y * square, *ds = a.ds + blockIdx.y * square;
-    for (uint32_t key0 = warp_index() * WARP; key0 < row0 + ROWS && key0 < c.n_rows;
+    const size_t square = (size_t)item.n_rows * item.n_rows;
+    float *p = item.p + head * square, *ds = item.ds + head * square;
+    for (uint32_t key0 = warp_index() * WARP; key0 < row0 + ROWS && key0 < item.n_rows;
          key0 += WARPS * WARP) {
-        score_tile(a, row0, key0, p, ds, q, dout, tiles);
+        score_tile(c, item, row0, key0, p, ds, q, dout, tiles);
     }
     __syncthreads();
     const uint32_t row = row0 + warp_index();
-    if (row < c.n_rows) {
-        finish_row(a, row, p + (size_t)row * c.n_rows, ds + (size_t)row * c.n_rows);
+    if (row < item.n_rows) {
+        finish_row(c.scale, row, p + (size_t)row * item.n_rows, ds + (size_t)row * item.n_rows);
     }
 }
 
@@ -133,11 +163,12 @@ static __global__ void __launch_bounds__(THREADS)
 static __global__ void __launch_bounds__(THREADS) dq_kernel(const __grid_constant__ BackwardArgs a)
 {
     const CudaAttentionBackward &c = a.c;
+    const Item item = item_of(a);
     const uint32_t row = blockIdx.x * WARPS + warp_index(), head = blockIdx.y;
-    if (row >= c.n_rows) {
+    if (row >= item.n_rows) {
         return; /* a whole warp */
     }
-    const float *ds = a.ds + ((size_t)blockIdx.y * c.n_rows + row) * c.n_rows;
+    const float *ds = item.ds + ((size_t)blockIdx.y * item.n_rows + row) * item.n_rows;
     float dq[DIMS] = {};
     for (uint32_t j = 0; j <= row; j++) {
         const float slope = ds[j];
@@ -145,7 +176,7 @@ static __global__ void __launch_bounds__(THREADS) dq_kernel(const __grid_constan
         for (unsigned i = 0; i < DIMS; i++) {
             const uint32_t d = lane_index() + WARP * i;
             if (d < c.head_size) {
-                dq[i] = fmaf(slope, c.k[j * c.kv_ld + d], dq[i]);
+                dq[i] = fmaf(slope, item.k[j * c.kv_ld + d], dq[i]);
             }
         }
     }
@@ -153,7 +184,7 @@ static __global__ void __launch_bounds__(THREADS) dq_kernel(const __grid_constan
     for (unsigned i = 0; i < DIMS; i++) {
         const uint32_t d = lane_index() + WARP * i;
         if (d < c.head_size) {
-            c.dq[row * c.q_ld + (size_t)head * c.head_size + d] = dq[i];
+            item.dq[row * c.q_ld + (size_t)head * c.head_size + d] = dq[i];
         }
     }
 }
@@ -161,23 +192,22 @@ static __global__ void __launch_bounds__(THREADS) dq_kernel(const __grid_constan
 /* ---- dk and dv ---- */
 
 /* One head's chains over the rows that see key j. */
-__device__ static void head_gradients(const BackwardArgs &a, uint32_t h, uint32_t j, float dk[DIMS],
-                                      float dv[DIMS])
+__device__ static void head_gradients(const CudaAttentionBackward &c, const Item &item, uint32_t h,
+                                      uint32_t j, float dk[DIMS], float dv[DIMS])
 {
-    const CudaAttentionBackward &c = a.c;
-    const size_t square = (size_t)c.n_rows * c.n_rows, column = (size_t)h * c.head_size;
+    const size_t square = (size_t)item.n_rows * item.n_rows, column = (size_t)h * c.head_size;
     for (unsigned i = 0; i < DIMS; i++) {
         dk[i] = dv[i] = 0.0f;
     }
-    for (uint32_t row = j; row < c.n_rows; row++) {
-        const float ds = a.ds[h * square + (size_t)row * c.n_rows + j];
-        const float p = a.p[h * square + (size_t)row * c.n_rows + j];
+    for (uint32_t row = j; row < item.n_rows; row++) {
+        const float ds = item.ds[h * square + (size_t)row * item.n_rows + j];
+        const float p = item.p[h * square + (size_t)row * item.n_rows + j];
 #pragma unroll
         for (unsigned i = 0; i < DIMS; i++) {
             const uint32_t d = lane_index() + WARP * i;
             if (d < c.head_size) {
-                dk[i] = fmaf(ds, c.q[row * c.q_ld + column + d], dk[i]);
-                dv[i] = fmaf(p, c.dout[row * c.q_ld + column + d], dv[i]);
+                dk[i] = fmaf(ds, item.q[row * c.q_ld + column + d], dk[i]);
+                dv[i] = fmaf(p, item.dout[row * c.q_ld + column + d], dv[i]);
             }
         }
     }
@@ -186,14 +216,15 @@ __device__ static void head_gradients(const BackwardArgs &a, uint32_t h, uint32_
 static __global__ void __launch_bounds__(THREADS) dkv_kernel(const __grid_constant__ BackwardArgs a)
 {
     const CudaAttentionBackward &c = a.c;
+    const Item item = item_of(a);
     const uint32_t j = blockIdx.x * WARPS + warp_index();
-    if (j >= c.n_rows) {
+    if (j >= item.n_rows) {
         return; /* a whole warp */
     }
     float dk[LEVELS][DIMS], dv[LEVELS][DIMS];
     uint32_t depth = 0, emitted = 0;
     for (uint32_t h = 0; h < c.n_q; h++) {
-        head_gradients(a, h, j, dk[depth], dv[depth]);
+        head_gradients(c, item, h, j, dk[depth], dv[depth]);
         depth++;
         for (uint32_t m = a.steps[h].n_merges; m > 0; m--) {
             depth--;
@@ -208,8 +239,8 @@ static __global__ void __launch_bounds__(THREADS) dkv_kernel(const __grid_consta
             for (unsigned i = 0; i < DIMS; i++) {
                 const uint32_t d = lane_index() + WARP * i;
                 if (d < c.head_size) {
-                    c.dk[at + d] = dk[depth][i];
-                    c.dv[at + d] = dv[depth][i];
+                    item.dk[at + d] = dk[depth][i];
+                    item.dv[at + d] = dv[depth][i];
                 }
             }
         }
@@ -221,6 +252,22 @@ extern "C" size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n
     return (size_t)2 * n_q * n_rows * n_rows * sizeof(float);
 }
 
+static int start(const BackwardArgs &args, uint32_t n_items, WeftCudaStream stream)
+{
+    const CudaAttentionBackward &c = args.c;
+    const size_t shared = rows_shared_floats(c.head_size) * sizeof(float);
+    const unsigned by_row = blocks_of(c.n_rows, WARPS);
+    int status = launch(rows_kernel, dim3(blocks_of(c.n_rows, ROWS), c.n_q, n_items), THREADS,
+                        shared, stream, args);
+    if (status == 0) { /* before dq, which may take dout's place */
+        status = launch(dkv_kernel, dim3(by_row, 1, n_items), THREADS, 0, stream, args);
+    }
+    if (status == 0) {
+        status = launch(dq_kernel, dim3(by_row, c.n_q, n_items), THREADS, 0, stream, args);
+    }
+    return status;
+}
+
 extern "C" int weft_cuda_attention_backward(const CudaAttentionBackward *c, WeftCudaStream stream)
 {
     if (c->head_size == 0 || c->head_size > DIMS * WARP || c->n_q == 0 || c->n_q > HEADS_LIMIT ||
@@ -229,20 +276,17 @@ extern "C" int weft_cuda_attention_backward(const CudaAttentionBackward *c, Weft
     }
     BackwardArgs args = {};
     args.c = *c;
-    args.p = static_cast<float *>(c->workspace);
-    args.ds = args.p + (size_t)c->n_q * c->n_rows * c->n_rows;
+    args.c.n_kv_heads = c->n_kv_heads > 0 ? c->n_kv_heads : 1;
     for (uint32_t h = 0; h < c->n_q; h++) {
         args.steps[h] = c->steps[h];
     }
-    const size_t shared = rows_shared_floats(c->head_size) * sizeof(float);
-    int status = launch(rows_kernel, dim3(blocks_of(c->n_rows, ROWS), c->n_q), THREADS, shared,
-                        stream, args);
-    if (status == 0) { /* before dq, which may take dout's place */
-        status = launch(dkv_kernel, dim3(blocks_of(c->n_rows, WARPS)), THREADS, 0, stream, args);
-    }
-    if (status == 0) {
-        status =
-            launch(dq_kernel, dim3(blocks_of(c->n_rows, WARPS), c->n_q), THREADS, 0, stream, args);
+    const uint32_t total = args.c.n_kv_heads * (c->segments != nullptr ? c->n_segments : 1);
+    const size_t fit = c->workspace_bytes / weft_cuda_attention_backward_bytes(c->n_rows, c->n_q);
+    const size_t most = ITEMS_LIMIT, at_most = fit < most ? fit : most;
+    const uint32_t at_once = at_most < 1 ? 1 : (uint32_t)at_most;
+    int status = 0;
+    for (args.first = 0; args.first < total && status == 0; args.first += at_once) {
+        status = start(args, total - args.first < at_once ? total - args.first : at_once, stream);
     }
     return status;
 }

@@ -10,6 +10,7 @@ enum { ALGORITHMS = 64 };
 /* What an algorithm was asked for. */
 typedef struct Shape {
     Dtype type;
+    bool w_by_in, x_by_in;
     uint32_t rows, n_out, n_in;
     size_t w_ld, x_ld, ld, workspace_bytes;
     cublasLtEpilogue_t epilogue;
@@ -76,10 +77,14 @@ static cublasLtEpilogue_t epilogue_of(const CudaDenseProduct *a)
 
 static cublasStatus_t describe_product(const CudaDenseProduct *a, cublasLtMatmulDesc_t product)
 {
-    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cublasOperation_t w = a->w_by_in ? CUBLAS_OP_N : CUBLAS_OP_T,
+                            x = a->x_by_in ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasLtEpilogue_t epilogue = epilogue_of(a);
-    cublasStatus_t status = cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA,
-                                                           &transposed, sizeof transposed);
+    cublasStatus_t status =
+        cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &w, sizeof w);
+    if (status == CUBLAS_STATUS_SUCCESS) {
+        status = cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &x, sizeof x);
+    }
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                 sizeof epilogue);
@@ -93,16 +98,20 @@ static cublasStatus_t describe_product(const CudaDenseProduct *a, cublasLtMatmul
 
 static cublasStatus_t describe(const CudaDenseProduct *a, Descriptions *d)
 {
-    const cudaDataType_t type = a->type == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+    const cudaDataType_t type = a->type == DTYPE_BF16  ? CUDA_R_16BF
+                                : a->type == DTYPE_F16 ? CUDA_R_16F
+                                                       : CUDA_R_32F;
     cublasStatus_t status = cublasLtMatmulDescCreate(&d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = describe_product(a, d->product);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutCreate(&d->w, type, a->n_in, a->n_out, (int64_t)a->w_ld);
+        status = cublasLtMatrixLayoutCreate(&d->w, type, a->w_by_in ? a->n_out : a->n_in,
+                                            a->w_by_in ? a->n_in : a->n_out, (int64_t)a->w_ld);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutCreate(&d->x, type, a->n_in, a->rows, (int64_t)a->x_ld);
+        status = cublasLtMatrixLayoutCreate(&d->x, type, a->x_by_in ? a->rows : a->n_in,
+                                            a->x_by_in ? a->n_in : a->rows, (int64_t)a->x_ld);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = cublasLtMatrixLayoutCreate(&d->out, CUDA_R_32F, a->n_out, a->rows, (int64_t)a->ld);
@@ -112,9 +121,10 @@ static cublasStatus_t describe(const CudaDenseProduct *a, Descriptions *d)
 
 static bool same_shape(const Shape *a, const Shape *b)
 {
-    return a->type == b->type && a->rows == b->rows && a->n_out == b->n_out && a->n_in == b->n_in &&
-           a->w_ld == b->w_ld && a->x_ld == b->x_ld && a->ld == b->ld &&
-           a->workspace_bytes == b->workspace_bytes && a->epilogue == b->epilogue;
+    return a->type == b->type && a->w_by_in == b->w_by_in && a->x_by_in == b->x_by_in &&
+           a->rows == b->rows && a->n_out == b->n_out && a->n_in == b->n_in && a->w_ld == b->w_ld &&
+           a->x_ld == b->x_ld && a->ld == b->ld && a->workspace_bytes == b->workspace_bytes &&
+           a->epilogue == b->epilogue;
 }
 
 static cublasStatus_t ask(CudaDense *dense, const Descriptions *d, size_t workspace_bytes,
@@ -148,8 +158,9 @@ static cublasStatus_t ask(CudaDense *dense, const Descriptions *d, size_t worksp
 static cublasStatus_t algorithm(CudaDense *dense, const CudaDenseProduct *a, const Descriptions *d,
                                 const cublasLtMatmulAlgo_t **out)
 {
-    const Shape shape = {a->type, a->rows, a->n_out,           a->n_in,       a->w_ld,
-                         a->x_ld, a->ld,   a->workspace_bytes, epilogue_of(a)};
+    const Shape shape = {a->type,       a->w_by_in, a->x_by_in, a->rows, a->n_out,
+                         a->n_in,       a->w_ld,    a->x_ld,    a->ld,   a->workspace_bytes,
+                         epilogue_of(a)};
     const uint32_t kept = dense->n < ALGORITHMS ? dense->n : ALGORITHMS;
     for (uint32_t i = 0; i < kept; i++) {
         if (same_shape(&shape, &dense->shapes[i])) {
@@ -169,8 +180,8 @@ static cublasStatus_t algorithm(CudaDense *dense, const CudaDenseProduct *a, con
 
 int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *a, WeftCudaStream stream)
 {
-    if ((a->type != DTYPE_BF16 && a->type != DTYPE_F16) || (a->gelu && a->bias == NULL) ||
-        (a->gelu && a->accumulate)) {
+    if ((a->type != DTYPE_BF16 && a->type != DTYPE_F16 && a->type != DTYPE_F32) ||
+        (a->gelu && a->bias == NULL) || (a->gelu && a->accumulate)) {
         return (int)CUBLAS_STATUS_INVALID_VALUE;
     }
     const float one = 1.0f, old = a->accumulate ? 1.0f : 0.0f;

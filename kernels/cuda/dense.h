@@ -1,7 +1,8 @@
-/* Large products of 16-bit floats by cuBLASLt, with what follows them in the same kernel: for
- * prompts, where its matrix instructions are the fastest. Class `fast`: the library chooses tiles
- * and splits by shape, so a row's bits depend on how many rows there are. ops.c gives it bf16 rows
- * that it unpacks from the panels strip by strip, so that no second copy of the weights is kept. */
+/* Large products of floats by cuBLASLt, with what follows them in the same kernel: for
+ * prompts and training, where its matrix instructions are the fastest. Class `fast`: the library
+ * chooses tiles and splits by shape, so a row's bits depend on how many rows there are. ops.c gives
+ * it bf16 rows that it unpacks from the panels strip by strip, so that no second copy of the
+ * weights is kept. */
 #pragma once
 
 #include "kernels/cuda/launch.h"
@@ -18,11 +19,12 @@ CudaDense *cuda_dense_new(int *status);
 void cuda_dense_free(CudaDense *dense); /* NULL-safe */
 
 typedef struct CudaDenseProduct {
-    Dtype type;    /* of w and x: BF16 or F16 */
-    const void *w; /* [n_out][w_ld] */
+    Dtype type;    /* of w and x: BF16, F16 or F32 */
+    const void *w; /* [n_out][w_ld], or [n_in][w_ld] where w_by_in */
     size_t w_ld;
-    const void *x; /* [rows][x_ld] */
+    const void *x; /* [rows][x_ld], or [n_in][x_ld] where x_by_in */
     size_t x_ld;
+    bool w_by_in, x_by_in;
     uint32_t rows, n_out, n_in; /* n_in and the rows' distances: multiples of 8 are fast */
     float *out;                 /* [rows][ld]; f32 sums */
     size_t ld;

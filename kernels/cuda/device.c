@@ -421,7 +421,8 @@ const DeviceModule *weft_device_module(void)
 #ifdef WEFT_WITH_NCCL /* nccl.h was there */
                                         .group = &cuda_group,
 #endif
-                                        .ops = &cuda_ops};
+                                        .ops = &cuda_ops,
+                                        .train_ops = &cuda_train_ops};
     char nccl[256] = "";
     const bool usable = module.group != NULL && module.group->usable(nccl);
     snprintf(version, sizeof version, "CUDA %d.%d, %.32s", CUDART_VERSION / 1000,

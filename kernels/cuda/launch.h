@@ -14,6 +14,7 @@
 #pragma once
 
 #include "kernels/device/sample.h"
+#include "kernels/ops/dropout.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/optimizer.h"
 #include "proto/model/fixed_shapes.h"
@@ -193,6 +194,12 @@ int weft_cuda_attention(const CudaAttention *args, WeftCudaStream stream);
  * 1; a chunk with a logit that is not finite gets NaN for both). m, l: [rows][ceil(n / 1024)]. */
 int weft_cuda_chunk_stats(const float *logits, size_t ld, const float *divisors, uint32_t rows,
                           uint32_t n, float *m, float *l, WeftCudaStream stream);
+/* The same without divisors, a row's pairs stats_ld apart; and sums of the logits of each chunk
+ * over 32 lanes, likewise. */
+int weft_cuda_chunk_stats_of(const float *logits, size_t ld, uint32_t rows, uint32_t n, float *m,
+                             float *l, size_t stats_ld, WeftCudaStream stream);
+int weft_cuda_chunk_sums(const float *logits, size_t ld, uint32_t rows, uint32_t n, float *sums,
+                         size_t sums_ld, WeftCudaStream stream);
 /* node(0, n_chunks) of each row's pairs (specified: chunk_stats_merge). n_chunks <= 1024;
  * m_out, l_out: [rows]. */
 int weft_cuda_merge_stats(const float *m, const float *l, uint32_t rows, uint32_t n_chunks,
@@ -222,6 +229,43 @@ int weft_cuda_xent_loss(const float *m, const float *l, const float *target_logi
 int weft_cuda_xent_backward(const float *z, size_t ld, uint32_t rows, uint32_t n, const float *m,
                             const float *l, const uint32_t *targets, float factor, float *dz,
                             WeftCudaStream stream);
+
+/* The loss of a row and its gradient with smoothed labels (specified: xent_row_loss after the
+ * merge, xent_row_gradient; fields as in kernels/device/train_ops.h). totals: [rows][n_chunks], not
+ * read where smoothing is 0; n_chunks <= 1024. */
+int weft_cuda_row_losses(const float *m, const float *l, const float *target, const float *totals,
+                         uint32_t rows, uint32_t n_chunks, const uint32_t *learnt, float smoothing,
+                         uint32_t vocabulary, float *losses, WeftCudaStream stream);
+/* target[r] = z[r][targets[r]], 0 for XENT_NO_TARGET. */
+int weft_cuda_target_logits(const float *z, size_t ld, const uint32_t *targets, uint32_t rows,
+                            float *target, WeftCudaStream stream);
+int weft_cuda_loss_gradient(float *z, size_t ld, uint32_t rows, uint32_t n, const float *m,
+                            const float *l, const uint32_t *targets, const uint32_t *learnt,
+                            float factor, float smoothing, uint32_t vocabulary,
+                            WeftCudaStream stream);
+
+/* out[r] (+)= table[index[r] - first], n rows of the table, zeros for others; and out[ids[i]] +=
+ * rows order[starts[i]..starts[i + 1]) of dy in order, an owner a row. */
+int weft_cuda_gather(const float *table, const uint32_t *index, uint32_t first, uint32_t n,
+                     uint32_t rows, uint32_t width, bool accumulate, float *out,
+                     WeftCudaStream stream);
+int weft_cuda_scatter(const float *dy, const uint32_t *ids, const uint32_t *starts,
+                      const uint32_t *order, uint32_t n_ids, uint32_t width, float *out,
+                      WeftCudaStream stream);
+/* out = residual + dropout(x + bias), each rounded (specified: dropout_row); bias, residual and the
+ * dropout (rate 0) may be none. All [rows][width]. */
+typedef struct CudaDropout {
+    Dropout dropout;
+    uint32_t site;
+    uint64_t first_sample;
+    uint32_t length, rows, width;
+    const float *x, *bias, *residual;
+    float *out;
+} CudaDropout;
+int weft_cuda_dropout(const CudaDropout *args, WeftCudaStream stream);
+/* f32 rows rounded to nearest even, `to` BF16 or F16; columns n..out_ld-1 become zero. */
+int weft_cuda_round(const float *x, size_t ld, uint32_t rows, uint32_t n, Dtype to, void *out,
+                    size_t out_ld, WeftCudaStream stream);
 
 /* Element-wise gradients over flat arrays of n (specified: gelu_backward, swiglu_backward;
  * their aliasing, too). */
@@ -264,7 +308,9 @@ int weft_cuda_sum_rows(const float *dy, size_t ld, uint32_t rows, uint32_t n, fl
 
 /* Backward of causal attention over one sequence, one KV head and its n_q query heads (specified:
  * attention_backward; fields as in kernels/ops/attention_backward.h, device memory but for steps).
- * head_size <= 256, n_q <= 64. */
+ * head_size <= 256, n_q <= 64. With segments: of each of them (row0 and n_rows, n_rows here being
+ * the longest) and of n_kv_heads KV heads beside each other, as many at once as the workspace has
+ * room for. */
 typedef struct CudaAttentionBackward {
     const float *q, *dout; /* [n_rows][q_ld], heads adjacent */
     const float *k, *v;    /* [n_rows][kv_ld] */
@@ -275,7 +321,10 @@ typedef struct CudaAttentionBackward {
     uint32_t n_rows, n_q, head_size;
     const TreeStep *steps; /* host, [n_q] */
     float scale;
-    void *workspace; /* weft_cuda_attention_backward_bytes() */
+    const CudaSegment *segments;     /* NULL: one sequence */
+    uint32_t n_segments, n_kv_heads; /* 0 heads: one */
+    void *workspace;        /* weft_cuda_attention_backward_bytes(), or more for several at once */
+    size_t workspace_bytes; /* 0: for one */
 } CudaAttentionBackward;
 size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n_q);
 int weft_cuda_attention_backward(const CudaAttentionBackward *args, WeftCudaStream stream);

@@ -5,6 +5,7 @@
 
 extern const struct DeviceOps cuda_ops;
 extern const struct DeviceGroupApi cuda_group; /* by NCCL */
+extern const struct DeviceTrainOps cuda_train_ops;
 
 /* The stream, its device made the thread's own. */
 struct CUstream_st *cuda_stream(DeviceStream *stream);

@@ -1,9 +1,9 @@
 /* What is done with logits: statistics of vocabulary chunks, the best candidates of a row, and the
  * loss and its gradient. */
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/philox.h"
 #include "kernels/cuda/xxh3.h"
 extern "C" {
-#include "kernels/ops/philox.h"
 #include "kernels/ops/xent.h"
 }
 
@@ -17,6 +17,7 @@ struct StatsArgs {
     const float *divisors; /* by row, or NULL */
     uint32_t rows, n, n_chunks;
     float *m, *l;
+    size_t stats_ld;
 };
 
 struct ChunkStats {
@@ -64,8 +65,9 @@ static __global__ void __launch_bounds__(THREADS) chunk_stats_kernel(StatsArgs a
     const ChunkStats stats = stats_of(a.logits + chunk.row * a.ld + chunk.first, chunk.n,
                                       a.divisors != nullptr ? a.divisors[chunk.row] : 1.0f);
     if (lane_index() == 0) {
-        a.m[item] = stats.m;
-        a.l[item] = stats.l;
+        const size_t at = chunk.row * a.stats_ld + item % a.n_chunks;
+        a.m[at] = stats.m;
+        a.l[at] = stats.l;
     }
 }
 
@@ -74,9 +76,47 @@ extern "C" int weft_cuda_chunk_stats(const float *logits, size_t ld, const float
                                      WeftCudaStream stream)
 {
     const uint32_t n_chunks = blocks_of(n, VOCAB_CHUNK);
-    const StatsArgs args = {logits, ld, divisors, rows, n, n_chunks, m, l};
+    const StatsArgs args = {logits, ld, divisors, rows, n, n_chunks, m, l, n_chunks};
     return launch(chunk_stats_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
                   stream, args);
+}
+
+extern "C" int weft_cuda_chunk_stats_of(const float *logits, size_t ld, uint32_t rows, uint32_t n,
+                                        float *m, float *l, size_t stats_ld, WeftCudaStream stream)
+{
+    const uint32_t n_chunks = blocks_of(n, VOCAB_CHUNK);
+    const StatsArgs args = {logits, ld, nullptr, rows, n, n_chunks, m, l, stats_ld};
+    return launch(chunk_stats_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
+                  stream, args);
+}
+
+/* A warp a chunk. */
+static __global__ void __launch_bounds__(THREADS)
+    chunk_sums_kernel(const float *logits, size_t ld, uint32_t rows, uint32_t n, uint32_t n_chunks,
+                      float *sums, size_t sums_ld)
+{
+    const size_t item = (size_t)blockIdx.x * WARPS + warp_index();
+    if (item >= (size_t)rows * n_chunks) {
+        return; /* a whole warp */
+    }
+    const size_t row = item / n_chunks, first = item % n_chunks * VOCAB_CHUNK;
+    const uint32_t end = n - first < VOCAB_CHUNK ? (uint32_t)(n - first) : VOCAB_CHUNK;
+    float lane = 0.0f;
+    for (uint32_t i = lane_index(); i < end; i += WARP) {
+        lane += logits[row * ld + first + i];
+    }
+    const float sum = warp_fold(lane);
+    if (lane_index() == 0) {
+        sums[row * sums_ld + item % n_chunks] = sum;
+    }
+}
+
+extern "C" int weft_cuda_chunk_sums(const float *logits, size_t ld, uint32_t rows, uint32_t n,
+                                    float *sums, size_t sums_ld, WeftCudaStream stream)
+{
+    const uint32_t n_chunks = blocks_of(n, VOCAB_CHUNK);
+    return launch(chunk_sums_kernel, dim3(blocks_of((size_t)rows * n_chunks, WARPS)), THREADS, 0,
+                  stream, logits, ld, rows, n, n_chunks, sums, sums_ld);
 }
 
 /* ---- what the sampler needs of a chunk ---- */
@@ -193,26 +233,6 @@ extern "C" int weft_cuda_merge_stats(const float *m, const float *l, uint32_t ro
 }
 
 /* ---- candidates ---- */
-
-__device__ static void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
-{
-    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-    uint32_t k0 = key[0], k1 = key[1];
-    for (unsigned round = 0; round < PHILOX_ROUNDS; round++) {
-        const uint32_t high_a = __umulhi(PHILOX_M0, c0), low_a = PHILOX_M0 * c0;
-        const uint32_t high_b = __umulhi(PHILOX_M1, c2), low_b = PHILOX_M1 * c2;
-        c0 = high_b ^ c1 ^ k0;
-        c1 = low_b;
-        c2 = high_a ^ c3 ^ k1;
-        c3 = low_a;
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
-    }
-    out[0] = c0;
-    out[1] = c1;
-    out[2] = c2;
-    out[3] = c3;
-}
 
 __device__ static float noise_of(const DeviceDraw &draw, uint32_t id)
 {
@@ -385,4 +405,120 @@ extern "C" int weft_cuda_xent_backward(const float *z, size_t ld, uint32_t rows,
     }
     return launch(xent_backward_kernel, dim3(blocks_of(n, THREADS), rows), THREADS, 0, stream, z,
                   ld, n, m, l, targets, factor, dz);
+}
+
+/* ---- the loss with smoothed labels ---- */
+
+/* A block a row; shared: the sums of its chunks. */
+static __global__ void __launch_bounds__(THREADS)
+    row_losses_kernel(const float *m, const float *l, const float *target, const float *totals,
+                      uint32_t n_chunks, const uint32_t *learnt, float smoothing,
+                      uint32_t vocabulary, float *losses)
+{
+    float *sums = dynamic_shared<float>();
+    const uint32_t row = blockIdx.x;
+    unsigned depth = 0;
+    for (uint32_t i = threadIdx.x; smoothing > 0.0f && i < n_chunks; i += THREADS) {
+        sums[i] = totals[(size_t)row * n_chunks + i];
+    }
+    while (smoothing > 0.0f && 1u << depth < n_chunks) {
+        depth++;
+    }
+    while (depth-- > 0) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < 1u << depth; i += THREADS) {
+            uint32_t a, b;
+            node_range(n_chunks, depth, i, &a, &b);
+            if (b > a && b - a >= 2) {
+                sums[a] += sums[a + (b - a + 1) / 2];
+            }
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        float z = target[row];
+        if (smoothing > 0.0f) {
+            z = fmaf(smoothing, sums[0] / (float)vocabulary - z, z);
+        }
+        losses[row] = l[row] != l[row]   ? NAN
+                      : learnt[row] == 0 ? 0.0f
+                                         : (m[row] - z) + log32_inline(l[row]);
+    }
+}
+
+extern "C" int weft_cuda_row_losses(const float *m, const float *l, const float *target,
+                                    const float *totals, uint32_t rows, uint32_t n_chunks,
+                                    const uint32_t *learnt, float smoothing, uint32_t vocabulary,
+                                    float *losses, WeftCudaStream stream)
+{
+    if (n_chunks == 0 || n_chunks > CHUNKS_LIMIT) {
+        return (int)cudaErrorInvalidValue;
+    }
+    return launch(row_losses_kernel, dim3(rows), THREADS, n_chunks * sizeof(float), stream, m, l,
+                  target, totals, n_chunks, learnt, smoothing, vocabulary, losses);
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    target_logits_kernel(const float *z, size_t ld, const uint32_t *targets, uint32_t rows,
+                         float *target)
+{
+    const uint32_t r = blockIdx.x * THREADS + threadIdx.x;
+    if (r < rows) {
+        target[r] = targets[r] == XENT_NO_TARGET ? 0.0f : z[r * ld + targets[r]];
+    }
+}
+
+extern "C" int weft_cuda_target_logits(const float *z, size_t ld, const uint32_t *targets,
+                                       uint32_t rows, float *target, WeftCudaStream stream)
+{
+    return launch(target_logits_kernel, dim3(blocks_of(rows, THREADS)), THREADS, 0, stream, z, ld,
+                  targets, rows, target);
+}
+
+struct GradientArgs {
+    float *z;
+    size_t ld;
+    uint32_t n;
+    const float *m, *l;
+    const uint32_t *targets, *learnt;
+    float factor, share, at_target; /* share 0: no smoothing */
+    bool smooth;
+};
+
+static __global__ void __launch_bounds__(THREADS) loss_gradient_kernel(GradientArgs a)
+{
+    const uint32_t row = blockIdx.x, target = a.targets[row];
+    const float factor = a.learnt[row] != 0 ? a.factor : 0.0f, r = 1.0f / a.l[row];
+    const bool smooth = a.smooth && factor > 0.0f;
+    for (uint32_t i = blockIdx.y * THREADS + threadIdx.x; i < a.n; i += gridDim.y * THREADS) {
+        float *z = a.z + row * a.ld + i;
+        const float p = exp32_inline(*z - a.m[row]) * r;
+        float dz = (i == target && !smooth ? p - 1.0f : p) * factor;
+        if (smooth) {
+            dz += a.share;
+            dz = i == target ? dz - a.at_target : dz;
+        }
+        *z = dz;
+    }
+}
+
+extern "C" int weft_cuda_loss_gradient(float *z, size_t ld, uint32_t rows, uint32_t n,
+                                       const float *m, const float *l, const uint32_t *targets,
+                                       const uint32_t *learnt, float factor, float smoothing,
+                                       uint32_t vocabulary, WeftCudaStream stream)
+{
+    const GradientArgs args = {z,
+                               ld,
+                               n,
+                               m,
+                               l,
+                               targets,
+                               learnt,
+                               factor,
+                               -(smoothing / (float)vocabulary * factor),
+                               (1.0f - smoothing) * factor,
+                               smoothing > 0.0f};
+    const unsigned columns = blocks_of(n, 4 * THREADS);
+    return launch(loss_gradient_kernel, dim3(rows, columns < 65535 ? columns : 65535), THREADS, 0,
+                  stream, args);
 }

@@ -6,6 +6,7 @@
 extern const DeviceApi device_cpu_api;
 extern const struct DeviceOps device_cpu_ops;
 extern const struct DeviceGroupApi device_cpu_group;
+extern const struct DeviceTrainOps device_cpu_train_ops;
 
 /* run(args) when the stream comes to it; `bytes` of args are copied. */
 DeviceStatus device_cpu_enqueue(DeviceStream *stream, void (*run)(void *args), const void *args,

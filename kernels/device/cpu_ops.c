@@ -460,6 +460,8 @@ const DeviceModule *device_module_cpu(void)
                                         .version = "cpu",
                                         .api = &device_cpu_api,
                                         .ops = &device_cpu_ops,
-                                        .group = &device_cpu_group};
+                                        .group = &device_cpu_group,
+
+                                        .train_ops = &device_cpu_train_ops};
     return &module;
 }

@@ -3,7 +3,7 @@
 #include "kernels/device/device.h"
 
 #include "kernels/device/group.h"
-#include "kernels/device/ops.h"
+#include "kernels/device/train_ops.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 
@@ -232,6 +232,8 @@ static bool module_fits(const DeviceModule *m, const char *path, GError **error)
     if (m != NULL && m->abi == DEVICE_ABI && m->bytes == sizeof(DeviceModule) &&
         m->api->abi == DEVICE_ABI && m->api->bytes == sizeof(DeviceApi) &&
         m->ops->abi == DEVICE_ABI && m->ops->bytes == sizeof(DeviceOps) &&
+        m->train_ops->abi == DEVICE_ABI && m->train_ops->bytes == sizeof(DeviceTrainOps) &&
+
         (m->group == NULL ||
          (m->group->abi == DEVICE_ABI && m->group->bytes == sizeof(DeviceGroupApi)))) {
         return true;
@@ -304,8 +306,11 @@ Device *device_open_module(const DeviceModule *module, uint32_t index, GError **
         return NULL;
     }
     Device *device = g_new0(Device, 1);
-    *device = (Device){
-        .api = module->api, .ops = module->ops, .group = module->group, .info.index = index};
+    *device = (Device){.api = module->api,
+                       .ops = module->ops,
+                       .group = module->group,
+                       .train_ops = module->train_ops,
+                       .info.index = index};
     g_strlcpy(device->info.kind, module->api->kind, sizeof device->info.kind);
     g_strlcpy(device->info.name, "not opened", sizeof device->info.name);
     DeviceStatus status = module->api->open(index, &device->handle);

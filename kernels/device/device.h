@@ -1,7 +1,8 @@
-/* Device: where a rank's weights, KV pages and activations lie and its ops run. The seam is three
+/* Device: where a rank's weights, KV pages and activations lie and its ops run. The seam is four
  * things: DeviceApi, a table of memory, streams, events and graphs; DeviceOps (ops.h), a table of
- * the forward path's ops; and the loader below, which finds the CPU's fill in this library and
- * CUDA's in a shared module. Nothing above kernels/ and worker/ knows a device's kind.
+ * the forward path's ops; DeviceTrainOps (train_ops.h), those of training; and the loader below,
+ * which finds the CPU's fill in this library and CUDA's in a shared module. Nothing above kernels/
+ * and worker/ knows a device's kind.
  *
  * Addresses: what alloc() returns may be dereferenced by ops only; pinned memory by the host and
  * by copies. Order: what is enqueued on one stream runs in order; nothing enqueued is done, nor
@@ -19,8 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Raised with each change of a table or struct here or in ops.h. */
-#define DEVICE_ABI 2u
+/* Raised with each change of a table or struct here, in ops.h or in train_ops.h. */
+#define DEVICE_ABI 3u
 
 typedef enum DeviceStatus {
     DEVICE_OK = 0,
@@ -104,6 +105,7 @@ typedef struct DeviceApi {
 
 struct DeviceOps;
 struct DeviceGroupApi;
+struct DeviceTrainOps;
 
 /* What a module gives: the symbol `weft_device_module`, a function without arguments. */
 typedef struct DeviceModule {
@@ -112,6 +114,7 @@ typedef struct DeviceModule {
     const DeviceApi *api;
     const struct DeviceOps *ops;
     const struct DeviceGroupApi *group; /* group.h; NULL: this build makes none */
+    const struct DeviceTrainOps *train_ops;
 } DeviceModule;
 typedef const DeviceModule *(*DeviceModuleFn)(void);
 #define DEVICE_MODULE_SYMBOL "weft_device_module"
@@ -121,6 +124,7 @@ typedef struct Device {
     const DeviceApi *api;
     const struct DeviceOps *ops;
     const struct DeviceGroupApi *group;
+    const struct DeviceTrainOps *train_ops;
     DeviceHandle *handle;
     DeviceInfo info;
 } Device;

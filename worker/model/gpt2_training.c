@@ -3,15 +3,6 @@
  * what stands on its left. */
 #include "worker/model/training_pass.h"
 
-/* On this thread's rows. */
-static void activate(Pass *p, const Tape *tape)
-{
-    size_t n;
-    const size_t own = pass_own_rows(p, p->m->ffn_width, &n);
-    p->m->o.kernels->train.gelu(tape->up + own, (uint32_t)n, tape->act + own);
-    mark(p, TRAIN_OP_ACTIVATION);
-}
-
 void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
@@ -44,7 +35,7 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
                 (const Linear[]){{weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}}, 1);
     meet(p);
     pass_bias(p, tape->up, weight(p, ROLE_FFN_UP_BIAS, l), m->ffn_width);
-    activate(p, tape);
+    pass_gelu(p, tape->up, m->ffn_width, tape->act);
     meet(p);
     if (out == NULL) {
         return;
@@ -63,7 +54,7 @@ void gpt2_layer_again(Pass *p, uint32_t l)
     pass_attention(p, tape);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
               tape->ffn_in);
-    activate(p, tape);
+    pass_gelu(p, tape->up, p->m->ffn_width, tape->act);
 }
 
 /* Gradients of the feed-forward weights; dy: of its result. */
@@ -104,17 +95,13 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
 {
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    const Kernels *k = m->o.kernels;
     const uint32_t layer = p->layer_first + l;
-    size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid */
     const float *dy = pass_result_gradient(p, dropout_site_ffn(layer), p->d->out);
     pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, p->d->dact);
     meet(p);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    k->train.gelu_backward(tape->up + own, p->d->dact + own, (uint32_t)n, p->d->dact + own);
-    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
+    pass_gelu_backward(p, tape->up, m->ffn_width, p->d->dact);
     meet(p);
     pass_units_dx(
         p,

@@ -2,15 +2,6 @@
  * same bits row for row (with f32 keys and values), and its backward. */
 #include "worker/model/training_pass.h"
 
-/* On this thread's rows. */
-static void activate(Pass *p, const Tape *tape)
-{
-    size_t n;
-    const size_t own = pass_own_rows(p, p->m->ffn_width, &n);
-    p->m->o.kernels->swiglu(tape->gate + own, tape->up + own, (uint32_t)n, tape->act + own);
-    mark(p, TRAIN_OP_ACTIVATION);
-}
-
 void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
 {
     Training *m = p->m;
@@ -28,7 +19,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     pass_bias(p, tape->q, weight(p, ROLE_ATTN_Q_BIAS, l), m->q_width);
     pass_bias(p, tape->k, weight(p, ROLE_ATTN_K_BIAS, l), m->kv_width);
     pass_bias(p, tape->v, weight(p, ROLE_ATTN_V_BIAS, l), m->kv_width);
-    pass_rope(p, tape->q, tape->k, m->sin);
+    pass_rope(p, tape->q, tape->k, false);
     meet(p);
     pass_attention(p, tape);
     meet(p);
@@ -42,7 +33,7 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
                                  {weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}},
                 2);
     meet(p);
-    activate(p, tape);
+    pass_swiglu(p, tape->gate, tape->up, m->ffn_width, tape->act);
     meet(p);
     if (out == NULL) {
         return;
@@ -59,7 +50,7 @@ void llama_training_layer_again(Pass *p, uint32_t l)
     pass_norm(p, tape->x, weight(p, ROLE_ATTN_NORM, l), NULL, tape->attn_in);
     pass_attention(p, tape);
     pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
-    activate(p, tape);
+    pass_swiglu(p, tape->gate, tape->up, p->m->ffn_width, tape->act);
 }
 
 /* Gradients of the feed-forward weights; dy: of its result. */
@@ -98,19 +89,14 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
 {
     Training *m = p->m;
     Tape *tape = &p->slot->tape[l];
-    const Kernels *k = m->o.kernels;
     const uint32_t layer = p->layer_first + l;
-    size_t n;
 
     /* feed-forward: dx is the gradient of its result and of mid; gate and up become their own
      * gradients */
     const float *dy = pass_result_gradient(p, dropout_site_ffn(layer), p->d->out);
     pass_linear_dx(p, dy, m->width, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, p->d->dact);
     meet(p);
-    const size_t own = pass_own_rows(p, m->ffn_width, &n);
-    k->train.swiglu_backward(tape->gate + own, tape->up + own, p->d->dact + own, (uint32_t)n,
-                             tape->gate + own, tape->up + own);
-    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
+    pass_swiglu_backward(p, tape->gate, tape->up, m->ffn_width, p->d->dact);
     meet(p);
     pass_units_dx(p,
                   (const SpanDx[]){
@@ -130,7 +116,7 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     pass_linear_dx(p, dy, m->width, weight(p, ROLE_ATTN_OUT, l), m->q_width, p->d->dq);
     meet(p);
     pass_attention_backward(p, tape);
-    pass_rope(p, p->d->dq, p->d->dk, m->sin_back);
+    pass_rope(p, p->d->dq, p->d->dk, true);
     meet(p);
     pass_qkv_dx(p, l);
     if (!m->o.apart) {

@@ -30,7 +30,9 @@ static bool allocate(Parameters *p, bool has_lookup, GError **error)
     const ModelSpec *spec = p->spec;
     const size_t lookup = has_lookup ? (size_t)h->vocab * spec->width : 0;
     p->n_floats = h->n_floats + (lookup + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
-    p->floats = weft_map(p->n_floats * sizeof(float), "parameters", error);
+    p->floats = p->work != NULL
+                    ? device_work_alloc(p->work, p->n_floats * sizeof(float), "parameters", error)
+                    : weft_map(p->n_floats * sizeof(float), "parameters", error);
     p->tensors = weft_alloc(spec->n_tensors, sizeof *p->tensors, "tensor pointers", error);
     p->roles = p->tensors == NULL ? NULL
                                   : weft_alloc((size_t)(spec->n_layers + 1) * ROLE_LIMIT,
@@ -44,9 +46,10 @@ static bool allocate(Parameters *p, bool has_lookup, GError **error)
 
 /* own: taken always. */
 static Parameters *new_parameters(const Holding *holding, Holding *own, bool with_lookup,
-                                  GError **error)
+                                  DeviceWork *work, GError **error)
 {
     g_autoptr(Parameters) p = g_new0(Parameters, 1);
+    p->work = work;
     p->spec = holding->spec;
     p->holding = holding;
     p->own_holding = own;
@@ -67,13 +70,19 @@ static Parameters *new_parameters(const Holding *holding, Holding *own, bool wit
 
 Parameters *parameters_new_part(const Holding *holding, bool with_lookup, GError **error)
 {
-    return new_parameters(holding, NULL, with_lookup, error);
+    return new_parameters(holding, NULL, with_lookup, NULL, error);
+}
+
+Parameters *parameters_new_part_on(const Holding *holding, bool with_lookup, DeviceWork *work,
+                                   GError **error)
+{
+    return new_parameters(holding, NULL, with_lookup, work, error);
 }
 
 Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error)
 {
     Holding *whole = holding_whole(spec);
-    return new_parameters(whole, whole, with_lookup, error);
+    return new_parameters(whole, whole, with_lookup, NULL, error);
 }
 
 void parameters_free(Parameters *p)
@@ -81,7 +90,9 @@ void parameters_free(Parameters *p)
     if (p == NULL) {
         return;
     }
-    if (p->floats != NULL) {
+    if (p->floats != NULL && p->work != NULL) {
+        device_work_release(p->work, p->floats);
+    } else if (p->floats != NULL) {
         weft_unmap(p->floats, p->n_floats * sizeof(float));
     }
     weft_free(p->tensors);
@@ -123,8 +134,19 @@ static void sweep_region(void *user, unsigned t, unsigned n_threads)
     }
 }
 
+static void clear_on_device(Parameters *p, float *floats, size_t n)
+{
+    device_work_note(p->work,
+                     p->work->device->api->fill(p->work->stream, floats, 0, n * sizeof *floats),
+                     "clearing gradients");
+}
+
 void parameters_clear(Parameters *p, Pool *pool)
 {
+    if (p->work != NULL) {
+        clear_on_device(p, p->floats, p->n_floats);
+        return;
+    }
     Sweep s = {.to = p->floats, .n = p->n_floats};
     pool_run(pool, sweep_region, &s);
 }
@@ -135,32 +157,59 @@ static bool is_written(const Parameters *p, const TensorSpec *t)
            (t->role != ROLE_TOKEN_EMBD || (p->spec->tied_output && p->holding->is_last));
 }
 
+typedef struct ClearSums {
+    Parameters *p;
+    void (*clear)(Parameters *p, float *floats, size_t n, unsigned t, unsigned n_threads);
+} ClearSums;
+
+static void clear_share(Parameters *p, float *floats, size_t n, unsigned t, unsigned n_threads)
+{
+    (void)p;
+    sweep_region(&(Sweep){.to = floats, .n = n}, t, n_threads);
+}
+
+static void clear_all(Parameters *p, float *floats, size_t n, unsigned t, unsigned n_threads)
+{
+    (void)t;
+    (void)n_threads;
+    clear_on_device(p, floats, n);
+}
+
 static void clear_sums_region(void *user, unsigned t, unsigned n_threads)
 {
-    const Parameters *p = user;
+    const ClearSums *c = user;
+    Parameters *p = c->p;
     for (uint32_t i = 0; i < p->spec->n_tensors; i++) {
         const SliceRect *r = &p->holding->rects[i];
-        if (!is_written(p, &p->spec->tensors[i])) {
-            sweep_region(&(Sweep){.to = p->floats + p->holding->offsets[i],
-                                  .n = (size_t)r->n_rows * r->n_cols},
-                         t, n_threads);
+        if (holding_has(p->holding, i) && !is_written(p, &p->spec->tensors[i])) {
+            c->clear(p, p->floats + p->holding->offsets[i], (size_t)r->n_rows * r->n_cols, t,
+                     n_threads);
         }
     }
     if (p->lookup != NULL) {
-        sweep_region(&(Sweep){.to = p->lookup, .n = (size_t)p->holding->vocab * p->spec->width}, t,
-                     n_threads);
+        c->clear(p, p->lookup, (size_t)p->holding->vocab * p->spec->width, t, n_threads);
     }
 }
 
 void parameters_clear_sums(Parameters *p, Pool *pool)
 {
-    pool_run(pool, clear_sums_region, p);
+    if (p->work != NULL) {
+        clear_sums_region(&(ClearSums){p, clear_all}, 0, 1);
+    } else {
+        pool_run(pool, clear_sums_region, &(ClearSums){p, clear_share});
+    }
 }
 
 void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
                     void (*add)(float *x, const float *y, size_t n))
 {
-    g_assert(to->n_floats == from->n_floats);
+    g_assert(to->n_floats == from->n_floats && to->work == from->work);
+    if (to->work != NULL) {
+        device_work_note(
+            to->work, to->work->ops->add(to->work->stream, to->floats, from->floats, to->n_floats),
+            "a sum of gradients");
+        return;
+    }
     Sweep s = {.to = to->floats, .from = from->floats, .n = to->n_floats, .add = add};
     pool_run(pool, sweep_region, &s);
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/parallel.h"
 #include "proto/model/gguf.h"
+#include "worker/model/device_work.h"
 #include "worker/model/holding.h"
 
 typedef struct Parameters {
@@ -16,6 +17,8 @@ typedef struct Parameters {
                       * apart from the head's, which is in the tensor (NUMERICS 16); else NULL */
     float *floats;   /* all of them, zeroed when new */
     size_t n_floats;
+    DeviceWork *work; /* borrowed: the device that they lie on, whose addresses the pointers are;
+                         NULL: host memory */
 } Parameters;
 
 /* with_lookup: a set of gradients; the lookup part is there where a tied model's embedding and head
@@ -24,6 +27,9 @@ typedef struct Parameters {
 Parameters *parameters_new(const ModelSpec *spec, bool with_lookup, GError **error);
 Parameters *parameters_new_part(const Holding *holding /* borrowed */, bool with_lookup,
                                 GError **error);
+/* The same on a device; clear, clear_sums and add are enqueued there. */
+Parameters *parameters_new_part_on(const Holding *holding, bool with_lookup, DeviceWork *work,
+                                   GError **error);
 void parameters_free(Parameters *p); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Parameters, parameters_free)
 
@@ -44,7 +50,7 @@ void parameters_clear(Parameters *p, Pool *pool);
 /* The same, of gradients, where a backward pass adds instead of writing (BatchLeaves): vectors and
  * embeddings that are looked up; not matrices. */
 void parameters_clear_sums(Parameters *p, Pool *pool);
-/* to[i] += from[i] over everything: a node of the fold over leaves. */
+/* to[i] += from[i] over everything: a node of the fold over leaves. Both lie at one place. */
 void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
                     void (*add)(float *x, const float *y, size_t n));
 

@@ -1,10 +1,9 @@
 /* The ends of a training pass (embedding, head, loss), the order of its layers and its buffers; the
  * layers are the families'. */
-#include "worker/model/training_pass.h"
+#include "worker/model/training_device.h"
 
-#include "kernels/ops/math.h"
+#include "kernels/ops/xent_rows.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ---- embedding ---- */
@@ -19,11 +18,10 @@ static void copy_rows(Pass *p, uint32_t first, uint32_t last, float *x)
 }
 
 /* Ends without a barrier: each thread has written its rows. */
-static void embed(Pass *p)
+void host_embed(Pass *p, float *x)
 {
     Training *m = p->m;
     const float *positions = weight(p, ROLE_POSITION_EMBD, -1);
-    float *x = p->slot->tape[0].x;
     uint32_t first, last;
     pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
     if (m->h->tp == 1) {
@@ -38,7 +36,7 @@ static void embed(Pass *p)
         m->o.kernels->add(x + (size_t)r * m->width,
                           positions + (size_t)position_of(p, r) * m->width, m->width);
     }
-    pass_dropout(p, DROPOUT_SITE_EMBEDDING, x);
+    host_dropout(p, DROPOUT_SITE_EMBEDDING, x, x);
     mark(p, TRAIN_OP_EMBEDDING);
 }
 
@@ -111,14 +109,12 @@ static void embed_leaves(Pass *p, const float *dy, uint32_t at, uint32_t n, floa
     }
 }
 
-/* Rows in order; threads share the channels, tensor ranks the ids (NUMERICS 16). */
-static void embed_backward(Pass *p)
+void host_embed_backward(Pass *p, const float *dy)
 {
     Training *m = p->m;
     const Holding *h = m->h;
     float *table = p->g->lookup != NULL ? p->g->lookup : gradient(p, ROLE_TOKEN_EMBD, -1);
     float *positions = gradient(p, ROLE_POSITION_EMBD, -1);
-    const float *dy = pass_result_gradient(p, DROPOUT_SITE_EMBEDDING, NULL);
     uint32_t first, last;
     pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
     if (leaves_of(p) > 1) {
@@ -145,8 +141,7 @@ static void embed_backward(Pass *p)
 
 /* ---- head and loss ---- */
 
-/* The target's index among the own logits, or XENT_NO_TARGET. */
-static uint32_t own_target(const Pass *p, uint32_t r)
+uint32_t pass_own_target(const Pass *p, uint32_t r)
 {
     const Holding *h = p->m->h;
     const uint32_t target = p->batch->targets[r];
@@ -155,79 +150,37 @@ static uint32_t own_target(const Pass *p, uint32_t r)
                : XENT_NO_TARGET;
 }
 
-/* Logits of a chunk, over 32 lanes (NUMERICS 4). */
-static float sum_of(const float *z, uint32_t n)
-{
-    float lanes[32] = {0};
-    for (uint32_t i = 0; i < n; i++) {
-        lanes[i % 32] += z[i];
-    }
-    return lanes_fold(lanes);
-}
-
-/* (m, l) of a row's own chunks, NaN where a logit is not finite, and their sums; its target's
- * logit.
- */
+/* (m, l) of a row's own chunks, and their sums; its target's logit. */
 static void row_stats(Pass *p, uint32_t r)
 {
     Training *m = p->m;
-    const float *z = m->logits + (size_t)r * m->vocab;
     const size_t row = (size_t)r * m->spec->n_vocab_chunks + m->h->vocab_cuts[m->h->rank];
-    const uint32_t target = own_target(p, r);
-    for (uint32_t c = 0; c < m->chunks.n; c++) {
-        const uint32_t at = c * VOCAB_CHUNK, n = MIN(VOCAB_CHUNK, m->vocab - at);
-        if (!m->o.kernels->chunk_stats(z + at, n, &m->row_max[row + c], &m->row_sum[row + c])) {
-            m->row_sum[row + c] = NAN;
-        }
-        if (m->o.smoothing > 0.0f) {
-            m->row_total[row + c] = sum_of(z + at, n);
-        }
-    }
-    m->row_target[r] = target == XENT_NO_TARGET ? 0.0f : z[target];
+    m->row_target[r] = xent_row_stats(m->o.kernels, m->logits + r * m->logits_ld, m->vocab,
+                                      pass_own_target(p, r), m->row_max + row, m->row_sum + row,
+                                      m->o.smoothing > 0.0f ? m->row_total + row : NULL);
 }
 
 static void row_loss(Pass *p, uint32_t r)
 {
     Training *m = p->m;
     const uint32_t n = m->spec->n_vocab_chunks;
-    float *max = m->row_max + (size_t)r * n, *sum = m->row_sum + (size_t)r * n;
-    bool finite = true;
-    for (uint32_t c = 0; c < n; c++) {
-        finite &= !isnan(sum[c]);
-    }
-    chunk_stats_merge(max, sum, n);
-    float z = m->row_target[r];
-    if (m->o.smoothing > 0.0f) {
-        const float mean = node_sum(m->row_total + (size_t)r * n, n) / (float)m->spec->vocab_size;
-        z = fmaf(m->o.smoothing, mean - z, z);
-    }
-    p->losses[r] = !finite                               ? NAN
-                   : p->batch->targets[r] == TARGET_NONE ? 0.0f
-                                                         : xent_loss(max[0], sum[0], z);
+    const size_t row = (size_t)r * n;
+    p->losses[r] =
+        xent_row_loss(m->row_max + row, m->row_sum + row, m->row_total + row, n, m->row_target[r],
+                      p->batch->targets[r] != TARGET_NONE, m->o.smoothing, m->spec->vocab_size);
 }
 
-static void loss_region(void *user, unsigned t, unsigned n_threads)
+void host_losses(Pass *p)
 {
-    Pass pass = *(const Pass *)user, *p = &pass;
-    Training *m = p->m;
     uint32_t first, last;
-    p->t = t;
-    p->n_threads = n_threads;
-    p->at_head = true;
-    pass_norm(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1), weight(p, ROLE_OUTPUT_NORM_BIAS, -1),
-              m->head_in);
-    meet(p);
-    pass_linear(p, m->head_in, m->width,
-                (const Linear[]){{parameters_head(m->o.weights), m->vocab, m->logits}}, 1);
-    meet(p);
-    pool_share(p->rows, 1, t, n_threads, &first, &last);
+    pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
     for (uint32_t r = first; r < last; r++) {
         row_stats(p, r);
     }
     mark(p, TRAIN_OP_LOSS);
-    if (m->h->tp > 1) {
+    if (p->m->h->tp > 1) {
         meet(p);
-        if (t == 0) {
+        if (p->t == 0) {
             exchange_row_stats(p);
             mark(p, TRAIN_OP_EXCHANGE);
         }
@@ -237,6 +190,23 @@ static void loss_region(void *user, unsigned t, unsigned n_threads)
         row_loss(p, r);
     }
     mark(p, TRAIN_OP_LOSS);
+}
+
+static void loss_region(void *user, unsigned t, unsigned n_threads)
+{
+    Pass pass = *(const Pass *)user, *p = &pass;
+    Training *m = p->m;
+    p->t = t;
+    p->n_threads = n_threads;
+    p->at_head = true;
+    pass_norm(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1), weight(p, ROLE_OUTPUT_NORM_BIAS, -1),
+              m->head_in);
+    meet(p);
+    pass_linear(
+        p, m->head_in, m->width,
+        (const Linear[]){{parameters_head(m->o.weights), m->vocab, m->logits, m->logits_ld}}, 1);
+    meet(p);
+    m->ops->losses(p);
 }
 
 /* This thread's columns of dh from the logits' gradient: units = vocabulary chunks. */
@@ -252,7 +222,7 @@ static void head_dx(Pass *p)
     for (uint32_t c = 0; c < m->chunks.n; c++) {
         const uint32_t at = c * VOCAB_CHUNK;
         segments[c] = (GemmSegment){.a = m->logits + at,
-                                    .a_row = m->vocab,
+                                    .a_row = m->logits_ld,
                                     .a_step = 1,
                                     .b = w + (size_t)at * m->width + first,
                                     .b_step = m->width,
@@ -274,45 +244,35 @@ static void head_dx(Pass *p)
     pass_fold(p, &m->chunks, m->dh, "gradients through the head");
 }
 
-/* A row's logits become the gradient of its loss. Smoothed labels: (p - s / V) and, at the target,
- * 1 - s less, times the factor. */
-static void row_backward(Pass *p, uint32_t r)
+void host_loss_gradient(Pass *p)
 {
     Training *m = p->m;
-    float *z = m->logits + (size_t)r * m->vocab;
-    const size_t at = (size_t)r * m->spec->n_vocab_chunks;
-    const float factor = p->batch->targets[r] == TARGET_NONE ? 0.0f : p->factor;
-    const uint32_t target = own_target(p, r);
-    const bool smooth = m->o.smoothing > 0.0f && factor > 0.0f;
-    m->o.kernels->train.xent_backward(z, m->vocab, m->row_max[at], m->row_sum[at],
-                                      smooth ? XENT_NO_TARGET : target, factor, z);
-    for (uint32_t c = 0; smooth && c < m->vocab; c += VOCAB_CHUNK) {
-        m->o.kernels->add(z + c, m->smoothed, MIN(VOCAB_CHUNK, m->vocab - c));
+    uint32_t first, last;
+    size_t n;
+    pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
+    for (uint32_t r = first; r < last; r++) {
+        const size_t at = (size_t)r * m->spec->n_vocab_chunks;
+        xent_row_gradient(m->o.kernels, m->logits + r * m->logits_ld, m->vocab, m->row_max[at],
+                          m->row_sum[at], pass_own_target(p, r),
+                          p->batch->targets[r] == TARGET_NONE ? 0.0f : p->factor, m->o.smoothing,
+                          m->spec->vocab_size);
     }
-    if (smooth && target != XENT_NO_TARGET) {
-        z[target] -= (1.0f - m->o.smoothing) * factor;
-    }
+    const size_t own = pass_own_rows(p, m->width, &n);
+    memset(m->dx + own, 0, n * sizeof(float));
+    mark(p, TRAIN_OP_LOSS_BACKWARD);
 }
 
 /* Logits become their gradient; dx that of the last layer's result. */
 static void head_backward(Pass *p)
 {
     Training *m = p->m;
-    uint32_t first, last;
-    size_t n;
     p->at_head = true;
-    pool_share(p->rows, 1, p->t, p->n_threads, &first, &last);
-    for (uint32_t r = first; r < last; r++) {
-        row_backward(p, r);
-    }
-    const size_t own = pass_own_rows(p, m->width, &n);
-    memset(m->dx + own, 0, n * sizeof(float));
-    mark(p, TRAIN_OP_LOSS_BACKWARD);
+    m->ops->loss_gradient(p);
     meet(p);
     head_dx(p);
     pass_linear_dw(p,
-                   (const LinearGradient[]){
-                       {m->logits, m->vocab, m->head_in, m->width, parameters_head(p->g)}},
+                   (const LinearGradient[]){{m->logits, m->vocab, m->head_in, m->width,
+                                             parameters_head(p->g), m->logits_ld}},
                    1);
     meet(p);
     pass_norm_backward(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1),
@@ -346,7 +306,7 @@ static void forward_region(void *user, unsigned t, unsigned n_threads)
     p.t = t;
     p.n_threads = n_threads;
     if (p.is_first) {
-        embed(&p);
+        p.m->ops->embed(&p, p.slot->tape[0].x);
         meet(&p);
     }
     for (uint32_t l = 0; l < p.n_layers; l++) {
@@ -390,7 +350,7 @@ static void backward_region(void *user, unsigned t, unsigned n_threads)
         }
     }
     if (p.is_first) {
-        embed_backward(&p);
+        p.m->ops->embed_backward(&p, pass_result_gradient(&p, DROPOUT_SITE_EMBEDDING, NULL));
         mark(&p, TRAIN_OP_EMBEDDING_BACKWARD);
     }
 }
@@ -427,16 +387,27 @@ static Pass pass_of(Training *t, uint32_t slot, const TrainBatch *batch)
                   .is_last = t->h->is_last && batch->chunk + 1 == t->h->n_chunks};
 }
 
-static void run(Training *t, PoolFn region, Pass *p)
+/* All threads of the pool; or, to enqueue on a device, this one. */
+static void run_region(Training *t, PoolFn region, Pass *p)
 {
-    pool_run(t->o.pool, region, p);
+    if (t->device != NULL) {
+        region(p, 0, 1);
+    } else {
+        pool_run(t->o.pool, region, p);
+    }
     train_times_mark(t->o.times, TRAIN_OP_WAIT);
 }
 
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch)
 {
     Pass p = pass_of(t, slot, batch);
-    run(t, forward_region, &p);
+    if (t->device != NULL) {
+        training_device_begin(&p, false);
+        if (!p.is_first) {
+            training_device_take_input(&p);
+        }
+    }
+    run_region(t, forward_region, &p);
     return t->status;
 }
 
@@ -444,7 +415,10 @@ GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, f
 {
     Pass p = pass_of(t, slot, batch);
     p.losses = losses;
-    run(t, loss_region, &p);
+    if (t->device != NULL) {
+        training_device_begin(&p, false);
+    }
+    run_region(t, loss_region, &p);
     return t->status;
 }
 
@@ -454,10 +428,16 @@ GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batc
     Pass p = pass_of(t, slot, batch);
     p.factor = factor;
     p.g = gradients;
-    for (uint32_t i = 0; t->o.smoothing > 0.0f && t->h->is_last && i < VOCAB_CHUNK; i++) {
-        t->smoothed[i] = -(t->o.smoothing / (float)t->spec->vocab_size * factor);
+    if (t->device != NULL) {
+        training_device_begin(&p, p.is_first);
+        if (!p.is_last) {
+            training_device_take_gradient(&p);
+        }
     }
-    run(t, backward_region, &p);
+    run_region(t, backward_region, &p);
+    if (t->device != NULL && !p.is_first) {
+        training_device_give_gradient(&p);
+    }
     return t->status;
 }
 
@@ -465,30 +445,36 @@ void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Param
 {
     Pass p = pass_of(t, slot, batch);
     p.g = gradients;
-    run(t, weights_region, &p);
+    run_region(t, weights_region, &p);
 }
 
 float *training_input(Training *t, uint32_t slot)
 {
-    return t->slots[slot].tape[0].x;
+    return t->device != NULL ? training_device_input(t) : t->slots[slot].tape[0].x;
 }
 
-const float *training_output(const Training *t, uint32_t slot)
+const float *training_output(Training *t, uint32_t slot)
 {
-    return t->slots[slot].x;
+    return t->device != NULL ? training_device_output(t, slot) : t->slots[slot].x;
 }
 
 float *training_gradient(Training *t)
 {
-    return t->dx;
+    return t->device != NULL ? training_device_gradient(t) : t->dx;
 }
 
 const float *training_logits(const Training *t)
 {
+    g_assert(t->device == NULL);
     return t->logits;
+}
+
+const float *training_logits_row(Training *t, uint32_t row)
+{
+    return t->device != NULL ? training_device_logits(t, row) : t->logits + row * t->logits_ld;
 }
 
 size_t training_bytes(const Training *t)
 {
-    return t->arena_bytes;
+    return t->arena_bytes + (t->device != NULL ? training_device_bytes(t, t->o.work->ops) : 0);
 }

@@ -12,6 +12,7 @@
 
 #include "kernels/kernels.h"
 #include "transport/group/turns.h"
+#include "worker/model/device_work.h"
 #include "worker/model/dropout.h"
 #include "worker/model/parameters.h"
 #include "worker/model/training_precision.h"
@@ -76,8 +77,12 @@ typedef struct TrainingOptions {
     bool apart; /* gradients of the layers' matrices and biases by training_weights(); not with
                    recompute */
     Recompute recompute;
-    GroupTurns *group;            /* of the stage's tensor ranks; NULL: one */
-    void (*progress)(void *user); /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
+    bool documents;    /* batches may have `begins`: room for them on a device */
+    GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
+    DeviceWork *work;  /* where weights, gradients, tapes and buffers lie and ops run, one
+                          tensor rank a stage; NULL: the host, its kernels and pool */
+    const DeviceTrainOps *plan_ops; /* training_plan_bytes() of a device; NULL: the host */
+    void (*progress)(void *user);   /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
     void *progress_user;
     TrainTimes *times; /* NULL: not taken */
 } TrainingOptions;
@@ -93,20 +98,26 @@ size_t training_bytes(const Training *t);
 size_t training_plan_bytes(const Holding *holding, const TrainingOptions *options, unsigned threads,
                            GError **error);
 
-/* ---- a micro-batch, in slot `slot`; other than OK: the exchange among tensor ranks failed ---- */
+/* ---- a micro-batch, in slot `slot`; other than OK: the exchange among tensor ranks failed. On a
+ * device its failure is in options.work, and what was computed is to be discarded. Pointers that
+ * are given are host memory, always. ---- */
 
 /* Where the chunk's input goes before training_forward(), unless it is the model's first: the
  * residual stream [rows][width]. */
 float *training_input(Training *t, uint32_t slot);
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch);
-/* Its result, [rows][width]. */
-const float *training_output(const Training *t, uint32_t slot);
+/* Its result, [rows][width], until the next call. */
+const float *training_output(Training *t, uint32_t slot);
 
 /* Last chunk of the last stage: losses of the batch's tokens, [rows], 0 where there is no target,
  * NaN where a logit is not finite. The same on all tensor ranks. */
 GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, float *losses);
-/* Own logits of the last training_loss(), [rows][own vocabulary], until backward uses them up. */
+/* Own logits of the last training_loss(), [rows][own vocabulary], until backward uses them up.
+ * Host.
+ */
 const float *training_logits(const Training *t);
+/* One row of them, wherever the pass runs; until the next call. */
+const float *training_logits_row(Training *t, uint32_t row);
 
 /* The gradient of the chunk's output before training_backward() (not of the last chunk on the last
  * stage, which begins at its loss: training_loss() of the slot just before), and of its input after

@@ -1,10 +1,17 @@
 /* The buffers of a training pass: their sizes, units and trees. */
-#include "worker/model/training_pass.h"
+#include "worker/model/training_device.h"
 
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 
 /* ---- arena ---- */
+
+enum { DEVICE_LOGITS_ALIGN = 32 }; /* floats: rows that a device's products write fast */
+
+static bool on_device(const TrainingOptions *o)
+{
+    return o->work != NULL || o->plan_ops != NULL;
+}
 
 static float *carve(Training *t, size_t *used, size_t n)
 {
@@ -104,12 +111,11 @@ static void lay_out_head(Training *t, size_t *used)
     const size_t rows = t->max_rows, chunks = rows * t->spec->n_vocab_chunks;
     if (t->h->is_last) {
         t->head_in = carve(t, used, rows * t->width);
-        t->logits = carve(t, used, rows * t->vocab);
+        t->logits = carve(t, used, rows * t->logits_ld);
         t->row_max = carve(t, used, chunks);
         t->row_sum = carve(t, used, chunks);
         t->row_target = carve(t, used, rows);
         t->row_total = carve(t, used, t->o.smoothing > 0.0f ? chunks : 0);
-        t->smoothed = carve(t, used, VOCAB_CHUNK);
     }
 }
 
@@ -136,14 +142,14 @@ static size_t lay_out(Training *t)
         t->d = carve_gradients(t, &used);
     }
     t->stats = carve(t, &used, 2 * rows);
-    if (t->h->is_first) {
+    if (t->h->is_first && !on_device(&t->o)) {
         t->first_row = (uint32_t *)carve(t, &used, t->vocab);
         t->next_row = (uint32_t *)carve(t, &used, rows);
     }
     t->cos = carve(t, &used, table);
     t->sin = carve(t, &used, table);
     t->sin_back = carve(t, &used, table);
-    for (unsigned i = 0; i < t->threads; i++) {
+    for (unsigned i = 0; i < t->threads && !on_device(&t->o); i++) {
         t->scratch[i] = carve(t, &used, scratch_floats(t));
     }
     return used;
@@ -226,12 +232,23 @@ static bool fill_trees(Training *t, GError **error)
     return true;
 }
 
+static void fill_tables_of_device(Training *t)
+{
+    const ModelSpec *spec = t->spec;
+    const size_t n = (size_t)t->o.length * spec->rope.dims / 2;
+    g_autofree float *cos = g_new(float, n), *sin = g_new(float, n);
+    rope_table(&spec->rope, NULL, 0, t->o.length, cos, sin);
+    training_device_tables(t, cos, sin, n);
+}
+
 /* By thread 0 of a region: its floating-point modes are known. */
 static void fill_tables(void *user, unsigned thread, unsigned n_threads)
 {
     Training *t = user;
     const ModelSpec *spec = t->spec;
-    if (thread == 0 && spec->rope.dims > 0) {
+    if (thread == 0 && spec->rope.dims > 0 && t->device != NULL) {
+        fill_tables_of_device(t);
+    } else if (thread == 0 && spec->rope.dims > 0) {
         const size_t n = (size_t)t->o.length * spec->rope.dims / 2;
         rope_table(&spec->rope, NULL, 0, t->o.length, t->cos, t->sin);
         for (size_t i = 0; i < n; i++) {
@@ -257,6 +274,10 @@ static bool check(const ModelSpec *spec, const TrainingOptions *o, GError **erro
         what = "windows of attention are not trainable; choose a model without";
     } else if (group > TREE_LEAVES_LIMIT || spec->n_vocab_chunks > 1u << GEMM_LEVELS) {
         what = "too many query heads share a KV head, or the vocabulary is too large";
+    }
+    const DeviceTrainOps *ops = o->work != NULL ? o->work->ops : o->plan_ops;
+    if (what == NULL && ops != NULL && !ops->has_shape(spec->head_size, group, spec->width)) {
+        what = "a device here has no kernels for its heads or width; train it on hosts";
     }
     if (what != NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
@@ -308,6 +329,13 @@ static bool prepare(Training *t, const Holding *holding, const TrainingOptions *
     if (!check(holding->spec, options, error)) {
         return false;
     }
+    if (on_device(options) && holding->tp > 1) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%u tensor ranks share a stage: on devices a stage is one rank's; choose tp 1, "
+                    "and dp or pp for more devices",
+                    holding->tp);
+        return false;
+    }
     t->o = *options;
     t->o.slots = MAX(options->slots, 1);
     t->h = holding;
@@ -322,6 +350,10 @@ static bool prepare(Training *t, const Holding *holding, const TrainingOptions *
     t->kv_width = holding->n_kv_heads * t->spec->head_size;
     t->ffn_width = holding->ffn_width;
     t->vocab = holding->vocab;
+    t->logits_ld = on_device(options) ? (t->vocab + DEVICE_LOGITS_ALIGN - 1) / DEVICE_LOGITS_ALIGN *
+                                            DEVICE_LOGITS_ALIGN
+                                      : t->vocab;
+    t->ops = on_device(options) ? &training_device_ops : &training_host_ops;
     if (!fill_trees(t, error) || !allocate_slots(t, error) || !allocate_threads(t, error)) {
         return false;
     }
@@ -337,8 +369,10 @@ Training *training_new(const TrainingOptions *options, GError **error)
     if (!prepare(t, holding, options, pool_threads(options->pool), error)) {
         return NULL;
     }
-    t->arena = weft_map(t->arena_bytes, "training buffers", error);
-    if (t->arena == NULL) {
+    t->arena = options->work != NULL
+                   ? device_work_alloc(options->work, t->arena_bytes, "training buffers", error)
+                   : weft_map(t->arena_bytes, "training buffers", error);
+    if (t->arena == NULL || (options->work != NULL && !training_device_new(t, error))) {
         return NULL;
     }
     lay_out(t);
@@ -350,7 +384,11 @@ size_t training_plan_bytes(const Holding *holding, const TrainingOptions *option
                            GError **error)
 {
     g_autoptr(Training) t = g_new0(Training, 1);
-    return prepare(t, holding, options, threads, error) ? t->arena_bytes : 0;
+    if (!prepare(t, holding, options, threads, error)) {
+        return 0;
+    }
+    return t->arena_bytes +
+           (options->plan_ops != NULL ? training_device_bytes(t, options->plan_ops) : 0);
 }
 
 void training_free(Training *t)
@@ -370,7 +408,10 @@ void training_free(Training *t)
         weft_free(t->slots[s].tape);
         weft_free(t->slots[s].gradients);
     }
-    if (t->arena != NULL) {
+    training_device_free(t->device);
+    if (t->arena != NULL && t->o.work != NULL) {
+        device_work_release(t->o.work, t->arena);
+    } else if (t->arena != NULL) {
         weft_unmap(t->arena, t->arena_bytes);
     }
     weft_free(t->slots);

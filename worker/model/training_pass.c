@@ -18,7 +18,7 @@ size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count)
     return (size_t)first * n;
 }
 
-void pass_multiply(Pass *p, GemmArgs *args)
+static void host_multiply(Pass *p, GemmArgs *args)
 {
     args->scratch = p->m->scratch[p->t];
     precision_gemm(p->m->o.kernels, p->m->o.precision)(args);
@@ -51,7 +51,7 @@ void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, uns
                                          .segments = &segment,
                                          .n_segments = 1,
                                          .c = list[i].y + (a - base),
-                                         .ld = list[i].n_out});
+                                         .ld = list[i].ld > 0 ? list[i].ld : list[i].n_out});
         }
     }
     mark_product(p, TRAIN_OP_FORWARD);
@@ -87,7 +87,7 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
     pass_fold(p, units, p->m->sum, "partial sums of a sub-layer");
 }
 
-void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
+static void host_bias(Pass *p, float *y, const float *bias, uint32_t n)
 {
     uint32_t first, last;
     own_rows(p, &first, &last);
@@ -97,30 +97,35 @@ void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
     mark(p, TRAIN_OP_NORM);
 }
 
-void pass_dropout(Pass *p, uint32_t site, float *x)
+void host_dropout(Pass *p, uint32_t site, const float *x, float *out)
 {
     const TrainBatch *batch = p->batch;
-    uint32_t first, last;
-    own_rows(p, &first, &last);
-    for (uint32_t r = first; batch->dropout.rate > 0.0f && r < last; r++) {
+    const uint32_t width = p->m->width;
+    size_t n;
+    const size_t own = pass_own_rows(p, width, &n);
+    if (out != x) {
+        memcpy(out + own, x + own, n * sizeof *out);
+    }
+    for (size_t at = own; batch->dropout.rate > 0.0f && at < own + n; at += width) {
+        const uint32_t r = (uint32_t)(at / width);
         dropout_row(&batch->dropout, site, batch->first_sample + r / batch->length,
-                    r % batch->length, x + (size_t)r * p->m->width, p->m->width);
+                    r % batch->length, out + at, width);
     }
 }
 
-void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site, float *out)
+static void host_residual(Pass *p, const float *x, const float *bias, uint32_t site, float *out)
 {
     const uint32_t width = p->m->width;
     size_t n;
-    pass_bias(p, p->m->sum, bias, width);
-    pass_dropout(p, site, p->m->sum);
+    host_bias(p, p->m->sum, bias, width);
+    host_dropout(p, site, p->m->sum, p->m->sum);
     const size_t own = pass_own_rows(p, width, &n);
     memcpy(out + own, x + own, n * sizeof(float));
     p->m->o.kernels->add(out + own, p->m->sum + own, n);
     mark(p, TRAIN_OP_NORM);
 }
 
-void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
+static void host_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
 {
     const uint32_t width = p->m->width;
     const Kernels *k = p->m->o.kernels;
@@ -137,10 +142,11 @@ void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float
     mark(p, TRAIN_OP_NORM);
 }
 
-void pass_rope(Pass *p, float *q, float *k, const float *sin)
+static void host_rope(Pass *p, float *q, float *k, bool back)
 {
     const Training *m = p->m;
     const ModelSpec *spec = m->spec;
+    const float *sin = back ? m->sin_back : m->sin;
     const RopeApplyFn rotate = m->o.kernels->rope_apply;
     const uint32_t half = spec->rope.dims / 2;
     uint32_t first, last;
@@ -155,8 +161,7 @@ void pass_rope(Pass *p, float *q, float *k, const float *sin)
     mark(p, TRAIN_OP_ATTENTION);
 }
 
-/* Own query heads of own KV head `kv`: the first one's place among the own, and how many. */
-static uint32_t query_heads(const Training *m, uint32_t kv, uint32_t *n)
+uint32_t training_query_heads(const Training *m, uint32_t kv, uint32_t *n)
 {
     const Holding *h = m->h;
     const uint32_t group = m->spec->n_heads / m->spec->n_kv_heads,
@@ -166,14 +171,7 @@ static uint32_t query_heads(const Training *m, uint32_t kv, uint32_t *n)
     return first - h->head_first;
 }
 
-/* Rows of one document: all that attend to each other. */
-typedef struct Document {
-    size_t row;
-    uint32_t length;
-} Document;
-
-/* The document of a sequence that begins at position `first`. */
-static Document document_at(const TrainBatch *b, uint32_t sequence, uint32_t first)
+Document pass_document_at(const TrainBatch *b, uint32_t sequence, uint32_t first)
 {
     const size_t row = (size_t)sequence * b->length;
     uint32_t end = b->begins != NULL ? first + 1 : b->length;
@@ -190,7 +188,7 @@ static void attend(Pass *p, Tape *tape, Document document, uint32_t kv)
     const ModelSpec *spec = m->spec;
     const uint32_t hd = spec->head_size, length = document.length;
     uint32_t n_q;
-    const uint32_t head = query_heads(m, kv, &n_q);
+    const uint32_t head = training_query_heads(m, kv, &n_q);
     const uint32_t n_blocks = (length + KV_BLOCK - 1) / KV_BLOCK;
     const size_t row = document.row, block = (size_t)KV_BLOCK * hd;
     float *k_blocks = m->scratch[p->t], *v_blocks = k_blocks + n_blocks * block;
@@ -221,12 +219,12 @@ static void attend(Pass *p, Tape *tape, Document document, uint32_t kv)
     m->o.kernels->attention[KV_F32](&args);
 }
 
-void pass_attention(Pass *p, Tape *tape)
+static void host_attention(Pass *p, Tape *tape)
 {
     const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
         for (uint32_t first = 0; first < p->batch->length;) {
-            const Document document = document_at(p->batch, i / n_kv, first);
+            const Document document = pass_document_at(p->batch, i / n_kv, first);
             attend(p, tape, document, i % n_kv);
             first += document.length;
         }
@@ -234,19 +232,51 @@ void pass_attention(Pass *p, Tape *tape)
     mark(p, TRAIN_OP_ATTENTION);
 }
 
+/* ---- activations ---- */
+
+static void host_gelu(Pass *p, const float *x, uint32_t n, float *out)
+{
+    size_t own_n;
+    const size_t own = pass_own_rows(p, n, &own_n);
+    p->m->o.kernels->train.gelu(x + own, (uint32_t)own_n, out + own);
+    mark(p, TRAIN_OP_ACTIVATION);
+}
+
+static void host_gelu_backward(Pass *p, const float *x, uint32_t n, float *dx)
+{
+    size_t own_n;
+    const size_t own = pass_own_rows(p, n, &own_n);
+    p->m->o.kernels->train.gelu_backward(x + own, dx + own, (uint32_t)own_n, dx + own);
+    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
+}
+
+static void host_swiglu(Pass *p, const float *gate, const float *up, uint32_t n, float *out)
+{
+    size_t own_n;
+    const size_t own = pass_own_rows(p, n, &own_n);
+    p->m->o.kernels->swiglu(gate + own, up + own, (uint32_t)own_n, out + own);
+    mark(p, TRAIN_OP_ACTIVATION);
+}
+
+static void host_swiglu_backward(Pass *p, float *gate, float *up, uint32_t n, const float *dy)
+{
+    size_t own_n;
+    const size_t own = pass_own_rows(p, n, &own_n);
+    p->m->o.kernels->train.swiglu_backward(gate + own, up + own, dy + own, (uint32_t)own_n,
+                                           gate + own, up + own);
+    mark(p, TRAIN_OP_ACTIVATION_BACKWARD);
+}
+
 /* ---- backward ---- */
 
 const float *pass_result_gradient(Pass *p, uint32_t site, float *keep)
 {
     Training *m = p->m;
-    size_t n;
     if (keep == NULL && !(p->batch->dropout.rate > 0.0f)) {
         return m->dx;
     }
     float *to = keep != NULL ? keep : m->sum;
-    const size_t own = pass_own_rows(p, m->width, &n);
-    memcpy(to + own, m->dx + own, n * sizeof(float));
-    pass_dropout(p, site, to);
+    m->ops->dropout(p, site, m->dx, to);
     mark(p, TRAIN_OP_NORM_BACKWARD);
     meet(p);
     return to;
@@ -335,6 +365,7 @@ void pass_qkv_dx(Pass *p, uint32_t layer)
 static uint32_t leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
 {
     const uint32_t length = p->batch->length;
+    const size_t ld = g->ld > 0 ? g->ld : g->n_out;
     const bool by_sample = p->m->o.precision == PRECISION_BF16 && length % 2 != 0;
     uint32_t begin = 0, n = 0;
     for (uint32_t leaf = 0; leaf < leaves_of(p); leaf++) {
@@ -343,9 +374,9 @@ static uint32_t leaf_segments(Pass *p, const LinearGradient *g, uint32_t row)
             const uint32_t to = by_sample ? begin + length : end;
             const bool continues = to < end;
             p->m->segments[p->t][n++] =
-                (GemmSegment){.a = g->dy + (size_t)begin * g->n_out + row,
+                (GemmSegment){.a = g->dy + begin * ld + row,
                               .a_row = 1,
-                              .a_step = g->n_out,
+                              .a_step = ld,
                               .b = g->x + (size_t)begin * g->n_in,
                               .b_step = g->n_in,
                               .b_column = 1,
@@ -430,7 +461,7 @@ static void bias_sums(void *user, uint32_t row, uint32_t n_rows, uint32_t column
     s->sum_rows(s->dy + (size_t)row * s->ld + column, s->ld, n_rows, n, out);
 }
 
-void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
+static void host_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
 {
     BiasSums s = {p->m->o.kernels->train.sum_rows, dy, n};
     uint32_t first, last;
@@ -462,7 +493,7 @@ static void norm_sums(void *user, uint32_t row, uint32_t n_rows, uint32_t column
                                                 s->has_bias ? out + n : NULL);
 }
 
-void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias)
+static void host_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias)
 {
     Training *m = p->m;
     const TrainKernels *k = &m->o.kernels->train;
@@ -495,7 +526,8 @@ static void attend_backward(Pass *p, const Tape *tape, Document document, uint32
     Training *m = p->m;
     const uint32_t hd = m->spec->head_size;
     uint32_t n_q;
-    const size_t row = document.row, q = row * m->q_width + (size_t)query_heads(m, kv, &n_q) * hd,
+    const size_t row = document.row,
+                 q = row * m->q_width + (size_t)training_query_heads(m, kv, &n_q) * hd,
                  at = row * m->kv_width + (size_t)kv * hd;
     const AttentionBackwardArgs args = {.q = tape->q + q,
                                         .dout = p->d->dq + q,
@@ -516,12 +548,12 @@ static void attend_backward(Pass *p, const Tape *tape, Document document, uint32
     m->o.kernels->train.attention_backward(&args);
 }
 
-void pass_attention_backward(Pass *p, const Tape *tape)
+static void host_attention_backward(Pass *p, const Tape *tape)
 {
     const uint32_t n_kv = p->m->h->n_kv_heads;
     for (uint32_t i = p->t; i < p->batch->n_sequences * n_kv; i += p->n_threads) {
         for (uint32_t first = 0; first < p->batch->length;) {
-            const Document document = document_at(p->batch, i / n_kv, first);
+            const Document document = pass_document_at(p->batch, i / n_kv, first);
             attend_backward(p, tape, document, i % n_kv);
             first += document.length;
         }
@@ -535,3 +567,24 @@ void pass_attention_backward(Pass *p, const Tape *tape)
         meet(p);
     }
 }
+
+const PassOps training_host_ops = {
+    .multiply = host_multiply,
+    .bias = host_bias,
+    .residual = host_residual,
+    .dropout = host_dropout,
+    .norm = host_norm,
+    .rope = host_rope,
+    .gelu = host_gelu,
+    .gelu_backward = host_gelu_backward,
+    .swiglu = host_swiglu,
+    .swiglu_backward = host_swiglu_backward,
+    .attention = host_attention,
+    .attention_backward = host_attention_backward,
+    .bias_gradient = host_bias_gradient,
+    .norm_backward = host_norm_backward,
+    .embed = host_embed,
+    .embed_backward = host_embed_backward,
+    .losses = host_losses,
+    .loss_gradient = host_loss_gradient,
+};

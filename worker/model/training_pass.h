@@ -46,6 +46,8 @@ typedef struct SharedHead {
 
 struct Training {
     TrainingOptions o;
+    const struct PassOps *ops;
+    struct TrainingDevice *device; /* NULL: on the host */
     const Holding *h;
     const ModelSpec *spec;
     unsigned threads;
@@ -60,11 +62,11 @@ struct Training {
     float *cos, *sin, *sin_back; /* [length][rope dims / 2]; sin_back = -sin */
     Slot *slots;
     float *head_in;           /* [rows][width]: the last layer's result, normed */
-    float *logits;            /* [rows][vocab] */
+    float *logits;            /* [rows][logits_ld] */
+    size_t logits_ld;         /* vocab; a device's is rounded up */
     float *row_max, *row_sum; /* [rows][chunks of the model]: (m, l) of the logits */
     float *row_target;        /* [rows]: the logit of the target */
     float *row_total;         /* [rows][chunks of the model]: sums of logits, for smoothed labels */
-    float *smoothed;          /* [VOCAB_CHUNK]: what is taken from every logit's gradient */
     float *sum;               /* [rows][width]: a sub-layer's result */
     float *partial;           /* [subtrees][rows][width]: partial sums, where tp > 1 */
     float *exchange;          /* what tensor ranks send each other beside partial sums */
@@ -116,7 +118,9 @@ static inline void meet(Pass *p)
     if (p->t == 0 && o->progress != NULL) {
         o->progress(o->progress_user);
     }
-    pool_barrier(p->m->o.pool);
+    if (p->n_threads > 1) {
+        pool_barrier(p->m->o.pool);
+    }
     mark(p, TRAIN_OP_WAIT);
 }
 static inline int32_t layer_of(const Pass *p, int64_t layer)
@@ -180,40 +184,139 @@ void exchange_row_stats(Pass *p);
 void exchange_shared_heads(Pass *p);
 size_t exchange_floats(const Training *t);
 
-/* A product in the training's precision, scratch filled in. */
-void pass_multiply(Pass *p, GemmArgs *args);
+/* ---- ops: what differs between a host, whose threads share them, and a device, where thread 0
+ * alone enqueues them. All threads call; behind an op there is no barrier unless it says so. ----
+ */
 
-/* ---- forward ---- */
+typedef struct PassOps {
+    /* A product in the training's precision, scratch filled in. */
+    void (*multiply)(Pass *p, GemmArgs *args);
+    /* On this thread's rows, like all down to swiglu_backward: y = y + bias; may be NULL. */
+    void (*bias)(Pass *p, float *y, const float *bias, uint32_t n);
+    /* out = x + dropout(m->sum + bias); bias may be NULL. m->sum is used up. */
+    void (*residual)(Pass *p, const float *x, const float *bias, uint32_t site, float *out);
+    /* out = dropout(x), both [rows][width]; may be x. */
+    void (*dropout)(Pass *p, uint32_t site, const float *x, float *out);
+    /* out = norm(x): layer norm where there is a bias. */
+    void (*norm)(Pass *p, const float *x, const float *w, const float *bias, float *out);
+    /* RoPE of q and k [rows][...]; back: of gradients. */
+    void (*rope)(Pass *p, float *q, float *k, bool back);
+    void (*gelu)(Pass *p, const float *x, uint32_t n, float *out); /* [rows][n] */
+    void (*gelu_backward)(Pass *p, const float *x, uint32_t n, float *dx /* dy before */);
+    void (*swiglu)(Pass *p, const float *gate, const float *up, uint32_t n, float *out);
+    /* gate and up become their gradients. */
+    void (*swiglu_backward)(Pass *p, float *gate, float *up, uint32_t n, const float *dy);
+    /* tape->attn from q, k, v: (sequence, KV head) pairs go round the threads. Each document of a
+     * sequence is attended to by itself, as if it were a sequence of its own: its neighbours change
+     * no bit. */
+    void (*attention)(Pass *p, Tape *tape);
+    /* d->dq (which holds the gradient of tape->attn), d->dk, d->dv. Ends with a barrier. */
+    void (*attention_backward)(Pass *p, const Tape *tape);
+    /* dbias += dy, rows of a leaf in order; dbias may be NULL. */
+    void (*bias_gradient)(Pass *p, const float *dy, uint32_t n, float *dbias);
+    /* m->dx += the gradient of x through a norm whose result's gradient is m->dh; then, behind a
+     * barrier, the norm's own gradients. dbias NULL: RMS norm. */
+    void (*norm_backward)(Pass *p, const float *x, const float *w, float *dw, float *dbias);
+    /* Rows of the embedding, positions and dropout into x. */
+    void (*embed)(Pass *p, float *x);
+    /* Their gradients from dy [rows][width]. Rows in order; threads share the channels, tensor
+     * ranks the ids (NUMERICS 16). */
+    void (*embed_backward)(Pass *p, const float *dy);
+    /* From logits to p->losses: statistics, over all tensor ranks, then losses. */
+    void (*losses)(Pass *p);
+    /* Logits become their gradient, m->dx zero. */
+    void (*loss_gradient)(Pass *p);
+} PassOps;
+extern const PassOps training_host_ops, training_device_ops;
 
-/* One matrix W [n_out][n_in] of a phase and its result [rows][n_out]. */
+static inline void pass_multiply(Pass *p, GemmArgs *args)
+{
+    p->m->ops->multiply(p, args);
+}
+static inline void pass_bias(Pass *p, float *y, const float *bias, uint32_t n)
+{
+    p->m->ops->bias(p, y, bias, n);
+}
+static inline void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site,
+                                 float *out)
+{
+    p->m->ops->residual(p, x, bias, site, out);
+}
+static inline void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
+{
+    p->m->ops->norm(p, x, w, bias, out);
+}
+static inline void pass_rope(Pass *p, float *q, float *k, bool back)
+{
+    p->m->ops->rope(p, q, k, back);
+}
+static inline void pass_gelu(Pass *p, const float *x, uint32_t n, float *out)
+{
+    p->m->ops->gelu(p, x, n, out);
+}
+static inline void pass_gelu_backward(Pass *p, const float *x, uint32_t n, float *dx)
+{
+    p->m->ops->gelu_backward(p, x, n, dx);
+}
+static inline void pass_swiglu(Pass *p, const float *gate, const float *up, uint32_t n, float *out)
+{
+    p->m->ops->swiglu(p, gate, up, n, out);
+}
+static inline void pass_swiglu_backward(Pass *p, float *gate, float *up, uint32_t n,
+                                        const float *dy)
+{
+    p->m->ops->swiglu_backward(p, gate, up, n, dy);
+}
+static inline void pass_attention(Pass *p, Tape *tape)
+{
+    p->m->ops->attention(p, tape);
+}
+static inline void pass_attention_backward(Pass *p, const Tape *tape)
+{
+    p->m->ops->attention_backward(p, tape);
+}
+static inline void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
+{
+    p->m->ops->bias_gradient(p, dy, n, dbias);
+}
+static inline void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw,
+                                      float *dbias)
+{
+    p->m->ops->norm_backward(p, x, w, dw, dbias);
+}
+/* The host's ops of a model's ends (training.c). */
+void host_embed(Pass *p, float *x);
+void host_embed_backward(Pass *p, const float *dy);
+void host_losses(Pass *p);
+void host_loss_gradient(Pass *p);
+void host_dropout(Pass *p, uint32_t site, const float *x, float *out);
+/* The target's index among the own logits, or XENT_NO_TARGET. */
+uint32_t pass_own_target(const Pass *p, uint32_t r);
+/* Own query heads of own KV head `kv`: the first one's place among the own, and how many. */
+uint32_t training_query_heads(const Training *m, uint32_t kv, uint32_t *n);
+/* Rows of one document: all that attend to each other. */
+typedef struct Document {
+    size_t row;
+    uint32_t length;
+} Document;
+/* The document of a sequence that begins at position `first`. */
+Document pass_document_at(const TrainBatch *b, uint32_t sequence, uint32_t first);
+/* This thread's rows of elementwise n floats: first float and count. */
+size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);
+
+/* ---- products, the same for both ---- */
+
+/* One matrix W [n_out][n_in] of a phase and its result [rows][ld]. */
 typedef struct Linear {
     const float *w;
     uint32_t n_out;
     float *y;
+    size_t ld; /* 0: n_out */
 } Linear;
 /* y = x W^T for matrices that read the same x; threads share all their outputs. */
 void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, unsigned n);
 /* m->sum = x W^T, W [width][n_in], contracted unit by unit, over all tensor ranks. */
 void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units);
-/* y = y + bias on this thread's rows; bias may be NULL. */
-void pass_bias(Pass *p, float *y, const float *bias, uint32_t n);
-/* out = x + dropout(sum + bias) on this thread's rows; bias may be NULL. */
-void pass_residual(Pass *p, const float *x, const float *bias, uint32_t site, float *out);
-/* Dropout on this thread's rows of x [rows][width]. */
-void pass_dropout(Pass *p, uint32_t site, float *x);
-/* out = norm(x) on this thread's rows: layer norm where there is a bias. */
-void pass_norm(Pass *p, const float *x, const float *w, const float *bias, float *out);
-/* RoPE on this thread's rows of q and k [rows][...]; sin: m->sin or, for gradients, m->sin_back. */
-void pass_rope(Pass *p, float *q, float *k, const float *sin);
-/* tape->attn from q, k, v: (sequence, KV head) pairs go round the threads. Each document of a
- * sequence is attended to by itself, as if it were a sequence of its own: its neighbours change no
- * bit. */
-void pass_attention(Pass *p, Tape *tape);
-/* This thread's rows of elementwise n floats: first float and count. */
-size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count);
-
-/* ---- backward ---- */
-
 /* The gradient of a sub-layer's result: m->dx, or a copy of it in `keep` (NULL: m->sum, if one is
  * needed) through dropout. All threads; ends with a barrier if it copies. */
 const float *pass_result_gradient(Pass *p, uint32_t site, float *keep);
@@ -232,21 +335,14 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *
 /* dW = dy^T x for each, leaf by leaf, or dW += dy^T x where the leaf is begun; threads share all
  * their output rows. */
 typedef struct LinearGradient {
-    const float *dy;
+    const float *dy; /* [rows][ld] */
     uint32_t n_out;
     const float *x;
     uint32_t n_in;
     float *dw;
+    size_t ld; /* 0: n_out */
 } LinearGradient;
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n);
-/* dbias += dy, rows of a leaf in order; dbias may be NULL. */
-void pass_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias);
-/* m->dx += the gradient of x through a norm whose result's gradient is m->dh; then, behind a
- * barrier, the norm's own gradients. dbias NULL: RMS norm. */
-void pass_norm_backward(Pass *p, const float *x, const float *w, float *dw, float *dbias);
-/* d->dq (which holds the gradient of tape->attn), d->dk, d->dv. All threads; ends with a barrier.
- */
-void pass_attention_backward(Pass *p, const Tape *tape);
 /* Gradients of QKV (d->dq, dk, dv) into m->dh, NUMERICS 3: per attention unit one chain, its Q
  * columns, then K, then V of the KV heads whose first query head lies in it. */
 void pass_qkv_dx(Pass *p, uint32_t layer);

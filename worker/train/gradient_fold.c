@@ -9,6 +9,7 @@ typedef struct FoldSum {
 struct GradientFold {
     const Holding *holding;
     Pool *pool;
+    DeviceWork *work;
     void (*add)(float *x, const float *y, size_t n);
     Parameters *stack[TREE_SUBTREES_LIMIT + 2]; /* deeper than any walk over 64 leaves */
     uint32_t depth, made;
@@ -20,12 +21,13 @@ struct GradientFold {
     GArray *sums; /* of FoldSum, in order: noted */
 };
 
-GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
+GradientFold *gradient_fold_new(const Holding *holding, Pool *pool, DeviceWork *work,
                                 void (*add)(float *x, const float *y, size_t n))
 {
     GradientFold *f = g_new0(GradientFold, 1);
     f->holding = holding;
     f->pool = pool;
+    f->work = work;
     f->add = add;
     f->spare = g_ptr_array_new_with_free_func((GDestroyNotify)parameters_free);
     f->subtrees = g_ptr_array_new();
@@ -48,7 +50,9 @@ void gradient_fold_free(GradientFold *f)
 static Parameters *take(GradientFold *f, void (*clear)(Parameters *p, Pool *pool), GError **error)
 {
     if (f->spare->len == 0) {
-        Parameters *fresh = parameters_new_part(f->holding, true, error);
+        Parameters *fresh = f->work != NULL
+                                ? parameters_new_part_on(f->holding, true, f->work, error)
+                                : parameters_new_part(f->holding, true, error);
         f->made += fresh != NULL;
         return fresh;
     }

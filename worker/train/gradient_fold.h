@@ -7,8 +7,8 @@
 
 typedef struct GradientFold GradientFold;
 
-/* add: kernels->add. Borrows holding and pool. Returned. */
-GradientFold *gradient_fold_new(const Holding *holding, Pool *pool,
+/* add: kernels->add. work: where the sets lie, NULL: in host memory. Borrows all. Returned. */
+GradientFold *gradient_fold_new(const Holding *holding, Pool *pool, DeviceWork *work,
                                 void (*add)(float *x, const float *y, size_t n));
 void gradient_fold_free(GradientFold *f); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(GradientFold, gradient_fold_free)
@@ -32,9 +32,9 @@ GPtrArray *gradient_fold_subtrees(GradientFold *f);
 void gradient_fold_push(GradientFold *f, Parameters *gradients, uint32_t n_merges);
 /* The top of the stack (may be NULL); the caller's. */
 Parameters *gradient_fold_pop(GradientFold *f);
-/* From here to gradient_fold_settle() sums are noted instead of made: the fold goes its way, and
- * what it notes is added range by range, each range once, by gradient_fold_sum(): thread t's share
- * of floats [first, last); t of n_threads, all of which call. */
+/* Sets in host memory: from here to gradient_fold_settle() sums are noted instead of made: the fold
+ * goes its way, and what it notes is added range by range, each range once, by gradient_fold_sum():
+ * thread t's share of floats [first, last); t of n_threads, all of which call. */
 void gradient_fold_defer(GradientFold *f);
 void gradient_fold_sum(const GradientFold *f, size_t first, size_t last, unsigned t,
                        unsigned n_threads);

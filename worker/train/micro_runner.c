@@ -45,6 +45,12 @@ uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences)
     return (uint32_t)((uint64_t)leaf * sequences / n_leaves);
 }
 
+/* A device folds no leaves in its products, and all stages of a replica cut alike. */
+static bool folds_in_products(const MicroRunnerOptions *o)
+{
+    return !o->fast;
+}
+
 static void cut_leaf(const MicroRunnerOptions *o, uint32_t leaf, uint32_t begin, uint32_t end,
                      GArray *list)
 {
@@ -67,7 +73,7 @@ static void cut_node(const MicroRunnerOptions *o, uint32_t a, uint32_t b, GArray
     }
     if (b - a == 1) {
         cut_leaf(o, a, begin, end, list);
-    } else if (inside && end - begin <= o->micro_sequences) {
+    } else if (inside && end - begin <= o->micro_sequences && folds_in_products(o)) {
         const MicroBatch micro = {begin, end - begin, a, b - a, true, true};
         g_array_append_val(list, micro);
     } else {
@@ -157,6 +163,9 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
                              .precision = options->precision,
                              .apart = options->schedule == PIPELINE_ZERO_BUBBLE,
                              .recompute = options->recompute,
+                             .documents = options->source->begins != NULL,
+                             .work = options->work,
+                             .plan_ops = options->plan_ops,
                              .group = options->links != NULL ? &options->links->tensor.turns : NULL,
                              .progress = options->links != NULL ? progress_links : NULL,
                              .progress_user = options->links,
@@ -295,6 +304,9 @@ static float sample_loss(MicroRunner *r, const TrainBatch *batch, uint32_t sampl
 
 static bool passed(MicroRunner *r, GroupStatus status, GError **error)
 {
+    if (r->o.work != NULL && !device_work_check(r->o.work, error)) {
+        return false;
+    }
     return status == GROUP_OK || train_links_check(r->o.links, &r->o.links->tensor, status, error);
 }
 
@@ -559,7 +571,7 @@ bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, con
             return false;
         }
         if (is_last(r, c)) {
-            *logits = training_logits(r->training) + (size_t)(n - 1) * r->o.weights->holding->vocab;
+            *logits = training_logits_row(r->training, n - 1);
         }
     }
     return true;

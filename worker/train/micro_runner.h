@@ -23,9 +23,12 @@ typedef struct MicroRunnerOptions {
     Recompute recompute;
     Precision precision;
     Dropout dropout;
-    float smoothing;        /* of labels */
-    GArray *trace;          /* of PipelineOpTime: what each step does is added; NULL: not */
-    TrainTimes *times;      /* NULL: not */
+    float smoothing;   /* of labels */
+    GArray *trace;     /* of PipelineOpTime: what each step does is added; NULL: not */
+    TrainTimes *times; /* NULL: not */
+    DeviceWork *work;  /* where the weights and everything else of the passes lie; NULL: the host */
+    const DeviceTrainOps *plan_ops; /* for plans of a device; NULL: the host */
+    bool fast; /* some rank of the job computes on a device: no micro-batch has several leaves */
     GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
 } MicroRunnerOptions;
 

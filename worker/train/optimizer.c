@@ -14,9 +14,13 @@ typedef struct FinishBlock {
 
 struct Optimizer {
     OptimizerOptions o;
-    GArray *blocks;   /* of FinishBlock: the reduced pieces */
-    size_t n_reduced; /* floats in them */
-    float *first, *second;
+    GArray *blocks;              /* of FinishBlock: the reduced pieces */
+    size_t n_reduced;            /* floats in them */
+    GArray *counted;             /* of uint32_t: tiles that count here; of a device */
+    float *first, *second;       /* host memory; of a device, copies */
+    float *first_on, *second_on; /* on the device */
+    DeviceTile *tiles; /* on the device: counted ones of the running gradient, and their squares */
+    float *tile_squares;
 };
 
 static float *moments_new(size_t n, GError **error)
@@ -71,6 +75,28 @@ static void cut_blocks(Optimizer *o)
     g_assert(o->n_reduced == o->o.reduced->n_owned);
 }
 
+static bool allocate_on_device(Optimizer *o, GError **error)
+{
+    DeviceWork *w = o->o.work;
+    o->counted = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    for (uint32_t t = 0; t < o->o.reduced->tiles->len; t++) {
+        if (ownership_counts(o->o.reduced, t)) {
+            g_array_append_val(o->counted, t);
+        }
+    }
+    const size_t bytes = MAX(o->o.stepped->n_owned, 1) * sizeof(float), n = MAX(o->counted->len, 1);
+    o->first_on = device_work_alloc(w, bytes, "an optimizer's moments", error);
+    o->second_on = o->first_on != NULL && has_second(o)
+                       ? device_work_alloc(w, bytes, "an optimizer's moments", error)
+                       : NULL;
+    o->tiles = device_work_alloc(w, n * sizeof *o->tiles, "tiles", error);
+    o->tile_squares = o->tiles != NULL
+                          ? device_work_alloc(w, n * sizeof(float), "squares of tiles", error)
+                          : NULL;
+    return o->first_on != NULL && (!has_second(o) || o->second_on != NULL) &&
+           o->tile_squares != NULL;
+}
+
 Optimizer *optimizer_new(const OptimizerOptions *options, GError **error)
 {
     g_autoptr(Optimizer) o = g_new0(Optimizer, 1);
@@ -79,7 +105,11 @@ Optimizer *optimizer_new(const OptimizerOptions *options, GError **error)
     const size_t n = options->stepped->n_owned;
     o->first = moments_new(n, error);
     o->second = o->first != NULL && has_second(o) ? moments_new(n, error) : NULL;
-    return o->first == NULL || (has_second(o) && o->second == NULL) ? NULL : g_steal_pointer(&o);
+    if (o->first == NULL || (has_second(o) && o->second == NULL) ||
+        (options->work != NULL && !allocate_on_device(o, error))) {
+        return NULL;
+    }
+    return g_steal_pointer(&o);
 }
 
 void optimizer_free(Optimizer *o)
@@ -88,12 +118,17 @@ void optimizer_free(Optimizer *o)
         return;
     }
     const size_t bytes = MAX(o->o.stepped->n_owned, 1) * sizeof(float);
+    device_work_release(o->o.work, o->first_on);
+    device_work_release(o->o.work, o->second_on);
+    device_work_release(o->o.work, o->tiles);
+    device_work_release(o->o.work, o->tile_squares);
     if (o->first != NULL) {
         weft_unmap(o->first, bytes);
     }
     if (o->second != NULL) {
         weft_unmap(o->second, bytes);
     }
+    g_clear_pointer(&o->counted, g_array_unref);
     g_array_unref(o->blocks);
     g_free(o);
 }
@@ -151,9 +186,61 @@ static void finish_region(void *user, unsigned thread, unsigned n_threads)
     }
 }
 
+/* ---- the same on a device ---- */
+
+static void finish_pieces_on_device(const Finish *f)
+{
+    const Optimizer *o = f->o;
+    DeviceWork *w = o->o.work;
+    const GArray *pieces = o->o.reduced->pieces;
+    for (uint32_t i = 0; i < pieces->len; i++) {
+        const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
+        float *g = f->g->floats + piece->at;
+        if (f->g->lookup != NULL &&
+            o->o.holding->spec->tensors[piece->tensor].role == ROLE_TOKEN_EMBD) {
+            const float *lookup = f->g->lookup + (piece->at - o->o.holding->offsets[piece->tensor]);
+            device_work_note(w, w->ops->add(w->stream, g, lookup, piece->n), "a gradient's parts");
+        }
+        device_work_note(w, w->ops->finish(w->stream, g, piece->n, f->back, f->tokens),
+                         "dividing gradients");
+    }
+}
+
+static void finish_on_device(const Finish *f)
+{
+    const Optimizer *o = f->o;
+    const Holding *h = o->o.holding;
+    DeviceWork *w = o->o.work;
+    const uint32_t n = o->counted->len;
+    g_autofree DeviceTile *tiles = g_new(DeviceTile, MAX(n, 1));
+    g_autofree float *squares = g_new(float, MAX(n, 1));
+    for (uint32_t i = 0; i < n; i++) {
+        const Tile *tile =
+            &g_array_index(o->o.reduced->tiles, Tile, g_array_index(o->counted, uint32_t, i));
+        tiles[i] = (DeviceTile){
+            f->g->floats + holding_at(h, tile->tensor, tile->rect.row0, tile->rect.col0),
+            h->rects[tile->tensor].n_cols, tile->rect.n_rows, tile->rect.n_cols};
+    }
+    finish_pieces_on_device(f);
+    device_work_up(w, o->tiles, tiles, n * sizeof *tiles);
+    if (n > 0) {
+        device_work_note(w, w->ops->squares(w->stream, o->tiles, n, o->tile_squares),
+                         "squares of gradients");
+    }
+    if (device_work_down(w, squares, o->tile_squares, n * sizeof *squares)) {
+        for (uint32_t i = 0; i < n; i++) {
+            f->squares[g_array_index(o->counted, uint32_t, i)] = squares[i];
+        }
+    }
+}
+
 void optimizer_finish(Optimizer *o, Parameters *g, float back, float tokens, float *squares)
 {
     Finish f = {o, g, back, tokens, squares};
+    if (o->o.work != NULL) {
+        finish_on_device(&f);
+        return;
+    }
     pool_run(o->o.pool, finish_region, &f);
 }
 
@@ -209,10 +296,38 @@ static void update_region(void *user, unsigned thread, unsigned n_threads)
     }
 }
 
+static void update_on_device(const Update *u)
+{
+    const Optimizer *o = u->o;
+    const OptimizerSettings *settings = &o->o.settings;
+    DeviceWork *w = o->o.work;
+    const GArray *pieces = o->o.stepped->pieces;
+    for (uint32_t i = 0; i < pieces->len; i++) {
+        const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
+        const bool decays = schedule_decays(settings, &o->o.holding->spec->tensors[piece->tensor]);
+        float *weights = u->weights->floats + piece->at, *m = o->first_on + piece->kept;
+        const float *g = u->g->floats + piece->at;
+        DeviceStatus status;
+        if (settings->kind == OPTIMIZER_SGD) {
+            const SgdScalars s = schedule_sgd(settings, u->step, u->clip, decays);
+            status = w->ops->sgd(w->stream, &s, piece->n, g, m, weights);
+        } else {
+            const AdamwScalars s = schedule_adamw(settings, u->step, u->clip, decays);
+            status =
+                w->ops->adamw(w->stream, &s, piece->n, g, m, o->second_on + piece->kept, weights);
+        }
+        device_work_note(w, status, "the optimizer's step");
+    }
+}
+
 void optimizer_update(Optimizer *o, uint64_t step, float clip, const Parameters *g,
                       Parameters *weights)
 {
     Update u = {o, step, clip, g, weights};
+    if (o->o.work != NULL) {
+        update_on_device(&u);
+        return;
+    }
     pool_run(o->o.pool, update_region, &u);
 }
 
@@ -224,4 +339,22 @@ float *optimizer_first(Optimizer *o)
 float *optimizer_second(Optimizer *o)
 {
     return o->second;
+}
+
+void optimizer_copy_down(Optimizer *o)
+{
+    const size_t bytes = o->o.stepped->n_owned * sizeof(float);
+    device_work_down(o->o.work, o->first, o->first_on, bytes);
+    if (o->second != NULL) {
+        device_work_down(o->o.work, o->second, o->second_on, bytes);
+    }
+}
+
+void optimizer_copy_up(Optimizer *o)
+{
+    const size_t bytes = o->o.stepped->n_owned * sizeof(float);
+    device_work_up(o->o.work, o->first_on, o->first, bytes);
+    if (o->second != NULL) {
+        device_work_up(o->o.work, o->second_on, o->second, bytes);
+    }
 }

@@ -15,6 +15,7 @@ typedef struct OptimizerOptions {
     const Holding *holding;
     const Ownership *reduced; /* where gradients are complete after their exchange */
     const Ownership *stepped; /* what is updated here: `reduced`, or everything */
+    DeviceWork *work;         /* where gradients, weights and moments lie; NULL: in host memory */
 } OptimizerOptions;
 
 typedef struct Optimizer Optimizer;
@@ -35,6 +36,9 @@ void optimizer_update(Optimizer *o, uint64_t step, float clip, const Parameters 
                       Parameters *weights);
 
 /* Moments of the stepped pieces, OwnedPiece.kept says where: [stepped->n_owned]. second: NULL for
- * SGD. */
+ * SGD. Of a device: their copies in host memory. */
 float *optimizer_first(Optimizer *o);
 float *optimizer_second(Optimizer *o);
+/* Those copies are made from the device's, or the other way round; what fails is in the work. */
+void optimizer_copy_down(Optimizer *o);
+void optimizer_copy_up(Optimizer *o);

@@ -209,8 +209,9 @@ TrainTraffic train_links_traffic(const TrainLinks *l)
 
 uint64_t train_links_wait_us(const TrainLinks *l)
 {
-    const TrainGroup *const groups[] = {&l->world,   &l->data,      &l->tensor,      &l->from_previous,
-                                        &l->to_next, &l->from_next, &l->to_previous, &l->tied};
+    const TrainGroup *const groups[] = {&l->world,         &l->data,    &l->tensor,
+                                        &l->from_previous, &l->to_next, &l->from_next,
+                                        &l->to_previous,   &l->tied};
     uint64_t sum = 0;
     for (size_t i = 0; i < G_N_ELEMENTS(groups); i++) {
         sum += groups[i]->turns.group != NULL ? group_counters(groups[i]->turns.group)->wait_us : 0;

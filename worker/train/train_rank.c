@@ -13,6 +13,7 @@
 #include "worker/train/gradient_exchange.h"
 #include "worker/train/gradient_fold.h"
 #include "worker/train/gradient_stream.h"
+#include "worker/train/rank_device.h"
 #include "worker/train/weights_digest.h"
 
 #include <math.h>
@@ -23,7 +24,8 @@
 struct TrainRank {
     TrainRankOptions o;
     TrainPosition position;
-    Parameters *weights;
+    Parameters *weights; /* of a rank on a device: their copy */
+    RankDevice *device;  /* or NULL */
     MicroRunner *runner;
     LeafCuts leaves;
     GradientFold *fold;
@@ -55,6 +57,8 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
             ? g_strdup_printf("schedule %s runs stages of one chunk of layers, and the plan has %u "
                               "chunks; choose schedule interleaved",
                               pipeline_name(o->schedule), p->chunks)
+        : (o->device != NULL || o->plan_ops != NULL) && !o->fast
+            ? g_strdup("a rank computes on a device, which is numerics class fast")
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
         : !(o->smoothing >= 0.0f && o->smoothing < 1.0f) ||
@@ -80,6 +84,7 @@ static bool make_optimizer(TrainRank *t, const Plan *plan, const Holding *holdin
                                       .pool = o->pool,
                                       .holding = holding,
                                       .reduced = t->reduced,
+                                      .work = t->device != NULL ? t->device->work : NULL,
                                       .stepped = o->whole_optimizer ? t->everything : t->reduced};
     t->optimizer = optimizer_new(&options, error);
     return t->optimizer != NULL;
@@ -144,7 +149,10 @@ static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *w
                                 .dropout = o->dropout,
                                 .smoothing = o->smoothing,
                                 .trace = o->trace,
-                                .times = o->times};
+                                .times = o->times,
+                                .work = t->device != NULL ? t->device->work : NULL,
+                                .plan_ops = o->plan_ops,
+                                .fast = o->fast};
 }
 
 static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)
@@ -160,10 +168,17 @@ static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **
 {
     const TrainRankOptions *o = &t->o;
     t->leaves = leaf_cuts(o->sequences, o->leaves, t->position.dp);
-    t->fold = gradient_fold_new(weights->holding, o->pool, o->kernels->add);
+    if (o->device != NULL) {
+        t->device = rank_device_new(o->device, weights, error);
+        if (t->device == NULL) {
+            return false;
+        }
+    }
+    t->fold = gradient_fold_new(weights->holding, o->pool,
+                                t->device != NULL ? t->device->work : NULL, o->kernels->add);
     make_stream(t, plan, weights->holding);
-    MicroRunnerOptions runner = runner_options(t, weights);
-    runner.stream = has_cut_vectors(weights->holding) ? NULL : t->stream;
+    MicroRunnerOptions runner = runner_options(t, t->device != NULL ? t->device->weights : weights);
+    runner.stream = has_cut_vectors(weights->holding) || t->device != NULL ? NULL : t->stream;
     t->runner = micro_runner_new(&runner, error);
     return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
@@ -203,6 +218,7 @@ void train_rank_free(TrainRank *t)
     gradient_stream_free(t->stream);
     ownership_free(t->reduced);
     ownership_free(t->everything);
+    rank_device_free(t->device);
     parameters_free(t->weights);
     weft_free(t->squares);
     weft_free(t->sample_losses);
@@ -368,11 +384,92 @@ static bool fold_replicas(TrainRank *t, GError **error)
     return ok && (!is_tied_apart(t) || join_tied(t, error));
 }
 
+/* ---- on a device: what ranks exchange goes through copies in host memory ---- */
+
+/* The subtrees' copies go through the host's fold; what this rank owns of the root comes back. */
+static bool fold_copies(TrainRank *t, GPtrArray *subtrees, Parameters *root, GError **error)
+{
+    Parameters *copies[TREE_SUBTREES_LIMIT];
+    for (uint32_t i = 0; i < subtrees->len; i++) {
+        copies[i] = rank_device_copy(t->device, i, subtrees->pdata[i], error);
+        if (copies[i] == NULL) {
+            return false;
+        }
+    }
+    t->gradients = subtrees->len > 0 ? copies[0] : rank_device_copy(t->device, 0, root, error);
+    if (t->gradients == NULL) {
+        return false;
+    }
+    bool ok = true;
+    if (t->stream != NULL) {
+        gradient_stream_begin(t->stream, copies, subtrees->len, t->gradients);
+        ok = gradient_stream_finish(t->stream, error);
+    }
+    ok = ok && (!is_tied_apart(t) || join_tied(t, error)) &&
+         rank_device_owned_up(t->device, t->reduced, root, t->gradients, error);
+    t->gradients = NULL;
+    return ok;
+}
+
+static bool fold_replicas_of_device(TrainRank *t, GError **error)
+{
+    GPtrArray *subtrees = gradient_fold_subtrees(t->fold);
+    Parameters *root = subtrees->len > 0 ? subtrees->pdata[0] : gradient_fold_take(t->fold, error);
+    const bool exchanges = t->stream != NULL || is_tied_apart(t);
+    if (root == NULL) {
+        return false;
+    }
+    const bool ok = !exchanges || fold_copies(t, subtrees, root, error);
+    if (subtrees->len > 0) {
+        g_ptr_array_remove_index_fast(subtrees, 0);
+    }
+    t->gradients = root;
+    gradient_fold_reset(t->fold);
+    return ok;
+}
+
+static bool update_on_device(TrainRank *t, float norm, GError **error)
+{
+    RankDevice *d = t->device;
+    const bool shares = t->position.dp > 1;
+    if (shares && t->o.whole_optimizer) {
+        Parameters *copy = rank_device_copy(d, 0, NULL, error);
+        if (copy == NULL || !rank_device_owned_down(d, t->reduced, copy, t->gradients, error) ||
+            !exchange_share(t->o.links, t->reduced, copy, error) ||
+            !rank_device_up(d, t->gradients, copy, error)) {
+            return false;
+        }
+    }
+    optimizer_update(t->optimizer, t->at.updates, schedule_clip(&t->o.optimizer, norm),
+                     t->gradients, d->weights);
+    d->host_stale = true;
+    if (!shares || t->o.whole_optimizer) {
+        return device_work_check(d->work, error);
+    }
+    return rank_device_owned_down(d, t->reduced, t->weights, d->weights, error) &&
+           exchange_share(t->o.links, t->reduced, t->weights, error) &&
+           rank_device_up(d, d->weights, t->weights, error);
+}
+
+/* What a restore or the first weights left in host memory is on the device. */
+static bool is_up(TrainRank *t, GError **error)
+{
+    return t->device == NULL || rank_device_take_up(t->device, t->weights, t->optimizer, error);
+}
+
+bool train_rank_settle(TrainRank *t, GError **error)
+{
+    return t->device == NULL || rank_device_settle(t->device, t->weights, t->optimizer, error);
+}
+
 /* ---- a step ---- */
 
 static bool update(TrainRank *t, float norm, GError **error)
 {
     const bool shares = t->position.dp > 1;
+    if (t->device != NULL) {
+        return update_on_device(t, norm, error);
+    }
     if (shares && t->o.whole_optimizer &&
         !exchange_share(t->o.links, t->reduced, t->gradients, error)) {
         return false;
@@ -392,6 +489,9 @@ static bool gradient_norm(TrainRank *t, float *norm, GError **error)
     train_times_mark(t->o.times, TRAIN_OP_REST);
     optimizer_finish(t->optimizer, t->gradients, back, (float)MAX(t->valid, 1), t->squares);
     train_times_mark(t->o.times, TRAIN_OP_FINISH);
+    if (t->device != NULL && !device_work_check(t->device->work, error)) {
+        return false;
+    }
     if (!exchange_tiles(t->o.links, t->reduced, t->squares, sizeof *t->squares, error)) {
         return false;
     }
@@ -431,10 +531,12 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
     float norm;
     bool skipped;
     gradient_fold_give(t->fold, g_steal_pointer(&t->gradients));
-    if (!micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
+    if (!is_up(t, error) ||
+        !micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
                            t->sample_losses, &t->valid, error) ||
-        !gather_losses(t, error) || !fold_replicas(t, error) || !check_losses(t, &skipped, error) ||
-        !gradient_norm(t, &norm, error)) {
+        !gather_losses(t, error) ||
+        !(t->device != NULL ? fold_replicas_of_device : fold_replicas)(t, error) ||
+        !check_losses(t, &skipped, error) || !gradient_norm(t, &norm, error)) {
         return false;
     }
     *out = step_report(t, norm, skipped);
@@ -466,6 +568,9 @@ bool train_rank_validate(TrainRank *t, const SampleSource *source, uint64_t samp
                          GError **error)
 {
     double sums[2] = {0.0, 0.0}; /* of losses, of tokens */
+    if (!is_up(t, error)) {
+        return false;
+    }
     for (uint64_t i = 0; i < samples; i++) {
         float loss;
         uint64_t valid;
@@ -491,12 +596,13 @@ bool train_rank_sample(TrainRank *t, const TextWish *wish, uint32_t *out, uint32
                                  .position = t->position,
                                  .links = t->o.links,
                                  .length = t->o.source->length};
-    return text_sampler_run(&sampler, wish, out, n, error);
+    return is_up(t, error) && text_sampler_run(&sampler, wish, out, n, error);
 }
 
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error)
 {
-    return weights_digest(t->o.links, t->reduced, t->weights, out, error);
+    return train_rank_settle(t, error) &&
+           weights_digest(t->o.links, t->reduced, t->weights, out, error);
 }
 
 /* ---- memory ---- */
@@ -513,6 +619,15 @@ static uint64_t set_floats(const Holding *h)
     return h->n_floats + (lookup ? ((uint64_t)h->vocab * h->spec->width + 15) / 16 * 16 : 0);
 }
 
+/* Sets of gradients that are copied to host memory to be exchanged. */
+static uint64_t copied_sets(const TrainRank *t)
+{
+    const uint32_t *cuts = t->leaves.cuts + t->position.replica;
+    const uint32_t n =
+        tree_subtrees_missing(t->leaves.n_leaves, t->leaves.missing, cuts[0], cuts[1]);
+    return t->position.dp > 1 || is_tied_apart(t) ? MAX(n, 1) : 0;
+}
+
 static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, GError **error)
 {
     const TrainRankOptions *o = &t->o;
@@ -525,6 +640,9 @@ static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, 
                       .gradients = micro_runner_plan_sets(&runner) * set_floats(h) * sizeof(float),
                       .optimizer = optimizer_bytes(&o->optimizer, stepped),
                       .activations = micro_runner_plan_bytes(h, &runner, threads, error)};
+    if (o->plan_ops != NULL) {
+        out->host = out->weights + out->optimizer + copied_sets(t) * set_floats(h) * sizeof(float);
+    }
     ownership_free(stepped);
     return out->activations > 0;
 }
@@ -535,6 +653,9 @@ bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainM
     TrainRank t = {.o = *options};
     if (!train_plan_check(options->plan, options->spec, error)) {
         return false;
+    }
+    if (options->device != NULL) {
+        t.o.plan_ops = options->device->train_ops;
     }
     t.o.micro_sequences = MIN(options->micro_sequences, options->sequences);
     t.position = train_position(options->plan, options->replica, options->stage, options->rank);
@@ -548,10 +669,15 @@ bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainM
 TrainMemory train_rank_memory(const TrainRank *t)
 {
     const Holding *h = t->weights->holding;
-    return (TrainMemory){.weights = t->weights->n_floats * sizeof(float),
-                         .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float),
-                         .optimizer = optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)),
-                         .activations = micro_runner_bytes(t->runner)};
+    return (TrainMemory){
+        .weights = t->weights->n_floats * sizeof(float),
+        .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float),
+        .optimizer = optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)),
+        .activations = micro_runner_bytes(t->runner),
+        .host = t->device == NULL ? 0
+                                  : h->n_floats * sizeof(float) +
+                                        optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)) +
+                                        t->device->sets->len * set_floats(h) * sizeof(float)};
 }
 
 /* ---- state ---- */
@@ -568,6 +694,9 @@ const Parameters *train_rank_weights(const TrainRank *t)
 
 Parameters *train_rank_weights_to_restore(TrainRank *t)
 {
+    if (t->device != NULL) {
+        t->device->weights_stale = true;
+    }
     return t->weights;
 }
 
@@ -584,6 +713,9 @@ const TrainProgress *train_rank_progress(const TrainRank *t)
 void train_rank_restore(TrainRank *t, const TrainProgress *progress)
 {
     t->at = *progress;
+    if (t->device != NULL) {
+        t->device->weights_stale = t->device->moments_stale = true;
+    }
     t->at.scale = loss_scale_resume(&t->o.scaling, &progress->scale);
 }
 
@@ -592,7 +724,8 @@ uint32_t train_rank_overlapped(const TrainRank *t)
     return t->stream != NULL ? gradient_stream_early(t->stream) : 0;
 }
 
-const Parameters *train_rank_gradients(const TrainRank *t)
+const Parameters *train_rank_gradients(TrainRank *t)
 {
-    return t->gradients;
+    return t->device != NULL && t->gradients != NULL ? rank_device_show(t->device, t->gradients)
+                                                     : t->gradients;
 }

@@ -39,6 +39,10 @@ typedef struct TrainRankOptions {
     size_t bucket_floats; /* gradients are exchanged in pieces of about so many; 0: 1 Mi */
     GArray *trace;        /* of PipelineOpTime: what each step does is added; NULL: not */
     TrainTimes *times;    /* of its ops; NULL: not */
+    bool fast; /* of all ranks alike: some compute on a device (NUMERICS: class fast); those alone
+                  can be on one, and micro-batches are cut at leaves */
+    const Device *device; /* where the rank computes; NULL: the host, by kernels and pool */
+    const DeviceTrainOps *plan_ops; /* train_memory_plan() of a rank on a device; NULL: the host */
 } TrainRankOptions;
 
 typedef struct TrainRank TrainRank;
@@ -77,7 +81,10 @@ bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
 /* Bytes that a rank holds; what links and groups have under way comes on top (a few buckets). */
 typedef struct TrainMemory {
     uint64_t weights, gradients, optimizer, activations; /* activations: tapes and buffers */
+    uint64_t host; /* of a rank on a device, which holds the rest: copies in host memory, of weights
+                      and moments and, where ranks exchange gradients, of these; else 0 */
 } TrainMemory;
+/* Where the rank computes. */
 static inline uint64_t train_memory_total(const TrainMemory *m)
 {
     return m->weights + m->gradients + m->optimizer + m->activations;
@@ -102,6 +109,8 @@ typedef struct TrainProgress {
     uint64_t updates; /* of the optimizer: steps that were not skipped */
     LossScale scale;
 } TrainProgress;
+/* Weights and moments that lie on a device are copied to where they are given; before them. */
+bool train_rank_settle(TrainRank *t, GError **error);
 const Ownership *train_rank_ownership(const TrainRank *t);
 const Parameters *train_rank_weights(const TrainRank *t);
 Parameters *train_rank_weights_to_restore(TrainRank *t);
@@ -112,5 +121,5 @@ void train_rank_restore(TrainRank *t, const TrainProgress *progress); /* loss_sc
 /* Pieces of the last step's exchange of gradients that were sent while its backward pass ran. */
 uint32_t train_rank_overlapped(const TrainRank *t);
 /* The folded, divided, unclipped gradient of the last step where this rank owns it; the lookup part
- * is added in. */
-const Parameters *train_rank_gradients(const TrainRank *t);
+ * is added in. NULL: it lies on a device that failed. */
+const Parameters *train_rank_gradients(TrainRank *t);

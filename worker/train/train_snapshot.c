@@ -14,7 +14,7 @@ static float *piece_floats(TrainRank *rank, const OwnedPiece *piece, unsigned pa
                      : part == 2 ? optimizer_second(optimizer)
                                  : NULL;
     if (part == 0) {
-        return train_rank_weights_to_restore(rank)->floats + piece->at;
+        return train_rank_weights(rank)->floats + piece->at;
     }
     return moments != NULL ? moments + piece->kept : NULL;
 }
@@ -44,8 +44,11 @@ TrainSnapshot *train_snapshot_take(TrainRank *rank, const ModelSpec *spec, uint6
                                    const Hash128 *digest, GError **error)
 {
     const GArray *pieces = train_rank_ownership(rank)->pieces;
-    TrainSnapshot *s = g_new0(TrainSnapshot, 1);
     size_t n = 0, at = 0;
+    if (!train_rank_settle(rank, error)) {
+        return NULL;
+    }
+    TrainSnapshot *s = g_new0(TrainSnapshot, 1);
     for (guint i = 0; i < pieces->len; i++) {
         const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
         n += piece->counts ? rect_floats(&piece->rect) : 0;

@@ -82,6 +82,7 @@ static void check(const Toy *toy, const char *name, KernelIsa isa)
             worst[2] = compare(spec, train_rank_gradients(rank), golden.gradients, 2e-4);
         }
     }
+    assert_true(train_rank_settle(rank, &error));
     worst[3] = compare(spec, train_rank_weights(rank), golden.weights, 0.0);
     print_message("# %s %s: relative error of losses %.2g, norms %.2g, gradients %.2g, weights "
                   "%.2g\n",

@@ -198,7 +198,7 @@ static void test_fold_skips_missing_leaves(void **state)
     g_autoptr(ModelSpec) spec = toy_spec(&toy_llama);
     Pool *pool = pool_new(1, NULL, false, 0);
     g_autoptr(Holding) holding = holding_whole(spec);
-    GradientFold *fold = gradient_fold_new(holding, pool, kernels_get(ISA_GENERIC)->add);
+    GradientFold *fold = gradient_fold_new(holding, pool, NULL, kernels_get(ISA_GENERIC)->add);
     Parameters *x = gradient_fold_take(fold, NULL);
     x->floats[3] = -0.0f;
     gradient_fold_push(fold, NULL, 0);

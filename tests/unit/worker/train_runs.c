@@ -148,6 +148,7 @@ static void save_state(TrainRank *t, RunState *s, bool is_first)
 {
     const GArray *pieces = train_rank_ownership(t)->pieces;
     Optimizer *optimizer = train_rank_optimizer(t);
+    g_assert_true(train_rank_settle(t, NULL));
     for (uint32_t i = 0; i < pieces->len; i++) {
         const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
         if (piece->counts) {

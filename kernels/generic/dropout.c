@@ -1,4 +1,4 @@
-#include "worker/model/dropout.h"
+#include "kernels/ops/dropout.h"
 
 #include "kernels/ops/sample.h"
 
@@ -6,7 +6,7 @@ void dropout_row(const Dropout *d, uint32_t site, uint64_t sample, uint32_t posi
                  uint32_t width)
 {
     const uint32_t key[2] = {(uint32_t)d->seed, (uint32_t)(d->seed >> 32)};
-    const uint64_t dropped = (uint64_t)((double)d->rate * 0x1p32);
+    const uint64_t dropped = dropout_limit(d);
     const float factor = 1.0f / (1.0f - d->rate);
     for (uint32_t block = 0; 4 * block < width; block++) {
         const uint32_t counter[4] = {block, site << 20 | position, (uint32_t)sample,

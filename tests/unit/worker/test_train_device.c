@@ -1,0 +1,256 @@
+/* Ranks on a device, against the host's bits: the trivial device runs the host's kernels, so
+ * losses, norms, weights and what is saved are the same on every layout. Memory that nobody wrote
+ * is NaN there, and nothing runs before it is waited for. */
+#include "tests/unit/worker/train_runs.h"
+
+#include "proto/base/error.h"
+#include "proto/base/failpoint.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static Device *device;
+
+static int open_device(void **state)
+{
+    device = device_open_module(device_module_cpu(), 0, NULL);
+    return device == NULL;
+}
+
+static int close_device(void **state)
+{
+    device_free(device);
+    return 0;
+}
+
+static void on_device(TrainRankOptions *o)
+{
+    o->fast = true;
+    o->device = device;
+}
+
+/* Every second rank: hosts and devices in one layout. */
+static void on_some(TrainRankOptions *o)
+{
+    o->fast = true;
+    o->device = (o->replica + o->stage) % 2 == 0 ? device : NULL;
+}
+
+static void full(TrainRankOptions *o)
+{
+    on_device(o);
+    o->recompute = RECOMPUTE_FULL;
+}
+
+static void selective(TrainRankOptions *o)
+{
+    on_device(o);
+    o->recompute = RECOMPUTE_SELECTIVE;
+}
+
+static void zero_bubble(TrainRankOptions *o)
+{
+    on_device(o);
+    o->schedule = PIPELINE_ZERO_BUBBLE;
+}
+
+static void whole_optimizer(TrainRankOptions *o)
+{
+    on_device(o);
+    o->whole_optimizer = true;
+}
+
+static void with_options(TrainRankOptions *o)
+{
+    o->dropout = (Dropout){0.1f, 77};
+    o->smoothing = 0.1f;
+}
+
+static void with_sgd(TrainRankOptions *o)
+{
+    o->optimizer.kind = OPTIMIZER_SGD;
+}
+
+static void check(const Toy *toy, void (*define)(TrainRankOptions *))
+{
+    static const RunSpread spreads[] = {
+        {.threads = 1, .micro = 1, .change = on_device},
+        {.threads = 2, .micro = 4, .change = on_device},
+        {.threads = 1, .micro = 2, .change = full},
+        {.threads = 1, .micro = 2, .change = selective},
+        {.dp = 2, .micro = 2, .change = on_device},
+        {.dp = 3, .micro = 2, .change = whole_optimizer},
+        {.pp = 2, .micro = 1, .change = on_device},
+        {.pp = 2, .micro = 1, .change = zero_bubble},
+        {.dp = 2, .pp = 2, .micro = 2, .change = on_device},
+        {.dp = 2, .pp = 2, .micro = 2, .change = on_some},
+    };
+    const RunSpread host = {.threads = 1, .micro = 1};
+    const RunResult want = run_toy(toy, &host, 3, define);
+    for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
+        const RunResult got = run_toy(toy, &spreads[i], 3, define);
+        assert_same_run(&got, &want);
+    }
+}
+
+static void test_gpt2(void **state)
+{
+    check(&toy_gpt2, NULL);
+}
+
+static void test_llama(void **state)
+{
+    check(&toy_llama, NULL);
+}
+
+static void test_options(void **state)
+{
+    check(&toy_gpt2, with_options);
+    check(&toy_llama, with_sgd);
+}
+
+static void test_documents(void **state)
+{
+    Toy gpt2 = toy_gpt2, llama = toy_llama;
+    gpt2.bounds = BOUNDS_POSITIONS;
+    llama.bounds = BOUNDS_ATTENTION;
+    check(&gpt2, NULL);
+    check(&llama, NULL);
+}
+
+/* What a run saves on a device goes on on a host, and the other way round. */
+static void test_resumed(void **state)
+{
+    g_autoptr(ModelSpec) spec = toy_spec(&toy_gpt2);
+    RunState *saved = run_state_new(spec);
+    const RunSpread whole = {.threads = 1, .micro = 1};
+    const RunSpread first = {.dp = 2, .micro = 2, .change = on_device, .save = saved};
+    const RunSpread host = {.micro = 1, .load = saved},
+                    other = {.pp = 2, .micro = 2, .change = on_device, .load = saved};
+    const RunResult want = run_toy(&toy_gpt2, &whole, 4, NULL);
+    run_toy(&toy_gpt2, &first, 2, NULL);
+    const RunResult on_host = run_toy(&toy_gpt2, &host, 2, NULL),
+                    again = run_toy(&toy_gpt2, &other, 2, NULL);
+    assert_memory_equal(on_host.losses, want.losses + 2, 2 * sizeof *want.losses);
+    assert_memory_equal(again.losses, want.losses + 2, 2 * sizeof *want.losses);
+    assert_true(hash128_equal(&on_host.digest, &want.digest));
+    assert_true(hash128_equal(&again.digest, &want.digest));
+    run_state_free(saved);
+}
+
+/* ---- one rank ---- */
+
+typedef struct Alone {
+    ModelSpec *spec;
+    TokenData *data;
+    TokenSamples samples;
+    SampleSource source;
+    Pool *pool;
+    TrainRankOptions options;
+} Alone;
+
+static void alone_open(Alone *a, const Toy *toy)
+{
+    a->spec = toy_spec(toy);
+    a->data = toy_data(toy);
+    a->samples = (TokenSamples){.data = a->data, .seed = toy->order};
+    a->source = token_samples_source(&a->samples);
+    a->pool = pool_new(1, NULL, false, 0);
+    a->options = toy_options(toy, a->spec, &a->source);
+    a->options.kernels = kernels_get(kernels_best_isa());
+    a->options.pool = a->pool;
+}
+
+static void alone_close(Alone *a)
+{
+    pool_free(a->pool);
+    token_data_free(a->data);
+    model_spec_free(a->spec);
+}
+
+/* 16-bit operands, within what a device that sums in another order may give. */
+static void test_narrow_operands(void **state)
+{
+    static const struct {
+        Precision precision;
+        double tolerance;
+    } cases[] = {{PRECISION_BF16, 1e-3}, {PRECISION_F16, 1e-4}};
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        Alone a;
+        alone_open(&a, &toy_llama);
+        a.options.precision = cases[i].precision;
+        TrainRank *host = train_rank_new(&a.options, toy_weights(&toy_llama, a.spec), NULL);
+        on_device(&a.options);
+        TrainRank *other = train_rank_new(&a.options, toy_weights(&toy_llama, a.spec), NULL);
+        for (int step = 0; step < 4; step++) {
+            TrainStep want, got;
+            assert_true(train_rank_step(host, &want, NULL) && train_rank_step(other, &got, NULL));
+            assert_true(fabs((double)got.loss / (double)want.loss - 1.0) < cases[i].tolerance);
+            assert_true(fabs((double)got.gradient_norm / (double)want.gradient_norm - 1.0) <
+                        10 * cases[i].tolerance);
+        }
+        train_rank_free(host);
+        train_rank_free(other);
+        alone_close(&a);
+    }
+}
+
+#ifdef WEFT_FAILPOINTS
+/* A device that fails ends the step with its name, and every later one; nothing hangs. */
+static void test_failure(void **state)
+{
+    Alone a;
+    g_autoptr(GError) error = NULL, again = NULL;
+    Device *weak = device_open_module(device_module_cpu(), 0, NULL);
+    TrainStep out;
+    alone_open(&a, &toy_gpt2);
+    on_device(&a.options);
+    a.options.device = weak;
+    TrainRank *rank = train_rank_new(&a.options, toy_weights(&toy_gpt2, a.spec), NULL);
+    assert_true(train_rank_step(rank, &out, NULL));
+    failpoint_set("device-fail", true, 4);
+    assert_false(train_rank_step(rank, &out, &error));
+    failpoint_set("device-fail", false, 0);
+    assert_non_null(strstr(error->message, "uncorrectable"));
+    assert_false(train_rank_step(rank, &out, &again));
+    assert_false(train_rank_settle(rank, NULL));
+    assert_null(train_rank_gradients(rank));
+    train_rank_free(rank);
+    device_free(weak);
+    alone_close(&a);
+}
+#endif
+
+static void test_refused(void **state)
+{
+    Alone a;
+    g_autoptr(GError) exact = NULL, cut = NULL;
+    alone_open(&a, &toy_llama);
+    a.options.device = device;
+    Parameters *weights = toy_weights(&toy_llama, a.spec);
+    assert_null(train_rank_new(&a.options, weights, &exact));
+    assert_non_null(strstr(exact->message, "class fast"));
+    a.options.fast = true;
+    g_autoptr(Plan) plan = train_plan_new(a.spec, 1, 1, 2, NULL);
+    TrainMemory memory;
+    a.options.plan = plan;
+    assert_false(train_memory_plan(&a.options, 1, &memory, &cut));
+    assert_non_null(strstr(cut->message, "choose tp 1"));
+    parameters_free(weights);
+    alone_close(&a);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gpt2),    cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_options), cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_resumed), cmocka_unit_test(test_narrow_operands),
+        cmocka_unit_test(test_failure), cmocka_unit_test(test_refused),
+    };
+    return cmocka_run_group_tests(tests, open_device, close_device);
+}

@@ -1,0 +1,160 @@
+#include "worker/model/device_work.h"
+
+#include "proto/base/error.h"
+#include "proto/base/units.h"
+
+#include <string.h>
+
+#define STAGING_BYTES ((size_t)8 << 20)
+
+/* The device's failure to give memory as an error of this worker. */
+static bool given(DeviceWork *w, DeviceStatus status, size_t bytes, const char *what,
+                  GError **error)
+{
+    if (status == DEVICE_OUT_OF_MEMORY) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY,
+                    "%s:%u has no %zu bytes for %s: choose smaller micro-batches, recomputation, "
+                    "or more ranks",
+                    w->device->info.kind, w->device->info.index, bytes, what);
+        return false;
+    }
+    return device_check(w->device, status, what, error);
+}
+
+DeviceWork *device_work_new(const Device *device, GError **error)
+{
+    const DeviceApi *api = device->api;
+    g_autoptr(DeviceWork) w = g_new0(DeviceWork, 1);
+    w->device = device;
+    w->ops = device->train_ops;
+    DeviceStatus status = api->stream_new(device->handle, &w->stream);
+    for (int i = 0; i < 2 && status == DEVICE_OK; i++) {
+        status = api->alloc_pinned(device->handle, STAGING_BYTES, (void **)&w->staging[i]);
+        if (status == DEVICE_OK) {
+            status = api->event_new(device->handle, &w->staged[i]);
+        }
+    }
+    return given(w, status, 2 * STAGING_BYTES, "copies", error) ? g_steal_pointer(&w) : NULL;
+}
+
+void device_work_free(DeviceWork *w)
+{
+    if (w == NULL) {
+        return;
+    }
+    const DeviceApi *api = w->device->api;
+    if (w->stream != NULL) {
+        (void)api->stream_wait(w->stream);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (w->staged[i] != NULL) {
+            api->event_free(w->staged[i]);
+        }
+        api->free_pinned(w->device->handle, w->staging[i]);
+    }
+    if (w->stream != NULL) {
+        api->stream_free(w->stream);
+    }
+    g_free(w);
+}
+
+bool device_work_note(DeviceWork *w, DeviceStatus status, const char *what)
+{
+    if (w->status == DEVICE_OK && status != DEVICE_OK) {
+        w->status = status;
+        w->what = what;
+    }
+    return w->status == DEVICE_OK;
+}
+
+bool device_work_check(const DeviceWork *w, GError **error)
+{
+    return device_check(w->device, w->status, w->what, error);
+}
+
+bool device_work_wait(DeviceWork *w, const char *what)
+{
+    return device_work_note(w, w->device->api->stream_wait(w->stream), what);
+}
+
+/* ---- memory ---- */
+
+void *device_work_alloc(DeviceWork *w, size_t bytes, const char *what, GError **error)
+{
+    void *memory = NULL;
+    if (!given(w, w->device->api->alloc(w->device->handle, bytes, &memory), bytes, what, error)) {
+        return NULL;
+    }
+    device_work_note(w, w->device->api->fill(w->stream, memory, 0, bytes), what);
+    return memory;
+}
+
+void device_work_release(DeviceWork *w, void *memory)
+{
+    if (w != NULL && memory != NULL) {
+        (void)w->device->api->stream_wait(w->stream); /* what is enqueued may read it */
+        w->device->api->free(w->device->handle, memory);
+    }
+}
+
+void *device_work_pinned(DeviceWork *w, size_t bytes, const char *what, GError **error)
+{
+    void *memory = NULL;
+    return given(w, w->device->api->alloc_pinned(w->device->handle, bytes, &memory), bytes, what,
+                 error)
+               ? memory
+               : NULL;
+}
+
+void device_work_unpin(DeviceWork *w, void *memory)
+{
+    if (w != NULL && memory != NULL) {
+        (void)w->device->api->stream_wait(w->stream);
+        w->device->api->free_pinned(w->device->handle, memory);
+    }
+}
+
+/* ---- copies: one buffer is filled or emptied while the other one is under way ---- */
+
+bool device_work_up(DeviceWork *w, void *device, const void *host, size_t bytes)
+{
+    const DeviceApi *api = w->device->api;
+    uint8_t *to = device;
+    const uint8_t *from = host;
+    for (size_t at = 0, i = 0; at < bytes && w->status == DEVICE_OK; at += STAGING_BYTES, i ^= 1) {
+        const size_t n = MIN(STAGING_BYTES, bytes - at);
+        if (device_work_note(w, api->event_wait(w->staged[i]), "a copy to the device")) {
+            memcpy(w->staging[i], from + at, n);
+            device_work_note(w, api->copy(w->stream, to + at, w->staging[i], n, DEVICE_COPY_UP),
+                             "a copy to the device");
+            device_work_note(w, api->event_record(w->staged[i], w->stream), "a copy to the device");
+        }
+    }
+    return device_work_wait(w, "a copy to the device");
+}
+
+bool device_work_down(DeviceWork *w, void *host, const void *device, size_t bytes)
+{
+    const DeviceApi *api = w->device->api;
+    const uint8_t *from = device;
+    uint8_t *to = host;
+    const size_t n_pieces = (bytes + STAGING_BYTES - 1) / STAGING_BYTES;
+    for (size_t p = 0; p <= n_pieces && w->status == DEVICE_OK; p++) {
+        if (p < n_pieces) {
+            const size_t at = p * STAGING_BYTES, n = MIN(STAGING_BYTES, bytes - at);
+            device_work_note(
+                w, api->copy(w->stream, w->staging[p % 2], from + at, n, DEVICE_COPY_DOWN),
+                "a copy from the device");
+            device_work_note(w, api->event_record(w->staged[p % 2], w->stream),
+                             "a copy from the device");
+        }
+        if (p > 0) {
+            const size_t at = (p - 1) * STAGING_BYTES, n = MIN(STAGING_BYTES, bytes - at);
+            if (device_work_note(w, api->event_wait(w->staged[(p - 1) % 2]),
+                                 "a copy from the device")) {
+                memcpy(to + at, w->staging[(p - 1) % 2], n);
+            }
+        }
+    }
+    return w->status == DEVICE_OK;
+}
