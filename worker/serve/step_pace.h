@@ -17,7 +17,10 @@
  * So what prompts add to the time between two tokens of a sequence stays within the larger of
  * PACE_ADDED_US and of PACE_LEAST_ROWS rows in each of these steps, as long as a row grows dearer
  * by less than 1 / PACE_TARGET from one step to the next (tests/unit/worker/test_leader_pace.c has
- * models of machines). Before the first measurement a chunk has PACE_LEAST_ROWS rows. */
+ * models of machines). Before the first measurement a chunk has PACE_LEAST_ROWS rows.
+ *
+ * It bounds what prompts add, by the time that their rows were seen to take: not the decoding rows'
+ * own time, nor what the system takes from the engine's processor during a step. */
 #pragma once
 
 #include <stdint.h>
