@@ -379,8 +379,8 @@ static DeviceStatus cpu_event_query(DeviceEvent *event)
         return status;
     }
     pool_float_control();
-    if (event->passed < event->recorded) {
-        stream_turn(event->stream);
+    if (event->passed < event->recorded && stream_turn(event->stream) == TURN_BLOCKED) {
+        sched_yield(); /* to whom it waits for: there may be more ranks than cores */
     }
     return event->passed >= event->recorded ? event->device->failed : DEVICE_NOT_READY;
 }

@@ -238,16 +238,16 @@ static void test_a_rank_that_never_comes_is_named(void **state)
     LocalResult result;
     Devices devices;
     (void)state;
-    devices_open(&devices, 3);
+    devices_open(&devices, 2);
     LocalReplica *r =
-        replica(g, (LocalLayout){.pp = 1, .tp = {3}, .predicted_step_s = 0.1}, &devices);
-    failpoint_set("engine-hold-rank", true, 2);
+        replica(g, (LocalLayout){.pp = 1, .tp = {2}, .predicted_step_s = 0.1}, &devices);
+    failpoint_set("engine-hold-rank", true, 1);
     failpoint_set("engine-hold", true, 0);
     run_to_error(r, &result);
     failpoint_set("engine-hold", false, 0);
     failpoint_set("engine-hold-rank", false, 0);
     assert_non_null(
-        strstr(result.error, "worker node2 did not answer during a step on the device"));
+        strstr(result.error, "worker node1 did not answer during a step on the device"));
     local_result_clear(&result);
     local_replica_free(r);
     devices_close(&devices);
@@ -262,7 +262,7 @@ static void test_a_stream_that_stands(void **state)
     (void)state;
     devices_open(&devices, 2);
     LocalReplica *r =
-        replica(g, (LocalLayout){.pp = 1, .tp = {2}, .predicted_step_s = 0.1}, &devices);
+        replica(g, (LocalLayout){.pp = 1, .tp = {2}, .predicted_step_s = 1}, &devices);
     failpoint_set("device-group-hold", true, 1);
     run_to_error(r, &result);
     failpoint_set("device-group-hold", false, 0);
