@@ -5,21 +5,28 @@
 
 enum { LANE_VECS = 32 / VEC_LANES };
 
+/* Each vector of a row of n elements: element i on, lanes v of 32. v is a constant everywhere, so
+ * that sums by v are registers. */
+#define ROW_EACH(i, v, n)                                                                          \
+    for (uint32_t i##_32 = 0; i##_32 < (n); i##_32 += 32)                                          \
+    _Pragma("GCC unroll 4") for (uint32_t v = 0, i = i##_32; v < LANE_VECS && i < (n);             \
+                                 v++, i += VEC_LANES)
+
 static void layer_stats_vector(const float *x, float eps, uint32_t n, float stats[2])
 {
     Vec sums[LANE_VECS], squares[LANE_VECS];
     for (unsigned v = 0; v < LANE_VECS; v++) {
         sums[v] = squares[v] = vec_zero();
     }
-    for (uint32_t i = 0; i < n; i += VEC_LANES) {
-        Vec *lane = &sums[i / VEC_LANES % LANE_VECS];
-        *lane = vec_add(*lane, row_load(x, i, n));
+    ROW_EACH(i, v, n)
+    {
+        sums[v] = vec_add(sums[v], row_load(x, i, n));
     }
     stats[0] = vec_fold(sums) / (float)n;
-    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+    ROW_EACH(i, v, n)
+    {
         const Vec d = row_only(vec_sub(row_load(x, i, n), vec_all(stats[0])), i, n);
-        Vec *lane = &squares[i / VEC_LANES % LANE_VECS];
-        *lane = vec_fma(d, d, *lane);
+        squares[v] = vec_fma(d, d, squares[v]);
     }
     stats[1] = 1.0f / sqrtf(vec_fold(squares) / (float)n + eps);
 }
@@ -45,8 +52,8 @@ VEC_FN void norm_backward_row(const float *x, const float *weight, const float *
     for (unsigned v = 0; v < LANE_VECS; v++) {
         sums[v] = products[v] = vec_zero();
     }
-    for (uint32_t i = 0; i < n; i += VEC_LANES) {
-        const unsigned v = i / VEC_LANES % LANE_VECS;
+    ROW_EACH(i, v, n)
+    {
         const Vec h = row_only(vec_mul(vec_sub(row_load(x, i, n), mean), scale), i, n);
         const Vec g = row_only(vec_mul(row_load(dy, i, n), row_load(weight, i, n)), i, n);
         sums[v] = vec_add(sums[v], g);
@@ -70,10 +77,10 @@ static void rms_norm_backward_vector(const float *x, const float *weight, const 
     for (unsigned v = 0; v < LANE_VECS; v++) {
         squares[v] = vec_zero();
     }
-    for (uint32_t i = 0; i < n; i += VEC_LANES) {
+    ROW_EACH(i, v, n)
+    {
         const Vec a = row_load(x, i, n);
-        Vec *lane = &squares[i / VEC_LANES % LANE_VECS];
-        *lane = vec_fma(a, a, *lane);
+        squares[v] = vec_fma(a, a, squares[v]);
     }
     stats[0] = 0.0f;
     stats[1] = 1.0f / sqrtf(vec_fold(squares) / (float)n + eps);

@@ -89,8 +89,7 @@ static void count_small(const Kernels *k)
     COUNT("rms_norm 2048", k->rms_norm(x, y, 1e-5f, N, out));
     COUNT("swiglu 2048", k->swiglu(x, y, N, out));
     COUNT("add 2048", k->add(out, y, N));
-    COUNT("rope 32 heads of 64",
-          k->rope_apply(x, HEADS, HEAD, HEAD, ROPE_HALVES, y, y + HEAD / 2));
+    COUNT("rope 32 heads of 64", k->rope_apply(x, HEADS, HEAD, HEAD, ROPE_HALVES, y, y + HEAD / 2));
     COUNT("chunk_stats 1024", k->chunk_stats(y, 1024, &m, &l));
     COUNT("gumbel 1024", k->gumbel(&key, 0, 1024, out));
     free(x);
@@ -147,6 +146,68 @@ static void count_attention(const Kernels *k)
     free(scratch);
 }
 
+/* A product of training: 64 x 192, 256 steps; dw: of four leaves, by the columns of a. */
+static void count_gemm(const char *name, GemmFn gemm, bool dw)
+{
+    enum { M = 64, N = 192, K = 256, LEAVES = 4 };
+    float *a = floats(M * K), *b = floats(N * K), *c = case_alloc(4 * M * N),
+          *scratch = case_alloc(4 * gemm_scratch_floats(LEAVES));
+    const uint32_t n_segments = dw ? LEAVES : 1;
+    GemmSegment segments[LEAVES];
+    TreeStep steps[LEAVES];
+    gemm_whole_tree(n_segments, steps);
+    for (uint32_t s = 0; s < n_segments; s++) {
+        const size_t t = s * (K / n_segments);
+        segments[s] = (GemmSegment){.a = a + t * (dw ? M : 1),
+                                    .a_row = dw ? 1 : K,
+                                    .a_step = dw ? M : 1,
+                                    .b = b + t * (dw ? N : 1),
+                                    .b_step = dw ? N : 1,
+                                    .b_column = dw ? 1 : K,
+                                    .length = K / n_segments,
+                                    .step = steps[s]};
+    }
+    const GemmArgs args = {.m = M,
+                           .n = N,
+                           .segments = segments,
+                           .n_segments = n_segments,
+                           .leaves = dw,
+                           .c = c,
+                           .ld = N,
+                           .scratch = scratch};
+    COUNT(name, gemm(&args));
+    free(a);
+    free(b);
+    free(c);
+    free(scratch);
+}
+
+static void count_training(const TrainKernels *k)
+{
+    enum { N = 3072 };
+    float *x = floats(N), *g = floats(N), *m = floats(N), *v = floats(N), stats[2];
+    const AdamwScalars adamw = {1e-3f, 0.9f, 0.1f, 0.95f, 0.05f, 3.0f, 7.0f, 1e-8f, 0.1f, 0.7f};
+    count_gemm("gemm forward f32", k->gemm, false);
+    count_gemm("gemm forward bf16", k->gemm_bf16, false);
+    count_gemm("gemm forward f16", k->gemm_f16, false);
+    count_gemm("gemm dw f32", k->gemm, true);
+    count_gemm("gemm dw bf16", k->gemm_bf16, true);
+    COUNT("gelu 3072", k->gelu(x, N, m));
+    COUNT("gelu_backward 3072", k->gelu_backward(x, g, N, m));
+    COUNT("layer_norm_backward 3072", k->layer_norm_backward(x, g, m, 1e-5f, N, v, stats));
+    COUNT("xent_backward 3072", k->xent_backward(x, N, 4.0f, 9.0f, 7, 0.5f, m));
+    COUNT("gradient_finish 3072", k->gradient_finish(g, N, 0.5f, 3.0f));
+    COUNT("sum_squares 3072", stats[0] = k->sum_squares(g, N, 1, N));
+    for (int i = 0; i < N; i++) {
+        v[i] *= v[i];
+    }
+    COUNT("adamw 3072", k->adamw(&adamw, N, g, m, v, x));
+    free(x);
+    free(g);
+    free(m);
+    free(v);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--compiler") == 0) {
@@ -162,5 +223,6 @@ int main(int argc, char **argv)
     count_quantise(k);
     count_small(k);
     count_attention(k);
+    count_training(&k->train);
     return 0;
 }
