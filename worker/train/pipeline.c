@@ -383,18 +383,20 @@ static bool is_of(const Pipeline *p, GArray *const *traces, uint32_t stage)
     return same;
 }
 
-/* From the first begin to the last end. */
-static double traced_makespan(const Pipeline *p, GArray *const *traces)
+static const PipelineOpTime *time_at(GArray *const *traces, uint32_t stage, uint32_t i)
 {
-    int64_t begin = INT64_MAX, end = INT64_MIN;
-    for (uint32_t s = 0; s < p->n_stages; s++) {
-        const GArray *t = traces[s];
-        for (uint32_t i = 0; i < t->len; i++) {
-            begin = MIN(begin, g_array_index(t, PipelineOpTime, i).begin_us);
-            end = MAX(end, g_array_index(t, PipelineOpTime, i).end_us);
-        }
+    return &g_array_index(traces[stage], PipelineOpTime, i);
+}
+
+/* The step begins with the first stage's first forward: others may have begun to wait for it while
+ * that stage was still at the end of the step before. Returned, like the last end. */
+static int64_t traced_begin(GArray *const *traces, int64_t *end_us, uint32_t n_stages)
+{
+    *end_us = INT64_MIN;
+    for (uint32_t s = 0; s < n_stages; s++) {
+        *end_us = MAX(*end_us, time_at(traces, s, traces[s]->len - 1)->end_us);
     }
-    return (double)(end - begin) * 1e-6;
+    return time_at(traces, 0, 0)->begin_us;
 }
 
 bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparison *out,
@@ -402,6 +404,7 @@ bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparis
 {
     Simulation m;
     double busy = 0.0;
+    int64_t end_us;
     for (uint32_t s = 0; s < p->n_stages; s++) {
         if (!is_of(p, traces, s)) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
@@ -413,7 +416,11 @@ bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparis
     }
     simulation_init(&m, p, &(const PipelineTimes){0});
     m.traces = traces;
-    *out = (PipelineComparison){.makespan = traced_makespan(p, traces)};
+    const int64_t begin_us = traced_begin(traces, &end_us, p->n_stages);
+    for (uint32_t s = 0; s < p->n_stages; s++) { /* late for reasons that are not the schedule's */
+        m.clock[s] = (double)MAX(time_at(traces, s, 0)->begin_us - begin_us, 0) * 1e-6;
+    }
+    *out = (PipelineComparison){.makespan = (double)(end_us - begin_us) * 1e-6};
     const bool ends = simulate(&m);
     g_assert(ends);
     for (uint32_t s = 0; s < p->n_stages; s++) {

@@ -74,13 +74,15 @@ typedef struct PipelineOpTime {
     PipelineOp op;
     int64_t begin_us, end_us;
 } PipelineOpTime;
-/* A real step beside the simulator, which is given the times that its ops took. Receives are waits;
- * what a send takes is work. */
+/* A real step beside the simulator, which is given the times that its ops took and how late each
+ * stage came to the step. Receives are waits; what a send takes is work. The step begins with the
+ * first stage's first forward. */
 typedef struct PipelineComparison {
     double makespan, idle;                     /* seconds; share of all stages' time */
     double simulated_makespan, simulated_idle; /* the same, played through */
 } PipelineComparison;
-/* traces[stage]: GArray of PipelineOpTime, the ops of p->stages[stage] in order. INVALID: others. */
+/* traces[stage]: GArray of PipelineOpTime, the ops of p->stages[stage] in order. INVALID: others.
+ */
 bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparison *out,
                       GError **error);
 const char *pipeline_op_name(PipelineOpKind kind); /* static */

@@ -211,12 +211,26 @@ static void test_comparison(void **state)
     assert_near(c.simulated_makespan, 90e-6);
     assert_near(c.idle, 1.0 / 3.0);
     assert_near(c.simulated_idle, 1.0 / 3.0);
+    /* the last stage was done with the step before earlier than the first */
+    g_array_index(traces[1], PipelineOpTime, 0).begin_us = -50;
+    assert_true(pipeline_compare(line, traces, &c, NULL));
+    assert_near(c.makespan, 90e-6);
+    assert_near(c.idle, 1.0 / 3.0);
     g_array_index(traces[0], PipelineOpTime, 7).begin_us += 30;
     g_array_index(traces[0], PipelineOpTime, 7).end_us += 30;
     assert_true(pipeline_compare(line, traces, &c, NULL));
     assert_near(c.makespan, 120e-6);
     assert_near(c.idle, 0.5);
     assert_near(c.simulated_idle, 1.0 / 3.0);
+    /* or later: then all that it does comes later, also by the simulator */
+    for (guint i = 0; i < traces[1]->len; i++) {
+        PipelineOpTime *t = &g_array_index(traces[1], PipelineOpTime, i);
+        t->begin_us = i == 0 ? 40 : t->begin_us + 30;
+        t->end_us += 30;
+    }
+    assert_true(pipeline_compare(line, traces, &c, NULL));
+    assert_near(c.makespan, 120e-6);
+    assert_near(c.simulated_makespan, 120e-6);
     g_autoptr(GError) error = NULL;
     g_array_index(traces[1], PipelineOpTime, 2).op.micro = 1;
     assert_false(pipeline_compare(line, traces, &c, &error));
