@@ -172,7 +172,8 @@ static bool write_rows(Output *o, const CheckpointPiece *p, GError **error)
     return true;
 }
 
-static bool write_pieces(Output *o, const CheckpointPiece *pieces, size_t n, GError **error)
+/* What stands before the pieces in their file. */
+static bool write_header(Output *o, const CheckpointPiece *pieces, size_t n, GError **error)
 {
     g_autofree SafetensorsEntry *entries = g_new0(SafetensorsEntry, MAX(n, 1));
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
@@ -189,58 +190,109 @@ static bool write_pieces(Output *o, const CheckpointPiece *pieces, size_t n, GEr
     g_autoptr(GBytes) header = safetensors_header(entries, n, metadata, error);
     gsize size = 0;
     const void *bytes = header != NULL ? g_bytes_get_data(header, &size) : NULL;
-    bool ok = header != NULL && output_write(o, bytes, size, error);
-    for (size_t i = 0; ok && i < n; i++) {
-        ok = write_rows(o, &pieces[i], error);
-    }
-    return ok;
+    return header != NULL && output_write(o, bytes, size, error);
 }
 
-typedef struct Content {
-    const CheckpointPiece *pieces;
-    size_t n;
-    const void *bytes; /* of another file; pieces are NULL then */
-    size_t size;
-} Content;
-
-static char *write_content(CheckpointDisk *disk, const char *directory, uint64_t step,
-                           const char *name, const Content *content, GError **error)
+/* A file of the checkpoint of `step`. */
+static bool open_file(Output *o, CheckpointDisk *disk, const char *directory, uint64_t step,
+                      const char *name, GError **error)
 {
     g_autofree char *folder = unfinished_path(directory, step),
                     *path = g_build_filename(folder, name, NULL);
     if (g_mkdir_with_parents(folder, 0755) != 0) {
-        fail(error, "cannot create", folder);
+        return fail(error, "cannot create", folder);
+    }
+    return output_open(o, disk, path, error);
+}
+
+/* Closes it; what was not written whole is removed, which gives the space back. */
+static bool close_file(Output *o, bool ok, Hash128 *hash, GError **error)
+{
+    g_autofree char *path = g_strdup(o->path);
+    if (ok) {
+        *hash = hasher_finish(o->hasher);
+    }
+    ok = output_close(o, ok, error);
+    if (!ok && path != NULL) {
+        g_unlink(path);
+    }
+    return ok;
+}
+
+struct CheckpointPart {
+    Output file;
+    char *name;
+    const CheckpointPiece *pieces; /* borrowed */
+    size_t n;
+};
+
+static void part_free(CheckpointPart *p)
+{
+    g_free(p->name);
+    g_free(p);
+}
+
+CheckpointPart *checkpoint_part_open(CheckpointDisk *disk, const char *directory, uint64_t step,
+                                     uint32_t rank, const CheckpointPiece *pieces, size_t n,
+                                     GError **error)
+{
+    CheckpointPart *p = g_new0(CheckpointPart, 1);
+    p->name = g_strdup_printf("part-%03u.safetensors", rank);
+    p->pieces = pieces;
+    p->n = n;
+    p->file.fd = -1;
+    if (!open_file(&p->file, disk, directory, step, p->name, error) ||
+        !write_header(&p->file, pieces, n, error)) {
+        checkpoint_part_abandon(p);
         return NULL;
     }
-    Output o;
-    bool ok = output_open(&o, disk, path, error) &&
-              (content->pieces != NULL ? write_pieces(&o, content->pieces, content->n, error)
-                                       : output_write(&o, content->bytes, content->size, error));
-    CheckpointFile file = {name, o.size, {{0}}};
-    if (ok) {
-        file.hash = hasher_finish(o.hasher);
+    return p;
+}
+
+bool checkpoint_part_write(CheckpointPart *p, const void *bytes, size_t size, GError **error)
+{
+    return output_write(&p->file, bytes, size, error);
+}
+
+char *checkpoint_part_close(CheckpointPart *p, GError **error)
+{
+    CheckpointFile file = {.name = p->name, .size = p->file.size};
+    const bool ok = close_file(&p->file, true, &file.hash, error);
+    char *text = ok ? checkpoint_part_json(&file, p->pieces, p->n) : NULL;
+    part_free(p);
+    return text;
+}
+
+void checkpoint_part_abandon(CheckpointPart *p)
+{
+    if (p != NULL) {
+        close_file(&p->file, false, NULL, NULL);
+        part_free(p);
     }
-    ok = output_close(&o, ok, error);
-    if (!ok) {
-        g_unlink(path); /* gives the space back */
-    }
-    return ok ? checkpoint_part_json(&file, content->pieces, content->n) : NULL;
 }
 
 char *checkpoint_write(CheckpointDisk *disk, const char *directory, uint64_t step, uint32_t rank,
                        const CheckpointPiece *pieces, size_t n, GError **error)
 {
-    g_autofree char *name = g_strdup_printf("part-%03u.safetensors", rank);
-    static const CheckpointPiece none;
-    const Content content = {.pieces = n > 0 ? pieces : &none, .n = n};
-    return write_content(disk, directory, step, name, &content, error);
+    CheckpointPart *p = checkpoint_part_open(disk, directory, step, rank, pieces, n, error);
+    for (size_t i = 0; p != NULL && i < n; i++) {
+        if (!write_rows(&p->file, &pieces[i], error)) {
+            checkpoint_part_abandon(p);
+            return NULL;
+        }
+    }
+    return p != NULL ? checkpoint_part_close(p, error) : NULL;
 }
 
 char *checkpoint_write_file(CheckpointDisk *disk, const char *directory, uint64_t step,
                             const char *name, const void *bytes, size_t size, GError **error)
 {
-    const Content content = {.bytes = bytes, .size = size};
-    return write_content(disk, directory, step, name, &content, error);
+    Output o = {.fd = -1};
+    CheckpointFile file = {.name = name};
+    bool ok = open_file(&o, disk, directory, step, name, error);
+    ok = ok && output_write(&o, bytes, size, error);
+    file.size = o.size;
+    return close_file(&o, ok, &file.hash, error) ? checkpoint_part_json(&file, NULL, 0) : NULL;
 }
 
 /* ---- commit ---- */

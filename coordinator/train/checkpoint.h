@@ -18,8 +18,20 @@ struct CheckpointDisk {
 };
 CheckpointDisk *checkpoint_disk(void); /* the real one; any thread */
 
-/* Writes one rank's pieces to DIRECTORY/.step-N/part-RANK.safetensors. Returned: what
- * checkpoint_commit() is to be told, a text that may travel. IO. Folders are made as needed. */
+/* One rank's pieces as they come, to DIRECTORY/.step-N/part-RANK.safetensors: opened with the
+ * places of all pieces (borrowed until the end; without data), then given their floats in that
+ * order, rows without gaps. Folders are made as needed. NULL, false: IO. */
+typedef struct CheckpointPart CheckpointPart;
+CheckpointPart *checkpoint_part_open(CheckpointDisk *disk, const char *directory, uint64_t step,
+                                     uint32_t rank, const CheckpointPiece *pieces, size_t n,
+                                     GError **error);
+bool checkpoint_part_write(CheckpointPart *p, const void *bytes, size_t size, GError **error);
+/* Ends it, on the disk. Returned: what checkpoint_commit() is to be told, a text that may travel.
+ * Frees in any case; NULL: nothing of it is left. */
+char *checkpoint_part_close(CheckpointPart *p, GError **error);
+/* Removes what there is of it. Frees; NULL-safe. */
+void checkpoint_part_abandon(CheckpointPart *p);
+/* The three in one, for pieces that are all there. */
 char *checkpoint_write(CheckpointDisk *disk, const char *directory, uint64_t step, uint32_t rank,
                        const CheckpointPiece *pieces, size_t n, GError **error);
 /* Another file of the checkpoint (the tokenizer), bytes as given; returned as above. */

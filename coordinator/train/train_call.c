@@ -6,7 +6,6 @@
 
 static void call_free(TrainCall *c)
 {
-    train_part_free(c->part);
     g_clear_pointer(&c->address, g_bytes_unref);
     g_free(c->worker);
     g_free(c);
@@ -33,21 +32,6 @@ static void on_loaded(TrainCall *c, const Weft__V1__TrainLoaded *loaded)
     memcpy(c->boot_id, loaded->boot_id.data, sizeof c->boot_id);
     c->loaded = true;
     c->events.loaded(c, c->events.user);
-}
-
-static void on_piece(TrainCall *c, const Weft__V1__TrainReport *report)
-{
-    g_autoptr(GError) error = NULL;
-    const bool is_end = report->report_case == WEFT__V1__TRAIN_REPORT__REPORT_PART;
-    if (c->part == NULL) {
-        c->part = train_part_new();
-    }
-    if (!(is_end ? train_part_end(c->part, report->part, &error)
-                 : train_part_add(c->part, c->spec, report->piece, &error))) {
-        call_fail(c, error);
-    } else if (is_end) {
-        c->events.part(c, c->events.user);
-    }
 }
 
 static void on_done_report(TrainCall *c, const Weft__V1__TrainDone *done)
@@ -91,9 +75,10 @@ static void on_message(const ProtobufCMessage *message, void *user)
     case WEFT__V1__TRAIN_REPORT__REPORT_STEP:
         c->events.step(report->step, c->events.user);
         break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_BEGIN:
     case WEFT__V1__TRAIN_REPORT__REPORT_PIECE:
     case WEFT__V1__TRAIN_REPORT__REPORT_PART:
-        on_piece(c, report);
+        c->events.save(c, report, c->events.user);
         break;
     case WEFT__V1__TRAIN_REPORT__REPORT_TIMES:
         on_times(c, report->times);
@@ -119,14 +104,13 @@ static void on_call_done(const GError *error, void *user)
     call_fail(c, error != NULL ? error : early);
 }
 
-TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index, const ModelSpec *spec,
+TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index,
                           const Weft__V1__TrainLoad *load, const TrainCallEvents *events)
 {
     TrainCall *c = g_new0(TrainCall, 1);
     c->worker = g_strdup(member_name(worker));
     c->index = index;
     c->loop = loop;
-    c->spec = spec;
     c->events = *events;
     c->heard_us = loop_now_us(loop);
     c->wait_share = -1;
@@ -148,6 +132,18 @@ void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t siz
     bytes.data = (ProtobufCBinaryData){size, (uint8_t *)data};
     command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES;
     command.bytes = &bytes;
+    if (c->call != NULL) {
+        rpc_client_send(c->call, &command.base);
+    }
+}
+
+void train_call_taken(TrainCall *c, uint64_t bytes)
+{
+    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
+    Weft__V1__TrainTaken taken = WEFT__V1__TRAIN_TAKEN__INIT;
+    taken.bytes = bytes;
+    command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_TAKEN;
+    command.taken = &taken;
     if (c->call != NULL) {
         rpc_client_send(c->call, &command.base);
     }
@@ -201,11 +197,6 @@ void train_calls_start(const GPtrArray *calls, Members *members, Random *random)
         call_start(calls->pdata[i], &start);
     }
     memset(secret, 0, sizeof secret);
-}
-
-TrainPart *train_call_take_part(TrainCall *c)
-{
-    return g_steal_pointer(&c->part);
 }
 
 void train_call_end(TrainCall *c)

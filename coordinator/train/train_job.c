@@ -1,18 +1,19 @@
 /* Diagram: train_job.h. Invariants
  *   1. Calls of one epoch only; a new one begins when all calls of the last were ended and nothing
  * is written any more, under a number that is durable.
- *   2. `working` counts what runs in the pool or the store: the job is freed after the last of
- * them.
+ *   2. `working` counts what runs in the pool or the store, and savings that are not closed: the
+ *      job is freed after the last of them, and no epoch begins before.
  *   3. A step is said once, whatever is repeated; told again with another loss it ends the job. */
 #include "coordinator/train/train_job.h"
 
 #include "coordinator/jobs/deployment.h"
 #include "coordinator/train/train_call.h"
 #include "coordinator/train/train_log.h"
+#include "coordinator/train/train_saving.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_want.h"
 #include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
-#include "proto/base/failpoint.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
@@ -24,9 +25,7 @@
 #define AGAIN_US 700000 /* after a failure: the detector has spoken then (MEMBER_RESET_US) */
 #define LOOK_US 500000
 #define LOAD_STALL_US (INT64_C(60) * 1000000)
-#define WRITES_LIMIT 2u      /* checkpoints in memory that wait for the one being written */
-#define SLOW_DISK_US 1500000 /* of the fail point */
-#define FRUITLESS_LIMIT 20u  /* epochs without a new step */
+#define FRUITLESS_LIMIT 20u /* epochs without a new step */
 
 typedef enum JobState {
     JOB_PREPARING,
@@ -52,18 +51,16 @@ struct TrainJob {
     TrainLayoutChoice layout;
     Plan *plan;
     uint64_t epoch;
-    GPtrArray *calls; /* of TrainCall, by rank */
-    GPtrArray *parts; /* by rank: GQueue of TrainPart: a rank's next may overtake another's last */
+    GPtrArray *calls;    /* of TrainCall, by rank */
+    TrainSaving *saving; /* of the epoch; NULL: no epoch, or no checkpoints */
     LoopTimer *timer;
-    GQueue writes; /* of JobTask: checkpoints that wait to be written */
     uint32_t working, fruitless;
     uint64_t steps_before; /* that were said when the epoch began */
     int64_t entered_us;    /* this state */
-    bool dead, may_shrink, started, writing;
+    bool dead, may_shrink, started;
 };
 
 static void job_plan(TrainJob *job);
-static void drop_writes(TrainJob *job);
 static void job_end_epoch(TrainJob *job, const GError *why);
 
 /* ---- what is said ---- */
@@ -114,18 +111,13 @@ bool train_job_is_over(const TrainJob *job)
 
 /* ---- life ---- */
 
-static void parts_free(void *queue)
-{
-    g_queue_free_full(queue, train_part_free);
-}
-
 static void end_calls(TrainJob *job)
 {
     for (guint i = 0; i < job->calls->len; i++) {
         train_call_end(job->calls->pdata[i]);
     }
     g_ptr_array_set_size(job->calls, 0);
-    g_ptr_array_set_size(job->parts, 0);
+    train_saving_close(g_steal_pointer(&job->saving));
     loop_timer_cancel(job->o.loop, g_steal_pointer(&job->timer));
 }
 
@@ -139,7 +131,6 @@ static void job_release(TrainJob *job)
     checkpoint_free(job->checkpoint);
     plan_free(job->plan);
     g_ptr_array_unref(job->calls);
-    g_ptr_array_unref(job->parts);
     g_clear_error(&job->problem);
     job_spec_free(job->spec);
     g_free(job->text);
@@ -151,7 +142,6 @@ void train_job_free(TrainJob *job)
 {
     if (job != NULL) {
         end_calls(job);
-        drop_writes(job);
         job->dead = true;
         job_release(job);
     }
@@ -203,8 +193,9 @@ typedef struct JobTask {
     TrainInput *input;
     Checkpoint *checkpoint;
     GPtrArray *damages; /* of char * */
-    TrainWriting writing;
-    uint64_t step;
+    TrainWant *want;
+    uint64_t epoch; /* that asked, like rank */
+    uint32_t rank;
     char *path, *text; /* of the curves */
     char *digest;
     GError *error;
@@ -225,7 +216,7 @@ static bool task_end(JobTask *task)
     TrainJob *job = task->job;
     const bool alive = !job->dead;
     g_ptr_array_unref(task->damages);
-    g_clear_pointer(&task->writing.parts, g_ptr_array_unref);
+    train_want_free(task->want);
     g_clear_error(&task->error);
     g_free(task->path);
     g_free(task->text);
@@ -500,32 +491,48 @@ static void job_plan(TrainJob *job)
 
 /* ---- LOADING ---- */
 
+static void on_failed(TrainCall *call, const GError *error, void *user);
+
+static void want_work(void *user)
+{
+    JobTask *task = user;
+    train_want_read(task->want, task->job->input, task->job->checkpoint);
+}
+
+static void want_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    TrainWant *want = g_steal_pointer(&task->want);
+    const bool asks = task->epoch == job->epoch && task->rank < job->calls->len;
+    TrainCall *call = asks ? job->calls->pdata[task->rank] : NULL;
+    if (task_end(task) && call != NULL) {
+        call->asking = false;
+        if (want->error != NULL) {
+            on_failed(call, want->error, job);
+        } else {
+            train_call_answer(call, want->id, want->data, want->size);
+        }
+    }
+    train_want_free(want);
+}
+
+/* One after another: so what is read and not yet sent is bounded. */
 static void on_want(TrainCall *call, const Weft__V1__TrainWant *want, void *user)
 {
     TrainJob *job = user;
-    g_autoptr(GError) error = NULL;
-    const uint64_t n = MIN(want->n, (uint64_t)256 << 10);
-    g_autofree uint32_t *data = g_new(uint32_t, MAX(n, 1));
-    const Weft__V1__TrainRect *r = want->rect;
-    bool ok = false;
-    if (r == NULL) {
-        ok = train_input_tokens(job->input, want->validation, want->first, n, data);
-    } else if ((uint64_t)r->n_rows * r->n_cols == n) {
-        const SliceRect rect = {r->row0, r->n_rows, r->col0, r->n_cols};
-        float *floats = (float *)(void *)data;
-        ok = job->checkpoint != NULL
-                 ? checkpoint_read(job->checkpoint, want->tensor, rect, floats, r->n_cols, &error)
-                 : train_input_weights(job->input, want->tensor, rect, floats, &error);
-    }
-    if (ok) {
-        train_call_answer(call, want->id, data, n * sizeof *data);
+    if (call->asking) {
+        g_autoptr(GError) error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                                      "it asks while a question of it is open");
+        on_failed(call, error, job);
         return;
     }
-    if (error == NULL) {
-        error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
-                            "worker %s asks for data that is not there", call->worker);
-    }
-    job_end_epoch(job, error);
+    JobTask *task = task_new(job);
+    task->want = train_want_new(want);
+    task->epoch = job->epoch;
+    task->rank = call->index;
+    call->asking = true;
+    work_pool_run_full(job->o.pool, want_work, want_done, task_dropped, task);
 }
 
 static void on_loaded(TrainCall *call, void *user)
@@ -557,94 +564,67 @@ static void on_step(const Weft__V1__TrainProgress *step, void *user)
     }
 }
 
-static void write_work(void *user)
+static void on_save(TrainCall *call, const Weft__V1__TrainReport *report, void *user)
 {
-    JobTask *task = user;
-    int64_t step = 0;
-    if (failpoint("checkpoint-slow", &step) && (uint64_t)step == task->step) {
-        g_usleep(SLOW_DISK_US);
+    TrainJob *job = user;
+    g_autoptr(GError) error = NULL;
+    if (job->saving == NULL) {
+        error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                    "it sends a checkpoint of a job that has none");
     }
-    train_writing_run(&task->writing, checkpoint_disk(), &task->error);
+    if (error != NULL || !train_saving_add(job->saving, call->index, report, &error)) {
+        on_failed(call, error, job);
+    }
 }
 
 static void finish_if_done(TrainJob *job);
-static void write_done(void *user);
 
-/* One at a time, in order: a newer one would take the older, unfinished, for what a death left. */
-static void write_next(TrainJob *job)
+static void on_taken(uint32_t rank, uint64_t bytes, void *user)
 {
-    if (!job->writing && !g_queue_is_empty(&job->writes)) {
-        job->writing = true;
-        work_pool_run_full(job->o.pool, write_work, write_done, task_dropped,
-                           g_queue_pop_head(&job->writes));
-    }
+    train_call_taken(((TrainJob *)user)->calls->pdata[rank], bytes);
 }
 
-static void drop_writes(TrainJob *job)
+static void on_saved(uint64_t step, const GError *error, void *user)
 {
-    for (JobTask *task; (task = g_queue_pop_head(&job->writes)) != NULL;) {
-        task_end(task);
-    }
-}
-
-/* All parts of a checkpoint are here. Where the disk does not keep up, the newest waits in place of
- * the one before it. */
-static void write_later(TrainJob *job, JobTask *task)
-{
-    if (g_queue_get_length(&job->writes) >= WRITES_LIMIT) {
-        JobTask *before = g_queue_pop_tail(&job->writes);
-        job_sayf(job,
-                 "checkpoint of step %" G_GUINT64_FORMAT
-                 " is left out: the disk does not keep up with checkpoint.every",
-                 before->step);
-        task_end(before);
-    }
-    g_queue_push_tail(&job->writes, task);
-    write_next(job);
-}
-
-static void write_done(void *user)
-{
-    JobTask *task = user;
-    TrainJob *job = task->job;
-    if (task->error != NULL) {
+    TrainJob *job = user;
+    if (error != NULL) {
         job_sayf(job,
                  "checkpoint of step %" G_GUINT64_FORMAT " was not written: %s; the last one stays",
-                 task->step, task->error->message);
+                 step, error->message);
     } else if (!job->dead) {
-        g_autofree char *name = checkpoint_name(task->step);
+        g_autofree char *name = checkpoint_name(step);
         g_free(job->saved);
         job->saved = g_build_filename(job->spec->checkpoint_directory, name, NULL);
         job_sayf(job, "checkpoint %s", job->saved);
     }
-    job->writing = false;
-    if (task_end(task)) {
-        write_next(job);
+    if (!job->dead) {
         finish_if_done(job);
     }
 }
 
-static void on_part(TrainCall *call, void *user)
+static void on_saving_closed(bool dropped, void *user)
 {
     TrainJob *job = user;
-    g_queue_push_tail(job->parts->pdata[call->index], train_call_take_part(call));
-    for (guint i = 0; i < job->parts->len; i++) {
-        if (g_queue_is_empty(job->parts->pdata[i])) {
-            return;
-        }
+    job->dead = job->dead || dropped;
+    job->working--;
+    job_release(job);
+}
+
+static void open_saving(TrainJob *job)
+{
+    const TrainSavingOptions options = {.pool = job->o.pool,
+                                        .disk = checkpoint_disk(),
+                                        .directory = job->spec->checkpoint_directory,
+                                        .job = job->text,
+                                        .tokenizer_json = job->input->tokenizer_json,
+                                        .spec = job->input->spec,
+                                        .keep = (unsigned)job->spec->checkpoint_keep,
+                                        .n_ranks = job->calls->len};
+    const TrainSavingEvents events = {on_taken, on_saved, on_saving_closed, job};
+    if (options.directory != NULL) {
+        job->saving = train_saving_new(&options, &events);
+        job->working++;
     }
-    JobTask *task = task_new(job);
-    task->writing = (TrainWriting){.directory = job->spec->checkpoint_directory,
-                                   .job = job->text,
-                                   .tokenizer_json = job->input->tokenizer_json,
-                                   .spec = job->input->spec,
-                                   .keep = (unsigned)job->spec->checkpoint_keep,
-                                   .parts = g_ptr_array_new_with_free_func(train_part_free)};
-    for (guint i = 0; i < job->parts->len; i++) {
-        g_ptr_array_add(task->writing.parts, g_queue_pop_head(job->parts->pdata[i]));
-    }
-    task->step = ((TrainPart *)task->writing.parts->pdata[0])->state.step;
-    write_later(job, task);
 }
 
 /* All ranks have the last weights, and they are saved. */
@@ -658,7 +638,8 @@ static void finish_if_done(TrainJob *job)
             return;
         }
     }
-    if (job->calls->len == 0 || job->working > 0 || job->state != JOB_RUNNING) {
+    if (job->calls->len == 0 || job->state != JOB_RUNNING ||
+        (job->saving != NULL && !train_saving_is_idle(job->saving))) {
         return;
     }
     hash128_hex(&((TrainCall *)job->calls->pdata[0])->digest, digest);
@@ -741,16 +722,15 @@ static void look_due(void *user)
 
 static TrainCallEvents call_events(TrainJob *job)
 {
-    return (TrainCallEvents){on_want, on_loaded, on_step, on_part, on_done, on_failed, job};
+    return (TrainCallEvents){on_want, on_loaded, on_step, on_save, on_done, on_failed, job};
 }
 
 static void add_call(TrainJob *job, Weft__V1__TrainLoad *load, const char *worker)
 {
     const TrainCallEvents events = call_events(job);
     const Member *member = members_find(job->o.members, worker);
-    g_ptr_array_add(job->calls, train_call_new(job->o.loop, member, job->calls->len,
-                                               job->input->spec, load, &events));
-    g_ptr_array_add(job->parts, g_queue_new());
+    g_ptr_array_add(job->calls,
+                    train_call_new(job->o.loop, member, job->calls->len, load, &events));
 }
 
 static uint32_t n_ranks(const TrainJob *job)
@@ -808,6 +788,7 @@ static void begin_calls(TrainJob *job)
     job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,
              job->layout.pp, job->layout.tp);
     load_all(job, &load);
+    open_saving(job);
     weft__v1__plan__free_unpacked(load.plan, NULL);
     weft__v1__model__free_unpacked(load.model, NULL);
     job->timer = loop_timer_start(job->o.loop, LOOK_US, look_due, job);
@@ -875,7 +856,6 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->callbacks = callbacks;
     job->user = user;
     job->calls = g_ptr_array_new();
-    job->parts = g_ptr_array_new_with_free_func(parts_free);
     job->started = job->may_shrink = restored;
     job->entered_us = loop_now_us(options->loop);
     if (!restored) {

@@ -1,36 +1,8 @@
 #include "coordinator/train/train_part.h"
 
-#include "proto/base/checked.h"
 #include "proto/base/error.h"
 
 #include <string.h>
-
-static void free_floats(void *floats)
-{
-    weft_free(floats);
-}
-
-TrainPart *train_part_new(void)
-{
-    TrainPart *p = g_new0(TrainPart, 1);
-    p->pieces = g_array_new(FALSE, TRUE, sizeof(CheckpointPiece));
-    p->memory = g_ptr_array_new_with_free_func(free_floats);
-    return p;
-}
-
-void train_part_free(void *part)
-{
-    TrainPart *p = part;
-    if (p == NULL) {
-        return;
-    }
-    for (guint i = 0; i < p->pieces->len; i++) {
-        g_free((char *)g_array_index(p->pieces, CheckpointPiece, i).tensor);
-    }
-    g_array_unref(p->pieces);
-    g_ptr_array_unref(p->memory);
-    g_free(p);
-}
 
 static bool refuse(GError **error, const char *what, const char *tensor)
 {
@@ -54,8 +26,8 @@ static const TensorSpec *find_tensor(const ModelSpec *spec, const char *name)
     return NULL;
 }
 
-static bool begin_piece(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPiece *m,
-                        GError **error)
+static bool add_place(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPlace *m,
+                      GError **error)
 {
     const TensorSpec *t = find_tensor(spec, m->tensor);
     const Weft__V1__TrainRect *r = m->rect;
@@ -63,64 +35,66 @@ static bool begin_piece(TrainPart *p, const ModelSpec *spec, const Weft__V1__Tra
         r->n_rows > t->rows - r->row0 || r->col0 > t->columns || r->n_cols > t->columns - r->col0) {
         return refuse(error, "does not lie in the model", m->tensor);
     }
-    float *floats =
-        weft_alloc((size_t)r->n_rows * r->n_cols, sizeof *floats, "a checkpoint's piece", error);
-    if (floats == NULL) {
-        return false;
-    }
-    g_ptr_array_add(p->memory, floats);
     const CheckpointPiece piece = {.tensor = g_strdup(m->tensor),
                                    .rows = t->rows,
                                    .columns = t->columns,
                                    .rect = {r->row0, r->n_rows, r->col0, r->n_cols},
-                                   .data = floats,
                                    .ld = r->n_cols};
     g_array_append_val(p->pieces, piece);
-    p->filled = 0;
     return true;
 }
 
-static size_t floats_of(const CheckpointPiece *piece)
+TrainPart *train_part_new(const ModelSpec *spec, const Weft__V1__TrainPartBegin *begin,
+                          GError **error)
 {
-    return (size_t)piece->rect.n_rows * piece->rect.n_cols;
-}
-
-static const CheckpointPiece *last_piece(const TrainPart *p)
-{
-    return p->pieces->len > 0 ? &g_array_index(p->pieces, CheckpointPiece, p->pieces->len - 1)
-                              : NULL;
-}
-
-static bool is_filled(const TrainPart *p)
-{
-    const CheckpointPiece *last = last_piece(p);
-    return last == NULL || p->filled == floats_of(last);
-}
-
-bool train_part_add(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPiece *m,
-                    GError **error)
-{
-    if (m->offset == 0 && !is_filled(p)) {
-        return refuse(error, "came too early", m->tensor);
+    TrainPart *p = g_new0(TrainPart, 1);
+    p->step = begin->step;
+    p->pieces = g_array_new(FALSE, TRUE, sizeof(CheckpointPiece));
+    for (size_t i = 0; i < begin->n_places; i++) {
+        if (!add_place(p, spec, begin->places[i], error)) {
+            train_part_free(p);
+            return NULL;
+        }
     }
-    if (m->offset == 0 && !begin_piece(p, spec, m, error)) {
-        return false;
+    return p;
+}
+
+void train_part_free(void *part)
+{
+    TrainPart *p = part;
+    if (p == NULL) {
+        return;
     }
-    const CheckpointPiece *last = last_piece(p);
-    const size_t n = m->data.len / sizeof(float);
-    if (p->whole || last == NULL || strcmp(last->tensor, m->tensor) != 0 ||
-        m->offset != p->filled || m->data.len % sizeof(float) != 0 ||
-        n > floats_of(last) - p->filled) {
+    for (guint i = 0; i < p->pieces->len; i++) {
+        g_free((char *)g_array_index(p->pieces, CheckpointPiece, i).tensor);
+    }
+    g_array_unref(p->pieces);
+    g_free(p);
+}
+
+bool train_part_add(TrainPart *p, const Weft__V1__TrainPiece *m, GError **error)
+{
+    if (p == NULL || p->whole || p->at == p->pieces->len) {
+        return refuse(error, "was not announced", m->tensor);
+    }
+    const CheckpointPiece *next = &g_array_index(p->pieces, CheckpointPiece, p->at);
+    const size_t total = (size_t)next->rect.n_rows * next->rect.n_cols,
+                 n = m->data.len / sizeof(float);
+    const bool ends = n == total - p->filled;
+    if (strcmp(next->tensor, m->tensor) != 0 || m->offset != p->filled ||
+        m->data.len % sizeof(float) != 0 || n > total - p->filled ||
+        !(ends || m->data.len >= TRAIN_PIECE_LEAST)) {
         return refuse(error, "is not the next one", m->tensor);
     }
-    memcpy((float *)p->memory->pdata[p->memory->len - 1] + p->filled, m->data.data, m->data.len);
-    p->filled += n;
+    p->filled = ends ? 0 : p->filled + n;
+    p->at += ends;
     return true;
 }
 
 bool train_part_end(TrainPart *p, const Weft__V1__TrainPart *end, GError **error)
 {
-    if (!is_filled(p) || end->digest.len != sizeof p->digest.bytes || end->state == NULL) {
+    if (p == NULL || p->whole || p->at < p->pieces->len || end->step != p->step ||
+        end->digest.len != sizeof p->digest.bytes || end->state == NULL) {
         return refuse(error, "is not whole", "its end");
     }
     p->whole = true;
@@ -132,61 +106,4 @@ bool train_part_end(TrainPart *p, const Weft__V1__TrainPart *end, GError **error
                                  .scale_hysteresis = end->state->hysteresis};
     memcpy(p->digest.bytes, end->digest.data, sizeof p->digest.bytes);
     return true;
-}
-
-/* ---- writing ---- */
-
-static bool write_parts(const TrainWriting *w, CheckpointDisk *disk, uint64_t step,
-                        GPtrArray *texts, GError **error)
-{
-    for (guint i = 0; i < w->parts->len; i++) {
-        const TrainPart *p = w->parts->pdata[i];
-        if (p->pieces->len == 0) {
-            continue;
-        }
-        char *text = checkpoint_write(disk, w->directory, step, i,
-                                      (const CheckpointPiece *)(const void *)p->pieces->data,
-                                      p->pieces->len, error);
-        if (text == NULL) {
-            return false;
-        }
-        g_ptr_array_add(texts, text);
-    }
-    if (w->tokenizer_json != NULL) {
-        char *text = checkpoint_write_file(disk, w->directory, step, "tokenizer.json",
-                                           w->tokenizer_json, strlen(w->tokenizer_json), error);
-        if (text == NULL) {
-            return false;
-        }
-        g_ptr_array_add(texts, text);
-    }
-    return true;
-}
-
-bool train_writing_run(const TrainWriting *w, CheckpointDisk *disk, GError **error)
-{
-    const TrainPart *first = w->parts->pdata[0];
-    char digest[33];
-    hash128_hex(&first->digest, digest);
-    CheckpointState state = first->state;
-    state.job = (char *)w->job;
-    state.weights_digest = digest;
-    for (guint i = 1; i < w->parts->len; i++) {
-        const TrainPart *p = w->parts->pdata[i];
-        if (p->state.step != state.step || !hash128_equal(&p->digest, &first->digest)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
-                        "rank %u is at step %" G_GUINT64_FORMAT
-                        " with other weights than the first, "
-                        "which is at step %" G_GUINT64_FORMAT,
-                        i, p->state.step, state.step);
-            return false;
-        }
-    }
-    g_autoptr(GPtrArray) texts = g_ptr_array_new_with_free_func(g_free);
-    if (!write_parts(w, disk, state.step, texts, error)) {
-        checkpoint_abandon(w->directory, state.step);
-        return false;
-    }
-    return checkpoint_commit(disk, w->directory, &state, w->spec, (const char *const *)texts->pdata,
-                             texts->len, w->keep, error);
 }

@@ -1,31 +1,28 @@
-/* TrainPart: a rank's pieces of a checkpoint as they arrive; and the writing of a checkpoint once
- * all ranks' parts are there. */
+/* TrainPart: a rank's part of a checkpoint as it is told: first the places of all its pieces, then
+ * their floats in that order, then where the run stands. Holds no floats. Loop thread. */
 #pragma once
 
-#include "coordinator/train/checkpoint.h"
+#include "proto/model/checkpoint.h"
 #include "weft/v1/train.pb-c.h"
 
+/* A message of floats ends its piece or has at least so many bytes: messages are few. */
+#define TRAIN_PIECE_LEAST (64u << 10)
+
 typedef struct TrainPart {
+    uint64_t step;
+    GArray *pieces;        /* of CheckpointPiece, without data */
     bool whole;            /* its rank has sent all */
     CheckpointState state; /* with `whole`, like digest; without texts */
     Hash128 digest;
-    GArray *pieces; /* of CheckpointPiece */
-    GPtrArray *memory;
-    size_t filled; /* floats of the last piece */
+    /* private */
+    guint at;      /* the piece that arrives */
+    size_t filled; /* floats of it */
 } TrainPart;
 
-TrainPart *train_part_new(void);
+/* PROTOCOL: pieces that do not lie in the model. Returned. */
+TrainPart *train_part_new(const ModelSpec *spec, const Weft__V1__TrainPartBegin *begin,
+                          GError **error);
 void train_part_free(void *part); /* TrainPart; NULL-safe */
-/* PROTOCOL: no piece of this model, or not in order; MEMORY. */
-bool train_part_add(TrainPart *p, const ModelSpec *spec, const Weft__V1__TrainPiece *piece,
-                    GError **error);
-bool train_part_end(TrainPart *p, const Weft__V1__TrainPart *end, GError **error);
-
-typedef struct TrainWriting { /* borrowed but `parts` */
-    const char *directory, *job, *tokenizer_json;
-    const ModelSpec *spec;
-    unsigned keep;
-    GPtrArray *parts; /* of TrainPart, by rank */
-} TrainWriting;
-/* Blocks on the disk. INVALID, IO: nothing of it is left. */
-bool train_writing_run(const TrainWriting *w, CheckpointDisk *disk, GError **error);
+/* PROTOCOL: these are not the next floats; `part` may be NULL. */
+bool train_part_add(TrainPart *part, const Weft__V1__TrainPiece *piece, GError **error);
+bool train_part_end(TrainPart *part, const Weft__V1__TrainPart *end, GError **error);

@@ -2,8 +2,9 @@
  *   1. At most one training of a job is not CLOSING.
  *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended,
  * which is waited for in the pool; what it had posted ran before that is known here.
- *   3. What waits to be sent in a call is bounded by SEND_LIMIT and one report: a snapshot is sent
- * as the reader takes it, and the engine makes no other one before that is done. */
+ *   3. What waits to be sent in a call is bounded by PIECES_WINDOW and one report: of a snapshot so
+ *      many bytes are on their way that the coordinator has not written, and the engine makes no
+ *      other one before all of it is written. */
 #include "worker/agent/trainings.h"
 
 #include "proto/base/error.h"
@@ -19,9 +20,8 @@
 #include <string.h>
 
 enum {
-    SEND_LIMIT = 4 << 20,
+    PIECES_WINDOW = 4 << 20, /* bytes; weft/v1/train.proto */
     PIECE_FLOATS = 256 << 10,
-    SEND_LOOK_US = 2000,
     TIMES_US = 1000000,
 };
 
@@ -40,7 +40,8 @@ typedef struct TrainCall {
     TrainSnapshot *snapshot;
     uint32_t piece;
     size_t at;
-    LoopTimer *pump;
+    uint64_t on_way;            /* bytes of pieces that are not written */
+    bool sent;                  /* all of a snapshot; its engine waits until it is written */
     Weft__V1__TrainTimes times; /* since they were last told */
     int64_t times_due_us;
     bool done; /* the engine ended well; told when nothing is left to send */
@@ -89,7 +90,6 @@ static void train_call_close(TrainCall *t, const GError *error)
         log_warn(t->owner->o.log, "job %s epoch %" G_GUINT64_FORMAT ": training ended: %s", t->job,
                  t->epoch, error->message);
     }
-    loop_timer_cancel(t->owner->o.loop, g_steal_pointer(&t->pump));
     train_feed_pipe_close(t->feed);
     if (error != NULL) {
         train_engine_abort(t->engine, error);
@@ -110,9 +110,9 @@ static void on_cancelled(void *user)
 
 /* ---- reports ---- */
 
-static size_t send_report(TrainCall *t, Weft__V1__TrainReport *report)
+static void send_report(TrainCall *t, Weft__V1__TrainReport *report)
 {
-    return rpc_call_send(t->call, &report->base);
+    rpc_call_send(t->call, &report->base);
 }
 
 static void on_want(const Weft__V1__TrainWant *want, void *user)
@@ -229,32 +229,77 @@ static void send_done(TrainCall *t)
 
 /* ---- a checkpoint's part ---- */
 
-static size_t send_piece(TrainCall *t)
+static Weft__V1__TrainRect rect_message(const SliceRect *rect)
+{
+    Weft__V1__TrainRect m = WEFT__V1__TRAIN_RECT__INIT;
+    m.row0 = rect->row0;
+    m.n_rows = rect->n_rows;
+    m.col0 = rect->col0;
+    m.n_cols = rect->n_cols;
+    return m;
+}
+
+/* Where all pieces lie. */
+static void send_begin(TrainCall *t)
+{
+    const TrainSnapshot *s = t->snapshot;
+    const uint32_t n = MAX(s->n_pieces, 1);
+    g_autofree Weft__V1__TrainPlace *places = g_new(Weft__V1__TrainPlace, n);
+    g_autofree Weft__V1__TrainPlace **pointers = g_new(Weft__V1__TrainPlace *, n);
+    g_autofree Weft__V1__TrainRect *rects = g_new(Weft__V1__TrainRect, n);
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainPartBegin begin = WEFT__V1__TRAIN_PART_BEGIN__INIT;
+    for (uint32_t i = 0; i < s->n_pieces; i++) {
+        rects[i] = rect_message(&s->pieces[i].rect);
+        weft__v1__train_place__init(&places[i]);
+        places[i].tensor = (char *)s->pieces[i].tensor;
+        places[i].rect = &rects[i];
+        pointers[i] = &places[i];
+    }
+    begin.step = s->at.step;
+    begin.places = pointers;
+    begin.n_places = s->n_pieces;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_BEGIN;
+    report.begin = &begin;
+    send_report(t, &report);
+}
+
+/* False: there is no room for it on the way. */
+static bool send_piece(TrainCall *t)
 {
     const CheckpointPiece *piece = &t->snapshot->pieces[t->piece];
     const size_t total = (size_t)piece->rect.n_rows * piece->rect.n_cols,
                  n = MIN(total - t->at, (size_t)PIECE_FLOATS);
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainPiece message = WEFT__V1__TRAIN_PIECE__INIT;
-    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
-    rect.row0 = piece->rect.row0;
-    rect.n_rows = piece->rect.n_rows;
-    rect.col0 = piece->rect.col0;
-    rect.n_cols = piece->rect.n_cols;
+    if (t->on_way + n * sizeof(float) > PIECES_WINDOW) {
+        return false;
+    }
     message.step = t->snapshot->at.step;
     message.tensor = (char *)piece->tensor;
-    message.rect = &rect;
     message.offset = t->at;
     message.data =
         (ProtobufCBinaryData){n * sizeof(float), (uint8_t *)(void *)(piece->data + t->at)};
     report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_PIECE;
     report.piece = &message;
+    t->on_way += message.data.len;
     t->at += n;
     if (t->at == total) {
         t->piece++;
         t->at = 0;
     }
-    return send_report(t, &report);
+    send_report(t, &report);
+    return true;
+}
+
+/* The next snapshot may be made when nothing of this one is on the way: so a rank is at most one
+ * checkpoint ahead of the one that is being saved. */
+static void tell_engine(TrainCall *t)
+{
+    if (t->sent && t->on_way == 0) {
+        t->sent = false;
+        train_engine_taken(t->engine);
+    }
 }
 
 static void send_part(TrainCall *t)
@@ -275,24 +320,39 @@ static void send_part(TrainCall *t)
     report.part = &part;
     send_report(t, &report);
     train_snapshot_free(g_steal_pointer(&t->snapshot));
-    train_engine_taken(t->engine);
+    t->sent = true;
+    tell_engine(t);
 }
 
-static void pump_due(void *user)
+static void send_pieces(TrainCall *t)
 {
-    TrainCall *t = user;
-    t->pump = NULL;
-    for (size_t waiting = 0; t->piece < t->snapshot->n_pieces && waiting < SEND_LIMIT;) {
-        waiting = send_piece(t);
+    while (t->piece < t->snapshot->n_pieces && send_piece(t)) {
     }
     if (t->piece < t->snapshot->n_pieces) {
-        t->pump = loop_timer_start(t->owner->o.loop, SEND_LOOK_US, pump_due, t);
         return;
     }
     send_part(t);
     if (t->done) {
         send_done(t);
     }
+}
+
+static bool on_taken(TrainCall *t, const Weft__V1__TrainTaken *taken, GError **error)
+{
+    if (taken->bytes > t->on_way) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "%" G_GUINT64_FORMAT " bytes of a checkpoint are taken and %" G_GUINT64_FORMAT
+                    " were on their way",
+                    taken->bytes, t->on_way);
+        return false;
+    }
+    t->on_way -= taken->bytes;
+    if (t->snapshot != NULL) {
+        send_pieces(t);
+    } else {
+        tell_engine(t);
+    }
+    return true;
 }
 
 static void on_snapshot(TrainSnapshot *snapshot, void *user)
@@ -305,7 +365,8 @@ static void on_snapshot(TrainSnapshot *snapshot, void *user)
     t->snapshot = snapshot;
     t->piece = 0;
     t->at = 0;
-    pump_due(t);
+    send_begin(t);
+    send_pieces(t);
 }
 
 static void on_ended(const Hash128 *digest, const GError *error, void *user)
@@ -508,6 +569,9 @@ static void train_call_command(TrainCall *t, const Weft__V1__TrainCommand *comma
         break;
     case WEFT__V1__TRAIN_COMMAND__COMMAND_START:
         train_call_start(t, command->start);
+        break;
+    case WEFT__V1__TRAIN_COMMAND__COMMAND_TAKEN:
+        on_taken(t, command->taken, &error);
         break;
     default:
         error = g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,

@@ -213,26 +213,65 @@ static bool may_go_on(const SimRank *r)
     return n == r->n;
 }
 
-static void send_piece(SimRank *r, const TensorSpec *t, uint32_t kind, uint32_t at)
+/* Where the rank's pieces lie: its share of every tensor, the first of them twice if so wished. */
+static GArray *piece_tensors(const SimRank *r, bool twice)
 {
-    const SliceRect s = share(r, t);
-    if (s.n_rows == 0) {
-        return;
+    GArray *list = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    for (uint32_t i = 0; i < 3 * r->spec->n_tensors; i++) {
+        if (share(r, &r->spec->tensors[i / 3]).n_rows > 0) {
+            g_array_append_val(list, i);
+        }
+        if (twice && list->len == 1) {
+            g_array_append_val(list, i);
+        }
     }
+    return list;
+}
+
+static char *piece_name(const SimRank *r, uint32_t at)
+{
+    return g_strdup_printf("%s/%s", kinds[at % 3], r->spec->tensors[at / 3].name);
+}
+
+static void tell_begin(SimRank *r, const GArray *tensors)
+{
+    Weft__V1__TrainPartBegin begin = WEFT__V1__TRAIN_PART_BEGIN__INIT;
+    g_autofree Weft__V1__TrainPlace *places = g_new(Weft__V1__TrainPlace, tensors->len + 1);
+    g_autofree Weft__V1__TrainPlace **pointers = g_new(Weft__V1__TrainPlace *, tensors->len + 1);
+    g_autofree Weft__V1__TrainRect *rects = g_new(Weft__V1__TrainRect, tensors->len + 1);
+    for (guint i = 0; i < tensors->len; i++) {
+        const uint32_t at = g_array_index(tensors, uint32_t, i);
+        const SliceRect s = share(r, &r->spec->tensors[at / 3]);
+        weft__v1__train_place__init(&places[i]);
+        weft__v1__train_rect__init(&rects[i]);
+        rects[i].row0 = s.row0;
+        rects[i].n_rows = s.n_rows;
+        rects[i].n_cols = s.n_cols;
+        places[i].tensor = piece_name(r, at);
+        places[i].rect = &rects[i];
+        pointers[i] = &places[i];
+    }
+    begin.step = r->step;
+    begin.places = pointers;
+    begin.n_places = tensors->len;
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_BEGIN, &begin);
+    for (guint i = 0; i < tensors->len; i++) {
+        g_free(places[i].tensor);
+    }
+}
+
+static void send_piece(SimRank *r, uint32_t at)
+{
+    const SliceRect s = share(r, &r->spec->tensors[at / 3]);
     const uint32_t n = s.n_rows * s.n_cols;
     g_autofree float *floats = g_new(float, n);
-    g_autofree char *name = g_strdup_printf("%s/%s", kinds[kind], t->name);
-    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    g_autofree char *name = piece_name(r, at);
     Weft__V1__TrainPiece piece = WEFT__V1__TRAIN_PIECE__INIT;
     for (uint32_t i = 0; i < n; i++) {
         floats[i] = value_of(at, s.row0 + i / s.n_cols, i % s.n_cols, r->step);
     }
-    rect.row0 = s.row0;
-    rect.n_rows = s.n_rows;
-    rect.n_cols = s.n_cols;
     piece.step = r->step;
     piece.tensor = name;
-    piece.rect = &rect;
     piece.data = (ProtobufCBinaryData){n * sizeof *floats, (uint8_t *)(void *)floats};
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
 }
@@ -242,12 +281,11 @@ static void save(SimRank *r)
     Hash128 digest = digest_of(r->step);
     Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
     Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
-    for (uint32_t i = 0; i < 3 * r->spec->n_tensors; i++) {
-        send_piece(r, &r->spec->tensors[i / 3], i % 3, i);
-        if (r->owner->training->piece_twice) {
-            r->owner->training->piece_twice = false;
-            send_piece(r, &r->spec->tensors[i / 3], i % 3, i);
-        }
+    g_autoptr(GArray) tensors = piece_tensors(r, r->owner->training->piece_twice);
+    r->owner->training->piece_twice = false;
+    tell_begin(r, tensors);
+    for (guint i = 0; i < tensors->len; i++) {
+        send_piece(r, g_array_index(tensors, uint32_t, i));
     }
     part.step = r->step;
     part.state = &state;

@@ -1,8 +1,7 @@
-/* Parts of a training job: the layout for the workers at hand, steps that outlive the coordinator,
- * pieces of checkpoints as they arrive. */
+/* Parts of a training job: the layout for the workers at hand, steps that
+ * outlive the coordinator. */
 #include "coordinator/train/train_layout_choice.h"
 #include "coordinator/train/train_log.h"
-#include "coordinator/train/train_part.h"
 #include "proto/base/error.h"
 
 #include <glib/gstdio.h>
@@ -214,93 +213,6 @@ static void curves_of_any_run(void **state)
     }
 }
 
-/* ---- parts ---- */
-
-static bool add(TrainPart *p, const ModelSpec *model, const char *tensor, SliceRect r,
-                uint64_t offset, size_t n, GError **error)
-{
-    static float floats[1024];
-    Weft__V1__TrainPiece m = WEFT__V1__TRAIN_PIECE__INIT;
-    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
-    rect.row0 = r.row0;
-    rect.n_rows = r.n_rows;
-    rect.col0 = r.col0;
-    rect.n_cols = r.n_cols;
-    m.tensor = (char *)tensor;
-    m.rect = &rect;
-    m.offset = offset;
-    m.data = (ProtobufCBinaryData){n * sizeof *floats, (uint8_t *)(void *)(floats + offset)};
-    for (size_t i = 0; i < G_N_ELEMENTS(floats); i++) {
-        floats[i] = (float)i;
-    }
-    return train_part_add(p, model, &m, error);
-}
-
-static void pieces_arrive_in_order(void **state)
-{
-    ModelSpec *model = model_new();
-    g_autofree char *name = g_strconcat("first/", model->tensors[0].name, NULL);
-    TrainPart *p = train_part_new();
-    const SliceRect rect = {8, 32, 0, 16};
-    assert_true(add(p, model, name, rect, 0, 300, NULL));
-    assert_true(add(p, model, name, rect, 300, 212, NULL));
-    assert_true(add(p, model, name, (SliceRect){0, 8, 0, 16}, 0, 128, NULL));
-    Weft__V1__TrainPart end = WEFT__V1__TRAIN_PART__INIT;
-    uint8_t digest[16] = {1};
-    end.step = 7;
-    end.digest = (ProtobufCBinaryData){sizeof digest, digest};
-    assert_false(train_part_end(p, &end, NULL)); /* without the scale's state */
-    Weft__V1__TrainState scale = WEFT__V1__TRAIN_STATE__INIT;
-    scale.updates = 5;
-    scale.scale = 0x1p12f;
-    scale.good = 3;
-    scale.hysteresis = -1;
-    end.state = &scale;
-    assert_true(train_part_end(p, &end, NULL));
-    assert_true(p->whole && p->state.step == 7 && p->pieces->len == 2);
-    assert_true(p->state.updates == 5 && p->state.loss_scale == 4096.0);
-    assert_true(p->state.scale_growth == 3 && p->state.scale_hysteresis == -1);
-    const CheckpointPiece *first = &g_array_index(p->pieces, CheckpointPiece, 0);
-    assert_string_equal(first->tensor, name);
-    assert_true(first->data[511] == 511.0f && first->ld == 16 && first->rows == 40);
-    train_part_free(p);
-    model_spec_free(model);
-}
-
-static void bad_pieces_are_refused(void **state)
-{
-    ModelSpec *model = model_new();
-    g_autofree char *name = g_strconcat("weights/", model->tensors[0].name, NULL);
-    const SliceRect rect = {8, 32, 0, 16};
-    const struct {
-        const char *tensor;
-        SliceRect rect;
-        uint64_t offset;
-        size_t n;
-    } bad[] = {
-        {"weights/none", rect, 0, 4}, {model->tensors[0].name, rect, 0, 4},
-        {name, {8, 33, 0, 16}, 0, 4}, {name, {UINT32_MAX, 2, 0, 16}, 0, 4},
-        {name, {0, 1, 1, 16}, 0, 4},  {name, {0, 0, 0, 16}, 0, 0},
-        {name, rect, 4, 4},           {name, {0, 1, 0, 16}, 0, 17},
-    };
-    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
-        TrainPart *p = train_part_new();
-        g_autoptr(GError) error = NULL;
-        assert_false(add(p, model, bad[i].tensor, bad[i].rect, bad[i].offset, bad[i].n, &error));
-        assert_int_equal(error->code, WEFT_ERROR_PROTOCOL);
-        train_part_free(p);
-    }
-    TrainPart *p = train_part_new();
-    Weft__V1__TrainPart end = WEFT__V1__TRAIN_PART__INIT;
-    uint8_t digest[16] = {0};
-    end.digest = (ProtobufCBinaryData){sizeof digest, digest};
-    assert_true(add(p, model, name, rect, 0, 4, NULL));
-    assert_false(add(p, model, name, rect, 0, 4, NULL)); /* the one before is not whole */
-    assert_false(train_part_end(p, &end, NULL));
-    train_part_free(p);
-    model_spec_free(model);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -308,8 +220,6 @@ int main(void)
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
         cmocka_unit_test(curves_of_any_run),
-        cmocka_unit_test(pieces_arrive_in_order),
-        cmocka_unit_test(bad_pieces_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
