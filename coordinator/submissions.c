@@ -59,6 +59,7 @@ struct Submissions {
     SubmissionsOptions options;
     GPtrArray *all; /* of Submission, by name; owned */
     bool started;
+    TrainRate train_rate;
 };
 
 /* ---- lines ---- */
@@ -236,6 +237,7 @@ Submissions *submissions_new(const SubmissionsOptions *options)
 {
     Submissions *submissions = g_new0(Submissions, 1);
     submissions->options = *options;
+    submissions->options.train.rate = &submissions->train_rate;
     submissions->all = g_ptr_array_new_with_free_func(submission_free);
     return submissions;
 }
@@ -578,6 +580,11 @@ char *submissions_plot(const Submissions *submissions, const char *name, uint64_
     }
     *steps = train_job_steps(s->train);
     return train_job_curves(s->train);
+}
+
+const TrainRate *submissions_train_rate(const Submissions *submissions)
+{
+    return &submissions->train_rate;
 }
 
 void submissions_training(const Submissions *submissions, GPtrArray *out)

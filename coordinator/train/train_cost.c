@@ -3,9 +3,6 @@
 #include "coordinator/planner/cost.h"
 #include "proto/plan/train_layout.h"
 
-/* Share of the measured rate of f32 products that whole passes reach: norms, attention, barriers
- * and small matrices take the rest. */
-#define PASS_EFFICIENCY 0.5
 #define FLOAT_BYTES 4.0
 #define UPDATE_BYTES                                                                               \
     (7 * FLOAT_BYTES) /* an element: gradient, two moments, weight, read and written */
@@ -56,7 +53,8 @@ double train_flops_per_token(const ModelSpec *model, uint32_t length)
 /* A micro-batch forward through one stage, in its slowest rank. */
 static double stage_forward_s(const JobSpec *job, const ModelSpec *model, double rows,
                               const PlanStage *stage, uint32_t n_layers, bool has_head,
-                              const PlanMember *const *members, const double *crowding)
+                              const PlanMember *const *members, const double *crowding,
+                              double efficiency)
 {
     const double flops = rows * (n_layers * layer_flops(model, (uint32_t)job->length) +
                                  (has_head ? head_flops(model) : 0));
@@ -64,7 +62,7 @@ static double stage_forward_s(const JobSpec *job, const ModelSpec *model, double
     for (uint32_t r = 0; r < stage->n_ranks; r++) {
         const double share = (double)stage->ranks[r].ffn_count / model->n_ffn_units,
                      speed = speed_shared(speed_of(members[r]), crowding[r]).f32_ops_per_s;
-        slowest = MAX(slowest, flops * share / (speed * PASS_EFFICIENCY));
+        slowest = MAX(slowest, flops * share / (speed * efficiency));
     }
     if (stage->n_ranks > 1) { /* two sums a layer */
         const double width_bytes = rows * model->width * FLOAT_BYTES,
@@ -102,7 +100,7 @@ static void step_ends(const ModelSpec *model, const TrainLayoutChoice *layout, b
 }
 
 TrainCost train_cost(const JobSpec *job, const ModelSpec *model, const TrainLayoutChoice *layout,
-                     const Plan *plan, const PlanMember *const *members)
+                     const Plan *plan, const PlanMember *const *members, double efficiency)
 {
     const uint32_t n = layout->dp * layout->pp * layout->tp;
     const double rows = (double)layout->micro_sequences * (double)job->length;
@@ -110,16 +108,18 @@ TrainCost train_cost(const JobSpec *job, const ModelSpec *model, const TrainLayo
                again = job->layout.recompute == JOB_RECOMPUTE_FULL;
     g_autofree double *crowding = g_new(double, n);
     double latency, bytes_per_s;
-    TrainCost c = {.flops = (double)(job->sequences * job->length) *
+    TrainCost c = {.efficiency = efficiency,
+                   .flops = (double)(job->sequences * job->length) *
                             train_flops_per_token(model, (uint32_t)job->length)};
     crowding_of(members, n, crowding);
     for (uint32_t g = 0; g < n; g += layout->tp) {
         TrainPosition at;
         train_plan_rank(plan, g, &at);
         const PlanReplica *replica = &plan->replicas[at.replica];
-        const double s = stage_forward_s(job, model, rows, &replica->stages[at.stage],
-                                         layers_of(model, replica, at.stage, layout),
-                                         at.stage + 1 == layout->pp, members + g, crowding + g);
+        const double s =
+            stage_forward_s(job, model, rows, &replica->stages[at.stage],
+                            layers_of(model, replica, at.stage, layout), at.stage + 1 == layout->pp,
+                            members + g, crowding + g, efficiency);
         c.forward_s = MAX(c.forward_s, s);
     }
     c.backward_s = c.forward_s * ((apart ? 1 : 2) + (again ? 1 : 0));

@@ -7,6 +7,7 @@
 #include "proto/plan/plan.h"
 
 typedef struct TrainCost {
+    double efficiency;                                   /* of measured f32 rates (train_rate.h) */
     double flops;                                        /* of a step, all ranks together */
     double forward_s, backward_s, weights_s, transfer_s; /* of a micro-batch in the slowest stage */
     double exchange_s, update_s;                         /* of a step */
@@ -14,7 +15,7 @@ typedef struct TrainCost {
 
 /* members: of every rank, by number, [dp x pp x tp]. */
 TrainCost train_cost(const JobSpec *job, const ModelSpec *model, const TrainLayoutChoice *layout,
-                     const Plan *plan, const PlanMember *const *members);
+                     const Plan *plan, const PlanMember *const *members, double efficiency);
 uint64_t train_parameters(const ModelSpec *model);
 /* Multiply-adds x 2 of a forward and backward pass over one token, recomputation not counted: what
  * MFU is held to. */

@@ -9,10 +9,11 @@
 #include "coordinator/jobs/deployment.h"
 #include "coordinator/train/train_call.h"
 #include "coordinator/train/train_log.h"
+#include "coordinator/train/train_placing.h"
+#include "coordinator/train/train_plot.h"
 #include "coordinator/train/train_saving.h"
 #include "coordinator/train/train_settings.h"
 #include "coordinator/train/train_want.h"
-#include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
@@ -48,7 +49,9 @@ struct TrainJob {
     TrainLog *log;
     Checkpoint *checkpoint; /* that the epoch went on from; NULL: none */
     char *saved;            /* the newest one's path */
+    TrainPlacing *placing;  /* PLANNING: under way; else NULL */
     TrainLayoutChoice layout;
+    TrainPace pace;
     Plan *plan;
     uint64_t epoch;
     GPtrArray *calls;    /* of TrainCall, by rank */
@@ -118,6 +121,7 @@ static void end_calls(TrainJob *job)
     }
     g_ptr_array_set_size(job->calls, 0);
     train_saving_close(g_steal_pointer(&job->saving));
+    train_placing_free(g_steal_pointer(&job->placing));
     loop_timer_cancel(job->o.loop, g_steal_pointer(&job->timer));
 }
 
@@ -131,6 +135,7 @@ static void job_release(TrainJob *job)
     checkpoint_free(job->checkpoint);
     plan_free(job->plan);
     g_ptr_array_unref(job->calls);
+    train_pace_clear(&job->pace);
     g_clear_error(&job->problem);
     job_spec_free(job->spec);
     g_free(job->text);
@@ -296,12 +301,8 @@ static char *curves_path(const TrainJobOptions *options, const JobSpec *spec)
 static void curves_work(void *user)
 {
     JobTask *task = user;
-    g_autofree char *directory = task->path != NULL ? g_path_get_dirname(task->path) : NULL;
-    g_autoptr(GError) why = NULL;
-    if (task->path != NULL && (g_mkdir_with_parents(directory, 0755) != 0 ||
-                               !g_file_set_contents(task->path, task->text, -1, &why))) {
-        g_set_error(&task->error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", task->path,
-                    why != NULL ? why->message : g_strerror(errno));
+    if (task->path != NULL) {
+        train_plot_write(task->path, task->text, &task->error);
     }
 }
 
@@ -320,7 +321,9 @@ static void curves_done(void *user)
     if (error != NULL) {
         job_sayf(job, "no curves: %s", error->message);
     }
-    job_say(job, train_log_end(job->log, job->saved, path, digest, layout));
+    const TrainEnd end = {
+        job->saved, path, digest, layout, job->pace.predicted_s, train_pace_measured_s(&job->pace)};
+    job_say(job, train_log_end(job->log, &end));
     log_info(job->o.log, "job %s is done: weights %s", job->spec->name, digest);
     job_over(job, JOB_DONE);
 }
@@ -328,6 +331,7 @@ static void curves_done(void *user)
 static void job_finish(TrainJob *job, const char *digest)
 {
     end_calls(job);
+    train_pace_end(&job->pace);
     JobTask *task = task_new(job);
     task->digest = g_strdup(digest);
     task->path = curves_path(&job->o, job->spec);
@@ -451,42 +455,54 @@ static void open_done(void *user)
     take_epoch(job);
 }
 
-/* NULL + error. */
-static Plan *choose_plan(TrainJob *job, const TrainWorkers *workers, GError **error)
+/* Looks again soon. why: taken. */
+static void job_wait(TrainJob *job, GError *why)
 {
-    return train_layout_choose(job->spec, job->input->spec, workers->members->len,
-                               workers->least_memory, job->may_shrink, &job->layout, error)
-               ? train_workers_plan(workers, &job->layout, job->input->spec, job->spec->name, error)
-               : NULL;
+    if (job->problem == NULL || strcmp(job->problem->message, why->message) != 0) {
+        job_say(job, why->message);
+    }
+    g_clear_error(&job->problem);
+    job->problem = why;
+    plan_later(job, LOOK_US);
+}
+
+static void on_placed(TrainPlacing *placing, const GError *error, void *user)
+{
+    TrainJob *job = user;
+    const TrainPlace *place = train_placing_place(placing);
+    const bool fits = error == NULL && place->too_large->len == 0;
+    GError *why = error != NULL ? g_error_copy(error) : train_place_error(place);
+    if (fits) {
+        job->layout = place->layout;
+        train_pace_predict(&job->pace, place->cost.efficiency, place->step_s,
+                           place->cost.exchange_s + place->cost.update_s);
+        plan_free(job->plan);
+        job->plan = train_placing_take_plan(placing);
+        g_clear_error(&job->problem);
+    }
+    train_placing_free(g_steal_pointer(&job->placing));
+    if (fits) {
+        work_pool_run_full(job->o.pool, open_work, open_done, task_dropped, task_new(job));
+    } else if (is_final(why) && (error != NULL || !job->may_shrink)) {
+        job_fail(job, why);
+    } else { /* workers that are lost may come back */
+        job_wait(job, why);
+    }
 }
 
 static void job_plan(TrainJob *job)
 {
-    GError *error = NULL;
     if (job->working > 0) { /* a checkpoint is being written: it is what is gone on from */
         plan_later(job, LOOK_US);
         return;
     }
-    TrainWorkers workers = train_workers_usable(job->o.members);
-    if (workers.members->len == 0) {
-        if (job->problem == NULL) {
-            job->problem = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NOT_READY,
-                                               "no worker is usable: waits for one");
-            job_say(job, job->problem->message);
-        }
-        plan_later(job, LOOK_US);
-        train_workers_clear(&workers);
-        return;
-    }
-    g_clear_error(&job->problem);
-    plan_free(job->plan);
-    job->plan = choose_plan(job, &workers, &error);
-    train_workers_clear(&workers);
-    if (job->plan == NULL) {
-        job_fail(job, error);
-        return;
-    }
-    work_pool_run_full(job->o.pool, open_work, open_done, task_dropped, task_new(job));
+    const TrainPlacingOptions options = {.members = job->o.members,
+                                         .jobs = job->o.jobs,
+                                         .spec = job->spec,
+                                         .input = job->input,
+                                         .rate = job->o.rate,
+                                         .shrink = job->may_shrink};
+    train_placing_new(&options, &job->placing, on_placed, job);
 }
 
 /* ---- LOADING ---- */
@@ -555,6 +571,7 @@ static void on_step(const Weft__V1__TrainProgress *step, void *user)
     GError *error = NULL;
     g_autofree char *sample =
         step->n_sample > 0 ? train_input_text(job->input, step->sample, step->n_sample) : NULL;
+    train_pace_step(&job->pace, step->step, step->seconds);
     const char *line =
         train_log_step(job->log, step, job->spec->sequences * job->spec->length, sample, &error);
     if (error != NULL) {
@@ -785,6 +802,7 @@ static void begin_calls(TrainJob *job)
     load.settings = &settings.settings;
     job_enter(job, JOB_LOADING);
     job->steps_before = train_log_steps(job->log);
+    train_pace_begin(&job->pace, settings.settings.first_step);
     job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,
              job->layout.pp, job->layout.tp);
     load_all(job, &load);
@@ -856,6 +874,7 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->callbacks = callbacks;
     job->user = user;
     job->calls = g_ptr_array_new();
+    train_pace_init(&job->pace, options->rate);
     job->started = job->may_shrink = restored;
     job->entered_us = loop_now_us(options->loop);
     if (!restored) {

@@ -3,7 +3,8 @@
  *   PREPARING   reads data and model
  *       │
  *       ▼
- *   PLANNING    workers, newest checkpoint, an epoch that is durable; without workers looks again
+ *   PLANNING    a place that fits, newest checkpoint, an epoch that is durable; without workers
+ *       │  ▲    looks again
  *       │  ▲
  *       ▼  │ a rank or its worker failed, for a while
  *   LOADING     all ranks get their data and state
@@ -23,6 +24,7 @@
 
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/train/train_layout_choice.h"
+#include "coordinator/train/train_rate.h"
 #include "proto/config/job_spec.h"
 
 typedef struct TrainJobOptions { /* borrowed for the job's life */
@@ -37,6 +39,7 @@ typedef struct TrainJobOptions { /* borrowed for the job's life */
     uint64_t generation;
     bool seal_off;
     const char *state_dir; /* NULL: steps are not kept */
+    TrainRate *rate;       /* learns from this job's steps */
 } TrainJobOptions;
 
 typedef struct TrainJobCallbacks {

@@ -13,10 +13,16 @@ static uint64_t parameters_of(const ModelSpec *model)
     return n;
 }
 
-static uint32_t stages_that_fit(const ModelSpec *model, uint32_t tp, uint64_t memory)
+static uint32_t tensor_ranks(const JobSpec *job)
 {
-    const uint64_t need = parameters_of(model) * TRAIN_STATE_BYTES / tp;
-    const uint64_t stages = memory > 0 ? (need + memory - 1) / memory : 1;
+    return job->layout.tp > 0 ? (uint32_t)job->layout.tp : 1;
+}
+
+uint32_t train_layout_least_stages(const JobSpec *job, const ModelSpec *model,
+                                   uint64_t least_memory)
+{
+    const uint64_t need = parameters_of(model) * TRAIN_LEAST_BYTES / tensor_ranks(job);
+    const uint64_t stages = least_memory > 0 ? need / least_memory : 1;
     return (uint32_t)CLAMP(stages, 1, model->n_layers);
 }
 
@@ -42,12 +48,12 @@ static uint32_t micro_sequences(const JobSpec *job, const TrainLayoutChoice *c)
 }
 
 bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
-                         uint64_t least_memory, bool shrink, TrainLayoutChoice *out, GError **error)
+                         uint32_t stages, bool shrink, TrainLayoutChoice *out, GError **error)
 {
     const JobLayout *l = &job->layout;
-    TrainLayoutChoice c = {.tp = l->tp > 0 ? (uint32_t)l->tp : 1};
+    TrainLayoutChoice c = {.tp = tensor_ranks(job)};
     const uint32_t most = (uint32_t)MIN(job->leaves, job->sequences);
-    c.pp = l->pp > 0 ? (uint32_t)l->pp : stages_that_fit(model, c.tp, least_memory);
+    c.pp = l->pp > 0 ? (uint32_t)l->pp : CLAMP(stages, 1, model->n_layers);
     c.dp = l->dp > 0 ? (uint32_t)l->dp : CLAMP(n_workers / (c.pp * c.tp), 1, most);
     if ((uint64_t)c.dp * c.pp * c.tp > n_workers) {
         if (!shrink) {

@@ -187,17 +187,23 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     return append(l, object);
 }
 
-const char *train_log_end(TrainLog *l, const char *checkpoint, const char *curves,
-                          const char *digest, const char *layout)
+static json_t *text_or_null(const char *text)
+{
+    return text != NULL ? json_string(text) : json_null();
+}
+
+const char *train_log_end(TrainLog *l, const TrainEnd *end)
 {
     json_t *object = json_object();
     l->ended = true;
     json_object_set_new(object, "version", json_integer(1));
     json_object_set_new(object, "steps", json_integer(l->losses->len));
-    json_object_set_new(object, "checkpoint",
-                        checkpoint != NULL ? json_string(checkpoint) : json_null());
-    json_object_set_new(object, "curves", curves != NULL ? json_string(curves) : json_null());
-    json_object_set_new(object, "weights_digest", json_string(digest));
-    json_object_set_new(object, "layout", json_string(layout));
+    json_object_set_new(object, "checkpoint", text_or_null(end->checkpoint));
+    json_object_set_new(object, "curves", text_or_null(end->curves));
+    json_object_set_new(object, "weights_digest", json_string(end->digest));
+    json_object_set_new(object, "layout", json_string(end->layout));
+    json_object_set_new(object, "step_s", number(end->measured_s > 0 ? end->measured_s : NAN));
+    json_object_set_new(object, "predicted_step_s",
+                        number(end->predicted_s > 0 ? end->predicted_s : NAN));
     return append(l, object);
 }

@@ -23,7 +23,11 @@ const GArray *train_log_points(const TrainLog *l);
  * told before with another loss. sample: a text that was drawn after it, or NULL. */
 const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *step, uint64_t batch_tokens,
                            const char *sample, GError **error);
-/* The last line: the job is done. checkpoint, curves: paths or NULL. Borrowed. */
-const char *train_log_end(TrainLog *l, const char *checkpoint, const char *curves,
-                          const char *digest, const char *layout);
+typedef struct TrainEnd {
+    const char *checkpoint, *curves; /* paths; NULL: none */
+    const char *digest, *layout;
+    double predicted_s, measured_s; /* of a step, on the last layout; 0: not known */
+} TrainEnd;
+/* The last line: the job is done. Borrowed. */
+const char *train_log_end(TrainLog *l, const TrainEnd *end);
 bool train_log_ended(const TrainLog *l);

@@ -1,8 +1,9 @@
 /* TrainPlot: the curves of a training job as an SVG picture: loss and validation loss, learning
- * rate, tokens per second, over the steps. Pure. */
+ * rate, tokens per second, over the steps. */
 #pragma once
 
 #include <glib.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,3 +14,5 @@ typedef struct TrainPoint {
 
 /* points: by step, ascending. A picture of 960 x 640, whatever n is; returned. */
 char *train_plot_svg(const char *title, const TrainPoint *points, size_t n);
+/* Writes the picture to a file, whose folder is made if need be. IO. Any thread. */
+bool train_plot_write(const char *path, const char *svg, GError **error);

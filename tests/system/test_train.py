@@ -194,11 +194,13 @@ def case_planned():
         m = staged["micro_batches"]
         assert staged["schedule"] == "1f1b" and m == 6 and 1 / (m + 1) - 1e-6 < staged["predicted"]["bubble"] < 0.9, staged  # (p - 1) / (m + p - 1) and the transfers
         assert alone["predicted"]["bubble"] == 0 and alone["predicted"]["exchange_s"] == 0 < two["predicted"]["exchange_s"], (alone, two)
-        assert all(p["predicted"]["step_s"] > 0 and len(p["reasons"]) == 4 for p in (alone, two, cut, staged))
+        assert all(p["predicted"]["step_s"] > 0 and len(p["reasons"]) == 5 for p in (alone, two, cut, staged))
     chosen = plan(layout="auto")["layout"]
     run = weft("train", spec("chosen", layout="auto")).ok()
     assert f"epoch 1: dp {chosen['dp']}, pp {chosen['pp']}, tp {chosen['tp']}\n" in run.err, (chosen, run)
+    assert "a step took " in run.out and "predicted were " in run.out, run
     assert "predicted:" in weft("plan", spec("planned")).ok().out
+    assert any("as the last job had it" in reason for reason in plan()["reasons"])
     weft("plan", spec("planned", layout="{dp: 3, pp: 1, tp: 1}")).fails(2, "needs 3 workers and there are 2", "layout: {dp: 2, pp: 1, tp: 1}")
     weft("plan", spec("planned", layout="{dp: 1, pp: 3, tp: 1}")).fails(2)
     weft("plan", spec("planned", lern="1")).fails(2, "lern")

@@ -57,6 +57,10 @@ static void print_end(const json_t *object)
     printf("done: weights %s", json_string_value(json_object_get(object, "weights_digest")));
     printf("%s%s", checkpoint != NULL ? ", " : "", checkpoint != NULL ? checkpoint : "");
     printf("%s%s\n", curves != NULL ? ", curves " : "", curves != NULL ? curves : "");
+    if (json_is_number(json_object_get(object, "step_s"))) {
+        printf("a step took %.3g s, predicted were %.3g s\n", number_of(object, "step_s"),
+               number_of(object, "predicted_step_s"));
+    }
 }
 
 /* A line of the job's log: an object is data, words are messages. */

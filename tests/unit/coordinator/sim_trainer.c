@@ -399,9 +399,36 @@ SimTrainer *sim_trainer_new(FakeWorker *w, SimTraining *training)
     return t;
 }
 
+/* Of each rank its part of 16 bytes a parameter. */
+static void on_estimate(RpcCall *call, const ProtobufCMessage *message, void *user)
+{
+    const Weft__V1__TrainEstimateRequest *r = (const Weft__V1__TrainEstimateRequest *)message;
+    Weft__V1__TrainEstimate answer = WEFT__V1__TRAIN_ESTIMATE__INIT;
+    Weft__V1__TrainMemory memory = WEFT__V1__TRAIN_MEMORY__INIT, *ranks[64];
+    const Weft__V1__Plan *plan = r->load->plan;
+    uint64_t parameters = 0;
+    for (size_t i = 0; i < r->load->model->n_tensors; i++) {
+        const Weft__V1__Tensor *t = r->load->model->tensors[i];
+        parameters += (uint64_t)t->rows * t->columns;
+    }
+    answer.n_ranks =
+        plan->n_replicas * plan->replicas[0]->n_stages * plan->replicas[0]->stages[0]->n_ranks;
+    g_assert_cmpuint(answer.n_ranks, <=, G_N_ELEMENTS(ranks));
+    memory.weights = 16 * parameters * plan->n_replicas / answer.n_ranks;
+    for (size_t i = 0; i < answer.n_ranks; i++) {
+        ranks[i] = &memory;
+    }
+    answer.ranks = ranks;
+    answer.makespan_s = STEP_US / 1e6;
+    answer.micro_batches = 4;
+    rpc_call_reply(call, &answer.base);
+}
+
 void sim_trainer_serve(SimTrainer *t, RpcServer *server)
 {
-    static const RpcMethod methods[] = {{"Train", on_train, RPC_ROLE_COORDINATOR}, {NULL}};
+    static const RpcMethod methods[] = {{"Train", on_train, RPC_ROLE_COORDINATOR},
+                                        {"Estimate", on_estimate, RPC_ROLE_COORDINATOR},
+                                        {NULL}};
     rpc_server_add(server, &weft__v1__trainer__descriptor, methods, t);
 }
 

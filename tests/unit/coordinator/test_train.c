@@ -2,6 +2,7 @@
  * outlive the coordinator. */
 #include "coordinator/train/train_layout_choice.h"
 #include "coordinator/train/train_log.h"
+#include "coordinator/train/train_rate.h"
 #include "proto/base/error.h"
 
 #include <glib/gstdio.h>
@@ -11,8 +12,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#define GIB (UINT64_C(1) << 30)
 
 static ModelSpec *model_new(void)
 {
@@ -30,7 +29,7 @@ static ModelSpec *model_new(void)
 typedef struct Choice {
     JobLayout wish;
     uint32_t n_workers;
-    uint64_t memory;
+    uint32_t stages; /* that fit */
     bool shrink;
     uint32_t dp, pp, tp; /* dp 0: refused */
 } Choice;
@@ -38,20 +37,16 @@ typedef struct Choice {
 static void layouts(void **state)
 {
     ModelSpec *model = model_new();
-    uint64_t parameters = 0;
-    for (uint32_t i = 0; i < model->n_tensors; i++) {
-        parameters += (uint64_t)model->tensors[i].rows * model->tensors[i].columns;
-    }
     const Choice choices[] = {
-        {{0}, 3, GIB, false, 3, 1, 1},
-        {{0}, 9, GIB, false, 6, 1, 1}, /* a leaf and a sample for each */
-        {{0}, 4, parameters * 32 / 2, false, 2, 2, 1},
-        {{.tp = 2}, 5, GIB, false, 2, 1, 2},
-        {{.dp = 2, .pp = 2, .tp = 1}, 4, GIB, false, 2, 2, 1},
-        {{.dp = 2, .pp = 2, .tp = 1}, 3, GIB, false, 0, 0, 0},
-        {{.dp = 2, .pp = 2, .tp = 1}, 3, GIB, true, 1, 2, 1},
-        {{.dp = 1, .pp = 2, .tp = 2}, 2, GIB, true, 1, 1, 2},
-        {{.dp = 1, .pp = 1, .tp = 2}, 1, GIB, true, 1, 1, 1},
+        {{0}, 3, 1, false, 3, 1, 1},
+        {{0}, 9, 1, false, 6, 1, 1}, /* a leaf and a sample for each */
+        {{0}, 4, 2, false, 2, 2, 1},
+        {{.tp = 2}, 5, 1, false, 2, 1, 2},
+        {{.dp = 2, .pp = 2, .tp = 1}, 4, 1, false, 2, 2, 1},
+        {{.dp = 2, .pp = 2, .tp = 1}, 3, 1, false, 0, 0, 0},
+        {{.dp = 2, .pp = 2, .tp = 1}, 3, 1, true, 1, 2, 1},
+        {{.dp = 1, .pp = 2, .tp = 2}, 2, 1, true, 1, 1, 2},
+        {{.dp = 1, .pp = 1, .tp = 2}, 1, 1, true, 1, 1, 1},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(choices); i++) {
         const Choice *c = &choices[i];
@@ -59,7 +54,7 @@ static void layouts(void **state)
         TrainLayoutChoice got = {0};
         g_autoptr(GError) error = NULL;
         const bool ok =
-            train_layout_choose(&job, model, c->n_workers, c->memory, c->shrink, &got, &error);
+            train_layout_choose(&job, model, c->n_workers, c->stages, c->shrink, &got, &error);
         assert_int_equal(ok, c->dp > 0);
         if (!ok) {
             assert_int_equal(error->code, WEFT_ERROR_IMPOSSIBLE);
@@ -114,8 +109,10 @@ static void steps_outlive_the_coordinator(void **state)
     assert_null(train_log_step(l, &other, 100, NULL, &error));
     assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
     assert_false(train_log_ended(l));
-    assert_non_null(
-        strstr(train_log_end(l, NULL, "a.svg", "abcd", "dp 1"), "\"weights_digest\":\"abcd\""));
+    const TrainEnd end = {NULL, "a.svg", "abcd", "dp 1", 0.0, 0.25};
+    const char *last = train_log_end(l, &end);
+    assert_non_null(strstr(last, "\"weights_digest\":\"abcd\""));
+    assert_non_null(strstr(last, "\"step_s\":0.25,\"predicted_step_s\":null"));
     train_log_free(l);
 
     l = train_log_open(path, NULL);
@@ -213,10 +210,42 @@ static void curves_of_any_run(void **state)
     }
 }
 
+/* ---- speed ---- */
+
+/* Passes that take twice as long as was said run at half the share that was assumed. */
+static void rate_is_learnt(void **state)
+{
+    TrainRate rate = {0};
+    TrainPace pace;
+    assert_true(train_rate_efficiency(NULL) == 0.5 && train_rate_efficiency(&rate) == 0.5);
+    train_pace_init(&pace, &rate);
+    train_pace_predict(&pace, 0.5, 3.0, 1.0);
+    train_pace_begin(&pace, 20);
+    train_pace_end(&pace);
+    assert_true(train_pace_measured_s(&pace) == 0 && rate.efficiency == 0);
+    train_pace_step(&pace, 20, 100.0); /* warms up */
+    train_pace_step(&pace, 21, 5.0);
+    train_pace_step(&pace, 22, 90.0);
+    assert_true(rate.efficiency == 0);
+    train_pace_step(&pace, 23, 4.0);
+    assert_true(rate.efficiency == 0.25 && train_rate_efficiency(&rate) == 0.25);
+    assert_true(train_pace_measured_s(&pace) == 5.0);
+    train_pace_step(&pace, 24, 3.0);
+    train_pace_step(&pace, 25, 3.0);
+    train_pace_step(&pace, 26, 3.0);
+    train_pace_end(&pace);
+    assert_true(train_pace_measured_s(&pace) == 4.0);
+    train_rate_learn(&rate, 0.5, 3.0, 1.0, 1.0); /* nothing is left for the passes */
+    train_rate_learn(&rate, 0.5, 3.0, 1.0, 1e6);
+    assert_true(rate.efficiency > 0 && rate.efficiency < 0.1);
+    train_pace_clear(&pace);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layouts),
+        cmocka_unit_test(rate_is_learnt),
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
         cmocka_unit_test(curves_of_any_run),

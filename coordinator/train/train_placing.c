@@ -1,0 +1,232 @@
+#include "coordinator/train/train_placing.h"
+
+#include "coordinator/message.h"
+#include "coordinator/planner/cost.h"
+#include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_workers.h"
+#include "proto/base/error.h"
+#include "proto/base/units.h"
+#include "proto/model/model_message.h"
+#include "proto/plan/plan_message.h"
+#include "proto/plan/train_layout.h"
+
+#define ESTIMATE_DEADLINE_MS 60000
+
+struct TrainPlacing {
+    TrainPlacingOptions o;
+    TrainPlaced done;
+    void *user;
+    TrainPlace place;
+    MemberSnapshot members;
+    const PlanMember *of_rank[PLAN_RANKS_LIMIT];
+    RpcClientCall *call;
+    bool freed;
+};
+
+static void place_clear(TrainPlacing *p)
+{
+    plan_free(g_steal_pointer(&p->place.plan));
+    message_free(g_steal_pointer(&p->place.estimate));
+    g_clear_pointer(&p->place.too_large, g_ptr_array_unref);
+    member_snapshot_free(&p->members);
+    p->members = (MemberSnapshot){0};
+}
+
+static void placing_release(TrainPlacing *p)
+{
+    place_clear(p);
+    g_free(p);
+}
+
+void train_placing_free(TrainPlacing *p)
+{
+    if (p == NULL) {
+        return;
+    }
+    p->freed = true;
+    if (p->call != NULL) {
+        rpc_client_cancel(p->call); /* its end releases */
+    } else {
+        placing_release(p);
+    }
+}
+
+const TrainPlace *train_placing_place(const TrainPlacing *p)
+{
+    return &p->place;
+}
+
+Plan *train_placing_take_plan(TrainPlacing *p)
+{
+    return g_steal_pointer(&p->place.plan);
+}
+
+GError *train_place_error(const TrainPlace *place)
+{
+    g_autoptr(GString) who = g_string_new(NULL);
+    for (guint i = 0; i < place->too_large->len; i++) {
+        g_string_append_printf(who, "%s%s", i > 0 ? "; " : "",
+                               (const char *)place->too_large->pdata[i]);
+    }
+    return place->too_large->len == 0
+               ? NULL
+               : g_error_new(WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                             "layout dp %u, pp %u, tp %u over %u workers: %s: start more workers, "
+                             "or choose more stages, smaller micro-batches or recompute: full",
+                             place->layout.dp, place->layout.pp, place->layout.tp, place->n_workers,
+                             who->str);
+}
+
+/* ---- what a worker says ---- */
+
+static void add_too_large(TrainPlacing *p)
+{
+    TrainPlace *place = &p->place;
+    TrainPosition at;
+    for (uint32_t g = 0; g < place->n_ranks; g++) {
+        const Weft__V1__TrainMemory *m = place->estimate->ranks[g];
+        const uint64_t total = m->weights + m->gradients + m->optimizer + m->activations;
+        if (total > place->limits[g]) {
+            g_autofree char *needed = units_format_size(total),
+                            *had = units_format_size(place->limits[g]);
+            g_ptr_array_add(place->too_large,
+                            g_strdup_printf("%s would hold %s of its %s",
+                                            train_plan_rank(place->plan, g, &at)->worker, needed,
+                                            had));
+        }
+    }
+}
+
+static void try_stages(TrainPlacing *p, uint32_t stages);
+
+/* Whether the spec leaves it to us to take one stage more, and there are workers for it. */
+static bool may_grow(const TrainPlacing *p)
+{
+    const TrainLayoutChoice *l = &p->place.layout;
+    return p->o.spec->layout.pp == 0 && l->pp < p->o.input->spec->n_layers &&
+           (l->pp + 1) * l->tp <= p->place.n_workers;
+}
+
+static void on_estimate(const ProtobufCMessage *message, void *user)
+{
+    message_replace(&((TrainPlacing *)user)->place.estimate, message);
+}
+
+static void on_estimated(const GError *error, void *user)
+{
+    TrainPlacing *p = user;
+    TrainPlace *place = &p->place;
+    g_autoptr(GError) odd = NULL;
+    p->call = NULL;
+    if (p->freed) {
+        placing_release(p);
+        return;
+    }
+    if (error == NULL && (place->estimate == NULL || place->estimate->n_ranks != place->n_ranks)) {
+        odd = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                  "a worker that was asked for an estimate gave none");
+    }
+    if (error != NULL || odd != NULL) {
+        p->done(p, error != NULL ? error : odd, p->user);
+        return;
+    }
+    add_too_large(p);
+    if (place->too_large->len > 0 && may_grow(p)) {
+        try_stages(p, place->layout.pp + 1);
+        return;
+    }
+    place->step_s = place->estimate->makespan_s + place->cost.exchange_s + place->cost.update_s;
+    p->done(p, NULL, p->user);
+}
+
+static void ask_worker(TrainPlacing *p, const Member *worker)
+{
+    const TrainPlace *place = &p->place;
+    TrainSettingsMessage settings;
+    Weft__V1__TrainEstimateRequest request = WEFT__V1__TRAIN_ESTIMATE_REQUEST__INIT;
+    Weft__V1__TrainLoad load = WEFT__V1__TRAIN_LOAD__INIT;
+    uint32_t threads[PLAN_RANKS_LIMIT];
+    const RpcCallbacks callbacks = {.on_message = on_estimate, .on_done = on_estimated};
+    train_settings_fill(p->o.spec, p->o.input, &place->layout, NULL, &settings);
+    load.plan = plan_to_message(place->plan);
+    load.model = model_to_message(p->o.input->spec, true);
+    load.settings = &settings.settings;
+    request.load = &load;
+    for (uint32_t g = 0; g < place->n_ranks; g++) {
+        threads[g] = p->of_rank[g] != NULL ? p->of_rank[g]->threads : 1;
+    }
+    request.threads = threads;
+    request.n_threads = place->n_ranks;
+    request.forward_s = place->cost.forward_s;
+    request.backward_s = place->cost.backward_s;
+    request.weights_s = place->cost.weights_s;
+    request.transfer_s = place->cost.transfer_s;
+    p->call = rpc_call_start(member_channel(worker), &weft__v1__trainer__descriptor, "Estimate",
+                             &request.base, ESTIMATE_DEADLINE_MS, false, callbacks, p);
+    weft__v1__plan__free_unpacked(load.plan, NULL);
+    weft__v1__model__free_unpacked(load.model, NULL);
+}
+
+/* ---- a layout ---- */
+
+static void find_members(TrainPlacing *p)
+{
+    TrainPlace *place = &p->place;
+    TrainPosition at;
+    p->members = jobs_snapshot(p->o.jobs, JOBS_ALL);
+    for (uint32_t g = 0; g < place->n_ranks; g++) {
+        p->of_rank[g] = member_named(p->members.members, p->members.n,
+                                     train_plan_rank(place->plan, g, &at)->worker);
+        place->limits[g] = p->of_rank[g] != NULL ? p->of_rank[g]->memory_bytes : 0;
+    }
+}
+
+/* A legal layout of at least so many stages, where the spec leaves them open; false + error. */
+static bool choose(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages, GError **error)
+{
+    TrainPlace *place = &p->place;
+    const ModelSpec *model = p->o.input->spec;
+    place->n_workers = workers->members->len;
+    place->too_large = g_ptr_array_new_with_free_func(g_free);
+    if (place->n_workers == 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "no worker is usable: waits for one");
+        return false;
+    }
+    if (!train_layout_choose(p->o.spec, model, place->n_workers, stages, p->o.shrink,
+                             &place->layout, error)) {
+        return false;
+    }
+    place->plan = train_workers_plan(workers, &place->layout, model, p->o.spec->name, error);
+    place->n_ranks = place->layout.dp * place->layout.pp * place->layout.tp;
+    return place->plan != NULL;
+}
+
+static void try_stages(TrainPlacing *p, uint32_t stages)
+{
+    g_autoptr(GError) error = NULL;
+    TrainWorkers workers = train_workers_usable(p->o.members);
+    place_clear(p);
+    if (stages == 0) {
+        stages = train_layout_least_stages(p->o.spec, p->o.input->spec, workers.least_memory);
+    }
+    if (!choose(p, &workers, stages, &error)) {
+        p->done(p, error, p->user);
+    } else {
+        find_members(p);
+        p->place.cost = train_cost(p->o.spec, p->o.input->spec, &p->place.layout, p->place.plan,
+                                   p->of_rank, train_rate_efficiency(p->o.rate));
+        ask_worker(p, workers.members->pdata[0]);
+    }
+    train_workers_clear(&workers);
+}
+
+void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, TrainPlaced done,
+                       void *user)
+{
+    TrainPlacing *p = g_new0(TrainPlacing, 1);
+    p->o = *options;
+    p->done = done;
+    p->user = user;
+    *out = p;
+    try_stages(p, 0);
+}
