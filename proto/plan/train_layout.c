@@ -150,6 +150,24 @@ static bool covers_layers(const PlanReplica *replica, const ModelSpec *spec)
     return next == spec->n_layers;
 }
 
+/* Next to each other, from the first to the last; every rank has some attention and feed-forward.
+ */
+static bool covers_units(const PlanStage *stage, const ModelSpec *spec, bool has_vocabulary)
+{
+    uint64_t attn = 0, ffn = 0, vocab = 0;
+    bool ok = true;
+    for (uint32_t r = 0; ok && r < stage->n_ranks; r++) {
+        const PlanRank *rank = &stage->ranks[r];
+        ok = rank->attn_first == attn && rank->attn_count > 0 && rank->ffn_first == ffn &&
+             rank->ffn_count > 0 && (!has_vocabulary || rank->vocab_first == vocab);
+        attn += rank->attn_count;
+        ffn += rank->ffn_count;
+        vocab += rank->vocab_count;
+    }
+    return ok && attn == spec->n_attn_units && ffn == spec->n_ffn_units &&
+           (!has_vocabulary || vocab == spec->n_vocab_chunks);
+}
+
 static bool same_vocabulary(const PlanStage *a, const PlanStage *b)
 {
     for (uint32_t r = 0; r < a->n_ranks; r++) {
@@ -179,7 +197,9 @@ bool train_plan_check(const Plan *plan, const ModelSpec *spec, GError **error)
             what = !same_stage(&replica->stages[s], &first->stages[s])
                        ? "its replicas are cut differently"
                    : replica->stages[s].n_ranks != tp ? "its stages have different numbers of ranks"
-                                                      : NULL;
+                   : !covers_units(&replica->stages[s], spec, s == 0 || s + 1 == first->n_stages)
+                       ? "the ranks of a stage do not cover its units in order"
+                       : NULL;
         }
     }
     if (what == NULL && spec->tied_output &&

@@ -1,9 +1,12 @@
-/* Seeds of fuzz_coordinator, fuzz_train and fuzz_worker: one honest course of each call, so that
- * mutation starts behind every door.
+/* Seeds of fuzz_coordinator, fuzz_train, fuzz_trainer and fuzz_worker: one honest course of each
+ * call, so that mutation starts behind every door.
  *
  * usage: make-fuzz-seeds CORPUS_DIR */
 #include "proto/base/version.h"
+#include "proto/model/model_config.h"
+#include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
+#include "proto/plan/train_layout.h"
 #include "tests/fuzz/calls.h"
 #include "tests/unit/worker/tiny_model.h"
 #include "weft/v1/admin.pb-c.h"
@@ -55,6 +58,7 @@ enum {
     W_TIME
 };
 enum { T_REPORT, T_SAVE, T_TIME };
+enum { R_COMMAND, R_ESTIMATE, R_CLOSE, R_CANCEL, R_HONEST };
 
 const ProtobufCMessageDescriptor *record_type(uint8_t kind)
 {
@@ -622,14 +626,17 @@ static void add_part(uint64_t at)
     Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
     Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
     Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
+    Weft__V1__TrainPlace place = WEFT__V1__TRAIN_PLACE__INIT, *places = &place;
+    Weft__V1__TrainPartBegin begin = WEFT__V1__TRAIN_PART_BEGIN__INIT;
     rect.n_rows = 1;
     rect.n_cols = 16;
-    piece.step = part.step = at;
-    piece.tensor = (char *)"weights/token_embd.weight";
-    piece.rect = &rect;
-    piece.data = binary(floats, sizeof floats / 2);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
-    piece.offset = 8;
+    piece.step = part.step = begin.step = at;
+    place.tensor = piece.tensor = (char *)"weights/token_embd.weight";
+    place.rect = &rect;
+    begin.places = &places;
+    begin.n_places = 1;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_BEGIN, &begin);
+    piece.data = binary(floats, sizeof floats);
     add_report(WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
     part.samples = 2 * at;
     part.state = &state;
@@ -670,6 +677,179 @@ static void training(const char *dir)
     write_seed(dir, "train", "again");
 }
 
+/* ---- training, the worker's side ---- */
+
+static void add_command(Weft__V1__TrainCommand__CommandCase which, void *what)
+{
+    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
+    command.command_case = which;
+    command.load = what; /* any member of the union */
+    add(R_COMMAND, &command);
+}
+
+/* A training that one rank does at once; the settings are the caller's to change. */
+typedef struct TrainSeed {
+    Weft__V1__Stamp stamp;
+    Weft__V1__TrainLoad load;
+    Weft__V1__TrainSettings settings;
+    Weft__V1__TrainOptimizer optimizer;
+    Weft__V1__TrainScaling scaling;
+    Weft__V1__TrainState state;
+    uint32_t prompt[1];
+    uint32_t world;
+} TrainSeed;
+
+static void train_seed_open(TrainSeed *t, uint32_t dp, uint64_t epoch)
+{
+    const ModelConfig config = {.family = FAMILY_GPT2,
+                                .layers = 1,
+                                .width = 16,
+                                .heads = 2,
+                                .vocabulary = 40,
+                                .context = 8};
+    g_autoptr(ModelSpec) spec = model_spec_from_config(&config, NULL);
+    g_autoptr(Plan) plan = train_plan_new(spec, dp, 1, 1, NULL);
+    PlanRank *first = &plan->replicas[0].stages[0].ranks[0];
+    *t = (TrainSeed){WEFT__V1__STAMP__INIT,
+                     WEFT__V1__TRAIN_LOAD__INIT,
+                     WEFT__V1__TRAIN_SETTINGS__INIT,
+                     WEFT__V1__TRAIN_OPTIMIZER__INIT,
+                     WEFT__V1__TRAIN_SCALING__INIT,
+                     WEFT__V1__TRAIN_STATE__INIT,
+                     {3},
+                     dp};
+    g_free(first->worker);
+    first->worker = g_strdup("w0");
+    t->stamp.cluster = (char *)"test";
+    t->stamp.generation = 1;
+    t->stamp.job = (char *)"toy";
+    t->stamp.epoch = epoch;
+    t->load.stamp = &t->stamp;
+    t->load.plan = plan_to_message(plan);
+    t->load.model = model_to_message(spec, true);
+    t->load.settings = &t->settings;
+    t->load.seal = true;
+    t->settings.sequences = t->settings.leaves = t->settings.micro_sequences = 2;
+    t->settings.length = 8;
+    t->settings.steps = 4;
+    t->settings.seed = 7;
+    t->settings.n_tokens = 64;
+    t->settings.checkpoint_every = 2;
+    t->settings.optimizer = &t->optimizer;
+    t->optimizer.rate = 1e-3;
+    t->optimizer.beta1 = 0.9;
+    t->optimizer.beta2 = 0.95;
+    t->optimizer.eps = 1e-8;
+    t->optimizer.warmup = 1;
+}
+
+static void train_seed_clear(TrainSeed *t)
+{
+    weft__v1__plan__free_unpacked(t->load.plan, NULL);
+    weft__v1__model__free_unpacked(t->load.model, NULL);
+}
+
+static void add_train_load(TrainSeed *t)
+{
+    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD, &t->load);
+    add_bytes(R_HONEST, 255); /* until it is loaded */
+}
+
+static void add_train_start(const TrainSeed *t)
+{
+    uint8_t secret[32] = {5};
+    Weft__V1__TrainStart start = WEFT__V1__TRAIN_START__INIT;
+    Weft__V1__RankAddress ranks[2], *pointers[] = {&ranks[0], &ranks[1]};
+    for (uint32_t r = 0; r < 2; r++) {
+        weft__v1__rank_address__init(&ranks[r]);
+        ranks[r].rank = r;
+        ranks[r].worker = (char *)(r == 0 ? "w0" : "rank-1");
+        ranks[r].data_address = binary("address", 7);
+        ranks[r].boot_id = binary(SIXTEEN, 16);
+    }
+    start.secret = binary(secret, sizeof secret);
+    start.ranks = pointers;
+    start.n_ranks = t->world;
+    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_START, &start);
+}
+
+static void add_taken(uint64_t bytes)
+{
+    Weft__V1__TrainTaken taken = WEFT__V1__TRAIN_TAKEN__INIT;
+    taken.bytes = bytes;
+    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_TAKEN, &taken);
+}
+
+static void add_estimate(TrainSeed *t)
+{
+    uint32_t threads[] = {1, 2};
+    Weft__V1__TrainEstimateRequest request = WEFT__V1__TRAIN_ESTIMATE_REQUEST__INIT;
+    request.load = &t->load;
+    request.threads = threads;
+    request.n_threads = 2;
+    request.forward_s = 0.25;
+    request.backward_s = 0.5;
+    request.transfer_s = 0.125;
+    add(R_ESTIMATE, &request);
+}
+
+static void worker_trains(const char *dir)
+{
+    TrainSeed t;
+    train_seed_open(&t, 1, 1);
+    t.settings.n_validation_tokens = 32;
+    t.settings.validation_every = 2;
+    t.settings.validation_sequences = 1;
+    t.settings.sample_every = 4;
+    t.settings.sample_tokens = 3;
+    t.settings.sample_prompt = t.prompt;
+    t.settings.n_sample_prompt = 1;
+    add_train_load(&t);
+    add_train_start(&t);
+    add_bytes(R_HONEST, 255); /* until it is done */
+    add_bytes(R_CLOSE, 0);
+    write_seed(dir, "trainer", "to-the-end");
+    train_seed_clear(&t);
+}
+
+static void worker_resumes(const char *dir)
+{
+    Weft__V1__TrainBytes bytes = WEFT__V1__TRAIN_BYTES__INIT;
+    TrainSeed t;
+    train_seed_open(&t, 1, 3);
+    t.settings.first_step = 2;
+    t.settings.state = &t.state;
+    t.settings.scaling = &t.scaling;
+    t.state.updates = 2;
+    t.state.scale = t.scaling.start = 1024;
+    t.scaling.least = 1;
+    t.scaling.dynamic = true;
+    t.scaling.growth_steps = 100;
+    t.scaling.hysteresis = 2;
+    add_train_load(&t);
+    add_train_start(&t);
+    add_bytes(R_HONEST, 6); /* some of its state */
+    add_bytes(R_CANCEL, 0);
+    t.stamp.epoch = 4;
+    add_train_load(&t);
+    add_train_start(&t);
+    add_bytes(R_HONEST, 255);
+    add_taken(1 << 20); /* nothing is on its way any more */
+    train_seed_clear(&t);
+    train_seed_open(&t, 2, 5);
+    t.settings.steps = UINT64_C(1) << 30;
+    add_train_load(&t);
+    add_train_start(&t); /* the other rank never comes */
+    bytes.want = 77;
+    bytes.data = binary(SIXTEEN, 16);
+    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES, &bytes);
+    t.stamp.epoch = 4; /* stale */
+    add_train_load(&t);
+    add_estimate(&t);
+    write_seed(dir, "trainer", "again");
+    train_seed_clear(&t);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -686,6 +866,8 @@ int main(int argc, char **argv)
     worker_generates(argv[1]);
     worker_rest(argv[1]);
     training(argv[1]);
+    worker_trains(argv[1]);
+    worker_resumes(argv[1]);
     g_byte_array_unref(seed);
     return 0;
 }

@@ -306,6 +306,20 @@ static void test_layouts_refused(void **state)
     plan->replicas[1].stages[0].ranks[1].ffn_count++;
     assert_false(train_plan_check(plan, spec, &error));
     assert_non_null(strstr(error->message, "cut differently"));
+    for (uint32_t wrong = 0; wrong < 4; wrong++) { /* in all replicas and stages alike */
+        g_autoptr(GError) why = NULL;
+        g_autoptr(Plan) bad = train_plan_new(spec, 2, 2, 2, NULL);
+        for (uint32_t i = 0; i < 4; i++) {
+            PlanRank *last = &bad->replicas[i / 2].stages[i % 2].ranks[1];
+            last->attn_first -= wrong == 0;
+            last->attn_count += wrong == 0 ? 1 : 0;
+            last->ffn_count -= wrong == 1;
+            last->vocab_count += wrong == 2;
+            last->ffn_first += wrong == 3;
+        }
+        assert_false(train_plan_check(bad, spec, &why));
+        assert_non_null(strstr(why->message, "do not cover its units"));
+    }
 }
 
 static void assert_interleave_refused(const ModelSpec *spec, uint32_t pp, uint32_t chunks,
