@@ -75,6 +75,7 @@ static DeviceStatus run_matmul(Bench *b, Dtype type)
                                .rows = rows,
                                .out = out,
                                .out_ld = side,
+                               .fast = true,
                                .workspace_bytes = workspace_bytes(b),
                                .workspace = part(b, &at, workspace_bytes(b))};
     return b->device->ops->matmul(b->stream, &args);

@@ -177,6 +177,7 @@ static Gguf *gpt2_model(Dtype type)
     config.head_size = 32;
     config.ffn_width = 768;
     config.vocab_size = VOCAB;
+    config.context = 512;
     config.seed = 5;
     return runs_model(&config);
 }
@@ -468,11 +469,51 @@ static void test_exact_layouts(void **state)
         assert_null(first.error);
         for (unsigned i = 1; i < G_N_ELEMENTS(layouts); i++) {
             run_ways(g, devices, layouts[i], requests, 2, other);
+            if (other[0].error != NULL) {
+                fail_msg("%s", other[0].error);
+            }
             assert_true(runs_equal(&first, &other[0]));
             local_result_clear(&other[0]);
             local_result_clear(&other[1]);
         }
         local_result_clear(&first);
+    }
+}
+
+/* Class fast: a prompt so long that a device's kernels for many rows do it; the first logits are
+ * close, and the text goes on. */
+static void test_fast_prompt(void **state)
+{
+    static const Dtype types[] = {DTYPE_Q4_0, DTYPE_BF16};
+    g_autoptr(Device) device = test_device();
+    const Device *devices[1] = {device};
+    uint32_t prompt[400];
+    LocalLayout layout = {.pp = 1, .tp = {1}, .context = 512, .max_rows = 384};
+    EngineRequest request = request_of(N_PROMPT);
+    (void)state;
+    for (uint32_t i = 0; i < G_N_ELEMENTS(prompt); i++) {
+        prompt[i] = (i * 37 + 11) % VOCAB;
+    }
+    request.prompt = prompt;
+    request.n_prompt = G_N_ELEMENTS(prompt);
+    for (unsigned t = 0; t < G_N_ELEMENTS(types); t++) {
+        g_autoptr(Gguf) g = t == 0 ? runs_awkward_model(types[t]) : gpt2_model(types[t]);
+        LocalResult host, other;
+        double largest = 0, apart = 0;
+        layout.numerics = NUMERICS_EXACT;
+        run_ways(g, NULL, layout, &request, 1, &host);
+        assert_null(host.error);
+        layout.numerics = NUMERICS_FAST;
+        run_ways(g, devices, layout, &request, 1, &other);
+        assert_null(other.error);
+        assert_int_equal(other.n, host.n);
+        for (size_t i = 0; i < VOCAB; i++) {
+            largest = fmax(largest, fabs((double)host.logits[i]));
+            apart = fmax(apart, fabs((double)host.logits[i] - (double)other.logits[i]));
+        }
+        assert_true(apart <= 0.05 * largest);
+        local_result_clear(&host);
+        local_result_clear(&other);
     }
 }
 
@@ -565,6 +606,7 @@ int main(void)
         cmocka_unit_test(test_no_logits_come_down),
         cmocka_unit_test(test_a_short_last_chunk),
         cmocka_unit_test(test_exact_layouts),
+        cmocka_unit_test(test_fast_prompt),
         cmocka_unit_test(test_traced_rows),
         cmocka_unit_test(test_failures_end_the_epoch_by_name),
         cmocka_unit_test(test_types_are_checked),
