@@ -46,6 +46,11 @@ static const TrainPlace *place_of(const PlanTraining *p)
     return train_placing_place(p->placing);
 }
 
+static const TrainRate *rate_of(const PlanTraining *p)
+{
+    return submissions_train_rate(p->parts->submissions, p->spec->numerics);
+}
+
 /* ---- legal neighbours ---- */
 
 typedef struct Neighbour {
@@ -119,6 +124,19 @@ static const char *schedule_name(const PlanTraining *p)
                                                                   : "1f1b";
 }
 
+static void explain_devices(const PlanTraining *p, const TrainPlace *place)
+{
+    uint64_t host = 0;
+    for (uint32_t g = 0; g < place->n_ranks; g++) {
+        host = MAX(host, place->estimate->ranks[g]->host);
+    }
+    g_autofree char *copies = units_format_size(host);
+    add_reason(p,
+               "numerics fast: %u of %u ranks compute on devices, with up to %s of copies in "
+               "their hosts' memory",
+               place->n_on_device, place->n_ranks, copies);
+}
+
 static void explain(PlanTraining *p)
 {
     const JobLayout *wish = &p->spec->layout;
@@ -136,6 +154,9 @@ static void explain(PlanTraining *p)
                             : "dp %u: replicas for the workers that are left, a leaf each at least",
                l->dp);
     const uint32_t n = place_of(p)->estimate->micro_batches;
+    if (place_of(p)->n_on_device > 0) {
+        explain_devices(p, place_of(p));
+    }
     if (wish->micro > 0) {
         add_reason(p, "%u micro-batches: the file says %" G_GUINT64_FORMAT ", cut at leaves", n,
                    wish->micro);
@@ -147,9 +168,7 @@ static void explain(PlanTraining *p)
     }
     add_reason(p, "passes at %.0f %% of the workers' measured rate of f32 products: %s",
                place_of(p)->cost.efficiency * 100,
-               submissions_train_rate(p->parts->submissions)->efficiency > 0
-                   ? "as the last job had it"
-                   : "no job has shown it yet");
+               rate_of(p)->efficiency > 0 ? "as the last job had it" : "no job has shown it yet");
 }
 
 static void fill_predictions(const PlanTraining *p, Weft__V1__PlanTrainingResponse *r)
@@ -235,7 +254,7 @@ static void input_done(void *user)
                                          .jobs = p->parts->jobs,
                                          .spec = p->spec,
                                          .input = p->input,
-                                         .rate = submissions_train_rate(p->parts->submissions)};
+                                         .rate = rate_of(p)};
     train_placing_new(&options, &p->placing, on_placed, p);
 }
 

@@ -59,7 +59,7 @@ struct Submissions {
     SubmissionsOptions options;
     GPtrArray *all; /* of Submission, by name; owned */
     bool started;
-    TrainRate train_rate;
+    TrainRate train_rates[2]; /* by NumericsClass */
 };
 
 /* ---- lines ---- */
@@ -237,7 +237,7 @@ Submissions *submissions_new(const SubmissionsOptions *options)
 {
     Submissions *submissions = g_new0(Submissions, 1);
     submissions->options = *options;
-    submissions->options.train.rate = &submissions->train_rate;
+    submissions->options.train.rates = submissions->train_rates;
     submissions->all = g_ptr_array_new_with_free_func(submission_free);
     return submissions;
 }
@@ -582,9 +582,9 @@ char *submissions_plot(const Submissions *submissions, const char *name, uint64_
     return train_job_curves(s->train);
 }
 
-const TrainRate *submissions_train_rate(const Submissions *submissions)
+const TrainRate *submissions_train_rate(const Submissions *submissions, uint32_t numerics)
 {
-    return &submissions->train_rate;
+    return &submissions->train_rates[numerics];
 }
 
 void submissions_training(const Submissions *submissions, GPtrArray *out)

@@ -50,8 +50,8 @@ void submissions_logs(Submissions *submissions, const char *name, bool follow, R
  * name; INVALID: it does not train. */
 char *submissions_plot(const Submissions *submissions, const char *name, uint64_t *steps,
                        GError **error);
-/* What training jobs have shown of the workers' rate. Borrowed. */
-const TrainRate *submissions_train_rate(const Submissions *submissions);
+/* What training jobs of a NumericsClass have shown of the workers' rate. Borrowed. */
+const TrainRate *submissions_train_rate(const Submissions *submissions, uint32_t numerics);
 /* Appends a message (message_free()) for each training job. */
 void submissions_training(const Submissions *submissions, GPtrArray *out);
 /* As jobs_explain() does, of the job of this name; false: there is none. NULL: of every training

@@ -500,7 +500,7 @@ static void job_plan(TrainJob *job)
                                          .jobs = job->o.jobs,
                                          .spec = job->spec,
                                          .input = job->input,
-                                         .rate = job->o.rate,
+                                         .rate = job->pace.rate,
                                          .shrink = job->may_shrink};
     train_placing_new(&options, &job->placing, on_placed, job);
 }
@@ -803,8 +803,9 @@ static void begin_calls(TrainJob *job)
     job_enter(job, JOB_LOADING);
     job->steps_before = train_log_steps(job->log);
     train_pace_begin(&job->pace, settings.settings.first_step);
-    job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u", job->epoch, job->layout.dp,
-             job->layout.pp, job->layout.tp);
+    job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u%s", job->epoch, job->layout.dp,
+             job->layout.pp, job->layout.tp,
+             job->spec->numerics == NUMERICS_FAST ? ", numerics fast" : "");
     load_all(job, &load);
     open_saving(job);
     weft__v1__plan__free_unpacked(load.plan, NULL);
@@ -839,6 +840,7 @@ static void log_done(void *user)
     if (!task_succeeded(task)) {
         return;
     }
+    train_log_set_fast(job->log, job->spec->numerics == NUMERICS_FAST);
     const GPtrArray *lines = train_log_lines(job->log);
     for (guint i = 0; i < lines->len; i++) {
         job_say(job, lines->pdata[i]);
@@ -874,7 +876,8 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->callbacks = callbacks;
     job->user = user;
     job->calls = g_ptr_array_new();
-    train_pace_init(&job->pace, options->rate);
+    train_pace_init(&job->pace,
+                    options->rates != NULL ? &options->rates[job->spec->numerics] : NULL);
     job->started = job->may_shrink = restored;
     job->entered_us = loop_now_us(options->loop);
     if (!restored) {

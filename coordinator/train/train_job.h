@@ -39,7 +39,7 @@ typedef struct TrainJobOptions { /* borrowed for the job's life */
     uint64_t generation;
     bool seal_off;
     const char *state_dir; /* NULL: steps are not kept */
-    TrainRate *rate;       /* learns from this job's steps */
+    TrainRate *rates;      /* by NumericsClass: that of this job learns from its steps */
 } TrainJobOptions;
 
 typedef struct TrainJobCallbacks {

@@ -1,5 +1,5 @@
 /* TrainLog: the steps of a job as JSON lines in a file, so that they outlive the coordinator. A
- * step that is told again (after a recovery) must have the same loss. */
+ * step that is told again (after a recovery) must have the same loss, of class fast a close one. */
 #pragma once
 
 #include "coordinator/train/train_plot.h"
@@ -13,7 +13,8 @@ typedef struct TrainLog TrainLog;
 
 /* Reads what is there and cuts off a torn last line. path NULL: memory only. IO. Returned. */
 TrainLog *train_log_open(const char *path, GError **error);
-void train_log_free(TrainLog *l); /* NULL-safe */
+void train_log_free(TrainLog *l);                /* NULL-safe */
+void train_log_set_fast(TrainLog *l, bool fast); /* else exact, as at first */
 /* Lines so far, of char *; borrowed. */
 const GPtrArray *train_log_lines(const TrainLog *l);
 uint64_t train_log_steps(const TrainLog *l);

@@ -139,6 +139,22 @@ static void on_estimated(const GError *error, void *user)
     p->done(p, NULL, p->user);
 }
 
+static bool is_on_device(const TrainPlacing *p, uint32_t rank)
+{
+    return p->of_rank[rank] != NULL && p->of_rank[rank]->device != NULL;
+}
+
+/* One on a device if there is any: it knows what a rank there holds. */
+static const Member *worker_to_ask(const TrainWorkers *w)
+{
+    for (guint i = 0; i < w->members->len; i++) {
+        if (train_worker_on_device(w->members->pdata[i])) {
+            return w->members->pdata[i];
+        }
+    }
+    return w->members->pdata[0];
+}
+
 static void ask_worker(TrainPlacing *p, const Member *worker)
 {
     const TrainPlace *place = &p->place;
@@ -146,6 +162,7 @@ static void ask_worker(TrainPlacing *p, const Member *worker)
     Weft__V1__TrainEstimateRequest request = WEFT__V1__TRAIN_ESTIMATE_REQUEST__INIT;
     Weft__V1__TrainLoad load = WEFT__V1__TRAIN_LOAD__INIT;
     uint32_t threads[PLAN_RANKS_LIMIT];
+    protobuf_c_boolean on_device[PLAN_RANKS_LIMIT];
     const RpcCallbacks callbacks = {.on_message = on_estimate, .on_done = on_estimated};
     train_settings_fill(p->o.spec, p->o.input, &place->layout, NULL, &settings);
     load.plan = plan_to_message(place->plan);
@@ -154,7 +171,10 @@ static void ask_worker(TrainPlacing *p, const Member *worker)
     request.load = &load;
     for (uint32_t g = 0; g < place->n_ranks; g++) {
         threads[g] = p->of_rank[g] != NULL ? p->of_rank[g]->threads : 1;
+        on_device[g] = is_on_device(p, g);
     }
+    request.on_device = on_device;
+    request.n_on_device = place->n_ranks;
     request.threads = threads;
     request.n_threads = place->n_ranks;
     request.forward_s = place->cost.forward_s;
@@ -178,6 +198,7 @@ static void find_members(TrainPlacing *p)
         p->of_rank[g] = member_named(p->members.members, p->members.n,
                                      train_plan_rank(place->plan, g, &at)->worker);
         place->limits[g] = p->of_rank[g] != NULL ? p->of_rank[g]->memory_bytes : 0;
+        place->n_on_device += is_on_device(p, g);
     }
 }
 
@@ -186,6 +207,7 @@ static bool choose(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages
 {
     TrainPlace *place = &p->place;
     const ModelSpec *model = p->o.input->spec;
+    place->n_on_device = 0;
     place->n_workers = workers->members->len;
     place->too_large = g_ptr_array_new_with_free_func(g_free);
     if (place->n_workers == 0) {
@@ -201,21 +223,30 @@ static bool choose(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages
     return place->plan != NULL;
 }
 
+/* What is wrong, and what would help: workers that the numerics class leaves out. */
+static void add_advice(GError *error, const TrainWorkers *workers)
+{
+    char *said = g_strconcat(error->message, train_workers_advice(workers), NULL);
+    g_free(error->message);
+    error->message = said;
+}
+
 static void try_stages(TrainPlacing *p, uint32_t stages)
 {
     g_autoptr(GError) error = NULL;
-    TrainWorkers workers = train_workers_usable(p->o.members);
+    TrainWorkers workers = train_workers_usable(p->o.members, (NumericsClass)p->o.spec->numerics);
     place_clear(p);
     if (stages == 0) {
         stages = train_layout_least_stages(p->o.spec, p->o.input->spec, workers.least_memory);
     }
     if (!choose(p, &workers, stages, &error)) {
+        add_advice(error, &workers);
         p->done(p, error, p->user);
     } else {
         find_members(p);
         p->place.cost = train_cost(p->o.spec, p->o.input->spec, &p->place.layout, p->place.plan,
                                    p->of_rank, train_rate_efficiency(p->o.rate));
-        ask_worker(p, workers.members->pdata[0]);
+        ask_worker(p, worker_to_ask(&workers));
     }
     train_workers_clear(&workers);
 }

@@ -31,6 +31,7 @@ typedef struct TrainPlace {
     TrainLayoutChoice layout;
     Plan *plan;
     uint32_t n_ranks, n_workers;       /* workers that were usable */
+    uint32_t n_on_device;              /* ranks that compute on a device */
     TrainCost cost;                    /* by the rate as it was known */
     Weft__V1__TrainEstimate *estimate; /* of n_ranks */
     uint64_t limits[PLAN_RANKS_LIMIT]; /* memory of each rank's worker, bytes */
@@ -40,8 +41,8 @@ typedef struct TrainPlace {
 
 typedef struct TrainPlacing TrainPlacing;
 /* error NULL: there is a place. NOT_READY: no worker is usable; IMPOSSIBLE, INVALID: no legal
- * layout; else why a worker did not answer. Once, perhaps inside train_placing_new(); the placing
- * may be freed inside. */
+ * layout; either tells of workers that the numerics class leaves out. Else why a worker did not
+ * answer. Once, perhaps inside train_placing_new(); the placing may be freed inside. */
 typedef void (*TrainPlaced)(TrainPlacing *p, const GError *error, void *user);
 
 void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, TrainPlaced done,

@@ -1,6 +1,7 @@
 #include "coordinator/train/train_settings.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/plan.h"
 
 static bool refuse(GError **error, const char *what)
 {
@@ -107,6 +108,7 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->precision = job->precision; /* JobPrecision */
     out->skip_nonfinite = job->nonfinite == JOB_NONFINITE_SKIP;
     out->given = in->source != NULL;
+    out->fast = job->numerics == NUMERICS_FAST;
 }
 
 bool train_checkpoint_check(const JobSpec *job, const ModelSpec *model, const Checkpoint *c,

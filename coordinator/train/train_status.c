@@ -119,7 +119,8 @@ Status *train_status(const TrainJob *job, const TrainJobOptions *options)
     reason_set(&s->state, g_strdup(train_job_state(job)));
     if (v.plan != NULL) {
         reason_set(&s->layout,
-                   g_strdup_printf("dp%u pp%u tp%u", v.layout.dp, v.layout.pp, v.layout.tp));
+                   g_strdup_printf("dp%u pp%u tp%u%s", v.layout.dp, v.layout.pp, v.layout.tp,
+                                   v.spec->numerics == NUMERICS_FAST ? " fast" : ""));
     }
     reason_set(&s->reason, g_strdup(problem != NULL ? problem->message : ""));
     reason_set(&s->checkpoint, g_strdup(v.checkpoint != NULL ? v.checkpoint : ""));

@@ -6,17 +6,37 @@ static void add_usable(Member *member, void *user)
 {
     TrainWorkers *w = user;
     const Weft__V1__Hello *hello = member_hello(member);
-    if (hello != NULL && member_usable(member) && member_channel(member) != NULL) {
+    if (hello == NULL || !member_usable(member) || member_channel(member) == NULL) {
+        return;
+    }
+    if ((hello->numerics_classes >> (uint32_t)w->numerics & 1u) == 0) {
+        w->n_left_out++;
+    } else {
         g_ptr_array_add(w->members, member);
         w->least_memory = MIN(w->least_memory, hello->memory_bytes);
     }
 }
 
-TrainWorkers train_workers_usable(Members *members)
+TrainWorkers train_workers_usable(Members *members, NumericsClass numerics)
 {
-    TrainWorkers w = {g_ptr_array_new(), UINT64_MAX};
+    TrainWorkers w = {g_ptr_array_new(), UINT64_MAX, 0, numerics};
     members_each(members, add_usable, &w);
     return w;
+}
+
+const char *train_workers_advice(const TrainWorkers *w)
+{
+    return w->n_left_out == 0 ? ""
+           : w->numerics == NUMERICS_EXACT
+               ? " (workers that offer numerics fast only, as on devices, are left out: say "
+                 "numerics: fast)"
+               : " (workers that offer numerics exact only are left out)";
+}
+
+bool train_worker_on_device(const Member *member)
+{
+    const Weft__V1__Hello *hello = member_hello(member);
+    return hello != NULL && hello->n_devices > 0;
 }
 
 void train_workers_clear(TrainWorkers *w)

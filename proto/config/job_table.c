@@ -96,6 +96,7 @@ const Option JOB_TRAIN_TABLE[] = {
     ROW("sample.prompt", STRING, sample_prompt, 0, 0, NULL, "what the text goes on from; empty: a line's end"),
     ROW("sample.tokens", COUNT, sample_tokens, 1, 1 << 16, NULL, "of a text"),
     ROW("sample.temperature", NUMBER, sample_temperature, 0, 100, NULL, "0: the most likely token"),
+    RESULT("numerics", CHOICE, numerics, 0, 0, "exact|fast", "the bit contract; fast: workers on devices take part"),
     RESULT("update.rule", CHOICE, update, 0, 0, "sync", "how replicas agree"),
     {0},
 };

@@ -28,11 +28,12 @@ static json_t *strings_json(char *const *texts, size_t n)
 static json_t *rank_json(const Response *p, const Weft__V1__Rank *rank, size_t number)
 {
     const Weft__V1__TrainMemory *m = p->memory[number];
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I}", "worker", rank->worker, "weight_bytes",
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "worker", rank->worker, "weight_bytes",
                      (json_int_t)m->weights, "gradient_bytes", (json_int_t)m->gradients,
                      "optimizer_bytes", (json_int_t)m->optimizer, "activation_bytes",
                      (json_int_t)m->activations, "peak_bytes", (json_int_t)total_of(m),
-                     "memory_bytes", (json_int_t)p->limits[number]);
+                     "memory_bytes", (json_int_t)p->limits[number], "host_bytes",
+                     (json_int_t)m->host);
 }
 
 /* Stages of all replicas, in order. */

@@ -119,7 +119,8 @@ static void on_estimate(RpcCall *call, const ProtobufCMessage *request, void *us
 {
     Agent *a = user;
     if (admit(a, call)) {
-        train_estimate_answer(a->pool, call, (const Weft__V1__TrainEstimateRequest *)request);
+        train_estimate_answer(a->pool, a->o.device, call,
+                              (const Weft__V1__TrainEstimateRequest *)request);
     }
 }
 

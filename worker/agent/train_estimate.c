@@ -13,7 +13,9 @@ typedef struct Estimate {
     TrainWork work;
     PipelineTimes times;
     uint32_t n_ranks, *threads;
-    TrainMemory *memory; /* [n_ranks] */
+    const DeviceTrainOps *device; /* of this worker; NULL: it has none */
+    bool *on_device;              /* [n_ranks] */
+    TrainMemory *memory;          /* [n_ranks] */
     PipelineCost cost;
     uint32_t micro_batches;
     GError *error;
@@ -26,6 +28,7 @@ static void estimate_free(Estimate *e)
     model_spec_free(e->spec);
     g_clear_error(&e->error);
     g_free(e->threads);
+    g_free(e->on_device);
     g_free(e->memory);
     g_free(e);
 }
@@ -57,6 +60,7 @@ static void estimate_run(void *user)
         TrainRankOptions options =
             train_work_options(&e->work, e->spec, e->plan, at.replica, at.stage, at.rank);
         options.source = &source;
+        options.plan_ops = e->on_device[g] ? e->device : NULL;
         if (!train_memory_plan(&options, e->threads[g], &e->memory[g], &e->error)) {
             return;
         }
@@ -83,6 +87,7 @@ static void estimate_done(void *user)
         ranks[g].gradients = e->memory[g].gradients;
         ranks[g].optimizer = e->memory[g].optimizer;
         ranks[g].activations = e->memory[g].activations;
+        ranks[g].host = e->memory[g].host;
         pointers[g] = &ranks[g];
     }
     Weft__V1__TrainEstimate answer = WEFT__V1__TRAIN_ESTIMATE__INIT;
@@ -121,19 +126,28 @@ static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **
     e->n_ranks = train_world(&all);
     e->memory = g_new0(TrainMemory, e->n_ranks);
     e->threads = g_new0(uint32_t, e->n_ranks);
+    e->on_device = g_new0(bool, e->n_ranks);
     for (uint32_t g = 0; g < e->n_ranks; g++) {
         e->threads[g] = g < r->n_threads ? CLAMP(r->threads[g], 1, 1024) : 1;
+        e->on_device[g] = g < r->n_on_device && r->on_device[g];
+        if (e->on_device[g] && (e->device == NULL || !e->work.fast)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "estimate: a rank on a device, and %s",
+                        e->device == NULL ? "this worker has none" : "the class is exact");
+            return false;
+        }
     }
     e->work.sample = (TextWish){.n_tokens = 0}; /* it borrows the message */
     return true;
 }
 
-void train_estimate_answer(TaskPool *pool, RpcCall *call,
+void train_estimate_answer(TaskPool *pool, const Device *device, RpcCall *call,
                            const Weft__V1__TrainEstimateRequest *request)
 {
     Estimate *e = g_new0(Estimate, 1);
     g_autoptr(GError) error = NULL;
     e->call = rpc_call_ref(call);
+    e->device = device != NULL ? device->train_ops : NULL;
     if (fill(e, request, &error)) {
         task_pool_run(pool, estimate_run, estimate_done, e);
     } else {

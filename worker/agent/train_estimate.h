@@ -2,10 +2,12 @@
  * the numbers of the runtime itself, for a coordinator that plans. */
 #pragma once
 
+#include "kernels/device/device.h"
 #include "transport/rpc/rpc.h"
 #include "weft/v1/train.pb-c.h"
 #include "worker/task_pool.h"
 
 /* Answers the call, from the pool. Loop thread. */
-void train_estimate_answer(TaskPool *pool, RpcCall *call,
+/* device: of this worker; NULL: none. */
+void train_estimate_answer(TaskPool *pool, const Device *device, RpcCall *call,
                            const Weft__V1__TrainEstimateRequest *request);

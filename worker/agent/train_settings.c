@@ -167,6 +167,7 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .precision = (Precision)m->precision,
                        .scaling = scaling_of(m),
                        .skip_nonfinite = m->skip_nonfinite,
+                       .fast = m->fast,
                        .given = m->given,
                        .schedule = (PipelineKind)m->schedule,
                        .recompute = (Recompute)m->recompute,

@@ -173,6 +173,7 @@ static void tell_times(TrainCall *t, const TrainReport *r)
     memory.gradients = r->memory.gradients;
     memory.optimizer = r->memory.optimizer;
     memory.activations = r->memory.activations;
+    memory.host = r->memory.host;
     t->times.memory = &memory;
     report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_TIMES;
     report.times = &t->times;
@@ -406,13 +407,6 @@ static bool check_place(const Trainings *owner, const Plan *plan, const Weft__V1
 static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
 {
     const DeploymentsOptions *o = &t->owner->o;
-    if (o->device) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "worker %s computes on %s:%u: training runs on the cores of hosts: start it "
-                    "with --device cpu",
-                    o->name, o->device->info.kind, o->device->info.index);
-        return false;
-    }
     TrainEngineOptions options = {
         .spec = t->spec,
         .plan = t->plan,
@@ -425,12 +419,20 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
         .threads = o->threads,
         .cpus = o->cpus,
         .kernels = kernels_get(o->isa),
+        .device = o->device,
         .fill = o->fill,
         .crowded = o->crowded,
         .loop = o->loop,
         .events = {on_loaded, on_running, on_step, on_snapshot, on_ended, t},
     };
     if (!train_settings_read(load->settings, t->spec, &options.work, error)) {
+        return false;
+    }
+    if (o->device != NULL && !options.work.fast) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                    "worker %s computes on %s:%u, which offers numerics fast only: say numerics: "
+                    "fast in the job file, or start it with --device cpu",
+                    o->name, o->device->info.kind, o->device->info.index);
         return false;
     }
     TextWish *sample = &options.work.sample;

@@ -160,6 +160,7 @@ TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, c
                               .optimizer = w->optimizer,
                               .dropout = {(float)w->dropout, w->seed},
                               .smoothing = w->smoothing,
+                              .fast = w->fast,
                               .plan = plan,
                               .replica = replica,
                               .stage = stage,
@@ -174,6 +175,7 @@ static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */
     TrainRankOptions options =
         train_work_options(&e->o.work, e->o.spec, e->o.plan, e->o.replica, e->o.stage, e->o.rank);
     options.kernels = e->o.kernels;
+    options.device = e->o.device;
     options.pool = e->pool;
     options.source = &e->source;
     options.links = e->links;

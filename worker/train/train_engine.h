@@ -35,6 +35,7 @@ typedef struct TrainWork {
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
     TokenBounds bounds;
+    bool fast;          /* some rank computes on a device (TrainRankOptions) */
     bool given;         /* step 0 begins with weights of the feed, not from the seed */
     TrainProgress from; /* where a restored state stands; step 0: weights from the seed */
 } TrainWork;
@@ -83,7 +84,7 @@ typedef struct TrainEvents {
 } TrainEvents;
 
 typedef struct TrainEngineOptions {
-    const ModelSpec *spec; /* borrowed for the engine's life, like plan, kernels and fill */
+    const ModelSpec *spec; /* borrowed for the engine's life, like plan, kernels, device and fill */
     const Plan *plan;
     uint32_t replica, stage, rank;
     uint64_t generation, epoch;
@@ -92,6 +93,7 @@ typedef struct TrainEngineOptions {
     unsigned threads;
     const int *cpus; /* `threads` cpu numbers or NULL */
     const Kernels *kernels;
+    const Device *device; /* where the rank computes; NULL: the host */
     const LinkFill *fill;
     bool crowded;             /* yield instead of spinning */
     int64_t wait_deadline_us; /* of each wait for a peer; 0: 120 s */

@@ -112,7 +112,8 @@ static void steps_outlive_the_coordinator(void **state)
     const TrainEnd end = {NULL, "a.svg", "abcd", "dp 1", 0.0, 0.25};
     const char *last = train_log_end(l, &end);
     assert_non_null(strstr(last, "\"weights_digest\":\"abcd\""));
-    assert_non_null(strstr(last, "\"step_s\":0.25,\"predicted_step_s\":null"));
+    assert_non_null(
+        strstr(last, "\"step_s\":0.25,\"predicted_step_s\":null,\"numerics\":\"exact\""));
     train_log_free(l);
 
     l = train_log_open(path, NULL);
@@ -137,6 +138,32 @@ static void steps_before_the_log(void **state)
     assert_int_equal(train_log_steps(l), 10);
     assert_null(train_log_step(l, &before, 1, NULL, &error));
     assert_null(error);
+    train_log_free(l);
+}
+
+/* A repeated step of class fast may come near, not far; what was not finite stays so. */
+static void steps_of_class_fast(void **state)
+{
+    TrainLog *l = train_log_open(NULL, NULL);
+    g_autoptr(GError) error = NULL;
+    const Weft__V1__TrainProgress told[] = {step_of(0, 4.0f), step_of(1, INFINITY)},
+                                  near[] = {step_of(0, 4.1f), step_of(0, 3.9f), step_of(1, NAN)},
+                                  far[] = {step_of(0, 4.3f), step_of(0, NAN), step_of(1, 2.0f)};
+    train_log_set_fast(l, true);
+    for (guint i = 0; i < G_N_ELEMENTS(told); i++) {
+        assert_non_null(train_log_step(l, &told[i], 1, NULL, &error));
+    }
+    for (guint i = 0; i < G_N_ELEMENTS(near); i++) {
+        assert_null(train_log_step(l, &near[i], 1, NULL, &error));
+        assert_null(error);
+    }
+    for (guint i = 0; i < G_N_ELEMENTS(far); i++) {
+        assert_null(train_log_step(l, &far[i], 1, NULL, &error));
+        assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
+        g_clear_error(&error);
+    }
+    const TrainEnd end = {NULL, NULL, "abcd", "dp 1", 0.0, 0.0};
+    assert_non_null(strstr(train_log_end(l, &end), "\"numerics\":\"fast\""));
     train_log_free(l);
 }
 
@@ -248,6 +275,7 @@ int main(void)
         cmocka_unit_test(rate_is_learnt),
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
+        cmocka_unit_test(steps_of_class_fast),
         cmocka_unit_test(curves_of_any_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
