@@ -426,7 +426,6 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
                     kernels_isa_name(kernels_best_isa()));
         return false;
     }
-    log_info(log, "kernels of %s, bf16 by %s", kernels_isa_name(isa), kernels_bf16(isa));
     const unsigned cores = d->cpu_set->len > 0 ? d->cpu_set->len : daemon_n_cpus();
     const unsigned threads = s->threads > 0  ? (unsigned)s->threads
                              : d->n_cpus > 0 ? d->n_cpus
@@ -489,7 +488,12 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         return false;
     }
     d->agent = agent_new(&options, error);
-    return d->agent != NULL;
+    if (d->agent == NULL) {
+        return false;
+    }
+    log_info(log, "worker %s serves at %s, kernels of %s, bf16 by %s", d->identity.name,
+             agent_address(d->agent), kernels_isa_name(isa), kernels_bf16(isa));
+    return true;
 }
 
 /* The device that was asked for; the CPU's where none was. */
@@ -534,7 +538,6 @@ static int serve(const Settings *s, GError **error)
         main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
         main_loop_on_signal(d.loop, SIGINT, on_stop, &d);
         if (start_agent(&d, log, error)) {
-            log_info(log, "worker %s serves at %s", d.identity.name, agent_address(d.agent));
             daemon_notify("READY=1");
             main_loop_run(d.loop);
         }
