@@ -186,7 +186,7 @@ def case_unknown():
         got = harness.command([check, *arguments])
         assert got.code == 2 and len(got.err.splitlines()) == 1 and said in got.err, got
     for device in ("gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"):
-        harness.command([harness.WORKER, "--device", device]).fails(2, repr(device), "cpu, cuda, cuda:N (N from 0) or auto")
+        harness.command([harness.WORKER, "--device", device]).fails(2, repr(device), "cpu, cuda, cuda:N (N from 0), several as in cuda:0,1 or cuda:all, or auto")
 
 
 def case_configuration():
