@@ -214,62 +214,50 @@ static void test_a_dead_device_ends_the_epoch_by_name(void **state)
     devices_close(&devices);
 }
 
-static void test_a_group_that_ends_names_the_rank(void **state)
+/* Two tensor ranks, the fail point on: the request ends with an error that says all of `words`. */
+static void assert_ends(double predicted_step_s, const char *point, int64_t argument,
+                        const char *const *words)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
+    const LocalLayout layout = {.pp = 1, .tp = {2}, .predicted_step_s = predicted_step_s};
     LocalResult result;
     Devices devices;
-    (void)state;
     devices_open(&devices, 2);
-    LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {2}}, &devices);
-    failpoint_set("device-group-fail", true, 1);
+    LocalReplica *r = replica(g, layout, &devices);
+    failpoint_set(point, true, argument);
     run_to_error(r, &result);
-    failpoint_set("device-group-fail", false, 0);
-    assert_non_null(strstr(result.error, "rank 1: fail point device-group-fail"));
-    assert_non_null(strstr(result.error, "its group of devices has ended"));
+    failpoint_set(point, false, 0);
+    for (; *words != NULL; words++) {
+        assert_non_null(strstr(result.error, *words));
+    }
     local_result_clear(&result);
     local_replica_free(r);
     devices_close(&devices);
 }
 
+static void test_a_group_that_ends_names_the_rank(void **state)
+{
+    (void)state;
+    assert_ends(0, "device-group-fail", 1,
+                (const char *[]){"rank 1: fail point device-group-fail",
+                                 "its group of devices has ended", NULL});
+}
+
 static void test_a_rank_that_never_comes_is_named(void **state)
 {
-    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    LocalResult result;
-    Devices devices;
     (void)state;
-    devices_open(&devices, 2);
-    LocalReplica *r =
-        replica(g, (LocalLayout){.pp = 1, .tp = {2}, .predicted_step_s = 0.1}, &devices);
     failpoint_set("engine-hold-rank", true, 1);
-    failpoint_set("engine-hold", true, 0);
-    run_to_error(r, &result);
-    failpoint_set("engine-hold", false, 0);
+    assert_ends(0.1, "engine-hold", 0,
+                (const char *[]){"worker node1 did not answer during a step on the device", NULL});
     failpoint_set("engine-hold-rank", false, 0);
-    assert_non_null(
-        strstr(result.error, "worker node1 did not answer during a step on the device"));
-    local_result_clear(&result);
-    local_replica_free(r);
-    devices_close(&devices);
 }
 
 /* The host lives, the stream stands: all ranks answer each other, so nobody is accused. */
 static void test_a_stream_that_stands(void **state)
 {
-    g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    LocalResult result;
-    Devices devices;
     (void)state;
-    devices_open(&devices, 2);
-    LocalReplica *r =
-        replica(g, (LocalLayout){.pp = 1, .tp = {2}, .predicted_step_s = 1}, &devices);
-    failpoint_set("device-group-hold", true, 1);
-    run_to_error(r, &result);
-    failpoint_set("device-group-hold", false, 0);
-    assert_non_null(strstr(result.error, "which every rank of the stage waits in"));
-    local_result_clear(&result);
-    local_replica_free(r);
-    devices_close(&devices);
+    assert_ends(1, "device-group-hold", 1,
+                (const char *[]){"which every rank of the stage waits in", NULL});
 }
 
 int main(void)

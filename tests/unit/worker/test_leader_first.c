@@ -77,29 +77,11 @@ static uint32_t step(Crowd *c)
     return n_drawing;
 }
 
-/* Texts that were read before, whose last page was filled by their answers. */
-static void test_all_begin_in_one_step(void **state)
-{
-    static const uint32_t least[] = {2, 100, LONGEST - N};
-    for (unsigned i = 0; i < G_N_ELEMENTS(least); i++) {
-        Crowd *c = g_new0(Crowd, 1);
-        crowd_open(c, least[i], 40);
-        crowd_submit(c);
-        crowd_finish(c);
-        crowd_submit(c);
-        assert_int_equal(step(c), N);
-        assert_int_equal(c->w.step->n_rows, N);
-        crowd_finish(c);
-        world_close(&c->w);
-        g_free(c);
-    }
-}
-
-/* One token was drawn, and no page was filled by it: the tail serves, too. */
-static void test_after_short_answers(void **state)
+/* Texts that were read before, each with an answer of so many tokens: all draw in one step. */
+static void read_again(uint32_t least, uint32_t n_answer)
 {
     Crowd *c = g_new0(Crowd, 1);
-    crowd_open(c, 97, 1);
+    crowd_open(c, least, n_answer);
     crowd_submit(c);
     crowd_finish(c);
     crowd_submit(c);
@@ -108,6 +90,21 @@ static void test_after_short_answers(void **state)
     crowd_finish(c);
     world_close(&c->w);
     g_free(c);
+}
+
+/* Their last page was filled by their answers. */
+static void test_all_begin_in_one_step(void **state)
+{
+    static const uint32_t least[] = {2, 100, LONGEST - N};
+    for (unsigned i = 0; i < G_N_ELEMENTS(least); i++) {
+        read_again(least[i], 40);
+    }
+}
+
+/* One token was drawn, and no page was filled by it: the tail serves, too. */
+static void test_after_short_answers(void **state)
+{
+    read_again(97, 1);
 }
 
 /* While another one decodes, and rows are so dear that a chunk has the fewest. */
