@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -105,6 +106,7 @@ struct Emulation {
     uint64_t random;
 };
 static Emulation emulation;
+static std::mutex one_at_a_time; /* streams of several devices launch from threads of their own */
 
 static Fiber *current()
 {
@@ -480,6 +482,7 @@ static void check_shared(size_t shared_size)
 
 cudaError_t emulated_launch(const cudaLaunchConfig_t *config, const std::function<void()> &body)
 {
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
     const dim3 grid = config->gridDim, block = config->blockDim;
     const uint64_t n_blocks = (uint64_t)grid.x * grid.y * grid.z;
     emulation.n_threads = block.x * block.y * block.z;
