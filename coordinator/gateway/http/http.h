@@ -19,7 +19,7 @@ typedef struct HttpExchange HttpExchange; /* one request and its answer */
 typedef struct HttpCaps {
     size_t body_bytes;    /* more is 413 */
     size_t header_bytes;  /* request line and headers; more is 431 */
-    unsigned connections; /* more wait in the kernel's queue */
+    unsigned connections; /* more wait in the kernel's queue; fewer where files are short */
     unsigned per_source;  /* connections of one address; 0 = any number */
     unsigned idle_s;      /* a socket on which nothing moves is closed */
     unsigned request_s;   /* from the connection, or the last answer, to a whole request */

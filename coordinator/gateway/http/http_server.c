@@ -28,11 +28,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #define BLOCK_BYTES 4096u
 #define EVENTS_AT_ONCE 64
+#define FILES_KEPT 256u /* for workers, operators, stores: at most half of the process's limit */
 #define SWEEP_US (INT64_C(1000) * 1000)
 #define DISCARD_LIMIT                                                                              \
     ((size_t)256 << 20) /* of a body that is too large: then the socket closes                     \
@@ -544,6 +546,27 @@ static void on_mhd_log(void *user, const char *format, va_list args)
     log_debug(server->options.log, "http: %s", g_strstrip(text));
 }
 
+/* Clients never take the last descriptors: workers' and operators' connections and the stores need
+ * some, too. */
+static unsigned bounded_connections(const HttpServer *server)
+{
+    const unsigned asked = server->options.caps.connections;
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == RLIM_INFINITY) {
+        return asked;
+    }
+    const rlim_t most = files.rlim_cur - MIN(FILES_KEPT, files.rlim_cur / 2);
+    if (most >= asked) {
+        return asked;
+    }
+    log_warn(
+        server->options.log,
+        "http at %s takes %u connections at once instead of %u: this process may open %u files "
+        "(raise the hard limit: LimitNOFILE= in systemd, ulimit -Hn)",
+        server->address, (unsigned)most, asked, (unsigned)files.rlim_cur);
+    return (unsigned)most;
+}
+
 static bool start_mhd(HttpServer *server, int listen_fd, GError **error)
 {
     const HttpServerOptions *o = &server->options;
@@ -551,7 +574,7 @@ static bool start_mhd(HttpServer *server, int listen_fd, GError **error)
     struct MHD_OptionItem items[] = {
         {MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)on_mhd_log, server},
         {MHD_OPTION_LISTEN_SOCKET, listen_fd, NULL},
-        {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)o->caps.connections, NULL},
+        {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)bounded_connections(server), NULL},
         {MHD_OPTION_PER_IP_CONNECTION_LIMIT, (intptr_t)o->caps.per_source, NULL},
         {MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)o->caps.idle_s, NULL},
         {MHD_OPTION_CONNECTION_MEMORY_LIMIT, (intptr_t)o->caps.header_bytes, NULL},

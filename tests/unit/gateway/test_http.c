@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -599,6 +600,39 @@ static void test_connections_in_all_are_bounded(void **state)
     assert_string_equal(f->seen->str, "GET /first - 0\nGET /third - 0\n");
 }
 
+enum { FEW_FILES = 128, MOST = FEW_FILES / 2 };
+
+static void one_too_many(Fixture *f, GString *out)
+{
+    int fds[MOST + 1];
+    for (int i = 0; i <= MOST; i++) {
+        fds[i] = dial(f);
+    }
+    ask_for(fds[MOST], "/last");
+    ask_for(fds[0], "/first");
+    hear(fds[0], out, "hello");
+    g_string_truncate(out, 0);
+    hear(fds[MOST], out, "hello");
+    for (int i = 0; i <= MOST; i++) {
+        close(fds[i]);
+    }
+}
+
+/* Half of few descriptors is kept from clients. */
+static void test_connections_leave_files(void **state)
+{
+    Fixture *f = *state;
+    struct rlimit before, few;
+    getrlimit(RLIMIT_NOFILE, &before);
+    few = (struct rlimit){.rlim_cur = FEW_FILES, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    serve(f);
+    setrlimit(RLIMIT_NOFILE, &before);
+    g_autofree char *out = with_client(f, one_too_many);
+    assert_non_null(strstr(out, "hello"));
+    assert_string_equal(f->seen->str, "GET /first - 0\nGET /last - 0\n");
+}
+
 static void ask_and_not_read(Fixture *f, GString *out)
 {
     int small = 4096, fd = dial(f);
@@ -710,6 +744,7 @@ int main(void)
         TEST(test_idle_socket_is_closed),
         TEST(test_connections_of_one_source_are_bounded),
         TEST(test_connections_in_all_are_bounded),
+        TEST(test_connections_leave_files),
         TEST(test_answer_that_is_not_taken_is_dropped),
         TEST(test_stopping_tells_who_waits),
         TEST(test_answers_that_ended_leave_before_the_stop),
