@@ -13,7 +13,6 @@
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define ALTERNATIVES 3u
@@ -51,58 +50,14 @@ static const TrainRate *rate_of(const PlanTraining *p)
     return submissions_train_rate(p->parts->submissions, p->spec->numerics);
 }
 
-/* ---- legal neighbours ---- */
-
-typedef struct Neighbour {
-    uint32_t dp, pp, tp;
-    uint32_t distance; /* of the wish: factors of two, roughly; and idle workers */
-} Neighbour;
-
-static uint32_t apart(uint64_t wish, uint32_t got)
-{
-    uint32_t n = 0;
-    for (uint64_t a = MIN(wish, got), b = MAX(wish, got); wish > 0 && a < b; a = a * 2) {
-        n += 2;
-    }
-    return n;
-}
-
-static int by_distance(const void *a, const void *b)
-{
-    const Neighbour *x = a, *y = b;
-    return x->distance < y->distance ? -1 : x->distance > y->distance;
-}
-
 static void add_alternatives(PlanTraining *p)
 {
-    const JobLayout *wish = &p->spec->layout;
-    const ModelSpec *model = p->input->spec;
-    const TrainLayoutChoice *l = &place_of(p)->layout;
-    const uint32_t n_workers = place_of(p)->n_workers;
-    const uint32_t replicas = (uint32_t)MIN(p->spec->leaves, p->spec->sequences);
-    g_autoptr(GArray) found = g_array_new(FALSE, FALSE, sizeof(Neighbour));
-    for (uint32_t pp = 1; pp <= MIN(n_workers, model->n_layers); pp++) {
-        for (uint32_t tp = 1; tp * pp <= n_workers; tp++) {
-            for (uint32_t dp = 1; dp <= replicas && dp * pp * tp <= n_workers; dp++) {
-                g_autoptr(Plan) legal = train_plan_new(model, dp, pp, tp, NULL);
-                const Neighbour n = {dp, pp, tp,
-                                     apart(wish->dp, dp) + apart(wish->pp, pp) +
-                                         apart(wish->tp, tp) + (dp * pp * tp < n_workers ? 1 : 0)};
-                if (legal != NULL) {
-                    g_array_append_val(found, n);
-                }
-            }
-        }
-    }
-    qsort(found->data, found->len, sizeof(Neighbour), by_distance);
-    for (guint i = 0, kept = 0; i < found->len && kept < ALTERNATIVES; i++) {
-        const Neighbour *n = &g_array_index(found, Neighbour, i);
-        const bool same = n->dp == l->dp && n->pp == l->pp && n->tp == l->tp;
-        if (!same) {
-            kept++;
-            g_ptr_array_add(p->alternatives, g_strdup_printf("layout: {dp: %u, pp: %u, tp: %u}",
-                                                             n->dp, n->pp, n->tp));
-        }
+    const TrainPlace *place = place_of(p);
+    g_autoptr(GPtrArray) found = train_layout_neighbours(p->spec, p->input->spec, place->n_workers,
+                                                         &place->layout, ALTERNATIVES);
+    for (guint i = 0; i < found->len; i++) {
+        g_ptr_array_add(p->alternatives,
+                        g_strdup_printf("layout: %s", (const char *)found->pdata[i]));
     }
 }
 
@@ -118,10 +73,7 @@ static void G_GNUC_PRINTF(2, 3) add_reason(const PlanTraining *p, const char *fo
 
 static const char *schedule_name(const PlanTraining *p)
 {
-    return p->spec->layout.schedule == JOB_SCHEDULE_GPIPE         ? "gpipe"
-           : p->spec->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? "zero-bubble"
-           : place_of(p)->layout.chunks > 1                       ? "interleaved"
-                                                                  : "1f1b";
+    return train_layout_schedule(p->spec, &place_of(p)->layout);
 }
 
 static void explain_devices(const PlanTraining *p, const TrainPlace *place)

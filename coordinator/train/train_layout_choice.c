@@ -1,8 +1,10 @@
 #include "coordinator/train/train_layout_choice.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/train_layout.h"
 
 #define MICRO_PER_STAGE 4u
+#define NEIGHBOURS 3u /* that an error names */
 
 static uint64_t parameters_of(const ModelSpec *model)
 {
@@ -47,6 +49,80 @@ static uint32_t micro_sequences(const JobSpec *job, const TrainLayoutChoice *c)
     return (uint32_t)MAX((own + micro - 1) / micro, 1);
 }
 
+/* ---- legal neighbours ---- */
+
+typedef struct Neighbour {
+    uint32_t dp, pp, tp;
+    uint32_t distance; /* of the wish: factors of two, roughly; and idle workers */
+} Neighbour;
+
+static uint32_t apart(uint64_t wish, uint32_t got)
+{
+    uint32_t n = 0;
+    for (uint64_t a = MIN(wish, got), b = MAX(wish, got); wish > 0 && a < b; a = a * 2) {
+        n += 2;
+    }
+    return n;
+}
+
+static gint by_distance(gconstpointer a, gconstpointer b)
+{
+    const Neighbour *x = a, *y = b;
+    return x->distance < y->distance ? -1 : x->distance > y->distance;
+}
+
+static void add_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
+                           uint32_t pp, uint32_t tp, GArray *out)
+{
+    const JobLayout *wish = &job->layout;
+    const uint32_t replicas = (uint32_t)MIN(job->leaves, job->sequences);
+    for (uint32_t dp = 1; dp <= replicas && dp * pp * tp <= n_workers; dp++) {
+        g_autoptr(Plan) legal = train_plan_new(model, dp, pp, tp, NULL);
+        const Neighbour n = {dp, pp, tp,
+                             apart(wish->dp, dp) + apart(wish->pp, pp) + apart(wish->tp, tp) +
+                                 (dp * pp * tp < n_workers ? 1 : 0)};
+        if (legal != NULL) {
+            g_array_append_val(out, n);
+        }
+    }
+}
+
+GPtrArray *train_layout_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
+                                   const TrainLayoutChoice *without, uint32_t most)
+{
+    GPtrArray *texts = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) found = g_array_new(FALSE, FALSE, sizeof(Neighbour));
+    for (uint32_t pp = 1; pp <= MIN(n_workers, model->n_layers); pp++) {
+        for (uint32_t tp = 1; tp * pp <= n_workers; tp++) {
+            add_neighbours(job, model, n_workers, pp, tp, found);
+        }
+    }
+    g_array_sort(found, by_distance);
+    for (guint i = 0; i < found->len && texts->len < most; i++) {
+        const Neighbour *n = &g_array_index(found, Neighbour, i);
+        if (without == NULL || n->dp != without->dp || n->pp != without->pp ||
+            n->tp != without->tp) {
+            g_ptr_array_add(texts,
+                            g_strdup_printf("{dp: %u, pp: %u, tp: %u}", n->dp, n->pp, n->tp));
+        }
+    }
+    return texts;
+}
+
+static void refuse(const TrainLayoutChoice *c, const JobSpec *job, const ModelSpec *model,
+                   uint32_t n_workers, GError **error)
+{
+    g_autoptr(GPtrArray) legal = train_layout_neighbours(job, model, n_workers, NULL, NEIGHBOURS);
+    g_ptr_array_add(legal, NULL);
+    g_autofree char *texts = g_strjoinv(" or ", (char **)legal->pdata);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                "layout dp %u, pp %u, tp %u needs %u workers and there are %u: start more, or "
+                "choose layout: %s",
+                c->dp, c->pp, c->tp, c->dp * c->pp * c->tp, n_workers, texts);
+}
+
+/* ---- the choice ---- */
+
 bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
                          uint32_t stages, bool shrink, TrainLayoutChoice *out, GError **error)
 {
@@ -57,11 +133,7 @@ bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_
     c.dp = l->dp > 0 ? (uint32_t)l->dp : CLAMP(n_workers / (c.pp * c.tp), 1, most);
     if ((uint64_t)c.dp * c.pp * c.tp > n_workers) {
         if (!shrink) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                        "layout dp %u, pp %u, tp %u needs %u workers and there are %u: start more, "
-                        "or choose dp 1, pp %u, tp 1",
-                        c.dp, c.pp, c.tp, c.dp * c.pp * c.tp, n_workers,
-                        MIN(n_workers, model->n_layers));
+            refuse(&c, job, model, n_workers, error);
             return false;
         }
         give_up_ranks(&c, n_workers);
@@ -72,4 +144,12 @@ bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_
                    : 1;
     *out = c;
     return true;
+}
+
+const char *train_layout_schedule(const JobSpec *job, const TrainLayoutChoice *layout)
+{
+    return job->layout.schedule == JOB_SCHEDULE_GPIPE         ? "gpipe"
+           : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? "zero-bubble"
+           : layout->chunks > 1                               ? "interleaved"
+                                                              : "1f1b";
 }
