@@ -1,6 +1,7 @@
 #include "coordinator/train/train_call.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/train_layout.h"
 
 #include <string.h>
 
@@ -83,6 +84,9 @@ static void on_message(const ProtobufCMessage *message, void *user)
     case WEFT__V1__TRAIN_REPORT__REPORT_TIMES:
         on_times(c, report->times);
         break;
+    case WEFT__V1__TRAIN_REPORT__REPORT_TRACE:
+        c->events.trace(c, report->trace, c->events.user);
+        break;
     case WEFT__V1__TRAIN_REPORT__REPORT_DONE:
         on_done_report(c, report->done);
         break;
@@ -104,8 +108,9 @@ static void on_call_done(const GError *error, void *user)
     call_fail(c, error != NULL ? error : early);
 }
 
-TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index,
-                          const Weft__V1__TrainLoad *load, const TrainCallEvents *events)
+/* worker: attached. load is borrowed for the call. */
+static TrainCall *call_new(Loop *loop, const Member *worker, uint32_t index,
+                           Weft__V1__TrainLoad *load, const TrainCallEvents *events)
 {
     TrainCall *c = g_new0(TrainCall, 1);
     c->worker = g_strdup(member_name(worker));
@@ -119,9 +124,72 @@ TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index,
                              0, false, callbacks, c);
     Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
     command.command_case = WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD;
-    command.load = (Weft__V1__TrainLoad *)load;
+    command.load = load;
     rpc_client_send(c->call, &command.base);
     return c;
+}
+
+static uint32_t n_ranks(const Plan *plan)
+{
+    const TrainPosition all = train_position(plan, 0, 0, 0);
+    return train_world(&all);
+}
+
+bool train_calls_possible(const Plan *plan, const Members *members)
+{
+    TrainPosition at;
+    for (uint32_t g = 0; g < n_ranks(plan); g++) {
+        Member *m = members_find(members, train_plan_rank(plan, g, &at)->worker);
+        if (m == NULL || member_channel(m) == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void train_calls_load(GPtrArray *calls, Loop *loop, const Plan *plan, const Members *members,
+                      Weft__V1__TrainLoad *load, const TrainCallEvents *events)
+{
+    for (uint32_t g = 0; g < n_ranks(plan); g++) {
+        TrainPosition at;
+        const char *worker = train_plan_rank(plan, g, &at)->worker;
+        load->replica = at.replica;
+        load->stage = at.stage;
+        load->rank = at.rank;
+        g_ptr_array_add(calls, call_new(loop, members_find(members, worker), g, load, events));
+    }
+}
+
+const char **train_calls_hosts(const GPtrArray *calls, const Members *members)
+{
+    const char **hosts = g_new0(const char *, calls->len + 1);
+    for (guint i = 0; i < calls->len; i++) {
+        const TrainCall *c = calls->pdata[i];
+        const Member *m = members_find(members, c->worker);
+        const Weft__V1__Hello *hello = m != NULL ? member_hello(m) : NULL;
+        hosts[i] = hello != NULL && hello->host[0] != '\0' ? hello->host : NULL;
+    }
+    return hosts;
+}
+
+GError *train_call_lost(const TrainCall *c, const Members *members, int64_t stall_us)
+{
+    const Member *member = members_find(members, c->worker);
+    if (member == NULL) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone", c->worker);
+    }
+    if (!member_attached(member)) {
+        return member_lost_error(member, "training");
+    }
+    if (member_state(member) == MEMBER_DRAINING) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is drained", c->worker);
+    }
+    if (!c->loaded && loop_now_us(c->loop) - c->heard_us > stall_us) {
+        return g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
+                           "worker %s said nothing for %d s while it was loading", c->worker,
+                           (int)(stall_us / 1000000));
+    }
+    return NULL;
 }
 
 void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t size)

@@ -5,6 +5,7 @@
 #include "coordinator/members.h"
 #include "proto/base/hash.h"
 #include "proto/base/random.h"
+#include "proto/plan/plan.h"
 #include "weft/v1/train.pb-c.h"
 
 typedef struct TrainCall TrainCall;
@@ -16,6 +17,7 @@ typedef struct TrainCallEvents {
     void (*step)(const Weft__V1__TrainProgress *step, void *user);
     /* A part of a checkpoint begins, goes on or ends. */
     void (*save)(TrainCall *call, const Weft__V1__TrainReport *report, void *user);
+    void (*trace)(TrainCall *call, const Weft__V1__TrainTrace *trace, void *user);
     void (*done)(TrainCall *call, void *user);
     void (*failed)(TrainCall *call, const GError *error, void *user); /* at most once */
     void *user;
@@ -39,9 +41,17 @@ struct TrainCall {
     bool ended;
 };
 
-/* worker: attached. load is borrowed for the call. */
-TrainCall *train_call_new(Loop *loop, const Member *worker, uint32_t index,
-                          const Weft__V1__TrainLoad *load, const TrainCallEvents *events);
+/* Every worker of the plan can be called. */
+bool train_calls_possible(const Plan *plan, const Members *members);
+/* Calls every rank of the plan, added to calls (of TrainCall, by rank). train_calls_possible().
+ * load: what all share; borrowed, its place is filled in. */
+void train_calls_load(GPtrArray *calls, Loop *loop, const Plan *plan, const Members *members,
+                      Weft__V1__TrainLoad *load, const TrainCallEvents *events);
+/* By rank: what its worker calls its host; NULL: not known. The array is returned. */
+const char **train_calls_hosts(const GPtrArray *calls, const Members *members);
+/* Why the rank's worker is lost to the job, though it may say nothing: as the failure detector has
+ * it, drained, or silent for stall_us while it is loading. NULL: it is not. Returned. */
+GError *train_call_lost(const TrainCall *c, const Members *members, int64_t stall_us);
 void train_call_answer(TrainCall *c, uint64_t want, const void *data, size_t size);
 /* So many bytes of a checkpoint that it sent are written. */
 void train_call_taken(TrainCall *c, uint64_t bytes);

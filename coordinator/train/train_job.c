@@ -8,16 +8,17 @@
 
 #include "coordinator/jobs/deployment.h"
 #include "coordinator/train/train_call.h"
+#include "coordinator/train/train_file.h"
 #include "coordinator/train/train_log.h"
 #include "coordinator/train/train_placing.h"
 #include "coordinator/train/train_plot.h"
 #include "coordinator/train/train_saving.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_trace.h"
 #include "coordinator/train/train_want.h"
 #include "proto/base/error.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
-#include "proto/plan/train_layout.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>
@@ -55,12 +56,14 @@ struct TrainJob {
     Plan *plan;
     uint64_t epoch;
     GPtrArray *calls;    /* of TrainCall, by rank */
+    TrainTrace *trace;   /* of the epoch, until it is written; NULL: there is none */
     TrainSaving *saving; /* of the epoch; NULL: no epoch, or no checkpoints */
     LoopTimer *timer;
     uint32_t working, fruitless;
     uint64_t steps_before; /* that were said when the epoch began */
     int64_t entered_us;    /* this state */
     bool dead, may_shrink, started;
+    bool tracing; /* the trace is being written */
 };
 
 static void job_plan(TrainJob *job);
@@ -120,6 +123,7 @@ static void end_calls(TrainJob *job)
         train_call_end(job->calls->pdata[i]);
     }
     g_ptr_array_set_size(job->calls, 0);
+    train_trace_free(g_steal_pointer(&job->trace));
     train_saving_close(g_steal_pointer(&job->saving));
     train_placing_free(g_steal_pointer(&job->placing));
     loop_timer_cancel(job->o.loop, g_steal_pointer(&job->timer));
@@ -199,9 +203,10 @@ typedef struct JobTask {
     Checkpoint *checkpoint;
     GPtrArray *damages; /* of char * */
     TrainWant *want;
+    TrainTrace *trace;
     uint64_t epoch; /* that asked, like rank */
     uint32_t rank;
-    char *path, *text; /* of the curves */
+    char *path, *text; /* of the curves; said of the trace */
     char *digest;
     GError *error;
 } JobTask;
@@ -222,6 +227,7 @@ static bool task_end(JobTask *task)
     const bool alive = !job->dead;
     g_ptr_array_unref(task->damages);
     train_want_free(task->want);
+    train_trace_free(task->trace);
     g_clear_error(&task->error);
     g_free(task->path);
     g_free(task->text);
@@ -302,7 +308,7 @@ static void curves_work(void *user)
 {
     JobTask *task = user;
     if (task->path != NULL) {
-        train_plot_write(task->path, task->text, &task->error);
+        train_file_write(task->path, task->text, &task->error);
     }
 }
 
@@ -344,7 +350,11 @@ static void job_finish(TrainJob *job, const char *digest)
 static void prepare_work(void *user)
 {
     JobTask *task = user;
-    task->input = train_input_load(task->job->spec, &task->error);
+    const JobSpec *spec = task->job->spec;
+    if (spec->trace_file == NULL ||
+        train_file_check("trace.file", spec->trace_file, &task->error)) {
+        task->input = train_input_load(spec, &task->error);
+    }
 }
 
 static void prepare_done(void *user)
@@ -655,12 +665,48 @@ static void finish_if_done(TrainJob *job)
             return;
         }
     }
-    if (job->calls->len == 0 || job->state != JOB_RUNNING ||
+    if (job->calls->len == 0 || job->state != JOB_RUNNING || job->tracing ||
         (job->saving != NULL && !train_saving_is_idle(job->saving))) {
         return;
     }
     hash128_hex(&((TrainCall *)job->calls->pdata[0])->digest, digest);
     job_finish(job, digest);
+}
+
+static void trace_work(void *user)
+{
+    JobTask *task = user;
+    task->text = train_trace_write(task->trace, task->job->spec->trace_file);
+}
+
+static void trace_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    job->tracing = false;
+    job_say(job, task->text);
+    if (task_end(task)) {
+        finish_if_done(job);
+    }
+}
+
+static void on_trace(TrainCall *call, const Weft__V1__TrainTrace *trace, void *user)
+{
+    TrainJob *job = user;
+    g_autoptr(GError) error = NULL;
+    if (job->trace == NULL) {
+        error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                    "it sends a trace, and none is asked for");
+    }
+    if (error != NULL ||
+        !train_trace_add(job->trace, call->index, trace, loop_now_us(job->o.loop), &error)) {
+        on_failed(call, error, job);
+    } else if (train_trace_is_whole(job->trace)) {
+        JobTask *task = task_new(job);
+        task->trace = g_steal_pointer(&job->trace);
+        job->tracing = true;
+        work_pool_run_full(job->o.pool, trace_work, trace_done, task_dropped, task);
+    }
 }
 
 static void on_done(TrainCall *call, void *user)
@@ -710,23 +756,9 @@ static void look_due(void *user)
 {
     TrainJob *job = user;
     job->timer = NULL;
-    const int64_t now = loop_now_us(job->o.loop);
     for (guint i = 0; i < job->calls->len; i++) {
-        const TrainCall *call = job->calls->pdata[i];
-        const Member *member = members_find(job->o.members, call->worker);
-        g_autoptr(GError) error = NULL;
-        if (member == NULL || !member_attached(member)) {
-            error = member != NULL ? member_lost_error(member, "training")
-                                   : g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                                                 "worker %s is gone", call->worker);
-        } else if (member_state(member) == MEMBER_DRAINING) {
-            error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is drained",
-                                call->worker);
-        } else if (!call->loaded && now - call->heard_us > LOAD_STALL_US) {
-            error = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                                "worker %s said nothing for %d s while it was loading",
-                                call->worker, (int)(LOAD_STALL_US / 1000000));
-        }
+        g_autoptr(GError) error =
+            train_call_lost(job->calls->pdata[i], job->o.members, LOAD_STALL_US);
         if (error != NULL) {
             job_end_epoch(job, error);
             return;
@@ -739,44 +771,8 @@ static void look_due(void *user)
 
 static TrainCallEvents call_events(TrainJob *job)
 {
-    return (TrainCallEvents){on_want, on_loaded, on_step, on_save, on_done, on_failed, job};
-}
-
-static void add_call(TrainJob *job, Weft__V1__TrainLoad *load, const char *worker)
-{
-    const TrainCallEvents events = call_events(job);
-    const Member *member = members_find(job->o.members, worker);
-    g_ptr_array_add(job->calls,
-                    train_call_new(job->o.loop, member, job->calls->len, load, &events));
-}
-
-static uint32_t n_ranks(const TrainJob *job)
-{
-    return job->layout.dp * job->layout.pp * job->layout.tp;
-}
-
-static bool all_reachable(const TrainJob *job)
-{
-    TrainPosition at;
-    for (uint32_t g = 0; g < n_ranks(job); g++) {
-        const Member *m = members_find(job->o.members, train_plan_rank(job->plan, g, &at)->worker);
-        if (m == NULL || member_channel(m) == NULL) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static void load_all(TrainJob *job, Weft__V1__TrainLoad *load)
-{
-    for (uint32_t g = 0; g < n_ranks(job); g++) {
-        TrainPosition at;
-        const PlanRank *rank = train_plan_rank(job->plan, g, &at);
-        load->replica = at.replica;
-        load->stage = at.stage;
-        load->rank = at.rank;
-        add_call(job, load, rank->worker);
-    }
+    return (TrainCallEvents){on_want,  on_loaded, on_step,   on_save,
+                             on_trace, on_done,   on_failed, job};
 }
 
 static void begin_calls(TrainJob *job)
@@ -784,7 +780,8 @@ static void begin_calls(TrainJob *job)
     Weft__V1__Stamp stamp = WEFT__V1__STAMP__INIT;
     Weft__V1__TrainLoad load = WEFT__V1__TRAIN_LOAD__INIT;
     TrainSettingsMessage settings;
-    if (!all_reachable(job)) { /* somebody left since the plan */
+    const TrainCallEvents events = call_events(job);
+    if (!train_calls_possible(job->plan, job->o.members)) { /* somebody left since the plan */
         plan_later(job, AGAIN_US);
         return;
     }
@@ -806,7 +803,10 @@ static void begin_calls(TrainJob *job)
     job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u%s", job->epoch, job->layout.dp,
              job->layout.pp, job->layout.tp,
              job->spec->numerics == NUMERICS_FAST ? ", numerics fast" : "");
-    load_all(job, &load);
+    train_calls_load(job->calls, job->o.loop, job->plan, job->o.members, &load, &events);
+    g_autofree const char **hosts = train_calls_hosts(job->calls, job->o.members);
+    job->trace =
+        train_trace_new(job->spec, &job->layout, job->plan, hosts, settings.settings.first_step);
     open_saving(job);
     weft__v1__plan__free_unpacked(load.plan, NULL);
     weft__v1__model__free_unpacked(load.model, NULL);

@@ -1,9 +1,5 @@
 #include "coordinator/train/train_plot.h"
 
-#include "proto/base/error.h"
-
-#include <errno.h>
-#include <glib/gstdio.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -266,16 +262,4 @@ char *train_plot_svg(const char *title, const TrainPoint *points, size_t n)
     draw_text(svg, 495, 628, "middle", "", "steps");
     g_string_append(svg, "</svg>\n");
     return g_string_free(svg, FALSE);
-}
-
-bool train_plot_write(const char *path, const char *svg, GError **error)
-{
-    g_autofree char *directory = g_path_get_dirname(path);
-    g_autoptr(GError) why = NULL;
-    if (g_mkdir_with_parents(directory, 0755) == 0 && g_file_set_contents(path, svg, -1, &why)) {
-        return true;
-    }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", path,
-                why != NULL ? why->message : g_strerror(errno));
-    return false;
 }

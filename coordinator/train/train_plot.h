@@ -14,5 +14,3 @@ typedef struct TrainPoint {
 
 /* points: by step, ascending. A picture of 960 x 640, whatever n is; returned. */
 char *train_plot_svg(const char *title, const TrainPoint *points, size_t n);
-/* Writes the picture to a file, whose folder is made if need be. IO. Any thread. */
-bool train_plot_write(const char *path, const char *svg, GError **error);

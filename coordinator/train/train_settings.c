@@ -97,6 +97,8 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->sample_temperature = job->sample_temperature;
     out->sample_prompt = (uint32_t *)(void *)in->prompt->data;
     out->n_sample_prompt = in->prompt->len;
+    out->trace_first = job->trace_first - 1;
+    out->trace_steps = job->trace_file != NULL ? (uint32_t)job->trace_steps : 0;
     out->n_tokens = in->train->n;
     out->n_validation_tokens = in->validation != NULL ? in->validation->n : 0;
     out->documents = job->data.packing == JOB_PACK_DOCUMENTS;

@@ -336,6 +336,23 @@ static void check_model_layout(const Check *c, const ModelSpec *model)
                "a rank needs a unit of attention and of the feed-forward network");
 }
 
+static void check_trace(const Check *c)
+{
+    const JobSpec *s = c->spec;
+    if (s->trace_file == NULL) {
+        refuse_given(c, "trace.first", "needs trace.file");
+        refuse_given(c, "trace.steps", "needs trace.file");
+    } else if (s->trace_file[0] == '\0') {
+        COMPLAIN(c, "trace.file", "trace.file has no value: name a file");
+    }
+    if (s->trace_first > s->steps && s->steps != 0) {
+        COMPLAIN(c, "trace.first",
+                 "a trace that begins with step %" G_GUINT64_FORMAT
+                 " of a run of %" G_GUINT64_FORMAT ": use at most that",
+                 s->trace_first, s->steps);
+    }
+}
+
 void job_check(const JobSpec *spec, const GPtrArray *entries, YamlErrors *errors)
 {
     const Check c = {spec, entries, errors};
@@ -360,4 +377,5 @@ void job_check(const JobSpec *spec, const GPtrArray *entries, YamlErrors *errors
         refuse_given(&c, "checkpoint.keep", "needs checkpoint.directory");
         refuse_given(&c, "checkpoint.resume", "needs checkpoint.directory");
     }
+    check_trace(&c);
 }

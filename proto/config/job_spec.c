@@ -213,6 +213,7 @@ static void set_defaults(JobSpec *s)
     s->sample_prompt = g_strdup("");
     s->sample_tokens = 64;
     s->sample_temperature = 0.8;
+    s->trace_steps = 8;
     s->queue = 512;
 }
 
@@ -257,6 +258,9 @@ static void fill_train(JobSpec *s, const GPtrArray *entries)
     }
     if (s->validation_every == 0 && s->data.validation != NULL) {
         s->validation_every = MAX(s->steps / 10, 1);
+    }
+    if (s->trace_first == 0) { /* the first step of a run finds nothing in its place */
+        s->trace_first = MIN(MAX(s->steps, 1), 2);
     }
     if (s->layout.schedule == JOB_SCHEDULE_AUTO && s->layout.pp == 1) {
         s->layout.schedule = JOB_SCHEDULE_1F1B;
@@ -334,7 +338,8 @@ void job_spec_free(JobSpec *spec)
 void job_spec_resolve(JobSpec *spec, const char *directory)
 {
     char **paths[] = {&spec->model.from, &spec->data.train, &spec->data.validation,
-                      &spec->data.tokenizer_from, &spec->checkpoint_directory};
+                      &spec->data.tokenizer_from, &spec->checkpoint_directory,
+                      &spec->trace_file};
     for (size_t i = 0; i < G_N_ELEMENTS(paths); i++) {
         char *path = *paths[i];
         if (path != NULL && !g_path_is_absolute(path)) {
@@ -471,6 +476,7 @@ static bool applies(const JobSpec *s, const Option *row)
         {"checkpoint", s->checkpoint_directory != NULL},
         {"validation", s->data.validation != NULL},
         {"sample", s->sample_every != 0},
+        {"trace", s->trace_file != NULL},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(conditions); i++) {
         const char *rows = conditions[i].rows;

@@ -90,6 +90,8 @@ typedef struct JobLayout {
     uint32_t recompute;
 } JobLayout;
 
+#define JOB_TRACE_STEPS_LIMIT 1000
+
 typedef struct JobSpec {
     uint32_t kind; /* JobKind */
     char *name;
@@ -111,7 +113,9 @@ typedef struct JobSpec {
     uint64_t sample_every, sample_tokens;
     double sample_temperature;
     char *sample_prompt;
-    uint32_t update; /* CHOICE of one: sync */
+    char *trace_file;                  /* NULL: no trace */
+    uint64_t trace_first, trace_steps; /* the first step, counted from 1; how many */
+    uint32_t update;                   /* CHOICE of one: sync */
     /* serve */
     uint64_t context, streams, queue; /* 0: as the planner finds */
     uint32_t kv_type, numerics;

@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
     "model: {config: {family: gpt2, layers: 1, width: 16, heads: 2, context: 8}}\n"                \
     "data: {train: %s, tokenizer: {train: 260}}\n"                                                 \
     "batch: {sequences: 2, length: 8, leaves: 2}\nsteps: 4\noptimizer: {lr: 1e-3}\n"               \
-    "layout: {dp: 1, pp: 1, tp: 1}\ncheckpoint: {directory: %s, every: 2, keep: 1}\n"
+    "layout: {dp: 1, pp: 1, tp: 1}\ncheckpoint: {directory: %s, every: 2, keep: 1}\n"              \
+    "trace: {file: %s.json, first: 1, steps: 2}\n"
 
 enum {
     KIND_REPORT,
@@ -43,7 +44,7 @@ static void submit(SimCluster *s)
 {
     g_autofree char *text = g_build_filename(s->dir, "text", NULL);
     g_autofree char *checkpoints = g_build_filename(s->dir, "ck", NULL);
-    g_autofree char *spec = g_strdup_printf(SPEC, text, checkpoints);
+    g_autofree char *spec = g_strdup_printf(SPEC, text, checkpoints, text);
     Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
     request.spec = spec;
     g_assert_true(g_file_set_contents(text, "a text of a few words, with few words", -1, NULL));

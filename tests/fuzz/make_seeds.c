@@ -648,6 +648,28 @@ static void add_part(uint64_t at)
     add_report(WEFT__V1__TRAIN_REPORT__REPORT_PART, &part);
 }
 
+static void add_trace(uint64_t at)
+{
+    Weft__V1__TrainTrace trace = WEFT__V1__TRAIN_TRACE__INIT;
+    Weft__V1__TrainTraceOp ops[2], *pointers[] = {&ops[0], &ops[1]};
+    for (uint32_t i = 0; i < 2; i++) {
+        weft__v1__train_trace_op__init(&ops[i]);
+        ops[i].kind = i == 0 ? 1 : 4;
+        ops[i].micro = 1;
+        ops[i].begin_us = 1000 + 10 * i;
+        ops[i].end_us = 1009 + 10 * i;
+    }
+    trace.step = at;
+    trace.now_us = 1100;
+    trace.begin_us = 990;
+    trace.end_us = 1050;
+    trace.ops = pointers;
+    trace.n_ops = 2;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
+    trace.last = true;
+    add_report(WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
+}
+
 static void training(const char *dir)
 {
     Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
@@ -675,6 +697,12 @@ static void training(const char *dir)
     add_wants("second/nothing.weight", 16);
     add_wants("first/token_embd.weight", 16);
     write_seed(dir, "train", "again");
+    add_loaded();
+    add_trace(0);
+    add_step(0);
+    add_trace(1);
+    add_trace(2);
+    write_seed(dir, "train", "traced");
 }
 
 /* ---- training, the worker's side ---- */
@@ -801,6 +829,8 @@ static void worker_trains(const char *dir)
     t.settings.validation_every = 2;
     t.settings.validation_sequences = 1;
     t.settings.sample_every = 4;
+    t.settings.trace_first = 1;
+    t.settings.trace_steps = 2;
     t.settings.sample_tokens = 3;
     t.settings.sample_prompt = t.prompt;
     t.settings.n_sample_prompt = 1;

@@ -250,12 +250,67 @@ def case_seen():
     assert all(t["name"] != "seen" for t in weft("status", "--json").ok().json()["training"])
 
 
+def case_traced():
+    """the trace of a run on two stages: every pass of every traced step on both, each after what it needs, by one clock; losses and weights as without"""
+    path = spec("traced", layout="{dp: 1, pp: 2, tp: 1, micro: 3}", trace="{file: seen/traced.json, first: 4, steps: 3}")
+    done = weft("train", path, "--json").ok()
+    assert_same(result(done.out), reference("gpt2", 12))
+    assert f"\ntrace {work}/seen/traced.json\n" in done.err, done.err
+    trace = json.loads((work / "seen/traced.json").read_text())
+    assert trace["version"] == 1 and trace["otherData"] == {"job": "traced", "layout": "dp 1, pp 2, tp 1", "schedule": "1f1b", "chunks": 1}, trace["otherData"]
+    named = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    assert named == {0: "stage 0 rank 0: worker-1", 1: "stage 1 rank 0: worker-2"}, named
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    steps = {(e["tid"], e["args"]["step"]): e for e in spans if e["name"].startswith("step ")}
+    assert sorted(steps) == [(stage, step) for stage in (0, 1) for step in (4, 5, 6)] and min(e["ts"] for e in spans) == 0, steps
+    ends = lambda e: e["ts"] + e["dur"]
+    assert all(steps[e["tid"], e["args"]["step"]]["ts"] <= e["ts"] and ends(e) <= ends(steps[e["tid"], e["args"]["step"]]) for e in spans)
+    by = {(e["name"], e["tid"], e["args"]["step"], e["args"]["micro"]): e for e in spans if "micro" in e["args"]}
+    n_micro = 1 + max(micro for name, stage, step, micro in by)
+    assert n_micro > 1 and len(by) == 3 * 8 * n_micro == sum("micro" in e["args"] for e in spans), (len(by), n_micro)
+    for step in (4, 5, 6):
+        for micro in range(n_micro):
+            at = lambda name, stage: by[name, stage, step, micro]
+            order = [at("forward", 0), at("send forward", 0), at("forward", 1), at("backward", 1), at("send backward", 1), at("backward", 0)]
+            assert all(a["ts"] <= b["ts"] for a, b in zip(order, order[1:])) and ends(at("backward", 1)) <= at("backward", 0)["ts"], order
+            assert at("send forward", 0)["ts"] <= ends(at("receive forward", 1)) <= at("forward", 1)["ts"], order
+
+
+def case_memory():
+    """where memory is short `layout: auto` takes a stage more, with the same losses and weights; what does not fit, or wants more workers than there are, is one line that says what would do"""
+    broad = "{family: gpt2, layers: 4, width: 256, heads: 4, context: 32}"
+    job = lambda name, layout: spec(name, steps=4, every=4, model=broad, layout=layout)
+    peak = lambda layout: max(rank["peak_bytes"] for stage in weft("plan", job("broad", layout), "--json").ok().json()["stages"] for rank in stage["ranks"])
+    one, two = peak("{dp: 1, pp: 1, tp: 1}"), peak("{dp: 1, pp: 2, tp: 1}")
+    assert two < 0.8 * one, (one, two)
+    want = result(weft("train", job("broad", "{dp: 1, pp: 1, tp: 1}"), "--json", "-q").ok().out)
+    small = Cluster(start=False)
+    try:
+        small.weft("up", "-q", "--workers", 2, "--memory", (one + two) // 2).ok()
+        assert small.weft("plan", job("short", "auto"), "--json").ok().json()["layout"] == {"dp": 1, "pp": 2, "tp": 1}
+        got = small.weft("train", job("short", "auto"), "--json").ok()
+        assert "epoch 1: dp 1, pp 2, tp 1\n" in got.err, got.err
+        assert_same(result(got.out), want)
+        for layout in ("{dp: 1, pp: 1, tp: 1}", "{dp: 2, pp: 1, tp: 1}"):
+            small.weft("train", job("tight", layout), "-q").fails(2, "worker-1 would hold ", " of its ", "start more workers, or choose more stages")
+        small.weft("train", job("many", "{dp: 2, pp: 2, tp: 1}"), "-q").fails(2, "needs 4 workers and there are 2: start more, or choose layout: {dp: 2, pp: 1, tp: 1} or {dp: 1, pp: 2, tp: 1} or ")
+        small.weft("drain", "worker-2", "-q").ok()
+        small.weft("train", job("lonely", "auto"), "-q").fails(2, "layout dp 1, pp 1, tp 1 over 1 workers: worker-1 would hold ")
+    finally:
+        small.down()
+
+
 def case_bad_input():
     """what is wrong with a job is one line: keys, files, data that are too short, layouts that cannot be, another model's checkpoint"""
     weft("train", spec("bad", lern="1")).fails(2, "lern")
     weft("train", work / "none.yaml").fails(3, "none.yaml")
     weft("train").fails(2, "one job file")
     weft("train", spec("wide", layout="{dp: 3, pp: 1, tp: 1}"), "-q").fails(2, "3 workers", "there are 2")
+    weft("train", spec("wide", layout="{dp: 1, pp: 3, tp: 1}"), "-q").fails(2, "layout.pp 3 is impossible", "use 1 to 2")
+    weft("train", spec("unseen", trace="{steps: 3}"), "-q").fails(2, "trace.steps needs trace.file")
+    weft("train", spec("unseen", trace="{file: t.json, first: 13}"), "-q").fails(2, "step 13 of a run of 12")
+    weft("train", spec("unseen", trace=f"{{file: {TEXT}/t.json}}"), "-q").fails(2, f"trace.file {TEXT}/t.json cannot be written: Not a directory; name another file")
+    weft("train", spec("unseen", trace=f"{{file: {work}}}"), "-q").fails(2, f"trace.file {work} cannot be written: Is a directory")
     weft("train", spec("single", loss_scale="{policy: fixed}"), "-q").fails(2, "f32 needs no loss scale")
     missing = spec("missing")
     missing.write_text(missing.read_text().replace(str(TEXT), "/no/such/text"))
@@ -378,5 +433,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_seen, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_seen, case_traced, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])

@@ -8,6 +8,7 @@
 #define LEAVES_LIMIT 64u
 #define TOKENS_LIMIT (UINT64_C(1) << 34)
 #define SAMPLE_LIMIT (1u << 16)
+#define TRACE_LIMIT 1000u
 #define STEPS_LIMIT (UINT64_C(1) << 40)
 
 typedef struct Bound {
@@ -149,6 +150,7 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
         {"bounds", m->bounds, 0, BOUNDS_POSITIONS},
         {"rate schedule", m->optimizer->schedule, 0, 2},
         {"sampled tokens", m->sample_tokens, m->sample_every > 0, SAMPLE_LIMIT},
+        {"traced steps", m->trace_steps, 0, TRACE_LIMIT},
         {"tokens to go on from", m->n_sample_prompt, m->sample_every > 0, SAMPLE_LIMIT},
     };
     if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error) ||
@@ -178,6 +180,8 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .validation_every = m->validation_every,
                        .validation_sequences = m->validation_sequences,
                        .sample_every = m->sample_every,
+                       .trace_first = m->trace_first,
+                       .trace_steps = m->trace_steps,
                        .sample = {.prompt = m->sample_prompt,
                                   .n_prompt = (uint32_t)m->n_sample_prompt,
                                   .n_tokens = m->sample_tokens,

@@ -23,6 +23,7 @@ enum {
     PIECES_WINDOW = 4 << 20, /* bytes; weft/v1/train.proto */
     PIECE_FLOATS = 256 << 10,
     TIMES_US = 1000000,
+    TRACE_OPS = 4096, /* of a message; weft/v1/train.proto */
 };
 
 typedef struct TrainCall {
@@ -182,11 +183,54 @@ static void tell_times(TrainCall *t, const TrainReport *r)
     t->times_due_us = now + TIMES_US;
 }
 
+static Weft__V1__TrainTraceOp trace_op(const PipelineOpTime *time)
+{
+    Weft__V1__TrainTraceOp m = WEFT__V1__TRAIN_TRACE_OP__INIT;
+    m.kind = time->op.kind;
+    m.chunk = time->op.chunk;
+    m.micro = time->op.micro;
+    m.begin_us = time->begin_us;
+    m.end_us = time->end_us;
+    return m;
+}
+
+/* What the rank did in a step that is traced: begins at op `first`. */
+static void tell_trace(TrainCall *t, const TrainReport *r, uint32_t first)
+{
+    const uint32_t n = MIN(r->n_trace - first, (uint32_t)TRACE_OPS);
+    g_autofree Weft__V1__TrainTraceOp *ops = g_new(Weft__V1__TrainTraceOp, n + 1);
+    g_autofree Weft__V1__TrainTraceOp **pointers = g_new(Weft__V1__TrainTraceOp *, n + 1);
+    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
+    Weft__V1__TrainTrace trace = WEFT__V1__TRAIN_TRACE__INIT;
+    for (uint32_t i = 0; i < n; i++) {
+        ops[i] = trace_op(&r->trace[first + i]);
+        pointers[i] = &ops[i];
+    }
+    trace.step = r->step.step;
+    trace.now_us = link_clock_us();
+    trace.begin_us = r->begin_us;
+    trace.end_us = r->end_us;
+    trace.last = first + n == r->n_trace;
+    trace.ops = pointers;
+    trace.n_ops = n;
+    report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_TRACE;
+    report.trace = &trace;
+    send_report(t, &report);
+}
+
+static void tell_traces(TrainCall *t, const TrainReport *r)
+{
+    for (uint32_t first = 0; r->trace != NULL && first < r->n_trace; first += TRACE_OPS) {
+        tell_trace(t, r, first);
+    }
+}
+
 static void on_step(const TrainReport *r, void *user)
 {
     TrainCall *t = user;
     if (!t->closing) {
         tell_times(t, r);
+        tell_traces(t, r);
     }
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainProgress progress = WEFT__V1__TRAIN_PROGRESS__INIT;

@@ -179,6 +179,8 @@ static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */
     options.pool = e->pool;
     options.source = &e->source;
     options.links = e->links;
+    e->trace = e->o.work.trace_steps > 0 ? g_array_new(FALSE, FALSE, sizeof(PipelineOpTime)) : NULL;
+    options.trace = e->trace;
     e->rank = train_rank_new(&options, weights, error);
     return e->rank != NULL;
 }
@@ -267,6 +269,7 @@ static void close_all(TrainEngine *e)
     e->shared.wake = NULL;
     pthread_mutex_unlock(&e->shared.mutex);
     train_rank_free(e->rank);
+    g_clear_pointer(&e->trace, g_array_unref);
     train_links_free(e->links);
     link_port_close(e->port);
     pool_free(e->pool);

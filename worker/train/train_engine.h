@@ -31,6 +31,7 @@ typedef struct TrainWork {
     uint64_t checkpoint_every;                       /* 0: none, not even after the last step */
     uint64_t validation_every, validation_sequences; /* 0: none */
     uint64_t sample_every;                           /* 0: none */
+    uint64_t trace_first, trace_steps;               /* traced are so many from that one on */
     TextWish sample; /* its prompt is borrowed for the engine's life */
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
@@ -62,11 +63,14 @@ typedef struct TrainReport {
     float validation;       /* mean loss, after the step */
     const uint32_t *sample; /* [n_sample] ids, drawn after the step; NULL: none. Borrowed */
     uint32_t n_sample;
-    double seconds;          /* of the step, without validation and checkpoint */
-    double waited;           /* of these for other ranks */
-    TrainMemory memory;      /* of the rank: as planned */
-    uint64_t resident_bytes; /* after the engine's first step: what the process has come to hold
-                                since before the rank was built, by whatever it did; else 0 */
+    const PipelineOpTime *trace; /* [n_trace] what the rank did in a step that is traced */
+    uint32_t n_trace;
+    int64_t begin_us, end_us; /* link_clock_us(): of the step, without validation and checkpoint */
+    double seconds;           /* of the step, without validation and checkpoint */
+    double waited;            /* of these for other ranks */
+    TrainMemory memory;       /* of the rank: as planned */
+    uint64_t resident_bytes;  /* after the engine's first step: what the process has come to hold
+                                 since before the rank was built, by whatever it did; else 0 */
 } TrainReport;
 
 /* All are posted on the loop, in order; ended() once, last. */

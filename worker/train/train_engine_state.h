@@ -41,6 +41,7 @@ struct TrainEngine {
     SampleSource source, validation_source;
     TrainLinks *links; /* NULL: one rank, or not yet */
     TrainRank *rank;
+    GArray *trace; /* of PipelineOpTime: of the last step; NULL: no step is traced */
     Link *peers[PLAN_RANKS_LIMIT];
     bool greeted[PLAN_RANKS_LIMIT], built[PLAN_RANKS_LIMIT];
     bool ended;

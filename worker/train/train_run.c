@@ -8,6 +8,7 @@ typedef struct ReportPost {
     TrainEvents events;
     TrainReport report;
     uint32_t *sample;
+    PipelineOpTime *trace;
     TrainSnapshot *snapshot;
 } ReportPost;
 
@@ -16,6 +17,7 @@ static void deliver_report(void *user)
     ReportPost *p = user;
     p->events.step(&p->report, p->events.user);
     g_free(p->sample);
+    g_free(p->trace);
     g_free(p);
 }
 
@@ -33,18 +35,38 @@ static bool is_due(uint64_t done, uint64_t every, uint64_t steps)
 
 /* ---- a step ---- */
 
+static void begin_trace(TrainEngine *e)
+{
+    if (e->trace != NULL) {
+        g_array_set_size(e->trace, 0);
+    }
+}
+
+static void end_trace(const TrainEngine *e, TrainReport *out)
+{
+    const TrainWork *w = &e->o.work;
+    const uint64_t step = out->step.step;
+    if (step >= w->trace_first && step - w->trace_first < w->trace_steps) {
+        out->trace = (const PipelineOpTime *)(const void *)e->trace->data;
+        out->n_trace = e->trace->len;
+    }
+}
+
 static bool run_step(TrainEngine *e, TrainReport *out, GError **error)
 {
-    const int64_t start = g_get_monotonic_time();
     const uint64_t waited = e->links != NULL ? train_links_wait_us(e->links) : 0;
+    begin_trace(e);
+    out->begin_us = link_clock_us();
     if (!train_rank_step(e->rank, &out->step, error)) {
         return false;
     }
+    out->end_us = link_clock_us();
+    end_trace(e, out);
     if (out->step.step == e->o.work.from.step) {
         const uint64_t now = train_engine_resident();
         out->resident_bytes = now > e->resident_before ? now - e->resident_before : 0;
     }
-    out->seconds = (double)(g_get_monotonic_time() - start) * 1e-6;
+    out->seconds = (double)(out->end_us - out->begin_us) * 1e-6;
     out->waited = e->links != NULL ? (double)(train_links_wait_us(e->links) - waited) * 1e-6 : 0.0;
     out->memory = train_rank_memory(e->rank);
     return true;
@@ -123,7 +145,9 @@ bool train_run(TrainEngine *e, Hash128 *digest, GError **error)
             return false;
         }
         ReportPost *p = g_new0(ReportPost, 1);
-        *p = (ReportPost){.events = e->o.events, .report = report, .sample = ids};
+        PipelineOpTime *trace = g_memdup2(report.trace, sizeof *trace * report.n_trace);
+        report.trace = trace;
+        *p = (ReportPost){.events = e->o.events, .report = report, .sample = ids, .trace = trace};
         loop_post(e->o.loop, deliver_report, p);
         if (!checkpoint(e, &report, error)) {
             return false;

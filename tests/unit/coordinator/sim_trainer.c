@@ -20,6 +20,7 @@ struct SimRank {
     char *job;
     uint64_t epoch, step, first_step, steps, checkpoint_every, n_tokens;
     uint32_t index, n, sequences;
+    uint64_t trace_first, trace_steps;
     uint32_t asked; /* tensors of the state, three times the model's; then the tokens */
     bool loaded, started;
 };
@@ -174,7 +175,9 @@ static void load(SimTrainer *owner, RpcCall *call, const Weft__V1__TrainLoad *m)
                    .steps = m->settings->steps,
                    .checkpoint_every = m->settings->checkpoint_every,
                    .n_tokens = m->settings->n_tokens,
-                   .sequences = m->settings->sequences};
+                   .sequences = m->settings->sequences,
+                   .trace_first = m->settings->trace_first,
+                   .trace_steps = m->settings->trace_steps};
     g_assert_nonnull(r->spec);
     for (size_t d = 0; d < m->plan->n_replicas; d++) {
         const Weft__V1__Replica *replica = m->plan->replicas[d];
@@ -311,6 +314,32 @@ static void tell_step(SimRank *r)
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_STEP, &step);
 }
 
+/* Of a step that took half the time between two: one forward and one backward pass. */
+static void tell_trace(SimRank *r, uint64_t step)
+{
+    const int64_t now_us = loop_now_us(r->owner->worker->loop), begin_us = now_us - STEP_US / 2;
+    Weft__V1__TrainTrace trace = WEFT__V1__TRAIN_TRACE__INIT;
+    Weft__V1__TrainTraceOp ops[2];
+    Weft__V1__TrainTraceOp *pointers[] = {&ops[0], &ops[1]};
+    for (uint32_t i = 0; i < 2; i++) {
+        weft__v1__train_trace_op__init(&ops[i]);
+        ops[i].kind = i == 0 ? 1 : 4;
+        ops[i].begin_us = begin_us + i * 100;
+        ops[i].end_us = ops[i].begin_us + 100;
+    }
+    trace.step = step;
+    trace.now_us = trace.end_us = now_us;
+    trace.begin_us = begin_us;
+    trace.ops = pointers;
+    trace.n_ops = 2;
+    trace.last = true;
+    if (r->owner->training->wrong_trace) {
+        r->owner->training->wrong_trace = false;
+        ops[1].end_us = now_us + 1;
+    }
+    tell(r, WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
+}
+
 static void tick(void *user)
 {
     SimRank *r = user;
@@ -322,6 +351,9 @@ static void tick(void *user)
     r->step++;
     if (r->index == 0) {
         tell_step(r);
+    }
+    if (r->step > r->trace_first && r->step <= r->trace_first + r->trace_steps) {
+        tell_trace(r, r->step - 1);
     }
     if (r->step == r->steps || (r->checkpoint_every > 0 && r->step % r->checkpoint_every == 0)) {
         save(r);

@@ -23,9 +23,10 @@
 typedef struct Toy {
     uint32_t dp, pp, tp; /* dp 0: auto */
     uint64_t steps, every;
+    uint64_t trace_first, trace_steps; /* 0: no trace */
 } Toy;
 
-static const Toy toy = {2, 2, 1, 60, 10};
+static const Toy toy = {2, 2, 1, 60, 10, 24, 4};
 
 /* ---- the job ---- */
 
@@ -53,9 +54,13 @@ static void submit(SimCluster *s, const Toy *t)
         "steps: %" G_GUINT64_FORMAT "\noptimizer: {lr: 1e-3}\nlayout: %s\n"
         "checkpoint: {directory: %s, every: %" G_GUINT64_FORMAT ", keep: 2}\n",
         data, SEQUENCES, t->steps, layout, checkpoints, t->every);
+    g_autofree char *traced =
+        g_strdup_printf("%strace: {file: %s/traces/toy.json, first: %" G_GUINT64_FORMAT
+                        ", steps: %" G_GUINT64_FORMAT "}\n",
+                        spec, s->dir, t->trace_first, t->trace_steps);
     Answer a = {0};
     Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
-    request.spec = spec;
+    request.spec = t->trace_steps > 0 ? traced : spec;
     sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
     sim_answer(s, &a, 5 * SECOND);
     g_assert_no_error(a.error);
@@ -156,6 +161,38 @@ static void check_checkpoint(SimCluster *s, const Toy *t)
     checkpoint_free(c);
 }
 
+/* The spans of one kind that the trace has for a step, of all ranks. */
+static size_t count_spans(const json_t *events, const char *name, uint64_t step)
+{
+    size_t i, n = 0;
+    const json_t *e;
+    json_array_foreach(events, i, e)
+    {
+        const json_t *args = json_object_get(e, "args");
+        n += strcmp(json_string_value(json_object_get(e, "name")), name) == 0 &&
+             (uint64_t)json_integer_value(json_object_get(args, "step")) == step;
+    }
+    return n;
+}
+
+/* Of the steps that the epoch which ran the last traced one ran, from its first on: all that all
+ * ranks did. */
+static void check_trace(SimCluster *s, const Toy *t, uint32_t n_ranks, uint64_t first)
+{
+    g_autofree char *path = path_in(s, "traces/toy.json");
+    json_t *trace = json_load_file(path, 0, NULL);
+    const json_t *events = json_object_get(trace, "traceEvents");
+    g_assert_cmpint(json_integer_value(json_object_get(trace, "version")), ==, 1);
+    g_assert_cmpuint(json_array_size(events), ==,
+                     n_ranks * (2 + 4 * (t->trace_first + t->trace_steps - first)));
+    for (uint64_t step = first; step < t->trace_first + t->trace_steps; step++) {
+        g_assert_cmpuint(count_spans(events, "forward", step), ==, n_ranks);
+        g_assert_cmpuint(count_spans(events, "backward", step), ==, n_ranks);
+        g_assert_cmpuint(count_spans(events, "exchange and update", step), ==, n_ranks);
+    }
+    json_decref(trace);
+}
+
 static void check_done(SimCluster *s, const Toy *t)
 {
     const char *why = NULL;
@@ -176,6 +213,7 @@ static void test_undisturbed(void **state)
     submit(s, &toy);
     run_to_end(s, 30 * SECOND);
     check_done(s, &toy);
+    check_trace(s, &toy, 4, toy.trace_first);
     assert_int_equal(s->training.n_epochs, 1);
     assert_int_equal(s->training.steps_computed, toy.steps);
 }
@@ -198,6 +236,7 @@ static void survive(SimCluster *s, Harm how, unsigned victim, int64_t most_us)
     assert_int_equal(s->training.n_epochs, 2);
     assert_int_equal(s->training.n_restored, 1);
     assert_true(s->training.steps_computed <= toy.steps + toy.every);
+    check_trace(s, &toy, 2, toy.trace_first);
     heal(s, &s->workers[victim], how);
     check_done(s, &toy);
 }
@@ -237,6 +276,35 @@ static void test_killed_at_the_end(void **state)
     check_done(s, &toy);
     assert_int_equal(s->training.n_epochs, 1);
     assert_int_equal(s->training.steps_computed, toy.steps);
+}
+
+/* The epoch that runs the last traced step begins among them: the trace has what that one ran. */
+static void test_trace_of_a_resumed_run(void **state)
+{
+    SimCluster *s = *state;
+    const Toy t = {2, 2, 1, 60, 10, 18, 10};
+    start_workers(s, 4);
+    submit(s, &t);
+    run_to_step(s, 25);
+    sim_worker_kill(&s->workers[1]);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &t);
+    check_trace(s, &t, 2, 21);
+}
+
+/* What no rank can have done ends the epoch; without the trace the job would be the same. */
+static void test_trace_of_nonsense(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 10);
+    s->training.wrong_trace = true;
+    run_to_end(s, 30 * SECOND);
+    assert_non_null(strstr(s->log->str, "tells of step 23 what cannot be"));
+    check_done(s, &toy);
+    check_trace(s, &toy, 4, toy.trace_first);
+    assert_int_equal(s->training.n_epochs, 2);
 }
 
 static void test_drained(void **state)
@@ -378,8 +446,9 @@ static void play(SimCluster *s, const Trouble *t, bool *harmed, Harm *how)
 
 static void random_trial(uint64_t seed)
 {
-    static const Toy toys[] = {{2, 2, 1, 60, 10}, {0, 0, 0, 50, 7},  {1, 4, 1, 40, 5},
-                               {4, 1, 1, 80, 20}, {1, 2, 2, 45, 45}, {1, 1, 1, 60, 3}};
+    static const Toy toys[] = {{2, 2, 1, 60, 10, 5, 50}, {0, 0, 0, 50, 7},
+                               {1, 4, 1, 40, 5},         {4, 1, 1, 80, 20, 80, 1},
+                               {1, 2, 2, 45, 45},        {1, 1, 1, 60, 3, 1, 60}};
     SimCluster *s = sim_cluster_new(seed);
     GRand *rand = g_rand_new_with_seed((guint32)seed);
     const Toy *t = &toys[g_rand_int_range(rand, 0, G_N_ELEMENTS(toys))];
@@ -420,12 +489,20 @@ int main(void)
     }
     const struct CMUnitTest tests[] = {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, cluster_set_up, cluster_tear_down)
-        CASE(test_undisturbed),       CASE(test_killed),
-        CASE(test_killed_other),      CASE(test_frozen),
-        CASE(test_cut_off),           CASE(test_killed_at_the_end),
-        CASE(test_drained),           CASE(test_coordinator_killed),
-        CASE(test_waits_for_workers), CASE(test_other_numbers),
-        CASE(test_damaged_save),      cmocka_unit_test(test_random),
+        CASE(test_undisturbed),
+        CASE(test_killed),
+        CASE(test_killed_other),
+        CASE(test_frozen),
+        CASE(test_cut_off),
+        CASE(test_killed_at_the_end),
+        CASE(test_drained),
+        CASE(test_coordinator_killed),
+        CASE(test_waits_for_workers),
+        CASE(test_other_numbers),
+        CASE(test_trace_of_a_resumed_run),
+        CASE(test_trace_of_nonsense),
+        CASE(test_damaged_save),
+        cmocka_unit_test(test_random),
     };
     return cmocka_run_group_tests_name("coordinator-train_job", tests, NULL, NULL);
 }

@@ -138,7 +138,8 @@ static void test_print(void **state)
         "optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, schedule: linear}\n"
         "precision: bf16\nloss_scale: {policy: fixed, start: 1024}\n"
         "layout: {schedule: interleaved, pp: 3, chunks: 2}\n"
-        "sample: {every: 5, prompt: ' '}\n");
+        "sample: {every: 5, prompt: ' '}\n"
+        "trace: {file: t.json, steps: 3}\n");
     g_autoptr(JobSpec) s = read_job(train_text);
     g_autoptr(GString) printed = g_string_new(NULL);
     job_spec_print(s, printed);
@@ -148,6 +149,7 @@ static void test_print(void **state)
     assert_non_null(strstr(printed->str, "layout:\n  dp: 2\n"));
     assert_null(strstr(printed->str, "momentum"));
     assert_null(strstr(printed->str, "rope_base"));
+    assert_null(strstr(printed->str, "trace"));
 }
 
 static void test_resolve(void **state)
@@ -157,6 +159,11 @@ static void test_resolve(void **state)
     assert_string_equal(s->data.train, "/jobs/text.txt");
     assert_string_equal(s->checkpoint_directory, "/jobs/ckpt");
     assert_null(s->model.from);
+    g_autofree char *text = g_strconcat(train_text, "trace: {file: t/r.json}\n", NULL);
+    g_autoptr(JobSpec) traced = read_job(text);
+    job_spec_resolve(traced, "/jobs");
+    assert_string_equal(traced->trace_file, "/jobs/t/r.json");
+    assert_true(traced->trace_first == 2 && traced->trace_steps == 8);
     job_spec_resolve(s, "/elsewhere");
     assert_string_equal(s->data.train, "/jobs/text.txt");
 }
@@ -268,6 +275,13 @@ static void test_contradictions(void **state)
          "lies above the first"},
         {"batch: {sequences: 2}\ncheckpoint: {every: 5}", "needs checkpoint.directory"},
         {"batch: {sequences: 2}\nvalidation: {every: 5}", "needs data.validation"},
+        {"batch: {sequences: 2}\ntrace: {steps: 5}", "trace.steps needs trace.file"},
+        {"batch: {sequences: 2}\ntrace: {first: 5}", "trace.first needs trace.file"},
+        {"batch: {sequences: 2}\ntrace: {file: ''}", "trace.file has no value"},
+        {"batch: {sequences: 2}\ntrace: {file: t, steps: 1001}", "use 1 to 1000"},
+        {"batch: {sequences: 2}\ntrace: {file: t, first: 0}", "trace.first 0 is out of range"},
+        {"batch: {sequences: 2}\ntrace: {file: t, first: 101}", "use at most that"},
+        {"batch: {sequences: 2}\ntrace: t.json", "write its keys below it (file, first, steps)"},
         {"", "batch.sequences is missing"},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {

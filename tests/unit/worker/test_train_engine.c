@@ -13,7 +13,15 @@
 
 #include <cmocka.h>
 
-enum { STEPS = 4, RANKS_LIMIT = 4, TOKENS = 900, SAMPLED = 21, PATIENCE_US = 240 * 1000 * 1000 };
+enum {
+    STEPS = 4,
+    RANKS_LIMIT = 4,
+    TOKENS = 900,
+    SAMPLED = 21,
+    TRACE_FIRST = 1,
+    TRACE_STEPS = 2,
+    PATIENCE_US = 240 * 1000 * 1000
+};
 
 typedef struct Rank {
     struct World *world;
@@ -130,6 +138,22 @@ static void on_running(void *user)
     ((Rank *)user)->running = true;
 }
 
+/* Of the steps that are traced, and of these all that was done, in order. */
+static void check_trace(const TrainReport *report)
+{
+    const uint64_t step = report->step.step;
+    const bool traced = step >= TRACE_FIRST && step < TRACE_FIRST + TRACE_STEPS;
+    int64_t at = report->begin_us, work[PIPELINE_WEIGHTS + 1] = {0};
+    assert_true(traced == (report->trace != NULL) && traced == (report->n_trace > 0));
+    for (uint32_t i = 0; i < report->n_trace; i++) {
+        assert_true(report->trace[i].begin_us >= at);
+        at = report->trace[i].end_us;
+        work[report->trace[i].op.kind]++;
+    }
+    assert_true(report->end_us >= at);
+    assert_int_equal(work[PIPELINE_FORWARD], work[PIPELINE_BACKWARD]);
+}
+
 static void on_step(const TrainReport *report, void *user)
 {
     Rank *rank = user;
@@ -151,6 +175,7 @@ static void on_step(const TrainReport *report, void *user)
         memcpy(rank->samples++ == 0 ? rank->first_sample : rank->sample, report->sample,
                sizeof rank->sample);
     }
+    check_trace(report);
     assert_true(report->seconds > 0 && report->waited >= 0 &&
                 report->waited <= report->seconds + 1e-3);
     if (rank == &w->ranks[w->stop_rank] && report->step.step == w->stop_step) {
@@ -248,6 +273,8 @@ static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_st
                  .precision = w->f16 ? PRECISION_F16 : PRECISION_F32,
                  .scaling = {.dynamic = w->f16, .initial = 0x1p26f, .window = 2},
                  .checkpoint_every = 3,
+                 .trace_first = TRACE_FIRST,
+                 .trace_steps = TRACE_STEPS,
                  .validation_every = 2,
                  .validation_sequences = 2,
                  .sample_every = 2,
