@@ -506,6 +506,7 @@ OP(loss_gradient, DeviceLossGradient)
 const DeviceTrainOps device_cpu_train_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceTrainOps),
+    .exact = true,
     .has_operands = has_operands,
     .has_shape = has_shape,
     .workspace_bytes = workspace_bytes,

@@ -22,22 +22,33 @@ bool device_seats_fit(const DeviceSeat *seats, uint32_t n)
     return true;
 }
 
-void device_tree_init(DeviceTree *tree, uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks)
+bool device_tree_init_missing(DeviceTree *tree, uint32_t n_leaves, uint64_t missing,
+                              const uint32_t *cuts, uint32_t n_ranks)
 {
     uint8_t merges[TREE_OPERANDS_LIMIT];
     uint32_t n_subtrees[DEVICE_GROUP_RANKS];
-    g_assert(n_leaves <= TREE_LEAVES_LIMIT && n_ranks <= DEVICE_GROUP_RANKS);
+    g_assert(n_leaves <= TREE_CHUNKS_LIMIT && n_ranks <= DEVICE_GROUP_RANKS);
     *tree = (DeviceTree){.n_ranks = n_ranks};
     for (uint32_t r = 0; r < n_ranks; r++) {
-        n_subtrees[r] = tree_subtrees(n_leaves, cuts[r], cuts[r + 1]);
+        n_subtrees[r] = tree_subtrees_missing(n_leaves, missing, cuts[r], cuts[r + 1]);
         tree->most = MAX(tree->most, n_subtrees[r]);
     }
-    const uint32_t n = tree_completion(n_leaves, cuts, n_ranks, merges);
+    const uint32_t n = tree_completion_missing(n_leaves, missing, cuts, n_ranks, merges);
+    if (n > TREE_LEAVES_LIMIT) {
+        return false;
+    }
     for (uint32_t r = 0; r < n_ranks; r++) {
         for (uint32_t k = 0; k < n_subtrees[r]; k++) {
             tree->operand[tree->n_operands++] = (uint16_t)(r * tree->most + k);
         }
     }
-    g_assert(tree->n_operands == n && n <= n_leaves);
+    g_assert(tree->n_operands == n);
     memcpy(tree->merges, merges, n);
+    return true;
+}
+
+void device_tree_init(DeviceTree *tree, uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks)
+{
+    const bool fits = device_tree_init_missing(tree, n_leaves, 0, cuts, n_ranks);
+    g_assert(n_leaves <= TREE_LEAVES_LIMIT && fits);
 }

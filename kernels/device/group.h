@@ -99,3 +99,7 @@ bool device_seats_fit(const DeviceSeat *seats, uint32_t n);
 
 /* cuts[0..n_ranks]: the ranks' leaves of node(0, n_leaves), n_leaves <= TREE_LEAVES_LIMIT. */
 void device_tree_init(DeviceTree *tree, uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks);
+/* The same of up to TREE_CHUNKS_LIMIT leaves, of which those in `missing` (bit i: leaf i < 64) have
+ * no operand (proto/plan/tree.h). False: the ranks have more than TREE_LEAVES_LIMIT subtrees. */
+bool device_tree_init_missing(DeviceTree *tree, uint32_t n_leaves, uint64_t missing,
+                              const uint32_t *cuts, uint32_t n_ranks);

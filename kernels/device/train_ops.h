@@ -176,6 +176,7 @@ typedef struct DeviceTile {
 
 typedef struct DeviceTrainOps {
     uint32_t abi, bytes; /* DEVICE_ABI, sizeof(DeviceTrainOps) */
+    bool exact;          /* with f32 operands every op gives the host's bits (class exact) */
     bool (*has_operands)(Dtype type);
     /* head_size and sharing of attention, width of norms */
     bool (*has_shape)(uint32_t head_size, uint32_t heads_per_kv, uint32_t width);

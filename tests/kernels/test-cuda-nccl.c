@@ -10,11 +10,13 @@
 #include "tests/golden/gguf_builder.h"
 #include "tests/kernels/cuda_emulation/fake_nccl.h"
 #include "tests/sim/local_replica.h"
+#include "tests/unit/worker/train_runs.h"
 #include "worker/model/device_stage.h"
 #include "worker/serve/engine_state.h"
 
 #include <dlfcn.h>
 #include <glib/gstdio.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -241,7 +243,7 @@ static void run_engine(const Gguf *g, const Device *const *devices, LocalResult 
     assert_null(result->error);
     for (uint32_t k = 0; devices != NULL && k < 2; k++) {
         const DeviceStage *d = local_replica_engine(r, k)->stage->device;
-        assert_true(d->grouped);
+        assert_true(d->team.joined);
         assert_int_equal(d->n_captures, 1);
         assert_int_equal(d->n_launches, 4);
     }
@@ -275,6 +277,48 @@ static void test_engine(void **state)
     local_result_clear(&other);
 }
 
+/* ---- ranks in training over it: tensor ranks, replicas, and both ---- */
+
+static Device *ranks[4];
+
+static void on_ranks(TrainRankOptions *o)
+{
+    const TrainPosition p = train_position(o->plan, o->replica, o->stage, o->rank);
+    o->devices = true;
+    o->device = ranks[train_global(&p, o->replica, o->stage, o->rank)];
+}
+
+/* Class fast: the sums are the library's. */
+static void on_fast_ranks(TrainRankOptions *o)
+{
+    on_ranks(o);
+    o->fast = true;
+}
+
+static void test_training(void **state)
+{
+    static const RunSpread host = {.micro = 1},
+                           spreads[] = {{.tp = 2, .micro = 2, .change = on_ranks},
+                                        {.dp = 2, .micro = 1, .change = on_ranks},
+                                        {.dp = 2, .tp = 2, .micro = 2, .change = on_ranks}},
+                           fast = {.dp = 2, .tp = 2, .micro = 2, .change = on_fast_ranks};
+    const RunResult want = run_toy(&toy_gpt2, &host, 2, NULL);
+    (void)state;
+    for (uint32_t i = 0; i < G_N_ELEMENTS(ranks); i++) {
+        ranks[i] = case_device(i);
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
+        const RunResult got = run_toy(&toy_gpt2, &spreads[i], 2, NULL);
+        assert_same_run(&got, &want);
+    }
+    const RunResult got = run_toy(&toy_gpt2, &fast, 2, NULL);
+    assert_true(fabsf(got.losses[1] / want.losses[1] - 1.0f) < 1e-5f);
+    fake->forget();
+    for (uint32_t i = 0; i < G_N_ELEMENTS(ranks); i++) {
+        device_free(ranks[i]);
+    }
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 #define SLOW_CASE(test) cmocka_unit_test_setup_teardown(test, set_up_slow, tear_down)
 
@@ -300,6 +344,8 @@ int main(void)
         CASE(test_a_rank_too_many),
         CASE(test_engine),
         SLOW_CASE(test_engine),
+        CASE(test_training),
+        SLOW_CASE(test_training),
     };
     void *library = dlopen(getenv("WEFT_NCCL"), RTLD_NOW | RTLD_LOCAL);
     fake = library != NULL ? dlsym(library, "fake_nccl") : NULL;

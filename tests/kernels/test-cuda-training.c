@@ -8,9 +8,10 @@
 #include "kernels/device/cpu.h"
 #include "kernels/device/train_ops.h"
 #include "proto/model/blocks.h"
-#include "tests/unit/worker/toy_training.h"
+#include "tests/unit/worker/train_runs.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -21,7 +22,7 @@ enum { GOLDEN_STEPS = 20, STEPS = 2 };
 
 /* ---- what module.h asks of kernels/cuda/device.c ---- */
 
-static int first_error;
+static _Atomic int first_error;
 
 /* Kernels run at once here: all that was enqueued before comes first. */
 struct CUstream_st *cuda_stream(DeviceStream *stream)
@@ -33,7 +34,8 @@ struct CUstream_st *cuda_stream(DeviceStream *stream)
 DeviceStatus cuda_result(DeviceStream *stream, int error)
 {
     (void)stream;
-    first_error = first_error != 0 ? first_error : error;
+    int none = 0;
+    atomic_compare_exchange_strong(&first_error, &none, error);
     return error == 0 ? DEVICE_OK : DEVICE_FAILED;
 }
 
@@ -71,9 +73,9 @@ int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *a, WeftCudaStre
     return 0;
 }
 
-static Device *emulated_device(void)
+static Device *emulated_device(uint32_t index)
 {
-    Device *device = device_open_module(device_module_cpu(), 0, NULL);
+    Device *device = device_open_module(device_module_cpu(), index, NULL);
     assert_non_null(device);
     device->train_ops = &cuda_train_ops;
     return device;
@@ -150,7 +152,7 @@ static void check_golden(const Toy *toy, const char *name)
         want[i] = at;
         at += (size_t)spec->tensors[i].rows * spec->tensors[i].columns;
     }
-    Device *device = emulated_device();
+    Device *device = emulated_device(0);
     const Result result = run(toy, spec, device, NULL);
     for (int step = 0; step < STEPS; step++) {
         const TrainStep *s = &result.steps[step];
@@ -170,6 +172,51 @@ static void test_golden(void **state)
     check_golden(&toy_llama, "llama.run");
 }
 
+/* ---- ranks: kernels of tensor ranks and owners, sums by the group of the trivial device ---- */
+
+static Device *devices[4];
+
+static void on_ranks(TrainRankOptions *o)
+{
+    const TrainPosition p = train_position(o->plan, o->replica, o->stage, o->rank);
+    o->fast = true;
+    o->device = devices[train_global(&p, o->replica, o->stage, o->rank)];
+}
+
+/* In one group each, or none of them in any. */
+static void check_ranks(const Toy *toy, const char *name, const RunSpread *spread)
+{
+    g_autofree char *path = g_build_filename(GOLDEN_DIR, name, NULL);
+    g_autofree char *bytes = NULL;
+    assert_true(g_file_get_contents(path, &bytes, NULL, NULL));
+    const double *losses = (const double *)(void *)bytes, *norms = losses + GOLDEN_STEPS;
+    const RunResult got = run_toy(toy, spread, STEPS, NULL);
+    for (int step = 0; step < STEPS; step++) {
+        assert_true(fabs((double)got.losses[step] / losses[step] - 1.0) < 1e-5);
+        assert_true(fabs((double)got.norms[step] / norms[step] - 1.0) < 1e-5);
+    }
+}
+
+static void test_ranks(void **state)
+{
+    static const RunSpread spreads[] = {
+        {.tp = 2, .micro = 2, .isa = ISA_GENERIC, .change = on_ranks},
+        {.dp = 2, .micro = 2, .isa = ISA_GENERIC, .change = on_ranks},
+        {.pp = 2, .tp = 2, .micro = 2, .isa = ISA_GENERIC, .change = on_ranks}};
+    for (uint32_t same = 0; same < 2; same++) {
+        for (uint32_t i = 0; i < G_N_ELEMENTS(devices); i++) {
+            devices[i] = emulated_device(same ? 0 : i);
+        }
+        for (size_t i = 0; i < (same ? 1 : G_N_ELEMENTS(spreads)); i++) {
+            check_ranks(&toy_gpt2, "gpt2.run", &spreads[i]);
+            check_ranks(&toy_llama, "llama.run", &spreads[i]);
+        }
+        for (uint32_t i = 0; i < G_N_ELEMENTS(devices); i++) {
+            device_free(devices[i]);
+        }
+    }
+}
+
 static void test_documents(void **state)
 {
     Toy gpt2 = toy_gpt2;
@@ -181,7 +228,7 @@ static void test_documents(void **state)
 static void check_host(const Toy *toy, void (*change)(TrainRankOptions *), double tolerance)
 {
     g_autoptr(ModelSpec) spec = toy_spec(toy);
-    Device *device = emulated_device();
+    Device *device = emulated_device(0);
     const Result got = run(toy, spec, device, change), want = run(toy, spec, NULL, change);
     for (int step = 0; step < STEPS; step++) {
         assert_true(fabs((double)got.steps[step].loss / (double)want.steps[step].loss - 1.0) <
@@ -238,9 +285,8 @@ static void test_narrow_operands(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),
-        cmocka_unit_test(test_documents),
-        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_golden),          cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_documents),       cmocka_unit_test(test_options),
         cmocka_unit_test(test_narrow_operands),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

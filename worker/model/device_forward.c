@@ -102,9 +102,9 @@ static void embed_all(DeviceRun *p)
         device_stage_ok(d, d->device->api->fill(d->stream, d->x, 0, sizeof(float) * n),
                         "embedding");
     }
-    if (d->grouped) {
+    if (d->team.joined) {
         device_stage_all_reduce(d, d->x, n, p->run->deadline_us, "all-reduce of the embedding");
-        p->status = d->peers;
+        p->status = d->team.peers;
     }
     if (p->status == GROUP_OK) {
         add_positions(d, p->shape.n_rows);
@@ -152,7 +152,7 @@ GroupStatus device_forward_embed(Stage *s, const StageRun *run)
 {
     DeviceStage *d = s->device;
     GroupStatus status = GROUP_OK;
-    d->embed_pending = (s->group == NULL || d->grouped) && run->trace == NULL;
+    d->embed_pending = (s->group == NULL || d->team.joined) && run->trace == NULL;
     if (d->embed_pending) {
         return GROUP_OK; /* a part of the pass over the layers */
     }
@@ -305,7 +305,7 @@ static DevicePass shape_of(DeviceStage *d, const StageRun *run)
 /* Can be one graph: nothing in it happens on the host. */
 static bool self_contained(const DeviceRun *p)
 {
-    return p->shape.longest_segment == 1 && (p->d->stage->group == NULL || p->d->grouped) &&
+    return p->shape.longest_segment == 1 && (p->d->stage->group == NULL || p->d->team.joined) &&
            p->run->trace == NULL && p->run->flip_layer < 0;
 }
 
@@ -318,7 +318,7 @@ GroupStatus device_forward_layers(Stage *s, const StageRun *run)
     d->n_ready = 0;
     d->last = (DevicePass){0};
     d->deadline_us = run->deadline_us;
-    d->step = run->step->number;
+    d->team.o.roll_step = run->step->number;
     if (self_contained(&p)) {
         launch(&p);
     } else {
@@ -329,7 +329,7 @@ GroupStatus device_forward_layers(Stage *s, const StageRun *run)
         p.status == GROUP_OK && device_stage_wait(d, run->deadline_us, "a step on the device");
     stage_times_mark(&s->times, STAGE_OP_DEVICE);
     if (!done) {
-        return p.status != GROUP_OK ? p.status : d->peers != GROUP_OK ? d->peers : GROUP_ABORTED;
+        return p.status != GROUP_OK ? p.status : d->team.peers != GROUP_OK ? d->team.peers : GROUP_ABORTED;
     }
     d->last = p.shape;
     d->n_ready = p.shape.n_outputs;

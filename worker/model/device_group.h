@@ -3,7 +3,6 @@
  * which stays for all else, and for sums where a rank of the stage is elsewhere. Engine thread. */
 #pragma once
 
-#include "kernels/device/group.h"
 #include "worker/model/device_stage.h"
 
 /* Begins to join; device_stage_joined() is asked until it is OK. False + error: it cannot. */
@@ -12,17 +11,10 @@ bool device_stage_join(DeviceStage *d, const DeviceGroupId *id, uint32_t n_ranks
 /* OK: sums go over the group from now on; NOT_READY: ask again; else stage->failure is set. */
 DeviceStatus device_stage_joined(DeviceStage *d);
 /* x[i] = the sum over the ranks of x[i], i < n; enqueued, perhaps into a graph. False: the epoch is
- * over: stage->failure says why, or d->peers. */
+ * over: stage->failure says why, or d->team.peers. */
 bool device_stage_all_reduce(DeviceStage *d, float *x, size_t n, int64_t deadline_us,
                              const char *what);
 /* Class exact: d->partial = the tree's sum of all ranks' subtrees, of which d->partial has this
  * rank's, n floats each; likewise. */
 bool device_stage_fold(DeviceStage *d, const StageUnits *units, size_t n, int64_t deadline_us,
                        const char *what);
-/* Whether a wait for the stream is to be given up, which `end_us` (CLOCK_MONOTONIC) does, and the
- * epoch's end, and the group's; sets d->peers or stage->failure, and leaves the group, so that the
- * stream goes on. */
-bool device_stage_gives_up(DeviceStage *d, int64_t end_us, int64_t deadline_us, const char *what);
-/* Graphs that hold collectives go first, then the group; its memory stays until the stream is
- * gone. */
-void device_stage_leave(DeviceStage *d);

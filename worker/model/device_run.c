@@ -185,7 +185,7 @@ static bool reduce_on_devices(DeviceRun *p, const StageUnits *units, const char 
     const bool done =
         d->fast ? device_stage_all_reduce(d, d->partial, n, p->run->deadline_us, operation)
                 : device_stage_fold(d, units, n, p->run->deadline_us, operation);
-    p->status = d->peers;
+    p->status = d->team.peers;
     return done;
 }
 
@@ -220,7 +220,7 @@ void device_run_add_product(DeviceRun *p, const PackedMatrix *w, const float *in
     }
     multiply(d, &args, what);
     if (!alone && device_run_well(p) &&
-        (d->grouped ? reduce_on_devices(p, units, what) : reduce(p, units, site, what))) {
+        (d->team.joined ? reduce_on_devices(p, units, what) : reduce(p, units, site, what))) {
         add_sum(p, bias, what);
     }
 }

@@ -350,13 +350,11 @@ void device_stage_free(DeviceStage *d)
         return;
     }
     const DeviceApi *api = d->device->api;
-    device_stage_leave(d); /* or the stream might stand */
+    device_team_leave(&d->team); /* or the stream might stand */
     if (d->stream != NULL) {
         api->stream_free(d->stream);
     }
-    if (d->group != NULL) {
-        d->device->group->free(d->group);
-    }
+    device_team_free(&d->team);
     for (unsigned i = 0; i < DEVICE_GRAPHS; i++) {
         api->graph_free(d->graphs[i].graph);
     }
@@ -390,14 +388,14 @@ bool device_stage_wait(DeviceStage *d, int64_t deadline_us, const char *what)
         if (s->o.progress != NULL) {
             s->o.progress(s->o.progress_user);
         }
-        if (d->grouped && device_stage_gives_up(d, end, deadline_us, what)) {
+        if (d->team.joined && device_team_gives_up(&d->team, end, deadline_us, what)) {
             return false;
         }
-        status = d->grouped || g_get_monotonic_time() < end ? DEVICE_OK : DEVICE_STUCK;
+        status = d->team.joined || g_get_monotonic_time() < end ? DEVICE_OK : DEVICE_STUCK;
     }
     return device_stage_ok(d, status, what) &&
-           (!d->grouped || d->device->group->poll(d->group) != DEVICE_GROUP_FAILED ||
-            !device_stage_gives_up(d, end, deadline_us, what));
+           (!d->team.joined || d->device->group->poll(d->team.group) != DEVICE_GROUP_FAILED ||
+            !device_team_gives_up(&d->team, end, deadline_us, what));
 }
 
 static bool same_pass(const DevicePass *a, const DevicePass *b)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/device/ops.h"
+#include "worker/model/device_team.h"
 #include "worker/model/stage.h"
 
 /* What a pass over the layers does besides them; with the rows' shape it names a graph. */
@@ -62,12 +63,9 @@ typedef struct DeviceStage {
     size_t input_bytes, pages_offset;
     uint32_t pages_ld; /* entries of a page table */
     bool embed_pending;
-    struct DeviceGroup *group; /* device_group.h; or NULL: sums go over the host */
-    bool grouped;              /* all have joined */
-    GroupStatus peers;         /* why a wait for them ended; OK: none did */
-    uint32_t step;             /* number of the running one */
-    int64_t deadline_us;       /* of the last pass */
-    DevicePass last;           /* whose draws host_drawn holds */
+    DeviceTeam team;     /* device_group.h; until it joined sums go over the host */
+    int64_t deadline_us; /* of the last pass */
+    DevicePass last;     /* whose draws host_drawn holds */
     /* rows whose logits stage->logits holds */
     uint32_t ready[STAGE_LOGITS_ROWS], n_ready;
     DeviceStepGraph graphs[DEVICE_GRAPHS];

@@ -34,6 +34,9 @@ DeviceWork *device_work_new(const Device *device, GError **error)
             status = api->event_new(device->handle, &w->staged[i]);
         }
     }
+    if (status == DEVICE_OK) {
+        status = api->event_new(device->handle, &w->done);
+    }
     return given(w, status, 2 * STAGING_BYTES, "copies", error) ? g_steal_pointer(&w) : NULL;
 }
 
@@ -43,8 +46,12 @@ void device_work_free(DeviceWork *w)
         return;
     }
     const DeviceApi *api = w->device->api;
+    device_work_leave(w);
     if (w->stream != NULL) {
         (void)api->stream_wait(w->stream);
+    }
+    if (w->done != NULL) {
+        api->event_free(w->done);
     }
     for (int i = 0; i < 2; i++) {
         if (w->staged[i] != NULL) {
@@ -72,9 +79,125 @@ bool device_work_check(const DeviceWork *w, GError **error)
     return device_check(w->device, w->status, w->what, error);
 }
 
+/* ---- waiting ---- */
+
+/* Whether the stream may stand for others. */
+static bool has_company(const DeviceWork *w)
+{
+    bool has = false;
+    for (unsigned i = 0; i < w->n_teams; i++) {
+        has = has || !w->teams[i]->left;
+    }
+    return has;
+}
+
+/* Takes note of a team whose wait has ended. */
+static void hear_team(DeviceWork *w, const DeviceTeam *team)
+{
+    if (w->ended == NULL && team->peers != GROUP_OK) {
+        w->ended = team;
+    }
+}
+
+/* With one team all are left: the epoch is over. */
+static bool gives_up(DeviceWork *w, int64_t end_us, const char *what)
+{
+    bool gives = false;
+    for (unsigned i = 0; i < w->n_teams && !gives; i++) {
+        gives = device_team_gives_up(w->teams[i], end_us, w->deadline_us, what);
+        hear_team(w, w->teams[i]);
+    }
+    for (unsigned i = 0; i < w->n_teams && gives; i++) {
+        device_team_leave(w->teams[i]);
+    }
+    return gives;
+}
+
+static void progress(const DeviceWork *w)
+{
+    const DeviceTeamOptions *o = &w->teams[0]->o;
+    if (o->progress != NULL) {
+        o->progress(o->progress_user);
+    }
+}
+
+bool device_work_await(DeviceWork *w, DeviceEvent *event, const char *what)
+{
+    const DeviceApi *api = w->device->api;
+    const int64_t end = w->deadline_us > 0 ? g_get_monotonic_time() + w->deadline_us : 0;
+    DeviceStatus status = DEVICE_NOT_READY;
+    while (has_company(w) && (status = api->event_query(event)) == DEVICE_NOT_READY) {
+        if (!gives_up(w, end, what)) {
+            progress(w);
+        }
+    }
+    if (status == DEVICE_NOT_READY) { /* alone: nothing stands */
+        status = api->event_wait(event);
+    }
+    if (!device_work_note(w, status, what)) {
+        return false;
+    }
+    gives_up(w, 0, what); /* a group that ended by itself let its collectives pass */
+    return device_work_well(w);
+}
+
 bool device_work_wait(DeviceWork *w, const char *what)
 {
-    return device_work_note(w, w->device->api->stream_wait(w->stream), what);
+    return device_work_note(w, w->device->api->event_record(w->done, w->stream), what) &&
+           device_work_await(w, w->done, what);
+}
+
+/* ---- collectives ---- */
+
+void device_work_add_team(DeviceWork *w, DeviceTeam *team)
+{
+    g_assert(w->n_teams < DEVICE_WORK_TEAMS && team->joined);
+    w->teams[w->n_teams++] = team;
+}
+
+void device_work_leave(DeviceWork *w)
+{
+    for (unsigned i = 0; i < w->n_teams; i++) {
+        device_team_leave(w->teams[i]);
+    }
+}
+
+static bool enqueued(DeviceWork *w, DeviceTeam *team, DeviceStatus status, const char *what)
+{
+    const bool done = device_team_enqueued(team, status, w->deadline_us, what);
+    hear_team(w, team);
+    return done && device_work_well(w);
+}
+
+bool device_work_all_reduce(DeviceWork *w, DeviceTeam *team, float *x, size_t n, const char *what)
+{
+    return device_work_well(w) &&
+           enqueued(w, team, w->device->group->all_reduce(team->group, w->stream, x, x, n), what);
+}
+
+bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, const void *mine, void *out,
+                            size_t bytes, const char *what)
+{
+    return device_work_well(w) &&
+           enqueued(w, team, w->device->group->all_gather(team->group, w->stream, mine, out, bytes),
+                    what);
+}
+
+bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, float *x, size_t n,
+                                const char *what)
+{
+    return device_work_well(w) && enqueued(w, team,
+                                           w->device->group->reduce_scatter(
+                                               team->group, w->stream, x, x + team->o.rank * n, n),
+                                           what);
+}
+
+bool device_work_fold(DeviceWork *w, DeviceTeam *team, const DeviceTree *tree,
+                      const float *gathered, size_t n, float *out, const char *what)
+{
+    return device_work_well(w) &&
+           enqueued(w, team, w->device->group->fold(team->group, w->stream, tree, gathered, n, out),
+                    what);
 }
 
 /* ---- memory ---- */
@@ -121,9 +244,9 @@ bool device_work_up(DeviceWork *w, void *device, const void *host, size_t bytes)
     const DeviceApi *api = w->device->api;
     uint8_t *to = device;
     const uint8_t *from = host;
-    for (size_t at = 0, i = 0; at < bytes && w->status == DEVICE_OK; at += STAGING_BYTES, i ^= 1) {
+    for (size_t at = 0, i = 0; at < bytes && device_work_well(w); at += STAGING_BYTES, i ^= 1) {
         const size_t n = MIN(STAGING_BYTES, bytes - at);
-        if (device_work_note(w, api->event_wait(w->staged[i]), "a copy to the device")) {
+        if (device_work_await(w, w->staged[i], "a copy to the device")) {
             memcpy(w->staging[i], from + at, n);
             device_work_note(w, api->copy(w->stream, to + at, w->staging[i], n, DEVICE_COPY_UP),
                              "a copy to the device");
@@ -139,7 +262,7 @@ bool device_work_down(DeviceWork *w, void *host, const void *device, size_t byte
     const uint8_t *from = device;
     uint8_t *to = host;
     const size_t n_pieces = (bytes + STAGING_BYTES - 1) / STAGING_BYTES;
-    for (size_t p = 0; p <= n_pieces && w->status == DEVICE_OK; p++) {
+    for (size_t p = 0; p <= n_pieces && device_work_well(w); p++) {
         if (p < n_pieces) {
             const size_t at = p * STAGING_BYTES, n = MIN(STAGING_BYTES, bytes - at);
             device_work_note(
@@ -150,11 +273,10 @@ bool device_work_down(DeviceWork *w, void *host, const void *device, size_t byte
         }
         if (p > 0) {
             const size_t at = (p - 1) * STAGING_BYTES, n = MIN(STAGING_BYTES, bytes - at);
-            if (device_work_note(w, api->event_wait(w->staged[(p - 1) % 2]),
-                                 "a copy from the device")) {
+            if (device_work_await(w, w->staged[(p - 1) % 2], "a copy from the device")) {
                 memcpy(to + at, w->staging[(p - 1) % 2], n);
             }
         }
     }
-    return w->status == DEVICE_OK;
+    return device_work_well(w);
 }

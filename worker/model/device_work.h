@@ -1,9 +1,13 @@
 /* DeviceWork: a rank's stream on a device in training, and what it has enqueued there: the first
  * failure stays, so that callers enqueue a whole pass and ask once. Copies of any host memory go
- * through two pinned buffers. One thread. */
+ * through two pinned buffers. Where collectives of a DeviceTeam are on the stream, every wait for
+ * it ends by the team's rules. One thread. */
 #pragma once
 
 #include "kernels/device/train_ops.h"
+#include "worker/model/device_team.h"
+
+enum { DEVICE_WORK_TEAMS = 2 };
 
 typedef struct DeviceWork {
     const Device *device; /* borrowed */
@@ -11,8 +15,14 @@ typedef struct DeviceWork {
     DeviceStream *stream;
     uint8_t *staging[2]; /* pinned */
     DeviceEvent *staged[2];
-    DeviceStatus status; /* the first that was not OK */
-    const char *what;    /* was being done then */
+    DeviceEvent *done;
+    DeviceTeam *teams[DEVICE_WORK_TEAMS]; /* borrowed: whom the stream may stand for */
+    unsigned n_teams;
+    int64_t deadline_us;     /* of each wait for them; 0: none */
+    DeviceStatus status;     /* the first that was not OK */
+    const char *what;        /* was being done then */
+    const DeviceTeam *ended; /* the first whose wait for others ended (its peers say why); NULL:
+                                none. What was computed since is to be discarded */
 } DeviceWork;
 
 /* Returned. */
@@ -24,8 +34,33 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(DeviceWork, device_work_free)
 bool device_work_note(DeviceWork *w, DeviceStatus status, const char *what);
 /* The failure as an error; true: none. */
 bool device_work_check(const DeviceWork *w, GError **error);
-/* Until all that was enqueued is done. */
+/* Until all that was enqueued is done, or what is before `event`. False: it failed, or others did
+ * not come. */
 bool device_work_wait(DeviceWork *w, const char *what);
+bool device_work_await(DeviceWork *w, DeviceEvent *event, const char *what);
+/* Nothing failed, and nobody left. */
+static inline bool device_work_well(const DeviceWork *w)
+{
+    return w->status == DEVICE_OK && w->ended == NULL;
+}
+
+/* ---- collectives of a team, in order with all that is enqueued; false as above ---- */
+
+/* The team's waits, from now on; it has joined. */
+void device_work_add_team(DeviceWork *w, DeviceTeam *team);
+/* Every team is left: what stands goes on. */
+void device_work_leave(DeviceWork *w);
+/* x[i] = the sum over the ranks, in the fill's order. */
+bool device_work_all_reduce(DeviceWork *w, DeviceTeam *team, float *x, size_t n, const char *what);
+/* out + r * bytes = rank r's mine; mine may be its part of out. */
+bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, const void *mine, void *out,
+                            size_t bytes, const char *what);
+/* x + rank * n = the sum over the ranks of that part of x. */
+bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, float *x, size_t n,
+                                const char *what);
+/* The tree's sum of what was gathered. */
+bool device_work_fold(DeviceWork *w, DeviceTeam *team, const DeviceTree *tree,
+                      const float *gathered, size_t n, float *out, const char *what);
 
 /* Memory of the device, all its bytes zero once what is enqueued here is done; freed by the other
  * one, which waits first. */

@@ -28,7 +28,7 @@ void host_embed(Pass *p, float *x)
         copy_rows(p, first, last, x);
     } else {
         if (p->t == 0) {
-            exchange_embedding(p, x);
+            exchange_embedding(p, NULL, x);
         }
         meet(p);
     }
@@ -398,6 +398,13 @@ static void run_region(Training *t, PoolFn region, Pass *p)
     train_times_mark(t->o.times, TRAIN_OP_WAIT);
 }
 
+/* What the pass came to with other ranks. */
+static GroupStatus status_of(const Training *t)
+{
+    const DeviceTeam *ended = t->device != NULL ? t->o.work->ended : NULL;
+    return t->status == GROUP_OK && ended != NULL ? ended->peers : t->status;
+}
+
 GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch)
 {
     Pass p = pass_of(t, slot, batch);
@@ -408,7 +415,7 @@ GroupStatus training_forward(Training *t, uint32_t slot, const TrainBatch *batch
         }
     }
     run_region(t, forward_region, &p);
-    return t->status;
+    return status_of(t);
 }
 
 GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, float *losses)
@@ -419,7 +426,7 @@ GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, f
         training_device_begin(&p, false);
     }
     run_region(t, loss_region, &p);
-    return t->status;
+    return status_of(t);
 }
 
 GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batch, float factor,
@@ -438,7 +445,7 @@ GroupStatus training_backward(Training *t, uint32_t slot, const TrainBatch *batc
     if (t->device != NULL && !p.is_first) {
         training_device_give_gradient(&p);
     }
-    return t->status;
+    return status_of(t);
 }
 
 void training_weights(Training *t, uint32_t slot, const TrainBatch *batch, Parameters *gradients)

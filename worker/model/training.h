@@ -79,8 +79,11 @@ typedef struct TrainingOptions {
     Recompute recompute;
     bool documents;    /* batches may have `begins`: room for them on a device */
     GroupTurns *group; /* of the stage's tensor ranks; NULL: one */
-    DeviceWork *work;  /* where weights, gradients, tapes and buffers lie and ops run, one
-                          tensor rank a stage; NULL: the host, its kernels and pool */
+    DeviceWork *work;  /* where weights, gradients, tapes and buffers lie and ops run; NULL: the
+                          host, its kernels and pool */
+    DeviceTeam *team;  /* of the stage's tensor ranks, one of work's: they exchange on the stream;
+                          NULL: through pinned memory and `group` */
+    bool exact;        /* on a device: class exact, f32 operands and ops that are */
     const DeviceTrainOps *plan_ops; /* training_plan_bytes() of a device; NULL: the host */
     void (*progress)(void *user);   /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
     void *progress_user;

@@ -124,11 +124,12 @@ static size_t lay_out(Training *t)
 {
     const size_t rows = t->max_rows, wide = rows * t->width,
                  table = (size_t)t->o.length * t->spec->rope.dims / 2;
+    const bool shares = t->h->tp > 1, device = on_device(&t->o);
     const uint32_t subtrees =
-        t->h->tp == 1
-            ? 0
-            : MAX(MAX(subtrees_of(&t->attn_units, t->h), subtrees_of(&t->ffn_units, t->h)),
-                  t->h->is_last ? subtrees_of(&t->chunks, t->h) : 0);
+        !shares  ? 0
+        : device ? training_device_subtrees(t)
+                 : MAX(MAX(subtrees_of(&t->attn_units, t->h), subtrees_of(&t->ffn_units, t->h)),
+                       t->h->is_last ? subtrees_of(&t->chunks, t->h) : 0);
     size_t used = 0;
     lay_out_slots(t, &used);
     lay_out_head(t, &used);
@@ -137,7 +138,11 @@ static size_t lay_out(Training *t)
         *buffers[i] = carve(t, &used, wide);
     }
     t->partial = carve(t, &used, subtrees * wide);
-    t->exchange = carve(t, &used, exchange_floats(t));
+    t->gathered = carve(t, &used, shares && device ? training_device_gathered_floats(t) : 0);
+    t->exchange = carve(t, &used,
+                        !shares  ? 0
+                        : device ? training_device_exchange_floats(t)
+                                 : exchange_floats(t));
     if (!t->o.apart) {
         t->d = carve_gradients(t, &used);
     }
@@ -158,9 +163,10 @@ static size_t lay_out(Training *t)
 /* ---- units and trees ---- */
 
 /* The rank's units of `size` elements of a contraction of `total`. */
-static void fill_units(const Holding *h, Units *units, const uint32_t *cuts, uint32_t n_leaves,
+static void fill_units(const Training *t, Units *units, const uint32_t *cuts, uint32_t n_leaves,
                        uint32_t size, uint32_t total)
 {
+    const Holding *h = t->h;
     const uint32_t begin = cuts[h->rank];
     units->n = cuts[h->rank + 1] - begin;
     units->n_leaves = n_leaves;
@@ -169,7 +175,11 @@ static void fill_units(const Holding *h, Units *units, const uint32_t *cuts, uin
         units->first[u] =
             (uint32_t)(MIN((uint64_t)(begin + u) * size, total) - (uint64_t)begin * size);
     }
-    tree_program(n_leaves, begin, begin + units->n, units->steps);
+    if (sums_are_whole(t)) {
+        gemm_whole_tree(units->n, units->steps);
+    } else {
+        tree_program(n_leaves, begin, begin + units->n, units->steps);
+    }
 }
 
 /* Own KV heads: the trees of their own query heads. */
@@ -208,9 +218,9 @@ static bool fill_trees(Training *t, GError **error)
 {
     const ModelSpec *spec = t->spec;
     const Holding *h = t->h;
-    fill_units(h, &t->attn_units, h->attn_cuts, spec->n_attn_units,
+    fill_units(t, &t->attn_units, h->attn_cuts, spec->n_attn_units,
                spec->attn_unit_heads * spec->head_size, spec->n_heads * spec->head_size);
-    fill_units(h, &t->ffn_units, h->ffn_cuts, spec->n_ffn_units, spec->ffn_unit_width,
+    fill_units(t, &t->ffn_units, h->ffn_cuts, spec->n_ffn_units, spec->ffn_unit_width,
                spec->ffn_width);
     t->chunks.n = h->vocab_cuts[h->rank + 1] - h->vocab_cuts[h->rank];
     t->chunks.n_leaves = spec->n_vocab_chunks;
@@ -221,7 +231,7 @@ static bool fill_trees(Training *t, GError **error)
     if (t->chunk_steps == NULL || t->head_steps == NULL || t->shared == NULL) {
         return false;
     }
-    if (h->tp == 1) {
+    if (h->tp == 1 || sums_are_whole(t)) {
         gemm_whole_tree(t->chunks.n, t->chunk_steps);
     } else {
         tree_program(spec->n_vocab_chunks, h->vocab_cuts[h->rank], h->vocab_cuts[h->rank + 1],
@@ -327,13 +337,6 @@ static bool prepare(Training *t, const Holding *holding, const TrainingOptions *
                     unsigned threads, GError **error)
 {
     if (!check(holding->spec, options, error)) {
-        return false;
-    }
-    if (on_device(options) && holding->tp > 1) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "%u tensor ranks share a stage: on devices a stage is one rank's; choose tp 1, "
-                    "and dp or pp for more devices",
-                    holding->tp);
         return false;
     }
     t->o = *options;

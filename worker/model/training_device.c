@@ -2,52 +2,11 @@
  * says (ids, positions, documents) goes up as one block before each pass, its only copy besides
  * other stages' activations. The host waits where it must know: losses, a chunk's output and the
  * gradient of its input. */
-#include "worker/model/training_device.h"
+#include "worker/model/training_device_state.h"
 
 #include "proto/base/checked.h"
 
 #include <string.h>
-
-/* What a batch says, one layout on both sides. R = most rows, D = most documents. */
-typedef struct Numbers {
-    uint32_t *tokens, *targets, *learnt; /* [R]; targets: own index, or XENT_NO_TARGET */
-    uint32_t *positions;                 /* [R]: of RoPE and learnt positions */
-    uint32_t *places, *documents;        /* [R]: place in its document, and which one */
-    /* order of the gradients of a table's rows: ids [R], starts [R + 1], order [R] */
-    uint32_t *ids, *id_starts, *id_order, *place_ids, *place_starts, *place_order;
-    DeviceSegment *segments; /* [D] */
-    uint32_t *pages;         /* [D][pages_ld] */
-} Numbers;
-
-/* Documents whose keys and values have room at once. */
-typedef struct Part {
-    uint32_t first_document, n_documents, first_row, n_rows, longest;
-} Part;
-
-/* An operand that the workspace holds, rounded. */
-typedef struct Rounded {
-    const float *x;
-    size_t outer, step;
-    uint32_t n, length;
-} Rounded;
-
-struct TrainingDevice {
-    DeviceWork *work;
-    uint32_t max_documents, pages_ld, n_pages;
-    uint8_t *numbers, *host_numbers;
-    Numbers up, host;
-    DeviceEvent *read; /* the host's numbers were */
-    void *workspace;
-    size_t workspace_bytes;
-    float *row_max, *row_sum, *losses;                            /* [rows] */
-    float *host_x, *host_y, *host_dx, *host_losses, *host_logits; /* pinned */
-    uint32_t *counts; /* host, [own vocabulary or length]: zeros between uses */
-    GArray *parts;    /* of Part: the batch's documents */
-    uint32_t n_documents, longest;
-    uint32_t n_ids, n_places; /* of the two orders */
-    bool has_rounded;
-    Rounded a, b;
-};
 
 /* ---- sizes ---- */
 
@@ -68,9 +27,10 @@ static size_t place_numbers(const Training *t, uint8_t *base, Numbers *n)
 {
     const size_t rows = t->max_rows, documents = most_documents(t),
                  pages_ld = (t->o.length + KV_BLOCK - 1) / KV_BLOCK;
-    uint32_t **const arrays[] = {&n->tokens,   &n->targets,   &n->learnt,       &n->positions,
-                                 &n->places,   &n->documents, &n->ids,          &n->id_starts,
-                                 &n->id_order, &n->place_ids, &n->place_starts, &n->place_order};
+    uint32_t **const arrays[] = {&n->tokens,   &n->targets,      &n->learnt,       &n->positions,
+                                 &n->places,   &n->documents,    &n->ids,          &n->id_starts,
+                                 &n->id_order, &n->place_ids,    &n->place_starts, &n->place_order,
+                                 &n->owners,   &n->target_places};
     size_t at = 0;
     for (size_t i = 0; i < G_N_ELEMENTS(arrays); i++) {
         *arrays[i] = take(base, &at, (rows + 1) * sizeof(uint32_t));
@@ -87,6 +47,17 @@ static Dtype operands_of(const Training *t)
                                              : DTYPE_F32;
 }
 
+/* Of one own KV head. */
+static uint32_t most_query_heads(const Training *t)
+{
+    uint32_t most = 0, n;
+    for (uint32_t kv = 0; kv < t->h->n_kv_heads; kv++) {
+        (void)training_query_heads(t, kv, &n);
+        most = MAX(most, n);
+    }
+    return most;
+}
+
 static DeviceTrainLimits limits_of(const Training *t)
 {
     const size_t rows = t->max_rows, width = t->width,
@@ -100,7 +71,7 @@ static DeviceTrainLimits limits_of(const Training *t)
                                .max_rows = t->max_rows,
                                .max_documents = most_documents(t),
                                .longest_document = t->o.length,
-                               .n_heads = t->h->n_heads,
+                               .n_heads = t->h->n_kv_heads * most_query_heads(t),
                                .n_kv_heads = t->h->n_kv_heads,
                                .head_size = t->spec->head_size};
 }
@@ -165,7 +136,7 @@ bool training_device_new(Training *t, GError **error)
     d->n_pages = device_train_pages(t->max_rows, t->o.length);
     d->parts = g_array_new(FALSE, FALSE, sizeof(Part));
     t->device = d;
-    return allocate(t, d, error);
+    return allocate(t, d, error) && (t->h->tp == 1 || device_exchange_new(t, error));
 }
 
 void training_device_free(TrainingDevice *d)
@@ -185,6 +156,7 @@ void training_device_free(TrainingDevice *d)
     if (d->read != NULL) {
         d->work->device->api->event_free(d->read);
     }
+    device_exchange_free(d);
     weft_free(d->counts);
     g_array_unref(d->parts);
     g_free(d);
@@ -274,7 +246,7 @@ void training_device_begin(Pass *p, bool scatter)
     DeviceWork *w = d->work;
     const DeviceApi *api = w->device->api;
     d->has_rounded = false;
-    if (!device_work_note(w, api->event_wait(d->read), "a micro-batch's numbers")) {
+    if (!device_work_await(w, d->read, "a micro-batch's numbers")) {
         return;
     }
     for (uint32_t r = 0; r < p->rows; r++) {
@@ -288,6 +260,9 @@ void training_device_begin(Pass *p, bool scatter)
         }
     }
     add_documents(p, d);
+    if (m->h->tp > 1) {
+        device_exchange_numbers(p, &d->host);
+    }
     if (scatter) {
         d->n_ids = order_rows(d, p->rows, d->host.tokens, m->h->vocab_first, m->h->vocab,
                               d->host.ids, d->host.id_starts, d->host.id_order);
@@ -309,14 +284,6 @@ static size_t stream_bytes(const Pass *p)
     return (size_t)p->rows * p->m->width * sizeof(float);
 }
 
-/* One copy, in order with what is enqueued. */
-static void copy(TrainingDevice *d, void *to, const void *from, size_t bytes, DeviceCopy direction,
-                 const char *what)
-{
-    device_work_note(d->work,
-                     d->work->device->api->copy(d->work->stream, to, from, bytes, direction), what);
-}
-
 float *training_device_input(Training *t)
 {
     device_work_wait(t->device->work, "a pass that reads its input");
@@ -331,27 +298,27 @@ float *training_device_gradient(Training *t)
 
 void training_device_take_input(Pass *p)
 {
-    copy(p->m->device, p->slot->tape[0].x, p->m->device->host_x, stream_bytes(p), DEVICE_COPY_UP,
-         "activations of the stage before");
+    device_copy(p->m->device, p->slot->tape[0].x, p->m->device->host_x, stream_bytes(p),
+                DEVICE_COPY_UP, "activations of the stage before");
 }
 
 void training_device_take_gradient(Pass *p)
 {
-    copy(p->m->device, p->m->dx, p->m->device->host_dx, stream_bytes(p), DEVICE_COPY_UP,
-         "gradients of the next stage");
+    device_copy(p->m->device, p->m->dx, p->m->device->host_dx, stream_bytes(p), DEVICE_COPY_UP,
+                "gradients of the next stage");
 }
 
 void training_device_give_gradient(Pass *p)
 {
-    copy(p->m->device, p->m->device->host_dx, p->m->dx, stream_bytes(p), DEVICE_COPY_DOWN,
-         "gradients for the stage before");
+    device_copy(p->m->device, p->m->device->host_dx, p->m->dx, stream_bytes(p), DEVICE_COPY_DOWN,
+                "gradients for the stage before");
 }
 
 const float *training_device_output(Training *t, uint32_t slot)
 {
     TrainingDevice *d = t->device;
-    copy(d, d->host_y, t->slots[slot].x, (size_t)t->max_rows * t->width * sizeof(float),
-         DEVICE_COPY_DOWN, "activations for the next stage");
+    device_copy(d, d->host_y, t->slots[slot].x, (size_t)t->max_rows * t->width * sizeof(float),
+                DEVICE_COPY_DOWN, "activations for the next stage");
     device_work_wait(d->work, "a forward pass");
     return d->host_y;
 }
@@ -359,29 +326,13 @@ const float *training_device_output(Training *t, uint32_t slot)
 const float *training_device_logits(Training *t, uint32_t row)
 {
     TrainingDevice *d = t->device;
-    copy(d, d->host_logits, t->logits + row * t->logits_ld, t->vocab * sizeof(float),
-         DEVICE_COPY_DOWN, "a row of logits");
+    device_copy(d, d->host_logits, t->logits + row * t->logits_ld, t->vocab * sizeof(float),
+                DEVICE_COPY_DOWN, "a row of logits");
     device_work_wait(d->work, "a row of logits");
     return d->host_logits;
 }
 
 /* ---- ops ---- */
-
-/* What every op but a product ends with: the workspace is another's. */
-static void did(Pass *p, DeviceStatus status, const char *what)
-{
-    p->m->device->has_rounded = false;
-    device_work_note(p->m->device->work, status, what);
-}
-
-static const DeviceTrainOps *ops(const Pass *p)
-{
-    return p->m->device->work->ops;
-}
-static DeviceStream *stream(const Pass *p)
-{
-    return p->m->device->work->stream;
-}
 
 static bool same_operand(const Rounded *a, const Rounded *b)
 {
@@ -410,7 +361,7 @@ static void device_multiply(Pass *p, GemmArgs *args)
                                    .same_b = single && d->has_rounded && same_operand(&b, &d->b),
                                    .workspace = d->workspace,
                                    .workspace_bytes = d->workspace_bytes};
-    did(p, ops(p)->product(stream(p), &product), "a product");
+    device_did(p, device_ops(p)->product(device_stream(p), &product), "a product");
     d->has_rounded = single;
     d->a = a;
     d->b = b;
@@ -419,7 +370,7 @@ static void device_multiply(Pass *p, GemmArgs *args)
 static void device_bias(Pass *p, float *y, const float *bias, uint32_t n)
 {
     if (bias != NULL) {
-        did(p, ops(p)->bias(stream(p), y, bias, p->rows, n), "a bias");
+        device_did(p, device_ops(p)->bias(device_stream(p), y, bias, p->rows, n), "a bias");
     }
 }
 
@@ -440,19 +391,19 @@ static void device_residual(Pass *p, const float *x, const float *bias, uint32_t
     DeviceDropout args = dropout_of(p, site, p->m->sum, out);
     args.bias = bias;
     args.residual = x;
-    did(p, ops(p)->dropout(stream(p), &args), "a residual");
+    device_did(p, device_ops(p)->dropout(device_stream(p), &args), "a residual");
 }
 
 static void device_dropout(Pass *p, uint32_t site, const float *x, float *out)
 {
     const DeviceDropout args = dropout_of(p, site, x, out);
-    did(p, ops(p)->dropout(stream(p), &args), "dropout");
+    device_did(p, device_ops(p)->dropout(device_stream(p), &args), "dropout");
 }
 
 static void device_norm(Pass *p, const float *x, const float *w, const float *bias, float *out)
 {
     const DeviceTrainNorm args = {x, w, bias, p->m->spec->norm_eps, p->rows, p->m->width, out};
-    did(p, ops(p)->norm(stream(p), &args), "a norm");
+    device_did(p, device_ops(p)->norm(device_stream(p), &args), "a norm");
 }
 
 static void device_rope(Pass *p, float *q, float *k, bool back)
@@ -468,95 +419,142 @@ static void device_rope(Pass *p, float *q, float *k, bool back)
                        .cos = m->cos,
                        .sin = m->sin,
                        .inverse = back};
-    did(p, ops(p)->turn(stream(p), &args), "rotary positions");
+    device_did(p, device_ops(p)->turn(device_stream(p), &args), "rotary positions");
     args.x = k;
     args.n_heads = m->h->n_kv_heads;
-    did(p, ops(p)->turn(stream(p), &args), "rotary positions");
+    device_did(p, device_ops(p)->turn(device_stream(p), &args), "rotary positions");
 }
 
 static void device_gelu(Pass *p, const float *x, uint32_t n, float *out)
 {
-    did(p, ops(p)->gelu(stream(p), x, (size_t)p->rows * n, out), "an activation");
+    device_did(p, device_ops(p)->gelu(device_stream(p), x, (size_t)p->rows * n, out),
+               "an activation");
 }
 
 static void device_gelu_backward(Pass *p, const float *x, uint32_t n, float *dx)
 {
-    did(p, ops(p)->gelu_backward(stream(p), x, dx, (size_t)p->rows * n, dx), "an activation");
+    device_did(p, device_ops(p)->gelu_backward(device_stream(p), x, dx, (size_t)p->rows * n, dx),
+               "an activation");
 }
 
 static void device_swiglu(Pass *p, const float *gate, const float *up, uint32_t n, float *out)
 {
-    did(p, ops(p)->swiglu(stream(p), gate, up, (size_t)p->rows * n, out), "an activation");
+    device_did(p, device_ops(p)->swiglu(device_stream(p), gate, up, (size_t)p->rows * n, out),
+               "an activation");
 }
 
 static void device_swiglu_backward(Pass *p, float *gate, float *up, uint32_t n, const float *dy)
 {
-    did(p, ops(p)->swiglu_backward(stream(p), gate, up, dy, (size_t)p->rows * n, gate, up),
-        "an activation");
+    device_did(p,
+               device_ops(p)->swiglu_backward(device_stream(p), gate, up, dy, (size_t)p->rows * n,
+                                              gate, up),
+               "an activation");
 }
 
-/* The batch's documents; one tensor rank has all query heads of its KV heads. */
-static DeviceTrainAttention attention_of(const Pass *p, const Tape *tape, const DeviceRows *rows)
+/* Own KV heads behind each other that have equally many own query heads: all of theirs, but for the
+ * first and the last of a tensor rank. */
+typedef struct HeadRun {
+    uint32_t kv, n_kv, n_q;
+    size_t q; /* the first query head's place among the own */
+} HeadRun;
+
+static HeadRun head_run(const Training *m, uint32_t kv)
+{
+    HeadRun run = {.kv = kv, .n_kv = 1};
+    uint32_t n;
+    run.q = training_query_heads(m, kv, &run.n_q);
+    while (kv + run.n_kv < m->h->n_kv_heads &&
+           (training_query_heads(m, kv + run.n_kv, &n), n == run.n_q)) {
+        run.n_kv++;
+    }
+    return run;
+}
+
+/* The batch's documents. */
+static DeviceTrainAttention attention_of(const Pass *p, const Tape *tape, const DeviceRows *rows,
+                                         const HeadRun *run)
 {
     const Training *m = p->m;
+    const size_t q = run->q * m->spec->head_size, kv = (size_t)run->kv * m->spec->head_size;
     return (DeviceTrainAttention){.operands = operands_of(m),
-                                  .q = tape->q,
-                                  .k = tape->k,
-                                  .v = tape->v,
+                                  .q = tape->q + q,
+                                  .k = tape->k + kv,
+                                  .v = tape->v + kv,
                                   .q_ld = m->q_width,
                                   .kv_ld = m->kv_width,
-                                  .n_kv_heads = m->h->n_kv_heads,
-                                  .n_q = m->spec->n_heads / m->spec->n_kv_heads,
+                                  .n_kv_heads = run->n_kv,
+                                  .n_q = run->n_q,
                                   .head_size = m->spec->head_size,
                                   .scale = m->spec->attention_scale,
                                   .rows = rows,
                                   .n_pages = m->device->n_pages,
-                                  .out = tape->attn,
-                                  .steps = m->head_steps[0],
+                                  .out = tape->attn + q,
+                                  .steps = m->head_steps[run->kv],
                                   .workspace = m->device->workspace,
                                   .workspace_bytes = m->device->workspace_bytes};
+}
+
+static void attend_part(Pass *p, Tape *tape, const Part *part)
+{
+    const TrainingDevice *d = p->m->device;
+    const DeviceRows rows = {.n_rows = part->n_rows,
+                             .n_segments = part->n_documents,
+                             .longest_segment = part->longest,
+                             .max_keys = part->longest,
+                             .positions = d->up.places,
+                             .tables = d->up.documents,
+                             .segments = d->up.segments + part->first_document,
+                             .pages = d->up.pages,
+                             .pages_ld = d->pages_ld};
+    for (uint32_t kv = 0; kv < p->m->h->n_kv_heads;) {
+        const HeadRun run = head_run(p->m, kv);
+        DeviceTrainAttention args = attention_of(p, tape, &rows, &run);
+        args.first_row = part->first_row;
+        device_did(p, device_ops(p)->attention(device_stream(p), &args), "attention");
+        kv += run.n_kv;
+    }
 }
 
 static void device_attention(Pass *p, Tape *tape)
 {
     const TrainingDevice *d = p->m->device;
     for (guint i = 0; i < d->parts->len; i++) {
-        const Part *part = &g_array_index(d->parts, Part, i);
-        const DeviceRows rows = {.n_rows = part->n_rows,
-                                 .n_segments = part->n_documents,
-                                 .longest_segment = part->longest,
-                                 .max_keys = part->longest,
-                                 .positions = d->up.places,
-                                 .tables = d->up.documents,
-                                 .segments = d->up.segments + part->first_document,
-                                 .pages = d->up.pages,
-                                 .pages_ld = d->pages_ld};
-        DeviceTrainAttention args = attention_of(p, tape, &rows);
-        args.first_row = part->first_row;
-        did(p, ops(p)->attention(stream(p), &args), "attention");
+        attend_part(p, tape, &g_array_index(d->parts, Part, i));
     }
 }
 
 static void device_attention_backward(Pass *p, const Tape *tape)
 {
-    const TrainingDevice *d = p->m->device;
+    const Training *m = p->m;
+    const TrainingDevice *d = m->device;
     const DeviceRows rows = {.n_rows = p->rows,
                              .n_segments = d->n_documents,
                              .longest_segment = d->longest,
                              .max_keys = d->longest,
                              .segments = d->up.segments};
-    DeviceTrainAttention args = attention_of(p, tape, &rows);
-    args.dout = args.dq = p->d->dq;
-    args.dk = p->d->dk;
-    args.dv = p->d->dv;
-    did(p, ops(p)->attention_backward(stream(p), &args), "attention's gradient");
+    for (uint32_t kv = 0; kv < m->h->n_kv_heads;) {
+        const HeadRun run = head_run(m, kv);
+        const size_t at = (size_t)kv * m->spec->head_size;
+        DeviceTrainAttention args = attention_of(p, tape, &rows, &run);
+        args.dout = args.dq = p->d->dq + run.q * m->spec->head_size;
+        args.dk = p->d->dk + at;
+        args.dv = p->d->dv + at;
+        args.subtree_stride = (size_t)m->max_rows * m->kv_width;
+        device_did(p, device_ops(p)->attention_backward(device_stream(p), &args),
+                   "attention's gradient");
+        kv += run.n_kv;
+    }
     meet(p);
+    if (m->n_shared > 0) {
+        device_exchange_shared_heads(p);
+    }
 }
 
 static void device_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbias)
 {
     if (dbias != NULL) {
-        did(p, ops(p)->sum_rows(stream(p), dy, p->rows, n, dbias), "a bias's gradient");
+        device_did(p, device_ops(p)->sum_rows(device_stream(p), dy, p->rows, n, dbias),
+                   "a bias's gradient");
     }
 }
 
@@ -573,7 +571,7 @@ static void device_norm_backward(Pass *p, const float *x, const float *w, float 
                                      .dweight = dw,
                                      .dbias = dbias,
                                      .stats = m->stats};
-    did(p, ops(p)->norm_backward(stream(p), &args), "a norm's gradient");
+    device_did(p, device_ops(p)->norm_backward(device_stream(p), &args), "a norm's gradient");
 }
 
 static void device_embed(Pass *p, float *x)
@@ -587,14 +585,17 @@ static void device_embed(Pass *p, float *x)
                          .rows = p->rows,
                          .width = m->width,
                          .out = x};
-    did(p, ops(p)->gather(stream(p), &args), "the embedding");
+    device_did(p, device_ops(p)->gather(device_stream(p), &args), "the embedding");
+    if (m->h->tp > 1) {
+        device_exchange_embedding(p, x);
+    }
     if (positions != NULL) {
         args.table = positions;
         args.index = m->device->up.positions;
         args.first = 0;
         args.n = m->o.length;
         args.accumulate = true;
-        did(p, ops(p)->gather(stream(p), &args), "learnt positions");
+        device_did(p, device_ops(p)->gather(device_stream(p), &args), "learnt positions");
     }
     if (p->batch->dropout.rate > 0.0f) {
         device_dropout(p, DROPOUT_SITE_EMBEDDING, x, x);
@@ -613,14 +614,17 @@ static void device_embed_backward(Pass *p, const float *dy)
                           .width = p->m->width,
                           .out = p->g->lookup != NULL ? p->g->lookup
                                                       : gradient(p, ROLE_TOKEN_EMBD, -1)};
-    did(p, ops(p)->scatter(stream(p), &args), "the embedding's gradient");
+    if (d->n_ids > 0) { /* a tensor rank may have none */
+        device_did(p, device_ops(p)->scatter(device_stream(p), &args), "the embedding's gradient");
+    }
     if (positions != NULL) {
         args.ids = d->up.place_ids;
         args.starts = d->up.place_starts;
         args.order = d->up.place_order;
         args.n_ids = d->n_places;
         args.out = positions;
-        did(p, ops(p)->scatter(stream(p), &args), "the gradient of learnt positions");
+        device_did(p, device_ops(p)->scatter(device_stream(p), &args),
+                   "the gradient of learnt positions");
     }
 }
 
@@ -634,6 +638,7 @@ static void device_losses(Pass *p)
                                   .rows = p->rows,
                                   .n = m->vocab,
                                   .targets = d->up.targets,
+                                  .first_chunk = m->h->vocab_cuts[m->h->rank],
                                   .n_chunks = n,
                                   .max = m->row_max,
                                   .sum = m->row_sum,
@@ -651,9 +656,14 @@ static void device_losses(Pass *p)
                                     .vocabulary = m->spec->vocab_size,
                                     .learnt = d->up.learnt,
                                     .losses = d->losses};
-    did(p, ops(p)->row_stats(stream(p), &stats), "statistics of logits");
-    did(p, ops(p)->row_losses(stream(p), &losses), "losses");
-    copy(d, d->host_losses, d->losses, p->rows * sizeof(float), DEVICE_COPY_DOWN, "losses");
+    if (m->vocab > 0) { /* a tensor rank may have none */
+        device_did(p, device_ops(p)->row_stats(device_stream(p), &stats), "statistics of logits");
+    }
+    if (m->h->tp > 1) {
+        device_exchange_row_stats(p);
+    }
+    device_did(p, device_ops(p)->row_losses(device_stream(p), &losses), "losses");
+    device_copy(d, d->host_losses, d->losses, p->rows * sizeof(float), DEVICE_COPY_DOWN, "losses");
     if (device_work_wait(d->work, "a forward pass")) {
         memcpy(p->losses, d->host_losses, p->rows * sizeof(float));
     }
@@ -674,8 +684,11 @@ static void device_loss_gradient(Pass *p)
                                      .factor = p->factor,
                                      .smoothing = m->o.smoothing,
                                      .vocabulary = m->spec->vocab_size};
-    did(p, ops(p)->loss_gradient(stream(p), &args), "the loss's gradient");
-    did(p, d->work->device->api->fill(stream(p), m->dx, 0, stream_bytes(p)), "a gradient");
+    if (m->vocab > 0) {
+        device_did(p, device_ops(p)->loss_gradient(device_stream(p), &args), "the loss's gradient");
+    }
+    device_did(p, d->work->device->api->fill(device_stream(p), m->dx, 0, stream_bytes(p)),
+               "a gradient");
 }
 
 const PassOps training_device_ops = {

@@ -16,6 +16,14 @@ size_t training_device_bytes(const Training *t, const DeviceTrainOps *ops);
 /* The tables of RoPE, which were made on the host. */
 void training_device_tables(Training *t, const float *cos, const float *sin, size_t n);
 
+/* Where tensor ranks exchange (training_device_exchange.c): subtrees of the rank that has the most
+ * of any sum; floats of those of all ranks, and of messages. */
+uint32_t training_device_subtrees(const Training *t);
+size_t training_device_gathered_floats(const Training *t);
+size_t training_device_exchange_floats(const Training *t);
+/* Partial sums of all ranks, or own whole ones in `out`, become `out` [rows][width]. */
+void training_device_sum(Pass *p, const Units *units, float *out, const char *operation);
+
 /* The batch's numbers go up. scatter: with the order of the embedding's gradient. */
 void training_device_begin(Pass *p, bool scatter);
 /* Pinned [rows][width]: for the input and gradient of a chunk, filled by the caller after what was

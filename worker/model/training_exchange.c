@@ -1,6 +1,6 @@
 /* What tensor ranks of a stage exchange inside a training pass. Thread 0 talks; after a failure
  * nothing more is exchanged in the pass, which goes on with what is there and is then discarded. */
-#include "worker/model/training_pass.h"
+#include "worker/model/training_device.h"
 
 #include "transport/group/reduction.h"
 
@@ -16,8 +16,19 @@ static bool talks(const Training *m)
 
 float *pass_fold_target(const Pass *p, float *out, size_t *stride)
 {
-    *stride = (size_t)p->m->max_rows * p->m->width;
-    return p->m->h->tp > 1 ? p->m->partial : out;
+    const Training *m = p->m;
+    *stride = (size_t)(m->o.team != NULL ? p->rows : m->max_rows) * m->width;
+    return m->h->tp > 1 && !sums_are_whole(m) ? m->partial : out;
+}
+
+void exchange_sum(const Pass *p, const Units *units, float *out, const char *operation)
+{
+    Training *m = p->m;
+    const GroupWait wait = group_turn(m->o.group, operation);
+    const unsigned modes = precision_begin(m->o.precision);
+    m->status = group_all_reduce(m->o.group->group, &wait, units->n_leaves, units->cuts, m->partial,
+                                 (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
+    precision_end(modes);
 }
 
 void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
@@ -27,13 +38,10 @@ void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
         return;
     }
     meet(p);
-    if (p->t == 0 && talks(m)) {
-        const GroupWait wait = group_turn(m->o.group, operation);
-        const unsigned modes = precision_begin(m->o.precision);
-        m->status =
-            group_all_reduce(m->o.group->group, &wait, units->n_leaves, units->cuts, m->partial,
-                             (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
-        precision_end(modes);
+    if (m->device != NULL) {
+        training_device_sum(p, units, out, operation);
+    } else if (p->t == 0 && talks(m)) {
+        exchange_sum(p, units, out, operation);
     }
     mark(p, TRAIN_OP_EXCHANGE);
     meet(p);
@@ -41,7 +49,7 @@ void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
 
 /* ---- the embedding: each row is a copy from the one rank that has its id (NUMERICS 6) ---- */
 
-static uint32_t owner_of(const Holding *h, uint32_t token)
+uint32_t exchange_owner(const Holding *h, uint32_t token)
 {
     uint32_t r = 0;
     while (token / VOCAB_CHUNK >= h->vocab_cuts[r + 1]) {
@@ -50,7 +58,7 @@ static uint32_t owner_of(const Holding *h, uint32_t token)
     return r;
 }
 
-void exchange_embedding(Pass *p, float *x)
+void exchange_embedding(Pass *p, const float *own, float *x)
 {
     Training *m = p->m;
     const Holding *h = m->h;
@@ -62,7 +70,7 @@ void exchange_embedding(Pass *p, float *x)
         return;
     }
     for (uint32_t i = 0; i < p->rows; i++) {
-        sizes[owner_of(h, p->batch->tokens[i])] += row * sizeof(float);
+        sizes[exchange_owner(h, p->batch->tokens[i])] += row * sizeof(float);
     }
     for (uint32_t r = 0; r < h->tp; r++) {
         parts[r] = m->exchange + at[r];
@@ -71,15 +79,16 @@ void exchange_embedding(Pass *p, float *x)
     float *mine = parts[h->rank];
     for (uint32_t i = 0; i < p->rows; i++) {
         const uint32_t id = p->batch->tokens[i];
-        if (owner_of(h, id) == h->rank) {
-            memcpy(mine, table + (size_t)(id - h->vocab_first) * row, row * sizeof(float));
+        if (exchange_owner(h, id) == h->rank) {
+            memcpy(mine, own != NULL ? own + i * row : table + (size_t)(id - h->vocab_first) * row,
+                   row * sizeof(float));
             mine += row;
         }
     }
     const GroupWait wait = group_turn(m->o.group, "gather of the embedding");
     m->status = group_all_gather(m->o.group->group, &wait, parts[h->rank], sizes, parts);
     for (uint32_t i = 0; i < p->rows; i++) {
-        const uint32_t owner = owner_of(h, p->batch->tokens[i]);
+        const uint32_t owner = exchange_owner(h, p->batch->tokens[i]);
         memcpy(x + i * row, m->exchange + at[owner], row * sizeof(float));
         at[owner] += row;
     }
@@ -125,7 +134,7 @@ static void unpack_stats(Pass *p, uint32_t r, const float *from)
                 m->row_total[row + c] = *from++;
             }
         }
-        if (target != TARGET_NONE && owner_of(h, target) == r) {
+        if (target != TARGET_NONE && exchange_owner(h, target) == r) {
             m->row_target[i] = *from;
         }
         from++;
@@ -158,12 +167,7 @@ void exchange_row_stats(Pass *p)
 
 /* ---- KV heads whose query heads are on several ranks (NUMERICS 16) ---- */
 
-static bool has_part(const SharedHead *s, uint32_t r)
-{
-    return s->cuts[r] < s->cuts[r + 1];
-}
-
-static uint32_t subtrees_of(const SharedHead *s, const Training *m, uint32_t r)
+uint32_t shared_subtrees(const Training *m, const SharedHead *s, uint32_t r)
 {
     return tree_subtrees(m->spec->n_heads / m->spec->n_kv_heads, s->cuts[r], s->cuts[r + 1]);
 }
@@ -174,8 +178,8 @@ static size_t shared_floats(const Training *m, uint32_t rows, uint32_t from, uin
     size_t n = 0;
     for (uint32_t i = 0; i < m->n_shared; i++) {
         const SharedHead *s = &m->shared[i];
-        if (has_part(s, from) && has_part(s, with)) {
-            n += 2 * (size_t)rows * m->spec->head_size * subtrees_of(s, m, from);
+        if (shared_has_part(s, from) && shared_has_part(s, with)) {
+            n += 2 * (size_t)rows * m->spec->head_size * shared_subtrees(m, s, from);
         }
     }
     return n;
@@ -199,7 +203,7 @@ static size_t pack_shared(const Pass *p, const SharedHead *s, float *to)
     const Training *m = p->m;
     const uint32_t rows = p->rows;
     const size_t n = (size_t)rows * m->spec->head_size, stride = (size_t)m->max_rows * m->kv_width;
-    const uint32_t n_subtrees = subtrees_of(s, m, m->h->rank);
+    const uint32_t n_subtrees = shared_subtrees(m, s, m->h->rank);
     for (uint32_t k = 0; k < n_subtrees; k++) {
         copy_head(m, rows, s->kv, p->d->dk + k * stride, to + 2 * k * n, true);
         copy_head(m, rows, s->kv, p->d->dv + k * stride, to + (2 * k + 1) * n, true);
@@ -218,7 +222,7 @@ static void complete_shared(const Pass *p, const SharedHead *s, float **received
     ReductionCache cache = {0};
     uint32_t i = 0;
     for (uint32_t r = 0; r < m->h->tp; r++) {
-        for (uint32_t k = 0; k < subtrees_of(s, m, r); k++, received[r] += n) {
+        for (uint32_t k = 0; k < shared_subtrees(m, s, r); k++, received[r] += n) {
             operands[i++] = received[r];
         }
     }
@@ -244,7 +248,7 @@ void exchange_shared_heads(Pass *p)
         send[r] = at;
         for (uint32_t i = 0; i < m->n_shared; i++) {
             const SharedHead *s = &m->shared[i];
-            at += has_part(s, rank) && has_part(s, r) ? pack_shared(p, s, at) : 0;
+            at += shared_has_part(s, rank) && shared_has_part(s, r) ? pack_shared(p, s, at) : 0;
         }
         send_sizes[r] = shared_floats(m, p->rows, rank, r) * sizeof(float);
     }
@@ -257,7 +261,7 @@ void exchange_shared_heads(Pass *p)
     m->status = group_all_to_all(m->o.group->group, &wait, send, send_sizes, (void *const *)receive,
                                  receive_sizes);
     for (uint32_t i = 0; i < m->n_shared; i++) {
-        if (has_part(&m->shared[i], rank)) {
+        if (shared_has_part(&m->shared[i], rank)) {
             complete_shared(p, &m->shared[i], receive);
         }
     }

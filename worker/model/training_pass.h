@@ -69,6 +69,7 @@ struct Training {
     float *row_total;         /* [rows][chunks of the model]: sums of logits, for smoothed labels */
     float *sum;               /* [rows][width]: a sub-layer's result */
     float *partial;           /* [subtrees][rows][width]: partial sums, where tp > 1 */
+    float *gathered;          /* those of all ranks, on a device in class exact */
     float *exchange;          /* what tensor ranks send each other beside partial sums */
     float *dx, *dh;           /* [rows][width] */
     LayerGradients d;         /* of the running layer, where weights are not apart */
@@ -174,15 +175,30 @@ enum { FOLD_COLUMNS = 512 }; /* of one block of vectors that are folded */
 void pass_fold(Pass *p, const Units *units, float *out, const char *operation);
 /* Where a product that is folded goes, and how far apart its subtrees are. */
 float *pass_fold_target(const Pass *p, float *out, size_t *stride);
+/* The same of m->partial, by one thread, without barriers. */
+void exchange_sum(const Pass *p, const Units *units, float *out, const char *operation);
 /* Thread 0. Rows of the embedding into x [rows][width], each a copy from the rank that has its id.
- */
-void exchange_embedding(Pass *p, float *x);
+ * own: where its own rows are among all, may be x; NULL: in the table. */
+void exchange_embedding(Pass *p, const float *own, float *x);
+/* The tensor rank that has an id of the vocabulary. */
+uint32_t exchange_owner(const Holding *h, uint32_t token);
 /* Thread 0. (m, l) of all chunks and the target's logit of each row, from the ranks that have them.
  */
 void exchange_row_stats(Pass *p);
 /* Thread 0. Gradients of keys and values of shared KV heads: all subtrees to all who share. */
 void exchange_shared_heads(Pass *p);
 size_t exchange_floats(const Training *t);
+/* Whether rank r has query heads of it, and how many subtrees it hands over. */
+static inline bool shared_has_part(const SharedHead *s, uint32_t r)
+{
+    return s->cuts[r] < s->cuts[r + 1];
+}
+uint32_t shared_subtrees(const Training *m, const SharedHead *s, uint32_t r);
+/* Class fast among devices: a rank's own units are one chain, added up as they come. */
+static inline bool sums_are_whole(const Training *m)
+{
+    return m->o.team != NULL && !m->o.exact;
+}
 
 /* ---- ops: what differs between a host, whose threads share them, and a device, where thread 0
  * alone enqueues them. All threads call; behind an op there is no barrier unless it says so. ----

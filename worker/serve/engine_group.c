@@ -13,68 +13,33 @@ enum {
     JOIN_DEADLINE_US = 12000000, /* less than the coordinator gives a start; NCCL takes seconds */
 };
 
-/* A hello's payload from a rank on a device that others might join; both ends are of one machine
- * architecture (link.h). */
-struct DeviceHello {
-    DeviceSeat seat;
-    DeviceGroupId id; /* of rank 0 */
-};
-
 static const Device *device_of(const Engine *e)
 {
     return e->stage->o.shard->device;
 }
 
-static bool is_off(void)
-{
-    const char *said = g_getenv("WEFT_DEVICE_GROUP");
-    return said != NULL && strcmp(said, "off") == 0;
-}
-
-static bool make_id(Engine *e, GError **error)
-{
-    const Device *device = device_of(e);
-    return e->position.rank != 0 ||
-           device_check(device, device->group->make_id(device->handle, &e->devices.id),
-                        "an id for the stage's devices", error);
-}
-
 bool engine_group_hello(Engine *e, GByteArray **out, GError **error)
 {
-    const Device *device = device_of(e);
-    struct DeviceHello hello;
-    char why[256];
+    DeviceTeamHello *mine = &e->devices.hellos[e->position.rank];
     *out = g_byte_array_new();
-    if (e->position.tp < 2 || device == NULL || device->group == NULL || is_off() ||
-        !device->group->usable(why)) {
+    if (e->position.tp < 2) {
         return true;
     }
-    if (!make_id(e, error)) {
+    if (!device_team_hello(device_of(e), e->position.rank == 0, mine, error)) {
         g_clear_pointer(out, g_byte_array_unref);
         return false;
     }
-    memset(&hello, 0, sizeof hello);
-    device->group->seat(device->handle, &hello.seat);
-    hello.id = e->devices.id;
-    e->devices.seats[e->position.rank] = hello.seat;
-    g_byte_array_append(*out, (const uint8_t *)&hello, sizeof hello);
+    if (mine->seat.fill[0] != '\0') {
+        g_byte_array_append(*out, (const uint8_t *)mine, sizeof *mine);
+    }
     return true;
 }
 
 void engine_group_heard(Engine *e, uint32_t from, const void *payload, size_t size)
 {
     const Position *p = &e->position;
-    struct DeviceHello hello;
-    if (from < p->base || from >= p->base + p->tp || size != sizeof hello) {
-        return;
-    }
-    memcpy(&hello, payload, sizeof hello);
-    hello.seat.fill[sizeof hello.seat.fill - 1] = '\0';
-    hello.seat.domain[sizeof hello.seat.domain - 1] = '\0';
-    hello.seat.place[sizeof hello.seat.place - 1] = '\0';
-    e->devices.seats[from - p->base] = hello.seat;
-    if (from == p->base) {
-        e->devices.id = hello.id;
+    if (from >= p->base && from < p->base + p->tp && size == sizeof(DeviceTeamHello)) {
+        memcpy(&e->devices.hellos[from - p->base], payload, size);
     }
 }
 
@@ -85,11 +50,11 @@ static bool begin(Engine *e)
     e->devices.decided = true;
     e->devices.since_us = g_get_monotonic_time();
     if (e->position.tp < 2 || e->stage->device == NULL ||
-        !device_seats_fit(e->devices.seats, e->position.tp)) {
+        !device_team_fits(e->devices.hellos, e->position.tp)) {
         return true;
     }
-    if (!device_stage_join(e->stage->device, &e->devices.id, e->position.tp, e->position.rank,
-                           &error)) {
+    if (!device_stage_join(e->stage->device, &e->devices.hellos[0].id, e->position.tp,
+                           e->position.rank, &error)) {
         engine_fail(e, error, true);
         return false;
     }
@@ -102,7 +67,7 @@ bool engine_group_open(Engine *e)
         return false;
     }
     DeviceStage *d = e->stage->device;
-    if (d == NULL || d->group == NULL || d->grouped) {
+    if (d == NULL || d->team.group == NULL || d->team.joined) {
         return true;
     }
     const DeviceStatus status = device_stage_joined(d);
@@ -118,5 +83,5 @@ bool engine_group_open(Engine *e)
                                 e->position.stage, JOIN_DEADLINE_US / 1000000),
                     true);
     }
-    return d->grouped;
+    return d->team.joined;
 }

@@ -12,8 +12,8 @@
  * Engine thread (inline_run: the caller of engine_step) unless a line says otherwise. */
 #pragma once
 
-#include "kernels/device/group.h"
 #include "kernels/kernels.h"
+#include "worker/model/device_team.h"
 #include "worker/serve/engine.h"
 #include "worker/serve/engine_counters.h"
 #include "worker/serve/executor.h"
@@ -84,9 +84,8 @@ struct Engine {
     bool greeted[PLAN_RANKS_LIMIT];
     Greeting *greeting;
     int64_t greeting_since_us;
-    struct { /* engine_group.c */
-        DeviceSeat seats[PLAN_RANKS_LIMIT]; /* by rank of the stage; empty: no device */
-        DeviceGroupId id;
+    struct {                                      /* engine_group.c */
+        DeviceTeamHello hellos[PLAN_RANKS_LIMIT]; /* by rank of the stage; empty: no device */
         bool decided;
         int64_t since_us;
     } devices;

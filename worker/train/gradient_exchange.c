@@ -56,25 +56,38 @@ static uint32_t vector_begin(const Holding *h, TensorCut cut, uint32_t r)
     }
 }
 
-/* Rank r's parts of all such vectors, packed; counts them when `packed` is NULL. */
-static size_t pack_vectors(const Parameters *g, uint32_t r, float *packed, bool unpack)
+bool exchange_has_vector(const Holding *h, uint32_t i, uint32_t r, uint32_t *first, uint32_t *last)
 {
-    const Holding *h = g->holding;
-    size_t used = 0;
-    for (uint32_t i = 0; i < h->spec->n_tensors; i++) {
-        const TensorSpec *t = &h->spec->tensors[i];
-        if (t->rows > 1 || !holding_has(h, i)) {
-            continue;
-        }
-        const uint32_t first = vector_begin(h, t->cut, r), last = vector_begin(h, t->cut, r + 1);
-        float *at = g->tensors[i] + first;
-        if (packed != NULL) {
-            memcpy(unpack ? at : packed + used, unpack ? packed + used : at,
-                   (last - first) * sizeof *at);
-        }
-        used += last - first;
+    const TensorSpec *t = &h->spec->tensors[i];
+    if (t->rows > 1 || !holding_has(h, i)) {
+        return false;
     }
-    return used;
+    *first = vector_begin(h, t->cut, r);
+    *last = vector_begin(h, t->cut, r + 1);
+    return *first < *last;
+}
+
+size_t exchange_vector_floats(const Holding *h, uint32_t r)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < h->spec->n_tensors; i++) {
+        uint32_t first, last;
+        n += exchange_has_vector(h, i, r, &first, &last) ? last - first : 0;
+    }
+    return n;
+}
+
+/* Rank r's parts of all such vectors, packed, or back. */
+static void pack_vectors(const Parameters *g, uint32_t r, float *packed, bool unpack)
+{
+    for (uint32_t i = 0; i < g->holding->spec->n_tensors; i++) {
+        uint32_t first, last;
+        if (exchange_has_vector(g->holding, i, r, &first, &last)) {
+            float *at = g->tensors[i] + first;
+            memcpy(unpack ? at : packed, unpack ? packed : at, (last - first) * sizeof *at);
+            packed += last - first;
+        }
+    }
 }
 
 bool exchange_vectors(TrainLinks *l, Parameters *gradients, GError **error)
@@ -83,7 +96,7 @@ bool exchange_vectors(TrainLinks *l, Parameters *gradients, GError **error)
     size_t sizes[PLAN_RANKS_LIMIT], total = 0;
     float *parts[PLAN_RANKS_LIMIT];
     for (uint32_t r = 0; r < g->n; r++) {
-        sizes[r] = pack_vectors(gradients, r, NULL, false) * sizeof(float);
+        sizes[r] = exchange_vector_floats(gradients->holding, r) * sizeof(float);
         total += sizes[r];
     }
     g_autofree float *packed = g_malloc(MAX(total, 1));

@@ -22,6 +22,10 @@ bool exchange_share(TrainLinks *l, const Ownership *o, Parameters *x, GError **e
 /* Vectors whose matrices are cut among the tensor ranks of a stage (biases of Q, K, V and of the
  * feed-forward network): each rank has the gradient of its part, and gets the others'. */
 bool exchange_vectors(TrainLinks *l, Parameters *gradients, GError **error);
+/* Whether tensor i is such a vector, and elements [first, last) of it that tensor rank r has; those
+ * of all of them. */
+bool exchange_has_vector(const Holding *h, uint32_t i, uint32_t r, uint32_t *first, uint32_t *last);
+size_t exchange_vector_floats(const Holding *h, uint32_t r);
 /* n own floats to the other end of a tied embedding, and its to here. */
 bool exchange_tied(TrainLinks *l, const float *mine, size_t n, float *theirs, GError **error);
 /* by_tile: an element of `size` bytes a tile of the model; of those that count here filled, then of

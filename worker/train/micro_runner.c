@@ -7,6 +7,7 @@
 
 #include "proto/base/checked.h"
 #include "proto/plan/tree.h"
+#include "worker/train/rank_team.h"
 
 #include <math.h>
 #include <string.h>
@@ -48,7 +49,7 @@ uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences)
 /* A device folds no leaves in its products, and all stages of a replica cut alike. */
 static bool folds_in_products(const MicroRunnerOptions *o)
 {
-    return !o->fast;
+    return !o->devices;
 }
 
 static void cut_leaf(const MicroRunnerOptions *o, uint32_t leaf, uint32_t begin, uint32_t end,
@@ -166,6 +167,8 @@ static TrainingOptions prepare(MicroRunner *r, const MicroRunnerOptions *options
                              .documents = options->source->begins != NULL,
                              .work = options->work,
                              .plan_ops = options->plan_ops,
+                             .team = options->team,
+                             .exact = options->exact,
                              .group = options->links != NULL ? &options->links->tensor.turns : NULL,
                              .progress = options->links != NULL ? progress_links : NULL,
                              .progress_user = options->links,
@@ -304,7 +307,7 @@ static float sample_loss(MicroRunner *r, const TrainBatch *batch, uint32_t sampl
 
 static bool passed(MicroRunner *r, GroupStatus status, GError **error)
 {
-    if (r->o.work != NULL && !device_work_check(r->o.work, error)) {
+    if (r->o.work != NULL && !rank_work_check(r->o.work, r->o.links, error)) {
         return false;
     }
     return status == GROUP_OK || train_links_check(r->o.links, &r->o.links->tensor, status, error);

@@ -28,7 +28,10 @@ typedef struct MicroRunnerOptions {
     TrainTimes *times; /* NULL: not */
     DeviceWork *work;  /* where the weights and everything else of the passes lie; NULL: the host */
     const DeviceTrainOps *plan_ops; /* for plans of a device; NULL: the host */
-    bool fast; /* some rank of the job computes on a device: no micro-batch has several leaves */
+    DeviceTeam
+        *team;    /* of the stage's tensor ranks, on its device; NULL: they exchange over links */
+    bool exact;   /* of a rank on a device: class exact */
+    bool devices; /* some rank of the job computes on one: no micro-batch has several leaves */
     GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
 } MicroRunnerOptions;
 

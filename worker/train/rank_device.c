@@ -1,8 +1,10 @@
 #include "worker/train/rank_device.h"
 
-RankDevice *rank_device_new(const Device *device, const Parameters *host, GError **error)
+RankDevice *rank_device_new(const Device *device, const Parameters *host, TrainLinks *links,
+                            GError **error)
 {
     RankDevice *d = g_new0(RankDevice, 1);
+    d->links = links;
     d->sets = g_ptr_array_new_with_free_func((GDestroyNotify)parameters_free);
     d->weights_stale = true;
     d->work = device_work_new(device, error);
@@ -15,15 +17,44 @@ RankDevice *rank_device_new(const Device *device, const Parameters *host, GError
     return d;
 }
 
+void rank_device_leave(RankDevice *d)
+{
+    if (d != NULL && d->work != NULL) {
+        device_work_leave(d->work);
+    }
+}
+
 void rank_device_free(RankDevice *d)
 {
     if (d != NULL) {
+        rank_device_leave(d);
         g_ptr_array_unref(d->sets);
         parameters_free(d->shown);
         parameters_free(d->weights);
+        device_exchange_close(d->exchange);
+        device_work_unpin(d->work, d->vectors);
         device_work_free(d->work);
+        rank_teams_free(&d->teams);
         g_free(d);
     }
+}
+
+bool rank_device_open_exchange(RankDevice *d, const DeviceExchangeOptions *options, GError **error)
+{
+    const Holding *h = d->weights->holding;
+    DeviceExchangeOptions own = *options;
+    own.work = d->work;
+    if (h->tp > 1) {
+        d->vectors = device_work_pinned(d->work, device_exchange_vector_bytes(h),
+                                        "gradients of biases", error);
+        if (d->vectors == NULL) {
+            return false;
+        }
+    }
+    if (options->reduced->position.dp > 1) {
+        d->exchange = device_exchange_open(&own, error);
+    }
+    return options->reduced->position.dp == 1 || d->exchange != NULL;
 }
 
 bool rank_device_settle(RankDevice *d, Parameters *weights, Optimizer *optimizer, GError **error)
@@ -34,7 +65,7 @@ bool rank_device_settle(RankDevice *d, Parameters *weights, Optimizer *optimizer
         optimizer_copy_down(optimizer);
         d->host_stale = false;
     }
-    return device_work_check(d->work, error);
+    return rank_work_check(d->work, d->links, error);
 }
 
 bool rank_device_take_up(RankDevice *d, const Parameters *weights, Optimizer *optimizer,
@@ -49,7 +80,7 @@ bool rank_device_take_up(RankDevice *d, const Parameters *weights, Optimizer *op
         optimizer_copy_up(optimizer);
         d->moments_stale = false;
     }
-    return device_work_check(d->work, error);
+    return rank_work_check(d->work, d->links, error);
 }
 
 Parameters *rank_device_copy(RankDevice *d, uint32_t index, const Parameters *set, GError **error)
@@ -65,7 +96,7 @@ Parameters *rank_device_copy(RankDevice *d, uint32_t index, const Parameters *se
     if (set != NULL) {
         device_work_down(d->work, copy->floats, set->floats, copy->n_floats * sizeof(float));
     }
-    return device_work_check(d->work, error) ? copy : NULL;
+    return rank_work_check(d->work, d->links, error) ? copy : NULL;
 }
 
 const Parameters *rank_device_show(RankDevice *d, const Parameters *set)
@@ -93,7 +124,7 @@ bool rank_device_owned_down(RankDevice *d, const Ownership *owned, Parameters *h
                          piece->n * sizeof(float));
     }
     device_work_down(d->work, host->lookup, device->lookup, lookup_bytes(host));
-    return device_work_check(d->work, error);
+    return rank_work_check(d->work, d->links, error);
 }
 
 bool rank_device_owned_up(RankDevice *d, const Ownership *owned, Parameters *device,
@@ -105,11 +136,11 @@ bool rank_device_owned_up(RankDevice *d, const Ownership *owned, Parameters *dev
                        piece->n * sizeof(float));
     }
     device_work_up(d->work, device->lookup, host->lookup, lookup_bytes(host));
-    return device_work_check(d->work, error);
+    return rank_work_check(d->work, d->links, error);
 }
 
 bool rank_device_up(RankDevice *d, Parameters *device, const Parameters *host, GError **error)
 {
     device_work_up(d->work, device->floats, host->floats, host->n_floats * sizeof(float));
-    return device_work_check(d->work, error);
+    return rank_work_check(d->work, d->links, error);
 }

@@ -36,11 +36,24 @@ struct TrainRank {
     float *squares;       /* [tiles] */
     float *sample_losses; /* [sequences] of the global batch */
     float *tied;          /* the other end's part of a tied embedding: of one bucket */
+    float *tied_own;      /* of a device: a copy of the own part */
     uint64_t valid;       /* tokens with a target of the current step */
     TrainProgress at;
 };
 
 /* ---- making ---- */
+
+/* Whether the device, if there is one, gives what the job's class promises. */
+static bool serves_class(const TrainRankOptions *o)
+{
+    const DeviceTrainOps *ops = o->device != NULL ? o->device->train_ops : o->plan_ops;
+    return ops == NULL || o->fast || (o->devices && ops->exact && o->precision == PRECISION_F32);
+}
+
+static bool has_devices(const TrainRankOptions *o)
+{
+    return o->fast || o->devices;
+}
 
 static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **error)
 {
@@ -57,8 +70,7 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
             ? g_strdup_printf("schedule %s runs stages of one chunk of layers, and the plan has %u "
                               "chunks; choose schedule interleaved",
                               pipeline_name(o->schedule), p->chunks)
-        : (o->device != NULL || o->plan_ops != NULL) && !o->fast
-            ? g_strdup("a rank computes on a device, which is numerics class fast")
+        : !serves_class(o) ? g_strdup("a rank computes on a device, which is numerics class fast")
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
         : !(o->smoothing >= 0.0f && o->smoothing < 1.0f) ||
@@ -116,7 +128,12 @@ static bool allocate(TrainRank *t, GError **error)
     t->squares = weft_alloc(t->reduced->tiles->len, sizeof *t->squares, "squares of tiles", error);
     t->sample_losses = weft_alloc(t->o.sequences, sizeof *t->sample_losses, "losses", error);
     t->tied = weft_alloc(MAX(tied, 1), sizeof *t->tied, "gradients of the embedding", error);
-    return t->squares != NULL && t->sample_losses != NULL && t->tied != NULL;
+    if (t->device != NULL) {
+        t->tied_own =
+            weft_alloc(MAX(tied, 1), sizeof *t->tied, "gradients of the embedding", error);
+    }
+    return t->squares != NULL && t->sample_losses != NULL && t->tied != NULL &&
+           (t->device == NULL || t->tied_own != NULL);
 }
 
 /* Biases and their like, of which each tensor rank makes a part: they are to be whole before they
@@ -152,7 +169,10 @@ static MicroRunnerOptions runner_options(const TrainRank *t, const Parameters *w
                                 .times = o->times,
                                 .work = t->device != NULL ? t->device->work : NULL,
                                 .plan_ops = o->plan_ops,
-                                .fast = o->fast};
+                                .team =
+                                    t->device != NULL ? rank_team(&t->device->teams.tensor) : NULL,
+                                .exact = !o->fast,
+                                .devices = has_devices(o)};
 }
 
 static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)
@@ -164,19 +184,44 @@ static void make_stream(TrainRank *t, const Plan *plan, const Holding *h)
     }
 }
 
+static DeviceExchangeOptions exchange_options(const TrainRank *t)
+{
+    return (DeviceExchangeOptions){.reduced = t->reduced,
+                                   .leaves = &t->leaves,
+                                   .team =
+                                       t->device != NULL ? rank_team(&t->device->teams.data) : NULL,
+                                   .exact = !t->o.fast};
+}
+
+/* Collective where some rank is on a device: also a rank on a host answers. */
+static bool join_devices(TrainRank *t, GError **error)
+{
+    RankTeams none = {0};
+    return !has_devices(&t->o) || t->o.links == NULL ||
+           rank_teams_join(t->device != NULL ? &t->device->teams : &none, t->o.device,
+                           t->device != NULL ? t->device->work : NULL, t->o.links, error);
+}
+
 static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **error)
 {
     const TrainRankOptions *o = &t->o;
     t->leaves = leaf_cuts(o->sequences, o->leaves, t->position.dp);
     if (o->device != NULL) {
-        t->device = rank_device_new(o->device, weights, error);
+        t->device = rank_device_new(o->device, weights, o->links, error);
         if (t->device == NULL) {
             return false;
         }
     }
+    if (!join_devices(t, error)) {
+        return false;
+    }
     t->fold = gradient_fold_new(weights->holding, o->pool,
                                 t->device != NULL ? t->device->work : NULL, o->kernels->add);
     make_stream(t, plan, weights->holding);
+    const DeviceExchangeOptions exchange = exchange_options(t);
+    if (t->device != NULL && !rank_device_open_exchange(t->device, &exchange, error)) {
+        return false;
+    }
     MicroRunnerOptions runner = runner_options(t, t->device != NULL ? t->device->weights : weights);
     runner.stream = has_cut_vectors(weights->holding) || t->device != NULL ? NULL : t->stream;
     t->runner = micro_runner_new(&runner, error);
@@ -211,6 +256,7 @@ void train_rank_free(TrainRank *t)
     if (t == NULL) {
         return;
     }
+    rank_device_leave(t->device);
     parameters_free(t->gradients);
     micro_runner_free(t->runner);
     gradient_fold_free(t->fold);
@@ -223,6 +269,7 @@ void train_rank_free(TrainRank *t)
     weft_free(t->squares);
     weft_free(t->sample_losses);
     weft_free(t->tied);
+    weft_free(t->tied_own);
     g_free(t);
 }
 
@@ -335,6 +382,34 @@ static bool gather_vectors(TrainRank *t, GPtrArray *subtrees, GError **error)
     return true;
 }
 
+static bool check_device(const TrainRank *t, GError **error)
+{
+    return rank_work_check(t->device->work, t->o.links, error);
+}
+
+/* n own floats of the embedding's gradient: head + lookup, in host memory. */
+static bool join_tied_part(TrainRank *t, float *own, size_t n, GError **error)
+{
+    if (!exchange_tied(t->o.links, own, n, t->tied, error)) {
+        return false;
+    }
+    if (t->position.stage == 0) {
+        t->o.kernels->add(t->tied, own, n);
+        memcpy(own, t->tied, n * sizeof *own);
+    } else {
+        t->o.kernels->add(own, t->tied, n);
+    }
+    return true;
+}
+
+static bool join_tied_on_device(TrainRank *t, float *own, size_t n, GError **error)
+{
+    DeviceWork *work = t->device->work;
+    return (device_work_down(work, t->tied_own, own, n * sizeof *own) || check_device(t, error)) &&
+           join_tied_part(t, t->tied_own, n, error) &&
+           (device_work_up(work, own, t->tied_own, n * sizeof *own) || check_device(t, error));
+}
+
 /* The lookup part of a tied embedding lies on the first stage, the head part on the last: both get
  * head + lookup (NUMERICS 16). */
 static bool join_tied(TrainRank *t, GError **error)
@@ -345,17 +420,9 @@ static bool join_tied(TrainRank *t, GError **error)
         const size_t first = bucket->first[t->position.replica],
                      n = bucket->first[t->position.replica + 1] - first;
         float *own = t->gradients->floats + first;
-        if (!bucket->is_embedding || n == 0) {
-            continue;
-        }
-        if (!exchange_tied(t->o.links, own, n, t->tied, error)) {
+        if (bucket->is_embedding && n > 0 &&
+            !(t->device != NULL ? join_tied_on_device : join_tied_part)(t, own, n, error)) {
             return false;
-        }
-        if (t->position.stage == 0) {
-            t->o.kernels->add(t->tied, own, n);
-            memcpy(own, t->tied, n * sizeof *own);
-        } else {
-            t->o.kernels->add(own, t->tied, n);
         }
     }
     return true;
@@ -384,7 +451,7 @@ static bool fold_replicas(TrainRank *t, GError **error)
     return ok && (!is_tied_apart(t) || join_tied(t, error));
 }
 
-/* ---- on a device: what ranks exchange goes through copies in host memory ---- */
+/* ---- on a device: replicas exchange in their team, or through copies in host memory ---- */
 
 /* The subtrees' copies go through the host's fold; what this rank owns of the root comes back. */
 static bool fold_copies(TrainRank *t, GPtrArray *subtrees, Parameters *root, GError **error)
@@ -400,55 +467,89 @@ static bool fold_copies(TrainRank *t, GPtrArray *subtrees, Parameters *root, GEr
     if (t->gradients == NULL) {
         return false;
     }
-    bool ok = true;
-    if (t->stream != NULL) {
-        gradient_stream_begin(t->stream, copies, subtrees->len, t->gradients);
-        ok = gradient_stream_finish(t->stream, error);
-    }
-    ok = ok && (!is_tied_apart(t) || join_tied(t, error)) &&
-         rank_device_owned_up(t->device, t->reduced, root, t->gradients, error);
+    gradient_stream_begin(t->stream, copies, subtrees->len, t->gradients);
+    const bool ok = gradient_stream_finish(t->stream, error) &&
+                    rank_device_owned_up(t->device, t->reduced, root, t->gradients, error);
     t->gradients = NULL;
     return ok;
+}
+
+static bool gather_vectors_on_device(TrainRank *t, GPtrArray *subtrees, GError **error)
+{
+    for (uint32_t i = 0; t->position.tp > 1 && i < subtrees->len; i++) {
+        if (!device_exchange_vectors(t->device->work, t->o.links, subtrees->pdata[i],
+                                     t->device->vectors, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool reduce_on_device(TrainRank *t, GPtrArray *subtrees, Parameters *root, GError **error)
+{
+    RankDevice *d = t->device;
+    if (t->stream != NULL && rank_team(&d->teams.data) == NULL) {
+        return fold_copies(t, subtrees, root, error);
+    }
+    if (t->stream != NULL) {
+        device_exchange_reduce(d->exchange, (Parameters *const *)subtrees->pdata, subtrees->len,
+                               root);
+    }
+    return check_device(t, error);
 }
 
 static bool fold_replicas_of_device(TrainRank *t, GError **error)
 {
     GPtrArray *subtrees = gradient_fold_subtrees(t->fold);
+    if (!gather_vectors_on_device(t, subtrees, error)) {
+        return false;
+    }
     Parameters *root = subtrees->len > 0 ? subtrees->pdata[0] : gradient_fold_take(t->fold, error);
-    const bool exchanges = t->stream != NULL || is_tied_apart(t);
     if (root == NULL) {
         return false;
     }
-    const bool ok = !exchanges || fold_copies(t, subtrees, root, error);
+    const bool ok = reduce_on_device(t, subtrees, root, error);
     if (subtrees->len > 0) {
         g_ptr_array_remove_index_fast(subtrees, 0);
     }
     t->gradients = root;
     gradient_fold_reset(t->fold);
-    return ok;
+    return ok && (!is_tied_apart(t) || join_tied(t, error));
+}
+
+/* What the replicas own of `set` on the device becomes whole; host: a copy to go through. */
+static bool share_on_device(TrainRank *t, Parameters *set, Parameters *host, GError **error)
+{
+    RankDevice *d = t->device;
+    if (rank_team(&d->teams.data) != NULL) {
+        device_exchange_share(d->exchange, set);
+        return check_device(t, error);
+    }
+    return host != NULL && rank_device_owned_down(d, t->reduced, host, set, error) &&
+           exchange_share(t->o.links, t->reduced, host, error) &&
+           rank_device_up(d, set, host, error);
+}
+
+static bool share_gradients_on_device(TrainRank *t, GError **error)
+{
+    Parameters *copy = rank_team(&t->device->teams.data) == NULL
+                           ? rank_device_copy(t->device, 0, NULL, error)
+                           : NULL;
+    return share_on_device(t, t->gradients, copy, error);
 }
 
 static bool update_on_device(TrainRank *t, float norm, GError **error)
 {
     RankDevice *d = t->device;
     const bool shares = t->position.dp > 1;
-    if (shares && t->o.whole_optimizer) {
-        Parameters *copy = rank_device_copy(d, 0, NULL, error);
-        if (copy == NULL || !rank_device_owned_down(d, t->reduced, copy, t->gradients, error) ||
-            !exchange_share(t->o.links, t->reduced, copy, error) ||
-            !rank_device_up(d, t->gradients, copy, error)) {
-            return false;
-        }
+    if (shares && t->o.whole_optimizer && !share_gradients_on_device(t, error)) {
+        return false;
     }
     optimizer_update(t->optimizer, t->at.updates, schedule_clip(&t->o.optimizer, norm),
                      t->gradients, d->weights);
     d->host_stale = true;
-    if (!shares || t->o.whole_optimizer) {
-        return device_work_check(d->work, error);
-    }
-    return rank_device_owned_down(d, t->reduced, t->weights, d->weights, error) &&
-           exchange_share(t->o.links, t->reduced, t->weights, error) &&
-           rank_device_up(d, d->weights, t->weights, error);
+    return !shares || t->o.whole_optimizer ? check_device(t, error)
+                                           : share_on_device(t, d->weights, t->weights, error);
 }
 
 /* What a restore or the first weights left in host memory is on the device. */
@@ -489,7 +590,7 @@ static bool gradient_norm(TrainRank *t, float *norm, GError **error)
     train_times_mark(t->o.times, TRAIN_OP_REST);
     optimizer_finish(t->optimizer, t->gradients, back, (float)MAX(t->valid, 1), t->squares);
     train_times_mark(t->o.times, TRAIN_OP_FINISH);
-    if (t->device != NULL && !device_work_check(t->device->work, error)) {
+    if (t->device != NULL && !check_device(t, error)) {
         return false;
     }
     if (!exchange_tiles(t->o.links, t->reduced, t->squares, sizeof *t->squares, error)) {
@@ -526,6 +627,15 @@ static TrainStep step_report(const TrainRank *t, float norm, bool skipped)
                        .scale = t->at.scale.scale};
 }
 
+/* A replica without samples has no pass that waits for its device, whose last all-gather the other
+ * replicas are waiting for: a stream may go on only while it is waited for. */
+static bool idle_device_goes_on(TrainRank *t, GError **error)
+{
+    return t->device == NULL || micro_runner_count(t->runner) > 0 ||
+           device_work_wait(t->device->work, "sharing what the owners updated") ||
+           check_device(t, error);
+}
+
 bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
 {
     float norm;
@@ -534,7 +644,7 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
     if (!is_up(t, error) ||
         !micro_runner_step(t->runner, t->at.step, t->at.scale.scale / power_of_batch(t), t->fold,
                            t->sample_losses, &t->valid, error) ||
-        !gather_losses(t, error) ||
+        !idle_device_goes_on(t, error) || !gather_losses(t, error) ||
         !(t->device != NULL ? fold_replicas_of_device : fold_replicas)(t, error) ||
         !check_losses(t, &skipped, error) || !gradient_norm(t, &norm, error)) {
         return false;
@@ -625,7 +735,7 @@ static uint64_t copied_sets(const TrainRank *t)
     const uint32_t *cuts = t->leaves.cuts + t->position.replica;
     const uint32_t n =
         tree_subtrees_missing(t->leaves.n_leaves, t->leaves.missing, cuts[0], cuts[1]);
-    return t->position.dp > 1 || is_tied_apart(t) ? MAX(n, 1) : 0;
+    return t->position.dp > 1 ? MAX(n, 1) : 0;
 }
 
 static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, GError **error)
@@ -642,6 +752,10 @@ static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, 
                       .activations = micro_runner_plan_bytes(h, &runner, threads, error)};
     if (o->plan_ops != NULL) {
         out->host = out->weights + out->optimizer + copied_sets(t) * set_floats(h) * sizeof(float);
+    }
+    if (o->plan_ops != NULL && t->position.dp > 1) {
+        out->gradients += device_exchange_bytes(&(const DeviceExchangeOptions){
+            .reduced = stepped, .leaves = &t->leaves, .exact = !o->fast});
     }
     ownership_free(stepped);
     return out->activations > 0;
@@ -669,9 +783,12 @@ bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainM
 TrainMemory train_rank_memory(const TrainRank *t)
 {
     const Holding *h = t->weights->holding;
+    const DeviceExchangeOptions exchange = exchange_options(t);
+    const bool exchanges = t->device != NULL && t->position.dp > 1;
     return (TrainMemory){
         .weights = t->weights->n_floats * sizeof(float),
-        .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float),
+        .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float) +
+                     (exchanges ? device_exchange_bytes(&exchange) : 0),
         .optimizer = optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)),
         .activations = micro_runner_bytes(t->runner),
         .host = t->device == NULL ? 0

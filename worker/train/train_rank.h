@@ -39,8 +39,9 @@ typedef struct TrainRankOptions {
     size_t bucket_floats; /* gradients are exchanged in pieces of about so many; 0: 1 Mi */
     GArray *trace;        /* of PipelineOpTime: what each step does is added; NULL: not */
     TrainTimes *times;    /* of its ops; NULL: not */
-    bool fast; /* of all ranks alike: some compute on a device (NUMERICS: class fast); those alone
-                  can be on one, and micro-batches are cut at leaves */
+    bool fast; /* of all ranks alike: numerics class fast, for which `devices` is taken as said */
+    bool devices; /* likewise: some compute on a device, and micro-batches are cut at leaves; in
+                     class exact with f32 operands, on devices whose ops are (train_ops.h) */
     const Device *device; /* where the rank computes; NULL: the host, by kernels and pool */
     const DeviceTrainOps *plan_ops; /* train_memory_plan() of a rank on a device; NULL: the host */
 } TrainRankOptions;
@@ -82,7 +83,8 @@ bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
 typedef struct TrainMemory {
     uint64_t weights, gradients, optimizer, activations; /* activations: tapes and buffers */
     uint64_t host; /* of a rank on a device, which holds the rest: copies in host memory, of weights
-                      and moments and, where ranks exchange gradients, of these; else 0 */
+                      and moments and, where replicas exchange gradients over links, of these (a
+                      plan counts them always); else 0 */
 } TrainMemory;
 /* Where the rank computes. */
 static inline uint64_t train_memory_total(const TrainMemory *m)

@@ -114,7 +114,7 @@ static void test_layouts(void **state)
         assert_close(&host, &other);
         for (uint32_t k = 0; k < cases[i].n; k++) {
             const DeviceStage *d = stage_of(r, k);
-            assert_int_equal(d->grouped, d->stage->plan_stage->n_ranks > 1);
+            assert_int_equal(d->team.joined, d->stage->plan_stage->n_ranks > 1);
             /* the sums are in the graph: made once, launched for each token after the second */
             assert_int_equal(d->n_captures, 1);
             assert_int_equal(d->n_launches, N_TOKENS - 2);
@@ -154,7 +154,7 @@ static void check_alone(const Gguf *g, const LocalResult *host, const Devices *d
     run(r, &other);
     assert_close(host, &other);
     for (uint32_t k = 0; k < 2; k++) {
-        assert_true(stage_of(r, k) == NULL || !stage_of(r, k)->grouped);
+        assert_true(stage_of(r, k) == NULL || !stage_of(r, k)->team.joined);
     }
     local_result_clear(&other);
     local_replica_free(r);
@@ -257,7 +257,7 @@ static void test_a_stream_that_stands(void **state)
 {
     (void)state;
     assert_ends(1, "device-group-hold", 1,
-                (const char *[]){"which every rank of the stage waits in", NULL});
+                (const char *[]){"which every rank of the group waits in", NULL});
 }
 
 int main(void)

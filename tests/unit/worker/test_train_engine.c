@@ -4,6 +4,7 @@
 #include "tests/unit/worker/toy_training.h"
 
 #include "proto/base/error.h"
+#include "proto/base/failpoint.h"
 #include "transport/daemon/daemon.h"
 #include "worker/train/train_engine.h"
 
@@ -50,9 +51,12 @@ typedef struct World {
     atomic_bool silent;    /* the faulty fill drops everything */
     uint32_t stop_rank, stop_step;
     bool stops, silences;
-    uint64_t steps; /* more than will ever be run, where something stops them */
-    bool f16;       /* with a loss scale that overflows at first */
-    bool settled;   /* all started engines have ended */
+    uint64_t steps;               /* more than will ever be run, where something stops them */
+    bool f16;                     /* with a loss scale that overflows at first */
+    Device *devices[RANKS_LIMIT]; /* of the ranks; NULL: the host */
+    const char *point;            /* a fail point set with stop_rank's step stop_step; NULL: none */
+    int64_t argument;
+    bool settled; /* all started engines have ended */
 } World;
 
 /* ---- what an engine asks and tells ---- */
@@ -180,6 +184,9 @@ static void on_step(const TrainReport *report, void *user)
                 report->waited <= report->seconds + 1e-3);
     if (rank == &w->ranks[w->stop_rank] && report->step.step == w->stop_step) {
         atomic_store(&w->silent, w->silences);
+        if (w->point != NULL) {
+            failpoint_set(w->point, true, w->argument);
+        }
         if (w->stops) {
             train_engine_free(g_steal_pointer(&rank->engine));
             settle(w);
@@ -281,10 +288,12 @@ static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_st
                  .sample = {prompt, G_N_ELEMENTS(prompt), SAMPLED, 0.8f, 9},
                  .n_tokens = TOKENS,
                  .n_validation_tokens = TOKENS / 2,
+                 .fast = w->devices[0] != NULL,
                  .from = progress_at(w, first_step)},
         .feed = {feed_tokens, feed_floats, w},
         .threads = 1,
         .kernels = kernels_get(ISA_GENERIC),
+        .device = w->devices[r],
         .fill = w->faults,
         .crowded = true,
         .loop = main_loop_loop(w->main),
@@ -309,6 +318,9 @@ static void run(World *w, uint64_t first_step, int64_t wait_deadline_us)
 static void world_free(World *w)
 {
     main_loop_free(w->main);
+    for (uint32_t r = 0; r < RANKS_LIMIT; r++) {
+        device_free(w->devices[r]);
+    }
     for (uint32_t r = 0; r < w->n_ranks; r++) {
         g_ptr_array_unref(w->ranks[r].snapshots);
         g_clear_error(&w->ranks[r].error);
@@ -452,6 +464,123 @@ static void a_rank_that_falls_silent_is_named(void **state)
     world_free(w);
 }
 
+/* ---- on devices of one process, which form groups ---- */
+
+static World *world_on_devices(uint32_t dp, uint32_t pp, uint32_t tp)
+{
+    World *w = world_new(&toy_gpt2, dp, pp, tp);
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        w->devices[r] = device_open_module(device_module_cpu(), r, NULL);
+        assert_non_null(w->devices[r]);
+    }
+    return w;
+}
+
+static void assert_says(const Rank *rank, const char *const *words)
+{
+    assert_non_null(rank->error);
+    for (; *words != NULL; words++) {
+        if (strstr(rank->error->message, *words) == NULL) {
+            fail_msg("\"%s\" does not say \"%s\"", rank->error->message, *words);
+        }
+    }
+}
+
+/* What failed on the way goes on from its checkpoint as if nothing had been: two tensor ranks, one
+ * of whose devices fails in the step after it. */
+static void a_dead_device_is_named_and_the_job_goes_on(void **state)
+{
+    World *undisturbed = world_on_devices(1, 1, 2), *w = world_on_devices(1, 1, 2),
+          *again = world_on_devices(1, 1, 2);
+    run(undisturbed, 0, 0);
+    assert_same(undisturbed, undisturbed, 0);
+    w->stop_rank = 0;
+    w->stop_step = 3; /* its checkpoint is the third step's */
+    w->point = "device-fail-1";
+    w->argument = -(int64_t)DEVICE_ECC;
+    w->steps = UINT32_MAX;
+    run(w, 0, 0);
+    failpoint_set(w->point, false, 0);
+    for (uint32_t r = 0; r < 2; r++) {
+        assert_says(&w->ranks[r], (const char *[]){"cpu:1 (host)", "uncorrectable", NULL});
+    }
+    g_autoptr(GPtrArray) parts = g_ptr_array_new();
+    for (uint32_t r = 0; r < 2; r++) {
+        assert_true(w->ranks[r].snapshots->len > 0);
+        g_ptr_array_add(parts, w->ranks[r].snapshots->pdata[0]);
+    }
+    again->from = parts;
+    run(again, 3, 0);
+    assert_same(again, undisturbed, 3);
+    world_free(again);
+    world_free(w);
+    world_free(undisturbed);
+}
+
+/* The fail point on after the first step: the job ends, and all ranks say all of `words`. */
+static void assert_ends(World *w, const char *point, int64_t argument, int64_t wait_deadline_us,
+                        const char *const *words)
+{
+    w->stop_rank = 0;
+    w->stop_step = 0;
+    w->steps = UINT32_MAX;
+    w->point = point;
+    w->argument = argument;
+    run(w, 0, wait_deadline_us);
+    failpoint_set(point, false, 0);
+    for (uint32_t r = 0; r < w->n_ranks; r++) {
+        assert_says(&w->ranks[r], words);
+    }
+    world_free(w);
+}
+
+static void a_group_that_ends_names_the_rank(void **state)
+{
+    const char *const words[] = {"rank 1: fail point device-group-fail", NULL};
+    assert_ends(world_on_devices(1, 1, 2), "device-group-fail", 1, 0, words);
+    assert_ends(world_on_devices(2, 1, 1), "device-group-fail", 1, 0, words);
+}
+
+/* The hosts live, a stream stands: all ranks answer each other, so nobody is accused. */
+static void a_stream_that_stands(void **state)
+{
+    const char *const words[] = {"which every rank of the group waits in", NULL};
+    assert_ends(world_on_devices(1, 1, 2), "device-group-hold", 1, 3000000, words);
+    assert_ends(world_on_devices(2, 1, 1), "device-group-hold", 1, 3000000, words);
+}
+
+/* It does not answer the others, either: it is named. */
+static void a_rank_that_is_cut_off_in_a_sum_is_named(void **state)
+{
+    World *w = world_on_devices(1, 1, 2);
+    w->silences = true;
+    w->steps = UINT32_MAX;
+    w->stop_rank = 0;
+    w->stop_step = 0;
+    w->point = "device-group-hold";
+    w->argument = 1;
+    run(w, 0, 1500000);
+    failpoint_set(w->point, false, 0);
+    assert_names(&w->ranks[0], "rank-1");
+    assert_names(&w->ranks[1], "rank-0");
+    world_free(w);
+}
+
+static void a_rank_that_leaves_its_group_is_named(void **state)
+{
+    static const uint32_t shapes[][3] = {{1, 1, 2}, {2, 1, 1}, {1, 2, 2}};
+    for (size_t i = 0; i < G_N_ELEMENTS(shapes); i++) {
+        World *w = world_on_devices(shapes[i][0], shapes[i][1], shapes[i][2]);
+        w->stops = true;
+        w->steps = UINT32_MAX;
+        w->stop_rank = 1;
+        w->stop_step = 0;
+        run(w, 0, 0);
+        assert_names(&w->ranks[0], "rank-1");
+        world_free(w);
+    }
+}
+
 static bool feed_fails(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
                        GError **error)
 {
@@ -488,6 +617,11 @@ int main(void)
         cmocka_unit_test(a_rank_that_leaves_is_named),
         cmocka_unit_test(a_rank_that_falls_silent_is_named),
         cmocka_unit_test(ends_before_the_start),
+        cmocka_unit_test(a_dead_device_is_named_and_the_job_goes_on),
+        cmocka_unit_test(a_group_that_ends_names_the_rank),
+        cmocka_unit_test(a_stream_that_stands),
+        cmocka_unit_test(a_rank_that_is_cut_off_in_a_sum_is_named),
+        cmocka_unit_test(a_rank_that_leaves_its_group_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -207,6 +207,9 @@ static bool memory_is_planned(RunRank *rank, const TrainRankOptions *options, co
     if (!train_memory_plan(options, pool_threads(options->pool), &planned, &rank->error)) {
         return false;
     }
+    /* copies of gradients, which replicas in a group of devices do not make */
+    const bool fits = held.host <= planned.host;
+    planned.host = fits ? held.host : planned.host;
     if (rank->run->n_steps > 0 && memcmp(&held, &planned, sizeof held) != 0) {
         g_set_error(&rank->error, G_FILE_ERROR, 0,
                     "weights, gradients, optimizer, activations: %" G_GUINT64_FORMAT
