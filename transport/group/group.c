@@ -10,10 +10,8 @@
  *   3. Expectations exist only while a call runs: after it nothing points into the caller's memory.
  *   4. Destinations are written before the own data has been sent only where the caller keeps them
  *      apart from what it sends. */
-#include "transport/group/group.h"
+#include "transport/group/group_state.h"
 
-#include "transport/group/reduction.h"
-#include "transport/link/buffer_pool.h"
 #include "transport/link/link_clock.h"
 
 #include "proto/base/checked.h"
@@ -21,44 +19,11 @@
 #include <sched.h>
 #include <string.h>
 
-/* shared/WIRE.md, prefill: smaller pieces cost messages, larger ones overlap less. */
-#define PIECE_BYTES (256u << 10)
 #define EARLY_MESSAGES_LIMIT 4096u
 #define EARLY_BYTES_LIMIT (256u << 20)
 #define YIELD_US 2000
 /* Progress now and then even when nothing comes: UCX looks after silent peers inside it. */
 #define SLEEP_LIMIT_US 100000
-#define ELEMENT_GRAIN 16u /* floats: cuts of the two-shot at cache lines */
-
-typedef enum Phase { PHASE_WHOLE = 0, PHASE_SCATTER = 1, PHASE_GATHER = 2 } Phase;
-
-/* What the running call waits for from one rank. */
-typedef struct Expectation {
-    char *to; /* borrowed from the caller or a slot */
-    size_t size, got;
-    uint16_t flags; /* site and phase */
-} Expectation;
-
-typedef struct Slot {
-    void *data;
-    size_t size;
-} Slot;
-
-struct Group {
-    GroupOptions options;
-    Link *links[TREE_LEAVES_LIMIT];
-    const GroupWait *wait; /* of the running call, else NULL */
-    Expectation expected[TREE_LEAVES_LIMIT];
-    bool mismatch;
-    LinkBuffer *early[TREE_LEAVES_LIMIT]; /* in order of arrival; tag = step << 16 | flags */
-    BufferPool early_pool;
-    Slot slots[TREE_LEAVES_LIMIT]; /* arriving subtrees, by rank */
-    ReductionCache reductions;
-    GroupCounters counters;
-    atomic_int waits_for;
-    const char *_Atomic operation;
-    _Atomic int64_t since_us;
-};
 
 Group *group_new(const GroupOptions *options)
 {
@@ -136,7 +101,8 @@ void group_receive(Group *group, Link *link, const LinkHeader *header, const voi
 {
     for (uint32_t r = 0; r < group->options.n_ranks; r++) {
         if (group->links[r] == link) {
-            Expectation *expected = &group->expected[r];
+            Expectation *expected = group->expected[r];
+            expected += !expectation_takes(group, expected, header->step, header->flags);
             if (expectation_takes(group, expected, header->step, header->flags)) {
                 expectation_append(group, expected, payload, header->length);
             } else {
@@ -156,10 +122,9 @@ static bool early_is_over(const LinkBuffer *message, const GroupWait *wait)
     return step != wait->step ? (int32_t)(step - wait->step) < 0 : site < wait->site;
 }
 
-/* Sets what rank r is to send now, and takes what is here of it already. */
-static void group_expect(Group *group, uint32_t r, Phase phase, void *to, size_t size)
+void group_expect(Group *group, uint32_t r, unsigned which, Phase phase, void *to, size_t size)
 {
-    Expectation *expected = &group->expected[r];
+    Expectation *expected = &group->expected[r][which];
     *expected = (Expectation){.to = to, .size = size, .flags = flags_of(group->wait->site, phase)};
     LinkBuffer **at = &group->early[r];
     while (*at != NULL) {
@@ -180,7 +145,7 @@ static void group_expect(Group *group, uint32_t r, Phase phase, void *to, size_t
 
 /* ---- waiting ---- */
 
-static void group_report(Group *group, int rank, int64_t since_us)
+void group_report(Group *group, int rank, int64_t since_us)
 {
     atomic_store_explicit(&group->operation, group->wait->operation, memory_order_relaxed);
     atomic_store_explicit(&group->since_us, since_us, memory_order_relaxed);
@@ -199,13 +164,13 @@ int group_waits_for(const Group *group, const char **operation, int64_t *since_u
     return rank;
 }
 
-/* The first rank that owes something, one that is dead first; -1 = none. */
-static int group_pending(const Group *group, bool *dead)
+int group_pending(const Group *group, bool *dead)
 {
     int pending = -1;
     *dead = false;
     for (uint32_t r = 0; r < group->options.n_ranks; r++) {
-        if (group->expected[r].got < group->expected[r].size) {
+        const Expectation *e = group->expected[r];
+        if (e[0].got < e[0].size || e[1].got < e[1].size) {
             if (link_is_dead(group->links[r])) {
                 *dead = true;
                 return (int)r;
@@ -216,8 +181,7 @@ static int group_pending(const Group *group, bool *dead)
     return pending;
 }
 
-/* Why the call must be given up now, or GROUP_OK. */
-static GroupStatus group_gives_up(const Group *group, int64_t now_us)
+GroupStatus group_gives_up(const Group *group, int64_t now_us)
 {
     if (group->options.abort != NULL &&
         atomic_load_explicit(group->options.abort, memory_order_acquire)) {
@@ -230,8 +194,7 @@ static GroupStatus group_gives_up(const Group *group, int64_t now_us)
                                                                                : GROUP_OK;
 }
 
-/* Progresses until something came or a while is over. */
-static void group_wait_some(Group *group, int64_t now_us)
+static void group_progress_some(Group *group, int64_t now_us)
 {
     LinkPort *port = group->options.port;
     if (group->options.yield) {
@@ -255,22 +218,20 @@ static uint64_t group_busy_us(const Group *group)
     return link_counters_busy_ns(link_port_counters(group->options.port)) / 1000;
 }
 
-/* busy_us: of the port when the wait began. */
-static void group_count_wait(Group *group, int64_t took_us, uint64_t busy_us)
+void group_wait_some(Group *group, int64_t now_us)
 {
-    uint64_t busy = group_busy_us(group) - busy_us;
-    group->counters.wait_us += (uint64_t)took_us > busy ? (uint64_t)took_us - busy : 0;
+    const uint64_t busy_before = group_busy_us(group);
+    group_progress_some(group, now_us);
+    const uint64_t took = (uint64_t)(link_clock_us() - now_us),
+                   busy = group_busy_us(group) - busy_before;
+    group->counters.wait_us += took > busy ? took - busy : 0;
 }
 
 static GroupStatus group_await(Group *group)
 {
     bool dead;
     int rank = group_pending(group, &dead);
-    if (rank < 0 && !group->mismatch) {
-        return GROUP_OK;
-    }
     int64_t start = link_clock_us(), now = start;
-    uint64_t busy = group_busy_us(group);
     GroupStatus status = GROUP_OK;
     while (rank >= 0 && status == GROUP_OK) {
         group_report(group, rank, start);
@@ -281,14 +242,13 @@ static GroupStatus group_await(Group *group)
             rank = group_pending(group, &dead);
         }
     }
-    group_count_wait(group, now - start, busy);
     return status == GROUP_OK && group->mismatch ? GROUP_MISMATCH : status;
 }
 
 /* ---- sending ---- */
 
-static LinkStatus group_try_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
-                                  unsigned n_parts, size_t size)
+LinkStatus group_try_piece(Group *group, uint32_t to, Phase phase, const LinkPart *parts,
+                           unsigned n_parts, size_t size)
 {
     LinkStatus sent =
         link_send_try(group->links[to], group->options.op, flags_of(group->wait->site, phase),
@@ -316,9 +276,7 @@ static GroupStatus group_send_piece(Group *group, uint32_t to, Phase phase, cons
         if (status != GROUP_OK) {
             return status;
         }
-        uint64_t busy = group_busy_us(group);
         group_wait_some(group, now);
-        group_count_wait(group, link_clock_us() - now, busy);
     }
 }
 
@@ -350,24 +308,22 @@ static GroupStatus group_send(Group *group, uint32_t to, Phase phase, const Link
     return size > 0 ? group_send_piece(group, to, phase, piece, n_piece, size) : GROUP_OK;
 }
 
-/* The i-th peer to send to, i = 1 .. n_ranks-1: each rank starts with its right neighbour, so that
- * they do not all send to one. */
-static uint32_t group_peer(const Group *group, uint32_t i)
+uint32_t group_peer(const Group *group, uint32_t i)
 {
     return (group->options.rank + i) % group->options.n_ranks;
 }
 
 /* ---- a call's frame ---- */
 
-static void group_begin(Group *group, const GroupWait *wait)
+void group_begin(Group *group, const GroupWait *wait)
 {
-    g_assert(wait->site < GROUP_SITE_LIMIT);
+    g_assert(wait->site < GROUP_SITE_LIMIT && !group->running.open);
     group->wait = wait;
     group->mismatch = false;
     group->counters.calls++;
 }
 
-static GroupStatus group_end(Group *group, GroupStatus status)
+GroupStatus group_end(Group *group, GroupStatus status)
 {
     memset(group->expected, 0, group->options.n_ranks * sizeof *group->expected);
     group->wait = NULL;
@@ -379,33 +335,27 @@ static GroupStatus group_end(Group *group, GroupStatus status)
 
 /* ---- all-gather, broadcast, all-to-all ---- */
 
-static GroupStatus group_gather(Group *group, Phase phase, const void *mine, const size_t *sizes,
-                                void *const *out)
+GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine,
+                             const size_t *sizes, void *const *out)
 {
     uint32_t n = group->options.n_ranks, rank = group->options.rank;
+    group_begin(group, wait);
     for (uint32_t r = 0; r < n; r++) {
         if (r != rank) {
-            group_expect(group, r, phase, out[r], sizes[r]);
+            group_expect(group, r, 0, PHASE_WHOLE, out[r], sizes[r]);
         }
     }
     LinkPart part = {.data = mine, .size = sizes[rank]};
     for (uint32_t i = 1; i < n; i++) {
-        GroupStatus status = group_send(group, group_peer(group, i), phase, &part, 1);
+        GroupStatus status = group_send(group, group_peer(group, i), PHASE_WHOLE, &part, 1);
         if (status != GROUP_OK) {
-            return status;
+            return group_end(group, status);
         }
     }
     if (out[rank] != mine && sizes[rank] > 0) {
         memcpy(out[rank], mine, sizes[rank]);
     }
-    return group_await(group);
-}
-
-GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine,
-                             const size_t *sizes, void *const *out)
-{
-    group_begin(group, wait);
-    return group_end(group, group_gather(group, PHASE_WHOLE, mine, sizes, out));
+    return group_end(group, group_await(group));
 }
 
 GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, void *data,
@@ -414,7 +364,7 @@ GroupStatus group_broadcast(Group *group, const GroupWait *wait, uint32_t root, 
     g_assert(root < group->options.n_ranks);
     group_begin(group, wait);
     if (group->options.rank != root) {
-        group_expect(group, root, PHASE_WHOLE, data, size);
+        group_expect(group, root, 0, PHASE_WHOLE, data, size);
         return group_end(group, group_await(group));
     }
     LinkPart part = {.data = data, .size = size};
@@ -434,7 +384,7 @@ GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *co
     group_begin(group, wait);
     for (uint32_t r = 0; r < n; r++) {
         if (r != rank) {
-            group_expect(group, r, PHASE_WHOLE, receive[r], receive_sizes[r]);
+            group_expect(group, r, 0, PHASE_WHOLE, receive[r], receive_sizes[r]);
         }
     }
     for (uint32_t i = 1; i < n; i++) {
@@ -456,7 +406,7 @@ GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *co
 /* This rank's subtrees: whole vectors. */
 typedef const float *const *Subtrees;
 
-static bool slot_reserve(Slot *slot, size_t size)
+bool slot_reserve(Slot *slot, size_t size)
 {
     if (slot->size >= size) {
         return true;
@@ -471,7 +421,7 @@ static bool slot_reserve(Slot *slot, size_t size)
     return slot->data != NULL;
 }
 
-static bool group_expect_subtrees(Group *group, const Reduction *reduction, Phase phase, size_t n)
+static bool group_expect_subtrees(Group *group, const Reduction *reduction, size_t n)
 {
     for (uint32_t r = 0; r < group->options.n_ranks; r++) {
         size_t size;
@@ -482,19 +432,19 @@ static bool group_expect_subtrees(Group *group, const Reduction *reduction, Phas
             !slot_reserve(&group->slots[r], size)) {
             return false;
         }
-        group_expect(group, r, phase, group->slots[r].data, size);
+        group_expect(group, r, 0, PHASE_SCATTER, group->slots[r].data, size);
     }
     return true;
 }
 
-static GroupStatus group_send_subtrees(Group *group, uint32_t to, Phase phase, Subtrees mine,
+static GroupStatus group_send_subtrees(Group *group, uint32_t to, Subtrees mine,
                                        uint32_t n_subtrees, size_t first, size_t n)
 {
     LinkPart parts[TREE_SUBTREES_LIMIT];
     for (uint32_t k = 0; k < n_subtrees; k++) {
         parts[k] = (LinkPart){.data = mine[k] + first, .size = n * sizeof(float)};
     }
-    return group_send(group, to, phase, parts, n_subtrees);
+    return group_send(group, to, PHASE_SCATTER, parts, n_subtrees);
 }
 
 /* Everybody's subtrees in tree order: own ones where they lie, the others' in their slots. */
@@ -512,40 +462,29 @@ static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, s
     reduction_sum(reduction, operands, n, out);
 }
 
-/* first[r] .. first[r+1]: the elements that rank r sums up. One-shot is the case in which everybody
- * sums all of them. */
-static GroupStatus group_scatter(Group *group, Phase phase, const Reduction *reduction,
-                                 Subtrees mine, const size_t *first, float *out)
-{
-    uint32_t rank = group->options.rank;
-    size_t n = first[rank + 1] - first[rank];
-    if (!group_expect_subtrees(group, reduction, phase, n)) {
-        return GROUP_NO_MEMORY;
-    }
-    for (uint32_t i = 1; i < group->options.n_ranks; i++) {
-        uint32_t to = group_peer(group, i);
-        GroupStatus status =
-            group_send_subtrees(group, to, phase, mine, reduction->n_subtrees[rank], first[to],
-                                first[to + 1] - first[to]);
-        if (status != GROUP_OK) {
-            return status;
-        }
-    }
-    GroupStatus status = group_await(group);
-    if (status == GROUP_OK) {
-        group_sum(group, reduction, mine, first[rank], n, out);
-    }
-    return status;
-}
-
+/* first[r] .. first[r+1]: the elements that rank r sums up. */
 GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
                                  const size_t *first, float *out)
 {
     const Reduction *reduction = reduction_find(&group->reductions, mine->n_leaves, mine->missing,
                                                 mine->cuts, group->options.n_ranks);
+    const uint32_t rank = group->options.rank;
+    const size_t n = first[rank + 1] - first[rank];
     group_begin(group, wait);
-    return group_end(group,
-                     group_scatter(group, PHASE_SCATTER, reduction, mine->subtrees, first, out));
+    if (!group_expect_subtrees(group, reduction, n)) {
+        return group_end(group, GROUP_NO_MEMORY);
+    }
+    GroupStatus status = GROUP_OK;
+    for (uint32_t i = 1; i < group->options.n_ranks && status == GROUP_OK; i++) {
+        const uint32_t to = group_peer(group, i);
+        status = group_send_subtrees(group, to, mine->subtrees, reduction->n_subtrees[rank],
+                                     first[to], first[to + 1] - first[to]);
+    }
+    status = status == GROUP_OK ? group_await(group) : status;
+    if (status == GROUP_OK) {
+        group_sum(group, reduction, mine->subtrees, first[rank], n, out);
+    }
+    return group_end(group, status);
 }
 
 /* ---- the halves of a reduce-scatter ---- */
@@ -628,7 +567,7 @@ GroupStatus group_scatter_receive(Group *group, const GroupWait *wait, const Gro
     const uint32_t rank = group->options.rank;
     const size_t n = first[rank + 1] - first[rank];
     group_begin(group, wait);
-    if (!group_expect_subtrees(group, reduction, PHASE_SCATTER, n)) {
+    if (!group_expect_subtrees(group, reduction, n)) {
         return group_end(group, GROUP_NO_MEMORY);
     }
     const GroupStatus status = group_await(group);
@@ -636,62 +575,6 @@ GroupStatus group_scatter_receive(Group *group, const GroupWait *wait, const Gro
         group_sum(group, reduction, mine->subtrees, first[rank], n, out);
     }
     return group_end(group, status);
-}
-
-static GroupStatus group_one_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,
-                                  float *out)
-{
-    uint32_t rank = group->options.rank;
-    if (!group_expect_subtrees(group, reduction, PHASE_WHOLE, n)) {
-        return GROUP_NO_MEMORY;
-    }
-    for (uint32_t i = 1; i < group->options.n_ranks; i++) {
-        GroupStatus status = group_send_subtrees(group, group_peer(group, i), PHASE_WHOLE, mine,
-                                                 reduction->n_subtrees[rank], 0, n);
-        if (status != GROUP_OK) {
-            return status;
-        }
-    }
-    GroupStatus status = group_await(group);
-    if (status == GROUP_OK) {
-        group_sum(group, reduction, mine, 0, n, out);
-    }
-    return status;
-}
-
-static GroupStatus group_two_shot(Group *group, const Reduction *reduction, Subtrees mine, size_t n,
-                                  float *out)
-{
-    uint32_t n_ranks = group->options.n_ranks, rank = group->options.rank;
-    size_t first[TREE_LEAVES_LIMIT + 1], sizes[TREE_LEAVES_LIMIT];
-    void *parts[TREE_LEAVES_LIMIT];
-    for (uint32_t r = 0; r <= n_ranks; r++) {
-        first[r] = r == n_ranks ? n : n / ELEMENT_GRAIN * r / n_ranks * ELEMENT_GRAIN;
-    }
-    for (uint32_t r = 0; r < n_ranks; r++) {
-        sizes[r] = (first[r + 1] - first[r]) * sizeof(float);
-        parts[r] = out + first[r];
-    }
-    GroupStatus status = group_scatter(group, PHASE_SCATTER, reduction, mine, first, parts[rank]);
-    return status == GROUP_OK ? group_gather(group, PHASE_GATHER, parts[rank], sizes, parts)
-                              : status;
-}
-
-GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves,
-                             const uint32_t *cuts, const float *mine, size_t stride, size_t n,
-                             float *out)
-{
-    const Reduction *reduction =
-        reduction_find(&group->reductions, n_leaves, 0, cuts, group->options.n_ranks);
-    bool two_shot =
-        group->options.n_ranks > 1 && n * sizeof(float) >= group->options.two_shot_bytes;
-    const float *subtrees[TREE_SUBTREES_LIMIT];
-    for (uint32_t k = 0; k < reduction->n_subtrees[group->options.rank]; k++) {
-        subtrees[k] = mine + k * stride;
-    }
-    group_begin(group, wait);
-    return group_end(group, two_shot ? group_two_shot(group, reduction, subtrees, n, out)
-                                     : group_one_shot(group, reduction, subtrees, n, out));
 }
 
 const GroupCounters *group_counters(const Group *group)

@@ -35,7 +35,8 @@ typedef struct GroupOptions {
                         cores */
     bool yield;      /* more ranks than cores: sched_yield on every empty progress, for 2 ms, before
                         spin_us */
-    size_t two_shot_bytes; /* from this S on, two-shot (part of no definition: same bits) */
+    size_t two_shot_bytes; /* from this S on two-shot, where that sends fewer bytes, all ranks
+                              together (part of no definition: same bits) */
 } GroupOptions;
 Group *group_new(const GroupOptions *options);
 void group_free(Group *group);
@@ -61,6 +62,25 @@ typedef struct GroupWait {
 GroupStatus group_all_reduce(Group *group, const GroupWait *wait, uint32_t n_leaves,
                              const uint32_t *cuts, const float *mine, size_t stride, size_t n,
                              float *out);
+/* The same beside the caller's work: blocks of the vectors are sent as they are made and summed as
+ * they arrive. Between begin and end the group makes no other call. */
+typedef struct GroupReduce {
+    uint32_t n_leaves;
+    const uint32_t *cuts; /* borrowed until the end, like all here */
+    const float *mine;
+    size_t stride, n;
+    size_t block; /* floats that are sent at once, the same on all ranks; two shots know only n */
+    float *out;   /* apart from what is sent, or mine[0] */
+} GroupReduce;
+void group_reduce_begin(Group *group, const GroupWait *wait, const GroupReduce *what);
+/* Elements [0, n) of each own subtree are made. Progresses the port, sends and sums what it can;
+ * never waits. Of use also when no more was made. */
+void group_reduce_made(Group *group, size_t n);
+/* Until out[0 .. n) is complete, where [0, n) was made; deadline_us as in GroupWait. After a
+ * failure that of the end. */
+GroupStatus group_reduce_wait(Group *group, size_t n, int64_t deadline_us);
+/* The rest of it, all being made. */
+GroupStatus group_reduce_end(Group *group, int64_t deadline_us);
 /* Everybody's bytes to everybody: sizes[r] known on all ranks (0 = that rank sends nothing); out[r]
  * receives rank r's bytes (own rank included: copied unless equal to mine). */
 GroupStatus group_all_gather(Group *group, const GroupWait *wait, const void *mine,

@@ -12,12 +12,18 @@ typedef struct GroupTurns {
     int64_t deadline_us; /* of each wait, from its start; 0 = none */
 } GroupTurns;
 
+/* Of a wait that begins now. */
+static inline int64_t group_turn_deadline(const GroupTurns *t)
+{
+    return t->deadline_us > 0 ? link_clock_us() + t->deadline_us : 0;
+}
+
 static inline GroupWait group_wait_of_turn(const GroupTurns *t, uint64_t turn,
                                            const char *operation)
 {
     return (GroupWait){.step = (uint32_t)(turn / GROUP_SITE_LIMIT),
                        .site = (uint16_t)(turn % GROUP_SITE_LIMIT),
-                       .deadline_us = t->deadline_us > 0 ? link_clock_us() + t->deadline_us : 0,
+                       .deadline_us = group_turn_deadline(t),
                        .operation = operation};
 }
 

@@ -88,6 +88,28 @@ typedef struct ReduceCase {
     bool in_place, two_shot;
 } ReduceCase;
 
+/* Two shots are made only where they send fewer bytes, all ranks together: (n-1)/n S for each
+ * subtree of anybody and (n-1) S, instead of (n-1) S for each. */
+static bool two_shots_pay(uint32_t n_ranks, uint32_t n_leaves, const uint32_t *cuts)
+{
+    uint32_t sum = 0;
+    for (uint32_t r = 0; r < n_ranks; r++) {
+        sum += tree_subtrees(n_leaves, cuts[r], cuts[r + 1]);
+    }
+    return (n_ranks - 1) * sum > n_ranks;
+}
+
+static void check_bytes(ClusterRank *rank, const ReduceCase *c, uint32_t s, uint64_t sent)
+{
+    const uint64_t n_ranks = rank->cluster->n_ranks, bytes = c->n * sizeof(float);
+    if (!c->two_shot || !two_shots_pay((uint32_t)n_ranks, c->n_leaves, c->cuts)) {
+        rank_check(rank, sent == (n_ranks - 1) * s * bytes); /* FORMULAS 7a */
+    } else if (c->n % (16 * n_ranks) == 0) {
+        rank_check(rank,
+                   sent == (n_ranks - 1) * s * bytes / n_ranks + (n_ranks - 1) * bytes / n_ranks);
+    }
+}
+
 static void check_all_reduce(ClusterRank *rank, const GroupWait *wait, const ReduceCase *c)
 {
     size_t n = c->n, stride = n + 3;
@@ -101,14 +123,7 @@ static void check_all_reduce(ClusterRank *rank, const GroupWait *wait, const Red
     rank_check(rank, status == GROUP_OK);
     rank_check(rank,
                status != GROUP_OK || memcmp(out, references[c->n_leaves], n * sizeof *out) == 0);
-    uint64_t sent = group_counters(rank->group)->bytes_sent - before;
-    uint64_t n_ranks = rank->cluster->n_ranks, bytes = n * sizeof(float);
-    if (!c->two_shot) { /* FORMULAS 7a */
-        rank_check(rank, sent == (n_ranks - 1) * s * bytes);
-    } else if (n % (16 * n_ranks) == 0) {
-        rank_check(rank,
-                   sent == (n_ranks - 1) * s * bytes / n_ranks + (n_ranks - 1) * bytes / n_ranks);
-    }
+    check_bytes(rank, c, s, group_counters(rank->group)->bytes_sent - before);
 }
 
 static void rank_all_reduces(ClusterRank *rank, void *user)
@@ -151,6 +166,82 @@ static void one_shot_is_the_tree(void **state)
 static void two_shot_is_the_tree(void **state)
 {
     all_reduce_with(0, false);
+}
+
+/* ---- the same, block after block ---- */
+
+enum { BLOCK = 600 };
+
+/* Each rank makes its blocks in strides of its own, and some wait for the first ones meanwhile:
+ * what is complete is right, and what is not yet made is not sent. */
+static void check_blocks(ClusterRank *rank, const GroupWait *wait, const ReduceCase *c)
+{
+    const size_t n = c->n, stride = n + 5;
+    const uint32_t *cut = c->cuts + rank->rank;
+    g_autofree float *mine = g_new(float, TREE_SUBTREES_LIMIT *stride), *apart = g_new(float, n),
+                     *made = g_new(float, TREE_SUBTREES_LIMIT *stride);
+    float *out = c->in_place ? mine : apart;
+    const uint32_t s = subtrees(0, c->n_leaves, cut[0], cut[1], leaf_value, made, stride, n);
+    const uint64_t before = group_counters(rank->group)->bytes_sent;
+    const GroupReduce what = {.n_leaves = c->n_leaves,
+                              .cuts = c->cuts,
+                              .mine = mine,
+                              .stride = stride,
+                              .n = n,
+                              .block = BLOCK,
+                              .out = out};
+    memset(mine, 0x7f, TREE_SUBTREES_LIMIT * stride * sizeof *mine);
+    group_reduce_begin(rank->group, wait, &what);
+    for (size_t at = 0; at < n;) {
+        const size_t to = MIN(at + (rank->rank + 1) * BLOCK, n);
+        for (uint32_t k = 0; k < s; k++) {
+            memcpy(mine + k * stride + at, made + k * stride + at, (to - at) * sizeof *mine);
+        }
+        at = to;
+        group_reduce_made(rank->group, at);
+        if (!c->two_shot && wait->site % 2 == 0) {
+            rank_check(rank,
+                       group_reduce_wait(rank->group, BLOCK / 2, wait->deadline_us) == GROUP_OK);
+            rank_check(rank,
+                       memcmp(out, references[c->n_leaves], MIN(BLOCK / 2, n) * sizeof *out) == 0);
+        }
+    }
+    rank_check(rank, group_reduce_end(rank->group, wait->deadline_us) == GROUP_OK);
+    rank_check(rank, memcmp(out, references[c->n_leaves], n * sizeof *out) == 0);
+    check_bytes(rank, c, s, group_counters(rank->group)->bytes_sent - before);
+}
+
+static void rank_reduces_blocks(ClusterRank *rank, void *user)
+{
+    static const size_t lengths[] = {MAX_N, BLOCK + 1, BLOCK, 960};
+    uint32_t cuts[CLUSTER_RANKS + 1];
+    GroupWait wait = {.step = 7, .deadline_us = test_clock_us() + 60000000, .operation = "blocks"};
+    for (uint32_t n_leaves = 1; n_leaves <= LEAVES; n_leaves += 3) {
+        for (unsigned v = 0; v < 6; v++, wait.site++) {
+            make_cuts(n_leaves, rank->cluster->n_ranks, v, cuts);
+            const ReduceCase c = {.n_leaves = n_leaves,
+                                  .cuts = cuts,
+                                  .n = lengths[wait.site % 4],
+                                  .in_place = wait.site % 3 == 0,
+                                  .two_shot = *(const size_t *)user == 0};
+            check_blocks(rank, &wait, &c);
+        }
+    }
+    rank_check(rank, group_waits_for(rank->group, NULL, NULL) == -1);
+}
+
+static void blocks_are_the_tree(void **state)
+{
+    for (size_t two_shot_bytes = 0; two_shot_bytes < 2; two_shot_bytes++) {
+        for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks++) {
+            size_t from = two_shot_bytes == 0 ? 0 : SIZE_MAX;
+            ClusterOptions options = {
+                .n_ranks = n_ranks, .seal = true, .two_shot_bytes = from, .yield = true};
+            Cluster *cluster = cluster_new(&options);
+            cluster_run(cluster, rank_reduces_blocks, &from);
+            cluster_free(cluster);
+        }
+    }
 }
 
 static float minus_zero(uint32_t leaf, size_t i)
@@ -336,10 +427,9 @@ static void rank_reduce_scatters(ClusterRank *rank, GroupWait *wait, uint64_t mi
     }
     const GroupOperands operands = {13, missing, cuts, pointers};
     const uint64_t before = group_counters(rank->group)->bytes_sent;
-    rank_check(rank,
-               (apart ? scatter_apart(rank, wait, &operands, first, out)
-                      : group_reduce_scatter(rank->group, wait, &operands, first, out)) ==
-                   GROUP_OK);
+    rank_check(rank, (apart ? scatter_apart(rank, wait, &operands, first, out)
+                            : group_reduce_scatter(rank->group, wait, &operands, first, out)) ==
+                         GROUP_OK);
     for (size_t i = first[me]; i < first[me + 1]; i++) {
         bool there;
         const float want = node_missing(0, 13, missing, i, &there);
@@ -541,6 +631,52 @@ static void a_dead_peer_ends_a_scatter_and_is_named(void **state)
     cluster_free(cluster);
 }
 
+/* A failure before or between blocks is told by whatever waits next, and by the end; then the group
+ * is as before. */
+static void a_dead_peer_ends_an_all_reduce_in_blocks(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2, .two_shot_bytes = SIZE_MAX});
+    ClusterRank *rank = &cluster->ranks[0];
+    static const uint32_t cuts[] = {0, 1, 2};
+    float mine[8] = {0}, out[8];
+    const int64_t deadline_us = test_clock_us() + 20000000;
+    const GroupWait wait = {.step = 1, .operation = "blocks"};
+    const GroupReduce what = {
+        .n_leaves = 2, .cuts = cuts, .mine = mine, .stride = 8, .n = 8, .block = 4, .out = out};
+    const char *operation;
+    group_reduce_begin(rank->group, &wait, &what);
+    group_reduce_made(rank->group, 4);
+    close_rank_1(cluster);
+    assert_int_equal(group_reduce_wait(rank->group, 4, deadline_us), GROUP_PEER_DEAD);
+    group_reduce_made(rank->group, 8);
+    assert_int_equal(group_reduce_end(rank->group, deadline_us), GROUP_PEER_DEAD);
+    assert_int_equal(group_waits_for(rank->group, &operation, NULL), 1);
+    assert_string_equal(operation, "blocks");
+    group_reduce_begin(rank->group, &wait, &what);
+    group_reduce_made(rank->group, 8);
+    assert_int_equal(group_reduce_end(rank->group, deadline_us), GROUP_PEER_DEAD);
+    cluster_free(cluster);
+}
+
+/* The wait's deadline counts, whatever time was spent beside it. */
+static void a_deadline_ends_an_all_reduce_in_blocks(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2, .two_shot_bytes = SIZE_MAX});
+    ClusterRank *rank = &cluster->ranks[0];
+    static const uint32_t cuts[] = {0, 1, 2};
+    float mine[8] = {0}, out[8];
+    const GroupWait wait = {.step = 1, .deadline_us = 1, .operation = "blocks"};
+    const GroupReduce what = {
+        .n_leaves = 2, .cuts = cuts, .mine = mine, .stride = 8, .n = 8, .block = 4, .out = out};
+    group_reduce_begin(rank->group, &wait, &what);
+    group_reduce_made(rank->group, 8);
+    const int64_t start = test_clock_us();
+    assert_int_equal(group_reduce_end(rank->group, start + 20000), GROUP_DEADLINE);
+    assert_true(test_clock_us() - start >= 20000);
+    assert_int_equal(group_waits_for(rank->group, NULL, NULL), 1);
+    cluster_free(cluster);
+}
+
 static void another_size_is_a_mismatch(void **state)
 {
     Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2});
@@ -576,6 +712,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_shot_is_the_tree),
         cmocka_unit_test(two_shot_is_the_tree),
+        cmocka_unit_test(blocks_are_the_tree),
         cmocka_unit_test(an_empty_rank_is_no_operand),
         cmocka_unit_test(every_collective_moves_its_bytes),
         cmocka_unit_test(a_root_may_run_ahead),
@@ -584,6 +721,8 @@ int main(void)
         cmocka_unit_test(an_abort_ends_the_wait),
         cmocka_unit_test(a_dead_peer_ends_the_wait_and_is_named),
         cmocka_unit_test(a_dead_peer_ends_a_scatter_and_is_named),
+        cmocka_unit_test(a_dead_peer_ends_an_all_reduce_in_blocks),
+        cmocka_unit_test(a_deadline_ends_an_all_reduce_in_blocks),
         cmocka_unit_test(another_size_is_a_mismatch),
     };
     return cmocka_run_group_tests(tests, make_references, free_references);
