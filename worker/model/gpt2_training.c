@@ -25,11 +25,12 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
     pass_attention(p, tape);
     meet(p);
     pass_linear_units(p, tape->attn, weight(p, ROLE_ATTN_OUT, l), m->q_width, &m->attn_units);
-    meet(p);
-    pass_residual(p, tape->x, weight(p, ROLE_ATTN_OUT_BIAS, l), dropout_site_attention(layer),
-                  tape->mid);
-    pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
-              tape->ffn_in);
+    for (uint32_t row = 0; pass_fold_take(p, &row);) {
+        pass_residual(p, tape->x, weight(p, ROLE_ATTN_OUT_BIAS, l), dropout_site_attention(layer),
+                      tape->mid);
+        pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), weight(p, ROLE_FFN_NORM_BIAS, l),
+                  tape->ffn_in);
+    }
     meet(p);
     pass_linear(p, tape->ffn_in, m->width,
                 (const Linear[]){{weight(p, ROLE_FFN_UP, l), m->ffn_width, tape->up}}, 1);
@@ -41,8 +42,9 @@ void gpt2_layer_forward(Pass *p, uint32_t l, float *out)
         return;
     }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
-    meet(p);
-    pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), dropout_site_ffn(layer), out);
+    for (uint32_t row = 0; pass_fold_take(p, &row);) {
+        pass_residual(p, tape->mid, weight(p, ROLE_FFN_DOWN_BIAS, l), dropout_site_ffn(layer), out);
+    }
     meet(p);
 }
 
@@ -110,7 +112,7 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     if (!m->o.apart) {
         ffn_weights(p, l, dy);
     }
-    meet(p);
+    pass_fold_end(p);
     pass_norm_backward(p, tape->mid, weight(p, ROLE_FFN_NORM, l), gradient(p, ROLE_FFN_NORM, l),
                        gradient(p, ROLE_FFN_NORM_BIAS, l));
     meet(p);
@@ -124,7 +126,7 @@ void gpt2_layer_backward(Pass *p, uint32_t l)
     if (!m->o.apart) {
         attention_weights(p, l, dy);
     }
-    meet(p);
+    pass_fold_end(p);
     pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
                        gradient(p, ROLE_ATTN_NORM_BIAS, l));
     meet(p);

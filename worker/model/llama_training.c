@@ -24,9 +24,10 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
     pass_attention(p, tape);
     meet(p);
     pass_linear_units(p, tape->attn, weight(p, ROLE_ATTN_OUT, l), m->q_width, &m->attn_units);
-    meet(p);
-    pass_residual(p, tape->x, NULL, dropout_site_attention(layer), tape->mid);
-    pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
+    for (uint32_t row = 0; pass_fold_take(p, &row);) {
+        pass_residual(p, tape->x, NULL, dropout_site_attention(layer), tape->mid);
+        pass_norm(p, tape->mid, weight(p, ROLE_FFN_NORM, l), NULL, tape->ffn_in);
+    }
     meet(p);
     pass_linear(p, tape->ffn_in, m->width,
                 (const Linear[]){{weight(p, ROLE_FFN_GATE, l), m->ffn_width, tape->gate},
@@ -39,8 +40,9 @@ void llama_training_layer_forward(Pass *p, uint32_t l, float *out)
         return;
     }
     pass_linear_units(p, tape->act, weight(p, ROLE_FFN_DOWN, l), m->ffn_width, &m->ffn_units);
-    meet(p);
-    pass_residual(p, tape->mid, NULL, dropout_site_ffn(layer), out);
+    for (uint32_t row = 0; pass_fold_take(p, &row);) {
+        pass_residual(p, tape->mid, NULL, dropout_site_ffn(layer), out);
+    }
     meet(p);
 }
 
@@ -106,7 +108,7 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     if (!m->o.apart) {
         ffn_weights(p, l, dy);
     }
-    meet(p);
+    pass_fold_end(p);
     pass_norm_backward(p, tape->mid, weight(p, ROLE_FFN_NORM, l), gradient(p, ROLE_FFN_NORM, l),
                        NULL);
     meet(p);
@@ -122,7 +124,7 @@ void llama_training_layer_backward(Pass *p, uint32_t l)
     if (!m->o.apart) {
         attention_weights(p, l, dy);
     }
-    meet(p);
+    pass_fold_end(p);
     pass_norm_backward(p, tape->x, weight(p, ROLE_ATTN_NORM, l), gradient(p, ROLE_ATTN_NORM, l),
                        NULL);
     meet(p);

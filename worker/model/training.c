@@ -230,18 +230,14 @@ static void head_dx(Pass *p)
                                     .length = MIN(VOCAB_CHUNK, m->vocab - at),
                                     .step = m->chunk_steps[c]};
     }
-    if (first < last && m->chunks.n > 0) {
-        GemmArgs args = {.m = p->rows,
-                         .n = last - first,
-                         .segments = segments,
-                         .n_segments = m->chunks.n,
-                         .c = target + first,
-                         .ld = m->width,
-                         .subtree_stride = stride};
-        pass_multiply(p, &args);
-    }
-    mark_product(p, TRAIN_OP_DX);
-    pass_fold(p, &m->chunks, m->dh, "gradients through the head");
+    pass_fold_product(p, &(Fold){&m->chunks, m->dh, "gradients through the head"},
+                      &(GemmArgs){.n = last - first,
+                                  .segments = segments,
+                                  .n_segments = m->chunks.n,
+                                  .c = target + first,
+                                  .ld = m->width,
+                                  .subtree_stride = stride},
+                      segments, TRAIN_OP_DX);
 }
 
 void host_loss_gradient(Pass *p)
@@ -274,7 +270,7 @@ static void head_backward(Pass *p)
                    (const LinearGradient[]){{m->logits, m->vocab, m->head_in, m->width,
                                              parameters_head(p->g), m->logits_ld}},
                    1);
-    meet(p);
+    pass_fold_end(p);
     pass_norm_backward(p, p->slot->x, weight(p, ROLE_OUTPUT_NORM, -1),
                        gradient(p, ROLE_OUTPUT_NORM, -1), gradient(p, ROLE_OUTPUT_NORM_BIAS, -1));
     meet(p);
@@ -381,6 +377,7 @@ static Pass pass_of(Training *t, uint32_t slot, const TrainBatch *batch)
                   .batch = batch,
                   .slot = &t->slots[slot],
                   .rows = batch->n_sequences * batch->length,
+                  .last_row = batch->n_sequences * batch->length,
                   .layer_first = t->h->chunks[batch->chunk].layer_first,
                   .n_layers = t->h->chunks[batch->chunk].n_layers,
                   .is_first = t->h->is_first && batch->chunk == 0,

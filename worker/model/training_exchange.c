@@ -12,7 +12,7 @@ static bool talks(const Training *m)
     return m->h->tp > 1 && m->status == GROUP_OK;
 }
 
-/* ---- partial sums ---- */
+/* ---- partial sums: one fold at a time, m->partial is its own until it ends ---- */
 
 float *pass_fold_target(const Pass *p, float *out, size_t *stride)
 {
@@ -31,19 +31,116 @@ void exchange_sum(const Pass *p, const Units *units, float *out, const char *ope
     precision_end(modes);
 }
 
-void pass_fold(Pass *p, const Units *units, float *out, const char *operation)
+static void begin_fold(Pass *p, const Fold *fold)
+{
+    Training *m = p->m;
+    if (p->t > 0 || m->device != NULL || !talks(m)) {
+        return;
+    }
+    const GroupWait wait = group_turn(m->o.group, fold->operation);
+    const GroupReduce what = {.n_leaves = fold->units->n_leaves,
+                              .cuts = fold->units->cuts,
+                              .mine = m->partial,
+                              .stride = (size_t)m->max_rows * m->width,
+                              .n = (size_t)p->rows * m->width,
+                              .block = (size_t)FOLD_ROWS * m->width,
+                              .out = fold->out};
+    group_reduce_begin(m->o.group->group, &wait, &what);
+    m->folding = true;
+    m->fold_made = 0;
+}
+
+void exchange_progress(Pass *p)
+{
+    Training *m = p->m;
+    const unsigned modes = precision_begin(m->o.precision);
+    group_reduce_made(m->o.group->group, m->fold_made);
+    precision_end(modes);
+    mark(p, TRAIN_OP_EXCHANGE);
+}
+
+/* Rows of the block that begins at `row`. */
+static uint32_t block_rows(const Pass *p, uint32_t row)
+{
+    const bool cut = p->m->h->tp > 1 && p->m->device == NULL;
+    return cut ? MIN(p->rows - row, FOLD_ROWS) : p->rows - row;
+}
+
+/* The rows before `row` are made by this thread. */
+static void made_rows(Pass *p, const Fold *fold, uint32_t row)
 {
     Training *m = p->m;
     if (m->h->tp == 1) {
         return;
     }
-    meet(p);
     if (m->device != NULL) {
-        training_device_sum(p, units, out, operation);
-    } else if (p->t == 0 && talks(m)) {
-        exchange_sum(p, units, out, operation);
+        training_device_sum(p, fold->units, fold->out, fold->operation);
+        mark(p, TRAIN_OP_EXCHANGE);
+        return;
     }
+    if (p->n_threads > 1) {
+        pool_barrier(m->o.pool);
+    }
+    mark(p, TRAIN_OP_WAIT);
+    if (p->t == 0 && m->folding) {
+        m->fold_made = (size_t)row * m->width;
+        exchange_progress(p);
+    }
+}
+
+void pass_fold_product(Pass *p, const Fold *fold, GemmArgs *args, GemmSegment *segments, TrainOp op)
+{
+    float *const c = args->c;
+    begin_fold(p, fold);
+    for (uint32_t row = 0; row < p->rows; row += args->m) {
+        args->m = block_rows(p, row);
+        args->c = c + (size_t)row * args->ld;
+        if (args->n > 0 && args->n_segments > 0) {
+            pass_multiply(p, args);
+        }
+        for (uint32_t i = 0; i < args->n_segments; i++) {
+            segments[i].a += args->m * segments[i].a_row;
+        }
+        mark_product(p, op);
+        made_rows(p, fold, row + args->m);
+    }
+}
+
+/* Until the sums of rows before `row` are complete. By thread 0. */
+static void wait_for_rows(Pass *p, uint32_t row)
+{
+    Training *m = p->m;
+    const unsigned modes = precision_begin(m->o.precision);
+    const int64_t deadline_us = group_turn_deadline(m->o.group);
+    Group *group = m->o.group->group;
+    m->folding = row < p->rows;
+    m->status = m->folding ? group_reduce_wait(group, (size_t)row * m->width, deadline_us)
+                           : group_reduce_end(group, deadline_us);
+    precision_end(modes);
     mark(p, TRAIN_OP_EXCHANGE);
+}
+
+bool pass_fold_take(Pass *p, uint32_t *row)
+{
+    const uint32_t first = *row, last = first + block_rows(p, first);
+    p->first_row = first < p->rows ? first : 0;
+    p->last_row = last;
+    *row = last;
+    if (first == p->rows) {
+        return false;
+    }
+    if (p->t == 0 && p->m->folding) {
+        wait_for_rows(p, last);
+    }
+    meet(p);
+    return true;
+}
+
+void pass_fold_end(Pass *p)
+{
+    if (p->t == 0 && p->m->folding) {
+        wait_for_rows(p, p->rows);
+    }
     meet(p);
 }
 

@@ -7,7 +7,9 @@ enum { COLUMN_GRAIN = 48, ROW_GRAIN = 8 };
 /* The rows of this thread. */
 static void own_rows(const Pass *p, uint32_t *first, uint32_t *last)
 {
-    pool_share(p->rows, 1, p->t, p->n_threads, first, last);
+    pool_share(p->last_row - p->first_row, 1, p->t, p->n_threads, first, last);
+    *first += p->first_row;
+    *last += p->first_row;
 }
 
 size_t pass_own_rows(const Pass *p, uint32_t n, size_t *count)
@@ -61,6 +63,8 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
 {
     GemmSegment *segments = p->m->segments[p->t];
     uint32_t first, last;
+    size_t stride;
+    float *c = pass_fold_target(p, p->m->sum, &stride);
     pool_share(p->m->width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
     for (uint32_t u = 0; u < units->n; u++) {
         segments[u] = (GemmSegment){.a = x + units->first[u],
@@ -72,19 +76,14 @@ void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, c
                                     .length = units->first[u + 1] - units->first[u],
                                     .step = units->steps[u]};
     }
-    if (first < last) {
-        size_t stride;
-        float *c = pass_fold_target(p, p->m->sum, &stride) + first;
-        pass_multiply(p, &(GemmArgs){.m = p->rows,
-                                     .n = last - first,
-                                     .segments = segments,
-                                     .n_segments = units->n,
-                                     .c = c,
-                                     .ld = p->m->width,
-                                     .subtree_stride = stride});
-    }
-    mark_product(p, TRAIN_OP_FORWARD);
-    pass_fold(p, units, p->m->sum, "partial sums of a sub-layer");
+    pass_fold_product(p, &(Fold){units, p->m->sum, "partial sums of a sub-layer"},
+                      &(GemmArgs){.n = last - first,
+                                  .segments = segments,
+                                  .n_segments = units->n,
+                                  .c = c + first,
+                                  .ld = p->m->width,
+                                  .subtree_stride = stride},
+                      segments, TRAIN_OP_FORWARD);
 }
 
 static void host_bias(Pass *p, float *y, const float *bias, uint32_t n)
@@ -311,6 +310,8 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *
     GemmSegment *segments = p->m->segments[p->t];
     const uint32_t width = p->m->width;
     uint32_t first, last, n = 0;
+    size_t stride;
+    float *c = pass_fold_target(p, p->m->dh, &stride);
     pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
     for (uint32_t u = 0; u < units->n; u++) {
         for (unsigned i = 0; i < n_spans; i++) {
@@ -326,19 +327,14 @@ void pass_units_dx(Pass *p, const SpanDx *spans, unsigned n_spans, const Units *
                                           .step = units->steps[u]};
         }
     }
-    if (first < last) {
-        size_t stride;
-        float *c = pass_fold_target(p, p->m->dh, &stride) + first;
-        pass_multiply(p, &(GemmArgs){.m = p->rows,
-                                     .n = last - first,
-                                     .segments = segments,
-                                     .n_segments = n,
-                                     .c = c,
-                                     .ld = width,
-                                     .subtree_stride = stride});
-    }
-    mark_product(p, TRAIN_OP_DX);
-    pass_fold(p, units, p->m->dh, "gradients through a sub-layer");
+    pass_fold_product(p, &(Fold){units, p->m->dh, "gradients through a sub-layer"},
+                      &(GemmArgs){.n = last - first,
+                                  .segments = segments,
+                                  .n_segments = n,
+                                  .c = c + first,
+                                  .ld = width,
+                                  .subtree_stride = stride},
+                      segments, TRAIN_OP_DX);
 }
 
 void pass_qkv_dx(Pass *p, uint32_t layer)
@@ -400,6 +396,9 @@ static uint32_t gradient_cut(const LinearGradient *g, uint64_t total, uint64_t b
 
 void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
 {
+    const Training *m = p->m;
+    /* links go on between blocks that products take at once */
+    const uint32_t most = m->o.progress != NULL && m->device == NULL ? FOLD_ROWS : UINT32_MAX;
     uint64_t total = 0, before = 0;
     for (unsigned i = 0; i < n; i++) {
         total += (uint64_t)list[i].n_out * list[i].n_in;
@@ -408,19 +407,21 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
         const LinearGradient *g = &list[i];
         const uint32_t a = gradient_cut(g, total, before, p->t, p->n_threads),
                        b = gradient_cut(g, total, before, p->t + 1, p->n_threads);
-        if (a < b) {
-            const uint32_t n_segments = leaf_segments(p, g, a);
-            pass_multiply(p, &(GemmArgs){.m = b - a,
+        for (uint32_t row = a, rows; row < b; row += rows) {
+            rows = MIN(b - row, most);
+            const uint32_t n_segments = leaf_segments(p, g, row);
+            pass_multiply(p, &(GemmArgs){.m = rows,
                                          .n = g->n_in,
-                                         .segments = p->m->segments[p->t],
+                                         .segments = m->segments[p->t],
                                          .n_segments = n_segments,
                                          .accumulate = leaf_begun(p),
                                          .leaves = true,
-                                         .c = g->dw + (size_t)a * g->n_in,
+                                         .c = g->dw + (size_t)row * g->n_in,
                                          .ld = g->n_in});
+            mark_product(p, TRAIN_OP_DW);
+            progress(p);
         }
     }
-    mark_product(p, TRAIN_OP_DW);
 }
 
 void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,

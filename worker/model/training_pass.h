@@ -80,6 +80,8 @@ struct Training {
     GemmSegment **segments;   /* per thread: enough for every product */
     const uint8_t ***pages;   /* per thread: blocks of k, then of v */
     GroupStatus status;       /* of this call's exchanges: the first that failed */
+    bool folding;             /* partial sums are under way; thread 0's, like the next */
+    size_t fold_made;         /* floats of them that are there */
     float *arena;
     size_t arena_bytes;
 };
@@ -93,6 +95,7 @@ typedef struct Pass {
     float *losses;     /* loss only */
     float factor;
     uint32_t rows;
+    uint32_t first_row, last_row;   /* what ops on rows take: all, or a block of pass_fold_take() */
     uint32_t layer_first, n_layers; /* of the chunk */
     bool is_first, is_last;         /* the chunk begins with the embedding; ends with the head */
     bool at_head;                   /* its products are the head's */
@@ -113,12 +116,22 @@ static inline void mark_product(const Pass *p, TrainOp op)
     mark(p, p->at_head ? op + TRAIN_OP_HEAD_FORWARD - TRAIN_OP_FORWARD : op);
 }
 
-static inline void meet(Pass *p)
+/* Thread 0. Goes on with the fold that is under way. */
+void exchange_progress(Pass *p);
+/* Lets messages go on, by thread 0. */
+static inline void progress(Pass *p)
 {
     const TrainingOptions *o = &p->m->o;
-    if (p->t == 0 && o->progress != NULL) {
+    if (p->t == 0 && p->m->folding) {
+        exchange_progress(p);
+    } else if (p->t == 0 && o->progress != NULL) {
         o->progress(o->progress_user);
     }
+}
+
+static inline void meet(Pass *p)
+{
+    progress(p);
     if (p->n_threads > 1) {
         pool_barrier(p->m->o.pool);
     }
@@ -170,12 +183,27 @@ enum { FOLD_COLUMNS = 512 }; /* of one block of vectors that are folded */
 
 /* ---- exchange among tensor ranks: training_exchange.c; nothing where there is one ---- */
 
-/* Partial sums of all ranks (m->partial, behind a barrier) become `out` [rows][width]. All threads
- * call; ends with a barrier. */
-void pass_fold(Pass *p, const Units *units, float *out, const char *operation);
-/* Where a product that is folded goes, and how far apart its subtrees are. */
+/* A product of which each tensor rank has a part: sums over all ranks become `out` [rows][width],
+ * block of rows after block while the next is made, and while other work is done that needs none.
+ * All threads call all of these. */
+typedef struct Fold {
+    const Units *units; /* what the contraction is cut into */
+    float *out;
+    const char *operation;
+} Fold;
+enum { FOLD_ROWS = 264 }; /* of a block: what products take at once (kernels/vector/gemm.h) */
+/* Where the own part goes, and how far apart its subtrees are. */
 float *pass_fold_target(const Pass *p, float *out, size_t *stride);
-/* The same of m->partial, by one thread, without barriers. */
+/* Makes it: args->n columns by this thread; args->m and what args point to is used up. Then
+ * pass_fold_end() once, or pass_fold_take() until it is false. */
+void pass_fold_product(Pass *p, const Fold *fold, GemmArgs *args, GemmSegment *segments,
+                       TrainOp op);
+/* Behind a barrier the next block, from *row (0 at first) on, is complete, and ops on rows take it;
+ * false: there is none, and ops take all rows again. */
+bool pass_fold_take(Pass *p, uint32_t *row);
+/* All rows are complete, behind a barrier. */
+void pass_fold_end(Pass *p);
+/* The sums of m->partial at once, by one thread, without barriers. */
 void exchange_sum(const Pass *p, const Units *units, float *out, const char *operation);
 /* Thread 0. Rows of the embedding into x [rows][width], each a copy from the rank that has its id.
  * own: where its own rows are among all, may be x; NULL: in the table. */
@@ -331,7 +359,8 @@ typedef struct Linear {
 } Linear;
 /* y = x W^T for matrices that read the same x; threads share all their outputs. */
 void pass_linear(Pass *p, const float *x, uint32_t n_in, const Linear *list, unsigned n);
-/* m->sum = x W^T, W [width][n_in], contracted unit by unit, over all tensor ranks. */
+/* m->sum = x W^T, W [width][n_in], contracted unit by unit, over all tensor ranks: complete by
+ * pass_fold_take() or pass_fold_end(). */
 void pass_linear_units(Pass *p, const float *x, const float *w, uint32_t n_in, const Units *units);
 /* The gradient of a sub-layer's result: m->dx, or a copy of it in `keep` (NULL: m->sum, if one is
  * needed) through dropout. All threads; ends with a barrier if it copies. */
@@ -340,7 +369,8 @@ const float *pass_result_gradient(Pass *p, uint32_t site, float *keep);
 void pass_linear_dx(Pass *p, const float *dy, uint32_t n_out, const float *w, uint32_t n_in,
                     float *dx);
 /* m->dh = the sum over units, over all tensor ranks, of chains: unit u goes through rows
- * [spans[i].first[u], spans[i].first[u + 1]) of each matrix W [n_out][width] in turn. */
+ * [spans[i].first[u], spans[i].first[u + 1]) of each matrix W [n_out][width] in turn. Complete by
+ * pass_fold_end(). */
 typedef struct SpanDx {
     const float *dy; /* [rows][n_out] */
     const float *w;

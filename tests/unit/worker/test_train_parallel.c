@@ -169,6 +169,23 @@ static void test_tensor_ranks(void **state)
     assert_equal_runs(&wide_llama, tensors, G_N_ELEMENTS(tensors));
 }
 
+/* Micro-batches of more rows than are folded at once: sums of some travel while others are made. */
+static void test_tensor_blocks(void **state)
+{
+    static const RunSpread blocks[] = {
+        {.tp = 2, .micro = 8},
+        {.tp = 2, .micro = 8, .threads = 2, .edit = uneven},
+        {.tp = 3, .micro = 8, .threads = 2},
+        {.tp = 2, .micro = 8, .change = recompute},
+        {.tp = 2, .micro = 8, .change = zero_bubble},
+    };
+    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    gpt2.config.context = gpt2.length = llama.length = 40;
+    gpt2.sequences = llama.sequences = 8; /* 320 rows */
+    assert_equal_runs(&gpt2, blocks, G_N_ELEMENTS(blocks));
+    assert_equal_runs(&llama, blocks, G_N_ELEMENTS(blocks));
+}
+
 /* More chunks than a tensor has units: 68, as the vocabularies of Llama 3 and others have. */
 static void test_large_vocabularies(void **state)
 {
@@ -293,7 +310,7 @@ int main(void)
         cmocka_unit_test(test_chunks),       cmocka_unit_test(test_chunk_bytes),
         cmocka_unit_test(test_mixes),        cmocka_unit_test(test_pipeline_bytes),
         cmocka_unit_test(test_tensor_bytes), cmocka_unit_test(test_large_vocabularies),
-        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_documents),    cmocka_unit_test(test_tensor_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
