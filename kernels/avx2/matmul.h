@@ -106,8 +106,9 @@ ALWAYS_INLINE void wide_tile_store(const __m256 acc[4][2], float *tile, unsigned
     }
 }
 
-/* A type's kernel for many rows, name_wide_kernel, from its unpacking and its tile. */
-#define WIDE_KERNEL(name, body, record_bytes, from)                                                \
+/* A type's kernel for many rows, name_wide_kernel, from its unpacking, its tile and its tile that
+ * unpacks (or NULL). */
+#define WIDE_KERNEL(name, body, first, record_bytes, from)                                         \
     static void wide1_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
                              float *tile, bool fresh)                                              \
     {                                                                                              \
@@ -119,7 +120,7 @@ ALWAYS_INLINE void wide_tile_store(const __m256 acc[4][2], float *tile, unsigned
         body(scratch, act, n_records, tile, fresh, 4);                                             \
     }                                                                                              \
     const WideKernel name##_wide_kernel = {name##_unpack, wide1_##name, wide4_##name,              \
-                                           record_bytes, from};
+                                           first,         record_bytes, from};
 
 /* A slot that takes few rows record by record, many on unpacked quants. */
 #define MATMUL_SLOT_WIDE(name, body)                                                               \

@@ -77,7 +77,6 @@ ALWAYS_INLINE __m256i pair_of_bytes(const uint8_t *p)
             scales_unpack(rec->d, to->d);                                                          \
             scales_unpack(rec->dmin, to->dmin);                                                    \
             for (unsigned b = 0; b < 8; b++) {                                                     \
-                prefetch_part(w, b, sizeof(Record));                                               \
                 store256(to->sc[b], pair_of_bytes(rec->sc[b]));                                    \
                 store256(to->sc[b] + 8, pair_of_bytes(rec->sc[b] + 8));                            \
                 quants_unpack(bits, rec->q[b], qh_of_b, to->q + 8 * b);                            \
@@ -104,7 +103,6 @@ static void q6_k_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
         const RecordQ6K *rec = (const RecordQ6K *)w;
         scales_unpack(rec->d, to->d);
         for (unsigned b = 0; b < 8; b++) {
-            prefetch_part(w, b, sizeof(RecordQ6K));
             UNROLL
             for (unsigned v = 0; v < 16; v += 8) {
                 const __m256i pair =
@@ -242,6 +240,6 @@ ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_
 #define Q4_K_WIDE(s, a, n, t, f, R) affine_wide(4, s, a, n, t, f, R)
 #define Q5_K_WIDE(s, a, n, t, f, R) affine_wide(5, s, a, n, t, f, R)
 
-WIDE_KERNEL(q4_k, Q4_K_WIDE, sizeof(WideAffine), 16)
-WIDE_KERNEL(q5_k, Q5_K_WIDE, sizeof(WideAffine), 8)
-WIDE_KERNEL(q6_k, q6_k_wide, sizeof(WideQ6K), 8)
+WIDE_KERNEL(q4_k, Q4_K_WIDE, NULL, sizeof(WideAffine), 16)
+WIDE_KERNEL(q5_k, Q5_K_WIDE, NULL, sizeof(WideAffine), 8)
+WIDE_KERNEL(q6_k, q6_k_wide, NULL, sizeof(WideQ6K), 8)

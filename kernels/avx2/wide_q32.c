@@ -60,19 +60,22 @@ ALWAYS_INLINE void nibbles_unpack(const uint8_t (*q)[64], const uint8_t *qh, boo
     }
 }
 
+/* One record; where it lies and what it has differ by type. */
 #define NIBBLES_UNPACK(name, Record, minimum, qh_of_b, five)                                       \
+    ALWAYS_INLINE void name##_record_unpack(const uint8_t *w, WideQ32 *to)                         \
+    {                                                                                              \
+        const Record *b = (const Record *)w;                                                       \
+        const uint16_t *m = minimum;                                                               \
+        scales_unpack(b->d, to->d);                                                                \
+        if (m) {                                                                                   \
+            scales_unpack(m, to->m);                                                               \
+        }                                                                                          \
+        nibbles_unpack(b->q, qh_of_b, five, to->q);                                                \
+    }                                                                                              \
     static void name##_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)              \
     {                                                                                              \
-        WideQ32 *to = (WideQ32 *)scratch;                                                          \
-        for (uint32_t i = 0; i < n_records; i++, w += sizeof(Record), to++) {                      \
-            const Record *b = (const Record *)w;                                                   \
-            const uint16_t *m = minimum;                                                           \
-            prefetch_record(w, sizeof(Record));                                                    \
-            scales_unpack(b->d, to->d);                                                            \
-            if (m) {                                                                               \
-                scales_unpack(m, to->m);                                                           \
-            }                                                                                      \
-            nibbles_unpack(b->q, qh_of_b, five, to->q);                                            \
+        for (uint32_t i = 0; i < n_records; i++) {                                                 \
+            name##_record_unpack(w + (size_t)i * sizeof(Record), (WideQ32 *)scratch + i);          \
         }                                                                                          \
     }
 
@@ -87,7 +90,6 @@ static void q8_0_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
     WideQ80 *to = (WideQ80 *)scratch;
     for (uint32_t i = 0; i < n_records; i++, w += sizeof(RecordQ80), to++) {
         const RecordQ80 *b = (const RecordQ80 *)w;
-        prefetch_record(w, sizeof(RecordQ80));
         scales_unpack(b->d, to->d);
         for (unsigned g = 0; g < 8; g++) {
             UNROLL
@@ -157,15 +159,29 @@ ALWAYS_INLINE void block_add(__m256 acc[4][2], const Sums *s, const float *d, co
     }
 }
 
-ALWAYS_INLINE void quants_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                               float *tile, bool fresh, unsigned R, bool five, bool minimum,
-                               int start)
+/* What fills the scratch on the way, a record ahead; unpack NULL: it is full. */
+typedef struct Filling {
+    const uint8_t *w;
+    unsigned record_bytes;
+    void (*unpack)(const uint8_t *w, WideQ32 *to);
+} Filling;
+
+ALWAYS_INLINE void quants_wide(Filling fill, uint8_t *scratch, const uint8_t *act,
+                               uint32_t n_records, float *tile, bool fresh, unsigned R, bool five,
+                               bool minimum, int start)
 {
     __m256 acc[4][2];
     wide_tile_load(acc, tile, fresh, R);
-    const WideQ32 *b = (const WideQ32 *)scratch;
+    WideQ32 *b = (WideQ32 *)scratch;
+    if (fill.unpack) {
+        fill.unpack(fill.w, b);
+    }
     for (uint32_t i = 0; i < n_records; i++, b++, act += ACT_Q8_32_TILE(R)) {
         Sums s, upper;
+        if (fill.unpack && i + 1 < n_records) {
+            fill.w += fill.record_bytes;
+            fill.unpack(fill.w, b + 1);
+        }
         group_sums(&s, b->q, act, R, 0, five ? 4 : 8);
         widen(&s, NULL, 1, R);
         if (five) {
@@ -229,15 +245,29 @@ ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32
     wide_tile_store(acc, tile, R);
 }
 
-#define Q4_0_WIDE(s, a, n, t, f, R)                                                                \
-    quants_wide(s, a, n, t, f, R, false, false, (int)ACT_Q8_32_START8(R))
-#define Q4_1_WIDE(s, a, n, t, f, R) quants_wide(s, a, n, t, f, R, false, true, -1)
-#define Q5_0_WIDE(s, a, n, t, f, R)                                                                \
-    quants_wide(s, a, n, t, f, R, true, false, (int)ACT_Q8_32_START16(R))
-#define Q5_1_WIDE(s, a, n, t, f, R) quants_wide(s, a, n, t, f, R, true, true, -1)
+/* A type of quants: the tiles on what is unpacked, and the one that unpacks. */
+#define QUANTS_WIDE(name, Record, five, minimum, start)                                            \
+    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records, \
+                                   float *tile, bool fresh, unsigned R)                            \
+    {                                                                                              \
+        quants_wide((Filling){0}, (uint8_t *)scratch, act, n_records, tile, fresh, R, five,        \
+                    minimum, start);                                                               \
+    }                                                                                              \
+    static void name##_wide_first(const uint8_t *w, uint8_t *scratch, const uint8_t *act,          \
+                                  uint32_t n_records, float *tile, bool fresh)                     \
+    {                                                                                              \
+        const unsigned R = 4;                                                                      \
+        quants_wide((Filling){w, sizeof(Record), name##_record_unpack}, scratch, act, n_records,   \
+                    tile, fresh, R, five, minimum, start);                                         \
+    }
 
-WIDE_KERNEL(q4_0, Q4_0_WIDE, sizeof(WideQ32), 32)
-WIDE_KERNEL(q4_1, Q4_1_WIDE, sizeof(WideQ32), 32)
-WIDE_KERNEL(q5_0, Q5_0_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q5_1, Q5_1_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q8_0, bytes_wide, sizeof(WideQ80), 16)
+QUANTS_WIDE(q4_0, RecordQ40, false, false, (int)ACT_Q8_32_START8(R))
+QUANTS_WIDE(q4_1, RecordQ41, false, true, -1)
+QUANTS_WIDE(q5_0, RecordQ50, true, false, (int)ACT_Q8_32_START16(R))
+QUANTS_WIDE(q5_1, RecordQ51, true, true, -1)
+
+WIDE_KERNEL(q4_0, q4_0_wide, q4_0_wide_first, sizeof(WideQ32), 32)
+WIDE_KERNEL(q4_1, q4_1_wide, q4_1_wide_first, sizeof(WideQ32), 32)
+WIDE_KERNEL(q5_0, q5_0_wide, q5_0_wide_first, sizeof(WideQ32), 16)
+WIDE_KERNEL(q5_1, q5_1_wide, q5_1_wide_first, sizeof(WideQ32), 16)
+WIDE_KERNEL(q8_0, bytes_wide, NULL, sizeof(WideQ80), 16)

@@ -8,6 +8,9 @@
 #define WIDE_ROWS_LIMIT 128u             /* rows of a block */
 #define WIDE_ACT_BYTES (512u * 1024u)    /* what its activations may take of the cache */
 #define WIDE_SCRATCH_BYTES (12u * 1024u) /* an unpacked chunk */
+#ifndef WIDE_AHEAD_LOCALITY
+#define WIDE_AHEAD_LOCALITY 2
+#endif
 #define WIDE_TILE_FLOATS (WIDE_ROWS_LIMIT * PANEL_ROWS)
 
 /* n_records of one panel into the type's own form. */
@@ -17,14 +20,52 @@ typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
 typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
                            float *tile, bool fresh);
 
+/* The lines of memory that follow a chunk, for the one that is unpacked next: asked for beside the
+ * products, a group's share at a time, for unpacking alone waits for memory as long as reading
+ * takes. Past the end of the matrix a prefetch does nothing. */
+typedef struct WideAhead {
+    const uint8_t *at; /* of whole lines from here on */
+    uint32_t n_lines, n_groups;
+} WideAhead;
+
+static inline void wide_ahead(const WideAhead *ahead, uint32_t group)
+{
+    const uint32_t first = ahead->n_lines * group / ahead->n_groups,
+                   last = ahead->n_lines * (group + 1) / ahead->n_groups;
+    for (uint32_t i = first; i < last; i++) {
+        __builtin_prefetch(ahead->at + (size_t)i * 64, 0, WIDE_AHEAD_LOCALITY);
+    }
+}
+
+/* unpack, and row4 of the first group meanwhile: storing quants and multiplying them go to
+ * different ports. */
+typedef void (*WideFirstFn)(const uint8_t *w, uint8_t *scratch, const uint8_t *act,
+                            uint32_t n_records, float *tile, bool fresh);
+
 typedef struct WideKernel {
     UnpackFn unpack;
     WideTileFn row1, row4;
+    WideFirstFn first4; /* NULL: it does not pay */
     uint32_t scratch_record_bytes;
     uint32_t rows_from; /* fewer rows go the other way */
 } WideKernel;
 
-/* One panel x the groups [group0, group1), whose first row is row0: one unit into `tile`. */
+/* One group x a chunk, which the first one unpacks. */
+static inline void wide_group(const WideKernel *kernel, const uint8_t *chunk, uint8_t *scratch,
+                              const uint8_t *act, uint32_t n, float *tile, bool fresh, bool unpacks,
+                              uint32_t R)
+{
+    if (unpacks && R != 1 && kernel->first4 != NULL) {
+        kernel->first4(chunk, scratch, act, n, tile, fresh);
+        return;
+    }
+    if (unpacks) {
+        kernel->unpack(chunk, n, scratch);
+    }
+    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, n, tile, fresh);
+}
+
+/* One panel x the groups [group0, group1): one unit into `tile`. */
 static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, const uint8_t *w,
                              uint32_t k_record, uint32_t n_records, uint32_t group0,
                              uint32_t group1, float *tile)
@@ -34,15 +75,21 @@ static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, cons
     const ActKind kind = act_kind_of(a->w->type);
     const size_t row_bytes = act_row_bytes(kind, a->w->n_in), tile_bytes = act_tile_row_bytes(kind);
     const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
-    for (uint32_t at = 0; at < n_records; at += most) {
-        const uint32_t n = n_records - at < most ? n_records - at : most;
-        kernel->unpack(w + (size_t)at * record.bytes, n, scratch);
+    /* Equal chunks: each asks for as many lines as the next one has. */
+    const uint32_t n_chunks = (n_records + most - 1) / most;
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        const uint32_t at = n_records * c / n_chunks, n = n_records * (c + 1) / n_chunks - at;
+        const size_t chunk_bytes = (size_t)n * record.bytes;
+        const uint8_t *chunk = w + (size_t)at * record.bytes;
+        const WideAhead ahead = {chunk + chunk_bytes, (uint32_t)(chunk_bytes + 63) / 64,
+                                 group1 - group0};
         for (uint32_t g = group0; g < group1; g++) {
             const uint32_t R = act_group_rows(a->rows, g);
             const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes +
                                  (k_record + at) * tile_bytes * R;
-            (R == 1 ? kernel->row1 : kernel->row4)(
-                scratch, act, n, tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS, at == 0);
+            wide_ahead(&ahead, g - group0);
+            wide_group(kernel, chunk, scratch, act, n,
+                       tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS, c == 0, g == group0, R);
         }
     }
 }
