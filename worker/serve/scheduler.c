@@ -551,17 +551,19 @@ static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
     }
 }
 
-/* Invariant 5, in whole pages where there are that many. */
+/* Invariant 5. */
 static uint32_t pipeline_chunk(const Scheduler *s)
 {
-    uint64_t pending = 0;
+    const uint32_t behind = s->o.n_stages - 1;
+    uint64_t n = 0; /* also what is read of them already: the steps stay alike */
     for (uint32_t i = 0; i < s->o.limits.max_slots; i++) {
         const LeaderRequest *q = s->slots[i];
-        pending += q != NULL && !leader_request_decodes(q) ? leader_request_pending(q) : 0;
+        n += reads(q) ? q->n_known - q->n_reusable : 0;
     }
-    const uint64_t share = pending / (PIPELINE_CHUNKS * (s->o.n_stages - 1)),
-                   pages = (share + KV_BLOCK / 2) / KV_BLOCK;
-    return (uint32_t)MIN(MAX(pages * KV_BLOCK, PIPELINE_LEAST_ROWS), s->o.limits.max_rows);
+    const uint64_t pages = (n / (PIPELINE_CHUNKS * behind) + KV_BLOCK / 2) / KV_BLOCK,
+                   rows = n < PIPELINE_FEW_PAGES * KV_BLOCK * behind ? KV_BLOCK / 2
+                                                                     : MAX(pages, 1) * KV_BLOCK;
+    return (uint32_t)MIN(rows, s->o.limits.max_rows);
 }
 
 static uint32_t prompt_budget(const Scheduler *s, const Step *step, uint32_t n_decoding)

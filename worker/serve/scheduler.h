@@ -18,9 +18,10 @@
  * prompt of which one row is left, because the cache has the others, draws with that row: it counts
  * as one that decodes, so that all of them get their first token from one step.
  *   5. With S stages the decoding sequences are spread over S steps in flight: a step takes at most
- * ceil(n / S) of them, so that each stage has one of the S steps to work on. While none decodes a
- * step takes a PIPELINE_CHUNKS (S - 1)-th of all pending rows of prompts, but PIPELINE_LEAST_ROWS:
- * the stages behind the first wait for its first step alone.
+ * ceil(n / S) of them, so that each stage has one of the S steps to work on. While none decodes the
+ * prompts go in equal steps, for the stages idle as long as the longest one takes: of a
+ * PIPELINE_CHUNKS (S - 1)-th of the rows of all prompts that are being read, in whole pages; of
+ * half a page where these are fewer than PIPELINE_FEW_PAGES (S - 1) pages.
  *   6. A page that is shared is full and never written again; a sequence writes only to pages that
  * it took itself. Of a page that it shares in part, it takes a copy (prefix_cache.h).
  *
@@ -33,8 +34,10 @@
 #include "worker/serve/step_pace.h"
 
 enum {
-    PIPELINE_CHUNKS = 24, /* steps of a prompt over two stages: 4 % of the time one of them idles */
-    PIPELINE_LEAST_ROWS = 32, /* a product of fewer rows takes longer a row (hot-loops.md) */
+    PIPELINE_CHUNKS = 32, /* steps of a prompt over two stages: 3 % of the time one of them idles */
+    /* A row takes 10 % longer in steps of half a page than in whole ones (hot-loops.md), which with
+     * fewer pages than these is less than the idling that they save. */
+    PIPELINE_FEW_PAGES = 6,
 };
 
 typedef struct Scheduler Scheduler;

@@ -398,10 +398,10 @@ enum { PROMPT = 1024 };
 
 /* Of a prompt alone: the time, in rows, until the last stage has done it, where a row takes each
  * stage the same. */
-static uint32_t prompt_time(World *w, uint32_t n_stages)
+static uint32_t prompt_time(World *w, uint32_t n_stages, uint32_t prompt)
 {
     uint32_t done_at[4] = {0}; /* by stage */
-    for (uint32_t n_rows = 0; n_rows < PROMPT;) {
+    for (uint32_t n_rows = 0; n_rows < prompt;) {
         if (leader_steps_in_flight(w->leader) == (n_stages == 1 ? 1 : n_stages + 1)) {
             world_return(w);
         }
@@ -415,22 +415,28 @@ static uint32_t prompt_time(World *w, uint32_t n_stages)
     return done_at[n_stages - 1];
 }
 
-/* A prompt is cut so that the stages work on it together. */
+/* A prompt is cut so that the stages work on it together: in steps of a page, or of half a page
+ * where it is short. */
 static void test_prompts_fill_the_pipeline(void **state)
 {
+    static const struct {
+        uint32_t prompt, longest_step;
+    } cases[] = {{PROMPT, KV_BLOCK}, {256, KV_BLOCK}, {100, KV_BLOCK / 2}};
     StepLimits limits = LIMITS;
     limits.max_rows = 512;
     limits.context = 2 * PROMPT;
     limits.max_pages = 2 * PROMPT / KV_BLOCK;
-    for (uint32_t n_stages = 1; n_stages <= 4; n_stages++) {
+    for (uint32_t i = 0; i < 4 * G_N_ELEMENTS(cases); i++) {
+        const uint32_t n_stages = 1 + i % 4, prompt = cases[i / 4].prompt,
+                       most = n_stages == 2 ? cases[i / 4].longest_step : KV_BLOCK;
         World w;
         Client c;
         world_open(&w, &limits, limits.max_pages, n_stages);
-        const EngineRequest r = world_request(PROMPT, 2);
+        const EngineRequest r = world_request(prompt, 2);
         world_submit(&w, 0, &r, &c);
-        const uint32_t time = prompt_time(&w, n_stages);
-        assert_true(time >= PROMPT);
-        assert_true(time <= PROMPT + (n_stages - 1) * PROMPT / 20);
+        const uint32_t time = prompt_time(&w, n_stages, prompt);
+        assert_true(time >= prompt);
+        assert_true(time <= prompt + (n_stages - 1) * most);
         world_run(&w);
         world_drain(&w, &c);
         world_assert_tokens(&w, &c, &r, 2);
