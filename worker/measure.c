@@ -33,6 +33,7 @@
 /* How long each figure is tried for: its best run of a few milliseconds finds the moments in
  * which nothing else ran, also on a busy host. */
 #define TRY_S 0.1
+#define TRY_TYPE_S 0.02 /* of each weight type's products */
 #define TURN_WAIT_MS 3000u
 #define KEPT_S (INT64_C(7) * 24 * 3600)
 /* Where sockets cannot be measured (no loopback in this namespace): a modest local network. */
@@ -164,7 +165,7 @@ static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, doubl
                           .ld = MATMUL_OUT,
                           .subtree_stride = MATMUL_ROWS * MATMUL_OUT}};
         double best = 0;
-        const double end = now_s() + TRY_S;
+        const double end = now_s() + TRY_TYPE_S;
         while (best == 0 || now_s() < end) {
             unsigned n = 0;
             const double start = now_s();
@@ -184,6 +185,19 @@ static bool measure_matmul(Pool *pool, const Kernels *kernels, Dtype type, doubl
     weft_free(x);
     weft_free(w.data);
     return done;
+}
+
+static bool measure_matmuls(Pool *pool, const Kernels *kernels, Measure *out, GError **error)
+{
+    for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+        if (kernels->matmul[type] != NULL &&
+            !measure_matmul(pool, kernels, (Dtype)type, &out->matmul_ops_per_s[type], error)) {
+            return false;
+        }
+    }
+    out->int8_ops_per_s = out->matmul_ops_per_s[DTYPE_Q8_0];
+    out->f32_ops_per_s = out->matmul_ops_per_s[DTYPE_F32];
+    return true;
 }
 
 /* ---- sockets ---- */
@@ -345,8 +359,7 @@ static bool measure_now(const MeasureOptions *options, Measure *out, GError **er
         return false;
     }
     bool ok = measure_read(pool, options->memory_bytes, out, error) &&
-              measure_matmul(pool, kernels, DTYPE_Q8_0, &out->int8_ops_per_s, error) &&
-              measure_matmul(pool, kernels, DTYPE_F32, &out->f32_ops_per_s, error);
+              measure_matmuls(pool, kernels, out, error);
     pool_free(pool);
     if (ok) {
         measure_link(out);
@@ -397,8 +410,22 @@ static double *field(Measure *measure, size_t i)
     return (double *)(void *)((char *)measure + fields[i].offset);
 }
 
-static bool load(const char *path, const char *key, int64_t now, Measure *out)
+static bool is_figure(double value)
 {
+    return value > 0 && isfinite(value);
+}
+
+/* The name of a type's figure; NULL: the type has no products. */
+static const char *matmul_name(const Kernels *kernels, unsigned type, char name[32])
+{
+    g_snprintf(name, 32, "matmul_%s_ops_per_s", dtype_info(type)->name);
+    return kernels->matmul[type] != NULL ? name : NULL;
+}
+
+static bool load(const char *path, const char *key, const Kernels *kernels, int64_t now,
+                 Measure *out)
+{
+    char name[32];
     g_autoptr(GKeyFile) file = g_key_file_new();
     if (!g_key_file_load_from_file(file, path, G_KEY_FILE_NONE, NULL)) {
         return false;
@@ -408,23 +435,37 @@ static bool load(const char *path, const char *key, int64_t now, Measure *out)
     if (g_strcmp0(kept, key) != 0 || out->since_s > now || out->since_s < now - KEPT_S) {
         return false;
     }
+    for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+        double *rate = &out->matmul_ops_per_s[type];
+        const bool is_there = matmul_name(kernels, type, name) != NULL;
+        *rate = is_there ? g_key_file_get_double(file, "measure", name, NULL) : 0;
+        if (is_there && !is_figure(*rate)) {
+            return false;
+        }
+    }
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         *field(out, i) = g_key_file_get_double(file, "measure", fields[i].name, NULL);
-        if (!(*field(out, i) > 0) || !isfinite(*field(out, i))) {
+        if (!is_figure(*field(out, i))) {
             return false;
         }
     }
     return true;
 }
 
-static void save(const char *path, const char *key, const Measure *measure)
+static void save(const char *path, const char *key, const Kernels *kernels, const Measure *measure)
 {
+    char name[32];
     g_autoptr(GKeyFile) file = g_key_file_new();
     g_key_file_set_string(file, "measure", "machine", key);
     g_key_file_set_int64(file, "measure", "since_s", measure->since_s);
     Measure copy = *measure;
     for (size_t i = 0; i < G_N_ELEMENTS(fields); i++) {
         g_key_file_set_double(file, "measure", fields[i].name, *field(&copy, i));
+    }
+    for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+        if (matmul_name(kernels, type, name) != NULL) {
+            g_key_file_set_double(file, "measure", name, measure->matmul_ops_per_s[type]);
+        }
     }
     /* an unwritable directory only costs the next start what this one had found */
     g_key_file_save_to_file(file, path, NULL);
@@ -437,6 +478,10 @@ static void take_better(Measure *out, const Measure *kept)
     out->f32_ops_per_s = MAX(out->f32_ops_per_s, kept->f32_ops_per_s);
     out->link_latency_s = MIN(out->link_latency_s, kept->link_latency_s);
     out->link_bytes_per_s = MAX(out->link_bytes_per_s, kept->link_bytes_per_s);
+    for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+        out->matmul_ops_per_s[type] =
+            MAX(out->matmul_ops_per_s[type], kept->matmul_ops_per_s[type]);
+    }
     out->since_s = kept->since_s;
 }
 
@@ -445,8 +490,9 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
 {
     g_autofree char *path = g_build_filename(state_dir, "measure", NULL);
     g_autofree char *key = measure_key(options);
+    const Kernels *kernels = kernels_get(options->isa);
     Measure kept;
-    const bool known = load(path, key, options->now_s, &kept);
+    const bool known = load(path, key, kernels, options->now_s, &kept);
     const int turn = take_turn(options->turn, known ? 0 : TURN_WAIT_MS);
     if (known && turn < 0) {
         *out = kept;
@@ -469,7 +515,7 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
             "GB/s, the best since %" G_GINT64_FORMAT " s ago",
             out->read_bytes_per_s / 1e9, out->int8_ops_per_s / 1e9, out->f32_ops_per_s / 1e9,
             out->link_latency_s * 1e6, out->link_bytes_per_s / 1e9, options->now_s - out->since_s);
-        save(path, key, out);
+        save(path, key, kernels, out);
     }
     return ok;
 }

@@ -13,6 +13,7 @@
 typedef struct Measure {
     double read_bytes_per_s;                 /* DRAM, all threads */
     double int8_ops_per_s, f32_ops_per_s;    /* multiply-adds x 2, all threads, weights in cache */
+    double matmul_ops_per_s[DTYPE_LIMIT];    /* the same of each weight type; 0: there is none */
     double link_latency_s, link_bytes_per_s; /* one message over a TCP socket of this host */
     int64_t since_s; /* Unix seconds: the figures are the best of the measurements since then */
 } Measure;

@@ -111,6 +111,7 @@ bool measure_device(const Device *device, const MeasureDeviceSizes *sizes, Measu
             (double)sizes->copy_bytes * sizes->repeats / timed(&b, run_copy, DTYPE_F32);
         inout->f32_ops_per_s = ops_per_s(&b, DTYPE_BF16);
         inout->int8_ops_per_s = ops_per_s(&b, DTYPE_Q8_0);
+        memset(inout->matmul_ops_per_s, 0, sizeof inout->matmul_ops_per_s); /* the host's */
     }
     const bool ok = device_check(device, b.status, "measuring", error);
     if (b.stream != NULL) {

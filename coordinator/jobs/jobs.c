@@ -594,6 +594,7 @@ static void snapshot_member(Member *member, void *user)
     for (size_t i = 0; i < hello->n_packed; i++) {
         if (hello->packed[i]->type < DTYPE_LIMIT) {
             m.packed_block_bytes[hello->packed[i]->type] = hello->packed[i]->block_bytes;
+            m.matmul_ops_per_s[hello->packed[i]->type] = hello->packed[i]->ops_per_s;
         }
     }
     if (hello->measured != NULL) {

@@ -19,8 +19,8 @@
     4.0 /* norm, quantise, products, attention or activation, add: half of a layer's */
 #define SHARED_LATENCY_S 2e-6 /* WIRE.md: shared flags, 8 KiB */
 #define SHARED_BYTES_PER_S 8e9
-/* A collective of NCCL among GPUs of one host, by what others publish of hosts without NVLink; to be
- * replaced by a measurement. */
+/* A collective of NCCL among GPUs of one host, by what others publish of hosts without NVLink; to
+ * be replaced by a measurement. */
 #define DEVICES_LATENCY_S 15e-6
 #define DEVICES_BYTES_PER_S 20e9
 #define SWITCH_S 20e-6 /* to run another rank on this rank's CPU: measured, sched_yield() */
@@ -42,13 +42,20 @@ Speed speed_of(const PlanMember *member)
 {
     static const PlanMember nothing;
     const PlanMember *m = member != NULL ? member : &nothing;
-    return (Speed){
+    Speed speed = {
         known(m->read_bytes_per_s, DEFAULT_READ_BYTES_PER_S),
         known(m->int8_ops_per_s, DEFAULT_INT8_OPS_PER_S),
         known(m->f32_ops_per_s, DEFAULT_F32_OPS_PER_S),
         known(m->link_latency_s, DEFAULT_LINK_LATENCY_S),
         known(m->link_bytes_per_s, DEFAULT_LINK_BYTES_PER_S),
+        {0},
     };
+    for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
+        const bool is_quantised = dtype_info(type)->block > 1;
+        speed.matmul_ops_per_s[type] = known(
+            m->matmul_ops_per_s[type], is_quantised ? speed.int8_ops_per_s : speed.f32_ops_per_s);
+    }
+    return speed;
 }
 
 Speed speed_shared(Speed speed, double crowding)
@@ -56,6 +63,9 @@ Speed speed_shared(Speed speed, double crowding)
     speed.read_bytes_per_s /= crowding;
     speed.int8_ops_per_s /= crowding;
     speed.f32_ops_per_s /= crowding;
+    for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
+        speed.matmul_ops_per_s[type] /= crowding;
+    }
     return speed;
 }
 
@@ -152,10 +162,9 @@ static void add_tensor(const Context *c, uint32_t k, const TensorSpec *t, uint32
     SliceSpan span = rank_span(c->spec, c->replica, c->stage, &c->stage->ranks[k], t);
     Speed speed = c->speeds[k];
     double ops = 2.0 * (double)span_elements(c->spec, t, span) * rows;
-    bool is_quantised = dtype_info(t->type)->block > 1;
     part->memory_s +=
         (double)packed_span_bytes(c->spec, t, span, c->ranks[k]) / speed.read_bytes_per_s;
-    part->compute_s += ops / (is_quantised ? speed.int8_ops_per_s : speed.f32_ops_per_s);
+    part->compute_s += ops / speed.matmul_ops_per_s[t->type];
 }
 
 static void add_attention(const Context *c, uint32_t k, const Step *step, Part *part)

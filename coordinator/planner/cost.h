@@ -7,6 +7,7 @@
 typedef struct Speed {
     double read_bytes_per_s, int8_ops_per_s, f32_ops_per_s;
     double link_latency_s, link_bytes_per_s;
+    double matmul_ops_per_s[DTYPE_LIMIT]; /* of weights of each type */
 } Speed;
 Speed speed_of(const PlanMember *member /* or NULL */);
 /* `speed` of a member of which 1 / crowding of its CPUs is left (cpu_share.h). */

@@ -103,6 +103,7 @@ typedef struct PlanMember {
     /* measured at worker start */
     double read_bytes_per_s;                 /* all threads, DRAM */
     double int8_ops_per_s, f32_ops_per_s;    /* multiply-adds x 2, all threads */
+    double matmul_ops_per_s[DTYPE_LIMIT];    /* of weights of each type; 0 = the nearer of these */
     double link_latency_s, link_bytes_per_s; /* to a peer, one message */
     bool usable;                             /* attached, not draining */
     const char *host;     /* workers on one host share link cost of shared memory; NULL = unknown */

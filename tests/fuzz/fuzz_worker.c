@@ -154,7 +154,7 @@ static void world_open(World *w)
                             .threads = 1,
                             .isa = ISA_GENERIC,
                             .numerics_classes = 1,
-                            .measure = {1, 2, 3, 4, 5},
+                            .measure = {1, 2, 3, {0}, 4, 5},
                             .refused = on_refused,
                             .user = w};
     w->agent = agent_new(&options, NULL);

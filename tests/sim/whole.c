@@ -162,7 +162,7 @@ void whole_start_worker(Whole *w, unsigned i)
                                   .threads = 1,
                                   .isa = kernels_best_isa(),
                                   .numerics_classes = 1,
-                                  .measure = {1e10, 1e11, 5e10, 1e-5, 1e9},
+                                  .measure = {1e10, 1e11, 5e10, {0}, 1e-5, 1e9},
                                   .leave_ms = 5000,
                                   .refused = on_refused,
                                   .user = worker};

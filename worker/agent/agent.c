@@ -332,6 +332,7 @@ static void fill_packed_sizes(const Agent *a, Weft__V1__Hello *hello)
         weft__v1__packed_size__init(size);
         size->type = type;
         size->block_bytes = bytes;
+        size->ops_per_s = a->o.measure.matmul_ops_per_s[type];
     }
 }
 

@@ -2,7 +2,6 @@
  * of random clusters whose plans all pass plan_check(). */
 #include "coordinator/planner/planner.h"
 
-#include "coordinator/planner/cut.h"
 #include "proto/base/error.h"
 #include "proto/base/random.h"
 #include "proto/base/version.h"
@@ -343,7 +342,7 @@ static void test_layers_by_work(void **state)
     const PlanCost decode = planner_cost(plan, spec, members, 2, 0, 1, 0),
                    prompt = planner_cost(plan, spec, members, 2, 0, 512, 0);
     assert_true(decode.slowest_stage_s < 0.62 * decode.latency_s);
-    assert_true(prompt.slowest_stage_s < 0.64 * prompt.latency_s);
+    assert_true(prompt.slowest_stage_s < 0.6 * prompt.latency_s);
 }
 
 /* 3 KV heads over 2 and 4 workers: legal, uneven, the shared KV head on both sides. */
@@ -670,6 +669,23 @@ static void test_cost_follows_speed_and_depth(void **state)
     assert_true(slow.link_s > 0.05 && slow.latency_s > base.latency_s);
 }
 
+/* Prompts take as long as products with the model's own weight types do, where they were measured.
+ */
+static void test_cost_follows_rates_of_types(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[1];
+    plan_builder_members(members, 1);
+    PlanWish wish = {.streams = 1};
+    g_autoptr(Plan) plan = plan_ok(spec, members, 1, &wish);
+    const double base = planner_cost(plan, spec, members, 1, 0, 512, 0).latency_s;
+    members[0].matmul_ops_per_s[DTYPE_Q4_K] = 9 * members[0].int8_ops_per_s; /* it has none */
+    assert_true(planner_cost(plan, spec, members, 1, 0, 512, 0).latency_s == base);
+    members[0].matmul_ops_per_s[DTYPE_Q4_1] = 2 * members[0].int8_ops_per_s;
+    const double fast = planner_cost(plan, spec, members, 1, 0, 512, 0).latency_s;
+    assert_true(fast > 0.49 * base && fast < 0.53 * base);
+}
+
 /* FORMULAS 7a on three ranks: each sends its s_r vectors to two others, one-shot or in two steps.
  */
 static void test_exchange_of_three(void **state)
@@ -714,83 +730,6 @@ static void test_unmeasured_members(void **state)
         assert_true(isfinite(plan->predicted.prefill_tokens_per_s) &&
                     plan->predicted.prefill_tokens_per_s > 0);
     }
-}
-
-/* ---- cuts -------------------------------------------------------------------------------------
- */
-
-static void cut(uint32_t n, const double *unit_s, uint32_t n_ranks, double subtree_s,
-                uint32_t *cuts)
-{
-    SubtreeTable table;
-    subtree_table_init(&table, n);
-    cut_units(&table, unit_s, n_ranks, subtree_s, cuts);
-}
-
-/* cut_units() against all cuts of small trees on three ranks. */
-static void test_cut_units_is_best(void **state)
-{
-    RandomSeeded random;
-    random_seeded_init(&random, 17);
-    for (int i = 0; i < 500; i++) {
-        uint32_t n = 3 + (uint32_t)(random_u64(&random.base) % 14), cuts[4];
-        double unit_s[3], subtree_s = (double)(random_u64(&random.base) % 100) / 20.0;
-        for (int r = 0; r < 3; r++) {
-            unit_s[r] = 0.1 + (double)(random_u64(&random.base) % 100) / 25.0;
-        }
-        cut(n, unit_s, 3, subtree_s, cuts);
-        assert_int_equal(cuts[0], 0);
-        assert_int_equal(cuts[3], n);
-        double best = INFINITY, got = 0.0;
-        for (uint32_t r = 0; r < 3; r++) {
-            assert_true(cuts[r] < cuts[r + 1]);
-            double time = (cuts[r + 1] - cuts[r]) * unit_s[r] +
-                          tree_subtrees(n, cuts[r], cuts[r + 1]) * subtree_s;
-            got = MAX(got, time);
-        }
-        for (uint32_t a = 1; a + 2 <= n; a++) {
-            for (uint32_t b = a + 1; b + 1 <= n; b++) {
-                double x = a * unit_s[0] + tree_subtrees(n, 0, a) * subtree_s;
-                double y = (b - a) * unit_s[1] + tree_subtrees(n, a, b) * subtree_s;
-                double z = (n - b) * unit_s[2] + tree_subtrees(n, b, n) * subtree_s;
-                best = MIN(best, MAX(x, MAX(y, z)));
-            }
-        }
-        assert_true(fabs(got - best) < 1e-9);
-    }
-}
-
-/* 8 units on 3 equal ranks: even where partial sums are free, node-aligned (1/4, 1/4, 1/2 in some
- * order) where they are dear. */
-static void test_cut_units_aligns(void **state)
-{
-    const double alike[3] = {1.0, 1.0, 1.0};
-    uint32_t cuts[4];
-    cut(8, alike, 3, 0.0, cuts);
-    assert_int_equal(MAX(cuts[1], MAX(cuts[2] - cuts[1], 8 - cuts[2])), 3);
-    cut(8, alike, 3, 10.0, cuts);
-    for (int r = 0; r < 3; r++) {
-        assert_int_equal(tree_subtrees(8, cuts[r], cuts[r + 1]), 1);
-    }
-    const double two[2] = {1.0, 1.0};
-    cut(9, two, 2, 0.1, cuts);
-    assert_int_equal(cuts[1], 5); /* the root's own cut */
-}
-
-static void test_cut_layers(void **state)
-{
-    uint32_t counts[3];
-    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 0}, 3, counts);
-    assert_int_equal(counts[0] + counts[1] + counts[2], 30);
-    assert_int_equal(counts[0], 10);
-    assert_int_equal(counts[2], 10);
-    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 9}, 3, counts);
-    assert_int_equal(counts[2], 4);
-    cut_layers(30, (double[]){1, 1, 1}, (double[]){0, 0, 1000}, 3, counts);
-    assert_int_equal(counts[2], 1);
-    cut_layers(3, (double[]){1, 5, 9}, (double[]){0, 0, 0}, 3, counts);
-    assert_int_equal(counts[0], 1);
-    assert_int_equal(counts[1], 1);
 }
 
 /* ---- random clusters --------------------------------------------------------------------------
@@ -927,10 +866,8 @@ int main(void)
         cmocka_unit_test(test_roof),
         cmocka_unit_test(test_exchange_of_three),
         cmocka_unit_test(test_cost_follows_speed_and_depth),
+        cmocka_unit_test(test_cost_follows_rates_of_types),
         cmocka_unit_test(test_unmeasured_members),
-        cmocka_unit_test(test_cut_units_is_best),
-        cmocka_unit_test(test_cut_units_aligns),
-        cmocka_unit_test(test_cut_layers),
         cmocka_unit_test(test_random_clusters),
     };
     return cmocka_run_group_tests_name("planner", tests, NULL, NULL);

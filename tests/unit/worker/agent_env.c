@@ -44,7 +44,7 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
                             .threads = 1,
                             .isa = ISA_GENERIC,
                             .numerics_classes = 1,
-                            .measure = {1, 2, 3, 4, 5},
+                            .measure = {1, 2, 3, {[DTYPE_Q8_0] = 6}, 4, 5},
                             .leave_ms = env->leave_ms,
                             .device = env->device,
                             .refused = on_refused,

@@ -35,7 +35,8 @@ static void test_hello_and_heartbeats(void **state)
     bool q8 = false;
     for (size_t i = 0; i < hello->n_packed; i++) {
         q8 = q8 || (hello->packed[i]->type == DTYPE_Q8_0 &&
-                    hello->packed[i]->block_bytes == packed_block_bytes(DTYPE_Q8_0));
+                    hello->packed[i]->block_bytes == packed_block_bytes(DTYPE_Q8_0) &&
+                    hello->packed[i]->ops_per_s == 6);
     }
     assert_true(q8);
     unsigned before = env->c->n_heartbeats;

@@ -80,7 +80,7 @@ static Env *env_new(void)
                                 .threads = 2,
                                 .isa = kernels_best_isa(),
                                 .numerics_classes = 1,
-                                .measure = {1, 2, 3, 4, 5},
+                                .measure = {1, 2, 3, {0}, 4, 5},
                                 .crowded = true,
                                 .io_threads = 2,
                                 .refused = on_refused,
@@ -291,7 +291,7 @@ static void test_renewed_certificate_is_used_by_both_sides(void **state)
                             .threads = 1,
                             .isa = ISA_GENERIC,
                             .numerics_classes = 1,
-                            .measure = {1, 2, 3, 4, 5},
+                            .measure = {1, 2, 3, {0}, 4, 5},
                             .io_threads = 1,
                             .refused = on_refused};
     GError *error = NULL;

@@ -20,6 +20,12 @@ static void assert_plausible(const Measure *m)
     assert_true(m->read_bytes_per_s > 1e8 && m->read_bytes_per_s < 1e13);
     assert_true(m->int8_ops_per_s > 1e6 && m->int8_ops_per_s < 1e16);
     assert_true(m->f32_ops_per_s > 1e6 && m->f32_ops_per_s < 1e16);
+    for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+        const bool is_there = kernels_get(kernels_best_isa())->matmul[type] != NULL;
+        assert_true(is_there ? m->matmul_ops_per_s[type] > 1e6 : m->matmul_ops_per_s[type] == 0);
+    }
+    assert_true(m->matmul_ops_per_s[DTYPE_Q8_0] == m->int8_ops_per_s);
+    assert_true(m->matmul_ops_per_s[DTYPE_F32] == m->f32_ops_per_s);
     assert_true(m->link_latency_s > 1e-7 && m->link_latency_s < 0.1);
     assert_true(m->link_bytes_per_s > 1e6 && m->link_bytes_per_s < 1e12);
 }
@@ -86,6 +92,8 @@ static void test_the_better_of_each_figure_is_kept(void **state)
     /* an earlier start found the machine idle for one figure, and under load for two others */
     keep(&f, "read_bytes_per_s", 9e12);
     keep(&f, "int8_ops_per_s", 1);
+    keep(&f, "matmul_Q8_0_ops_per_s", 1);
+    keep(&f, "matmul_Q4_0_ops_per_s", 9e15);
     keep(&f, "link_latency_s", 1);
     f.options.now_s = NOW + 6 * DAY;
     const Measure again = get(&f);
@@ -93,6 +101,7 @@ static void test_the_better_of_each_figure_is_kept(void **state)
     assert_true(again.read_bytes_per_s == 9e12);
     assert_int_equal(again.since_s, NOW);
     assert_true(kept(&f, "read_bytes_per_s") == 9e12);
+    assert_true(again.matmul_ops_per_s[DTYPE_Q4_0] == 9e15);
     assert_true(kept(&f, "int8_ops_per_s") == again.int8_ops_per_s);
     assert_true(kept(&f, "link_latency_s") == again.link_latency_s);
     fixture_free(&f);
