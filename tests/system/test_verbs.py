@@ -232,6 +232,11 @@ def case_bench():
     shape(got["rows"][1], {"roof_tokens_per_s": float, "roof_fraction": float})
     narrow(weft("bench", model, "-p", 16, "-n", 4, "-r", 1, "-q").ok().out.split("\n\n")[0])
     weft("bench", model, "-p", 0, "-n", 0).fails(2)
+    counts = list(range(1, min(2, len(os.sched_getaffinity(0))) + 1))
+    got = weft("bench", model, "-p", 16, "-n", 4, "-r", 1, "--threads", ",".join(map(str, counts)), "--json", "-q").ok().json()
+    assert [(r["test"], r["threads"]) for r in got["rows"]] == [(test, n) for n in counts for test in ("pp16", "tg4")]
+    for wrong in ("0", "1,", "two", "100000"):
+        weft("bench", model, "-t", wrong).fails(2, "--threads", wrong)
 
 
 def case_verify():

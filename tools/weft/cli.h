@@ -157,6 +157,7 @@ bool local_process_exists(int pid); /* and has not ended, though its parent may 
 typedef struct LocalCluster LocalCluster;
 typedef struct LocalOptions {
     unsigned n_workers;
+    unsigned n_threads;    /* of each worker, at most as many as CPUs; 0 = its share of the CPUs */
     uint64_t memory_bytes; /* budget of each worker; 0 = what is available, shared */
     bool detach;           /* the daemons outlive this command */
     bool unsupervised;     /* with detach: this process will supervise them itself */
@@ -183,3 +184,5 @@ void local_cluster_free(LocalCluster *cluster); /* stops what was started with d
 /* For verbs with UP_OPTION: starts one when --up was given; sets common->state to it. NULL without
  * error = not asked for. */
 LocalCluster *local_cluster_for(CommonOptions *common, GError **error);
+/* The same with so many threads a worker (LocalOptions). */
+LocalCluster *local_cluster_with(CommonOptions *common, unsigned n_threads, GError **error);

@@ -298,15 +298,15 @@ static uint64_t memory_share(unsigned n_workers)
     return available_kib * 1024 / 10 * 9 / n_workers;
 }
 
-/* The CPUs of worker i of n, as --cpu-list: those that this process may use, in equal shares, or in
- * turns where there are more workers. */
-static char *cpus_of(unsigned i, unsigned n, unsigned *threads)
+/* The CPUs of worker i, as --cpu-list: those that this process may use, in equal shares or as many
+ * as it is to have threads, in turns where they do not suffice. */
+static char *cpus_of(unsigned i, const LocalOptions *o, unsigned *threads)
 {
     g_autoptr(GArray) cpus = daemon_cpus();
     for (uint32_t cpu = 0; cpus->len == 0 && cpu < daemon_n_cpus(); cpu++) {
         g_array_append_val(cpus, cpu);
     }
-    const unsigned share = MAX(1u, cpus->len / n);
+    const unsigned share = o->n_threads > 0 ? o->n_threads : MAX(1u, cpus->len / o->n_workers);
     GString *text = g_string_new(NULL);
     for (unsigned k = 0; k < share; k++) {
         g_string_append_printf(text, "%s%u", k > 0 ? "," : "",
@@ -321,7 +321,7 @@ static bool start_worker(const char *state, unsigned i, const LocalOptions *o,
                          GPtrArray *list, GError **error)
 {
     unsigned threads;
-    g_autofree char *cpus = cpus_of(i, o->n_workers, &threads);
+    g_autofree char *cpus = cpus_of(i, o, &threads);
     g_autofree char *name = g_strdup_printf("worker-%u", i + 1);
     g_autofree char *own = g_build_filename(state, name, NULL);
     g_autofree char *cache = g_build_filename(state, "cache", NULL);
@@ -716,6 +716,11 @@ void local_cluster_free(LocalCluster *cluster)
 
 LocalCluster *local_cluster_for(CommonOptions *common, GError **error)
 {
+    return local_cluster_with(common, 0, error);
+}
+
+LocalCluster *local_cluster_with(CommonOptions *common, unsigned n_threads, GError **error)
+{
     if (common->up == 0) {
         return NULL;
     }
@@ -725,7 +730,7 @@ LocalCluster *local_cluster_for(CommonOptions *common, GError **error)
                     g_get_tmp_dir(), g_strerror(errno));
         return NULL;
     }
-    const LocalOptions options = {.n_workers = (unsigned)common->up};
+    const LocalOptions options = {.n_workers = (unsigned)common->up, .n_threads = n_threads};
     LocalCluster *cluster = local_cluster_start(template, &options, common, error);
     if (cluster == NULL) {
         remove_tree(template);

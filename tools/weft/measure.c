@@ -107,6 +107,7 @@ typedef struct BenchOptions {
     CommonOptions common;
     RequestOptions request;
     uint64_t prompt, generate, depth, streams, repetitions;
+    char *threads;
 } BenchOptions;
 
 static const Option BENCH_OPTIONS[] = {
@@ -118,6 +119,11 @@ static const Option BENCH_OPTIONS[] = {
      "tokens in the context before the decode test", NULL, 0, 1 << 20, NULL, false},
     {"streams", 'b', OPTION_COUNT, offsetof(BenchOptions, streams), "N", "sequences at once", NULL,
      1, 1024, NULL, false},
+    {"threads", 't', OPTION_STRING, offsetof(BenchOptions, threads), "LIST",
+     "such as 1,2: starts workers for this command alone (--up, else one) with so many threads "
+     "each, "
+     "one number after the other",
+     NULL, 0, 0, NULL, false},
     {"repetitions", 'r', OPTION_COUNT, offsetof(BenchOptions, repetitions), "N",
      "runs of each test; the median counts", NULL, 1, 1000, NULL, false},
     LAYOUT_OPTIONS(BenchOptions),
@@ -362,32 +368,43 @@ static void print_shares(const BenchRow *row)
     printf(" rest %.1f\n", MAX(rest, 0));
 }
 
-static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s,
-                        const BenchRow *rows, unsigned n)
+/* What all members are together. */
+typedef struct Machine {
+    const char *cpu, *isa; /* of the first, borrowed */
+    uint32_t threads;
+    double read_bytes_per_s;
+} Machine;
+
+static Machine machine_of(const Weft__V1__StatusResponse *s)
 {
-    const Weft__V1__Member *m = s->n_members > 0 ? s->members[0] : NULL;
-    uint32_t threads = 0;
-    double read = 0;
+    const Weft__V1__Member *first = s->n_members > 0 ? s->members[0] : NULL;
+    Machine machine = {first != NULL ? first->cpu : "", first != NULL ? first->isa : "", 0, 0};
     for (size_t i = 0; i < s->n_members; i++) {
-        threads += member_is_usable(s->members[i]) ? s->members[i]->threads : 0;
-        read += member_is_usable(s->members[i]) && s->members[i]->measured != NULL
-                    ? s->members[i]->measured->read_bytes_per_s
-                    : 0;
-    }
-    if (o->common.json) {
-        json_t *object = cli_json_new(), *list = json_array();
-        for (unsigned i = 0; i < n; i++) {
-            json_array_append_new(list, row_json(o, &rows[i], threads));
+        const Weft__V1__Member *m = s->members[i];
+        if (member_is_usable(m)) {
+            machine.threads += m->threads;
+            machine.read_bytes_per_s += m->measured != NULL ? m->measured->read_bytes_per_s : 0;
         }
-        json_object_set_new(object, "machine",
-                            json_pack("{s:s,s:s,s:I,s:f}", "cpu", m != NULL ? m->cpu : "", "isa",
-                                      m != NULL ? m->isa : "", "threads", (json_int_t)threads,
-                                      "read_bytes_per_s", read));
-        json_object_set_new(object, "rows", list);
-        json_object_set_new(object, "definition", json_string(rows[0].definition));
-        cli_print_json(object);
-        return;
     }
+    return machine;
+}
+
+/* Adds to the object's rows; machine and definition are those of the last workers. */
+static void add_json(json_t *object, const BenchOptions *o, const Machine *m, const BenchRow *rows,
+                     unsigned n)
+{
+    json_t *list = json_object_get(object, "rows");
+    json_object_set_new(object, "machine",
+                        json_pack("{s:s,s:s,s:I,s:f}", "cpu", m->cpu, "isa", m->isa, "threads",
+                                  (json_int_t)m->threads, "read_bytes_per_s", m->read_bytes_per_s));
+    for (unsigned i = 0; i < n; i++) {
+        json_array_append_new(list, row_json(o, &rows[i], m->threads));
+    }
+    json_object_set_new(object, "definition", json_string(rows[0].definition));
+}
+
+static void print_bench(const BenchOptions *o, const Machine *m, const BenchRow *rows, unsigned n)
+{
     TextTable *t =
         text_table_new((const char *const[]){"TEST", "LAYOUT", "STREAMS", "TOKENS/S", "PREDICTED",
                                              "ROOF", "OF ROOF", "WIRE B/TOKEN", NULL});
@@ -408,13 +425,12 @@ static void print_bench(const BenchOptions *o, const Weft__V1__StatusResponse *s
     for (unsigned i = 0; i < n; i++) {
         print_shares(&rows[i]);
     }
-    if (m != NULL) {
-        printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n",
-               m->cpu, m->isa, threads, read / 1e9);
-    }
+    printf("%s, %s, %u threads in all, %.1f GB/s read (each member measured by itself)\n", m->cpu,
+           m->isa, m->threads, m->read_bytes_per_s / 1e9);
 }
 
-static bool bench_all(const BenchOptions *o, const char *model, GError **error)
+/* On one cluster. object NULL: as text. */
+static bool bench_all(const BenchOptions *o, const char *model, json_t *object, GError **error)
 {
     g_autofree char *path = request_model_path(model);
     BenchRow rows[2] = {0};
@@ -437,7 +453,12 @@ static bool bench_all(const BenchOptions *o, const char *model, GError **error)
     cli_progress_end(&o->common);
     Weft__V1__StatusResponse *status = ok ? request_status(client, error) : NULL;
     if (status != NULL) {
-        print_bench(o, status, rows, n);
+        const Machine machine = machine_of(status);
+        if (object != NULL) {
+            add_json(object, o, &machine, rows, n);
+        } else {
+            print_bench(o, &machine, rows, n);
+        }
         protobuf_c_message_free_unpacked(&status->base, NULL);
     }
     for (unsigned i = 0; i < n; i++) {
@@ -449,24 +470,76 @@ static bool bench_all(const BenchOptions *o, const char *model, GError **error)
     return status != NULL;
 }
 
+/* Numbers of threads; NULL: one of them is none that this machine's CPUs allow. */
+static GArray *thread_list(const char *text)
+{
+    g_autoptr(GArray) list = g_array_new(FALSE, FALSE, sizeof(unsigned));
+    g_auto(GStrv) words = g_strsplit(text, ",", -1);
+    for (char **word = words; *word != NULL; word++) {
+        guint64 value;
+        if (!g_ascii_string_to_unsigned(*word, 10, 1, daemon_n_cpus(), &value, NULL)) {
+            return NULL;
+        }
+        const unsigned n = (unsigned)value;
+        g_array_append_val(list, n);
+    }
+    return list->len > 0 ? g_steal_pointer(&list) : NULL;
+}
+
+/* With workers of its own for each number of threads, or (threads NULL) on the cluster that there
+ * is or that --up starts. */
+static bool bench_each(BenchOptions *o, const GArray *threads, const char *model, json_t *object,
+                       GError **error)
+{
+    bool ok = true;
+    for (guint i = 0; ok && i < (threads != NULL ? threads->len : 1); i++) {
+        GError *why = NULL;
+        LocalCluster *cluster =
+            threads != NULL
+                ? local_cluster_with(&o->common, g_array_index(threads, unsigned, i), &why)
+                : local_cluster_for(&o->common, &why);
+        ok = why == NULL && bench_all(o, model, object, &why);
+        local_cluster_free(cluster);
+        if (why != NULL) {
+            g_propagate_error(error, why);
+        }
+    }
+    return ok;
+}
+
 static int bench_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     BenchOptions *o = values;
     GError *error = NULL;
+    g_autoptr(GArray) threads = o->threads != NULL ? thread_list(o->threads) : NULL;
     if (rest->len != 1) {
         return cli_usage(verb, "one model file is expected");
     }
     if (o->prompt == 0 && o->generate == 0) {
         return cli_usage(verb, "there is nothing to measure with -p 0 and -n 0");
     }
-    LocalCluster *cluster = local_cluster_for(&o->common, &error);
-    const bool ok = error == NULL && bench_all(o, rest->pdata[0], &error);
-    local_cluster_free(cluster);
+    if (o->threads != NULL && threads == NULL) {
+        return cli_usage(verb, "--threads %s: numbers from 1 to %u are expected, such as 1,2",
+                         o->threads, daemon_n_cpus());
+    }
+    if (threads != NULL && o->common.up == 0) {
+        o->common.up = 1;
+    }
+    json_t *object = o->common.json ? cli_json_new() : NULL;
+    if (object != NULL) {
+        json_object_set_new(object, "rows", json_array());
+    }
+    const bool ok = bench_each(o, threads, rest->pdata[0], object, &error);
+    if (ok && object != NULL) {
+        cli_print_json(object);
+    } else {
+        json_decref(object);
+    }
     return ok ? 0 : cli_fail(error);
 }
 
 const Verb VERB_BENCH = {"bench",
-                         "MODEL [-p 512] [-n 128] [-d 0] [-b STREAMS] [-r 5]",
+                         "MODEL [-p 512] [-n 128] [-d 0] [-b STREAMS] [-t THREADS] [-r 5]",
                          "speed on the real worker path",
                          BENCH_OPTIONS,
                          sizeof(BenchOptions),
