@@ -313,6 +313,7 @@ static void test_training(void **state)
     }
     const RunResult got = run_toy(&toy_gpt2, &fast, 2, NULL);
     assert_true(fabsf(got.losses[1] / want.losses[1] - 1.0f) < 1e-5f);
+    assert_true(fabsf(got.norms[1] / want.norms[1] - 1.0f) < 1e-5f);
     fake->forget();
     for (uint32_t i = 0; i < G_N_ELEMENTS(ranks); i++) {
         device_free(ranks[i]);

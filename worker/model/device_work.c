@@ -175,28 +175,28 @@ bool device_work_all_reduce(DeviceWork *w, DeviceTeam *team, float *x, size_t n,
            enqueued(w, team, w->device->group->all_reduce(team->group, w->stream, x, x, n), what);
 }
 
-bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, const void *mine, void *out,
-                            size_t bytes, const char *what)
+bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, const void *mine,
+                            void *out, size_t bytes, const char *what)
 {
     return device_work_well(w) &&
-           enqueued(w, team, w->device->group->all_gather(team->group, w->stream, mine, out, bytes),
+           enqueued(w, team, w->device->group->all_gather(team->group, stream, mine, out, bytes),
                     what);
 }
 
-bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, float *x, size_t n,
-                                const char *what)
+bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, float *x,
+                                size_t n, const char *what)
 {
     return device_work_well(w) && enqueued(w, team,
                                            w->device->group->reduce_scatter(
-                                               team->group, w->stream, x, x + team->o.rank * n, n),
+                                               team->group, stream, x, x + team->o.rank * n, n),
                                            what);
 }
 
-bool device_work_fold(DeviceWork *w, DeviceTeam *team, const DeviceTree *tree,
+bool device_work_fold(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, const DeviceTree *tree,
                       const float *gathered, size_t n, float *out, const char *what)
 {
     return device_work_well(w) &&
-           enqueued(w, team, w->device->group->fold(team->group, w->stream, tree, gathered, n, out),
+           enqueued(w, team, w->device->group->fold(team->group, stream, tree, gathered, n, out),
                     what);
 }
 

@@ -44,22 +44,23 @@ static inline bool device_work_well(const DeviceWork *w)
     return w->status == DEVICE_OK && w->ended == NULL;
 }
 
-/* ---- collectives of a team, in order with all that is enqueued; false as above ---- */
+/* ---- collectives of a team, in order with all that is enqueued on the stream; false as above ----
+ */
 
 /* The team's waits, from now on; it has joined. */
 void device_work_add_team(DeviceWork *w, DeviceTeam *team);
 /* Every team is left: what stands goes on. */
 void device_work_leave(DeviceWork *w);
-/* x[i] = the sum over the ranks, in the fill's order. */
+/* x[i] = the sum over the ranks, in the fill's order; on the work's stream. */
 bool device_work_all_reduce(DeviceWork *w, DeviceTeam *team, float *x, size_t n, const char *what);
 /* out + r * bytes = rank r's mine; mine may be its part of out. */
-bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, const void *mine, void *out,
-                            size_t bytes, const char *what);
+bool device_work_all_gather(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, const void *mine,
+                            void *out, size_t bytes, const char *what);
 /* x + rank * n = the sum over the ranks of that part of x. */
-bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, float *x, size_t n,
-                                const char *what);
+bool device_work_reduce_scatter(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, float *x,
+                                size_t n, const char *what);
 /* The tree's sum of what was gathered. */
-bool device_work_fold(DeviceWork *w, DeviceTeam *team, const DeviceTree *tree,
+bool device_work_fold(DeviceWork *w, DeviceTeam *team, DeviceStream *stream, const DeviceTree *tree,
                       const float *gathered, size_t n, float *out, const char *what);
 
 /* Memory of the device, all its bytes zero once what is enqueued here is done; freed by the other

@@ -257,9 +257,9 @@ void training_device_sum(Pass *p, const Units *units, float *out, const char *op
         staged_sum(p, units, out, operation);
     } else if (m->o.exact) {
         const DeviceTree *tree = tree_of(m, units);
-        device_work_all_gather(w, team_of(p), m->partial, m->gathered, tree->most * n * sizeof *out,
-                               operation);
-        device_work_fold(w, team_of(p), tree, m->gathered, n, out, operation);
+        device_work_all_gather(w, team_of(p), device_stream(p), m->partial, m->gathered,
+                               tree->most * n * sizeof *out, operation);
+        device_work_fold(w, team_of(p), device_stream(p), tree, m->gathered, n, out, operation);
     } else {
         if (units->n == 0) { /* of the vocabulary this rank may have nothing */
             device_work_note(w, w->device->api->fill(w->stream, out, 0, n * sizeof *out),
@@ -317,7 +317,8 @@ void device_exchange_embedding(Pass *p, float *x)
         staged_embedding(p, x);
     } else if (!m->o.exact) {
         device_work_all_reduce(w, team_of(p), x, n, EMBEDDING); /* all others have zeros */
-    } else if (device_work_all_gather(w, team_of(p), x, m->gathered, n * sizeof *x, EMBEDDING)) {
+    } else if (device_work_all_gather(w, team_of(p), device_stream(p), x, m->gathered,
+                                      n * sizeof *x, EMBEDDING)) {
         const DeviceGather args = {.table = m->gathered,
                                    .index = m->device->up.owners,
                                    .n = m->h->tp * p->rows,
@@ -384,7 +385,8 @@ void device_exchange_row_stats(Pass *p)
     }
     move_stats(p, m->h->rank, mine, true);
     copy_rows(p, mine + message - p->rows, p->rows, m->row_target, p->rows, p->rows, 1, STATS);
-    if (!device_work_all_gather(work_of(p), team_of(p), mine, all, message * sizeof *all, STATS)) {
+    if (!device_work_all_gather(work_of(p), team_of(p), device_stream(p), mine, all,
+                                message * sizeof *all, STATS)) {
         return;
     }
     for (uint32_t r = 0; r < m->h->tp; r++) {
@@ -469,11 +471,13 @@ void device_exchange_shared_heads(Pass *p)
                       mine + (slot_of(m, rank, i) * (size_t)l.most + k) * l.vector, true);
         }
     }
-    device_work_all_gather(work_of(p), team_of(p), mine, all, message * sizeof *all, SHARED);
+    device_work_all_gather(work_of(p), team_of(p), device_stream(p), mine, all,
+                           message * sizeof *all, SHARED);
     for (uint32_t i = 0; i < m->n_shared; i++) {
         if (shared_has_part(&m->shared[i], rank)) {
             const DeviceTree tree = head_tree(m, i, &l);
-            device_work_fold(work_of(p), team_of(p), &tree, all, l.vector, sum, SHARED);
+            device_work_fold(work_of(p), team_of(p), device_stream(p), &tree, all, l.vector, sum,
+                             SHARED);
             move_head(p, &m->shared[i], 0, sum, false);
         }
     }

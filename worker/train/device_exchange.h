@@ -24,10 +24,19 @@ void device_exchange_close(DeviceExchange *x); /* NULL-safe */
 /* Its bytes on the device, with a team or not; options' work is not read. */
 size_t device_exchange_bytes(const DeviceExchangeOptions *options);
 
-/* This rank's sets of gradients, in leaf order, become the root in what this rank owns of `root`,
- * which is one of them or, where there is none, zeros. Enqueued; what fails is in the work. */
-void device_exchange_reduce(DeviceExchange *x, Parameters *const *subtrees, uint32_t n,
-                            Parameters *root);
+/* A step: this rank's sets of gradients, in leaf order (borrowed until it is finished), become the
+ * root in what this rank owns of `root`, which is the first of them or, where there is none, zeros.
+ * Enqueued on a stream of its own, beside what the work does meanwhile; what fails is in the work.
+ */
+void device_exchange_begin(DeviceExchange *x, Parameters *const *subtrees, uint32_t n,
+                           Parameters *root);
+bool device_exchange_has_begun(const DeviceExchange *x);
+/* What is enqueued by now makes floats from `from` on (that only falls) final in all sets. */
+void device_exchange_final(DeviceExchange *x, size_t from);
+/* That makes everything final; the work's stream goes on when the exchange is done. */
+void device_exchange_finish(DeviceExchange *x);
+/* Buckets of the last exchange that did not wait for its end. */
+uint32_t device_exchange_early(const DeviceExchange *x);
 /* Everybody's owned floats of `set` (without a lookup part) to everybody; likewise. */
 void device_exchange_share(DeviceExchange *x, Parameters *set);
 /* exchange_vectors() of a set on the device, over the links: they are few floats. pinned: for

@@ -121,7 +121,14 @@ void gradient_fold_sum(const GradientFold *f, size_t first, size_t last, unsigne
                  b = t + 1 == n_threads ? last : first + n * (t + 1) / n_threads / GRAIN * GRAIN;
     for (guint i = 0; i < f->sums->len; i++) {
         const FoldSum *sum = &g_array_index(f->sums, FoldSum, i);
-        f->add(sum->to->floats + a, sum->from->floats + a, b - a);
+        float *to = sum->to->floats + a;
+        const float *from = sum->from->floats + a;
+        if (f->work != NULL) {
+            device_work_note(f->work, f->work->ops->add(f->work->stream, to, from, b - a),
+                             "a sum of gradients");
+        } else {
+            f->add(to, from, b - a);
+        }
     }
 }
 

@@ -32,9 +32,10 @@ GPtrArray *gradient_fold_subtrees(GradientFold *f);
 void gradient_fold_push(GradientFold *f, Parameters *gradients, uint32_t n_merges);
 /* The top of the stack (may be NULL); the caller's. */
 Parameters *gradient_fold_pop(GradientFold *f);
-/* Sets in host memory: from here to gradient_fold_settle() sums are noted instead of made: the fold
+/* From here to gradient_fold_settle() sums are noted instead of made: the fold
  * goes its way, and what it notes is added range by range, each range once, by gradient_fold_sum():
- * thread t's share of floats [first, last); t of n_threads, all of which call. */
+ * thread t's share of floats [first, last); t of n_threads, all of which call (on a device: one).
+ */
 void gradient_fold_defer(GradientFold *f);
 void gradient_fold_sum(const GradientFold *f, size_t first, size_t last, unsigned t,
                        unsigned n_threads);

@@ -352,7 +352,11 @@ static void on_completed(void *user, uint32_t layer)
 {
     MicroRunner *r = user;
     r->summed_from = r->complete_from[layer];
-    gradient_stream_final(r->o.stream, r->summed_from);
+    if (r->o.exchange != NULL) {
+        device_exchange_final(r->o.exchange, r->summed_from);
+    } else {
+        gradient_stream_final(r->o.stream, r->summed_from);
+    }
 }
 
 /* The fold goes to its end, but for its sums. */
@@ -362,8 +366,12 @@ static void begin_last_pass(MicroRunner *r, const MicroBatch *micro)
     end_leaf(r, 0, micro);
     fold_empty_leaves(r, r->o.leaves->cuts[r->o.position.replica + 1]);
     GPtrArray *subtrees = gradient_fold_subtrees(r->fold);
-    gradient_stream_begin(r->o.stream, (Parameters *const *)subtrees->pdata, subtrees->len,
-                          subtrees->pdata[0]);
+    Parameters *const *sets = (Parameters *const *)subtrees->pdata;
+    if (r->o.exchange != NULL) {
+        device_exchange_begin(r->o.exchange, sets, subtrees->len, sets[0]);
+    } else {
+        gradient_stream_begin(r->o.stream, sets, subtrees->len, sets[0]);
+    }
     r->summed_from = r->o.weights->holding->n_floats;
 }
 
@@ -378,7 +386,11 @@ static void sum_rest(void *user, unsigned t, unsigned n_threads)
 
 static void end_last_pass(MicroRunner *r)
 {
-    pool_run(r->o.pool, sum_rest, r);
+    if (r->o.work != NULL) {
+        sum_rest(r, 0, 1);
+    } else {
+        pool_run(r->o.pool, sum_rest, r);
+    }
     gradient_fold_settle(r->fold);
 }
 
@@ -516,7 +528,7 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     const uint32_t last = last_gradients(r, ops);
     gradient_fold_begin(fold, r->o.leaves->n_leaves, cuts[0], cuts[1]);
     for (uint32_t i = 0; i < ops->len; i++) {
-        r->ends_step = r->o.stream != NULL && i == last;
+        r->ends_step = (r->o.stream != NULL || r->o.exchange != NULL) && i == last;
         if (!run_traced(r, &g_array_index(ops, PipelineOp, i), error)) {
             give_leaves_back(r);
             return false;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "worker/model/training.h"
+#include "worker/train/device_exchange.h"
 #include "worker/train/gradient_exchange.h"
 #include "worker/train/gradient_fold.h"
 #include "worker/train/gradient_stream.h"
@@ -32,7 +33,9 @@ typedef struct MicroRunnerOptions {
         *team;    /* of the stage's tensor ranks, on its device; NULL: they exchange over links */
     bool exact;   /* of a rank on a device: class exact */
     bool devices; /* some rank of the job computes on one: no micro-batch has several leaves */
-    GradientStream *stream; /* begun in the step's last pass, with the fold's subtrees; NULL: not */
+    /* Begun in the step's last pass, with the fold's subtrees: one of the two, or NULL */
+    GradientStream *stream;
+    DeviceExchange *exchange; /* of a rank on a device */
 } MicroRunnerOptions;
 
 typedef struct MicroRunner MicroRunner;

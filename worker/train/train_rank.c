@@ -224,6 +224,8 @@ static bool build(TrainRank *t, const Plan *plan, Parameters *weights, GError **
     }
     MicroRunnerOptions runner = runner_options(t, t->device != NULL ? t->device->weights : weights);
     runner.stream = has_cut_vectors(weights->holding) || t->device != NULL ? NULL : t->stream;
+    /* with tensor ranks two groups would wait for each other's ranks at once */
+    runner.exchange = exchange.team != NULL && t->position.tp == 1 ? t->device->exchange : NULL;
     t->runner = micro_runner_new(&runner, error);
     return t->runner != NULL && make_optimizer(t, plan, weights->holding, error) &&
            allocate(t, error);
@@ -491,9 +493,12 @@ static bool reduce_on_device(TrainRank *t, GPtrArray *subtrees, Parameters *root
     if (t->stream != NULL && rank_team(&d->teams.data) == NULL) {
         return fold_copies(t, subtrees, root, error);
     }
+    if (t->stream != NULL && !device_exchange_has_begun(d->exchange)) {
+        device_exchange_begin(d->exchange, (Parameters *const *)subtrees->pdata, subtrees->len,
+                              root);
+    }
     if (t->stream != NULL) {
-        device_exchange_reduce(d->exchange, (Parameters *const *)subtrees->pdata, subtrees->len,
-                               root);
+        device_exchange_finish(d->exchange);
     }
     return check_device(t, error);
 }
@@ -838,7 +843,10 @@ void train_rank_restore(TrainRank *t, const TrainProgress *progress)
 
 uint32_t train_rank_overlapped(const TrainRank *t)
 {
-    return t->stream != NULL ? gradient_stream_early(t->stream) : 0;
+    const DeviceExchange *x = t->device != NULL ? t->device->exchange : NULL;
+    return x != NULL           ? device_exchange_early(x)
+           : t->stream != NULL ? gradient_stream_early(t->stream)
+                               : 0;
 }
 
 const Parameters *train_rank_gradients(TrainRank *t)

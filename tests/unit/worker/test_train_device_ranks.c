@@ -273,6 +273,16 @@ static void test_links_are_idle(void **state)
     }
 }
 
+/* Buckets are exchanged while the last backward pass is still being enqueued. */
+static void test_overlap(void **state)
+{
+    const RunSpread data = {.dp = 2, .isa = kernels_best_isa(), .change = selective};
+    const RunResult d = run_toy(&wide_gpt2, &data, STEPS, NULL);
+    for (uint32_t r = 0; r < 2; r++) {
+        assert_true(d.overlapped[r] > 0);
+    }
+}
+
 /* ---- class fast ---- */
 
 static void assert_close(const RunResult *got, const RunResult *want)
@@ -344,6 +354,7 @@ int main(void)
         cmocka_unit_test(test_links_are_idle),
         cmocka_unit_test(test_fast),
         cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_overlap),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }
