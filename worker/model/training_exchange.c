@@ -21,13 +21,29 @@ float *pass_fold_target(const Pass *p, float *out, size_t *stride)
     return m->h->tp > 1 && !sums_are_whole(m) ? m->partial : out;
 }
 
+/* Ranks on hosts and, staged, on devices: the same blocks on the wire. */
+static void begin_reduce(const Pass *p, const Units *units, float *out, const char *operation)
+{
+    const Training *m = p->m;
+    const GroupWait wait = group_turn(m->o.group, operation);
+    const GroupReduce what = {.n_leaves = units->n_leaves,
+                              .cuts = units->cuts,
+                              .mine = m->partial,
+                              .stride = (size_t)m->max_rows * m->width,
+                              .n = (size_t)p->rows * m->width,
+                              .block = (size_t)FOLD_ROWS * m->width,
+                              .out = out};
+    group_reduce_begin(m->o.group->group, &wait, &what);
+}
+
 void exchange_sum(const Pass *p, const Units *units, float *out, const char *operation)
 {
     Training *m = p->m;
-    const GroupWait wait = group_turn(m->o.group, operation);
+    Group *group = m->o.group->group;
+    begin_reduce(p, units, out, operation);
     const unsigned modes = precision_begin(m->o.precision);
-    m->status = group_all_reduce(m->o.group->group, &wait, units->n_leaves, units->cuts, m->partial,
-                                 (size_t)m->max_rows * m->width, (size_t)p->rows * m->width, out);
+    group_reduce_made(group, (size_t)p->rows * m->width);
+    m->status = group_reduce_end(group, group_turn_deadline(m->o.group));
     precision_end(modes);
 }
 
@@ -37,15 +53,7 @@ static void begin_fold(Pass *p, const Fold *fold)
     if (p->t > 0 || m->device != NULL || !talks(m)) {
         return;
     }
-    const GroupWait wait = group_turn(m->o.group, fold->operation);
-    const GroupReduce what = {.n_leaves = fold->units->n_leaves,
-                              .cuts = fold->units->cuts,
-                              .mine = m->partial,
-                              .stride = (size_t)m->max_rows * m->width,
-                              .n = (size_t)p->rows * m->width,
-                              .block = (size_t)FOLD_ROWS * m->width,
-                              .out = fold->out};
-    group_reduce_begin(m->o.group->group, &wait, &what);
+    begin_reduce(p, fold->units, fold->out, fold->operation);
     m->folding = true;
     m->fold_made = 0;
 }

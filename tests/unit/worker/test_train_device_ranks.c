@@ -194,7 +194,7 @@ static void test_llama(void **state)
     Toy tied = wide_llama;
     tied.config.untied = false;
     assert_equal_runs(&wide_llama, layouts, G_N_ELEMENTS(layouts), NULL);
-    assert_equal_runs(&tied, layouts, G_N_ELEMENTS(layouts), NULL);
+    assert_equal_runs(&tied, layouts + 7, G_N_ELEMENTS(layouts) - 7, NULL); /* stages, mixes */
 }
 
 /* Two leaves of eight have no sample, so a replica of eight has no subtree. */
@@ -253,6 +253,19 @@ static void test_staged(void **state)
     tied.config.untied = false;
     assert_equal_runs(&wide_gpt2, staged, G_N_ELEMENTS(staged), NULL);
     assert_equal_runs(&tied, staged, G_N_ELEMENTS(staged), NULL);
+}
+
+/* More rows than travel at once (FOLD_ROWS): hosts and devices cut alike. */
+static void test_many_rows(void **state)
+{
+    static const RunSpread spreads[] = {{.tp = 3, .micro = 4, .change = on_some},
+                                        {.tp = 3, .micro = 4, .change = on_one},
+                                        {.tp = 3, .micro = 4, .change = exact}};
+    Toy toy = wide_gpt2;
+    toy.config.layers = 1;
+    toy.config.context = toy.length = 90;
+    toy.sequences = 16;
+    assert_equal_runs(&toy, spreads, G_N_ELEMENTS(spreads), NULL);
 }
 
 /* ---- what goes over links ---- */
@@ -355,6 +368,7 @@ int main(void)
         cmocka_unit_test(test_fast),
         cmocka_unit_test(test_resumed),
         cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_many_rows),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }
