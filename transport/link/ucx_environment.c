@@ -25,6 +25,11 @@ static const Setting settings[] = {
     {"UCX_WARN_UNUSED_ENV_VARS", "n"},
     {"UCX_LOG_LEVEL", "fatal"}, /* libraries return errors, daemons log them */
     {"UCX_RNDV_THRESH", "inf"},
+    /* 4 MiB on the way through shared memory, not 0.5: what tensor ranks send each other while both
+     * compute; the memory is what UCX takes anyway (512 buffers of 8 KiB). A length is 16 bits. */
+    {"UCX_POSIX_SEG_SIZE", "32768"},
+    {"UCX_POSIX_FIFO_SIZE", "128"},
+    {"UCX_POSIX_RX_BUFS_GROW", "128"},
     {"UCX_TCP_TX_SEG_SIZE", "256k"},
     {"UCX_TCP_RX_SEG_SIZE", "256k"},
     /* A peer that was killed behind shared memory is found by it. */
