@@ -124,7 +124,7 @@ static bool share_cpus(const PlanMember *a, const PlanMember *b)
 static void spread_over_cpus(const PlanMember **order, uint32_t n)
 {
     g_autofree uint32_t *before = g_new0(uint32_t, n);
-    g_autofree const PlanMember **spread = g_new(const PlanMember *, n);
+    g_autofree const PlanMember **spread = g_new(const PlanMember *, n + 1); /* of none: no NULL */
     uint32_t out = 0;
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t j = 0; j < i; j++) {
