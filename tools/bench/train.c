@@ -2,11 +2,14 @@
  * rank alone runs them. Reads lines on stdin, answers each with one on stdout:
  *   step      one step: "SECONDS LOSS"
  *   limits    the f32 FMA peak of its threads: "OPERATIONS_PER_S"
- *   memory    bytes held: "BYTES"
+ *   memory    bytes held where it computes: "BYTES"
+ *   flops     multiply-adds x 2 of a token's forward and backward pass, 6 parameters of matrices +
+ *             12 layers x length x width (Chowdhery et al. 2022, appendix B): "FLOPS"
  *   bf16      the instruction that multiplies bf16, and why: text
  *   profile   ms of each op since the last step: "NAME MS" ... on one line
- * With --loose 1 products are whole chains, without units: the fastest variant that we found
- * without the bit contract (give it --leaves 1, too). */
+ * With --device the rank computes there, class fast. With --loose 1 products are whole chains,
+ * without units: the fastest variant that we found without the bit contract (give it --leaves 1,
+ * too). */
 #include "tools/bench/peaks.h"
 
 #include "kernels/ops/sample.h"
@@ -19,11 +22,12 @@
 #include <string.h>
 
 typedef struct Settings {
-    int threads, leaves, sequences, length, layers, micro, loose;
-    const char *precision, *isa;
+    int threads, leaves, sequences, length, layers, width, heads, micro, loose;
+    const char *precision, *isa, *device;
 } Settings;
 
 static uint32_t vocabulary;
+static double flops_per_token;
 
 static TrainTimes times; /* of the last step */
 static const char *const op_names[TRAIN_OP_LIMIT] = {
@@ -73,12 +77,14 @@ static void fail(const char *what, const GError *error)
 }
 
 static TrainRank *make_rank(const Settings *s, const ModelSpec *spec, const Kernels *kernels,
-                            Pool *pool, const SampleSource *source)
+                            Pool *pool, const SampleSource *source, const Device *device)
 {
     GError *error = NULL;
     TrainRankOptions o = {.spec = spec,
                           .kernels = kernels,
                           .pool = pool,
+                          .device = device,
+                          .fast = device != NULL,
                           .source = source,
                           .sequences = (uint32_t)s->sequences,
                           .leaves = (uint32_t)s->leaves,
@@ -148,6 +154,8 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
             fail("no memory for the limits", NULL);
         }
         printf("%.0f\n", peaks.f32_ops_per_s);
+    } else if (strcmp(line, "flops") == 0) {
+        printf("%.0f\n", flops_per_token);
     } else if (strcmp(line, "memory") == 0) {
         const TrainMemory memory = train_rank_memory(rank);
         printf("%" PRIu64 "\n", train_memory_total(&memory));
@@ -159,27 +167,24 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
                    i + 1 < TRAIN_OP_LIMIT ? ' ' : '\n');
         }
     } else {
-        fail("lines are step, limits, memory, bf16 or profile", NULL);
+        fail("lines are step, limits, memory, bf16, profile or flops", NULL);
     }
     fflush(stdout);
 }
 
 static Settings parse(int argc, char **argv)
 {
-    Settings s = {2, 8, 4, 64, 12, 0, 0, "f32", "auto"};
+    Settings s = {2, 8, 4, 64, 12, 768, 12, 0, 0, "f32", "auto", NULL};
     const struct {
         const char *name;
         int *number;
         const char **text;
-    } options[] = {{"--threads", &s.threads, NULL},
-                   {"--leaves", &s.leaves, NULL},
-                   {"--sequences", &s.sequences, NULL},
-                   {"--length", &s.length, NULL},
-                   {"--layers", &s.layers, NULL},
-                   {"--micro", &s.micro, NULL},
-                   {"--loose", &s.loose, NULL},
-                   {"--precision", NULL, &s.precision},
-                   {"--isa", NULL, &s.isa}};
+    } options[] = {{"--threads", &s.threads, NULL},     {"--leaves", &s.leaves, NULL},
+                   {"--sequences", &s.sequences, NULL}, {"--length", &s.length, NULL},
+                   {"--layers", &s.layers, NULL},       {"--width", &s.width, NULL},
+                   {"--heads", &s.heads, NULL},         {"--micro", &s.micro, NULL},
+                   {"--loose", &s.loose, NULL},         {"--precision", NULL, &s.precision},
+                   {"--device", NULL, &s.device},       {"--isa", NULL, &s.isa}};
     for (int i = 1; i < argc; i += 2) {
         bool known = false;
         for (size_t k = 0; i + 1 < argc && k < sizeof options / sizeof *options; k++) {
@@ -193,11 +198,11 @@ static Settings parse(int argc, char **argv)
             }
         }
         if (!known) {
-            fprintf(
-                stderr,
-                "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
-                "[--length N] [--layers N] [--micro N] [--loose 0|1] [--precision f32|bf16|f16] "
-                "[--isa auto|generic|avx2|avx512]\n");
+            fprintf(stderr,
+                    "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
+                    "[--length N] [--layers N] [--width N] [--heads N] [--micro N] [--loose 0|1] "
+                    "[--precision f32|bf16|f16] [--isa auto|generic|avx2|avx512] [--device "
+                    "cuda[:N]]\n");
             exit(2);
         }
     }
@@ -210,9 +215,9 @@ int main(int argc, char **argv)
     Settings s = parse(argc, argv);
     const ModelConfig config = {.family = FAMILY_GPT2,
                                 .layers = (uint32_t)s.layers,
-                                .width = 768,
-                                .heads = 12,
-                                .ffn_width = 3072,
+                                .width = (uint32_t)s.width,
+                                .heads = (uint32_t)s.heads,
+                                .ffn_width = 4 * (uint32_t)s.width,
                                 .vocabulary = vocabulary = 50257,
                                 .context = (uint32_t)MAX(1024, s.length)};
     GError *error = NULL;
@@ -230,6 +235,12 @@ int main(int argc, char **argv)
     if (spec == NULL || pool == NULL) {
         fail("no model or no threads", error);
     }
+    DeviceChoice choice;
+    g_autoptr(Device) device = NULL;
+    if (s.device != NULL && (!device_choice_parse(s.device, &choice, &error) ||
+                             (device = device_open(&choice, &error)) == NULL)) {
+        fail("--device", error);
+    }
     Kernels kernels = *kernels_get(isa);
     if (s.loose != 0) {
         exact_gemm = kernels.train.gemm;
@@ -239,7 +250,14 @@ int main(int argc, char **argv)
                                  .read = read_sample,
                                  .vocabulary = vocabulary,
                                  .length = (uint32_t)s.length};
-    TrainRank *rank = make_rank(&s, spec, &kernels, pool, &source);
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        const TensorSpec *t = &spec->tensors[i];
+        if (t->rows > 1 && t->role != ROLE_POSITION_EMBD) {
+            flops_per_token += 6.0 * (double)t->rows * t->columns;
+        }
+    }
+    flops_per_token += 12.0 * s.layers * s.length * s.width;
+    TrainRank *rank = make_rank(&s, spec, &kernels, pool, &source, device);
     char line[64];
     while (fgets(line, sizeof line, stdin) != NULL) {
         line[strcspn(line, "\n")] = '\0';
