@@ -39,6 +39,7 @@
 #include "coordinator/store/records.h"
 #include "proto/base/error.h"
 #include "proto/base/version.h"
+#include "proto/plan/plan.h"
 #include "transport/crypto/x509.h"
 
 #include <string.h>
@@ -445,6 +446,26 @@ unsigned members_n_missing(const Members *members)
 
 /* ---- Attach ---- */
 
+/* A device other than the trivial one has bits of its own, and class exact must name them. */
+static bool devices_check(const Member *m, const Weft__V1__Hello *hello, GError **error)
+{
+    const bool exact = (hello->numerics_classes >> NUMERICS_EXACT & 1u) != 0;
+    for (size_t i = 0; i < hello->n_devices; i++) {
+        const Weft__V1__Device *d = hello->devices[i];
+        const size_t length = strlen(d->exact_kind);
+        if (length >= EXACT_KIND_BYTES || (exact && length == 0 && strcmp(d->kind, "cpu") != 0)) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_VERSION,
+                        "worker %s offers numerics exact on %.16s:%u, and %s: install the same "
+                        "release",
+                        m->name, d->kind, d->index,
+                        length == 0 ? "does not say of which kind of device its bits are"
+                                    : "the kind of device that it names is too long");
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool hello_check(const Member *m, const Weft__V1__Hello *hello, GError **error)
 {
     if (hello->protocol_version != WEFT_PROTOCOL_VERSION) {
@@ -469,7 +490,7 @@ static bool hello_check(const Member *m, const Weft__V1__Hello *hello, GError **
                     m->name, hello->boot_id.len, hello->control_address);
         return false;
     }
-    return true;
+    return devices_check(m, hello, error);
 }
 
 static bool same_process(const Member *m, const Weft__V1__Hello *hello)

@@ -94,6 +94,7 @@ typedef struct Daemon {
     Agent *agent;
     GPtrArray *devices;        /* of Device */
     const Device *computes_on; /* the first of them; NULL: on the host's cores */
+    Measure *measures;         /* of each; NULL: trivial ones, which are as fast as the host */
     LinkFill *fill;
     int *cpus;
     unsigned n_cpus;
@@ -375,7 +376,8 @@ static void on_refused(const GError *error, void *user)
     on_stop(d);
 }
 
-/* What a device leaves: a tenth, and room for graphs and the ops' workspaces, stay free. */
+/* Left to what else runs on a device; what ranks need beside weights and KV pages is in plans
+ * (proto/plan/device_memory.h). */
 #define DEVICE_MARGIN ((uint64_t)256 << 20)
 
 static uint64_t device_memory(const Device *device)
@@ -384,7 +386,6 @@ static uint64_t device_memory(const Device *device)
     if (device->api->memory(device->handle, &left, &total) != DEVICE_OK) {
         return 0;
     }
-    left = left / 10 * 9;
     return left > DEVICE_MARGIN ? left - DEVICE_MARGIN : 0;
 }
 
@@ -393,27 +394,36 @@ static uint64_t device_memory(const Device *device)
 static uint64_t memory_of_each(const Daemon *d)
 {
     uint64_t least = UINT64_MAX;
+    if (strcmp(d->computes_on->info.kind, "cpu") == 0) {
+        return default_memory() / d->devices->len;
+    }
     for (guint i = 0; i < d->devices->len; i++) {
         least = MIN(least, device_memory(d->devices->pdata[i]));
     }
-    return strcmp(d->computes_on->info.kind, "cpu") == 0 ? least / d->devices->len : least;
+    return least;
 }
 
-/* The classes that are offered: a device's is fast, whatever was not said; the cores of a host
- * offer both, for what is exact is also fast. */
-static bool numerics_classes(const Daemon *d, uint32_t *out, GError **error)
+/* The classes that are offered: both, if nothing was said, for what is exact is also fast. */
+static uint32_t numerics_classes(const Settings *s)
 {
-    const char *said = d->settings->numerics;
-    const bool fast = said == NULL || strstr(said, "fast") != NULL,
-               exact = said != NULL ? strstr(said, "exact") != NULL : d->computes_on == NULL;
-    if (exact && d->computes_on != NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "numerics %s: %s:%u offers fast only: say --numerics fast, or --device cpu",
-                    said, d->computes_on->info.kind, d->computes_on->info.index);
+    const bool fast = s->numerics == NULL || strstr(s->numerics, "fast") != NULL,
+               exact = s->numerics == NULL || strstr(s->numerics, "exact") != NULL;
+    return (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0);
+}
+
+/* The host's figures, links among them; of each GPU its own, one after another. */
+static bool take_measures(Daemon *d, const MeasureOptions *host, Measure *out, Log *log,
+                          GError **error)
+{
+    if (!measure_get(d->settings->state, host, out, log, error)) {
         return false;
     }
-    *out = (exact ? 1u << NUMERICS_EXACT : 0) | (fast ? 1u << NUMERICS_FAST : 0);
-    return true;
+    if (d->computes_on == NULL || strcmp(d->computes_on->info.kind, "cpu") == 0) {
+        return true;
+    }
+    d->measures = g_new(Measure, d->devices->len);
+    return measure_devices((const Device *const *)d->devices->pdata, d->devices->len,
+                           &measure_device_sizes, out, d->measures, error);
 }
 
 static bool start_agent(Daemon *d, Log *log, GError **error)
@@ -439,10 +449,6 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
     const uint64_t memory = s->memory > 0   ? s->memory
                             : n_devices > 0 ? memory_of_each(d) * n_devices
                                             : default_memory();
-    uint32_t classes;
-    if (!numerics_classes(d, &classes, error)) {
-        return false;
-    }
     const MeasureOptions measure = {.isa = isa,
                                     .threads = threads,
                                     .cpus = d->cpus,
@@ -474,19 +480,17 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .devices = (const Device *const *)d->devices->pdata,
         .n_devices = n_devices,
         .device_bytes = n_devices > 0 ? memory / n_devices : 0,
-        .numerics_classes = classes,
+        .numerics_classes = numerics_classes(s),
         .crowded = threads > cores,
         .leave_ms = LEAVE_MS,
         .io_threads = MAX(2u, threads),
         .refused = on_refused,
         .user = d,
     };
-    const bool own_speed = d->computes_on != NULL && strcmp(d->computes_on->info.kind, "cpu") != 0;
-    if (!measure_get(s->state, &measure, &options.measure, log, error) ||
-        (own_speed &&
-         !measure_device(d->computes_on, &measure_device_sizes, &options.measure, error))) {
+    if (!take_measures(d, &measure, &options.measure, log, error)) {
         return false;
     }
+    options.device_measures = d->measures;
     d->agent = agent_new(&options, error);
     if (d->agent == NULL) {
         return false;
@@ -545,6 +549,7 @@ static int serve(const Settings *s, GError **error)
         link_fill_free(d.fill);
     }
     g_ptr_array_unref(d.devices);
+    g_free(d.measures);
     identity_clear(&d.identity);
     main_loop_free(d.loop);
     g_free(d.cpus);
@@ -615,9 +620,10 @@ static void print_devices(void)
         if (device != NULL) {
             g_autofree char *text = device_describe(&device->info);
             printf("%s, compute capability %u.%u, bus %s, driver %" G_GUINT64_FORMAT
-                   ".%" G_GUINT64_FORMAT "\n",
+                   ".%" G_GUINT64_FORMAT "; exact bits of %s\n",
                    text, device->info.major, device->info.minor, device->info.bus,
-                   device->info.driver / 1000, device->info.driver % 1000 / 10);
+                   device->info.driver / 1000, device->info.driver % 1000 / 10,
+                   device->info.exact_kind);
         } else if (i == 0 || !g_error_matches(why, WEFT_ERROR, WEFT_ERROR_INVALID)) {
             printf("%s\n", why->message);
         }

@@ -51,10 +51,12 @@ static size_t workspace_bytes(const Bench *b)
                                  .max_keys = KV_BLOCK,
                                  .max_segments = 1,
                                  .n_heads = 1,
+                                 .n_kv_heads = 1,
                                  .head_size = 64,
                                  .widest_in = b->sizes->side,
-                                 .widest_out = b->sizes->side};
-    return b->device->ops->workspace_bytes(&limits);
+                                 .widest_out = b->sizes->side,
+                                 .fast = true};
+    return device_workspace_bytes(&limits);
 }
 
 static DeviceStatus run_matmul(Bench *b, Dtype type)
@@ -119,4 +121,17 @@ bool measure_device(const Device *device, const MeasureDeviceSizes *sizes, Measu
     }
     device->api->free(device->handle, b.memory);
     return ok;
+}
+
+bool measure_devices(const Device *const *devices, unsigned n, const MeasureDeviceSizes *sizes,
+                     Measure *inout, Measure *out, GError **error)
+{
+    for (unsigned i = 0; i < n; i++) {
+        out[i] = *inout;
+        if (!measure_device(devices[i], sizes, &out[i], error)) {
+            return false;
+        }
+    }
+    *inout = out[0];
+    return true;
 }

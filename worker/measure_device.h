@@ -15,3 +15,7 @@ extern const MeasureDeviceSizes measure_device_sizes; /* of a data centre's GPU 
 
 bool measure_device(const Device *device, const MeasureDeviceSizes *sizes, Measure *inout,
                     GError **error);
+/* The same of each of n devices, one after another: out[i] is *inout with device i's figures, and
+ * *inout becomes out[0]. */
+bool measure_devices(const Device *const *devices, unsigned n, const MeasureDeviceSizes *sizes,
+                     Measure *inout, Measure *out, GError **error);

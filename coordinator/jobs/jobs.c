@@ -558,6 +558,16 @@ static void snapshot_place(SnapshotBuild *build, PlanMember m, uint64_t budget)
     g_array_append_val(build->members, m);
 }
 
+/* What was measured where it computes; links are the host's. */
+static void snapshot_speed(PlanMember *m, const Weft__V1__Measured *measured)
+{
+    if (measured != NULL) {
+        m->read_bytes_per_s = measured->read_bytes_per_s;
+        m->int8_ops_per_s = measured->int8_ops_per_s;
+        m->f32_ops_per_s = measured->f32_ops_per_s;
+    }
+}
+
 /* A member for each device, or one for the cores. */
 static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, PlanMember m)
 {
@@ -571,6 +581,11 @@ static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, 
             g_strdup_printf("%.16s:%u (%.96s, %s)", d->kind, d->index, d->name, size);
         m.device = snapshot_string(build, text);
         m.device_index = (uint32_t)i;
+        m.exact_kind = snapshot_string(build, d->exact_kind);
+        snapshot_speed(&m, d->measured);
+        if (d->measured != NULL) { /* of each weight type it says nothing */
+            memset(m.matmul_ops_per_s, 0, sizeof m.matmul_ops_per_s);
+        }
         snapshot_place(build, m, d->budget_bytes != 0 ? d->budget_bytes : hello->memory_bytes);
     }
 }
@@ -597,10 +612,8 @@ static void snapshot_member(Member *member, void *user)
             m.matmul_ops_per_s[hello->packed[i]->type] = hello->packed[i]->ops_per_s;
         }
     }
+    snapshot_speed(&m, hello->measured);
     if (hello->measured != NULL) {
-        m.read_bytes_per_s = hello->measured->read_bytes_per_s;
-        m.int8_ops_per_s = hello->measured->int8_ops_per_s;
-        m.f32_ops_per_s = hello->measured->f32_ops_per_s;
         m.link_latency_s = hello->measured->link_latency_s;
         m.link_bytes_per_s = hello->measured->link_bytes_per_s;
     }

@@ -29,6 +29,7 @@ typedef struct PlanTask {
     Model *model;
     PlanWish wish;
     char *job;
+    char *kind; /* or NULL */
     MemberSnapshot members;
     Plan *plan;
     GError *error;
@@ -48,6 +49,7 @@ void plan_task_free(void *user)
     g_clear_pointer(&task->alternatives, g_ptr_array_unref);
     g_clear_error(&task->error);
     g_free(task->job);
+    g_free(task->kind);
     g_free(task);
 }
 
@@ -235,6 +237,19 @@ static void plan_task_done(void *user)
     plan_task_take(task, d);
 }
 
+/* Requests that have begun go on under the definition that they began with: those of class exact on
+ * the kind of workers whose bits they have. NULL: any. */
+static const char *kind_of_begun(const Deployment *d)
+{
+    bool begun = d->active.length > 0;
+    for (GList *l = d->waiting.head; l != NULL; l = l->next) {
+        begun = begun || ((const Lease *)l->data)->resumes;
+    }
+    return begun && d->plan != NULL && d->wish.numerics == NUMERICS_EXACT
+               ? d->plan->definition.exact_kind
+               : NULL;
+}
+
 static PlanTask *plan_task_new(Deployment *d)
 {
     Jobs *jobs = d->jobs;
@@ -243,6 +258,7 @@ static PlanTask *plan_task_new(Deployment *d)
     task->jobs = jobs;
     task->model = model_ref(d->model);
     task->job = g_strdup(d->id);
+    task->kind = g_strdup(kind_of_begun(d));
     task->members = jobs_snapshot(jobs, d->id);
     task->wish = (PlanWish){.job = task->job,
                             .model = task->model->path,
@@ -252,6 +268,7 @@ static PlanTask *plan_task_new(Deployment *d)
                             .context = d->wish.context,
                             .streams = d->wish.streams,
                             .numerics = d->wish.numerics,
+                            .exact_kind = task->kind,
                             .kv_type = d->wish.kv_type,
                             .kv_memory = d->wish.kv_memory,
                             .seal_off = d->jobs->options.seal_off};

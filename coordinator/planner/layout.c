@@ -344,9 +344,14 @@ Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order
     Plan *plan = g_new0(Plan, 1);
     plan->job = g_strdup(wish->job != NULL ? wish->job : "");
     plan->model = g_strdup(wish->model != NULL ? wish->model : "");
-    plan->definition =
-        (Definition){WEFT_NUMERICS_VERSION, wish->numerics, wish->kv_type, task->context, 0,
-                     task->spec->file_hash};
+    plan->definition = (Definition){WEFT_NUMERICS_VERSION,
+                                    wish->numerics,
+                                    wish->kv_type,
+                                    task->context,
+                                    0,
+                                    task->spec->file_hash,
+                                    ""};
+    g_strlcpy(plan->definition.exact_kind, task->kind, sizeof plan->definition.exact_kind);
     plan->max_rows = wish->max_rows;
     plan->reasons = g_ptr_array_new_with_free_func(g_free);
     plan->n_replicas = layout.dp;

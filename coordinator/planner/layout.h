@@ -14,6 +14,7 @@ typedef struct Task {
     uint32_t n_members;
     const PlanWish *wish; /* dp, pp, tp are not read; max_rows is filled in */
     uint32_t context;
+    const char *kind; /* class exact: whose bits the plan's are (Definition.exact_kind) */
     /* layout_task_init() */
     SubtreeTable attn, ffn;                   /* of the model's units */
     double attn_bytes, ffn_bytes, head_bytes; /* file bytes of a layer's two parts, in the mean over

@@ -153,6 +153,18 @@ static void pool_clear(Pool *pool)
     }
 }
 
+/* For people. */
+static const char *kind_text(const char *kind)
+{
+    return kind[0] != '\0' ? kind : "hosts' cores";
+}
+
+/* Class fast mixes what computes; an exact plan's members give the bits of its one kind. */
+static bool is_of_kind(const PlanMember *m, const Task *task)
+{
+    return task->wish->numerics != NUMERICS_EXACT || strcmp(plan_member_kind(m), task->kind) == 0;
+}
+
 static Pool pool_of(const Task *task)
 {
     Pool pool = {0};
@@ -160,7 +172,8 @@ static Pool pool_of(const Task *task)
         pool.order[i] = g_new0(const PlanMember *, task->n_members + 1);
     }
     for (uint32_t m = 0; m < task->n_members; m++) {
-        if (refusal(&task->members[m], task->spec, task->wish) == NULL) {
+        if (refusal(&task->members[m], task->spec, task->wish) == NULL &&
+            is_of_kind(&task->members[m], task)) {
             pool.order[0][pool.n++] = &task->members[m];
         }
     }
@@ -309,6 +322,11 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
         const char *why = refusal(&task->members[i], task->spec, wish);
         if (why != NULL) {
             reason(plan, "worker %s is not used: %s", task->members[i].worker, why);
+        } else if (!is_of_kind(&task->members[i], task)) {
+            reason(plan,
+                   "worker %s is not used: an exact plan is of one kind, and this one is of %s "
+                   "(--numerics fast mixes them)",
+                   task->members[i].worker, kind_text(task->kind));
         }
     }
 }
@@ -325,6 +343,10 @@ static void explain_devices(Plan *plan, const Task *task)
             n_devices++;
             reason(plan, "worker %s computes on %s", m->worker, m->device);
         }
+    }
+    if (plan->definition.exact_kind[0] != '\0') {
+        reason(plan, "numerics exact: the bits of %s; other devices and hosts have others",
+               plan->definition.exact_kind);
     }
     if (n_devices > 0 && n_devices < n_used) {
         reason(plan, "hosts and GPUs in one plan: numerics fast, %u of %u workers on a GPU",
@@ -433,6 +455,10 @@ static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool,
     }
     if (pool->n == 0) {
         const char *why = task->n_members > 0 ? refusal(&task->members[0], spec, task->wish) : NULL;
+        if (why == NULL && task->n_members > 0) {
+            return impossible(error, "none of %u workers gives the exact bits of %s",
+                              task->n_members, kind_text(task->kind));
+        }
         return why != NULL
                    ? impossible(
                          error,
@@ -478,16 +504,23 @@ static bool refuse_memory(const Found *found, const PlanWish *wish, GError **err
     return impossible(error, "%s cannot be had; see the violations", layout);
 }
 
+/* "--dp 2 --pp 1 --tp 3"; returned. */
+static GString *layout_flags(Layout layout)
+{
+    GString *text = g_string_new(NULL);
+    if (layout.dp > 1) {
+        g_string_append_printf(text, "--dp %u ", layout.dp);
+    }
+    g_string_append_printf(text, "--pp %u --tp %u", layout.pp, layout.tp);
+    return text;
+}
+
 static void add_alternative(GPtrArray *alternatives, const Plan *plan, Layout layout)
 {
     if (plan == NULL || alternatives->len >= ALTERNATIVES_LIMIT) {
         return;
     }
-    g_autoptr(GString) text = g_string_new(NULL);
-    if (layout.dp > 1) {
-        g_string_append_printf(text, "--dp %u ", layout.dp);
-    }
-    g_string_append_printf(text, "--pp %u --tp %u", layout.pp, layout.tp);
+    g_autoptr(GString) text = layout_flags(layout);
     for (guint i = 0; i < alternatives->len; i++) {
         if (strcmp(g_ptr_array_index(alternatives, i), text->str) == 0) {
             return;
@@ -560,9 +593,10 @@ static void add_violation(GPtrArray *violations, const char *text)
     g_ptr_array_add(violations, v);
 }
 
-/* Searches and explains; *violations and *alternatives are filled when it fails. */
-static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
-                       GPtrArray **violations, GPtrArray **alternatives, GError **error)
+/* Searches among the members of one pool; when it fails, *violations are those of what missed
+ * memory. */
+static Plan *plan_pool(const Task *task, const PlanWish *wish, const Pool *pool,
+                       GPtrArray **violations, GError **error)
 {
     Found found = {0};
     if (check_wish(task, wish, pool, error)) {
@@ -575,26 +609,188 @@ static Plan *plan_task(const Task *task, const PlanWish *wish, const Pool *pool,
                        wish->dp, wish->pp, wish->tp, pool->n);
         }
     }
-    if (found.plan == NULL) {
-        if (violations != NULL && found.nearest != NULL) {
-            g_ptr_array_unref(*violations);
-            *violations = plan_check(found.nearest, task->spec, task->members, task->n_members);
-        } else if (violations != NULL && error != NULL) {
-            add_violation(*violations, (*error)->message);
-        }
-        if (alternatives != NULL && pool->n > 0 && task->context <= task->spec->context) {
-            find_alternatives(task, pool, wish, *alternatives);
-        }
-        found_clear(&found);
-        return NULL;
+    if (found.plan == NULL && found.nearest != NULL) {
+        g_ptr_array_unref(*violations);
+        *violations = plan_check(found.nearest, task->spec, task->members, task->n_members);
     }
     Plan *plan = g_steal_pointer(&found.plan);
-    explain_choice(plan, task, wish, pool);
+    found_clear(&found);
+    return plan;
+}
+
+/* ---- kinds ------------------------------------------------------------------------------------
+ */
+
+/* What came of one kind's members. */
+typedef struct Outcome {
+    const char *kind;
+    uint32_t n_members;
+    Plan *plan; /* or NULL, with: */
+    GPtrArray *violations;
+    GError *error;
+} Outcome;
+
+static void outcome_clear(Outcome *o)
+{
+    plan_free(o->plan);
+    g_clear_pointer(&o->violations, g_ptr_array_unref);
+    g_clear_error(&o->error);
+}
+
+/* Plans before refusals; the faster plan; the refusal of more members. The first of equals. */
+static bool is_better(const Outcome *a, const Outcome *b)
+{
+    if (a->plan != NULL && b->plan != NULL) {
+        return a->plan->predicted.decode_tokens_per_s > b->plan->predicted.decode_tokens_per_s;
+    }
+    return a->plan != NULL || (b->plan == NULL && a->n_members > b->n_members);
+}
+
+static void add_kind(GPtrArray *kinds, const char *kind)
+{
+    for (guint i = 0; i < kinds->len; i++) {
+        if (strcmp(kinds->pdata[i], kind) == 0) {
+            return;
+        }
+    }
+    g_ptr_array_add(kinds, (char *)kind);
+}
+
+/* Of char *, borrowed, hosts first: those that an exact plan may be of; one for class fast. */
+static GPtrArray *kinds_of(const Task *task)
+{
+    GPtrArray *kinds = g_ptr_array_new();
+    const PlanWish *wish = task->wish;
+    const bool exact = wish->numerics == NUMERICS_EXACT, all = exact && wish->exact_kind == NULL;
+    add_kind(kinds, exact && !all ? wish->exact_kind : "");
+    for (uint32_t i = 0; all && i < task->n_members; i++) {
+        if (refusal(&task->members[i], task->spec, wish) == NULL) {
+            add_kind(kinds, plan_member_kind(&task->members[i]));
+        }
+    }
+    return kinds;
+}
+
+/* "; an exact plan is ...: hosts' cores (1), NVIDIA H200, ... (2)", where members of another kind
+ * than was asked for, or of several, are there; true if so. */
+static bool add_kinds_text(const Task *all, const PlanWish *wish, GError **error)
+{
+    PlanWish any = *all->wish;
+    Task task = *all;
+    any.exact_kind = NULL;
+    task.wish = &any;
+    g_autoptr(GPtrArray) kinds = kinds_of(&task);
+    g_autoptr(GString) text = g_string_new(NULL);
+    const char *asked = wish->exact_kind;
+    uint32_t n_kinds = 0, n_others = 0;
+    for (guint i = 0; i < kinds->len; i++) {
+        task.kind = kinds->pdata[i];
+        Pool pool = pool_of(&task);
+        if (pool.n > 0) {
+            n_others += asked != NULL && strcmp(asked, task.kind) != 0;
+            g_string_append_printf(text, "%s%s (%u)", n_kinds++ > 0 ? ", " : "",
+                                   kind_text(task.kind), pool.n);
+        }
+        pool_clear(&pool);
+    }
+    if (n_kinds <= 1 && n_others == 0) {
+        return false;
+    }
+    g_autofree char *message = g_strdup_printf(
+        "%s; an exact plan is of one kind of workers%s%s, and here are: %s; --numerics fast mixes "
+        "them",
+        (*error)->message, asked != NULL ? ", that of the running requests is " : "",
+        asked != NULL ? kind_text(asked) : "", text->str);
+    g_free((*error)->message);
+    (*error)->message = g_steal_pointer(&message);
+    return true;
+}
+
+/* Of each kind that the plan may be of. */
+static void find_all_alternatives(Task *task, const GPtrArray *kinds, const PlanWish *wish,
+                                  GPtrArray *alternatives)
+{
+    for (guint i = 0; i < kinds->len && task->context <= task->spec->context; i++) {
+        task->kind = kinds->pdata[i];
+        Pool pool = pool_of(task);
+        if (pool.n > 0) {
+            find_alternatives(task, &pool, wish, alternatives);
+        }
+        pool_clear(&pool);
+    }
+}
+
+/* The wish under class fast, where that mixes what exact may not. */
+static void add_fast_alternative(const Task *exact, const PlanWish *wish, GPtrArray *alternatives)
+{
+    PlanWish fast = *exact->wish;
+    Task task = *exact;
+    Found found = {0};
+    fast.numerics = NUMERICS_FAST;
+    fast.exact_kind = NULL;
+    task.wish = &fast;
+    task.kind = "";
+    Pool pool = pool_of(&task);
+    if (pool.n > 0 && task.context <= task.spec->context) {
+        search(&task, &pool, MAX(wish->dp, 1), wish->pp, wish->tp, &found);
+    }
+    if (found.plan != NULL) {
+        g_autoptr(GString) text = layout_flags(found.layout);
+        g_string_append(text, " --numerics fast");
+        g_ptr_array_add(alternatives, g_strdup(text->str));
+    }
+    found_clear(&found);
+    pool_clear(&pool);
+}
+
+static void explain(Plan *plan, Task *task, const PlanWish *wish)
+{
+    Pool pool = pool_of(task);
+    explain_choice(plan, task, wish, &pool);
     explain_devices(plan, task);
     explain_cuts(plan);
     explain_memory(plan);
     explain_seal(plan, wish);
-    found_clear(&found);
+    pool_clear(&pool);
+}
+
+/* Of all kinds; *violations and *alternatives are filled when it fails. */
+static Plan *plan_kinds(Task *task, const PlanWish *wish, GPtrArray **violations,
+                        GPtrArray *alternatives, GError **error)
+{
+    g_autoptr(GPtrArray) kinds = kinds_of(task);
+    Outcome best = {0};
+    for (guint i = 0; i < kinds->len; i++) {
+        Outcome o = {.kind = kinds->pdata[i], .violations = new_violations()};
+        task->kind = o.kind;
+        Pool pool = pool_of(task);
+        o.n_members = pool.n;
+        o.plan = plan_pool(task, wish, &pool, &o.violations, &o.error);
+        pool_clear(&pool);
+        if (best.kind == NULL || is_better(&o, &best)) {
+            outcome_clear(&best);
+            best = o;
+        } else {
+            outcome_clear(&o);
+        }
+    }
+    if (best.plan != NULL) {
+        task->kind = best.kind;
+        explain(best.plan, task, wish);
+    } else {
+        find_all_alternatives(task, kinds, wish, alternatives);
+        if (wish->numerics == NUMERICS_EXACT && add_kinds_text(task, wish, &best.error)) {
+            add_fast_alternative(task, wish, alternatives);
+        }
+        if (best.violations->len == 0) {
+            add_violation(best.violations, best.error->message);
+        }
+        g_ptr_array_unref(*violations);
+        *violations = g_steal_pointer(&best.violations);
+        g_propagate_error(error, g_steal_pointer(&best.error));
+    }
+    Plan *plan = g_steal_pointer(&best.plan);
+    outcome_clear(&best);
     return plan;
 }
 
@@ -616,14 +812,13 @@ Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_
     task->wish = &filled;
     task->context = context;
     layout_task_init(task);
+    g_autoptr(GPtrArray) found = new_violations(), others = new_texts();
+    Plan *plan = plan_kinds(task, wish, &found, others, error);
     if (violations != NULL) {
-        *violations = new_violations();
+        *violations = g_steal_pointer(&found);
     }
     if (alternatives != NULL) {
-        *alternatives = new_texts();
+        *alternatives = g_steal_pointer(&others);
     }
-    Pool pool = pool_of(task);
-    Plan *plan = plan_task(task, wish, &pool, violations, alternatives, error);
-    pool_clear(&pool);
     return plan;
 }

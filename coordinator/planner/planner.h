@@ -14,13 +14,17 @@ typedef struct PlanWish {
                             least 1 */
     KvType kv_type;
     NumericsClass numerics;
-    uint32_t max_rows;    /* 0 = 512 */
-    uint64_t kv_memory;   /* 0 = by streams */
-    bool one_host_shared; /* workers on one host may use shared memory */
-    bool seal_off;        /* said in the reasons; the bits do not depend on it */
+    const char *exact_kind; /* class exact: on members of this kind alone (Definition.exact_kind);
+                               NULL = the kind that serves fastest */
+    uint32_t max_rows;      /* 0 = 512 */
+    uint64_t kv_memory;     /* 0 = by streams */
+    bool one_host_shared;   /* workers on one host may use shared memory */
+    bool seal_off;          /* said in the reasons; the bits do not depend on it */
 } PlanWish;
 
-/* Automatic choice (dp, pp or tp 0): one replica unless dp is given; of all pp x tp that fit, the
+/* An exact plan has members of one kind: hosts, or devices whose exact bits are the same; of the
+ * kinds that can, the one that predicts best.
+ * Automatic choice (dp, pp or tp 0): one replica unless dp is given; of all pp x tp that fit, the
  * one with the best predicted decode speed of one request, the fewest workers when several are
  * within 2 %. Workers are taken by measured read bandwidth, or host by host, whichever order
  * predicts best. Layers go to stages and units to ranks by measured speed, within each member's

@@ -9,7 +9,8 @@ static void add_usable(Member *member, void *user)
     if (hello == NULL || !member_usable(member) || member_channel(member) == NULL) {
         return;
     }
-    if ((hello->numerics_classes >> (uint32_t)w->numerics & 1u) == 0) {
+    if ((hello->numerics_classes >> (uint32_t)w->numerics & 1u) == 0 ||
+        (w->numerics == NUMERICS_EXACT && hello->n_devices > 0)) {
         w->n_left_out++;
     } else {
         g_ptr_array_add(w->members, member);
@@ -28,8 +29,8 @@ const char *train_workers_advice(const TrainWorkers *w)
 {
     return w->n_left_out == 0 ? ""
            : w->numerics == NUMERICS_EXACT
-               ? " (workers that offer numerics fast only, as on devices, are left out: say "
-                 "numerics: fast)"
+               ? " (workers that offer numerics fast only, as training on devices does, are left "
+                 "out: say numerics: fast)"
                : " (workers that offer numerics exact only are left out)";
 }
 

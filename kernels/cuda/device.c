@@ -173,6 +173,8 @@ static DeviceStatus cuda_info(DeviceHandle *device, DeviceInfo *out)
                         .memory_bytes = prop.totalGlobalMem,
                         .driver = (uint64_t)driver};
     snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, prop.name);
+    snprintf(out->exact_kind, sizeof out->exact_kind, "%.56s, sm_%d%d, CUDA %d.%d", prop.name,
+             prop.major, prop.minor, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     snprintf(out->bus, sizeof out->bus, "%04x:%02x:%02x.0", (unsigned)prop.pciDomainID,
              (unsigned)prop.pciBusID, (unsigned)prop.pciDeviceID);
     if (cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, device->index) ==

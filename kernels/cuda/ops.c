@@ -36,15 +36,14 @@ static bool has_kv(KvType type, uint32_t head_size)
     return (uint32_t)type < KV_TYPE_LIMIT && head_size <= 256;
 }
 
-/* ---- workspace: activations of a product (and what the library needs), or partial results of
- * attention, or of sampling ---- */
+/* ---- workspace (device_workspace_bytes()): activations of a product and what the library needs,
+ * or partial results of attention, or of sampling ---- */
 
 /* Products of as many rows are the library's in class fast. It reads plain rows of bf16: a strip of
  * outputs at a time is unpacked, small enough to stay in the last cache, so that the weights come
  * from memory once, as they are stored. */
-enum { DENSE_ROWS = 256, DENSE_LIBRARY_BYTES = 32 << 20 };
 #ifndef DENSE_STRIP_BYTES /* a test has smaller ones */
-#define DENSE_STRIP_BYTES ((size_t)32 << 20)
+#define DENSE_STRIP_BYTES ((size_t)DEVICE_STRIP_BYTES)
 #endif
 
 static uint32_t strip_outputs(uint32_t n_in, uint32_t n_out)
@@ -70,36 +69,7 @@ static size_t dense_act_bytes(uint32_t rows, uint32_t n_in)
 
 static size_t dense_bytes(uint32_t rows, uint32_t n_in, uint32_t n_out)
 {
-    return dense_act_bytes(rows, n_in) + strip_bytes(n_in, n_out) + DENSE_LIBRARY_BYTES;
-}
-
-static size_t attention_bytes(const DeviceLimits *l, uint32_t n_segments, uint32_t longest)
-{
-    const CudaAttention args = {.n_heads = l->n_heads,
-                                .head_size = l->head_size,
-                                .heads_per_kv = 1,
-                                .n_segments = n_segments,
-                                .longest_segment = longest,
-                                .max_keys = l->max_keys};
-    return weft_cuda_attention_bytes(&args);
-}
-
-static size_t workspace_bytes(const DeviceLimits *l)
-{
-    size_t bytes =
-        larger(attention_bytes(l, l->max_segments, 1), attention_bytes(l, 1, l->max_rows));
-    bytes = larger(bytes,
-                   weft_cuda_candidates_bytes(l->sampled_rows, l->vocabulary, DEVICE_KEEP_LIMIT));
-    if (l->max_rows >= DENSE_ROWS) {
-        bytes = larger(bytes, dense_bytes(l->max_rows, l->widest_in, l->widest_out));
-    }
-    for (int type = 0; type < (int)DTYPE_LIMIT; type++) {
-        if (has_weight((Dtype)type)) {
-            bytes =
-                larger(bytes, weft_cuda_activation_bytes((Dtype)type, l->max_rows, l->widest_in));
-        }
-    }
-    return bytes;
+    return dense_act_bytes(rows, n_in) + strip_bytes(n_in, n_out) + DEVICE_LIBRARY_BYTES;
 }
 
 /* ---- the ops ---- */
@@ -176,7 +146,7 @@ static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMa
             .gelu = m->gelu,
             .accumulate = m->accumulate,
             .workspace = strip + strip_bytes(w->n_in, w->n_out),
-            .workspace_bytes = DENSE_LIBRARY_BYTES};
+            .workspace_bytes = DEVICE_LIBRARY_BYTES};
         error = weft_cuda_unpack(&part, (uint16_t *)(void *)strip, args.w_ld, stream);
         if (error == 0 && cuda_dense_product(dense, &args, stream) != 0) {
             error = own_product(stream, m, &part, first);
@@ -187,7 +157,8 @@ static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMa
 
 static bool is_dense(const DeviceMatmul *m)
 {
-    return m->fast && m->n_units == 0 && m->rows >= DENSE_ROWS && m->w->type != DTYPE_F32 &&
+    return m->fast && m->n_units == 0 && m->rows >= DEVICE_LIBRARY_ROWS &&
+           m->w->type != DTYPE_F32 &&
            m->workspace_bytes >= dense_bytes(m->rows, m->w->n_in, m->w->n_out);
 }
 
@@ -322,7 +293,6 @@ const DeviceOps cuda_ops = {
     .bytes = sizeof(DeviceOps),
     .has_weight = has_weight,
     .has_kv = has_kv,
-    .workspace_bytes = workspace_bytes,
     .embed = embed,
     .norm = norm,
     .matmul = matmul,

@@ -9,7 +9,8 @@
  * yields. There are as many of these devices as somebody opens.
  *
  * Fail points "device-fail" and, of one device, "device-fail-<index>" = n: the next wait returns
- * status -n, and so does everything after it.
+ * status -n, and so does everything after it. "device-kind" and "device-kind-<index>" = n: it says
+ * that its bits are those of a kind of its own, number n.
  */
 #include "kernels/device/cpu.h"
 
@@ -17,6 +18,7 @@
 #include "proto/base/failpoint.h"
 
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,7 @@
 
 struct DeviceHandle {
     uint32_t index;
+    atomic_size_t bytes; /* allocated */
     DeviceStatus failed; /* OK, or what ended it */
     char text[128];
 };
@@ -160,13 +163,19 @@ DeviceStatus device_cpu_enqueue_until(DeviceStream *stream, bool (*run)(void *),
     return enqueue(stream, &(const Task){.until = run, .bytes = bytes}, args);
 }
 
+/* A fail point of all trivial devices, or of this one. */
+static bool is_set(const DeviceHandle *device, const char *point, int64_t *arg)
+{
+    char own[32];
+    snprintf(own, sizeof own, "%s-%u", point, device->index);
+    return failpoint(point, arg) || failpoint(own, arg);
+}
+
 /* Before a wait: the fail point, and that no graph is being made. */
 static DeviceStatus may_wait(DeviceHandle *device, const DeviceStream *stream)
 {
-    char own[32];
     int64_t n;
-    snprintf(own, sizeof own, "device-fail-%u", device->index);
-    if (device->failed == DEVICE_OK && (failpoint("device-fail", &n) || failpoint(own, &n))) {
+    if (device->failed == DEVICE_OK && is_set(device, "device-fail", &n)) {
         return device_cpu_fail(device, (DeviceStatus)-n, "fail point device-fail");
     }
     if (device->failed == DEVICE_OK && stream != NULL && stream->capturing != NULL) {
@@ -206,11 +215,15 @@ static uint64_t host_bytes(int name)
 
 static DeviceStatus cpu_info(DeviceHandle *device, DeviceInfo *out)
 {
+    int64_t kind;
     *out = (DeviceInfo){.kind = "cpu",
                         .name = "host",
                         .index = device->index,
                         .units = g_get_num_processors(),
                         .memory_bytes = host_bytes(_SC_PHYS_PAGES)};
+    if (is_set(device, "device-kind", &kind)) {
+        snprintf(out->exact_kind, sizeof out->exact_kind, "trivial, kind %d", (int)kind);
+    }
     return DEVICE_OK;
 }
 
@@ -226,8 +239,13 @@ static const char *cpu_error_text(DeviceHandle *device)
     return device != NULL ? device->text : "";
 }
 
+size_t device_cpu_bytes(const DeviceHandle *device)
+{
+    return atomic_load(&((DeviceHandle *)device)->bytes);
+}
+
 /* All ones: floats that were never written are NaN. */
-static DeviceStatus cpu_alloc(DeviceHandle *device, size_t bytes, void **out)
+static DeviceStatus cpu_alloc_pinned(DeviceHandle *device, size_t bytes, void **out)
 {
     if (device->failed != DEVICE_OK) {
         return device->failed;
@@ -242,10 +260,35 @@ static DeviceStatus cpu_alloc(DeviceHandle *device, size_t bytes, void **out)
     return DEVICE_OK;
 }
 
-static void cpu_free(DeviceHandle *device, void *memory)
+static void cpu_free_pinned(DeviceHandle *device, void *memory)
 {
     (void)device;
     free(memory);
+}
+
+#define HEADER 256u /* in front of what lies on the device: its size */
+
+static DeviceStatus cpu_alloc(DeviceHandle *device, size_t bytes, void **out)
+{
+    const DeviceStatus status =
+        cpu_alloc_pinned(device, bytes < SIZE_MAX - HEADER ? HEADER + bytes : bytes, out);
+    if (status == DEVICE_OK) {
+        memcpy(*out, &bytes, sizeof bytes);
+        *out = (uint8_t *)*out + HEADER;
+        atomic_fetch_add(&device->bytes, bytes);
+    }
+    return status;
+}
+
+static void cpu_free(DeviceHandle *device, void *memory)
+{
+    size_t bytes;
+    if (memory != NULL) {
+        memory = (uint8_t *)memory - HEADER;
+        memcpy(&bytes, memory, sizeof bytes);
+        atomic_fetch_sub(&device->bytes, bytes);
+        free(memory);
+    }
 }
 
 /* ---- streams ---- */
@@ -480,8 +523,8 @@ const DeviceApi device_cpu_api = {
     .error_text = cpu_error_text,
     .alloc = cpu_alloc,
     .free = cpu_free,
-    .alloc_pinned = cpu_alloc,
-    .free_pinned = cpu_free,
+    .alloc_pinned = cpu_alloc_pinned,
+    .free_pinned = cpu_free_pinned,
     .stream_new = cpu_stream_new,
     .stream_free = cpu_stream_free,
     .stream_wait = cpu_stream_wait,

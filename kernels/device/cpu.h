@@ -17,4 +17,6 @@ DeviceStatus device_cpu_enqueue_until(DeviceStream *stream, bool (*run)(void *ar
                                       const void *args, size_t bytes);
 /* The status with its text, for error_text(); one that is fatal stays. */
 DeviceStatus device_cpu_fail(DeviceHandle *device, DeviceStatus status, const char *text);
+/* What alloc() has given and free() not taken back, pinned memory aside. */
+size_t device_cpu_bytes(const DeviceHandle *device);
 uint32_t device_cpu_index(const DeviceHandle *device);

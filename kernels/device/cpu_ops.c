@@ -30,28 +30,12 @@ static size_t aligned(size_t n)
     return (n + 63) & ~(size_t)63;
 }
 
-/* The product's: activations of the widest kind, then one output. */
-static size_t matmul_bytes(uint32_t rows, uint32_t n_in, uint32_t n_out)
-{
-    size_t act = 0;
-    for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
-        act = MAX(act, act_bytes((ActKind)kind, rows, n_in));
-    }
-    return aligned(act) + aligned(sizeof(float) * (size_t)rows * n_out);
-}
-
 /* Attention's: scratch of a group of heads, then two lists of blocks. */
 static size_t attention_bytes(uint32_t n_heads, uint32_t head_size, uint32_t max_keys)
 {
     const size_t blocks = (max_keys + KV_BLOCK - 1) / KV_BLOCK;
     return aligned(sizeof(float) * attention_scratch_floats(n_heads, head_size)) +
            aligned(2 * blocks * sizeof(void *));
-}
-
-static size_t workspace_bytes(const DeviceLimits *l)
-{
-    return MAX(matmul_bytes(l->max_rows, l->widest_in, l->widest_out),
-               attention_bytes(l->n_heads, l->head_size, l->max_keys));
 }
 
 /* ---- embedding and norms ---- */
@@ -147,13 +131,9 @@ static void run_matmul(void *user)
 {
     const MatmulTask *t = user;
     const DeviceMatmul *m = &t->m;
-    const size_t act = aligned(act_bytes(act_kind_of(t->w.type), m->rows, t->w.n_in));
-    float *product = m->out;
-    size_t ld = m->out_ld;
-    if (m->accumulate) {
-        product = (float *)(void *)((uint8_t *)m->workspace + act);
-        ld = t->w.n_out;
-    }
+    g_autofree float *aside = m->accumulate ? g_new(float, (size_t)m->rows * t->w.n_out) : NULL;
+    float *product = aside != NULL ? aside : m->out;
+    const size_t ld = aside != NULL ? t->w.n_out : m->out_ld;
     const MatmulArgs args = {.w = &t->w,
                              .act = m->workspace,
                              .rows = m->rows,
@@ -174,7 +154,7 @@ static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
 {
     MatmulTask task = {*m->w, *m, {{.n_in = m->w->n_in, .step = {.n_merges = 0, .emit = 1}}}};
     if (!has_weight(m->w->type) || m->n_units > TREE_LEAVES_LIMIT ||
-        m->workspace_bytes < matmul_bytes(m->rows, m->w->n_in, m->w->n_out)) {
+        m->workspace_bytes < act_bytes(act_kind_of(m->w->type), m->rows, m->w->n_in)) {
         return DEVICE_UNSUPPORTED;
     }
     memcpy(task.units, m->n_units > 0 ? m->units : task.units,
@@ -441,7 +421,6 @@ const DeviceOps device_cpu_ops = {
     .bytes = sizeof(DeviceOps),
     .has_weight = has_weight,
     .has_kv = has_kv,
-    .workspace_bytes = workspace_bytes,
     .embed = embed,
     .norm = norm,
     .matmul = matmul,

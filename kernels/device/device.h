@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 /* Raised with each change of a table or struct here, in ops.h or in train_ops.h. */
-#define DEVICE_ABI 4u
+#define DEVICE_ABI 5u
 
 typedef enum DeviceStatus {
     DEVICE_OK = 0,
@@ -38,10 +38,14 @@ typedef enum DeviceStatus {
 const char *device_status_name(DeviceStatus status); /* "illegal address"; static */
 bool device_status_is_fatal(DeviceStatus status);
 
+#define DEVICE_KIND_BYTES 96u
 typedef struct DeviceInfo {
-    char kind[16];             /* "cpu" | "cuda" */
-    char name[96];             /* "NVIDIA H200" */
-    char bus[32];              /* "0000:0f:00.0", empty for the CPU */
+    char kind[16]; /* "cpu" | "cuda" */
+    char name[96]; /* "NVIDIA H200" */
+    char bus[32];  /* "0000:0f:00.0", empty for the CPU */
+    /* Whose bits of class exact these are: devices of equal kinds give the same ones. "NVIDIA H200,
+     * sm_90, CUDA 13.0"; empty: the host's own. */
+    char exact_kind[DEVICE_KIND_BYTES];
     uint32_t index;            /* among devices of its kind on this host */
     uint32_t major, minor;     /* compute capability; 0 for the CPU */
     uint32_t units;            /* multiprocessors, or threads */

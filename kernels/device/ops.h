@@ -14,6 +14,7 @@
 #include "kernels/ops/attention.h"
 #include "kernels/ops/matmul.h"
 #include "proto/model/model_spec.h"
+#include "proto/plan/device_memory.h"
 
 /* A run of consecutive positions of one sequence among the rows; single ones when decoding. */
 typedef struct DeviceSegment {
@@ -21,6 +22,11 @@ typedef struct DeviceSegment {
     uint32_t position; /* of row0 */
     uint32_t table;    /* row of `pages` */
 } DeviceSegment;
+_Static_assert(sizeof(DeviceSegment) == DEVICE_SEGMENT_BYTES &&
+                   sizeof(DeviceDraw) == DEVICE_DRAW_BYTES &&
+                   sizeof(DeviceChunk) == DEVICE_CHUNK_BYTES &&
+                   sizeof(DeviceCandidate) == DEVICE_CANDIDATE_BYTES,
+               "plans count these");
 
 /* The rows of a step. The counts bound grids and are fixed in a graph; arrays are read anew. */
 typedef struct DeviceRows {
@@ -76,7 +82,7 @@ typedef struct DeviceMatmul {
     const MatmulUnit *units;
     uint32_t n_units; /* <= TREE_LEAVES_LIMIT */
     size_t subtree_stride;
-    void *workspace; /* workspace_bytes() for these limits or larger ones */
+    void *workspace; /* device_workspace_bytes() for these limits or larger ones */
     size_t workspace_bytes;
 } DeviceMatmul;
 
@@ -121,20 +127,12 @@ typedef struct DeviceSample {
     void *workspace;
     size_t workspace_bytes;
 } DeviceSample;
-/* What a stage will ask for at most, for its workspace. */
-typedef struct DeviceLimits {
-    uint32_t max_rows, max_keys, max_segments;
-    uint32_t n_heads, head_size;
-    uint32_t widest_in, widest_out;    /* of any matrix */
-    uint32_t sampled_rows, vocabulary; /* of one sample(); 0 = none */
-} DeviceLimits;
 
 typedef struct DeviceOps {
     uint32_t abi, bytes; /* DEVICE_ABI, sizeof(DeviceOps) */
     /* Whether the type is served on this device. */
     bool (*has_weight)(Dtype type);
     bool (*has_kv)(KvType type, uint32_t head_size);
-    size_t (*workspace_bytes)(const DeviceLimits *limits);
 
     /* x[r] = (x[r] +) row ids[r] - first_id of w; ids outside of it are rows of zeros. */
     DeviceStatus (*embed)(DeviceStream *stream, const PackedMatrix *w, const uint32_t *ids,

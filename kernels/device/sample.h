@@ -1,11 +1,9 @@
 /* What goes to a device that samples, and what comes back: the same bytes for host and device. */
 #pragma once
 
-#include <stdint.h>
+#include "proto/plan/device_limits.h"
 
-#define DEVICE_KEEP_LIMIT 512u
-/* A last chunk of fewer ids is too short for the devices' hash: such rows are not sampled there. */
-#define DEVICE_SHORTEST_CHUNK 61u
+#include <stdint.h>
 
 /* How a row's token is drawn (NUMERICS 12); device memory, so that a graph reads it anew. */
 typedef struct DeviceDraw {

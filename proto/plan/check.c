@@ -218,6 +218,28 @@ static void check_numerics(const Check *c, const char *where, const PlanMember *
     }
 }
 
+/* "hosts' cores", or the kind itself. */
+static const char *kind_text(const char *kind)
+{
+    return kind[0] != '\0' ? kind : "hosts' cores";
+}
+
+/* Class exact: all ranks give the bits that the definition names. */
+static void check_kind(const Check *c, const char *where, const PlanMember *member)
+{
+    const Definition *d = &c->plan->definition;
+    const char *kind = plan_member_kind(member);
+    if (d->numerics == NUMERICS_EXACT && strncmp(kind, d->exact_kind, sizeof d->exact_kind) != 0) {
+        report(
+            c, PLAN_RULE_NUMERICS,
+            "%s: worker %s computes on %s, and the plan's exact bits are those of %s; plan hosts "
+            "alone, or devices of one kind alone, or say --numerics fast",
+            where, member->worker,
+            kind[0] == '\0' && member->device != NULL ? member->device : kind_text(kind),
+            kind_text(d->exact_kind));
+    }
+}
+
 static void check_memory(const Check *c, const char *where, const PlanRank *rank,
                          const PlanMember *member)
 {
@@ -263,6 +285,7 @@ static void check_rank(const Check *c, uint32_t r, uint32_t s, uint32_t k, GHash
                where, rank->worker, rank->device);
     }
     check_numerics(c, where, member);
+    check_kind(c, where, member);
     check_types(c, where, replica, stage, rank, member);
     check_memory(c, where, rank, member);
 }
@@ -293,6 +316,11 @@ static void check_counts(const Check *c)
     check_count(c, "the KV type", (uint32_t)d->kv_type, KV_F16, KV_TYPE_LIMIT - 1);
     check_count(c, "the numerics class", (uint32_t)d->numerics, NUMERICS_EXACT, NUMERICS_FAST);
     check_count(c, "the wire format", d->wire, 0, 0);
+    if (d->numerics == NUMERICS_FAST && d->exact_kind[0] != '\0') {
+        report(c, PLAN_RULE_NUMERICS,
+               "the plan is of class fast and names a kind of exact bits (%.*s); plan again",
+               (int)sizeof d->exact_kind, d->exact_kind);
+    }
     static const Hash128 none;
     if (!hash128_equal(&c->spec->file_hash, &none) &&
         !hash128_equal(&c->spec->file_hash, &d->file_hash)) {

@@ -1,6 +1,7 @@
 #include "proto/plan/plan.h"
 
 #include "proto/base/checked.h"
+#include "proto/plan/device_memory.h"
 #include "proto/plan/rank_span.h"
 #include "proto/plan/tree.h"
 
@@ -86,12 +87,15 @@ Hash128 definition_hash(const Definition *d)
 {
     const uint32_t numbers[] = {d->numerics_version, (uint32_t)d->numerics, (uint32_t)d->kv_type,
                                 d->context, d->wire};
-    uint8_t bytes[sizeof numbers + sizeof d->file_hash.bytes];
+    uint8_t bytes[sizeof numbers + sizeof d->file_hash.bytes + sizeof d->exact_kind];
+    const size_t before = sizeof numbers + sizeof d->file_hash.bytes,
+                 kind = strnlen(d->exact_kind, sizeof d->exact_kind);
     for (size_t i = 0; i < G_N_ELEMENTS(numbers); i++) {
         put_u32le(bytes + 4 * i, numbers[i]);
     }
     memcpy(bytes + sizeof numbers, d->file_hash.bytes, sizeof d->file_hash.bytes);
-    return hash128(bytes, sizeof bytes);
+    memcpy(bytes + before, d->exact_kind, kind);
+    return hash128(bytes, before + kind);
 }
 
 /* ---- layout as text ---------------------------------------------------------------------------
@@ -394,6 +398,11 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanRe
            index_bytes_of(plan, replica, rank);
 }
 
+const char *plan_member_kind(const PlanMember *member)
+{
+    return member->exact_kind != NULL ? member->exact_kind : "";
+}
+
 const PlanMember *plan_member_find(const PlanMember *members, uint32_t n_members,
                                    const char *worker, uint32_t device)
 {
@@ -436,11 +445,12 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
         n_layers * n_kv_heads * 2 * kv_row_bytes(plan->definition.kv_type, spec->head_size);
     /* kv_pages may be any number here, plan_check() runs on plans that nobody checked. */
     uint32_t threads = member != NULL ? MIN(member->threads, THREADS_LIMIT) : 1;
+    const uint64_t buffers = member != NULL && member->device != NULL
+                                 ? device_rank_bytes(plan, spec, replica, stage, rank)
+                                 : rank_buffer_bytes(plan, spec, replica, stage, rank, threads);
     size_t kv_bytes, peak;
     if (!sz_mul((size_t)plan->kv_pages, (size_t)(KV_BLOCK * rank->kv_bytes_per_token), &kv_bytes) ||
-        !sz_add(kv_bytes,
-                rank->weight_bytes + rank_buffer_bytes(plan, spec, replica, stage, rank, threads),
-                &peak)) {
+        !sz_add(kv_bytes, rank->weight_bytes + buffers, &peak)) {
         peak = G_MAXUINT64;
     }
     rank->peak_bytes = peak;

@@ -14,6 +14,7 @@
 
 typedef enum NumericsClass { NUMERICS_EXACT = 0, NUMERICS_FAST = 1 } NumericsClass;
 
+#define EXACT_KIND_BYTES 96u
 /* Settings that define the result (NUMERICS, "Definition"). */
 typedef struct Definition {
     uint32_t numerics_version;
@@ -22,8 +23,11 @@ typedef struct Definition {
     uint32_t context; /* positions that a sequence may have */
     uint32_t wire;    /* 0 = f32 partial sums */
     Hash128 file_hash;
+    /* Class exact on devices: the one kind of them whose bits these are ("NVIDIA H200, sm_90, CUDA
+     * 13.0"), zeros behind it; empty: every host's. */
+    char exact_kind[EXACT_KIND_BYTES];
 } Definition;
-/* hash over the fields in declaration order, little-endian. */
+/* hash over the fields in declaration order, little-endian; of an exact_kind its letters. */
 Hash128 definition_hash(const Definition *d);
 
 /* One tensor rank of one stage: contiguous ranges, [first, first + count). */
@@ -37,7 +41,7 @@ typedef struct PlanRank {
     /* Filled by plan_measure(): */
     uint64_t weight_bytes; /* packed */
     uint64_t kv_bytes_per_token;
-    uint64_t peak_bytes; /* weights + KV + buffers */
+    uint64_t peak_bytes; /* weights + KV + buffers, where it computes */
 } PlanRank;
 
 /* A range of layers, both ends included. */
@@ -91,7 +95,7 @@ void plan_layout(const Plan *plan, uint32_t *dp, uint32_t *pp, uint32_t *tp);
 /* What a member offers, as far as plans need it. A worker that leads several devices is as many
  * members, each of which takes a rank. */
 typedef struct PlanMember {
-    const char *worker; /* node id, borrowed */
+    const char *worker;    /* node id, borrowed */
     uint32_t device_index; /* PlanRank.device */
     uint64_t memory_bytes;
     uint32_t numerics_version;
@@ -112,7 +116,11 @@ typedef struct PlanMember {
     uint32_t n_cpus;
     const char *device; /* "cuda:0 (NVIDIA H200, 139.8G)", borrowed: where it computes, memory_bytes
                            being that device's; NULL = on its cores */
+    const char *exact_kind; /* Definition.exact_kind of what it computes exactly, borrowed; NULL or
+                               empty: every host's */
 } PlanMember;
+/* member->exact_kind, never NULL. */
+const char *plan_member_kind(const PlanMember *member);
 
 /* The member that a rank names; NULL if there is none. */
 const PlanMember *plan_member_find(const PlanMember *members, uint32_t n_members,
@@ -130,7 +138,7 @@ typedef enum PlanRule {
     PLAN_RULE_MEMBER,   /* a rank on an unknown, draining or twice used worker device */
     PLAN_RULE_MEMORY,   /* peak above the member's budget */
     PLAN_RULE_TYPE,     /* a weight type that a member cannot compute */
-    PLAN_RULE_NUMERICS, /* another numerics version or class */
+    PLAN_RULE_NUMERICS, /* another numerics version or class, or another kind of exact bits */
     PLAN_RULE_LIMIT,    /* counts out of range */
 } PlanRule;
 typedef struct PlanViolation {

@@ -85,6 +85,7 @@ static Weft__V1__Definition *definition_to_message(const Definition *d)
     m->wire = d->wire;
     m->file_hash.len = sizeof d->file_hash.bytes;
     m->file_hash.data = g_memdup2(d->file_hash.bytes, sizeof d->file_hash.bytes);
+    m->exact_kind = copy_text(d->exact_kind);
     return m;
 }
 
@@ -217,6 +218,12 @@ static bool definition_from_message(const Weft__V1__Definition *m, Definition *d
     d->context = m->context;
     d->wire = m->wire;
     memcpy(d->file_hash.bytes, m->file_hash.data, sizeof d->file_hash.bytes);
+    g_autofree char *kind = NULL;
+    if (!text_from_message("its exact kind", m->exact_kind, sizeof d->exact_kind - 1, &kind,
+                           error)) {
+        return false;
+    }
+    strcpy(d->exact_kind, kind); /* zeros are behind it: the plan is new */
     return true;
 }
 

@@ -89,7 +89,7 @@ static Plan *build(Random *random, const ModelSpec *spec, uint32_t dp, uint32_t 
     plan->job = g_strdup("test");
     plan->model = g_strdup("model.gguf");
     plan->definition =
-        (Definition){WEFT_NUMERICS_VERSION, NUMERICS_EXACT, KV_F16, 64, 0, spec->file_hash};
+        (Definition){WEFT_NUMERICS_VERSION, NUMERICS_EXACT, KV_F16, 64, 0, spec->file_hash, ""};
     plan->streams = 2;
     plan->kv_pages = 4;
     plan->max_rows = 64;

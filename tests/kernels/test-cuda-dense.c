@@ -112,8 +112,9 @@ static void way_case(const Way *way, uint32_t n_in)
     MatmulCase c;
     Numbers numbers = {n_in};
     matmul_case_init(&c, way->type, ROWS, N_OUT, n_in, VALUES_NORMAL, n_in);
-    const DeviceLimits limits = {.max_rows = ROWS, .widest_in = n_in, .widest_out = N_OUT};
-    const size_t total = (size_t)ROWS * N_OUT, bytes = cuda_ops.workspace_bytes(&limits);
+    const DeviceLimits limits = {
+        .max_rows = ROWS, .widest_in = n_in, .widest_out = N_OUT, .fast = true};
+    const size_t total = (size_t)ROWS * N_OUT, bytes = device_workspace_bytes(&limits);
     float *old = malloc(total * sizeof *old), *got = malloc(total * sizeof *got), bias[N_OUT];
     numbers_fill(&numbers, old, total, -2, 2);
     numbers_fill(&numbers, bias, N_OUT, -1, 1);
@@ -198,8 +199,8 @@ static void test_what_is_not_dense(void **state)
     library_is_there = true;
     n_products = 0;
     matmul_case_init(&c, DTYPE_Q8_0, ROWS, 16, 96, VALUES_NORMAL, 1);
-    const DeviceLimits limits = {.max_rows = ROWS, .widest_in = 96, .widest_out = 16};
-    const size_t bytes = cuda_ops.workspace_bytes(&limits);
+    const DeviceLimits limits = {.max_rows = ROWS, .widest_in = 96, .widest_out = 16, .fast = true};
+    const size_t bytes = device_workspace_bytes(&limits);
     PackedMatrix w = c.w;
     w.data = device_of(c.w.data, c.w.panel_bytes);
     DeviceMatmul m = {.w = &w,
@@ -224,13 +225,51 @@ static void test_what_is_not_dense(void **state)
     matmul_case_free(&c);
 }
 
+/* What plans count for a device's workspace is enough for every kernel that works in it. */
+static void test_workspace(void **state)
+{
+    Numbers numbers = {77};
+    (void)state;
+    for (unsigned i = 0; i < 2000; i++) {
+        float f[8];
+        numbers_fill(&numbers, f, 8, 0, 1);
+        const DeviceLimits l = {.max_rows = 1 + (uint32_t)(f[0] * 700),
+                                .max_keys = 1 + (uint32_t)(f[1] * 40000),
+                                .max_segments = 1 + (uint32_t)(f[0] * 700),
+                                .n_heads = 1 + (uint32_t)(f[2] * 64),
+                                .n_kv_heads = 1 + (uint32_t)(f[3] * 8),
+                                .head_size = 8 + (uint32_t)(f[4] * 248),
+                                .widest_in = 256 + 256 * (uint32_t)(f[5] * 40),
+                                .widest_out = 16 + (uint32_t)(f[6] * 40000),
+                                .sampled_rows = i % 129,
+                                .vocabulary = 1024 + (uint32_t)(f[7] * 150000),
+                                .fast = i % 2 == 0};
+        const uint64_t bytes = device_workspace_bytes(&l);
+        const CudaAttention one_row = {.kv = {.n_kv_heads = l.n_kv_heads},
+                                       .n_heads = l.n_heads,
+                                       .head_size = l.head_size,
+                                       .heads_per_kv = (l.n_heads - 1) / l.n_kv_heads + 1,
+                                       .n_segments = 1,
+                                       .longest_segment = 1,
+                                       .max_keys = l.max_keys};
+        assert_true(weft_cuda_attention_bytes(&one_row) <= bytes);
+        assert_true(weft_cuda_candidates_bytes(l.sampled_rows, l.vocabulary, DEVICE_KEEP_LIMIT) <=
+                    bytes);
+        for (int type = 0; type < (int)DTYPE_LIMIT; type++) {
+            if (cuda_ops.has_weight((Dtype)type)) {
+                assert_true(weft_cuda_activation_bytes((Dtype)type, l.max_rows, l.widest_in) <=
+                            bytes);
+            }
+        }
+    }
+}
+
 int main(void)
 {
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_strips),
-        cmocka_unit_test(test_refused_strips),
-        cmocka_unit_test(test_without_the_library),
+        cmocka_unit_test(test_workspace),         cmocka_unit_test(test_strips),
+        cmocka_unit_test(test_refused_strips),    cmocka_unit_test(test_without_the_library),
         cmocka_unit_test(test_what_is_not_dense),
     };
     return cmocka_run_group_tests_name("cuda-dense", tests, NULL, NULL);

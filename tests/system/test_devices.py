@@ -40,8 +40,36 @@ def case_plan():
 
 
 def case_exact():
-    """a device offers class fast: exact is refused with what to do"""
-    pair.weft("run", model, "-p", "go", "-n", 1, "-q", "--numerics", "exact").fails(2, "--numerics fast")
+    """class exact over devices: one digest for every layout, chunk and neighbour; a trivial device's is the host's, for its bits are"""
+    prompt = ["-p", "The sky is " * 20, "--seed", 7, "--numerics", "exact", "--temp", 0.8, "--context", 256, "-q", "--json"]
+    alone = host.weft("run", model, *prompt, "-n", 10).ok().json()
+    for layout in ([], ["--tp", 2], ["--pp", 2], ["--tp", 1, "--pp", 1]):
+        got = pair.weft("run", model, *prompt, "-n", 10, *layout).ok().json()
+        assert (got["digest"], got["tokens"], got["definition"]) == (alone["digest"], alone["tokens"], alone["definition"]), (layout, got, alone)
+
+
+def case_kinds():
+    """devices whose exact bits are their own: alone they make exact plans, whose definition names them; with others of another kind, or
+    hosts, none, and the refusal says what there is and what is legal; class fast mixes them"""
+    kinds = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:3", "WEFT_FAILPOINT": "device-kind-0=1,device-kind-1=1,device-kind-2=2"})
+    try:
+        assert [d["exact_kind"] for d in kinds.status()["members"][0]["devices"]] == ["trivial, kind 1", "trivial, kind 1", "trivial, kind 2"]
+        prompt = ["-p", "The sky is", "--seed", 7, "--context", 256, "-q", "--json", "-n", 10]
+        alone = host.weft("run", model, *prompt).ok().json()
+        results = [kinds.weft("run", model, *prompt, *layout).ok().json() for layout in (["--tp", 2], ["--pp", 2], ["--tp", 1, "--pp", 1])]
+        assert len({r["digest"] for r in results}) == 1 and results[0]["digest"] == alone["digest"], results
+        assert len({r["definition"] for r in results}) == 1 and results[0]["definition"] != alone["definition"], results
+        verified = kinds.weft("verify", model, "--context", 256, "--json", "-q").ok().json()
+        ran = [v for v in verified["layouts"] if v["digest"]]
+        assert verified["equal"] and {v["layout"] for v in ran} == {"dp1 pp1 tp1", "dp1 pp1 tp2", "dp1 pp2 tp1", "dp2 pp1 tp1"}, verified
+        text = kinds.weft("plan", model, "--tp", 2).ok().out
+        assert "numerics exact: the bits of trivial, kind 1" in text and "an exact plan is of one kind" in text, text
+        kinds.weft("plan", model, "--pp", 3).fails(2, "an exact plan is of one kind of workers, and here are: trivial, kind 1 (2), trivial, kind 2 (1)",
+                                                   "--pp 3 --tp 1 --numerics fast")
+        mixed = kinds.weft("plan", model, "--pp", 3, "--numerics", "fast", "--json").ok().json()
+        assert len(mixed["stages"]) == 3, mixed
+    finally:
+        kinds.down()
 
 
 def case_recovery():

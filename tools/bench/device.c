@@ -219,12 +219,14 @@ static void allocate(Bench *b, uint32_t rows)
                                  .max_keys = b->keys,
                                  .max_segments = 32,
                                  .n_heads = HEADS,
+                                 .n_kv_heads = KV_HEADS,
                                  .head_size = HEAD_SIZE,
                                  .widest_in = b->side,
                                  .widest_out = b->side,
                                  .sampled_rows = 32,
-                                 .vocabulary = b->vocabulary};
-    b->workspace_bytes = b->device->ops->workspace_bytes(&limits);
+                                 .vocabulary = b->vocabulary,
+                                 .fast = true};
+    b->workspace_bytes = device_workspace_bytes(&limits);
     b->weights = take(b, MAX(panels * packed_panel_bytes(DTYPE_BF16, b->side),
                              sizeof(float) * 32 * (size_t)b->vocabulary));
     b->x = take(b, floats);

@@ -212,10 +212,10 @@ static json_t *devices_json(const Weft__V1__Member *m)
     json_t *devices = json_array();
     for (size_t i = 0; i < m->n_devices; i++) {
         const Weft__V1__Device *d = m->devices[i];
-        json_array_append_new(devices,
-                              json_pack("{s:s,s:I,s:s,s:s,s:I}", "kind", d->kind, "index",
-                                        (json_int_t)d->index, "name", d->name, "bus", d->bus,
-                                        "memory_bytes", (json_int_t)d->memory_bytes));
+        json_array_append_new(
+            devices, json_pack("{s:s,s:I,s:s,s:s,s:I,s:s}", "kind", d->kind, "index",
+                               (json_int_t)d->index, "name", d->name, "bus", d->bus, "memory_bytes",
+                               (json_int_t)d->memory_bytes, "exact_kind", d->exact_kind));
     }
     return devices;
 }

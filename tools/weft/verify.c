@@ -38,7 +38,7 @@ static uint32_t usable_members(const Weft__V1__StatusResponse *s)
 {
     uint32_t n = 0;
     for (size_t i = 0; i < s->n_members; i++) {
-        n += member_is_usable(s->members[i]);
+        n += member_is_usable(s->members[i]) ? (uint32_t)MAX(s->members[i]->n_devices, 1u) : 0;
     }
     return n;
 }
@@ -175,24 +175,30 @@ static bool verify_layout(Client *client, const VerifyOptions *o, const char *pa
     return true;
 }
 
-static guint count_digest(GArray *verdicts, const char *digest)
+/* Whether it ran under this definition: another kind of device has exact bits of its own. */
+static bool ran_as(const Verdict *v, const char *definition)
+{
+    return v->why == NULL && strcmp(v->definition, definition) == 0;
+}
+
+static guint count_digest(GArray *verdicts, const Verdict *like)
 {
     guint n = 0;
     for (guint i = 0; i < verdicts->len; i++) {
         const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        n += v->why == NULL && strcmp(v->digest, digest) == 0;
+        n += ran_as(v, like->definition) && strcmp(v->digest, like->digest) == 0;
     }
     return n;
 }
 
-/* The first of those that most agree with; NULL = none ran. */
-static const Verdict *reference_of(GArray *verdicts)
+/* Of those that ran under the definition, the first that most agree with. */
+static const Verdict *reference_of(GArray *verdicts, const char *definition)
 {
     const Verdict *best = NULL;
     for (guint i = 0; i < verdicts->len; i++) {
         const Verdict *v = &g_array_index(verdicts, Verdict, i);
-        if (v->why == NULL && (best == NULL || count_digest(verdicts, v->digest) >
-                                                   count_digest(verdicts, best->digest))) {
+        if (ran_as(v, definition) &&
+            (best == NULL || count_digest(verdicts, v) > count_digest(verdicts, best))) {
             best = v;
         }
     }
@@ -214,23 +220,26 @@ static void locate(Client *client, const VerifyOptions *o, const char *path,
     run_outcome_clear(&traced);
 }
 
-/* Whether all that ran are equal; for those that are not, where they part from what most of them
- * gave. */
+/* Whether all that ran under one definition are equal; for those that are not, where they part from
+ * what most of them gave. */
 static bool judge(Client *client, const VerifyOptions *o, const char *path, GArray *verdicts)
 {
-    const Verdict *reference = reference_of(verdicts);
+    const Verdict *tried = NULL;
     RunOutcome traced = {0};
     g_autoptr(GError) error = NULL;
-    bool equal = true, tried = false;
+    bool equal = true;
     for (guint i = 0; i < verdicts->len; i++) {
         Verdict *v = &g_array_index(verdicts, Verdict, i);
-        v->same = v->why == NULL && strcmp(reference->digest, v->digest) == 0;
-        if (v->why != NULL || v->same) {
+        const Verdict *reference = v->why == NULL ? reference_of(verdicts, v->definition) : NULL;
+        v->same = reference != NULL && strcmp(reference->digest, v->digest) == 0;
+        if (reference == NULL || v->same) {
             continue;
         }
         equal = false;
-        if (!tried) {
-            tried = true;
+        if (tried != reference) {
+            tried = reference;
+            g_clear_error(&error);
+            run_outcome_clear(&traced);
             run_layout(client, o, path, reference->wish, true, &traced, &error);
         }
         if (error == NULL) {
@@ -243,7 +252,8 @@ static bool judge(Client *client, const VerifyOptions *o, const char *path, GArr
     return equal;
 }
 
-/* Of the layouts that ran: they ask for the same. */
+/* Of the first layout that ran: they ask for the same, and all do it on hosts or one kind of
+ * device, unless no layout has room on one. */
 static const char *verdict_definition(GArray *verdicts)
 {
     for (guint i = 0; i < verdicts->len; i++) {
@@ -269,8 +279,8 @@ static json_t *verdict_json(const Verdict *v)
     if (v->why != NULL) {
         return json_pack("{s:s,s:n,s:s}", "layout", v->layout, "digest", "refused", v->why);
     }
-    json_t *object =
-        json_pack("{s:s,s:s,s:b}", "layout", v->layout, "digest", v->digest, "equal", (int)v->same);
+    json_t *object = json_pack("{s:s,s:s,s:b,s:s}", "layout", v->layout, "digest", v->digest,
+                               "equal", (int)v->same, "definition", v->definition);
     if (v->difference_text != NULL) {
         g_autofree char *site = difference_site(&v->difference);
         json_object_set_new(object, "first_difference",
@@ -303,7 +313,9 @@ static void print_verdicts(const VerifyOptions *o, GArray *verdicts, bool equal)
         text_table_row(t, v->layout, v->why != NULL ? "-" : v->digest,
                        v->why != NULL    ? v->why
                        : differs != NULL ? differs
-                                         : "equal",
+                       : ran_as(v, verdict_definition(verdicts))
+                           ? "equal"
+                           : "equal to others of this kind of device",
                        NULL);
     }
     text_table_print(t);

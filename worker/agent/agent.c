@@ -39,6 +39,7 @@ struct Agent {
     Identity identity;
     char *state_dir, *models_dir, *listen, *advertise, *health_listen, *host, *cpu;
     int *cpus;
+    Measure *measures; /* of each device, or NULL */
     uint8_t boot_id[BOOT_ID_BYTES];
     char *address; /* what peers use */
     TaskPool *pool;
@@ -342,6 +343,19 @@ static void fill_cpus(const Agent *a, Weft__V1__Hello *hello)
     hello->cpus = g_memdup2(a->o.cpu_set, a->o.n_cpu_set * sizeof *hello->cpus);
 }
 
+static Weft__V1__Measured *measured(const Measure *measure)
+{
+    Weft__V1__Measured *m = g_new(Weft__V1__Measured, 1);
+    weft__v1__measured__init(m);
+    m->read_bytes_per_s = measure->read_bytes_per_s;
+    m->int8_ops_per_s = measure->int8_ops_per_s;
+    m->f32_ops_per_s = measure->f32_ops_per_s;
+    m->link_latency_s = measure->link_latency_s;
+    m->link_bytes_per_s = measure->link_bytes_per_s;
+    m->since = (uint64_t)measure->since_s;
+    return m;
+}
+
 static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
 {
     const unsigned n = a->o.device ? MAX(a->o.n_devices, 1u) : 0;
@@ -356,6 +370,8 @@ static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
         device->bus = g_strdup(info->bus);
         device->memory_bytes = info->memory_bytes;
         device->budget_bytes = a->o.device_bytes;
+        device->exact_kind = g_strdup(info->exact_kind);
+        device->measured = a->measures ? measured(&a->measures[i]) : NULL;
         hello->devices[hello->n_devices++] = device;
     }
 }
@@ -379,14 +395,7 @@ static Weft__V1__Hello *make_hello(void *user)
     fill_cpus(a, hello);
     fill_packed_sizes(a, hello);
     fill_devices(a, hello);
-    Weft__V1__Measured *m = hello->measured = g_new(Weft__V1__Measured, 1);
-    weft__v1__measured__init(m);
-    m->read_bytes_per_s = a->o.measure.read_bytes_per_s;
-    m->int8_ops_per_s = a->o.measure.int8_ops_per_s;
-    m->f32_ops_per_s = a->o.measure.f32_ops_per_s;
-    m->link_latency_s = a->o.measure.link_latency_s;
-    m->link_bytes_per_s = a->o.measure.link_bytes_per_s;
-    m->since = (uint64_t)a->o.measure.since_s;
+    hello->measured = measured(&a->o.measure);
     hello->held = deployments_held(a->deployments, 0, &hello->n_held);
     return hello;
 }
@@ -504,6 +513,8 @@ Agent *agent_new(const AgentOptions *options, GError **error)
     a->host = g_strdup(options->host);
     a->cpu = measure_cpu_name();
     a->cpus = options->cpus ? g_memdup2(options->cpus, options->threads * sizeof(int)) : NULL;
+    a->measures = g_memdup2(options->device_measures,
+                            options->device_measures ? options->n_devices * sizeof(Measure) : 0);
     random_fill(options->random, a->boot_id, sizeof a->boot_id);
     open_objects(a);
     a->server = open_server(a, a->listen, error);
@@ -621,6 +632,7 @@ void agent_free(Agent *a)
     identity_clear(&a->identity);
     x509_free_key(a->renewed_key);
     g_free(a->cpus);
+    g_free(a->measures);
     g_free(a->cpu);
     g_free(a->address);
     g_free(a->state_dir);

@@ -31,11 +31,13 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     const uint32_t *cpu_set; /* [n_cpu_set]: where the compute threads may run; none = not known */
     unsigned n_cpu_set;
     KernelIsa isa;
-    const Device *device;      /* where it computes; NULL = on the host's cores */
-    const Device *const *devices; /* [n_devices]: several, `device` the first of them, a rank each */
-    unsigned n_devices;           /* 0: no more than `device` */
-    uint64_t device_bytes;        /* of memory_bytes, each device's; 0: all */
-    uint32_t numerics_classes; /* bit per NumericsClass */
+    const Device *device; /* where it computes; NULL = on the host's cores */
+    const Device *const
+        *devices;          /* [n_devices]: several, `device` the first of them, a rank each */
+    unsigned n_devices;    /* 0: no more than `device` */
+    uint64_t device_bytes; /* of memory_bytes, each device's; 0: all */
+    const Measure *device_measures; /* [n_devices], each one's own; NULL: `measure` is theirs */
+    uint32_t numerics_classes;      /* bit per NumericsClass */
     Measure measure;
     bool crowded;
     unsigned leave_ms;   /* agent_stop() gives the coordinator so long to move its work; 0 = none */

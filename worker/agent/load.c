@@ -21,6 +21,20 @@
 
 /* ---- checks ---- */
 
+/* What a rank of this worker computes on; NULL: its cores. */
+static const Device *device_at(const Deployments *table, uint32_t place)
+{
+    return place < table->o.n_devices ? table->o.devices[place] : table->o.device;
+}
+
+/* Where this worker's own rank computes, and whose exact bits it gives. */
+static void imagine_place(const Deployments *table, PlanMember *m)
+{
+    const Device *device = device_at(table, m->device_index);
+    m->device = device != NULL ? device->info.name : NULL;
+    m->exact_kind = device != NULL ? device->info.exact_kind : NULL;
+}
+
 /* Members as plan_check() wants them: of the others we know nothing, so nothing is held against
  * them. */
 static GArray *imagined_members(const Deployments *table, const Plan *plan)
@@ -42,7 +56,11 @@ static GArray *imagined_members(const Deployments *table, const Plan *plan)
                                 .f32_ops_per_s = 1e9,
                                 .link_latency_s = 1e-5,
                                 .link_bytes_per_s = 1e9,
-                                .usable = true};
+                                .usable = true,
+                                .exact_kind = plan->definition.exact_kind};
+                if (strcmp(m.worker, table->o.name) == 0) {
+                    imagine_place(table, &m);
+                }
                 for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
                     const bool served = table->o.device
                                             ? table->o.device->ops->has_weight((Dtype)type)
@@ -110,8 +128,7 @@ static bool check_memory(Deployments *table, uint32_t place, uint64_t need, GErr
     if (used <= budget && need <= budget - used) {
         return true;
     }
-    g_autofree char *wants = units_format_size(need),
-                    *has = units_format_size(budget),
+    g_autofree char *wants = units_format_size(need), *has = units_format_size(budget),
                     *taken = units_format_size(used);
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
                 "worker %s has %s of memory, %s in use: the rank needs %s: use more workers or a "
@@ -330,9 +347,8 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard =
-        shard_new_on(deployments_device(d->table, d->place), d->weights->spec, d->plan, d->replica,
-                     d->stage, d->rank, &task->error);
+    d->weights->shard = shard_new_on(deployments_device(d->table, d->place), d->weights->spec,
+                                     d->plan, d->replica, d->stage, d->rank, &task->error);
 }
 
 static void map_done(void *user)

@@ -474,8 +474,8 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
     }
     if (o->device != NULL && !options.work.fast) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "worker %s computes on %s:%u, which offers numerics fast only: say numerics: "
-                    "fast in the job file, or start it with --device cpu",
+                    "worker %s computes on %s:%u, which trains by numerics fast only: say "
+                    "numerics: fast in the job file, or start it with --device cpu",
                     o->name, o->device->info.kind, o->device->info.index);
         return false;
     }

@@ -33,7 +33,7 @@ static void fill_input(DeviceStage *d, const StageRun *run)
         const StepSegment *g = &step->segments[i];
         const uint32_t n_pages = (g->position + g->n_rows + KV_BLOCK - 1) / KV_BLOCK;
         segments[i] = (DeviceSegment){g->row0, g->n_rows, g->position, i};
-        memcpy(pages + (size_t)i * d->pages_ld, run->page_tables[g->slot],
+        memcpy(pages + (size_t)i * d->sizes.input.pages_ld, run->page_tables[g->slot],
                sizeof(uint32_t) * n_pages);
         for (uint32_t r = 0; r < g->n_rows; r++) {
             tokens[g->row0 + r] = step->rows[g->row0 + r].token;
@@ -140,7 +140,7 @@ static bool place_rows(DeviceStage *d, const StageRun *run)
         return true;
     }
     fill_input(d, run);
-    return device_run_copy(d, d->input, d->host_input, d->pages_offset, DEVICE_COPY_UP,
+    return device_run_copy(d, d->input, d->host_input, d->sizes.input.pages, DEVICE_COPY_UP,
                            "positions") &&
            device_run_copy(d, d->x, s->x, bytes, DEVICE_COPY_UP, "embedding") &&
            add_positions(d, run->step->n_rows) &&
@@ -193,8 +193,8 @@ static void logits_down(DeviceStage *d, uint32_t first, uint32_t n)
 static void draw(DeviceStage *d, const DevicePass *shape)
 {
     const DeviceDrawn all = device_stage_drawn(d, d->drawn, shape);
-    for (uint32_t at = 0; at < shape->n_draws; at += d->logits_rows) {
-        const uint32_t n = MIN(d->logits_rows, shape->n_draws - at);
+    for (uint32_t at = 0; at < shape->n_draws; at += d->sizes.logits_rows) {
+        const uint32_t n = MIN(d->sizes.logits_rows, shape->n_draws - at);
         const DeviceSample args = {.logits = d->logits,
                                    .n_rows = n,
                                    .n = d->stage->o.shard->vocab_count,
@@ -206,7 +206,7 @@ static void draw(DeviceStage *d, const DevicePass *shape)
                                    .best = all.best + (size_t)at * shape->keep,
                                    .top = all.top + (size_t)at * shape->n_top,
                                    .workspace = d->workspace,
-                                   .workspace_bytes = d->workspace_bytes};
+                                   .workspace_bytes = d->sizes.workspace};
         project(d, at, n);
         if (d->stage->failure == NULL) {
             device_stage_ok(d, d->device->ops->sample(d->stream, &args), "sampling");
@@ -230,8 +230,8 @@ static void enqueue(DeviceRun *p)
     Stage *s = d->stage;
     const DeviceLayerFn layer = layer_of_family[s->o.spec->family];
     const size_t x_bytes = sizeof(float) * p->shape.n_rows * (size_t)s->o.spec->width;
-    const size_t input =
-        d->pages_offset + sizeof(uint32_t) * (size_t)p->shape.n_segments * d->pages_ld;
+    const size_t input = d->sizes.input.pages +
+                         sizeof(uint32_t) * (size_t)p->shape.n_segments * d->sizes.input.pages_ld;
     device_run_copy(d, d->input, d->host_input, input, DEVICE_COPY_UP, "a step's numbers");
     if (p->shape.embed) {
         embed_all(p);

@@ -21,7 +21,7 @@ static DeviceRows rows_of(const DeviceRun *p)
                         .tables = device_stage_tables(d, d->input),
                         .segments = device_stage_segments(d, d->input),
                         .pages = device_stage_pages(d, d->input),
-                        .pages_ld = d->pages_ld};
+                        .pages_ld = d->sizes.input.pages_ld};
 }
 
 bool device_run_copy(DeviceStage *d, void *to, const void *from, size_t bytes, DeviceCopy direction,
@@ -60,7 +60,7 @@ static DeviceMatmul matmul_of(const DeviceStage *d, const PackedMatrix *w, const
                           .out_ld = w->n_out,
                           .fast = d->fast,
                           .workspace = d->workspace,
-                          .workspace_bytes = d->workspace_bytes};
+                          .workspace_bytes = d->sizes.workspace};
 }
 
 static void multiply(DeviceStage *d, const DeviceMatmul *args, const char *what)
@@ -134,7 +134,7 @@ void device_run_attend(DeviceRun *p, uint32_t layer)
                                   .kv = d->kv,
                                   .layer = layer,
                                   .workspace = d->workspace,
-                                  .workspace_bytes = d->workspace_bytes};
+                                  .workspace_bytes = d->sizes.workspace};
     if (d->stage->failure == NULL) {
         device_stage_ok(d, d->device->ops->attention(d->stream, &rows, &args), "attention");
     }

@@ -1,69 +1,30 @@
 #include "worker/model/device_stage.h"
 
 #include "worker/model/device_group.h"
+#include "worker/serve/sample.h"
 
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 
 #include <string.h>
 
-/* ---- sizes: one list serves counting and placing ---- */
+/* ---- sizes: proto/plan/device_memory.h, which plans count by ---- */
 
-static size_t align256(size_t n)
-{
-    return (n + 255) & ~(size_t)255;
-}
-
-static uint32_t page_entries(const Stage *s)
-{
-    return (s->o.plan->definition.context + KV_BLOCK - 1) / KV_BLOCK;
-}
-
-/* The input: ids, positions, tables, outputs; draws; segments; page tables. */
-static size_t draws_offset(const Stage *s)
-{
-    return align256(sizeof(uint32_t) * 4 * (size_t)s->max_rows);
-}
-
-static size_t segments_offset(const Stage *s)
-{
-    return align256(draws_offset(s) + sizeof(DeviceDraw) * (size_t)s->max_rows);
-}
-
-static size_t pages_offset(const Stage *s)
-{
-    return align256(segments_offset(s) + sizeof(DeviceSegment) * (size_t)s->max_rows);
-}
-
-static size_t input_bytes(const Stage *s)
-{
-    return pages_offset(s) + sizeof(uint32_t) * (size_t)s->max_rows * page_entries(s);
-}
-
-/* Rows whose logits fit: all of a step that is sampled here, if they are not too many. */
-static uint32_t logits_rows(const Stage *s)
-{
-    return MAX(STAGE_LOGITS_ROWS, MIN(s->max_rows, DEVICE_LOGITS_ROWS));
-}
-
-static uint32_t n_chunks(const Stage *s)
-{
-    return (s->o.shard->vocab_count + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
-}
+_Static_assert(STAGE_LOGITS_ROWS == DEVICE_LOGITS_ROWS_DOWN && SAMPLE_TOP_LIMIT == DEVICE_TOP_LIMIT,
+               "plans count these");
 
 bool stage_draws(const Stage *s)
 {
-    const uint32_t n = s->o.shard->vocab_count;
-    return s->o.shard->device != NULL && s->o.shard->has_head && n > 0 &&
-           (n - 1) % VOCAB_CHUNK + 1 >= DEVICE_SHORTEST_CHUNK;
+    return s->device != NULL && s->device->sizes.draws;
 }
 
-static DeviceDrawn drawn_of(const Stage *s, uint8_t *memory, const DevicePass *pass)
+static DeviceDrawn drawn_of(const DeviceStage *d, uint8_t *memory, const DevicePass *pass)
 {
-    const size_t rows = pass->n_draws, chunks = sizeof(DeviceChunk) * n_chunks(s) * rows,
+    const uint32_t n_chunks = (d->sizes.vocabulary + VOCAB_CHUNK - 1) / VOCAB_CHUNK;
+    const size_t rows = pass->n_draws, chunks = sizeof(DeviceChunk) * n_chunks * rows,
                  best = sizeof(DeviceCandidate) * pass->keep * rows,
                  top = sizeof(DeviceCandidate) * pass->n_top * rows;
-    DeviceDrawn drawn = {.n_chunks = n_chunks(s), .bytes = chunks + best + top};
+    DeviceDrawn drawn = {.n_chunks = n_chunks, .bytes = chunks + best + top};
     if (memory != NULL) {
         drawn.chunks = (DeviceChunk *)(void *)memory;
         drawn.best = (DeviceCandidate *)(void *)(memory + chunks);
@@ -72,113 +33,35 @@ static DeviceDrawn drawn_of(const Stage *s, uint8_t *memory, const DevicePass *p
     return drawn;
 }
 
-static size_t drawn_bytes(const Stage *s)
+static void *take(uint8_t **at, uint64_t bytes)
 {
-    const DevicePass most = {
-        .n_draws = s->max_rows, .keep = DEVICE_KEEP_LIMIT, .n_top = SAMPLE_TOP_LIMIT};
-    return stage_draws(s) ? drawn_of(s, NULL, &most).bytes : 0;
-}
-
-static void widest(const PackedMatrix *m, DeviceLimits *limits)
-{
-    limits->widest_in = MAX(limits->widest_in, m->n_in);
-    limits->widest_out = MAX(limits->widest_out, m->n_out);
-}
-
-static DeviceLimits limits_of(const Stage *s)
-{
-    const Shard *shard = s->o.shard;
-    const LayerWeights *w = &shard->layers[0];
-    DeviceLimits limits = {.max_rows = s->max_rows,
-                           .max_keys = s->o.plan->definition.context,
-                           .max_segments = s->max_rows,
-                           .n_heads = shard->n_heads,
-                           .head_size = s->o.spec->head_size};
-    const PackedMatrix *all[] = {&w->q, &w->k, &w->v, &w->attn_out, &w->up, &w->down, &w->gate};
-    for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
-        widest(all[i], &limits);
-    }
-    if (shard->has_head) {
-        widest(shard_head(shard), &limits);
-    }
-    if (stage_draws(s)) {
-        limits.sampled_rows = logits_rows(s);
-        limits.vocabulary = shard->vocab_count;
-    }
-    return limits;
-}
-
-static void *take(uint8_t *base, size_t *at, size_t bytes)
-{
-    void *place = base != NULL ? base + *at : NULL;
-    *at += align256(bytes);
+    uint8_t *place = *at;
+    *at += bytes;
     return place;
 }
 
-static float *take_floats(uint8_t *base, size_t *at, size_t rows, size_t columns)
+/* Every buffer in the arena; all of it is used. */
+static void place(DeviceStage *d)
 {
-    return take(base, at, sizeof(float) * rows * columns);
-}
-
-/* Sums of its own that a rank gives at most, as all ranks of the stage see it: their parts of a
- * gathering are equally long. */
-static uint32_t most_subtrees(const DeviceStage *d)
-{
-    const Stage *s = d->stage;
-    DeviceTree attn, ffn;
-    if (s->plan_stage->n_ranks == 1 || d->fast) {
-        return s->plan_stage->n_ranks > 1;
-    }
-    device_tree_init(&attn, s->attn_units.n_leaves, s->attn_units.cuts, s->plan_stage->n_ranks);
-    device_tree_init(&ffn, s->ffn_units.n_leaves, s->ffn_units.cuts, s->plan_stage->n_ranks);
-    return MAX(attn.most, ffn.most);
-}
-
-static bool is_fast(const Stage *s)
-{
-    return s->o.plan->definition.numerics == NUMERICS_FAST;
-}
-
-/* Every buffer from base on, or with NULL only their size. */
-static size_t place(DeviceStage *d, uint8_t *base)
-{
-    const Stage *s = d->stage;
-    const Shard *shard = s->o.shard;
-    const size_t rows = s->max_rows, width = s->o.spec->width, hd = s->o.spec->head_size,
-                 context = s->o.plan->definition.context, half = s->o.spec->rope.dims / 2;
-    const size_t ffn = shard->layers[0].up.n_out; /* GPT-2 has no gate */
-    const size_t ranks = s->plan_stage->n_ranks, subtrees = most_subtrees(d);
-    size_t at = 0;
-    d->x = take_floats(base, &at, rows, width);
-    d->h = take_floats(base, &at, rows, width);
-    d->q = take_floats(base, &at, rows, shard->n_heads * hd);
-    d->attn = take_floats(base, &at, rows, shard->n_heads * hd);
-    d->k = take_floats(base, &at, rows, shard->n_kv_heads * hd);
-    d->v = take_floats(base, &at, rows, shard->n_kv_heads * hd);
-    d->gate = take_floats(base, &at, rows, ffn);
-    d->up = take_floats(base, &at, rows, ffn);
-    d->partial = take_floats(base, &at, subtrees * rows, width);
-    d->gathered = take_floats(base, &at, d->fast ? 0 : ranks * subtrees * rows, width);
-    d->logits = take_floats(base, &at, d->logits_rows, shard->has_head ? shard->vocab_count : 0);
-    d->drawn = take(base, &at, d->drawn_bytes);
-    d->cos = take_floats(base, &at, context, half);
-    d->sin = take_floats(base, &at, context, half);
-    d->input = take(base, &at, d->input_bytes);
-    d->workspace = take(base, &at, d->workspace_bytes);
-    return at;
-}
-
-size_t device_stage_bytes(const Stage *stage)
-{
-    const DeviceLimits limits = limits_of(stage);
-    DeviceStage counting = {.stage = (Stage *)stage,
-                            .fast = is_fast(stage),
-                            .input_bytes = input_bytes(stage),
-                            .logits_rows = logits_rows(stage),
-                            .drawn_bytes = drawn_bytes(stage),
-                            .workspace_bytes =
-                                stage->o.shard->device->ops->workspace_bytes(&limits)};
-    return place(&counting, NULL);
+    const DeviceSizes *z = &d->sizes;
+    uint8_t *at = d->arena;
+    d->x = take(&at, z->x);
+    d->h = take(&at, z->x);
+    d->q = take(&at, z->q);
+    d->attn = take(&at, z->q);
+    d->k = take(&at, z->kv);
+    d->v = take(&at, z->kv);
+    d->gate = take(&at, z->ffn);
+    d->up = take(&at, z->ffn);
+    d->partial = take(&at, z->partial);
+    d->gathered = take(&at, z->gathered);
+    d->logits = take(&at, z->logits);
+    d->drawn = take(&at, z->drawn);
+    d->cos = take(&at, z->rope);
+    d->sin = take(&at, z->rope);
+    d->input = take(&at, z->input.bytes);
+    d->workspace = take(&at, z->workspace);
+    g_assert(at == d->arena + d->arena_bytes);
 }
 
 /* ---- the input's parts ---- */
@@ -202,15 +85,15 @@ uint32_t *device_stage_outputs(const DeviceStage *d, uint8_t *side)
 }
 DeviceDraw *device_stage_draws(const DeviceStage *d, uint8_t *side)
 {
-    return (DeviceDraw *)(void *)(side + draws_offset(d->stage));
+    return (DeviceDraw *)(void *)(side + d->sizes.input.draws);
 }
 DeviceSegment *device_stage_segments(const DeviceStage *d, uint8_t *side)
 {
-    return (DeviceSegment *)(void *)(side + segments_offset(d->stage));
+    return (DeviceSegment *)(void *)(side + d->sizes.input.segments);
 }
 uint32_t *device_stage_pages(const DeviceStage *d, uint8_t *side)
 {
-    return (uint32_t *)(void *)(side + d->pages_offset);
+    return (uint32_t *)(void *)(side + d->sizes.input.pages);
 }
 
 uint32_t device_stage_keys(const DeviceStage *d, uint32_t n)
@@ -234,7 +117,7 @@ uint32_t device_stage_keep(uint32_t n)
 
 DeviceDrawn device_stage_drawn(const DeviceStage *d, uint8_t *memory, const DevicePass *pass)
 {
-    return drawn_of(d->stage, memory, pass);
+    return drawn_of(d, memory, pass);
 }
 
 /* ---- opening ---- */
@@ -284,9 +167,9 @@ static bool allocate(DeviceStage *d, GError **error)
                       "memory for step buffers", error)) {
         return false;
     }
-    status = api->alloc_pinned(d->device->handle, d->input_bytes, (void **)&d->host_input);
-    if (status == DEVICE_OK && d->drawn_bytes > 0) {
-        status = api->alloc_pinned(d->device->handle, d->drawn_bytes, (void **)&d->host_drawn);
+    status = api->alloc_pinned(d->device->handle, d->sizes.input.bytes, (void **)&d->host_input);
+    if (status == DEVICE_OK && d->sizes.drawn > 0) {
+        status = api->alloc_pinned(d->device->handle, d->sizes.drawn, (void **)&d->host_drawn);
     }
     return device_check(d->device, status, "pinned memory for steps", error);
 }
@@ -317,17 +200,13 @@ DeviceStage *device_stage_new(Stage *stage, GError **error)
         return NULL;
     }
     DeviceStage *d = g_new0(DeviceStage, 1);
-    const DeviceLimits limits = limits_of(stage);
+    const StageOptions *o = &stage->o;
     d->stage = stage;
-    d->device = stage->o.shard->device;
-    d->pages_ld = page_entries(stage);
-    d->pages_offset = pages_offset(stage);
-    d->input_bytes = input_bytes(stage);
-    d->logits_rows = logits_rows(stage);
-    d->drawn_bytes = drawn_bytes(stage);
-    d->fast = is_fast(stage);
-    d->workspace_bytes = d->device->ops->workspace_bytes(&limits);
-    d->arena_bytes = place(d, NULL);
+    d->device = o->shard->device;
+    d->fast = o->plan->definition.numerics == NUMERICS_FAST;
+    d->sizes = device_sizes(o->plan, o->spec, &o->plan->replicas[o->replica], stage->plan_stage,
+                            &stage->plan_stage->ranks[o->rank]);
+    d->arena_bytes = device_sizes_total(&d->sizes);
     d->kv = (DeviceKv){.page_bytes = stage->kv.page_bytes,
                        .block_bytes = stage->kv.block_bytes,
                        .n_heads = stage->kv.n_kv_heads,
@@ -336,7 +215,7 @@ DeviceStage *device_stage_new(Stage *stage, GError **error)
         device_stage_free(d);
         return NULL;
     }
-    place(d, d->arena);
+    place(d);
     if (!fill_tables(d, error)) {
         device_stage_free(d);
         return NULL;

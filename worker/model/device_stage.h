@@ -29,8 +29,6 @@ typedef struct DeviceStepGraph {
 } DeviceStepGraph;
 
 #define DEVICE_GRAPHS 48u
-/* Rows whose logits are on the device at once when they are sampled there. */
-#define DEVICE_LOGITS_ROWS 128u
 
 /* Results of a pass's draws, one layout on both sides. */
 typedef struct DeviceDrawn {
@@ -46,22 +44,18 @@ typedef struct DeviceStage {
     const Device *device;
     DeviceStream *stream;
     DeviceEvent *done;
+    DeviceSizes sizes;
     uint8_t *arena;
     size_t arena_bytes;
     DeviceKv kv;
     bool fast; /* the plan's numerics class */
     float *x, *h, *q, *k, *v, *attn, *gate, *up, *logits, *cos, *sin;
-    float *partial;       /* [subtrees][rows][width] of this rank, the sum in the first after it */
-    float *gathered;      /* class exact: those of all ranks */
-    uint32_t logits_rows; /* of logits */
+    float *partial;  /* [subtrees][rows][width] of this rank, the sum in the first after it */
+    float *gathered; /* class exact: those of all ranks */
     void *workspace;
-    size_t workspace_bytes;
     uint8_t *drawn, *host_drawn; /* device; pinned */
-    size_t drawn_bytes;
     /* input: one layout on both sides */
     uint8_t *input, *host_input; /* device; pinned */
-    size_t input_bytes, pages_offset;
-    uint32_t pages_ld; /* entries of a page table */
     bool embed_pending;
     DeviceTeam team;     /* device_group.h; until it joined sums go over the host */
     int64_t deadline_us; /* of the last pass */
@@ -76,8 +70,6 @@ typedef struct DeviceStage {
 /* Allocates and fills; checks that the device serves the model's types. */
 DeviceStage *device_stage_new(Stage *stage, GError **error);
 void device_stage_free(DeviceStage *d); /* NULL-safe; waits for the stream */
-/* Bytes on the device beside weights and KV pages. */
-size_t device_stage_bytes(const Stage *stage);
 
 /* Parts of the input by name, on the host (side = host_input) or the device (side = input). */
 uint32_t *device_stage_tokens(const DeviceStage *d, uint8_t *side);

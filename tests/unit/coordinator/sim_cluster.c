@@ -268,6 +268,8 @@ static void send_hello(FakeWorker *w)
     hello.release = (char *)"9.9";
     hello.numerics_version = WEFT_NUMERICS_VERSION;
     hello.numerics_classes = 1;
+    hello.devices = w->devices;
+    hello.n_devices = w->n_devices;
     hello.boot_id = (ProtobufCBinaryData){sizeof w->boot_id, w->boot_id};
     hello.control_address = w->address;
     hello.host = w->name;

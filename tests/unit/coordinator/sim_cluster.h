@@ -31,6 +31,8 @@ typedef struct FakeWorker {
     bool running, welcomed;
     uint8_t boot_id[16];
     uint32_t protocol_version;
+    Weft__V1__Device **devices; /* of its hello; borrowed */
+    size_t n_devices;
     uint64_t memory_bytes, sequence;
     char *certificate;
     GPtrArray *held;    /* of Weft__V1__Held, owned */

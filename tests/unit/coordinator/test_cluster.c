@@ -3,6 +3,7 @@
 #include "tests/unit/coordinator/sim_cluster.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/plan.h"
 #include "proto/base/version.h"
 #include "transport/crypto/x509.h"
 #include "weft/v1/join.pb-c.h"
@@ -120,6 +121,78 @@ static void test_version_skew_names_both(void **state)
     g_autofree char *ours = g_strdup_printf("protocol %u", WEFT_PROTOCOL_VERSION);
     assert_non_null(strstr(w->refused->message, ours));
     assert_string_equal(state_of(s, "w0"), "joined");
+}
+
+/* Class exact on a device needs the name of whose bits it gives, within bounds. */
+static void test_devices_name_their_kind(void **state)
+{
+    SimCluster *s = *state;
+    char too_long[EXACT_KIND_BYTES + 1] = "";
+    char *kinds[] = {(char *)"", too_long};
+    memset(too_long, 'k', EXACT_KIND_BYTES);
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++) {
+        Weft__V1__Device device = WEFT__V1__DEVICE__INIT, *devices[] = {&device};
+        device.kind = (char *)"cuda";
+        device.exact_kind = kinds[i];
+        s->workers[i].devices = devices;
+        s->workers[i].n_devices = 1;
+        FakeWorker *w = sim_worker_start(s, i);
+        sim_run_for(s, SECOND);
+        if (w->refused == NULL) {
+            fail_msg("kind %u was let in: %s", i, s->log->str);
+        }
+        assert_int_equal(w->refused->code, WEFT_ERROR_VERSION);
+        assert_non_null(strstr(w->refused->message, "offers numerics exact on cuda:0"));
+        sim_worker_kill(w);
+        s->workers[i].devices = NULL;
+        s->workers[i].n_devices = 0;
+    }
+}
+
+/* A worker that leads two devices of one kind, and a host: an exact plan is of the devices, by each
+ * one's own figures; a layout that takes both kinds is refused, with what each has. */
+static void test_exact_on_devices(void **state)
+{
+    SimCluster *s = *state;
+    Weft__V1__Measured fast = WEFT__V1__MEASURED__INIT, slow = WEFT__V1__MEASURED__INIT;
+    Weft__V1__Device a = WEFT__V1__DEVICE__INIT, b = WEFT__V1__DEVICE__INIT, *devices[] = {&a, &b};
+    fast.read_bytes_per_s = 4e12;
+    slow.read_bytes_per_s = 1e12;
+    fast.int8_ops_per_s = fast.f32_ops_per_s = slow.int8_ops_per_s = slow.f32_ops_per_s = 1e14;
+    a.kind = b.kind = (char *)"cuda";
+    a.exact_kind = b.exact_kind = (char *)"NVIDIA H200, sm_90";
+    a.budget_bytes = b.budget_bytes = (uint64_t)64 << 30;
+    b.index = 1;
+    a.measured = &slow;
+    b.measured = &fast;
+    s->workers[0].devices = devices;
+    s->workers[0].n_devices = 2;
+    start_workers(s, 2);
+    Weft__V1__PlanRequest request = WEFT__V1__PLAN_REQUEST__INIT;
+    request.model = (char *)sim_cluster_model(s);
+    Answer answer = {0};
+    sim_call(s, &answer, &weft__v1__admin__descriptor, "Plan", &request);
+    sim_answer(s, &answer, 5 * SECOND);
+    g_assert_no_error(answer.error);
+    const Weft__V1__PlanResponse *r = (const Weft__V1__PlanResponse *)answer.message;
+    assert_non_null(r->plan);
+    assert_string_equal(r->plan->definition->exact_kind, "NVIDIA H200, sm_90");
+    assert_string_equal(r->plan->replicas[0]->stages[0]->ranks[0]->worker, "w0");
+    assert_int_equal(r->plan->replicas[0]->stages[0]->ranks[0]->device, 1); /* the faster one */
+    answer_clear(&answer);
+    Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
+    layout.pp = 3;
+    layout.tp = 1;
+    request.layout = &layout;
+    sim_call(s, &answer, &weft__v1__admin__descriptor, "Plan", &request);
+    sim_answer(s, &answer, 5 * SECOND);
+    g_assert_no_error(answer.error);
+    r = (const Weft__V1__PlanResponse *)answer.message;
+    assert_null(r->plan);
+    assert_non_null(strstr(r->violations[0], "hosts' cores (1), NVIDIA H200, sm_90 (2)"));
+    answer_clear(&answer);
+    s->workers[0].devices = NULL;
+    s->workers[0].n_devices = 0;
 }
 
 static void test_revoke_acts_at_once(void **state)
@@ -779,6 +852,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_blip_is_survived, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_version_skew_names_both, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_devices_name_their_kind, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_exact_on_devices, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_revoke_acts_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_join_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_token_expires, set_up, tear_down),

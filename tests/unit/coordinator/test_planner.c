@@ -5,6 +5,7 @@
 #include "proto/base/error.h"
 #include "proto/base/random.h"
 #include "proto/base/version.h"
+#include "proto/plan/device_memory.h"
 #include "proto/plan/tree.h"
 #include "tests/golden/gguf_builder.h"
 #include "tests/golden/plan_builder.h"
@@ -494,8 +495,9 @@ static bool has_reason(const Plan *plan, const char *part)
     return false;
 }
 
-/* A worker on a GPU: left out of an exact plan with the reason, part of a fast one beside hosts,
- * within its own memory; alone, an exact plan is refused with what to say. */
+/* A worker on a GPU that offers class fast alone: left out of an exact plan with the reason, part
+ * of a fast one beside hosts, within its own memory; alone, an exact plan is refused with what to
+ * say. */
 static void test_hosts_and_gpus(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -546,6 +548,113 @@ static void test_hosts_and_gpus(void **state)
     refusal_clear(&r);
 }
 
+static const char h200[] = "NVIDIA H200, sm_90, CUDA 13.0",
+                  h100[] = "NVIDIA H100, sm_90, CUDA 13.0";
+
+static void on_gpu(PlanMember *m, const char *kind)
+{
+    m->device = "cuda:0 (a GPU, 139.8G)";
+    m->exact_kind = kind;
+    m->numerics_classes = 1u << NUMERICS_EXACT | 1u << NUMERICS_FAST;
+    m->read_bytes_per_s = 3e12;
+    m->int8_ops_per_s = m->f32_ops_per_s = 1e14;
+    m->link_latency_s = 1e-6;
+    m->link_bytes_per_s = 1e11;
+}
+
+/* Class exact: one kind of members makes a plan, the one that serves fastest, by name; a layout
+ * that no kind has workers for is refused, with what each kind has and what would be legal. */
+static void test_exact_kinds(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[5];
+    (void)state;
+    plan_builder_members(members, 5);
+    on_gpu(&members[1], h200);
+    on_gpu(&members[2], h100);
+    on_gpu(&members[4], h200);
+    members[0].numerics_classes = members[3].numerics_classes = members[1].numerics_classes;
+
+    PlanWish wish = {.streams = 1};
+    Plan *plan = plan_ok(spec, members, 5, &wish);
+    assert_string_equal(plan->definition.exact_kind, h200); /* as fast as h100, and named first */
+    assert_true(has_reason(plan, "numerics exact: the bits of NVIDIA H200, sm_90, CUDA 13.0"));
+    assert_true(has_reason(plan, "worker w2 is not used: an exact plan is of one kind, and this "
+                                 "one is of NVIDIA H200"));
+    assert_true(has_reason(plan, "worker w0 is not used: an exact plan is of one kind"));
+    plan_free(plan);
+
+    wish.pp = 2;
+    members[2].read_bytes_per_s *= 2; /* the fastest, but alone */
+    plan = plan_ok(spec, members, 5, &wish);
+    assert_string_equal(plan->definition.exact_kind, h200);
+    const Hash128 of_h200 = definition_hash(&plan->definition);
+    plan_free(plan);
+
+    wish.exact_kind = ""; /* as what runs began on hosts */
+    plan = plan_ok(spec, members, 5, &wish);
+    assert_string_equal(plan->definition.exact_kind, "");
+    const Hash128 of_hosts = definition_hash(&plan->definition);
+    assert_false(hash128_equal(&of_h200, &of_hosts));
+    for (uint32_t s = 0; s < 2; s++) {
+        const char *worker = plan->replicas[0].stages[s].ranks[0].worker;
+        assert_true(strcmp(worker, "w0") == 0 || strcmp(worker, "w3") == 0);
+    }
+    plan_free(plan);
+
+    wish = (PlanWish){.streams = 1, .pp = 3};
+    Refusal r = plan_refused(spec, members, 5, &wish);
+    assert_text(&r, "needs 3 workers and 2 can be used");
+    assert_text(&r,
+                "an exact plan is of one kind of workers, and here are: hosts' cores (2), NVIDIA "
+                "H200, sm_90, CUDA 13.0 (2), NVIDIA H100, sm_90, CUDA 13.0 (1); --numerics fast "
+                "mixes them");
+    assert_non_null(strstr(((PlanViolation *)r.violations->pdata[0])->text, "NVIDIA H100"));
+    assert_true(has_alternative(&r, "--pp 2 --tp 1"));
+    assert_true(has_alternative(&r, "--pp 3 --tp 1 --numerics fast"));
+    refusal_clear(&r);
+
+    wish = (PlanWish){.streams = 1, .exact_kind = "NVIDIA A100, sm_80, CUDA 13.0"};
+    r = plan_refused(spec, members, 5, &wish);
+    assert_text(&r, "none of 5 workers gives the exact bits of NVIDIA A100, sm_80, CUDA 13.0");
+    assert_text(&r, "that of the running requests is NVIDIA A100");
+    refusal_clear(&r);
+
+    wish = (PlanWish){.streams = 1, .pp = 5, .numerics = NUMERICS_FAST}; /* all of them */
+    plan = plan_ok(spec, members, 5, &wish);
+    assert_string_equal(plan->definition.exact_kind, "");
+    plan_free(plan);
+}
+
+/* Devices of one worker that are not equally fast get parts by what each one measured. */
+static void test_uneven_devices(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[2];
+    (void)state;
+    plan_builder_members(members, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        on_gpu(&members[i], h200);
+        members[i].worker = "w0";
+        members[i].host = "a";
+        members[i].device_index = i;
+    }
+    members[1].read_bytes_per_s /= 3;
+    PlanWish wish = {.streams = 1, .pp = 1, .tp = 2};
+    g_autoptr(Plan) tensor = plan_ok(spec, members, 2, &wish);
+    const PlanRank *ranks = tensor->replicas[0].stages[0].ranks;
+    const uint32_t fast = ranks[0].device == 0 ? 0 : 1;
+    assert_true(ranks[fast].ffn_count > 2 * ranks[1 - fast].ffn_count);
+    wish = (PlanWish){.streams = 1, .pp = 2, .tp = 1};
+    g_autoptr(Plan) pipeline = plan_ok(spec, members, 2, &wish);
+    uint32_t layers[2];
+    for (uint32_t s = 0; s < 2; s++) {
+        const PlanStage *stage = &pipeline->replicas[0].stages[s];
+        layers[stage->ranks[0].device] = stage->layer_last - stage->layer_first + 1;
+    }
+    assert_true(layers[0] > 2 * layers[1]);
+}
+
 /* Workers that lead two devices each, hosts far apart: tensor ranks go to the devices of one host,
  * also where one of another host measured a little more, and never two to one device; stages reach
  * the other host when one is too small. Their ranks leave the cores alone: nobody is crowded. */
@@ -576,7 +685,7 @@ static void test_devices_of_one_host(void **state)
     assert_true(has_reason(best, "2 of 4 workers stay idle"));
 
     for (uint32_t i = 0; i < 4; i++) { /* one device is too small, and so is one host */
-        members[i].memory_bytes = (uint64_t)1900 * MIB;
+        members[i].memory_bytes = (uint64_t)1900 * MIB + DEVICE_RANK_BYTES + DEVICE_GROUP_BYTES;
     }
     wish.context = 1024;
     g_autoptr(Plan) spread = plan_ok(spec, members, 4, &wish);
@@ -861,6 +970,8 @@ int main(void)
         cmocka_unit_test(test_too_few_workers),
         cmocka_unit_test(test_unfit_workers),
         cmocka_unit_test(test_hosts_and_gpus),
+        cmocka_unit_test(test_exact_kinds),
+        cmocka_unit_test(test_uneven_devices),
         cmocka_unit_test(test_missing_memory_is_exact),
         cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_roof),

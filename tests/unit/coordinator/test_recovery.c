@@ -264,6 +264,39 @@ static void test_wrong_numbers_after_a_loss(void **state)
     answer_clear(&a);
 }
 
+/* Exact bits of a device are its kind's alone: a request that began there is not continued on a
+ * host, it waits for the kind, and says for what. */
+static void test_another_kind_does_not_go_on(void **state)
+{
+    SimCluster *s = *state;
+    Weft__V1__Device device = WEFT__V1__DEVICE__INIT, *devices[] = {&device};
+    Weft__V1__Measured fast = WEFT__V1__MEASURED__INIT;
+    fast.read_bytes_per_s = fast.int8_ops_per_s = fast.f32_ops_per_s = 4e12;
+    device.kind = (char *)"cuda";
+    device.exact_kind = (char *)"NVIDIA H200, sm_90";
+    device.measured = &fast;
+    s->workers[0].devices = devices;
+    s->workers[0].n_devices = 1;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    begin_after(s, &want, &a, 1, 1);
+    FakeWorker *victim = leader_of(s);
+    assert_ptr_equal(victim, &s->workers[0]);
+    const guint n_before = a.ids->len;
+    harm(victim, KILL);
+    sim_run_for(s, 10 * SECOND);
+    assert_false(a.done);
+    assert_int_equal(s->workers[1].n_loads, 0);
+    assert_true(a.ids->len <= n_before + 1);
+    assert_non_null(strstr(s->log->str, "that of the running requests is NVIDIA H200, sm_90"));
+    heal(s, victim, KILL);
+    assert_ends_same(s, &a, &want);
+    answer_clear(&a);
+    answer_clear(&want);
+    s->workers[0].devices = NULL;
+    s->workers[0].n_devices = 0;
+}
+
 /* A request that ends each epoch as soon as it begins must not go round for ever. */
 static void test_poison_ends(void **state)
 {
@@ -515,6 +548,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_other_replica_takes_over, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_numbers_after_a_loss, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_another_kind_does_not_go_on, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_poison_ends, cluster_set_up, cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_server_that_goes_down, cluster_set_up,

@@ -57,6 +57,22 @@ static void test_choices(void **state)
     }
 }
 
+/* The trivial device's exact bits are the host's; a fail point makes it say that they are not. */
+static void test_kinds_of_bits(void **state)
+{
+    g_autoptr(Device) plain = cpu_device();
+    (void)state;
+    assert_string_equal(plain->info.exact_kind, "");
+#ifdef WEFT_FAILPOINTS
+    failpoint_set("device-kind-1", true, 7);
+    g_autoptr(Device) same = cpu_device();
+    g_autoptr(Device) other = device_open_module(device_module_cpu(), 1, NULL);
+    failpoint_set("device-kind-1", false, 0);
+    assert_string_equal(same->info.exact_kind, "");
+    assert_string_equal(other->info.exact_kind, "trivial, kind 7");
+#endif
+}
+
 static void test_auto_without_a_device(void **state)
 {
     const DeviceChoice automatic = {.kind = DEVICE_KIND_AUTO}, cuda = {.kind = DEVICE_KIND_CUDA};
@@ -430,6 +446,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_auto_without_a_device),
+        cmocka_unit_test(test_kinds_of_bits),
         cmocka_unit_test(test_nothing_runs_before_a_wait),
         cmocka_unit_test(test_copies_of_rows_and_fills),
         cmocka_unit_test(test_events_order_streams),

@@ -263,6 +263,39 @@ static void test_numerics(void **state)
     assert_broken(b, PLAN_RULE_NUMERICS, "the plan is for file");
 }
 
+/* An exact plan is of one kind: hosts, or devices whose bits are the same. */
+static void test_kinds(void **state)
+{
+    Bench *b = *state;
+    static const char kind[] = "NVIDIA H200, sm_90, CUDA 13.0";
+    b->members[5].device = "cuda:0 (NVIDIA H200, 139.8G)";
+    b->members[5].exact_kind = kind;
+    assert_broken(b, PLAN_RULE_NUMERICS,
+                  "worker w5 computes on NVIDIA H200, sm_90, CUDA 13.0, and the plan's exact bits "
+                  "are those of hosts' cores; plan hosts alone, or devices of one kind alone, or "
+                  "say --numerics fast");
+    strcpy(b->plan->definition.exact_kind, kind);
+    g_autoptr(GPtrArray) found = plan_check(b->plan, b->spec, b->members, N_MEMBERS);
+    assert_true(found->len > 1); /* now all the others are */
+    for (uint32_t i = 0; i < N_MEMBERS; i++) {
+        b->members[i].exact_kind = kind;
+    }
+    assert_legal(b);
+    b->members[5].exact_kind = "NVIDIA H100, sm_90, CUDA 13.0";
+    assert_broken(b, PLAN_RULE_NUMERICS, "and the plan's exact bits are those of NVIDIA H200");
+    b->members[5].exact_kind = NULL; /* the trivial device has a host's bits */
+    assert_broken(b, PLAN_RULE_NUMERICS, "worker w5 computes on cuda:0 (NVIDIA H200, 139.8G), and");
+    for (uint32_t i = 0; i < N_MEMBERS; i++) {
+        b->members[i].exact_kind = kind;
+        b->members[i].numerics_classes = 1u << NUMERICS_FAST;
+    }
+    b->plan->definition.numerics = NUMERICS_FAST;
+    assert_broken(b, PLAN_RULE_NUMERICS, "class fast and names a kind of exact bits");
+    b->plan->definition.exact_kind[0] = '\0';
+    b->members[5].exact_kind = NULL;
+    assert_legal(b);
+}
+
 static void test_counts(void **state)
 {
     Bench *b = *state;
@@ -391,6 +424,7 @@ int main(void)
         PLAN_TEST(test_memory),
         PLAN_TEST(test_types),
         PLAN_TEST(test_numerics),
+        PLAN_TEST(test_kinds),
         PLAN_TEST(test_counts),
         PLAN_TEST(test_no_replicas),
         PLAN_TEST(test_degree),

@@ -2,7 +2,9 @@
  * and not much more. */
 #include "proto/plan/plan.h"
 
+#include "kernels/ops/attention.h"
 #include "kernels/ops/matmul.h"
+#include "proto/plan/device_memory.h"
 #include "proto/plan/rank_span.h"
 #include "tests/golden/gguf_builder.h"
 #include "tests/golden/plan_builder.h"
@@ -140,10 +142,71 @@ static void test_the_leader_pays_for_its_index(void **state)
     }
 }
 
+/* The trivial device's ops make do with the workspace that plans count. */
+static void test_device_workspace(void **state)
+{
+    RandomSeeded random;
+    (void)state;
+    random_seeded_init(&random, 5);
+    for (uint32_t i = 0; i < 2000; i++) {
+        const DeviceLimits l = {.max_rows = 1 + (uint32_t)(random_u64(&random.base) % 700),
+                                .max_keys = 1 + (uint32_t)(random_u64(&random.base) % 40000),
+                                .max_segments = 1,
+                                .n_heads = 1 + (uint32_t)(random_u64(&random.base) % 64),
+                                .n_kv_heads = 1,
+                                .head_size = 8 + 8 * (uint32_t)(random_u64(&random.base) % 31),
+                                .widest_in = 256 + 256 * (uint32_t)(random_u64(&random.base) % 40),
+                                .widest_out = 16,
+                                .fast = i % 2 == 0};
+        const uint64_t bytes = device_workspace_bytes(&l);
+        const size_t blocks = (l.max_keys + KV_BLOCK - 1) / KV_BLOCK;
+        for (int kind = 0; kind < ACT_KIND_LIMIT; kind++) {
+            assert_true(act_bytes((ActKind)kind, l.max_rows, l.widest_in) <= bytes);
+        }
+        assert_true(sizeof(float) * attention_scratch_floats(l.n_heads, l.head_size) + 64 +
+                        2 * blocks * sizeof(void *) + 64 <=
+                    bytes);
+    }
+}
+
+/* A rank on a device pays for what lies there, a host's for what lies here. */
+static void test_a_device_is_counted_by_itself(void **state)
+{
+    GgufBuilderConfig c;
+    PlanMember members[4];
+    (void)state;
+    gguf_builder_defaults(&c);
+    c.n_layers = 4;
+    g_autoptr(ModelSpec) spec = gguf_builder_spec(&c, NULL);
+    g_autoptr(Plan) plan = plan_builder_even(spec, 1, 2, 2);
+    plan_builder_members(members, 4);
+    members[2].device = "cuda:0 (NVIDIA H200, 139.8G)";
+    plan->max_rows = 512;
+    plan_measure(plan, spec, members, 4);
+    const PlanReplica *replica = &plan->replicas[0];
+    for (uint32_t i = 0; i < 4; i++) {
+        const PlanStage *stage = &replica->stages[i / 2];
+        const PlanRank *rank = &stage->ranks[i % 2];
+        const uint64_t beside = rank->peak_bytes - rank->weight_bytes -
+                                plan->kv_pages * KV_BLOCK * rank->kv_bytes_per_token;
+        assert_int_equal(beside, i == 2 ? device_rank_bytes(plan, spec, replica, stage, rank)
+                                        : rank_buffer_bytes(plan, spec, replica, stage, rank, 2));
+    }
+    const DeviceSizes exact =
+        device_sizes(plan, spec, replica, &replica->stages[1], &replica->stages[1].ranks[0]);
+    plan->definition.numerics = NUMERICS_FAST;
+    const DeviceSizes fast =
+        device_sizes(plan, spec, replica, &replica->stages[1], &replica->stages[1].ranks[0]);
+    assert_true(exact.gathered > 0 && fast.gathered == 0);
+    assert_true(fast.workspace >= exact.workspace + DEVICE_LIBRARY_BYTES / 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans_cover_what_workers_map),
                                        cmocka_unit_test(test_page_index),
+                                       cmocka_unit_test(test_device_workspace),
+                                       cmocka_unit_test(test_a_device_is_counted_by_itself),
                                        cmocka_unit_test(test_the_leader_pays_for_its_index)};
     return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }

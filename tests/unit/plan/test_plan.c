@@ -36,19 +36,20 @@ static ModelSpec *sample(bool tied)
 
 static void test_definition_hash(void **state)
 {
-    Definition d = {1, NUMERICS_EXACT, KV_BF16, 0x01020304, 0, {{0}}};
+    Definition d = {1, NUMERICS_EXACT, KV_BF16, 0x01020304, 0, {{0}}, ""};
     uint8_t bytes[36] = {1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 3, 2, 1};
     d.file_hash.bytes[0] = bytes[20] = 0xab;
     d.file_hash.bytes[15] = bytes[35] = 0xcd;
     Hash128 got = definition_hash(&d), wanted = hash128(bytes, sizeof bytes);
     assert_true(hash128_equal(&got, &wanted));
-    Definition others[] = {d, d, d, d, d, d};
+    Definition others[] = {d, d, d, d, d, d, d};
     others[0].numerics_version++;
     others[1].numerics = NUMERICS_FAST;
     others[2].kv_type = KV_F32;
     others[3].context++;
     others[4].wire++;
     others[5].file_hash.bytes[7]++;
+    strcpy(others[6].exact_kind, "NVIDIA H200, sm_90, CUDA 13.0");
     for (size_t i = 0; i < G_N_ELEMENTS(others); i++) {
         Hash128 other = definition_hash(&others[i]);
         assert_false(hash128_equal(&got, &other));

@@ -23,6 +23,7 @@ static Plan *sample(void)
     spec->file_hash.bytes[9] = 9;
     Plan *plan = plan_builder_even(spec, 2, 2, 2);
     plan->predicted = (PlanPrediction){123.5, 45.25, "link"};
+    strcpy(plan->definition.exact_kind, "NVIDIA H200, sm_90, CUDA 13.0");
     plan->replicas[1].stages[0].n_more = 2;
     plan->replicas[1].stages[0].more[1] = (PlanLayers){7, 9};
     g_ptr_array_add(plan->reasons, g_strdup("one"));
@@ -98,6 +99,16 @@ static void strange_kv(Weft__V1__Plan *m)
 {
     m->definition->kv_type = KV_TYPE_LIMIT;
 }
+static void long_kind(Weft__V1__Plan *m)
+{
+    g_free(m->definition->exact_kind);
+    m->definition->exact_kind = g_strnfill(EXACT_KIND_BYTES, 'k');
+}
+static void bad_kind(Weft__V1__Plan *m)
+{
+    g_free(m->definition->exact_kind);
+    m->definition->exact_kind = g_strdup("\xc3");
+}
 static void nan_speed(Weft__V1__Plan *m)
 {
     m->predicted_decode_tokens_per_s = NAN;
@@ -168,7 +179,7 @@ static void test_refusals(void **state)
     static const BreakFn breaks[] = {drop_definition, short_hash,     strange_numerics, strange_kv,
                                      nan_speed,       infinite_speed, strange_bound,    bad_job,
                                      long_worker,     no_stages,      no_ranks,         many_ranks,
-                                     no_replicas,     many_reasons};
+                                     no_replicas,     many_reasons,   long_kind,        bad_kind};
     for (size_t i = 0; i < G_N_ELEMENTS(breaks); i++) {
         g_autoptr(Plan) plan = sample();
         g_autoptr(GError) error = NULL;

@@ -31,6 +31,8 @@ void env_stopped(void *user)
 
 void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
 {
+    static const Measure of_device = {
+        .read_bytes_per_s = 6, .int8_ops_per_s = 7, .f32_ops_per_s = 8, .since_s = 9};
     AgentOptions options = {.loop = env->loop,
                             .transport = env->transport,
                             .random = sim_world_random(env->world),
@@ -47,6 +49,9 @@ void env_start_agent(Env *env, const Identity *identity, uint64_t memory)
                             .measure = {1, 2, 3, {[DTYPE_Q8_0] = 6}, 4, 5},
                             .leave_ms = env->leave_ms,
                             .device = env->device,
+                            .devices = &env->device,
+                            .n_devices = env->device != NULL,
+                            .device_measures = env->device != NULL ? &of_device : NULL,
                             .refused = on_refused,
                             .user = env};
     GError *error = NULL;

@@ -350,6 +350,22 @@ static void test_serves_its_cache_to_peers(void **state)
 
 /* ---- generate ---- */
 
+/* An exact plan of hosts is refused by a worker whose device has bits of its own, whoever made it.
+ */
+static void test_another_kind_is_refused(void **state)
+{
+    g_autoptr(Device) device = device_open_module(device_module_cpu(), 0, NULL);
+    (void)state;
+    g_strlcpy(device->info.exact_kind, "NVIDIA H200, sm_90", sizeof device->info.exact_kind);
+    Env *env = env_new_on(device);
+    env_wait_attached(env, 1);
+    assert_string_equal(env->c->hello->devices[0]->exact_kind, "NVIDIA H200, sm_90");
+    FakeReply *reply = env_load(env, 1);
+    env_assert_fails(env, reply, WEFT_ERROR_INVALID, "computes on NVIDIA H200, sm_90",
+                     "exact bits are those of hosts' cores");
+    env_free(env);
+}
+
 /* Slices go from the network into device memory; the report says where it computes; the tokens are
  * the host's. */
 static void test_generate_on_a_device(void **state)
@@ -371,6 +387,10 @@ static void test_generate_on_a_device(void **state)
     assert_string_equal(envs[1]->c->hello->devices[0]->kind, "cpu");
     assert_string_equal(envs[1]->c->hello->devices[0]->name, "host");
     assert_int_equal(envs[1]->c->hello->devices[0]->memory_bytes, device->info.memory_bytes);
+    assert_string_equal(envs[1]->c->hello->devices[0]->exact_kind, "");      /* every host's */
+    const Weft__V1__Measured *own = envs[1]->c->hello->devices[0]->measured; /* each has its own */
+    assert_true(own->read_bytes_per_s == 6 && own->int8_ops_per_s == 7 && own->since == 9);
+    assert_true(envs[1]->c->hello->measured->read_bytes_per_s == 1);
     for (unsigned t = 0; t < 5; t++) {
         const Weft__V1__TokenEvent *a = g[0]->messages->pdata[t], *b = g[1]->messages->pdata[t];
         assert_int_equal(a->id, b->id);
@@ -586,6 +606,7 @@ int main(void)
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
         cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_another_kind_is_refused),
         cmocka_unit_test(test_generate_on_a_device),
         cmocka_unit_test(test_samplers_are_checked),
         cmocka_unit_test(test_slow_reader_loses_its_stream),

@@ -9,8 +9,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "kernels/device/cpu.h"
 #include "kernels/kernels.h"
 #include "proto/base/failpoint.h"
+#include "proto/plan/device_memory.h"
 #include "tests/unit/worker/engine_runs.h"
 #include "worker/model/device_stage.h"
 #include "worker/serve/engine_state.h"
@@ -541,6 +543,83 @@ static void test_traced_rows(void **state)
     local_result_clear(&other);
 }
 
+/* ---- memory ---- */
+
+/* What a plan counts for a rank on a device, the estimates aside. */
+static uint64_t planned_bytes(const Plan *plan, const ModelSpec *spec, uint32_t n_ranks,
+                              uint32_t stage, uint32_t rank)
+{
+    PlanMember members[8];
+    g_autoptr(Plan) measured = plan_copy(plan);
+    uint32_t n = 0;
+    memset(members, 0, sizeof members);
+    for (uint32_t s = 0; s < plan->replicas[0].n_stages; s++) {
+        for (uint32_t k = 0; k < plan->replicas[0].stages[s].n_ranks; k++, n++) {
+            members[n].worker = plan->replicas[0].stages[s].ranks[k].worker;
+            members[n].device = "cpu:0 (host)";
+            for (unsigned type = 0; type < DTYPE_LIMIT; type++) {
+                members[n].packed_block_bytes[type] = packed_block_bytes((Dtype)type);
+            }
+        }
+    }
+    assert_int_equal(n, n_ranks);
+    plan_measure(measured, spec, members, n);
+    const PlanStage *of = &measured->replicas[0].stages[stage];
+    return of->ranks[rank].peak_bytes - DEVICE_RANK_BYTES -
+           (of->n_ranks > 1 ? DEVICE_GROUP_BYTES : 0);
+}
+
+static void check_allocated(const Gguf *g, LocalLayout layout)
+{
+    enum { RANKS = 8 };
+    const Device *devices[RANKS] = {NULL};
+    for (unsigned i = 0; i < RANKS; i++) {
+        devices[i] = device_open_module(device_module_cpu(), i, NULL);
+    }
+    layout.devices = devices;
+    LocalReplica *r = replica(g, layout);
+    uint32_t n_ranks = 0, at = 0;
+    for (uint32_t s = 0; s < layout.pp; s++) {
+        n_ranks += layout.tp[s];
+    }
+    for (uint32_t s = 0; s < layout.pp; s++) {
+        for (uint32_t k = 0; k < layout.tp[s]; k++, at++) {
+            const Engine *e = local_replica_engine(r, at);
+            const uint64_t planned = planned_bytes(e->o.plan, e->o.spec, n_ranks, s, k);
+            const size_t taken = device_cpu_bytes(devices[at]->handle);
+            if (taken != planned) {
+                fail_msg("pp %u stage %u rank %u: %zu bytes taken, %" G_GUINT64_FORMAT " planned",
+                         layout.pp, s, k, taken, planned);
+            }
+        }
+    }
+    local_replica_free(r);
+    for (unsigned i = 0; i < RANKS; i++) {
+        assert_int_equal(device_cpu_bytes(devices[i]->handle), 0);
+        device_free((Device *)devices[i]);
+    }
+}
+
+/* To the byte: nothing on a device is found out by failing. */
+static void test_what_is_planned_is_taken(void **state)
+{
+    static const Dtype types[] = {DTYPE_F32, DTYPE_Q8_0, DTYPE_BF16};
+    (void)state;
+    for (unsigned t = 0; t <= G_N_ELEMENTS(types); t++) {
+        g_autoptr(Gguf) g =
+            t < G_N_ELEMENTS(types) ? runs_awkward_model(types[t]) : gpt2_model(DTYPE_Q8_0);
+        for (unsigned i = 0; i < G_N_ELEMENTS(MIXES); i++) {
+            LocalLayout layout = MIXES[i].layout;
+            layout.numerics = i % 2 == 0 ? NUMERICS_EXACT : NUMERICS_FAST;
+            check_allocated(g, layout);
+            layout.numerics = i % 2 == 0 ? NUMERICS_FAST : NUMERICS_EXACT;
+            layout.context = 512;
+            layout.max_rows = 300;
+            check_allocated(g, layout);
+        }
+    }
+}
+
 /* ---- failure ---- */
 
 static void test_failures_end_the_epoch_by_name(void **state)
@@ -608,6 +687,7 @@ int main(void)
         cmocka_unit_test(test_exact_layouts),
         cmocka_unit_test(test_fast_prompt),
         cmocka_unit_test(test_traced_rows),
+        cmocka_unit_test(test_what_is_planned_is_taken),
         cmocka_unit_test(test_failures_end_the_epoch_by_name),
         cmocka_unit_test(test_types_are_checked),
     };

@@ -175,10 +175,35 @@ static void test_a_device(void **state)
 #endif
 }
 
+/* Each of several: its own figures; the first one's are the worker's. */
+static void test_several_devices(void **state)
+{
+    const MeasureDeviceSizes small = {.copy_bytes = 1 << 20, .side = 64, .rows = 4, .repeats = 2};
+    g_autoptr(Device) a = device_open_module(device_module_cpu(), 0, NULL);
+    g_autoptr(Device) b = device_open_module(device_module_cpu(), 1, NULL);
+    const Device *devices[] = {a, b};
+    Measure host = {.link_latency_s = 7}, out[2];
+    (void)state;
+    assert_true(measure_devices(devices, 2, &small, &host, out, NULL));
+    for (unsigned i = 0; i < 2; i++) {
+        assert_true(out[i].read_bytes_per_s > 0 && out[i].f32_ops_per_s > 0);
+        assert_true(out[i].link_latency_s == 7);
+    }
+    assert_memory_equal(&host, &out[0], sizeof host);
+#ifdef WEFT_FAILPOINTS
+    g_autoptr(GError) error = NULL;
+    failpoint_set("device-fail-1", true, -(int64_t)DEVICE_LOST);
+    assert_false(measure_devices(devices, 2, &small, &host, out, &error));
+    failpoint_set("device-fail-1", false, 0);
+    assert_non_null(strstr(error->message, "cpu:1"));
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_device),
+        cmocka_unit_test(test_several_devices),
         cmocka_unit_test(test_the_better_of_each_figure_is_kept),
         cmocka_unit_test(test_is_kept_for_a_week),
         cmocka_unit_test(test_what_is_kept_serves_while_another_measures),
