@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "proto/base/failpoint.h"
 #include "proto/plan/device_memory.h"
+#include "tests/unit/worker/chosen_device.h"
 #include "tests/unit/worker/engine_runs.h"
 #include "worker/model/device_stage.h"
 #include "worker/serve/engine_state.h"
@@ -26,22 +27,6 @@ static const uint32_t PROMPT[] = {1,  17,  5,   99, 23,  4,  250, 31, 77, 8,  14
                                   19, 55,  180, 9,  12,  33, 47,  81, 3,  66, 111, 90, 14, 28,
                                   7,  222, 35,  51, 160, 44, 13,  70, 6,  39, 25,  101};
 enum { N_PROMPT = G_N_ELEMENTS(PROMPT), N_TOKENS = 14, VOCAB = 2500 };
-
-/* The trivial one; or that of WEFT_TEST_DEVICE, as tools/gpu-check has it. */
-static Device *test_device(void)
-{
-    DeviceChoice choice = {.kind = DEVICE_KIND_CPU};
-    g_autoptr(GError) error = NULL;
-    const char *said = g_getenv("WEFT_TEST_DEVICE");
-    if (said != NULL && !device_choice_parse(said, &choice, &error)) {
-        fail_msg("%s", error->message);
-    }
-    Device *device = device_open(&choice, &error);
-    if (device == NULL) {
-        fail_msg("%s", error->message);
-    }
-    return device;
-}
 
 static LocalReplica *replica(const Gguf *g, LocalLayout layout)
 {
@@ -123,7 +108,7 @@ static void check_mixes(const Gguf *g, double most, const Mix *mixes, unsigned n
     run(r, &host);
     local_replica_free(r);
     for (unsigned i = 0; i < n_mixes; i++) {
-        g_autoptr(Device) device = test_device();
+        g_autoptr(Device) device = chosen_device();
         const Device *devices[8] = {NULL};
         LocalLayout layout = mixes[i].layout;
         for (unsigned k = 0; k < 8; k++) {
@@ -204,7 +189,7 @@ static void test_gpt2(void **state)
 static void test_decode_steps_are_graphs(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     LocalResult result;
     (void)state;
@@ -226,7 +211,7 @@ enum { STREAMS = 4 };
 static void test_streams_together(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     EngineRequest requests[STREAMS];
     LocalResult host[STREAMS], other[STREAMS];
@@ -264,7 +249,7 @@ static void test_streams_together(void **state)
 static void test_the_oldest_graph_goes(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     (void)state;
     LocalReplica *r = replica(g, (LocalLayout){.pp = 1, .tp = {1}, .devices = devices});
@@ -290,7 +275,7 @@ static void test_the_oldest_graph_goes(void **state)
 static void test_scored_prompts(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
     EngineRequest request = {.kind = 1, .prompt = PROMPT, .n_prompt = N_PROMPT, .score_from = 1};
@@ -313,7 +298,7 @@ static void test_scored_prompts(void **state)
 static void test_drawn_tokens(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[2] = {device, device};
     LocalResult host, other;
     EngineRequest request = request_of(N_PROMPT);
@@ -381,7 +366,7 @@ static void run_ways(const Gguf *g, const Device *const *devices, LocalLayout la
 static void test_ways_to_draw(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[2] = {device, device};
     EngineRequest ways[WAYS];
     LocalResult host[WAYS], other[WAYS];
@@ -406,7 +391,7 @@ static void test_ways_to_draw(void **state)
 static void test_no_logits_come_down(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     EngineRequest request = request_of(N_PROMPT);
     LocalResult result;
@@ -428,7 +413,7 @@ static void test_no_logits_come_down(void **state)
 static void test_a_short_last_chunk(void **state)
 {
     GgufBuilderConfig config;
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     EngineRequest request = request_of(9);
     LocalResult host, other;
@@ -457,7 +442,7 @@ static void test_exact_layouts(void **state)
         {.pp = 2, .tp = {1, 2}},
     };
     static const Dtype types[] = {DTYPE_F32, DTYPE_Q8_0, DTYPE_BF16};
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[4] = {device, device, device, device};
     EngineRequest requests[2] = {request_of(N_PROMPT), request_of(23)};
     (void)state;
@@ -487,7 +472,7 @@ static void test_exact_layouts(void **state)
 static void test_fast_prompt(void **state)
 {
     static const Dtype types[] = {DTYPE_Q4_0, DTYPE_BF16};
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     uint32_t prompt[400];
     LocalLayout layout = {.pp = 1, .tp = {1}, .context = 512, .max_rows = 384};
@@ -523,7 +508,7 @@ static void test_fast_prompt(void **state)
 static void test_traced_rows(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_F32);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     const Device *devices[1] = {device};
     LocalResult host, other;
     EngineRequest request = request_of(8);
@@ -657,7 +642,7 @@ static bool no_weight(Dtype type)
 static void test_types_are_checked(void **state)
 {
     g_autoptr(Gguf) g = runs_awkward_model(DTYPE_Q8_0);
-    g_autoptr(Device) device = test_device();
+    g_autoptr(Device) device = chosen_device();
     g_autoptr(GError) error = NULL;
     DeviceOps poor = *device->ops;
     const Device *devices[1] = {device};

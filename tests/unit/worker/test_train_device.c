@@ -1,10 +1,14 @@
 /* Ranks on a device, against the host's bits: the trivial device runs the host's kernels, so
  * losses, norms, weights and what is saved are the same on every layout. Memory that nobody wrote
- * is NaN there, and nothing runs before it is waited for. */
+ * is NaN there, and nothing runs before it is waited for. On a GPU (WEFT_TEST_DEVICE) sums have
+ * another order: there runs are close. */
+#include "tests/unit/worker/chosen_device.h"
 #include "tests/unit/worker/train_runs.h"
 
 #include "proto/base/error.h"
 #include "proto/base/failpoint.h"
+
+#include "kernels/device/train_ops.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -13,12 +17,26 @@
 
 #include <cmocka.h>
 
+#define OTHER_ORDER 1e-3 /* what another order of f32 sums may change in a few steps of a toy */
+
 static Device *device;
+static bool trivial; /* the device gives the host's bits */
 
 static int open_device(void **state)
 {
-    device = device_open_module(device_module_cpu(), 0, NULL);
-    return device == NULL;
+    device = chosen_device();
+    trivial = device->train_ops->exact;
+    return 0;
+}
+
+/* What a run on the device is held to. */
+static void assert_run(const RunResult *got, const RunResult *want)
+{
+    if (trivial) {
+        assert_same_run(got, want);
+    } else {
+        assert_close_run(got, want, OTHER_ORDER);
+    }
 }
 
 static int close_device(void **state)
@@ -93,7 +111,7 @@ static void check(const Toy *toy, void (*define)(TrainRankOptions *))
     const RunResult want = run_toy(toy, &host, 3, define);
     for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
         const RunResult got = run_toy(toy, &spreads[i], 3, define);
-        assert_same_run(&got, &want);
+        assert_run(&got, &want);
     }
 }
 
@@ -135,10 +153,13 @@ static void test_resumed(void **state)
     run_toy(&toy_gpt2, &first, 2, NULL);
     const RunResult on_host = run_toy(&toy_gpt2, &host, 2, NULL),
                     again = run_toy(&toy_gpt2, &other, 2, NULL);
-    assert_memory_equal(on_host.losses, want.losses + 2, 2 * sizeof *want.losses);
-    assert_memory_equal(again.losses, want.losses + 2, 2 * sizeof *want.losses);
-    assert_true(hash128_equal(&on_host.digest, &want.digest));
-    assert_true(hash128_equal(&again.digest, &want.digest));
+    RunResult tail = want; /* its last two steps */
+    tail.n_steps = 2;
+    memcpy(tail.losses, want.losses + 2, 2 * sizeof *want.losses);
+    memcpy(tail.norms, want.norms + 2, 2 * sizeof *want.norms);
+    memcpy(tail.skipped, want.skipped + 2, 2 * sizeof *want.skipped);
+    assert_run(&on_host, &tail);
+    assert_run(&again, &tail);
     run_state_free(saved);
 }
 
@@ -241,8 +262,11 @@ static void test_refused(void **state)
     assert_non_null(strstr(narrow->message, "class fast"));
     a.options.precision = PRECISION_F32;
     TrainRank *rank = train_rank_new(&a.options, weights, NULL);
-    assert_non_null(rank);
+    assert_int_equal(rank != NULL, trivial);
     train_rank_free(rank);
+    if (!trivial) {
+        parameters_free(weights);
+    }
     alone_close(&a);
 }
 

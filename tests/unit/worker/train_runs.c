@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <math.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -332,4 +333,19 @@ void assert_same_run(const RunResult *got, const RunResult *want)
     assert_memory_equal(got->skipped, want->skipped, want->n_steps * sizeof *want->skipped);
     assert_memory_equal(&got->validation, &want->validation, sizeof want->validation);
     assert_true(hash128_equal(&got->digest, &want->digest));
+}
+
+static void assert_near(float got, float want, double tolerance)
+{
+    assert_true(fabs((double)got / (double)want - 1.0) < tolerance);
+}
+
+void assert_close_run(const RunResult *got, const RunResult *want, double tolerance)
+{
+    assert_int_equal(got->n_steps, want->n_steps);
+    for (uint32_t i = 0; i < want->n_steps; i++) {
+        assert_near(got->losses[i], want->losses[i], tolerance);
+        assert_near(got->norms[i], want->norms[i], tolerance);
+    }
+    assert_near(got->validation, want->validation, tolerance);
 }

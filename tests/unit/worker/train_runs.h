@@ -43,3 +43,5 @@ typedef struct RunResult {
 RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
                   void (*define)(TrainRankOptions *options));
 void assert_same_run(const RunResult *got, const RunResult *want);
+/* Losses, norms and the loss over validation differ by less than this share. */
+void assert_close_run(const RunResult *got, const RunResult *want, double tolerance);
