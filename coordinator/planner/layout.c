@@ -15,9 +15,9 @@
 #define STREAMS_LIMIT 1024u /* of a wish for memory alone: what a request may ask for at most */
 /* Of the vocabulary projection's time, what counts when layers are cut: rows of prompts pass it by,
  * those that draw a token do not. Cut for either alone, the other would leave a stage idle for as
- * long as the projection takes. Decoding is the less hurt: steps of several streams share its
- * reading (135 M in Q4_1, cut at a half, a quarter, nothing: prompts by 1.67, 1.76, 2 of one
- * worker at most; a step of 4 streams longer by 4 and 13 % than at a half). */
+ * long as the projection takes. Reckoned from the times of ops, for 135 M in Q4_1 cut at a half, a
+ * quarter, nothing: prompts by 1.67, 1.76, 2 of one worker at most; a step of 4 streams longer by 4
+ * and 13 % than at a half, whose streams share its reading. */
 #define HEAD_SHARE 0.25
 #define PREDICT_DEPTH 512u /* decode is predicted in the middle of a context, at most here */
 
