@@ -1,14 +1,11 @@
 /* The planner: choices that can be worked out by hand, refusals with their numbers, and thousands
  * of random clusters whose plans all pass plan_check(). */
-#include "coordinator/planner/planner.h"
-
 #include "proto/base/error.h"
 #include "proto/base/random.h"
 #include "proto/base/version.h"
-#include "proto/plan/device_memory.h"
 #include "proto/plan/tree.h"
-#include "tests/golden/gguf_builder.h"
 #include "tests/golden/plan_builder.h"
+#include "tests/unit/coordinator/planner_case.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -17,124 +14,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#define MIB (1ull << 20)
-
-/* ---- models and members -----------------------------------------------------------------------
- */
-
-/* SmolLM2-135M's shape. */
-static ModelSpec *smol(void)
-{
-    GgufBuilderConfig c;
-    gguf_builder_defaults(&c);
-    c.n_layers = 30;
-    c.width = 576;
-    c.n_heads = 9;
-    c.n_kv_heads = 3;
-    c.ffn_width = 1536;
-    c.vocab_size = 49152;
-    c.context = 8192;
-    gguf_builder_set_type(&c, DTYPE_Q4_1);
-    c.type[ROLE_TOKEN_EMBD] = DTYPE_Q8_0;
-    ModelSpec *spec = gguf_builder_spec(&c, NULL);
-    assert_non_null(spec);
-    return spec;
-}
-
-/* Llama-3-8B's shape in Q4_K: 5.4 GB. */
-static ModelSpec *large(void)
-{
-    GgufBuilderConfig c;
-    gguf_builder_defaults(&c);
-    c.n_layers = 32;
-    c.width = 4096;
-    c.n_heads = 32;
-    c.n_kv_heads = 8;
-    c.ffn_width = 14336;
-    c.vocab_size = 128256;
-    c.context = 8192;
-    c.tied = false;
-    gguf_builder_set_type(&c, DTYPE_Q4_K);
-    ModelSpec *spec = gguf_builder_spec(&c, NULL);
-    assert_non_null(spec);
-    return spec;
-}
-
-static void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
-                         uint32_t n)
-{
-    g_autoptr(GPtrArray) found = plan_check(plan, spec, members, n);
-    if (found->len > 0) {
-        fail_msg("%s", ((PlanViolation *)found->pdata[0])->text);
-    }
-}
-
-static Plan *plan_ok(const ModelSpec *spec, const PlanMember *members, uint32_t n,
-                     const PlanWish *wish)
-{
-    g_autoptr(GError) error = NULL;
-    g_autoptr(GPtrArray) violations = NULL, alternatives = NULL;
-    Plan *plan = planner_plan(spec, members, n, wish, &violations, &alternatives, &error);
-    if (plan == NULL) {
-        fail_msg("%s", error->message);
-    }
-    assert_null(error);
-    assert_int_equal(violations->len, 0);
-    assert_int_equal(alternatives->len, 0);
-    assert_legal(plan, spec, members, n);
-    return plan;
-}
-
-typedef struct Refusal {
-    GError *error;
-    GPtrArray *violations, *alternatives;
-} Refusal;
-
-static Refusal plan_refused(const ModelSpec *spec, const PlanMember *members, uint32_t n,
-                            const PlanWish *wish)
-{
-    Refusal r = {0};
-    Plan *plan = planner_plan(spec, members, n, wish, &r.violations, &r.alternatives, &r.error);
-    assert_null(plan);
-    assert_true(g_error_matches(r.error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE));
-    assert_non_null(r.violations);
-    assert_non_null(r.alternatives);
-    return r;
-}
-
-static void refusal_clear(Refusal *r)
-{
-    g_clear_error(&r->error);
-    g_ptr_array_unref(r->violations);
-    g_ptr_array_unref(r->alternatives);
-}
-
-static void assert_text(const Refusal *r, const char *part)
-{
-    if (strstr(r->error->message, part) == NULL) {
-        fail_msg("'%s' lacks '%s'", r->error->message, part);
-    }
-}
-
-static bool has_alternative(const Refusal *r, const char *text)
-{
-    for (guint i = 0; i < r->alternatives->len; i++) {
-        if (strcmp(r->alternatives->pdata[i], text) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void assert_layout(const Plan *plan, uint32_t dp, uint32_t pp, uint32_t tp)
-{
-    uint32_t got[3];
-    plan_layout(plan, &got[0], &got[1], &got[2]);
-    if (got[0] != dp || got[1] != pp || got[2] != tp) {
-        fail_msg("dp%u pp%u tp%u, not dp%u pp%u tp%u", got[0], got[1], got[2], dp, pp, tp);
-    }
-}
 
 /* ---- automatic choice -------------------------------------------------------------------------
  */
@@ -485,221 +364,6 @@ static void test_unfit_workers(void **state)
     refusal_clear(&r);
 }
 
-static bool has_reason(const Plan *plan, const char *part)
-{
-    for (guint i = 0; i < plan->reasons->len; i++) {
-        if (strstr(plan->reasons->pdata[i], part) != NULL) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* A worker on a GPU that offers class fast alone: left out of an exact plan with the reason, part
- * of a fast one beside hosts, within its own memory; alone, an exact plan is refused with what to
- * say. */
-static void test_hosts_and_gpus(void **state)
-{
-    g_autoptr(ModelSpec) spec = smol();
-    PlanMember members[2];
-    (void)state;
-    plan_builder_members(members, 2);
-    members[0].numerics_classes = 1u << NUMERICS_FAST;
-    members[0].device = "cuda:0 (NVIDIA H200, 139.8G)";
-    members[0].read_bytes_per_s *= 100;
-    members[1].numerics_classes = 1u << NUMERICS_EXACT | 1u << NUMERICS_FAST;
-    PlanWish wish = {.streams = 1};
-    Plan *plan = plan_ok(spec, members, 2, &wish);
-    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, members[1].worker);
-    assert_true(has_reason(plan, "it computes on a GPU, which offers numerics fast only"));
-    plan_free(plan);
-
-    wish = (PlanWish){.streams = 1, .pp = 2, .numerics = NUMERICS_FAST};
-    plan = plan_ok(spec, members, 2, &wish);
-    assert_true(has_reason(plan, "computes on cuda:0 (NVIDIA H200, 139.8G)"));
-    assert_true(has_reason(plan, "hosts and GPUs in one plan: numerics fast, 1 of 2 workers"));
-    const uint64_t peak = plan->replicas[0].stages[0].ranks[0].peak_bytes;
-    assert_true(peak > 0);
-    plan_free(plan);
-
-    wish.pp = 0;
-    plan = plan_ok(spec, members, 2, &wish); /* by speed: the GPU alone */
-    assert_int_equal(plan->replicas[0].n_stages, 1);
-    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, members[0].worker);
-    const uint64_t need = plan->replicas[0].stages[0].ranks[0].peak_bytes;
-    plan_free(plan);
-    members[0].memory_bytes = need - 1; /* of the device */
-    wish.context = 8192;
-    plan = plan_ok(spec, members, 2, &wish);
-    for (uint32_t s = 0; s < plan->replicas[0].n_stages; s++) {
-        const PlanRank *rank = &plan->replicas[0].stages[s].ranks[0];
-        assert_true(strcmp(rank->worker, members[0].worker) != 0 || rank->peak_bytes < need);
-    }
-    plan_free(plan);
-
-    wish = (PlanWish){.streams = 1, .pp = 2}; /* both, and exact */
-    Refusal r = plan_refused(spec, members, 2, &wish);
-    assert_text(&r, "needs 2 workers and 1 can be used");
-    assert_text(&r, "is left out: it computes on a GPU, which offers numerics fast only");
-    refusal_clear(&r);
-    wish = (PlanWish){.streams = 1};
-    r = plan_refused(spec, members, 1, &wish);
-    assert_text(&r, "it computes on a GPU, which offers numerics fast only (--numerics fast)");
-    refusal_clear(&r);
-}
-
-static const char h200[] = "NVIDIA H200, sm_90, CUDA 13.0",
-                  h100[] = "NVIDIA H100, sm_90, CUDA 13.0";
-
-static void on_gpu(PlanMember *m, const char *kind)
-{
-    m->device = "cuda:0 (a GPU, 139.8G)";
-    m->exact_kind = kind;
-    m->numerics_classes = 1u << NUMERICS_EXACT | 1u << NUMERICS_FAST;
-    m->read_bytes_per_s = 3e12;
-    m->int8_ops_per_s = m->f32_ops_per_s = 1e14;
-    m->link_latency_s = 1e-6;
-    m->link_bytes_per_s = 1e11;
-}
-
-/* Class exact: one kind of members makes a plan, the one that serves fastest, by name; a layout
- * that no kind has workers for is refused, with what each kind has and what would be legal. */
-static void test_exact_kinds(void **state)
-{
-    g_autoptr(ModelSpec) spec = smol();
-    PlanMember members[5];
-    (void)state;
-    plan_builder_members(members, 5);
-    on_gpu(&members[1], h200);
-    on_gpu(&members[2], h100);
-    on_gpu(&members[4], h200);
-    members[0].numerics_classes = members[3].numerics_classes = members[1].numerics_classes;
-
-    PlanWish wish = {.streams = 1};
-    Plan *plan = plan_ok(spec, members, 5, &wish);
-    assert_string_equal(plan->definition.exact_kind, h200); /* as fast as h100, and named first */
-    assert_true(has_reason(plan, "numerics exact: the bits of NVIDIA H200, sm_90, CUDA 13.0"));
-    assert_true(has_reason(plan, "worker w2 is not used: an exact plan is of one kind, and this "
-                                 "one is of NVIDIA H200"));
-    assert_true(has_reason(plan, "worker w0 is not used: an exact plan is of one kind"));
-    plan_free(plan);
-
-    wish.pp = 2;
-    members[2].read_bytes_per_s *= 2; /* the fastest, but alone */
-    plan = plan_ok(spec, members, 5, &wish);
-    assert_string_equal(plan->definition.exact_kind, h200);
-    const Hash128 of_h200 = definition_hash(&plan->definition);
-    plan_free(plan);
-
-    wish.exact_kind = ""; /* as what runs began on hosts */
-    plan = plan_ok(spec, members, 5, &wish);
-    assert_string_equal(plan->definition.exact_kind, "");
-    const Hash128 of_hosts = definition_hash(&plan->definition);
-    assert_false(hash128_equal(&of_h200, &of_hosts));
-    for (uint32_t s = 0; s < 2; s++) {
-        const char *worker = plan->replicas[0].stages[s].ranks[0].worker;
-        assert_true(strcmp(worker, "w0") == 0 || strcmp(worker, "w3") == 0);
-    }
-    plan_free(plan);
-
-    wish = (PlanWish){.streams = 1, .pp = 3};
-    Refusal r = plan_refused(spec, members, 5, &wish);
-    assert_text(&r, "needs 3 workers and 2 can be used");
-    assert_text(&r,
-                "an exact plan is of one kind of workers, and here are: hosts' cores (2), NVIDIA "
-                "H200, sm_90, CUDA 13.0 (2), NVIDIA H100, sm_90, CUDA 13.0 (1); --numerics fast "
-                "mixes them");
-    assert_non_null(strstr(((PlanViolation *)r.violations->pdata[0])->text, "NVIDIA H100"));
-    assert_true(has_alternative(&r, "--pp 2 --tp 1"));
-    assert_true(has_alternative(&r, "--pp 3 --tp 1 --numerics fast"));
-    refusal_clear(&r);
-
-    wish = (PlanWish){.streams = 1, .exact_kind = "NVIDIA A100, sm_80, CUDA 13.0"};
-    r = plan_refused(spec, members, 5, &wish);
-    assert_text(&r, "none of 5 workers gives the exact bits of NVIDIA A100, sm_80, CUDA 13.0");
-    assert_text(&r, "that of the running requests is NVIDIA A100");
-    refusal_clear(&r);
-
-    wish = (PlanWish){.streams = 1, .pp = 5, .numerics = NUMERICS_FAST}; /* all of them */
-    plan = plan_ok(spec, members, 5, &wish);
-    assert_string_equal(plan->definition.exact_kind, "");
-    plan_free(plan);
-}
-
-/* Devices of one worker that are not equally fast get parts by what each one measured. */
-static void test_uneven_devices(void **state)
-{
-    g_autoptr(ModelSpec) spec = large();
-    PlanMember members[2];
-    (void)state;
-    plan_builder_members(members, 2);
-    for (uint32_t i = 0; i < 2; i++) {
-        on_gpu(&members[i], h200);
-        members[i].worker = "w0";
-        members[i].host = "a";
-        members[i].device_index = i;
-    }
-    members[1].read_bytes_per_s /= 3;
-    PlanWish wish = {.streams = 1, .pp = 1, .tp = 2};
-    g_autoptr(Plan) tensor = plan_ok(spec, members, 2, &wish);
-    const PlanRank *ranks = tensor->replicas[0].stages[0].ranks;
-    const uint32_t fast = ranks[0].device == 0 ? 0 : 1;
-    assert_true(ranks[fast].ffn_count > 2 * ranks[1 - fast].ffn_count);
-    wish = (PlanWish){.streams = 1, .pp = 2, .tp = 1};
-    g_autoptr(Plan) pipeline = plan_ok(spec, members, 2, &wish);
-    uint32_t layers[2];
-    for (uint32_t s = 0; s < 2; s++) {
-        const PlanStage *stage = &pipeline->replicas[0].stages[s];
-        layers[stage->ranks[0].device] = stage->layer_last - stage->layer_first + 1;
-    }
-    assert_true(layers[0] > 2 * layers[1]);
-}
-
-/* Workers that lead two devices each, hosts far apart: tensor ranks go to the devices of one host,
- * also where one of another host measured a little more, and never two to one device; stages reach
- * the other host when one is too small. Their ranks leave the cores alone: nobody is crowded. */
-static void test_devices_of_one_host(void **state)
-{
-    g_autoptr(ModelSpec) spec = large();
-    PlanMember members[4];
-    (void)state;
-    plan_builder_members(members, 4);
-    for (uint32_t i = 0; i < 4; i++) {
-        members[i].worker = i % 2 == 0 ? "w0" : "w1";
-        members[i].host = i % 2 == 0 ? "a" : "b";
-        members[i].device_index = i / 2;
-        members[i].device = "cuda:0 (NVIDIA H200, 139.8G)";
-        members[i].numerics_classes = 1u << NUMERICS_FAST;
-        members[i].read_bytes_per_s = i / 2 == 0 ? 1.02e12 : 1e12;
-        members[i].int8_ops_per_s = members[i].f32_ops_per_s = 1e14;
-        members[i].link_latency_s = 300e-6;
-        members[i].cpus = cpu0;
-        members[i].n_cpus = 1;
-    }
-    PlanWish wish = {.streams = 1, .numerics = NUMERICS_FAST};
-    g_autoptr(Plan) best = plan_ok(spec, members, 4, &wish);
-    assert_layout(best, 1, 1, 2);
-    const PlanRank *ranks = best->replicas[0].stages[0].ranks;
-    assert_string_equal(ranks[0].worker, ranks[1].worker);
-    assert_int_equal(ranks[0].device + ranks[1].device, 1);
-    assert_true(has_reason(best, "2 of 4 workers stay idle"));
-
-    for (uint32_t i = 0; i < 4; i++) { /* one device is too small, and so is one host */
-        members[i].memory_bytes = (uint64_t)1900 * MIB + DEVICE_RANK_BYTES + DEVICE_GROUP_BYTES;
-    }
-    wish.context = 1024;
-    g_autoptr(Plan) spread = plan_ok(spec, members, 4, &wish);
-    assert_layout(spread, 1, 2, 2);
-    for (uint32_t s = 0; s < 2; s++) {
-        ranks = spread->replicas[0].stages[s].ranks;
-        assert_string_equal(ranks[0].worker, ranks[1].worker);
-    }
-    wish = (PlanWish){.streams = 1, .numerics = NUMERICS_FAST, .tp = 8, .pp = 1};
-    Refusal r = plan_refused(spec, members, 4, &wish);
-    assert_text(&r, "needs 8 workers and 4 can be used");
-    refusal_clear(&r);
-}
-
 /* The number that is said to be missing is the number: with that much more it fits. */
 static void test_missing_memory_is_exact(void **state)
 {
@@ -955,7 +619,6 @@ int main(void)
         cmocka_unit_test(test_ranks_take_own_cpus),
         cmocka_unit_test(test_crowded_ranks),
         cmocka_unit_test(test_crowded_stages),
-        cmocka_unit_test(test_devices_of_one_host),
         cmocka_unit_test(test_fastest_worker_is_taken),
         cmocka_unit_test(test_too_large_for_one),
         cmocka_unit_test(test_units_by_speed),
@@ -969,9 +632,6 @@ int main(void)
         cmocka_unit_test(test_degree_above_limit),
         cmocka_unit_test(test_too_few_workers),
         cmocka_unit_test(test_unfit_workers),
-        cmocka_unit_test(test_hosts_and_gpus),
-        cmocka_unit_test(test_exact_kinds),
-        cmocka_unit_test(test_uneven_devices),
         cmocka_unit_test(test_missing_memory_is_exact),
         cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_roof),

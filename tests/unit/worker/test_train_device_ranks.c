@@ -35,43 +35,6 @@ static int close_devices(void **state)
     return 0;
 }
 
-/* ---- toys: units, chunks and heads that cuts go through ---- */
-
-/* 6 attention units, 5 of the feed-forward (the last of 2 columns), 4 vocabulary chunks. */
-static const Toy wide_gpt2 = {
-    .config = {.family = FAMILY_GPT2,
-               .layers = 2,
-               .width = 24,
-               .heads = 6,
-               .ffn_width = 130,
-               .vocabulary = 3100,
-               .context = 16},
-    .sequences = 6,
-    .length = 9,
-    .seed = 21,
-    .order = 3,
-    .clip = 0.5,
-    .eps = 1e-5,
-};
-/* Three query heads share a KV head: cuts of 3 ranks go through both. */
-static const Toy wide_llama = {
-    .config = {.family = FAMILY_LLAMA,
-               .layers = 2,
-               .width = 24,
-               .heads = 6,
-               .kv_heads = 2,
-               .ffn_width = 130,
-               .vocabulary = 3100,
-               .context = 40,
-               .untied = true},
-    .sequences = 6,
-    .length = 34,
-    .seed = 22,
-    .order = 4,
-    .clip = 0.5,
-    .eps = 1e-5,
-};
-
 /* ---- where ranks are ---- */
 
 static uint32_t global_of(const TrainRankOptions *o)
@@ -132,23 +95,6 @@ static void selective(TrainRankOptions *o)
     o->bucket_floats = 3000;
 }
 
-/* Rank 0 has little of the attention, rank 1 little of the feed-forward, rank 1 no vocabulary. */
-static void uneven(Plan *plan)
-{
-    for (uint32_t d = 0; d < plan->n_replicas; d++) {
-        for (uint32_t s = 0; s < plan->replicas[d].n_stages; s++) {
-            PlanRank *ranks = plan->replicas[d].stages[s].ranks;
-            ranks[0].attn_count = ranks[1].attn_first = 1;
-            ranks[1].attn_count = 5;
-            ranks[0].ffn_count = ranks[1].ffn_first = 4;
-            ranks[1].ffn_count = 1;
-            ranks[0].vocab_count += ranks[1].vocab_count;
-            ranks[1].vocab_first = ranks[0].vocab_count;
-            ranks[1].vocab_count = 0;
-        }
-    }
-}
-
 static RunResult alone(const Toy *toy, void (*define)(TrainRankOptions *))
 {
     const RunSpread one = {.isa = kernels_best_isa()};
@@ -172,7 +118,7 @@ static void assert_equal_runs(const Toy *toy, const RunSpread *spreads, size_t n
 
 static const RunSpread layouts[] = {
     {.tp = 2, .change = exact},
-    {.tp = 2, .micro = 2, .edit = uneven, .change = exact},
+    {.tp = 2, .micro = 2, .edit = plan_uneven, .change = exact},
     {.tp = 3, .micro = 2, .change = exact},
     {.tp = 5, .change = selective},
     {.dp = 2, .change = exact},
@@ -180,20 +126,20 @@ static const RunSpread layouts[] = {
     {.dp = 3, .micro = 2, .change = whole_optimizer},
     {.pp = 2, .tp = 2, .change = exact},
     {.pp = 2, .tp = 2, .change = zero_bubble},
-    {.dp = 2, .tp = 2, .edit = uneven, .change = whole_optimizer},
+    {.dp = 2, .tp = 2, .edit = plan_uneven, .change = whole_optimizer},
     {.dp = 2, .pp = 2, .tp = 2, .micro = 2, .change = full},
 };
 
 static void test_gpt2(void **state)
 {
-    assert_equal_runs(&wide_gpt2, layouts, G_N_ELEMENTS(layouts), NULL);
+    assert_equal_runs(&toy_wide_gpt2, layouts, G_N_ELEMENTS(layouts), NULL);
 }
 
 static void test_llama(void **state)
 {
-    Toy tied = wide_llama;
+    Toy tied = toy_wide_llama;
     tied.config.untied = false;
-    assert_equal_runs(&wide_llama, layouts, G_N_ELEMENTS(layouts), NULL);
+    assert_equal_runs(&toy_wide_llama, layouts, G_N_ELEMENTS(layouts), NULL);
     assert_equal_runs(&tied, layouts + 7, G_N_ELEMENTS(layouts) - 7, NULL); /* stages, mixes */
 }
 
@@ -209,15 +155,15 @@ static void test_options(void **state)
 {
     static const RunSpread spreads[] = {
         {.dp = 8, .change = exact}, {.dp = 5, .change = exact}, {.tp = 2, .change = exact}};
-    assert_equal_runs(&wide_gpt2, spreads, G_N_ELEMENTS(spreads), few_samples);
-    assert_equal_runs(&wide_llama, spreads, G_N_ELEMENTS(spreads), few_samples);
+    assert_equal_runs(&toy_wide_gpt2, spreads, G_N_ELEMENTS(spreads), few_samples);
+    assert_equal_runs(&toy_wide_llama, spreads, G_N_ELEMENTS(spreads), few_samples);
 }
 
 static void test_documents(void **state)
 {
     static const RunSpread spreads[] = {{.tp = 3, .micro = 2, .change = exact},
                                         {.dp = 2, .pp = 2, .tp = 2, .change = full}};
-    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    Toy gpt2 = toy_wide_gpt2, llama = toy_wide_llama;
     gpt2.bounds = BOUNDS_POSITIONS;
     llama.bounds = BOUNDS_ATTENTION;
     assert_equal_runs(&gpt2, spreads, G_N_ELEMENTS(spreads), NULL);
@@ -228,7 +174,7 @@ static void test_documents(void **state)
 static void test_large_vocabulary(void **state)
 {
     static const RunSpread spreads[] = {{.tp = 2, .change = exact}, {.tp = 3, .change = on_one}};
-    Toy toy = wide_llama;
+    Toy toy = toy_wide_llama;
     toy.config.vocabulary = 69000;
     toy.config.width = 12;
     toy.config.layers = 1;
@@ -240,7 +186,7 @@ static void test_large_vocabulary(void **state)
 static const RunSpread staged[] = {
     {.tp = 2, .change = on_one},
     {.tp = 3, .micro = 2, .change = on_one},
-    {.tp = 2, .edit = uneven, .change = on_some},
+    {.tp = 2, .edit = plan_uneven, .change = on_some},
     {.tp = 5, .micro = 2, .change = on_some},
     {.pp = 2, .tp = 2, .change = on_some},
     {.dp = 2, .tp = 2, .change = on_one},
@@ -249,9 +195,9 @@ static const RunSpread staged[] = {
 
 static void test_staged(void **state)
 {
-    Toy tied = wide_llama;
+    Toy tied = toy_wide_llama;
     tied.config.untied = false;
-    assert_equal_runs(&wide_gpt2, staged, G_N_ELEMENTS(staged), NULL);
+    assert_equal_runs(&toy_wide_gpt2, staged, G_N_ELEMENTS(staged), NULL);
     assert_equal_runs(&tied, staged, G_N_ELEMENTS(staged), NULL);
 }
 
@@ -261,7 +207,7 @@ static void test_many_rows(void **state)
     static const RunSpread spreads[] = {{.tp = 3, .micro = 4, .change = on_some},
                                         {.tp = 3, .micro = 4, .change = on_one},
                                         {.tp = 3, .micro = 4, .change = exact}};
-    Toy toy = wide_gpt2;
+    Toy toy = toy_wide_gpt2;
     toy.config.layers = 1;
     toy.config.context = toy.length = 90;
     toy.sequences = 16;
@@ -276,9 +222,9 @@ static void test_links_are_idle(void **state)
     const RunSpread tensor = {.tp = 2, .isa = kernels_best_isa(), .change = exact},
                     data = {.dp = 2, .isa = kernels_best_isa(), .change = exact},
                     off = {.dp = 2, .isa = kernels_best_isa(), .change = on_one};
-    const RunResult t = run_toy(&wide_llama, &tensor, STEPS, NULL),
-                    d = run_toy(&wide_gpt2, &data, STEPS, NULL),
-                    o = run_toy(&wide_gpt2, &off, STEPS, NULL);
+    const RunResult t = run_toy(&toy_wide_llama, &tensor, STEPS, NULL),
+                    d = run_toy(&toy_wide_gpt2, &data, STEPS, NULL),
+                    o = run_toy(&toy_wide_gpt2, &off, STEPS, NULL);
     for (uint32_t r = 0; r < 2; r++) {
         assert_int_equal(t.traffic[r].tensor, sizeof(DeviceTeamHello));
         assert_int_equal(d.traffic[r].data, sizeof(DeviceTeamHello));
@@ -290,7 +236,7 @@ static void test_links_are_idle(void **state)
 static void test_overlap(void **state)
 {
     const RunSpread data = {.dp = 2, .isa = kernels_best_isa(), .change = selective};
-    const RunResult d = run_toy(&wide_gpt2, &data, STEPS, NULL);
+    const RunResult d = run_toy(&toy_wide_gpt2, &data, STEPS, NULL);
     for (uint32_t r = 0; r < 2; r++) {
         assert_true(d.overlapped[r] > 0);
     }
@@ -304,12 +250,12 @@ static void test_fast(void **state)
     static const RunSpread spreads[] = {
         {.tp = 2, .change = fast},
         {.tp = 3, .micro = 2, .change = fast},
-        {.tp = 2, .edit = uneven, .change = fast},
+        {.tp = 2, .edit = plan_uneven, .change = fast},
         {.dp = 3, .change = fast},
         {.pp = 2, .tp = 2, .change = fast},
         {.dp = 2, .pp = 2, .tp = 2, .change = fast},
     };
-    const Toy *const toys[] = {&wide_gpt2, &wide_llama};
+    const Toy *const toys[] = {&toy_wide_gpt2, &toy_wide_llama};
     for (size_t t = 0; t < G_N_ELEMENTS(toys); t++) {
         const RunResult want = alone(toys[t], NULL);
         for (size_t i = 0; i < G_N_ELEMENTS(spreads); i++) {
@@ -328,17 +274,17 @@ static void test_fast(void **state)
 /* What tensor ranks on devices saved goes on on a host, and the other way round. */
 static void test_resumed(void **state)
 {
-    g_autoptr(ModelSpec) spec = toy_spec(&wide_gpt2);
+    g_autoptr(ModelSpec) spec = toy_spec(&toy_wide_gpt2);
     RunState *saved = run_state_new(spec);
     const RunSpread
         whole = {.isa = kernels_best_isa()},
         first = {.dp = 2, .tp = 2, .isa = kernels_best_isa(), .change = exact, .save = saved},
         host = {.isa = kernels_best_isa(), .load = saved},
         other = {.pp = 2, .tp = 2, .isa = kernels_best_isa(), .change = exact, .load = saved};
-    const RunResult want = run_toy(&wide_gpt2, &whole, 4, NULL);
-    run_toy(&wide_gpt2, &first, 2, NULL);
-    const RunResult on_host = run_toy(&wide_gpt2, &host, 2, NULL),
-                    again = run_toy(&wide_gpt2, &other, 2, NULL);
+    const RunResult want = run_toy(&toy_wide_gpt2, &whole, 4, NULL);
+    run_toy(&toy_wide_gpt2, &first, 2, NULL);
+    const RunResult on_host = run_toy(&toy_wide_gpt2, &host, 2, NULL),
+                    again = run_toy(&toy_wide_gpt2, &other, 2, NULL);
     assert_memory_equal(on_host.losses, want.losses + 2, 2 * sizeof *want.losses);
     assert_memory_equal(again.losses, want.losses + 2, 2 * sizeof *want.losses);
     assert_true(hash128_equal(&on_host.digest, &want.digest));

@@ -439,9 +439,9 @@ static void assert_names(const Rank *rank, const char *worker)
     }
 }
 
-static void a_rank_that_leaves_is_named(void **state)
+/* Takes the world. */
+static void names_who_leaves(World *w)
 {
-    World *w = world_new(&toy_gpt2, 1, 2, 1);
     w->stops = true;
     w->steps = UINT32_MAX;
     w->stop_rank = 1;
@@ -449,6 +449,11 @@ static void a_rank_that_leaves_is_named(void **state)
     run(w, 0, 0);
     assert_names(&w->ranks[0], "rank-1");
     world_free(w);
+}
+
+static void a_rank_that_leaves_is_named(void **state)
+{
+    names_who_leaves(world_new(&toy_gpt2, 1, 2, 1));
 }
 
 static void a_rank_that_falls_silent_is_named(void **state)
@@ -570,14 +575,7 @@ static void a_rank_that_leaves_its_group_is_named(void **state)
 {
     static const uint32_t shapes[][3] = {{1, 1, 2}, {2, 1, 1}, {1, 2, 2}};
     for (size_t i = 0; i < G_N_ELEMENTS(shapes); i++) {
-        World *w = world_on_devices(shapes[i][0], shapes[i][1], shapes[i][2]);
-        w->stops = true;
-        w->steps = UINT32_MAX;
-        w->stop_rank = 1;
-        w->stop_step = 0;
-        run(w, 0, 0);
-        assert_names(&w->ranks[0], "rank-1");
-        world_free(w);
+        names_who_leaves(world_on_devices(shapes[i][0], shapes[i][1], shapes[i][2]));
     }
 }
 

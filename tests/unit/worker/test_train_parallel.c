@@ -13,41 +13,6 @@
 
 enum { STEPS = 2 };
 
-/* Three stages, 6 attention units, 5 FFN units (the last of 2 columns), 4 vocabulary chunks. */
-static const Toy wide_gpt2 = {
-    .config = {.family = FAMILY_GPT2,
-               .layers = 3,
-               .width = 24,
-               .heads = 6,
-               .ffn_width = 130,
-               .vocabulary = 3100,
-               .context = 16},
-    .sequences = 6,
-    .length = 9,
-    .seed = 21,
-    .order = 3,
-    .clip = 0.5,
-    .eps = 1e-5,
-};
-/* Three query heads share a KV head: cuts of 3 ranks go through both. */
-static const Toy wide_llama = {
-    .config = {.family = FAMILY_LLAMA,
-               .layers = 3,
-               .width = 24,
-               .heads = 6,
-               .kv_heads = 2,
-               .ffn_width = 130,
-               .vocabulary = 3100,
-               .context = 40,
-               .untied = true},
-    .sequences = 6,
-    .length = 34,
-    .seed = 22,
-    .order = 4,
-    .clip = 0.5,
-    .eps = 1e-5,
-};
-
 static void gpipe(TrainRankOptions *options)
 {
     options->schedule = PIPELINE_GPIPE;
@@ -111,8 +76,8 @@ static const RunSpread pipelines[] = {
 
 static void test_pipelines(void **state)
 {
-    assert_equal_runs(&wide_gpt2, pipelines, G_N_ELEMENTS(pipelines));
-    assert_equal_runs(&wide_llama, pipelines, G_N_ELEMENTS(pipelines));
+    assert_equal_runs(&toy_wide_gpt2, pipelines, G_N_ELEMENTS(pipelines));
+    assert_equal_runs(&toy_wide_llama, pipelines, G_N_ELEMENTS(pipelines));
 }
 
 /* ---- chunks ---- */
@@ -127,7 +92,7 @@ static const RunSpread chunked[] = {
 
 static void test_chunks(void **state)
 {
-    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    Toy gpt2 = toy_wide_gpt2, llama = toy_wide_llama;
     gpt2.config.layers = llama.config.layers = 8;
     llama.config.untied = false;
     assert_equal_runs(&gpt2, chunked, G_N_ELEMENTS(chunked));
@@ -136,28 +101,11 @@ static void test_chunks(void **state)
 
 /* ---- tensor ranks ---- */
 
-/* Rank 0 has little of the attention, rank 1 little of the feed-forward, rank 1 no vocabulary. */
-static void uneven(Plan *plan)
-{
-    for (uint32_t d = 0; d < plan->n_replicas; d++) {
-        for (uint32_t s = 0; s < plan->replicas[d].n_stages; s++) {
-            PlanRank *ranks = plan->replicas[d].stages[s].ranks;
-            ranks[0].attn_count = ranks[1].attn_first = 1;
-            ranks[1].attn_count = 5;
-            ranks[0].ffn_count = ranks[1].ffn_first = 4;
-            ranks[1].ffn_count = 1;
-            ranks[0].vocab_count += ranks[1].vocab_count;
-            ranks[1].vocab_first = ranks[0].vocab_count;
-            ranks[1].vocab_count = 0;
-        }
-    }
-}
-
 static const RunSpread tensors[] = {
     {.tp = 2},
     {.tp = 3, .threads = 2},
     {.tp = 5, .micro = 2},
-    {.tp = 2, .edit = uneven, .threads = 2},
+    {.tp = 2, .edit = plan_uneven, .threads = 2},
     {.tp = 3, .change = recompute},
     {.tp = 2, .threads = 2, .micro = 8},
     {.tp = 3, .change = selective},
@@ -165,8 +113,8 @@ static const RunSpread tensors[] = {
 
 static void test_tensor_ranks(void **state)
 {
-    assert_equal_runs(&wide_gpt2, tensors, G_N_ELEMENTS(tensors));
-    assert_equal_runs(&wide_llama, tensors, G_N_ELEMENTS(tensors));
+    assert_equal_runs(&toy_wide_gpt2, tensors, G_N_ELEMENTS(tensors));
+    assert_equal_runs(&toy_wide_llama, tensors, G_N_ELEMENTS(tensors));
 }
 
 /* Micro-batches of more rows than are folded at once: sums of some travel while others are made. */
@@ -174,12 +122,12 @@ static void test_tensor_blocks(void **state)
 {
     static const RunSpread blocks[] = {
         {.tp = 2, .micro = 8},
-        {.tp = 2, .micro = 8, .threads = 2, .edit = uneven},
+        {.tp = 2, .micro = 8, .threads = 2, .edit = plan_uneven},
         {.tp = 3, .micro = 8, .threads = 2},
         {.tp = 2, .micro = 8, .change = recompute},
         {.tp = 2, .micro = 8, .change = zero_bubble},
     };
-    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    Toy gpt2 = toy_wide_gpt2, llama = toy_wide_llama;
     gpt2.config.context = gpt2.length = llama.length = 40;
     gpt2.sequences = llama.sequences = 8; /* 320 rows */
     assert_equal_runs(&gpt2, blocks, G_N_ELEMENTS(blocks));
@@ -189,9 +137,11 @@ static void test_tensor_blocks(void **state)
 /* More chunks than a tensor has units: 68, as the vocabularies of Llama 3 and others have. */
 static void test_large_vocabularies(void **state)
 {
-    static const RunSpread large[] = {
-        {.tp = 2, .threads = 2}, {.tp = 3}, {.tp = 2, .edit = uneven}, {.dp = 2, .pp = 2, .tp = 2}};
-    Toy toy = wide_llama;
+    static const RunSpread large[] = {{.tp = 2, .threads = 2},
+                                      {.tp = 3},
+                                      {.tp = 2, .edit = plan_uneven},
+                                      {.dp = 2, .pp = 2, .tp = 2}};
+    Toy toy = toy_wide_llama;
     toy.config.vocabulary = 69000;
     toy.config.width = 12;
     toy.config.layers = 2;
@@ -213,7 +163,7 @@ static void test_documents(void **state)
         {.pp = 2, .change = zero_bubble},
         {.pp = 2, .chunks = 2},
     };
-    Toy gpt2 = wide_gpt2, llama = wide_llama;
+    Toy gpt2 = toy_wide_gpt2, llama = toy_wide_llama;
     gpt2.config.layers = llama.config.layers = 4; /* two chunks of two stages */
     gpt2.bounds = BOUNDS_POSITIONS;
     llama.bounds = BOUNDS_ATTENTION;
@@ -227,15 +177,15 @@ static const RunSpread mixes[] = {
     {.dp = 2, .pp = 2, .tp = 2, .change = recompute},
     {.pp = 3, .tp = 3, .change = zero_bubble},
     {.dp = 2, .pp = 2, .tp = 3, .change = gpipe_recompute},
-    {.dp = 2, .tp = 2, .edit = uneven, .change = recompute},
-    {.dp = 2, .pp = 2, .tp = 2, .edit = uneven, .threads = 2},
+    {.dp = 2, .tp = 2, .edit = plan_uneven, .change = recompute},
+    {.dp = 2, .pp = 2, .tp = 2, .edit = plan_uneven, .threads = 2},
 };
 
 static void test_mixes(void **state)
 {
-    Toy tied = wide_llama;
+    Toy tied = toy_wide_llama;
     tied.config.untied = false;
-    assert_equal_runs(&wide_gpt2, mixes, G_N_ELEMENTS(mixes));
+    assert_equal_runs(&toy_wide_gpt2, mixes, G_N_ELEMENTS(mixes));
     assert_equal_runs(&tied, mixes, G_N_ELEMENTS(mixes));
 }
 
@@ -245,16 +195,17 @@ static void test_mixes(void **state)
 static void test_pipeline_bytes(void **state)
 {
     const RunSpread spread = {.dp = 2, .pp = 3, .isa = kernels_best_isa()};
-    const RunResult run = run_toy(&wide_gpt2, &spread, STEPS, NULL);
-    const uint64_t tokens = (uint64_t)wide_gpt2.sequences / 2 * wide_gpt2.length,
-                   boundary = STEPS * tokens * wide_gpt2.config.width * sizeof(float);
+    const RunResult run = run_toy(&toy_wide_gpt2, &spread, STEPS, NULL);
+    const uint64_t tokens = (uint64_t)toy_wide_gpt2.sequences / 2 * toy_wide_gpt2.length,
+                   boundary = STEPS * tokens * toy_wide_gpt2.config.width * sizeof(float);
     for (uint32_t r = 0; r < 6; r++) {
         const uint64_t boundaries = r % 3 == 1 ? 2 : 1;
         assert_int_equal(run.traffic[r].pipeline, boundaries * boundary);
         assert_int_equal(run.traffic[r].tensor, 0);
     }
     /* head and lookup part of the embedding that the replica owns, once each way */
-    const uint64_t embedding = (uint64_t)wide_gpt2.config.vocabulary * wide_gpt2.config.width;
+    const uint64_t embedding =
+        (uint64_t)toy_wide_gpt2.config.vocabulary * toy_wide_gpt2.config.width;
     assert_int_equal(run.traffic[0].tied + run.traffic[3].tied, STEPS * embedding * sizeof(float));
     assert_int_equal(run.traffic[0].tied, run.traffic[2].tied);
     assert_int_equal(run.traffic[1].tied, 0);
@@ -264,7 +215,7 @@ static void test_pipeline_bytes(void **state)
  */
 static void test_chunk_bytes(void **state)
 {
-    Toy deep = wide_gpt2;
+    Toy deep = toy_wide_gpt2;
     deep.config.layers = 6;
     const RunSpread spread = {.pp = 3, .chunks = 2, .isa = kernels_best_isa()};
     const RunResult run = run_toy(&deep, &spread, STEPS, NULL);
@@ -281,10 +232,10 @@ static void test_chunk_bytes(void **state)
 static void test_tensor_bytes(void **state)
 {
     const RunSpread spread = {.tp = 2, .isa = kernels_best_isa()};
-    const RunResult run = run_toy(&wide_llama, &spread, STEPS, NULL);
-    g_autoptr(ModelSpec) spec = toy_spec(&wide_llama);
+    const RunResult run = run_toy(&toy_wide_llama, &spread, STEPS, NULL);
+    g_autoptr(ModelSpec) spec = toy_spec(&toy_wide_llama);
     g_autoptr(Plan) plan = train_plan_new(spec, 1, 1, 2, NULL);
-    const uint64_t tokens = STEPS * (uint64_t)wide_llama.sequences * wide_llama.length,
+    const uint64_t tokens = STEPS * (uint64_t)toy_wide_llama.sequences * toy_wide_llama.length,
                    row = spec->width * sizeof(float);
     uint64_t want = tokens * row, got = 0; /* each row of the embedding goes to the other rank */
     for (uint32_t r = 0; r < 2; r++) {

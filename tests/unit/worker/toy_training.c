@@ -35,6 +35,41 @@ const Toy toy_llama = {
     .eps = 1e-5,
 };
 
+/* Three stages, 6 attention units, 5 FFN units (the last of 2 columns), 4 vocabulary chunks. */
+const Toy toy_wide_gpt2 = {
+    .config = {.family = FAMILY_GPT2,
+               .layers = 3,
+               .width = 24,
+               .heads = 6,
+               .ffn_width = 130,
+               .vocabulary = 3100,
+               .context = 16},
+    .sequences = 6,
+    .length = 9,
+    .seed = 21,
+    .order = 3,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+/* Three query heads share a KV head: cuts of 3 ranks go through both. */
+const Toy toy_wide_llama = {
+    .config = {.family = FAMILY_LLAMA,
+               .layers = 3,
+               .width = 24,
+               .heads = 6,
+               .kv_heads = 2,
+               .ffn_width = 130,
+               .vocabulary = 3100,
+               .context = 40,
+               .untied = true},
+    .sequences = 6,
+    .length = 34,
+    .seed = 22,
+    .order = 4,
+    .clip = 0.5,
+    .eps = 1e-5,
+};
+
 ModelSpec *toy_spec(const Toy *toy)
 {
     GError *error = NULL;

@@ -15,6 +15,8 @@ typedef struct Toy {
 } Toy;
 
 extern const Toy toy_gpt2, toy_llama;
+/* Not of make_train.py: layers, units, vocabulary chunks and heads that cuts go through. */
+extern const Toy toy_wide_gpt2, toy_wide_llama;
 
 ModelSpec *toy_spec(const Toy *toy);
 Parameters *toy_weights(const Toy *toy, const ModelSpec *spec);

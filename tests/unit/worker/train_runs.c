@@ -349,3 +349,19 @@ void assert_close_run(const RunResult *got, const RunResult *want, double tolera
     }
     assert_near(got->validation, want->validation, tolerance);
 }
+
+void plan_uneven(Plan *plan)
+{
+    for (uint32_t d = 0; d < plan->n_replicas; d++) {
+        for (uint32_t s = 0; s < plan->replicas[d].n_stages; s++) {
+            PlanRank *ranks = plan->replicas[d].stages[s].ranks;
+            ranks[0].attn_count = ranks[1].attn_first = 1;
+            ranks[1].attn_count = 5;
+            ranks[0].ffn_count = ranks[1].ffn_first = 4;
+            ranks[1].ffn_count = 1;
+            ranks[0].vocab_count += ranks[1].vocab_count;
+            ranks[1].vocab_first = ranks[0].vocab_count;
+            ranks[1].vocab_count = 0;
+        }
+    }
+}

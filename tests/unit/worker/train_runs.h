@@ -45,3 +45,6 @@ RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
 void assert_same_run(const RunResult *got, const RunResult *want);
 /* Losses, norms and the loss over validation differ by less than this share. */
 void assert_close_run(const RunResult *got, const RunResult *want, double tolerance);
+/* Of two tensor ranks, rank 0 has little of the attention, rank 1 little of the feed-forward and no
+ * vocabulary. For RunSpread.edit, of toys as wide as toy_wide_gpt2. */
+void plan_uneven(Plan *plan);
