@@ -185,11 +185,11 @@ ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const float *d, b
 }
 
 ALWAYS_INLINE void affine_wide(unsigned bits, const uint8_t *scratch, const uint8_t *act,
-                               uint32_t n_records, float *tile, bool fresh, unsigned R)
+                               uint32_t n_records, WideTile tile, unsigned R)
 {
     __m256 acc[4][2];
     const WideAffine *rec = (const WideAffine *)scratch;
-    wide_tile_load(acc, tile, fresh, R);
+    wide_tile_load(acc, tile, R);
     for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
         Sums total;
         sums_clear(&total, R);
@@ -211,11 +211,11 @@ ALWAYS_INLINE void affine_wide(unsigned bits, const uint8_t *scratch, const uint
 }
 
 ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                             float *tile, bool fresh, unsigned R)
+                             WideTile tile, unsigned R)
 {
     __m256 acc[4][2];
     const WideQ6K *rec = (const WideQ6K *)scratch;
-    wide_tile_load(acc, tile, fresh, R);
+    wide_tile_load(acc, tile, R);
     for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
         Sums total;
         sums_clear(&total, R);
@@ -237,8 +237,8 @@ ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_
     wide_tile_store(acc, tile, R);
 }
 
-#define Q4_K_WIDE(s, a, n, t, f, R) affine_wide(4, s, a, n, t, f, R)
-#define Q5_K_WIDE(s, a, n, t, f, R) affine_wide(5, s, a, n, t, f, R)
+#define Q4_K_WIDE(s, a, n, t, R) affine_wide(4, s, a, n, t, R)
+#define Q5_K_WIDE(s, a, n, t, R) affine_wide(5, s, a, n, t, R)
 
 WIDE_KERNEL(q4_k, Q4_K_WIDE, NULL, sizeof(WideAffine), 16)
 WIDE_KERNEL(q5_k, Q5_K_WIDE, NULL, sizeof(WideAffine), 8)

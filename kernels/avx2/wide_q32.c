@@ -167,11 +167,11 @@ typedef struct Filling {
 } Filling;
 
 ALWAYS_INLINE void quants_wide(Filling fill, uint8_t *scratch, const uint8_t *act,
-                               uint32_t n_records, float *tile, bool fresh, unsigned R, bool five,
+                               uint32_t n_records, WideTile tile, unsigned R, bool five,
                                bool minimum, int start)
 {
     __m256 acc[4][2];
-    wide_tile_load(acc, tile, fresh, R);
+    wide_tile_load(acc, tile, R);
     WideQ32 *b = (WideQ32 *)scratch;
     if (fill.unpack) {
         fill.unpack(fill.w, b);
@@ -218,13 +218,13 @@ ALWAYS_INLINE void act_widen(const uint8_t *act, uint8_t *to, unsigned R)
 }
 
 ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                              float *tile, bool fresh, unsigned R)
+                              WideTile tile, unsigned R)
 {
     /* All records at once: what was stored just before is slow to load. */
     _Alignas(32) uint8_t buffer[WIDE_SCRATCH_BYTES / sizeof(WideQ80)][2 * 32 * 4];
     const WideQ80 *b = (const WideQ80 *)scratch;
     __m256 acc[4][2];
-    wide_tile_load(acc, tile, fresh, R);
+    wide_tile_load(acc, tile, R);
     for (uint32_t i = 0; i < n_records; i++) {
         act_widen(act + i * ACT_Q8_32_TILE(R), buffer[i], R);
     }
@@ -248,17 +248,17 @@ ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32
 /* A type of quants: the tiles on what is unpacked, and the one that unpacks. */
 #define QUANTS_WIDE(name, Record, five, minimum, start)                                            \
     ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records, \
-                                   float *tile, bool fresh, unsigned R)                            \
+                                   WideTile tile, unsigned R)                                      \
     {                                                                                              \
-        quants_wide((Filling){0}, (uint8_t *)scratch, act, n_records, tile, fresh, R, five,        \
-                    minimum, start);                                                               \
+        quants_wide((Filling){0}, (uint8_t *)scratch, act, n_records, tile, R, five, minimum,      \
+                    start);                                                                        \
     }                                                                                              \
     static void name##_wide_first(const uint8_t *w, uint8_t *scratch, const uint8_t *act,          \
-                                  uint32_t n_records, float *tile, bool fresh)                     \
+                                  uint32_t n_records, WideTile tile)                               \
     {                                                                                              \
         const unsigned R = 4;                                                                      \
         quants_wide((Filling){w, sizeof(Record), name##_record_unpack}, scratch, act, n_records,   \
-                    tile, fresh, R, five, minimum, start);                                         \
+                    tile, R, five, minimum, start);                                                \
     }
 
 QUANTS_WIDE(q4_0, RecordQ40, false, false, (int)ACT_Q8_32_START8(R))

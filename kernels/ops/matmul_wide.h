@@ -15,32 +15,47 @@
 
 /* n_records of one panel into the type's own form. */
 typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch);
-/* tile[row][lane] += records of the scratch times the R rows of the group, record by record; from
- * +0 if it is fresh. */
+
+/* Where a group's sums begin and end. */
+typedef struct WideTile {
+    float *at;         /* [row][lane], a level of the stack */
+    bool fresh;        /* they begin at +0, not at what stands there */
+    unsigned n_merges; /* so often the level below is added from the left; the sum ends up there */
+} WideTile;
+
+/* tile += records of the scratch times the R rows of the group, record by record. */
 typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                           float *tile, bool fresh);
+                           WideTile tile);
 
 /* The lines of memory that follow a chunk, for the one that is unpacked next: asked for beside the
  * products, a group's share at a time, for unpacking alone waits for memory as long as reading
  * takes. Past the end of the matrix a prefetch does nothing. */
 typedef struct WideAhead {
-    const uint8_t *at; /* of whole lines from here on */
-    uint32_t n_lines, n_groups;
+    const uint8_t *at, *end;
+    uint32_t share; /* bytes, of whole lines */
 } WideAhead;
 
-static inline void wide_ahead(const WideAhead *ahead, uint32_t group)
+static inline WideAhead wide_ahead_of(const uint8_t *chunk, size_t bytes, uint32_t n_groups)
 {
-    const uint32_t first = ahead->n_lines * group / ahead->n_groups,
-                   last = ahead->n_lines * (group + 1) / ahead->n_groups;
-    for (uint32_t i = first; i < last; i++) {
-        __builtin_prefetch(ahead->at + (size_t)i * 64, 0, WIDE_AHEAD_LOCALITY);
+    const uint32_t n_lines = (uint32_t)(bytes + 63) / 64;
+    return (WideAhead){.at = chunk + bytes,
+                       .end = chunk + bytes + (size_t)n_lines * 64,
+                       .share = (n_lines + n_groups - 1) / n_groups * 64};
+}
+
+/* The next group's share. */
+static inline void wide_ahead(WideAhead *ahead)
+{
+    const uint8_t *end = ahead->at + ahead->share;
+    for (; ahead->at < end && ahead->at < ahead->end; ahead->at += 64) {
+        __builtin_prefetch(ahead->at, 0, WIDE_AHEAD_LOCALITY);
     }
 }
 
 /* unpack, and row4 of the first group meanwhile: storing quants and multiplying them go to
  * different ports. */
 typedef void (*WideFirstFn)(const uint8_t *w, uint8_t *scratch, const uint8_t *act,
-                            uint32_t n_records, float *tile, bool fresh);
+                            uint32_t n_records, WideTile tile);
 
 typedef struct WideKernel {
     UnpackFn unpack;
@@ -52,23 +67,23 @@ typedef struct WideKernel {
 
 /* One group x a chunk, which the first one unpacks. */
 static inline void wide_group(const WideKernel *kernel, const uint8_t *chunk, uint8_t *scratch,
-                              const uint8_t *act, uint32_t n, float *tile, bool fresh, bool unpacks,
+                              const uint8_t *act, uint32_t n, WideTile tile, bool unpacks,
                               uint32_t R)
 {
     if (unpacks && R != 1 && kernel->first4 != NULL) {
-        kernel->first4(chunk, scratch, act, n, tile, fresh);
+        kernel->first4(chunk, scratch, act, n, tile);
         return;
     }
     if (unpacks) {
         kernel->unpack(chunk, n, scratch);
     }
-    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, n, tile, fresh);
+    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, n, tile);
 }
 
-/* One panel x the groups [group0, group1): one unit into `tile`. */
+/* One panel x the groups [group0, group1): one unit into the level `tile`, then its merges. */
 static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, const uint8_t *w,
                              uint32_t k_record, uint32_t n_records, uint32_t group0,
-                             uint32_t group1, float *tile)
+                             uint32_t group1, float *tile, unsigned n_merges)
 {
     _Alignas(64) uint8_t scratch[WIDE_SCRATCH_BYTES];
     const RecordShape record = record_shape(a->w->type);
@@ -81,15 +96,16 @@ static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, cons
         const uint32_t at = n_records * c / n_chunks, n = n_records * (c + 1) / n_chunks - at;
         const size_t chunk_bytes = (size_t)n * record.bytes;
         const uint8_t *chunk = w + (size_t)at * record.bytes;
-        const WideAhead ahead = {chunk + chunk_bytes, (uint32_t)(chunk_bytes + 63) / 64,
-                                 group1 - group0};
+        WideAhead ahead = wide_ahead_of(chunk, chunk_bytes, group1 - group0);
         for (uint32_t g = group0; g < group1; g++) {
             const uint32_t R = act_group_rows(a->rows, g);
             const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes +
                                  (k_record + at) * tile_bytes * R;
-            wide_ahead(&ahead, g - group0);
-            wide_group(kernel, chunk, scratch, act, n,
-                       tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS, c == 0, g == group0, R);
+            const WideTile to = {.at = tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS,
+                                 .fresh = c == 0,
+                                 .n_merges = c + 1 == n_chunks ? n_merges : 0};
+            wide_ahead(&ahead);
+            wide_group(kernel, chunk, scratch, act, n, to, g == group0, R);
         }
     }
 }
@@ -107,14 +123,12 @@ static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uin
     float *out = a->out;
     for (uint32_t u = 0; u < a->n_units; u++) {
         const uint32_t n_records = a->units[u].n_in / record.k;
-        assert(top < TREE_STACK);
-        wide_unit(a, kernel, w, k_record, n_records, group0, group1, stack[top++]);
+        const unsigned n_merges = a->units[u].step.n_merges;
+        assert(top < TREE_STACK && top >= n_merges);
+        wide_unit(a, kernel, w, k_record, n_records, group0, group1, stack[top], n_merges);
         w += (size_t)n_records * record.bytes;
         k_record += n_records;
-        for (unsigned m = a->units[u].step.n_merges; m > 0; m--, top--) {
-            assert(top >= 2);
-            tile_add(stack[top - 2], stack[top - 1], (size_t)n_rows * PANEL_ROWS);
-        }
+        top += 1 - n_merges;
         if (a->units[u].step.emit) {
             tile_write(a, stack[--top], n_rows, panel, 1, row0, n_rows, out);
             out += a->subtree_stride;

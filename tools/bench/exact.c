@@ -53,15 +53,16 @@ typedef struct Products {
     const Kernels *k;
     MatmulCase c;
     MatmulArgs args;
-    MatmulUnit whole, units[8];
+    MatmulUnit whole, units[32];
+    uint32_t n_units;
     LooseBlock *blocks;
     void *act;
     float *out;
 } Products;
 
-static void products_init(Products *p, Dtype type, uint32_t rows, uint32_t n_out)
+static void products_init(Products *p, Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_units)
 {
-    TreeStep steps[8];
+    TreeStep steps[32];
     p->k = kernels_get(ISA_AVX2);
     matmul_case_init(&p->c, type, rows, n_out, WIDTH, VALUES_NORMAL, 1);
     const ActKind kind = act_kind_of(type);
@@ -69,10 +70,11 @@ static void products_init(Products *p, Dtype type, uint32_t rows, uint32_t n_out
     p->k->act_quantise[kind](p->c.x, WIDTH, rows, 0, rows, WIDTH, p->act);
     p->out = case_alloc((size_t)4 * rows * n_out);
     p->blocks = case_alloc(sizeof(LooseBlock) * WIDTH / 32);
-    tree_program(8, 0, 8, steps);
-    for (int u = 0; u < 8; u++) {
-        p->units[u] = (MatmulUnit){WIDTH / 8, steps[u]};
+    tree_program(n_units, 0, n_units, steps);
+    for (uint32_t u = 0; u < n_units; u++) {
+        p->units[u] = (MatmulUnit){WIDTH / n_units, steps[u]};
     }
+    p->n_units = n_units;
     p->whole = (MatmulUnit){WIDTH, {0, 1}};
     p->args = (MatmulArgs){.w = &p->c.w,
                            .act = p->act,
@@ -103,7 +105,7 @@ static void product_units(void *user)
     const Products *p = user;
     MatmulArgs args = p->args;
     args.units = p->units;
-    args.n_units = 8;
+    args.n_units = p->n_units;
     p->k->matmul[p->c.type](&args);
 }
 
@@ -249,16 +251,19 @@ static void bench(void *user, unsigned thread, unsigned n_threads)
     (void)user;
     printf("%-34s %-28s %10s %10s %9s\n", "op (one thread, us)", "without the contract", "exact",
            "without", "cost");
-    products_init(&p, DTYPE_Q4_0, ROWS, OUT);
+    products_init(&p, DTYPE_Q4_0, ROWS, OUT, 8);
     const Op gemm =
         measure("Q4_0 product, 128 rows", "one scale per 256", product_whole, product_coarse, &p);
     const Op gemm_units =
         measure("Q4_0 product, 128 rows, 8 units", "no units", product_units, product_whole, &p);
     products_clear(&p);
-    products_init(&p, DTYPE_Q4_K, ROWS, OUT);
+    products_init(&p, DTYPE_Q4_1, ROWS, OUT, 32); /* as in the 135 M model */
+    measure("Q4_1 product, 128 rows, 32 units", "no units", product_units, product_whole, &p);
+    products_clear(&p);
+    products_init(&p, DTYPE_Q4_K, ROWS, OUT, 8);
     measure("Q4_K product, 128 rows, 8 units", "no units", product_units, product_whole, &p);
     products_clear(&p);
-    products_init(&p, DTYPE_Q4_0, 1, OUT_1);
+    products_init(&p, DTYPE_Q4_0, 1, OUT_1, 8);
     const Op gemv_coarse =
         measure("Q4_0 product, 1 row", "one scale per 256", product_whole, product_coarse, &p);
     const Op gemv_dots =
