@@ -86,51 +86,53 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
         matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, panels1, panels4});            \
     }
 
-ALWAYS_INLINE void wide_tile_load(__m256 acc[4][2], WideTile tile, unsigned R)
+ALWAYS_INLINE void wide_tile_load(__m256 acc[4][2], const float *level, bool fresh, unsigned R)
 {
     UNROLL
     for (unsigned r = 0; r < R; r++) {
         UNROLL
         for (unsigned v = 0; v < 2; v++) {
             acc[r][v] =
-                tile.fresh ? _mm256_setzero_ps() : _mm256_load_ps(tile.at + r * PANEL_ROWS + 8 * v);
+                fresh ? _mm256_setzero_ps() : _mm256_load_ps(level + r * PANEL_ROWS + 8 * v);
         }
     }
 }
 
-/* The merges happen while the sums are in registers. */
-ALWAYS_INLINE void wide_tile_store(__m256 acc[4][2], WideTile tile, unsigned R)
+/* Merges happen while the sums are in registers. Returns the level above the one that they end up
+ * on. */
+ALWAYS_INLINE float *wide_tile_store(__m256 acc[4][2], float *level, unsigned n_merges, unsigned R)
 {
-    for (unsigned m = 0; m < tile.n_merges; m++) {
-        tile.at -= WIDE_TILE_FLOATS;
+    for (unsigned m = 0; m < n_merges; m++) {
+        level -= WIDE_TILE_FLOATS;
         UNROLL
         for (unsigned r = 0; r < R; r++) {
             UNROLL
             for (unsigned v = 0; v < 2; v++) {
-                const __m256 left = _mm256_load_ps(tile.at + r * PANEL_ROWS + 8 * v);
+                const __m256 left = _mm256_load_ps(level + r * PANEL_ROWS + 8 * v);
                 acc[r][v] = _mm256_add_ps(left, acc[r][v]);
             }
         }
     }
     UNROLL
     for (unsigned r = 0; r < R; r++) {
-        _mm256_store_ps(tile.at + r * PANEL_ROWS, acc[r][0]);
-        _mm256_store_ps(tile.at + r * PANEL_ROWS + 8, acc[r][1]);
+        _mm256_store_ps(level + r * PANEL_ROWS, acc[r][0]);
+        _mm256_store_ps(level + r * PANEL_ROWS + 8, acc[r][1]);
     }
+    return level + WIDE_TILE_FLOATS;
 }
 
 /* A type's kernel for many rows, name_wide_kernel, from its unpacking, its tile and its tile that
  * unpacks (or NULL). */
 #define WIDE_KERNEL(name, body, first, record_bytes, from)                                         \
-    static void wide1_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
-                             WideTile tile)                                                        \
+    static void wide1_##name(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,   \
+                             float *level)                                                         \
     {                                                                                              \
-        body(scratch, act, n_records, tile, 1);                                                    \
+        body(scratch, act, chunk, level, 1);                                                       \
     }                                                                                              \
-    static void wide4_##name(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,       \
-                             WideTile tile)                                                        \
+    static void wide4_##name(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,   \
+                             float *level)                                                         \
     {                                                                                              \
-        body(scratch, act, n_records, tile, 4);                                                    \
+        body(scratch, act, chunk, level, 4);                                                       \
     }                                                                                              \
     const WideKernel name##_wide_kernel = {name##_unpack, wide1_##name, wide4_##name,              \
                                            first,         record_bytes, from};

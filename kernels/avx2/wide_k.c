@@ -184,62 +184,70 @@ ALWAYS_INLINE void scaled_add(__m256 acc[4][2], const Sums *s, const float *d, b
     }
 }
 
-ALWAYS_INLINE void affine_wide(unsigned bits, const uint8_t *scratch, const uint8_t *act,
-                               uint32_t n_records, WideTile tile, unsigned R)
+ALWAYS_INLINE void affine_add(__m256 acc[4][2], unsigned bits, const WideAffine *rec,
+                              const uint8_t *act, unsigned R)
 {
-    __m256 acc[4][2];
-    const WideAffine *rec = (const WideAffine *)scratch;
-    wide_tile_load(acc, tile, R);
-    for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
-        Sums total;
-        sums_clear(&total, R);
-        for (unsigned b = 0; b < 8; b++) {
-            const uint8_t *a = act + b * 32 * R;
-            if (bits == 4) {
-                groups_add(&total, rec->q + 8 * b, a, R, 8, rec->sc[b]);
-            } else {
-                groups_add(&total, rec->q + 8 * b, a, R, 4, rec->sc[b]);
-                groups_add(&total, rec->q + 8 * b + 4, a + 16 * R, R, 4, rec->sc[b]);
-            }
+    Sums total;
+    sums_clear(&total, R);
+    for (unsigned b = 0; b < 8; b++) {
+        const uint8_t *a = act + b * 32 * R;
+        if (bits == 4) {
+            groups_add(&total, rec->q + 8 * b, a, R, 8, rec->sc[b]);
+        } else {
+            groups_add(&total, rec->q + 8 * b, a, R, 4, rec->sc[b]);
+            groups_add(&total, rec->q + 8 * b + 4, a + 16 * R, R, 4, rec->sc[b]);
         }
-        scaled_add(acc, &total, rec->d, false, act, R);
-        sums_clear(&total, R);
-        pairs_add(&total, rec->m, act + ACT_Q8_256_SUM32(R), 4, R);
-        scaled_add(acc, &total, rec->dmin, true, act, R);
     }
-    wide_tile_store(acc, tile, R);
+    scaled_add(acc, &total, rec->d, false, act, R);
+    sums_clear(&total, R);
+    pairs_add(&total, rec->m, act + ACT_Q8_256_SUM32(R), 4, R);
+    scaled_add(acc, &total, rec->dmin, true, act, R);
 }
 
-ALWAYS_INLINE void q6_k_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                             WideTile tile, unsigned R)
+ALWAYS_INLINE void q6_k_add(__m256 acc[4][2], const WideQ6K *rec, const uint8_t *act, unsigned R)
 {
-    __m256 acc[4][2];
-    const WideQ6K *rec = (const WideQ6K *)scratch;
-    wide_tile_load(acc, tile, R);
-    for (uint32_t i = 0; i < n_records; i++, rec++, act += ACT_Q8_256_TILE(R)) {
-        Sums total;
-        sums_clear(&total, R);
-        pairs_add(&total, rec->pair, act + ACT_Q8_256_SUM16(R), 8, R);
+    Sums total;
+    sums_clear(&total, R);
+    pairs_add(&total, rec->pair, act + ACT_Q8_256_SUM16(R), 8, R);
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
         UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            UNROLL
-            for (unsigned v = 0; v < 2; v++) { /* times -32 */
-                total.v[r][v] =
-                    _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(total.v[r][v], 5));
-            }
+        for (unsigned v = 0; v < 2; v++) { /* times -32 */
+            total.v[r][v] =
+                _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(total.v[r][v], 5));
         }
-        for (unsigned b = 0; b < 16; b++) {
-            groups_add(&total, rec->q + 4 * b, act + b * 16 * R, R, 2, rec->sc[b]);
-            groups_add(&total, rec->q + 4 * b + 2, act + b * 16 * R + 8 * R, R, 2, rec->sc[b]);
-        }
-        scaled_add(acc, &total, rec->d, false, act, R);
     }
-    wide_tile_store(acc, tile, R);
+    for (unsigned b = 0; b < 16; b++) {
+        groups_add(&total, rec->q + 4 * b, act + b * 16 * R, R, 2, rec->sc[b]);
+        groups_add(&total, rec->q + 4 * b + 2, act + b * 16 * R + 8 * R, R, 2, rec->sc[b]);
+    }
+    scaled_add(acc, &total, rec->d, false, act, R);
 }
 
-#define Q4_K_WIDE(s, a, n, t, R) affine_wide(4, s, a, n, t, R)
-#define Q5_K_WIDE(s, a, n, t, R) affine_wide(5, s, a, n, t, R)
+#define Q4_K_ADD(acc, rec, act, R) affine_add(acc, 4, rec, act, R)
+#define Q5_K_ADD(acc, rec, act, R) affine_add(acc, 5, rec, act, R)
 
-WIDE_KERNEL(q4_k, Q4_K_WIDE, NULL, sizeof(WideAffine), 16)
-WIDE_KERNEL(q5_k, Q5_K_WIDE, NULL, sizeof(WideAffine), 8)
+/* The runs of a chunk, by a type's records. */
+#define K_WIDE(name, Record, add)                                                                  \
+    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act,                     \
+                                   const WideChunk *chunk, float *level, unsigned R)               \
+    {                                                                                              \
+        const Record *rec = (const Record *)scratch;                                               \
+        for (uint32_t u = 0; u < chunk->n_runs; u++) {                                             \
+            __m256 acc[4][2];                                                                      \
+            wide_tile_load(acc, level, chunk->fresh || u > 0, R);                                  \
+            for (uint32_t i = chunk->runs[u].n_records; i > 0; i--, rec++) {                       \
+                add(acc, rec, act, R);                                                             \
+                act += ACT_Q8_256_TILE(R);                                                         \
+            }                                                                                      \
+            level = wide_tile_store(acc, level, chunk->runs[u].n_merges, R);                       \
+        }                                                                                          \
+    }
+
+K_WIDE(q4_k, WideAffine, Q4_K_ADD)
+K_WIDE(q5_k, WideAffine, Q5_K_ADD)
+K_WIDE(q6_k, WideQ6K, q6_k_add)
+
+WIDE_KERNEL(q4_k, q4_k_wide, NULL, sizeof(WideAffine), 16)
+WIDE_KERNEL(q5_k, q5_k_wide, NULL, sizeof(WideAffine), 8)
 WIDE_KERNEL(q6_k, q6_k_wide, NULL, sizeof(WideQ6K), 8)

@@ -167,31 +167,34 @@ typedef struct Filling {
 } Filling;
 
 ALWAYS_INLINE void quants_wide(Filling fill, uint8_t *scratch, const uint8_t *act,
-                               uint32_t n_records, WideTile tile, unsigned R, bool five,
+                               const WideChunk *chunk, float *level, unsigned R, bool five,
                                bool minimum, int start)
 {
-    __m256 acc[4][2];
-    wide_tile_load(acc, tile, R);
     WideQ32 *b = (WideQ32 *)scratch;
+    const WideQ32 *end = b + chunk->n_records;
     if (fill.unpack) {
         fill.unpack(fill.w, b);
     }
-    for (uint32_t i = 0; i < n_records; i++, b++, act += ACT_Q8_32_TILE(R)) {
-        Sums s, upper;
-        if (fill.unpack && i + 1 < n_records) {
-            fill.w += fill.record_bytes;
-            fill.unpack(fill.w, b + 1);
+    for (uint32_t u = 0; u < chunk->n_runs; u++) {
+        __m256 acc[4][2];
+        wide_tile_load(acc, level, chunk->fresh || u > 0, R);
+        for (uint32_t i = chunk->runs[u].n_records; i > 0; i--, b++, act += ACT_Q8_32_TILE(R)) {
+            Sums s, upper;
+            if (fill.unpack && b + 1 < end) {
+                fill.w += fill.record_bytes;
+                fill.unpack(fill.w, b + 1);
+            }
+            group_sums(&s, b->q, act, R, 0, five ? 4 : 8);
+            widen(&s, NULL, 1, R);
+            if (five) {
+                group_sums(&upper, b->q, act, R, 4, 8);
+                widen(&upper, &s, 1, R);
+                s = upper;
+            }
+            block_add(acc, &s, b->d, minimum ? b->m : NULL, start, act, R);
         }
-        group_sums(&s, b->q, act, R, 0, five ? 4 : 8);
-        widen(&s, NULL, 1, R);
-        if (five) {
-            group_sums(&upper, b->q, act, R, 4, 8);
-            widen(&upper, &s, 1, R);
-            s = upper;
-        }
-        block_add(acc, &s, b->d, minimum ? b->m : NULL, start, act, R);
+        level = wide_tile_store(acc, level, chunk->runs[u].n_merges, R);
     }
-    wide_tile_store(acc, tile, R);
 }
 
 /* total += w . a over a group of pairs. */
@@ -217,48 +220,50 @@ ALWAYS_INLINE void act_widen(const uint8_t *act, uint8_t *to, unsigned R)
     }
 }
 
-ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                              WideTile tile, unsigned R)
+ALWAYS_INLINE void bytes_wide(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
+                              float *level, unsigned R)
 {
     /* All records at once: what was stored just before is slow to load. */
     _Alignas(32) uint8_t buffer[WIDE_SCRATCH_BYTES / sizeof(WideQ80)][2 * 32 * 4];
     const WideQ80 *b = (const WideQ80 *)scratch;
-    __m256 acc[4][2];
-    wide_tile_load(acc, tile, R);
-    for (uint32_t i = 0; i < n_records; i++) {
+    const uint8_t *wide = buffer[0];
+    for (uint32_t i = 0; i < chunk->n_records; i++) {
         act_widen(act + i * ACT_Q8_32_TILE(R), buffer[i], R);
     }
-    for (uint32_t i = 0; i < n_records; i++, b++, act += ACT_Q8_32_TILE(R)) {
-        const uint8_t *wide = buffer[i];
-        Sums s;
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            s.v[r][0] = s.v[r][1] = broadcast_i32(act + ACT_Q8_32_START128(R) + 4 * r);
+    for (uint32_t u = 0; u < chunk->n_runs; u++) {
+        __m256 acc[4][2];
+        wide_tile_load(acc, level, chunk->fresh || u > 0, R);
+        for (uint32_t i = chunk->runs[u].n_records; i > 0;
+             i--, b++, wide += sizeof buffer[0], act += ACT_Q8_32_TILE(R)) {
+            Sums s;
+            UNROLL
+            for (unsigned r = 0; r < R; r++) {
+                s.v[r][0] = s.v[r][1] = broadcast_i32(act + ACT_Q8_32_START128(R) + 4 * r);
+            }
+            UNROLL
+            for (unsigned g = 0; g < 8; g++) {
+                pairs_add(&s, b->even[g], wide + 4 * R * g, R);
+                pairs_add(&s, b->odd[g], wide + 32 * R + 4 * R * g, R);
+            }
+            block_add(acc, &s, b->d, NULL, -1, act, R);
         }
-        UNROLL
-        for (unsigned g = 0; g < 8; g++) {
-            pairs_add(&s, b->even[g], wide + 4 * R * g, R);
-            pairs_add(&s, b->odd[g], wide + 32 * R + 4 * R * g, R);
-        }
-        block_add(acc, &s, b->d, NULL, -1, act, R);
+        level = wide_tile_store(acc, level, chunk->runs[u].n_merges, R);
     }
-    wide_tile_store(acc, tile, R);
 }
 
 /* A type of quants: the tiles on what is unpacked, and the one that unpacks. */
 #define QUANTS_WIDE(name, Record, five, minimum, start)                                            \
-    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act, uint32_t n_records, \
-                                   WideTile tile, unsigned R)                                      \
+    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act,                     \
+                                   const WideChunk *chunk, float *level, unsigned R)               \
     {                                                                                              \
-        quants_wide((Filling){0}, (uint8_t *)scratch, act, n_records, tile, R, five, minimum,      \
-                    start);                                                                        \
+        quants_wide((Filling){0}, (uint8_t *)scratch, act, chunk, level, R, five, minimum, start); \
     }                                                                                              \
     static void name##_wide_first(const uint8_t *w, uint8_t *scratch, const uint8_t *act,          \
-                                  uint32_t n_records, WideTile tile)                               \
+                                  const WideChunk *chunk, float *level)                            \
     {                                                                                              \
         const unsigned R = 4;                                                                      \
-        quants_wide((Filling){w, sizeof(Record), name##_record_unpack}, scratch, act, n_records,   \
-                    tile, R, five, minimum, start);                                                \
+        quants_wide((Filling){w, sizeof(Record), name##_record_unpack}, scratch, act, chunk,       \
+                    level, R, five, minimum, start);                                               \
     }
 
 QUANTS_WIDE(q4_0, RecordQ40, false, false, (int)ACT_Q8_32_START8(R))

@@ -11,21 +11,29 @@
 #ifndef WIDE_AHEAD_LOCALITY
 #define WIDE_AHEAD_LOCALITY 2
 #endif
-#define WIDE_TILE_FLOATS (WIDE_ROWS_LIMIT * PANEL_ROWS)
+#define WIDE_TILE_FLOATS (ACT_ROW_GROUP * PANEL_ROWS) /* of a group */
+
+/* Records of a row of units: what is unpacked at once. A unit that does not fit is several chunks
+ * of one run each. */
+#define WIDE_RUNS_LIMIT 24u
+
+typedef struct WideRun {
+    uint16_t n_records;
+    uint16_t n_merges; /* so often the level below is then added from the left */
+} WideRun;
+
+typedef struct WideChunk {
+    uint32_t n_records, n_runs;
+    bool fresh; /* the first run begins at +0, not at what stands on its level; the others do */
+    WideRun runs[WIDE_RUNS_LIMIT];
+} WideChunk;
 
 /* n_records of one panel into the type's own form. */
 typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch);
-
-/* Where a group's sums begin and end. */
-typedef struct WideTile {
-    float *at;         /* [row][lane], a level of the stack */
-    bool fresh;        /* they begin at +0, not at what stands there */
-    unsigned n_merges; /* so often the level below is added from the left; the sum ends up there */
-} WideTile;
-
-/* tile += records of the scratch times the R rows of the group, record by record. */
-typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, uint32_t n_records,
-                           WideTile tile);
+/* The runs of a chunk, from the scratch times the R rows of the group, record by record: the first
+ * one's sum goes to `level`, each other's to the level above where the one before ended up. */
+typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
+                           float *level);
 
 /* The lines of memory that follow a chunk, for the one that is unpacked next: asked for beside the
  * products, a group's share at a time, for unpacking alone waits for memory as long as reading
@@ -55,7 +63,7 @@ static inline void wide_ahead(WideAhead *ahead)
 /* unpack, and row4 of the first group meanwhile: storing quants and multiplying them go to
  * different ports. */
 typedef void (*WideFirstFn)(const uint8_t *w, uint8_t *scratch, const uint8_t *act,
-                            uint32_t n_records, WideTile tile);
+                            const WideChunk *chunk, float *level);
 
 typedef struct WideKernel {
     UnpackFn unpack;
@@ -65,74 +73,98 @@ typedef struct WideKernel {
     uint32_t rows_from; /* fewer rows go the other way */
 } WideKernel;
 
+/* Where a walk along the units stands. */
+typedef struct WideWalk {
+    uint32_t unit, done; /* records of the unit that are behind */
+    uint32_t level;      /* of the stack, for the next run */
+} WideWalk;
+
+/* The next chunk, which ends with the unit that ends a subtree. Parts of a unit are alike: each
+ * asks for as many lines as the next one has. Returns whether a subtree is to be handed over. */
+static inline bool wide_next(const MatmulArgs *a, uint32_t most, WideWalk *walk, WideChunk *chunk)
+{
+    const uint32_t k = record_shape(a->w->type).k;
+    chunk->n_records = chunk->n_runs = 0;
+    chunk->fresh = walk->done == 0;
+    while (walk->unit < a->n_units) {
+        const MatmulUnit *unit = &a->units[walk->unit];
+        const uint32_t all = unit->n_in / k, left = all - walk->done;
+        WideRun *run = &chunk->runs[chunk->n_runs];
+        if (chunk->n_runs > 0 &&
+            (left > most - chunk->n_records || chunk->n_runs == WIDE_RUNS_LIMIT)) {
+            return false;
+        }
+        const uint32_t parts = (left + most - 1) / most;
+        *run = (WideRun){(uint16_t)((left + parts - 1) / parts), 0};
+        chunk->n_records += run->n_records;
+        chunk->n_runs++;
+        if (parts > 1) {
+            walk->done += run->n_records;
+            return false;
+        }
+        run->n_merges = unit->step.n_merges;
+        assert(walk->level < TREE_STACK && walk->level >= run->n_merges);
+        walk->level += 1 - run->n_merges;
+        walk->unit++;
+        walk->done = 0;
+        if (unit->step.emit) {
+            walk->level--;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* One group x a chunk, which the first one unpacks. */
-static inline void wide_group(const WideKernel *kernel, const uint8_t *chunk, uint8_t *scratch,
-                              const uint8_t *act, uint32_t n, WideTile tile, bool unpacks,
-                              uint32_t R)
+static inline void wide_group(const WideKernel *kernel, const uint8_t *w, uint8_t *scratch,
+                              const uint8_t *act, const WideChunk *chunk, float *level,
+                              bool unpacks, uint32_t R)
 {
     if (unpacks && R != 1 && kernel->first4 != NULL) {
-        kernel->first4(chunk, scratch, act, n, tile);
+        kernel->first4(w, scratch, act, chunk, level);
         return;
     }
     if (unpacks) {
-        kernel->unpack(chunk, n, scratch);
+        kernel->unpack(w, chunk->n_records, scratch);
     }
-    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, n, tile);
+    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, chunk, level);
 }
 
-/* One panel x the groups [group0, group1): one unit into the level `tile`, then its merges. */
-static inline void wide_unit(const MatmulArgs *a, const WideKernel *kernel, const uint8_t *w,
-                             uint32_t k_record, uint32_t n_records, uint32_t group0,
-                             uint32_t group1, float *tile, unsigned n_merges)
+/* Of a group: what waits, level by level. */
+typedef float WideStack[TREE_STACK][WIDE_TILE_FLOATS];
+
+/* One panel x the groups [group0, group1): all units, folded. */
+static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
+                              uint32_t group0, uint32_t group1, WideStack *stacks)
 {
     _Alignas(64) uint8_t scratch[WIDE_SCRATCH_BYTES];
     const RecordShape record = record_shape(a->w->type);
     const ActKind kind = act_kind_of(a->w->type);
     const size_t row_bytes = act_row_bytes(kind, a->w->n_in), tile_bytes = act_tile_row_bytes(kind);
-    const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
-    /* Equal chunks: each asks for as many lines as the next one has. */
-    const uint32_t n_chunks = (n_records + most - 1) / most;
-    for (uint32_t c = 0; c < n_chunks; c++) {
-        const uint32_t at = n_records * c / n_chunks, n = n_records * (c + 1) / n_chunks - at;
-        const size_t chunk_bytes = (size_t)n * record.bytes;
-        const uint8_t *chunk = w + (size_t)at * record.bytes;
-        WideAhead ahead = wide_ahead_of(chunk, chunk_bytes, group1 - group0);
-        for (uint32_t g = group0; g < group1; g++) {
-            const uint32_t R = act_group_rows(a->rows, g);
-            const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes +
-                                 (k_record + at) * tile_bytes * R;
-            const WideTile to = {.at = tile + (g - group0) * ACT_ROW_GROUP * PANEL_ROWS,
-                                 .fresh = c == 0,
-                                 .n_merges = c + 1 == n_chunks ? n_merges : 0};
-            wide_ahead(&ahead);
-            wide_group(kernel, chunk, scratch, act, n, to, g == group0, R);
-        }
-    }
-}
-
-/* One panel x the groups [group0, group1): all units, folded. */
-static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
-                              uint32_t group0, uint32_t group1,
-                              float stack[TREE_STACK][WIDE_TILE_FLOATS])
-{
-    const RecordShape record = record_shape(a->w->type);
     const uint8_t *w = a->w->data + (size_t)panel * a->w->panel_bytes;
-    const uint32_t row0 = group0 * ACT_ROW_GROUP, end = group1 * ACT_ROW_GROUP;
-    const uint32_t n_rows = (a->rows < end ? a->rows : end) - row0;
-    uint32_t top = 0, k_record = 0;
     float *out = a->out;
-    for (uint32_t u = 0; u < a->n_units; u++) {
-        const uint32_t n_records = a->units[u].n_in / record.k;
-        const unsigned n_merges = a->units[u].step.n_merges;
-        assert(top < TREE_STACK && top >= n_merges);
-        wide_unit(a, kernel, w, k_record, n_records, group0, group1, stack[top], n_merges);
-        w += (size_t)n_records * record.bytes;
-        k_record += n_records;
-        top += 1 - n_merges;
-        if (a->units[u].step.emit) {
-            tile_write(a, stack[--top], n_rows, panel, 1, row0, n_rows, out);
-            out += a->subtree_stride;
+    WideWalk walk = {0};
+    WideChunk chunk;
+    for (uint32_t k_record = 0; walk.unit < a->n_units; k_record += chunk.n_records) {
+        const uint32_t level = walk.level;
+        const bool emits =
+            wide_next(a, WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes, &walk, &chunk);
+        const size_t chunk_bytes = (size_t)chunk.n_records * record.bytes;
+        WideAhead ahead = wide_ahead_of(w, chunk_bytes, group1 - group0);
+        for (uint32_t g = group0; g < group1; g++) {
+            const uint32_t R = act_group_rows(a->rows, g), row0 = g * ACT_ROW_GROUP;
+            const uint8_t *act =
+                (const uint8_t *)a->act + row0 * row_bytes + k_record * tile_bytes * R;
+            float(*stack)[WIDE_TILE_FLOATS] = stacks[g - group0];
+            wide_ahead(&ahead);
+            wide_group(kernel, w, scratch, act, &chunk, stack[level], g == group0, R);
+            if (emits) {
+                tile_write(a, stack[walk.level], R, panel, 1, row0,
+                           a->rows - row0 < R ? a->rows - row0 : R, out);
+            }
         }
+        w += chunk_bytes;
+        out += emits ? a->subtree_stride : 0;
     }
 }
 
@@ -147,11 +179,11 @@ static inline uint32_t wide_groups(const MatmulArgs *a)
 
 static inline void matmul_drive_wide(const MatmulArgs *a, const WideKernel *kernel)
 {
-    _Alignas(64) float stack[TREE_STACK][WIDE_TILE_FLOATS];
+    _Alignas(64) WideStack stacks[WIDE_ROWS_LIMIT / ACT_ROW_GROUP];
     const uint32_t n_groups = act_groups(a->rows), step = wide_groups(a);
     for (uint32_t g = 0; g < n_groups; g += step) {
         for (uint32_t panel = a->panel0; panel < a->panel1; panel++) {
-            wide_panel(a, kernel, panel, g, n_groups - g < step ? n_groups : g + step, stack);
+            wide_panel(a, kernel, panel, g, n_groups - g < step ? n_groups : g + step, stacks);
         }
     }
 }
