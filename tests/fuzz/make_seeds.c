@@ -3,17 +3,13 @@
  *
  * usage: make-fuzz-seeds CORPUS_DIR */
 #include "proto/base/version.h"
-#include "proto/model/model_config.h"
-#include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
-#include "proto/plan/train_layout.h"
-#include "tests/fuzz/calls.h"
+#include "tests/fuzz/seeds.h"
 #include "tests/unit/worker/tiny_model.h"
 #include "weft/v1/admin.pb-c.h"
 #include "weft/v1/cluster.pb-c.h"
 #include "weft/v1/join.pb-c.h"
 #include "weft/v1/serve.pb-c.h"
-#include "weft/v1/train.pb-c.h"
 
 #include "grpc/health.pb-c.h"
 #include "grpc/reflection_v1.pb-c.h"
@@ -57,48 +53,6 @@ enum {
     READY,
     W_TIME
 };
-enum { T_REPORT, T_SAVE, T_TIME };
-enum { R_COMMAND, R_ESTIMATE, R_CLOSE, R_CANCEL, R_HONEST };
-
-const ProtobufCMessageDescriptor *record_type(uint8_t kind)
-{
-    return NULL;
-}
-
-static GByteArray *seed;
-
-static void add(uint8_t kind, const void *message)
-{
-    const ProtobufCMessage *base = message;
-    const size_t size = protobuf_c_message_get_packed_size(base);
-    g_autofree uint8_t *bytes = g_malloc(size + 1);
-    protobuf_c_message_pack(base, bytes);
-    records_append(seed, kind, bytes, size);
-}
-
-static void add_bytes(uint8_t kind, uint8_t byte)
-{
-    records_append(seed, kind, &byte, 1);
-}
-
-static void write_seed(const char *dir, const char *target, const char *name)
-{
-    g_autofree char *folder = g_build_filename(dir, target, NULL);
-    g_autofree char *path = g_build_filename(folder, name, NULL);
-    g_autoptr(GError) error = NULL;
-    g_mkdir_with_parents(folder, 0755);
-    if (!g_file_set_contents(path, (const char *)seed->data, seed->len, &error)) {
-        g_error("%s", error->message);
-    }
-    g_byte_array_set_size(seed, 0);
-}
-
-static ProtobufCBinaryData binary(const void *data, size_t size)
-{
-    return (ProtobufCBinaryData){size, (uint8_t *)data};
-}
-
-static const uint8_t SIXTEEN[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
 
 /* Two slices of one tensor of the file SIXTEEN. */
 static void add_fetch(uint8_t kind, uint64_t slice_key)
@@ -110,17 +64,16 @@ static void add_fetch(uint8_t kind, uint64_t slice_key)
     fetch.slices = refs;
     fetch.n_slices = 2;
     fetch.slice_key = slice_key;
-    add(kind, &fetch);
+    seed_add(kind, &fetch);
 }
 
 static void add_health(uint8_t check, uint8_t watch, const char *service)
 {
     Grpc__Health__V1__HealthCheckRequest health = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     health.service = (char *)service;
-    add(check, &health);
-    add(watch, &health);
+    seed_add(check, &health);
+    seed_add(watch, &health);
 }
-
 /* ---- the coordinator ---- */
 
 static void add_run(Weft__V1__RunRequest *run)
@@ -129,7 +82,7 @@ static void add_run(Weft__V1__RunRequest *run)
     if (run->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
         run->max_tokens = 4;
     }
-    add(RUN, run);
+    seed_add(RUN, run);
 }
 
 static void coordinator_runs(const char *dir)
@@ -157,8 +110,8 @@ static void coordinator_runs(const char *dir)
     run.top_logprobs = 2;
     run.deadline_ms = 4000;
     add_run(&run);
-    add_bytes(C_TIME, 20);
-    write_seed(dir, "coordinator", "run-prompt");
+    seed_add_byte(C_TIME, 20);
+    seed_write(dir, "coordinator", "run-prompt");
 
     Weft__V1__ChatMessage chat = WEFT__V1__CHAT_MESSAGE__INIT, *messages[] = {&chat, &chat};
     chat.role = (char *)"user";
@@ -168,24 +121,24 @@ static void coordinator_runs(const char *dir)
     run.n_messages = 2;
     run.raw_special = true;
     add_run(&run);
-    add_bytes(C_TIME, 20);
-    write_seed(dir, "coordinator", "run-chat");
+    seed_add_byte(C_TIME, 20);
+    seed_write(dir, "coordinator", "run-chat");
 
     weft__v1__run_request__init(&run);
     run.kind = WEFT__V1__REQUEST_KIND__SCORE;
     run.prompt = (char *)"the quick brown fox jumps over";
     run.score_window = 8;
     add_run(&run);
-    add_bytes(C_TIME, 20);
-    write_seed(dir, "coordinator", "run-score");
+    seed_add_byte(C_TIME, 20);
+    seed_write(dir, "coordinator", "run-score");
 
     weft__v1__run_request__init(&run);
     run.random_prompt = 8;
     run.ignore_end = true;
     run.streams = 3;
     add_run(&run);
-    add_bytes(C_TIME, 20);
-    write_seed(dir, "coordinator", "run-random");
+    seed_add_byte(C_TIME, 20);
+    seed_write(dir, "coordinator", "run-random");
 }
 
 /* w0 answers as it likes. */
@@ -193,11 +146,11 @@ static void coordinator_answers(const char *dir)
 {
     Weft__V1__LoadProgress progress = WEFT__V1__LOAD_PROGRESS__INIT;
     progress.bytes_done = progress.bytes_total = 100;
-    add(PROGRESS, &progress);
+    seed_add(PROGRESS, &progress);
     progress.loaded = true;
     progress.data_address = binary("w0", 2);
     progress.boot_id = binary(SIXTEEN, 16);
-    add(PROGRESS, &progress);
+    seed_add(PROGRESS, &progress);
     Weft__V1__TokenEvent token = WEFT__V1__TOKEN_EVENT__INIT;
     Weft__V1__TopLogprob top = WEFT__V1__TOP_LOGPROB__INIT, *tops[] = {&top};
     top.id = 5;
@@ -211,16 +164,16 @@ static void coordinator_answers(const char *dir)
         token.position = 3 + i;
         token.id = 'a' + i;
         token.logprob = -1;
-        add(TOKEN, &token);
+        seed_add(TOKEN, &token);
     }
-    add(TOKEN, &token); /* the last one again */
+    seed_add(TOKEN, &token); /* the last one again */
     Weft__V1__TokenEvent done = WEFT__V1__TOKEN_EVENT__INIT;
     done.done = true;
     done.finish_reason = (char *)"length";
     done.prefill_us = 10;
     done.decode_us = 20;
     done.wire_bytes = 30;
-    add(TOKEN, &done);
+    seed_add(TOKEN, &done);
     uint32_t ids[] = {1, 2, 3};
     char *stops[] = {(char *)"cd"};
     Weft__V1__RunRequest run = WEFT__V1__RUN_REQUEST__INIT;
@@ -230,8 +183,8 @@ static void coordinator_answers(const char *dir)
     run.n_stop = 1;
     run.want_logits = run.trace = true;
     add_run(&run);
-    add_bytes(C_TIME, 10);
-    write_seed(dir, "coordinator", "answers");
+    seed_add_byte(C_TIME, 10);
+    seed_write(dir, "coordinator", "answers");
 }
 
 static void coordinator_reports(const char *dir)
@@ -269,7 +222,7 @@ static void coordinator_reports(const char *dir)
     Weft__V1__WorkerReport report = WEFT__V1__WORKER_REPORT__INIT;
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HELLO;
     report.hello = &hello;
-    add(REPORT, &report);
+    seed_add(REPORT, &report);
     Weft__V1__Counters counters = WEFT__V1__COUNTERS__INIT;
     counters.steps = counters.rows = 3;
     Weft__V1__Waiting waiting = WEFT__V1__WAITING__INIT, *waitings[] = {&waiting};
@@ -289,10 +242,10 @@ static void coordinator_reports(const char *dir)
     heartbeat.serving = true;
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HEARTBEAT;
     report.heartbeat = &heartbeat;
-    add(REPORT, &report);
+    seed_add(REPORT, &report);
     Weft__V1__RenewRequest renew = WEFT__V1__RENEW_REQUEST__INIT;
     renew.csr_pem = binary("CSR", 3);
-    add(RENEW, &renew);
+    seed_add(RENEW, &renew);
     /* w1 is in the plan now, and its address leads nowhere. */
     Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
     layout.pp = 2;
@@ -301,20 +254,20 @@ static void coordinator_reports(const char *dir)
     run.prompt = (char *)"a";
     run.layout = &layout;
     add_run(&run);
-    add(REPORT, &report);
-    records_append(seed, END_OF_REPORTS, NULL, 0);
-    add_bytes(C_TIME, 8);
+    seed_add(REPORT, &report);
+    seed_add_empty(END_OF_REPORTS);
+    seed_add_byte(C_TIME, 8);
     report.report_case = WEFT__V1__WORKER_REPORT__REPORT_HELLO;
     report.hello = &hello;
-    add(REPORT, &report); /* on the stream that ended */
-    write_seed(dir, "coordinator", "reports");
+    seed_add(REPORT, &report); /* on the stream that ended */
+    seed_write(dir, "coordinator", "reports");
 }
 
 static void coordinator_admin(const char *dir)
 {
     Weft__V1__StatusRequest status = WEFT__V1__STATUS_REQUEST__INIT;
     status.details = true;
-    add(STATUS, &status);
+    seed_add(STATUS, &status);
     Weft__V1__Layout layout = WEFT__V1__LAYOUT__INIT;
     layout.dp = layout.pp = layout.tp = 1;
     Weft__V1__PlanRequest plan = WEFT__V1__PLAN_REQUEST__INIT;
@@ -323,27 +276,27 @@ static void coordinator_admin(const char *dir)
     plan.context = 32;
     plan.streams = 2;
     plan.numerics = (char *)"exact";
-    add(PLAN, &plan);
+    seed_add(PLAN, &plan);
     Weft__V1__CreateTokenRequest token = WEFT__V1__CREATE_TOKEN_REQUEST__INIT;
     token.role = (char *)"worker";
     token.ttl_ms = 1000;
     token.uses = 2;
-    add(CREATE_TOKEN, &token);
+    seed_add(CREATE_TOKEN, &token);
     Weft__V1__DrainRequest drain = WEFT__V1__DRAIN_REQUEST__INIT;
     drain.node = (char *)"w0";
     drain.reason = (char *)"cleaning";
-    add(DRAIN, &drain);
+    seed_add(DRAIN, &drain);
     drain.undrain = true;
-    add(DRAIN, &drain);
+    seed_add(DRAIN, &drain);
     Weft__V1__UnloadRequest unload = WEFT__V1__UNLOAD_REQUEST__INIT;
     unload.model = (char *)"tiny.gguf";
-    add(UNLOAD, &unload);
+    seed_add(UNLOAD, &unload);
     Weft__V1__RevokeRequest revoke = WEFT__V1__REVOKE_REQUEST__INIT;
     revoke.node = (char *)"w0";
-    add(REVOKE, &revoke);
+    seed_add(REVOKE, &revoke);
     Weft__V1__StopRequest stop = WEFT__V1__STOP_REQUEST__INIT;
-    add(STOP, &stop);
-    write_seed(dir, "coordinator", "admin");
+    seed_add(STOP, &stop);
+    seed_write(dir, "coordinator", "admin");
 }
 
 static void coordinator_rest(const char *dir)
@@ -358,16 +311,16 @@ static void coordinator_rest(const char *dir)
     join.addresses = addresses;
     join.n_addresses = 2;
     join.caller = (char *)"worker";
-    add(JOIN, &join);
+    seed_add(JOIN, &join);
     join.csr_pem = binary("no request", 10);
-    add(JOIN, &join);
-    write_seed(dir, "coordinator", "join");
+    seed_add(JOIN, &join);
+    seed_write(dir, "coordinator", "join");
 
     Weft__V1__PlanRequest plan = WEFT__V1__PLAN_REQUEST__INIT;
     plan.model = (char *)"tiny";
-    add(PLAN, &plan); /* opens the file */
+    seed_add(PLAN, &plan); /* opens the file */
     add_fetch(C_FETCH, 9);
-    write_seed(dir, "coordinator", "fetch");
+    seed_write(dir, "coordinator", "fetch");
 
     add_health(C_CHECK, C_WATCH, "weft.v1.Admin");
     Grpc__Reflection__V1__ServerReflectionRequest r =
@@ -375,12 +328,12 @@ static void coordinator_rest(const char *dir)
     r.message_request_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES;
     r.list_services = (char *)"*";
-    add(C_REFLECTION, &r);
+    seed_add(C_REFLECTION, &r);
     r.message_request_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL;
     r.file_containing_symbol = (char *)"weft.v1.Admin.Status";
-    add(C_REFLECTION, &r);
-    write_seed(dir, "coordinator", "health-reflection");
+    seed_add(C_REFLECTION, &r);
+    seed_write(dir, "coordinator", "health-reflection");
 }
 
 /* ---- the worker ---- */
@@ -414,7 +367,7 @@ static void add_load(const TinyModel *m, const Plan *plan, uint64_t epoch)
     load.n_sources = 2;
     load.seal = true;
     load.slice_key = 3;
-    add(LOAD, &load);
+    seed_add(LOAD, &load);
     weft__v1__plan__free_unpacked(load.plan, NULL);
     weft__v1__model__free_unpacked(load.model, NULL);
 }
@@ -439,7 +392,7 @@ static void add_start(uint64_t epoch, uint32_t n_ranks)
     start.secret = binary(secret, sizeof secret);
     start.ranks = pointers;
     start.n_ranks = n_ranks;
-    add(START, &start);
+    seed_add(START, &start);
 }
 
 static void worker_loads(const char *dir)
@@ -448,36 +401,36 @@ static void worker_loads(const char *dir)
     TinyModel *m = model();
     g_autoptr(Plan) alone = tiny_plan(m->spec, 1, (uint32_t[]){1}, even);
     add_load(m, alone, 1);
-    add_bytes(W_TIME, 10);
+    seed_add_byte(W_TIME, 10);
     add_start(1, 1);
-    add_bytes(W_TIME, 5);
-    write_seed(dir, "worker", "load-start");
+    seed_add_byte(W_TIME, 5);
+    seed_write(dir, "worker", "load-start");
 
     g_autoptr(Plan) pair = tiny_plan(m->spec, 1, (uint32_t[]){2}, even);
     add_load(m, pair, 2);
-    add_bytes(W_TIME, 10);
+    seed_add_byte(W_TIME, 10);
     add_start(2, 2);
-    add_bytes(W_TIME, 5);
+    seed_add_byte(W_TIME, 5);
     add_load(m, pair, 3); /* a newer epoch takes over */
     Weft__V1__Stamp stamp;
     fill_stamp(&stamp, 3);
     Weft__V1__DropRequest drop = WEFT__V1__DROP_REQUEST__INIT;
     drop.stamp = &stamp;
     drop.keep_weights = true;
-    add(DROP, &drop);
-    write_seed(dir, "worker", "load-two-ranks");
+    seed_add(DROP, &drop);
+    seed_write(dir, "worker", "load-two-ranks");
 
     Weft__V1__FetchChunk chunk = WEFT__V1__FETCH_CHUNK__INIT;
     chunk.data = binary(SIXTEEN, 16);
-    add(CHUNK, &chunk);
+    seed_add(CHUNK, &chunk);
     chunk.last = true;
-    add(CHUNK, &chunk);
+    seed_add(CHUNK, &chunk);
     chunk.index = 1;
     chunk.missing = true;
-    add(CHUNK, &chunk);
+    seed_add(CHUNK, &chunk);
     add_load(m, alone, 1);
-    add_bytes(W_TIME, 30);
-    write_seed(dir, "worker", "load-bad-source");
+    seed_add_byte(W_TIME, 30);
+    seed_write(dir, "worker", "load-bad-source");
     tiny_model_free(m);
 }
 
@@ -508,22 +461,22 @@ static void worker_generates(const char *dir)
     g.want_logits = true;
     g.top_logprobs = 2;
     g.trace = true;
-    records_append(seed, READY, NULL, 0);
-    add(GENERATE, &g);
-    write_seed(dir, "worker", "generate");
+    seed_add_empty(READY);
+    seed_add(GENERATE, &g);
+    seed_write(dir, "worker", "generate");
 
     g.kind = WEFT__V1__REQUEST_KIND__SCORE;
     g.trace = false;
     g.score_from = 1;
     g.max_tokens = 0;
-    records_append(seed, READY, NULL, 0);
-    add(GENERATE, &g);
+    seed_add_empty(READY);
+    seed_add(GENERATE, &g);
     g.kind = WEFT__V1__REQUEST_KIND__EMBED;
-    add(GENERATE, &g);
+    seed_add(GENERATE, &g);
     Weft__V1__DropRequest drop = WEFT__V1__DROP_REQUEST__INIT;
     drop.stamp = &stamp;
-    add(DROP, &drop);
-    write_seed(dir, "worker", "score-embed-drop");
+    seed_add(DROP, &drop);
+    seed_write(dir, "worker", "score-embed-drop");
 }
 
 static void worker_rest(const char *dir)
@@ -542,17 +495,17 @@ static void worker_rest(const char *dir)
     Weft__V1__CoordinatorNotice notice = WEFT__V1__COORDINATOR_NOTICE__INIT;
     notice.notice_case = WEFT__V1__COORDINATOR_NOTICE__NOTICE_ACK;
     notice.ack = &ack;
-    records_append(seed, READY, NULL, 0);
-    add(NOTICE, &notice);
+    seed_add_empty(READY);
+    seed_add(NOTICE, &notice);
     Weft__V1__Welcome welcome = WEFT__V1__WELCOME__INIT;
     welcome.cluster = (char *)"test";
     welcome.generation = 2;
     welcome.generation_id = binary(SIXTEEN, 16);
     notice.notice_case = WEFT__V1__COORDINATOR_NOTICE__NOTICE_WELCOME;
     notice.welcome = &welcome;
-    add(NOTICE, &notice);
-    add_bytes(W_TIME, 10);
-    write_seed(dir, "worker", "notices");
+    seed_add(NOTICE, &notice);
+    seed_add_byte(W_TIME, 10);
+    seed_write(dir, "worker", "notices");
 
     add_fetch(W_FETCH, 0);
     add_health(W_CHECK, W_WATCH, "weft.v1.Worker");
@@ -561,332 +514,15 @@ static void worker_rest(const char *dir)
     r.message_request_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME;
     r.file_by_filename = (char *)"weft/v1/cluster.proto";
-    add(W_REFLECTION, &r);
-    write_seed(dir, "worker", "fetch-health-reflection");
+    seed_add(W_REFLECTION, &r);
+    seed_write(dir, "worker", "fetch-health-reflection");
 }
-
-/* ---- training ---- */
-
-static void add_report(Weft__V1__TrainReport__ReportCase which, void *what)
-{
-    Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
-    report.report_case = which;
-    report.want = what; /* any member of the union */
-    add(T_REPORT, &report);
-}
-
-static void add_loaded(void)
-{
-    Weft__V1__TrainLoaded loaded = WEFT__V1__TRAIN_LOADED__INIT;
-    Weft__V1__TrainRunning running = WEFT__V1__TRAIN_RUNNING__INIT;
-    loaded.data_address = binary("address", 7);
-    loaded.boot_id = binary(SIXTEEN, 16);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_LOADED, &loaded);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_RUNNING, &running);
-}
-
-static void add_step(uint64_t at)
-{
-    Weft__V1__TrainProgress step = WEFT__V1__TRAIN_PROGRESS__INIT;
-    step.step = at;
-    step.samples_seen = 2 * at + 2;
-    step.loss = 4.5f;
-    step.rate = 1e-3f;
-    step.gradient_norm = 1.5f;
-    step.scale = 1;
-    step.seconds = 0.25;
-    step.waited = 0.125;
-    step.validated = at == 1;
-    step.validation = 4.25f;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_STEP, &step);
-}
-
-static void add_wants(const char *tensor, uint32_t n_columns)
-{
-    Weft__V1__TrainWant want = WEFT__V1__TRAIN_WANT__INIT;
-    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
-    want.id = 1;
-    want.first = 1;
-    want.n = 4;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_WANT, &want);
-    rect.row0 = 1;
-    rect.n_rows = 2;
-    rect.n_cols = n_columns;
-    want.id = 2;
-    want.n = 2 * n_columns;
-    want.tensor = (char *)tensor;
-    want.rect = &rect;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_WANT, &want);
-}
-
-static void add_part(uint64_t at)
-{
-    const float floats[16] = {1, 2, 3};
-    Weft__V1__TrainPiece piece = WEFT__V1__TRAIN_PIECE__INIT;
-    Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
-    Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
-    Weft__V1__TrainRect rect = WEFT__V1__TRAIN_RECT__INIT;
-    Weft__V1__TrainPlace place = WEFT__V1__TRAIN_PLACE__INIT, *places = &place;
-    Weft__V1__TrainPartBegin begin = WEFT__V1__TRAIN_PART_BEGIN__INIT;
-    rect.n_rows = 1;
-    rect.n_cols = 16;
-    piece.step = part.step = begin.step = at;
-    place.tensor = piece.tensor = (char *)"weights/token_embd.weight";
-    place.rect = &rect;
-    begin.places = &places;
-    begin.n_places = 1;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_BEGIN, &begin);
-    piece.data = binary(floats, sizeof floats);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PIECE, &piece);
-    part.samples = 2 * at;
-    part.state = &state;
-    state.updates = at;
-    state.scale = 1;
-    state.good = 1;
-    state.hysteresis = 2;
-    part.digest = binary(SIXTEEN, 16);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_PART, &part);
-}
-
-static void add_trace(uint64_t at)
-{
-    Weft__V1__TrainTrace trace = WEFT__V1__TRAIN_TRACE__INIT;
-    Weft__V1__TrainTraceOp ops[2], *pointers[] = {&ops[0], &ops[1]};
-    for (uint32_t i = 0; i < 2; i++) {
-        weft__v1__train_trace_op__init(&ops[i]);
-        ops[i].kind = i == 0 ? 1 : 4;
-        ops[i].micro = 1;
-        ops[i].begin_us = 1000 + 10 * i;
-        ops[i].end_us = 1009 + 10 * i;
-    }
-    trace.step = at;
-    trace.now_us = 1100;
-    trace.begin_us = 990;
-    trace.end_us = 1050;
-    trace.ops = pointers;
-    trace.n_ops = 2;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
-    trace.last = true;
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
-}
-
-static void training(const char *dir)
-{
-    Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
-    done.digest = binary(SIXTEEN, 16);
-    add_wants("weights/token_embd.weight", 16);
-    add_loaded();
-    add_step(0);
-    add_step(1);
-    add_part(2);
-    add_step(2);
-    write_seed(dir, "train", "steps");
-    add_loaded();
-    add_step(0);
-    add_step(1);
-    add_bytes(T_SAVE, 2);
-    add_step(3);
-    add_bytes(T_SAVE, 4);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);
-    write_seed(dir, "train", "to-the-end");
-    add_loaded();
-    add_bytes(T_SAVE, 2);
-    add_bytes(T_TIME, 1);
-    add_report(WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);
-    add_wants("second/token_embd.weight", 16);
-    add_wants("second/nothing.weight", 16);
-    add_wants("first/token_embd.weight", 16);
-    write_seed(dir, "train", "again");
-    add_loaded();
-    add_trace(0);
-    add_step(0);
-    add_trace(1);
-    add_trace(2);
-    write_seed(dir, "train", "traced");
-}
-
-/* ---- training, the worker's side ---- */
-
-static void add_command(Weft__V1__TrainCommand__CommandCase which, void *what)
-{
-    Weft__V1__TrainCommand command = WEFT__V1__TRAIN_COMMAND__INIT;
-    command.command_case = which;
-    command.load = what; /* any member of the union */
-    add(R_COMMAND, &command);
-}
-
-/* A training that one rank does at once; the settings are the caller's to change. */
-typedef struct TrainSeed {
-    Weft__V1__Stamp stamp;
-    Weft__V1__TrainLoad load;
-    Weft__V1__TrainSettings settings;
-    Weft__V1__TrainOptimizer optimizer;
-    Weft__V1__TrainScaling scaling;
-    Weft__V1__TrainState state;
-    uint32_t prompt[1];
-    uint32_t world;
-} TrainSeed;
-
-static void train_seed_open(TrainSeed *t, uint32_t dp, uint64_t epoch)
-{
-    const ModelConfig config = {.family = FAMILY_GPT2,
-                                .layers = 1,
-                                .width = 16,
-                                .heads = 2,
-                                .vocabulary = 40,
-                                .context = 8};
-    g_autoptr(ModelSpec) spec = model_spec_from_config(&config, NULL);
-    g_autoptr(Plan) plan = train_plan_new(spec, dp, 1, 1, NULL);
-    PlanRank *first = &plan->replicas[0].stages[0].ranks[0];
-    *t = (TrainSeed){WEFT__V1__STAMP__INIT,
-                     WEFT__V1__TRAIN_LOAD__INIT,
-                     WEFT__V1__TRAIN_SETTINGS__INIT,
-                     WEFT__V1__TRAIN_OPTIMIZER__INIT,
-                     WEFT__V1__TRAIN_SCALING__INIT,
-                     WEFT__V1__TRAIN_STATE__INIT,
-                     {3},
-                     dp};
-    g_free(first->worker);
-    first->worker = g_strdup("w0");
-    t->stamp.cluster = (char *)"test";
-    t->stamp.generation = 1;
-    t->stamp.job = (char *)"toy";
-    t->stamp.epoch = epoch;
-    t->load.stamp = &t->stamp;
-    t->load.plan = plan_to_message(plan);
-    t->load.model = model_to_message(spec, true);
-    t->load.settings = &t->settings;
-    t->load.seal = true;
-    t->settings.sequences = t->settings.leaves = t->settings.micro_sequences = 2;
-    t->settings.length = 8;
-    t->settings.steps = 4;
-    t->settings.seed = 7;
-    t->settings.n_tokens = 64;
-    t->settings.checkpoint_every = 2;
-    t->settings.optimizer = &t->optimizer;
-    t->optimizer.rate = 1e-3;
-    t->optimizer.beta1 = 0.9;
-    t->optimizer.beta2 = 0.95;
-    t->optimizer.eps = 1e-8;
-    t->optimizer.warmup = 1;
-}
-
-static void train_seed_clear(TrainSeed *t)
-{
-    weft__v1__plan__free_unpacked(t->load.plan, NULL);
-    weft__v1__model__free_unpacked(t->load.model, NULL);
-}
-
-static void add_train_load(TrainSeed *t)
-{
-    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_LOAD, &t->load);
-    add_bytes(R_HONEST, 255); /* until it is loaded */
-}
-
-static void add_train_start(const TrainSeed *t)
-{
-    uint8_t secret[32] = {5};
-    Weft__V1__TrainStart start = WEFT__V1__TRAIN_START__INIT;
-    Weft__V1__RankAddress ranks[2], *pointers[] = {&ranks[0], &ranks[1]};
-    for (uint32_t r = 0; r < 2; r++) {
-        weft__v1__rank_address__init(&ranks[r]);
-        ranks[r].rank = r;
-        ranks[r].worker = (char *)(r == 0 ? "w0" : "rank-1");
-        ranks[r].data_address = binary("address", 7);
-        ranks[r].boot_id = binary(SIXTEEN, 16);
-    }
-    start.secret = binary(secret, sizeof secret);
-    start.ranks = pointers;
-    start.n_ranks = t->world;
-    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_START, &start);
-}
-
-static void add_taken(uint64_t bytes)
-{
-    Weft__V1__TrainTaken taken = WEFT__V1__TRAIN_TAKEN__INIT;
-    taken.bytes = bytes;
-    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_TAKEN, &taken);
-}
-
-static void add_estimate(TrainSeed *t)
-{
-    uint32_t threads[] = {1, 2};
-    Weft__V1__TrainEstimateRequest request = WEFT__V1__TRAIN_ESTIMATE_REQUEST__INIT;
-    request.load = &t->load;
-    request.threads = threads;
-    request.n_threads = 2;
-    request.forward_s = 0.25;
-    request.backward_s = 0.5;
-    request.transfer_s = 0.125;
-    add(R_ESTIMATE, &request);
-}
-
-static void worker_trains(const char *dir)
-{
-    TrainSeed t;
-    train_seed_open(&t, 1, 1);
-    t.settings.n_validation_tokens = 32;
-    t.settings.validation_every = 2;
-    t.settings.validation_sequences = 1;
-    t.settings.sample_every = 4;
-    t.settings.trace_first = 1;
-    t.settings.trace_steps = 2;
-    t.settings.sample_tokens = 3;
-    t.settings.sample_prompt = t.prompt;
-    t.settings.n_sample_prompt = 1;
-    add_train_load(&t);
-    add_train_start(&t);
-    add_bytes(R_HONEST, 255); /* until it is done */
-    add_bytes(R_CLOSE, 0);
-    write_seed(dir, "trainer", "to-the-end");
-    train_seed_clear(&t);
-}
-
-static void worker_resumes(const char *dir)
-{
-    Weft__V1__TrainBytes bytes = WEFT__V1__TRAIN_BYTES__INIT;
-    TrainSeed t;
-    train_seed_open(&t, 1, 3);
-    t.settings.first_step = 2;
-    t.settings.state = &t.state;
-    t.settings.scaling = &t.scaling;
-    t.state.updates = 2;
-    t.state.scale = t.scaling.start = 1024;
-    t.scaling.least = 1;
-    t.scaling.dynamic = true;
-    t.scaling.growth_steps = 100;
-    t.scaling.hysteresis = 2;
-    add_train_load(&t);
-    add_train_start(&t);
-    add_bytes(R_HONEST, 6); /* some of its state */
-    add_bytes(R_CANCEL, 0);
-    t.stamp.epoch = 4;
-    add_train_load(&t);
-    add_train_start(&t);
-    add_bytes(R_HONEST, 255);
-    add_taken(1 << 20); /* nothing is on its way any more */
-    train_seed_clear(&t);
-    train_seed_open(&t, 2, 5);
-    t.settings.steps = UINT64_C(1) << 30;
-    add_train_load(&t);
-    add_train_start(&t); /* the other rank never comes */
-    bytes.want = 77;
-    bytes.data = binary(SIXTEEN, 16);
-    add_command(WEFT__V1__TRAIN_COMMAND__COMMAND_BYTES, &bytes);
-    t.stamp.epoch = 4; /* stale */
-    add_train_load(&t);
-    add_estimate(&t);
-    write_seed(dir, "trainer", "again");
-    train_seed_clear(&t);
-}
-
 int main(int argc, char **argv)
 {
     if (argc != 2) {
         g_printerr("usage: %s CORPUS_DIR\n", argv[0]);
         return 2;
     }
-    seed = g_byte_array_new();
     coordinator_runs(argv[1]);
     coordinator_answers(argv[1]);
     coordinator_reports(argv[1]);
@@ -895,9 +531,6 @@ int main(int argc, char **argv)
     worker_loads(argv[1]);
     worker_generates(argv[1]);
     worker_rest(argv[1]);
-    training(argv[1]);
-    worker_trains(argv[1]);
-    worker_resumes(argv[1]);
-    g_byte_array_unref(seed);
+    make_train_seeds(argv[1]);
     return 0;
 }
