@@ -1,8 +1,8 @@
 /* Every vector variant of norm, act, rope, kv, sample and attention against `generic`, by memcmp,
  * on awkward shapes: tails, primes, unaligned pointers, in place, huge and tiny numbers, NaN in
  * whatever is not visible. */
-#include "kernels/fill.h"
 #include "kernels/ops/math.h"
+#include "tests/kernels/avx512/variants.h"
 #include "tests/unit/kernels/numbers.h"
 
 #include <math.h>
@@ -13,16 +13,6 @@
 #include <cmocka.h>
 
 enum { MOST = 2200, GUARD = 40 };
-
-#ifdef WEFT_EMULATE_AVX512
-/* Linked instead of the library's: the same sources over tests/kernels/avx512_emulation_ops.h, so
- * any CPU with AVX2 runs them. */
-#define FIRST_ISA ISA_AVX512
-#define NEEDED(isa) ISA_AVX2
-#else
-#define FIRST_ISA ISA_AVX2
-#define NEEDED(isa) (isa)
-#endif
 
 static const Kernels *generic, *variant;
 
@@ -441,7 +431,7 @@ static void test_attention_rows_are_independent(void **state)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_norm),
@@ -458,17 +448,16 @@ int main(void)
     };
     int failed = 0, ran = 0;
     generic = kernels_get(ISA_GENERIC);
-    for (KernelIsa isa = FIRST_ISA; isa <= ISA_AVX512; isa++) {
-        if (NEEDED(isa) > kernels_best_isa()) {
-            fprintf(stderr, "%s: not run, this cpu has only %s\n", kernels_isa_name(isa),
-                    kernels_isa_name(kernels_best_isa()));
+    const Variant *v = NULL;
+    while ((v = variants_next(v, argc, argv)) != NULL) {
+        Kernels table;
+        if (v->dots) { /* no op of these has them */
             continue;
         }
-        Kernels table = *generic;
-        (isa == ISA_AVX512 ? kernels_fill_avx512_ops : kernels_fill_avx2_ops)(&table);
+        variant_table(v, &table);
         variant = &table;
         ran++;
-        failed += cmocka_run_group_tests_name(kernels_isa_name(isa), tests, NULL, NULL);
+        failed += cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
     }
     return failed != 0 ? 1 : ran == 0 ? 77 : 0;
 }

@@ -1,7 +1,7 @@
 /* Every vector variant of the training ops against `generic`, by memcmp, on awkward shapes: tails,
  * primes, strides, unaligned pointers, in place, units, threads' shares of one product. */
-#include "kernels/fill.h"
 #include "kernels/ops/math.h"
+#include "tests/kernels/avx512/variants.h"
 #include "tests/unit/kernels/numbers.h"
 
 #include <math.h>
@@ -11,14 +11,6 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <immintrin.h>
-
-#ifdef WEFT_EMULATE_AVX512
-#define FIRST_ISA ISA_AVX512
-#define NEEDED(isa) ISA_AVX2
-#else
-#define FIRST_ISA ISA_AVX2
-#define NEEDED(isa) (isa)
-#endif
 
 static const TrainKernels *generic, *variant;
 static Numbers numbers = {77};
@@ -491,17 +483,7 @@ static void test_attention_backward(void **state)
     compare_attention(40, 3, 16, 1, 5); /* a rank that holds heads 1..3 of 5: two subtrees */
 }
 
-/* The CPU has VDPBF16PS, or it is emulated. */
-static bool has_dots(void)
-{
-#ifdef WEFT_EMULATE_AVX512
-    return kernels_best_isa() >= ISA_AVX2;
-#else
-    return __builtin_cpu_supports("avx512bf16") && kernels_best_isa() == ISA_AVX512;
-#endif
-}
-
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gemm),           cmocka_unit_test(test_gemm_bf16),
@@ -511,29 +493,18 @@ int main(void)
         cmocka_unit_test(test_optimizers),     cmocka_unit_test(test_sum_squares),
         cmocka_unit_test(test_xent),           cmocka_unit_test(test_attention_backward),
     };
+    const struct CMUnitTest products[] = {cmocka_unit_test(test_gemm_bf16),
+                                          cmocka_unit_test(test_gemm_flush)};
     int failed = 0, ran = 0;
+    const Variant *v = NULL;
     generic = &kernels_get(ISA_GENERIC)->train;
-    for (KernelIsa isa = FIRST_ISA; isa <= ISA_AVX512; isa++) {
-        if (NEEDED(isa) > kernels_best_isa()) {
-            fprintf(stderr, "%s: not run, this cpu has only %s\n", kernels_isa_name(isa),
-                    kernels_isa_name(kernels_best_isa()));
-            continue;
-        }
-        Kernels table = *kernels_get(ISA_GENERIC);
-        (isa == ISA_AVX512 ? kernels_fill_avx512_train : kernels_fill_avx2_train)(&table);
+    while ((v = variants_next(v, argc, argv)) != NULL) {
+        Kernels table;
+        variant_table(v, &table);
         variant = &table.train;
         ran++;
-        failed += cmocka_run_group_tests_name(kernels_isa_name(isa), tests, NULL, NULL);
-    }
-    if (has_dots()) {
-        const struct CMUnitTest products[] = {cmocka_unit_test(test_gemm_bf16),
-                                              cmocka_unit_test(test_gemm_flush)};
-        Kernels table = *kernels_get(ISA_GENERIC);
-        train_fill_avx512_bf16(&table);
-        variant = &table.train;
-        failed += cmocka_run_group_tests_name("vdpbf16ps", products, NULL, NULL);
-    } else {
-        fprintf(stderr, "vdpbf16ps: not run, this cpu does not have it\n");
+        failed += v->dots ? cmocka_run_group_tests_name(v->name, products, NULL, NULL)
+                          : cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
     }
     return failed != 0 ? 1 : ran == 0 ? 77 : 0;
 }

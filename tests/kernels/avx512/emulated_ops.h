@@ -1,8 +1,7 @@
-/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in avx512_emulation.h. Put
- * before the sources in a test's build. */
+/* The further AVX-512 intrinsics that kernels/avx512/vec.h uses, as in emulated.h. */
 #pragma once
 
-#include "tests/kernels/avx512_emulation.h"
+#include "tests/kernels/avx512/emulated.h"
 
 #include <math.h>
 

@@ -1,6 +1,5 @@
 /* The AVX-512 intrinsics that kernels/avx512/matmul*.c use, lane by lane in C after the manual
- * (Intel SDM volume 2), so that the parity tests run that code on CPUs without the instructions.
- * Included by kernels/avx512/matmul.h in a test's build only. */
+ * (Intel SDM volume 2). Put before the sources in a test's build. */
 #pragma once
 
 #include <immintrin.h>
