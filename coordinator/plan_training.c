@@ -53,7 +53,9 @@ static const TrainRate *rate_of(const PlanTraining *p)
 static void add_alternatives(PlanTraining *p)
 {
     const TrainPlace *place = place_of(p);
-    g_autoptr(GPtrArray) found = train_layout_neighbours(p->spec, p->input->spec, place->n_workers,
+    g_autoptr(GPtrArray) found =
+        place->fitting != NULL ? g_ptr_array_ref(place->fitting)
+                               : train_layout_neighbours(p->spec, p->input->spec, place->n_workers,
                                                          &place->layout, ALTERNATIVES);
     for (guint i = 0; i < found->len; i++) {
         g_ptr_array_add(p->alternatives,

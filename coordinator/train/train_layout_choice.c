@@ -51,11 +51,6 @@ static uint32_t micro_sequences(const JobSpec *job, const TrainLayoutChoice *c)
 
 /* ---- legal neighbours ---- */
 
-typedef struct Neighbour {
-    uint32_t dp, pp, tp;
-    uint32_t distance; /* of the wish: factors of two, roughly; and idle workers */
-} Neighbour;
-
 static uint32_t apart(uint64_t wish, uint32_t got)
 {
     uint32_t n = 0;
@@ -67,7 +62,7 @@ static uint32_t apart(uint64_t wish, uint32_t got)
 
 static gint by_distance(gconstpointer a, gconstpointer b)
 {
-    const Neighbour *x = a, *y = b;
+    const TrainNeighbour *x = a, *y = b;
     return x->distance < y->distance ? -1 : x->distance > y->distance;
 }
 
@@ -78,28 +73,34 @@ static void add_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t 
     const uint32_t replicas = (uint32_t)MIN(job->leaves, job->sequences);
     for (uint32_t dp = 1; dp <= replicas && dp * pp * tp <= n_workers; dp++) {
         g_autoptr(Plan) legal = train_plan_new(model, dp, pp, tp, NULL);
-        const Neighbour n = {dp, pp, tp,
-                             apart(wish->dp, dp) + apart(wish->pp, pp) + apart(wish->tp, tp) +
-                                 (dp * pp * tp < n_workers ? 1 : 0)};
+        const TrainNeighbour n = {dp, pp, tp,
+                                  apart(wish->dp, dp) + apart(wish->pp, pp) + apart(wish->tp, tp) +
+                                      (dp * pp * tp < n_workers ? 1 : 0)};
         if (legal != NULL) {
             g_array_append_val(out, n);
         }
     }
 }
 
-GPtrArray *train_layout_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
-                                   const TrainLayoutChoice *without, uint32_t most)
+GArray *train_layout_legal(const JobSpec *job, const ModelSpec *model, uint32_t n_workers)
 {
-    GPtrArray *texts = g_ptr_array_new_with_free_func(g_free);
-    g_autoptr(GArray) found = g_array_new(FALSE, FALSE, sizeof(Neighbour));
+    GArray *found = g_array_new(FALSE, FALSE, sizeof(TrainNeighbour));
     for (uint32_t pp = 1; pp <= MIN(n_workers, model->n_layers); pp++) {
         for (uint32_t tp = 1; tp * pp <= n_workers; tp++) {
             add_neighbours(job, model, n_workers, pp, tp, found);
         }
     }
     g_array_sort(found, by_distance);
+    return found;
+}
+
+GPtrArray *train_layout_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
+                                   const TrainLayoutChoice *without, uint32_t most)
+{
+    GPtrArray *texts = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(GArray) found = train_layout_legal(job, model, n_workers);
     for (guint i = 0; i < found->len && texts->len < most; i++) {
-        const Neighbour *n = &g_array_index(found, Neighbour, i);
+        const TrainNeighbour *n = &g_array_index(found, TrainNeighbour, i);
         if (without == NULL || n->dp != without->dp || n->pp != without->pp ||
             n->tp != without->tp) {
             g_ptr_array_add(texts,

@@ -25,9 +25,15 @@ uint32_t train_layout_least_stages(const JobSpec *job, const ModelSpec *model,
  * IMPOSSIBLE says what would be legal. */
 bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
                          uint32_t stages, bool shrink, TrainLayoutChoice *out, GError **error);
-/* The layouts that the model allows on so many workers nearest to what the job asks for, `most` of
- * them, without this one (NULL: none is left out): texts "{dp: 1, pp: 2, tp: 1}", nearest first;
- * returned. */
+typedef struct TrainNeighbour {
+    uint32_t dp, pp, tp;
+    uint32_t distance; /* of the wish: factors of two, roughly; and idle workers */
+} TrainNeighbour;
+/* Of TrainNeighbour: the layouts that the model allows on so many workers, nearest to what the job
+ * asks for first; returned. */
+GArray *train_layout_legal(const JobSpec *job, const ModelSpec *model, uint32_t n_workers);
+/* The first `most` of them, without this one (NULL: none is left out): texts "{dp: 1, pp: 2, tp:
+ * 1}"; returned. */
 GPtrArray *train_layout_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
                                    const TrainLayoutChoice *without, uint32_t most);
 /* The name of the schedule that it is run with; static. */

@@ -11,30 +11,52 @@
 #include "proto/plan/train_layout.h"
 
 #define ESTIMATE_DEADLINE_MS 60000
+#define ADVICE_QUESTIONS 48u /* at most, and so many layouts are named */
+#define ADVICE_LAYOUTS 3u
+
+/* What else might fit: layouts, as the file has all else, then with the least activations. */
+typedef struct Advice {
+    TrainPlace refused; /* what is told at the end */
+    GArray *legal;      /* of TrainNeighbour; NULL: nothing is looked for (yet) */
+    guint next;         /* of them */
+    bool spares;        /* activations: small micro-batches, and all of them computed again */
+    uint32_t asked;
+} Advice;
 
 struct TrainPlacing {
     TrainPlacingOptions o;
     TrainPlaced done;
     void *user;
+    JobSpec spec; /* borrows all of o.spec; its layout is what is tried */
     TrainPlace place;
+    Advice advice;
     MemberSnapshot members;
     const PlanMember *of_rank[PLAN_RANKS_LIMIT];
     RpcClientCall *call;
     bool freed;
 };
 
-static void place_clear(TrainPlacing *p)
+static void place_clear(TrainPlace *place)
 {
-    plan_free(g_steal_pointer(&p->place.plan));
-    message_free(g_steal_pointer(&p->place.estimate));
-    g_clear_pointer(&p->place.too_large, g_ptr_array_unref);
+    plan_free(place->plan);
+    message_free(place->estimate);
+    g_clear_pointer(&place->too_large, g_ptr_array_unref);
+    g_clear_pointer(&place->fitting, g_ptr_array_unref);
+    *place = (TrainPlace){0};
+}
+
+static void placing_clear(TrainPlacing *p)
+{
+    place_clear(&p->place);
     member_snapshot_free(&p->members);
     p->members = (MemberSnapshot){0};
 }
 
 static void placing_release(TrainPlacing *p)
 {
-    place_clear(p);
+    placing_clear(p);
+    place_clear(&p->advice.refused);
+    g_clear_pointer(&p->advice.legal, g_array_unref);
     g_free(p);
 }
 
@@ -61,20 +83,37 @@ Plan *train_placing_take_plan(TrainPlacing *p)
     return g_steal_pointer(&p->place.plan);
 }
 
+static char *joined(const GPtrArray *texts, const char *between)
+{
+    GString *out = g_string_new(NULL);
+    for (guint i = 0; i < texts->len; i++) {
+        g_string_append_printf(out, "%s%s", i > 0 ? between : "", (const char *)texts->pdata[i]);
+    }
+    return g_string_free(out, FALSE);
+}
+
+static char *what_would_do(const TrainPlace *place)
+{
+    if (place->fitting == NULL) {
+        return g_strdup("start more workers");
+    }
+    if (place->fitting->len == 0) {
+        return g_strdup("start more workers, or ones with more memory: no layout of these fits, "
+                        "nor with recompute: full");
+    }
+    g_autofree char *layouts = joined(place->fitting, " or ");
+    return g_strdup_printf("start more workers, or choose layout: %s", layouts);
+}
+
 GError *train_place_error(const TrainPlace *place)
 {
-    g_autoptr(GString) who = g_string_new(NULL);
-    for (guint i = 0; i < place->too_large->len; i++) {
-        g_string_append_printf(who, "%s%s", i > 0 ? "; " : "",
-                               (const char *)place->too_large->pdata[i]);
+    if (place->too_large->len == 0) {
+        return NULL;
     }
-    return place->too_large->len == 0
-               ? NULL
-               : g_error_new(WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                             "layout dp %u, pp %u, tp %u over %u workers: %s: start more workers, "
-                             "or choose more stages, smaller micro-batches or recompute: full",
-                             place->layout.dp, place->layout.pp, place->layout.tp, place->n_workers,
-                             who->str);
+    g_autofree char *who = joined(place->too_large, "; "), *advice = what_would_do(place);
+    return g_error_new(WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                       "layout dp %u, pp %u, tp %u over %u workers: %s: %s", place->layout.dp,
+                       place->layout.pp, place->layout.tp, place->n_workers, who, advice);
 }
 
 /* ---- what a worker says ---- */
@@ -98,12 +137,19 @@ static void add_too_large(TrainPlacing *p)
 }
 
 static void try_stages(TrainPlacing *p, uint32_t stages);
+static void advise(TrainPlacing *p);
+static void take_advice(TrainPlacing *p);
+
+static bool is_advising(const TrainPlacing *p)
+{
+    return p->advice.legal != NULL;
+}
 
 /* Whether the spec leaves it to us to take one stage more, and there are workers for it. */
 static bool may_grow(const TrainPlacing *p)
 {
     const TrainLayoutChoice *l = &p->place.layout;
-    return p->o.spec->layout.pp == 0 && l->pp < p->o.input->spec->n_layers &&
+    return p->spec.layout.pp == 0 && l->pp < p->o.input->spec->n_layers &&
            (l->pp + 1) * l->tp <= p->place.n_workers;
 }
 
@@ -126,6 +172,14 @@ static void on_estimated(const GError *error, void *user)
         odd = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
                                   "a worker that was asked for an estimate gave none");
     }
+    if (is_advising(p)) {
+        if (error == NULL && odd == NULL) {
+            add_too_large(p);
+            take_advice(p);
+        }
+        advise(p);
+        return;
+    }
     if (error != NULL || odd != NULL) {
         p->done(p, error != NULL ? error : odd, p->user);
         return;
@@ -133,6 +187,10 @@ static void on_estimated(const GError *error, void *user)
     add_too_large(p);
     if (place->too_large->len > 0 && may_grow(p)) {
         try_stages(p, place->layout.pp + 1);
+        return;
+    }
+    if (place->too_large->len > 0 && !p->o.shrink) {
+        advise(p);
         return;
     }
     place->step_s = place->estimate->makespan_s + place->cost.exchange_s + place->cost.update_s;
@@ -164,7 +222,7 @@ static void ask_worker(TrainPlacing *p, const Member *worker)
     uint32_t threads[PLAN_RANKS_LIMIT];
     protobuf_c_boolean on_device[PLAN_RANKS_LIMIT];
     const RpcCallbacks callbacks = {.on_message = on_estimate, .on_done = on_estimated};
-    train_settings_fill(p->o.spec, p->o.input, &place->layout, NULL, &settings);
+    train_settings_fill(&p->spec, p->o.input, &place->layout, NULL, &settings);
     load.plan = plan_to_message(place->plan);
     load.model = model_to_message(p->o.input->spec, true);
     load.settings = &settings.settings;
@@ -214,11 +272,11 @@ static bool choose(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "no worker is usable: waits for one");
         return false;
     }
-    if (!train_layout_choose(p->o.spec, model, place->n_workers, stages, p->o.shrink,
-                             &place->layout, error)) {
+    if (!train_layout_choose(&p->spec, model, place->n_workers, stages, p->o.shrink, &place->layout,
+                             error)) {
         return false;
     }
-    place->plan = train_workers_plan(workers, &place->layout, model, p->o.spec->name, error);
+    place->plan = train_workers_plan(workers, &place->layout, model, p->spec.name, error);
     place->n_ranks = place->layout.dp * place->layout.pp * place->layout.tp;
     return place->plan != NULL;
 }
@@ -231,24 +289,134 @@ static void add_advice(GError *error, const TrainWorkers *workers)
     error->message = said;
 }
 
+/* Asks a worker of the layout that the spec as it is tried gets; false + error: there is none. */
+static bool try_layout(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages,
+                       GError **error)
+{
+    placing_clear(p);
+    if (stages == 0) {
+        stages = train_layout_least_stages(&p->spec, p->o.input->spec, workers->least_memory);
+    }
+    if (!choose(p, workers, stages, error)) {
+        return false;
+    }
+    find_members(p);
+    p->place.cost = train_cost(&p->spec, p->o.input->spec, &p->place.layout, p->place.plan,
+                               p->of_rank, train_rate_efficiency(p->o.rate));
+    ask_worker(p, worker_to_ask(workers));
+    return true;
+}
+
+static TrainWorkers usable_workers(const TrainPlacing *p)
+{
+    return train_workers_usable(p->o.members, (NumericsClass)p->spec.numerics);
+}
+
 static void try_stages(TrainPlacing *p, uint32_t stages)
 {
     g_autoptr(GError) error = NULL;
-    TrainWorkers workers = train_workers_usable(p->o.members, (NumericsClass)p->o.spec->numerics);
-    place_clear(p);
-    if (stages == 0) {
-        stages = train_layout_least_stages(p->o.spec, p->o.input->spec, workers.least_memory);
-    }
-    if (!choose(p, &workers, stages, &error)) {
+    TrainWorkers workers = usable_workers(p);
+    if (!try_layout(p, &workers, stages, &error)) {
         add_advice(error, &workers);
         p->done(p, error, p->user);
-    } else {
-        find_members(p);
-        p->place.cost = train_cost(p->o.spec, p->o.input->spec, &p->place.layout, p->place.plan,
-                                   p->of_rank, train_rate_efficiency(p->o.rate));
-        ask_worker(p, worker_to_ask(&workers));
     }
     train_workers_clear(&workers);
+}
+
+/* ---- what would fit instead ---- */
+
+/* The refused layout itself may do with fewer activations; others also as the file says. */
+static void begin_advice(TrainPlacing *p)
+{
+    Advice *a = &p->advice;
+    a->refused = p->place;
+    p->place = (TrainPlace){0};
+    a->refused.fitting = g_ptr_array_new_with_free_func(g_free);
+    a->legal = train_layout_legal(p->o.spec, p->o.input->spec, a->refused.n_workers);
+    const TrainLayoutChoice *l = &a->refused.layout;
+    const TrainNeighbour same = {l->dp, l->pp, l->tp, 0};
+    g_array_prepend_val(a->legal, same);
+}
+
+/* p->spec with layout n; spares: with the fewest activations that the file can ask for. */
+static void set_layout(TrainPlacing *p, const TrainNeighbour *n, bool spares)
+{
+    JobLayout *l = &p->spec.layout;
+    p->spec = *p->o.spec;
+    l->dp = n->dp;
+    l->pp = n->pp;
+    l->tp = n->tp;
+    if (spares) {
+        const uint64_t most = job_spec_least_samples(&p->spec),
+                       step = l->schedule == JOB_SCHEDULE_INTERLEAVED ? n->pp : 1;
+        l->recompute = JOB_RECOMPUTE_FULL;
+        l->micro = MAX(most / step * step, 1);
+    }
+}
+
+/* Whether a file may say so. */
+static bool is_legal(const JobSpec *spec)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    job_spec_print(spec, text);
+    g_autoptr(JobSpec) read = job_spec_parse(text->str, text->len, "layout", NULL);
+    return read != NULL;
+}
+
+/* The next one to be asked of, as p->spec; false: there is none, or enough are known. */
+static bool next_layout(TrainPlacing *p)
+{
+    Advice *a = &p->advice;
+    if (a->next == a->legal->len && !a->spares && a->refused.fitting->len == 0) {
+        a->spares = true;
+        a->next = 1;
+    }
+    if (a->next == a->legal->len || a->asked == ADVICE_QUESTIONS ||
+        a->refused.fitting->len == ADVICE_LAYOUTS) {
+        return false;
+    }
+    set_layout(p, &g_array_index(a->legal, TrainNeighbour, a->next), a->spares || a->next == 0);
+    a->next++;
+    return true;
+}
+
+static void advise(TrainPlacing *p)
+{
+    TrainWorkers workers = usable_workers(p);
+    if (!is_advising(p)) {
+        begin_advice(p);
+    }
+    while (workers.members->len > 0 && next_layout(p)) {
+        if (is_legal(&p->spec) && try_layout(p, &workers, 1, NULL)) {
+            p->advice.asked++;
+            train_workers_clear(&workers);
+            return; /* on_estimated() goes on */
+        }
+    }
+    train_workers_clear(&workers);
+    placing_clear(p);
+    p->place = p->advice.refused;
+    p->advice.refused = (TrainPlace){0};
+    p->done(p, NULL, p->user);
+}
+
+/* The layout that was asked of, if it fits and is another one. */
+static void take_advice(TrainPlacing *p)
+{
+    const TrainPlace *place = &p->place;
+    const TrainLayoutChoice *l = &place->layout, *old = &p->advice.refused.layout;
+    const bool spares = p->spec.layout.recompute != p->o.spec->layout.recompute ||
+                        p->spec.layout.micro != p->o.spec->layout.micro,
+               same = l->dp == old->dp && l->pp == old->pp && l->tp == old->tp;
+    if (place->too_large->len > 0 || (same && !spares)) {
+        return;
+    }
+    g_autofree char *more = spares
+                                ? g_strdup_printf(", micro: %" G_GUINT64_FORMAT ", recompute: full",
+                                                  p->spec.layout.micro)
+                                : g_strdup("");
+    g_ptr_array_add(p->advice.refused.fitting,
+                    g_strdup_printf("{dp: %u, pp: %u, tp: %u%s}", l->dp, l->pp, l->tp, more));
 }
 
 void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, TrainPlaced done,
@@ -256,6 +424,7 @@ void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, T
 {
     TrainPlacing *p = g_new0(TrainPlacing, 1);
     p->o = *options;
+    p->spec = *options->spec;
     p->done = done;
     p->user = user;
     *out = p;

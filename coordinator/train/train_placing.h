@@ -7,6 +7,9 @@
  *          ▲                                     │
  *          └────────── one stage more ◀──────────┘ some worker would hold too much
  *
+ * If none fits, what else the job could be given is asked for in the same way, so that who is told
+ * of it hears layouts that do fit.
+ *
  * Loop thread. */
 #pragma once
 
@@ -23,7 +26,7 @@ typedef struct TrainPlacingOptions { /* borrowed for its life */
     const JobSpec *spec;
     const TrainInput *input;
     const TrainRate *rate;
-    bool shrink; /* the spec's layout may be undercut */
+    bool shrink; /* the spec's layout may be undercut; then no other layouts are looked for */
 } TrainPlacingOptions;
 
 /* Valid while the placing is, from `done` on. */
@@ -37,6 +40,8 @@ typedef struct TrainPlace {
     uint64_t limits[PLAN_RANKS_LIMIT]; /* memory of each rank's worker, bytes */
     double step_s;                     /* predicted */
     GPtrArray *too_large; /* of char *: who would hold more than it has; none: it fits */
+    GPtrArray *fitting;   /* of char *, "{dp: 1, pp: 2, tp: 1}": layouts that would fit instead;
+                             NULL: not looked for */
 } TrainPlace;
 
 typedef struct TrainPlacing TrainPlacing;
@@ -47,7 +52,7 @@ typedef void (*TrainPlaced)(TrainPlacing *p, const GError *error, void *user);
 
 void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, TrainPlaced done,
                        void *user); /* *out is set before `done` */
-/* IMPOSSIBLE: who would hold too much, and what to do; NULL: nobody. Returned. */
+/* IMPOSSIBLE: who would hold too much, and what would fit; NULL: nobody. Returned. */
 GError *train_place_error(const TrainPlace *place);
 const TrainPlace *train_placing_place(const TrainPlacing *p);
 Plan *train_placing_take_plan(TrainPlacing *p); /* returned */

@@ -265,9 +265,9 @@ static void check_axis(const Check *c, const char *path, uint64_t value, uint64_
     }
 }
 
-/* The samples that the replica with the fewest has: leaf i is samples [iS/L, (i+1)S/L), and a
- * replica has at least floor(L/dp) leaves side by side (NUMERICS 14). */
-static uint64_t least_samples(const JobSpec *s)
+/* Leaf i is samples [iS/L, (i+1)S/L), and a replica has at least floor(L/dp) leaves side by side
+ * (NUMERICS 14). */
+uint64_t job_spec_least_samples(const JobSpec *s)
 {
     const uint64_t dp = MAX(s->layout.dp, 1), n = s->leaves / dp;
     uint64_t least = s->sequences;
@@ -322,7 +322,7 @@ static void check_train_layout(const Check *c, const ModelSpec *model)
                s->leaves <= s->sequences ? "a replica owns whole leaves of the batch (batch.leaves)"
                                          : "a replica needs a sequence (batch.sequences)");
     if (l->dp <= MIN(s->leaves, s->sequences)) {
-        check_axis(c, "layout.micro", l->micro, least_samples(s),
+        check_axis(c, "layout.micro", l->micro, job_spec_least_samples(s),
                    "a micro-batch needs a sequence of its replica");
     }
     check_pipeline(c, model);

@@ -130,6 +130,10 @@ JobSpec *job_spec_load(const char *path, GError **error);
 void job_spec_free(JobSpec *spec); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(JobSpec, job_spec_free)
 
+/* Of a job of kind train: the samples that the replica with the fewest has, the most that
+ * layout.micro can be. */
+uint64_t job_spec_least_samples(const JobSpec *spec);
+
 /* Appends the job as a file with every setting that applies; reading that gives an equal job. */
 void job_spec_print(const JobSpec *spec, GString *out);
 /* Relative paths become relative to `directory`, that of the job file. */

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -291,10 +292,16 @@ def case_memory():
         assert "epoch 1: dp 1, pp 2, tp 1\n" in got.err, got.err
         assert_same(result(got.out), want)
         for layout in ("{dp: 1, pp: 1, tp: 1}", "{dp: 2, pp: 1, tp: 1}"):
-            small.weft("train", job("tight", layout), "-q").fails(2, "worker-1 would hold ", " of its ", "start more workers, or choose more stages")
+            refused = small.weft("train", job("tight", layout), "-q").fails(2, "worker-1 would hold ", " of its ", "start more workers, or choose layout: {").err
+            named = refused.split("choose layout: ")[1].strip().split(" or ")
+            assert 1 <= len(named) <= 3 and "{dp: 1, pp: 2, tp: 1}" in named, refused
+            for other in named:
+                shutil.rmtree(work / "ck-fits", ignore_errors=True)
+                assert_same(result(small.weft("train", job("fits", other), "--json", "-q").ok().out), want)
+            assert named == re.findall(r"layout: ({[^}]*})", small.weft("plan", job("tight", layout)).fails(2, "would hold").err), refused
         small.weft("train", job("many", "{dp: 2, pp: 2, tp: 1}"), "-q").fails(2, "needs 4 workers and there are 2: start more, or choose layout: {dp: 2, pp: 1, tp: 1} or {dp: 1, pp: 2, tp: 1} or ")
         small.weft("drain", "worker-2", "-q").ok()
-        small.weft("train", job("lonely", "auto"), "-q").fails(2, "layout dp 1, pp 1, tp 1 over 1 workers: worker-1 would hold ")
+        small.weft("train", job("lonely", "auto"), "-q").fails(2, "layout dp 1, pp 1, tp 1 over 1 workers: worker-1 would hold ", "no layout of these fits, nor with recompute: full")
     finally:
         small.down()
 
