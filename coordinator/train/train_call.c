@@ -51,7 +51,7 @@ static void on_times(TrainCall *c, const Weft__V1__TrainTimes *times)
         c->wait_share = CLAMP(times->waited / times->seconds, 0, 1);
     }
     if (m != NULL) {
-        c->memory_bytes = m->weights + m->gradients + m->optimizer + m->activations;
+        c->memory_bytes = plan_message_train_total(m);
     }
 }
 

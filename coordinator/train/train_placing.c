@@ -124,7 +124,7 @@ static void add_too_large(TrainPlacing *p)
     TrainPosition at;
     for (uint32_t g = 0; g < place->n_ranks; g++) {
         const Weft__V1__TrainMemory *m = place->estimate->ranks[g];
-        const uint64_t total = m->weights + m->gradients + m->optimizer + m->activations;
+        const uint64_t total = plan_message_train_total(m);
         if (total > place->limits[g]) {
             g_autofree char *needed = units_format_size(total),
                             *had = units_format_size(place->limits[g]);

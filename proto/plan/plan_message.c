@@ -291,3 +291,8 @@ Plan *plan_from_message(const Weft__V1__Plan *message, GError **error)
     }
     return g_steal_pointer(&plan);
 }
+
+uint64_t plan_message_train_total(const Weft__V1__TrainMemory *m)
+{
+    return m->weights + m->gradients + m->optimizer + m->activations + m->buffers + m->process;
+}

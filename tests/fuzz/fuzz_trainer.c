@@ -69,7 +69,7 @@ static void on_train(RpcCall *call, const ProtobufCMessage *command, void *user)
 static void on_estimate(RpcCall *call, const ProtobufCMessage *request, void *user)
 {
     World *w = user;
-    train_estimate_answer(w->pool, NULL, call, (const Weft__V1__TrainEstimateRequest *)request);
+    train_estimate_answer(w->pool, NULL, 0, call, (const Weft__V1__TrainEstimateRequest *)request);
 }
 
 static void open_worker(World *w)

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,7 @@ def case_planned():
         for p, n in ((two, 2), (cut, 2), (staged, 2)):
             assert len(ranks(p)) == n and {r["worker"] for r in ranks(p)} == {"worker-1", "worker-2"}, p
             for r in ranks(p):
-                assert r["peak_bytes"] == sum(r[k] for k in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes")) <= r["memory_bytes"], r
+                assert r["peak_bytes"] == sum(r[k] for k in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "buffer_bytes", "process_bytes")) <= r["memory_bytes"], r
         assert sum(r["optimizer_bytes"] for r in ranks(two)) < 1.1 * whole["optimizer_bytes"], two  # ZeRO-1
         assert all(r["weight_bytes"] < whole["weight_bytes"] for r in ranks(cut) + ranks(staged)), (cut, staged)
         m = staged["micro_batches"]
@@ -229,7 +230,7 @@ def case_planned():
 def case_seen():
     """a job at work in status, top and why: step, loss, speed, MFU, what is left, waits of each worker, and the very memory that the plan named"""
     path = spec("seen", steps=1000000, layout="{dp: 1, pp: 2, tp: 1, micro: 3}")
-    planned = {rank["worker"]: rank["peak_bytes"] for stage in weft("plan", path, "--json").ok().json()["stages"] for rank in stage["ranks"]}
+    planned = {rank["worker"]: rank["peak_bytes"] - rank["process_bytes"] for stage in weft("plan", path, "--json").ok().json()["stages"] for rank in stage["ranks"]}
     run = Run(path)
     run.until_step(8)
     now = lambda verb: next(t for t in weft(verb, "--json").ok().json()["training"] if t["name"] == "seen")
@@ -274,6 +275,20 @@ def case_traced():
             order = [at("forward", 0), at("send forward", 0), at("forward", 1), at("backward", 1), at("send backward", 1), at("backward", 0)]
             assert all(a["ts"] <= b["ts"] for a, b in zip(order, order[1:])) and ends(at("backward", 1)) <= at("backward", 0)["ts"], order
             assert at("send forward", 0)["ts"] <= ends(at("receive forward", 1)) <= at("forward", 1)["ts"], order
+
+
+def case_trace_not_written():
+    """a trace that the disk cannot take is said once; the job goes on to the same weights, and what was there before stays"""
+    path = spec("heavy", steps=LONG, every=LONG, layout="{dp: 1, pp: 2, tp: 1, micro: 3}", trace=f"{{file: heavy.json, first: 1, steps: {LONG - 100}}}")
+    (work / "heavy.json").write_text("before")
+    mine = Cluster(workers=2)
+    resource.prlimit(mine.pid("coordinator"), resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    done = mine.weft("train", path, "--json").ok()
+    mine.down()
+    assert done.err.count("\nno trace: ") == 1 and f"{work}/heavy.json cannot be written: " in done.err and "File too large" in done.err, done.err[-3000:]
+    assert "ended: " not in done.err, done.err[-3000:]
+    assert_same(result(done.out), reference("gpt2", LONG))
+    assert (work / "heavy.json").read_text() == "before" and not list(work.glob("heavy.json.*")), list(work.iterdir())
 
 
 def case_memory():
@@ -439,5 +454,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_seen, case_traced, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])

@@ -9,11 +9,6 @@
 
 typedef Weft__V1__PlanTrainingResponse Response;
 
-static uint64_t total_of(const Weft__V1__TrainMemory *m)
-{
-    return m->weights + m->gradients + m->optimizer + m->activations;
-}
-
 /* ---- JSON ---- */
 
 static json_t *strings_json(char *const *texts, size_t n)
@@ -28,12 +23,13 @@ static json_t *strings_json(char *const *texts, size_t n)
 static json_t *rank_json(const Response *p, const Weft__V1__Rank *rank, size_t number)
 {
     const Weft__V1__TrainMemory *m = p->memory[number];
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "worker", rank->worker, "weight_bytes",
-                     (json_int_t)m->weights, "gradient_bytes", (json_int_t)m->gradients,
-                     "optimizer_bytes", (json_int_t)m->optimizer, "activation_bytes",
-                     (json_int_t)m->activations, "peak_bytes", (json_int_t)total_of(m),
-                     "memory_bytes", (json_int_t)p->limits[number], "host_bytes",
-                     (json_int_t)m->host);
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "worker", rank->worker,
+                     "weight_bytes", (json_int_t)m->weights, "gradient_bytes",
+                     (json_int_t)m->gradients, "optimizer_bytes", (json_int_t)m->optimizer,
+                     "activation_bytes", (json_int_t)m->activations, "buffer_bytes",
+                     (json_int_t)m->buffers, "process_bytes", (json_int_t)m->process, "peak_bytes",
+                     (json_int_t)plan_message_train_total(m), "memory_bytes",
+                     (json_int_t)p->limits[number], "host_bytes", (json_int_t)m->host);
 }
 
 /* Stages of all replicas, in order. */
@@ -90,17 +86,18 @@ static void add_row(TextTable *t, const Response *p, const Weft__V1__Stage *stag
                     *gradients = units_format_size(m->gradients),
                     *optimizer = units_format_size(m->optimizer),
                     *activations = units_format_size(m->activations),
-                    *total = units_format_size(total_of(m)),
+                    *buffers = units_format_size(m->buffers + m->process),
+                    *total = units_format_size(plan_message_train_total(m)),
                     *limit = units_format_size(p->limits[number]);
     text_table_row(t, stage->ranks[place[2]]->worker, where, layers, weights, gradients, optimizer,
-                   activations, total, limit, NULL);
+                   activations, buffers, total, limit, NULL);
 }
 
 static void print_memory(const Response *p)
 {
-    TextTable *t =
-        text_table_new((const char *const[]){"WORKER", "DP/PP/TP", "LAYERS", "WEIGHTS", "GRADIENTS",
-                                             "OPTIMIZER", "ACTIVATIONS", "TOTAL", "OF", NULL});
+    TextTable *t = text_table_new((const char *const[]){"WORKER", "DP/PP/TP", "LAYERS", "WEIGHTS",
+                                                        "GRADIENTS", "OPTIMIZER", "ACTIVATIONS",
+                                                        "BUFFERS", "TOTAL", "OF", NULL});
     size_t number = 0;
     for (size_t d = 0; d < p->plan->n_replicas; d++) {
         for (size_t s = 0; s < p->plan->replicas[d]->n_stages; s++) {

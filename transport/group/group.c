@@ -51,7 +51,7 @@ void group_free(Group *group)
             group->early[r] = message->next;
             buffer_free(message);
         }
-        weft_free(group->slots[r].data);
+        weft_unmap(group->slots[r].data, group->slots[r].size);
     }
     buffer_pool_clear(&group->early_pool);
     g_free(group);
@@ -411,13 +411,9 @@ bool slot_reserve(Slot *slot, size_t size)
     if (slot->size >= size) {
         return true;
     }
-    size_t capacity = 4096;
-    while (capacity < size) {
-        capacity *= 2;
-    }
-    weft_free(slot->data);
-    slot->data = weft_alloc(1, capacity, "arriving partial sums", NULL);
-    slot->size = slot->data != NULL ? capacity : 0;
+    weft_unmap(slot->data, slot->size);
+    slot->data = weft_map(size, "arriving partial sums", NULL);
+    slot->size = slot->data != NULL ? size : 0;
     return slot->data != NULL;
 }
 

@@ -119,6 +119,23 @@ GroupStatus group_all_to_all(Group *group, const GroupWait *wait, const void *co
                              const size_t *send_sizes, void *const *receive,
                              const size_t *receive_sizes);
 
+/* ---- for plans: bytes that a rank holds in its group, at most but for what is longer on its way
+ * than usual ---- */
+
+/* The tree that ranks complete: cuts as for group_all_reduce(), missing as in GroupOperands. */
+typedef struct GroupCut {
+    uint32_t n_ranks, rank, n_leaves;
+    uint64_t missing;
+    const uint32_t *cuts;
+} GroupCut;
+/* All-reduces of n floats: arriving subtrees, and messages. */
+uint64_t group_all_reduce_bytes(const GroupCut *cut, size_t n, size_t two_shot_bytes);
+/* Reduce-scatters of elements first[0] .. first[n_ranks], up to `window` of them under way. */
+uint64_t group_scatter_bytes(const GroupCut *cut, const size_t *first, uint32_t window);
+/* Messages of so many bytes between two ranks, a way: kept where they come, or until they are out.
+ */
+uint64_t group_message_bytes(uint64_t size);
+
 /* Whom the last failed or the running call waits for: rank, operation, since (CLOCK_MONOTONIC us);
  * -1 = nobody. Any thread. */
 int group_waits_for(const Group *group, const char **operation, int64_t *since_us);

@@ -6,8 +6,9 @@
 #include "transport/group/reduction.h"
 #include "transport/link/buffer_pool.h"
 
-/* shared/WIRE.md, prefill: smaller pieces cost messages, larger ones overlap less. */
-#define PIECE_BYTES (256u << 10)
+/* shared/WIRE.md, prefill: smaller pieces cost messages, larger ones overlap less. With its header
+ * and tag a piece fits a buffer of 256 KiB. */
+#define PIECE_BYTES ((256u << 10) - 64)
 
 typedef enum Phase { PHASE_WHOLE = 0, PHASE_SCATTER = 1, PHASE_GATHER = 2 } Phase;
 

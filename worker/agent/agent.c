@@ -120,7 +120,7 @@ static void on_estimate(RpcCall *call, const ProtobufCMessage *request, void *us
 {
     Agent *a = user;
     if (admit(a, call)) {
-        train_estimate_answer(a->pool, a->o.device, call,
+        train_estimate_answer(a->pool, a->o.device, trainings_process_bytes(a->trainings), call,
                               (const Weft__V1__TrainEstimateRequest *)request);
     }
 }

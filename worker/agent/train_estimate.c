@@ -16,6 +16,7 @@ typedef struct Estimate {
     const DeviceTrainOps *device; /* of this worker; NULL: it has none */
     bool *on_device;              /* [n_ranks] */
     TrainMemory *memory;          /* [n_ranks] */
+    uint64_t process_bytes;
     PipelineCost cost;
     uint32_t micro_batches;
     GError *error;
@@ -50,10 +51,15 @@ static uint32_t count_micro_batches(const Estimate *e, const TrainPosition *all)
     return most;
 }
 
+/* Documents' bounds are there; nobody reads them. */
+static void no_begins(void *user, uint64_t sample, uint32_t *out) {}
+
 static void estimate_run(void *user)
 {
     Estimate *e = user;
-    const SampleSource source = {.vocabulary = e->spec->vocab_size, .length = e->work.length};
+    const SampleSource source = {.vocabulary = e->spec->vocab_size,
+                                 .length = e->work.length,
+                                 .begins = e->work.bounds != BOUNDS_NONE ? no_begins : NULL};
     TrainPosition at;
     for (uint32_t g = 0; g < e->n_ranks; g++) {
         train_plan_rank(e->plan, g, &at);
@@ -88,6 +94,8 @@ static void estimate_done(void *user)
         ranks[g].optimizer = e->memory[g].optimizer;
         ranks[g].activations = e->memory[g].activations;
         ranks[g].host = e->memory[g].host;
+        ranks[g].buffers = e->memory[g].buffers;
+        ranks[g].process = e->on_device[g] ? 0 : e->process_bytes;
         pointers[g] = &ranks[g];
     }
     Weft__V1__TrainEstimate answer = WEFT__V1__TRAIN_ESTIMATE__INIT;
@@ -141,13 +149,14 @@ static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **
     return true;
 }
 
-void train_estimate_answer(TaskPool *pool, const Device *device, RpcCall *call,
-                           const Weft__V1__TrainEstimateRequest *request)
+void train_estimate_answer(TaskPool *pool, const Device *device, uint64_t process_bytes,
+                           RpcCall *call, const Weft__V1__TrainEstimateRequest *request)
 {
     Estimate *e = g_new0(Estimate, 1);
     g_autoptr(GError) error = NULL;
     e->call = rpc_call_ref(call);
     e->device = device != NULL ? device->train_ops : NULL;
+    e->process_bytes = process_bytes;
     if (fill(e, request, &error)) {
         task_pool_run(pool, estimate_run, estimate_done, e);
     } else {

@@ -7,7 +7,7 @@
 #include "weft/v1/train.pb-c.h"
 #include "worker/task_pool.h"
 
-/* Answers the call, from the pool. Loop thread. */
-/* device: of this worker; NULL: none. */
-void train_estimate_answer(TaskPool *pool, const Device *device, RpcCall *call,
-                           const Weft__V1__TrainEstimateRequest *request);
+/* Answers the call, from the pool. device: of this worker; NULL: none. process_bytes: what its
+ * process holds before it has a rank. Loop thread. */
+void train_estimate_answer(TaskPool *pool, const Device *device, uint64_t process_bytes,
+                           RpcCall *call, const Weft__V1__TrainEstimateRequest *request);

@@ -52,7 +52,8 @@ typedef struct TrainCall {
 struct Trainings {
     DeploymentsOptions o;
     Deployments *deployments;
-    GPtrArray *all; /* of TrainCall, owned */
+    GPtrArray *all;         /* of TrainCall, owned */
+    uint64_t process_bytes; /* trainings_process_bytes(); 0: not asked yet */
 };
 
 /* ---- the end ---- */
@@ -175,6 +176,7 @@ static void tell_times(TrainCall *t, const TrainReport *r)
     memory.optimizer = r->memory.optimizer;
     memory.activations = r->memory.activations;
     memory.host = r->memory.host;
+    memory.buffers = r->memory.buffers;
     t->times.memory = &memory;
     report.report_case = WEFT__V1__TRAIN_REPORT__REPORT_TIMES;
     report.times = &t->times;
@@ -238,7 +240,8 @@ static void on_step(const TrainReport *r, void *user)
         g_autofree char *planned = units_format_size(train_memory_total(&r->memory)),
                         *resident = units_format_size(r->resident_bytes);
         log_info(t->owner->o.log,
-                 "job %s epoch %" G_GUINT64_FORMAT " memory of its rank: planned %s, resident %s",
+                 "job %s epoch %" G_GUINT64_FORMAT " memory of its rank: planned %s at the highest,"
+                 " with its checkpoints; resident %s after its first step",
                  t->job, t->epoch, planned, resident);
     }
     if (t->closing || !t->first) {
@@ -642,6 +645,15 @@ void trainings_on_command(Trainings *owner, RpcCall *call, const Weft__V1__Train
             g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL, "training begins with a load");
         rpc_call_finish(call, error); /* nothing, when it has ended before */
     }
+}
+
+uint64_t trainings_process_bytes(Trainings *owner)
+{
+    const uint64_t now = train_engine_resident();
+    if (owner->all->len == 0 && deployments_is_empty(owner->deployments)) {
+        owner->process_bytes = owner->process_bytes > 0 ? MIN(owner->process_bytes, now) : now;
+    }
+    return owner->process_bytes > 0 ? owner->process_bytes : now;
 }
 
 void trainings_fence(Trainings *owner, int64_t silent_us)

@@ -24,5 +24,7 @@ void trainings_free(Trainings *t); /* empty; NULL-safe */
 /* Trainer.Train: each message of a call, NULL at its half-close. admitted: this worker may serve
  * the coordinator now. */
 void trainings_on_command(Trainings *t, RpcCall *call, const Weft__V1__TrainCommand *command);
+/* What this process holds apart from ranks: the least that it was asked while it had none. */
+uint64_t trainings_process_bytes(Trainings *t);
 /* This worker was fenced: every rank is stopped. */
 void trainings_fence(Trainings *t, int64_t silent_us);

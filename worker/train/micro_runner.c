@@ -122,6 +122,13 @@ static void fill_leaves(const MicroRunnerOptions *o, const MicroBatch *micro, Ba
     out->steps[out->n - 1].emit = 1;
 }
 
+/* Of ids, targets and documents of all slots, and losses. */
+static size_t own_bytes(const MicroRunner *r)
+{
+    const size_t rows = (size_t)r->o.micro_sequences * r->o.source->length;
+    return (rows * r->slots * (r->o.source->begins != NULL ? 3 : 2) + rows) * sizeof(uint32_t);
+}
+
 static bool allocate(MicroRunner *r, GError **error)
 {
     const size_t rows = (size_t)r->o.micro_sequences * r->o.source->length;
@@ -599,7 +606,8 @@ size_t micro_runner_plan_bytes(const Holding *holding, const MicroRunnerOptions 
 {
     g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
     const TrainingOptions training = prepare(r, options);
-    return training_plan_bytes(holding, &training, threads, error);
+    const size_t passes = training_plan_bytes(holding, &training, threads, error);
+    return passes > 0 ? passes + (options->plan_ops == NULL ? own_bytes(r) : 0) : 0;
 }
 
 /* The fold's stack, of which only matters what is there. */
@@ -653,7 +661,7 @@ uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options)
 
 size_t micro_runner_bytes(const MicroRunner *r)
 {
-    return training_bytes(r->training);
+    return training_bytes(r->training) + (r->o.work == NULL ? own_bytes(r) : 0);
 }
 
 uint32_t micro_runner_count(const MicroRunner *r)

@@ -24,6 +24,11 @@ TokenData *token_data_load(const char *path, const Tokenizer *tokenizer, uint32_
 void token_data_free(TokenData *d); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TokenData, token_data_free)
 
+/* Bytes that n tokens take. */
+static inline uint64_t token_data_bytes(uint64_t n)
+{
+    return n * (sizeof(uint32_t) + sizeof(uint8_t));
+}
 uint64_t token_data_windows(const TokenData *d);
 /* 1 + the highest id: what a vocabulary must hold. */
 uint32_t token_data_vocabulary(const TokenData *d);

@@ -166,6 +166,8 @@ TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, c
                               .stage = stage,
                               .rank = rank,
                               .whole_optimizer = w->whole_optimizer,
+                              .data_bytes = token_data_bytes(w->n_tokens + w->n_validation_tokens),
+                              .saves = w->checkpoint_every > 0,
                               .schedule = w->schedule,
                               .recompute = w->recompute};
 }

@@ -107,6 +107,8 @@ typedef struct TrainEngineOptions {
 
 typedef struct TrainEngine TrainEngine;
 
+/* Bytes that this process has in memory, from the kernel; 0: not known. Any thread. */
+uint64_t train_engine_resident(void);
 /* Opens the port and begins to load. Returned. */
 TrainEngine *train_engine_new(const TrainEngineOptions *options, GError **error);
 /* Stops the thread and closes the port. No event is posted after it returns; the owner drops those

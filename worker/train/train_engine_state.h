@@ -64,8 +64,6 @@ struct TrainEngine {
 void train_engine_stop_with(TrainEngine *e, GError *error);
 /* Waits for something of the port or the owner, TRAIN_IDLE_WAIT_US at most. */
 void train_engine_rest(TrainEngine *e);
-/* Bytes of the process, from the kernel; 0: not known. */
-uint64_t train_engine_resident(void);
 /* Builds the TrainRank with its weights; `links` are there. */
 bool train_engine_build(TrainEngine *e, GError **error);
 

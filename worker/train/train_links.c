@@ -2,8 +2,6 @@
 
 #include "proto/base/error.h"
 
-#define TWO_SHOT_BYTES (256u << 10)
-
 /* members: globals, filled. */
 static void open_group(TrainLinks *l, TrainGroup *g, uint16_t op)
 {
@@ -26,7 +24,7 @@ static void open_group(TrainLinks *l, TrainGroup *g, uint16_t op)
                                   .abort = l->o.abort,
                                   .spin_us = l->o.spin_us,
                                   .yield = l->o.yield,
-                                  .two_shot_bytes = TWO_SHOT_BYTES};
+                                  .two_shot_bytes = TRAIN_TWO_SHOT_BYTES};
     g->turns.group = group_new(&options);
 }
 

@@ -10,8 +10,10 @@
  * different places: every rank of the job is then to be built anew, under another epoch. */
 #pragma once
 
-#include "transport/group/turns.h"
 #include "proto/plan/train_layout.h"
+#include "transport/group/turns.h"
+
+#define TRAIN_TWO_SHOT_BYTES (256u << 10) /* GroupOptions */
 
 typedef struct TrainLinksOptions {
     LinkPort *port;     /* borrowed */

@@ -14,6 +14,7 @@
 #include "worker/train/gradient_fold.h"
 #include "worker/train/gradient_stream.h"
 #include "worker/train/rank_device.h"
+#include "worker/train/train_buffers.h"
 #include "worker/train/weights_digest.h"
 
 #include <math.h>
@@ -105,26 +106,12 @@ static bool make_optimizer(TrainRank *t, const Plan *plan, const Holding *holdin
 /* Whether the embedding of a tied model is here and at another stage. */
 static bool is_tied_apart(const TrainRank *t)
 {
-    return t->o.spec->tied_output && t->position.pp > 1 &&
-           (t->position.stage == 0 || t->position.stage + 1 == t->position.pp);
-}
-
-/* Of the embedding, owned by one replica. */
-static size_t largest_part(const GArray *buckets, uint32_t dp)
-{
-    size_t most = 0;
-    for (uint32_t b = 0; b < buckets->len; b++) {
-        const Bucket *bucket = &g_array_index(buckets, Bucket, b);
-        for (uint32_t d = 0; d < dp && bucket->is_embedding; d++) {
-            most = MAX(most, bucket->first[d + 1] - bucket->first[d]);
-        }
-    }
-    return most;
+    return train_tied_floats(t->reduced, t->o.spec) > 0;
 }
 
 static bool allocate(TrainRank *t, GError **error)
 {
-    const size_t tied = is_tied_apart(t) ? largest_part(t->reduced->buckets, t->position.dp) : 0;
+    const size_t tied = train_tied_floats(t->reduced, t->o.spec);
     t->squares = weft_alloc(t->reduced->tiles->len, sizeof *t->squares, "squares of tiles", error);
     t->sample_losses = weft_alloc(t->o.sequences, sizeof *t->sample_losses, "losses", error);
     t->tied = weft_alloc(MAX(tied, 1), sizeof *t->tied, "gradients of the embedding", error);
@@ -722,9 +709,29 @@ bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error)
 
 /* ---- memory ---- */
 
+static uint32_t moments_of(const OptimizerSettings *s)
+{
+    return s->kind == OPTIMIZER_SGD ? 1 : 2;
+}
+
 static uint64_t optimizer_bytes(const OptimizerSettings *s, const Ownership *stepped)
 {
-    return (s->kind == OPTIMIZER_SGD ? 1 : 2) * stepped->n_owned * sizeof(float);
+    return moments_of(s) * stepped->n_owned * sizeof(float);
+}
+
+static uint64_t buffer_bytes(const TrainRank *t, const Holding *h, const Ownership *reduced,
+                             const Ownership *stepped)
+{
+    return train_buffers_bytes(
+        &(const TrainBuffersOptions){.holding = h,
+                                     .leaves = &t->leaves,
+                                     .reduced = reduced,
+                                     .stepped = stepped,
+                                     .rows = (size_t)t->o.micro_sequences * t->o.source->length,
+                                     .sequences = t->o.sequences,
+                                     .moments = moments_of(&t->o.optimizer),
+                                     .data_bytes = t->o.data_bytes,
+                                     .saves = t->o.saves});
 }
 
 /* Floats of a set of gradients. */
@@ -747,22 +754,31 @@ static bool plan_memory(const TrainRank *t, unsigned threads, TrainMemory *out, 
 {
     const TrainRankOptions *o = &t->o;
     const MicroRunnerOptions runner = runner_options(t, NULL);
+    const size_t bucket = o->bucket_floats > 0 ? o->bucket_floats : BUCKET_FLOATS;
     g_autoptr(Holding) h = holding_new(o->spec, o->plan, o->replica, o->stage, o->rank);
-    Ownership *stepped = ownership_new(o->spec, o->plan, &t->position, h, !o->whole_optimizer,
-                                       o->bucket_floats > 0 ? o->bucket_floats : BUCKET_FLOATS);
+    Ownership *reduced = ownership_new(o->spec, o->plan, &t->position, h, true, bucket),
+              *stepped = o->whole_optimizer
+                             ? ownership_new(o->spec, o->plan, &t->position, h, false, bucket)
+                             : reduced;
+    const uint64_t buffers = buffer_bytes(t, h, reduced, stepped);
     *out =
         (TrainMemory){.weights = h->n_floats * sizeof(float),
                       .gradients = micro_runner_plan_sets(&runner) * set_floats(h) * sizeof(float),
                       .optimizer = optimizer_bytes(&o->optimizer, stepped),
-                      .activations = micro_runner_plan_bytes(h, &runner, threads, error)};
+                      .activations = micro_runner_plan_bytes(h, &runner, threads, error),
+                      .buffers = o->plan_ops == NULL ? buffers : 0};
     if (o->plan_ops != NULL) {
-        out->host = out->weights + out->optimizer + copied_sets(t) * set_floats(h) * sizeof(float);
+        out->host = out->weights + out->optimizer + copied_sets(t) * set_floats(h) * sizeof(float) +
+                    buffers;
     }
     if (o->plan_ops != NULL && t->position.dp > 1) {
         out->gradients += device_exchange_bytes(&(const DeviceExchangeOptions){
-            .reduced = stepped, .leaves = &t->leaves, .exact = !o->fast});
+            .reduced = reduced, .leaves = &t->leaves, .exact = !o->fast});
     }
-    ownership_free(stepped);
+    if (stepped != reduced) {
+        ownership_free(stepped);
+    }
+    ownership_free(reduced);
     return out->activations > 0;
 }
 
@@ -790,14 +806,16 @@ TrainMemory train_rank_memory(const TrainRank *t)
     const Holding *h = t->weights->holding;
     const DeviceExchangeOptions exchange = exchange_options(t);
     const bool exchanges = t->device != NULL && t->position.dp > 1;
+    const uint64_t buffers = buffer_bytes(t, h, t->reduced, train_rank_ownership(t));
     return (TrainMemory){
         .weights = t->weights->n_floats * sizeof(float),
         .gradients = gradient_fold_made(t->fold) * set_floats(h) * sizeof(float) +
                      (exchanges ? device_exchange_bytes(&exchange) : 0),
         .optimizer = optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)),
         .activations = micro_runner_bytes(t->runner),
+        .buffers = t->device == NULL ? buffers : 0,
         .host = t->device == NULL ? 0
-                                  : h->n_floats * sizeof(float) +
+                                  : buffers + h->n_floats * sizeof(float) +
                                         optimizer_bytes(&t->o.optimizer, train_rank_ownership(t)) +
                                         t->device->sets->len * set_floats(h) * sizeof(float)};
 }

@@ -44,6 +44,8 @@ typedef struct TrainRankOptions {
                      class exact with f32 operands, on devices whose ops are (train_ops.h) */
     const Device *device; /* where the rank computes; NULL: the host, by kernels and pool */
     const DeviceTrainOps *plan_ops; /* train_memory_plan() of a rank on a device; NULL: the host */
+    uint64_t data_bytes; /* of its data, and whether checkpoints are made of it: what it counts */
+    bool saves;
 } TrainRankOptions;
 
 typedef struct TrainRank TrainRank;
@@ -79,17 +81,19 @@ bool train_rank_sample(TrainRank *t, const TextWish *wish, uint32_t *out, uint32
 /* weights_digest (NUMERICS 13). Collective. */
 bool train_rank_digest(TrainRank *t, Hash128 *out, GError **error);
 
-/* Bytes that a rank holds; what links and groups have under way comes on top (a few buckets). */
+/* Bytes that a rank holds. */
 typedef struct TrainMemory {
     uint64_t weights, gradients, optimizer, activations; /* activations: tapes and buffers */
-    uint64_t host; /* of a rank on a device, which holds the rest: copies in host memory, of weights
-                      and moments and, where replicas exchange gradients over links, of these (a
-                      plan counts them always); else 0 */
+    uint64_t buffers; /* data, what is under way between ranks, a checkpoint's part: the most of it
+                         (train_buffers.h) */
+    uint64_t host;    /* of a rank on a device, which holds the rest: buffers and copies in host
+                         memory,    of weights and moments and, where replicas exchange gradients over
+                         links, of    these (a plan counts them always); else 0 */
 } TrainMemory;
 /* Where the rank computes. */
 static inline uint64_t train_memory_total(const TrainMemory *m)
 {
-    return m->weights + m->gradients + m->optimizer + m->activations;
+    return m->weights + m->gradients + m->optimizer + m->activations + m->buffers;
 }
 /* For a plan: of the rank that the options name (options->plan is there; kernels, pool and links
  * are not read) with so many threads. INVALID: as train_rank_new(). */

@@ -58,8 +58,8 @@ TrainSnapshot *train_snapshot_take(TrainRank *rank, const ModelSpec *spec, uint6
     s->digest = *digest;
     s->names = g_ptr_array_new_with_free_func(g_free);
     s->pieces = g_new0(CheckpointPiece, G_N_ELEMENTS(PARTS) * MAX(pieces->len, 1));
-    s->floats = weft_alloc(G_N_ELEMENTS(PARTS) * MAX(n, 1), sizeof *s->floats,
-                           "a checkpoint's part", error);
+    const size_t parts = optimizer_second(train_rank_optimizer(rank)) != NULL ? 3 : 2;
+    s->floats = weft_alloc(parts * MAX(n, 1), sizeof *s->floats, "a checkpoint's part", error);
     if (s->floats == NULL) {
         train_snapshot_free(s);
         return NULL;

@@ -6,10 +6,13 @@
 #include "proto/plan/train_layout.h"
 #include "tests/unit/remove_tree.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -211,12 +214,42 @@ static void too_much_is_left_out(void **state)
     remove_tree(folder);
 }
 
+/* A disk that is full, here by a limit of the file's size: nothing is left but the last whole file,
+ * and what is said names the file and why. */
+static void full_disk_leaves_no_part(void **state)
+{
+    const char *const hosts[] = {"a", "a"};
+    g_autofree char *folder = g_dir_make_tmp("weft-trace-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "t.json", NULL), *text = NULL;
+    g_autoptr(TrainTrace) t = trace_of(hosts, 0, path);
+    struct rlimit before;
+    assert_true(g_file_set_contents(path, "the last one", -1, NULL));
+    tell(t, 0, 2, 0, 30, 40);
+    tell(t, 1, 2, 0, 30, 40);
+    signal(SIGXFSZ, SIG_IGN); /* as daemons do */
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    const struct rlimit small = {64, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    g_autofree char *said = train_trace_write(t, path);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_true(g_str_has_prefix(said, "no trace: "));
+    assert_non_null(strstr(said, path));
+    assert_non_null(strstr(said, g_strerror(EFBIG)));
+    assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    assert_string_equal(text, "the last one");
+    GDir *left = g_dir_open(folder, 0, NULL);
+    assert_string_equal(g_dir_read_name(left), "t.json");
+    assert_null(g_dir_read_name(left));
+    g_dir_close(left);
+    remove_tree(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clocks_are_aligned),   cmocka_unit_test(one_host_has_one_clock),
         cmocka_unit_test(nothing_is_asked_for), cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(too_much_is_left_out),
+        cmocka_unit_test(too_much_is_left_out), cmocka_unit_test(full_disk_leaves_no_part),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

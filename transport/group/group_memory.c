@@ -1,0 +1,44 @@
+/* What a group holds, for plans: the slots of arriving subtrees to the byte; of messages what is
+ * kept for reuse, and what a peer is usually ahead. */
+#include "transport/group/group_state.h"
+
+#define KEPT_PIECES 16u /* link/buffer_pool.c, of this size */
+
+static uint32_t subtrees_of(const GroupCut *cut, uint32_t rank)
+{
+    return tree_subtrees_missing(cut->n_leaves, cut->missing, cut->cuts[rank], cut->cuts[rank + 1]);
+}
+
+/* Subtrees of all peers. */
+static uint32_t arriving(const GroupCut *cut)
+{
+    uint32_t n = 0;
+    for (uint32_t r = 0; r < cut->n_ranks; r++) {
+        n += r == cut->rank ? 0 : subtrees_of(cut, r);
+    }
+    return n;
+}
+
+uint64_t group_message_bytes(uint64_t size)
+{
+    return MIN(size, (uint64_t)KEPT_PIECES * PIECE_BYTES);
+}
+
+uint64_t group_all_reduce_bytes(const GroupCut *cut, size_t n, size_t two_shot_bytes)
+{
+    const uint32_t n_arriving = arriving(cut), own = subtrees_of(cut, cut->rank);
+    const bool two_shots = n * sizeof(float) >= two_shot_bytes &&
+                           (uint64_t)(cut->n_ranks - 1) * (n_arriving + own) > cut->n_ranks;
+    const uint64_t part = (two_shots ? n / cut->n_ranks : n) * sizeof(float);
+    return n_arriving * part + (cut->n_ranks - 1) * group_message_bytes(own * part);
+}
+
+uint64_t group_scatter_bytes(const GroupCut *cut, const size_t *first, uint32_t window)
+{
+    const size_t own = first[cut->rank + 1] - first[cut->rank];
+    const uint64_t sent =
+        subtrees_of(cut, cut->rank) * (uint64_t)(first[cut->n_ranks] - first[0] - own);
+    return window * arriving(cut) * own * sizeof(float) +
+           (cut->n_ranks - 1) *
+               group_message_bytes(window * sent / (cut->n_ranks - 1) * sizeof(float));
+}
