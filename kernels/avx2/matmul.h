@@ -66,17 +66,54 @@ ALWAYS_INLINE __m256i broadcast_i32(const uint8_t *p)
     return _mm256_set1_epi32(v);
 }
 
+ALWAYS_INLINE void lanes_clear(__m256 acc[4][2], unsigned n)
+{
+    UNROLL
+    for (unsigned i = 0; i < n; i++) {
+        acc[i][0] = acc[i][1] = _mm256_setzero_ps();
+    }
+}
+
+/* n rows of lanes to a level of the stack. Merges with the levels below it (apart: floats) happen
+ * while the sums are in registers. Returns the level that they end up on. */
+ALWAYS_INLINE float *lanes_store(__m256 acc[4][2], unsigned n, float *level, unsigned n_merges,
+                                 unsigned apart)
+{
+    for (; n_merges > 0; n_merges--) {
+        level -= apart;
+        UNROLL
+        for (unsigned i = 0; i < n; i++) {
+            UNROLL
+            for (unsigned v = 0; v < 2; v++) {
+                const __m256 left = _mm256_load_ps(level + i * PANEL_ROWS + 8 * v);
+                acc[i][v] = _mm256_add_ps(left, acc[i][v]);
+            }
+        }
+    }
+    UNROLL
+    for (unsigned i = 0; i < n; i++) {
+        _mm256_store_ps(level + i * PANEL_ROWS, acc[i][0]);
+        _mm256_store_ps(level + i * PANEL_ROWS + 8, acc[i][1]);
+    }
+    return level;
+}
+
+ALWAYS_INLINE void tile_store(TileTo to, __m256 acc[4][2], unsigned n)
+{
+    lanes_store(acc, n, to.at, to.n_merges, TILE_FLOATS);
+}
+
 /* A type's products for 1 and 4 rows. */
 #define MATMUL_TILES(name, body)                                                                   \
     static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
-        body(w, w_stride, act, n_records, tile, 1);                                                \
+        body(w, w_stride, act, n_records, to, 1);                                                  \
     }                                                                                              \
     static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
-        body(w, w_stride, act, n_records, tile, 4);                                                \
+        body(w, w_stride, act, n_records, to, 4);                                                  \
     }
 
 #define MATMUL_SLOT(name, body, panels1, panels4)                                                  \
@@ -98,27 +135,10 @@ ALWAYS_INLINE void wide_tile_load(__m256 acc[4][2], const float *level, bool fre
     }
 }
 
-/* Merges happen while the sums are in registers. Returns the level above the one that they end up
- * on. */
+/* The merges of a wide tile; returns the level above the one that the sums end up on. */
 ALWAYS_INLINE float *wide_tile_store(__m256 acc[4][2], float *level, unsigned n_merges, unsigned R)
 {
-    for (unsigned m = 0; m < n_merges; m++) {
-        level -= WIDE_TILE_FLOATS;
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            UNROLL
-            for (unsigned v = 0; v < 2; v++) {
-                const __m256 left = _mm256_load_ps(level + r * PANEL_ROWS + 8 * v);
-                acc[r][v] = _mm256_add_ps(left, acc[r][v]);
-            }
-        }
-    }
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        _mm256_store_ps(level + r * PANEL_ROWS, acc[r][0]);
-        _mm256_store_ps(level + r * PANEL_ROWS + 8, acc[r][1]);
-    }
-    return level + WIDE_TILE_FLOATS;
+    return lanes_store(acc, R, level, n_merges, WIDE_TILE_FLOATS) + WIDE_TILE_FLOATS;
 }
 
 /* A type's kernel for many rows, name_wide_kernel, from its unpacking, its tile and its tile that

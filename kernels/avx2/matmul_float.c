@@ -16,14 +16,11 @@ ALWAYS_INLINE void floats_load(Dtype type, const uint8_t *w, __m256 out[2])
 
 /* P panels x R rows, P * R <= 4. */
 ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act,
-                              uint32_t n_records, float *tile, unsigned P, unsigned R)
+                              uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     const unsigned bytes = type == DTYPE_F32 ? sizeof(RecordF32) : sizeof(RecordF16);
     __m256 acc[4][2];
-    UNROLL
-    for (unsigned i = 0; i < P * R; i++) {
-        acc[i][0] = acc[i][1] = _mm256_setzero_ps();
-    }
+    lanes_clear(acc, P * R);
     for (uint32_t k = 0; k < n_records; k++, w += bytes, act += 4 * R) {
         UNROLL
         for (unsigned p = 0; p < P; p++) {
@@ -38,11 +35,7 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
             }
         }
     }
-    UNROLL
-    for (unsigned i = 0; i < P * R; i++) {
-        _mm256_store_ps(tile + i * PANEL_ROWS, acc[i][0]);
-        _mm256_store_ps(tile + i * PANEL_ROWS + 8, acc[i][1]);
-    }
+    tile_store(to, acc, P * R);
 }
 
 /* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
@@ -75,14 +68,11 @@ ALWAYS_INLINE __m256 bf16_odd(__m256i pairs)
 }
 
 ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
-                             uint32_t n_records, float *tile, unsigned P, unsigned R)
+                             uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     __m256 acc[4][2];
     const unsigned saved = flush_begin();
-    UNROLL
-    for (unsigned i = 0; i < P * R; i++) {
-        acc[i][0] = acc[i][1] = _mm256_setzero_ps();
-    }
+    lanes_clear(acc, P * R);
     for (uint32_t k = 0; k < n_records; k++, w += sizeof(RecordBF16), act += 4 * R) {
         UNROLL
         for (unsigned p = 0; p < P; p++) {
@@ -106,19 +96,15 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         result_done(&acc[i][1]);
     }
     flush_end(saved);
-    UNROLL
-    for (unsigned i = 0; i < P * R; i++) {
-        _mm256_store_ps(tile + i * PANEL_ROWS, acc[i][0]);
-        _mm256_store_ps(tile + i * PANEL_ROWS + 8, acc[i][1]);
-    }
+    tile_store(to, acc, P * R);
 }
 
-#define F32_TILE(w, w_stride, act, n_records, tile, R)                                             \
-    float_tile(DTYPE_F32, w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
-#define F16_TILE(w, w_stride, act, n_records, tile, R)                                             \
-    float_tile(DTYPE_F16, w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
-#define BF16_TILE(w, w_stride, act, n_records, tile, R)                                            \
-    bf16_tile(w, w_stride, act, n_records, tile, (R) == 1 ? 2 : 1, R)
+#define F32_TILE(w, w_stride, act, n_records, to, R)                                               \
+    float_tile(DTYPE_F32, w, w_stride, act, n_records, to, (R) == 1 ? 2 : 1, R)
+#define F16_TILE(w, w_stride, act, n_records, to, R)                                               \
+    float_tile(DTYPE_F16, w, w_stride, act, n_records, to, (R) == 1 ? 2 : 1, R)
+#define BF16_TILE(w, w_stride, act, n_records, to, R)                                              \
+    bf16_tile(w, w_stride, act, n_records, to, (R) == 1 ? 2 : 1, R)
 
 MATMUL_SLOT(f32, F32_TILE, 2, 1)
 MATMUL_SLOT(f16, F16_TILE, 2, 1)

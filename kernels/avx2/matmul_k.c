@@ -107,29 +107,12 @@ ALWAYS_INLINE void minima(Sums *s, const uint8_t (*m)[16][2], const uint8_t *act
     }
 }
 
-ALWAYS_INLINE void tile_clear(__m256 acc[4][2], unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    }
-}
-
-ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        _mm256_store_ps(tile + r * PANEL_ROWS, acc[r][0]);
-        _mm256_store_ps(tile + r * PANEL_ROWS + 8, acc[r][1]);
-    }
-}
-
 #define AFFINE_K_TILE(name, Record, bits, qh_of_b)                                                 \
     ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,          \
-                                   uint32_t n_records, float *tile, unsigned R)                    \
+                                   uint32_t n_records, TileTo to, unsigned R)                      \
     {                                                                                              \
         __m256 acc[4][2];                                                                          \
-        tile_clear(acc, R);                                                                        \
+        lanes_clear(acc, R);                                                                       \
         for (uint32_t i = 0; i < n_records; i++, w += sizeof(Record), act += ACT_Q8_256_TILE(R)) { \
             const Record *rec = (const Record *)w;                                                 \
             Sums total, mins;                                                                      \
@@ -149,7 +132,7 @@ ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
             scaled_add(acc, &total, rec->d, false, act, R);                                        \
             scaled_add(acc, &mins, rec->dmin, true, act, R);                                       \
         }                                                                                          \
-        tile_store(tile, acc, R);                                                                  \
+        tile_store(to, acc, R);                                                                    \
     }
 
 AFFINE_K_TILE(q4_k, RecordQ4K, BITS_4, NULL)
@@ -157,14 +140,14 @@ AFFINE_K_TILE(q5_k, RecordQ5K, BITS_5, rec->qh[b])
 
 /* Quants are taken unsigned: S = sum sc * (unsigned dot) - 32 * sum sc * (sum of activations). */
 ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
-                             uint32_t n_records, float *tile, unsigned R)
+                             uint32_t n_records, TileTo to, unsigned R)
 {
     /* From i16 pairs (first half's scale, second half's) to pairs of one of them. */
     const __m256i first = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1,
                                            0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
     const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi8(2));
     __m256 acc[4][2];
-    tile_clear(acc, R);
+    lanes_clear(acc, R);
     for (uint32_t i = 0; i < n_records; i++, w += sizeof(RecordQ6K), act += ACT_Q8_256_TILE(R)) {
         const RecordQ6K *rec = (const RecordQ6K *)w;
         Sums total, offset;
@@ -200,7 +183,7 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         }
         scaled_add(acc, &total, rec->d, false, act, R);
     }
-    tile_store(tile, acc, R);
+    tile_store(to, acc, R);
 }
 
 MATMUL_SLOT_WIDE(q4_k, q4_k_tile)

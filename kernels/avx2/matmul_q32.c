@@ -126,29 +126,12 @@ ALWAYS_INLINE void block_add(__m256 acc[4][2], const Sums *s, const uint16_t *d,
     }
 }
 
-ALWAYS_INLINE void tile_clear(__m256 acc[4][2], unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    }
-}
-
-ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        _mm256_store_ps(tile + r * PANEL_ROWS, acc[r][0]);
-        _mm256_store_ps(tile + r * PANEL_ROWS + 8, acc[r][1]);
-    }
-}
-
 #define Q32_TILE(name, Record, block_sums, minimum, start)                                         \
     ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,          \
-                                   uint32_t n_records, float *tile, unsigned R)                    \
+                                   uint32_t n_records, TileTo to, unsigned R)                      \
     {                                                                                              \
         __m256 acc[4][2];                                                                          \
-        tile_clear(acc, R);                                                                        \
+        lanes_clear(acc, R);                                                                       \
         for (uint32_t i = 0; i < n_records; i++, w += sizeof(Record), act += ACT_Q8_32_TILE(R)) {  \
             const Record *b = (const Record *)w;                                                   \
             Sums s;                                                                                \
@@ -156,7 +139,7 @@ ALWAYS_INLINE void tile_store(float *tile, const __m256 acc[4][2], unsigned R)
             block_sums;                                                                            \
             block_add(acc, &s, b->d, minimum, start, act, R);                                      \
         }                                                                                          \
-        tile_store(tile, acc, R);                                                                  \
+        tile_store(to, acc, R);                                                                    \
     }
 
 Q32_TILE(q4_0, RecordQ40, nibble_block(&s, b->q, NULL, false, act, R), NULL,

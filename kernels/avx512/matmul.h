@@ -9,8 +9,9 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PREFETCH_AHEAD 8192 /* bytes: fits one thread's stream from DRAM for all types (measured)  \
-                             */
+#define PREFETCH_AHEAD                                                                             \
+    8192 /* bytes: fits one thread's stream from DRAM for all types (measured)                     \
+          */
 
 /* Loop bounds are constants after inlining, array dimensions are literally so: gcc 12 keeps the
  * arrays in registers only then. */
@@ -77,29 +78,41 @@ ALWAYS_INLINE void accs_clear(Accs *a, unsigned P, unsigned R)
     }
 }
 
-ALWAYS_INLINE void accs_store(float *tile, const Accs *a, unsigned P, unsigned R)
+/* The merges happen while the sums are in registers. */
+ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
 {
+    for (; to.n_merges > 0; to.n_merges--) {
+        to.at -= TILE_FLOATS;
+        UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            UNROLL
+            for (unsigned p = 0; p < P; p++) {
+                const __m512 left = _mm512_loadu_ps(to.at + (p * R + r) * PANEL_ROWS);
+                a->v[r][p] = _mm512_add_ps(left, a->v[r][p]);
+            }
+        }
+    }
     UNROLL
     for (unsigned r = 0; r < R; r++) {
         UNROLL
         for (unsigned p = 0; p < P; p++) {
-            _mm512_store_ps(tile + (p * R + r) * PANEL_ROWS, a->v[r][p]);
+            _mm512_store_ps(to.at + (p * R + r) * PANEL_ROWS, a->v[r][p]);
         }
     }
 }
 
-/* body(w, w_stride, act, n_records, tile, P, R); a lone row takes P1 panels at once, four rows two.
+/* body(w, w_stride, act, n_records, to, P, R); a lone row takes P1 panels at once, four rows two.
  */
 #define MATMUL_SLOT(name, body, P1)                                                                \
     static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
-        body(w, w_stride, act, n_records, tile, P1, 1);                                            \
+        body(w, w_stride, act, n_records, to, P1, 1);                                              \
     }                                                                                              \
     static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
-        body(w, w_stride, act, n_records, tile, 2, 4);                                             \
+        body(w, w_stride, act, n_records, to, 2, 4);                                               \
     }                                                                                              \
     static void matmul_##name(const MatmulArgs *args)                                              \
     {                                                                                              \

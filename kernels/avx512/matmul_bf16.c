@@ -4,7 +4,7 @@
 #include "kernels/avx512/matmul.h"
 
 ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
-                             uint32_t n_records, float *tile, unsigned P, unsigned R)
+                             uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     Accs acc;
     accs_clear(&acc, P, R);
@@ -20,7 +20,7 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
             }
         }
     }
-    accs_store(tile, &acc, P, R);
+    accs_store(to, &acc, P, R);
 }
 
 MATMUL_SLOT(bf16, bf16_tile, 2)

@@ -3,7 +3,7 @@
 #include "kernels/avx512/matmul.h"
 
 ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act,
-                              uint32_t n_records, float *tile, unsigned P, unsigned R)
+                              uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     const unsigned bytes = type == DTYPE_F32 ? sizeof(RecordF32) : sizeof(RecordF16);
     Accs acc;
@@ -21,7 +21,7 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
             }
         }
     }
-    accs_store(tile, &acc, P, R);
+    accs_store(to, &acc, P, R);
 }
 
 /* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
@@ -58,7 +58,7 @@ ALWAYS_INLINE __m512 bf16_odd(__m512i pairs)
 }
 
 ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
-                             uint32_t n_records, float *tile, unsigned P, unsigned R)
+                             uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     Accs acc;
     const unsigned saved = flush_begin();
@@ -85,13 +85,13 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         }
     }
     flush_end(saved);
-    accs_store(tile, &acc, P, R);
+    accs_store(to, &acc, P, R);
 }
 
-#define F32_TILE(w, w_stride, act, n_records, tile, P, R)                                          \
-    float_tile(DTYPE_F32, w, w_stride, act, n_records, tile, P, R)
-#define F16_TILE(w, w_stride, act, n_records, tile, P, R)                                          \
-    float_tile(DTYPE_F16, w, w_stride, act, n_records, tile, P, R)
+#define F32_TILE(w, w_stride, act, n_records, to, P, R)                                            \
+    float_tile(DTYPE_F32, w, w_stride, act, n_records, to, P, R)
+#define F16_TILE(w, w_stride, act, n_records, to, P, R)                                            \
+    float_tile(DTYPE_F16, w, w_stride, act, n_records, to, P, R)
 
 /* A lone row takes two panels: one chain does not cover the latency of fma. */
 MATMUL_SLOT(f32, F32_TILE, 2)

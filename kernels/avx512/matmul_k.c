@@ -108,7 +108,7 @@ ALWAYS_INLINE void minima(Sums *s, const uint8_t *m, size_t w_stride, const uint
 
 #define AFFINE_K_TILE(name, Record, bits, qh_of_b)                                                 \
     ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,          \
-                                   uint32_t n_records, float *tile, unsigned P, unsigned R)        \
+                                   uint32_t n_records, TileTo to, unsigned P, unsigned R)          \
     {                                                                                              \
         Accs acc;                                                                                  \
         accs_clear(&acc, P, R);                                                                    \
@@ -132,7 +132,7 @@ ALWAYS_INLINE void minima(Sums *s, const uint8_t *m, size_t w_stride, const uint
             scaled_add(&acc, &total, rec->d, false, w_stride, act, P, R);                          \
             scaled_add(&acc, &mins, rec->dmin, true, w_stride, act, P, R);                         \
         }                                                                                          \
-        accs_store(tile, &acc, P, R);                                                              \
+        accs_store(to, &acc, P, R);                                                                \
     }
 
 AFFINE_K_TILE(q4_k, RecordQ4K, BITS_4, NULL)
@@ -140,7 +140,7 @@ AFFINE_K_TILE(q5_k, RecordQ5K, BITS_5, rec->qh[b])
 
 /* Quants are taken unsigned: S = sum sc * (unsigned dot) - 32 * sum sc * (sum of activations). */
 ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
-                             uint32_t n_records, float *tile, unsigned P, unsigned R)
+                             uint32_t n_records, TileTo to, unsigned P, unsigned R)
 {
     Accs acc;
     accs_clear(&acc, P, R);
@@ -177,7 +177,7 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
         }
         scaled_add(&acc, &total, rec->d, false, w_stride, act, P, R);
     }
-    accs_store(tile, &acc, P, R);
+    accs_store(to, &acc, P, R);
 }
 
 MATMUL_SLOT(q4_k, q4_k_tile, 1)

@@ -99,7 +99,7 @@ ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint16_t *d, const 
 
 #define Q32_TILE(name, Record, block_sums, minimum, start)                                         \
     ALWAYS_INLINE void name##_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,          \
-                                   uint32_t n_records, float *tile, unsigned P, unsigned R)        \
+                                   uint32_t n_records, TileTo to, unsigned P, unsigned R)          \
     {                                                                                              \
         Accs acc;                                                                                  \
         accs_clear(&acc, P, R);                                                                    \
@@ -114,7 +114,7 @@ ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint16_t *d, const 
             block_sums;                                                                            \
             block_add(&acc, &s, b->d, minimum, w_stride, act, P, R);                               \
         }                                                                                          \
-        accs_store(tile, &acc, P, R);                                                              \
+        accs_store(to, &acc, P, R);                                                                \
     }
 
 Q32_TILE(q4_0, RecordQ40, nibble_block(&s, b->q[0], NULL, false, w_stride, act, P, R), NULL,

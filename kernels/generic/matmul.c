@@ -133,14 +133,18 @@ static inline void tile_blocks(Dtype type, const uint8_t *w, const uint8_t *act,
 
 #define MATMUL(name, tile_call_1, tile_call_4)                                                     \
     static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
+        float *tile = to.at;                                                                       \
         tile_call_1;                                                                               \
+        tile_merge(to, 1 * PANEL_ROWS);                                                            \
     }                                                                                              \
     static void tile4_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
-                             uint32_t n_records, float *tile)                                      \
+                             uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
+        float *tile = to.at;                                                                       \
         tile_call_4;                                                                               \
+        tile_merge(to, 4 * PANEL_ROWS);                                                            \
     }                                                                                              \
     static void matmul_##name(const MatmulArgs *args)                                              \
     {                                                                                              \

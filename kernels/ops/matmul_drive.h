@@ -9,23 +9,35 @@
 
 #define TILE_PANELS_LIMIT 2u
 #define TILE_FLOATS (TILE_PANELS_LIMIT * ACT_ROW_GROUP * PANEL_ROWS)
-#define TREE_STACK 8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made  \
-                       */
+#define TREE_STACK                                                                                 \
+    8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made                 \
+        */
 
-/* tile[p][row][lane] of `panels` panels (w + p * w_stride) and the R rows of the group, over
- * n_tiles records of k. */
+/* Where the sums of a unit go: a level of the stack of waiting ones, [p][row][lane]. n_merges
+ * levels below, TILE_FLOATS apart, are added from the left, one after the other; what comes out
+ * stands on the lowest of them. */
+typedef struct TileTo {
+    float *at;
+    unsigned n_merges;
+} TileTo;
+
+/* Of `panels` panels (w + p * w_stride) and the R rows of the group, over n_records of k. */
 typedef void (*TileFn)(const uint8_t *w, size_t w_stride, const uint8_t *act, uint32_t n_records,
-                       float *tile);
+                       TileTo to);
 
 typedef struct TileKernel {
     TileFn row1, row4;
     uint8_t panels1, panels4; /* panels that each takes at once: 1 or 2 */
 } TileKernel;
 
-static inline void tile_add(float *left, const float *right, size_t n)
+/* The merges of a tile function that stored its n sums at to.at. */
+static inline void tile_merge(TileTo to, unsigned n)
 {
-    for (size_t i = 0; i < n; i++) {
-        left[i] = left[i] + right[i];
+    for (; to.n_merges > 0; to.n_merges--, to.at -= TILE_FLOATS) {
+        float *left = to.at - TILE_FLOATS;
+        for (unsigned i = 0; i < n; i++) {
+            left[i] = left[i] + to.at[i];
+        }
     }
 }
 
@@ -66,14 +78,12 @@ static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_o
 
     for (uint32_t u = 0; u < a->n_units; u++) {
         const uint32_t n_records = (a->units[u].n_in + record.k - 1) / record.k;
-        assert(top < TREE_STACK);
-        kernel(w, stride, act, n_records, stack[top++]);
+        const unsigned n_merges = a->units[u].step.n_merges;
+        assert(top < TREE_STACK && top >= n_merges);
+        kernel(w, stride, act, n_records, (TileTo){stack[top], n_merges});
+        top += 1 - n_merges;
         w += (size_t)n_records * record.bytes;
         act += n_records * act_tile_row_bytes(kind) * R;
-        for (unsigned m = a->units[u].step.n_merges; m > 0; m--, top--) {
-            assert(top >= 2);
-            tile_add(stack[top - 2], stack[top - 1], (size_t)at_once * R * PANEL_ROWS);
-        }
         if (a->units[u].step.emit) {
             tile_write(a, stack[--top], R, panel, n, row0, n_rows, out);
             out += a->subtree_stride;

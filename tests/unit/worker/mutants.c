@@ -67,10 +67,11 @@ static void tile_in_halves(const uint8_t *w, const uint8_t *act, uint32_t n, uns
 }
 
 #define TILE(name, walk, n_rows)                                                                   \
-    static void name(const uint8_t *w, size_t stride, const uint8_t *act, uint32_t n, float *tile) \
+    static void name(const uint8_t *w, size_t stride, const uint8_t *act, uint32_t n, TileTo to)   \
     {                                                                                              \
         (void)stride;                                                                              \
-        walk(w, act, n, n_rows, tile);                                                             \
+        walk(w, act, n, n_rows, to.at);                                                            \
+        tile_merge(to, (n_rows)*PANEL_ROWS);                                                       \
     }
 TILE(forwards1, tile_forwards, 1)
 TILE(backwards1, tile_backwards, 1)
