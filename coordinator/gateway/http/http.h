@@ -5,6 +5,7 @@
  * and everything below run on the Loop's thread and never wait for a socket. */
 #pragma once
 
+#include "coordinator/gateway/http/connection_budget.h"
 #include "proto/base/log.h"
 #include "proto/base/loop.h"
 
@@ -19,7 +20,7 @@ typedef struct HttpExchange HttpExchange; /* one request and its answer */
 typedef struct HttpCaps {
     size_t body_bytes;    /* more is 413 */
     size_t header_bytes;  /* request line and headers; more is 431 */
-    unsigned connections; /* more wait in the kernel's queue; fewer where files are short */
+    unsigned connections; /* more wait in the kernel's queue */
     unsigned per_source;  /* connections of one address; 0 = any number */
     unsigned idle_s;      /* a socket on which nothing moves is closed */
     unsigned request_s;   /* from the connection, or the last answer, to a whole request */
@@ -44,6 +45,9 @@ typedef struct HttpServerOptions {
     const char *listen;                    /* "127.0.0.1:8080", "[::1]:0", "localhost:8080" */
     const char *certificate_pem, *key_pem; /* NULL: plaintext; borrowed during the call */
     HttpCaps caps;
+    /* Shared by the servers of a process; beyond it connections wait in the kernel's queue.
+     * Borrowed during the call; NULL: one of its own, of what the limit of open files leaves. */
+    ConnectionBudget *budget;
     HttpHandler handler;
     /* The body of an answer that the server gives by itself (a cap was passed); returned. On the
      * server's thread: pure. */

@@ -6,7 +6,8 @@
  * left: nothing more is done for it.
  *
  *   epoll ── libmicrohttpd's own epoll descriptor: MHD_run
- *         ── wake: an exchange was kicked, or the server stops
+ *         ── wake: an exchange was kicked, the budget has a connection again, or the server stops
+ *         ── the listening socket, while one more connection may be taken
  *         ── each peer's socket, EPOLLRDHUP, edge-triggered: the client left
  *
  * 1. libmicrohttpd is called by this thread only, but for its start before and its stop after. Even
@@ -15,7 +16,10 @@
  * there, or its stream has nothing to send. A kick resumes it.
  * 3. A client that leaves is seen while suspended (our epoll) or at the next write; then its
  * exchange is reported gone, once, when libmicrohttpd completes the request.
- * 4. No request, no idle socket and no end of an answer takes longer than its bound: a sweep each
+ * 4. A connection is taken from the kernel's queue only when this server's bound and the budget of
+ * all servers of the process have room for it; its part of the budget goes back when libmicrohttpd
+ * closes it.
+ * 5. No request, no idle socket and no end of an answer takes longer than its bound: a sweep each
  * second shuts such sockets down, and libmicrohttpd then drops them. */
 #include "coordinator/gateway/http/exchange.h"
 
@@ -28,13 +32,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #define BLOCK_BYTES 4096u
 #define EVENTS_AT_ONCE 64
-#define FILES_KEPT 256u /* for workers, operators, stores: at most half of the process's limit */
 #define SWEEP_US (INT64_C(1000) * 1000)
 #define DISCARD_LIMIT                                                                              \
     ((size_t)256 << 20) /* of a body that is too large: then the socket closes                     \
@@ -57,7 +59,8 @@ struct HttpServer {
     bool loopback;
     bool open; /* loop */
     struct MHD_Daemon *mhd;
-    int epoll_fd, wake_fd;
+    ConnectionBudget *budget; /* referenced */
+    int listen_fd, epoll_fd, wake_fd;
     GThread *thread;
 
     GMutex lock;
@@ -69,10 +72,13 @@ struct HttpServer {
     GQueue peers; /* of HttpPeer, by link */
     gint n_peers; /* of them; atomic, any thread reads it */
     int64_t swept_us;
-    bool breaking; /* nothing more is handed over */
+    bool listening;          /* the listening socket is watched */
+    bool connecting;         /* a connection's part of the budget is not yet a peer's */
+    int64_t listen_again_us; /* not before: the system had no file or memory for one more */
+    bool breaking;           /* nothing more is handed over */
 };
 
-static char wake_mark, mhd_mark; /* what epoll says for the two that are no peers */
+static char wake_mark, mhd_mark, listen_mark; /* what epoll says for those that are no peers */
 
 /* ---- references, and what the exchange asks ---- */
 
@@ -86,6 +92,7 @@ void http_server_unref(HttpServer *server)
 {
     if (g_atomic_ref_count_dec(&server->refs)) {
         g_mutex_clear(&server->lock);
+        connection_budget_unref(server->budget);
         g_free(server->address);
         g_free(server);
     }
@@ -168,6 +175,7 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
     HttpServer *server = user;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         HttpPeer *peer = g_new0(HttpPeer, 1);
+        server->connecting = false;
         peer->fd =
             MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         peer->link.data = peer;
@@ -182,6 +190,7 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
         peer_unwatch(server, peer);
         g_queue_unlink(&server->peers, &peer->link);
         g_atomic_int_add(&server->n_peers, -1);
+        connection_budget_give(server->budget);
         g_free(peer);
     }
 }
@@ -467,14 +476,64 @@ static int next_timeout_ms(HttpServer *server)
     return (int)ms;
 }
 
+/* ---- new connections ---- */
+
+static void set_listening(HttpServer *server, bool listening)
+{
+    if (server->listening != listening) {
+        struct epoll_event event = {.events = listening ? EPOLLIN : 0, .data.ptr = &listen_mark};
+        epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, server->listen_fd, &event);
+        server->listening = listening;
+    }
+}
+
+/* False: no more for now. */
+static bool take_one(HttpServer *server)
+{
+    struct sockaddr_storage from;
+    socklen_t length = sizeof from;
+    struct sockaddr *address = (struct sockaddr *)&from;
+    const int fd = accept4(server->listen_fd, address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+        if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+            server->listen_again_us = loop_now_us(server->options.loop) + SWEEP_US;
+        }
+        return false;
+    }
+    MHD_add_connection(server->mhd, fd, address, length); /* closes it if it cannot */
+    return true;
+}
+
+/* Invariant 4. */
+static void take_connections(HttpServer *server)
+{
+    const int most = (int)server->options.caps.connections;
+    bool room = loop_now_us(server->options.loop) >= server->listen_again_us, more = room;
+    for (int i = 0; more && i < EVENTS_AT_ONCE; i++) {
+        room = g_atomic_int_get(&server->n_peers) < most &&
+               connection_budget_take(server->budget, server->wake_fd);
+        server->connecting = room;
+        more = room && take_one(server);
+        if (server->connecting) { /* nobody's: on_connection() was not called */
+            server->connecting = false;
+            connection_budget_give(server->budget);
+        }
+    }
+    set_listening(server, room && loop_now_us(server->options.loop) >= server->listen_again_us);
+}
+
+/* ---- rounds ---- */
+
 static void serve_round(HttpServer *server, int timeout_ms)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
     int n = epoll_wait(server->epoll_fd, events, EVENTS_AT_ONCE, timeout_ms);
-    bool woken = false;
+    bool woken = false, called = !server->listening;
     for (int i = 0; i < n; i++) {
         if (events[i].data.ptr == &wake_mark) {
             woken = true;
+        } else if (events[i].data.ptr == &listen_mark) {
+            called = true;
         } else if (events[i].data.ptr != &mhd_mark) {
             on_hang_up(events[i].data.ptr);
         }
@@ -483,6 +542,9 @@ static void serve_round(HttpServer *server, int timeout_ms)
         take_kicks(server);
     }
     MHD_run(server->mhd);
+    if (called && server->listen_fd >= 0) { /* after what has gone */
+        take_connections(server);
+    }
     sweep(server);
 }
 
@@ -528,7 +590,8 @@ static void *serve(void *user)
     while (!is_stopping(server, &by_us)) {
         serve_round(server, next_timeout_ms(server));
     }
-    close(MHD_quiesce_daemon(server->mhd));
+    close(server->listen_fd);
+    server->listen_fd = -1;
     while (is_draining(server) && loop_now_us(server->options.loop) < by_us) {
         serve_round(server, MIN(next_timeout_ms(server), 10));
     }
@@ -546,35 +609,13 @@ static void on_mhd_log(void *user, const char *format, va_list args)
     log_debug(server->options.log, "http: %s", g_strstrip(text));
 }
 
-/* Clients never take the last descriptors: workers' and operators' connections and the stores need
- * some, too. */
-static unsigned bounded_connections(const HttpServer *server)
-{
-    const unsigned asked = server->options.caps.connections;
-    struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == RLIM_INFINITY) {
-        return asked;
-    }
-    const rlim_t most = files.rlim_cur - MIN(FILES_KEPT, files.rlim_cur / 2);
-    if (most >= asked) {
-        return asked;
-    }
-    log_warn(
-        server->options.log,
-        "http at %s takes %u connections at once instead of %u: this process may open %u files "
-        "(raise the hard limit: LimitNOFILE= in systemd, ulimit -Hn)",
-        server->address, (unsigned)most, asked, (unsigned)files.rlim_cur);
-    return (unsigned)most;
-}
-
-static bool start_mhd(HttpServer *server, int listen_fd, GError **error)
+static bool start_mhd(HttpServer *server, GError **error)
 {
     const HttpServerOptions *o = &server->options;
     bool tls = o->certificate_pem != NULL;
     struct MHD_OptionItem items[] = {
         {MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)on_mhd_log, server},
-        {MHD_OPTION_LISTEN_SOCKET, listen_fd, NULL},
-        {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)bounded_connections(server), NULL},
+        {MHD_OPTION_CONNECTION_LIMIT, (intptr_t)o->caps.connections, NULL},
         {MHD_OPTION_PER_IP_CONNECTION_LIMIT, (intptr_t)o->caps.per_source, NULL},
         {MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)o->caps.idle_s, NULL},
         {MHD_OPTION_CONNECTION_MEMORY_LIMIT, (intptr_t)o->caps.header_bytes, NULL},
@@ -586,7 +627,7 @@ static bool start_mhd(HttpServer *server, int listen_fd, GError **error)
         {MHD_OPTION_END, 0, NULL},
     };
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG |
-                     (tls ? MHD_USE_TLS : MHD_NO_FLAG);
+                     MHD_USE_NO_LISTEN_SOCKET | (tls ? MHD_USE_TLS : MHD_NO_FLAG);
     server->mhd = MHD_start_daemon(flags, 0, NULL, NULL, on_access, server, MHD_OPTION_ARRAY, items,
                                    MHD_OPTION_END);
     if (server->mhd == NULL) {
@@ -613,11 +654,14 @@ HttpServer *http_server_new(const HttpServerOptions *options, GError **error)
     g_atomic_ref_count_init(&server->refs);
     g_mutex_init(&server->lock);
     server->options = *options;
+    server->budget = options->budget != NULL ? connection_budget_ref(options->budget)
+                                             : connection_budget_new(connection_budget_of_files());
     server->epoll_fd = server->wake_fd = -1;
-    int fd = listen_socket_open(options->listen, &server->address, &server->loopback, error);
-    if (fd < 0 || !start_mhd(server, fd, error)) {
-        if (fd >= 0) {
-            close(fd);
+    server->listen_fd =
+        listen_socket_open(options->listen, &server->address, &server->loopback, error);
+    if (server->listen_fd < 0 || !start_mhd(server, error)) {
+        if (server->listen_fd >= 0) {
+            close(server->listen_fd);
         }
         http_server_unref(server);
         return NULL;
@@ -626,6 +670,8 @@ HttpServer *http_server_new(const HttpServerOptions *options, GError **error)
     server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     watch(server, server->wake_fd, &wake_mark);
+    watch(server, server->listen_fd, &listen_mark);
+    server->listening = true;
     watch(server, MHD_get_daemon_info(server->mhd, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd, &mhd_mark);
     server->open = true;
     server->thread = g_thread_new("weft-http", serve, server);
@@ -661,6 +707,7 @@ void http_server_free(HttpServer *server, int grace_ms)
     g_thread_join(server->thread);
     MHD_stop_daemon(server->mhd); /* closes the sockets that are left */
     take_kicks(server);
+    connection_budget_forget(server->budget, server->wake_fd);
     close(server->epoll_fd);
     g_mutex_lock(&server->lock);
     close(server->wake_fd);

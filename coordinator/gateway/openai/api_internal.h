@@ -18,10 +18,11 @@ struct ApiService {
     ApiServiceOptions options;
     char *certificate_pem, *key_pem;
     ServedBook *served;
-    GPtrArray *listeners;  /* of ApiListener */
-    GQueue calls;          /* of ApiCall, api_call.c */
-    KeyShares *sequences;  /* of open calls */
-    uint64_t n_answers[6]; /* by the first digit of the status */
+    GPtrArray *listeners;          /* of ApiListener */
+    ConnectionBudget *connections; /* of all of them together */
+    GQueue calls;                  /* of ApiCall, api_call.c */
+    KeyShares *sequences;          /* of open calls */
+    uint64_t n_answers[6];         /* by the first digit of the status */
     uint64_t n_refused_full, n_refused_key, n_gone;
 };
 

@@ -198,6 +198,18 @@ static HttpCaps caps_of(const ApiLimits *limits)
                       .drain_s = (unsigned)limits->request_s};
 }
 
+/* Clients never take the last file descriptors, however many listeners there are. */
+static void say_bounded(const ApiService *service)
+{
+    const unsigned most = connection_budget_size(service->connections);
+    if (service->listeners->len == 0 && most < service->options.limits.connections) {
+        log_warn(service->options.log,
+                 "http takes %u connections at once instead of %u: this process may not open more "
+                 "files (raise the hard limit: LimitNOFILE= in systemd, ulimit -Hn)",
+                 most, (unsigned)service->options.limits.connections);
+    }
+}
+
 HttpServer *api_service_listen(ApiService *service, const char *listen, GError **error)
 {
     const ApiServiceOptions *o = &service->options;
@@ -208,10 +220,12 @@ HttpServer *api_service_listen(ApiService *service, const char *listen, GError *
                                  .certificate_pem = service->certificate_pem,
                                  .key_pem = service->key_pem,
                                  .caps = caps_of(&o->limits),
+                                 .budget = service->connections,
                                  .handler = on_request,
                                  .error_page = api_error_page,
                                  .error_type = JSON_TYPE,
                                  .user = listener};
+    say_bounded(service);
     listener->service = service;
     listener->server = http_server_new(&options, error);
     if (listener->server == NULL) {
@@ -271,6 +285,7 @@ ApiService *api_service_new(const ApiServiceOptions *options)
     service->key_pem = g_strdup(options->key_pem);
     service->served = served_book_new(options->loop, options->log, options->models, options->jobs);
     service->listeners = g_ptr_array_new();
+    service->connections = connection_budget_new(connection_budget_of_files());
     service->sequences = key_shares_new();
     g_queue_init(&service->calls);
     return service;
@@ -286,6 +301,7 @@ void api_service_free(ApiService *service, int grace_ms)
         listener_free(g_ptr_array_index(service->listeners, i), grace_ms);
     }
     g_ptr_array_unref(service->listeners);
+    connection_budget_unref(service->connections);
     served_book_free(service->served);
     key_shares_free(service->sequences);
     g_free(service->certificate_pem);

@@ -24,8 +24,9 @@
 
 typedef struct Fixture {
     MainLoop *loop;
-    HttpServer *server;
+    HttpServer *server, *second;
     HttpCaps caps;
+    ConnectionBudget *budget;
     bool client_done, gone;
     unsigned n_handled;
     HttpExchange *held; /* of /hold and /stream */
@@ -147,20 +148,27 @@ static char *error_page(int status, const char *message)
     return g_strdup_printf("{\"status\":%d,\"message\":\"%s\"}", status, message);
 }
 
-static void serve(Fixture *f)
+static HttpServer *open_server(Fixture *f)
 {
     g_autoptr(GError) error = NULL;
     HttpServerOptions options = {.loop = main_loop_loop(f->loop),
                                  .listen = "127.0.0.1:0",
                                  .caps = f->caps,
+                                 .budget = f->budget,
                                  .handler = on_request,
                                  .error_page = error_page,
                                  .error_type = "application/json",
                                  .user = f};
-    f->server = http_server_new(&options, &error);
+    HttpServer *server = http_server_new(&options, &error);
     assert_null(error);
-    assert_non_null(f->server);
-    assert_true(http_server_is_loopback(f->server));
+    assert_non_null(server);
+    assert_true(http_server_is_loopback(server));
+    return server;
+}
+
+static void serve(Fixture *f)
+{
+    f->server = open_server(f);
 }
 
 static int setup(void **state)
@@ -178,6 +186,8 @@ static int teardown(void **state)
 {
     Fixture *f = *state;
     http_server_free(f->server, 100);
+    http_server_free(f->second, 100);
+    connection_budget_unref(f->budget);
     main_loop_free(f->loop);
     g_string_free(f->seen, TRUE);
     g_free(f);
@@ -216,9 +226,9 @@ static char *with_client(Fixture *f, void (*run)(Fixture *f, GString *out))
     return g_string_free(task.out, FALSE);
 }
 
-static int dial(Fixture *f)
+static int dial_to(const HttpServer *server)
 {
-    const char *port = strrchr(http_server_address(f->server), ':') + 1;
+    const char *port = strrchr(http_server_address(server), ':') + 1;
     struct sockaddr_in to = {.sin_family = AF_INET,
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                              .sin_port = htons((uint16_t)g_ascii_strtoull(port, NULL, 10))};
@@ -228,6 +238,11 @@ static int dial(Fixture *f)
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &guard, sizeof guard);
     g_assert(connect(fd, (struct sockaddr *)&to, sizeof to) == 0);
     return fd;
+}
+
+static int dial(Fixture *f)
+{
+    return dial_to(f->server);
 }
 
 static void say(int fd, const char *text)
@@ -633,6 +648,67 @@ static void test_connections_leave_files(void **state)
     assert_string_equal(f->seen->str, "GET /first - 0\nGET /last - 0\n");
 }
 
+/* Asks and waits for the answer, on a connection that stays. */
+static void ask_and_hear(int fd, const char *path)
+{
+    g_autoptr(GString) answer = g_string_new(NULL);
+    g_autofree char *head = g_strdup_printf("GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path);
+    say(fd, head);
+    hear(fd, answer, "hello");
+}
+
+/* One connection to each of two servers is all that both may have. */
+static void third_of_two_servers(Fixture *f, GString *out)
+{
+    const int first = dial_to(f->server), second = dial_to(f->second);
+    ask_and_hear(first, "/first");
+    ask_and_hear(second, "/second");
+    const int third = dial_to(f->second);
+    ask_for(third, "/third");
+    ask_and_hear(second, "/second");
+    ask_and_hear(first, "/first");
+    g_string_append_printf(out, "%u and %u;", http_server_n_connections(f->server),
+                           http_server_n_connections(f->second));
+    close(first); /* of the other server */
+    hear(third, out, "hello");
+    close(second);
+    close(third);
+}
+
+static void test_servers_share_a_budget(void **state)
+{
+    Fixture *f = *state;
+    f->budget = connection_budget_new(2);
+    serve(f);
+    f->second = open_server(f);
+    g_autofree char *out = with_client(f, third_of_two_servers);
+    assert_true(g_str_has_prefix(out, "1 and 1;"));
+    assert_non_null(strstr(out, "hello"));
+    assert_string_equal(f->seen->str, "GET /first - 0\nGET /second - 0\nGET /second - 0\n"
+                                      "GET /first - 0\nGET /third - 0\n");
+}
+
+/* Whatever way connections go, their parts of the budget come back: closed by the client, by the
+ * server's bounds, with the server. */
+static void test_budget_comes_back(void **state)
+{
+    Fixture *f = *state;
+    f->budget = connection_budget_new(3);
+    f->caps.per_source = 2;
+    serve(f);
+    for (int i = 0; i < 3; i++) {
+        g_autofree char *out = with_client(f, three_of_one_source);
+        assert_non_null(strstr(out, "hello"));
+    }
+    http_server_free(f->server, 100);
+    f->server = NULL;
+    for (int i = 0; i < 3; i++) {
+        assert_true(connection_budget_take(f->budget, -1));
+    }
+    assert_false(connection_budget_take(f->budget, -1));
+    connection_budget_forget(f->budget, -1);
+}
+
 static void ask_and_not_read(Fixture *f, GString *out)
 {
     int small = 4096, fd = dial(f);
@@ -745,6 +821,8 @@ int main(void)
         TEST(test_connections_of_one_source_are_bounded),
         TEST(test_connections_in_all_are_bounded),
         TEST(test_connections_leave_files),
+        TEST(test_servers_share_a_budget),
+        TEST(test_budget_comes_back),
         TEST(test_answer_that_is_not_taken_is_dropped),
         TEST(test_stopping_tells_who_waits),
         TEST(test_answers_that_ended_leave_before_the_stop),
