@@ -34,6 +34,7 @@ typedef struct CodeRow {
 /* Within one status the first row is what a foreign peer's bare status becomes. */
 static const CodeRow code_table[] = {
     {WEFT_ERROR_INVALID, 2, STATUS_INVALID_ARGUMENT},
+    {WEFT_ERROR_TOO_LONG, 2, STATUS_INVALID_ARGUMENT},
     {WEFT_ERROR_IMPOSSIBLE, 2, STATUS_FAILED_PRECONDITION},
     {WEFT_ERROR_NOT_FOUND, 3, STATUS_NOT_FOUND},
     {WEFT_ERROR_DENIED, 6, STATUS_PERMISSION_DENIED},

@@ -22,6 +22,7 @@ typedef enum WeftErrorCode {
     WEFT_ERROR_DEADLINE = 104,    /* exit 7 */
     WEFT_ERROR_CANCELLED = 105,   /* exit 130 */
     WEFT_ERROR_FULL = 106,        /* as many wait as may: try again later; exit 4 */
+    WEFT_ERROR_TOO_LONG = 107,    /* a prompt that the context cannot hold: exit 2 */
     WEFT_ERROR_UNREACHABLE = 200, /* exit 5 */
     WEFT_ERROR_PROTOCOL = 201,    /* malformed or out of order: exit 1 */
     WEFT_ERROR_VERSION = 202,     /* version skew; both versions in the message: exit 1 */

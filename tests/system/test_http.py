@@ -145,6 +145,16 @@ def case_choices_and_prompts():
     assert other != texts
 
 
+def case_context():
+    """a prompt that the context cannot hold is refused with the code that clients know it by"""
+    long = [7] * CONTEXT
+    for path, body in (("/v1/completions", {"prompt": long}), ("/v1/completions", {"prompt": long, "echo": True, "logprobs": 1}),
+                       ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * CONTEXT}]})):
+        for stream in (False, True):
+            error = refused(path, 400, None, **body, stream=stream)
+            assert error["code"] == "context_length_exceeded" and error["type"] == "invalid_request_error" and str(CONTEXT) in error["message"], error
+
+
 def case_stop():
     """a stop string ends the text before it"""
     text = post("/v1/completions", prompt="abc", max_tokens=24, temperature=0)["choices"][0]["text"]
@@ -568,7 +578,7 @@ def case_tls_and_restart():
             assert b"200" not in plain.recv(4096)
 
 
-harness.run_cases([case_chat, case_same_as_weft_run, case_choices_and_prompts, case_stop, case_sampler_settings, case_echo_and_logprobs, case_tokens,
+harness.run_cases([case_chat, case_same_as_weft_run, case_choices_and_prompts, case_context, case_stop, case_sampler_settings, case_echo_and_logprobs, case_tokens,
                    case_pages, case_metrics, case_client_that_leaves, case_full, case_keep_alive, case_hostile_bodies, case_keys, case_curl,
                    case_openai_client, case_two_models, case_deadline_and_slow_reader,
                    case_worker_killed, case_tls_and_restart])

@@ -50,6 +50,7 @@ typedef struct Mapping {
 
 static const Mapping mappings[] = {
     {WEFT_ERROR_INVALID, 400, INVALID_REQUEST, NULL, true},
+    {WEFT_ERROR_TOO_LONG, 400, INVALID_REQUEST, "context_length_exceeded", true},
     {WEFT_ERROR_NOT_FOUND, 404, INVALID_REQUEST, "model_not_found", false},
     {WEFT_ERROR_DENIED, 403, "permission_error", NULL, false},
     {WEFT_ERROR_DEADLINE, 504, SERVER_ERROR, "timeout", true},

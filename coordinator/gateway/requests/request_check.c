@@ -176,7 +176,7 @@ bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error)
     if (n_prompt < context) {
         return true;
     }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_TOO_LONG,
                 "prompt of %u tokens does not fit the context of %u: shorten it, or ask for a "
                 "larger context",
                 n_prompt, context);

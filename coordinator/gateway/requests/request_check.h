@@ -21,5 +21,5 @@ bool request_numerics(const char *text, NumericsClass *out, GError **error);
 bool request_kv_type(const char *text, KvType *out, GError **error);
 /* Of a wish for a deployment; 0 = as fits. INVALID. */
 bool request_check_layout(uint32_t dp, uint32_t pp, uint32_t tp, uint32_t streams, GError **error);
-/* The prompt against the context: INVALID with both numbers. */
+/* The prompt against the context: TOO_LONG with both numbers. */
 bool request_check_length(uint32_t n_prompt, uint32_t context, GError **error);

@@ -171,7 +171,8 @@ static void run_count_end(Run *run, const char *reason)
 /* What is wrong with a request may quote it, which is no matter for a log. */
 static bool is_refusal(const GError *error)
 {
-    return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID);
+    return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) ||
+           g_error_matches(error, WEFT_ERROR, WEFT_ERROR_TOO_LONG);
 }
 
 void run_fail(Run *run, const GError *error)

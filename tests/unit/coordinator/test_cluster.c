@@ -355,18 +355,23 @@ static void test_run_and_reuse(void **state)
     answer_clear(&b);
 }
 
-static void expect_invalid(SimCluster *s, Weft__V1__RunRequest *request, const char *needle)
+static void expect_error(SimCluster *s, Weft__V1__RunRequest *request, int code, const char *needle)
 {
     Answer a = {0};
     request->model = (char *)sim_cluster_model(s);
     sim_call(s, &a, &weft__v1__serve__descriptor, "Run", request);
     sim_answer(s, &a, 10 * SECOND);
     assert_non_null(a.error);
-    assert_int_equal(a.error->code, WEFT_ERROR_INVALID);
+    assert_int_equal(a.error->code, code);
     if (strstr(a.error->message, needle) == NULL) {
         fail_msg("'%s' is not in '%s'", needle, a.error->message);
     }
     answer_clear(&a);
+}
+
+static void expect_invalid(SimCluster *s, Weft__V1__RunRequest *request, const char *needle)
+{
+    expect_error(s, request, WEFT_ERROR_INVALID, needle);
 }
 
 static void test_bad_requests(void **state)
@@ -377,7 +382,8 @@ static void test_bad_requests(void **state)
     Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
     request.prompt = text;
     request.max_tokens = 1;
-    expect_invalid(s, &request, "prompt of 70 tokens does not fit the context of 64");
+    expect_error(s, &request, WEFT_ERROR_TOO_LONG,
+                 "prompt of 70 tokens does not fit the context of 64");
     request.prompt = (char *)"x";
     request.context = 1000;
     expect_invalid(s, &request, "context 1000 is beyond the model's 64");

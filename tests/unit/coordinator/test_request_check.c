@@ -185,6 +185,7 @@ static void test_length(void **state)
     g_autoptr(GError) error = NULL;
     assert_true(request_check_length(63, 64, NULL));
     assert_false(request_check_length(64, 64, &error));
+    assert_int_equal(error->code, WEFT_ERROR_TOO_LONG);
     assert_non_null(strstr(error->message, "prompt of 64 tokens does not fit the context of 64"));
 }
 

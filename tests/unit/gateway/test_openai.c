@@ -576,7 +576,7 @@ static void test_errors_tell_no_addresses(void **state)
         {WEFT_ERROR_IO, 500, false},         {WEFT_ERROR_UNREACHABLE, 503, false},
         {WEFT_ERROR_WORKER_LOST, 503, true}, {WEFT_ERROR_DEADLINE, 504, true},
         {WEFT_ERROR_FAILED, 500, false},     {WEFT_ERROR_IMPOSSIBLE, 503, true},
-        {WEFT_ERROR_FULL, 429, true},
+        {WEFT_ERROR_FULL, 429, true},        {WEFT_ERROR_TOO_LONG, 400, true},
     };
     for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(GError) error =
