@@ -270,6 +270,7 @@ static bool was_busy(const GError *e)
 {
     return g_error_matches(e, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) &&
            (strstr(e->message, "Handshake read failed") != NULL ||
+            strstr(e->message, "Handshake write failed") != NULL ||
             strstr(e->message, "before receiving SETTINGS") != NULL);
 }
 
