@@ -1,6 +1,7 @@
 """Clients that misbehave: connections that are never read, slow readers, requests left in the middle, hostile bodies, and each cap of --http-limits. The
 scenes are those of tools/bench/load, with modest numbers; what is asserted are answers, order and memory, no times."""
 import contextlib
+import http.client
 import importlib.machinery
 import importlib.util
 import itertools
@@ -271,6 +272,39 @@ def case_keys_in_turn():
     stop(at)
 
 
+def hits_of_each(at):
+    """How many tokens the prefix cache had of the same prompt for joe, then ann, then joe again."""
+    keys = {name: at.cluster.weft("key", "create", name, "-q").ok().out.strip() for name in ("joe", "ann")}
+
+    def ask(method, path, name, body=None):
+        connection = http.client.HTTPConnection(at.host, at.port, timeout=GUARD_S)
+        connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json", "Authorization": "Bearer " + keys[name]})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, (answer.status, text)
+        connection.close()
+        return text
+
+    def total(name):
+        return sum(float(line.rsplit(" ", 1)[1]) for line in ask("GET", "/metrics", "joe").splitlines() if line.startswith(f"vllm:prefix_cache_{name}_total{{"))
+    hits = []
+    for name in ("joe", "ann", "joe"):
+        asked, had = total("queries"), total("hits")
+        ask("POST", "/v1/completions", name, {"prompt": "what was said before " * 20, "max_tokens": 1})
+        wait_for("the leader's next report", lambda: total("queries") > asked)
+        hits.append(total("hits") - had)
+    return hits
+
+
+def case_cached_prefixes():
+    """a prompt that was read serves every key; with --http-cache key only the key that sent it"""
+    for cache, expected in (("shared", [False, True, True]), ("key", [False, False, True])):
+        at = serve("queue=64", env={"WEFT_HTTP_CACHE": cache})
+        hits = hits_of_each(at)
+        assert [h > 0 for h in hits] == expected, (cache, hits)
+        stop(at)
+
+
 def case_caps_of_times():
     """idle: a socket on which nothing moves is closed; request: one that dribbles, too"""
     at = serve("idle=1,request=2")
@@ -300,4 +334,4 @@ def case_caps_are_named():
 
 
 harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_full_leader, case_keys_in_turn,
-                   case_caps_of_times, case_caps_are_named])
+                   case_cached_prefixes, case_caps_of_times, case_caps_are_named])
