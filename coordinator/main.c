@@ -196,6 +196,7 @@ static int serve(const Settings *s, GError **error)
         .on_stop = on_stop,
         .stop_user = &d};
     d.coordinator = coordinator_new(&options);
+    main_loop_on_stall(d.loop, daemon_log_stall, log);
     main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
     main_loop_on_signal(d.loop, SIGINT, on_stop, &d);
     coordinator_start(d.coordinator, on_started, &d);

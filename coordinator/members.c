@@ -864,6 +864,7 @@ void member_describe(const Member *m, Weft__V1__Member *out)
     }
     if (m->heartbeat != NULL) {
         out->counters = m->heartbeat->counters;
+        out->loop_lag_ms = m->heartbeat->loop_lag_ms;
         out->loads = m->heartbeat->loads;
         out->n_loads = m->attached ? m->heartbeat->n_loads : 0;
         out->waiting = m->heartbeat->waiting;

@@ -426,6 +426,11 @@ static bool take_measures(Daemon *d, const MeasureOptions *host, Measure *out, L
                            &measure_device_sizes, out, d->measures, error);
 }
 
+static double lag_ms(void *user)
+{
+    return main_loop_lag_ms(user);
+}
+
 static bool start_agent(Daemon *d, Log *log, GError **error)
 {
     const Settings *s = d->settings;
@@ -484,6 +489,8 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .crowded = threads > cores,
         .leave_ms = LEAVE_MS,
         .io_threads = MAX(2u, threads),
+        .lag_ms = lag_ms,
+        .lag_user = d->loop,
         .refused = on_refused,
         .user = d,
     };
@@ -539,6 +546,7 @@ static int serve(const Settings *s, GError **error)
     d.loop = main_loop_new();
     if (take_cpus(&d, error) && take_identity(&d, error)) {
         d.fill = link_fill_ucx();
+        main_loop_on_stall(d.loop, daemon_log_stall, log);
         main_loop_on_signal(d.loop, SIGTERM, on_stop, &d);
         main_loop_on_signal(d.loop, SIGINT, on_stop, &d);
         if (start_agent(&d, log, error)) {

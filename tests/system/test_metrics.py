@@ -196,6 +196,25 @@ def case_links_add_up():
     assert page.total("weft_link_wait_seconds_total") > 0 and page.values("weft_link_stalls_total"), pairs
 
 
+def case_loop_lag():
+    """a worker whose main loop stood still says for how long: on the page, in status, top and doctor, and in its log"""
+    page = reported()
+    busy = {labels["worker"] for labels, _ in page.values("weft_stage_layers")}
+    idle = next(labels["worker"] for labels, _ in page.values("weft_worker_up") if labels["worker"] not in busy)
+    assert page.total("weft_coordinator_loop_lag_seconds") < 60 and page.values("weft_worker_loop_lag_seconds", worker=idle)
+    os.kill(cluster.pid(idle), signal.SIGSTOP)
+    try:
+        wait_for("its silence", lambda: cluster.member(idle)["last_heartbeat_ms"] > 2000)
+    finally:
+        os.kill(cluster.pid(idle), signal.SIGCONT)
+    wait_for("the lag on the page", lambda: Page().total("weft_worker_loop_lag_seconds", worker=idle) >= 1)
+    assert cluster.member(idle)["loop_lag_ms"] >= 1000
+    assert next(w for w in cluster.weft("top", "--json").ok().json()["workers"] if w["name"] == idle)["loop_lag_ms"] >= 1000
+    assert "loop lag" in next(c for c in cluster.weft("doctor", "--json").json()["checks"] if c["check"] == f"member {idle}")["text"]
+    wait_for("its log", lambda: "the main loop stood still for" in (cluster.state / f"{idle}.log").read_text())
+    cluster.wait_members(3)
+
+
 def case_counters_never_fall():
     """under load the page stays well formed, and no counter falls from one scrape to the next"""
     failed, over = [], threading.Event()
@@ -251,4 +270,4 @@ def case_a_loss_shows():
     assert page.total("weft_request_recovery_seconds_count", model_name="tiny") >= before.total("weft_request_recovery_seconds_count", model_name="tiny") + 1
 
 
-run_cases([case_before_any_request, case_vllm_names, case_stages_workers_links, case_links_add_up, case_counters_never_fall, case_a_loss_shows])
+run_cases([case_before_any_request, case_vllm_names, case_stages_workers_links, case_links_add_up, case_loop_lag, case_counters_never_fall, case_a_loss_shows])

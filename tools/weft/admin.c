@@ -226,12 +226,13 @@ static json_t *member_json(const Weft__V1__Member *m)
     for (size_t i = 0; i < m->n_shards; i++) {
         json_array_append_new(shards, json_string(m->shards[i]));
     }
-    json_t *object = json_pack(
-        "{s:s,s:s,s:s,s:I,s:s,s:I,s:I,s:o,s:s,s:I,s:I,s:s,s:s}", "name", m->name, "state", m->state,
-        "address", m->address, "epoch", (json_int_t)m->epoch, "isa", m->isa, "threads",
-        (json_int_t)m->threads, "memory_bytes", (json_int_t)m->memory_bytes, "shards", shards,
-        "reason", m->reason, "age_ms", (json_int_t)m->age_ms, "last_heartbeat_ms",
-        (json_int_t)m->last_heartbeat_ms, "release", m->release, "cpu", m->cpu);
+    json_t *object =
+        json_pack("{s:s,s:s,s:s,s:I,s:s,s:I,s:I,s:o,s:s,s:I,s:I,s:s,s:s,s:f}", "name", m->name,
+                  "state", m->state, "address", m->address, "epoch", (json_int_t)m->epoch, "isa",
+                  m->isa, "threads", (json_int_t)m->threads, "memory_bytes",
+                  (json_int_t)m->memory_bytes, "shards", shards, "reason", m->reason, "age_ms",
+                  (json_int_t)m->age_ms, "last_heartbeat_ms", (json_int_t)m->last_heartbeat_ms,
+                  "release", m->release, "cpu", m->cpu, "loop_lag_ms", m->loop_lag_ms);
     json_object_set_new(object, "devices", devices_json(m));
     if (m->counters != NULL) {
         json_object_set_new(object, "counters", counters_json(m->counters));

@@ -385,14 +385,14 @@ static void check_members(Doctor *d, const Weft__V1__StatusResponse *s)
         }
         finding(d, what, ok,
                 "%s at %s, %u threads, %s, reads %.1f GB/s, link %.0f us %.1f GB/s, dropped "
-                "%" G_GUINT64_FORMAT "%s%s",
+                "%" G_GUINT64_FORMAT ", loop lag %.1f ms%s%s",
                 m->state, m->address, m->threads, m->n_devices > 0 ? m->devices[0]->name : m->isa,
                 m->measured->read_bytes_per_s / 1e9, m->measured->link_latency_s * 1e6,
                 m->measured->link_bytes_per_s / 1e9,
                 m->counters != NULL ? m->counters->dropped_stale + m->counters->dropped_replayed +
                                           m->counters->dropped_corrupt
                                     : 0,
-                m->reason[0] != '\0' ? ": " : "", m->reason);
+                m->loop_lag_ms, m->reason[0] != '\0' ? ": " : "", m->reason);
     }
 }
 

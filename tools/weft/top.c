@@ -163,11 +163,11 @@ static json_t *worker_json(const Sample *sample, const Member *m)
                                                 w->waits_for, "operation", w->operation, "since_ms",
                                                 (json_int_t)w->since_ms));
     }
-    return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "name", m->name, "state",
+    return json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:f}", "name", m->name, "state",
                      m->state, "compute_share", known(r.compute), "wait_share", known(r.wait),
                      "wire_share", known(r.wire), "seal_share", known(r.seal), "rows_per_s",
                      known(r.rows), "sent_bytes_per_s", known(r.sent), "received_bytes_per_s",
-                     known(r.received), "stalls", stalls);
+                     known(r.received), "stalls", stalls, "loop_lag_ms", m->loop_lag_ms);
 }
 
 typedef struct JsonList {

@@ -56,6 +56,13 @@ unsigned daemon_n_cpus(void)
     return cpus->len > 0 ? cpus->len : g_get_num_processors();
 }
 
+void daemon_log_stall(double stalled_ms, double computed_ms, void *user)
+{
+    Log *log = user;
+    log_warn(log, "the main loop stood still for %.0f ms, computing for %.0f of them", stalled_ms,
+             computed_ms);
+}
+
 void daemon_prepare(void)
 {
     raise_open_files();

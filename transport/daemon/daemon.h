@@ -21,8 +21,17 @@ void main_loop_quit(MainLoop *loop);  /* any thread */
 bool main_loop_run_until(MainLoop *loop, const bool *done, int64_t timeout_us);
 /* fn(user) on the loop when SIGINT, SIGTERM, SIGHUP arrives. */
 void main_loop_on_signal(MainLoop *loop, int signal_number, LoopFn fn, void *user);
-/* Longest delay between a timer's due time and its run over the last minute, ms. */
+/* For how long at most something that was due had to wait for the loop over the last minute, ms: a
+ * timer's lateness, or the time of one round of handlers, behind which whatever comes then waits.
+ */
 double main_loop_lag_ms(MainLoop *loop);
+/* fn on the loop after each round with such a wait of MAIN_LOOP_STALL_MS and more. computed_ms:
+ * what the loop's thread computed since the round before; far less than stalled_ms: it slept in a
+ * call, or it had no processor. */
+#define MAIN_LOOP_STALL_MS 1000
+typedef void (*MainLoopStallFn)(double stalled_ms, double computed_ms, void *user);
+void main_loop_on_stall(MainLoop *loop, MainLoopStallFn fn, void *user);
+void daemon_log_stall(double stalled_ms, double computed_ms, void *user /* Log */);
 /* fd readable -> fn(user); returns an id for main_loop_unwatch. Used by adapters only. */
 unsigned main_loop_watch_fd(MainLoop *loop, int fd, LoopFn fn, void *user);
 void main_loop_unwatch(MainLoop *loop, unsigned id);
@@ -32,8 +41,8 @@ void daemon_notify(const char *state);
 /* --version: the release, what peers compare, and what the program stands on ("gRPC core 29.0.0,
  * UCX 1.13.1"; GLib is added). */
 void daemon_print_version(const char *program, const char *libraries);
-/* The CPUs that this process may run on (its affinity), ascending uint32_t; empty if the system does
- * not say. Returned array, g_array_unref. */
+/* The CPUs that this process may run on (its affinity), ascending uint32_t; empty if the system
+ * does not say. Returned array, g_array_unref. */
 GArray *daemon_cpus(void);
 /* How many they are, at least 1. */
 unsigned daemon_n_cpus(void);

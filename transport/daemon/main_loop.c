@@ -13,7 +13,9 @@
  *      about to wait.
  *   4. Posted functions run in order of posting; each runs exactly once, at the latest in
  *      main_loop_free().
- *   5. A round runs only what was posted or due when it began, so neither posts nor timers starve
+ *   5. lag[] holds the worst of each second: of a round's length, for which whatever came then
+ *      waited, and of its timers' lateness.
+ *   6. A round runs only what was posted or due when it began, so neither posts nor timers starve
  *      the other. */
 #include "transport/daemon/daemon.h"
 
@@ -78,6 +80,10 @@ struct MainLoop {
     GHashTable *watches; /* id -> Watch */
     unsigned next_watch_id;
     LagSecond lag[LAG_SECONDS];
+    int64_t late_us;     /* of this round's timers, the worst */
+    int64_t computed_us; /* by the loop's thread, when the last round ended */
+    MainLoopStallFn stalled;
+    void *stalled_user;
 };
 
 static int64_t clock_us(clockid_t clock)
@@ -217,11 +223,24 @@ static void arm_timer_fd(MainLoop *self)
 
 static void note_lag(MainLoop *self, int64_t now_us, int64_t late_us)
 {
+    if (late_us >= MAIN_LOOP_STALL_MS * 1000 && self->stalled != NULL) {
+        const int64_t computed_us = clock_us(CLOCK_THREAD_CPUTIME_ID) - self->computed_us;
+        self->stalled((double)late_us / 1000, (double)computed_us / 1000, self->stalled_user);
+    }
     LagSecond *slot = &self->lag[now_us / 1000000 % LAG_SECONDS];
     if (slot->second != now_us / 1000000) {
         *slot = (LagSecond){now_us / 1000000, 0};
     }
     slot->worst_us = MAX(slot->worst_us, late_us);
+}
+
+/* What began then has ended. */
+static void note_time(MainLoop *self, int64_t began_us)
+{
+    const int64_t now_us = clock_us(CLOCK_BOOTTIME);
+    note_lag(self, now_us, MAX(now_us - began_us, self->late_us));
+    self->late_us = 0;
+    self->computed_us = clock_us(CLOCK_THREAD_CPUTIME_ID);
 }
 
 static void run_due_timers(MainLoop *self)
@@ -233,8 +252,7 @@ static void run_due_timers(MainLoop *self)
         if (timer->due_us > began_us || timer->id >= newest) {
             return;
         }
-        int64_t now_us = clock_us(CLOCK_BOOTTIME);
-        note_lag(self, now_us, now_us - timer->due_us);
+        self->late_us = MAX(self->late_us, clock_us(CLOCK_BOOTTIME) - timer->due_us);
         heap_remove(self, timer);
         LoopFn fn = timer->fn;
         void *user = timer->user;
@@ -296,8 +314,10 @@ static gboolean source_dispatch(GSource *source, GSourceFunc callback, void *dat
         read(self->timer_fd, &expirations, sizeof expirations) > 0) {
         self->armed_us = INT64_MAX; /* it fired: one-shot */
     }
+    const int64_t began_us = clock_us(CLOCK_BOOTTIME);
     run_posts(self);
     run_due_timers(self);
+    note_time(self, began_us);
     return G_SOURCE_CONTINUE;
 }
 
@@ -421,8 +441,11 @@ static unsigned add_watch(MainLoop *self, Watch *watch)
 
 static gboolean on_signal(void *data)
 {
-    Watch *watch = data;
+    Watch *watch = data; /* which its function may remove */
+    MainLoop *owner = watch->owner;
+    const int64_t began_us = clock_us(CLOCK_BOOTTIME);
     watch->fn(watch->user);
+    note_time(owner, began_us);
     return G_SOURCE_CONTINUE;
 }
 
@@ -454,6 +477,12 @@ unsigned main_loop_watch_fd(MainLoop *self, int fd, LoopFn fn, void *user)
 void main_loop_unwatch(MainLoop *self, unsigned id)
 {
     g_hash_table_remove(self->watches, GUINT_TO_POINTER(id));
+}
+
+void main_loop_on_stall(MainLoop *self, MainLoopStallFn fn, void *user)
+{
+    self->stalled = fn;
+    self->stalled_user = user;
 }
 
 double main_loop_lag_ms(MainLoop *self)

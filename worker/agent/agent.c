@@ -412,6 +412,7 @@ static Weft__V1__Heartbeat *make_heartbeat(uint64_t sequence, void *user)
     heartbeat->counters = deployments_counters(a->deployments);
     heartbeat->links = deployments_links(a->deployments, &heartbeat->n_links);
     heartbeat->problem = deployments_problem(a->deployments);
+    heartbeat->loop_lag_ms = a->o.lag_ms != NULL ? a->o.lag_ms(a->o.lag_user) : 0;
     return heartbeat;
 }
 

@@ -42,6 +42,8 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     bool crowded;
     unsigned leave_ms;   /* agent_stop() gives the coordinator so long to move its work; 0 = none */
     unsigned io_threads; /* loading; 0 = on the loop, and engines without a thread: agent_step() */
+    double (*lag_ms)(void *user); /* of the loop, for heartbeats; NULL: 0 */
+    void *lag_user;
     /* The coordinator refuses this worker for good (revoked, other version); the agent does nothing
      * more. */
     void (*refused)(const GError *error, void *user);

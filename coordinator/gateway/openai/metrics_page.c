@@ -236,6 +236,16 @@ static void put_worker_counter(Member *member, void *user)
     }
 }
 
+static void put_worker_lag(Member *member, void *user)
+{
+    const MemberFamily *f = user;
+    const Weft__V1__Heartbeat *beat = member_heartbeat(member);
+    if (beat != NULL) {
+        metrics_value(f->out, "weft_worker_loop_lag_seconds", beat->loop_lag_ms / 1000, "worker",
+                      member_name(member), NULL);
+    }
+}
+
 /* While one epoch follows another a worker may report both: the newer one is told. */
 static bool is_newest_load(const Weft__V1__Heartbeat *beat, const Weft__V1__ReplicaLoad *load)
 {
@@ -369,6 +379,9 @@ static void put_members(const Members *members, GHashTable *names, GString *out)
     members_each(members, put_worker_up, &f);
     metrics_family(out, "weft_worker_serving", "gauge", "1: its engines make progress.");
     members_each(members, put_worker_serving, &f);
+    metrics_family(out, "weft_worker_loop_lag_seconds", "gauge",
+                   "For how long at most its main loop let something wait in the last minute.");
+    members_each(members, put_worker_lag, &f);
     for (size_t i = 0; i < G_N_ELEMENTS(worker_rows); i++) {
         f.row = &worker_rows[i];
         metrics_family(out, worker_rows[i].name, "counter", worker_rows[i].help);
@@ -549,7 +562,7 @@ void api_page_metrics(ApiService *service, HttpExchange *x)
     metrics_value(out, "weft_build_info", 1, "version", WEFT_VERSION, NULL);
     put_requests(service, out);
     put_one(out, "weft_coordinator_loop_lag_seconds", "gauge",
-            "The main loop's worst lateness of the last minute.",
+            "For how long at most the main loop let something wait in the last minute.",
             o->lag_ms != NULL ? o->lag_ms(o->lag_user) / 1000 : 0);
     put_one(out, "weft_coordinator_generation", "gauge", "Rises with each start.",
             (double)o->generation);

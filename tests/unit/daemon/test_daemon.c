@@ -300,6 +300,69 @@ static void test_lag(void **state)
     assert_true(main_loop_lag_ms(*state) < (double)PATIENCE_US / 1000);
 }
 
+static void test_lag_of_a_handler_alone(void **state)
+{
+    bool done = false;
+    loop_post(main_loop_loop(*state), be_late, NULL); /* no timer is due meanwhile */
+    loop_post(main_loop_loop(*state), set_true, &done);
+    assert_true(main_loop_run_until(*state, &done, -1));
+    assert_true(main_loop_lag_ms(*state) >= 25.0);
+}
+
+typedef struct Stalls {
+    unsigned n;
+    double stalled_ms, computed_ms;
+    bool computing;
+    int64_t computed_us; /* by the handler itself */
+} Stalls;
+
+static void note_stall(double stalled_ms, double computed_ms, void *user)
+{
+    Stalls *s = user;
+    s->n++;
+    s->stalled_ms = stalled_ms;
+    s->computed_ms = computed_ms;
+}
+
+static int64_t thread_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+/* Over the bound, by computing or by sleeping in a call. */
+static void stall(void *user)
+{
+    Stalls *s = user;
+    const int64_t began_us = thread_us(), until_us = boot_us() + MAIN_LOOP_STALL_MS * 1000 + 20000;
+    while (boot_us() < until_us) {
+        if (!s->computing) {
+            g_usleep((gulong)MAX(until_us - boot_us(), 1));
+        }
+    }
+    s->computed_us = thread_us() - began_us;
+}
+
+static void test_stalls_are_told(void **state)
+{
+    Loop *loop = main_loop_loop(*state);
+    for (unsigned computing = 0; computing < 2; computing++) {
+        Stalls s = {.computing = computing == 1};
+        bool done = false;
+        main_loop_on_stall(*state, note_stall, &s);
+        loop_timer_start(loop, 1000, set_true, &done); /* late, in the same round: no second one */
+        loop_post(loop, stall, &s);
+        assert_true(main_loop_run_until(*state, &done, -1));
+        main_loop_on_stall(*state, NULL, NULL);
+        assert_int_equal(s.n, 1);
+        assert_true(s.stalled_ms >= MAIN_LOOP_STALL_MS);
+        assert_true(s.computed_ms >= (double)s.computed_us / 1000);
+        assert_true(s.computed_ms <= (double)s.computed_us / 1000 + MAIN_LOOP_STALL_MS / 2.0);
+        assert_true(main_loop_lag_ms(*state) >= MAIN_LOOP_STALL_MS);
+    }
+}
+
 /* ---- quit, signals, descriptors -------------------------------------------------------------- */
 
 static void *quit_from_thread(void *user)
@@ -449,6 +512,8 @@ int main(void)
         LOOP_TEST(test_timers_started_by_timers),
         LOOP_TEST(test_run_until_times_out),
         LOOP_TEST(test_lag),
+        LOOP_TEST(test_lag_of_a_handler_alone),
+        LOOP_TEST(test_stalls_are_told),
         LOOP_TEST(test_quit_from_another_thread),
         LOOP_TEST(test_signal),
         LOOP_TEST(test_fd_watch),
