@@ -192,6 +192,19 @@ static bool tokenizer_choose_model(Tokenizer *t, const TokenizerVocab *vocab, GE
     return false;
 }
 
+/* Either spelling of a token may be what an encoder cuts texts into. */
+static void tokenizer_measure(Tokenizer *t)
+{
+    t->longest = 1;
+    for (uint32_t id = 0; id < t->n_tokens; id++) {
+        t->longest = MAX(t->longest, MAX(t->text_slices[id].length, t->piece_slices[id].length));
+    }
+    t->spells_bytes = true;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        t->spells_bytes = t->spells_bytes && t->byte_ids[byte] >= 0;
+    }
+}
+
 Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error)
 {
     g_autoptr(Tokenizer) t = g_new0(Tokenizer, 1);
@@ -217,6 +230,7 @@ Tokenizer *tokenizer_from_vocab(const TokenizerVocab *vocab, GError **error)
                     "the model wants a BOS token, but tokenizer.ggml.bos_token_id is missing");
         return NULL;
     }
+    tokenizer_measure(t);
     tokenizer_sort_specials(t);
     tokenizer_collect_end_ids(t, vocab);
     return g_steal_pointer(&t);

@@ -23,6 +23,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Tokenizer, tokenizer_free)
 GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos,
                          bool parse_special, GError **error);
 
+/* The same, but TOO_LONG as soon as it is plain that there are more than `most` tokens, 0 = any
+ * number: a text of which a small part would do is not read to its end. Up to four times as many
+ * are still given out, so that it can be said how many there are. */
+GArray *tokenizer_encode_most(const Tokenizer *t, const char *text, size_t length, bool add_bos,
+                              bool parse_special, uint32_t most, GError **error);
+
 /* Bytes of one token as it appears in text (control tokens: their text when `special`, else
  * nothing). Borrowed. */
 const char *tokenizer_piece(const Tokenizer *t, uint32_t id, bool special, size_t *length_out);

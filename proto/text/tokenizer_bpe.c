@@ -184,7 +184,7 @@ static bool bpe_encode_word(void *user, const char *word, size_t length, GError 
         g_array_append_val(run->ids, id);
         return true;
     }
-    if (!merge_queue_reset(&run->queue, length, error)) {
+    if (!tokenizer_has_room(run, length, error) || !merge_queue_reset(&run->queue, length, error)) {
         return false;
     }
     for (size_t i = 0; i < length; i++) {

@@ -39,6 +39,20 @@ static int64_t special_at(const Tokenizer *t, const uint32_t *sorted, uint32_t n
     return best;
 }
 
+/* As many as these times `most` are counted out. */
+#define COUNTED 4u
+
+bool tokenizer_has_room(const EncodeRun *run, size_t length, GError **error)
+{
+    const Tokenizer *t = run->tokenizer;
+    const size_t least = t->spells_bytes ? length / t->longest : 0;
+    if (run->most == 0 || (least <= run->most && run->ids->len <= (size_t)COUNTED * run->most)) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_TOO_LONG, "text of more than %u tokens", run->most);
+    return false;
+}
+
 static bool encode_plain(EncodeRun *run, const char *text, size_t length, GError **error)
 {
     if (length == 0) {
@@ -66,7 +80,8 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
             at++;
             continue;
         }
-        if (!encode_plain(run, text + plain, at - plain, error)) {
+        if (!encode_plain(run, text + plain, at - plain, error) ||
+            !tokenizer_has_room(run, 0, error)) {
             return false;
         }
         uint32_t id = (uint32_t)special;
@@ -80,13 +95,19 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
 GArray *tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool add_bos,
                          bool parse_special, GError **error)
 {
+    return tokenizer_encode_most(t, text, length, add_bos, parse_special, 0, error);
+}
+
+GArray *tokenizer_encode_most(const Tokenizer *t, const char *text, size_t length, bool add_bos,
+                              bool parse_special, uint32_t most, GError **error)
+{
     if (length > TOKENIZER_TEXT_MAX) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "text of %zu bytes is too long to tokenize; at most %u bytes", length,
                     TOKENIZER_TEXT_MAX);
         return NULL;
     }
-    EncodeRun run = {.tokenizer = t};
+    EncodeRun run = {.tokenizer = t, .most = most};
     if (t->is_bpe) {
         run.scratch = pre_tokenizer_scratch_new(error);
         if (run.scratch == NULL) {

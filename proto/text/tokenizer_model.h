@@ -29,6 +29,8 @@ struct Tokenizer {
     TextSlice *text_slices, *piece_slices; /* n_tokens each */
     uint8_t *kinds;                        /* n_tokens, TokenKind */
     int64_t byte_ids[256];                 /* token of one byte, -1 if none */
+    uint32_t longest; /* bytes that one token stands for, as an encoder sees texts: at most these */
+    bool spells_bytes; /* every byte is a token: none is dropped from a text */
 
     /* Sorted by piece: user-defined tokens, which are cut out of every text; and those together
      * with control tokens. */
@@ -51,12 +53,15 @@ struct Tokenizer {
 
 typedef struct EncodeRun {
     const Tokenizer *tokenizer;
-    GArray *ids; /* uint32_t */
+    GArray *ids;   /* uint32_t */
+    uint32_t most; /* of them; 0: any number */
     MergeQueue queue;
     PreTokenizerScratch *scratch; /* BPE */
     GString *normalized;
 } EncodeRun;
 
+/* False: there are, or with `length` bytes more of a text will be, too many ids. */
+bool tokenizer_has_room(const EncodeRun *run, size_t length, GError **error);
 /* What is left of a text once special tokens are cut out of it, as ids. */
 bool tokenizer_bpe_encode(EncodeRun *run, const char *text, size_t length, GError **error);
 bool tokenizer_spm_encode(EncodeRun *run, const char *text, size_t length, GError **error);

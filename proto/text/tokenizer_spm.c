@@ -250,7 +250,8 @@ bool tokenizer_spm_encode(EncodeRun *run, const char *text, size_t length, GErro
 {
     GString *normalized = run->normalized;
     spm_normalize(run->tokenizer, text, length, normalized);
-    if (!spm_start(&run->queue, normalized, error)) {
+    if (!tokenizer_has_room(run, normalized->len, error) ||
+        !spm_start(&run->queue, normalized, error)) {
         return false;
     }
     SpmRun spm = {.run = run, .text = normalized->str};

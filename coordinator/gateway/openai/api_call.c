@@ -15,6 +15,7 @@
 #include "coordinator/gateway/openai/api_answer.h"
 #include "coordinator/gateway/openai/json_body.h"
 #include "coordinator/gateway/openai/json_text.h"
+#include "coordinator/gateway/requests/request_check.h"
 #include "proto/base/error.h"
 
 #include <string.h>
@@ -45,6 +46,7 @@ struct ApiCall {
     Model *model;
     char *model_name;
     ApiLimits limits; /* for the pool: the service may be gone */
+    uint32_t context; /* that has to hold the prompts; 0: they are not for the model */
     char *text;       /* of tokenize and detokenize */
     ApiAnswer *answer;
     ApiPart *parts;
@@ -363,7 +365,7 @@ static void parse_work(void *user)
 static GArray *encode_prompt(const ApiCall *c, guint index, GError **error)
 {
     const ApiRequest *r = c->request;
-    RequestEncoding how = {0};
+    RequestEncoding how = {.context = c->context};
     Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
     if (c->kind == API_TOKENIZE && r->messages->len > 0) {
         request.messages = (Weft__V1__ChatMessage **)r->messages->pdata;
@@ -450,13 +452,31 @@ static void to_pool(ApiCall *c, WorkFn work, WorkFn done)
     }
 }
 
+/* Before anything is sent: a stream's head would be there with the echo. */
+static bool check_echo(const ApiCall *c, GError **error)
+{
+    const guint answer = c->request->max_tokens > 0;
+    for (guint i = 0; i < c->request->prompts->len; i++) {
+        const ApiPrompt *prompt = g_ptr_array_index(c->request->prompts, i);
+        const guint n = prompt->ids->len + answer;
+        if (n > 0 && !request_check_length(n - 1, c->context, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void encode_done(void *user)
 {
     ApiCall *c = user;
+    g_autoptr(GError) error = NULL;
     if (!call_back(c)) {
         return;
     }
-    if (c->text != NULL) {
+    if (c->text == NULL && !check_echo(c, &error)) {
+        g_autoptr(ApiError) said = api_error_from(error, NULL);
+        call_fail(c, said);
+    } else if (c->text != NULL) {
         api_reply(c->service, c->x, 200, JSON_TYPE, g_steal_pointer(&c->text));
         call_over(c);
     } else {
@@ -536,6 +556,7 @@ static void parse_done(void *user)
         return;
     }
     c->model = model_ref(served_model(c->served));
+    c->context = has_to_generate(c) ? served_context(c->served) : 0;
     if (has_to_generate(c) && !c->request->echo) {
         call_run(c);
     } else {

@@ -37,5 +37,5 @@ bool api_limits_parse(const char *text, ApiLimits *limits, GError **error);
 /* Whether a client with so many bytes waiting, none of them taken for so long, does not read: a
  * burst to one that does, or a server's thread that gets no processor, is no reason to cut it. */
 bool api_limits_is_stuck(const ApiLimits *limits, uint64_t waiting_bytes, int64_t stalled_us);
-/* "body=8M, depth=64, ...", every name with its default, for help; returned. */
+/* "body=4M, depth=64, ...", every name with its default, for help; returned. */
 char *api_limits_help(void);

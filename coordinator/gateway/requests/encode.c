@@ -23,7 +23,23 @@ static char *token_text(const Tokenizer *t, int64_t id)
     return piece != NULL ? g_strndup(piece, length) : g_strdup("");
 }
 
-static GArray *encode_chat(const Model *model, const Weft__V1__RunRequest *r, bool answer_follows,
+static GArray *encode_text(const Model *model, const char *text, bool add_bos, bool parse_special,
+                           uint32_t context, GError **error)
+{
+    g_autoptr(GError) own = NULL;
+    GArray *ids = tokenizer_encode_most(model->tokenizer, text, strlen(text), add_bos,
+                                        parse_special, context, &own);
+    if (g_error_matches(own, WEFT_ERROR, WEFT_ERROR_TOO_LONG)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_TOO_LONG,
+                    "prompt of more than %u tokens does not fit the context of %u: shorten it",
+                    context, context);
+    } else if (own != NULL) {
+        g_propagate_error(error, g_steal_pointer(&own));
+    }
+    return ids;
+}
+
+static GArray *encode_chat(const Model *model, const Weft__V1__RunRequest *r, RequestEncoding how,
                            GError **error)
 {
     const Tokenizer *t = model->tokenizer;
@@ -43,13 +59,13 @@ static GArray *encode_chat(const Model *model, const Weft__V1__RunRequest *r, bo
     g_autofree char *bos = token_text(t, tokenizer_bos(t));
     g_autofree char *eos = token_text(t, tokenizer_eos(t));
     g_autofree char *text =
-        chat_template_render(model->chat, messages, (unsigned)r->n_messages, answer_follows, bos,
-                             eos, CHAT_LIMITS_DEFAULT, error);
+        chat_template_render(model->chat, messages, (unsigned)r->n_messages, !how.no_answer_follows,
+                             bos, eos, CHAT_LIMITS_DEFAULT, error);
     if (text == NULL) {
         return NULL;
     }
     bool has_bos = bos[0] != '\0' && g_str_has_prefix(text, bos);
-    return tokenizer_encode(t, text, strlen(text), !has_bos, true, error);
+    return encode_text(model, text, !has_bos, true, how.context, error);
 }
 
 static GArray *copy_ids(const Model *model, const Weft__V1__RunRequest *r, GError **error)
@@ -89,10 +105,9 @@ GArray *request_encode(const Model *model, const Weft__V1__RunRequest *r, Reques
     if (!need_tokenizer(model, error)) {
         return NULL;
     }
-    return r->n_messages > 0
-               ? encode_chat(model, r, !how.no_answer_follows, error)
-               : tokenizer_encode(model->tokenizer, r->prompt, strlen(r->prompt), !how.no_bos,
-                                  r->raw_special || r->parse_special, error);
+    return r->n_messages > 0 ? encode_chat(model, r, how, error)
+                             : encode_text(model, r->prompt, !how.no_bos,
+                                           r->raw_special || r->parse_special, how.context, error);
 }
 
 static void take_ids(Run *run, GArray *ids /* taken */)
@@ -199,11 +214,13 @@ void run_encode(Run *run)
         encode_random(run);
         return;
     }
-    GArray *ids = request_encode(run->model, r, (RequestEncoding){0}, &run->error);
+    const bool windows = r->kind == WEFT__V1__REQUEST_KIND__SCORE && r->score_window > 0;
+    const RequestEncoding how = {.context = windows ? 0 : run->context};
+    GArray *ids = request_encode(run->model, r, how, &run->error);
     if (ids == NULL) {
         return;
     }
-    if (r->kind == WEFT__V1__REQUEST_KIND__SCORE && r->score_window > 0) {
+    if (windows) {
         encode_windows(run, ids);
     } else {
         encode_one(run, ids);

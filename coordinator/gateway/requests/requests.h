@@ -69,7 +69,9 @@ const RequestStats *requests_stats(const Requests *requests);
 /* Prompt, messages or prompt ids of a request as ids; returned, of uint32_t. INVALID. Any thread.
  */
 typedef struct RequestEncoding {
-    bool no_bos;            /* of a prompt, where the model adds one */
+    uint32_t context; /* that has to hold the prompt: one that is far too long is not read to its
+                         end; 0: any length */
+    bool no_bos;      /* of a prompt, where the model adds one */
     bool no_answer_follows; /* messages end as they are, without the opening of an answer */
 } RequestEncoding;
 GArray *request_encode(const Model *model, const Weft__V1__RunRequest *request, RequestEncoding how,

@@ -20,7 +20,7 @@ static void test_limits_are_configuration(void **state)
 {
     ApiLimits limits = api_limits_default();
     g_autoptr(GError) error = NULL;
-    assert_int_equal(limits.body, 8u << 20);
+    assert_int_equal(limits.body, 4u << 20);
     assert_int_equal(limits.n, 8);
     assert_true(api_limits_parse("n=3, body=1M,stops=0", &limits, &error));
     assert_int_equal(limits.n, 3);

@@ -367,6 +367,53 @@ static void a_megabyte_without_a_break_is_no_problem(void **state)
     assert_int_equal(d->len, n + 1);
 }
 
+static void assert_too_long(const Tokenizer *t, const char *text, bool parse_special, uint32_t most)
+{
+    g_autoptr(GError) error = NULL;
+    GArray *ids = tokenizer_encode_most(t, text, strlen(text), false, parse_special, most, &error);
+    assert_null(ids);
+    assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_TOO_LONG));
+}
+
+static void assert_length(const Tokenizer *t, const char *text, uint32_t most, unsigned n)
+{
+    g_autoptr(GArray) ids = tokenizer_encode_most(t, text, strlen(text), false, true, most, NULL);
+    assert_non_null(ids);
+    assert_int_equal(ids->len, n);
+}
+
+/* The longest token has 12 bytes. */
+static void far_too_many_tokens_are_not_counted(void **state)
+{
+    g_autoptr(HandVocab) h = bpe_vocab(), s = spm_vocab("<0xFF>");
+    for (unsigned byte = 0; byte < 255; byte++) {
+        g_autofree char *name = g_strdup_printf("<0x%02X>", byte);
+        add_token(s, name, TOKEN_BYTE, 0);
+    }
+    g_autoptr(Tokenizer) bpe = hand_build(h, NULL), spm = hand_build(s, NULL);
+    assert_length(bpe, "x1x1x", 3, 5); /* a few too many are */
+    assert_length(bpe, "x1x1x1x1x1x1x", 3, 13);
+    assert_too_long(bpe, "x1x1x1x1x1x1x1", false, 3);
+    assert_length(bpe, "x1x1x1x1x1x1x1", 0, 14);
+    g_autofree char *word = g_strnfill(47, 'x'), *longer = g_strnfill(48, 'x');
+    assert_length(bpe, word, 3, 47);
+    assert_too_long(bpe, longer, false, 3); /* before it is merged */
+    assert_too_long(bpe, "<sep><sep><sep><sep><sep><sep><sep><sep><sep><sep><sep><sep><sep><sep>",
+                    true, 3);
+    assert_too_long(spm, longer, false, 3);
+    assert_length(spm, longer, 0, 49);
+}
+
+/* Where bytes are dropped a long text may be few tokens. */
+static void dropped_bytes_are_no_tokens(void **state)
+{
+    g_autoptr(HandVocab) h = bpe_vocab();
+    g_array_index(h->tokens, VocabText, 'q') = keep(h, "other");
+    g_autoptr(Tokenizer) t = hand_build(h, NULL);
+    g_autofree char *word = g_strnfill(1000, 'q');
+    assert_length(t, word, 3, 0);
+}
+
 static void assert_nfc(const char *text)
 {
     g_autoptr(GString) out = g_string_new(NULL);
@@ -417,6 +464,8 @@ int main(void)
         cmocka_unit_test(broken_merges_and_tokens_are_refused),
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(a_megabyte_without_a_break_is_no_problem),
+        cmocka_unit_test(far_too_many_tokens_are_not_counted),
+        cmocka_unit_test(dropped_bytes_are_no_tokens),
         cmocka_unit_test(normal_form_is_the_unicode_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
