@@ -7,8 +7,9 @@
  *   dq_kernel     a warp a row, lane = dimensions, a chain over the keys
  *   dkv_kernel    a warp a key, lane = dimensions, chains over the rows of each query head, heads
  *                 folded by the tree program
- * All on fma units: what it costs against matrix instructions is to be measured. */
-#include "kernels/cuda/device.h"
+ * All on fma units, for f32 operands; 16-bit ones have matrix instructions
+ * (attention_backward_half.cu). */
+#include "kernels/cuda/attention_backward.h"
 
 enum {
     THREADS = 256,
@@ -16,40 +17,23 @@ enum {
     ROWS = 8,
     DEPTH = 32, /* of d that a tile of keys holds at a time */
     DIMS = 8,   /* per lane: head_size <= 256 */
-    HEADS_LIMIT = 64,
-    LEVELS = 8,
     ITEMS_LIMIT = 65535,
 };
 
-struct BackwardArgs {
-    CudaAttentionBackward c;
-    uint32_t first; /* item of blockIdx.z 0: document * n_kv_heads + KV head */
-    TreeStep steps[HEADS_LIMIT];
+/* An item and its squares: p and ds [n_q][n_rows][n_rows]. */
+struct Item : BackwardItem {
+    float *p, *ds;
 };
 
-/* One item: a document, a KV head. */
-struct Item {
-    const float *q, *dout, *k, *v;
-    float *dq, *dk, *dv;
-    float *p, *ds; /* [n_q][n_rows][n_rows] */
-    uint32_t n_rows;
-};
+__host__ __device__ static inline size_t square_floats(const CudaAttentionBackward &c)
+{
+    return (size_t)c.n_q * c.n_rows * c.n_rows;
+}
 
 __device__ static Item item_of(const BackwardArgs &a)
 {
-    const CudaAttentionBackward &c = a.c;
-    const uint32_t item = a.first + blockIdx.z, head = item % c.n_kv_heads;
-    const CudaSegment *segment = c.segments != nullptr ? &c.segments[item / c.n_kv_heads] : nullptr;
-    const size_t row = segment != nullptr ? segment->row0 : 0;
-    const size_t square = (size_t)c.n_q * c.n_rows * c.n_rows;
-    const size_t q = row * c.q_ld + (size_t)head * c.n_q * c.head_size;
-    const size_t kv = row * c.kv_ld + (size_t)head * c.head_size;
-    float *p = static_cast<float *>(c.workspace) + blockIdx.z * 2 * square;
-    return {c.q + q,    c.dout + q,
-            c.k + kv,   c.v + kv,
-            c.dq + q,   c.dk + kv,
-            c.dv + kv,  p,
-            p + square, segment != nullptr ? segment->n_rows : c.n_rows};
+    float *p = backward_workspace(a, 2 * square_floats(a.c));
+    return {backward_item(a), p, p + square_floats(a.c)};
 }
 
 /* ---- p and ds ---- */
@@ -221,7 +205,7 @@ static __global__ void __launch_bounds__(THREADS) dkv_kernel(const __grid_consta
     if (j >= item.n_rows) {
         return; /* a whole warp */
     }
-    float dk[LEVELS][DIMS], dv[LEVELS][DIMS];
+    float dk[BACKWARD_LEVELS][DIMS], dv[BACKWARD_LEVELS][DIMS];
     uint32_t depth = 0, emitted = 0;
     for (uint32_t h = 0; h < c.n_q; h++) {
         head_gradients(c, item, h, j, dk[depth], dv[depth]);
@@ -247,12 +231,17 @@ static __global__ void __launch_bounds__(THREADS) dkv_kernel(const __grid_consta
     }
 }
 
-extern "C" size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n_q)
+static bool is_half(const CudaAttentionBackward *c)
 {
-    return (size_t)2 * n_q * n_rows * n_rows * sizeof(float);
+    return c->operands == DTYPE_BF16 || c->operands == DTYPE_F16;
 }
 
-static int start(const BackwardArgs &args, uint32_t n_items, WeftCudaStream stream)
+extern "C" size_t weft_cuda_attention_backward_bytes(const CudaAttentionBackward *c)
+{
+    return (is_half(c) ? attention_backward_half_floats(c) : 2 * square_floats(*c)) * sizeof(float);
+}
+
+static int attention_backward_f32(const BackwardArgs &args, uint32_t n_items, WeftCudaStream stream)
 {
     const CudaAttentionBackward &c = args.c;
     const size_t shared = rows_shared_floats(c.head_size) * sizeof(float);
@@ -270,8 +259,8 @@ static int start(const BackwardArgs &args, uint32_t n_items, WeftCudaStream stre
 
 extern "C" int weft_cuda_attention_backward(const CudaAttentionBackward *c, WeftCudaStream stream)
 {
-    if (c->head_size == 0 || c->head_size > DIMS * WARP || c->n_q == 0 || c->n_q > HEADS_LIMIT ||
-        c->n_rows == 0) {
+    if (c->head_size == 0 || c->head_size > BACKWARD_HEAD_SIZE_LIMIT || c->n_q == 0 ||
+        c->n_q > BACKWARD_HEADS_LIMIT || c->n_rows == 0) {
         return (int)cudaErrorInvalidValue;
     }
     BackwardArgs args = {};
@@ -281,12 +270,14 @@ extern "C" int weft_cuda_attention_backward(const CudaAttentionBackward *c, Weft
         args.steps[h] = c->steps[h];
     }
     const uint32_t total = args.c.n_kv_heads * (c->segments != nullptr ? c->n_segments : 1);
-    const size_t fit = c->workspace_bytes / weft_cuda_attention_backward_bytes(c->n_rows, c->n_q);
+    const size_t fit = c->workspace_bytes / weft_cuda_attention_backward_bytes(c);
     const size_t most = ITEMS_LIMIT, at_most = fit < most ? fit : most;
     const uint32_t at_once = at_most < 1 ? 1 : (uint32_t)at_most;
     int status = 0;
     for (args.first = 0; args.first < total && status == 0; args.first += at_once) {
-        status = start(args, total - args.first < at_once ? total - args.first : at_once, stream);
+        const uint32_t n = total - args.first < at_once ? total - args.first : at_once;
+        status = is_half(c) ? attention_backward_half(args, n, stream)
+                            : attention_backward_f32(args, n, stream);
     }
     return status;
 }

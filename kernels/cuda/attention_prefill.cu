@@ -11,9 +11,9 @@
  * sums f32; a key that no item of the tile may see is zeros, one that some do not see has the
  * exponential 0 for these, so that finite values are needed. A row's bits depend on the tile that
  * it lies in, that is, on how rows were cut into segments. */
+#include "kernels/cuda/attention_fragments.h"
 #include "kernels/cuda/attention_items.h"
 #include "kernels/cuda/attention_prefill.h"
-#include "kernels/cuda/ptx.h"
 
 enum { THREADS = 128, WARPS = 4, K_PITCH = KV_BLOCK + 8 /* elements: 8 rows meet all banks */ };
 
@@ -112,36 +112,6 @@ __device__ __forceinline__ void copy_turn(const CudaAttention &c, uint32_t table
 }
 
 /* ---- fragments ---- */
-
-template <KvType T> __device__ __forceinline__ uint32_t pack(float low, float high)
-{
-    return T == KV_BF16 ? pack_bf16(low, high) : pack_f16(low, high);
-}
-
-template <KvType T>
-__device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    if constexpr (T == KV_BF16) {
-        mma_bf16(c, a, b0, b1);
-    } else {
-        mma_f16(c, a, b0, b1);
-    }
-}
-
-/* Sums and maxima over the four lanes that share a row. */
-__device__ __forceinline__ float quad_max(float x)
-{
-    for (unsigned other = 1; other < 4; other *= 2) {
-        const float theirs = __shfl_xor_sync(ALL_LANES, x, other);
-        x = x > theirs ? x : theirs;
-    }
-    return x;
-}
-__device__ __forceinline__ float quad_sum(float x)
-{
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
 
 /* What a warp knows of its items: rows g and g + 8 of each tile of 16. */
 template <int MT, int DIMS> struct State {

@@ -323,10 +323,12 @@ typedef struct CudaAttentionBackward {
     float scale;
     const CudaSegment *segments;     /* NULL: one sequence */
     uint32_t n_segments, n_kv_heads; /* 0 heads: one */
-    void *workspace;        /* weft_cuda_attention_backward_bytes(), or more for several at once */
+    Dtype operands;  /* DTYPE_F32: as specified; 16 bits: by matrix instructions, close to it */
+    void *workspace; /* weft_cuda_attention_backward_bytes(), or more for several at once */
     size_t workspace_bytes; /* 0: for one */
 } CudaAttentionBackward;
-size_t weft_cuda_attention_backward_bytes(uint32_t n_rows, uint32_t n_q);
+/* For one item, by n_rows, n_q, head_size and operands. */
+size_t weft_cuda_attention_backward_bytes(const CudaAttentionBackward *args);
 int weft_cuda_attention_backward(const CudaAttentionBackward *args, WeftCudaStream stream);
 
 #ifdef __cplusplus

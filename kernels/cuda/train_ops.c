@@ -61,7 +61,11 @@ static size_t forward_bytes(const DeviceTrainLimits *l)
 static size_t backward_bytes(const DeviceTrainLimits *l)
 {
     const uint32_t group = l->n_kv_heads > 0 ? (l->n_heads + l->n_kv_heads - 1) / l->n_kv_heads : 1;
-    const size_t one = weft_cuda_attention_backward_bytes(l->longest_document, group),
+    const CudaAttentionBackward args = {.n_rows = l->longest_document,
+                                        .n_q = group,
+                                        .head_size = l->head_size,
+                                        .operands = l->operands};
+    const size_t one = weft_cuda_attention_backward_bytes(&args),
                  items = (size_t)l->n_kv_heads * l->max_documents;
     return larger(one, smaller(one * items, BACKWARD_BYTES));
 }
@@ -327,10 +331,11 @@ static DeviceStatus attention_backward(DeviceStream *stream, const DeviceTrainAt
         .segments = (const CudaSegment *)(const void *)rows->segments,
         .n_segments = rows->n_segments,
         .n_kv_heads = a->n_kv_heads,
+        .operands = a->operands,
         .workspace = a->workspace,
         .workspace_bytes = a->workspace_bytes,
     };
-    if (a->workspace_bytes < weft_cuda_attention_backward_bytes(args.n_rows, args.n_q)) {
+    if (a->workspace_bytes < weft_cuda_attention_backward_bytes(&args)) {
         return DEVICE_UNSUPPORTED;
     }
     return cuda_result(stream, weft_cuda_attention_backward(&args, cuda_stream(stream)));

@@ -394,23 +394,22 @@ static void attention_case(Numbers *numbers, uint32_t rows, uint32_t head_size, 
     generic->train.attention_backward(&want);
     FOR_EACH_ORDER
     {
-        CudaAttentionBackward a = {
-            .q = device_floats(q, n),
-            .dout = device_floats(dout, n),
-            .k = device_floats(k, n_kv),
-            .v = device_floats(v, n_kv),
-            .q_ld = q_ld,
-            .kv_ld = kv_ld,
-            .dq = NULL,
-            .dk = device_floats(NULL, n_out),
-            .dv = device_floats(NULL, n_out),
-            .subtree_stride = n_kv,
-            .n_rows = rows,
-            .n_q = n_q,
-            .head_size = head_size,
-            .steps = steps,
-            .scale = 0.2f,
-            .workspace = device_of(NULL, weft_cuda_attention_backward_bytes(rows, n_q))};
+        CudaAttentionBackward a = {.q = device_floats(q, n),
+                                   .dout = device_floats(dout, n),
+                                   .k = device_floats(k, n_kv),
+                                   .v = device_floats(v, n_kv),
+                                   .q_ld = q_ld,
+                                   .kv_ld = kv_ld,
+                                   .dq = NULL,
+                                   .dk = device_floats(NULL, n_out),
+                                   .dv = device_floats(NULL, n_out),
+                                   .subtree_stride = n_kv,
+                                   .n_rows = rows,
+                                   .n_q = n_q,
+                                   .head_size = head_size,
+                                   .steps = steps,
+                                   .scale = 0.2f};
+        a.workspace = device_of(NULL, weft_cuda_attention_backward_bytes(&a));
         a.dq = (float *)a.dout; /* which is then used up */
         run(weft_cuda_attention_backward(&a, NULL));
         assert_device("dk", a.dk, dk, n_out);
@@ -419,6 +418,203 @@ static void attention_case(Numbers *numbers, uint32_t rows, uint32_t head_size, 
         device_free_all();
     }
     free(q), free(dout), free(k), free(v), free(dq), free(dk), free(dv), free(want.scratch);
+}
+
+/* ---- 16-bit operands: documents of n_kv_heads heads, each read by n_q query heads ---- */
+
+enum { DOCUMENTS = 3 };
+
+typedef struct HalfCase {
+    uint32_t rows[DOCUMENTS], head_size, n_kv_heads, n_q;
+    uint32_t items_at_once; /* that the workspace has room for; 0: all */
+} HalfCase;
+
+/* Within `close` of the largest value. */
+static void expect_close(const char *what, const HalfCase *c, const float *device,
+                         const float *want, uint32_t n, size_t ld, float close)
+{
+    const uint32_t rows = c->rows[0] + c->rows[1] + c->rows[2];
+    float *got = malloc(rows * ld * sizeof *got), largest = 0.0f, apart = 0.0f;
+    device_read(got, device, rows * ld * sizeof *got);
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t i = 0; i < n; i++) {
+            const float w = want[r * ld + i], d = fabsf(got[r * ld + i] - w);
+            largest = fmaxf(largest, fabsf(w));
+            apart = d <= apart ? apart : d; /* a NaN stays */
+        }
+        for (size_t i = n; i < ld; i++) { /* left alone */
+            assert_true(isnan(got[r * ld + i]));
+        }
+    }
+    if (!(apart <= close * largest)) {
+        fail_msg("%s of %u, %u and %u rows, head size %u: %g apart with %g as the largest, at most "
+                 "%g of it",
+                 what, c->rows[0], c->rows[1], c->rows[2], c->head_size, (double)apart,
+                 (double)largest, (double)close);
+    }
+    free(got);
+}
+
+/* What generic makes of each document and KV head. */
+static void specified(const HalfCase *c, const float *q, const float *dout, const float *k,
+                      const float *v, size_t q_ld, size_t kv_ld, const TreeStep *steps, float *dq,
+                      float *dk, float *dv)
+{
+    for (uint32_t d = 0, row = 0; d < DOCUMENTS; row += c->rows[d++]) {
+        for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+            const size_t at = row * q_ld + h * c->n_q * c->head_size,
+                         kv = row * kv_ld + h * c->head_size;
+            AttentionBackwardArgs a = {.q = q + at,
+                                       .dout = dout + at,
+                                       .k = k + kv,
+                                       .v = v + kv,
+                                       .q_ld = q_ld,
+                                       .kv_ld = kv_ld,
+                                       .dq = dq + at,
+                                       .dk = dk + kv,
+                                       .dv = dv + kv,
+                                       .n_rows = c->rows[d],
+                                       .n_q = c->n_q,
+                                       .head_size = c->head_size,
+                                       .steps = steps,
+                                       .scale = 0.15f};
+            a.scratch = malloc(attention_backward_scratch_floats(a.n_rows, a.head_size, a.n_q) *
+                               sizeof(float));
+            generic->train.attention_backward(&a);
+            free(a.scratch);
+        }
+    }
+}
+
+static void half_case(Numbers *numbers, const HalfCase *c, Dtype operands, float close)
+{
+    const uint32_t rows = c->rows[0] + c->rows[1] + c->rows[2];
+    const uint32_t width = c->n_kv_heads * c->n_q * c->head_size,
+                   kv_width = c->n_kv_heads * c->head_size;
+    const size_t q_ld = width + 3, kv_ld = kv_width + 1, n = rows * q_ld, n_kv = rows * kv_ld;
+    TreeStep steps[64];
+    assert_int_equal(tree_program(c->n_q, 0, c->n_q, steps), 1);
+    float *q = padded_rows(numbers, rows, width, q_ld, -2, 2),
+          *dout = padded_rows(numbers, rows, width, q_ld, -2, 2),
+          *k = padded_rows(numbers, rows, kv_width, kv_ld, -2, 2),
+          *v = padded_rows(numbers, rows, kv_width, kv_ld, -2, 2);
+    float *dq = malloc(n * sizeof *dq), *dk = malloc(n_kv * sizeof *dk),
+          *dv = malloc(n_kv * sizeof *dv), *first = malloc(n * sizeof *first),
+          *again = malloc(n * sizeof *again);
+    specified(c, q, dout, k, v, q_ld, kv_ld, steps, dq, dk, dv);
+    CudaSegment segments[DOCUMENTS] = {0};
+    uint32_t longest = 0;
+    for (uint32_t d = 0, row = 0; d < DOCUMENTS; row += c->rows[d++]) {
+        segments[d].row0 = row;
+        segments[d].n_rows = c->rows[d];
+        longest = c->rows[d] > longest ? c->rows[d] : longest;
+    }
+    FOR_EACH_ORDER
+    {
+        if (order_ > 0 && operands == DTYPE_BF16) {
+            break; /* the same way as f16 */
+        }
+        CudaAttentionBackward a = {.q = device_floats(q, n),
+                                   .dout = device_floats(dout, n),
+                                   .k = device_floats(k, n_kv),
+                                   .v = device_floats(v, n_kv),
+                                   .q_ld = q_ld,
+                                   .kv_ld = kv_ld,
+                                   .dk = device_floats(NULL, n_kv),
+                                   .dv = device_floats(NULL, n_kv),
+                                   .n_rows = longest,
+                                   .n_q = c->n_q,
+                                   .head_size = c->head_size,
+                                   .steps = steps,
+                                   .scale = 0.15f,
+                                   .segments = device_of(segments, sizeof segments),
+                                   .n_segments = DOCUMENTS,
+                                   .n_kv_heads = c->n_kv_heads,
+                                   .operands = operands};
+        const uint32_t items = DOCUMENTS * c->n_kv_heads;
+        a.workspace_bytes = weft_cuda_attention_backward_bytes(&a) *
+                            (c->items_at_once > 0 ? c->items_at_once : items);
+        a.workspace = device_of(NULL, a.workspace_bytes);
+        a.dq = (float *)a.dout; /* which is then used up */
+        run(weft_cuda_attention_backward(&a, NULL));
+        expect_close("dk", c, a.dk, dk, kv_width, kv_ld, close);
+        expect_close("dv", c, a.dv, dv, kv_width, kv_ld, close);
+        expect_close("dq", c, a.dq, dq, width, q_ld, close);
+        device_read(order_ == 0 ? first : again, a.dq, n * sizeof *first);
+        if (order_ > 0) {
+            assert_memory_equal(first, again, n * sizeof *first);
+        }
+        device_free_all();
+    }
+    free(q), free(dout), free(k), free(v), free(dq), free(dk), free(dv), free(first), free(again);
+}
+
+/* Lengths beside the tiles of 64 rows and the turns of 32, head sizes beside multiples of 16, two
+ * and four passes' worth of dimensions, groups of heads, a workspace that has not room for all. */
+static void test_attention_gradients_of_16_bits(void **state)
+{
+    static const HalfCase cases[] = {
+        {{1, 2, 17}, 16, 1, 1, 0},  {{31, 32, 33}, 48, 2, 1, 0}, {{64, 65, 100}, 64, 1, 3, 0},
+        {{63, 5, 97}, 72, 2, 2, 3}, {{40, 1, 66}, 128, 1, 1, 1}, {{35, 3, 66}, 200, 1, 1, 0},
+        {{33, 9, 1}, 256, 1, 2, 2}, {{3, 20, 7}, 7, 2, 5, 0},
+    };
+    Numbers numbers = {71};
+    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        half_case(&numbers, &cases[i], DTYPE_F16, 0x1p-9f);
+        half_case(&numbers, &cases[i], DTYPE_BF16, 0x1p-5f);
+    }
+}
+
+/* A document's bits are its own: beside others or alone, in whatever order. */
+static void test_attention_gradients_of_a_document_alone(void **state)
+{
+    enum { ROWS = 70, WIDTH = 64 };
+    const size_t n = 2 * ROWS * WIDTH;
+    Numbers numbers = {72};
+    TreeStep steps[64];
+    tree_program(1, 0, 1, steps);
+    float *x[4], *whole[3], *alone[3];
+    for (unsigned i = 0; i < 4; i++) {
+        x[i] = padded_rows(&numbers, 2 * ROWS, WIDTH, WIDTH, -2, 2);
+    }
+    for (unsigned together = 0; together < 2; together++) {
+        const CudaSegment segments[2] = {{.row0 = together ? 0 : ROWS, .n_rows = ROWS},
+                                         {.row0 = ROWS, .n_rows = ROWS}};
+        CudaAttentionBackward a = {.q = device_floats(x[0], n),
+                                   .dout = device_floats(x[1], n),
+                                   .k = device_floats(x[2], n),
+                                   .v = device_floats(x[3], n),
+                                   .q_ld = WIDTH,
+                                   .kv_ld = WIDTH,
+                                   .dq = device_floats(NULL, n),
+                                   .dk = device_floats(NULL, n),
+                                   .dv = device_floats(NULL, n),
+                                   .n_rows = ROWS,
+                                   .n_q = 1,
+                                   .head_size = WIDTH,
+                                   .steps = steps,
+                                   .scale = 0.125f,
+                                   .segments = device_of(segments, sizeof segments),
+                                   .n_segments = together ? 2 : 1,
+                                   .operands = DTYPE_BF16};
+        a.workspace_bytes = 2 * weft_cuda_attention_backward_bytes(&a);
+        a.workspace = device_of(NULL, a.workspace_bytes);
+        run(weft_cuda_attention_backward(&a, NULL));
+        float *const out[3] = {a.dq, a.dk, a.dv};
+        for (unsigned i = 0; i < 3; i++) {
+            float **to = together ? &whole[i] : &alone[i];
+            *to = malloc(n * sizeof **to);
+            device_read(*to, out[i], n * sizeof **to);
+        }
+        device_free_all();
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        assert_memory_equal(whole[i] + n / 2, alone[i] + n / 2, n / 2 * sizeof(float));
+        free(whole[i]), free(alone[i]);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        free(x[i]);
+    }
 }
 
 static void test_attention_gradients(void **state)
@@ -445,6 +641,8 @@ int main(void)
         cmocka_unit_test(test_chunk_parts),
         cmocka_unit_test(test_candidates),
         cmocka_unit_test(test_attention_gradients),
+        cmocka_unit_test(test_attention_gradients_of_16_bits),
+        cmocka_unit_test(test_attention_gradients_of_a_document_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
