@@ -210,7 +210,7 @@ static void on_plan(RpcCall *call, const ProtobufCMessage *message, void *user)
     p->parts = parts;
     p->call = rpc_call_ref(call);
     p->request = (Weft__V1__PlanRequest *)message_copy(message);
-    if (!request_numerics(request->numerics, &p->wish.numerics, &p->error) ||
+    if (!request_numerics(request->numerics, &p->wish.numerics, &p->wish.any_numerics, &p->error) ||
         !request_kv_type(request->kv, &p->wish.kv_type, &p->error)) {
         rpc_call_finish(call, p->error);
         plan_call_free(p);

@@ -98,7 +98,7 @@ static bool read_wish(const Weft__V1__ServeModelRequest *r, JobWish *wish, GErro
         wish->tp = r->layout->tp;
     }
     return request_check_layout(wish->dp, wish->pp, wish->tp, wish->streams, error) &&
-           request_numerics(r->numerics, &wish->numerics, error) &&
+           request_numerics(r->numerics, &wish->numerics, &wish->any_numerics, error) &&
            request_kv_type(r->kv, &wish->kv_type, error);
 }
 

@@ -8,6 +8,7 @@
 #include "coordinator/message.h"
 #include "coordinator/train/train_placing.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/plan/plan_message.h"
@@ -167,6 +168,7 @@ static void answer(PlanTraining *p, bool placed)
     r.chunks = place->layout.chunks;
     r.parameters = train_parameters(p->input->spec);
     r.flops = place->cost.flops;
+    r.numerics = (char *)numerics_name((NumericsClass)p->spec->numerics);
     rpc_call_reply(p->call, &r.base);
     message_free(r.plan);
     plan_training_free(p);
@@ -203,6 +205,9 @@ static void input_done(void *user)
         rpc_call_finish(p->call, error);
         plan_training_free(p);
         return;
+    }
+    if (p->spec->numerics == JOB_ANY_NUMERICS) {
+        p->spec->numerics = train_workers_class(p->parts->members);
     }
     const TrainPlacingOptions options = {.members = p->parts->members,
                                          .jobs = p->parts->jobs,

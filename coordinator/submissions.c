@@ -307,15 +307,15 @@ static void submission_insert(Submissions *submissions, Submission *s)
 static bool read_wish(const JobSpec *spec, JobWish *wish, GError **error)
 {
     static const char *const kv_names[] = {"f16", "bf16", "f32", "q8"};
-    static const char *const numerics_names[] = {"exact", "fast"};
     *wish = (JobWish){.dp = (uint32_t)spec->layout.dp,
                       .pp = (uint32_t)spec->layout.pp,
                       .tp = (uint32_t)spec->layout.tp,
                       .context = (uint32_t)spec->context,
                       .streams = (uint32_t)spec->streams,
-                      .kv_memory = spec->kv_memory};
+                      .kv_memory = spec->kv_memory,
+                      .numerics = spec->numerics == JOB_FAST ? NUMERICS_FAST : NUMERICS_EXACT,
+                      .any_numerics = spec->numerics == JOB_ANY_NUMERICS};
     return request_check_layout(wish->dp, wish->pp, wish->tp, wish->streams, error) &&
-           request_numerics(numerics_names[spec->numerics], &wish->numerics, error) &&
            request_kv_type(kv_names[spec->kv_type], &wish->kv_type, error);
 }
 

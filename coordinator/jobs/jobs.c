@@ -2,7 +2,8 @@
  * and what the store knows. The state machine of each is in deployment.c.
  *
  * 1. Two requests share a deployment iff file, effective context, numerics, KV type and layout wish
- * are equal and it has room for the streams asked.
+ * are equal and it has room for the streams asked. Of numerics a request that asked for none shares
+ * what it would get by itself, and one that asked what another got without asking.
  * 2. An epoch number is given out once for ever per (job, replica): the table holds the highest,
  * memory first, disk before use. */
 #include "coordinator/jobs/deployment.h"
@@ -369,7 +370,8 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
                             .pp = record.pp,
                             .tp = record.tp,
                             .context = record.context,
-                            .numerics = (NumericsClass)record.numerics,
+                            .numerics = plan->definition.numerics,
+                            .any_numerics = record.numerics == JOB_RECORD_ANY_NUMERICS,
                             .kv_type = plan->definition.kv_type};
         d->context = record.context;
         memcpy(d->file_hash.bytes, record.file_hash, sizeof record.file_hash);
@@ -401,6 +403,34 @@ static uint32_t effective_context(const Model *model, const JobWish *wish)
     return wish->context != 0 ? wish->context : MIN(model->spec->context, CONTEXT_DEFAULT);
 }
 
+static bool on_devices(const Jobs *jobs, const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        for (uint32_t k = 0; k < d->replicas[r].n_ranks; k++) {
+            const Member *member =
+                members_find(jobs->options.members, d->replicas[r].ranks[k].worker);
+            const Weft__V1__Hello *hello = member != NULL ? member_hello(member) : NULL;
+            if (hello != NULL && hello->n_devices > 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* Invariant 1. */
+static bool same_numerics(const Deployment *d, const JobWish *wish)
+{
+    if (d->wish.any_numerics == wish->any_numerics) {
+        return wish->any_numerics || d->wish.numerics == wish->numerics;
+    }
+    if (d->plan == NULL) {
+        return false;
+    }
+    return d->plan->definition.numerics ==
+           (wish->any_numerics ? numerics_by_place(on_devices(d->jobs, d)) : wish->numerics);
+}
+
 static bool deployment_fits(const Deployment *d, const Model *model, const JobWish *wish)
 {
     /* Of a wish for memory the streams are a bound, below which the plan may have stayed. */
@@ -410,7 +440,7 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
     bool memory = wish->kv_memory == 0 || wish->kv_memory == d->wish.kv_memory || d->restored;
     return d->state != DEPLOYMENT_STOPPED && room && memory &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
-           d->context == effective_context(model, wish) && d->wish.numerics == wish->numerics &&
+           d->context == effective_context(model, wish) && same_numerics(d, wish) &&
            d->wish.kv_type == wish->kv_type && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
            d->wish.tp == wish->tp;
 }
@@ -582,6 +612,7 @@ static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, 
         m.device = snapshot_string(build, text);
         m.device_index = (uint32_t)i;
         m.exact_kind = snapshot_string(build, d->exact_kind);
+        m.threads = (uint32_t)MAX(hello->threads / hello->n_devices, 1u); /* of its rank's engine */
         snapshot_speed(&m, d->measured);
         if (d->measured != NULL) { /* of each weight type it says nothing */
             memset(m.matmul_ops_per_s, 0, sizeof m.matmul_ops_per_s);
@@ -754,6 +785,9 @@ void jobs_describe(const Jobs *jobs,
         job.age_ms = (uint64_t)(now - d->created_us) / 1000;
         job.error = d->error != NULL ? d->error->message : (char *)"";
         job.active_requests = d->active.length + d->waiting.length;
+        job.numerics = (char *)(d->plan != NULL        ? numerics_name(d->plan->definition.numerics)
+                                : d->wish.any_numerics ? ""
+                                                       : numerics_name(d->wish.numerics));
         job.recoveries = d->recovery.n_recoveries;
         job.recovered_s = d->recovery.recovered_s;
         fn(&job, d->n_replicas > 0 && d->state == DEPLOYMENT_READY ? d->plan : NULL, user);

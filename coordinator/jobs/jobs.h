@@ -54,6 +54,7 @@ typedef struct JobWish {
     uint32_t context;    /* 0 = min(model's, 8192) */
     uint32_t streams;    /* sequences at once; 0 = as fits */
     NumericsClass numerics;
+    bool any_numerics; /* none was asked: of the first plan, which the deployment keeps */
     KvType kv_type;
     uint64_t kv_memory; /* bytes of each worker for keys and values; 0 = by streams */
 } JobWish;

@@ -7,7 +7,10 @@
  * dropped.
  * 2. When memory alone forbids a plan, the deployment that was idle for longest gives way, and it
  * is planned again; never one that a request uses.
- * 3. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
+ * 3. The first plan decides the class of a deployment for which none was asked, on disk with it;
+ * whatever plans follow are of that class: a stream that has begun ends in the class that it began
+ * in.
+ * 4. A task that seeks a move leaves its deployment READY until there is a plan: work leaves a
  * draining member only when it has a place to go to, and others only for a plan that is worth the
  * pause. */
 #include "coordinator/jobs/deployment.h"
@@ -68,7 +71,8 @@ static GBytes *deployment_record(const Deployment *d, const uint64_t *epochs)
                         .pp = d->wish.pp,
                         .tp = d->wish.tp,
                         .context = d->context,
-                        .numerics = d->wish.numerics,
+                        .numerics = d->wish.any_numerics ? JOB_RECORD_ANY_NUMERICS
+                                                         : (uint32_t)d->wish.numerics,
                         .plan = message_pack(&message->base),
                         .epochs = (uint64_t *)epochs,
                         .n_epochs = d->n_replicas};
@@ -192,7 +196,7 @@ static GError *reason_to_move(const PlanTask *task, Deployment *d)
                        "workers came: a plan with %.0f instead of %.0f tokens/s", then, now);
 }
 
-/* Invariant 3. */
+/* Invariant 4. */
 static void plan_task_move(PlanTask *task, Deployment *d)
 {
     g_autoptr(GError) why = reason_to_move(task, d);
@@ -245,7 +249,7 @@ static const char *kind_of_begun(const Deployment *d)
     for (GList *l = d->waiting.head; l != NULL; l = l->next) {
         begun = begun || ((const Lease *)l->data)->resumes;
     }
-    return begun && d->plan != NULL && d->wish.numerics == NUMERICS_EXACT
+    return begun && d->plan != NULL && d->plan->definition.numerics == NUMERICS_EXACT
                ? d->plan->definition.exact_kind
                : NULL;
 }
@@ -260,18 +264,20 @@ static PlanTask *plan_task_new(Deployment *d)
     task->job = g_strdup(d->id);
     task->kind = g_strdup(kind_of_begun(d));
     task->members = jobs_snapshot(jobs, d->id);
-    task->wish = (PlanWish){.job = task->job,
-                            .model = task->model->path,
-                            .dp = d->wish.dp,
-                            .pp = d->wish.pp,
-                            .tp = d->wish.tp,
-                            .context = d->wish.context,
-                            .streams = d->wish.streams,
-                            .numerics = d->wish.numerics,
-                            .exact_kind = task->kind,
-                            .kv_type = d->wish.kv_type,
-                            .kv_memory = d->wish.kv_memory,
-                            .seal_off = d->jobs->options.seal_off};
+    task->wish =
+        (PlanWish){.job = task->job,
+                   .model = task->model->path,
+                   .dp = d->wish.dp,
+                   .pp = d->wish.pp,
+                   .tp = d->wish.tp,
+                   .context = d->wish.context,
+                   .streams = d->wish.streams,
+                   .numerics = d->plan != NULL ? d->plan->definition.numerics : d->wish.numerics,
+                   .any_numerics = d->plan == NULL && d->wish.any_numerics,
+                   .exact_kind = task->kind,
+                   .kv_type = d->wish.kv_type,
+                   .kv_memory = d->wish.kv_memory,
+                   .seal_off = d->jobs->options.seal_off};
     deployment_forget_planning(d);
     d->task = task;
     return task;

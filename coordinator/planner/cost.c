@@ -83,11 +83,6 @@ void crowding_of(const PlanMember *const *members, uint32_t n_members, double *o
     }
 }
 
-const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker)
-{
-    return plan_member_find(members, n_members, worker, 0);
-}
-
 static const PlanMember *member_of_rank(const PlanMember *members, uint32_t n_members,
                                         const PlanRank *rank)
 {

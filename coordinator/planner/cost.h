@@ -22,5 +22,3 @@ void link_of(const PlanMember *const *members, uint32_t n_members, double *laten
 /* The same for sums: devices of one host take them among themselves. */
 void group_link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,
                    double *bytes_per_s);
-/* Its first device, or its cores. */
-const PlanMember *member_named(const PlanMember *members, uint32_t n_members, const char *worker);

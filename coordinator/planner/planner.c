@@ -3,6 +3,7 @@
  * plan_check(). */
 #include "coordinator/planner/planner.h"
 
+#include "coordinator/planner/class.h"
 #include "coordinator/planner/cost.h"
 #include "coordinator/planner/layout.h"
 #include "proto/base/error.h"
@@ -42,7 +43,7 @@ static bool impossible(GError **error, const char *format, ...)
  */
 
 /* Why a member cannot serve this model at all; NULL = it can. Static. */
-static const char *refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish)
+const char *planner_refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish)
 {
     if (!m->usable) {
         return "it is lost or draining";
@@ -172,7 +173,7 @@ static Pool pool_of(const Task *task)
         pool.order[i] = g_new0(const PlanMember *, task->n_members + 1);
     }
     for (uint32_t m = 0; m < task->n_members; m++) {
-        if (refusal(&task->members[m], task->spec, task->wish) == NULL &&
+        if (planner_refusal(&task->members[m], task->spec, task->wish) == NULL &&
             is_of_kind(&task->members[m], task)) {
             pool.order[0][pool.n++] = &task->members[m];
         }
@@ -319,7 +320,7 @@ static void explain_choice(Plan *plan, const Task *task, const PlanWish *wish, c
                        : "this layout has no rank for them");
     }
     for (uint32_t i = 0; i < task->n_members; i++) {
-        const char *why = refusal(&task->members[i], task->spec, wish);
+        const char *why = planner_refusal(&task->members[i], task->spec, wish);
         if (why != NULL) {
             reason(plan, "worker %s is not used: %s", task->members[i].worker, why);
         } else if (!is_of_kind(&task->members[i], task)) {
@@ -424,7 +425,7 @@ static char *left_out_text(const Task *task)
 {
     for (uint32_t i = 0; i < task->n_members; i++) {
         const PlanMember *m = &task->members[i];
-        const char *why = m->device != NULL ? refusal(m, task->spec, task->wish) : NULL;
+        const char *why = m->device != NULL ? planner_refusal(m, task->spec, task->wish) : NULL;
         if (why != NULL) {
             return g_strdup_printf("; worker %s is left out: %s", m->worker, why);
         }
@@ -454,7 +455,8 @@ static bool check_wish(const Task *task, const PlanWish *wish, const Pool *pool,
                           wish->pp, spec->n_layers, spec->n_layers);
     }
     if (pool->n == 0) {
-        const char *why = task->n_members > 0 ? refusal(&task->members[0], spec, task->wish) : NULL;
+        const char *why =
+            task->n_members > 0 ? planner_refusal(&task->members[0], spec, task->wish) : NULL;
         if (why == NULL && task->n_members > 0) {
             return impossible(error, "none of %u workers gives the exact bits of %s",
                               task->n_members, kind_text(task->kind));
@@ -664,7 +666,7 @@ static GPtrArray *kinds_of(const Task *task)
     const bool exact = wish->numerics == NUMERICS_EXACT, all = exact && wish->exact_kind == NULL;
     add_kind(kinds, exact && !all ? wish->exact_kind : "");
     for (uint32_t i = 0; all && i < task->n_members; i++) {
-        if (refusal(&task->members[i], task->spec, wish) == NULL) {
+        if (planner_refusal(&task->members[i], task->spec, wish) == NULL) {
             add_kind(kinds, plan_member_kind(&task->members[i]));
         }
     }
@@ -794,9 +796,9 @@ static Plan *plan_kinds(Task *task, const PlanWish *wish, GPtrArray **violations
     return plan;
 }
 
-Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
-                   const PlanWish *wish, GPtrArray **violations, GPtrArray **alternatives,
-                   GError **error)
+Plan *planner_plan_class(const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
+                         const PlanWish *wish, GPtrArray **violations, GPtrArray **alternatives,
+                         GError **error)
 {
     PlanWish filled = *wish;
     g_autofree PlanMember *own = g_memdup2(members, n_members * sizeof *members);

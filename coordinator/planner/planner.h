@@ -14,6 +14,7 @@ typedef struct PlanWish {
                             least 1 */
     KvType kv_type;
     NumericsClass numerics;
+    bool any_numerics;      /* none was asked: numerics_by_place(); `numerics` is not read */
     const char *exact_kind; /* class exact: on members of this kind alone (Definition.exact_kind);
                                NULL = the kind that serves fastest */
     uint32_t max_rows;      /* 0 = 512 */
@@ -22,7 +23,9 @@ typedef struct PlanWish {
     bool seal_off;          /* said in the reasons; the bits do not depend on it */
 } PlanWish;
 
-/* An exact plan has members of one kind: hosts, or devices whose exact bits are the same; of the
+/* Where no class was asked: the plan that class fast finds if a rank of it computes on a device;
+ * else the exact one, on hosts' cores where those alone serve faster. The plan says which and why.
+ * An exact plan has members of one kind: hosts, or devices whose exact bits are the same; of the
  * kinds that can, the one that predicts best.
  * Automatic choice (dp, pp or tp 0): one replica unless dp is given; of all pp x tp that fit, the
  * one with the best predicted decode speed of one request, the fewest workers when several are

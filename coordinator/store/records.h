@@ -34,10 +34,12 @@ typedef struct SubmissionRecord {
     int64_t submitted_us; /* Unix time */
 } SubmissionRecord;
 
+#define JOB_RECORD_ANY_NUMERICS 2u /* none was asked: the plan has one */
 /* A deployment: what it is keyed by and its plan as a packed weft.v1.Plan. */
 typedef struct JobRecord {
     char *model; /* path as resolved */
-    uint32_t dp, pp, tp, context, numerics;
+    uint32_t dp, pp, tp, context;
+    uint32_t numerics; /* NumericsClass, or JOB_RECORD_ANY_NUMERICS */
     uint8_t file_hash[16];
     GBytes *plan;
     uint64_t *epochs; /* of each replica */

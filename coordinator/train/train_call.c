@@ -1,6 +1,7 @@
 #include "coordinator/train/train_call.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
 
 #include <string.h>
@@ -109,11 +110,12 @@ static void on_call_done(const GError *error, void *user)
 }
 
 /* worker: attached. load is borrowed for the call. */
-static TrainCall *call_new(Loop *loop, const Member *worker, uint32_t index,
+static TrainCall *call_new(Loop *loop, const Member *worker, uint32_t device, uint32_t index,
                            Weft__V1__TrainLoad *load, const TrainCallEvents *events)
 {
     TrainCall *c = g_new0(TrainCall, 1);
     c->worker = g_strdup(member_name(worker));
+    c->device = device;
     c->index = index;
     c->loop = loop;
     c->events = *events;
@@ -152,11 +154,12 @@ void train_calls_load(GPtrArray *calls, Loop *loop, const Plan *plan, const Memb
 {
     for (uint32_t g = 0; g < n_ranks(plan); g++) {
         TrainPosition at;
-        const char *worker = train_plan_rank(plan, g, &at)->worker;
+        const PlanRank *rank = train_plan_rank(plan, g, &at);
         load->replica = at.replica;
         load->stage = at.stage;
         load->rank = at.rank;
-        g_ptr_array_add(calls, call_new(loop, members_find(members, worker), g, load, events));
+        g_ptr_array_add(calls, call_new(loop, members_find(members, rank->worker), rank->device, g,
+                                        load, events));
     }
 }
 
@@ -241,7 +244,7 @@ static void fill_address(Weft__V1__RankAddress *out, const TrainCall *c, Members
     out->boot_id = (ProtobufCBinaryData){sizeof c->boot_id, (uint8_t *)c->boot_id};
     if (hello != NULL) {
         out->host = hello->host;
-        out->threads = hello->threads;
+        out->threads = MAX(hello->threads / MAX((uint32_t)hello->n_devices, 1u), 1u); /* a rank's */
         out->cpus = hello->cpus;
         out->n_cpus = hello->n_cpus;
     }

@@ -25,7 +25,8 @@ typedef struct TrainCallEvents {
 
 struct TrainCall {
     char *worker;
-    uint32_t index; /* train_global() */
+    uint32_t device; /* of the worker's */
+    uint32_t index;  /* train_global() */
     bool loaded, running, done;
     bool asking; /* a question of it is open; the job's */
     GBytes *address;

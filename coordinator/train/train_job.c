@@ -3,7 +3,9 @@
  * is written any more, under a number that is durable.
  *   2. `working` counts what runs in the pool or the store, and savings that are not closed: the
  *      job is freed after the last of them, and no epoch begins before.
- *   3. A step is said once, whatever is repeated; told again with another loss it ends the job. */
+ *   3. A step is said once, whatever is repeated; told again with another loss it ends the job.
+ *   4. A job that asked for no numerics class gets that of its first place, and its log says which:
+ * no later place, and no restart of the coordinator, changes it. */
 #include "coordinator/train/train_job.h"
 
 #include "coordinator/jobs/deployment.h"
@@ -16,6 +18,7 @@
 #include "coordinator/train/train_settings.h"
 #include "coordinator/train/train_trace.h"
 #include "coordinator/train/train_want.h"
+#include "coordinator/train/train_workers.h"
 #include "proto/base/error.h"
 #include "proto/model/model_message.h"
 #include "proto/plan/plan_message.h"
@@ -63,7 +66,8 @@ struct TrainJob {
     uint64_t steps_before; /* that were said when the epoch began */
     int64_t entered_us;    /* this state */
     bool dead, may_shrink, started;
-    bool tracing; /* the trace is being written */
+    bool any_numerics; /* none was asked, and there was no place yet */
+    bool tracing;      /* the trace is being written */
 };
 
 static void job_plan(TrainJob *job);
@@ -277,7 +281,8 @@ TrainJobView train_job_view(const TrainJob *job)
                           .epoch = job->epoch,
                           .calls = job->calls,
                           .checkpoint = job->saved,
-                          .entered_us = job->entered_us};
+                          .entered_us = job->entered_us,
+                          .any_numerics = job->any_numerics};
 }
 
 uint64_t train_job_steps(const TrainJob *job)
@@ -476,6 +481,22 @@ static void job_wait(TrainJob *job, GError *why)
     plan_later(job, LOOK_US);
 }
 
+/* Invariant 4. */
+static void job_settle_numerics(TrainJob *job, NumericsClass numerics)
+{
+    job->any_numerics = false;
+    job->spec->numerics = numerics;
+    train_log_set_fast(job->log, numerics == NUMERICS_FAST);
+}
+
+static void job_choose_numerics(TrainJob *job)
+{
+    if (job->any_numerics) {
+        job->spec->numerics = train_workers_class(job->o.members);
+    }
+    job->pace.rate = job->o.rates != NULL ? &job->o.rates[job->spec->numerics] : NULL;
+}
+
 static void on_placed(TrainPlacing *placing, const GError *error, void *user)
 {
     TrainJob *job = user;
@@ -483,6 +504,9 @@ static void on_placed(TrainPlacing *placing, const GError *error, void *user)
     const bool fits = error == NULL && place->too_large->len == 0;
     GError *why = error != NULL ? g_error_copy(error) : train_place_error(place);
     if (fits) {
+        if (job->any_numerics) {
+            job_settle_numerics(job, (NumericsClass)job->spec->numerics);
+        }
         job->layout = place->layout;
         train_pace_predict(&job->pace, place->cost.efficiency, place->step_s,
                            place->cost.exchange_s + place->cost.update_s);
@@ -506,6 +530,7 @@ static void job_plan(TrainJob *job)
         plan_later(job, LOOK_US);
         return;
     }
+    job_choose_numerics(job);
     const TrainPlacingOptions options = {.members = job->o.members,
                                          .jobs = job->o.jobs,
                                          .spec = job->spec,
@@ -840,7 +865,11 @@ static void log_done(void *user)
     if (!task_succeeded(task)) {
         return;
     }
-    train_log_set_fast(job->log, job->spec->numerics == NUMERICS_FAST);
+    NumericsClass begun;
+    const bool has_begun = train_log_class(job->log, &begun);
+    if (!job->any_numerics || has_begun) {
+        job_settle_numerics(job, job->any_numerics ? begun : (NumericsClass)job->spec->numerics);
+    }
     const GPtrArray *lines = train_log_lines(job->log);
     for (guint i = 0; i < lines->len; i++) {
         job_say(job, lines->pdata[i]);
@@ -876,8 +905,8 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
     job->callbacks = callbacks;
     job->user = user;
     job->calls = g_ptr_array_new();
-    train_pace_init(&job->pace,
-                    options->rates != NULL ? &options->rates[job->spec->numerics] : NULL);
+    job->any_numerics = job->spec->numerics == JOB_ANY_NUMERICS;
+    train_pace_init(&job->pace, NULL); /* job_choose_numerics() */
     job->started = job->may_shrink = restored;
     job->entered_us = loop_now_us(options->loop);
     if (!restored) {

@@ -74,6 +74,7 @@ typedef struct TrainJobView {
     const GPtrArray *calls; /* of TrainCall, by rank */
     const char *checkpoint; /* the newest; NULL: none */
     int64_t entered_us;     /* its state */
+    bool any_numerics;      /* of the spec's class nothing is settled yet */
 } TrainJobView;
 TrainJobView train_job_view(const TrainJob *job);
 uint64_t train_job_steps(const TrainJob *job); /* done so far */

@@ -18,6 +18,7 @@ struct TrainLog {
     GArray *losses; /* float's bits, by step */
     GArray *points; /* of TrainPoint */
     bool ended, fast;
+    bool begun; /* a line says of which class */
 };
 
 static double number_in(const json_t *object, const char *name)
@@ -42,6 +43,11 @@ static void take_line(TrainLog *l, char *line /* taken */)
 {
     json_t *object = json_loads(line, 0, NULL);
     const json_t *loss = json_object_get(object, "loss_bits");
+    const char *numerics = json_string_value(json_object_get(object, "numerics"));
+    if (numerics != NULL) {
+        l->begun = true;
+        l->fast = strcmp(numerics, "fast") == 0;
+    }
     if (loss != NULL) {
         const uint32_t bits = (uint32_t)json_integer_value(loss);
         g_array_append_val(l->losses, bits);
@@ -156,6 +162,12 @@ void train_log_set_fast(TrainLog *l, bool fast)
     l->fast = fast;
 }
 
+bool train_log_class(const TrainLog *l, NumericsClass *out)
+{
+    *out = l->fast ? NUMERICS_FAST : NUMERICS_EXACT;
+    return l->begun;
+}
+
 const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64_t batch_tokens,
                            const char *sample, GError **error)
 {
@@ -195,6 +207,7 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     if (s->validated) {
         json_object_set_new(object, "validation_loss", number((double)s->validation));
     }
+    json_object_set_new(object, "numerics", json_string(l->fast ? "fast" : "exact"));
     if (sample != NULL) {
         json_object_set_new(object, "sample", json_string(sample));
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "coordinator/train/train_plot.h"
+#include "proto/plan/plan.h"
 #include "weft/v1/train.pb-c.h"
 
 #include <glib.h>
@@ -15,6 +16,8 @@ typedef struct TrainLog TrainLog;
 TrainLog *train_log_open(const char *path, GError **error);
 void train_log_free(TrainLog *l);                /* NULL-safe */
 void train_log_set_fast(TrainLog *l, bool fast); /* else exact, as at first */
+/* The class of the steps that it was opened with; false: it had none. */
+bool train_log_class(const TrainLog *l, NumericsClass *out);
 /* Lines so far, of char *; borrowed. */
 const GPtrArray *train_log_lines(const TrainLog *l);
 uint64_t train_log_steps(const TrainLog *l);

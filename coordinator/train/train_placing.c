@@ -33,6 +33,7 @@ struct TrainPlacing {
     MemberSnapshot members;
     const PlanMember *of_rank[PLAN_RANKS_LIMIT];
     RpcClientCall *call;
+    bool with_hosts; /* devices alone were too few or too small */
     bool freed;
 };
 
@@ -145,6 +146,21 @@ static bool is_advising(const TrainPlacing *p)
     return p->advice.legal != NULL;
 }
 
+/* Devices alone do not do: hosts' cores take part, where there are any. True: another try began. */
+static bool try_with_hosts(TrainPlacing *p)
+{
+    if (p->with_hosts || p->o.spec->numerics != JOB_FAST) {
+        return false;
+    }
+    TrainWorkers workers = train_workers_usable(p->o.members, NUMERICS_FAST);
+    p->with_hosts = workers.n_on_device > 0 && workers.n_on_device < workers.seats->len;
+    train_workers_clear(&workers);
+    if (p->with_hosts) {
+        try_stages(p, 0);
+    }
+    return p->with_hosts;
+}
+
 /* Whether the spec leaves it to us to take one stage more, and there are workers for it. */
 static bool may_grow(const TrainPlacing *p)
 {
@@ -189,6 +205,9 @@ static void on_estimated(const GError *error, void *user)
         try_stages(p, place->layout.pp + 1);
         return;
     }
+    if (place->too_large->len > 0 && try_with_hosts(p)) {
+        return;
+    }
     if (place->too_large->len > 0 && !p->o.shrink) {
         advise(p);
         return;
@@ -205,12 +224,7 @@ static bool is_on_device(const TrainPlacing *p, uint32_t rank)
 /* One on a device if there is any: it knows what a rank there holds. */
 static const Member *worker_to_ask(const TrainWorkers *w)
 {
-    for (guint i = 0; i < w->members->len; i++) {
-        if (train_worker_on_device(w->members->pdata[i])) {
-            return w->members->pdata[i];
-        }
-    }
-    return w->members->pdata[0];
+    return g_array_index(w->seats, TrainSeat, 0).member;
 }
 
 static void ask_worker(TrainPlacing *p, const Member *worker)
@@ -253,8 +267,9 @@ static void find_members(TrainPlacing *p)
     TrainPosition at;
     p->members = jobs_snapshot(p->o.jobs, JOBS_ALL);
     for (uint32_t g = 0; g < place->n_ranks; g++) {
-        p->of_rank[g] = member_named(p->members.members, p->members.n,
-                                     train_plan_rank(place->plan, g, &at)->worker);
+        const PlanRank *rank = train_plan_rank(place->plan, g, &at);
+        p->of_rank[g] =
+            plan_member_find(p->members.members, p->members.n, rank->worker, rank->device);
         place->limits[g] = p->of_rank[g] != NULL ? p->of_rank[g]->memory_bytes : 0;
         place->n_on_device += is_on_device(p, g);
     }
@@ -266,7 +281,7 @@ static bool choose(TrainPlacing *p, const TrainWorkers *workers, uint32_t stages
     TrainPlace *place = &p->place;
     const ModelSpec *model = p->o.input->spec;
     place->n_on_device = 0;
-    place->n_workers = workers->members->len;
+    place->n_workers = workers->seats->len;
     place->too_large = g_ptr_array_new_with_free_func(g_free);
     if (place->n_workers == 0) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY, "no worker is usable: waits for one");
@@ -309,14 +324,18 @@ static bool try_layout(TrainPlacing *p, const TrainWorkers *workers, uint32_t st
 
 static TrainWorkers usable_workers(const TrainPlacing *p)
 {
-    return train_workers_usable(p->o.members, (NumericsClass)p->spec.numerics);
+    TrainWorkers workers = train_workers_usable(p->o.members, (NumericsClass)p->spec.numerics);
+    if (!p->with_hosts && workers.n_on_device > 0) {
+        train_workers_keep_devices(&workers);
+    }
+    return workers;
 }
 
 static void try_stages(TrainPlacing *p, uint32_t stages)
 {
     g_autoptr(GError) error = NULL;
     TrainWorkers workers = usable_workers(p);
-    if (!try_layout(p, &workers, stages, &error)) {
+    if (!try_layout(p, &workers, stages, &error) && !try_with_hosts(p)) {
         add_advice(error, &workers);
         p->done(p, error, p->user);
     }
@@ -386,7 +405,7 @@ static void advise(TrainPlacing *p)
     if (!is_advising(p)) {
         begin_advice(p);
     }
-    while (workers.members->len > 0 && next_layout(p)) {
+    while (workers.seats->len > 0 && next_layout(p)) {
         if (is_legal(&p->spec) && try_layout(p, &workers, 1, NULL)) {
             p->advice.asked++;
             train_workers_clear(&workers);

@@ -3,6 +3,9 @@
  * own numbers, asked of one of the workers (Trainer.Estimate); where the job leaves the number of
  * stages open, the fewest that fit are asked for one after another.
  *
+ * Where there are devices, the job's ranks are on them alone, as long as its layout and its memory
+ * allow that; else hosts' cores take part.
+ *
  *   layout of the fewest stages ──▶ cost ──▶ Estimate ──▶ fits, or no more stages ──▶ told
  *          ▲                                     │
  *          └────────── one stage more ◀──────────┘ some worker would hold too much
@@ -23,7 +26,7 @@
 typedef struct TrainPlacingOptions { /* borrowed for its life */
     Members *members;
     Jobs *jobs;
-    const JobSpec *spec;
+    const JobSpec *spec; /* its class is settled: train_workers_class() */
     const TrainInput *input;
     const TrainRate *rate;
     bool shrink; /* the spec's layout may be undercut; then no other layouts are looked for */
@@ -33,7 +36,7 @@ typedef struct TrainPlacingOptions { /* borrowed for its life */
 typedef struct TrainPlace {
     TrainLayoutChoice layout;
     Plan *plan;
-    uint32_t n_ranks, n_workers;       /* workers that were usable */
+    uint32_t n_ranks, n_workers;       /* seats that were usable: devices, workers' cores */
     uint32_t n_on_device;              /* ranks that compute on a device */
     TrainCost cost;                    /* by the rate as it was known */
     Weft__V1__TrainEstimate *estimate; /* of n_ranks */

@@ -47,7 +47,7 @@ static double peak_of(const TrainJobOptions *options, const TrainJobView *v)
     uint32_t n = 0;
     for (; n < v->calls->len && n < PLAN_RANKS_LIMIT; n++) {
         const TrainCall *call = v->calls->pdata[n];
-        members[n] = member_named(snapshot.members, snapshot.n, call->worker);
+        members[n] = plan_member_find(snapshot.members, snapshot.n, call->worker, call->device);
     }
     crowding_of(members, n, crowding);
     for (uint32_t i = 0; i < n; i++) {
@@ -100,6 +100,7 @@ static void fill_ranks(const TrainJobOptions *options, const TrainJobView *v, St
         weft__v1__training_rank__init(r);
         reason_set(&r->worker, g_strdup(c->worker));
         reason_set(&r->state, g_strdup(state_of(c)));
+        r->device = c->device;
         r->replica = at.replica;
         r->stage = at.stage;
         r->rank = at.rank;
@@ -121,6 +122,9 @@ Status *train_status(const TrainJob *job, const TrainJobOptions *options)
         reason_set(&s->layout,
                    g_strdup_printf("dp%u pp%u tp%u%s", v.layout.dp, v.layout.pp, v.layout.tp,
                                    v.spec->numerics == NUMERICS_FAST ? " fast" : ""));
+    }
+    if (!v.any_numerics) {
+        reason_set(&s->numerics, g_strdup(numerics_name((NumericsClass)v.spec->numerics)));
     }
     reason_set(&s->reason, g_strdup(problem != NULL ? problem->message : ""));
     reason_set(&s->checkpoint, g_strdup(v.checkpoint != NULL ? v.checkpoint : ""));

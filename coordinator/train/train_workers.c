@@ -2,27 +2,78 @@
 
 #include "proto/plan/train_layout.h"
 
-static void add_usable(Member *member, void *user)
+static void add_seat(TrainWorkers *w, const Member *member, uint32_t device, uint64_t memory_bytes)
+{
+    const TrainSeat seat = {member, device, member_hello(member)->n_devices > 0, memory_bytes};
+    if (w->seats->len < PLAN_RANKS_LIMIT) {
+        w->n_on_device += seat.on_device;
+        w->least_memory = MIN(w->least_memory, memory_bytes);
+        g_array_append_val(w->seats, seat);
+    }
+}
+
+static bool offers(const Weft__V1__Hello *hello, NumericsClass numerics)
+{
+    return (hello->numerics_classes >> (uint32_t)numerics & 1u) != 0 &&
+           (numerics == NUMERICS_FAST || hello->n_devices == 0);
+}
+
+static bool is_there(const Member *member)
+{
+    return member_hello(member) != NULL && member_usable(member) && member_channel(member) != NULL;
+}
+
+static void add_devices(Member *member, void *user)
 {
     TrainWorkers *w = user;
-    const Weft__V1__Hello *hello = member_hello(member);
-    if (hello == NULL || !member_usable(member) || member_channel(member) == NULL) {
+    if (!is_there(member)) {
         return;
     }
-    if ((hello->numerics_classes >> (uint32_t)w->numerics & 1u) == 0 ||
-        (w->numerics == NUMERICS_EXACT && hello->n_devices > 0)) {
+    const Weft__V1__Hello *hello = member_hello(member);
+    if (!offers(hello, w->numerics)) {
         w->n_left_out++;
-    } else {
-        g_ptr_array_add(w->members, member);
-        w->least_memory = MIN(w->least_memory, hello->memory_bytes);
+        return;
+    }
+    for (size_t i = 0; i < MIN(hello->n_devices, PLAN_RANKS_LIMIT); i++) {
+        const uint64_t budget = hello->devices[i]->budget_bytes;
+        add_seat(w, member, (uint32_t)i, budget != 0 ? budget : hello->memory_bytes);
+    }
+}
+
+static void add_cores(Member *member, void *user)
+{
+    TrainWorkers *w = user;
+    if (is_there(member) && member_hello(member)->n_devices == 0 &&
+        offers(member_hello(member), w->numerics)) {
+        add_seat(w, member, 0, member_hello(member)->memory_bytes);
     }
 }
 
 TrainWorkers train_workers_usable(Members *members, NumericsClass numerics)
 {
-    TrainWorkers w = {g_ptr_array_new(), UINT64_MAX, 0, numerics};
-    members_each(members, add_usable, &w);
+    TrainWorkers w = {.seats = g_array_new(FALSE, FALSE, sizeof(TrainSeat)),
+                      .least_memory = UINT64_MAX,
+                      .numerics = numerics};
+    members_each(members, add_devices, &w);
+    members_each(members, add_cores, &w);
     return w;
+}
+
+NumericsClass train_workers_class(Members *members)
+{
+    TrainWorkers fast = train_workers_usable(members, NUMERICS_FAST);
+    const NumericsClass numerics = numerics_by_place(fast.n_on_device > 0);
+    train_workers_clear(&fast);
+    return numerics;
+}
+
+void train_workers_keep_devices(TrainWorkers *w)
+{
+    g_array_set_size(w->seats, w->n_on_device);
+    w->least_memory = UINT64_MAX;
+    for (guint i = 0; i < w->seats->len; i++) {
+        w->least_memory = MIN(w->least_memory, g_array_index(w->seats, TrainSeat, i).memory_bytes);
+    }
 }
 
 const char *train_workers_advice(const TrainWorkers *w)
@@ -34,15 +85,9 @@ const char *train_workers_advice(const TrainWorkers *w)
                : " (workers that offer numerics exact only are left out)";
 }
 
-bool train_worker_on_device(const Member *member)
-{
-    const Weft__V1__Hello *hello = member_hello(member);
-    return hello != NULL && hello->n_devices > 0;
-}
-
 void train_workers_clear(TrainWorkers *w)
 {
-    g_clear_pointer(&w->members, g_ptr_array_unref);
+    g_clear_pointer(&w->seats, g_array_unref);
 }
 
 Plan *train_workers_plan(const TrainWorkers *w, const TrainLayoutChoice *layout,
@@ -55,9 +100,11 @@ Plan *train_workers_plan(const TrainWorkers *w, const TrainLayoutChoice *layout,
         plan_free(g_steal_pointer(&plan));
     }
     for (uint32_t g = 0; plan != NULL && g < layout->dp * layout->pp * layout->tp; g++) {
+        const TrainSeat *seat = &g_array_index(w->seats, TrainSeat, g);
         PlanRank *rank = train_plan_rank(plan, g, &at);
         g_free(rank->worker);
-        rank->worker = g_strdup(member_name(w->members->pdata[g]));
+        rank->worker = g_strdup(member_name(seat->member));
+        rank->device = seat->device;
     }
     if (plan != NULL) {
         g_free(plan->job);

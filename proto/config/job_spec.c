@@ -215,6 +215,7 @@ static void set_defaults(JobSpec *s)
     s->sample_temperature = 0.8;
     s->trace_steps = 8;
     s->queue = 512;
+    s->numerics = JOB_ANY_NUMERICS;
 }
 
 /* What a setting is by default when that depends on others. */
@@ -337,9 +338,9 @@ void job_spec_free(JobSpec *spec)
 
 void job_spec_resolve(JobSpec *spec, const char *directory)
 {
-    char **paths[] = {&spec->model.from, &spec->data.train, &spec->data.validation,
-                      &spec->data.tokenizer_from, &spec->checkpoint_directory,
-                      &spec->trace_file};
+    char **paths[] = {&spec->model.from,           &spec->data.train,
+                      &spec->data.validation,      &spec->data.tokenizer_from,
+                      &spec->checkpoint_directory, &spec->trace_file};
     for (size_t i = 0; i < G_N_ELEMENTS(paths); i++) {
         char *path = *paths[i];
         if (path != NULL && !g_path_is_absolute(path)) {

@@ -45,7 +45,8 @@ typedef enum JobRecompute {
 typedef enum JobNonfinite { JOB_NONFINITE_STOP, JOB_NONFINITE_SKIP } JobNonfinite;
 typedef enum JobResume { JOB_RESUME_AUTO, JOB_RESUME_NONE } JobResume;
 typedef enum JobKv { JOB_KV_F16, JOB_KV_BF16, JOB_KV_F32, JOB_KV_Q8 } JobKv;
-typedef enum JobNumerics { JOB_EXACT, JOB_FAST } JobNumerics;
+/* The first two as NumericsClass. */
+typedef enum JobNumerics { JOB_EXACT, JOB_FAST, JOB_ANY_NUMERICS } JobNumerics;
 
 typedef struct JobModel {
     char *from; /* a GGUF file or a Hugging Face directory; NULL: config */

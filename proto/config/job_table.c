@@ -99,7 +99,7 @@ const Option JOB_TRAIN_TABLE[] = {
     ROW("trace.file", STRING, trace_file, 0, 0, NULL, "where it is written what ranks did and when (Trace Event Format)"),
     ROW("trace.first", COUNT, trace_first, 1, 1e12, NULL, "the first step that is traced"),
     ROW("trace.steps", COUNT, trace_steps, 1, JOB_TRACE_STEPS_LIMIT, NULL, "how many are"),
-    RESULT("numerics", CHOICE, numerics, 0, 0, "exact|fast", "the bit contract; fast: workers on devices take part"),
+    RESULT("numerics", CHOICE, numerics, 0, 0, "exact|fast|auto", "the bit contract; auto: fast if a worker on a device takes part"),
     RESULT("update.rule", CHOICE, update, 0, 0, "sync", "how replicas agree"),
     {0},
 };
@@ -113,7 +113,7 @@ const Option JOB_SERVE_TABLE[] = {
     ROW("limits.queue", COUNT, queue, 1, 1 << 20, NULL, "requests that may wait"),
     RESULT("kv.type", CHOICE, kv_type, 0, 0, "f16|bf16|f32|q8", "what keys and values are rounded to"),
     ROW("kv.memory", SIZE, kv_memory, 0, 0, "auto", "of each worker"),
-    RESULT("numerics", CHOICE, numerics, 0, 0, "exact|fast", "the bit contract"),
+    RESULT("numerics", CHOICE, numerics, 0, 0, "exact|fast|auto", "the bit contract; auto: fast on devices, exact on hosts' cores alone"),
     {0},
 };
 /* clang-format on */

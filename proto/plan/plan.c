@@ -83,6 +83,16 @@ static void put_u32le(uint8_t *p, uint32_t v)
     }
 }
 
+const char *numerics_name(NumericsClass numerics)
+{
+    return numerics == NUMERICS_FAST ? "fast" : "exact";
+}
+
+NumericsClass numerics_by_place(bool on_devices)
+{
+    return on_devices ? NUMERICS_FAST : NUMERICS_EXACT;
+}
+
 Hash128 definition_hash(const Definition *d)
 {
     const uint32_t numbers[] = {d->numerics_version, (uint32_t)d->numerics, (uint32_t)d->kv_type,

@@ -13,6 +13,10 @@
 #define PLAN_CHUNKS_LIMIT 64u
 
 typedef enum NumericsClass { NUMERICS_EXACT = 0, NUMERICS_FAST = 1 } NumericsClass;
+const char *numerics_name(NumericsClass numerics); /* "exact" | "fast", static */
+/* The class of a plan for which none was asked, wherever that is asked: fast where any rank
+ * computes on a device, exact on hosts' cores alone. */
+NumericsClass numerics_by_place(bool on_devices);
 
 #define EXACT_KIND_BYTES 96u
 /* Settings that define the result (NUMERICS, "Definition"). */

@@ -54,7 +54,7 @@ def case_kinds():
     kinds = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:3", "WEFT_FAILPOINT": "device-kind-0=1,device-kind-1=1,device-kind-2=2"})
     try:
         assert [d["exact_kind"] for d in kinds.status()["members"][0]["devices"]] == ["trivial, kind 1", "trivial, kind 1", "trivial, kind 2"]
-        prompt = ["-p", "The sky is", "--seed", 7, "--context", 256, "-q", "--json", "-n", 10]
+        prompt = ["-p", "The sky is", "--seed", 7, "--numerics", "exact", "--context", 256, "-q", "--json", "-n", 10]
         alone = host.weft("run", model, *prompt).ok().json()
         results = [kinds.weft("run", model, *prompt, *layout).ok().json() for layout in (["--tp", 2], ["--pp", 2], ["--tp", 1, "--pp", 1])]
         assert len({r["digest"] for r in results}) == 1 and results[0]["digest"] == alone["digest"], results
@@ -62,14 +62,32 @@ def case_kinds():
         verified = kinds.weft("verify", model, "--context", 256, "--json", "-q").ok().json()
         ran = [v for v in verified["layouts"] if v["digest"]]
         assert verified["equal"] and {v["layout"] for v in ran} == {"dp1 pp1 tp1", "dp1 pp1 tp2", "dp1 pp2 tp1", "dp2 pp1 tp1"}, verified
-        text = kinds.weft("plan", model, "--tp", 2).ok().out
+        text = kinds.weft("plan", model, "--tp", 2, "--numerics", "exact").ok().out
         assert "numerics exact: the bits of trivial, kind 1" in text and "an exact plan is of one kind" in text, text
-        kinds.weft("plan", model, "--pp", 3).fails(2, "an exact plan is of one kind of workers, and here are: trivial, kind 1 (2), trivial, kind 2 (1)",
+        kinds.weft("plan", model, "--pp", 3, "--numerics", "exact").fails(2, "an exact plan is of one kind of workers, and here are: trivial, kind 1 (2), trivial, kind 2 (1)",
                                                    "--pp 3 --tp 1 --numerics fast")
         mixed = kinds.weft("plan", model, "--pp", 3, "--numerics", "fast", "--json").ok().json()
         assert len(mixed["stages"]) == 3, mixed
     finally:
         kinds.down()
+
+
+def case_default():
+    """where nothing is asked a plan with devices is fast, one of cores exact; plan, answer, perplexity and status say which; an explicit class wins"""
+    text = work / "words.txt"
+    text.write_text("The sky is blue and the sea is deep. " * 20)
+    for cluster, numerics in ((pair, "fast"), (host, "exact")):
+        got = cluster.weft("run", model, "-p", "The sky is", "--context", 256, "-q", "--json", "-n", 4).ok().json()
+        planned = cluster.weft("plan", model, "--context", 256, "--json").ok().json()
+        scored = cluster.weft("perplexity", model, "-f", text, "--ctx", 32, "--context", 256, "-q", "--json").ok().json()
+        assert [one["numerics"] for one in (got, planned, scored)] == [numerics] * 3, (got, planned, scored)
+        assert got["definition"] == planned["definition"]
+        assert any(reason.startswith(f"numerics {numerics}: so it is on") for reason in planned["reasons"]), planned["reasons"]
+        assert f", numerics {numerics}\n" in cluster.weft("plan", model).ok().out
+        assert any(job["numerics"] == numerics and job["state"] == "ready" for job in cluster.status()["jobs"]), cluster.status()["jobs"]
+        other = "exact" if numerics == "fast" else "fast"
+        asked = cluster.weft("run", model, "-p", "The sky is", "--context", 256, "-q", "--json", "-n", 4, "--numerics", other).ok().json()
+        assert asked["numerics"] == other and asked["tokens"] == got["tokens"], asked
 
 
 def case_recovery():

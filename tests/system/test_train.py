@@ -88,7 +88,28 @@ def case_device():
         plan = devices.weft("plan", path, "--json").ok().json()
         assert any("numerics fast: 2 of 2 ranks compute on devices" in reason for reason in plan["reasons"]), plan["reasons"]
         assert all(rank["host_bytes"] > rank["weight_bytes"] for stage in plan["stages"] for rank in stage["ranks"]), plan
-        devices.weft("plan", spec("device-exact")).fails(4, "no worker is usable", "say numerics: fast")
+        open_class = spec("device-open", layout=layout)
+        assert devices.weft("plan", open_class, "--json").ok().json()["numerics"] == "fast"
+        assert_same(result(devices.weft("train", open_class, "--json", "-q").ok().out), want)
+        devices.weft("plan", spec("device-exact", numerics="exact")).fails(4, "no worker is usable", "say numerics: fast")
+    finally:
+        devices.down()
+
+
+def case_devices_of_one_worker():
+    """a worker that leads three devices trains on all of them, a rank on each: replicas, stages and tensor ranks, losses and weights as on a host; a
+    layout that needs more is refused"""
+    if os.environ.get("WEFT_FAILPOINTS") != "true":
+        raise Skip("built without fail points")
+    want = reference("gpt2", 12)
+    devices = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:3"})
+    try:
+        for i, (layout, n) in enumerate((("{dp: 3, pp: 1, tp: 1}", 3), ("{dp: 1, pp: 2, tp: 1}", 2), ("{dp: 1, pp: 1, tp: 3}", 3), ("auto", 3))):
+            path = spec(f"devices-{i}", layout=layout)
+            plan = devices.weft("plan", path, "--json").ok().json()
+            assert any(f"numerics fast: {n} of {n} ranks compute on devices" in reason for reason in plan["reasons"]), plan["reasons"]
+            assert_same(result(devices.weft("train", path, "--json", "-q").ok().out), want)
+        devices.weft("plan", spec("devices-more", layout="{dp: 4, pp: 1, tp: 1}")).fails(2, "4")
     finally:
         devices.down()
 

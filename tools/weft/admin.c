@@ -257,11 +257,11 @@ static void print_status_json(const Weft__V1__StatusResponse *s)
     }
     for (size_t i = 0; i < s->n_jobs; i++) {
         const Weft__V1__Job *j = s->jobs[i];
-        json_array_append_new(jobs,
-                              json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:s,s:I}", "id", j->id, "kind",
-                                        j->kind, "model", j->model, "state", j->state, "layout",
-                                        j->layout, "epoch", (json_int_t)j->epoch, "error", j->error,
-                                        "active_requests", (json_int_t)j->active_requests));
+        json_array_append_new(jobs, json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:s,s:I}", "id", j->id,
+                                              "kind", j->kind, "model", j->model, "state", j->state,
+                                              "layout", j->layout, "numerics", j->numerics, "epoch",
+                                              (json_int_t)j->epoch, "error", j->error,
+                                              "active_requests", (json_int_t)j->active_requests));
     }
     g_autofree char *hash = hash_text(&s->ca_hash);
     json_object_update_new(object,
@@ -355,7 +355,8 @@ static void print_jobs(const Weft__V1__StatusResponse *s, bool details)
         g_autofree char *epoch = g_strdup_printf("%" G_GUINT64_FORMAT, j->epoch);
         g_autofree char *age = units_format_duration((int64_t)j->age_ms / 1000 * 1000000);
         g_autofree char *model = g_path_get_basename(j->model);
-        text_table_row(t, j->id, j->kind, j->state, j->layout, epoch, model, age, NULL);
+        g_autofree char *layout = job_layout_text(j);
+        text_table_row(t, j->id, j->kind, j->state, layout, epoch, model, age, NULL);
     }
     if (!details) {
         text_table_fit(t, 5);

@@ -61,10 +61,11 @@ static void print_perplexity(const PerplexityOptions *o, const RunOutcome *out)
     const double mean = out->nll_sum / MAX(out->tokens_scored, 1u), perplexity = exp(mean);
     if (o->common.json) {
         json_t *object = cli_json_new();
-        json_object_update_new(
-            object, json_pack("{s:f,s:f,s:I,s:I,s:s}", "perplexity", perplexity, "nll_mean", mean,
-                              "tokens_scored", (json_int_t)out->tokens_scored, "ctx",
-                              (json_int_t)o->window, "definition", out->definition));
+        json_object_update_new(object, json_pack("{s:f,s:f,s:I,s:I,s:s,s:s}", "perplexity",
+                                                 perplexity, "nll_mean", mean, "tokens_scored",
+                                                 (json_int_t)out->tokens_scored, "ctx",
+                                                 (json_int_t)o->window, "numerics", out->numerics,
+                                                 "definition", out->definition));
         cli_print_json(object);
     } else {
         printf("perplexity %.4f over %u tokens (windows of %u)\n", perplexity, out->tokens_scored,
@@ -175,6 +176,7 @@ typedef struct BenchRow {
     const char *test;
     char *name, *layout;
     char definition[33];
+    const char *numerics; /* as RunOutcome.numerics */
     double *all, median, roof, predicted, wire_bytes_per_token;
     double us[N_SHARES]; /* per token, summed over the members, as the bytes are */
     uint64_t n, depth;
@@ -289,6 +291,7 @@ static bool bench_test(Client *client, const BenchOptions *o, const char *path, 
         }
         if (ok && i == 0 && out.plan != NULL) {
             g_strlcpy(row->definition, out.definition, sizeof row->definition);
+            row->numerics = out.numerics;
             row->layout = plan_message_layout(out.plan);
             row->predicted = decode ? out.plan->predicted_decode_tokens_per_s
                                     : out.plan->predicted_prefill_tokens_per_s;
@@ -321,7 +324,7 @@ static double ask_roof(Client *client, const BenchOptions *o, const char *path)
     request.layout = &layout;
     request.model = (char *)path;
     request.context = (uint32_t)o->request.context;
-    request.numerics = "";
+    request.numerics = o->request.numerics != NULL ? o->request.numerics : "";
     request.kv = o->request.kv != NULL ? o->request.kv : "";
     if (!client_call(client, &weft__v1__admin__descriptor, "Plan", &request.base, 60000,
                      (ProtobufCMessage **)&response, NULL)) {
@@ -400,6 +403,7 @@ static void add_json(json_t *object, const BenchOptions *o, const Machine *m, co
     for (unsigned i = 0; i < n; i++) {
         json_array_append_new(list, row_json(o, &rows[i], m->threads));
     }
+    json_object_set_new(object, "numerics", json_string(rows[0].numerics));
     json_object_set_new(object, "definition", json_string(rows[0].definition));
 }
 

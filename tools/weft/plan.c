@@ -76,6 +76,7 @@ static void print_plan_json(const Weft__V1__PlanResponse *p)
             json_array_append_new(reasons, json_string(p->plan->reasons[i]));
         }
         json_object_set_new(object, "layout", plan_message_layout_json(p->plan));
+        json_object_set_new(object, "numerics", json_string(plan_message_numerics(p->plan)));
         add_definition(object, p->plan);
     }
     json_object_set_new(object, "stages", stages);
@@ -118,7 +119,7 @@ static void print_plan(const Weft__V1__PlanResponse *p)
     g_autofree char *layout = plan_message_layout(p->plan);
     TextTable *t = text_table_new((const char *const[]){"WORKER", "DP/PP/TP", "LAYERS", "ATTENTION",
                                                         "FFN", "WEIGHTS", "PEAK", NULL});
-    printf("layout %s\n\n", layout);
+    printf("layout %s, numerics %s\n\n", layout, plan_message_numerics(p->plan));
     for (size_t r = 0; r < p->plan->n_replicas; r++) {
         print_replica(t, p, r);
     }
@@ -176,7 +177,10 @@ static int plan_job(PlanOptions *o, const char *path, char **model)
     if (spec->kind == JOB_TRAIN) {
         return plan_training(&o->common, spec);
     }
+    static char *const classes[] = {"exact", "fast", "auto"};
     *model = g_strdup(spec->model.from);
+    g_free(o->request.numerics);
+    o->request.numerics = g_strdup(classes[spec->numerics]);
     o->request.dp = spec->layout.dp;
     o->request.pp = spec->layout.pp;
     o->request.tp = spec->layout.tp;

@@ -62,6 +62,7 @@ static void print_json(const Response *p)
                               (json_int_t)p->micro_batches, "micro_sequences",
                               (json_int_t)p->micro_sequences, "chunks", (json_int_t)p->chunks,
                               "parameters", (json_int_t)p->parameters, "stages", stages_json(p)));
+        json_object_set_new(object, "numerics", json_string(p->numerics));
         json_object_set_new(object, "predicted",
                             json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "step_s", p->step_s,
                                       "tokens_per_s", p->tokens_per_s, "bubble", p->bubble,
@@ -113,9 +114,10 @@ static void print_memory(const Response *p)
 static void print_plan(const Response *p)
 {
     g_autofree char *layout = plan_message_layout(p->plan);
-    printf("layout %s, %s, %u micro-batches of at most %u sequences, %" G_GUINT64_FORMAT
-           " parameters\n\n",
-           layout, p->schedule, p->micro_batches, p->micro_sequences, p->parameters);
+    printf(
+        "layout %s, numerics %s, %s, %u micro-batches of at most %u sequences, %" G_GUINT64_FORMAT
+        " parameters\n\n",
+        layout, p->numerics, p->schedule, p->micro_batches, p->micro_sequences, p->parameters);
     print_memory(p);
     printf("\n");
     for (size_t i = 0; i < p->plan->n_reasons; i++) {

@@ -1,6 +1,7 @@
 #include "tools/weft/request.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/plan.h"
 
 #include <errno.h>
 #include <float.h>
@@ -138,6 +139,7 @@ static void take_started(RunOutcome *out, const Weft__V1__RunStarted *s)
     out->epoch = s->epoch;
     out->replica = s->replica;
     hex(&s->definition, out->definition);
+    out->numerics = out->plan != NULL ? plan_message_numerics(out->plan) : "";
 }
 
 /* JSON has no infinities: what is impossible gets the least float. */
@@ -274,4 +276,15 @@ json_t *plan_message_layout_json(const Weft__V1__Plan *plan)
     }
     return json_pack("{s:I,s:I,s:I}", "dp", (json_int_t)plan->n_replicas, "pp",
                      (json_int_t)(r != NULL ? r->n_stages : 0), "tp", (json_int_t)tp);
+}
+
+char *job_layout_text(const Weft__V1__Job *job)
+{
+    return g_strconcat(job->layout, strcmp(job->numerics, "fast") == 0 ? " fast" : "", NULL);
+}
+
+const char *plan_message_numerics(const Weft__V1__Plan *plan)
+{
+    return numerics_name(plan->definition != NULL ? (NumericsClass)plan->definition->numerics
+                                                  : NUMERICS_EXACT);
 }

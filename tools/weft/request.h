@@ -33,15 +33,21 @@ void request_defaults(RequestOptions *o);
          NULL,         1,                                                                          \
          1 << 24,      NULL,                                                                       \
          true},                                                                                    \
-    {"kv",          0,                                                                             \
-     OPTION_STRING, offsetof(type, request.kv),                                                    \
-     "TYPE",        "what keys and values are rounded to",                                         \
-     NULL,          0,                                                                             \
-     0,             "f16|bf16|f32|q8",                                                             \
-     true},                                                                                        \
+        {"kv",                                                                                     \
+         0,                                                                                        \
+         OPTION_STRING,                                                                            \
+         offsetof(type, request.kv),                                                               \
+         "TYPE",                                                                                   \
+         "what keys and values are rounded to",                                                    \
+         NULL,                                                                                     \
+         0,                                                                                        \
+         0,                                                                                        \
+         "f16|bf16|f32|q8",                                                                        \
+         true},                                                                                    \
     {                                                                                              \
-        "numerics", 0, OPTION_STRING, offsetof(type, request.numerics), "CLASS", "bit contract",   \
-            NULL, 0, 0, "exact|fast", true                                                         \
+        "numerics", 0, OPTION_STRING, offsetof(type, request.numerics), "CLASS",                   \
+            "bit contract; auto: fast on devices, exact on cores", NULL, 0, 0, "auto|exact|fast",  \
+            true                                                                                   \
     }
 #define SAMPLER_OPTIONS(type)                                                                      \
     {"temp",        0,                                                                             \
@@ -132,6 +138,7 @@ typedef struct RunOutcome {
     char *finish_reason;
     char digest[33];
     char definition[33];
+    const char *numerics; /* "exact" | "fast", static: of what it ran as */
     Weft__V1__Plan *plan; /* as used; owned */
     uint32_t prompt_tokens, prefill_tokens;
     uint64_t seed;
@@ -152,3 +159,7 @@ bool request_run(Client *client, const CommonOptions *common, const Weft__V1__Ru
 char *plan_message_layout(const Weft__V1__Plan *plan);
 /* {"dp":..,"pp":..,"tp":..} */
 json_t *plan_message_layout_json(const Weft__V1__Plan *plan);
+/* Its class: "exact" | "fast", static. */
+const char *plan_message_numerics(const Weft__V1__Plan *plan);
+/* Of a job in a table: its layout, and its class where that is fast. Returned. */
+char *job_layout_text(const Weft__V1__Job *job);

@@ -110,6 +110,7 @@ static void print_run_json(const RunOptions *o, const char *model, const RunOutc
         json_object_set_new(object, "layout", plan_message_layout_json(out->plan));
         json_object_set_new(object, "workers", workers_json(out->plan));
     }
+    json_object_set_new(object, "numerics", json_string(out->numerics));
     json_object_set_new(object, "definition", json_string(out->definition));
     json_object_set_new(object, "seed", json_integer((json_int_t)out->seed));
     json_object_set_new(object, "timings",
@@ -129,12 +130,12 @@ static void print_run_speed(const RunOptions *o, const RunOutcome *out)
     }
     g_autofree char *layout = out->plan != NULL ? plan_message_layout(out->plan) : g_strdup("?");
     fprintf(stderr,
-            "%u prompt tokens at %.1f/s, %u tokens at %.1f/s (predicted %.1f/s), %s, %s, seed "
+            "%u prompt tokens at %.1f/s, %u tokens at %.1f/s (predicted %.1f/s), %s, %s, %s, seed "
             "%" G_GUINT64_FORMAT ", digest %s\n",
             out->prompt_tokens, rate(out->prefill_tokens, out->prefill_s), out->ids->len,
             rate(out->ids->len > 0 ? out->ids->len - 1.0 : 0, out->decode_s),
             out->plan != NULL ? out->plan->predicted_decode_tokens_per_s : 0.0, layout,
-            out->finish_reason, out->seed, out->digest);
+            out->numerics, out->finish_reason, out->seed, out->digest);
 }
 
 static bool dump_logits(const char *path, const RunOutcome *out, GError **error)

@@ -202,11 +202,11 @@ static void print_json(const Sample *sample)
     each_load(s, add_load_json, &list);
     for (size_t i = 0; i < s->n_jobs; i++) {
         const Weft__V1__Job *j = s->jobs[i];
-        json_array_append_new(jobs, json_pack("{s:s,s:s,s:s,s:I,s:I,s:o,s:s}", "id", j->id, "state",
-                                              j->state, "layout", j->layout, "epoch",
-                                              (json_int_t)j->epoch, "active_requests",
-                                              (json_int_t)j->active_requests, "tokens_per_s",
-                                              known(job_rate(sample, j->id)), "model", j->model));
+        json_array_append_new(
+            jobs, json_pack("{s:s,s:s,s:s,s:s,s:I,s:I,s:o,s:s}", "id", j->id, "state", j->state,
+                            "layout", j->layout, "numerics", j->numerics, "epoch",
+                            (json_int_t)j->epoch, "active_requests", (json_int_t)j->active_requests,
+                            "tokens_per_s", known(job_rate(sample, j->id)), "model", j->model));
     }
     json_t *object = cli_json_new();
     json_object_update_new(object,
@@ -311,7 +311,8 @@ static void print_jobs(const Sample *sample)
         g_autofree char *requests = g_strdup_printf("%u", j->active_requests);
         g_autofree char *tokens = number(job_rate(sample, j->id));
         g_autofree char *age = units_format_duration((int64_t)j->age_ms / 1000 * 1000000);
-        text_table_row(t, j->id, j->state, j->layout, epoch, requests, tokens, age, NULL);
+        g_autofree char *layout = job_layout_text(j);
+        text_table_row(t, j->id, j->state, layout, epoch, requests, tokens, age, NULL);
     }
     text_table_fit(t, 2);
     text_table_print(t);

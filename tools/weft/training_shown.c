@@ -22,11 +22,11 @@ static json_t *ranks_json(const Job *j)
         json_t *memory =
             r->memory_bytes > 0 ? json_integer((json_int_t)r->memory_bytes) : json_null();
         json_array_append_new(
-            ranks, json_pack("{s:s,s:I,s:I,s:I,s:s,s:o,s:o,s:I}", "worker", r->worker, "replica",
-                             (json_int_t)r->replica, "stage", (json_int_t)r->stage, "rank",
-                             (json_int_t)r->rank, "state", r->state, "wait_share",
-                             known(r->wait_share, r->wait_share >= 0), "memory_bytes", memory,
-                             "silent_ms", (json_int_t)r->silent_ms));
+            ranks, json_pack("{s:s,s:I,s:I,s:I,s:I,s:s,s:o,s:o,s:I}", "worker", r->worker, "device",
+                             (json_int_t)r->device, "replica", (json_int_t)r->replica, "stage",
+                             (json_int_t)r->stage, "rank", (json_int_t)r->rank, "state", r->state,
+                             "wait_share", known(r->wait_share, r->wait_share >= 0), "memory_bytes",
+                             memory, "silent_ms", (json_int_t)r->silent_ms));
     }
     return ranks;
 }
@@ -37,11 +37,11 @@ json_t *training_json(const Weft__V1__StatusResponse *status)
     for (size_t i = 0; i < status->n_training; i++) {
         const Job *j = status->training[i];
         const bool fast = j->tokens_per_s > 0;
-        json_t *object =
-            json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:s,s:I,s:s}", "name", j->name, "state", j->state,
-                      "layout", j->layout, "epoch", (json_int_t)j->epoch, "step",
-                      (json_int_t)j->step, "steps", (json_int_t)j->steps, "reason", j->reason,
-                      "state_ms", (json_int_t)j->state_ms, "checkpoint", j->checkpoint);
+        json_t *object = json_pack("{s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:s,s:I,s:s}", "name", j->name,
+                                   "state", j->state, "layout", j->layout, "numerics", j->numerics,
+                                   "epoch", (json_int_t)j->epoch, "step", (json_int_t)j->step,
+                                   "steps", (json_int_t)j->steps, "reason", j->reason, "state_ms",
+                                   (json_int_t)j->state_ms, "checkpoint", j->checkpoint);
         json_object_set_new(object, "loss", known(j->loss, true));
         json_object_set_new(object, "validation_loss", known(j->validation_loss, true));
         json_object_set_new(object, "tokens_per_s", known(j->tokens_per_s, fast));

@@ -31,6 +31,7 @@ static void verify_defaults(void *values)
 {
     VerifyOptions *o = values;
     request_defaults(&o->request);
+    o->request.numerics = g_strdup("exact"); /* the class that promises what is verified */
     o->request.n = 32;
 }
 

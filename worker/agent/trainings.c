@@ -1,5 +1,6 @@
 /* Diagram: trainings.h. Invariants
- *   1. At most one training of a job is not CLOSING.
+ *   1. Trainings of a job that are not CLOSING are of one epoch, and each has a device of this
+ * worker, or its cores, to itself.
  *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended,
  * which is waited for in the pool; what it had posted ran before that is known here.
  *   3. What waits to be sent in a call is bounded by PIECES_WINDOW and one report: of a snapshot so
@@ -31,6 +32,7 @@ typedef struct TrainCall {
     RpcCall *call;
     char *job;
     uint64_t epoch, generation;
+    uint32_t device;                    /* of this worker's: PlanRank.device */
     bool seal, started, closing, first; /* first: tells the steps */
     Plan *plan;
     ModelSpec *spec;
@@ -451,9 +453,32 @@ static bool check_place(const Trainings *owner, const Plan *plan, const Weft__V1
     return true;
 }
 
+/* Invariant 1, of which a newer epoch has ended the others. */
+static bool check_device(const TrainCall *t, GError **error)
+{
+    const DeploymentsOptions *o = &t->owner->o;
+    if (t->device >= MAX(o->n_devices, 1u)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                    "a rank of job %s is for device %u, worker %s leads %u", t->job, t->device,
+                    o->name, o->n_devices);
+        return false;
+    }
+    for (guint i = 0; i < t->owner->all->len; i++) {
+        const TrainCall *other = t->owner->all->pdata[i];
+        if (!other->closing && strcmp(other->job, t->job) == 0 && other->device == t->device) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                        "two ranks of job %s are for device %u of worker %s", t->job, t->device,
+                        o->name);
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
 {
     const DeploymentsOptions *o = &t->owner->o;
+    const Device *device = deployments_device(t->owner->deployments, t->device);
     TrainEngineOptions options = {
         .spec = t->spec,
         .plan = t->plan,
@@ -463,10 +488,10 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
         .generation = t->generation,
         .epoch = t->epoch,
         .feed = train_feed_pipe_feed(t->feed),
-        .threads = o->threads,
-        .cpus = o->cpus,
+        .threads = MAX(o->threads / MAX(o->n_devices, 1u), 1u),
+        .cpus = o->n_devices > 1 ? NULL : o->cpus,
         .kernels = kernels_get(o->isa),
-        .device = o->device,
+        .device = device,
         .fill = o->fill,
         .crowded = o->crowded,
         .loop = o->loop,
@@ -475,11 +500,11 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
     if (!train_settings_read(load->settings, t->spec, &options.work, error)) {
         return false;
     }
-    if (o->device != NULL && !options.work.fast) {
+    if (device != NULL && !options.work.fast) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
                     "worker %s computes on %s:%u, which trains by numerics fast only: say "
                     "numerics: fast in the job file, or start it with --device cpu",
-                    o->name, o->device->info.kind, o->device->info.index);
+                    o->name, device->info.kind, device->info.index);
         return false;
     }
     TextWish *sample = &options.work.sample;
@@ -502,18 +527,22 @@ static bool train_call_fill(TrainCall *t, const Weft__V1__TrainLoad *load, GErro
         !check_place(t->owner, t->plan, load, error)) {
         return false;
     }
+    t->device = t->plan->replicas[load->replica].stages[load->stage].ranks[load->rank].device;
+    if (!check_device(t, error)) {
+        return false;
+    }
     t->feed = train_feed_pipe_new(t->owner->o.loop, on_want, t);
     t->first = load->replica == 0 && load->stage == 0 && load->rank == 0;
     return open_engine(t, load, error);
 }
 
-static void end_others(Trainings *owner, const char *job)
+static void end_older(Trainings *owner, const char *job, uint64_t epoch)
 {
     g_autoptr(GError) why =
         g_error_new(WEFT_ERROR, WEFT_ERROR_STALE, "job %s: a newer epoch takes over", job);
     for (guint i = 0; i < owner->all->len; i++) {
         TrainCall *t = owner->all->pdata[i];
-        if (strcmp(t->job, job) == 0) {
+        if (strcmp(t->job, job) == 0 && t->epoch < epoch) {
             train_call_close(t, why);
         }
     }
@@ -526,7 +555,7 @@ static void train_call_load(Trainings *owner, RpcCall *call, const Weft__V1__Tra
         rpc_call_finish(call, error);
         return;
     }
-    end_others(owner, load->stamp->job);
+    end_older(owner, load->stamp->job, load->stamp->epoch);
     TrainCall *t = g_new0(TrainCall, 1);
     t->owner = owner;
     weft__v1__train_times__init(&t->times);

@@ -1,4 +1,5 @@
-/* Trainings: the ranks of training jobs on this worker, one for each open call of service Trainer.
+/* Trainings: the ranks of training jobs on this worker, one for each open call of service Trainer:
+ * of a job one on each of its devices, or one on its cores.
  * Loop thread, all of it.
  *
  *             Load                  loaded         Start             all ranks have their state

@@ -121,18 +121,15 @@ static bool check_kind(const Weft__V1__RunRequest *r, GError **error)
     }
 }
 
-bool request_numerics(const char *text, NumericsClass *out, GError **error)
+bool request_numerics(const char *text, NumericsClass *out, bool *any, GError **error)
 {
-    if (text[0] == '\0' || strcmp(text, "exact") == 0) {
-        *out = NUMERICS_EXACT;
+    *any = text[0] == '\0' || strcmp(text, "auto") == 0;
+    *out = strcmp(text, "fast") == 0 ? NUMERICS_FAST : NUMERICS_EXACT;
+    if (*any || strcmp(text, numerics_name(*out)) == 0) {
         return true;
     }
-    if (strcmp(text, "fast") == 0) {
-        *out = NUMERICS_FAST;
-        return true;
-    }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "numerics %s is unknown: exact or fast",
-                text);
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "numerics %s is unknown: auto, exact or fast", text);
     return false;
 }
 
@@ -158,6 +155,7 @@ bool request_kv_type(const char *text, KvType *out, GError **error)
 bool request_check(const Weft__V1__RunRequest *r, GError **error)
 {
     NumericsClass numerics;
+    bool any_numerics;
     KvType kv_type;
     if (r->model[0] == '\0') {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "a request names no model");
@@ -165,7 +163,7 @@ bool request_check(const Weft__V1__RunRequest *r, GError **error)
     }
     return check_prompt(r, error) && check_kind(r, error) && check_sampler(r->sampler, error) &&
            check_stops(r, error) && check_layout(r->layout, error) &&
-           request_numerics(r->numerics, &numerics, error) &&
+           request_numerics(r->numerics, &numerics, &any_numerics, error) &&
            request_kv_type(r->kv, &kv_type, error) &&
            in_range("streams", r->streams, 0, REQUEST_STREAMS_LIMIT, error) &&
            in_range("top logprobs", r->top_logprobs, 0, REQUEST_TOP_LOGPROBS_LIMIT, error);

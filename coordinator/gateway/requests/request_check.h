@@ -15,8 +15,8 @@
 
 /* INVALID naming field, value and range. */
 bool request_check(const Weft__V1__RunRequest *request, GError **error);
-/* "" and "exact" | "fast". */
-bool request_numerics(const char *text, NumericsClass *out, GError **error);
+/* "exact" | "fast"; "" and "auto": none is asked, *any. */
+bool request_numerics(const char *text, NumericsClass *out, bool *any, GError **error);
 /* "" and "f16" | "bf16" | "f32" | "q8". */
 bool request_kv_type(const char *text, KvType *out, GError **error);
 /* Of a wish for a deployment; 0 = as fits. INVALID. */

@@ -465,7 +465,7 @@ static JobWish run_job_wish(const Run *run)
         return run->wish;
     }
     JobWish wish = {.context = r->context, .streams = r->streams > 1 ? r->streams : 0};
-    request_numerics(r->numerics, &wish.numerics, NULL);
+    request_numerics(r->numerics, &wish.numerics, &wish.any_numerics, NULL);
     request_kv_type(r->kv, &wish.kv_type, NULL);
     if (r->layout != NULL) {
         wish.dp = r->layout->dp;

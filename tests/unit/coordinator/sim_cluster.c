@@ -267,7 +267,7 @@ static void send_hello(FakeWorker *w)
     hello.protocol_version = w->protocol_version;
     hello.release = (char *)"9.9";
     hello.numerics_version = WEFT_NUMERICS_VERSION;
-    hello.numerics_classes = 1;
+    hello.numerics_classes = w->numerics_classes != 0 ? w->numerics_classes : 1;
     hello.devices = w->devices;
     hello.n_devices = w->n_devices;
     hello.boot_id = (ProtobufCBinaryData){sizeof w->boot_id, w->boot_id};

@@ -31,6 +31,7 @@ typedef struct FakeWorker {
     bool running, welcomed;
     uint8_t boot_id[16];
     uint32_t protocol_version;
+    uint32_t numerics_classes;  /* of its hello; 0: exact */
     Weft__V1__Device **devices; /* of its hello; borrowed */
     size_t n_devices;
     uint64_t memory_bytes, sequence;

@@ -142,6 +142,59 @@ static void test_exact_kinds(void **state)
     plan_free(plan);
 }
 
+/* Where no class is asked: fast as soon as a rank is on a GPU, hosts beside it or not; exact on
+ * hosts' cores, also where those alone serve faster than a plan with the GPU; the refusal is that
+ * of the class that devices could have taken part in. */
+static void test_class_by_place(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    (void)state;
+    plan_builder_members(members, 3);
+    on_gpu(&members[1], h200);
+    members[0].numerics_classes = members[2].numerics_classes = members[1].numerics_classes;
+    PlanWish wish = {.streams = 1, .any_numerics = true};
+    Plan *plan = plan_ok(spec, members, 3, &wish);
+    assert_int_equal(plan->definition.numerics, NUMERICS_FAST);
+    assert_string_equal(plan->definition.exact_kind, "");
+    assert_string_equal(plan->replicas[0].stages[0].ranks[0].worker, "w1");
+    assert_true(has_reason(plan, "numerics fast: so it is on GPUs unless --numerics exact"));
+    plan_free(plan);
+
+    wish.pp = 3; /* mixed */
+    plan = plan_ok(spec, members, 3, &wish);
+    assert_int_equal(plan->definition.numerics, NUMERICS_FAST);
+    plan_free(plan);
+    wish.pp = 4;
+    Refusal r = plan_refused(spec, members, 3, &wish);
+    assert_text(&r, "needs 4 workers and 3 can be used");
+    refusal_clear(&r);
+    wish.pp = 0;
+
+    members[1].read_bytes_per_s = members[0].read_bytes_per_s / 100;
+    members[1].f32_ops_per_s = members[1].int8_ops_per_s = members[0].f32_ops_per_s / 100;
+    plan = plan_ok(spec, members, 3, &wish);
+    assert_int_equal(plan->definition.numerics, NUMERICS_EXACT);
+    assert_string_equal(plan->definition.exact_kind, "");
+    assert_true(has_reason(plan, "numerics exact: so it is on hosts' cores unless"));
+    plan_free(plan);
+
+    members[1].usable = false;
+    plan = plan_ok(spec, members, 3, &wish);
+    assert_int_equal(plan->definition.numerics, NUMERICS_EXACT);
+    plan_free(plan);
+
+    on_gpu(&members[1], h200);
+    members[1].usable = true;
+    members[1].numerics_classes = 1u << NUMERICS_EXACT;
+    members[0].usable = members[2].usable = false;
+    plan = plan_ok(spec, members, 3, &wish);
+    assert_int_equal(plan->definition.numerics, NUMERICS_EXACT);
+    assert_string_equal(plan->definition.exact_kind, h200);
+    assert_true(has_reason(plan, "numerics exact: these GPUs offer no other class"));
+    plan_free(plan);
+}
+
 /* Devices of one worker that are not equally fast get parts by what each one measured. */
 static void test_uneven_devices(void **state)
 {
@@ -220,9 +273,8 @@ static void test_devices_of_one_host(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hosts_and_gpus),
-        cmocka_unit_test(test_exact_kinds),
-        cmocka_unit_test(test_uneven_devices),
+        cmocka_unit_test(test_hosts_and_gpus),      cmocka_unit_test(test_exact_kinds),
+        cmocka_unit_test(test_class_by_place),      cmocka_unit_test(test_uneven_devices),
         cmocka_unit_test(test_devices_of_one_host),
     };
     return cmocka_run_group_tests_name("planner-devices", tests, NULL, NULL);

@@ -58,9 +58,9 @@ static void layouts(void **state)
         assert_int_equal(ok, c->dp > 0);
         if (!ok) {
             assert_int_equal(error->code, WEFT_ERROR_IMPOSSIBLE);
-            assert_non_null(
-                strstr(error->message, "needs 4 workers and there are 3: start more, or choose "
-                                       "layout: {dp: 2, pp: 1, tp: 1} or {dp: 1, pp: 2, tp: 1}"));
+            assert_non_null(strstr(error->message,
+                                   "needs 4 workers and there are 3: start more, or choose "
+                                   "layout: {dp: 2, pp: 1, tp: 1} or {dp: 1, pp: 2, tp: 1}"));
             continue;
         }
         assert_int_equal(got.dp, c->dp);
@@ -167,6 +167,29 @@ static void steps_of_class_fast(void **state)
     const TrainEnd end = {NULL, NULL, "abcd", "dp 1", 0.0, 0.0};
     assert_non_null(strstr(train_log_end(l, &end), "\"numerics\":\"fast\""));
     train_log_free(l);
+}
+
+/* The class of a log's steps is known again when it is opened: a job keeps it. */
+static void class_of_the_log(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    const Weft__V1__TrainProgress step = step_of(0, 4.0f);
+    NumericsClass numerics;
+    for (int fast = 0; fast < 2; fast++) {
+        TrainLog *l = train_log_open(path, NULL);
+        assert_false(train_log_class(l, &numerics));
+        train_log_set_fast(l, fast != 0);
+        assert_non_null(train_log_step(l, &step, 1, NULL, &error));
+        train_log_free(l);
+        l = train_log_open(path, NULL);
+        assert_true(train_log_class(l, &numerics));
+        assert_int_equal(numerics, fast ? NUMERICS_FAST : NUMERICS_EXACT);
+        train_log_free(l);
+        g_unlink(path);
+    }
+    g_rmdir(folder);
 }
 
 /* ---- curves ---- */
@@ -278,6 +301,7 @@ int main(void)
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
         cmocka_unit_test(steps_of_class_fast),
+        cmocka_unit_test(class_of_the_log),
         cmocka_unit_test(curves_of_any_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
