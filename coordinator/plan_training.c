@@ -76,7 +76,7 @@ static void G_GNUC_PRINTF(2, 3) add_reason(const PlanTraining *p, const char *fo
 
 static const char *schedule_name(const PlanTraining *p)
 {
-    return train_layout_schedule(p->spec, &place_of(p)->layout);
+    return train_layout_schedule(&place_of(p)->layout);
 }
 
 static void explain_devices(const PlanTraining *p, const TrainPlace *place)
@@ -98,6 +98,7 @@ static void explain(PlanTraining *p)
     const TrainLayoutChoice *l = &place_of(p)->layout;
     add_reason(p,
                wish->tp > 0 ? "tp %u: as the file says"
+               : l->tp > 1  ? "tp %u: no number of stages fits with fewer tensor ranks"
                             : "tp %u: stages and replicas exchange less than tensor ranks",
                l->tp);
     add_reason(p,
@@ -108,6 +109,14 @@ static void explain(PlanTraining *p)
                wish->dp > 0 ? "dp %u: as the file says"
                             : "dp %u: replicas for the workers that are left, a leaf each at least",
                l->dp);
+    if (wish->pp == 0 && l->pp > 1) {
+        add_reason(p,
+                   wish->schedule != JOB_SCHEDULE_AUTO ? "schedule %s: as the file says"
+                   : l->schedule == JOB_SCHEDULE_ZERO_BUBBLE
+                       ? "schedule %s: fits, and its step is shorter than 1f1b's"
+                       : "schedule %s: zero-bubble does not fit, or saves less than 5 %% of a step",
+                   schedule_name(p));
+    }
     const uint32_t n = place_of(p)->estimate->micro_batches;
     if (place_of(p)->n_on_device > 0) {
         explain_devices(p, place_of(p));

@@ -104,7 +104,7 @@ TrainCost train_cost(const JobSpec *job, const ModelSpec *model, const TrainLayo
 {
     const uint32_t n = layout->dp * layout->pp * layout->tp;
     const double rows = (double)layout->micro_sequences * (double)job->length;
-    const bool apart = job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE,
+    const bool apart = layout->schedule == JOB_SCHEDULE_ZERO_BUBBLE,
                again = job->layout.recompute == JOB_RECOMPUTE_FULL;
     g_autofree double *crowding = g_new(double, n);
     double latency, bytes_per_s;

@@ -143,14 +143,18 @@ bool train_layout_choose(const JobSpec *job, const ModelSpec *model, uint32_t n_
     c.chunks = l->schedule == JOB_SCHEDULE_INTERLEAVED && c.pp > 1
                    ? (uint32_t)CLAMP(l->chunks, 1, MAX(model->n_layers / c.pp, 1))
                    : 1;
+    c.schedule = l->schedule == JOB_SCHEDULE_AUTO ||
+                         (l->schedule == JOB_SCHEDULE_INTERLEAVED && c.chunks == 1)
+                     ? JOB_SCHEDULE_1F1B
+                     : l->schedule;
     *out = c;
     return true;
 }
 
-const char *train_layout_schedule(const JobSpec *job, const TrainLayoutChoice *layout)
+const char *train_layout_schedule(const TrainLayoutChoice *layout)
 {
-    return job->layout.schedule == JOB_SCHEDULE_GPIPE         ? "gpipe"
-           : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? "zero-bubble"
-           : layout->chunks > 1                               ? "interleaved"
-                                                              : "1f1b";
+    return layout->schedule == JOB_SCHEDULE_GPIPE         ? "gpipe"
+           : layout->schedule == JOB_SCHEDULE_ZERO_BUBBLE ? "zero-bubble"
+           : layout->schedule == JOB_SCHEDULE_INTERLEAVED ? "interleaved"
+                                                          : "1f1b";
 }

@@ -1,8 +1,9 @@
 /* The layout of a training job over n workers.
  *
  * What the spec names is taken while there are workers for it. Else, and for what it leaves open:
- * tp 1; the fewest stages that fit, which the caller finds out (train_placing.h); the rest are
- * replicas, as many as have a leaf each. Fewer workers
+ * tp 1; the fewest stages that fit, which the caller finds out (train_placing.h, which has the last
+ * word on tp and the schedule of `layout: auto`); the rest are replicas, as many as have a leaf
+ * each; 1F1B. Fewer workers
  * than named (after a loss): stages, then tensor ranks, are given up until a replica fits, then
  * replicas; chunks of an interleaved schedule as far as there are layers. Micro-batches: as named;
  * else with several stages four a stage, alone whole leaves. */
@@ -15,7 +16,8 @@
 
 typedef struct TrainLayoutChoice {
     uint32_t dp, pp, tp, micro_sequences;
-    uint32_t chunks; /* of layers per stage; 1: not interleaved */
+    uint32_t chunks;   /* of layers per stage; 1: not interleaved */
+    uint32_t schedule; /* JobSchedule, not AUTO */
 } TrainLayoutChoice;
 
 /* Fewer cannot fit: not even weights and gradients, evenly spread, on the smallest worker. */
@@ -37,4 +39,4 @@ GArray *train_layout_legal(const JobSpec *job, const ModelSpec *model, uint32_t 
 GPtrArray *train_layout_neighbours(const JobSpec *job, const ModelSpec *model, uint32_t n_workers,
                                    const TrainLayoutChoice *without, uint32_t most);
 /* The name of the schedule that it is run with; static. */
-const char *train_layout_schedule(const JobSpec *job, const TrainLayoutChoice *layout);
+const char *train_layout_schedule(const TrainLayoutChoice *layout);

@@ -13,6 +13,7 @@
 #define ESTIMATE_DEADLINE_MS 60000
 #define ADVICE_QUESTIONS 48u /* at most, and so many layouts are named */
 #define ADVICE_LAYOUTS 3u
+#define FASTER 0.95 /* of a step: what another schedule must make of it to be taken */
 
 /* What else might fit: layouts, as the file has all else, then with the least activations. */
 typedef struct Advice {
@@ -29,6 +30,7 @@ struct TrainPlacing {
     void *user;
     JobSpec spec; /* borrows all of o.spec; its layout is what is tried */
     TrainPlace place;
+    TrainPlace first; /* while another schedule is asked of: what is taken unless it is faster */
     Advice advice;
     MemberSnapshot members;
     const PlanMember *of_rank[PLAN_RANKS_LIMIT];
@@ -56,6 +58,7 @@ static void placing_clear(TrainPlacing *p)
 static void placing_release(TrainPlacing *p)
 {
     placing_clear(p);
+    place_clear(&p->first);
     place_clear(&p->advice.refused);
     g_clear_pointer(&p->advice.legal, g_array_unref);
     g_free(p);
@@ -139,7 +142,9 @@ static void add_too_large(TrainPlacing *p)
 
 static void try_stages(TrainPlacing *p, uint32_t stages);
 static void advise(TrainPlacing *p);
-static void take_advice(TrainPlacing *p);
+static bool take_advice(TrainPlacing *p);
+static void placed(TrainPlacing *p);
+static void compare_schedules(TrainPlacing *p, bool answered);
 
 static bool is_advising(const TrainPlacing *p)
 {
@@ -188,12 +193,16 @@ static void on_estimated(const GError *error, void *user)
         odd = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
                                   "a worker that was asked for an estimate gave none");
     }
+    if (p->first.plan != NULL) {
+        compare_schedules(p, error == NULL && odd == NULL);
+        return;
+    }
     if (is_advising(p)) {
-        if (error == NULL && odd == NULL) {
-            add_too_large(p);
-            take_advice(p);
+        if (error == NULL && odd == NULL && take_advice(p)) {
+            placed(p);
+        } else {
+            advise(p);
         }
-        advise(p);
         return;
     }
     if (error != NULL || odd != NULL) {
@@ -212,8 +221,7 @@ static void on_estimated(const GError *error, void *user)
         advise(p);
         return;
     }
-    place->step_s = place->estimate->makespan_s + place->cost.exchange_s + place->cost.update_s;
-    p->done(p, NULL, p->user);
+    placed(p);
 }
 
 static bool is_on_device(const TrainPlacing *p, uint32_t rank)
@@ -342,6 +350,61 @@ static void try_stages(TrainPlacing *p, uint32_t stages)
     train_workers_clear(&workers);
 }
 
+/* ---- the schedule ---- */
+
+static double step_s(const TrainPlace *place)
+{
+    return place->estimate->makespan_s + place->cost.exchange_s + place->cost.update_s;
+}
+
+/* Of `layout: auto`; activations that are made again leave no weights' gradients for later. */
+static bool may_choose_schedule(const TrainPlacing *p)
+{
+    const JobLayout *wish = &p->o.spec->layout;
+    return wish->pp == 0 && wish->schedule == JOB_SCHEDULE_AUTO &&
+           wish->recompute == JOB_RECOMPUTE_NONE && p->place.layout.pp > 1 &&
+           p->place.n_on_device == 0;
+}
+
+/* There is a place: it is told, or another schedule is asked of first. */
+static void placed(TrainPlacing *p)
+{
+    p->place.step_s = p->place.too_large->len == 0 ? step_s(&p->place) : 0;
+    if (p->place.too_large->len > 0 || !may_choose_schedule(p)) {
+        p->done(p, NULL, p->user);
+        return;
+    }
+    TrainWorkers workers = usable_workers(p);
+    p->first = p->place;
+    p->place = (TrainPlace){0};
+    p->spec = *p->o.spec;
+    p->spec.layout.dp = p->first.layout.dp;
+    p->spec.layout.pp = p->first.layout.pp;
+    p->spec.layout.tp = p->first.layout.tp;
+    p->spec.layout.schedule = JOB_SCHEDULE_ZERO_BUBBLE;
+    const bool asked = try_layout(p, &workers, p->first.layout.pp, NULL);
+    train_workers_clear(&workers);
+    if (!asked) {
+        compare_schedules(p, false);
+    }
+}
+
+static void compare_schedules(TrainPlacing *p, bool answered)
+{
+    if (answered) {
+        add_too_large(p);
+        p->place.step_s = step_s(&p->place);
+    }
+    if (answered && p->place.too_large->len == 0 && p->place.step_s < FASTER * p->first.step_s) {
+        place_clear(&p->first);
+    } else {
+        place_clear(&p->place);
+        p->place = p->first;
+        p->first = (TrainPlace){0};
+    }
+    p->done(p, NULL, p->user);
+}
+
 /* ---- what would fit instead ---- */
 
 /* The refused layout itself may do with fewer activations; others also as the file says. */
@@ -416,19 +479,31 @@ static void advise(TrainPlacing *p)
     placing_clear(p);
     p->place = p->advice.refused;
     p->advice.refused = (TrainPlace){0};
-    p->done(p, NULL, p->user);
+    placed(p);
 }
 
-/* The layout that was asked of, if it fits and is another one. */
-static void take_advice(TrainPlacing *p)
+/* The file names nothing of the layout. */
+static bool is_automatic(const JobSpec *spec)
+{
+    return spec->layout.dp == 0 && spec->layout.pp == 0 && spec->layout.tp == 0;
+}
+
+/* The layout that was asked of is noted, if it fits and is another one. True: it is the place:
+ * the file leaves it to us, and fewer tensor ranks do not fit. */
+static bool take_advice(TrainPlacing *p)
 {
     const TrainPlace *place = &p->place;
     const TrainLayoutChoice *l = &place->layout, *old = &p->advice.refused.layout;
     const bool spares = p->spec.layout.recompute != p->o.spec->layout.recompute ||
                         p->spec.layout.micro != p->o.spec->layout.micro,
                same = l->dp == old->dp && l->pp == old->pp && l->tp == old->tp;
+    add_too_large(p);
     if (place->too_large->len > 0 || (same && !spares)) {
-        return;
+        return false;
+    }
+    if (!spares && is_automatic(p->o.spec)) {
+        place_clear(&p->advice.refused);
+        return true;
     }
     g_autofree char *more = spares
                                 ? g_strdup_printf(", micro: %" G_GUINT64_FORMAT ", recompute: full",
@@ -436,6 +511,7 @@ static void take_advice(TrainPlacing *p)
                                 : g_strdup("");
     g_ptr_array_add(p->advice.refused.fitting,
                     g_strdup_printf("{dp: %u, pp: %u, tp: %u%s}", l->dp, l->pp, l->tp, more));
+    return false;
 }
 
 void train_placing_new(const TrainPlacingOptions *options, TrainPlacing **out, TrainPlaced done,

@@ -10,8 +10,9 @@
  *          ▲                                     │
  *          └────────── one stage more ◀──────────┘ some worker would hold too much
  *
- * If none fits, what else the job could be given is asked for in the same way, so that who is told
- * of it hears layouts that do fit.
+ * If none fits, legal layouts are asked for in the same way: `layout: auto` takes the first that
+ * does, else who is told of it hears them. Where `layout: auto` has stages, zero-bubble is asked
+ * for too, and taken if its step is 5 % shorter.
  *
  * Loop thread. */
 #pragma once

@@ -83,11 +83,11 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->micro_sequences = layout->micro_sequences;
     out->steps = job->steps;
     out->seed = job->seed;
-    out->schedule = job->layout.schedule == JOB_SCHEDULE_GPIPE         ? 1
-                    : job->layout.schedule == JOB_SCHEDULE_ZERO_BUBBLE ? 2
-                    : layout->chunks > 1                               ? 3
-                                                                       : 0; /* PipelineKind */
-    out->recompute = job->layout.recompute;   /* JobRecompute */
+    out->schedule = layout->schedule == JOB_SCHEDULE_GPIPE         ? 1
+                    : layout->schedule == JOB_SCHEDULE_ZERO_BUBBLE ? 2
+                    : layout->schedule == JOB_SCHEDULE_INTERLEAVED ? 3
+                                                                   : 0; /* PipelineKind */
+    out->recompute = job->layout.recompute;                             /* JobRecompute */
     out->whole_optimizer = job->layout.zero == 0;
     out->checkpoint_every = job->checkpoint_directory != NULL ? job->checkpoint_every : 0;
     out->validation_every = in->validation != NULL ? job->validation_every : 0;

@@ -81,7 +81,7 @@ TrainTrace *train_trace_new(const JobSpec *spec, const TrainLayoutChoice *layout
     }
     TrainTrace *t = g_new0(TrainTrace, 1);
     t->job = g_strdup(spec->name);
-    t->schedule = train_layout_schedule(spec, layout);
+    t->schedule = train_layout_schedule(layout);
     t->layout = *layout;
     t->end = t->limit = end;
     t->n_ranks = layout->dp * layout->pp * layout->tp;

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#define NAME_LIMIT 100u
+
 typedef struct Check {
     const JobSpec *spec;
     const GPtrArray *entries;
@@ -56,6 +58,24 @@ static bool is_power_of_two(double value)
 {
     int exponent;
     return value > 0.0 && frexp(value, &exponent) == 0.5;
+}
+
+/* ---- name ---- */
+
+/* Files are called after it: the log of steps, curves. */
+static void check_name(const Check *c)
+{
+    const char *name = c->spec->name;
+    const char *at = name;
+    while (*at != '/' && (g_ascii_isprint(*at) || (*at & 0x80) != 0)) {
+        at++;
+    }
+    if (*at != '\0' || name[0] == '.' || name[0] == '\0' || strlen(name) > NAME_LIMIT) {
+        COMPLAIN(c, "name",
+                 "name cannot be a file's: use up to %u letters, digits, '-', '_' or '.', and no "
+                 "'.' first",
+                 NAME_LIMIT);
+    }
 }
 
 /* ---- model ---- */
@@ -363,6 +383,7 @@ void job_check(const JobSpec *spec, const GPtrArray *entries, YamlErrors *errors
         return;
     }
     g_autoptr(ModelSpec) model = check_model(&c);
+    check_name(&c);
     need(&c, "steps", "300");
     need(&c, "batch.sequences", "32");
     check_data(&c);

@@ -68,16 +68,22 @@ static bool set_count(const Option *o, uint64_t *field, const char *text, GError
     return true;
 }
 
-/* The place of `text` in "a|b|c", -1 if it is not there. */
+/* The place of `text` in "a|b|c", -1 if it is not there. Types are written in both cases (Q8_0). */
 static int choice_index(const char *choices, const char *text)
 {
     g_auto(GStrv) names = g_strsplit(choices, "|", -1);
     for (int i = 0; names[i] != NULL; i++) {
-        if (strcmp(names[i], text) == 0) {
+        if (g_ascii_strcasecmp(names[i], text) == 0) {
             return i;
         }
     }
     return -1;
+}
+
+static char *choice_name(const char *choices, int place)
+{
+    g_auto(GStrv) names = g_strsplit(choices, "|", -1);
+    return g_strdup(names[place]);
 }
 
 bool options_set(const Option *o, void *values, const char *text, GError **error)
@@ -94,7 +100,7 @@ bool options_set(const Option *o, void *values, const char *text, GError **error
         return set_flag(o, field, text, error);
     case OPTION_STRING:
         g_free(*(char **)field);
-        *(char **)field = g_strdup(text);
+        *(char **)field = o->choices != NULL ? choice_name(o->choices, choice) : g_strdup(text);
         return true;
     case OPTION_STRINGS:
         if (*(GPtrArray **)field == NULL) {

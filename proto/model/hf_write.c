@@ -60,6 +60,12 @@ static bool check_spec(const ModelSpec *s, GError **error)
     return what == NULL;
 }
 
+/* A model without one says so: else transformers takes that of the first model of the family. */
+static void set_id(json_t *config, const char *key, int64_t id)
+{
+    json_object_set_new(config, key, id >= 0 ? json_integer(id) : json_null());
+}
+
 static char *config_text(const ModelContents *c, Dtype type)
 {
     const ModelSpec *s = c->spec;
@@ -68,12 +74,8 @@ static char *config_text(const ModelContents *c, Dtype type)
     json_object_set_new(config, "vocab_size", json_integer(s->vocab_size));
     json_object_set_new(config, "tie_word_embeddings", json_boolean(s->tied_output));
     json_object_set_new(config, "torch_dtype", json_string(name));
-    if (c->vocab != NULL && c->vocab->eos >= 0) {
-        json_object_set_new(config, "eos_token_id", json_integer(c->vocab->eos));
-    }
-    if (c->vocab != NULL && c->vocab->bos >= 0) {
-        json_object_set_new(config, "bos_token_id", json_integer(c->vocab->bos));
-    }
+    set_id(config, "eos_token_id", c->vocab != NULL ? c->vocab->eos : -1);
+    set_id(config, "bos_token_id", c->vocab != NULL ? c->vocab->bos : -1);
     char *text = json_dumps(config, JSON_INDENT(2)), *copy = g_strconcat(text, "\n", NULL);
     free(text);
     json_decref(config);

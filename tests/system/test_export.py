@@ -20,6 +20,8 @@ def case_round_trip():
     assert made["format"] == "huggingface" and made["type"] == "F32" and made["tokenizer"] and made["bytes"] > 0, made
     names = sorted(p.name for p in (work / "hf").iterdir())
     assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"], names
+    config = json.loads((work / "hf" / "config.json").read_text())
+    assert "bos_token_id" in config and "eos_token_id" in config, config  # null, else transformers takes those of another model
     weft("quantize", work / "hf", work / "back.gguf", "f32").ok()
     assert digest(work / "back.gguf") == digest(source)
 
@@ -27,10 +29,10 @@ def case_round_trip():
 def case_types():
     """every type is written and served"""
     sizes = {}
-    for name in ("f16", "bf16", "q8_0", "q4_1", "q4_0"):
-        made = weft("quantize", source, work / f"{name}.gguf", name, "--json").ok().json()
+    for name in ("f16", "bf16", "Q8_0", "q4_1", "Q4_0"):
+        made = weft("quantize", source, work / f"{name.lower()}.gguf", name, "--json").ok().json()
         assert made["format"] == "gguf" and made["type"] == name.upper(), made
-        sizes[name] = made["bytes"]
+        sizes[name.lower()] = made["bytes"]
     assert sizes["f16"] == sizes["bf16"] > sizes["q8_0"] > sizes["q4_1"] > sizes["q4_0"], sizes
     assert digest(work / "q8_0.gguf") != digest(work / "q4_0.gguf")
 
@@ -39,7 +41,7 @@ def case_same_bytes():
     """the same input gives the same file, and a file that is there is replaced"""
     weft("export", source, work / "a.gguf", "--type", "q8_0").ok()
     weft("export", source, work / "b.gguf", "--type", "q4_0").ok()
-    weft("export", source, work / "b.gguf", "--type", "q8_0").ok()
+    weft("export", source, work / "b.gguf", "--type", "Q8_0").ok()
     assert (work / "a.gguf").read_bytes() == (work / "b.gguf").read_bytes()
 
 

@@ -51,9 +51,8 @@ static bool check_length(size_t n, uint32_t length, GError **error)
 {
     if (length < 1 || n < (size_t)length + 1) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "training data has %zu tokens, fewer than one sequence of %u "
-                    "and its last "
-                    "target; give more text or shorter sequences",
+                    "%zu tokens, fewer than one sequence of %u and its last target; give more text "
+                    "or shorter sequences",
                     n, length);
         return false;
     }

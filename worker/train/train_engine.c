@@ -104,17 +104,35 @@ static TokenData *read_tokens(TrainEngine *e, bool validation, uint64_t n, GErro
             d.ids[i] &= (1u << TRAIN_ID_BITS) - 1;
         }
         data = token_data_from(&d, e->o.work.length, e->o.work.packing, error);
+        if (data == NULL) {
+            g_prefix_error(error, "data.%s: ", validation ? "validation" : "train");
+        }
     }
     weft_free(d.ids);
     weft_free(d.flags);
     return data;
 }
 
+/* A batch has each of its samples once. */
+static bool check_batch(const TrainEngine *e, GError **error)
+{
+    const TrainWork *w = &e->o.work;
+    const uint64_t n = token_data_windows(e->data);
+    if (n < w->sequences) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "data.train: %" G_GUINT64_FORMAT " tokens are %" G_GUINT64_FORMAT
+                    " sequences of %u, fewer than a batch of %u; give more text, shorter sequences "
+                    "or a smaller batch (batch.sequences)",
+                    w->n_tokens, n, w->length, w->sequences);
+    }
+    return n >= w->sequences;
+}
+
 static bool load_data(TrainEngine *e, GError **error)
 {
     const TrainWork *w = &e->o.work;
     e->data = read_tokens(e, false, w->n_tokens, error);
-    if (e->data == NULL) {
+    if (e->data == NULL || !check_batch(e, error)) {
         return false;
     }
     e->samples = (TokenSamples){.data = e->data, .seed = w->seed, .bounds = w->bounds};

@@ -130,7 +130,7 @@ static void test_print(void **state)
     check_print(train_text);
     check_print(serve_text);
     check_print(
-        "kind: train\nname: \"a \\\"b\\\"\\n\\x01 \xC3\xA9\"\n"
+        "kind: train\nname: \"a \\\"b\\\" \xC3\xA9\"\n"
         "model: {from: 'dir: with # signs'}\n"
         "data: {train: '12', format: jsonl, packing: documents, "
         "attention: documents, positions: documents, text: body}\n"
@@ -138,7 +138,7 @@ static void test_print(void **state)
         "optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: true, schedule: linear}\n"
         "precision: bf16\nloss_scale: {policy: fixed, start: 1024}\n"
         "layout: {schedule: interleaved, pp: 3, chunks: 2}\n"
-        "sample: {every: 5, prompt: ' '}\n"
+        "sample: {every: 5, prompt: \" \\\"b\\\"\\n\\x01 \xC3\xA9\"}\n"
         "trace: {file: t.json, steps: 3}\n");
     g_autoptr(JobSpec) s = read_job(train_text);
     g_autoptr(GString) printed = g_string_new(NULL);
@@ -237,6 +237,25 @@ static void check_refused(const char *lines, const char *part)
                                         lines, NULL);
     g_autofree char *message = error_of(text);
     check_has(message, part);
+}
+
+/* A job's files are called after it. */
+static void test_names(void **state)
+{
+    static const char *const bad[] = {"../x", "a/b", ".hidden", "\"\"", "\"a\\tb\""};
+    static const char *const good[] = {"small-gpt", "a b_c.2", "\"\\u00e4\""};
+    for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autofree char *lines = g_strconcat("batch: {sequences: 32}\nname: ", bad[i], "\n", NULL);
+        check_refused(lines, "name cannot be a file's");
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(good); i++) {
+        g_autofree char *text = g_strconcat(
+            head, "model: {from: m.gguf}\nbatch: {sequences: 32}\nname: ", good[i], "\n", NULL);
+        g_autoptr(GError) error = NULL;
+        g_autoptr(JobSpec) spec = job_spec_parse(text, strlen(text), "job", &error);
+        g_assert_no_error(error);
+        assert_non_null(spec);
+    }
 }
 
 static void test_impossible_layouts(void **state)
@@ -409,6 +428,7 @@ int main(void)
         cmocka_unit_test(test_print),
         cmocka_unit_test(test_resolve),
         cmocka_unit_test(test_all_errors_at_once),
+        cmocka_unit_test(test_names),
         cmocka_unit_test(test_impossible_layouts),
         cmocka_unit_test(test_contradictions),
         cmocka_unit_test(test_optimizers),

@@ -1,0 +1,152 @@
+/* Where a training job is placed, as `weft plan` shows it: `layout: auto` and memory that is short,
+ * over workers that say what a rank would hold (sim_trainer.c: 16 bytes a parameter, by stages and
+ * tensor ranks; 8 with recompute: full). */
+#include "tests/unit/coordinator/sim_streams.h"
+
+#include "proto/base/error.h"
+#include "proto/model/model_config.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define MODEL                                                                                      \
+    "{family: gpt2, layers: 4, width: 16, heads: 2, context: 16, vocabulary: 300}" /* tp 1, 2 */
+
+/* What 1x1x1 holds. */
+static uint64_t whole(void)
+{
+    const ModelConfig config = {.family = FAMILY_GPT2,
+                                .layers = 4,
+                                .width = 16,
+                                .heads = 2,
+                                .vocabulary = 300,
+                                .context = 16};
+    g_autoptr(ModelSpec) spec = model_spec_from_config(&config, NULL);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        n += (uint64_t)spec->tensors[i].rows * spec->tensors[i].columns;
+    }
+    return 16 * n;
+}
+
+static void start(SimCluster *s, unsigned n, uint64_t memory_bytes)
+{
+    for (unsigned i = 0; i < n; i++) {
+        s->workers[i].memory_bytes = memory_bytes;
+    }
+    start_workers(s, n);
+}
+
+static const Weft__V1__PlanTrainingResponse *plan_of(SimCluster *s, Answer *a, const char *layout)
+{
+    g_autofree char *data = g_build_filename(s->dir, "text.txt", NULL);
+    g_autoptr(GString) text = g_string_new(NULL);
+    for (unsigned i = 0; i < 200; i++) {
+        g_string_append_printf(text, "line %u of a text that says nothing of note\n", i * i);
+    }
+    assert_true(g_file_set_contents(data, text->str, -1, NULL));
+    g_autofree char *spec = g_strdup_printf("kind: train\nname: toy\nmodel: {config: " MODEL "}\n"
+                                            "data: {train: %s, tokenizer: {train: 270}}\n"
+                                            "batch: {sequences: 8, length: 16, leaves: 8}\n"
+                                            "steps: 9\noptimizer: {lr: 1e-3}\nlayout: %s\n",
+                                            data, layout);
+    Weft__V1__PlanTrainingRequest request = WEFT__V1__PLAN_TRAINING_REQUEST__INIT;
+    request.spec = spec;
+    *a = (Answer){0};
+    sim_call(s, a, &weft__v1__admin__descriptor, "PlanTraining", &request);
+    sim_answer(s, a, 20 * SECOND);
+    g_assert_no_error(a->error);
+    return (const Weft__V1__PlanTrainingResponse *)a->message;
+}
+
+static void check_layout(SimCluster *s, const char *layout, size_t dp, size_t pp, size_t tp,
+                         const char *schedule)
+{
+    Answer a;
+    const Weft__V1__PlanTrainingResponse *r = plan_of(s, &a, layout);
+    assert_int_equal(r->n_violations, 0);
+    assert_int_equal(r->plan->n_replicas, dp);
+    assert_int_equal(r->plan->replicas[0]->n_stages, pp);
+    assert_int_equal(r->plan->replicas[0]->stages[0]->n_ranks, tp);
+    assert_string_equal(r->schedule, schedule);
+    answer_clear(&a);
+}
+
+/* Replicas while a whole model fits. */
+static void test_replicas(void **state)
+{
+    start(*state, 4, whole());
+    check_layout(*state, "auto", 4, 1, 1, "1f1b");
+}
+
+/* The fewest stages that fit; of schedules the shorter one, unless the file says. */
+static void test_stages(void **state)
+{
+    start(*state, 4, whole() * 2 / 3);
+    check_layout(*state, "auto", 2, 2, 1, "zero-bubble");
+    check_layout(*state, "{schedule: 1f1b}", 2, 2, 1, "1f1b");
+    check_layout(*state, "{recompute: selective}", 2, 2, 1, "1f1b");
+    check_layout(*state, "{dp: 2, pp: 2, tp: 1}", 2, 2, 1, "1f1b");
+}
+
+/* Tensor ranks where there are no more layers for stages. */
+static void test_tensor_ranks(void **state)
+{
+    start(*state, 8, whole() / 8 + 1);
+    check_layout(*state, "auto", 1, 4, 2, "zero-bubble");
+}
+
+/* What does not fit names layouts that do, and no others. */
+static void test_names_what_fits(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start(s, 4, whole() / 4 + 1);
+    const Weft__V1__PlanTrainingResponse *r = plan_of(s, &a, "{dp: 1, pp: 2, tp: 1}");
+    assert_int_equal(r->n_violations, 2);
+    assert_non_null(strstr(r->violations[0], "w0 would hold "));
+    assert_int_equal(r->n_alternatives, 3);
+    g_autofree char *named =
+        g_strjoin("\n", r->alternatives[0], r->alternatives[1], r->alternatives[2], NULL);
+    /* what is nearest first: the same with fewer activations, then others as the file has it */
+    assert_string_equal(r->alternatives[0],
+                        "layout: {dp: 1, pp: 2, tp: 1, micro: 8, recompute: full}");
+    assert_non_null(strstr(named, "layout: {dp: 1, pp: 2, tp: 2}"));
+    assert_non_null(strstr(named, "layout: {dp: 1, pp: 4, tp: 1}"));
+    answer_clear(&a);
+}
+
+/* With none that fits as it is, those with the fewest activations; else none is named. */
+static void test_spares_activations(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start(s, 2, whole() / 4 + 1);
+    const Weft__V1__PlanTrainingResponse *r = plan_of(s, &a, "{dp: 2, pp: 1, tp: 1}");
+    assert_int_equal(r->n_alternatives, 2);
+    for (size_t i = 0; i < r->n_alternatives; i++) {
+        assert_non_null(strstr(r->alternatives[i], ", micro: 8, recompute: full}"));
+        assert_non_null(strstr(r->alternatives[i], "layout: {dp: 1, "));
+    }
+    answer_clear(&a);
+    r = plan_of(s, &a, "{dp: 1, pp: 1, tp: 1, schedule: zero-bubble}");
+    assert_int_equal(r->n_violations, 1);
+    assert_int_equal(r->n_alternatives, 0);
+    answer_clear(&a);
+}
+
+int main(void)
+{
+#define ROW(test) cmocka_unit_test_setup_teardown(test, cluster_set_up, cluster_tear_down)
+    const struct CMUnitTest tests[] = {
+        ROW(test_replicas),           ROW(test_stages),
+        ROW(test_tensor_ranks),       ROW(test_names_what_fits),
+        ROW(test_spares_activations),
+    };
+#undef ROW
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
