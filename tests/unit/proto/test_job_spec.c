@@ -250,7 +250,8 @@ static void test_names(void **state)
     }
     for (size_t i = 0; i < G_N_ELEMENTS(good); i++) {
         g_autofree char *text = g_strconcat(
-            head, "model: {from: m.gguf}\nbatch: {sequences: 32}\nname: ", good[i], "\n", NULL);
+            head, "model: {from: m.gguf}\nbatch: {sequences: 32, length: 16}\nname: ", good[i],
+            "\n", NULL);
         g_autoptr(GError) error = NULL;
         g_autoptr(JobSpec) spec = job_spec_parse(text, strlen(text), "job", &error);
         g_assert_no_error(error);
