@@ -138,8 +138,8 @@ def taken(at, body, path="/v1/completions"):
 
 
 def case_caps_of_bodies():
-    """body, depth, values, strings, messages, prompts, n, stops, stop-bytes, logprobs, logit-bias, header: what is at the cap is taken, one more is not"""
-    at = serve("body=8k,depth=4,values=200,strings=64,messages=2,prompts=2,n=2,stops=1,stop-bytes=4,logprobs=2,logit-bias=2,header=2k")
+    """body, json, depth, values, strings, messages, prompts, n, stops, stop-bytes, logprobs, logit-bias, header: what is at the cap is taken, one more is not"""
+    at = serve("body=8k,json=6k,depth=4,values=200,strings=64,messages=2,prompts=2,n=2,stops=1,stop-bytes=4,logprobs=2,logit-bias=2,header=2k")
     chat = "/v1/chat/completions"
     say = {"role": "user", "content": "x"}
     pairs = [({"prompt": "x", "n": 2}, {"prompt": "x", "n": 3}), ({"prompt": ["x"] * 2}, {"prompt": ["x"] * 3}),
@@ -154,7 +154,8 @@ def case_caps_of_bodies():
         refused(at, bad)
     taken(at, {"messages": [say] * 2}, chat)
     refused(at, {"messages": [say] * 3}, chat)
-    taken(at, {"prompt": "x", "user": "u" * 7000})
+    taken(at, {"prompt": "x", "user": "u" * 5000})
+    refused(at, {"prompt": "x", "user": "u" * 7000})
     assert at.call("POST", "/v1/completions", {"prompt": "x", "user": "u" * 9000})[0] == 413
     for size, status in ((1000, b"200"), (3000, b"431")):
         s = at.dial()
@@ -326,7 +327,7 @@ def case_caps_of_times():
 def case_caps_are_named():
     """--help has each of them; an unknown one, and one out of range, is exit 2"""
     shown = harness.command([harness.COORDINATOR, "--help"]).ok().out
-    for name in ("body", "depth", "values", "strings", "messages", "prompts", "n", "stops", "stop-bytes", "logprobs", "logit-bias", "queue", "reader", "stall",
+    for name in ("body", "json", "depth", "values", "strings", "messages", "prompts", "n", "stops", "stop-bytes", "logprobs", "logit-bias", "queue", "reader", "stall",
                  "connections", "source", "header", "idle", "request", "deadline", "keep-alive-ms"):
         assert f"{name}=" in shown, name
     for bad in ("bodi=1M", "n=0", "n"):

@@ -14,7 +14,8 @@ typedef struct Limit {
 
 #define AT(field) offsetof(ApiLimits, field)
 static const Limit table[] = {
-    {"body", "4M", AT(body), 1024, UINT64_C(1) << 30},
+    {"body", "8M", AT(body), 1024, UINT64_C(1) << 30},
+    {"json", "4M", AT(json), 1024, UINT64_C(1) << 30},
     {"depth", "64", AT(depth), 4, 1000},
     {"values", "200000", AT(values), 64, 10000000},
     {"strings", "32k", AT(strings), 64, 10000000},

@@ -7,7 +7,8 @@
 #include <stdint.h>
 
 typedef struct ApiLimits {
-    uint64_t body;     /* bytes of a body */
+    uint64_t body;     /* bytes of a body; more is 413, and not read */
+    uint64_t json;     /* of a body, bytes that are parsed; more is 400, with what else is too much */
     uint64_t depth;    /* of nesting in it */
     uint64_t values;   /* JSON values in it */
     uint64_t strings;  /* of these and of their names, those that are texts: they cost the most */
@@ -37,5 +38,5 @@ bool api_limits_parse(const char *text, ApiLimits *limits, GError **error);
 /* Whether a client with so many bytes waiting, none of them taken for so long, does not read: a
  * burst to one that does, or a server's thread that gets no processor, is no reason to cut it. */
 bool api_limits_is_stuck(const ApiLimits *limits, uint64_t waiting_bytes, int64_t stalled_us);
-/* "body=4M, depth=64, ...", every name with its default, for help; returned. */
+/* "body=8M, json=4M, ...", every name with its default, for help; returned. */
 char *api_limits_help(void);

@@ -66,14 +66,15 @@ static Shape measure(const char *bytes, size_t length, const ApiLimits *limits)
 }
 
 /* A parser's time goes with these, so they are known before it begins. */
-static bool check_shape(const Shape *s, const ApiLimits *limits, ApiError **error)
+static bool check_shape(const Shape *s, size_t length, const ApiLimits *limits, ApiError **error)
 {
     const struct {
         uint64_t got, most;
         const char *what;
     } bounds[] = {{s->deepest, limits->depth, "levels of nesting"},
                   {s->values, limits->values, "values"},
-                  {s->strings, limits->strings, "strings and names"}};
+                  {s->strings, limits->strings, "strings and names"},
+                  {length, limits->json, "bytes"}};
     for (size_t i = 0; i < G_N_ELEMENTS(bounds); i++) {
         if (bounds[i].got > bounds[i].most) {
             api_error_field(error, NULL,
@@ -88,7 +89,7 @@ static bool check_shape(const Shape *s, const ApiLimits *limits, ApiError **erro
 json_t *json_body_parse(const char *bytes, size_t length, const ApiLimits *limits, ApiError **error)
 {
     const Shape shape = measure(bytes, length, limits);
-    if (!check_shape(&shape, limits, error)) {
+    if (!check_shape(&shape, length, limits, error)) {
         return NULL;
     }
     json_error_t problem;

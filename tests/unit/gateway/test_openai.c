@@ -20,7 +20,7 @@ static void test_limits_are_configuration(void **state)
 {
     ApiLimits limits = api_limits_default();
     g_autoptr(GError) error = NULL;
-    assert_int_equal(limits.body, 4u << 20);
+    assert_int_equal(limits.body, 8u << 20);
     assert_int_equal(limits.n, 8);
     assert_true(api_limits_parse("n=3, body=1M,stops=0", &limits, &error));
     assert_int_equal(limits.n, 3);
@@ -80,6 +80,23 @@ static void test_bodies_that_are_refused(void **state)
         assert_int_equal(error->status, 400);
         assert_string_equal(error->type, "invalid_request_error");
     }
+}
+
+/* What else is too much is said first: it is more of a help. */
+static void test_bytes_that_are_parsed(void **state)
+{
+    ApiLimits limits = api_limits_default();
+    g_autoptr(ApiError) error = NULL, other = NULL;
+    limits.json = 7;
+    json_t *root = parse("{\"a\":1}", &limits, &error);
+    assert_non_null(root);
+    json_decref(root);
+    assert_null(parse("{\"a\": 1}", &limits, &error));
+    assert_int_equal(error->status, 400);
+    assert_non_null(strstr(error->message, "more than 7 bytes"));
+    limits.depth = 1;
+    assert_null(parse("{\"a\":[1]}", &limits, &other));
+    assert_non_null(strstr(other->message, "levels of nesting"));
 }
 
 /* Brackets, commas and quotes inside strings are no structure, however they are escaped. */
@@ -652,6 +669,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_limits_are_configuration),
         cmocka_unit_test(test_bodies_that_are_refused),
+        cmocka_unit_test(test_bytes_that_are_parsed),
         cmocka_unit_test(test_strings_are_no_structure),
         cmocka_unit_test(test_nesting_is_measured_first),
         cmocka_unit_test(test_values_are_counted),
