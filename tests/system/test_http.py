@@ -553,6 +553,48 @@ def case_deadline_and_slow_reader():
     post("/v1/completions", prompt="x", max_tokens=2)
 
 
+def case_error_event():
+    """a stream whose workers are gone for longer than requests wait ends with an event that says what is missing, and without [DONE]; later ones are served"""
+    other = Cluster(workers=1, env={"WEFT_RECOVERY_WAIT": "1s"})
+    log = work / "event.log"
+    process = spawn([WEFT, "serve", model, "--name", "t", "--listen", "127.0.0.1:0", "--context", CONTEXT, "--json"], log, env=other.env)
+    said = wait_for("weft serve", lambda: next((json.loads(l) for l in log.read_text().splitlines() if l.startswith("{")), None))
+    address = said["address"].split("//")[1]
+    connection = dial(address)
+    connection.request("POST", "/v1/completions", json.dumps({"prompt": "go on", "max_tokens": 16000, "ignore_eos": True, "stream": True}),
+                       {"Content-Type": "application/json"})
+    stream = connection.getresponse()
+    assert stream.status == 200 and stream.readline().startswith(b"data: {"), stream
+    worker = other.pid("worker-1")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        events = [e for e in stream.read().decode().split("\n\n") if e.startswith("data: ")]
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    error = json.loads(events[-1][len("data: "):])["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "server_error" and error["code"] == "not_ready", error
+    assert "worker worker-1 lost" in error["message"] and "there is no worker" in error["message"], error
+    wait_for("readiness", lambda: call("GET", "/ready", at=address)[0] == 200)
+    assert call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}, at=address)[0] == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(GUARD_S) == 130
+    other.down()
+
+
+def case_killed_while_not_ready():
+    """`weft serve` waits for a coordinator that is killed while nobody can serve, and serves when somebody can again"""
+    process, log = serving["tiny"]
+    told = log.read_text().count('"address"')
+    for name in ("worker-1", "worker-2"):
+        cluster.weft("drain", name).ok()
+    wait_for("nobody to serve", lambda: call("GET", "/ready")[0] == 503)
+    os.kill(cluster.pid("coordinator"), signal.SIGKILL)
+    for name in ("worker-1", "worker-2"):
+        wait_for("the coordinator to be back", lambda n=name: cluster.weft("undrain", n).code == 0)
+    wait_for("weft serve to be back, at another address", lambda: log.read_text().count('"address"') > told or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
+
+
 def case_tls_and_restart():
     """with a certificate every listener speaks TLS; `weft serve` outlives a restart of the coordinator"""
     process, log = serving["tiny"]
@@ -583,4 +625,5 @@ def case_tls_and_restart():
 harness.run_cases([case_chat, case_same_as_weft_run, case_choices_and_prompts, case_context, case_stop, case_sampler_settings, case_echo_and_logprobs, case_tokens,
                    case_pages, case_metrics, case_client_that_leaves, case_full, case_keep_alive, case_hostile_bodies, case_keys, case_curl,
                    case_openai_client, case_two_models, case_deadline_and_slow_reader,
-                   case_worker_killed, case_tls_and_restart])
+                   case_worker_killed, case_error_event, case_killed_while_not_ready,
+                   case_tls_and_restart])

@@ -36,8 +36,9 @@ static const Option SERVE_OPTIONS[] = {
 typedef struct Serving {
     const ServeOptions *options;
     bool was_ready;
+    bool was_heard;  /* the coordinator, in this call */
     char *address;   /* as shown; NULL: not yet */
-    int64_t away_us; /* when it stopped being ready */
+    int64_t away_us; /* since when the coordinator says nothing */
 } Serving;
 
 static void serving_clear(Serving *s)
@@ -64,6 +65,7 @@ static void on_event(const ProtobufCMessage *message, void *user)
 {
     Serving *s = user;
     const Weft__V1__ServeModelEvent *e = (const Weft__V1__ServeModelEvent *)message;
+    s->was_heard = true;
     if (e->ready) {
         cli_progress_end(&s->options->common);
         if (g_strcmp0(s->address, e->address) != 0) {
@@ -115,8 +117,9 @@ static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModel
     bool interrupted = false, again;
     do {
         GError *error = NULL;
+        s.was_heard = false;
         serve_once(&s, request, &interrupted, &error);
-        if (s.was_ready) {
+        if (s.was_heard) {
             s.away_us = g_get_monotonic_time();
         }
         cli_progress_end(&o->common);
