@@ -148,7 +148,9 @@ char *models_resolve(const char *dir, const char *name, GError **error)
     struct stat st;
     if (stat(real, &st) != 0 || !S_ISREG(st.st_mode)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "model %s is not a regular file: name a GGUF file", name);
+                    "model %s is not a regular file: name a GGUF file (weft export makes one of a "
+                    "checkpoint or a Hugging Face directory)",
+                    name);
         return NULL;
     }
     return g_steal_pointer(&real);

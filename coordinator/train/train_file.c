@@ -5,6 +5,18 @@
 #include <errno.h>
 #include <unistd.h>
 
+char *train_file_log(const char *state_dir, const char *job)
+{
+    return state_dir != NULL ? g_strdup_printf("%s/train-%s.jsonl", state_dir, job) : NULL;
+}
+
+char *train_file_curves(const char *state_dir, const char *checkpoints, const char *job)
+{
+    return checkpoints != NULL ? g_strdup_printf("%s/%s.svg", checkpoints, job)
+           : state_dir != NULL ? g_strdup_printf("%s/train-%s.svg", state_dir, job)
+                               : NULL;
+}
+
 bool train_file_write(const char *path, const char *text, GError **error)
 {
     g_autofree char *directory = g_path_get_dirname(path);

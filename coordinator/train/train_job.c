@@ -16,6 +16,7 @@
 #include "coordinator/train/train_plot.h"
 #include "coordinator/train/train_saving.h"
 #include "coordinator/train/train_settings.h"
+#include "coordinator/train/train_status.h"
 #include "coordinator/train/train_trace.h"
 #include "coordinator/train/train_want.h"
 #include "coordinator/train/train_workers.h"
@@ -298,17 +299,6 @@ char *train_job_curves(const TrainJob *job)
                           points != NULL ? points->len : 0);
 }
 
-/* Beside the checkpoints, else in the state folder; NULL: nowhere. */
-static char *curves_path(const TrainJobOptions *options, const JobSpec *spec)
-{
-    g_autofree char *name = g_strconcat(spec->name, ".svg", NULL),
-                    *kept = g_strconcat("train-", name, NULL);
-    return spec->checkpoint_directory != NULL
-               ? g_build_filename(spec->checkpoint_directory, name, NULL)
-           : options->state_dir != NULL ? g_build_filename(options->state_dir, kept, NULL)
-                                        : NULL;
-}
-
 static void curves_work(void *user)
 {
     JobTask *task = user;
@@ -345,7 +335,8 @@ static void job_finish(TrainJob *job, const char *digest)
     train_pace_end(&job->pace);
     JobTask *task = task_new(job);
     task->digest = g_strdup(digest);
-    task->path = curves_path(&job->o, job->spec);
+    task->path =
+        train_file_curves(job->o.state_dir, job->spec->checkpoint_directory, job->spec->name);
     task->text = train_job_curves(job);
     work_pool_run_full(job->o.pool, curves_work, curves_done, task_dropped, task);
 }
@@ -829,6 +820,8 @@ static void begin_calls(TrainJob *job)
              job->layout.pp, job->layout.tp,
              job->spec->numerics == NUMERICS_FAST ? ", numerics fast" : "");
     train_calls_load(job->calls, job->o.loop, job->plan, job->o.members, &load, &events);
+    const TrainJobView view = train_job_view(job);
+    train_log_set_course(job->log, job->spec->steps, train_status_share(&job->o, &view));
     g_autofree const char **hosts = train_calls_hosts(job->calls, job->o.members);
     job->trace =
         train_trace_new(job->spec, &job->layout, job->plan, hosts, settings.settings.first_step);
@@ -840,18 +833,11 @@ static void begin_calls(TrainJob *job)
 
 /* ---- beginning ---- */
 
-static char *log_path(const TrainJobOptions *options, const char *name)
-{
-    return options->state_dir != NULL
-               ? g_strdup_printf("%s/train-%s.jsonl", options->state_dir, name)
-               : NULL;
-}
-
 /* The log may be long: it is read in the pool. */
 static void log_work(void *user)
 {
     JobTask *task = user;
-    g_autofree char *path = log_path(&task->job->o, task->job->spec->name);
+    g_autofree char *path = train_file_log(task->job->o.state_dir, task->job->spec->name);
     task->log = train_log_open(path, &task->error);
 }
 
@@ -918,8 +904,8 @@ TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool r
 
 void train_job_forget(const TrainJobOptions *options, const char *name)
 {
-    const JobSpec spec = {.name = (char *)name}; /* without a checkpoint folder */
-    g_autofree char *path = log_path(options, name), *curves = curves_path(options, &spec);
+    g_autofree char *path = train_file_log(options->state_dir, name),
+                    *curves = train_file_curves(options->state_dir, NULL, name);
     if (path != NULL) {
         g_unlink(path);
         g_unlink(curves);

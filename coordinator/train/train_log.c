@@ -12,6 +12,8 @@
 #define FAST_LOSS 0.05f    /* of a loss: how far class fast may be off when a step is repeated */
 #define UNKNOWN UINT32_MAX /* a NaN, which no told loss is */
 
+#define RECENT_STEPS 20u
+
 struct TrainLog {
     FILE *file;
     GPtrArray *lines;
@@ -19,6 +21,8 @@ struct TrainLog {
     GArray *points; /* of TrainPoint */
     bool ended, fast;
     bool begun; /* a line says of which class */
+    uint64_t steps;
+    double share; /* train_log_set_course() */
 };
 
 static double number_in(const json_t *object, const char *name)
@@ -162,6 +166,40 @@ void train_log_set_fast(TrainLog *l, bool fast)
     l->fast = fast;
 }
 
+void train_log_set_course(TrainLog *l, uint64_t steps, double share)
+{
+    l->steps = steps;
+    l->share = share;
+}
+
+/* Tokens of the last steps, which are alike, over their time. */
+double train_log_speed(const GArray *points)
+{
+    double seconds = 0; /* of a token */
+    guint n = 0;
+    for (guint i = points->len; i > 0 && n < RECENT_STEPS; i--) {
+        const double speed = g_array_index(points, TrainPoint, i - 1).tokens_per_s;
+        if (isfinite(speed) && speed > 0) {
+            seconds += 1 / speed;
+            n++;
+        }
+    }
+    return seconds > 0 ? n / seconds : 0;
+}
+
+/* What is left, at the speed of the last steps, and the share of the workers' rate. */
+static void add_course(const TrainLog *l, json_t *object, uint64_t done, uint64_t batch_tokens)
+{
+    const double now = number_in(object, "tokens_per_s"), speed = train_log_speed(l->points);
+    if (l->share > 0 && isfinite(now)) {
+        json_object_set_new(object, "mfu", json_real(now * l->share));
+    }
+    if (l->steps >= done && speed > 0) {
+        json_object_set_new(object, "eta_s",
+                            json_real((double)((l->steps - done) * batch_tokens) / speed));
+    }
+}
+
 bool train_log_class(const TrainLog *l, NumericsClass *out)
 {
     *out = l->fast ? NUMERICS_FAST : NUMERICS_EXACT;
@@ -212,6 +250,7 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
         json_object_set_new(object, "sample", json_string(sample));
     }
     add_point(l, object);
+    add_course(l, object, s->step + 1, batch_tokens);
     return append(l, object);
 }
 

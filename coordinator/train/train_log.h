@@ -16,6 +16,11 @@ typedef struct TrainLog TrainLog;
 TrainLog *train_log_open(const char *path, GError **error);
 void train_log_free(TrainLog *l);                /* NULL-safe */
 void train_log_set_fast(TrainLog *l, bool fast); /* else exact, as at first */
+/* What steps' lines say besides: what is left of so many, and the share of the workers' rate, of
+ * which a token a second is `share` (0: not known). */
+void train_log_set_course(TrainLog *l, uint64_t steps, double share);
+/* Tokens a second of the last of these points; 0: not known. */
+double train_log_speed(const GArray *points);
 /* The class of the steps that it was opened with; false: it had none. */
 bool train_log_class(const TrainLog *l, NumericsClass *out);
 /* Lines so far, of char *; borrowed. */

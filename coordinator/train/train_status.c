@@ -4,13 +4,13 @@
 #include "coordinator/reason.h"
 #include "coordinator/train/train_call.h"
 #include "coordinator/train/train_cost.h"
+#include "coordinator/train/train_log.h"
 #include "coordinator/train/train_plot.h"
 #include "proto/base/units.h"
 #include "proto/plan/train_layout.h"
 
 #include <math.h>
 
-#define RECENT_STEPS 20u
 #define WAIT_SHARE 0.1 /* from here on a wait is worth a line */
 #define SILENT_MS 5000 /* the failure detector speaks by then */
 
@@ -21,21 +21,6 @@ typedef Weft__V1__TrainingStatus Status;
 static const TrainPoint *point_at(const GArray *points, guint i)
 {
     return &g_array_index(points, TrainPoint, i);
-}
-
-/* Tokens of the last steps, which are alike, over their time. */
-static double recent_speed(const GArray *points)
-{
-    double seconds = 0; /* of a token */
-    guint n = 0;
-    for (guint i = points->len; i > 0 && n < RECENT_STEPS; i--) {
-        const double speed = point_at(points, i - 1)->tokens_per_s;
-        if (isfinite(speed) && speed > 0) {
-            seconds += 1 / speed;
-            n++;
-        }
-    }
-    return seconds > 0 ? n / seconds : 0;
 }
 
 /* What the cores of these workers reach in f32 products; those that share cores, together. */
@@ -57,6 +42,12 @@ static double peak_of(const TrainJobOptions *options, const TrainJobView *v)
     return sum;
 }
 
+double train_status_share(const TrainJobOptions *options, const TrainJobView *v)
+{
+    const double peak = v->model != NULL ? peak_of(options, v) : 0;
+    return peak > 0 ? train_flops_per_token(v->model, (uint32_t)v->spec->length) / peak : 0;
+}
+
 static void fill_progress(const TrainJobOptions *options, const TrainJobView *v, Status *s)
 {
     const uint64_t batch = v->spec->sequences * v->spec->length;
@@ -67,17 +58,13 @@ static void fill_progress(const TrainJobOptions *options, const TrainJobView *v,
     }
     if (n > 0) {
         s->loss = point_at(v->points, n - 1)->loss;
-        s->tokens_per_s = recent_speed(v->points);
+        s->tokens_per_s = train_log_speed(v->points);
     }
     if (v->plan == NULL || s->tokens_per_s <= 0) {
         return;
     }
     s->eta_s = (double)((s->steps - MIN(s->step, s->steps)) * batch) / s->tokens_per_s;
-    const double peak = peak_of(options, v);
-    if (v->model != NULL && peak > 0) {
-        s->mfu =
-            s->tokens_per_s * train_flops_per_token(v->model, (uint32_t)v->spec->length) / peak;
-    }
+    s->mfu = s->tokens_per_s * train_status_share(options, v);
 }
 
 /* ---- ranks ---- */

@@ -212,6 +212,7 @@ def case_sampled():
     assert len(set(map(str, texts.values()))) == 1 and [step for step, text in texts[layout]] == [20, 40], texts
     shown = weft("train", spec("said", "llama", steps=6, every=6, sample="{every: 6, prompt: The, tokens: 4}")).ok().out
     assert "\n  sample: The" in shown and shown.count("sample") == 1, shown
+    weft("run", work / "ck-sampled-0/step-0000000040", "-p", "The", "-q").fails(2, "is not a regular file", "weft export makes one of a checkpoint")
     weft("export", work / "ck-sampled-0/step-0000000040", work / "sampled.gguf", "-q").ok()
     said = weft("run", work / "sampled.gguf", "-p", "The", "-n", 12, "--temp", 0.8, "--seed", 3, "--kv", "f32", "--json", "-q").ok().json()
     assert said["text"] == texts[layout][1][1], (said["text"], texts[layout])
@@ -246,6 +247,15 @@ def case_planned():
     weft("plan", spec("planned", layout="{dp: 3, pp: 1, tp: 1}")).fails(2, "needs 3 workers and there are 2", "layout: {dp: 2, pp: 1, tp: 1}")
     weft("plan", spec("planned", layout="{dp: 1, pp: 3, tp: 1}")).fails(2)
     weft("plan", spec("planned", lern="1")).fails(2, "lern")
+
+
+def case_progress():
+    """lines of weft train, for people and as JSON: loss, speed, share of the workers' rate, waits, what is left"""
+    shown = weft("train", spec("progress", layout="{dp: 2, pp: 1, tp: 1}")).ok().out.splitlines()
+    line = re.compile(r"step (\d+)/12: loss [\d.]+(, validation [\d.]+)?, lr \S+, grad norm \S+, \d+ tokens/s, MFU \d+ %(, waited \d+ %)?, \S+ left")
+    assert [int(line.fullmatch(one)[1]) for one in shown if one.startswith("step ")] == list(range(1, 13)), shown
+    steps = [json.loads(text) for text in weft("train", spec("counted"), "--json", "-q").ok().out.splitlines()][:-1]
+    assert all(0 < s["mfu"] < 2 and s["eta_s"] >= 0 for s in steps) and steps[-1]["eta_s"] == 0, steps
 
 
 def case_seen():
@@ -484,5 +494,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])

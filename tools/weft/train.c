@@ -37,16 +37,39 @@ static void print_sample(const Follow *f, const char *sample)
     }
 }
 
+/* What else is known of its speed. */
+static char *course_of(const Follow *f, const json_t *object)
+{
+    const double speed = number_of(object, "tokens_per_s"),
+                 tokens = (double)(f->spec->sequences * f->spec->length);
+    const json_t *mfu = json_object_get(object, "mfu"), *left = json_object_get(object, "eta_s");
+    g_autoptr(GString) text = g_string_new(NULL);
+    if (mfu != NULL) {
+        g_string_append_printf(text, ", MFU %.0f %%", json_number_value(mfu) * 100);
+    }
+    if (number_of(object, "waited_s") > 0 && speed > 0) {
+        g_string_append_printf(text, ", waited %.0f %%",
+                               number_of(object, "waited_s") * speed / tokens * 100);
+    }
+    if (left != NULL) {
+        g_autofree char *time = units_format_duration((int64_t)json_number_value(left) * 1000000);
+        g_string_append_printf(text, ", %s left", time);
+    }
+    return g_strdup(text->str);
+}
+
 static void print_step(const Follow *f, const json_t *object)
 {
     const json_t *validation = json_object_get(object, "validation_loss");
     g_autofree char *validated =
         validation != NULL ? g_strdup_printf(", validation %.4f", json_number_value(validation))
                            : g_strdup("");
-    printf("step %.0f/%" G_GUINT64_FORMAT ": loss %.4f%s, lr %.3g, grad norm %.3g, %.0f tokens/s\n",
+    g_autofree char *course = course_of(f, object);
+    printf("step %.0f/%" G_GUINT64_FORMAT
+           ": loss %.4f%s, lr %.3g, grad norm %.3g, %.0f tokens/s%s\n",
            number_of(object, "step"), f->spec->steps, number_of(object, "loss"), validated,
            number_of(object, "lr"), number_of(object, "grad_norm"),
-           number_of(object, "tokens_per_s"));
+           number_of(object, "tokens_per_s"), course);
     print_sample(f, json_string_value(json_object_get(object, "sample")));
 }
 

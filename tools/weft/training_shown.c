@@ -61,6 +61,13 @@ static char *number(const char *unit, int decimals, double value, bool is_known)
                                        : g_strdup("-");
 }
 
+/* A run that diverges has losses of any size. */
+static char *loss_text(double loss)
+{
+    return fabs(loss) >= 1e6 && isfinite(loss) ? g_strdup_printf("%.3e", loss)
+                                               : number("", 4, loss, true);
+}
+
 static void print_jobs(const Weft__V1__StatusResponse *status)
 {
     TextTable *t =
@@ -72,8 +79,7 @@ static void print_jobs(const Weft__V1__StatusResponse *status)
         g_autofree char *epoch = g_strdup_printf("%" G_GUINT64_FORMAT, j->epoch),
                         *step = g_strdup_printf("%" G_GUINT64_FORMAT "/%" G_GUINT64_FORMAT, j->step,
                                                 j->steps),
-                        *loss = number("", 4, j->loss, true),
-                        *valid = number("", 4, j->validation_loss, true),
+                        *loss = loss_text(j->loss), *valid = loss_text(j->validation_loss),
                         *speed = number("", 0, j->tokens_per_s, fast),
                         *mfu = number("%", 0, j->mfu * 100, j->mfu > 0),
                         *left = fast && j->n_ranks > 0

@@ -103,11 +103,16 @@ static void steps_outlive_the_coordinator(void **state)
     assert_int_equal(train_log_lines(l)->len, 3);
     assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"step\":3,\"loss\":2.0"));
     assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"tokens_per_s\":200.0"));
+    assert_null(strstr(train_log_lines(l)->pdata[2], "\"mfu\""));
+    assert_true(train_log_speed(train_log_points(l)) == 200.0);
+    train_log_set_course(l, 10, 0.002); /* 6 steps of half a second are left after the next */
     const Weft__V1__TrainProgress same = step_of(1, 3.0f), next = step_of(3, 1.0f),
                                   other = step_of(2, 2.5f);
     assert_null(train_log_step(l, &same, 100, NULL, &error));
     assert_null(error);
-    assert_non_null(train_log_step(l, &next, 100, NULL, &error));
+    const char *told = train_log_step(l, &next, 100, NULL, &error);
+    assert_non_null(strstr(told, "\"mfu\":0.4"));
+    assert_non_null(strstr(told, "\"eta_s\":3.0"));
     assert_null(train_log_step(l, &other, 100, NULL, &error));
     assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
     assert_false(train_log_ended(l));
