@@ -599,7 +599,8 @@ static void snapshot_speed(PlanMember *m, const Weft__V1__Measured *measured)
 }
 
 /* A member for each device, or one for the cores. */
-static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, PlanMember m)
+static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello,
+                            const Weft__V1__Heartbeat *heartbeat, PlanMember m)
 {
     if (hello->n_devices == 0) {
         snapshot_place(build, m, hello->memory_bytes);
@@ -612,6 +613,10 @@ static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello, 
         m.device = snapshot_string(build, text);
         m.device_index = (uint32_t)i;
         m.exact_kind = snapshot_string(build, d->exact_kind);
+        if (heartbeat != NULL && i < heartbeat->n_device_use) {
+            m.device_rank_bytes = heartbeat->device_use[i]->rank_bytes;
+            m.device_group_bytes = heartbeat->device_use[i]->group_bytes;
+        }
         m.threads = (uint32_t)MAX(hello->threads / hello->n_devices, 1u); /* of its rank's engine */
         snapshot_speed(&m, d->measured);
         if (d->measured != NULL) { /* of each weight type it says nothing */
@@ -648,7 +653,7 @@ static void snapshot_member(Member *member, void *user)
         m.link_latency_s = hello->measured->link_latency_s;
         m.link_bytes_per_s = hello->measured->link_bytes_per_s;
     }
-    snapshot_places(build, hello, m);
+    snapshot_places(build, hello, member_heartbeat(member), m);
 }
 
 MemberSnapshot jobs_snapshot(const Jobs *jobs, const char *except_job)

@@ -9,6 +9,7 @@
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/base/version.h"
+#include "proto/plan/device_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -342,7 +343,10 @@ static void explain_devices(Plan *plan, const Task *task)
         n_used += used;
         if (used && m->device != NULL) {
             n_devices++;
-            reason(plan, "worker %s computes on %s", m->worker, m->device);
+            g_autofree char *beside = units_format_size(device_beside_bytes(m, false));
+            reason(plan, "worker %s computes on %s; %s beside all that is counted, %s", m->worker,
+                   m->device, beside,
+                   m->device_rank_bytes > 0 ? "as it was seen to hold" : "by estimate");
         }
     }
     if (plan->definition.exact_kind[0] != '\0') {

@@ -15,6 +15,9 @@
 struct DeviceHandle {
     int index;
     char text[160];
+    GMutex mutex;      /* of the two below */
+    GHashTable *sizes; /* of what was allocated, by address */
+    uint64_t taken;    /* their sum */
 };
 
 struct DeviceStream {
@@ -145,13 +148,19 @@ static DeviceStatus cuda_open(uint32_t index, DeviceHandle **out)
         return DEVICE_OUT_OF_MEMORY;
     }
     (*out)->index = (int)index;
+    g_mutex_init(&(*out)->mutex);
+    (*out)->sizes = g_hash_table_new(NULL, NULL);
     cudaError_t error = cudaSetDevice((int)index);
     return named(*out, error == cudaSuccess ? cudaFree(NULL) : error);
 }
 
 static void cuda_close(DeviceHandle *device)
 {
-    free(device);
+    if (device != NULL) {
+        g_hash_table_unref(device->sizes);
+        g_mutex_clear(&device->mutex);
+        free(device);
+    }
 }
 
 static DeviceStatus cuda_info(DeviceHandle *device, DeviceInfo *out)
@@ -196,22 +205,46 @@ static DeviceStatus cuda_memory(DeviceHandle *device, uint64_t *free_bytes, uint
     return named(device, error);
 }
 
+static uint64_t cuda_taken(DeviceHandle *device)
+{
+    g_mutex_lock(&device->mutex);
+    const uint64_t bytes = device->taken;
+    g_mutex_unlock(&device->mutex);
+    return bytes;
+}
+
 static const char *cuda_error_text(DeviceHandle *device)
 {
     return device != NULL ? device->text : "";
 }
 
+/* Under the mutex, so that nobody sees the bytes gone and not yet counted (kernels/device/use.h).
+ */
 static DeviceStatus cuda_alloc(DeviceHandle *device, size_t bytes, void **out)
 {
     cudaSetDevice(device->index);
     *out = NULL;
-    return named(device, cudaMalloc(out, bytes > 0 ? bytes : 1));
+    g_mutex_lock(&device->mutex);
+    const DeviceStatus status = named(device, cudaMalloc(out, bytes > 0 ? bytes : 1));
+    if (status == DEVICE_OK) {
+        g_hash_table_insert(device->sizes, *out, GSIZE_TO_POINTER(bytes));
+        device->taken += bytes;
+    }
+    g_mutex_unlock(&device->mutex);
+    return status;
 }
 
 static void cuda_free(DeviceHandle *device, void *memory)
 {
+    if (memory == NULL) {
+        return;
+    }
     cudaSetDevice(device->index);
+    g_mutex_lock(&device->mutex);
+    device->taken -= GPOINTER_TO_SIZE(g_hash_table_lookup(device->sizes, memory));
+    g_hash_table_remove(device->sizes, memory);
     (void)cudaFree(memory);
+    g_mutex_unlock(&device->mutex);
 }
 
 /* Known to every device of the process: several ranks may copy from one buffer. */
@@ -389,6 +422,7 @@ static const DeviceApi cuda_api = {
     .close = cuda_close,
     .info = cuda_info,
     .memory = cuda_memory,
+    .taken = cuda_taken,
     .error_text = cuda_error_text,
     .alloc = cuda_alloc,
     .free = cuda_free,

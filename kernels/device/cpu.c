@@ -10,7 +10,8 @@
  *
  * Fail points "device-fail" and, of one device, "device-fail-<index>" = n: the next wait returns
  * status -n, and so does everything after it. "device-kind" and "device-kind-<index>" = n: it says
- * that its bits are those of a kind of its own, number n.
+ * that its bits are those of a kind of its own, number n. "device-beside" = n: it has 2^40 bytes,
+ * of which n are gone beside what was allocated as soon as anything was.
  */
 #include "kernels/device/cpu.h"
 
@@ -229,9 +230,21 @@ static DeviceStatus cpu_info(DeviceHandle *device, DeviceInfo *out)
 
 static DeviceStatus cpu_memory(DeviceHandle *device, uint64_t *free_bytes, uint64_t *total_bytes)
 {
+    const uint64_t taken = atomic_load(&device->bytes);
+    int64_t beside;
     *free_bytes = host_bytes(_SC_AVPHYS_PAGES);
     *total_bytes = host_bytes(_SC_PHYS_PAGES);
+    if (is_set(device, "device-beside", &beside)) {
+        *total_bytes = UINT64_C(1) << 40;
+        *free_bytes = *total_bytes - taken - (taken > 0 ? (uint64_t)beside : 0);
+    }
     return device->failed;
+}
+
+static uint64_t cpu_taken(DeviceHandle *device)
+{
+    int64_t beside;
+    return is_set(device, "device-beside", &beside) ? atomic_load(&device->bytes) : UINT64_MAX;
 }
 
 static const char *cpu_error_text(DeviceHandle *device)
@@ -520,6 +533,7 @@ const DeviceApi device_cpu_api = {
     .close = cpu_close,
     .info = cpu_info,
     .memory = cpu_memory,
+    .taken = cpu_taken,
     .error_text = cpu_error_text,
     .alloc = cpu_alloc,
     .free = cpu_free,

@@ -4,6 +4,7 @@
 
 #include "kernels/device/group.h"
 #include "kernels/device/train_ops.h"
+#include "kernels/device/use.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 
@@ -128,8 +129,7 @@ static bool trivial_devices(const char *text, DeviceChoice *out)
     guint64 n;
     if (g_str_has_prefix(text, "cpu:") &&
         g_ascii_string_to_unsigned(text + strlen("cpu:"), 10, 1, DEVICES_LIMIT, &n, NULL)) {
-        *out = (DeviceChoice){
-            .kind = DEVICE_KIND_CPU, .indexed = true, .n_indices = (uint32_t)n};
+        *out = (DeviceChoice){.kind = DEVICE_KIND_CPU, .indexed = true, .n_indices = (uint32_t)n};
         for (uint32_t i = 0; i < n; i++) {
             out->indices[i] = i;
         }
@@ -321,6 +321,7 @@ Device *device_open_module(const DeviceModule *module, uint32_t index, GError **
         device_free(device);
         return NULL;
     }
+    device->use = device_use_new(device);
     return device;
 }
 
@@ -371,6 +372,7 @@ void device_free(Device *device)
 {
     if (device != NULL) {
         device->api->close(device->handle);
+        g_free(device->use);
         g_free(device);
     }
 }

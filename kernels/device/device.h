@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 /* Raised with each change of a table or struct here, in ops.h or in train_ops.h. */
-#define DEVICE_ABI 5u
+#define DEVICE_ABI 6u
 
 typedef enum DeviceStatus {
     DEVICE_OK = 0,
@@ -71,6 +71,9 @@ typedef struct DeviceApi {
     void (*close)(DeviceHandle *device); /* NULL-safe; frees nothing that was allocated on it */
     DeviceStatus (*info)(DeviceHandle *device, DeviceInfo *out);
     DeviceStatus (*memory)(DeviceHandle *device, uint64_t *free_bytes, uint64_t *total_bytes);
+    /* Bytes that alloc() gave and free() did not get; UINT64_MAX: what memory() says to be free
+     * tells nothing of this device. */
+    uint64_t (*taken)(DeviceHandle *device);
     const char *(*error_text)(
         DeviceHandle *device); /* of the last failure; borrowed until the next */
 
@@ -110,6 +113,7 @@ typedef struct DeviceApi {
 struct DeviceOps;
 struct DeviceGroupApi;
 struct DeviceTrainOps;
+struct DeviceUse;
 
 /* What a module gives: the symbol `weft_device_module`, a function without arguments. */
 typedef struct DeviceModule {
@@ -130,6 +134,7 @@ typedef struct Device {
     const struct DeviceGroupApi *group;
     const struct DeviceTrainOps *train_ops;
     DeviceHandle *handle;
+    struct DeviceUse *use; /* use.h; NULL: not asked */
     DeviceInfo info;
 } Device;
 

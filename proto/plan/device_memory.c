@@ -167,10 +167,17 @@ uint64_t device_sizes_total(const DeviceSizes *z)
            z->drawn + z->input.bytes + z->workspace;
 }
 
+uint64_t device_beside_bytes(const PlanMember *member, bool grouped)
+{
+    const uint64_t rank = member->device_rank_bytes, group = member->device_group_bytes;
+    return (rank > 0 ? rank : DEVICE_RANK_BYTES) + (!grouped    ? 0
+                                                    : group > 0 ? group
+                                                                : DEVICE_GROUP_BYTES);
+}
+
 uint64_t device_rank_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
-                           const PlanStage *stage, const PlanRank *rank)
+                           const PlanStage *stage, const PlanRank *rank, const PlanMember *member)
 {
     const DeviceSizes sizes = device_sizes(plan, spec, replica, stage, rank);
-    return device_sizes_total(&sizes) + DEVICE_RANK_BYTES +
-           (stage->n_ranks > 1 ? DEVICE_GROUP_BYTES : 0);
+    return device_sizes_total(&sizes) + device_beside_bytes(member, stage->n_ranks > 1);
 }

@@ -8,7 +8,12 @@
 #include "proto/plan/plan.h"
 
 /* Beside all that, for each rank: kernels that are loaded at their first use, the libraries' own
- * memory, graphs; and for ranks that sum among devices the communicator's. Estimates. */
+ * memory, graphs; and for ranks that sum among devices the communicator's. (The context itself is
+ * not among it: a worker says what is free with it there.) Reckoned, not measured: 64 MiB each for
+ * this project's kernels, cuBLASLt's and graphs; NCCL's buffers by its documented default, 4 MiB a
+ * channel and peer, for 24 channels and two neighbours, and a third of that beside. They count
+ * until a worker has seen what its device really holds (kernels/device/use.h); then that does
+ * (PlanMember.device_rank_bytes). */
 #define DEVICE_RANK_BYTES ((uint64_t)192 << 20)
 #define DEVICE_GROUP_BYTES ((uint64_t)256 << 20)
 
@@ -32,17 +37,17 @@ typedef struct DeviceInput {
 
 /* Bytes of the buffers, each rounded up to 256. */
 typedef struct DeviceSizes {
-    uint64_t x;                   /* h is as large: [rows][width] */
-    uint64_t q, kv, ffn;          /* so are attn; v; up: [rows][own] */
-    uint64_t partial;             /* [subtrees][rows][width] */
-    uint64_t gathered;            /* class exact: those of all ranks */
-    uint64_t logits;              /* [logits_rows][own vocabulary] */
-    uint64_t drawn;               /* chunks, candidates and most likely ids of each row */
-    uint64_t rope;                /* cos; sin is as large */
+    uint64_t x;          /* h is as large: [rows][width] */
+    uint64_t q, kv, ffn; /* so are attn; v; up: [rows][own] */
+    uint64_t partial;    /* [subtrees][rows][width] */
+    uint64_t gathered;   /* class exact: those of all ranks */
+    uint64_t logits;     /* [logits_rows][own vocabulary] */
+    uint64_t drawn;      /* chunks, candidates and most likely ids of each row */
+    uint64_t rope;       /* cos; sin is as large */
     uint64_t workspace;
     DeviceInput input;
     uint32_t logits_rows;
-    uint32_t subtrees;   /* sums of its own that a rank gives at most, the same for all of a stage */
+    uint32_t subtrees; /* sums of its own that a rank gives at most, the same for all of a stage */
     uint32_t vocabulary; /* own ids of the head; 0: it has none */
     bool draws;          /* tokens can be drawn there */
     DeviceLimits limits; /* of the workspace */
@@ -51,6 +56,8 @@ DeviceSizes device_sizes(const Plan *plan, const ModelSpec *spec, const PlanRepl
                          const PlanStage *stage, const PlanRank *rank);
 /* Of all buffers: what the worker allocates beside weights and KV pages. */
 uint64_t device_sizes_total(const DeviceSizes *sizes);
-/* That and the estimates above. */
+/* What is beside, as seen on the member's device or, until then, by the estimates above. */
+uint64_t device_beside_bytes(const PlanMember *member, bool grouped);
+/* Both together. */
 uint64_t device_rank_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
-                           const PlanStage *stage, const PlanRank *rank);
+                           const PlanStage *stage, const PlanRank *rank, const PlanMember *member);

@@ -456,7 +456,7 @@ static void measure_rank(const Plan *plan, const ModelSpec *spec, const PlanRepl
     /* kv_pages may be any number here, plan_check() runs on plans that nobody checked. */
     uint32_t threads = member != NULL ? MIN(member->threads, THREADS_LIMIT) : 1;
     const uint64_t buffers = member != NULL && member->device != NULL
-                                 ? device_rank_bytes(plan, spec, replica, stage, rank)
+                                 ? device_rank_bytes(plan, spec, replica, stage, rank, member)
                                  : rank_buffer_bytes(plan, spec, replica, stage, rank, threads);
     size_t kv_bytes, peak;
     if (!sz_mul((size_t)plan->kv_pages, (size_t)(KV_BLOCK * rank->kv_bytes_per_token), &kv_bytes) ||

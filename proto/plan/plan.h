@@ -120,6 +120,9 @@ typedef struct PlanMember {
     uint32_t n_cpus;
     const char *device; /* "cuda:0 (NVIDIA H200, 139.8G)", borrowed: where it computes, memory_bytes
                            being that device's; NULL = on its cores */
+    /* What the device was seen to hold beside what is allocated there (device_memory.h); 0: not
+     * yet. */
+    uint64_t device_rank_bytes, device_group_bytes;
     const char *exact_kind; /* Definition.exact_kind of what it computes exactly, borrowed; NULL or
                                empty: every host's */
 } PlanMember;

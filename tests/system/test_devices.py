@@ -13,7 +13,7 @@ work = folder("devices")
 model = tiny_model(work, type="F32", context=32768)
 fails = work / "fails"
 host = Cluster(workers=1)
-pair = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:2", "WEFT_FAILPOINT": f"device-group-fail=file:{fails}"})
+pair = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:2", "WEFT_FAILPOINT": f"device-group-fail=file:{fails},device-beside={100 << 20}"})
 PROMPT = ["-p", "The sky is", "--seed", 7, "--numerics", "fast", "--context", 256, "-q", "--json"]
 
 
@@ -70,6 +70,15 @@ def case_kinds():
         assert len(mixed["stages"]) == 3, mixed
     finally:
         kinds.down()
+
+
+def case_seen():
+    """what a device was seen to hold beside what is allocated there stands in the next plan, in the estimate's place"""
+    pair.weft("run", model, *PROMPT, "-n", 10, "--tp", 2).ok()
+    wait_for("what the devices hold", lambda: pair.weft("plan", model, "--numerics", "fast", "--tp", 2).ok().out.count(
+        "100 MiB beside all that is counted, as it was seen to hold") == 2)
+    kinds = host.weft("plan", model, "--numerics", "fast").ok().out
+    assert "beside all that is counted" not in kinds, kinds
 
 
 def case_default():

@@ -13,6 +13,7 @@
 #include "worker/agent/agent.h"
 
 #include "kernels/device/ops.h"
+#include "kernels/device/use.h"
 
 #include "proto/base/error.h"
 #include "proto/base/version.h"
@@ -376,6 +377,20 @@ static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
     }
 }
 
+static void fill_device_use(const Agent *a, Weft__V1__Heartbeat *heartbeat)
+{
+    const unsigned n = a->o.device ? MAX(a->o.n_devices, 1u) : 0;
+    heartbeat->device_use = g_new(Weft__V1__DeviceUse *, n);
+    for (unsigned i = 0; i < n; i++) {
+        const DeviceUse *use = (i == 0 ? a->o.device : a->o.devices[i])->use;
+        Weft__V1__DeviceUse *m = g_new(Weft__V1__DeviceUse, 1);
+        weft__v1__device_use__init(m);
+        m->rank_bytes = use ? atomic_load(&use->rank) : 0;
+        m->group_bytes = use ? atomic_load(&use->group) : 0;
+        heartbeat->device_use[heartbeat->n_device_use++] = m;
+    }
+}
+
 static Weft__V1__Hello *make_hello(void *user)
 {
     Agent *a = user;
@@ -412,6 +427,7 @@ static Weft__V1__Heartbeat *make_heartbeat(uint64_t sequence, void *user)
     heartbeat->counters = deployments_counters(a->deployments);
     heartbeat->links = deployments_links(a->deployments, &heartbeat->n_links);
     heartbeat->problem = deployments_problem(a->deployments);
+    fill_device_use(a, heartbeat);
     heartbeat->loop_lag_ms = a->o.lag_ms != NULL ? a->o.lag_ms(a->o.lag_user) : 0;
     return heartbeat;
 }

@@ -1,7 +1,9 @@
 #include "worker/agent/train_estimate.h"
 
+#include "kernels/device/use.h"
 #include "proto/base/error.h"
 #include "proto/model/model_message.h"
+#include "proto/plan/device_memory.h"
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
 #include "worker/agent/train_settings.h"
@@ -17,6 +19,8 @@ typedef struct Estimate {
     bool *on_device;              /* [n_ranks] */
     TrainMemory *memory;          /* [n_ranks] */
     uint64_t process_bytes;
+    PlanMember seen;       /* of it what this worker's device was seen to hold */
+    uint64_t beside_bytes; /* of a rank on a device, what that holds beside what is counted */
     PipelineCost cost;
     uint32_t micro_batches;
     GError *error;
@@ -95,7 +99,7 @@ static void estimate_done(void *user)
         ranks[g].activations = e->memory[g].activations;
         ranks[g].host = e->memory[g].host;
         ranks[g].buffers = e->memory[g].buffers;
-        ranks[g].process = e->on_device[g] ? 0 : e->process_bytes;
+        ranks[g].process = e->on_device[g] ? e->beside_bytes : e->process_bytes;
         pointers[g] = &ranks[g];
     }
     Weft__V1__TrainEstimate answer = WEFT__V1__TRAIN_ESTIMATE__INIT;
@@ -111,6 +115,14 @@ static void estimate_done(void *user)
 static bool is_time(double s)
 {
     return s >= 0 && s <= 1e9;
+}
+
+/* A rank may be in a team of its stage's tensor ranks and in one of its part's replicas. */
+static uint64_t beside(const Estimate *e, const TrainPosition *all)
+{
+    const uint64_t alone = device_beside_bytes(&e->seen, false),
+                   team = device_beside_bytes(&e->seen, true) - alone;
+    return alone + team * ((all->tp > 1) + (all->dp > 1));
 }
 
 static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **error)
@@ -145,6 +157,7 @@ static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **
             return false;
         }
     }
+    e->beside_bytes = beside(e, &all);
     e->work.sample = (TextWish){.n_tokens = 0}; /* it borrows the message */
     return true;
 }
@@ -157,6 +170,10 @@ void train_estimate_answer(TaskPool *pool, const Device *device, uint64_t proces
     e->call = rpc_call_ref(call);
     e->device = device != NULL ? device->train_ops : NULL;
     e->process_bytes = process_bytes;
+    if (device != NULL && device->use != NULL) {
+        e->seen.device_rank_bytes = atomic_load(&device->use->rank);
+        e->seen.device_group_bytes = atomic_load(&device->use->group);
+    }
     if (fill(e, request, &error)) {
         task_pool_run(pool, estimate_run, estimate_done, e);
     } else {

@@ -13,6 +13,8 @@
  * dumped) the first STAGE_LOGITS_ROWS rows' logits come down with the pass, more when
  * stage_logits() asks. */
 #include "worker/model/device_forward.h"
+
+#include "kernels/device/use.h"
 #include "worker/model/device_group.h"
 #include "worker/model/device_run.h"
 
@@ -329,8 +331,11 @@ GroupStatus device_forward_layers(Stage *s, const StageRun *run)
         p.status == GROUP_OK && device_stage_wait(d, run->deadline_us, "a step on the device");
     stage_times_mark(&s->times, STAGE_OP_DEVICE);
     if (!done) {
-        return p.status != GROUP_OK ? p.status : d->team.peers != GROUP_OK ? d->team.peers : GROUP_ABORTED;
+        return p.status != GROUP_OK        ? p.status
+               : d->team.peers != GROUP_OK ? d->team.peers
+                                           : GROUP_ABORTED;
     }
+    device_use_step(d->device, ++d->n_steps);
     d->last = p.shape;
     d->n_ready = p.shape.n_outputs;
     memcpy(d->ready, device_stage_outputs(d, d->host_input) + p.shape.n_draws,

@@ -65,6 +65,7 @@ typedef struct DeviceStage {
     DeviceStepGraph graphs[DEVICE_GRAPHS];
     uint64_t clock; /* of graphs' use */
     uint64_t n_captures, n_launches;
+    uint64_t n_steps; /* done */
 } DeviceStage;
 
 /* Allocates and fills; checks that the device serves the model's types. */

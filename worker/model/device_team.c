@@ -8,6 +8,7 @@
  * message is here: a short grace lets the cause arrive before the consequence is reported. */
 #include "worker/model/device_team.h"
 
+#include "kernels/device/use.h"
 #include "proto/plan/plan.h"
 
 #include <stdio.h>
@@ -60,7 +61,7 @@ bool device_team_begin(DeviceTeam *team, const DeviceTeamOptions *options, const
                        GError **error)
 {
     const Device *device = options->device;
-    *team = (DeviceTeam){.o = *options};
+    *team = (DeviceTeam){.o = *options, .free_before = device_use_group_begins(device)};
     return device_check(
         device,
         device->group->begin(device->handle, id, options->n_ranks, options->rank, &team->group),
@@ -70,8 +71,11 @@ bool device_team_begin(DeviceTeam *team, const DeviceTeamOptions *options, const
 DeviceStatus device_team_joined(DeviceTeam *team)
 {
     const DeviceStatus status = team->o.device->group->poll(team->group);
-    if (status != DEVICE_NOT_READY) {
+    if (status != DEVICE_NOT_READY && !team->joined) {
         team->joined = team->o.note(team->o.note_user, status, "joining a group of devices");
+        if (team->joined) {
+            team->bytes = device_use_group_joined(team->o.device, team->free_before);
+        }
     }
     return status;
 }
@@ -195,6 +199,7 @@ void device_team_free(DeviceTeam *team)
     if (team->group != NULL) {
         device_team_leave(team);
         team->o.device->group->free(team->group);
+        device_use_group_ended(team->o.device, team->bytes);
         *team = (DeviceTeam){.peers = team->peers};
     }
 }

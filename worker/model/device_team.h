@@ -24,10 +24,11 @@ typedef struct DeviceTeamOptions {
 
 typedef struct DeviceTeam {
     DeviceTeamOptions o;
-    DeviceGroup *group; /* NULL: none was begun */
-    bool joined;        /* all have */
-    bool left;          /* since then nobody is waited for */
-    GroupStatus peers;  /* why a wait for them ended; OK: none did */
+    DeviceGroup *group;          /* NULL: none was begun */
+    bool joined;                 /* all have */
+    bool left;                   /* since then nobody is waited for */
+    uint64_t free_before, bytes; /* on the device, when it was begun; that it took (use.h) */
+    GroupStatus peers;           /* why a wait for them ended; OK: none did */
     char stuck[160];
 } DeviceTeam;
 

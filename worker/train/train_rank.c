@@ -8,6 +8,7 @@
  * 4. All ranks make the same collectives in a step, whatever they find in it, until one fails. */
 #include "worker/train/train_rank.h"
 
+#include "kernels/device/use.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 #include "worker/train/gradient_exchange.h"
@@ -38,6 +39,7 @@ struct TrainRank {
     float *sample_losses; /* [sequences] of the global batch */
     float *tied;          /* the other end's part of a tied embedding: of one bucket */
     float *tied_own;      /* of a device: a copy of the own part */
+    uint64_t n_steps;     /* done by this rank */
     uint64_t valid;       /* tokens with a target of the current step */
     TrainProgress at;
 };
@@ -648,6 +650,9 @@ bool train_rank_step(TrainRank *t, TrainStep *out, GError **error)
     loss_scale_after(&t->at.scale, &t->o.scaling, out->skipped);
     t->at.updates += !out->skipped;
     t->at.step++;
+    if (t->device != NULL) {
+        device_use_step(t->o.device, ++t->n_steps);
+    }
     return true;
 }
 

@@ -195,6 +195,35 @@ static void test_class_by_place(void **state)
     plan_free(plan);
 }
 
+/* What a device was seen to hold counts in the place of the estimate. */
+static void test_what_a_device_holds_beside(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[2];
+    PlanWish wish = {.streams = 1, .tp = 2, .pp = 1, .numerics = NUMERICS_FAST};
+    (void)state;
+    plan_builder_members(members, 2);
+    on_gpu(&members[0], h200);
+    on_gpu(&members[1], h200);
+    Plan *plan = plan_ok(spec, members, 2, &wish);
+    const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+    assert_true(has_reason(plan, "192 MiB beside all that is counted, by estimate"));
+    const uint64_t peaks[2] = {ranks[0].peak_bytes, ranks[1].peak_bytes};
+    plan_free(plan);
+    for (unsigned i = 0; i < 2; i++) {
+        members[i].device_rank_bytes = 100 * MIB;
+        members[i].device_group_bytes = 30 * MIB;
+    }
+    plan = plan_ok(spec, members, 2, &wish);
+    ranks = plan->replicas[0].stages[0].ranks;
+    assert_true(has_reason(plan, "100 MiB beside all that is counted, as it was seen to hold"));
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(peaks[i] - ranks[i].peak_bytes,
+                         DEVICE_RANK_BYTES + DEVICE_GROUP_BYTES - 130 * MIB);
+    }
+    plan_free(plan);
+}
+
 /* Devices of one worker that are not equally fast get parts by what each one measured. */
 static void test_uneven_devices(void **state)
 {
@@ -273,9 +302,9 @@ static void test_devices_of_one_host(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hosts_and_gpus),      cmocka_unit_test(test_exact_kinds),
-        cmocka_unit_test(test_class_by_place),      cmocka_unit_test(test_uneven_devices),
-        cmocka_unit_test(test_devices_of_one_host),
+        cmocka_unit_test(test_hosts_and_gpus), cmocka_unit_test(test_exact_kinds),
+        cmocka_unit_test(test_class_by_place), cmocka_unit_test(test_what_a_device_holds_beside),
+        cmocka_unit_test(test_uneven_devices), cmocka_unit_test(test_devices_of_one_host),
     };
     return cmocka_run_group_tests_name("planner-devices", tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
  * Argument: the module's file, or none where this build has none. */
 #include "kernels/device/group.h"
 #include "kernels/device/ops.h"
+#include "kernels/device/use.h"
 #include "proto/base/error.h"
 #include "proto/base/failpoint.h"
 
@@ -261,6 +262,47 @@ static void test_a_failed_device_stays_failed(void **state)
     pair_close(&p);
 }
 
+/* What is gone beside allocations is seen after steps 1, 2, 4, ...; a group's part when it joins,
+ * once; what cannot be ours is not believed. */
+static void test_what_is_beside_allocations(void **state)
+{
+    enum { KERNELS = 5 << 20, GROUP = 3 << 20 };
+    void *memory;
+    (void)state;
+    g_autoptr(Device) silent = cpu_device();
+    device_use_note(silent);
+    assert_int_equal(atomic_load(&silent->use->rank), 0);
+
+    failpoint_set("device-beside", true, 0);
+    g_autoptr(Device) device = cpu_device();
+    assert_int_equal(device->api->alloc(device->handle, 1000, &memory), DEVICE_OK);
+    device_use_step(device, 1);
+    assert_int_equal(atomic_load(&device->use->rank), 0);
+    failpoint_set("device-beside", true, KERNELS);
+    device_use_step(device, 3);
+    assert_int_equal(atomic_load(&device->use->rank), 0);
+    device_use_step(device, 4);
+    assert_int_equal(atomic_load(&device->use->rank), KERNELS);
+
+    const uint64_t before = device_use_group_begins(device);
+    failpoint_set("device-beside", true, KERNELS + GROUP);
+    const uint64_t group = device_use_group_joined(device, before);
+    assert_int_equal(group, GROUP);
+    assert_int_equal(atomic_load(&device->use->group), GROUP);
+    device_use_note(device);
+    assert_int_equal(atomic_load(&device->use->rank), KERNELS);
+    failpoint_set("device-beside", true, KERNELS);
+    device_use_group_ended(device, group);
+    device_use_note(device);
+    assert_int_equal(atomic_load(&device->use->rank), KERNELS);
+
+    failpoint_set("device-beside", true, (int64_t)DEVICE_USE_LIMIT + 1); /* another process */
+    device_use_note(device);
+    assert_int_equal(atomic_load(&device->use->rank), KERNELS);
+    failpoint_set("device-beside", false, 0);
+    device->api->free(device->handle, memory);
+}
+
 #endif
 
 static void test_memory_that_is_not_there(void **state)
@@ -455,6 +497,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_failures_have_names),
 #ifdef WEFT_FAILPOINTS
         cmocka_unit_test(test_a_failed_device_stays_failed),
+        cmocka_unit_test(test_what_is_beside_allocations),
 #endif
         cmocka_unit_test(test_memory_that_is_not_there),
         cmocka_unit_test(test_a_module_that_is_none),

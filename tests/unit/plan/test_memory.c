@@ -189,8 +189,9 @@ static void test_a_device_is_counted_by_itself(void **state)
         const PlanRank *rank = &stage->ranks[i % 2];
         const uint64_t beside = rank->peak_bytes - rank->weight_bytes -
                                 plan->kv_pages * KV_BLOCK * rank->kv_bytes_per_token;
-        assert_int_equal(beside, i == 2 ? device_rank_bytes(plan, spec, replica, stage, rank)
-                                        : rank_buffer_bytes(plan, spec, replica, stage, rank, 2));
+        assert_int_equal(beside,
+                         i == 2 ? device_rank_bytes(plan, spec, replica, stage, rank, &members[i])
+                                : rank_buffer_bytes(plan, spec, replica, stage, rank, 2));
     }
     const DeviceSizes exact =
         device_sizes(plan, spec, replica, &replica->stages[1], &replica->stages[1].ranks[0]);
