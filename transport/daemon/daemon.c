@@ -68,8 +68,8 @@ void daemon_prepare(void)
     raise_open_files();
     drop_core_dumps();
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ,
-           SIG_IGN); /* a file beyond the limit is an error of its write, like a full disk */
+    /* A file beyond the limit is an error of its write, like a full disk. */
+    signal(SIGXFSZ, SIG_IGN);
 #if defined(__x86_64__)
     _mm_setcsr(0x1F80); /* NUMERICS 8; threads started later inherit it */
 #endif
