@@ -693,12 +693,16 @@ static void test_servers_share_a_budget(void **state)
 static void test_budget_comes_back(void **state)
 {
     Fixture *f = *state;
+    const bool never = false;
     f->budget = connection_budget_new(3);
     f->caps.per_source = 2;
     serve(f);
     for (int i = 0; i < 3; i++) {
         g_autofree char *out = with_client(f, three_of_one_source);
         assert_non_null(strstr(out, "hello"));
+        for (int n = 0; n < 4000 && http_server_n_connections(f->server) > 0; n++) {
+            main_loop_run_until(f->loop, &never, 5000); /* until it has seen that they are closed */
+        }
     }
     http_server_free(f->server, 100);
     f->server = NULL;
