@@ -10,6 +10,7 @@ TEXT.write_text("\n".join(path.read_text() for path in sorted(pathlib.Path(__fil
 MODELS = {"gpt2": "{family: gpt2, layers: 6, width: 512, heads: 8, context: 128}",
           "llama": "{family: llama, layers: 6, width: 512, heads: 8, kv_heads: 4, ffn: 1536, context: 128}"}
 MOST = 0.05
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def forget_peak(pid):
@@ -26,6 +27,8 @@ def holds_what_is_planned(family, workers, layout, name):
     """Each worker's highest resident size beside its planned peak, on a cluster that has done nothing else."""
     if os.environ.get("WEFT_SANITIZE", "none") != "none":
         raise Skip("a sanitizer's own memory is beside the process's")
+    if HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text():
+        raise Skip("transparent_hugepage is 'always': the kernel gives 2 MiB where a page was asked")
     path = work / "job.yaml"
     path.write_text(f"kind: train\nname: job\nmodel: {{config: {MODELS[family]}}}\ndata: {{train: {TEXT}, tokenizer: {{train: 2048}}}}\n"
                     "batch: {sequences: 8, length: 96}\nsteps: 2\nseed: 1\noptimizer: {name: adamw, lr: 1e-4, schedule: constant}\n"
@@ -56,22 +59,18 @@ def case_replicas():
 
 
 def case_stages():
-    """stages by 1F1B with recomputation, and zero-bubble"""
+    """stages by 1F1B with recomputation"""
     holds_what_is_planned("gpt2", 2, "{dp: 1, pp: 2, tp: 1, micro: 4, recompute: selective}", "1f1b")
-    holds_what_is_planned("llama", 2, "{dp: 1, pp: 2, tp: 1, micro: 8, schedule: zero-bubble}", "zero-bubble")
 
 
 def case_tensor():
-    """tensor ranks with large micro-batches, even and uneven"""
-    holds_what_is_planned("llama", 2, "{dp: 1, pp: 1, tp: 2, micro: 1}", "large")
+    """uneven tensor ranks with large micro-batches"""
     holds_what_is_planned("gpt2", 3, "{dp: 1, pp: 1, tp: 3, micro: 1}", "uneven")
 
 
 def case_mixes():
-    """two ways at once"""
-    holds_what_is_planned("gpt2", 4, "{dp: 2, pp: 1, tp: 2, micro: 1}", "dp-tp")
-    holds_what_is_planned("llama", 4, "{dp: 2, pp: 2, tp: 1, micro: 4}", "dp-pp")
-    holds_what_is_planned("gpt2", 4, "{dp: 1, pp: 2, tp: 2, micro: 2}", "pp-tp")
+    """all ways at once, zero-bubble"""
+    holds_what_is_planned("llama", 8, "{dp: 2, pp: 2, tp: 2, micro: 4, schedule: zero-bubble}", "dp-pp-tp")
 
 
 run_cases([case_alone, case_replicas, case_stages, case_tensor, case_mixes])

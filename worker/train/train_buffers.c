@@ -68,11 +68,12 @@ static uint64_t data_bytes(const TrainBuffersOptions *o)
 
 /* What the libraries of a rank take, measured (tests/system/test_train_memory.py): threads, UCX's
  * worker and messages to the coordinator; where there are other ranks, what comes through shared
- * memory; of each of them, what goes there. */
+ * memory; of each that vectors go to (replicas, tensor ranks, neighbours of a stage), what goes
+ * there. */
 static uint64_t library_bytes(const TrainPosition *p)
 {
     enum { RANK_MIB = 11, PORT_MIB = 7, PEER_MIB = 3 };
-    const uint64_t peers = train_world(p) - 1;
+    const uint64_t peers = (p->dp - 1) + (p->tp - 1) + MIN(p->pp - 1, 2);
     return (RANK_MIB + (peers > 0 ? PORT_MIB : 0) + PEER_MIB * peers) << 20;
 }
 
