@@ -357,6 +357,24 @@ static void test_candidates(void **state)
 
 /* ---- attention ---- */
 
+/* n floats of q and dout and n_kv of k and v on the device, and n_out for each of dk and dv. dq
+ * goes over dout, which is then used up. */
+static CudaAttentionBackward on_device(const float *q, const float *dout, size_t n, size_t q_ld,
+                                       const float *k, const float *v, size_t n_kv, size_t kv_ld,
+                                       size_t n_out)
+{
+    CudaAttentionBackward a = {.q = device_floats(q, n),
+                               .dout = device_floats(dout, n),
+                               .k = device_floats(k, n_kv),
+                               .v = device_floats(v, n_kv),
+                               .q_ld = q_ld,
+                               .kv_ld = kv_ld,
+                               .dk = device_floats(NULL, n_out),
+                               .dv = device_floats(NULL, n_out)};
+    a.dq = (float *)a.dout;
+    return a;
+}
+
 static void attention_case(Numbers *numbers, uint32_t rows, uint32_t head_size, uint32_t n_heads,
                            uint32_t first, uint32_t last)
 {
@@ -394,23 +412,14 @@ static void attention_case(Numbers *numbers, uint32_t rows, uint32_t head_size, 
     generic->train.attention_backward(&want);
     FOR_EACH_ORDER
     {
-        CudaAttentionBackward a = {.q = device_floats(q, n),
-                                   .dout = device_floats(dout, n),
-                                   .k = device_floats(k, n_kv),
-                                   .v = device_floats(v, n_kv),
-                                   .q_ld = q_ld,
-                                   .kv_ld = kv_ld,
-                                   .dq = NULL,
-                                   .dk = device_floats(NULL, n_out),
-                                   .dv = device_floats(NULL, n_out),
-                                   .subtree_stride = n_kv,
-                                   .n_rows = rows,
-                                   .n_q = n_q,
-                                   .head_size = head_size,
-                                   .steps = steps,
-                                   .scale = 0.2f};
+        CudaAttentionBackward a = on_device(q, dout, n, q_ld, k, v, n_kv, kv_ld, n_out);
+        a.subtree_stride = n_kv;
+        a.n_rows = rows;
+        a.n_q = n_q;
+        a.head_size = head_size;
+        a.steps = steps;
+        a.scale = 0.2f;
         a.workspace = device_of(NULL, weft_cuda_attention_backward_bytes(&a));
-        a.dq = (float *)a.dout; /* which is then used up */
         run(weft_cuda_attention_backward(&a, NULL));
         assert_device("dk", a.dk, dk, n_out);
         assert_device("dv", a.dv, dv, n_out);
@@ -514,28 +523,20 @@ static void half_case(Numbers *numbers, const HalfCase *c, Dtype operands, float
         if (order_ > 0 && operands == DTYPE_BF16) {
             break; /* the same way as f16 */
         }
-        CudaAttentionBackward a = {.q = device_floats(q, n),
-                                   .dout = device_floats(dout, n),
-                                   .k = device_floats(k, n_kv),
-                                   .v = device_floats(v, n_kv),
-                                   .q_ld = q_ld,
-                                   .kv_ld = kv_ld,
-                                   .dk = device_floats(NULL, n_kv),
-                                   .dv = device_floats(NULL, n_kv),
-                                   .n_rows = longest,
-                                   .n_q = c->n_q,
-                                   .head_size = c->head_size,
-                                   .steps = steps,
-                                   .scale = 0.15f,
-                                   .segments = device_of(segments, sizeof segments),
-                                   .n_segments = DOCUMENTS,
-                                   .n_kv_heads = c->n_kv_heads,
-                                   .operands = operands};
+        CudaAttentionBackward a = on_device(q, dout, n, q_ld, k, v, n_kv, kv_ld, n_kv);
+        a.n_rows = longest;
+        a.n_q = c->n_q;
+        a.head_size = c->head_size;
+        a.steps = steps;
+        a.scale = 0.15f;
+        a.segments = device_of(segments, sizeof segments);
+        a.n_segments = DOCUMENTS;
+        a.n_kv_heads = c->n_kv_heads;
+        a.operands = operands;
         const uint32_t items = DOCUMENTS * c->n_kv_heads;
         a.workspace_bytes = weft_cuda_attention_backward_bytes(&a) *
                             (c->items_at_once > 0 ? c->items_at_once : items);
         a.workspace = device_of(NULL, a.workspace_bytes);
-        a.dq = (float *)a.dout; /* which is then used up */
         run(weft_cuda_attention_backward(&a, NULL));
         expect_close("dk", c, a.dk, dk, kv_width, kv_ld, close);
         expect_close("dv", c, a.dv, dv, kv_width, kv_ld, close);
