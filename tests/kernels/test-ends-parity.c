@@ -111,22 +111,16 @@ static void test_training(void **state)
     }
 }
 
-int main(int argc, char **argv)
+static int test_variant(const Variant *v, const Kernels *table)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_serving), cmocka_unit_test(test_rope),
                                        cmocka_unit_test(test_training)};
-    int failed = 0, ran = 0;
+    variant = table;
+    return cmocka_run_group_tests_name(v->name, tests, setup, NULL);
+}
+
+int main(int argc, char **argv)
+{
     generic = kernels_get(ISA_GENERIC);
-    const Variant *v = NULL;
-    while ((v = variants_next(v, argc, argv)) != NULL) {
-        Kernels table;
-        if (v->dots) { /* no op of these has them */
-            continue;
-        }
-        variant_table(v, &table);
-        variant = &table;
-        ran++;
-        failed += cmocka_run_group_tests_name(v->name, tests, setup, NULL);
-    }
-    return failed != 0 ? 1 : ran == 0 ? 77 : 0;
+    return variants_run(argc, argv, false, test_variant);
 }

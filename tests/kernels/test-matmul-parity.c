@@ -297,7 +297,7 @@ static void test_mxcsr(void **state)
     matmul_case_free(&c);
 }
 
-int main(int argc, char **argv)
+static int test_variant(const Variant *v, const Kernels *kernels)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes),      cmocka_unit_test(test_prompts),
@@ -306,11 +306,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_not_finite),  cmocka_unit_test(test_mxcsr),
         cmocka_unit_test(test_activations),
     };
-    int failed = 0, ran = 0;
-    while ((variant = variants_next(variant, argc, argv)) != NULL) {
-        variant_table(variant, &table);
-        ran++;
-        failed += cmocka_run_group_tests_name(variant->name, tests, NULL, NULL);
-    }
-    return failed != 0 ? 1 : ran == 0 ? 77 : 0;
+    variant = v;
+    table = *kernels;
+    return cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    return variants_run(argc, argv, true, test_variant);
 }

@@ -431,7 +431,7 @@ static void test_attention_rows_are_independent(void **state)
     }
 }
 
-int main(int argc, char **argv)
+static int test_variant(const Variant *v, const Kernels *table)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_norm),
@@ -446,18 +446,12 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_attention_rows_are_independent, bench_setup,
                                         bench_teardown),
     };
-    int failed = 0, ran = 0;
+    variant = table;
+    return cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
     generic = kernels_get(ISA_GENERIC);
-    const Variant *v = NULL;
-    while ((v = variants_next(v, argc, argv)) != NULL) {
-        Kernels table;
-        if (v->dots) { /* no op of these has them */
-            continue;
-        }
-        variant_table(v, &table);
-        variant = &table;
-        ran++;
-        failed += cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
-    }
-    return failed != 0 ? 1 : ran == 0 ? 77 : 0;
+    return variants_run(argc, argv, false, test_variant);
 }

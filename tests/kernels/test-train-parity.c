@@ -483,7 +483,7 @@ static void test_attention_backward(void **state)
     compare_attention(40, 3, 16, 1, 5); /* a rank that holds heads 1..3 of 5: two subtrees */
 }
 
-int main(int argc, char **argv)
+static int test_variant(const Variant *v, const Kernels *table)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gemm),           cmocka_unit_test(test_gemm_bf16),
@@ -495,16 +495,13 @@ int main(int argc, char **argv)
     };
     const struct CMUnitTest products[] = {cmocka_unit_test(test_gemm_bf16),
                                           cmocka_unit_test(test_gemm_flush)};
-    int failed = 0, ran = 0;
-    const Variant *v = NULL;
+    variant = &table->train;
+    return v->dots ? cmocka_run_group_tests_name(v->name, products, NULL, NULL)
+                   : cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
     generic = &kernels_get(ISA_GENERIC)->train;
-    while ((v = variants_next(v, argc, argv)) != NULL) {
-        Kernels table;
-        variant_table(v, &table);
-        variant = &table.train;
-        ran++;
-        failed += v->dots ? cmocka_run_group_tests_name(v->name, products, NULL, NULL)
-                          : cmocka_run_group_tests_name(v->name, tests, NULL, NULL);
-    }
-    return failed != 0 ? 1 : ran == 0 ? 77 : 0;
+    return variants_run(argc, argv, true, test_variant);
 }

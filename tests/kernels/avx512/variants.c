@@ -4,7 +4,6 @@
 
 #include <glib.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const char *lacks_avx2(void)
@@ -87,7 +86,7 @@ static bool is_named(const char *name, int argc, char **argv)
     return argc < 2;
 }
 
-static void check_names(int argc, char **argv)
+static bool check_names(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
         const Variant *v = variants;
@@ -96,27 +95,10 @@ static void check_names(int argc, char **argv)
         }
         if (v->name == NULL) {
             fprintf(stderr, "no variant is named %s\n", argv[i]);
-            exit(2);
+            return false;
         }
     }
-}
-
-const Variant *variants_next(const Variant *last, int argc, char **argv)
-{
-    if (last == NULL) {
-        check_names(argc, argv);
-    }
-    for (const Variant *v = last == NULL ? variants : last + 1; v->name != NULL; v++) {
-        if (!is_named(v->name, argc, argv)) {
-            continue;
-        }
-        const char *reason = v->lacks();
-        if (reason == NULL) {
-            return v;
-        }
-        fprintf(stderr, "%s: not run, %s\n", v->name, reason);
-    }
-    return NULL;
+    return true;
 }
 
 /* A table that were another's would pass every test. */
@@ -135,4 +117,30 @@ void variant_table(const Variant *variant, Kernels *table)
     *table = *kernels_get(ISA_GENERIC);
     variant->fill(table, variant->dots);
     check_filled(variant, table);
+}
+
+static bool may_run(const Variant *v)
+{
+    const char *reason = v->lacks();
+    if (reason != NULL) {
+        fprintf(stderr, "%s: not run, %s\n", v->name, reason);
+    }
+    return reason == NULL;
+}
+
+int variants_run(int argc, char **argv, bool dots, VariantRun run)
+{
+    if (!check_names(argc, argv)) {
+        return 2;
+    }
+    int ran = 0, failed = 0;
+    for (const Variant *v = variants; v->name != NULL; v++) {
+        if (is_named(v->name, argc, argv) && may_run(v) && (dots || !v->dots)) {
+            Kernels table;
+            variant_table(v, &table);
+            ran++;
+            failed += run(v, &table);
+        }
+    }
+    return failed != 0 ? 1 : ran == 0 ? 77 : 0;
 }

@@ -17,14 +17,16 @@ typedef struct Variant {
  * avx512-dots-emulated, avx512-simde, avx512-dots-simde. */
 extern const Variant variants[];
 
-/* The next after `last` (NULL: the first) of those named in argv[1..], or of all where none is
- * named, that runs here; says of each it passes why not. NULL: no more. Ends the program on a name
- * that is none. */
-const Variant *variants_next(const Variant *last, int argc, char **argv);
-
 /* Whether it runs here and is worth whole engines: of the two meanings of AVX-512's instructions
  * the faster. */
 bool variant_for_engines(const Variant *variant);
 
 /* Complete, as dispatch fills it. */
 void variant_table(const Variant *variant, Kernels *table);
+
+/* How many tests of it failed. */
+typedef int (*VariantRun)(const Variant *variant, const Kernels *table);
+/* Runs those named in argv[1..], or all where none is named, that can run here, and says of each
+ * other why not; with dots only where the op under test has them. For main(): 0, 1 (some failed) or
+ * 77 (none ran); 2: a name is none. */
+int variants_run(int argc, char **argv, bool dots, VariantRun run);
