@@ -9,9 +9,8 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PREFETCH_AHEAD                                                                             \
-    8192 /* bytes: fits one thread's stream from DRAM for all types (measured)                     \
-          */
+/* Bytes: fits one thread's stream from DRAM for all types (measured). */
+#define PREFETCH_AHEAD 8192
 
 /* Loop bounds are constants after inlining, array dimensions are literally so: gcc 12 keeps the
  * arrays in registers only then. */

@@ -9,9 +9,8 @@
 
 #define TILE_PANELS_LIMIT 2u
 #define TILE_FLOATS (TILE_PANELS_LIMIT * ACT_ROW_GROUP * PANEL_ROWS)
-#define TREE_STACK                                                                                 \
-    8u /* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made                 \
-        */
+/* log2(TREE_LEAVES_LIMIT) + 1 waiting sums, and the one that is being made. */
+#define TREE_STACK 8u
 
 /* Where the sums of a unit go: a level of the stack of waiting ones, [p][row][lane]. n_merges
  * levels below, TILE_FLOATS apart, are added from the left, one after the other; what comes out

@@ -12,9 +12,8 @@
 #define LOGITS_ROWS 16u        /* rows whose logits a stage computes at once */
 #define THREADS_LIMIT 4096u    /* what a member says is not trusted to be sane */
 #define INDEX_ENTRY_BYTES 209u /* of a page: 192 of its text and hashes, 17 of its place */
-#define RANK_BASE_BYTES                                                                            \
-    (16ull << 20) /* stacks, link buffers, tables that no formula below names                      \
-                   */
+/* Stacks, link buffers, tables that no formula below names. */
+#define RANK_BASE_BYTES (16ull << 20)
 
 /* ---- the object -------------------------------------------------------------------------------
  */

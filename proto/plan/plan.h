@@ -139,8 +139,7 @@ void plan_measure(Plan *plan, const ModelSpec *spec, const PlanMember *members, 
 /* One violation, for people and tests. */
 typedef enum PlanRule {
     PLAN_RULE_LAYERS, /* a layer owned by no or by two stages */
-    PLAN_RULE_UNITS,  /* an attention or FFN unit owned by no or by two ranks, or a rank without any
-                       */
+    PLAN_RULE_UNITS,  /* an attention or FFN unit owned by no or by two ranks, a rank without any */
     PLAN_RULE_VOCAB, /* a vocabulary chunk owned by no or by two ranks of the first or last stage */
     PLAN_RULE_MEMBER,   /* a rank on an unknown, draining or twice used worker device */
     PLAN_RULE_MEMORY,   /* peak above the member's budget */

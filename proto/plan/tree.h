@@ -8,8 +8,7 @@
 #include <stdint.h>
 
 #define TREE_LEAVES_LIMIT 64u        /* units per cut tensor, leaves of a batch, and ranks */
-#define TREE_CHUNKS_LIMIT (1u << 14) /* leaves of any tree: the chunks of the largest vocabulary   \
-                                      */
+#define TREE_CHUNKS_LIMIT (1u << 14) /* leaves of any tree: chunks of the largest vocabulary */
 #define TREE_SUBTREES_LIMIT 28u      /* maximal subtrees of a range: two a level */
 #define TREE_OPERANDS_LIMIT 1024u    /* of all ranks together: a cut makes at most one a level */
 

@@ -1,14 +1,13 @@
 /* One deployment, as the files of the table see it (deployments.c: table and life; load.c: Load;
  * reports.c: what is told). Not for others.
  *
- *              Load                      slices in, engine open       Start        all hellos
- *   (absent) --------> LOADING -------------------------> LOADED --------> STARTING ---------->
- * READY |                                 |                  |                  |
- *                         '------- error ----------------> FAILED <------------'------------------'
- * engine failed, fenced |                                 |                                     |
- *                         '--- Drop, newer epoch, keep ---> CLOSING <-----------------------------'
- *                                                             '--> (absent): task, fetch and engine
- * gone; weights to the shelf or freed
+ *            Load          slices in, engine open        Start            all hellos
+ *   (absent) ────▶ LOADING ──────────────────────▶ LOADED ─────▶ STARTING ───────────▶ READY
+ *                     │                               │              │                   │
+ *                     └─────────── error ─────────────┴──────────────┴──▶ FAILED ◀───────┘
+ *                                                                   engine failed, fenced
+ *   any ── Drop, newer epoch, keep ──▶ CLOSING ── task, fetch and engine gone ──▶ (absent)
+ *                                                 weights to the shelf or freed
  *
  * Invariants
  *   1. At most one deployment of a (job, replica, stage, rank) is not CLOSING: the one of the

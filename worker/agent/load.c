@@ -1,8 +1,8 @@
 /* Load: from a request to an open engine.
  *
- *   check ─► wait until whatever is closing is gone ─► [shelf has the part]
- * ───────────────────────┐ └─► map (pool) ─► fetch (pool, network) ────────┴─► open engine (pool)
- * ─► LOADED
+ *   check ─► wait until whatever is closing is gone ─┬─► the shelf has the part ──────────────┐
+ *                                                    └─► map (pool) ─► fetch (pool, network) ─┤
+ *                            LOADED ◄─ open engine (pool) ◄───────────────────────────────────┘
  *
  * A request of the same epoch joins the load that runs, or is answered at once; one of a failed
  * load begins it again. */

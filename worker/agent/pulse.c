@@ -1,8 +1,7 @@
 #include "worker/agent/pulse.h"
 
 #define AWAY_US 1000000  /* between two looks */
-#define QUIET_US 1000000 /* an idle engine turns at least twice a second (engine.c, invariant 4)   \
-                          */
+#define QUIET_US 1000000 /* an idle engine turns at least twice a second (engine.c: 4) */
 
 static void note_moves(Pulse *p, const EngineStatus *status, int64_t now_us)
 {

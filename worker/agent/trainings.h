@@ -2,9 +2,11 @@
  * of a job one on each of its devices, or one on its cores.
  * Loop thread, all of it.
  *
- *             Load                  loaded         Start             all ranks have their state
- *   (call) ─────────▶ LOADING ─────────▶ LOADED ─────────▶ STARTED ──────────▶ ... steps ... ──▶
- * DONE └──── error, fence, newer epoch, cancel, half-close ────┴──▶ CLOSING ──▶ gone
+ *          Load            loaded          Start          all have their state
+ *   (call) ───▶ LOADING ─────────▶ LOADED ─────▶ STARTED ─────────────────────▶ steps ──▶ DONE
+ *                  │                  │             │                             │        │
+ *                  └──────────────────┴─────────────┴─────────────────────────────┴────────┤
+ *                    error, fence, newer epoch, cancel, half-close      gone ◀── CLOSING ◀─┘
  *
  * A rank lives as long as its call: a coordinator that dies takes it along, and a newer epoch of
  * its job, or a fence, ends it at once. */

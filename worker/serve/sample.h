@@ -10,12 +10,12 @@
  *   for ids among the generated, c times: v = (v - c * frequency_penalty) - presence_penalty;
  *   for ids with a bias: v = v + bias;
  *   then v / temperature.
- * temperature 0: argmax v (of the penalised, untempered values),
- * lowest id on ties. no filter:     argmax v + noise, over all ids. filters:       sort by (v
- * descending, id ascending); keep the first top_k; of those the shortest prefix whose
- * probabilities, summed in that order, reach top_p (probabilities exp32(v - vmax) over the sum of
- * what top_k left, or over all ids when top_k is off); of those ids with exp32(v - vmax) >= min_p;
- *                  then argmax v + noise. */
+ * temperature 0: argmax v (of the penalised, untempered values), lowest id on ties.
+ * no filter:     argmax v + noise, over all ids.
+ * filters:       sort by (v descending, id ascending); keep the first top_k; of those the shortest
+ *                prefix whose probabilities, summed in that order, reach top_p (probabilities
+ *                exp32(v - vmax) over the sum of what top_k left, or over all ids when top_k is
+ *                off); of those ids with exp32(v - vmax) >= min_p; then argmax v + noise. */
 #pragma once
 
 #include "kernels/device/sample.h"

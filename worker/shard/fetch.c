@@ -1,10 +1,12 @@
 /* Getting slices from wherever they are nearest.
  *
  *   LOCAL    one pool task for each tensor tries cache and own file for its slices (fetch_start ->
- * local_run/local_done) REMOTE   flights: a batch of missing slices asked from one source; chunks
- * are put together on the loop, each whole slice goes to the pool (hash, pack, cache) (next_flights
- * -> flight_* -> landed_*) ENDING   failed or cancelled: flights are cancelled, tasks run out
- * (fail) done     on_done, freed (settle)
+ *            local_run/local_done)
+ *   REMOTE   flights: a batch of missing slices asked from one source; chunks are put together on
+ *            the loop, each whole slice goes to the pool (hash, pack, cache) (next_flights ->
+ *            flight_* -> landed_*)
+ *   ENDING   failed or cancelled: flights are cancelled, tasks run out (fail)
+ *   done     on_done, freed (settle)
  *
  * Invariants:
  *   1. A slice is packed once, after its hash was right; `state` says how far it is.

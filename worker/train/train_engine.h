@@ -3,9 +3,10 @@
  * owner (main loop) talks to it through the functions below, which never block but
  * train_engine_new() (opening a port) and train_engine_free() (a step's compute at most).
  *
- *   OPEN ──data──▶ LOADED ──train_engine_start──▶ GREETING ──hellos, weights everywhere──▶ RUNNING
- * ──▶ DONE └───────────────┴────── error, abort, a peer lost ──┴──────────────────────────────┴──▶
- * FAILED
+ *   OPEN ──data──▶ LOADED ──train_engine_start──▶ GREETING ──hellos, weights everywhere──┐
+ *    │               │                               │                                    ▼
+ *    │               │                               │                        DONE ◀── RUNNING
+ *    └───────────────┴── error, abort, a peer lost ──┴──▶ FAILED ◀────────────────────────┘
  */
 #pragma once
 

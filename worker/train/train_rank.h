@@ -87,8 +87,8 @@ typedef struct TrainMemory {
     uint64_t buffers; /* data, what is under way between ranks, a checkpoint's part: the most of it
                          (train_buffers.h) */
     uint64_t host;    /* of a rank on a device, which holds the rest: buffers and copies in host
-                         memory,    of weights and moments and, where replicas exchange gradients over
-                         links, of    these (a plan counts them always); else 0 */
+                         memory, of weights and moments and, where replicas exchange gradients over
+                         links, of these (a plan counts them always); else 0 */
 } TrainMemory;
 /* Where the rank computes. */
 static inline uint64_t train_memory_total(const TrainMemory *m)

@@ -38,9 +38,8 @@
 #define BLOCK_BYTES 4096u
 #define EVENTS_AT_ONCE 64
 #define SWEEP_US (INT64_C(1000) * 1000)
-#define DISCARD_LIMIT                                                                              \
-    ((size_t)256 << 20) /* of a body that is too large: then the socket closes                     \
-                         */
+/* Of a body that is too large: then the socket closes. */
+#define DISCARD_LIMIT ((size_t)256 << 20)
 
 /* One connection. Server's thread. */
 typedef struct HttpPeer {
