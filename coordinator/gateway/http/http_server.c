@@ -486,7 +486,7 @@ static void set_listening(HttpServer *server, bool listening)
     }
 }
 
-/* False: no more for now. */
+/* False: there is none to take, or no file for it. */
 static bool take_one(HttpServer *server)
 {
     struct sockaddr_storage from;
