@@ -10,42 +10,39 @@
 
 #include <cmocka.h>
 
-/* SmolLM2-135M's shape. */
-ModelSpec *smol(void)
+typedef struct Shape {
+    uint32_t n_layers, width, n_heads, n_kv_heads, ffn_width, vocab_size;
+    Dtype type, embedding_type;
+    bool tied;
+} Shape;
+
+static ModelSpec *spec_of(const Shape *shape)
 {
     GgufBuilderConfig c;
     gguf_builder_defaults(&c);
-    c.n_layers = 30;
-    c.width = 576;
-    c.n_heads = 9;
-    c.n_kv_heads = 3;
-    c.ffn_width = 1536;
-    c.vocab_size = 49152;
+    c.n_layers = shape->n_layers;
+    c.width = shape->width;
+    c.n_heads = shape->n_heads;
+    c.n_kv_heads = shape->n_kv_heads;
+    c.ffn_width = shape->ffn_width;
+    c.vocab_size = shape->vocab_size;
     c.context = 8192;
-    gguf_builder_set_type(&c, DTYPE_Q4_1);
-    c.type[ROLE_TOKEN_EMBD] = DTYPE_Q8_0;
+    c.tied = shape->tied;
+    gguf_builder_set_type(&c, shape->type);
+    c.type[ROLE_TOKEN_EMBD] = shape->embedding_type;
     ModelSpec *spec = gguf_builder_spec(&c, NULL);
     assert_non_null(spec);
     return spec;
 }
 
-/* Llama-3-8B's shape in Q4_K: 5.4 GB. */
+ModelSpec *smol(void)
+{
+    return spec_of(&(Shape){30, 576, 9, 3, 1536, 49152, DTYPE_Q4_1, DTYPE_Q8_0, .tied = true});
+}
+
 ModelSpec *large(void)
 {
-    GgufBuilderConfig c;
-    gguf_builder_defaults(&c);
-    c.n_layers = 32;
-    c.width = 4096;
-    c.n_heads = 32;
-    c.n_kv_heads = 8;
-    c.ffn_width = 14336;
-    c.vocab_size = 128256;
-    c.context = 8192;
-    c.tied = false;
-    gguf_builder_set_type(&c, DTYPE_Q4_K);
-    ModelSpec *spec = gguf_builder_spec(&c, NULL);
-    assert_non_null(spec);
-    return spec;
+    return spec_of(&(Shape){32, 4096, 32, 8, 14336, 128256, DTYPE_Q4_K, DTYPE_Q4_K, .tied = false});
 }
 
 void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n)
