@@ -24,11 +24,10 @@ typedef struct Part {
     size_t begin, end;
 } Part;
 
-static bool needs_two_shots(const Group *group, const Reduction *reduction, size_t n)
+bool group_two_shots_pay(uint32_t n_ranks, uint32_t n_operands, size_t n, size_t two_shot_bytes)
 {
-    const uint64_t n_ranks = group->options.n_ranks;
-    return n > 0 && n * sizeof(float) >= group->options.two_shot_bytes &&
-           (n_ranks - 1) * reduction->n_operands > n_ranks;
+    return n > 0 && n * sizeof(float) >= two_shot_bytes &&
+           (uint64_t)(n_ranks - 1) * n_operands > n_ranks;
 }
 
 /* Of block b, what goes to rank r. */
@@ -70,7 +69,8 @@ void group_reduce_begin(Group *group, const GroupWait *wait, const GroupReduce *
         reduction_find(&group->reductions, what->n_leaves, 0, what->cuts, n_ranks);
     group_begin(group, wait);
     *run = (Running){.open = true,
-                     .two_shot = needs_two_shots(group, reduction, what->n),
+                     .two_shot = group_two_shots_pay(n_ranks, reduction->n_operands, what->n,
+                                                     group->options.two_shot_bytes),
                      .wait = *wait,
                      .what = *what,
                      .reduction = reduction,

@@ -2,8 +2,6 @@
  * kept for reuse, and what a peer is usually ahead. */
 #include "transport/group/group_state.h"
 
-#define KEPT_PIECES 16u /* link/buffer_pool.c, of this size */
-
 static uint32_t subtrees_of(const GroupCut *cut, uint32_t rank)
 {
     return tree_subtrees_missing(cut->n_leaves, cut->missing, cut->cuts[rank], cut->cuts[rank + 1]);
@@ -21,14 +19,13 @@ static uint32_t arriving(const GroupCut *cut)
 
 uint64_t group_message_bytes(uint64_t size)
 {
-    return MIN(size, (uint64_t)KEPT_PIECES * PIECE_BYTES);
+    return MIN(size, (uint64_t)BUFFER_POOL_KEPT * PIECE_BYTES);
 }
 
 uint64_t group_all_reduce_bytes(const GroupCut *cut, size_t n, size_t two_shot_bytes)
 {
     const uint32_t n_arriving = arriving(cut), own = subtrees_of(cut, cut->rank);
-    const bool two_shots = n * sizeof(float) >= two_shot_bytes &&
-                           (uint64_t)(cut->n_ranks - 1) * (n_arriving + own) > cut->n_ranks;
+    const bool two_shots = group_two_shots_pay(cut->n_ranks, n_arriving + own, n, two_shot_bytes);
     const uint64_t part = (two_shots ? n / cut->n_ranks : n) * sizeof(float);
     return n_arriving * part + (cut->n_ranks - 1) * group_message_bytes(own * part);
 }

@@ -63,6 +63,11 @@ GroupStatus group_end(Group *group, GroupStatus status);
  * they do not all send to one. */
 uint32_t group_peer(const Group *group, uint32_t i);
 
+/* ---- the all-reduce: all_reduce.c ---- */
+
+/* For vectors of n floats, of which all ranks together bring n_operands. */
+bool group_two_shots_pay(uint32_t n_ranks, uint32_t n_operands, size_t n, size_t two_shot_bytes);
+
 /* ---- arriving ---- */
 
 /* Sets what rank r is to send in a phase, and takes what is here of it already; which: 0, or 1 for

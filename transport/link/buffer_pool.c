@@ -3,8 +3,7 @@
 #include "proto/base/checked.h"
 
 #define SMALL_BYTES (1u << 20)
-#define KEPT_SMALL 16u /* a decode step's messages in flight */
-#define KEPT_LARGE 2u  /* two sets, used in turn */
+#define KEPT_LARGE 2u /* two sets, used in turn */
 #define CAPACITY_LEAST 512u
 
 _Static_assert(sizeof(LinkBuffer) == 64, "the data behind the head is 64-byte aligned");
@@ -77,8 +76,8 @@ void buffer_pool_put(BufferPool *pool, LinkBuffer *buffer)
     pool->n_out--;
     pool->bytes_out -= buffer->capacity;
     unsigned n_large = count_large(pool);
-    bool keep =
-        buffer->capacity > SMALL_BYTES ? n_large < KEPT_LARGE : pool->n_free - n_large < KEPT_SMALL;
+    bool keep = buffer->capacity > SMALL_BYTES ? n_large < KEPT_LARGE
+                                               : pool->n_free - n_large < BUFFER_POOL_KEPT;
     if (!keep) {
         buffer_free(buffer);
         return;

@@ -16,6 +16,8 @@ typedef struct LinkBuffer {
     uint64_t unused[3];
 } LinkBuffer;
 
+#define BUFFER_POOL_KEPT 16u /* of at most 1 MiB: a decode step's messages in flight */
+
 typedef struct BufferPool {
     LinkBuffer *free;
     unsigned n_free, n_out;
