@@ -617,7 +617,7 @@ static void snapshot_places(SnapshotBuild *build, const Weft__V1__Hello *hello,
             m.device_rank_bytes = heartbeat->device_use[i]->rank_bytes;
             m.device_group_bytes = heartbeat->device_use[i]->group_bytes;
         }
-        m.threads = (uint32_t)MAX(hello->threads / hello->n_devices, 1u); /* of its rank's engine */
+        m.threads = cpu_rank_threads(hello->threads, hello->n_devices);
         snapshot_speed(&m, d->measured);
         if (d->measured != NULL) { /* of each weight type it says nothing */
             memset(m.matmul_ops_per_s, 0, sizeof m.matmul_ops_per_s);

@@ -1,6 +1,7 @@
 #include "coordinator/train/train_call.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
 #include "proto/plan/train_layout.h"
 
@@ -244,7 +245,7 @@ static void fill_address(Weft__V1__RankAddress *out, const TrainCall *c, Members
     out->boot_id = (ProtobufCBinaryData){sizeof c->boot_id, (uint8_t *)c->boot_id};
     if (hello != NULL) {
         out->host = hello->host;
-        out->threads = MAX(hello->threads / MAX((uint32_t)hello->n_devices, 1u), 1u); /* a rank's */
+        out->threads = cpu_rank_threads(hello->threads, hello->n_devices);
         out->cpus = hello->cpus;
         out->n_cpus = hello->n_cpus;
     }

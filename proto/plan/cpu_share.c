@@ -10,6 +10,11 @@ typedef struct CpuSet {
     uint64_t words[WORDS];
 } CpuSet;
 
+uint32_t cpu_rank_threads(uint32_t threads, size_t n_devices)
+{
+    return (uint32_t)MAX(threads / MAX(n_devices, 1u), 1u);
+}
+
 static CpuSet set_of(const CpuShare *share)
 {
     CpuSet set = {{0}};

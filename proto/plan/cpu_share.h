@@ -1,7 +1,12 @@
-/* Workers of one host that were given the same CPUs. */
+/* Compute threads: of each rank of a worker, and of workers of one host on the same CPUs. */
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
+
+/* Of a worker's threads those of each rank: a rank on every device, or one (n_devices 0) on its
+ * cores. 1 at least. */
+uint32_t cpu_rank_threads(uint32_t threads, size_t n_devices);
 
 #define CPU_LIMIT 4096u /* numbers from here on are left out of account */
 

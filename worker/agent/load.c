@@ -14,6 +14,7 @@
 #include "proto/base/units.h"
 #include "proto/base/version.h"
 #include "proto/model/model_message.h"
+#include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
 #include "transport/crypto/keys.h"
 
@@ -254,7 +255,7 @@ static void open_run(void *user)
                              .rank = d->rank,
                              .generation = d->generation,
                              .epoch = d->epoch,
-                             .threads = MAX(o->threads / MAX(o->n_devices, 1u), 1u),
+                             .threads = cpu_rank_threads(o->threads, o->n_devices),
                              .cpus = o->n_devices > 1 ? NULL : o->cpus,
                              .isa = (int)o->isa,
                              .fill = o->fill,

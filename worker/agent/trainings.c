@@ -488,7 +488,7 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
         .generation = t->generation,
         .epoch = t->epoch,
         .feed = train_feed_pipe_feed(t->feed),
-        .threads = MAX(o->threads / MAX(o->n_devices, 1u), 1u),
+        .threads = cpu_rank_threads(o->threads, o->n_devices),
         .cpus = o->n_devices > 1 ? NULL : o->cpus,
         .kernels = kernels_get(o->isa),
         .device = device,

@@ -53,13 +53,24 @@ static void test_unknown(void **state)
     assert_crowding(&alone, 1, 0, 1.0);
 }
 
+static void test_rank_threads(void **state)
+{
+    static const struct {
+        uint32_t threads;
+        size_t n_devices;
+        uint32_t want;
+    } cases[] = {{8, 0, 8}, {8, 1, 8}, {8, 3, 2}, {2, 8, 1}, {0, 0, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_int_equal(cpu_rank_threads(cases[i].threads, cases[i].n_devices), cases[i].want);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_own_cpus),
-        cmocka_unit_test(test_same_cpu),
-        cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_own_cpus),     cmocka_unit_test(test_same_cpu),
+        cmocka_unit_test(test_parts),        cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_rank_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
