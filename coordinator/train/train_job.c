@@ -477,7 +477,7 @@ static void job_settle_numerics(TrainJob *job, NumericsClass numerics)
 {
     job->any_numerics = false;
     job->spec->numerics = numerics;
-    train_log_set_fast(job->log, numerics == NUMERICS_FAST);
+    train_log_set_class(job->log, numerics);
 }
 
 static void job_choose_numerics(TrainJob *job)

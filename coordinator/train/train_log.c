@@ -19,8 +19,9 @@ struct TrainLog {
     GPtrArray *lines;
     GArray *losses; /* float's bits, by step */
     GArray *points; /* of TrainPoint */
-    bool ended, fast;
+    NumericsClass numerics;
     bool begun; /* a line says of which class */
+    bool ended;
     uint64_t steps;
     double share; /* train_log_set_course() */
 };
@@ -50,7 +51,8 @@ static void take_line(TrainLog *l, char *line /* taken */)
     const char *numerics = json_string_value(json_object_get(object, "numerics"));
     if (numerics != NULL) {
         l->begun = true;
-        l->fast = strcmp(numerics, "fast") == 0;
+        const bool fast = strcmp(numerics, numerics_name(NUMERICS_FAST)) == 0;
+        l->numerics = fast ? NUMERICS_FAST : NUMERICS_EXACT;
     }
     if (loss != NULL) {
         const uint32_t bits = (uint32_t)json_integer_value(loss);
@@ -161,9 +163,9 @@ static bool is_close(uint32_t before, float now)
                                            : !isfinite(then) && !isfinite(now);
 }
 
-void train_log_set_fast(TrainLog *l, bool fast)
+void train_log_set_class(TrainLog *l, NumericsClass numerics)
 {
-    l->fast = fast;
+    l->numerics = numerics;
 }
 
 void train_log_set_course(TrainLog *l, uint64_t steps, double share)
@@ -202,7 +204,7 @@ static void add_course(const TrainLog *l, json_t *object, uint64_t done, uint64_
 
 bool train_log_class(const TrainLog *l, NumericsClass *out)
 {
-    *out = l->fast ? NUMERICS_FAST : NUMERICS_EXACT;
+    *out = l->numerics;
     return l->begun;
 }
 
@@ -213,7 +215,9 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     memcpy(&bits, &s->loss, sizeof bits);
     if (s->step < l->losses->len) {
         const uint32_t before = g_array_index(l->losses, uint32_t, s->step);
-        if (before != UNKNOWN && before != bits && !(l->fast && is_close(before, s->loss))) {
+        const bool same =
+            before == bits || (l->numerics == NUMERICS_FAST && is_close(before, s->loss));
+        if (before != UNKNOWN && !same) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_NUMERICS,
                         "step %" G_GUINT64_FORMAT
                         " had another loss before it was repeated (now %.9g): a worker computes "
@@ -245,7 +249,7 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     if (s->validated) {
         json_object_set_new(object, "validation_loss", number((double)s->validation));
     }
-    json_object_set_new(object, "numerics", json_string(l->fast ? "fast" : "exact"));
+    json_object_set_new(object, "numerics", json_string(numerics_name(l->numerics)));
     if (sample != NULL) {
         json_object_set_new(object, "sample", json_string(sample));
     }
@@ -272,6 +276,6 @@ const char *train_log_end(TrainLog *l, const TrainEnd *end)
     json_object_set_new(object, "step_s", number(end->measured_s > 0 ? end->measured_s : NAN));
     json_object_set_new(object, "predicted_step_s",
                         number(end->predicted_s > 0 ? end->predicted_s : NAN));
-    json_object_set_new(object, "numerics", json_string(l->fast ? "fast" : "exact"));
+    json_object_set_new(object, "numerics", json_string(numerics_name(l->numerics)));
     return append(l, object);
 }

@@ -14,8 +14,8 @@ typedef struct TrainLog TrainLog;
 
 /* Reads what is there and cuts off a torn last line. path NULL: memory only. IO. Returned. */
 TrainLog *train_log_open(const char *path, GError **error);
-void train_log_free(TrainLog *l);                /* NULL-safe */
-void train_log_set_fast(TrainLog *l, bool fast); /* else exact, as at first */
+void train_log_free(TrainLog *l);                              /* NULL-safe */
+void train_log_set_class(TrainLog *l, NumericsClass numerics); /* at first exact */
 /* What steps' lines say besides: what is left of so many, and the share of the workers' rate, of
  * which a token a second is `share` (0: not known). */
 void train_log_set_course(TrainLog *l, uint64_t steps, double share);

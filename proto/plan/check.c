@@ -214,7 +214,7 @@ static void check_numerics(const Check *c, const char *where, const PlanMember *
                (member->numerics_classes >> (uint32_t)d->numerics & 1u) == 0) {
         report(c, PLAN_RULE_NUMERICS,
                "%s: worker %s does not offer numerics %s; choose the other class", where,
-               member->worker, d->numerics == NUMERICS_EXACT ? "exact" : "fast");
+               member->worker, numerics_name(d->numerics));
     }
 }
 

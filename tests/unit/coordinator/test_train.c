@@ -156,7 +156,7 @@ static void steps_of_class_fast(void **state)
     const Weft__V1__TrainProgress told[] = {step_of(0, 4.0f), step_of(1, INFINITY)},
                                   near[] = {step_of(0, 4.1f), step_of(0, 3.9f), step_of(1, NAN)},
                                   far[] = {step_of(0, 4.3f), step_of(0, NAN), step_of(1, 2.0f)};
-    train_log_set_fast(l, true);
+    train_log_set_class(l, NUMERICS_FAST);
     for (guint i = 0; i < G_N_ELEMENTS(told); i++) {
         assert_non_null(train_log_step(l, &told[i], 1, NULL, &error));
     }
@@ -182,15 +182,15 @@ static void class_of_the_log(void **state)
     g_autoptr(GError) error = NULL;
     const Weft__V1__TrainProgress step = step_of(0, 4.0f);
     NumericsClass numerics;
-    for (int fast = 0; fast < 2; fast++) {
+    for (NumericsClass c = NUMERICS_EXACT; c <= NUMERICS_FAST; c++) {
         TrainLog *l = train_log_open(path, NULL);
         assert_false(train_log_class(l, &numerics));
-        train_log_set_fast(l, fast != 0);
+        train_log_set_class(l, c);
         assert_non_null(train_log_step(l, &step, 1, NULL, &error));
         train_log_free(l);
         l = train_log_open(path, NULL);
         assert_true(train_log_class(l, &numerics));
-        assert_int_equal(numerics, fast ? NUMERICS_FAST : NUMERICS_EXACT);
+        assert_int_equal(numerics, c);
         train_log_free(l);
         g_unlink(path);
     }
