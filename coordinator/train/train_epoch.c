@@ -220,12 +220,17 @@ static void job_end_epoch(TrainJob *job, const GError *why)
         train_job_fail(job, g_error_copy(why));
         return;
     }
-    log_warn(job->o.log, "job %s epoch %" G_GUINT64_FORMAT " ended: %s", job->spec->name,
-             job->epoch, why->message);
-    train_job_sayf(job, "epoch %" G_GUINT64_FORMAT " ended: %s", job->epoch, why->message);
-    train_job_end_calls(job);
     job->fruitless = train_log_steps(job->log) > job->steps_before ? 0 : job->fruitless + 1;
-    if (job->fruitless > FRUITLESS_LIMIT) {
+    const bool goes_on = job->fruitless <= FRUITLESS_LIMIT;
+    g_autofree char *line = g_strdup_printf(
+        "epoch %" G_GUINT64_FORMAT " ended: %s%s", job->epoch, why->message,
+        !goes_on             ? ""
+        : job->saved != NULL ? ": it goes on from its newest checkpoint, on the workers left"
+                             : ": it begins again, on the workers left");
+    log_warn(job->o.log, "job %s %s", job->spec->name, line);
+    train_job_say(job, line);
+    train_job_end_calls(job);
+    if (!goes_on) {
         train_job_fail(job, g_error_new(WEFT_ERROR, WEFT_ERROR_FAILED,
                                         "%u epochs ended without a step, the last one: %s",
                                         job->fruitless, why->message));
@@ -238,11 +243,14 @@ static void job_end_epoch(TrainJob *job, const GError *why)
     train_job_plan_later(job, AGAIN_US);
 }
 
+/* Of a worker that the failure detector gave up (its channel is closed then) what that says, else
+ * how the call ended. */
 static void on_failed(TrainCall *call, const GError *error, void *user)
 {
     TrainJob *job = user;
-    g_autoptr(GError) lost = NULL;
-    if (!train_error_is_final(error) && strstr(error->message, "worker ") == NULL) {
+    const bool final = train_error_is_final(error);
+    g_autoptr(GError) lost = final ? NULL : train_call_lost(call, job->o.members, LOAD_STALL_US);
+    if (!final && lost == NULL && strstr(error->message, "worker ") == NULL) {
         lost = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone: %s",
                            call->worker, error->message);
     }

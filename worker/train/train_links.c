@@ -164,9 +164,8 @@ bool train_links_check(TrainLinks *l, const TrainGroup *group, GroupStatus statu
     const int rank = group_waits_for(group->turns.group, &operation, &since);
     l->failed = group;
     g_set_error(error, WEFT_ERROR, code_of(status),
-                "training: %s, worker %s: %s after %" G_GINT64_FORMAT
-                " ms; the job goes on from its last checkpoint",
-                operation, rank < 0 ? "(none)" : name_of(l, group->globals[rank]), text_of(status),
+                "training: %s, worker %s: %s after %" G_GINT64_FORMAT " ms", operation,
+                rank < 0 ? "(none)" : name_of(l, group->globals[rank]), text_of(status),
                 (link_clock_us() - since) / 1000);
     return false;
 }

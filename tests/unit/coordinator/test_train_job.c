@@ -218,9 +218,13 @@ static void test_undisturbed(void **state)
     assert_int_equal(s->training.steps_computed, toy.steps);
 }
 
-/* Named within the detector's time; what is left goes on from the last checkpoint. */
+/* Named within the detector's time, and why; what is left goes on from the last checkpoint. */
 static void survive(SimCluster *s, Harm how, unsigned victim, int64_t most_us)
 {
+    static const char *const reasons[] = {[KILL] = "is gone: ",
+                                          [FREEZE] =
+                                              "lost during training: no heartbeat for 4500 ms",
+                                          [CUT] = "lost during training: no heartbeat for 4500 ms"};
     start_workers(s, 4);
     submit(s, &toy);
     run_to_step(s, 25);
@@ -230,8 +234,12 @@ static void survive(SimCluster *s, Harm how, unsigned victim, int64_t most_us)
         sim_run_for(s, 10000);
         assert_true(sim_world_now_us(s->world) - from_us <= most_us);
     }
-    g_autofree char *named = g_strdup_printf("epoch 1 ended: worker w%u", victim);
-    assert_non_null(strstr(s->log->str, named));
+    g_autofree char *named = g_strdup_printf("epoch 1 ended: worker w%u %s", victim, reasons[how]);
+    const char *line = strstr(s->log->str, named);
+    assert_non_null(line);
+    g_autofree char *whole = g_strndup(line, strcspn(line, "\n"));
+    assert_true(
+        g_str_has_suffix(whole, ": it goes on from its newest checkpoint, on the workers left"));
     run_to_end(s, 30 * SECOND);
     assert_int_equal(s->training.n_epochs, 2);
     assert_int_equal(s->training.n_restored, 1);
