@@ -5,9 +5,10 @@
  *
  *   for each block:  scores  K block [head_size][32]  x  q of a group of items -> p [item][32]
  *                    softmax of each item's visible lanes                      -> m, s, p
- *                    values  p of a group of items  x  V block [32][head_size]  -> o
- *                    push    merges by the binary counter (generic/attention.c), the
- *                            exponentials of all items at once
+ *                    factors of the merges by the binary counter (generic/attention.c), the
+ *                            exponentials of all items at once                 -> m, s, e
+ *                    values  p of a group of items  x  V block [32][head_size], merged while it
+ *                            is in registers                                    -> o
  *
  * Items are ordered by row, then head, so first and end block rise with the item: the active ones
  * of a block are a range, and the heads of a row share the visible range of a block that the
@@ -18,7 +19,7 @@
 
 enum {
     TILE = ATTENTION_TILE,
-    RUN = ATTENTION_LEVELS, /* the slot of the block at hand */
+    RUN = ATTENTION_LEVELS, /* of m and s: the block at hand */
     GROUP = 6,              /* items whose sums are in registers at once */
     BLOCK_VECS = 32 / VEC_LANES,
     CONVERT_ABOVE = 2 * GROUP, /* items that read a 16-bit block: convert it once */
@@ -36,16 +37,23 @@ typedef struct Item {
     float *out;           /* or the partial */
     uint32_t first, last; /* visible keys [first, last) */
     uint32_t filled;      /* bit l: slot l holds an operand */
+    uint32_t merges;      /* bit l: the block at hand takes in slot l */
 } Item;
+
+/* Factors of a merge, of each item: o = o_left left + o_run run. */
+typedef struct Factors {
+    float left[TILE], run[TILE];
+} Factors;
 
 typedef struct Tile {
     const AttentionArgs *args;
     uint32_t n_items;
-    size_t o_ld;  /* floats from item to item in o */
-    float *k, *v; /* the block at hand as f32, [head_size][32] and [32][head_size] */
-    float *p;     /* [TILE][32] */
-    float *m, *s; /* [RUN + 1][TILE] */
-    float *o;     /* [RUN + 1][TILE][o_ld] */
+    size_t o_ld;      /* floats from item to item in o */
+    float *k, *v;     /* the block at hand as f32, [head_size][32] and [32][head_size] */
+    float *p;         /* [TILE][32] */
+    float *m, *s;     /* [RUN + 1][TILE] */
+    float *o;         /* [RUN][n_items][o_ld] */
+    Factors *factors; /* [RUN] */
     Item items[TILE];
 } Tile;
 
@@ -220,12 +228,25 @@ VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
     tile->s[RUN * TILE + item] = vec_fold(x);
 }
 
-/* o_i[d...] = sum over j in [low, high) of p[i][j] v[j][d...] for n items and n_vecs vectors of d
- * (constants). `rest` of the lanes, if not all, of a last vector. */
-VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
-                      uint32_t first, const unsigned n, uint32_t low, uint32_t high, uint32_t d,
-                      const unsigned n_vecs, uint32_t rest)
+VEC_FN float *slot_o(const Tile *tile, uint32_t slot, uint32_t item)
 {
+    return tile->o + (slot * tile->n_items + item) * tile->o_ld;
+}
+
+/* Keys of a block for a group of items, and what becomes of its o. */
+typedef struct Group {
+    uint32_t first;     /* item */
+    uint32_t low, high; /* visible keys */
+    uint32_t merges;    /* of all its items */
+    uint32_t target;    /* slot for o */
+} Group;
+
+/* o_i[d...] = sum over j in [low, high) of p[i][j] v[j][d...], merged with what slots hold, for n
+ * items and n_vecs vectors of d (constants). `rest` of the lanes, if not all, of a last vector. */
+VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, const Group *group,
+                      const unsigned n, uint32_t d, const unsigned n_vecs, uint32_t rest)
+{
+    const uint32_t first = group->first;
     const uint32_t head_size = tile->args->head_size;
     const float *p = tile->p + (size_t)first * KV_BLOCK;
     Vec acc[GROUP][MOST_VECS];
@@ -236,7 +257,7 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
             acc[i][v] = vec_zero();
         }
     }
-    for (uint32_t j = low; j < high; j++) {
+    for (uint32_t j = group->low; j < group->high; j++) {
         Vec value[MOST_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
@@ -253,7 +274,21 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
             }
         }
     }
-    float *o = tile->o + (slot * TILE + first) * tile->o_ld + d;
+    for (uint32_t merges = group->merges; merges != 0; merges &= merges - 1) {
+        const uint32_t level = (uint32_t)__builtin_ctz(merges);
+        const Factors *by = &tile->factors[level];
+        const float *left = slot_o(tile, level, first) + d;
+#pragma GCC unroll 8
+        for (unsigned i = 0; i < n; i++) {
+            const Vec e_left = vec_all(by->left[first + i]), e_run = vec_all(by->run[first + i]);
+#pragma GCC unroll 8
+            for (unsigned v = 0; v < n_vecs; v++) {
+                acc[i][v] = vec_fma(vec_load(left + i * tile->o_ld + v * VEC_LANES), e_left,
+                                    vec_mul(acc[i][v], e_run));
+            }
+        }
+    }
+    float *o = slot_o(tile, group->target, first) + d;
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
 #pragma GCC unroll 8
@@ -263,26 +298,25 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, uint32
     }
 }
 
-VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
-                            uint32_t first, const unsigned n, uint32_t low, uint32_t high)
+VEC_FN void values_of_group(const Tile *tile, KvType type, const void *v_block, const Group *group,
+                            const unsigned n)
 {
     const uint32_t head_size = tile->args->head_size, lanes = VEC_LANES;
     uint32_t d = 0;
     for (; d + VALUE_VECS(n) * lanes <= head_size; d += VALUE_VECS(n) * lanes) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n), lanes);
+        values_of(tile, type, v_block, group, n, d, VALUE_VECS(n), lanes);
     }
     for (; VALUE_VECS(n) > 4 && d + 4 * lanes <= head_size; d += 4 * lanes) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, VALUE_VECS(n) > 4 ? 4 : 1,
-                  lanes);
+        values_of(tile, type, v_block, group, n, d, VALUE_VECS(n) > 4 ? 4 : 1, lanes);
     }
     for (; VALUE_VECS(n) > 2 && d + 2 * lanes <= head_size; d += 2 * lanes) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, 2, lanes);
+        values_of(tile, type, v_block, group, n, d, 2, lanes);
     }
     for (; d + lanes <= head_size; d += lanes) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, lanes);
+        values_of(tile, type, v_block, group, n, d, 1, lanes);
     }
     if (d < head_size) {
-        values_of(tile, type, v_block, slot, first, n, low, high, d, 1, head_size - d);
+        values_of(tile, type, v_block, group, n, d, 1, head_size - d);
     }
 }
 
@@ -297,43 +331,93 @@ VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
     return item->last - start < KV_BLOCK ? item->last - start : KV_BLOCK;
 }
 
-VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t slot,
+/* Whether two items see the same keys of the block and merge alike. */
+VEC_FN bool alike(const Item *a, const Item *b, uint32_t start)
+{
+    return visible_low(a, start) == visible_low(b, start) &&
+           visible_high(a, start) == visible_high(b, start) && a->merges == b->merges;
+}
+
+VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t target,
                    uint32_t first, uint32_t end, uint32_t start)
 {
     for (unsigned n; first < end; first += n) {
-        const uint32_t low = visible_low(&tile->items[first], start),
-                       high = visible_high(&tile->items[first], start);
+        const Item *item = &tile->items[first];
+        const Group group = {.first = first,
+                             .low = visible_low(item, start),
+                             .high = visible_high(item, start),
+                             .merges = item->merges,
+                             .target = target};
         n = 1;
-        while (n < GROUP && first + n < end && visible_low(&tile->items[first + n], start) == low &&
-               visible_high(&tile->items[first + n], start) == high) {
+        while (n < GROUP && first + n < end && alike(item, item + n, start)) {
             n++;
         }
         switch (n) {
         case 6:
-            values_of_group(tile, type, v_block, slot, first, 6, low, high);
+            values_of_group(tile, type, v_block, &group, 6);
             break;
         case 5:
-            values_of_group(tile, type, v_block, slot, first, 5, low, high);
+            values_of_group(tile, type, v_block, &group, 5);
             break;
         case 4:
-            values_of_group(tile, type, v_block, slot, first, 4, low, high);
+            values_of_group(tile, type, v_block, &group, 4);
             break;
         case 3:
-            values_of_group(tile, type, v_block, slot, first, 3, low, high);
+            values_of_group(tile, type, v_block, &group, 3);
             break;
         case 2:
-            values_of_group(tile, type, v_block, slot, first, 2, low, high);
+            values_of_group(tile, type, v_block, &group, 2);
             break;
         default:
-            values_of_group(tile, type, v_block, slot, first, 1, low, high);
+            values_of_group(tile, type, v_block, &group, 1);
             break;
         }
     }
 }
 
-VEC_FN float *slot_o(const Tile *tile, uint32_t slot, uint32_t item)
+/* The block of items [first, end) takes in slot `level` where it holds an operand: m and s, and the
+ * factors of o. */
+VEC_FN void merge_level(Tile *tile, uint32_t level, uint32_t first, uint32_t end)
 {
-    return tile->o + (slot * TILE + item) * tile->o_ld;
+    float m[TILE], s[TILE];
+    const float *m_left = tile->m + level * TILE, *s_left = tile->s + level * TILE;
+    float *m_run = tile->m + RUN * TILE, *s_run = tile->s + RUN * TILE;
+    Factors *by = &tile->factors[level];
+    for (uint32_t i = first - first % VEC_LANES; i < end;
+         i += VEC_LANES) { /* lanes of other items are computed and dropped */
+        const Vec left = vec_load(m_left + i), run = vec_load(m_run + i), top = vec_max(left, run);
+        const Vec el = vec_exp(vec_sub(left, top)), er = vec_exp(vec_sub(run, top));
+        vec_store(m + i, top);
+        vec_store(s + i, vec_fma(vec_load(s_left + i), el, vec_mul(vec_load(s_run + i), er)));
+        vec_store(by->left + i, el);
+        vec_store(by->run + i, er);
+    }
+    for (uint32_t i = first; i < end; i++) {
+        Item *item = &tile->items[i];
+        if ((item->filled >> level & 1u) != 0) {
+            item->merges |= 1u << level;
+            m_run[i] = m[i];
+            s_run[i] = s[i];
+        }
+    }
+}
+
+/* A block of items [first, end), m and s of which are in RUN, goes to slot `target`, merged with
+ * what the slots below hold. */
+VEC_FN void push(Tile *tile, uint32_t target, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        tile->items[i].merges = 0;
+    }
+    for (uint32_t level = 0; level < target; level++) {
+        merge_level(tile, level, first, end);
+    }
+    for (uint32_t i = first; i < end; i++) {
+        Item *item = &tile->items[i];
+        tile->m[target * TILE + i] = tile->m[RUN * TILE + i];
+        tile->s[target * TILE + i] = tile->s[RUN * TILE + i];
+        item->filled = (item->filled & ~item->merges) | 1u << target;
+    }
 }
 
 /* to = left e_left + right e_right, over padded rows. */
@@ -343,53 +427,6 @@ VEC_FN void merge_o(const Tile *tile, const float *left, float e_left, const flo
     const Vec el = vec_all(e_left), er = vec_all(e_right);
     for (size_t d = 0; d < tile->o_ld; d += VEC_LANES) {
         vec_store(to + d, vec_fma(vec_load(left + d), el, vec_mul(vec_load(right + d), er)));
-    }
-}
-
-/* The run of items [first, end) takes in slot `level` where it holds an operand; o goes to slot
- * `to`. */
-VEC_FN void merge_level(Tile *tile, uint32_t level, uint32_t to, uint32_t first, uint32_t end)
-{
-    float m[TILE], s[TILE], e_left[TILE], e_run[TILE];
-    const float *m_left = tile->m + level * TILE, *s_left = tile->s + level * TILE;
-    float *m_run = tile->m + RUN * TILE, *s_run = tile->s + RUN * TILE;
-    for (uint32_t i = first - first % VEC_LANES; i < end;
-         i += VEC_LANES) { /* lanes of other items are computed and dropped */
-        const Vec left = vec_load(m_left + i), run = vec_load(m_run + i), top = vec_max(left, run);
-        const Vec el = vec_exp(vec_sub(left, top)), er = vec_exp(vec_sub(run, top));
-        vec_store(m + i, top);
-        vec_store(s + i, vec_fma(vec_load(s_left + i), el, vec_mul(vec_load(s_run + i), er)));
-        vec_store(e_left + i, el);
-        vec_store(e_run + i, er);
-    }
-    for (uint32_t i = first; i < end; i++) {
-        Item *item = &tile->items[i];
-        if ((item->filled >> level & 1u) == 0) {
-            if (to != RUN) {
-                memcpy(slot_o(tile, to, i), slot_o(tile, RUN, i), tile->o_ld * sizeof(float));
-            }
-            continue;
-        }
-        item->filled &= ~(1u << level);
-        m_run[i] = m[i];
-        s_run[i] = s[i];
-        merge_o(tile, slot_o(tile, level, i), e_left[i], slot_o(tile, RUN, i), e_run[i],
-                slot_o(tile, to, i));
-    }
-}
-
-/* Block `block` of items [first, end) is done: m and s in slot RUN, o there too, or in slot 0 if
- * there is nothing to merge with. */
-VEC_FN void push(Tile *tile, uint32_t block, uint32_t first, uint32_t end)
-{
-    const uint32_t target = (uint32_t)__builtin_ctz(~block);
-    for (uint32_t level = 0; level < target; level++) {
-        merge_level(tile, level, level + 1 == target ? target : RUN, first, end);
-    }
-    for (uint32_t i = first; i < end; i++) {
-        tile->m[target * TILE + i] = tile->m[RUN * TILE + i];
-        tile->s[target * TILE + i] = tile->s[RUN * TILE + i];
-        tile->items[i].filled |= 1u << target;
     }
 }
 
@@ -441,7 +478,8 @@ VEC_FN void tile_run(Tile *tile, KvType type)
         }
         const void *k = args->k_blocks[block], *v = args->v_blocks[block];
         const bool convert = type == KV_Q8 || (type != KV_F32 && end - first > CONVERT_ABOVE);
-        const uint32_t slot = (block & 1u) == 0 ? 0 : RUN;
+        const uint32_t target =
+            (uint32_t)__builtin_ctz(~block); /* where the counter's carry ends */
         if (convert) {
             kv_convert_blocks(tile, type, k, v);
             scores(tile, KV_F32, tile->k, first, end);
@@ -452,12 +490,12 @@ VEC_FN void tile_run(Tile *tile, KvType type)
             softmax(tile, i, (int)visible_low(&tile->items[i], start),
                     (int)visible_high(&tile->items[i], start));
         }
+        push(tile, target, first, end);
         if (convert) {
-            values(tile, KV_F32, tile->v, slot, first, end, start);
+            values(tile, KV_F32, tile->v, target, first, end, start);
         } else {
-            values(tile, type, v, slot, first, end, start);
+            values(tile, type, v, target, first, end, start);
         }
-        push(tile, block, first, end);
         for (; first < end && tile->items[first].last <= start + KV_BLOCK; first++) {
             finish(tile, first);
         }
@@ -480,8 +518,12 @@ static void tile_fill(Tile *tile, uint32_t row, uint32_t n_rows, uint32_t head, 
                              : args->out + r * args->out_ld + (size_t)h * args->head_size;
             if (range.first < range.last) {
                 tile->items[tile->n_items++] =
-                    (Item){args->q + r * args->q_ld + (size_t)h * args->head_size, out, range.first,
-                           range.last, 0};
+                    (Item){args->q + r * args->q_ld + (size_t)h * args->head_size,
+                           out,
+                           range.first,
+                           range.last,
+                           0,
+                           0};
             } else {
                 memset(out, 0, (args->partial != NULL ? partial : args->head_size) * sizeof(float));
             }
@@ -498,6 +540,7 @@ VEC_FN void attention_vector(const AttentionArgs *args, KvType type)
     tile.m = tile.p + TILE * KV_BLOCK;
     tile.s = tile.m + (RUN + 1) * TILE;
     tile.o = tile.s + (RUN + 1) * TILE;
+    tile.factors = (Factors *)(tile.o + (size_t)RUN * TILE * tile.o_ld);
     const uint32_t heads_at_once = args->n_q < TILE ? args->n_q : TILE,
                    rows_at_once = TILE / heads_at_once;
     for (uint32_t head = 0; head < args->n_q; head += heads_at_once) {
