@@ -105,6 +105,10 @@ int64_t rpc_call_time_left_ms(RpcCall *call);
 /* Queues one response message (packed now). Returns bytes waiting to be sent, so that a producer
  * can drop a slow reader. After the call ended it does nothing. Loop thread. */
 size_t rpc_call_send(RpcCall *call, const ProtobufCMessage *response);
+/* For a producer that waits for its reader: true if at most most_waiting bytes wait to be sent,
+ * or the call has ended. Else false, and fn(user) runs once, on the loop, when that is so; not
+ * after the call ended. A later call takes the place of an earlier one. */
+bool rpc_call_has_room(RpcCall *call, size_t most_waiting, LoopFn fn, void *user);
 /* Ends the call: OK when error is NULL, else its status and message. Error is borrowed. Exactly
  * once; later calls do nothing. */
 void rpc_call_finish(RpcCall *call, const GError *error);

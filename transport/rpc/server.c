@@ -9,7 +9,9 @@
  *      call->server is NULL.
  *   2. A status is given to the fill at most once, and never after closed.
  *   3. on_cancel runs at most once, and only if the handler did not finish the call itself.
- *   4. The fill's reference lives until closed; handlers' own references may outlive the server. */
+ *   4. on_room runs only while the call is open, and once for each rpc_call_has_room() that said
+ * no.
+ *   5. The fill's reference lives until closed; handlers' own references may outlive the server. */
 #include "transport/rpc/wire.h"
 
 #include "proto/base/error.h"
@@ -374,6 +376,29 @@ size_t rpc_call_send(RpcCall *call, const ProtobufCMessage *response)
     uint8_t *bytes = g_malloc(MAX(n_bytes, 1));
     protobuf_c_message_pack(response, bytes);
     return call->ops->call_send(call, bytes, n_bytes);
+}
+
+bool rpc_call_has_room(RpcCall *call, size_t most_waiting, LoopFn fn, void *user)
+{
+    call->on_room = NULL;
+    if (call->finished || call->closed || !call->ops->call_is_behind(call, most_waiting)) {
+        return true;
+    }
+    call->on_room = fn;
+    call->on_room_user = user;
+    call->room_bytes = most_waiting;
+    return false;
+}
+
+void rpc_call_drained(RpcCall *call)
+{
+    if (call->on_room == NULL || call->finished || call->closed ||
+        call->ops->call_is_behind(call, call->room_bytes)) {
+        return;
+    }
+    LoopFn fn = call->on_room;
+    call->on_room = NULL;
+    fn(call->on_room_user);
 }
 
 void rpc_call_finish(RpcCall *call, const GError *error)

@@ -52,6 +52,9 @@ typedef struct RpcTransportOps {
 
     /* bytes: g_malloc'ed, taken always. Returns bytes that wait. */
     size_t (*call_send)(RpcCall *call, uint8_t *bytes, size_t n_bytes);
+    /* Whether more than most_waiting bytes wait; if so, rpc_call_drained() follows, once at least,
+     * when that is no longer the case. */
+    bool (*call_is_behind)(RpcCall *call, size_t most_waiting);
     void (*call_finish)(RpcCall *call, int status, const char *message);
     /* After the last reference went and rpc_call_closed ran. */
     void (*call_free)(RpcCall *call);
@@ -104,6 +107,9 @@ struct RpcCall {
     bool got_request, half_closed, finished, closed;
     LoopFn on_cancel;
     void *on_cancel_user;
+    LoopFn on_room; /* when at most room_bytes wait; NULL = nobody waits for that */
+    void *on_room_user;
+    size_t room_bytes;
     void *data;
     GDestroyNotify destroy;
 };
@@ -123,6 +129,8 @@ void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes);
 /* Once: nothing moves any more on the wire. Reports the cancellation where the handler had not
  * finished. Gives up the fill's reference. */
 void rpc_call_closed(RpcCall *call);
+/* Fewer bytes wait than before: tells who waits for room. */
+void rpc_call_drained(RpcCall *call);
 /* Finishes with a bare status (for answers that are no WEFT_ERROR, as UNIMPLEMENTED). */
 void rpc_call_finish_status(RpcCall *call, int status, const char *message);
 /* Reports a role from a certificate's OU; RPC_ROLE_NONE for unknown texts. */

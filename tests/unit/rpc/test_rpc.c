@@ -335,6 +335,84 @@ static void test_answer_after_cancel_does_nothing(void **state)
     outcome_clear(&outcome);
 }
 
+#define MIB ((size_t)1 << 20)
+enum { N_LARGE = 16 };
+
+static void count_room(void *user)
+{
+    ++*(int *)user;
+}
+
+/* A call of Hang with N_LARGE MiB on their way. */
+static RpcCall *begin_large(Fixture *f, Outcome *outcome)
+{
+    outcome_start(outcome, f->channel, "Hang", 1, 0);
+    wait_for_count(f->loop, &outcome->n_messages, 1);
+    RpcCall *call = rpc_call_ref(f->probe.held);
+    g_autofree uint8_t *payload = g_malloc0(MIB);
+    Weft__Test__Number number = WEFT__TEST__NUMBER__INIT;
+    number.payload = (ProtobufCBinaryData){MIB, payload};
+    for (unsigned i = 0; i < N_LARGE; i++) {
+        rpc_call_send(call, &number.base);
+    }
+    return call;
+}
+
+/* A producer that waits for its reader is told once, when little is left to send. */
+static void test_room(void **state)
+{
+    Fixture *f = *state;
+    Outcome outcome = {0};
+    int n_early = 0, n_room = 0;
+    RpcCall *call = begin_large(f, &outcome);
+    assert_true(rpc_call_has_room(call, (N_LARGE + 1) * MIB, count_room, &n_early));
+    assert_false(rpc_call_has_room(call, 8 * MIB, count_room, &n_early));
+    assert_false(rpc_call_has_room(call, 2 * MIB, count_room, &n_room)); /* takes its place */
+    assert_int_equal(n_room, 0);
+    wait_for_count(f->loop, &n_room, 1);
+    assert_true(rpc_call_has_room(call, 2 * MIB, count_room, &n_room));
+    wait_for_count(f->loop, &outcome.n_messages, N_LARGE + 1);
+    assert_int_equal(n_room, 1);
+    assert_int_equal(n_early, 0);
+    rpc_call_on_cancel(call, NULL, NULL);
+    rpc_call_finish(call, NULL);
+    assert_true(rpc_call_has_room(call, 0, count_room, &n_room));
+    outcome_wait(&outcome, f->loop);
+    assert_null(outcome.error);
+    g_clear_pointer(&f->probe.held, rpc_call_unref);
+    rpc_call_unref(call);
+    outcome_clear(&outcome);
+}
+
+static void test_no_room_after_the_end(void **state)
+{
+    Fixture *f = *state;
+    Outcome outcome = {0};
+    int n_room = 0;
+    RpcCall *call = begin_large(f, &outcome); /* finished by the server */
+    assert_false(rpc_call_has_room(call, MIB, count_room, &n_room));
+    rpc_call_on_cancel(call, NULL, NULL);
+    rpc_call_finish(call, NULL);
+    outcome_wait(&outcome, f->loop);
+    assert_null(outcome.error);
+    assert_int_equal(outcome.n_messages, N_LARGE + 1);
+    g_clear_pointer(&f->probe.held, rpc_call_unref);
+    rpc_call_unref(call);
+    outcome_clear(&outcome);
+    assert_int_equal(n_room, 0);
+
+    call = begin_large(f, &outcome); /* cancelled by the client */
+    assert_false(rpc_call_has_room(call, 0, count_room, &n_room));
+    rpc_client_cancel(outcome.call);
+    wait_for_count(f->loop, &f->probe.n_cancelled, 1);
+    const int n_before = n_room;
+    assert_true(rpc_call_has_room(call, 0, count_room, &n_room));
+    outcome_wait(&outcome, f->loop);
+    rpc_call_unref(call);
+    outcome_clear(&outcome);
+    assert_int_equal(n_room, n_before);
+}
+
 static void test_role_refused(void **state)
 {
     Fixture *f = *state;
@@ -703,6 +781,8 @@ int main(void)
         BOTH(test_deadline),
         BOTH(test_cancel_is_seen_by_the_server),
         BOTH(test_answer_after_cancel_does_nothing),
+        BOTH(test_room),
+        BOTH(test_no_room_after_the_end),
         BOTH(test_role_refused),
         BOTH(test_revoked_serial_refused),
         BOTH(test_kick_ends_open_streams),

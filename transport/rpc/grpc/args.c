@@ -102,6 +102,7 @@ const RpcTransportOps *grpc_ops(void)
         .server_set_credentials = grpc_server_fill_set_credentials,
         .server_free = grpc_server_fill_free,
         .call_send = grpc_call_fill_send,
+        .call_is_behind = grpc_call_fill_is_behind,
         .call_finish = grpc_call_fill_finish,
         .call_free = grpc_call_fill_free,
         .channel_new = grpc_channel_fill_new,

@@ -37,6 +37,7 @@ bool grpc_server_fill_set_credentials(RpcServer *server, const RpcCredentials *c
 bool grpc_server_fill_start(RpcServer *server, GError **error);
 void grpc_server_fill_free(RpcServer *server, int grace_ms);
 size_t grpc_call_fill_send(RpcCall *call, uint8_t *bytes, size_t n_bytes);
+bool grpc_call_fill_is_behind(RpcCall *call, size_t most_waiting);
 void grpc_call_fill_finish(RpcCall *call, int status, const char *message);
 void grpc_call_fill_free(RpcCall *call);
 RpcChannel *grpc_channel_fill_new(RpcTransport *transport, Loop *loop,

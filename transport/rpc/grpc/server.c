@@ -67,6 +67,8 @@ typedef struct GrpcCall {
     grpc_byte_buffer *received;
     GQueue outgoing; /* grpc_byte_buffer */
     size_t waiting_bytes;
+    size_t sending_bytes; /* of the first of them, which is in a batch: its buffer is gRPC's until
+                             then, and comes back empty */
     bool sent_initial, sending, status_given, status_sent;
     int status;
     grpc_slice details;
@@ -188,6 +190,7 @@ static void pump(GrpcCall *call)
     if (call->outgoing.head) {
         ops[n].op = GRPC_OP_SEND_MESSAGE;
         ops[n++].data.send_message.send_message = call->outgoing.head->data;
+        call->sending_bytes = grpc_byte_buffer_length(call->outgoing.head->data);
     }
     if (call->status_given && call->outgoing.length <= 1) {
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
@@ -210,11 +213,19 @@ static void on_sent(EventTag *tag, bool ok)
     /* a batch without a message carried the status, and nothing is queued after that */
     grpc_byte_buffer *sent = g_queue_pop_head(&call->outgoing);
     if (sent) {
-        call->waiting_bytes -= grpc_byte_buffer_length(sent);
+        call->waiting_bytes -= call->sending_bytes;
         grpc_byte_buffer_destroy(sent);
     }
     pump(call);
+    if (ok) {
+        rpc_call_drained(&call->base);
+    }
     end_completion(call);
+}
+
+bool grpc_call_fill_is_behind(RpcCall *base, size_t most_waiting)
+{
+    return ((GrpcCall *)base)->waiting_bytes > most_waiting;
 }
 
 size_t grpc_call_fill_send(RpcCall *base, uint8_t *bytes, size_t n_bytes)

@@ -130,6 +130,18 @@ size_t inproc_call_send(RpcCall *base, uint8_t *bytes, size_t n_bytes)
     return talk_send(((InprocCall *)base)->talk, TO_CLIENT, (Parcel){PARCEL_DATA, bytes, n_bytes});
 }
 
+bool inproc_call_is_behind(RpcCall *base, size_t most_waiting)
+{
+    return talk_is_behind(((InprocCall *)base)->talk, most_waiting);
+}
+
+void inproc_server_drained(Talk *talk)
+{
+    if (talk->call != NULL) {
+        rpc_call_drained(talk->call);
+    }
+}
+
 static void close_later(void *user)
 {
     InprocCall *call = user;

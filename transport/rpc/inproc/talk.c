@@ -202,6 +202,34 @@ void talk_unref(Talk *talk)
     inproc_unref(transport);
 }
 
+static void tell_room(void *user)
+{
+    Talk *talk = user;
+    inproc_server_drained(talk);
+    talk_unref(talk);
+}
+
+/* with the mutex held */
+static void note_room(Talk *talk)
+{
+    if (talk->room_wanted && talk->waiting_bytes <= talk->room_bytes) {
+        talk->room_wanted = false;
+        if (talk->ends[TO_SERVER]->loop) {
+            loop_post(talk->ends[TO_SERVER]->loop, tell_room, talk_ref(talk));
+        }
+    }
+}
+
+bool talk_is_behind(Talk *talk, size_t most_waiting)
+{
+    pthread_mutex_lock(&talk->transport->mutex);
+    talk->room_wanted = talk->waiting_bytes > most_waiting;
+    talk->room_bytes = most_waiting;
+    const bool behind = talk->room_wanted;
+    pthread_mutex_unlock(&talk->transport->mutex);
+    return behind;
+}
+
 static void arrive(void *user)
 {
     Delivery *delivery = user;
@@ -210,6 +238,7 @@ static void arrive(void *user)
     Parcel *parcel = g_queue_pop_head(&talk->lanes[delivery->direction]);
     if (delivery->direction == TO_CLIENT) {
         talk->waiting_bytes -= parcel->n_bytes;
+        note_room(talk);
     }
     pthread_mutex_unlock(&talk->transport->mutex);
     if (delivery->direction == TO_SERVER) {
@@ -415,6 +444,7 @@ RpcTransport *rpc_transport_inproc_new(void)
         .server_start = inproc_server_start,
         .server_free = inproc_server_free,
         .call_send = inproc_call_send,
+        .call_is_behind = inproc_call_is_behind,
         .call_finish = inproc_call_finish,
         .call_free = inproc_call_free,
         .channel_new = inproc_channel_new,

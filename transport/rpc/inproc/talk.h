@@ -55,6 +55,8 @@ struct Talk {
     GQueue lanes[2];       /* Parcel; guarded */
     unsigned n_held[2];    /* at each lane's tail, without a delivery; guarded */
     size_t waiting_bytes;  /* of the lane to the client; guarded */
+    size_t room_bytes;     /* the server waits until so many do, if room_wanted; guarded */
+    bool room_wanted;      /* guarded */
     GList link;            /* in transport->talks; guarded */
     RpcClientCall *client; /* client's loop only; NULL when over */
     RpcCall *call;         /* server's loop only */
@@ -89,6 +91,8 @@ Talk *talk_ref(Talk *talk);
 void talk_unref(Talk *talk);
 /* Takes text and bytes. Returns bytes that wait in the lane to the client. */
 size_t talk_send(Talk *talk, Direction direction, Parcel parcel);
+/* Whether more bytes wait in the lane to the client; if so, inproc_server_drained() follows. */
+bool talk_is_behind(Talk *talk, size_t most_waiting);
 
 /* The server that a channel's end can reach now (referenced), or NULL and why (borrowed). */
 End *inproc_find(InprocTransport *transport, const End *client, const char *target,
@@ -99,6 +103,7 @@ void inproc_announce(InprocTransport *transport);
 /* What arrives on each side; on that side's loop. */
 void inproc_server_receive(Talk *talk, Parcel *parcel);
 void inproc_client_receive(Talk *talk, Parcel *parcel);
+void inproc_server_drained(Talk *talk);
 void inproc_channel_look(void *channel);
 
 /* the table */
@@ -107,6 +112,7 @@ RpcServer *inproc_server_new(RpcTransport *transport, Loop *loop, const RpcServe
 bool inproc_server_start(RpcServer *server, GError **error);
 void inproc_server_free(RpcServer *server, int grace_ms);
 size_t inproc_call_send(RpcCall *call, uint8_t *bytes, size_t n_bytes);
+bool inproc_call_is_behind(RpcCall *call, size_t most_waiting);
 void inproc_call_finish(RpcCall *call, int status, const char *message);
 void inproc_call_free(RpcCall *call);
 RpcChannel *inproc_channel_new(RpcTransport *transport, Loop *loop,
