@@ -336,6 +336,13 @@ bool client_stream(Client *c, const ProtobufCServiceDescriptor *service, const c
     return wait_for_call(c, &w, error);
 }
 
+void client_stop(Client *c)
+{
+    if (c->on_interrupt != NULL) {
+        c->on_interrupt(c->interrupt_user);
+    }
+}
+
 /* ---- output ---- */
 
 json_t *cli_json_new(void)

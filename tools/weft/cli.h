@@ -129,6 +129,9 @@ bool client_stream(Client *client, const ProtobufCServiceDescriptor *service, co
                    void (*on_message)(const ProtobufCMessage *message, void *user), void *user,
                    GError **error);
 
+/* Inside on_message: cancels the stream that is open; client_stream() then returns false. */
+void client_stop(Client *client);
+
 /* Prints an object with "version": 1 first, and frees it. */
 void cli_print_json(json_t *object /* taken */);
 json_t *cli_json_new(void);

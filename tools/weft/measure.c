@@ -1,108 +1,12 @@
-/* weft perplexity, bench: the real worker path, measured. */
+/* weft bench: the real worker path, measured. */
 #include "tools/weft/request.h"
 #include "tools/weft/verbs.h"
 
 #include "proto/base/error.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- perplexity ---- */
-
-typedef struct PerplexityOptions {
-    CommonOptions common;
-    RequestOptions request;
-    char *file;
-    uint64_t window;
-} PerplexityOptions;
-
-static const Option PERPLEXITY_OPTIONS[] = {
-    {"file", 'f', OPTION_STRING, offsetof(PerplexityOptions, file), "FILE", "the text", NULL, 0, 0,
-     NULL, false},
-    {"ctx", 0, OPTION_COUNT, offsetof(PerplexityOptions, window), "N",
-     "tokens of a window; its second half is scored", NULL, 4, 1 << 20, NULL, true},
-    LAYOUT_OPTIONS(PerplexityOptions),
-    UP_OPTION(PerplexityOptions),
-    COMMON_OPTIONS(PerplexityOptions),
-    {0},
-};
-
-static void perplexity_defaults(void *values)
-{
-    PerplexityOptions *o = values;
-    request_defaults(&o->request);
-    o->window = 512;
-}
-
-static bool score_text(const PerplexityOptions *o, const char *model, char *text, RunOutcome *out,
-                       GError **error)
-{
-    Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
-    Weft__V1__Sampler sampler;
-    Weft__V1__Layout layout;
-    g_autofree char *path = request_model_path(model);
-    if (!request_fill(&message, &sampler, &layout, &o->request, error)) {
-        return false;
-    }
-    message.model = path;
-    message.kind = WEFT__V1__REQUEST_KIND__SCORE;
-    message.prompt = text;
-    message.score_window = (uint32_t)o->window;
-    Client *client = client_new(&o->common, error);
-    const bool ok = client != NULL && request_run(client, &o->common, &message, NULL, out, error);
-    client_free(client);
-    return ok;
-}
-
-static void print_perplexity(const PerplexityOptions *o, const RunOutcome *out)
-{
-    const double mean = out->nll_sum / MAX(out->tokens_scored, 1u), perplexity = exp(mean);
-    if (o->common.json) {
-        json_t *object = cli_json_new();
-        json_object_update_new(object, json_pack("{s:f,s:f,s:I,s:I,s:s,s:s}", "perplexity",
-                                                 perplexity, "nll_mean", mean, "tokens_scored",
-                                                 (json_int_t)out->tokens_scored, "ctx",
-                                                 (json_int_t)o->window, "numerics", out->numerics,
-                                                 "definition", out->definition));
-        cli_print_json(object);
-    } else {
-        printf("perplexity %.4f over %u tokens (windows of %u)\n", perplexity, out->tokens_scored,
-               (unsigned)o->window);
-    }
-}
-
-static int perplexity_run(const Verb *verb, void *values, GPtrArray *rest)
-{
-    PerplexityOptions *o = values;
-    GError *error = NULL, *why = NULL;
-    g_autofree char *text = NULL;
-    RunOutcome out = {0};
-    if (rest->len != 1 || o->file == NULL) {
-        return cli_usage(verb, "a model and a text are needed");
-    }
-    if (!g_file_get_contents(o->file, &text, NULL, &why)) {
-        error = g_error_new(WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "text: %s", why->message);
-        g_error_free(why);
-        return cli_fail(error);
-    }
-    LocalCluster *cluster = local_cluster_for(&o->common, &error);
-    const bool ok = error == NULL && score_text(o, rest->pdata[0], text, &out, &error);
-    local_cluster_free(cluster);
-    if (ok) {
-        print_perplexity(o, &out);
-    }
-    run_outcome_clear(&out);
-    return ok ? 0 : cli_fail(error);
-}
-
-const Verb VERB_PERPLEXITY = {
-    "perplexity",       "MODEL -f FILE [--ctx N]", "how well a model predicts a text",
-    PERPLEXITY_OPTIONS, sizeof(PerplexityOptions), perplexity_defaults,
-    perplexity_run};
-
-/* ---- bench ---- */
 
 typedef struct BenchOptions {
     CommonOptions common;

@@ -110,6 +110,9 @@ typedef struct Collector {
     const CommonOptions *common;
     RunOutcome *out;
     FILE *echo;
+    Client *client;
+    const RequestHooks *hooks; /* NULL: none */
+    GError *error;             /* of a hook; the request is being ended */
 } Collector;
 
 static void hex(const ProtobufCBinaryData *bytes, char out[33])
@@ -215,10 +218,20 @@ static void take_progress(Collector *c, const Weft__V1__RunProgress *p)
     }
 }
 
+static void hooked(Collector *c, bool ok)
+{
+    if (!ok) {
+        client_stop(c->client);
+    }
+}
+
 static void on_event(const ProtobufCMessage *message, void *user)
 {
     Collector *c = user;
     const Weft__V1__RunEvent *e = (const Weft__V1__RunEvent *)message;
+    if (c->error != NULL) {
+        return;
+    }
     switch (e->event_case) {
     case WEFT__V1__RUN_EVENT__EVENT_PROGRESS:
         take_progress(c, e->progress);
@@ -226,9 +239,14 @@ static void on_event(const ProtobufCMessage *message, void *user)
     case WEFT__V1__RUN_EVENT__EVENT_STARTED:
         cli_progress_end(c->common);
         take_started(c->out, e->started);
+        hooked(c, c->hooks == NULL || c->hooks->started(e->started, c->hooks->user, &c->error));
         break;
     case WEFT__V1__RUN_EVENT__EVENT_DELTA:
-        take_delta(c, e->delta);
+        if (c->hooks == NULL) {
+            take_delta(c, e->delta);
+        } else {
+            hooked(c, c->hooks->delta(e->delta, c->hooks->user, &c->error));
+        }
         break;
     case WEFT__V1__RUN_EVENT__EVENT_DONE:
         take_done(c->out, e->done);
@@ -238,8 +256,9 @@ static void on_event(const ProtobufCMessage *message, void *user)
     }
 }
 
-bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message,
-                 FILE *echo, RunOutcome *out, GError **error)
+static bool collect(Client *client, const CommonOptions *common,
+                    const Weft__V1__RunRequest *message, FILE *echo, const RequestHooks *hooks,
+                    RunOutcome *out, GError **error)
 {
     *out = (RunOutcome){.text = g_string_new(NULL),
                         .ids = g_array_new(FALSE, FALSE, sizeof(uint32_t)),
@@ -247,11 +266,29 @@ bool request_run(Client *client, const CommonOptions *common, const Weft__V1__Ru
                         .row_hashes = g_byte_array_new(),
                         .trace = g_byte_array_new(),
                         .logprobs = message->top_logprobs > 0 ? json_array() : NULL};
-    Collector c = {common, out, echo};
-    const bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0,
-                                  on_event, &c, error);
+    Collector c = {common, out, echo, client, hooks, NULL};
+    bool ok = client_stream(client, &weft__v1__serve__descriptor, "Run", &message->base, 0,
+                            on_event, &c, error);
     cli_progress_end(common);
+    if (c.error != NULL) { /* it, not that the request was cancelled */
+        g_clear_error(error);
+        g_propagate_error(error, c.error);
+        ok = false;
+    }
     return ok;
+}
+
+bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message,
+                 FILE *echo, RunOutcome *out, GError **error)
+{
+    return collect(client, common, message, echo, NULL, out, error);
+}
+
+bool request_run_hooked(Client *client, const CommonOptions *common,
+                        const Weft__V1__RunRequest *message, const RequestHooks *hooks,
+                        RunOutcome *out, GError **error)
+{
+    return collect(client, common, message, NULL, hooks, out, error);
 }
 
 /* ---- layouts ---- */

@@ -155,6 +155,16 @@ void run_outcome_clear(RunOutcome *o);
 /* Runs a request; deltas of text are written to `echo` (NULL = silent) as they come. */
 bool request_run(Client *client, const CommonOptions *common, const Weft__V1__RunRequest *message,
                  FILE *echo, RunOutcome *out, GError **error);
+/* What comes, for who does not want it collected; false + error ends the request. */
+typedef struct RequestHooks {
+    bool (*started)(const Weft__V1__RunStarted *started, void *user, GError **error);
+    /* Instead of collecting it. */
+    bool (*delta)(const Weft__V1__RunDelta *delta, void *user, GError **error);
+    void *user;
+} RequestHooks;
+bool request_run_hooked(Client *client, const CommonOptions *common,
+                        const Weft__V1__RunRequest *message, const RequestHooks *hooks,
+                        RunOutcome *out, GError **error);
 /* "dp1 pp2 tp2,3" of a plan message; returned. */
 char *plan_message_layout(const Weft__V1__Plan *plan);
 /* {"dp":..,"pp":..,"tp":..} */

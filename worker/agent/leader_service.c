@@ -9,6 +9,7 @@
 #include "worker/agent/leader_service.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/logits_limits.h"
 #include "worker/serve/trace.h"
 #include "weft/v1/serve.pb-c.h"
 
@@ -194,6 +195,21 @@ static bool check_sampler(const Weft__V1__Sampler *s, uint32_t vocab_size, GErro
            check_bias(s, vocab_size, error);
 }
 
+/* All rows of a scored sequence may come from one step. */
+static bool check_logits(const Weft__V1__GenerateRequest *r, uint32_t vocab_size, GError **error)
+{
+    const size_t from = MAX(r->score_from, 1u), n = r->n_prompt > from ? r->n_prompt - from : 0;
+    const uint32_t most = logits_rows(LOGITS_SEQUENCE_BYTES, vocab_size);
+    if (!r->want_logits || r->kind != WEFT__V1__REQUEST_KIND__SCORE || n <= most) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                "logits of %zu scored tokens of a vocabulary of %u: at most %u rows at once: ask "
+                "for fewer",
+                n, vocab_size, most);
+    return false;
+}
+
 static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *spec,
                           const Plan *plan, GError **error)
 {
@@ -224,6 +240,9 @@ static bool check_request(const Weft__V1__GenerateRequest *r, const ModelSpec *s
             error, WEFT_ERROR, WEFT_ERROR_INVALID,
             "a trace of %zu tokens: only generations are traced, and prompts of at most %u tokens",
             r->n_prompt + r->n_generated, TRACE_PROMPT_LIMIT);
+        return false;
+    }
+    if (!check_logits(r, spec->vocab_size, error)) {
         return false;
     }
     const Weft__V1__Sampler *s = r->sampler;

@@ -1,5 +1,6 @@
 #include "worker/serve/scheduler.h"
 
+#include "proto/plan/logits_limits.h"
 #include "worker/serve/fair_queue.h"
 
 #include <stdlib.h>
@@ -19,6 +20,7 @@ struct Scheduler {
     uint64_t
         step_serial; /* entries of the cache from here on are of the step that is being built */
     uint32_t decode_turn, prompt_turn; /* slots that are served first */
+    uint32_t logits_left;              /* rows of the step that is being built (invariant 6) */
     StepPace pace;
     EngineLoad load; /* its totals */
 };
@@ -362,8 +364,23 @@ static void enter_pages(Scheduler *s, LeaderRequest *q)
     }
 }
 
+/* Rows of n positions from the next on whose output is wanted with its logits. */
+static uint32_t count_logits(const LeaderRequest *q, uint32_t n)
+{
+    const uint32_t end = q->n_scheduled + n, first = MAX(leader_request_silent(q), q->n_scheduled);
+    return q->admit.want_logits && end > first ? end - first : 0;
+}
+
+/* How many of n rows may go into the step (invariant 6). */
+static uint32_t within_logits(const Scheduler *s, const LeaderRequest *q, uint32_t n)
+{
+    const uint32_t logits = count_logits(q, n);
+    return logits > s->logits_left ? n - (logits - s->logits_left) : n;
+}
+
 static void add_rows(Scheduler *s, Step *step, LeaderRequest *q, uint32_t n)
 {
+    s->logits_left -= count_logits(q, n);
     StepSegment *g = &step->segments[step->n_segments++];
     *g = (StepSegment){.slot = q->admit.slot,
                        .position = q->n_scheduled,
@@ -404,7 +421,8 @@ static void add_decoding(Scheduler *s, Step *step, uint32_t n_decoding, uint32_t
     room = decoding_steps < s->o.n_stages ? MIN(room, s->o.limits.max_rows) : 0;
     for (uint32_t i = 0; i < n_slots && room > 0; i++) {
         LeaderRequest *q = s->slots[(first + i) % n_slots];
-        if (q != NULL && leader_request_decodes(q) && leader_request_pending(q) == 1) {
+        if (q != NULL && leader_request_decodes(q) && leader_request_pending(q) == 1 &&
+            within_logits(s, q, 1) == 1) {
             add_rows(s, step, q, 1);
             fair_queue_charge(q, 1);
             s->decode_turn = (first + i + 1) % n_slots;
@@ -540,9 +558,11 @@ static void add_prompts(Scheduler *s, Step *step, uint32_t budget)
         extend_reuse(s, q); /* also what this step's rows give */
         if (announce_reuse(step, q)) {
             copy_beginning(s, step, q, COPY_ANY);
-            const uint32_t n = chunk_of(q, budget);
-            add_rows(s, step, q, n);
-            budget -= n;
+            const uint32_t n = within_logits(s, q, chunk_of(q, budget));
+            if (n > 0) {
+                add_rows(s, step, q, n);
+                budget -= n;
+            }
         }
         if (!turned) {
             s->prompt_turn = (first + i + 1) % n_slots;
@@ -583,6 +603,7 @@ bool scheduler_next(Scheduler *s, Step *step, uint32_t decoding_steps, uint32_t 
     step->n_releases = s->n_releases;
     memcpy(step->releases, s->releases, sizeof(uint32_t) * s->n_releases);
     s->step_serial = s->cache.next_serial;
+    s->logits_left = logits_rows(LOGITS_STEP_BYTES, s->o.limits.vocab_size);
     admit_waiting(s, step); /* slots of this step's releases are given out from the next step on */
     settle_prompts(s, step);
     const uint32_t n_decoding = count_decoding(s);

@@ -22,7 +22,9 @@
  * prompts go in equal steps, for the stages idle as long as the longest one takes: of a
  * PIPELINE_CHUNKS (S - 1)-th of the rows of all prompts that are being read, in whole pages; of
  * half a page where these are fewer than PIPELINE_FEW_PAGES (S - 1) pages.
- *   6. A page that is shared is full and never written again; a sequence writes only to pages that
+ *   6. Of sequences whose logits are wanted a step has at most LOGITS_STEP_BYTES of rows with an
+ * output: what is beyond waits for a later step, rows without an output do not.
+ *   7. A page that is shared is full and never written again; a sequence writes only to pages that
  * it took itself. Of a page that it shares in part, it takes a copy (prefix_cache.h).
  *
  *   enqueue --> WAITING --admit--> RUNNING --remove--> gone

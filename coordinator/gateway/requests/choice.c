@@ -50,7 +50,7 @@ static bool is_score(const Choice *c)
 
 static uint32_t first_position(const Choice *c)
 {
-    return is_score(c) ? c->run->score_from : c->n_prompt;
+    return is_score(c) ? c->score_from : c->n_prompt;
 }
 
 uint64_t choice_tokens(const Choice *c)
@@ -177,6 +177,7 @@ static bool choice_send(Choice *c, const char *text,
         delta.position = e->position;
         delta.row_hash = e->row_hash;
         delta.logits = e->logits;
+        delta.window = is_score(c) ? c->index / c->run->n_pieces : 0;
         delta.trace = e->trace;
         delta.top = pointers;
         delta.n_top = choice_top(c, e, top, pointers);
@@ -205,7 +206,7 @@ static void choice_take(Choice *c, const Weft__V1__TokenEvent *e)
     g_array_append_vals(c->hashes, e->row_hash.data, HASH_BYTES);
     c->nll -= (double)e->logprob;
     if (is_score(c)) {
-        if (c->run->request->score_window == 0) {
+        if (c->run->request->score_window == 0 || c->run->request->want_logits) {
             choice_send(c, "", e);
         }
         return;
@@ -332,7 +333,7 @@ static void choice_begin(Choice *c)
 static void fill_progress(const Choice *c, Weft__V1__GenerateRequest *g)
 {
     uint32_t n_known = c->ids->len > 0 ? c->ids->len - 1 : 0;
-    g->score_from = c->run->score_from;
+    g->score_from = c->score_from;
     if (is_score(c)) {
         g->score_from += n_known;
     } else {

@@ -3,6 +3,8 @@
 #include "coordinator/gateway/requests/run.h"
 
 #include "proto/base/error.h"
+#include "proto/base/failpoint.h"
+#include "proto/plan/logits_limits.h"
 
 #include <string.h>
 
@@ -119,6 +121,7 @@ static void take_ids(Run *run, GArray *ids /* taken */)
 static void make_choices(Run *run, uint32_t n, uint32_t length, bool same_prompt)
 {
     run->n_choices = n;
+    run->n_pieces = 1;
     run->choices = g_new0(Choice, n);
     for (uint32_t i = 0; i < n; i++) {
         Choice *c = &run->choices[i];
@@ -126,6 +129,7 @@ static void make_choices(Run *run, uint32_t n, uint32_t length, bool same_prompt
         c->index = i;
         c->prompt = run->ids + (same_prompt ? 0 : (size_t)i * length);
         c->n_prompt = length;
+        c->score_from = 1;
     }
 }
 
@@ -138,6 +142,48 @@ static void encode_random(Run *run)
     take_ids(run, random_ids(run, n * length));
     run->n_text = length;
     make_choices(run, n, length, false);
+}
+
+/* Lengths and bytes of all pieces: equal for models whose ids mean the same. */
+static Hash128 hash_vocabulary(const Tokenizer *t)
+{
+    Hasher *hasher = hasher_new();
+    for (uint32_t id = 0; id < tokenizer_size(t); id++) {
+        size_t length;
+        const char *piece = tokenizer_piece(t, id, true, &length);
+        const uint64_t told = length;
+        hasher_update(hasher, &told, sizeof told);
+        hasher_update(hasher, piece, length);
+    }
+    Hash128 hash = hasher_finish(hasher);
+    hasher_free(hasher);
+    return hash;
+}
+
+/* Rows of a piece of a window: those that a leader takes at once. */
+static uint32_t rows_of_piece(const Run *run, uint32_t n_scored)
+{
+    int64_t told;
+    const uint32_t most = failpoint("score-rows", &told)
+                              ? (uint32_t)told
+                              : logits_rows(LOGITS_SEQUENCE_BYTES, run->model->spec->vocab_size);
+    return run->request->want_logits ? MIN(most, n_scored) : n_scored;
+}
+
+/* One choice a window; with logits, one for each piece of it (run.h). */
+static void make_windows(Run *run, uint32_t n_windows, uint32_t window)
+{
+    const uint32_t from = window / 2, n_scored = window - from, rows = rows_of_piece(run, n_scored);
+    const uint32_t n_pieces = (n_scored + rows - 1) / rows;
+    make_choices(run, n_windows * n_pieces, window, true);
+    run->n_pieces = n_pieces;
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        Choice *c = &run->choices[i];
+        const uint32_t first = i % run->n_pieces * rows;
+        c->prompt = run->ids + (size_t)(i / run->n_pieces) * window;
+        c->score_from = from + first;
+        c->n_prompt = from + MIN(first + rows, n_scored);
+    }
 }
 
 /* Non-overlapping windows, the rest is left out; the first token of each is BOS if the model adds
@@ -160,12 +206,15 @@ static void encode_windows(Run *run, GArray *ids /* taken */)
     run->n_text = ids->len;
     take_ids(run, ids);
     uint32_t n = run->n_ids / window;
-    make_choices(run, n, window, false);
-    run->score_from = window / 2;
     const Tokenizer *t = run->model->tokenizer;
     for (uint32_t i = 0; t != NULL && tokenizer_adds_bos(t) && tokenizer_bos(t) >= 0 && i < n;
          i++) {
         run->ids[(size_t)i * window] = (uint32_t)tokenizer_bos(t);
+    }
+    make_windows(run, n, window);
+    if (run->request->want_logits && t != NULL) {
+        run->vocabulary = hash_vocabulary(t);
+        run->windows = hash128(run->ids, sizeof *run->ids * n * (size_t)window);
     }
 }
 
@@ -184,7 +233,6 @@ static void encode_one(Run *run, GArray *ids /* taken */)
         return;
     }
     run->n_text = ids->len;
-    run->score_from = 1;
     take_ids(run, ids);
     make_choices(run, score ? 1 : MAX(run->request->streams, 1), run->n_ids, true);
 }

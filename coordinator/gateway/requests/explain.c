@@ -40,8 +40,11 @@ static void explain_running(const Run *run, Weft__V1__Reason *reason)
     unsigned n_open = 0;
     int64_t newest_us = 0;
     reason_set(&reason->state, g_strdup(run->resume.stalled ? "resuming" : "running"));
-    for (uint32_t i = 0; i < run->n_begun; i++) {
+    for (uint32_t i = 0; i < run->n_choices; i++) {
         const Choice *c = &run->choices[i];
+        if (!choice_has_begun(c)) {
+            continue;
+        }
         newest_us = MAX(newest_us, choice_since(c));
         if (!c->done && n_open++ < CHOICES_TOLD) {
             explain_choice(run, c, reason);
@@ -97,8 +100,8 @@ static void explain_state(const Run *run, Weft__V1__Reason *reason)
 static uint32_t tokens_told(const Run *run)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < run->n_begun; i++) {
-        n += run->choices[i].ids != NULL ? run->choices[i].ids->len : 0;
+    for (uint32_t i = 0; i < run->n_choices; i++) {
+        n += choice_has_begun(&run->choices[i]) ? run->choices[i].ids->len : 0;
     }
     return n;
 }

@@ -38,6 +38,9 @@ typedef struct RunSink {
     bool (*send)(void *sink_user, const Weft__V1__RunEvent *event);
     /* The end, once: after RunDone with NULL, else with the error (borrowed). */
     void (*finish)(void *sink_user, const GError *error);
+    /* Whether logits may go on: true if little waits for the client; else fn(user) runs once when
+     * that is so, not after the end. NULL: always. */
+    bool (*has_room)(void *sink_user, LoopFn fn, void *user);
 } RunSink;
 
 typedef struct Run Run;

@@ -67,7 +67,7 @@ bool run_on_interrupted(const GError *why, void *user, uint64_t *n_tokens)
     r->stalled = true;
     r->interrupted_us = loop_now_us(run->owner->options.loop);
     *n_tokens = 0;
-    for (uint32_t i = 0; i < run->n_begun; i++) {
+    for (uint32_t i = 0; i < run->n_choices; i++) {
         choice_detach(&run->choices[i]);
         *n_tokens += choice_tokens(&run->choices[i]);
     }

@@ -333,7 +333,7 @@ static void run_complete(Run *run)
     done.stall_s = run->resume.stall_s;
     for (uint32_t i = 0; i < run->n_choices; i++) {
         const Choice *c = &run->choices[i];
-        done.prefill_tokens += c->n_prompt;
+        done.prefill_tokens += i % run->n_pieces == 0 ? c->n_prompt : c->n_prompt - c->score_from;
         done.wire_bytes += c->wire_bytes;
         choice_times(c, &done.prefill_s, &done.decode_s);
         if (score) {
@@ -366,6 +366,48 @@ static uint32_t choices_at_once(const Run *run)
     return run->n_choices;
 }
 
+/* The choice that is begun as the k-th. Windows in pieces are taken n_abreast at a time, a piece of
+ * each in turn: a piece needs the keys that the one before it left (worker/serve/prefix_cache.h).
+ */
+static Choice *run_choice_at(const Run *run, uint32_t k)
+{
+    const uint32_t group = run->n_abreast * run->n_pieces, first = k / group * run->n_abreast,
+                   n_windows = run->n_choices / run->n_pieces,
+                   n = MIN(run->n_abreast, n_windows - first), window = first + k % group % n,
+                   piece = k % group / n;
+    return &run->choices[window * run->n_pieces + piece];
+}
+
+static void run_begin_choices(Run *run);
+
+static void run_on_room(void *user)
+{
+    Run *run = user;
+    run->waits_for_room = false;
+    run_begin_choices(run);
+}
+
+/* Logits are begun only as fast as the client reads. */
+static bool run_has_room(Run *run)
+{
+    if (!run->request->want_logits || run->sink->has_room == NULL) {
+        return true;
+    }
+    if (!run->waits_for_room) {
+        run->waits_for_room = !run->sink->has_room(run->sink_user, run_on_room, run);
+    }
+    return !run->waits_for_room;
+}
+
+/* As many as may be open. */
+static void run_begin_choices(Run *run)
+{
+    while (run->state == RUN_RUNNING && run->n_begun < run->n_choices &&
+           run->n_begun - run->n_done < choices_at_once(run) && run_has_room(run)) {
+        choice_submit(run_choice_at(run, run->n_begun++));
+    }
+}
+
 static bool run_send_choice_done(Run *run, const Choice *choice)
 {
     Weft__V1__RunChoiceDone done = WEFT__V1__RUN_CHOICE_DONE__INIT;
@@ -391,12 +433,10 @@ void run_choice_done(Choice *choice)
         return;
     }
     if (run->n_begun < run->n_choices) {
-        g_autofree char *text =
-            g_strdup_printf("scored %u of %u windows", run->n_done, run->n_choices);
+        g_autofree char *text = g_strdup_printf(
+            "scored %u of %u windows", run->n_done / run->n_pieces, run->n_choices / run->n_pieces);
         run_progress(text, (double)run->n_done / run->n_choices, "", run);
-        if (run->state == RUN_RUNNING) {
-            choice_submit(&run->choices[run->n_begun++]);
-        }
+        run_begin_choices(run);
     }
 }
 
@@ -414,6 +454,12 @@ static void run_send_started(Run *run)
     started.load_s = run->info.load_s;
     started.epoch = run->info.epoch;
     started.replica = run->info.replica;
+    if (run->request->want_logits && run->request->score_window > 0) {
+        started.vocab_size = run->model->spec->vocab_size;
+        started.vocabulary =
+            (ProtobufCBinaryData){sizeof run->vocabulary.bytes, run->vocabulary.bytes};
+        started.windows = (ProtobufCBinaryData){sizeof run->windows.bytes, run->windows.bytes};
+    }
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_STARTED;
     event.started = &started;
@@ -437,19 +483,16 @@ static void run_on_lease(const LeaseInfo *info, void *user)
         run->resume.started = true;
         run->resume.definition = definition_hash(&info->plan->definition);
         run->resume.last_us = loop_now_us(run->owner->options.loop);
+        run->n_abreast = choices_at_once(run);
         run_send_started(run);
     }
-    uint32_t n_open = 0;
     for (uint32_t i = 0; run->state == RUN_RUNNING && i < run->n_begun; i++) {
-        if (!run->choices[i].done) {
-            choice_submit(&run->choices[i]);
-            n_open++;
+        Choice *c = run_choice_at(run, i);
+        if (!c->done) {
+            choice_submit(c);
         }
     }
-    uint32_t limit = choices_at_once(run);
-    for (; run->state == RUN_RUNNING && run->n_begun < run->n_choices && n_open < limit; n_open++) {
-        choice_submit(&run->choices[run->n_begun++]);
-    }
+    run_begin_choices(run);
 }
 
 static void run_on_lease_failed(const GError *error, void *user)

@@ -21,7 +21,7 @@ typedef struct Choice {
     Run *run;
     uint32_t index;
     const uint32_t *prompt; /* of the run's ids */
-    uint32_t n_prompt;
+    uint32_t n_prompt, score_from;
     GArray *ids;    /* uint32_t: generated, or scored; NULL before it began */
     GArray *hashes; /* 16 bytes each */
     Detokenizer *detokenizer;
@@ -35,6 +35,11 @@ typedef struct Choice {
     int64_t submitted_us; /* to its present leader */
     int64_t told_us;      /* of the last token that the client was sent */
 } Choice;
+
+static inline bool choice_has_begun(const Choice *choice)
+{
+    return choice->ids != NULL;
+}
 
 /* What a run knows of the losses that it lived through. resume.c */
 typedef struct RunResume {
@@ -76,9 +81,14 @@ struct Run {
     uint32_t *ids; /* every choice's prompt, one after another */
     uint32_t n_ids;
     uint32_t n_text; /* tokens of the whole text (SCORE) or the prompt */
+    /* Of a scored text with its logits each window comes in pieces of so few rows as are on their
+     * way at once; a window's are neighbours here, and each begins where the last one has ended. */
     Choice *choices;
     uint32_t n_choices, n_begun, n_done;
-    uint32_t score_from;
+    uint32_t n_pieces;   /* of a window; else 1 */
+    uint32_t n_abreast;  /* windows whose pieces are begun in turn; set with the first lease */
+    bool waits_for_room; /* the sink tells when the next piece may begin */
+    Hash128 vocabulary, windows;   /* of a scored text with its logits */
     uint64_t counters[N_COUNTERS]; /* of the replica's members when it was given */
     uint64_t spent[N_COUNTERS];    /* of replicas that it ran on before */
     RunResume resume;
@@ -111,7 +121,7 @@ bool run_resume(Run *run);
 /* A new token has come. */
 void run_advanced(Run *run, int64_t now_us);
 
-/* encode.c: on the pool. Fills ids, n_ids, n_text, choices and score_from, or error. */
+/* encode.c: on the pool. Fills ids, n_ids, n_text and choices, or error. */
 void run_encode(Run *run);
 /* choice.c */
 /* Calls the leader: from the prompt, or from the last token that came. */

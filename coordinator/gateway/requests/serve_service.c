@@ -4,13 +4,22 @@
  * whichever comes: the other cannot follow. */
 #include "coordinator/gateway/requests/requests.h"
 
+#include "proto/plan/logits_limits.h"
 #include "weft/v1/serve.pb-c.h"
 
 #define PENDING_LIMIT ((size_t)32 << 20)
+#define ROOM_BYTES ((size_t)8 << 20)
+/* What is begun while there is room is all that may be added to what waits. */
+G_STATIC_ASSERT(ROOM_BYTES + LOGITS_STEP_BYTES + LOGITS_SEQUENCE_BYTES < PENDING_LIMIT);
 
 static bool call_send(void *user, const Weft__V1__RunEvent *event)
 {
     return rpc_call_send(user, &event->base) <= PENDING_LIMIT;
+}
+
+static bool call_has_room(void *user, LoopFn fn, void *fn_user)
+{
+    return rpc_call_has_room(user, ROOM_BYTES, fn, fn_user);
 }
 
 static void call_finish(void *user, const GError *error)
@@ -40,7 +49,7 @@ static void send_opening(RpcCall *call)
 
 static void on_run(RpcCall *call, const ProtobufCMessage *message, void *user)
 {
-    static const RunSink sink = {call_send, call_finish};
+    static const RunSink sink = {call_send, call_finish, call_has_room};
     Requests *requests = user;
     g_autoptr(GError) error = NULL;
     const RunSetting setting = {.share_key = rpc_call_peer(call)->name};

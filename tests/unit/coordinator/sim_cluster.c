@@ -23,6 +23,7 @@ typedef struct Stream {
     RpcCall *call; /* referenced */
     char *request;
     uint32_t choice, position, end, score_end;
+    size_t logits_bytes;
     uint32_t *prompt;
     LoopTimer *timer;
 } Stream;
@@ -167,6 +168,8 @@ static void stream_send(Stream *s, uint32_t id)
     event.id = id;
     event.logprob = -1;
     event.row_hash = (ProtobufCBinaryData){sizeof hash.bytes, hash.bytes};
+    g_autofree uint8_t *logits = g_malloc0(s->logits_bytes);
+    event.logits = (ProtobufCBinaryData){s->logits_bytes, logits};
     rpc_call_send(s->call, &event.base);
     if (s->worker->repeat == 2) {
         event.id++;
@@ -240,6 +243,7 @@ static void on_generate(RpcCall *call, const ProtobufCMessage *message, void *us
         score ? request->score_from : (uint32_t)(request->n_prompt + request->n_generated);
     check_generated(s, request);
     w->n_resumed += request->n_generated > 0;
+    s->logits_bytes = request->want_logits ? w->logits_bytes : 0;
     s->score_end = score ? (uint32_t)request->n_prompt : 0;
     s->end = (uint32_t)request->n_prompt + request->max_tokens;
     g_ptr_array_add(w->streams, s);
@@ -607,6 +611,9 @@ static void take_run_event(Answer *a, const Weft__V1__RunEvent *event)
     case WEFT__V1__RUN_EVENT__EVENT_DELTA:
         g_string_append(a->text, event->delta->text);
         g_array_append_vals(a->ids, event->delta->ids, (guint)event->delta->n_ids);
+        g_array_append_vals(
+            a->places, &(uint64_t){(uint64_t)event->delta->window << 32 | event->delta->position},
+            1);
         break;
     case WEFT__V1__RUN_EVENT__EVENT_DONE:
         message_replace(&a->run_done, event->done);
@@ -646,6 +653,7 @@ void sim_call(SimCluster *s, Answer *a, const ProtobufCServiceDescriptor *servic
     a->text = g_string_new(NULL);
     a->notices = g_string_new(NULL);
     a->ids = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+    a->places = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     RpcCallbacks callbacks = {.on_message = on_answer, .on_done = on_answer_done};
     a->call = rpc_call_start(s->admin, service, method, request, 0, true, callbacks, a);
 }
@@ -665,6 +673,7 @@ void answer_clear(Answer *a)
         g_string_free(a->text, TRUE);
         g_string_free(a->notices, TRUE);
         g_array_unref(a->ids);
+        g_array_unref(a->places);
     }
     memset(a, 0, sizeof *a);
 }

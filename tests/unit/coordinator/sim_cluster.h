@@ -54,10 +54,11 @@ typedef struct FakeWorker {
     int repeat;       /* 1: sends each token twice; 2: the second differs */
     int64_t acked_us; /* when it last heard of the coordinator: it fences itself 3.5 s later */
     unsigned n_fences;
-    bool stands;       /* its generations make no progress: another rank is gone */
-    bool lies;         /* its tokens are none of the model's */
-    int fail_generate; /* error code that each generation ends with at once; 0: none */
-    GError *refused;   /* how its attachment ended */
+    bool stands;         /* its generations make no progress: another rank is gone */
+    bool lies;           /* its tokens are none of the model's */
+    size_t logits_bytes; /* with each token of a request that wants logits */
+    int fail_generate;   /* error code that each generation ends with at once; 0: none */
+    GError *refused;     /* how its attachment ended */
     bool cut;
     SimTrainer *trainer;
 } FakeWorker;
@@ -102,6 +103,7 @@ typedef struct Answer {
     GArray *ids;
     Weft__V1__RunStarted *started;
     Weft__V1__RunDone *run_done;
+    GArray *places; /* uint64_t: window and position of each scored token, in order of arrival */
     unsigned n_progress, n_choices_done;
     GString *notices;                  /* of progress events that are notices, a line each */
     double stall_s, predicted_stall_s; /* of the last recovery told */

@@ -1,5 +1,6 @@
 /* The agent against a coordinator that lies, dies and freezes, under simulated time. */
 #include "proto/base/error.h"
+#include "proto/plan/logits_limits.h"
 #include "proto/plan/plan_message.h"
 #include "tests/unit/worker/agent_env.h"
 #include "transport/crypto/x509.h"
@@ -518,6 +519,48 @@ static void test_slow_reader_loses_its_stream(void **state)
     env_free(env);
 }
 
+static FakeReply *score_logits(Env *env, uint32_t n_scored)
+{
+    uint32_t prompt[64];
+    for (uint32_t i = 0; i < G_N_ELEMENTS(prompt); i++) {
+        prompt[i] = i * 311 % 20000;
+    }
+    Weft__V1__Stamp stamp = fake_stamp(env->c, 1);
+    Weft__V1__GenerateRequest request = WEFT__V1__GENERATE_REQUEST__INIT;
+    request.stamp = &stamp;
+    request.request = "r1";
+    request.kind = WEFT__V1__REQUEST_KIND__SCORE;
+    request.prompt = prompt;
+    request.n_prompt = 10 + n_scored;
+    request.score_from = 10;
+    request.want_logits = true;
+    return fake_call(env->c, agent_address(env->agent), "coordinator",
+                     &weft__v1__leader__descriptor, "Generate", &request.base);
+}
+
+/* As many rows as may wait for a reader, and not one more. */
+static void test_scored_logits_are_bounded(void **state)
+{
+    (void)state;
+    const uint32_t most = logits_rows(LOGITS_SEQUENCE_BYTES, 20000);
+    Env *env = env_new_with(&wide_shape, NULL);
+    env_wait_attached(env, 1);
+    env_make_ready(env, 1);
+    FakeReply *fits = score_logits(env, most);
+    env_wait_for(env, &fits->done);
+    g_assert_no_error(fits->error);
+    assert_int_equal(fits->messages->len, most + 1);
+    for (uint32_t i = 0; i < most; i++) {
+        const Weft__V1__TokenEvent *e = g_ptr_array_index(fits->messages, i);
+        assert_int_equal(e->position, 10 + i);
+        assert_int_equal(e->logits.len, 4 * 20000);
+    }
+    fake_reply_free(fits);
+    env_assert_fails(env, score_logits(env, most + 1), WEFT_ERROR_INVALID,
+                     "at most 39 rows at once", "40 scored tokens");
+    env_free(env);
+}
+
 static void test_drop_ends_open_requests(void **state)
 {
     (void)state;
@@ -610,6 +653,7 @@ int main(void)
         cmocka_unit_test(test_generate_on_a_device),
         cmocka_unit_test(test_samplers_are_checked),
         cmocka_unit_test(test_slow_reader_loses_its_stream),
+        cmocka_unit_test(test_scored_logits_are_bounded),
         cmocka_unit_test(test_drop_ends_open_requests),
         cmocka_unit_test(test_revoked_peers_are_not_served),
         cmocka_unit_test(test_renews_at_two_thirds),

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include "proto/base/error.h"
+#include "proto/plan/logits_limits.h"
 #include "tests/unit/worker/leader_world.h"
 
 #include <string.h>
@@ -192,6 +193,72 @@ static void test_queue_of_tokens_is_bounded(void **state)
     crowd_close(&crowd);
 }
 
+/* ---- logits of a step (scheduler.h, invariant 6) ---- */
+
+static uint32_t n_logits(const World *w)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < w->step->n_rows; i++) {
+        n += w->step->rows[i].output != STEP_OUTPUT_NONE;
+    }
+    return n;
+}
+
+/* Five sequences whose logits are wanted, on steps that may carry three rows of them; two others
+ * beside. Everyone gets what it would get alone. */
+static void test_logits_of_a_step_are_bounded(void **state)
+{
+    enum { MOST = 3, N = 7 };
+    const StepLimits limits = {.max_rows = 48,
+                               .max_slots = N,
+                               .max_pages = 40,
+                               .context = 256,
+                               .vocab_size = LOGITS_STEP_BYTES / (4 * MOST)};
+    for (uint32_t n_stages = 1; n_stages <= 3; n_stages++) {
+        World w;
+        Client clients[N];
+        EngineRequest requests[N];
+        uint32_t most = 0, text[120];
+        for (uint32_t i = 0; i < G_N_ELEMENTS(text); i++) {
+            text[i] = i * 7 % 90;
+        }
+        world_open(&w, &limits, 40, n_stages);
+        for (uint32_t i = 0; i < N; i++) {
+            requests[i] = world_request(20 + i, 6);
+            requests[i].prompt = text + i;
+            requests[i].want_logits = i < 5;
+            if (i < 3) { /* scored, from the middle on or as a whole */
+                requests[i].kind = 1;
+                requests[i].max_tokens = 0;
+                requests[i].n_prompt = 60;
+                requests[i].score_from = i == 0 ? 1 : 40;
+            }
+            world_submit(&w, i + 1, &requests[i], &clients[i]);
+        }
+        for (unsigned turn = 0; leader_open_requests(w.leader) > 0; turn++) {
+            assert_true(turn < 1000);
+            while (world_build(&w)) {
+                const uint32_t n = n_logits(&w), beside = 2;
+                assert_true(n <= MOST + beside);
+                most = MAX(most, n);
+            }
+            assert_false(g_queue_is_empty(&w.flights));
+            world_return(&w);
+        }
+        assert_true(most >= MOST); /* what may go goes */
+        world_run(&w);
+        for (uint32_t i = 0; i < N; i++) {
+            world_drain(&w, &clients[i]);
+            if (i < 3) {
+                world_assert_scores(&w, &clients[i], &requests[i]);
+            } else {
+                world_assert_tokens(&w, &clients[i], &requests[i], 6);
+            }
+        }
+        world_close(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -199,6 +266,7 @@ int main(void)
         cmocka_unit_test(test_queue_of_requests_is_bounded),
         cmocka_unit_test(test_preempted_requests_are_not_queued),
         cmocka_unit_test(test_queue_of_tokens_is_bounded),
+        cmocka_unit_test(test_logits_of_a_step_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
