@@ -60,7 +60,7 @@ static void encode_header(const LogitsKind *k, uint8_t out[HEADER_BYTES])
     put_u32(out + 12, k->vocab_size);
     put_u32(out + 16, k->window);
     put_u32(out + 20, k->n_windows);
-    put_u32(out + 24, k->fast);
+    put_u32(out + 24, k->numerics);
     memcpy(out + 32, k->text.bytes, HASH_BYTES);
     memcpy(out + 48, k->vocabulary.bytes, HASH_BYTES);
     memcpy(out + 64, k->windows.bytes, HASH_BYTES);
@@ -113,7 +113,7 @@ static bool decode_header(const char *path, const uint8_t in[HEADER_BYTES], Logi
     out->vocab_size = byte_reader_u32le(&r);
     out->window = byte_reader_u32le(&r);
     out->n_windows = byte_reader_u32le(&r);
-    out->fast = byte_reader_u32le(&r) != 0;
+    out->numerics = byte_reader_u32le(&r) != 0 ? NUMERICS_FAST : NUMERICS_EXACT;
     memcpy(out->model, in + 96, LOGITS_MODEL_BYTES - 1);
     if (out->vocab_size == 0 || out->vocab_size > VOCAB_LIMIT || out->window < 2 ||
         out->window > WINDOW_LIMIT || out->n_windows == 0 || out->n_windows > WINDOWS_LIMIT) {

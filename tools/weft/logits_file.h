@@ -25,6 +25,7 @@
 #pragma once
 
 #include "proto/base/hash.h"
+#include "proto/plan/plan.h"
 
 #include <glib.h>
 #include <stdbool.h>
@@ -35,7 +36,7 @@ enum { LOGITS_MODEL_BYTES = 144 };
 /* What a file is of. Two can be compared if all but definition, class and model are equal. */
 typedef struct LogitsKind {
     uint32_t vocab_size, window, n_windows;
-    bool fast;
+    NumericsClass numerics;
     Hash128 text, vocabulary, windows, definition;
     char model[LOGITS_MODEL_BYTES]; /* NUL-terminated */
 } LogitsKind;

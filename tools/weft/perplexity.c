@@ -97,7 +97,8 @@ static bool fill_kind(Scoring *s, const Weft__V1__RunStarted *started, GError **
     k->vocab_size = started->vocab_size;
     k->window = (uint32_t)s->o->window;
     k->n_windows = started->prompt_tokens / k->window;
-    k->fast = strcmp(s->out.numerics, "fast") == 0;
+    k->numerics =
+        strcmp(s->out.numerics, numerics_name(NUMERICS_FAST)) == 0 ? NUMERICS_FAST : NUMERICS_EXACT;
     g_autofree char *name = g_path_get_basename(s->model);
     g_autofree char *valid = g_utf8_make_valid(name, -1);
     g_strlcpy(k->model, valid, sizeof k->model);
@@ -261,7 +262,7 @@ static void add_divergence(const Scoring *s, json_t *object)
     hash128_hex(&k->definition, definition);
     json_object_set_new(object, "reference",
                         json_pack("{s:o,s:s,s:s,s:f}", "model", cli_json_text(k->model), "numerics",
-                                  k->fast ? "fast" : "exact", "definition", definition,
+                                  numerics_name(k->numerics), "definition", definition,
                                   "perplexity", d.reference_perplexity));
     json_object_set_new(object, "kl_mean", json_real(d.kl_mean));
     json_object_set_new(object, "kl_standard_error", json_real(d.kl_standard_error));
@@ -277,7 +278,7 @@ static void print_divergence(const Scoring *s)
     DivergenceSummary d;
     const LogitsKind *k = logits_reader_kind(s->reference);
     divergence_summary(s->divergence, &d);
-    printf("against %s (%s): perplexity %.4f, ratio %.6f\n", k->model, k->fast ? "fast" : "exact",
+    printf("against %s (%s): perplexity %.4f, ratio %.6f\n", k->model, numerics_name(k->numerics),
            d.reference_perplexity, d.perplexity_ratio);
     printf("KL divergence: mean %.6g +- %.2g, median %.6g, 99 %% %.6g, most %.6g\n", d.kl_mean,
            d.kl_standard_error, d.kl_median, d.kl_p99, d.kl_max);

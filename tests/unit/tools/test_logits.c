@@ -33,7 +33,7 @@ static int set_up(void **state)
     f->kind = (LogitsKind){.vocab_size = VOCAB,
                            .window = WINDOW,
                            .n_windows = N_WINDOWS,
-                           .fast = true,
+                           .numerics = NUMERICS_FAST,
                            .text = hash128("text", 4),
                            .vocabulary = hash128("vocabulary", 10),
                            .windows = hash128("windows", 7),
@@ -85,7 +85,7 @@ static void assert_kind(const LogitsKind *a, const LogitsKind *b)
     assert_int_equal(a->vocab_size, b->vocab_size);
     assert_int_equal(a->window, b->window);
     assert_int_equal(a->n_windows, b->n_windows);
-    assert_int_equal(a->fast, b->fast);
+    assert_int_equal(a->numerics, b->numerics);
     assert_true(
         hash128_equal(&a->text, &b->text) && hash128_equal(&a->vocabulary, &b->vocabulary) &&
         hash128_equal(&a->windows, &b->windows) && hash128_equal(&a->definition, &b->definition));
@@ -221,7 +221,7 @@ static void test_not_of_this(void **state)
     assert_false(logits_reader_fits(r, &kind, &error));
     assert_error(&error, WEFT_ERROR_INVALID, "other tokens");
     kind = f->kind;
-    kind.fast = false; /* those are what is compared */
+    kind.numerics = NUMERICS_EXACT; /* those are what is compared */
     kind.definition = other;
     assert_true(logits_reader_fits(r, &kind, &error));
     logits_reader_free(r);
