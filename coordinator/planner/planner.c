@@ -10,12 +10,16 @@
 #include "proto/base/units.h"
 #include "proto/base/version.h"
 #include "proto/plan/device_memory.h"
+#include "proto/plan/rank_span.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CONTEXT_DEFAULT 8192u
-#define MAX_ROWS_DEFAULT 512u
+#define ROWS_MOST 512u
+#define ROWS_LEAST 128u /* a block of the products of many rows */
+#define ROWS_BUFFER_BYTES                                                                          \
+    ((uint64_t)20 << 20)         /* of a rank on a host: beyond it steps get no faster */
 #define SEARCH_WORKERS_LIMIT 64u /* automatic choice looks at no more than this many */
 #define SMALL_CLUSTER 8u         /* up to here every pp and tp is tried */
 #define GAIN_LEAST 1.02          /* more workers must be worth it */
@@ -800,6 +804,18 @@ static Plan *plan_kinds(Task *task, const PlanWish *wish, GPtrArray **violations
     return plan;
 }
 
+/* Few enough that a host's buffers stay small beside its weights; devices want many rows. */
+static uint32_t rows_of_a_step(const ModelSpec *spec, const PlanMember *members, uint32_t n_members)
+{
+    for (uint32_t i = 0; i < n_members; i++) {
+        if (members[i].device != NULL) {
+            return ROWS_MOST;
+        }
+    }
+    const uint64_t rows = ROWS_BUFFER_BYTES / plan_row_bytes(spec) / ROWS_LEAST * ROWS_LEAST;
+    return (uint32_t)CLAMP(rows, ROWS_LEAST, ROWS_MOST);
+}
+
 Plan *planner_plan_class(const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
                          const PlanWish *wish, GPtrArray **violations, GPtrArray **alternatives,
                          GError **error)
@@ -809,7 +825,8 @@ Plan *planner_plan_class(const ModelSpec *spec, const PlanMember *members, uint3
     for (uint32_t i = 0; !wish->one_host_shared && i < n_members; i++) {
         own[i].tcp_only = true; /* then every link is counted as measured */
     }
-    filled.max_rows = wish->max_rows != 0 ? wish->max_rows : MAX_ROWS_DEFAULT;
+    filled.max_rows =
+        wish->max_rows != 0 ? wish->max_rows : rows_of_a_step(spec, members, n_members);
     uint32_t context = wish->context != 0 ? wish->context : MIN(spec->context, CONTEXT_DEFAULT);
     g_autofree Task *task = g_new0(Task, 1);
     task->spec = spec;

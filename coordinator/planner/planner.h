@@ -17,7 +17,7 @@ typedef struct PlanWish {
     bool any_numerics;      /* none was asked: numerics_by_place(); `numerics` is not read */
     const char *exact_kind; /* class exact: on members of this kind alone (Definition.exact_kind);
                                NULL = the kind that serves fastest */
-    uint32_t max_rows;      /* 0 = 512 */
+    uint32_t max_rows;      /* 0 = 128 to 512, by what a row's buffers take */
     uint64_t kv_memory;     /* 0 = by streams */
     bool one_host_shared;   /* workers on one host may use shared memory */
     bool seal_off;          /* said in the reasons; the bits do not depend on it */

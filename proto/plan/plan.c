@@ -381,6 +381,23 @@ static uint64_t index_bytes_of(const Plan *plan, const PlanReplica *replica, con
     return leads ? page_index_bytes(MIN(plan->kv_pages, G_MAXUINT32)) : 0;
 }
 
+/* Of a step's buffers, without sums on their way. */
+static uint64_t row_floats(const ModelSpec *spec, uint32_t n_heads, uint32_t n_kv_heads,
+                           uint32_t n_ffn_units)
+{
+    const uint64_t width = spec->width, q = (uint64_t)n_heads * spec->head_size,
+                   kv = (uint64_t)n_kv_heads * spec->head_size,
+                   ffn = (uint64_t)n_ffn_units * spec->ffn_unit_width;
+    return 3 * width + 2 * q + 2 * kv + 2 * ffn /* x, h, gathered; q, attn; k, v; gate, up */
+           + 2 * MAX(width, MAX(q, ffn));       /* activations in two kinds */
+}
+
+uint64_t plan_row_bytes(const ModelSpec *spec)
+{
+    return sizeof(float) *
+           (row_floats(spec, spec->n_heads, spec->n_kv_heads, spec->n_ffn_units) + spec->width);
+}
+
 uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
                            const PlanStage *stage, const PlanRank *rank, uint32_t threads)
 {
@@ -389,14 +406,9 @@ uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanRe
     model_spec_kv_heads_of(spec, head_first, n_heads, &kv_first, &n_kv_heads);
     SliceSpan units = span_clipped(rank->ffn_first, rank->ffn_count, spec->n_ffn_units);
     SliceSpan chunks = span_clipped(rank->vocab_first, rank->vocab_count, spec->n_vocab_chunks);
-    uint64_t width = spec->width;
-    uint64_t q = (uint64_t)n_heads * spec->head_size, kv = (uint64_t)n_kv_heads * spec->head_size;
-    uint64_t ffn = (uint64_t)units.count * spec->ffn_unit_width;
+    uint64_t per_row = row_floats(spec, n_heads, n_kv_heads, units.count);
     uint64_t subtrees = rank_subtrees(spec, rank);
-    uint64_t per_row =
-        3 * width + 2 * q + 2 * kv + 2 * ffn; /* x, h, gathered; q, attn; k, v; gate, up */
-    per_row += 2 * MAX(width, MAX(q, ffn));   /* activations in two kinds */
-    per_row += subtrees * width;              /* partial sums */
+    per_row += subtrees * spec->width; /* partial sums */
     per_row += link_floats_per_row(spec, replica, stage, rank);
     uint64_t floats = per_row * plan->max_rows;
     floats += (uint64_t)plan->definition.context * spec->rope.dims; /* cos and sin */

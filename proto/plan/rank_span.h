@@ -29,13 +29,15 @@ uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
  * at least 16 and 2 n_pages. */
 uint64_t page_index_bytes(uint64_t n_pages);
 /* Memory beside weights and KV, in bytes, for a rank with that many threads:
+ *
  *   16 MiB + threads x (4096 x head size + context)
  *   + 4 x (context x rope dims + 16 x own vocabulary ids + max_rows x floats), where floats =
- *       3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width       the layers' buffers
- *     + [pp > 1] (pp + 4) width                                                 steps that wait and
- * travel
- *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width           partial sums that
- * arrive and leave with q, kv, ffn = this rank's elements;
+ *       3 width + 2 q + 2 kv + 2 ffn + 2 max(width, q, ffn) + s_r width      the layers' buffers
+ *     + [pp > 1] (pp + 4) width                                  steps that wait and travel
+ *     + [tp > 1] (4 (sum of the other ranks' s) / tp + s_r + 2) width   partial sums on their way
+ *   with q, kv, ffn = this rank's elements;
  *   + [it leads the replica] page_index_bytes(kv_pages). */
 uint64_t rank_buffer_bytes(const Plan *plan, const ModelSpec *spec, const PlanReplica *replica,
                            const PlanStage *stage, const PlanRank *rank, uint32_t threads);
+/* What a row of a step takes of it on a rank that holds whole layers. */
+uint64_t plan_row_bytes(const ModelSpec *spec);

@@ -192,6 +192,35 @@ def real_model():
     return path
 
 
+# ---- memory ----
+
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def resident_is_what_was_asked():
+    """Skips where a process's resident size tells something else."""
+    if os.environ.get("WEFT_SANITIZE", "none") != "none":
+        raise Skip("a sanitizer's own memory is beside the process's")
+    if HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text():
+        raise Skip("transparent_hugepage is 'always': the kernel gives 2 MiB where a page was asked")
+
+
+def forget_peak(pid):
+    """What the kernel noted so far: a worker that starts measures the machine, with 256 MiB."""
+    pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def resident(pid, what="VmRSS"):
+    """Bytes."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(what + ":"))
+
+
+def peak(pid):
+    """The highest resident size since forget_peak()."""
+    return resident(pid, "VmHWM")
+
+
 # ---- cases ----
 
 def run_cases(cases):

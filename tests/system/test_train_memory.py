@@ -1,8 +1,7 @@
 """What workers come to hold while they train, at the highest, beside the plan: within 5 % for every layout, with a checkpoint on the way."""
-import os
 import pathlib
 
-from harness import Cluster, Skip, folder, run_cases
+from harness import Cluster, folder, forget_peak, peak, resident_is_what_was_asked, run_cases
 
 work = folder("train-memory")
 TEXT = work / "text.txt"
@@ -10,25 +9,11 @@ TEXT.write_text("\n".join(path.read_text() for path in sorted(pathlib.Path(__fil
 MODELS = {"gpt2": "{family: gpt2, layers: 6, width: 512, heads: 8, context: 128}",
           "llama": "{family: llama, layers: 6, width: 512, heads: 8, kv_heads: 4, ffn: 1536, context: 128}"}
 MOST = 0.05
-HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-def forget_peak(pid):
-    """What the kernel noted so far: a worker that starts measures the machine, with 256 MiB."""
-    pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def peak(pid):
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def holds_what_is_planned(family, workers, layout, name):
     """Each worker's highest resident size beside its planned peak, on a cluster that has done nothing else."""
-    if os.environ.get("WEFT_SANITIZE", "none") != "none":
-        raise Skip("a sanitizer's own memory is beside the process's")
-    if HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text():
-        raise Skip("transparent_hugepage is 'always': the kernel gives 2 MiB where a page was asked")
+    resident_is_what_was_asked()
     path = work / "job.yaml"
     path.write_text(f"kind: train\nname: job\nmodel: {{config: {MODELS[family]}}}\ndata: {{train: {TEXT}, tokenizer: {{train: 2048}}}}\n"
                     "batch: {sequences: 8, length: 96}\nsteps: 2\nseed: 1\noptimizer: {name: adamw, lr: 1e-4, schedule: constant}\n"

@@ -18,6 +18,7 @@
 #include "proto/plan/plan_message.h"
 #include "transport/crypto/keys.h"
 
+#include <malloc.h>
 #include <string.h>
 
 /* ---- checks ---- */
@@ -265,6 +266,7 @@ static void open_run(void *user)
     if (shard_finish(d->weights->shard, &task->error)) {
         task->engine = engine_new(&options, &task->error);
     }
+    (void)malloc_trim(0); /* what the fetch freed goes back to the system */
 }
 
 static void open_done(void *user)

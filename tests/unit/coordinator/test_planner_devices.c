@@ -14,6 +14,27 @@
 /* A worker on a GPU that offers class fast alone: left out of an exact plan with the reason, part
  * of a fast one beside hosts, within its own memory; alone, an exact plan is refused with what to
  * say. */
+/* As many as keep a host's buffers small beside its weights; devices take many. */
+static void test_rows_of_a_step(void **state)
+{
+    g_autoptr(ModelSpec) small = smol(), wide = large();
+    PlanMember members[2];
+    (void)state;
+    plan_builder_members(members, 2);
+    PlanWish wish = {.streams = 1, .pp = 1, .tp = 1};
+    g_autoptr(Plan) of_small = plan_ok(small, members, 2, &wish),
+                    of_wide = plan_ok(wide, members, 2, &wish);
+    assert_int_equal(of_small->max_rows, 512);
+    assert_int_equal(of_wide->max_rows, 128);
+    members[1].device = "cuda:0 (a GPU, 139.8G)";
+    members[1].numerics_classes = 1u << NUMERICS_FAST;
+    g_autoptr(Plan) on_device = plan_ok(wide, members, 2, &wish);
+    assert_int_equal(on_device->max_rows, 512);
+    wish.max_rows = 64;
+    g_autoptr(Plan) asked = plan_ok(wide, members, 2, &wish);
+    assert_int_equal(asked->max_rows, 64);
+}
+
 static void test_hosts_and_gpus(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -302,9 +323,13 @@ static void test_devices_of_one_host(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hosts_and_gpus), cmocka_unit_test(test_exact_kinds),
-        cmocka_unit_test(test_class_by_place), cmocka_unit_test(test_what_a_device_holds_beside),
-        cmocka_unit_test(test_uneven_devices), cmocka_unit_test(test_devices_of_one_host),
+        cmocka_unit_test(test_rows_of_a_step),
+        cmocka_unit_test(test_hosts_and_gpus),
+        cmocka_unit_test(test_exact_kinds),
+        cmocka_unit_test(test_class_by_place),
+        cmocka_unit_test(test_what_a_device_holds_beside),
+        cmocka_unit_test(test_uneven_devices),
+        cmocka_unit_test(test_devices_of_one_host),
     };
     return cmocka_run_group_tests_name("planner-devices", tests, NULL, NULL);
 }
