@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
@@ -91,6 +92,44 @@ static inline void assert_bits(const char *what, const float *got, const float *
                      (double)want[i]);
         }
     }
+}
+
+/* How close an op that is not held to bits came to what is specified, over all of its cases. Told
+ * at the end, a line each: tools/gpu-check makes a table of them. */
+typedef struct Closeness {
+    char op[64];
+    double error, limit;
+    const char *of; /* what both are a share of */
+} Closeness;
+enum { CLOSENESS_LIMIT = 64 };
+static Closeness closeness[CLOSENESS_LIMIT];
+static unsigned n_closeness;
+
+static inline void note_closeness(const char *op, const char *variant, double error, double limit,
+                                  const char *of)
+{
+    char name[sizeof closeness[0].op];
+    unsigned i = 0;
+    snprintf(name, sizeof name, "%s%s%s", op, variant[0] != '\0' ? ", " : "", variant);
+    while (i < n_closeness && strcmp(closeness[i].op, name) != 0) {
+        i++;
+    }
+    assert_true(i < CLOSENESS_LIMIT);
+    Closeness *c = &closeness[i];
+    if (i == n_closeness || error / limit > c->error / c->limit) {
+        n_closeness += i == n_closeness;
+        *c = (Closeness){.error = error, .limit = limit, .of = of};
+        memcpy(c->op, name, sizeof name);
+    }
+}
+/* The exit status of a test program, given back. */
+static inline int tell_closeness(int status)
+{
+    for (unsigned i = 0; i < n_closeness; i++) {
+        const Closeness *c = &closeness[i];
+        print_message("closeness: %s | %.2g | %.2g | %s\n", c->op, c->error, c->limit, c->of);
+    }
+    return status;
 }
 
 /* Rows of n floats, ld apart, the rest of each row NaN: nothing may be read or written there. */

@@ -92,12 +92,18 @@ static void specified(const Case *c, const Memory *m, const float *q, size_t ld,
 
 static void assert_near(const Case *c, const float *got, const float *want, size_t n)
 {
+    static const char *const types[KV_TYPE_LIMIT] = {
+        [KV_F16] = "f16", [KV_BF16] = "bf16", [KV_F32] = "f32", [KV_Q8] = "q8"};
+    double largest = 0;
     for (size_t i = 0; i < n; i++) {
         const double apart = fabs((double)got[i] - (double)want[i]);
+        largest = fmax(largest, apart); /* of NaN and a number the number: rows' ends */
         if (isnan(want[i]) != isnan(got[i]) || apart > 2 * c->apart) { /* values are within 2 */
             fail_msg("element %zu: %g, specified %g", i, (double)got[i], (double)want[i]);
         }
     }
+    note_closeness("attention of class fast", types[c->type], largest / 2, c->apart,
+                   "the largest value");
 }
 
 static void attention_case(const Case *c, bool every_order)
@@ -351,5 +357,5 @@ int main(void)
         cmocka_unit_test(test_window),   cmocka_unit_test(test_ranks_and_small_workspace),
         cmocka_unit_test(test_fast),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return tell_closeness(cmocka_run_group_tests(tests, NULL, NULL));
 }

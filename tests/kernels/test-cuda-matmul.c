@@ -170,6 +170,7 @@ static void assert_float(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_i
     const size_t ld = n_out + 3, total = rows * ld;
     float *got = malloc(total * sizeof *got), *first = malloc(total * sizeof *first);
     float *w = malloc(n_in * sizeof *w);
+    double largest = 0;
     FOR_EACH_ORDER
     {
         device_product(&c, NULL, 0, 1, NULL, NULL, got);
@@ -188,12 +189,14 @@ static void assert_float(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_i
                 sum += (double)w[k] * x;
                 magnitude += fabs((double)w[k] * x);
             }
+            largest = fmax(largest, fabs(got[r * ld + n] - sum) / fmax(magnitude, 1e-30));
             if (!(fabs(got[r * ld + n] - sum) <= unit * magnitude)) {
                 fail_msg("%s %ux%ux%u: row %u output %u: %g, float64 %g", dtype_info(type)->name,
                          rows, n_out, n_in, r, n, (double)got[r * ld + n], sum);
             }
         }
     }
+    note_closeness("product", dtype_info(type)->name, largest, unit, "the sum of magnitudes");
     free(got);
     free(first);
     free(w);
@@ -221,6 +224,7 @@ static void fast_case(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in)
     const size_t ld = n_out + 1, total = rows * ld;
     float *got = malloc(total * sizeof *got), *first = malloc(total * sizeof *first);
     float *w = malloc(n_in * sizeof *w), bias[64];
+    double largest = 0;
     Numbers numbers = {rows};
     numbers_fill(&numbers, bias, n_out, -1, 1);
     assert_int_equal(weft_cuda_activation_type(type, rows, true), DTYPE_BF16);
@@ -252,12 +256,15 @@ static void fast_case(Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in)
                 sum += product;
                 magnitude += fabs(product);
             }
+            largest = fmax(largest, fabs(got[r * ld + n] - (sum + bias[n])) / (magnitude + 1));
             if (!(fabs(got[r * ld + n] - (sum + bias[n])) <= 2e-6 * (magnitude + 1))) {
                 fail_msg("%s %ux%ux%u: row %u output %u: %g, float64 %g", dtype_info(type)->name,
                          rows, n_out, n_in, r, n, (double)got[r * ld + n], sum + bias[n]);
             }
         }
     }
+    note_closeness("product of class fast", dtype_info(type)->name, largest, 2e-6,
+                   "the sum of magnitudes");
     free(got), free(first), free(w);
     matmul_case_free(&c);
 }
@@ -345,5 +352,5 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return tell_closeness(cmocka_run_group_tests(tests, NULL, NULL));
 }
