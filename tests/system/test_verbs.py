@@ -271,6 +271,21 @@ def case_drain():
     assert weft("run", model, "-p", "x", "-n", 2, "--tp", 3, "--json", "-q").ok().json()["layout"]["tp"] == 3
 
 
+def case_up_drained():
+    """up waits for no worker that is drained: it names them, and is exit 4 where all are; the cluster is up, so that undrain can be said"""
+    drained = Cluster(workers=2)
+    drained.weft("drain", "worker-1", "-q").ok()
+    drained.weft("down", "-q").ok()
+    assert drained.weft("up", "--workers", 2, "--json").ok().json()["drained"] == ["worker-1"]
+    drained.weft("drain", "worker-2", "-q").ok()
+    drained.weft("down", "-q").ok()
+    drained.weft("up", "--workers", 2, "-q").fails(4, "weft undrain worker-")
+    drained.weft("undrain", "worker-2", "-q").ok()
+    drained.wait_states({"worker-1": ("draining",), "worker-2": ("ready",)}, "worker-2 to be back")
+    assert "running already" in drained.weft("up").ok().err
+    drained.down()
+
+
 def case_token():
     """token create: the complete line, --json with its parts; --dry-run makes none"""
     line = weft("token", "create", "-q").ok().out.split()

@@ -184,6 +184,10 @@ bool local_cluster_revive(const char *state, const char *name, const LocalOption
 int local_supervise(const char *state, const LocalOptions *o);
 bool local_become_supervisor(const char *state, GError **error);
 void local_cluster_free(LocalCluster *cluster); /* stops what was started with detach = false */
+/* Names of its workers that an administrator had drained, char *; borrowed. */
+const GPtrArray *local_cluster_drained(const LocalCluster *cluster);
+/* NOT_READY: they all were. */
+bool local_cluster_can_work(const LocalCluster *cluster, GError **error);
 /* For verbs with UP_OPTION: starts one when --up was given; sets common->state to it. NULL without
  * error = not asked for. */
 LocalCluster *local_cluster_for(CommonOptions *common, GError **error);

@@ -27,6 +27,8 @@
 struct LocalCluster {
     char *state;
     bool temporary;
+    unsigned n_ready;   /* workers, when all had come up */
+    GPtrArray *drained; /* names of those that came up drained, char * */
 };
 
 enum {
@@ -368,7 +370,8 @@ static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse 
                        (ProtobufCMessage **)token, error);
 }
 
-static bool count_ready(Client *client, unsigned *n, GError **error)
+/* Who has come up: what n_ready and drained are. */
+static bool look_at_members(LocalCluster *cluster, Client *client, GError **error)
 {
     Weft__V1__StatusRequest request = WEFT__V1__STATUS_REQUEST__INIT;
     Weft__V1__StatusResponse *status;
@@ -376,35 +379,41 @@ static bool count_ready(Client *client, unsigned *n, GError **error)
                      (ProtobufCMessage **)&status, error)) {
         return false;
     }
-    *n = 0;
+    cluster->n_ready = 0;
+    g_ptr_array_set_size(cluster->drained, 0);
     for (size_t i = 0; i < status->n_members; i++) {
-        *n += strcmp(status->members[i]->state, "ready") == 0 ||
-              strcmp(status->members[i]->state, "serving") == 0;
+        const Weft__V1__Member *m = status->members[i];
+        cluster->n_ready += strcmp(m->state, "ready") == 0 || strcmp(m->state, "serving") == 0;
+        if (strcmp(m->state, "draining") == 0) {
+            g_ptr_array_add(cluster->drained, g_strdup(m->name));
+        }
     }
     protobuf_c_message_free_unpacked(&status->base, NULL);
     return true;
 }
 
-static bool wait_for_members(Client *client, const char *state, unsigned n, GPtrArray *list,
+/* Until n are up: those that an administrator drained will not become ready by themselves. */
+static bool wait_for_members(LocalCluster *cluster, Client *client, unsigned n, GPtrArray *list,
                              const CommonOptions *common, GError **error)
 {
     const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
-    for (unsigned ready = 0, shown = n + 1;;) {
-        if (!all_alive(state, list, error) || !count_ready(client, &ready, error)) {
+    for (unsigned shown = n + 1;;) {
+        if (!all_alive(cluster->state, list, error) || !look_at_members(cluster, client, error)) {
             return false;
         }
-        if (ready != shown) {
-            cli_progress(common, "workers ready: %u of %u", ready, n);
-            shown = ready;
+        const unsigned up = cluster->n_ready + cluster->drained->len;
+        if (up != shown) {
+            cli_progress(common, "workers up: %u of %u", up, n);
+            shown = up;
         }
-        if (ready >= n) {
+        if (up >= n) {
             cli_progress_end(common);
             return true;
         }
         if (g_get_monotonic_time() > limit) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_DEADLINE,
-                        "%u of %u workers came up within 60 s: see %s/worker-*.log", ready, n,
-                        state);
+                        "%u of %u workers came up within 60 s: see %s/worker-*.log", up, n,
+                        cluster->state);
             return false;
         }
         g_usleep(POLL_US);
@@ -449,9 +458,10 @@ static bool start_missing(const char *state, const LocalOptions *o,
 }
 
 /* The workers that are not in the list; then all must come up. */
-static bool start_workers(const char *state, const LocalOptions *o, const CommonOptions *common,
+static bool start_workers(LocalCluster *cluster, const LocalOptions *o, const CommonOptions *common,
                           GPtrArray *list, GError **error)
 {
+    const char *state = cluster->state;
     CommonOptions own = {.state = (char *)state, .quiet = common->quiet};
     const unsigned n_new = newcomers(state, o->n_workers);
     Weft__V1__CreateTokenResponse nobody = WEFT__V1__CREATE_TOKEN_RESPONSE__INIT, *token = NULL;
@@ -459,7 +469,7 @@ static bool start_workers(const char *state, const LocalOptions *o, const Common
     const bool ok = client != NULL && (n_new == 0 || ask_token(client, n_new, &token, error)) &&
                     start_missing(state, o, token != NULL ? token : &nobody, list, error) &&
                     write_processes(state, list, error) &&
-                    wait_for_members(client, state, o->n_workers, list, common, error);
+                    wait_for_members(cluster, client, o->n_workers, list, common, error);
     if (token != NULL) {
         protobuf_c_message_free_unpacked(&token->base, NULL);
     }
@@ -673,8 +683,9 @@ LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish,
     LocalCluster *cluster = g_new0(LocalCluster, 1);
     cluster->state = g_strdup(state);
     cluster->temporary = !o.detach;
+    cluster->drained = g_ptr_array_new_with_free_func(g_free);
     if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) ||
-        !write_processes(state, list, error) || !start_workers(state, &o, common, list, error) ||
+        !write_processes(state, list, error) || !start_workers(cluster, &o, common, list, error) ||
         (o.detach && !o.unsupervised && !start_supervisor(state, wish, list, error))) {
         write_processes(state, list, NULL);
         if (!part) {
@@ -710,8 +721,26 @@ void local_cluster_free(LocalCluster *cluster)
         local_cluster_stop(cluster->state, NULL);
         remove_tree(cluster->state);
     }
+    g_ptr_array_unref(cluster->drained);
     g_free(cluster->state);
     g_free(cluster);
+}
+
+const GPtrArray *local_cluster_drained(const LocalCluster *cluster)
+{
+    return cluster->drained;
+}
+
+bool local_cluster_can_work(const LocalCluster *cluster, GError **error)
+{
+    const bool can = cluster->n_ready > 0 || cluster->drained->len == 0;
+    if (!can) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_READY,
+                    "the cluster in %s is up, and all of its workers (%u) are drained: "
+                    "`weft undrain %s` gives one back",
+                    cluster->state, cluster->drained->len, (char *)cluster->drained->pdata[0]);
+    }
+    return can;
 }
 
 LocalCluster *local_cluster_for(CommonOptions *common, GError **error)

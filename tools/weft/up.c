@@ -36,6 +36,39 @@ static void print_split(const UpOptions *o)
     }
 }
 
+static void print_up(const UpOptions *o, const char *state, const GPtrArray *drained)
+{
+    if (o->common.json) {
+        json_t *object = cli_json_new(), *names = json_array();
+        for (guint i = 0; i < drained->len; i++) {
+            json_array_append_new(names, cli_json_text(drained->pdata[i]));
+        }
+        json_object_set_new(object, "state", cli_json_text(state));
+        json_object_set_new(object, "workers", json_integer((json_int_t)o->workers));
+        json_object_set_new(object, "drained", names);
+        cli_print_json(object);
+    } else if (!o->common.quiet) {
+        fprintf(stderr, "cluster is up in %s; `weft down` stops it\n", state);
+    }
+}
+
+/* Returns the exit code. */
+static int tell_of_cluster(const UpOptions *o, const char *state, const LocalCluster *cluster)
+{
+    const GPtrArray *drained = local_cluster_drained(cluster);
+    GError *error = NULL;
+    if (!local_cluster_can_work(cluster, &error)) {
+        return cli_fail(error);
+    }
+    for (guint i = 0; i < drained->len && !o->common.quiet; i++) {
+        const char *name = drained->pdata[i];
+        fprintf(stderr, "%s is drained and gets no work: `weft undrain %s` gives it back\n", name,
+                name);
+    }
+    print_up(o, state, drained);
+    return 0;
+}
+
 static int up_run(const Verb *verb, void *values, GPtrArray *rest)
 {
     UpOptions *o = values;
@@ -75,16 +108,9 @@ static int up_run(const Verb *verb, void *values, GPtrArray *rest)
     if (cluster == NULL) {
         return cli_fail(error);
     }
+    const int code = tell_of_cluster(o, state, cluster);
     local_cluster_free(cluster);
-    if (o->common.json) {
-        json_t *object = cli_json_new();
-        json_object_set_new(object, "state", cli_json_text(state));
-        json_object_set_new(object, "workers", json_integer((json_int_t)o->workers));
-        cli_print_json(object);
-    } else if (!o->common.quiet) {
-        fprintf(stderr, "cluster is up in %s; `weft down` stops it\n", state);
-    }
-    return o->supervise ? local_supervise(state, &options) : 0;
+    return o->supervise ? local_supervise(state, &options) : code;
 }
 
 const Verb VERB_UP = {"up",       "[--workers N]",   "start a cluster on this machine",
