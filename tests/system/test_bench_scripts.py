@@ -1,4 +1,5 @@
 """What the scripts of tools/bench start ends with them."""
+import json
 import os
 import pathlib
 import signal
@@ -6,7 +7,7 @@ import subprocess
 import sys
 
 import harness
-from harness import BUILD, GUARD_S, clean_environment, wait_for
+from harness import BUILD, GUARD_S, clean_environment, folder, wait_for
 
 BENCH = pathlib.Path(__file__).resolve().parents[2] / "tools/bench"
 # Starts a cluster and two processes, of which one takes no notice of SIGTERM, says who they are and waits for its end.
@@ -79,4 +80,17 @@ def case_killed():
     harness.shutil.rmtree(state)
 
 
-harness.run_cases([case_end, case_killed])
+def case_load_stopped():
+    """tools/bench/load that is stopped while its clients are at work: what it has measured is said and written, and nothing else"""
+    path = folder("bench") / "load.json"
+    script = subprocess.Popen([sys.executable, BENCH / "load", *["others"] * 100, "--clients", "slow senders", "--scale", "0", "--json", path], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, env=clean_environment({"BUILD": str(BUILD)}))
+    harness._processes.append(script)
+    assert any(line.startswith("  others beside slow senders") for line in script.stdout)
+    script.send_signal(signal.SIGTERM)
+    _, said = script.communicate(timeout=GUARD_S)
+    assert script.returncode == 143 and said == "", (script.returncode, said)
+    assert json.loads(path.read_text())["scenes"]["others"]["slow senders"]["pairs"]
+
+
+harness.run_cases([case_end, case_killed, case_load_stopped])
