@@ -669,11 +669,6 @@ const char *coordinator_control_address(const Coordinator *c)
     return c->parts.control_address;
 }
 
-const char *coordinator_join_address(const Coordinator *c)
-{
-    return c->parts.join_address;
-}
-
 const char *coordinator_http_address(const Coordinator *c)
 {
     const HttpServer *server =

@@ -52,5 +52,4 @@ void coordinator_free(Coordinator *c); /* NULL-safe; ends calls, finishes writes
 
 /* Addresses really bound; borrowed, NULL before it serves. */
 const char *coordinator_control_address(const Coordinator *c);
-const char *coordinator_join_address(const Coordinator *c);
 const char *coordinator_http_address(const Coordinator *c); /* NULL without --http */

@@ -294,8 +294,3 @@ const char *join_gate_address(const JoinGate *gate)
 {
     return gate->bound;
 }
-
-bool join_gate_is_open(const JoinGate *gate)
-{
-    return gate->server != NULL;
-}

@@ -36,4 +36,3 @@ void join_gate_update(JoinGate *gate, TokenBook *tokens);
 void join_gate_set_credentials(JoinGate *gate, const RpcCredentials *credentials);
 /* "host:port" really bound; borrowed. */
 const char *join_gate_address(const JoinGate *gate);
-bool join_gate_is_open(const JoinGate *gate);

@@ -224,11 +224,6 @@ Engine *local_replica_engine(LocalReplica *l, uint32_t global_rank)
     return l->engines[global_rank];
 }
 
-const Plan *local_replica_plan(LocalReplica *l)
-{
-    return l->plan;
-}
-
 /* ---- requests ---- */
 
 typedef struct Waiter {

@@ -33,7 +33,6 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout,
                                 GError **error);
 void local_replica_free(LocalReplica *r);
 Engine *local_replica_engine(LocalReplica *r, uint32_t global_rank);
-const Plan *local_replica_plan(LocalReplica *r);
 
 typedef struct LocalResult {
     uint32_t *ids;

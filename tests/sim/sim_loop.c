@@ -272,11 +272,6 @@ void sim_loop_set_after(Loop *base, LoopFn fn, void *user)
     loop->after_user = user;
 }
 
-bool sim_loop_is_frozen(const Loop *loop)
-{
-    return ((const SimLoop *)loop)->frozen;
-}
-
 /* ---- life ------------------------------------------------------------------------------------ */
 
 SimWorld *sim_world_new(uint64_t seed)

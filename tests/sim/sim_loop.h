@@ -26,7 +26,6 @@ void sim_world_free(SimWorld *world);
 Loop *sim_world_loop(SimWorld *world);
 /* A stopped process: its events wait until it is thawed; its clock goes on. */
 void sim_loop_freeze(Loop *loop, bool frozen);
-bool sim_loop_is_frozen(const Loop *loop);
 /* fn(user) after each event of this Loop, at the same virtual time: what a process's other threads
  * would do meanwhile. NULL: nothing. */
 void sim_loop_set_after(Loop *loop, LoopFn fn, void *user);

@@ -305,17 +305,6 @@ void whole_repair(Whole *w)
     }
 }
 
-WholeWorker *whole_worker(Whole *w, const char *name)
-{
-    for (unsigned i = 0; i < w->n_workers; i++) {
-        WholeWorker *worker = &w->workers[i];
-        if (strcmp(worker->name, name) == 0 && worker->agent && !worker->dying) {
-            return worker;
-        }
-    }
-    return NULL;
-}
-
 /* ---- life ------------------------------------------------------------------------------------ */
 
 static void open_client(Whole *w)

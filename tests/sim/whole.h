@@ -89,6 +89,3 @@ void whole_stop_worker(Whole *whole, unsigned i); /* as SIGTERM does */
 void whole_drain(Whole *whole, unsigned i, bool drain);
 /* Everything up, thawed, healed, undrained, and no trouble on the network. */
 void whole_repair(Whole *whole);
-
-/* The worker of this name whose process runs, or NULL. */
-WholeWorker *whole_worker(Whole *whole, const char *name);

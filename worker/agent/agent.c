@@ -551,10 +551,6 @@ const char *agent_address(const Agent *a)
 {
     return a->address;
 }
-const char *agent_health_address(const Agent *a)
-{
-    return a->health_server ? rpc_server_address(a->health_server) : NULL;
-}
 bool agent_is_attached(const Agent *a)
 {
     return a->attach && attach_is_attached(a->attach);

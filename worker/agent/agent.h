@@ -54,7 +54,6 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
 Agent *agent_new(const AgentOptions *options, GError **error);
 /* "host:port" that peers use; borrowed. */
 const char *agent_address(const Agent *agent);
-const char *agent_health_address(const Agent *agent); /* or NULL */
 bool agent_is_attached(const Agent *agent);
 Deployments *agent_deployments(Agent *agent); /* borrowed */
 /* io_threads 0: one turn of every engine; true if anything was done. */

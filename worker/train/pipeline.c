@@ -364,14 +364,6 @@ PipelineCost pipeline_simulate(const Pipeline *p, const PipelineTimes *times)
 
 /* ---- beside a real run ---- */
 
-const char *pipeline_op_name(PipelineOpKind kind)
-{
-    static const char *const ops[] = {"receive-forward",  "forward",  "send-forward",
-                                      "receive-backward", "backward", "send-backward",
-                                      "weights"};
-    return ops[kind];
-}
-
 static bool is_of(const Pipeline *p, GArray *const *traces, uint32_t stage)
 {
     bool same = traces[stage]->len == p->stages[stage]->len;

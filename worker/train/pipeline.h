@@ -85,4 +85,3 @@ typedef struct PipelineComparison {
  */
 bool pipeline_compare(const Pipeline *p, GArray *const *traces, PipelineComparison *out,
                       GError **error);
-const char *pipeline_op_name(PipelineOpKind kind); /* static */

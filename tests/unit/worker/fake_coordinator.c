@@ -362,11 +362,6 @@ FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role,
     return reply;
 }
 
-void fake_reply_wait(FakeCoordinator *c, FakeReply *reply)
-{
-    sim_world_run_until(c->world, &reply->done, 60000000);
-}
-
 const ProtobufCMessage *fake_reply_last(const FakeReply *reply)
 {
     return reply->messages->len ? reply->messages->pdata[reply->messages->len - 1] : NULL;

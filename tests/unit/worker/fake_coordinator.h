@@ -81,8 +81,6 @@ typedef struct FakeReply {
 FakeReply *fake_call(FakeCoordinator *c, const char *address, const char *role,
                      const ProtobufCServiceDescriptor *service, const char *method,
                      const ProtobufCMessage *request);
-/* Runs the world until the call is done (at most 60 s virtual). */
-void fake_reply_wait(FakeCoordinator *c, FakeReply *reply);
 const ProtobufCMessage *fake_reply_last(const FakeReply *reply);
 void fake_reply_free(FakeReply *reply);
 
