@@ -40,7 +40,6 @@
 #define SETTLE_US (INT64_C(3) * 1000000)
 #define VERDICT_US (INT64_C(700) * 1000)
 #define ATTEMPTS_LIMIT 3u
-#define AFFINITY_SLACK 4u /* requests that a replica may have beside twice the least */
 
 void deployment_enter(Deployment *d, DeploymentState state)
 {
@@ -186,138 +185,6 @@ uint64_t deployment_bytes_on(const Deployment *d, const char *worker, uint32_t d
     return bytes;
 }
 
-/* ---- leases ---- */
-
-void lease_fail(Lease *lease, const GError *error)
-{
-    Deployment *d = lease->deployment;
-    if (lease->state == LEASE_WAITING) {
-        g_queue_remove(&d->waiting, lease);
-    } else if (lease->state == LEASE_ACTIVE) {
-        g_queue_remove(&d->active, lease);
-        d->replicas[lease->replica].n_active--;
-    }
-    lease->deployment = NULL;
-    lease->state = LEASE_FAILED;
-    lease->callbacks.failed(error, lease->user);
-}
-
-void deployment_fail_waiting(Deployment *d, const GError *error)
-{
-    g_autoptr(GError) own = g_error_copy(error);
-    GQueue waiting = d->waiting;
-    g_queue_init(&d->waiting);
-    Lease *lease;
-    while ((lease = g_queue_pop_head(&waiting)) != NULL) {
-        lease_fail(lease, own);
-    }
-}
-
-/* Invariant 7. A lease may be released inside its own callback, no other is. */
-static void interrupt_leases(Deployment *d, uint32_t replica, const GError *why)
-{
-    g_autoptr(GPtrArray) hit = g_ptr_array_new();
-    for (GList *l = d->active.tail; l != NULL;) {
-        Lease *lease = l->data;
-        l = l->prev;
-        if (lease->replica == replica) {
-            g_queue_remove(&d->active, lease);
-            d->replicas[replica].n_active--;
-            lease->state = LEASE_WAITING;
-            lease->since_us = loop_now_us(d->jobs->options.loop);
-            lease->resumes = true;
-            lease->n_tokens = 0;
-            g_queue_push_head(&d->waiting, lease);
-            g_ptr_array_insert(hit, 0, lease);
-        }
-    }
-    if (hit->len > 0) {
-        recovery_begin(d, why);
-    }
-    for (guint i = 0; i < hit->len; i++) {
-        Lease *lease = g_ptr_array_index(hit, i);
-        uint64_t n_tokens = 0;
-        bool stays = lease->callbacks.interrupted(why, lease->user, &n_tokens);
-        if (stays) {
-            lease->n_tokens = n_tokens;
-        }
-    }
-}
-
-void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
-{
-    for (GList *l = d->waiting.head, *next; l != NULL; l = next) {
-        Lease *lease = l->data;
-        next = l->next; /* who hears it may release its lease: a client that does not read */
-        if (lease->callbacks.progress != NULL) {
-            lease->callbacks.progress(text, fraction, worker, lease->user);
-        }
-    }
-}
-
-static ReplicaState *least_loaded(Deployment *d)
-{
-    ReplicaState *best = NULL;
-    for (uint32_t r = 0; r < d->n_replicas; r++) {
-        ReplicaState *replica = &d->replicas[r];
-        if (replica->ready && (best == NULL || replica->n_active < best->n_active)) {
-            best = replica;
-        }
-    }
-    return best;
-}
-
-/* The one that has most of the prompt's beginning, of those with a place free and not far more to
- * do than the others; else the one with the least to do. */
-static ReplicaState *replica_for(Deployment *d, const Lease *lease)
-{
-    ReplicaState *least = least_loaded(d), *best = least;
-    if (least == NULL || lease->pages == NULL || d->affinity == NULL) {
-        return least;
-    }
-    const uint32_t most = MIN(2 * least->n_active + AFFINITY_SLACK, MAX(d->plan->streams, 1) - 1);
-    uint32_t n_best = affinity_find(d->affinity, lease->pages, least->index, least->epoch);
-    for (uint32_t r = 0; r < d->n_replicas; r++) {
-        ReplicaState *replica = &d->replicas[r];
-        const uint32_t n =
-            replica->ready && replica->n_active <= most
-                ? affinity_find(d->affinity, lease->pages, replica->index, replica->epoch)
-                : 0;
-        if (n > n_best) {
-            best = replica;
-            n_best = n;
-        }
-    }
-    return best;
-}
-
-static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
-{
-    const RankState *leader = &replica->ranks[0];
-    lease->state = LEASE_ACTIVE;
-    lease->replica = replica->index;
-    if (lease->pages != NULL && d->n_replicas > 1) {
-        d->affinity = d->affinity != NULL ? d->affinity : affinity_new();
-        affinity_enter(d->affinity, lease->pages, replica->index, replica->epoch);
-    }
-    replica->n_active++;
-    g_queue_push_tail(&d->active, lease);
-    d->used_us = loop_now_us(d->jobs->options.loop);
-    lease->since_us = d->used_us;
-    lease->info = (LeaseInfo){
-        .job = d->id,
-        .plan = d->plan,
-        .replica = replica->index,
-        .epoch = replica->epoch,
-        .leader = leader->worker,
-        .channel = member_channel(members_find(d->jobs->options.members, leader->worker)),
-        .load_s = d->load_s,
-        .recovery = recovery_of_lease(d, lease),
-    };
-    lease->resumes = false;
-    lease->callbacks.ready(&lease->info, lease->user);
-}
-
 /* ---- the end of an epoch ---- */
 
 static bool rank_drains(const Deployment *d, const RankState *rank)
@@ -374,7 +241,7 @@ void deployment_end_epoch(Deployment *d, uint32_t index, const GError *why)
         jobs_settle_members(d->jobs);
     }
     d->recovery.shrunk = true;
-    interrupt_leases(d, index, own);
+    deployment_interrupt_leases(d, index, own);
     deployment_kick(d);
 }
 
@@ -810,11 +677,9 @@ static void deployment_serve(Deployment *d)
     if (moves && d->task == NULL) {
         deployment_plan_move(d);
     }
-    ReplicaState *replica;
     recovery_on_serving(d);
     while (!drains && d->state == DEPLOYMENT_READY && d->waiting.length > 0 &&
-           (replica = replica_for(d, g_queue_peek_head(&d->waiting))) != NULL) {
-        lease_grant(d, g_queue_pop_head(&d->waiting), replica);
+           deployment_grant_next(d)) {
     }
     recovery_on_served(d);
 }

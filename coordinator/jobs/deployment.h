@@ -164,8 +164,6 @@ bool jobs_make_room(Jobs *jobs, const Deployment *d);
 GError *jobs_culprit(const Jobs *jobs, const Deployment *d, uint32_t replica);
 /* The only place that changes the state. */
 void deployment_enter(Deployment *d, DeploymentState state);
-/* Every waiting request hears how far it is. */
-void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker);
 /* Forgets replicas and ranks; nothing of them may be live. */
 void deployment_clear_replicas(Deployment *d);
 /* planning.c: from IDLE, FAILED or STORED; ends in deployment_begin_loading() or deployment_fail().
@@ -233,6 +231,12 @@ void recovery_clear(Deployment *d);
 void recovery_revival_free(void *revival);
 void plan_task_free(void *task);
 
-/* ---- leases ---- */
+/* ---- leases.c ---- */
 void lease_fail(Lease *lease, const GError *error);
 void deployment_fail_waiting(Deployment *d, const GError *error);
+/* Every waiting request hears how far it is. */
+void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker);
+/* The epoch of a replica is over: those on it wait again, before all others, in their old order. */
+void deployment_interrupt_leases(Deployment *d, uint32_t replica, const GError *why);
+/* The first that waits gets a replica; false: none is ready. */
+bool deployment_grant_next(Deployment *d);

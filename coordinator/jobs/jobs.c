@@ -396,7 +396,7 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
     return ok;
 }
 
-/* ---- leases ---- */
+/* ---- which deployment ---- */
 
 static uint32_t effective_context(const Model *model, const JobWish *wish)
 {
@@ -513,43 +513,6 @@ Lease *jobs_acquire(Jobs *jobs, Model *model, const JobWish *wish, LeaseCallback
     g_queue_push_tail(&d->waiting, lease);
     deployment_kick(d);
     return lease;
-}
-
-void lease_expect(Lease *lease, const uint32_t *ids, uint32_t n_ids, const char *cache_key)
-{
-    PromptPages pages;
-    prompt_pages(&pages, ids, n_ids, cache_key);
-    if (pages.n > 0 && lease->pages == NULL) {
-        lease->pages = g_memdup2(&pages, sizeof pages);
-    }
-}
-
-void lease_release(Lease *lease)
-{
-    Deployment *d = lease->deployment;
-    if (lease->state == LEASE_WAITING) {
-        g_queue_remove(&d->waiting, lease);
-    } else if (lease->state == LEASE_ACTIVE) {
-        g_queue_remove(&d->active, lease);
-        d->replicas[lease->replica].n_active--;
-        d->used_us = loop_now_us(lease->jobs->options.loop);
-        d->load_s = 0;
-        deployment_kick(d);
-    }
-    g_free(lease->pages);
-    g_free(lease);
-}
-
-const char *lease_job(const Lease *lease)
-{
-    return lease->deployment != NULL ? lease->deployment->id : NULL;
-}
-
-void lease_report(Lease *lease, const GError *error)
-{
-    if (lease->state == LEASE_ACTIVE) {
-        deployment_suspect(lease->deployment, lease->replica, error);
-    }
 }
 
 /* ---- memory ---- */
