@@ -34,6 +34,15 @@ const char *state_of(SimCluster *s, const char *name)
     return text;
 }
 
+void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
+{
+    sim_run_begin(s, a, "hello", 5, pp, tp);
+    sim_answer(s, a, 10 * SECOND);
+    g_assert_no_error(a->error);
+    g_assert_cmpint(a->ids->len, ==, 5);
+    g_assert_cmpint(a->n_choices_done, ==, 1);
+}
+
 void begin(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
 {
     sim_run_begin(s, a, "hello", N_TOKENS, pp, tp);

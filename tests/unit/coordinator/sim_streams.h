@@ -14,6 +14,8 @@ int cluster_tear_down(void **state);
 void start_workers(SimCluster *s, unsigned n);
 /* As status shows it; valid until the next call. */
 const char *state_of(SimCluster *s, const char *name);
+/* A request of five tokens, which it gets. */
+void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp);
 void begin(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp);
 /* What an undisturbed run gives; leaves the job loaded. */
 void undisturbed(SimCluster *s, Answer *want, uint32_t pp, uint32_t tp);

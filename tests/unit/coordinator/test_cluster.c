@@ -1,6 +1,7 @@
-/* The coordinator as a whole under virtual time: members come and go, requests run, replicas
- * and the coordinator die. What becomes of a stream then: test_recovery.c. */
-#include "tests/unit/coordinator/sim_cluster.h"
+/* The coordinator as a whole under virtual time: members come and go, replicas and the coordinator
+ * die. What requests get: test_requests.c; what becomes of a stream after a death: test_recovery.c.
+ */
+#include "tests/unit/coordinator/sim_streams.h"
 
 #include "proto/base/error.h"
 #include "proto/plan/plan.h"
@@ -14,45 +15,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static int set_up(void **state)
-{
-    *state = sim_cluster_new(1);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    sim_cluster_free(*state);
-    return 0;
-}
-
-static const char *state_of(SimCluster *s, const char *name)
-{
-    static char text[32];
-    Answer a = {0};
-    const Weft__V1__Member *member = sim_status(s, &a, name);
-    g_strlcpy(text, member != NULL ? member->state : "absent", sizeof text);
-    answer_clear(&a);
-    return text;
-}
-
-static void start_workers(SimCluster *s, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        sim_worker_start(s, i);
-    }
-    sim_run_for(s, 2 * SECOND);
-}
-
-static void run_ok(SimCluster *s, Answer *a, uint32_t pp, uint32_t tp)
-{
-    sim_run_begin(s, a, "hello", 5, pp, tp);
-    sim_answer(s, a, 10 * SECOND);
-    g_assert_no_error(a->error);
-    assert_int_equal(a->ids->len, 5);
-    assert_int_equal(a->n_choices_done, 1);
-}
 
 /* ---- members ---- */
 
@@ -326,245 +288,6 @@ static void test_token_survives_restart_but_not_its_uses(void **state)
     join_with(s, &a, token, "c");
     assert_int_equal(a.error->code, WEFT_ERROR_DENIED);
     assert_string_equal(state_of(s, "a"), "joined");
-    answer_clear(&a);
-}
-
-/* ---- requests ---- */
-
-static void test_run_and_reuse(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 2);
-    Answer a = {0}, b = {0};
-    run_ok(s, &a, 2, 1);
-    assert_string_equal(a.run_done->finish_reason, "length");
-    assert_int_equal(a.run_done->digest.len, 16);
-    assert_int_equal(a.started->prompt_tokens, 5);
-    assert_int_equal(a.started->plan->replicas[0]->n_stages, 2);
-    assert_int_equal(strlen(a.text->str), 5);
-    assert_true(a.n_progress > 0);
-    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
-    assert_string_equal(state_of(s, "w0"), "serving");
-    run_ok(s, &b, 2, 1);
-    assert_memory_equal(a.run_done->digest.data, b.run_done->digest.data, 16);
-    assert_int_equal(s->workers[0].n_loads + s->workers[1].n_loads, 2);
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->workers[0].n_keep, 1);
-    assert_null(strstr(s->log->str, "hello"));
-    answer_clear(&a);
-    answer_clear(&b);
-}
-
-static void expect_error(SimCluster *s, Weft__V1__RunRequest *request, int code, const char *needle)
-{
-    Answer a = {0};
-    request->model = (char *)sim_cluster_model(s);
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", request);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_non_null(a.error);
-    assert_int_equal(a.error->code, code);
-    if (strstr(a.error->message, needle) == NULL) {
-        fail_msg("'%s' is not in '%s'", needle, a.error->message);
-    }
-    answer_clear(&a);
-}
-
-static void expect_invalid(SimCluster *s, Weft__V1__RunRequest *request, const char *needle)
-{
-    expect_error(s, request, WEFT_ERROR_INVALID, needle);
-}
-
-static void test_bad_requests(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    g_autofree char *text = g_strnfill(70, 'x');
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.prompt = text;
-    request.max_tokens = 1;
-    expect_error(s, &request, WEFT_ERROR_TOO_LONG,
-                 "prompt of 70 tokens does not fit the context of 64");
-    request.prompt = (char *)"x";
-    request.context = 1000;
-    expect_invalid(s, &request, "context 1000 is beyond the model's 64");
-    request.context = 0;
-    request.prompt = (char *)"";
-    expect_invalid(s, &request, "too short");
-    uint32_t id = 5000;
-    request.prompt_ids = &id;
-    request.n_prompt_ids = 1;
-    expect_invalid(s, &request, "id 5000");
-    Answer a = {0};
-    request.model = (char *)"../../etc/passwd";
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
-    sim_answer(s, &a, SECOND);
-    assert_true(a.error->code == WEFT_ERROR_DENIED || a.error->code == WEFT_ERROR_NOT_FOUND);
-    answer_clear(&a);
-}
-
-static size_t n_jobs(SimCluster *s)
-{
-    Answer a = {0};
-    sim_status(s, &a, "");
-    const Weft__V1__StatusResponse *status = (const Weft__V1__StatusResponse *)a.message;
-    size_t n = status->n_jobs;
-    answer_clear(&a);
-    return n;
-}
-
-static void test_no_worker_and_impossible_layout(void **state)
-{
-    SimCluster *s = *state;
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 0, 0);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
-    start_workers(s, 1);
-    sim_run_begin(s, &a, "hello", 5, 2, 1);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
-    assert_int_equal(n_jobs(s), 0); /* what was refused is no job */
-    run_ok(s, &a, 1, 1);
-    assert_int_equal(n_jobs(s), 1);
-    answer_clear(&a);
-}
-
-/* Of jobs that no worker holds any more the last 50 are listed. */
-static void test_ended_jobs_are_bounded(void **state)
-{
-    SimCluster *s = *state;
-    s->workers[0].memory_bytes = UINT64_C(8) << 30;
-    start_workers(s, 1);
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = (char *)"hello";
-    request.max_tokens = 1;
-    for (uint32_t i = 0; i < 55; i++) {
-        Answer a = {0};
-        request.context = 10 + i; /* each another job */
-        sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
-        sim_answer(s, &a, 10 * SECOND);
-        g_assert_no_error(a.error);
-        answer_clear(&a);
-    }
-    assert_int_equal(n_jobs(s), 55);
-    sim_worker_kill(&s->workers[0]);
-    sim_run_for(s, 2 * SECOND);
-    assert_int_equal(n_jobs(s), 50);
-    /* the one that was used last is still there */
-    Answer a = {0};
-    sim_status(s, &a, "");
-    const Weft__V1__StatusResponse *status = (const Weft__V1__StatusResponse *)a.message;
-    g_autofree char *last = g_strdup(status->jobs[49]->id);
-    answer_clear(&a);
-    sim_worker_start(s, 0);
-    sim_run_for(s, 2 * SECOND);
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
-    sim_answer(s, &a, 10 * SECOND);
-    g_assert_no_error(a.error);
-    answer_clear(&a);
-    assert_int_equal(n_jobs(s), 50);
-    sim_status(s, &a, "");
-    status = (const Weft__V1__StatusResponse *)a.message;
-    assert_string_equal(status->jobs[49]->id, last);
-    assert_string_equal(status->jobs[49]->state, "ready");
-    answer_clear(&a);
-}
-
-static void test_stop_string(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    Answer a = {0};
-    run_ok(s, &a, 1, 1);
-    char stop[3] = {a.text->str[2], a.text->str[3], 0};
-    char before[3] = {a.text->str[0], a.text->str[1], 0};
-    char *stops[] = {stop};
-    SimRequest request;
-    sim_request_init(s, &request, "hello", 20, 1, 1, 1);
-    request.run.stop = stops;
-    request.run.n_stop = 1;
-    sim_request_begin(s, &a, &request);
-    sim_answer(s, &a, 10 * SECOND);
-    g_assert_no_error(a.error);
-    assert_string_equal(a.text->str, before);
-    assert_string_equal(a.run_done->finish_reason, "stop");
-    assert_int_equal(a.ids->len, 4);
-    answer_clear(&a);
-}
-
-static void test_score_windows(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    g_autofree char *text = g_strnfill(45, 'y');
-    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
-    request.kind = WEFT__V1__REQUEST_KIND__SCORE;
-    request.model = (char *)sim_cluster_model(s);
-    request.prompt = text;
-    request.score_window = 8;
-    Answer a = {0};
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
-    sim_answer(s, &a, 20 * SECOND);
-    g_assert_no_error(a.error);
-    assert_int_equal(a.run_done->tokens_scored,
-                     5 * 4); /* five whole windows, second half of each */
-    assert_true(a.run_done->nll_sum == 20.0);
-    assert_int_equal(a.started->prompt_tokens, 45);
-    answer_clear(&a);
-    text[9] = '\0'; /* one window, on a replica that would take more at once */
-    sim_call(s, &a, &weft__v1__serve__descriptor, "Run", &request);
-    sim_answer(s, &a, 20 * SECOND);
-    g_assert_no_error(a.error);
-    assert_int_equal(a.run_done->tokens_scored, 4);
-    answer_clear(&a);
-}
-
-static void test_duplicate_tokens(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    Answer a = {0};
-    s->workers[0].repeat = 1;
-    run_ok(s, &a, 1, 1);
-    s->workers[0].repeat = 2;
-    sim_run_begin(s, &a, "hello", 5, 1, 1);
-    sim_answer(s, &a, 10 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_NUMERICS);
-    answer_clear(&a);
-}
-
-static void test_cancel_reaches_the_leader(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    s->workers[0].silent = true;
-    Answer a = {0};
-    sim_run_begin(s, &a, "hello", 5, 1, 1);
-    sim_run_for(s, 2 * SECOND);
-    assert_int_equal(s->workers[0].streams->len, 1);
-    rpc_client_cancel(a.call);
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->workers[0].streams->len, 0);
-    s->workers[0].silent = false;
-    run_ok(s, &a, 1, 1);
-    answer_clear(&a);
-}
-
-static void test_deadline(void **state)
-{
-    SimCluster *s = *state;
-    start_workers(s, 1);
-    s->workers[0].silent = true;
-    SimRequest request;
-    sim_request_init(s, &request, "x", 3, 0, 0, 0);
-    request.run.deadline_ms = 1500;
-    Answer a = {0};
-    sim_request_begin(s, &a, &request);
-    sim_answer(s, &a, 2 * SECOND);
-    assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->workers[0].streams->len, 0);
     answer_clear(&a);
 }
 
@@ -852,41 +575,29 @@ static void test_restarted_coordinator_and_worker(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_attach_and_status, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_silent_worker_is_lost_in_time, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_killed_worker_is_lost_after_half_a_second, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_blip_is_survived, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_version_skew_names_both, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_devices_name_their_kind, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_exact_on_devices, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_revoke_acts_at_once, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_join_once, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_token_expires, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_token_survives_restart_but_not_its_uses, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_run_and_reuse, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_bad_requests, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_certificates_are_renewed, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_no_worker_and_impossible_layout, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_ended_jobs_are_bounded, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_stop_string, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_score_windows, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_duplicate_tokens, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_cancel_reaches_the_leader, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_deadline, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_replica_with_the_prefix, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_replica_dies_and_comes_back, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_adopted_replica_dies_and_comes_back, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_coordinator_dies_during_a_request, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_drained_while_idle, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_load_failure_names_worker_and_operation, set_up,
-                                        tear_down),
-        cmocka_unit_test_setup_teardown(test_worker_forgets_before_it_starts, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_restarted_coordinator_adopts, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_seal_setting, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_restarted_coordinator_and_worker, set_up, tear_down),
+#define CASE(f) cmocka_unit_test_setup_teardown(f, cluster_set_up, cluster_tear_down)
+        CASE(test_attach_and_status),
+        CASE(test_silent_worker_is_lost_in_time),
+        CASE(test_killed_worker_is_lost_after_half_a_second),
+        CASE(test_blip_is_survived),
+        CASE(test_version_skew_names_both),
+        CASE(test_devices_name_their_kind),
+        CASE(test_exact_on_devices),
+        CASE(test_revoke_acts_at_once),
+        CASE(test_join_once),
+        CASE(test_token_expires),
+        CASE(test_token_survives_restart_but_not_its_uses),
+        CASE(test_certificates_are_renewed),
+        CASE(test_replica_with_the_prefix),
+        CASE(test_replica_dies_and_comes_back),
+        CASE(test_adopted_replica_dies_and_comes_back),
+        CASE(test_coordinator_dies_during_a_request),
+        CASE(test_drained_while_idle),
+        CASE(test_load_failure_names_worker_and_operation),
+        CASE(test_worker_forgets_before_it_starts),
+        CASE(test_restarted_coordinator_adopts),
+        CASE(test_seal_setting),
+        CASE(test_restarted_coordinator_and_worker),
     };
     return cmocka_run_group_tests_name("coordinator cluster", tests, NULL, NULL);
 }
