@@ -170,8 +170,9 @@ ALWAYS_INLINE float *wide_tile_store(__m256 acc[4][2], float *level, unsigned n_
     }
 
 extern const WideKernel q4_0_wide_kernel, q4_1_wide_kernel, q5_0_wide_kernel, q5_1_wide_kernel,
-    q8_0_wide_kernel, q4_k_wide_kernel, q5_k_wide_kernel, q6_k_wide_kernel;
+    q8_0_wide_kernel, q4_k_wide_kernel, q5_k_wide_kernel, q6_k_wide_kernel, f8_wide_kernel;
 
 void matmul_fill_avx2_float(Kernels *kernels);
+void matmul_fill_avx2_f8(Kernels *kernels);
 void matmul_fill_avx2_q32(Kernels *kernels);
 void matmul_fill_avx2_k(Kernels *kernels);

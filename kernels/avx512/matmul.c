@@ -5,6 +5,7 @@
 void kernels_fill_avx512_matmul(Kernels *kernels, bool has_bf16)
 {
     matmul_fill_avx512_float(kernels);
+    matmul_fill_avx512_f8(kernels);
     matmul_fill_avx512_q32(kernels);
     matmul_fill_avx512_k(kernels);
     if (has_bf16) {

@@ -119,6 +119,7 @@ ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
     }
 
 void matmul_fill_avx512_float(Kernels *kernels);
+void matmul_fill_avx512_f8(Kernels *kernels);
 void matmul_fill_avx512_q32(Kernels *kernels);
 void matmul_fill_avx512_k(Kernels *kernels);
 void matmul_fill_avx512_bf16(Kernels *kernels);

@@ -70,6 +70,27 @@ static inline void tile_bf16(const uint8_t *w, const uint8_t *act, uint32_t n_re
     }
 }
 
+/* ---- F8_E4M3 ---- */
+
+static inline void tile_f8(const uint8_t *w, const uint8_t *act, uint32_t n_records, unsigned R,
+                           float *tile)
+{
+    memset(tile, 0, R * PANEL_ROWS * sizeof *tile);
+    for (uint32_t i = 0; i < n_records; i++, w += sizeof(RecordF8), act += 128 * 4 * R) {
+        const RecordF8 *record = (const RecordF8 *)w;
+        for (unsigned lane = 0; lane < PANEL_ROWS; lane++) {
+            for (unsigned r = 0; r < R; r++) {
+                float acc = 0, *out = tile + r * PANEL_ROWS + lane;
+                for (unsigned k = 0; k < 128; k++) {
+                    acc = fmaf(e4m3_to_f32(record->q[k / 2][lane][k % 2]),
+                               load_f32(act + 4 * (k * R + r)), acc);
+                }
+                *out = fmaf(record->scale[lane], acc, *out);
+            }
+        }
+    }
+}
+
 /* ---- blocks of 32 ---- */
 
 static inline float block32(Dtype type, const BlockValues *v, const uint8_t *tile, unsigned R,
@@ -159,6 +180,7 @@ MATMUL(f32, tile_float(DTYPE_F32, w, act, n_records, 1, tile),
 MATMUL(f16, tile_float(DTYPE_F16, w, act, n_records, 1, tile),
        tile_float(DTYPE_F16, w, act, n_records, 4, tile))
 MATMUL(bf16, tile_bf16(w, act, n_records, 1, tile), tile_bf16(w, act, n_records, 4, tile))
+MATMUL(f8, tile_f8(w, act, n_records, 1, tile), tile_f8(w, act, n_records, 4, tile))
 MATMUL_BLOCKS(q4_0, DTYPE_Q4_0)
 MATMUL_BLOCKS(q4_1, DTYPE_Q4_1)
 MATMUL_BLOCKS(q5_0, DTYPE_Q5_0)
@@ -182,4 +204,5 @@ void kernels_fill_generic_matmul(Kernels *kernels)
     kernels->matmul[DTYPE_Q4_K] = matmul_q4_k;
     kernels->matmul[DTYPE_Q5_K] = matmul_q5_k;
     kernels->matmul[DTYPE_Q6_K] = matmul_q6_k;
+    kernels->matmul[DTYPE_F8_E4M3] = matmul_f8;
 }

@@ -31,6 +31,8 @@ RecordShape record_shape(Dtype type)
         return (RecordShape){256, sizeof(RecordQ5K)};
     case DTYPE_Q6_K:
         return (RecordShape){256, sizeof(RecordQ6K)};
+    case DTYPE_F8_E4M3:
+        return (RecordShape){128, sizeof(RecordF8)};
     default:
         return (RecordShape){0, 0};
     }
@@ -60,6 +62,7 @@ ActKind act_kind_of(Dtype weight)
     switch (weight) {
     case DTYPE_F32:
     case DTYPE_F16:
+    case DTYPE_F8_E4M3:
         return ACT_F32;
     case DTYPE_BF16:
         return ACT_BF16;
@@ -212,6 +215,14 @@ void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *v
         }
         break;
     }
+    case DTYPE_F8_E4M3: {
+        RecordF8 *r = (RecordF8 *)record;
+        r->scale[lane] = v->scale;
+        for (unsigned p = 0; p < 64; p++) {
+            memcpy(r->q[p][lane], v->q + 2 * p, 2);
+        }
+        break;
+    }
     default:
         assert(!"a quantised type");
     }
@@ -287,6 +298,14 @@ void record_get(Dtype type, const uint8_t *record, unsigned lane, BlockValues *v
             nibble_rows_get(r->q[b], lane, v->q + 32 * b);
             two_bit_row_get(r->qh[b][0], lane, v->q + 32 * b);
             two_bit_row_get(r->qh[b][1], lane, v->q + 32 * b + 16);
+        }
+        break;
+    }
+    case DTYPE_F8_E4M3: {
+        const RecordF8 *r = (const RecordF8 *)record;
+        v->scale = r->scale[lane];
+        for (unsigned p = 0; p < 64; p++) {
+            memcpy(v->q + 2 * p, r->q[p][lane], 2);
         }
         break;
     }

@@ -1,18 +1,32 @@
 /* matmul: y = W x for packed weights, under the bit contract (NUMERICS 1-3, 7-10).
  *
- * Source of formats: ggml block definitions (Q4_0 ... Q6_K). Definition of the result, per output n
- * and row r: F32, F16    acc = fmaf(w[k], x[k], acc), k ascending, from +0 at each unit's first k;
- * w converted exactly to f32 BF16        bf16dot (NUMERICS 10): x rounded to bf16; per pair (k,
- * k+1): acc = fma(x[k]*w[k] , fma(x[k+1], w[k+1], acc)) with the odd element first, FTZ and DAZ; a
- * unit of odd length is padded by a zero, and only the last unit may be odd Q4_0 Q5_0 Q8_0 (signed
- * value q - 8, q - 16, q) per block of 32: s = exact int32 sum of q_w * q_a; acc = fmaf((float)s,
- * d_w * d_a, acc) Q4_1 Q5_1   as above with unsigned q, then acc = fmaf(m_w, d_a * (float)sum_a,
- * acc), sum_a = exact sum of the block's q_a Q4_K Q5_K   per 256: S = sum over 32-blocks of
- * sc*idot, M = sum of m*bsum, exact int32; acc = fmaf((float)S, d*d_a, acc); acc = fmaf(-(float)M,
- * dmin*d_a, acc) Q6_K        per 256: S = sum over 16-blocks of sc*idot, exact int32; acc =
- * fmaf((float)S, d*d_a, acc) Scales stored as f16 are converted exactly. Activations: ops/quant in
- * this header (act_quantise). Units: the contraction of a cut tensor is a sequence of units; each
- * starts from +0; units fold by tree_program (proto/plan/tree.h). */
+ * Source of formats: ggml block definitions (Q4_0 ... Q6_K); F8_E4M3 is weft's own (dtype.h).
+ * Definition of the result, per output n and row r, acc from +0 at each unit's first k:
+ *
+ * - F32, F16: acc = fmaf(w[k], x[k], acc), k ascending; w converted exactly to f32.
+ *
+ * - BF16: bf16dot (NUMERICS 10): x rounded to bf16; per pair (k, k+1): acc = fma(x[k]*w[k] ,
+ * fma(x[k+1], w[k+1], acc)) with the odd element first, FTZ and DAZ; a unit of odd length is padded
+ * by a zero, and only the last unit may be odd.
+ *
+ * - Q4_0, Q5_0, Q8_0 (signed value q - 8, q - 16, q), per block of 32: s = exact int32 sum of
+ * q_w * q_a; acc = fmaf((float)s, d_w * d_a, acc).
+ *
+ * - Q4_1, Q5_1: as above with unsigned q, then acc = fmaf(m_w, d_a * (float)sum_a, acc), sum_a =
+ * exact sum of the block's q_a.
+ *
+ * - Q4_K, Q5_K, per 256: S = sum over 32-blocks of sc*idot, M = sum of m*bsum, exact int32; acc =
+ * fmaf((float)S, d*d_a, acc); acc = fmaf(-(float)M, dmin*d_a, acc).
+ *
+ * - Q6_K, per 256: S = sum over 16-blocks of sc*idot, exact int32; acc = fmaf((float)S, d*d_a,
+ * acc).
+ *
+ * - F8_E4M3, per block of 128: s = fmaf(e4m3(q[k]), x[k], s), k ascending, from +0; acc =
+ * fmaf(scale, s, acc), blocks ascending. x is f32 as it comes: only weights are narrow.
+ *
+ * Scales stored as f16 are converted exactly. Activations: ops/quant in this header
+ * (act_quantise). Units: the contraction of a cut tensor is a sequence of units; units fold by
+ * tree_program (proto/plan/tree.h). */
 #pragma once
 
 #include "proto/model/dtype.h"

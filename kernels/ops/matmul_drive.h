@@ -66,6 +66,7 @@ static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_o
     const RecordShape record = record_shape(a->w->type);
     const ActKind kind = act_kind_of(a->w->type);
     const uint32_t R = act_group_rows(a->rows, g);
+    const size_t record_act_bytes = record.k / act_tile_k(kind) * act_tile_row_bytes(kind);
     const uint32_t row0 = g * ACT_ROW_GROUP;
     const uint32_t n_rows = a->rows - row0 < R ? a->rows - row0 : R;
     /* A second panel that is not there aliases the first; what it gives is not written. */
@@ -82,7 +83,7 @@ static inline void matmul_tile(const MatmulArgs *a, TileFn kernel, uint32_t at_o
         kernel(w, stride, act, n_records, (TileTo){stack[top], n_merges});
         top += 1 - n_merges;
         w += (size_t)n_records * record.bytes;
-        act += n_records * act_tile_row_bytes(kind) * R;
+        act += n_records * record_act_bytes * R;
         if (a->units[u].step.emit) {
             tile_write(a, stack[--top], R, panel, n, row0, n_rows, out);
             out += a->subtree_stride;

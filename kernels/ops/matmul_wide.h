@@ -140,7 +140,8 @@ static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uin
     _Alignas(64) uint8_t scratch[WIDE_SCRATCH_BYTES];
     const RecordShape record = record_shape(a->w->type);
     const ActKind kind = act_kind_of(a->w->type);
-    const size_t row_bytes = act_row_bytes(kind, a->w->n_in), tile_bytes = act_tile_row_bytes(kind);
+    const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
+                 record_act_bytes = record.k / act_tile_k(kind) * act_tile_row_bytes(kind);
     const uint8_t *w = a->w->data + (size_t)panel * a->w->panel_bytes;
     float *out = a->out;
     WideWalk walk = {0};
@@ -153,8 +154,8 @@ static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uin
         WideAhead ahead = wide_ahead_of(w, chunk_bytes, group1 - group0);
         for (uint32_t g = group0; g < group1; g++) {
             const uint32_t R = act_group_rows(a->rows, g), row0 = g * ACT_ROW_GROUP;
-            const uint8_t *act =
-                (const uint8_t *)a->act + row0 * row_bytes + k_record * tile_bytes * R;
+            const uint8_t *act = (const uint8_t *)a->act + row0 * row_bytes +
+                                 (size_t)k_record * record_act_bytes * R;
             float(*stack)[WIDE_TILE_FLOATS] = stacks[g - group0];
             wide_ahead(&ahead);
             wide_group(kernel, w, scratch, act, &chunk, stack[level], g == group0, R);

@@ -71,11 +71,17 @@ typedef struct RecordF16 {
 typedef struct RecordBF16 {
     uint16_t w[16][2];
 } RecordBF16;
+/* F8_E4M3: scale of each lane, then rows of 32 bytes: row p holds k = 2p and 2p + 1 of lane l at
+ * bytes 2l and 2l + 1, as the file has them. 33 cache lines; q begins on the second. */
+typedef struct RecordF8 {
+    float scale[16];
+    uint8_t q[64][16][2];
+} RecordF8;
 
 _Static_assert(sizeof(RecordQ40) == 288 && sizeof(RecordQ41) == 320 && sizeof(RecordQ50) == 352 &&
                    sizeof(RecordQ51) == 384 && sizeof(RecordQ80) == 544 &&
                    sizeof(RecordQ4K) == 2368 && sizeof(RecordQ5K) == 2880 &&
-                   sizeof(RecordQ6K) == 3392,
+                   sizeof(RecordQ6K) == 3392 && sizeof(RecordF8) == 2112,
                "records have no padding of the compiler's");
 
 /* Elements of k and bytes of a record; {0, 0} for a type that is not supported. */

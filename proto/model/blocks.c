@@ -65,6 +65,34 @@ uint16_t f32_to_bf16(float f)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* Sign, 4 bits of exponent (bias 7), 3 of mantissa. As f16 bits the same value is 2^8 too small,
+ * subnormals included, because both formats scale them by their least exponent. */
+float e4m3_to_f32(uint8_t q)
+{
+    if ((q & 0x7f) == 0x7f) {
+        return f16_to_f32((uint16_t)((q & 0x80) << 8 | 0x7e00));
+    }
+    return f16_to_f32((uint16_t)((q & 0x80) << 8 | (q & 0x7f) << 7)) * 0x1p8f;
+}
+
+uint8_t f32_to_e4m3(float f)
+{
+    const uint8_t sign = signbit(f) ? 0x80 : 0;
+    const float magnitude = fabsf(f);
+    int exponent;
+    if (isnan(f)) {
+        return sign | 0x7f;
+    }
+    if (magnitude >= 448.0f) {
+        return sign | 0x7e;
+    }
+    frexpf(magnitude, &exponent); /* magnitude < 2^exponent */
+    exponent = magnitude < 0x1p-6f ? -5 : exponent;
+    /* Steps of 2^(exponent - 4); eight of them are the next power of two, whose bits follow. */
+    const uint32_t steps = (uint32_t)rintf(ldexpf(magnitude, 4 - exponent));
+    return (uint8_t)(sign | ((uint32_t)(exponent + 5) * 8 + steps));
+}
+
 /* ---- containers ---- */
 
 static uint16_t load16(const uint8_t *p)
@@ -141,8 +169,8 @@ static void scales_write(const uint8_t *sc, const uint8_t *mins, uint8_t *dst)
 }
 
 /* File layouts: Q4_0 {d, 16}, Q4_1 {d, m, 16}, Q5_0 {d, 4, 16}, Q5_1 {d, m, 4, 16}, Q8_0 {d, 32},
- * Q4_K {d, dmin, 12, 128}, Q5_K {d, dmin, 12, 32, 128}, Q6_K {128 low, 64 high, 16 scales, d};
- * numbers are bytes. */
+ * Q4_K {d, dmin, 12, 128}, Q5_K {d, dmin, 12, 32, 128}, Q6_K {128 low, 64 high, 16 scales, d},
+ * F8_E4M3 {scale, 128}; numbers are bytes. */
 void block_read(Dtype type, const uint8_t *src, BlockValues *out)
 {
     switch (type) {
@@ -204,6 +232,10 @@ void block_read(Dtype type, const uint8_t *src, BlockValues *out)
         }
         memcpy(out->sc, src + 192, 16);
         out->d = load16(src + 208);
+        break;
+    case DTYPE_F8_E4M3:
+        memcpy(&out->scale, src, sizeof out->scale);
+        memcpy(out->q, src + sizeof out->scale, 128);
         break;
     default:
         assert(!"a quantised type");
@@ -269,6 +301,10 @@ void block_write(Dtype type, const BlockValues *v, uint8_t *dst)
         memcpy(dst + 192, v->sc, 16);
         store16(dst + 208, v->d);
         break;
+    case DTYPE_F8_E4M3:
+        memcpy(dst, &v->scale, sizeof v->scale);
+        memcpy(dst + sizeof v->scale, v->q, 128);
+        break;
     default:
         assert(!"a quantised type");
     }
@@ -309,6 +345,11 @@ void block_dequantise(Dtype type, const BlockValues *v, float *out)
             for (unsigned i = 0; i < 16; i++) {
                 out[16 * b + i] = scale * (float)(v->q[16 * b + i] - offset);
             }
+        }
+        break;
+    case DTYPE_F8_E4M3:
+        for (unsigned i = 0; i < 128; i++) {
+            out[i] = v->scale * e4m3_to_f32(v->q[i]);
         }
         break;
     default:
@@ -430,6 +471,16 @@ static void quantise_q6_k(const float *x, BlockValues *v)
     }
 }
 
+static void quantise_f8(const float *x, BlockValues *v)
+{
+    float min, max;
+    range(x, 128, &min, &max);
+    v->scale = (max > -min ? max : -min) / 448.0f;
+    for (unsigned i = 0; i < 128; i++) {
+        v->q[i] = f32_to_e4m3(v->scale != 0 ? x[i] / v->scale : 0);
+    }
+}
+
 static void quantise_block(Dtype type, const float *x, BlockValues *v)
 {
     switch (type) {
@@ -452,6 +503,9 @@ static void quantise_block(Dtype type, const float *x, BlockValues *v)
         break;
     case DTYPE_Q6_K:
         quantise_q6_k(x, v);
+        break;
+    case DTYPE_F8_E4M3:
+        quantise_f8(x, v);
         break;
     default:
         assert(!"a quantised type");

@@ -10,9 +10,11 @@ float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f); /* nearest even, subnormals kept */
 float bf16_to_f32(uint16_t h);
 uint16_t f32_to_bf16(float f); /* nearest even, NaN quiet */
+float e4m3_to_f32(uint8_t q);  /* E4M3FN: 0x7f and 0xff are NaN */
+uint8_t f32_to_e4m3(float f);  /* nearest even, subnormals kept, beyond 448 the nearest: +-448 */
 
 /* n elements (a multiple of the block) of file format to f32; exactly ggml's formulas: Q4_0
- * d*(q-8), Q4_1 fmaf-free d*q + m (two roundings), ... */
+ * d*(q-8), Q4_1 fmaf-free d*q + m (two roundings), ...; F8_E4M3 scale * e4m3(q), one rounding. */
 void dequantise_row(Dtype type, const void *src, uint32_t n, float *out);
 /* The reverse: plain round-to-nearest quantisation of each type. */
 void quantise_row(Dtype type, const float *x, uint32_t n, void *dst);
@@ -39,6 +41,7 @@ static inline int32_t block_quant_offset(Dtype type)
 typedef struct BlockValues {
     uint8_t q[256];  /* stored quants, see block_quant_offset() */
     uint16_t d, m;   /* f16: scale; minimum or dmin */
+    float scale;     /* F8_E4M3 */
     uint8_t sc[16];  /* K: scales of 32-blocks (Q4_K, Q5_K) or, as int8, of 16-blocks (Q6_K) */
     uint8_t mins[8]; /* Q4_K, Q5_K: minima of 32-blocks */
 } BlockValues;

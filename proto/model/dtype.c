@@ -1,5 +1,5 @@
-/* Block shapes: ggml's block definitions (ggml-common.h), which GGUF stores as they lie in memory.
- */
+/* Block shapes: ggml's block definitions (ggml-common.h), which GGUF stores as they lie in memory;
+ * F8_E4M3 is weft's own. */
 #include "proto/model/dtype.h"
 
 #include "proto/base/checked.h"
@@ -16,6 +16,7 @@ static const DtypeInfo dtype_table[DTYPE_LIMIT] = {
     [DTYPE_Q5_K] = {"Q5_K", 256, 2 + 2 + 12 + 32 + 128},
     [DTYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},
     [DTYPE_BF16] = {"BF16", 1, 2},
+    [DTYPE_F8_E4M3] = {"F8_E4M3", 128, 4 + 128},
 };
 
 const DtypeInfo *dtype_info(uint32_t dtype)

@@ -1,4 +1,5 @@
-/* Element and block types of stored tensors (GGUF numbering of ggml types). */
+/* Element and block types of stored tensors. Numbers are GGUF's of ggml types, but for those from
+ * DTYPE_FIRST_OWN on, which no GGUF file has. */
 #pragma once
 
 #include <stdbool.h>
@@ -17,7 +18,12 @@ typedef enum Dtype {
     DTYPE_Q5_K = 13,
     DTYPE_Q6_K = 14,
     DTYPE_BF16 = 30,
-    DTYPE_LIMIT = 31, /* array bound, not a type */
+    DTYPE_FIRST_OWN = 63,
+    /* Blocks of 128 along a row, {f32 scale, u8 q[128]}: values scale * e4m3(q) (E4M3FN: no
+     * infinities, 0x7f and 0xff are NaN and in no weight). Made of a checkpoint's weights and
+     * scales (hf_fp8.h); ggml counts its types from 0 and is far from here. */
+    DTYPE_F8_E4M3 = 63,
+    DTYPE_LIMIT = 64, /* array bound, not a type */
 } Dtype;
 
 typedef struct DtypeInfo {

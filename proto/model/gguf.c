@@ -282,7 +282,7 @@ static bool read_tensor(const File *file, ByteReader *r, GgufTensor *t, GError *
     if (r->failed) {
         return fail(file, error, "the description of tensor %s runs past the end", name);
     }
-    if (dtype_info(type)->name == NULL) {
+    if (dtype_info(type)->name == NULL || type >= DTYPE_FIRST_OWN) {
         return unsupported_type(file, t, type, error);
     }
     t->type = (Dtype)type;

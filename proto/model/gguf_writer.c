@@ -345,6 +345,11 @@ static bool write_model(WholeFile *file, const ModelContents *c, const Keys *key
 
 bool gguf_write(const char *path, const ModelContents *c, Dtype type, GError **error)
 {
+    if (type >= DTYPE_FIRST_OWN) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "a GGUF file has no %s weights; write Q8_0 or BF16", dtype_info(type)->name);
+        return false;
+    }
     if (c->vocab != NULL && c->vocab->n_tokens > c->spec->vocab_size) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "the tokenizer has %" G_GUINT64_FORMAT

@@ -37,10 +37,10 @@ static void count_matmul(const Kernels *k)
 {
     static const uint32_t rows[] = {1, 8, 64};
     enum { N_IN = 512, N_OUT = 64 };
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
         for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
             MatmulCase c;
-            matmul_case_init(&c, weight_types[t], rows[r], N_OUT, N_IN, VALUES_NORMAL, 1);
+            matmul_case_init(&c, host_types[t], rows[r], N_OUT, N_IN, VALUES_NORMAL, 1);
             const ActKind kind = act_kind_of(c.type);
             void *act = case_alloc(act_bytes(kind, c.rows, N_IN));
             float *out = case_alloc((size_t)4 * c.rows * N_OUT);

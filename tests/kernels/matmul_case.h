@@ -8,9 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Of GGUF files. */
 static const Dtype weight_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,
                                      DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q8_0,
                                      DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+/* All that hosts multiply. */
+static const Dtype host_types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,
+                                   DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q8_0,
+                                   DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_F8_E4M3};
 
 static inline uint64_t case_random(uint64_t *state)
 {
@@ -66,6 +71,22 @@ static inline float case_value(CaseValues values, uint64_t *state, uint32_t k)
     return v;
 }
 
+/* An F8_E4M3 row of random bits: no NaN, scales of random exponents, now and then zero or tiny. */
+static inline void case_wild_f8(uint8_t *row, uint32_t n_in, uint64_t *state)
+{
+    for (uint32_t b = 0; b < n_in / 128; b++, row += 132) {
+        const uint32_t random = (uint32_t)case_random(state);
+        const uint32_t scale = (random & 0x807fffffu) | (64u + random / 256 % 100) << 23;
+        memcpy(row, &scale, 4);
+        if (random % 8 == 0) {
+            memset(row, 0, random % 16 ? 4 : 3);
+        }
+        for (unsigned i = 4; i < 132; i++) {
+            row[i] = (row[i] & 0x7f) == 0x7f ? row[i] - 1 : row[i];
+        }
+    }
+}
+
 /* Overwrites every f16 scale of a file row by one with a random exponent, now and then zero. */
 static inline void case_wild_scales(Dtype type, uint8_t *row, uint32_t n_in, uint64_t *state)
 {
@@ -100,7 +121,11 @@ static inline void matmul_case_init(MatmulCase *c, Dtype type, uint32_t rows, ui
             for (size_t i = 0; i < c->row_bytes; i++) {
                 to[i] = (uint8_t)case_random(&state);
             }
-            case_wild_scales(type, to, n_in, &state);
+            if (type == DTYPE_F8_E4M3) {
+                case_wild_f8(to, n_in, &state);
+            } else {
+                case_wild_scales(type, to, n_in, &state);
+            }
             continue;
         }
         for (uint32_t k = 0; k < n_in; k++) {

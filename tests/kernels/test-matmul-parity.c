@@ -53,15 +53,15 @@ static void test_shapes(void **state)
                           outs[] = {1, 15, 16, 17, 48, 100};
     static const uint32_t ins[] = {32, 64, 96, 256, 576, 1536},
                           float_ins[] = {1, 2, 7, 32, 101, 576};
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
-        const uint32_t block = dtype_info(weight_types[t])->block;
+        const uint32_t block = dtype_info(host_types[t])->block;
         for (size_t i = 0; i < G_N_ELEMENTS(ins); i++) {
-            const uint32_t n_in = block == 1     ? float_ins[i]
-                                  : block == 256 ? 256 * (uint32_t)(i / 2 + 1)
-                                                 : ins[i];
+            const uint32_t n_in = block == 1   ? float_ins[i]
+                                  : block > 32 ? block * (uint32_t)(i / 2 + 1)
+                                               : ins[i];
             /* Each shape of rows with two widths, each width with three or so: the whole product is
              * slow in generic. */
             for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
@@ -70,7 +70,7 @@ static void test_shapes(void **state)
                     if (rows[r] * outs[o] * n_in > 1500000) {
                         continue;
                     }
-                    matmul_case_init(&c, weight_types[t], rows[r], outs[o], n_in, VALUES_NORMAL,
+                    matmul_case_init(&c, host_types[t], rows[r], outs[o], n_in, VALUES_NORMAL,
                                      1000 * t + 100 * i + 10 * r + o);
                     check_case(&c, NULL, 0, 1, "normal values");
                     matmul_case_free(&c);
@@ -84,14 +84,14 @@ static void test_shapes(void **state)
 static void test_prompts(void **state)
 {
     static const uint32_t rows[] = {512, 257, 385};
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
-        const uint32_t block = dtype_info(weight_types[t])->block;
+        const uint32_t block = dtype_info(host_types[t])->block;
         for (size_t r = 0; r < G_N_ELEMENTS(rows); r++) {
             MatmulCase c;
-            matmul_case_init(&c, weight_types[t], rows[r], 17,
+            matmul_case_init(&c, host_types[t], rows[r], 17,
                              block == 1    ? 35
                              : block == 32 ? 672
                                            : 1024,
@@ -104,16 +104,16 @@ static void test_prompts(void **state)
 
 static void test_values(void **state)
 {
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
-        const uint64_t n_seeds = weight_types[t] == DTYPE_BF16 ? 40 : 6;
+        const uint64_t n_seeds = host_types[t] == DTYPE_BF16 ? 40 : 6;
         for (uint64_t seed = 0; seed < n_seeds; seed++) {
             const uint32_t n_in =
-                dtype_info(weight_types[t])->block == 1 ? 203 + (uint32_t)seed % 2 : 1024;
+                dtype_info(host_types[t])->block == 1 ? 203 + (uint32_t)seed % 2 : 1024;
             MatmulCase c;
-            matmul_case_init(&c, weight_types[t],
+            matmul_case_init(&c, host_types[t],
                              seed % 3 == 0 ? 41
                              : seed % 2    ? 1
                                            : 7,
@@ -128,17 +128,16 @@ static void test_values(void **state)
 static void test_saturation(void **state)
 {
     static const uint8_t fills[] = {0xff, 0x00, 0x80, 0x7f, 0xf0, 0x0f};
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        const DtypeInfo *info = dtype_info(weight_types[t]);
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        const DtypeInfo *info = dtype_info(host_types[t]);
         const uint16_t d = 0x3c00, m = 0x3800;
-        if (info->block == 1 || !covers(weight_types[t])) {
+        if (info->block == 1 || host_types[t] == DTYPE_F8_E4M3 || !covers(host_types[t])) {
             continue;
         }
         for (size_t f = 0; f < sizeof fills; f++) {
             for (int sign = 0; sign < 3; sign++) {
                 MatmulCase c;
-                matmul_case_init(&c, weight_types[t], sign == 1 ? 37 : 5, 17, 512, VALUES_NORMAL,
-                                 5);
+                matmul_case_init(&c, host_types[t], sign == 1 ? 37 : 5, 17, 512, VALUES_NORMAL, 5);
                 memset(c.file, fills[f], c.n_out * c.row_bytes);
                 for (uint32_t b = 0; b < c.n_out * c.n_in / info->block; b++) {
                     uint8_t *block = c.file + b * info->block_bytes;
@@ -162,11 +161,11 @@ static void test_saturation(void **state)
 /* Unit programs of whole and partial ranges. */
 static void test_units(void **state)
 {
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
-        const uint32_t block = dtype_info(weight_types[t])->block;
+        const uint32_t block = dtype_info(host_types[t])->block;
         for (uint32_t n_leaves = 1; n_leaves <= 12; n_leaves++) {
             for (uint32_t first = 0; first < n_leaves; first += 1 + n_leaves / 4) {
                 for (uint32_t last = first + 1; last <= n_leaves; last += 1 + n_leaves / 4) {
@@ -179,7 +178,7 @@ static void test_units(void **state)
                     for (uint32_t u = 0; u < n; u++) {
                         units[u] = (MatmulUnit){u + 1 == n ? short_width : width, steps[u]};
                     }
-                    matmul_case_init(&c, weight_types[t],
+                    matmul_case_init(&c, host_types[t],
                                      n_leaves % 4 == 3 ? 32 + n_leaves : 1 + n_leaves % 6,
                                      15 + n_leaves, (n - 1) * width + short_width, VALUES_NORMAL,
                                      n_leaves * 100 + first * 10 + last);
@@ -194,14 +193,14 @@ static void test_units(void **state)
 /* One call over all panels, or one panel a call; one row alone or among others: the same bits. */
 static void test_split(void **state)
 {
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
-        const ActKind kind = act_kind_of(weight_types[t]);
+        const ActKind kind = act_kind_of(host_types[t]);
         const uint32_t rows = 7, n_out = 83, n_in = 512;
         MatmulCase c, one;
-        matmul_case_init(&c, weight_types[t], rows, n_out, n_in, VALUES_NORMAL, t);
+        matmul_case_init(&c, host_types[t], rows, n_out, n_in, VALUES_NORMAL, t);
         float *whole = case_alloc(rows * n_out * 4), *parts = case_alloc(rows * n_out * 4);
         matmul_case_run(&table, &c, NULL, 0, whole);
         for (uint32_t r = 0; r < rows; r++) {
@@ -267,14 +266,14 @@ static void test_activations(void **state)
 static void test_not_finite(void **state)
 {
     const float bad[] = {NAN, INFINITY, -INFINITY};
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        if (!covers(weight_types[t])) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        if (!covers(host_types[t])) {
             continue;
         }
         for (int b = 0; b < 3; b++) {
             MatmulCase c;
             float out[6 * 19];
-            matmul_case_init(&c, weight_types[t], 6, 19, 512, VALUES_NORMAL, t);
+            matmul_case_init(&c, host_types[t], 6, 19, 512, VALUES_NORMAL, t);
             c.x[4 * 512 + 401] = bad[b];
             matmul_case_run(&table, &c, NULL, 0, out);
             for (int i = 0; i < 6 * 19; i++) {
@@ -282,6 +281,29 @@ static void test_not_finite(void **state)
             }
             matmul_case_free(&c);
         }
+    }
+}
+
+/* F8_E4M3 takes 2^8 times the activations where that is finite; the sums do not tell where. */
+static void test_f8_large(void **state)
+{
+    static const uint32_t rows[] = {1, 2, 4, 21};
+    static const float large[] = {0x1.fffffep119f, 0x1p120f, -0x1p122f};
+    if (!covers(DTYPE_F8_E4M3)) {
+        return;
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(rows) * G_N_ELEMENTS(large); i++) {
+        MatmulCase c;
+        matmul_case_init(&c, DTYPE_F8_E4M3, rows[i % 4], 21, 384, VALUES_NORMAL, i);
+        for (size_t b = 0; b < c.n_out * c.row_bytes; b++) { /* below 2, so that no sum overflows */
+            c.file[b] = b % 132 < 4 ? c.file[b] : c.file[b] & 0xbf;
+        }
+        packed_put(&c.w, c.file, c.row_bytes, 0, c.n_out, 0, c.n_in);
+        for (uint32_t r = 0; r < c.rows; r += 1 + i % 3) {
+            c.x[r * c.n_in + (r * 37 + 5) % 256] = large[i / 4];
+        }
+        check_case(&c, NULL, 0, 1, "large activations");
+        matmul_case_free(&c);
     }
 }
 
@@ -304,7 +326,7 @@ static int test_variant(const Variant *v, const Kernels *kernels)
         cmocka_unit_test(test_values),      cmocka_unit_test(test_saturation),
         cmocka_unit_test(test_units),       cmocka_unit_test(test_split),
         cmocka_unit_test(test_not_finite),  cmocka_unit_test(test_mxcsr),
-        cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_activations), cmocka_unit_test(test_f8_large),
     };
     variant = v;
     table = *kernels;

@@ -74,6 +74,34 @@ static void test_bf16_conversions(void **state)
     assert_true(isnan(bf16_to_f32(f32_to_bf16(nan))));
 }
 
+/* E4M3FN: bias 7, subnormals of 2^-9, no infinities, one NaN of each sign. */
+static void test_e4m3_conversions(void **state)
+{
+    for (uint32_t q = 0; q < 256; q++) {
+        const uint32_t exponent = q >> 3 & 15, mantissa = q & 7;
+        const float got = e4m3_to_f32((uint8_t)q);
+        if ((q & 0x7f) == 0x7f) {
+            assert_true(isnan(got));
+            assert_int_equal(f32_to_e4m3(q & 0x80 ? -NAN : NAN), q);
+            continue;
+        }
+        double value = exponent ? ldexp(8 + mantissa, (int)exponent - 10) : ldexp(mantissa, -9);
+        value = q & 0x80 ? -value : value;
+        assert_int_equal(float_bits(got), float_bits((float)value));
+        assert_int_equal(f32_to_e4m3((float)value), q);
+        if ((q & 0x7f) < 0x7e) {
+            const float next = e4m3_to_f32((uint8_t)(q + 1));
+            const float middle = ((float)value + next) / 2;
+            assert_int_equal(f32_to_e4m3(middle), q & 1 ? q + 1 : q);
+            assert_int_equal(f32_to_e4m3(nextafterf(middle, (float)value)), q);
+            assert_int_equal(f32_to_e4m3(nextafterf(middle, next)), q + 1);
+        }
+    }
+    assert_int_equal(f32_to_e4m3(449.0f), 0x7e);
+    assert_int_equal(f32_to_e4m3(-INFINITY), 0xfe);
+    assert_int_equal(f32_to_e4m3(0x1p-140f), 0);
+}
+
 static void test_dequantise_golden(void **state)
 {
     for (size_t i = 0; i < G_N_ELEMENTS(ggml_rows); i++) {
@@ -97,22 +125,22 @@ static void test_quantise_close(void **state)
     static const double limits[DTYPE_LIMIT] = {
         [DTYPE_Q4_0] = 0.07,  [DTYPE_Q4_1] = 0.05,  [DTYPE_Q5_0] = 0.04, [DTYPE_Q5_1] = 0.025,
         [DTYPE_Q8_0] = 0.005, [DTYPE_Q4_K] = 0.06,  [DTYPE_Q5_K] = 0.03, [DTYPE_Q6_K] = 0.02,
-        [DTYPE_F16] = 0.0003, [DTYPE_BF16] = 0.002, [DTYPE_F32] = 0};
+        [DTYPE_F16] = 0.0003, [DTYPE_BF16] = 0.002, [DTYPE_F32] = 0,     [DTYPE_F8_E4M3] = 0.02};
     uint64_t seed = 3;
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
         float x[512], back[512];
         uint8_t file[2048];
         double error = 0, norm = 0;
         for (int i = 0; i < 512; i++) {
             x[i] = case_normal(&seed);
         }
-        quantise_row(weight_types[t], x, 512, file);
-        dequantise_row(weight_types[t], file, 512, back);
+        quantise_row(host_types[t], x, 512, file);
+        dequantise_row(host_types[t], file, 512, back);
         for (int i = 0; i < 512; i++) {
             error += ((double)back[i] - x[i]) * ((double)back[i] - x[i]);
             norm += (double)x[i] * x[i];
         }
-        assert_true(sqrt(error / norm) <= 2 * limits[weight_types[t]]);
+        assert_true(sqrt(error / norm) <= 2 * limits[host_types[t]]);
     }
 }
 
@@ -120,8 +148,8 @@ static void test_quantise_close(void **state)
  * bit. */
 static void test_packed_rows(void **state)
 {
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        const Dtype type = weight_types[t];
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        const Dtype type = host_types[t];
         const uint32_t block = dtype_info(type)->block, n_in = block == 1 ? 37 : 6 * block,
                        n_out = 35;
         MatmulCase c;
@@ -150,18 +178,39 @@ static void test_packed_rows(void **state)
     }
 }
 
+/* Where packed.h says that scales and quants of F8_E4M3 lie, byte by byte. */
+static void test_packed_f8(void **state)
+{
+    const uint32_t n_in = 256, n_out = 18;
+    MatmulCase c;
+    matmul_case_init(&c, DTYPE_F8_E4M3, 1, n_out, n_in, VALUES_EXTREME, 4);
+    for (uint32_t n = 0; n < n_out; n++) {
+        for (uint32_t b = 0; b < n_in / 128; b++) {
+            const uint8_t *file = c.file + n * c.row_bytes + b * 132;
+            const uint8_t *record = c.w.data + n / 16 * c.w.panel_bytes + b * 2112;
+            assert_memory_equal(record + 4 * (n % 16), file, 4);
+            for (uint32_t k = 0; k < 128; k++) {
+                assert_int_equal(record[64 + k / 2 * 32 + n % 16 * 2 + k % 2], file[4 + k]);
+            }
+        }
+    }
+    matmul_case_free(&c);
+}
+
 static void test_packed_sizes(void **state)
 {
     assert_int_equal(packed_panel_bytes(DTYPE_Q4_0, 96), 16 * 18 * 3);
     assert_int_equal(packed_panel_bytes(DTYPE_Q4_0, 40), 0);
     assert_int_equal(packed_panel_bytes(DTYPE_Q4_K, 128), 0);
     assert_int_equal(packed_panel_bytes(DTYPE_BF16, 3), 128);
+    assert_int_equal(packed_panel_bytes(DTYPE_F8_E4M3, 384), 16 * 132 * 3);
+    assert_int_equal(packed_panel_bytes(DTYPE_F8_E4M3, 192), 0);
     assert_int_equal(packed_panel_bytes((Dtype)5, 32), 0);
     assert_int_equal(packed_block_bytes((Dtype)5), 0);
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-        const uint32_t block = dtype_info(weight_types[t])->block;
-        assert_int_equal(packed_panel_bytes(weight_types[t], 4 * block),
-                         4 * 16 * packed_block_bytes(weight_types[t]));
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+        const uint32_t block = dtype_info(host_types[t])->block;
+        assert_int_equal(packed_panel_bytes(host_types[t], 4 * block),
+                         4 * 16 * packed_block_bytes(host_types[t]));
     }
 }
 
@@ -250,10 +299,10 @@ static void act_values(ActKind kind, const float *x, uint32_t n, double *out)
 static void test_product_f64(void **state)
 {
     const Kernels *k = kernels_get(ISA_GENERIC);
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
         const uint32_t n_in = 1024, n_out = 19, rows = 5;
         MatmulCase c;
-        matmul_case_init(&c, weight_types[t], rows, n_out, n_in, VALUES_NORMAL, 100 + t);
+        matmul_case_init(&c, host_types[t], rows, n_out, n_in, VALUES_NORMAL, 100 + t);
         float *out = case_alloc(rows * n_out * 4), *w = case_alloc(n_in * 4);
         double *x = case_alloc(n_in * 8);
         matmul_case_run(k, &c, NULL, 0, out);
@@ -337,11 +386,11 @@ static void test_not_finite(void **state)
 {
     const Kernels *k = kernels_get(ISA_GENERIC);
     const float bad[] = {NAN, INFINITY, -INFINITY};
-    for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
+    for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
         for (int b = 0; b < 3; b++) {
             MatmulCase c;
             float out[2 * 9];
-            matmul_case_init(&c, weight_types[t], 2, 9, 512, VALUES_NORMAL, t);
+            matmul_case_init(&c, host_types[t], 2, 9, 512, VALUES_NORMAL, t);
             c.x[512 + 77] = bad[b];
             matmul_case_run(k, &c, NULL, 0, out);
             for (int n = 0; n < 9; n++) {
@@ -363,8 +412,8 @@ static void test_table(void **state)
     assert_null(strstr(kernels_report(ISA_AVX2), "matmul"));
     assert_null(strstr(kernels_report(ISA_AVX2), "act_quantise"));
     for (int i = ISA_GENERIC; i <= ISA_AVX512; i++) {
-        for (size_t t = 0; t < G_N_ELEMENTS(weight_types); t++) {
-            assert_non_null(kernels_get((KernelIsa)i)->matmul[weight_types[t]]);
+        for (size_t t = 0; t < G_N_ELEMENTS(host_types); t++) {
+            assert_non_null(kernels_get((KernelIsa)i)->matmul[host_types[t]]);
         }
         assert_null(kernels_get((KernelIsa)i)->matmul[4]);
     }
@@ -375,9 +424,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16_conversions),
         cmocka_unit_test(test_bf16_conversions),
+        cmocka_unit_test(test_e4m3_conversions),
         cmocka_unit_test(test_dequantise_golden),
         cmocka_unit_test(test_quantise_close),
         cmocka_unit_test(test_packed_rows),
+        cmocka_unit_test(test_packed_f8),
         cmocka_unit_test(test_packed_sizes),
         cmocka_unit_test(test_act_quantise),
         cmocka_unit_test(test_product_f64),
