@@ -71,9 +71,7 @@ void model_unref(Model *model)
     g_clear_error(&model->chat_error);
     g_clear_error(&model->tokenizer_error);
     model_spec_free(model->spec);
-    if (model->gguf != NULL) {
-        gguf_free(model->gguf);
-    }
+    model_files_free(model->files);
     g_free(model->slice_hashes);
     g_free(model->first_slice);
     g_free(model->name);
@@ -91,8 +89,9 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
         model_message_set_hashes(message, i, hashes, spec->tensors[i].n_slices);
     }
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
-    for (uint32_t i = 0; i < gguf_n_files(model->gguf); i++) {
-        g_ptr_array_add(names, g_path_get_basename(gguf_file_path(model->gguf, i)));
+    for (uint32_t i = 0; model_files_are_raw(model->files) && i < model_files_n(model->files);
+         i++) {
+        g_ptr_array_add(names, g_path_get_basename(model_files_path(model->files, i)));
     }
     model_message_set_files(message, (const char *const *)names->pdata, names->len);
     return message;
@@ -146,10 +145,13 @@ char *models_resolve(const char *dir, const char *name, GError **error)
         return NULL;
     }
     struct stat st;
-    if (stat(real, &st) != 0 || !S_ISREG(st.st_mode)) {
+    g_autofree char *config = g_build_filename(real, "config.json", NULL);
+    if (stat(real, &st) != 0 ||
+        !(S_ISREG(st.st_mode) ||
+          (S_ISDIR(st.st_mode) && g_file_test(config, G_FILE_TEST_IS_REGULAR)))) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "model %s is not a regular file: name a GGUF file (weft export makes one of a "
-                    "checkpoint or a Hugging Face directory)",
+                    "model %s is not a regular file, nor a directory with a config.json: name a "
+                    "GGUF file or a Hugging Face directory (weft export makes one of a checkpoint)",
                     name);
         return NULL;
     }
@@ -171,11 +173,11 @@ static bool identity_add(GString *out, const char *path, GError **error)
     return true;
 }
 
-static char *gguf_identity(const Gguf *gguf, GError **error)
+static char *files_identity(const ModelFiles *files, GError **error)
 {
     g_autoptr(GString) text = g_string_new(NULL);
-    for (uint32_t i = 0; i < gguf_n_files(gguf); i++) {
-        if (!identity_add(text, gguf_file_path(gguf, i), error)) {
+    for (uint32_t i = 0; i < model_files_n(files); i++) {
+        if (!identity_add(text, model_files_path(files, i), error)) {
             return NULL;
         }
     }
@@ -246,14 +248,15 @@ static bool model_hash_slices(Model *model, GError **error)
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *tensor = &spec->tensors[i];
         for (uint32_t s = 0; s < tensor->n_slices; s++) {
-            gguf_copy_slice(model->gguf, spec, tensor, s, buffer);
+            if (!model_files_copy_slice(model->files, spec, i, s, buffer, error)) {
+                return false;
+            }
             Hash128 hash = hash128(buffer, model_spec_slice_bytes(spec, tensor, s));
             memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES,
                    hash.bytes, HASH_BYTES);
         }
     }
-    model->spec->file_hash = gguf_hash(model->gguf);
-    return true;
+    return model_files_hash(model->files, &model->spec->file_hash, error);
 }
 
 static bool model_take_manifest(Model *model, GBytes *manifest)
@@ -282,9 +285,8 @@ static void model_load_text(Model *model)
 {
     const char *source;
     size_t length;
-    model->tokenizer = tokenizer_from_gguf(model->gguf, &model->tokenizer_error);
-    if (gguf_get_string(model->gguf, "tokenizer.chat_template", &source, &length,
-                        &model->chat_error)) {
+    model->tokenizer = model_files_tokenizer(model->files, &model->tokenizer_error);
+    if (model_files_chat_template(model->files, &source, &length, &model->chat_error)) {
         model->chat = chat_template_parse(source, length, &model->chat_error);
     }
 }
@@ -294,9 +296,9 @@ static Model *model_load(ModelTask *task, const char *path)
     Model *model = g_new0(Model, 1);
     g_atomic_ref_count_init(&model->refs);
     model->path = g_strdup(path);
-    model->gguf = gguf_open(path, &task->error);
-    model->spec = model->gguf != NULL ? gguf_model_spec(model->gguf, &task->error) : NULL;
-    task->identity = model->spec != NULL ? gguf_identity(model->gguf, &task->error) : NULL;
+    model->files = model_files_open(path, &task->error);
+    model->spec = model->files != NULL ? model_files_spec(model->files, &task->error) : NULL;
+    task->identity = model->spec != NULL ? files_identity(model->files, &task->error) : NULL;
     if (task->identity == NULL) {
         model_unref(model);
         return NULL;

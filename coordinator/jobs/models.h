@@ -1,11 +1,11 @@
-/* Models: the files under --models, opened once, with what the coordinator knows of each: shape,
- * slice hashes (the manifest, DESIGN 7.8), vocabulary and chat template. Files are opened, hashed
- * and read on the work pool only. */
+/* Models: the files and directories under --models, opened once, with what the coordinator knows of
+ * each: shape, slice hashes (the manifest, DESIGN 7.8), vocabulary and chat template. Files are
+ * opened, hashed and read on the work pool only. */
 #pragma once
 
 #include "coordinator/store/store.h"
 #include "coordinator/work_pool.h"
-#include "proto/model/gguf.h"
+#include "proto/model/model_files.h"
 #include "proto/text/chat_template.h"
 #include "proto/text/tokenizer.h"
 #include "weft/v1/plan.pb-c.h"
@@ -16,8 +16,8 @@
 
 typedef struct Model {
     gatomicrefcount refs;
-    char *path, *name; /* resolved path; general.name or the file's base name */
-    Gguf *gguf;
+    char *path, *name; /* resolved path; general.name or the base name */
+    ModelFiles *files;
     ModelSpec *spec;      /* file_hash set */
     Tokenizer *tokenizer; /* NULL: tokenizer_error says why */
     ChatTemplate *chat;   /* NULL: the file has none, or chat_error says why */
@@ -29,8 +29,8 @@ typedef struct Model {
 Model *model_ref(Model *model); /* any thread */
 void model_unref(Model *model); /* NULL-safe, any thread */
 
-/* As it travels: with tensors, their slice hashes and the files' base names (to a worker), or
- * without (for people). Returned; message_free(). */
+/* As it travels: with tensors, their slice hashes and the base names of files that tensors lie in
+ * as they are (to a worker), or without (for people). Returned; message_free(). */
 Weft__V1__Model *model_message(const Model *model, bool with_tensors);
 
 typedef struct Models Models;
@@ -42,7 +42,8 @@ void models_restore(Models *models, const StoreRow *row);
 
 /* model: borrowed, NULL with an error. */
 typedef void (*ModelOpened)(Model *model, const GError *error, void *user);
-/* name: a path, absolute or under the directory, ".gguf" may be left out. NOT_FOUND, DENIED
+/* name: a GGUF file or a Hugging Face directory: a path, absolute or under the directory, ".gguf"
+ * may be left out. NOT_FOUND, DENIED
  * (outside the directory), INVALID (what is wrong in the file). */
 void models_open(Models *models, const char *name, ModelOpened done, void *user);
 /* The open model with these bytes, or NULL. Borrowed. */

@@ -96,8 +96,10 @@ static void fetch_read(void *user)
     size_t offset = 0;
     for (uint32_t i = 0; i < f->n_batch; i++) {
         const SliceRef *ref = &f->slices[f->first + i];
-        gguf_copy_slice(f->model->gguf, f->model->spec, &f->model->spec->tensors[ref->tensor],
-                        ref->slice, f->bytes + offset);
+        if (!model_files_copy_slice(f->model->files, f->model->spec, ref->tensor, ref->slice,
+                                    f->bytes + offset, &f->error)) {
+            return;
+        }
         offset += f->sizes[i];
     }
 }

@@ -51,9 +51,10 @@ Speed speed_of(const PlanMember *member)
         {0},
     };
     for (uint32_t type = 0; type < DTYPE_LIMIT; type++) {
-        const bool is_quantised = dtype_info(type)->block > 1;
-        speed.matmul_ops_per_s[type] = known(
-            m->matmul_ops_per_s[type], is_quantised ? speed.int8_ops_per_s : speed.f32_ops_per_s);
+        /* F8_E4M3 is multiplied as floats are. */
+        const bool in_int8 = dtype_info(type)->block > 1 && type != DTYPE_F8_E4M3;
+        speed.matmul_ops_per_s[type] =
+            known(m->matmul_ops_per_s[type], in_int8 ? speed.int8_ops_per_s : speed.f32_ops_per_s);
     }
     return speed;
 }

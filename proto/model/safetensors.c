@@ -20,6 +20,8 @@
 struct Safetensors {
     char *path;
     GMappedFile *mapping; /* NULL for a caller's buffer */
+    const uint8_t *bytes;
+    size_t size;
     json_t *header;
     size_t n;
     SafetensorsTensor *tensors; /* by name */
@@ -223,6 +225,8 @@ static bool read_tensors(Safetensors *s, const uint8_t *data, size_t data_size, 
 static bool read_file(Safetensors *s, const uint8_t *bytes, size_t size, GError **error)
 {
     ByteReader r = byte_reader(bytes, size);
+    s->bytes = bytes;
+    s->size = size;
     const uint64_t length = byte_reader_u64le(&r);
     if (r.failed || length > HEADER_LIMIT || length > size - r.offset) {
         return fail(s, error,
@@ -282,6 +286,12 @@ void safetensors_free(Safetensors *s)
     }
     g_free(s->path);
     g_free(s);
+}
+
+const uint8_t *safetensors_bytes(const Safetensors *s, size_t *size_out)
+{
+    *size_out = s->size;
+    return s->bytes;
 }
 
 size_t safetensors_n(const Safetensors *s)

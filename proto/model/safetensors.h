@@ -16,7 +16,7 @@
 typedef struct SafetensorsTensor {
     char *name;       /* UTF-8; owned by the file's table */
     const char *kind; /* as in the file: "F32", "I64", ...; static */
-    Dtype type;       /* DTYPE_LIMIT: of no kind that weft computes with */
+    Dtype type;       /* DTYPE_LIMIT: of no kind that weft computes with as it lies there */
     uint32_t n_dims;
     uint64_t dims[SAFETENSORS_DIMS]; /* the last runs fastest; 1 beyond n_dims */
     uint64_t size_bytes;
@@ -32,6 +32,8 @@ Safetensors *safetensors_parse(const void *data, size_t size, GError **error);
 void safetensors_free(Safetensors *s); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Safetensors, safetensors_free)
 
+/* The whole file as it is mapped. Borrowed. */
+const uint8_t *safetensors_bytes(const Safetensors *s, size_t *size_out);
 size_t safetensors_n(const Safetensors *s);
 /* In order of names. */
 const SafetensorsTensor *safetensors_at(const Safetensors *s, size_t i);

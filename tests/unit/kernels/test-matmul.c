@@ -325,6 +325,39 @@ static void test_product_f64(void **state)
     }
 }
 
+/* F8_E4M3 by its definition (ops/matmul.h) from the file's bytes, bit for bit: chains of fmaf in
+ * each block, blocks times their scales, two units of two and one blocks. */
+static void test_f8_definition(void **state)
+{
+    static const uint32_t rows[] = {1, 6};
+    const MatmulUnit units[] = {{256, {0, false}}, {128, {1, true}}};
+    for (size_t i = 0; i < 2 * G_N_ELEMENTS(rows); i++) {
+        MatmulCase c;
+        matmul_case_init(&c, DTYPE_F8_E4M3, rows[i / 2], 19, 384,
+                         i % 2 ? VALUES_EXTREME : VALUES_SUBNORMAL, 300 + i);
+        float *out = case_alloc(c.rows * c.n_out * 4);
+        matmul_case_run(kernels_get(ISA_GENERIC), &c, units, 2, out);
+        for (uint32_t at = 0; at < c.rows * c.n_out; at++) {
+            const uint8_t *file = c.file + at % c.n_out * c.row_bytes;
+            const float *x = c.x + at / c.n_out * c.n_in;
+            float sums[2] = {0, 0};
+            for (uint32_t b = 0; b < 3; b++, file += 132, x += 128) {
+                float s = 0, scale;
+                memcpy(&scale, file, 4);
+                for (uint32_t k = 0; k < 128; k++) {
+                    const int e = file[4 + k] >> 3 & 15, m = file[4 + k] & 7;
+                    const float w = (float)(e ? ldexp(8 + m, e - 10) : ldexp(m, -9));
+                    s = fmaf(file[4 + k] & 0x80 ? -w : w, x[k], s);
+                }
+                sums[b / 2] = fmaf(scale, s, sums[b / 2]);
+            }
+            assert_int_equal(float_bits(sums[0] + sums[1]), float_bits(out[at]));
+        }
+        free(out);
+        matmul_case_free(&c);
+    }
+}
+
 /* The kernel's fold equals node(0, n) over units that were computed alone. */
 static void test_units_fold(void **state)
 {
@@ -422,19 +455,13 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_f16_conversions),
-        cmocka_unit_test(test_bf16_conversions),
-        cmocka_unit_test(test_e4m3_conversions),
-        cmocka_unit_test(test_dequantise_golden),
-        cmocka_unit_test(test_quantise_close),
-        cmocka_unit_test(test_packed_rows),
-        cmocka_unit_test(test_packed_f8),
-        cmocka_unit_test(test_packed_sizes),
-        cmocka_unit_test(test_act_quantise),
-        cmocka_unit_test(test_product_f64),
-        cmocka_unit_test(test_units_fold),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_f16_conversions),  cmocka_unit_test(test_bf16_conversions),
+        cmocka_unit_test(test_e4m3_conversions), cmocka_unit_test(test_dequantise_golden),
+        cmocka_unit_test(test_quantise_close),   cmocka_unit_test(test_packed_rows),
+        cmocka_unit_test(test_packed_f8),        cmocka_unit_test(test_packed_sizes),
+        cmocka_unit_test(test_act_quantise),     cmocka_unit_test(test_product_f64),
+        cmocka_unit_test(test_f8_definition),    cmocka_unit_test(test_units_fold),
+        cmocka_unit_test(test_not_finite),       cmocka_unit_test(test_table),
     };
     return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
 }
