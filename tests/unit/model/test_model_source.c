@@ -218,6 +218,9 @@ static void test_gguf_refuses(void **state)
     assert_int_equal(error->code, WEFT_ERROR_INVALID);
     assert_non_null(strstr(error->message, "blocks of 32 cannot hold"));
     g_clear_error(&error);
+    assert_false(gguf_write(path, &contents, DTYPE_F8_E4M3, &error));
+    assert_non_null(strstr(error->message, "no F8_E4M3 weights"));
+    g_clear_error(&error);
     assert_true(gguf_write(path, &contents, DTYPE_F16, NULL));
 
     config.vocabulary = 100;
