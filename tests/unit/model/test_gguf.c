@@ -440,6 +440,7 @@ static void test_tensors(void **state)
     assert_refused(with_tensor(1, 256, 1, 1, 1, 10, 0), "Q2_K");
     assert_refused(with_tensor(1, 256, 1, 1, 1, 4, 0), "not supported");
     assert_refused(with_tensor(1, 256, 1, 1, 1, UINT32_MAX, 0), "not supported");
+    assert_refused(with_tensor(1, 256, 1, 1, 1, DTYPE_F8_E4M3, 0), "not supported");
     assert_refused(with_tensor(1, 4, 1, 1, 1, 0, 16), "no multiple of 32");
     assert_refused(with_tensor(1, 17, 1, 1, 1, 0, 0), "the file ends");
     assert_refused(with_tensor(1, 4, 1, 1, 1, 0, 1ull << 63), "the file ends");
