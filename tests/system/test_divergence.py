@@ -115,7 +115,7 @@ def case_layouts():
 
 
 def case_wide():
-    """a vocabulary of 100,000: a window comes in pieces of seven rows"""
+    """a vocabulary of 100,000: a window comes in pieces of two rows"""
     wide = tiny_model(work, "wide.gguf", type="Q8_0", vocab=100000, layers=1, width=96, heads=3, kv=1)
     path = work / "wide"
     got = save(one, wide, path)

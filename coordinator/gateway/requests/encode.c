@@ -164,9 +164,10 @@ static Hash128 hash_vocabulary(const Tokenizer *t)
 static uint32_t rows_of_piece(const Run *run, uint32_t n_scored)
 {
     int64_t told;
-    const uint32_t most = failpoint("score-rows", &told)
-                              ? (uint32_t)told
-                              : logits_rows(LOGITS_SEQUENCE_BYTES, run->model->spec->vocab_size);
+    uint32_t most = logits_rows(LOGITS_SEQUENCE_BYTES, run->model->spec->vocab_size);
+    if (failpoint("score-rows", &told)) {
+        most = MIN(most, (uint32_t)told);
+    }
     return run->request->want_logits ? MIN(most, n_scored) : n_scored;
 }
 

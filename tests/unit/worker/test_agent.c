@@ -557,7 +557,7 @@ static void test_scored_logits_are_bounded(void **state)
     }
     fake_reply_free(fits);
     env_assert_fails(env, score_logits(env, most + 1), WEFT_ERROR_INVALID,
-                     "at most 39 rows at once", "40 scored tokens");
+                     "at most 13 rows at once", "14 scored tokens");
     env_free(env);
 }
 
