@@ -15,6 +15,7 @@
 
 #include "kernels/device/sample.h"
 #include "kernels/ops/dropout.h"
+#include "kernels/ops/gemm.h"
 #include "kernels/ops/matmul.h"
 #include "kernels/ops/optimizer.h"
 #include "proto/model/fixed_shapes.h"
@@ -93,9 +94,11 @@ int weft_cuda_matmul(const CudaMatmul *args, WeftCudaStream stream);
 
 /* out[i] = the tree's sum of gathered[operand[k] * n + i] over k < n_operands (at most 64), i < n:
  * after operand k was pushed, merges[k] times the two topmost are added (specified: the tree of
- * proto/plan/tree.h). operand and merges: host. */
+ * proto/plan/tree.h); flushes: subnormals to zero, as units of bf16dot fold. operand and merges:
+ * host. */
 int weft_cuda_fold(const uint16_t *operand, const uint8_t *merges, uint32_t n_operands,
-                   const float *gathered, size_t n, float *out, WeftCudaStream stream);
+                   bool flushes, const float *gathered, size_t n, float *out,
+                   WeftCudaStream stream);
 
 /* ---- element-wise and norms ---- */
 
@@ -263,6 +266,24 @@ typedef struct CudaDropout {
     float *out;
 } CudaDropout;
 int weft_cuda_dropout(const CudaDropout *args, WeftCudaStream stream);
+/* A product for training (specified: gemm, gemm_bf16, gemm_f16; fields as in kernels/ops/gemm.h,
+ * strides below 2^32). m * n tiles of 64 are at most 2^31. */
+typedef struct CudaGemm {
+    Dtype operands; /* F32, BF16 or F16 */
+    uint32_t m, n;
+    const GemmSegment *segments; /* host, what they point to device memory */
+    uint32_t n_segments;
+    bool accumulate;
+    float *c;
+    size_t ld, subtree_stride;
+    uint32_t tile;   /* outputs along a side of a block's, 64 or 128 (bf16: 64); 0: by shape. No bit
+                        changes */
+    void *workspace; /* aligned to 256 bytes */
+    size_t workspace_bytes; /* weft_cuda_gemm_bytes(); less may do */
+} CudaGemm;
+/* For any product of at most so many segments, rows and columns. */
+size_t weft_cuda_gemm_bytes(uint32_t n_segments, uint32_t rows, uint32_t columns);
+int weft_cuda_gemm(const CudaGemm *args, WeftCudaStream stream);
 /* f32 rows rounded to nearest even, `to` BF16 or F16; columns n..out_ld-1 become zero. */
 int weft_cuda_round(const float *x, size_t ld, uint32_t rows, uint32_t n, Dtype to, void *out,
                     size_t out_ld, WeftCudaStream stream);

@@ -257,7 +257,8 @@ static DeviceStatus fold(DeviceGroup *group, DeviceStream *stream, const DeviceT
 {
     cuda_use(group->device);
     return cuda_result(stream, weft_cuda_fold(tree->operand, tree->merges, tree->n_operands,
-                                              gathered, n, out, cuda_stream(stream)));
+                                              tree->flushes, gathered, n, out,
+                                              cuda_stream(stream)));
 }
 
 /* ---- buffers, the end ---- */

@@ -1,6 +1,7 @@
 /* DeviceTrainOps by the kernels of this folder and cuBLASLt: each op is some launches on the
  * stream. Needs no header of CUDA, so that the tests run it over the emulation of tests/kernels.
- * Class `fast`: products have the library's order of sums; all else has generic's. */
+ * Class `exact`: every op has generic's bits, products by kernels/cuda/gemm_exact.cu. Class `fast`:
+ * products have the library's order of sums, and attention with 16-bit operands rounds them. */
 #include "kernels/device/train_ops.h"
 
 #include "kernels/cuda/dense.h"
@@ -44,6 +45,12 @@ static size_t page_bytes(uint32_t n_kv_heads, uint32_t head_size)
     return 2 * (size_t)n_kv_heads * KV_BLOCK * head_size * sizeof(float);
 }
 
+/* What attention rounds its operands to: the host's does not. */
+static Dtype attention_operands(const DeviceTrainLimits *l)
+{
+    return l->exact ? DTYPE_F32 : l->operands;
+}
+
 static size_t forward_bytes(const DeviceTrainLimits *l)
 {
     const CudaAttention args = {.n_heads = l->n_heads,
@@ -64,19 +71,27 @@ static size_t backward_bytes(const DeviceTrainLimits *l)
     const CudaAttentionBackward args = {.n_rows = l->longest_document,
                                         .n_q = group,
                                         .head_size = l->head_size,
-                                        .operands = l->operands};
+                                        .operands = attention_operands(l)};
     const size_t one = weft_cuda_attention_backward_bytes(&args),
                  items = (size_t)l->n_kv_heads * l->max_documents;
     return larger(one, smaller(one * items, BACKWARD_BYTES));
 }
 
-static size_t workspace_bytes(const DeviceTrainLimits *l)
+static size_t product_bytes(const DeviceTrainLimits *l)
 {
+    if (l->exact) {
+        return weft_cuda_gemm_bytes(l->max_segments, l->longest_side, l->longest_side);
+    }
     const size_t operand =
         l->operands == DTYPE_F32
             ? 0
             : rounded_up(2 * (l->operand_elements + (size_t)OPERAND_ALIGN * l->longest_side), 256);
-    return larger(LIBRARY_BYTES + 2 * operand, larger(forward_bytes(l), backward_bytes(l)));
+    return LIBRARY_BYTES + 2 * operand;
+}
+
+static size_t workspace_bytes(const DeviceTrainLimits *l)
+{
+    return larger(product_bytes(l), larger(forward_bytes(l), backward_bytes(l)));
 }
 
 /* ---- products ---- */
@@ -178,7 +193,23 @@ static bool fits(const DeviceProduct *p, size_t length)
             (p->workspace_bytes - LIBRARY_BYTES) / 2 / 256 * 256 >= most);
 }
 
-static DeviceStatus product(DeviceStream *stream, const DeviceProduct *p)
+static DeviceStatus exact_product(DeviceStream *stream, const DeviceProduct *p)
+{
+    const CudaGemm args = {.operands = p->operands,
+                           .m = p->m,
+                           .n = p->n,
+                           .segments = p->segments,
+                           .n_segments = p->n_segments,
+                           .accumulate = p->accumulate,
+                           .c = p->c,
+                           .ld = p->ld,
+                           .subtree_stride = p->subtree_stride,
+                           .workspace = p->workspace,
+                           .workspace_bytes = p->workspace_bytes};
+    return cuda_result(stream, weft_cuda_gemm(&args, cuda_stream(stream)));
+}
+
+static DeviceStatus fast_product(DeviceStream *stream, const DeviceProduct *p)
 {
     Run runs[RUNS];
     uint32_t n = 0, subtree = 0;
@@ -187,7 +218,7 @@ static DeviceStatus product(DeviceStream *stream, const DeviceProduct *p)
     for (uint32_t i = 0; i < p->n_segments; i++) {
         length += p->segments[i].length;
     }
-    if (!has_operands(p->operands) || !fits(p, length)) {
+    if (!fits(p, length)) {
         return DEVICE_UNSUPPORTED;
     }
     for (uint32_t i = 0; i < p->n_segments; i++) {
@@ -215,6 +246,13 @@ static DeviceStatus product(DeviceStream *stream, const DeviceProduct *p)
         }
     }
     return DEVICE_OK;
+}
+
+static DeviceStatus product(DeviceStream *stream, const DeviceProduct *p)
+{
+    return !has_operands(p->operands) ? DEVICE_UNSUPPORTED
+           : p->exact                 ? exact_product(stream, p)
+                                      : fast_product(stream, p);
 }
 
 /* ---- rows, norms, attention ---- */
@@ -509,6 +547,7 @@ const DeviceTrainOps cuda_train_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceTrainOps),
     .has_operands = has_operands,
+    .gives_exact = has_operands,
     .has_shape = has_shape,
     .workspace_bytes = workspace_bytes,
     .product = product,

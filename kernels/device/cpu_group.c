@@ -12,6 +12,7 @@
  * "device-group-hold" = r: rank r's stream stands before it. */
 #include "kernels/device/cpu.h"
 #include "kernels/device/group.h"
+#include "kernels/generic/bf16dot.h"
 
 #include "proto/base/failpoint.h"
 
@@ -414,7 +415,9 @@ static void run_fold(void *args)
             stack[depth++] = a->gathered[a->tree.operand[k] * a->n + i];
             for (uint32_t m = a->tree.merges[k]; m > 0; m--) {
                 depth--;
-                stack[depth - 1] = stack[depth - 1] + stack[depth];
+                stack[depth - 1] =
+                    a->tree.flushes ? add_flushed(stack[depth - 1], stack[depth])
+                                    : stack[depth - 1] + stack[depth];
             }
         }
         a->out[i] = stack[0];

@@ -506,8 +506,8 @@ OP(loss_gradient, DeviceLossGradient)
 const DeviceTrainOps device_cpu_train_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceTrainOps),
-    .exact = true,
     .has_operands = has_operands,
+    .gives_exact = has_operands,
     .has_shape = has_shape,
     .workspace_bytes = workspace_bytes,
     .product = product,

@@ -47,6 +47,7 @@ typedef struct DeviceGroupPart {
 typedef struct DeviceTree {
     uint32_t n_ranks, most; /* subtrees of the rank that has the most */
     uint32_t n_operands;
+    bool flushes; /* subnormals, of operands and sums: units of bf16dot (kernels/ops/gemm.h) */
     uint16_t operand[TREE_LEAVES_LIMIT];
     uint8_t merges[TREE_LEAVES_LIMIT];
 } DeviceTree;

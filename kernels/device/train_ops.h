@@ -3,9 +3,10 @@
  *
  * Matrices are plain (row-major) f32; pointers are device addresses unless a line says host, and
  * structs are read before the function returns. Rows are tokens, sequence after sequence. What an
- * op computes is specified where its host kernel is (kernels/ops); the CPU's fill gives those bits,
- * other devices those values up to rounding (class `fast`). No
- * sum depends on how work is spread on a device: there are no atomics. */
+ * op computes is specified where its host kernel is (kernels/ops). In class `exact` it gives those
+ * bits, on every device that says so (gives_exact()); in class `fast` the CPU's fill does, other
+ * devices give those values up to rounding. No sum depends on how work is spread on a device:
+ * there are no atomics. */
 #pragma once
 
 #include "kernels/device/ops.h"
@@ -18,6 +19,7 @@
 /* What a rank will ask for at most, for its workspace. */
 typedef struct DeviceTrainLimits {
     Dtype operands;
+    bool exact;              /* class exact */
     size_t operand_elements; /* of one operand of any product, all its segments */
     uint32_t longest_side;   /* of any operand */
     uint32_t max_segments;   /* of any product */
@@ -32,9 +34,10 @@ static inline uint32_t device_train_pages(uint32_t max_rows, uint32_t longest_do
 }
 
 /* kernels/ops/gemm.h with operands of a type: f32 as they are, bf16 and f16 rounded to nearest even
- * as they are read; sums f32. */
+ * as they are read; sums f32. Several units are never leaves (GemmArgs.leaves). */
 typedef struct DeviceProduct {
     Dtype operands; /* F32, BF16 or F16 */
+    bool exact;     /* the bits of gemm, gemm_bf16 or gemm_f16, where gives_exact(operands) */
     uint32_t m, n;
     const GemmSegment *segments; /* host, what they point to on the device */
     uint32_t n_segments;
@@ -99,7 +102,7 @@ typedef struct DeviceTurn {
  * [..][pages_ld] by document: numbers of pages that no two share, below device_train_pages(). Query
  * heads h * n_q .. (h + 1) * n_q - 1 of q read KV head h. */
 typedef struct DeviceTrainAttention {
-    Dtype operands; /* as of products: what a device may round q, k, v and probabilities to */
+    Dtype operands; /* what a device may round q, k, v and probabilities to; class exact: F32 */
     const float *q, *k, *v; /* [..][q_ld], [..][kv_ld], from row 0 on */
     size_t q_ld, kv_ld;
     uint32_t n_kv_heads, n_q, head_size;
@@ -176,8 +179,9 @@ typedef struct DeviceTile {
 
 typedef struct DeviceTrainOps {
     uint32_t abi, bytes; /* DEVICE_ABI, sizeof(DeviceTrainOps) */
-    bool exact;          /* with f32 operands every op gives the host's bits (class exact) */
     bool (*has_operands)(Dtype type);
+    /* Class exact: with products of such operands every op gives the host's bits. */
+    bool (*gives_exact)(Dtype operands);
     /* head_size and sharing of attention, width of norms */
     bool (*has_shape)(uint32_t head_size, uint32_t heads_per_kv, uint32_t width);
     size_t (*workspace_bytes)(const DeviceTrainLimits *limits);

@@ -80,7 +80,7 @@ static float chain(Operands kind, const GemmSegment *g, uint32_t i, uint32_t j, 
 
 static float fold(bool flushes, float a, float b)
 {
-    return flushes ? flush_subnormal(flush_subnormal(a) + flush_subnormal(b)) : a + b;
+    return flushes ? add_flushed(a, b) : a + b;
 }
 
 /* One element of c. */

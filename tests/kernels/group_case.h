@@ -12,6 +12,7 @@
 #include "kernels/device/group.h"
 #include "transport/group/reduction.h"
 
+#include <immintrin.h>
 #include <string.h>
 
 enum { CASE_RANKS = 4, CASE_TURNS = 100000 };
@@ -248,7 +249,10 @@ static void case_exchange(void **state)
 
 /* ---- the exact all-reduce: the bits of transport/group ---- */
 
-static void case_tree_of(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks)
+enum { CASE_FLUSH = 0x8040 /* of MXCSR: FTZ and DAZ, as hosts fold units of bf16dot */ };
+
+/* flushes: numbers around the smallest normal one. */
+static void case_tree_of(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks, bool flushes)
 {
     CaseWorld w;
     DeviceTree tree;
@@ -258,14 +262,19 @@ static void case_tree_of(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ran
     uint32_t n_operands = 0;
     const Reduction *reduction = reduction_find(&cache, n_leaves, 0, cuts, n_ranks);
     device_tree_init(&tree, n_leaves, cuts, n_ranks);
+    tree.flushes = flushes;
     case_open(&w, n_ranks);
     for (uint32_t r = 0; r < n_ranks; r++) {
         mine[r] = case_floats(&w, r, (size_t)tree.most * CASE_N);
         gathered[r] = case_floats(&w, r, (size_t)n_ranks * tree.most * CASE_N);
         out[r] = case_floats(&w, r, CASE_N);
         for (uint32_t k = 0; k < reduction->n_subtrees[r]; k++) {
-            case_fill(mine[r] + (size_t)k * CASE_N, r * 64 + k, CASE_N);
-            operands[n_operands++] = mine[r] + (size_t)k * CASE_N;
+            float *subtree = mine[r] + (size_t)k * CASE_N;
+            case_fill(subtree, r * 64 + k, CASE_N);
+            for (size_t i = 0; flushes && i < CASE_N; i++) {
+                subtree[i] *= 0x1p-126f;
+            }
+            operands[n_operands++] = subtree;
         }
         case_enqueued(&w, r,
                       w.api->all_gather(w.ranks[r].group, w.ranks[r].stream, mine[r], gathered[r],
@@ -275,7 +284,10 @@ static void case_tree_of(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ran
             w.api->fold(w.ranks[r].group, w.ranks[r].stream, &tree, gathered[r], CASE_N, out[r]));
     }
     case_run(&w);
+    const unsigned modes = _mm_getcsr();
+    _mm_setcsr(flushes ? modes | CASE_FLUSH : modes);
     reduction_sum(reduction, operands, CASE_N, expected);
+    _mm_setcsr(modes);
     for (uint32_t r = 0; r < n_ranks; r++) {
         assert_memory_equal(out[r], expected, sizeof expected);
     }
@@ -296,7 +308,8 @@ static void case_tree(void **state)
     static const uint32_t n_ranks[] = {1, 2, 2, 3, 4, 3, 4, 4};
     (void)state;
     for (unsigned i = 0; i < G_N_ELEMENTS(n_ranks); i++) {
-        case_tree_of(cuts[i][n_ranks[i]], cuts[i], n_ranks[i]);
+        case_tree_of(cuts[i][n_ranks[i]], cuts[i], n_ranks[i], false);
+        case_tree_of(cuts[i][n_ranks[i]], cuts[i], n_ranks[i], true);
     }
 }
 

@@ -83,7 +83,7 @@ typedef struct TrainingOptions {
                           host, its kernels and pool */
     DeviceTeam *team;  /* of the stage's tensor ranks, one of work's: they exchange on the stream;
                           NULL: through pinned memory and `group` */
-    bool exact;        /* on a device: class exact, f32 operands and ops that are */
+    bool exact;        /* on a device: class exact, by ops that give it with this precision */
     const DeviceTrainOps *plan_ops; /* training_plan_bytes() of a device; NULL: the host */
     void (*progress)(void *user);   /* of links: by thread 0 between ops (DESIGN 5); NULL: none */
     void *progress_user;

@@ -42,9 +42,7 @@ static size_t place_numbers(const Training *t, uint8_t *base, Numbers *n)
 
 static Dtype operands_of(const Training *t)
 {
-    return t->o.precision == PRECISION_BF16  ? DTYPE_BF16
-           : t->o.precision == PRECISION_F16 ? DTYPE_F16
-                                             : DTYPE_F32;
+    return precision_dtype(t->o.precision);
 }
 
 /* Of one own KV head. */
@@ -64,6 +62,7 @@ static DeviceTrainLimits limits_of(const Training *t)
                  wide = MAX(MAX(t->q_width + 2 * t->kv_width, 2 * t->ffn_width),
                             MAX(t->h->is_last ? t->vocab : 0, t->width));
     return (DeviceTrainLimits){.operands = operands_of(t),
+                               .exact = t->o.exact,
                                .operand_elements = MAX(wide * MAX(rows, width), rows * width),
                                .longest_side = (uint32_t)MAX(rows, wide),
                                .max_segments =
@@ -349,6 +348,7 @@ static void device_multiply(Pass *p, GemmArgs *args)
     const Rounded a = {s->a, s->a_row, s->a_step, args->m, s->length},
                   b = {s->b, s->b_column, s->b_step, args->n, s->length};
     const DeviceProduct product = {.operands = operands_of(p->m),
+                                   .exact = p->m->o.exact,
                                    .m = args->m,
                                    .n = args->n,
                                    .segments = args->segments,
@@ -476,7 +476,7 @@ static DeviceTrainAttention attention_of(const Pass *p, const Tape *tape, const 
 {
     const Training *m = p->m;
     const size_t q = run->q * m->spec->head_size, kv = (size_t)run->kv * m->spec->head_size;
-    return (DeviceTrainAttention){.operands = operands_of(m),
+    return (DeviceTrainAttention){.operands = m->o.exact ? DTYPE_F32 : operands_of(m),
                                   .q = tape->q + q,
                                   .k = tape->k + kv,
                                   .v = tape->v + kv,

@@ -159,6 +159,7 @@ static bool make_trees(Training *t, GError **error)
                         t->h->tp, TREE_LEAVES_LIMIT);
             return false;
         }
+        t->device->trees[i].flushes = t->o.precision == PRECISION_BF16;
     }
     return true;
 }

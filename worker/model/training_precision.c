@@ -16,6 +16,11 @@ const char *precision_name(Precision p)
     return names[p];
 }
 
+Dtype precision_dtype(Precision p)
+{
+    return p == PRECISION_BF16 ? DTYPE_BF16 : p == PRECISION_F16 ? DTYPE_F16 : DTYPE_F32;
+}
+
 bool precision_parse(const char *name, Precision *out, GError **error)
 {
     for (uint32_t i = 0; i < PRECISION_LIMIT; i++) {

@@ -13,6 +13,7 @@
 typedef enum Precision { PRECISION_F32 = 0, PRECISION_BF16 = 1, PRECISION_F16 = 2 } Precision;
 #define PRECISION_LIMIT 3u
 const char *precision_name(Precision p);                                /* static */
+Dtype precision_dtype(Precision p); /* of operands */
 bool precision_parse(const char *name, Precision *out, GError **error); /* INVALID: unknown */
 
 /* The kernel of products. For bf16, segments of a contraction over tokens hold whole samples of an

@@ -46,11 +46,24 @@ struct TrainRank {
 
 /* ---- making ---- */
 
-/* Whether the device, if there is one, gives what the job's class promises. */
-static bool serves_class(const TrainRankOptions *o)
+/* Why the device, if there is one, does not give what the job's class promises; NULL: it does.
+ * Returned. */
+static char *class_refusal(const TrainRankOptions *o)
 {
     const DeviceTrainOps *ops = o->device != NULL ? o->device->train_ops : o->plan_ops;
-    return ops == NULL || o->fast || (o->devices && ops->exact && o->precision == PRECISION_F32);
+    if (ops == NULL || o->fast) {
+        return NULL;
+    }
+    if (!o->devices) {
+        return g_strdup("a rank of numerics class exact computes on a device, and the job says "
+                        "that none does");
+    }
+    return ops->gives_exact(precision_dtype(o->precision))
+               ? NULL
+               : g_strdup_printf("a rank computes on a device that trains with precision %s by "
+                                 "numerics class fast only; say numerics: fast, or another "
+                                 "precision",
+                                 precision_name(o->precision));
 }
 
 static bool has_devices(const TrainRankOptions *o)
@@ -60,8 +73,10 @@ static bool has_devices(const TrainRankOptions *o)
 
 static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **error)
 {
+    char *refusal = class_refusal(o);
     g_autofree char *what =
-        o->source->vocabulary > o->spec->vocab_size
+        refusal != NULL ? refusal
+        : o->source->vocabulary > o->spec->vocab_size
             ? g_strdup_printf("the data has ids up to %u, the model a vocabulary of %u; use the "
                               "model's tokenizer",
                               o->source->vocabulary - 1, o->spec->vocab_size)
@@ -73,7 +88,6 @@ static bool check(const TrainRankOptions *o, const TrainPosition *p, GError **er
             ? g_strdup_printf("schedule %s runs stages of one chunk of layers, and the plan has %u "
                               "chunks; choose schedule interleaved",
                               pipeline_name(o->schedule), p->chunks)
-        : !serves_class(o) ? g_strdup("a rank computes on a device, which is numerics class fast")
         : o->sequences < 1 || o->micro_sequences < 1
             ? g_strdup("a batch and a micro-batch have at least one sequence")
         : !(o->smoothing >= 0.0f && o->smoothing < 1.0f) ||

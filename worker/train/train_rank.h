@@ -41,7 +41,7 @@ typedef struct TrainRankOptions {
     TrainTimes *times;    /* of its ops; NULL: not */
     bool fast; /* of all ranks alike: numerics class fast, for which `devices` is taken as said */
     bool devices; /* likewise: some compute on a device, and micro-batches are cut at leaves; in
-                     class exact with f32 operands, on devices whose ops are (train_ops.h) */
+                     class exact on devices whose ops give it (DeviceTrainOps.gives_exact()) */
     const Device *device; /* where the rank computes; NULL: the host, by kernels and pool */
     const DeviceTrainOps *plan_ops; /* train_memory_plan() of a rank on a device; NULL: the host */
     uint64_t data_bytes; /* of its data, and whether checkpoints are made of it: what it counts */

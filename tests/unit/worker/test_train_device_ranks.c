@@ -170,6 +170,29 @@ static void test_documents(void **state)
     assert_equal_runs(&llama, spreads, G_N_ELEMENTS(spreads), NULL);
 }
 
+static void bf16(TrainRankOptions *o)
+{
+    o->precision = PRECISION_BF16;
+}
+
+static void f16(TrainRankOptions *o)
+{
+    o->precision = PRECISION_F16;
+    o->scaling.dynamic = true;
+}
+
+static void test_narrow_operands(void **state)
+{
+    static const RunSpread spreads[] = {{.tp = 3, .micro = 2, .change = exact},
+                                        {.tp = 2, .edit = plan_uneven, .change = on_some},
+                                        {.dp = 2, .pp = 2, .tp = 2, .change = full}};
+    Toy odd = toy_wide_llama;
+    odd.length--;
+    assert_equal_runs(&toy_wide_gpt2, spreads, G_N_ELEMENTS(spreads), bf16);
+    assert_equal_runs(&odd, spreads, G_N_ELEMENTS(spreads), bf16);
+    assert_equal_runs(&toy_wide_llama, spreads, 1, f16);
+}
+
 /* More chunks than a tensor has units. */
 static void test_large_vocabulary(void **state)
 {
@@ -299,6 +322,7 @@ int main(void)
         cmocka_unit_test(test_llama),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_narrow_operands),
         cmocka_unit_test(test_large_vocabulary),
         cmocka_unit_test(test_staged),
         cmocka_unit_test(test_links_are_idle),
