@@ -87,9 +87,10 @@ static void explain_devices(const PlanTraining *p, const TrainPlace *place)
     }
     g_autofree char *copies = units_format_size(host);
     add_reason(p,
-               "numerics fast: %u of %u ranks compute on devices, with up to %s of copies in "
+               "numerics %s: %u of %u ranks compute on devices%s, with up to %s of copies in "
                "their hosts' memory",
-               place->n_on_device, place->n_ranks, copies);
+               numerics_name((NumericsClass)p->spec->numerics), place->n_on_device, place->n_ranks,
+               p->spec->numerics == NUMERICS_EXACT ? " and give the bits of hosts" : "", copies);
 }
 
 static void explain(PlanTraining *p)

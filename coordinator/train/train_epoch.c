@@ -308,7 +308,9 @@ void train_epoch_begin(TrainJob *job)
     train_pace_begin(&job->pace, settings.settings.first_step);
     train_job_sayf(job, "epoch %" G_GUINT64_FORMAT ": dp %u, pp %u, tp %u%s", job->epoch,
                    job->layout.dp, job->layout.pp, job->layout.tp,
-                   job->spec->numerics == NUMERICS_FAST ? ", numerics fast" : "");
+                   job->spec->numerics == NUMERICS_FAST ? ", numerics fast"
+                   : job->layout.on_devices             ? ", numerics exact on devices"
+                                                        : "");
     train_calls_load(job->calls, job->o.loop, job->plan, job->o.members, &load, &events);
     const TrainJobView view = train_job_view(job);
     train_log_set_course(job->log, job->spec->steps, train_status_share(&job->o, &view));

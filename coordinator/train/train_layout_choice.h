@@ -18,6 +18,7 @@ typedef struct TrainLayoutChoice {
     uint32_t dp, pp, tp, micro_sequences;
     uint32_t chunks;   /* of layers per stage; 1: not interleaved */
     uint32_t schedule; /* JobSchedule, not AUTO */
+    bool on_devices;   /* some rank, once there are seats */
 } TrainLayoutChoice;
 
 /* Fewer cannot fit: not even weights and gradients, evenly spread, on the smallest worker. */

@@ -151,13 +151,19 @@ static bool is_advising(const TrainPlacing *p)
     return p->advice.legal != NULL;
 }
 
+static TrainWorkers all_workers(const TrainPlacing *p)
+{
+    return train_workers_usable(p->o.members, (NumericsClass)p->spec.numerics,
+                                (uint32_t)p->spec.precision);
+}
+
 /* Devices alone do not do: hosts' cores take part, where there are any. True: another try began. */
 static bool try_with_hosts(TrainPlacing *p)
 {
-    if (p->with_hosts || p->o.spec->numerics != JOB_FAST) {
+    if (p->with_hosts) {
         return false;
     }
-    TrainWorkers workers = train_workers_usable(p->o.members, NUMERICS_FAST);
+    TrainWorkers workers = all_workers(p);
     p->with_hosts = workers.n_on_device > 0 && workers.n_on_device < workers.seats->len;
     train_workers_clear(&workers);
     if (p->with_hosts) {
@@ -281,6 +287,7 @@ static void find_members(TrainPlacing *p)
         place->limits[g] = p->of_rank[g] != NULL ? p->of_rank[g]->memory_bytes : 0;
         place->n_on_device += is_on_device(p, g);
     }
+    place->layout.on_devices = place->n_on_device > 0;
 }
 
 /* A legal layout of at least so many stages, where the spec leaves them open; false + error. */
@@ -332,7 +339,7 @@ static bool try_layout(TrainPlacing *p, const TrainWorkers *workers, uint32_t st
 
 static TrainWorkers usable_workers(const TrainPlacing *p)
 {
-    TrainWorkers workers = train_workers_usable(p->o.members, (NumericsClass)p->spec.numerics);
+    TrainWorkers workers = all_workers(p);
     if (!p->with_hosts && workers.n_on_device > 0) {
         train_workers_keep_devices(&workers);
     }

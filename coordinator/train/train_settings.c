@@ -111,6 +111,7 @@ void train_settings_fill(const JobSpec *job, const TrainInput *in, const TrainLa
     out->skip_nonfinite = job->nonfinite == JOB_NONFINITE_SKIP;
     out->given = in->source != NULL;
     out->fast = job->numerics == NUMERICS_FAST;
+    out->devices = layout->on_devices;
 }
 
 bool train_checkpoint_check(const JobSpec *job, const ModelSpec *model, const Checkpoint *c,

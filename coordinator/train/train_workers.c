@@ -12,10 +12,14 @@ static void add_seat(TrainWorkers *w, const Member *member, uint32_t device, uin
     }
 }
 
-static bool offers(const Weft__V1__Hello *hello, NumericsClass numerics)
+static bool offers(const Weft__V1__Hello *hello, const TrainWorkers *w)
 {
-    return (hello->numerics_classes >> (uint32_t)numerics & 1u) != 0 &&
-           (numerics == NUMERICS_FAST || hello->n_devices == 0);
+    bool exact = true; /* on all of its devices */
+    for (size_t i = 0; i < hello->n_devices; i++) {
+        exact = exact && (hello->devices[i]->exact_training >> w->precision & 1u) != 0;
+    }
+    return (hello->numerics_classes >> (uint32_t)w->numerics & 1u) != 0 &&
+           (w->numerics == NUMERICS_FAST || exact);
 }
 
 static bool is_there(const Member *member)
@@ -30,7 +34,7 @@ static void add_devices(Member *member, void *user)
         return;
     }
     const Weft__V1__Hello *hello = member_hello(member);
-    if (!offers(hello, w->numerics)) {
+    if (!offers(hello, w)) {
         w->n_left_out++;
         return;
     }
@@ -44,16 +48,17 @@ static void add_cores(Member *member, void *user)
 {
     TrainWorkers *w = user;
     if (is_there(member) && member_hello(member)->n_devices == 0 &&
-        offers(member_hello(member), w->numerics)) {
+        offers(member_hello(member), w)) {
         add_seat(w, member, 0, member_hello(member)->memory_bytes);
     }
 }
 
-TrainWorkers train_workers_usable(Members *members, NumericsClass numerics)
+TrainWorkers train_workers_usable(Members *members, NumericsClass numerics, uint32_t precision)
 {
     TrainWorkers w = {.seats = g_array_new(FALSE, FALSE, sizeof(TrainSeat)),
                       .least_memory = UINT64_MAX,
-                      .numerics = numerics};
+                      .numerics = numerics,
+                      .precision = precision};
     members_each(members, add_devices, &w);
     members_each(members, add_cores, &w);
     return w;
@@ -61,7 +66,7 @@ TrainWorkers train_workers_usable(Members *members, NumericsClass numerics)
 
 NumericsClass train_workers_class(Members *members)
 {
-    TrainWorkers fast = train_workers_usable(members, NUMERICS_FAST);
+    TrainWorkers fast = train_workers_usable(members, NUMERICS_FAST, JOB_F32);
     const NumericsClass numerics = numerics_by_place(fast.n_on_device > 0);
     train_workers_clear(&fast);
     return numerics;
@@ -79,10 +84,12 @@ void train_workers_keep_devices(TrainWorkers *w)
 const char *train_workers_advice(const TrainWorkers *w)
 {
     return w->n_left_out == 0 ? ""
-           : w->numerics == NUMERICS_EXACT
-               ? " (workers that offer numerics fast only, as training on devices does, are left "
-                 "out: say numerics: fast)"
-               : " (workers that offer numerics exact only are left out)";
+           : w->numerics == NUMERICS_FAST
+               ? " (workers that offer numerics exact only are left out)"
+           : w->precision == JOB_F32
+               ? " (workers that train by numerics fast only are left out: say numerics: fast)"
+               : " (workers that train by numerics fast only with this precision are left out: say "
+                 "numerics: fast, or precision: f32)";
 }
 
 void train_workers_clear(TrainWorkers *w)

@@ -17,13 +17,14 @@ typedef struct TrainWorkers {
     GArray *seats; /* of TrainSeat */
     uint64_t least_memory;
     uint32_t n_on_device;
-    uint32_t n_left_out; /* workers: usable, but of another numerics class */
+    uint32_t n_left_out; /* workers: usable, but not by this class with this precision */
     NumericsClass numerics;
+    uint32_t precision;
 } TrainWorkers;
 
-/* Of workers that are attached, not draining, with a channel, and offer the class: devices train by
- * fast alone. */
-TrainWorkers train_workers_usable(Members *members, NumericsClass numerics);
+/* Of workers that are attached, not draining, with a channel, and offer the class: exact on devices
+ * those that give hosts' bits with products of the JobPrecision. */
+TrainWorkers train_workers_usable(Members *members, NumericsClass numerics, uint32_t precision);
 /* The class of a job that asked for none: of where it would run now (numerics_by_place()). */
 NumericsClass train_workers_class(Members *members);
 /* Hosts' cores are left out: a step waits for its slowest rank. There are devices. */

@@ -75,8 +75,8 @@ class Run:
 
 
 def case_device():
-    """workers on a device (the trivial one) train class fast: the host's losses and weights, alone, in replicas, stages and tensor ranks; exact leaves
-    them out and says so"""
+    """workers on a device (the trivial one) train class fast, and exact where that is asked: the host's losses and weights, alone, in replicas, stages
+    and tensor ranks"""
     if os.environ.get("WEFT_FAILPOINTS") != "true":
         raise Skip("built without fail points")
     want = reference("gpt2", 12)
@@ -91,7 +91,12 @@ def case_device():
         open_class = spec("device-open", layout=layout)
         assert devices.weft("plan", open_class, "--json").ok().json()["numerics"] == "fast"
         assert_same(result(devices.weft("train", open_class, "--json", "-q").ok().out), want)
-        devices.weft("plan", spec("device-exact", numerics="exact")).fails(4, "no worker is usable", "say numerics: fast")
+        for i, (layout, precision) in enumerate((("{dp: 2, pp: 1, tp: 1}", "f32"), ("{dp: 1, pp: 1, tp: 2}", "bf16"))):
+            path = spec(f"device-exact-{i}", layout=layout, numerics="exact", precision=precision)
+            plan = devices.weft("plan", path, "--json").ok().json()
+            assert any("numerics exact: 2 of 2 ranks compute on devices" in reason for reason in plan["reasons"]), plan["reasons"]
+            alone = want if precision == "f32" else result(weft("train", spec("alone-bf16", precision=precision), "--json", "-q").ok().out)
+            assert_same(result(devices.weft("train", path, "--json", "-q").ok().out), alone)
     finally:
         devices.down()
 

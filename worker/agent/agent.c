@@ -13,6 +13,7 @@
 #include "worker/agent/agent.h"
 
 #include "kernels/device/ops.h"
+#include "kernels/device/train_ops.h"
 #include "kernels/device/use.h"
 
 #include "proto/base/error.h"
@@ -26,6 +27,7 @@
 #include "worker/agent/leader_service.h"
 #include "worker/agent/train_estimate.h"
 #include "worker/agent/trainings.h"
+#include "worker/model/training_precision.h"
 #include "worker/shard/slice_server.h"
 
 #include <string.h>
@@ -357,12 +359,23 @@ static Weft__V1__Measured *measured(const Measure *measure)
     return m;
 }
 
+/* A bit for each precision with which a device trains exactly. */
+static uint32_t exact_training(const Device *device)
+{
+    uint32_t bits = 0;
+    for (uint32_t p = 0; device->train_ops != NULL && p < PRECISION_LIMIT; p++) {
+        bits |= (uint32_t)device->train_ops->gives_exact(precision_dtype((Precision)p)) << p;
+    }
+    return bits;
+}
+
 static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
 {
     const unsigned n = a->o.device ? MAX(a->o.n_devices, 1u) : 0;
     hello->devices = g_new(Weft__V1__Device *, n);
     for (unsigned i = 0; i < n; i++) {
-        const DeviceInfo *info = &(i == 0 ? a->o.device : a->o.devices[i])->info;
+        const Device *own = i == 0 ? a->o.device : a->o.devices[i];
+        const DeviceInfo *info = &own->info;
         Weft__V1__Device *device = g_new(Weft__V1__Device, 1);
         weft__v1__device__init(device);
         device->kind = g_strdup(info->kind);
@@ -372,6 +385,7 @@ static void fill_devices(const Agent *a, Weft__V1__Hello *hello)
         device->memory_bytes = info->memory_bytes;
         device->budget_bytes = a->o.device_bytes;
         device->exact_kind = g_strdup(info->exact_kind);
+        device->exact_training = exact_training(own);
         device->measured = a->measures ? measured(&a->measures[i]) : NULL;
         hello->devices[hello->n_devices++] = device;
     }

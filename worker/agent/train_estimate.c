@@ -150,10 +150,9 @@ static bool fill(Estimate *e, const Weft__V1__TrainEstimateRequest *r, GError **
     for (uint32_t g = 0; g < e->n_ranks; g++) {
         e->threads[g] = g < r->n_threads ? CLAMP(r->threads[g], 1, 1024) : 1;
         e->on_device[g] = g < r->n_on_device && r->on_device[g];
-        if (e->on_device[g] && (e->device == NULL || !e->work.fast)) {
+        if (e->on_device[g] && e->device == NULL) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
-                        "estimate: a rank on a device, and %s",
-                        e->device == NULL ? "this worker has none" : "the class is exact");
+                        "estimate: a rank on a device, and this worker has none");
             return false;
         }
     }

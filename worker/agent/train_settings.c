@@ -170,6 +170,7 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
                        .scaling = scaling_of(m),
                        .skip_nonfinite = m->skip_nonfinite,
                        .fast = m->fast,
+                       .devices = m->devices,
                        .given = m->given,
                        .schedule = (PipelineKind)m->schedule,
                        .recompute = (Recompute)m->recompute,

@@ -8,6 +8,7 @@
  *      other one before all of it is written. */
 #include "worker/agent/trainings.h"
 
+#include "kernels/device/train_ops.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/model/model_message.h"
@@ -475,6 +476,22 @@ static bool check_device(const TrainCall *t, GError **error)
     return true;
 }
 
+/* Class exact on a device wants one that has the host's bits. */
+static bool check_class(const DeploymentsOptions *o, const Device *device, const TrainWork *work,
+                        GError **error)
+{
+    if (device == NULL || work->fast ||
+        device->train_ops->gives_exact(precision_dtype(work->precision))) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
+                "worker %s computes on %s:%u, which trains with precision %s by numerics fast "
+                "only: say numerics: fast or another precision in the job file, or start it with "
+                "--device cpu",
+                o->name, device->info.kind, device->info.index, precision_name(work->precision));
+    return false;
+}
+
 static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **error)
 {
     const DeploymentsOptions *o = &t->owner->o;
@@ -500,11 +517,7 @@ static bool open_engine(TrainCall *t, const Weft__V1__TrainLoad *load, GError **
     if (!train_settings_read(load->settings, t->spec, &options.work, error)) {
         return false;
     }
-    if (device != NULL && !options.work.fast) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IMPOSSIBLE,
-                    "worker %s computes on %s:%u, which trains by numerics fast only: say "
-                    "numerics: fast in the job file, or start it with --device cpu",
-                    o->name, device->info.kind, device->info.index);
+    if (!check_class(o, device, &options.work, error)) {
         return false;
     }
     TextWish *sample = &options.work.sample;

@@ -179,6 +179,7 @@ TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, c
                               .dropout = {(float)w->dropout, w->seed},
                               .smoothing = w->smoothing,
                               .fast = w->fast,
+                              .devices = w->devices,
                               .plan = plan,
                               .replica = replica,
                               .stage = stage,

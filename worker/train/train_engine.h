@@ -37,7 +37,7 @@ typedef struct TrainWork {
     uint64_t n_tokens, n_validation_tokens;
     TokenPacking packing;
     TokenBounds bounds;
-    bool fast;          /* some rank computes on a device (TrainRankOptions) */
+    bool fast, devices; /* numerics class; some rank computes on a device (TrainRankOptions) */
     bool given;         /* step 0 begins with weights of the feed, not from the seed */
     TrainProgress from; /* where a restored state stands; step 0: weights from the seed */
 } TrainWork;

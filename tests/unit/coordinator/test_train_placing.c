@@ -4,7 +4,9 @@
 #include "tests/unit/coordinator/sim_streams.h"
 
 #include "proto/base/error.h"
+#include "proto/config/job_spec.h"
 #include "proto/model/model_config.h"
+#include "proto/plan/plan.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,7 +43,8 @@ static void start(SimCluster *s, unsigned n, uint64_t memory_bytes)
     start_workers(s, n);
 }
 
-static const Weft__V1__PlanTrainingResponse *plan_of(SimCluster *s, Answer *a, const char *layout)
+/* What the coordinator answers to a plan of this layout, with these lines besides. */
+static void ask_plan(SimCluster *s, Answer *a, const char *layout, const char *more)
 {
     g_autofree char *data = g_build_filename(s->dir, "text.txt", NULL);
     g_autoptr(GString) text = g_string_new(NULL);
@@ -52,13 +55,18 @@ static const Weft__V1__PlanTrainingResponse *plan_of(SimCluster *s, Answer *a, c
     g_autofree char *spec = g_strdup_printf("kind: train\nname: toy\nmodel: {config: " MODEL "}\n"
                                             "data: {train: %s, tokenizer: {train: 270}}\n"
                                             "batch: {sequences: 8, length: 16, leaves: 8}\n"
-                                            "steps: 9\noptimizer: {lr: 1e-3}\nlayout: %s\n",
-                                            data, layout);
+                                            "steps: 9\noptimizer: {lr: 1e-3}\nlayout: %s\n%s",
+                                            data, layout, more);
     Weft__V1__PlanTrainingRequest request = WEFT__V1__PLAN_TRAINING_REQUEST__INIT;
     request.spec = spec;
     *a = (Answer){0};
     sim_call(s, a, &weft__v1__admin__descriptor, "PlanTraining", &request);
     sim_answer(s, a, 20 * SECOND);
+}
+
+static const Weft__V1__PlanTrainingResponse *plan_of(SimCluster *s, Answer *a, const char *layout)
+{
+    ask_plan(s, a, layout, "");
     g_assert_no_error(a->error);
     return (const Weft__V1__PlanTrainingResponse *)a->message;
 }
@@ -139,13 +147,100 @@ static void test_spares_activations(void **state)
     answer_clear(&a);
 }
 
+/* ---- the class, with a worker on a device beside one on its cores ---- */
+
+static Weft__V1__Measured measured = WEFT__V1__MEASURED__INIT;
+static Weft__V1__Device gpu = WEFT__V1__DEVICE__INIT, *gpus[] = {&gpu};
+
+/* exact: bits by precision. */
+static void start_gpu(SimCluster *s, uint32_t exact, unsigned n_workers, uint64_t budget)
+{
+    measured.read_bytes_per_s = 4e12;
+    measured.int8_ops_per_s = measured.f32_ops_per_s = 1e14;
+    gpu.kind = (char *)"cuda";
+    gpu.exact_kind = (char *)"NVIDIA H200, sm_90";
+    gpu.budget_bytes = budget;
+    gpu.measured = &measured;
+    gpu.exact_training = exact;
+    s->workers[0].devices = gpus;
+    s->workers[0].n_devices = 1;
+    for (unsigned i = 0; i < n_workers; i++) {
+        s->workers[i].numerics_classes = 1u << NUMERICS_EXACT | 1u << NUMERICS_FAST;
+    }
+    start(s, n_workers, whole());
+}
+
+static void expect_class(SimCluster *s, const char *more, const char *numerics, const char *worker,
+                         const char *reason)
+{
+    Answer a;
+    ask_plan(s, &a, "{dp: 1, pp: 1, tp: 1}", more);
+    g_assert_no_error(a.error);
+    const Weft__V1__PlanTrainingResponse *r = (const Weft__V1__PlanTrainingResponse *)a.message;
+    bool said = reason == NULL;
+    assert_int_equal(r->n_violations, 0);
+    assert_string_equal(r->numerics, numerics);
+    assert_string_equal(r->plan->replicas[0]->stages[0]->ranks[0]->worker, worker);
+    for (size_t i = 0; i < r->plan->n_reasons; i++) {
+        said = said || strstr(r->plan->reasons[i], reason) != NULL;
+    }
+    assert_true(said);
+    answer_clear(&a);
+}
+
+/* A device that has hosts' bits with these operands trains exactly, where that is asked; others are
+ * left to class fast, which is what a job gets on a device that asks for nothing. */
+static void test_exact_on_a_device(void **state)
+{
+    SimCluster *s = *state;
+    start_gpu(s, 1u << JOB_F32, 2, whole());
+    expect_class(s, "", "fast", "w0", "numerics fast: 1 of 1 ranks compute on devices, with");
+    expect_class(s, "numerics: exact\n", "exact", "w0",
+                 "numerics exact: 1 of 1 ranks compute on devices and give the bits of hosts");
+    expect_class(s, "numerics: exact\nprecision: bf16\n", "exact", "w1", NULL);
+    expect_class(s, "numerics: fast\nprecision: bf16\n", "fast", "w0", NULL);
+}
+
+static void test_exact_leaves_devices_out(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start_gpu(s, 1u << JOB_F32, 1, whole());
+    ask_plan(s, &a, "auto", "numerics: exact\nprecision: bf16\n");
+    assert_non_null(a.error);
+    assert_int_equal(a.error->code, WEFT_ERROR_NOT_READY);
+    assert_non_null(strstr(a.error->message, "say numerics: fast, or precision: f32"));
+    answer_clear(&a);
+    expect_class(s, "numerics: exact\nprecision: f32\n", "exact", "w0", NULL);
+}
+
+/* A device that is too small alone trains exactly beside hosts. */
+static void test_exact_beside_hosts(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start_gpu(s, 1u << JOB_F32, 2, whole() * 2 / 3);
+    ask_plan(s, &a, "auto", "numerics: exact\n");
+    g_assert_no_error(a.error);
+    const Weft__V1__PlanTrainingResponse *r = (const Weft__V1__PlanTrainingResponse *)a.message;
+    assert_int_equal(r->n_violations, 0);
+    assert_int_equal(r->plan->replicas[0]->n_stages, 2);
+    assert_string_equal(r->numerics, "exact");
+    answer_clear(&a);
+}
+
 int main(void)
 {
 #define ROW(test) cmocka_unit_test_setup_teardown(test, cluster_set_up, cluster_tear_down)
     const struct CMUnitTest tests[] = {
-        ROW(test_replicas),           ROW(test_stages),
-        ROW(test_tensor_ranks),       ROW(test_names_what_fits),
+        ROW(test_replicas),
+        ROW(test_stages),
+        ROW(test_tensor_ranks),
+        ROW(test_names_what_fits),
         ROW(test_spares_activations),
+        ROW(test_exact_on_a_device),
+        ROW(test_exact_leaves_devices_out),
+        ROW(test_exact_beside_hosts),
     };
 #undef ROW
     return cmocka_run_group_tests(tests, NULL, NULL);
