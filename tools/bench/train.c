@@ -7,7 +7,8 @@
  *             12 layers x length x width (Chowdhery et al. 2022, appendix B): "FLOPS"
  *   bf16      the instruction that multiplies bf16, and why: text
  *   profile   ms of each op since the last step: "NAME MS" ... on one line
- * With --device the rank computes there, class fast. With --loose 1 products are whole chains,
+ * With --device the rank computes there, by class fast or, with --numerics exact, with the host's
+ * bits. With --loose 1 products are whole chains,
  * without units: the fastest variant that we found without the bit contract (give it --leaves 1,
  * too). */
 #include "tools/bench/peaks.h"
@@ -23,7 +24,7 @@
 
 typedef struct Settings {
     int threads, leaves, sequences, length, layers, width, heads, micro, loose;
-    const char *precision, *isa, *device;
+    const char *precision, *isa, *device, *numerics;
 } Settings;
 
 static uint32_t vocabulary;
@@ -84,7 +85,8 @@ static TrainRank *make_rank(const Settings *s, const ModelSpec *spec, const Kern
                           .kernels = kernels,
                           .pool = pool,
                           .device = device,
-                          .fast = device != NULL,
+                          .fast = device != NULL && strcmp(s->numerics, "fast") == 0,
+                          .devices = device != NULL,
                           .source = source,
                           .sequences = (uint32_t)s->sequences,
                           .leaves = (uint32_t)s->leaves,
@@ -174,7 +176,7 @@ static void answer(const char *line, TrainRank *rank, Pool *pool, KernelIsa isa)
 
 static Settings parse(int argc, char **argv)
 {
-    Settings s = {2, 8, 4, 64, 12, 768, 12, 0, 0, "f32", "auto", NULL};
+    Settings s = {2, 8, 4, 64, 12, 768, 12, 0, 0, "f32", "auto", NULL, "fast"};
     const struct {
         const char *name;
         int *number;
@@ -184,7 +186,8 @@ static Settings parse(int argc, char **argv)
                    {"--layers", &s.layers, NULL},       {"--width", &s.width, NULL},
                    {"--heads", &s.heads, NULL},         {"--micro", &s.micro, NULL},
                    {"--loose", &s.loose, NULL},         {"--precision", NULL, &s.precision},
-                   {"--device", NULL, &s.device},       {"--isa", NULL, &s.isa}};
+                   {"--device", NULL, &s.device},       {"--isa", NULL, &s.isa},
+                   {"--numerics", NULL, &s.numerics}};
     for (int i = 1; i < argc; i += 2) {
         bool known = false;
         for (size_t k = 0; i + 1 < argc && k < sizeof options / sizeof *options; k++) {
@@ -202,7 +205,7 @@ static Settings parse(int argc, char **argv)
                     "usage: bench-train [--threads N] [--leaves N] [--sequences N] "
                     "[--length N] [--layers N] [--width N] [--heads N] [--micro N] [--loose 0|1] "
                     "[--precision f32|bf16|f16] [--isa auto|generic|avx2|avx512] [--device "
-                    "cuda[:N]]\n");
+                    "cuda[:N] [--numerics exact|fast]]\n");
             exit(2);
         }
     }
@@ -222,6 +225,9 @@ int main(int argc, char **argv)
                                 .context = (uint32_t)MAX(1024, s.length)};
     GError *error = NULL;
     KernelIsa isa;
+    if (strcmp(s.numerics, "fast") != 0 && strcmp(s.numerics, "exact") != 0) {
+        fail("--numerics is exact or fast", NULL);
+    }
     if (s.threads < 1 || s.threads > 64 || !kernels_parse_isa(s.isa, &isa)) {
         fail("--threads is 1 to 64, --isa one that this CPU has", NULL);
     }
