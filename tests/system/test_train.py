@@ -102,7 +102,7 @@ def case_device():
 
 
 def case_devices_of_one_worker():
-    """a worker that leads three devices trains on all of them, a rank on each: replicas, stages and tensor ranks, losses and weights as on a host; a
+    """a worker that leads three devices trains exactly on all of them, a rank on each: replicas, stages and tensor ranks, losses and weights as on a host; a
     layout that needs more is refused"""
     if os.environ.get("WEFT_FAILPOINTS") != "true":
         raise Skip("built without fail points")
@@ -110,9 +110,9 @@ def case_devices_of_one_worker():
     devices = Cluster(workers=1, env={"WEFT_DEVICE": "cpu:3"})
     try:
         for i, (layout, n) in enumerate((("{dp: 3, pp: 1, tp: 1}", 3), ("{dp: 1, pp: 2, tp: 1}", 2), ("{dp: 1, pp: 1, tp: 3}", 3), ("auto", 3))):
-            path = spec(f"devices-{i}", layout=layout)
+            path = spec(f"devices-{i}", layout=layout, numerics="exact")
             plan = devices.weft("plan", path, "--json").ok().json()
-            assert any(f"numerics fast: {n} of {n} ranks compute on devices" in reason for reason in plan["reasons"]), plan["reasons"]
+            assert any(f"numerics exact: {n} of {n} ranks compute on devices" in reason for reason in plan["reasons"]), plan["reasons"]
             assert_same(result(devices.weft("train", path, "--json", "-q").ok().out), want)
         devices.weft("plan", spec("devices-more", layout="{dp: 4, pp: 1, tp: 1}")).fails(2, "4")
     finally:
@@ -499,5 +499,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_device, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])
