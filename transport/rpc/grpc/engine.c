@@ -8,15 +8,20 @@
  *   2. A sink posts to its Loop only under its mutex while it is open, so that nothing reaches a
  *      Loop that may be gone.
  *   3. At most one drain is posted at a time; completions run in the order in which gRPC gave them.
- *   4. Somebody always polls: without it reconnects and deaths would be noticed only every 5 s. */
+ *   4. Somebody always polls: without it reconnects and deaths would be noticed only every 5 s.
+ *   5. A process that exits while the engine is in use (a channel whose calls did not end in time)
+ *      leaves at once: the polling thread is inside gRPC, whose globals exit() would take away. */
 #include "transport/rpc/grpc/engine.h"
 
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define LOG_LINES_PER_SECOND 5
 #define DRAIN_BATCH 256
@@ -24,6 +29,7 @@
 static struct {
     pthread_mutex_t mutex;
     unsigned users;
+    bool watches_exit;
     grpc_completion_queue *queue;
     GThread *thread;
 } engine = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -237,9 +243,21 @@ static void *poll_queue(void *user)
     }
 }
 
+static void leave_in_use(int status, void *user)
+{
+    (void)user;
+    if (engine.users > 0) {
+        fflush(NULL);
+        _exit(status);
+    }
+}
+
 grpc_completion_queue *engine_acquire(void)
 {
     pthread_mutex_lock(&engine.mutex);
+    if (!engine.watches_exit) {
+        engine.watches_exit = on_exit(leave_in_use, NULL) == 0;
+    }
     if (engine.users++ == 0) {
         gpr_set_log_function(on_core_log);
         gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
