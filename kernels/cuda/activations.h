@@ -7,6 +7,7 @@
 enum ActivationKind {
     ACTIVATIONS_F32,      /* F32 weights: the f32 rows themselves */
     ACTIVATIONS_F16_PAIR, /* F16 weights: high, low: [rows][ld] f16, d: [rows] the row's scale */
+    ACTIVATIONS_F8,       /* F8_E4M3 weights: the same, each 32 in the order of f8_position() */
     ACTIVATIONS_BF16,     /* BF16 weights: bf16: [rows][ld] */
     ACTIVATIONS_Q8_32,    /* q: [rows][n_in]; d, ds = d * (float)sum, sum: [rows][n_in / 32] */
     ACTIVATIONS_Q8_256,   /* q; d: [rows][n_in / 256]; sum of each 16: [rows][n_in / 16] */
@@ -44,7 +45,8 @@ static inline Activations activations_at(Dtype weight, const void *buffer, uint3
         a.kind = ACTIVATIONS_F32;
         break;
     case DTYPE_F16:
-        a.kind = ACTIVATIONS_F16_PAIR;
+    case DTYPE_F8_E4M3:
+        a.kind = weight == DTYPE_F16 ? ACTIVATIONS_F16_PAIR : ACTIVATIONS_F8;
         a.high = static_cast<uint16_t *>(take(elements * 2));
         a.low = static_cast<uint16_t *>(take(elements * 2));
         a.d = static_cast<float *>(take((size_t)rows * 4));

@@ -4,6 +4,7 @@
 
 #include <cublasLt.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { ALGORITHMS = 64 };
 
@@ -18,6 +19,7 @@ typedef struct Shape {
 
 struct CudaDense {
     cublasLtHandle_t handle;
+    CudaDenseF8 f8;
     uint32_t n; /* kept so far; the oldest gives way */
     Shape shapes[ALGORITHMS];
     cublasLtMatmulAlgo_t algorithms[ALGORITHMS];
@@ -41,7 +43,14 @@ CudaDense *cuda_dense_new(int *status)
         free(dense);
         return NULL;
     }
+    const char *said = getenv("WEFT_DEVICE_FP8_ACTIVATIONS");
+    dense->f8.wanted = said != NULL && strcmp(said, "1") == 0;
     return dense;
+}
+
+CudaDenseF8 *cuda_dense_f8(CudaDense *dense)
+{
+    return &dense->f8;
 }
 
 void cuda_dense_free(CudaDense *dense)
@@ -75,6 +84,34 @@ static cublasLtEpilogue_t epilogue_of(const CudaDenseProduct *a)
                              : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+/* A number of each 128 elements of each row of both operands, rows adjacent ("128-element 1D block
+ * scaling", cuBLAS 3.1.4.5). */
+static cublasStatus_t describe_scales(const CudaDenseProduct *a, cublasLtMatmulDesc_t product)
+{
+#if CUBLAS_VERSION >= 120900
+    const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void *value;
+        size_t bytes;
+    } settings[] = {
+        {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode},
+        {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode},
+        {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a->w_scales, sizeof a->w_scales},
+        {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a->x_scales, sizeof a->x_scales},
+    };
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    for (unsigned i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++) {
+        status = cublasLtMatmulDescSetAttribute(product, settings[i].attribute, settings[i].value,
+                                                settings[i].bytes);
+    }
+    return status;
+#else
+    (void)a, (void)product;
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+#endif
+}
+
 static cublasStatus_t describe_product(const CudaDenseProduct *a, cublasLtMatmulDesc_t product)
 {
     const cublasOperation_t w = a->w_by_in ? CUBLAS_OP_N : CUBLAS_OP_T,
@@ -93,14 +130,27 @@ static cublasStatus_t describe_product(const CudaDenseProduct *a, cublasLtMatmul
         status = cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                                                 &a->bias, sizeof a->bias);
     }
-    return status;
+    return status == CUBLAS_STATUS_SUCCESS && a->type == DTYPE_F8_E4M3 ? describe_scales(a, product)
+                                                                       : status;
+}
+
+static cudaDataType_t type_of(Dtype type)
+{
+    switch (type) {
+    case DTYPE_BF16:
+        return CUDA_R_16BF;
+    case DTYPE_F16:
+        return CUDA_R_16F;
+    case DTYPE_F8_E4M3:
+        return CUDA_R_8F_E4M3;
+    default:
+        return CUDA_R_32F;
+    }
 }
 
 static cublasStatus_t describe(const CudaDenseProduct *a, Descriptions *d)
 {
-    const cudaDataType_t type = a->type == DTYPE_BF16  ? CUDA_R_16BF
-                                : a->type == DTYPE_F16 ? CUDA_R_16F
-                                                       : CUDA_R_32F;
+    const cudaDataType_t type = type_of(a->type);
     cublasStatus_t status = cublasLtMatmulDescCreate(&d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = describe_product(a, d->product);
@@ -178,10 +228,19 @@ static cublasStatus_t algorithm(CudaDense *dense, const CudaDenseProduct *a, con
     return status;
 }
 
+static bool is_right(const CudaDenseProduct *a)
+{
+    if (a->type == DTYPE_F8_E4M3) {
+        return !a->w_by_in && !a->x_by_in && a->bias == NULL && !a->gelu && a->rows % 4 == 0 &&
+               a->n_out % 4 == 0 && a->n_in % 128 == 0;
+    }
+    return (a->type == DTYPE_BF16 || a->type == DTYPE_F16 || a->type == DTYPE_F32) &&
+           !(a->gelu && a->bias == NULL) && !(a->gelu && a->accumulate);
+}
+
 int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *a, WeftCudaStream stream)
 {
-    if ((a->type != DTYPE_BF16 && a->type != DTYPE_F16 && a->type != DTYPE_F32) ||
-        (a->gelu && a->bias == NULL) || (a->gelu && a->accumulate)) {
+    if (!is_right(a)) {
         return (int)CUBLAS_STATUS_INVALID_VALUE;
     }
     const float one = 1.0f, old = a->accumulate ? 1.0f : 0.0f;

@@ -97,6 +97,26 @@ static inline uint16_t f16_of_f32(float f)
 }
 #endif
 
+/* ---- 8-bit floats: e4m3, as bits ---- */
+
+/* Its bits in those of an f16 are its value times 2^-8, subnormals included. */
+__device__ __forceinline__ float f32_of_e4m3(uint8_t bits)
+{
+    return f32_of_f16((uint16_t)((bits & 0x80u) << 8 | (bits & 0x7fu) << 7)) * 256.0f;
+}
+/* Nearest even of a finite number; beyond 448 the nearest is 448. */
+__device__ __forceinline__ uint8_t e4m3_of_f32(float f)
+{
+    const uint32_t sign = float_bits(f) >> 24 & 0x80u;
+    const float most = fabsf(f), magnitude = most < 448.0f ? most : 448.0f;
+    if (magnitude < 0x1p-6f) { /* steps of 2^-9; eight of them are the bits of 2^-6 */
+        return (uint8_t)(sign | (uint32_t)rintf(magnitude * 512.0f));
+    }
+    const uint32_t bits = float_bits(magnitude);
+    const uint32_t code = ((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3);
+    return (uint8_t)(sign | code);
+}
+
 /* ---- sums and maxima in a warp ---- */
 
 /* node(0,32) of the lanes, neighbours first (NUMERICS 4); every lane gets it. */

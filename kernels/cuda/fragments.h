@@ -3,6 +3,7 @@
  * loads of several records are under way together. */
 #pragma once
 
+#include "kernels/cuda/ptx.h"
 #include "kernels/cuda/quant.h"
 
 /* The stored quants of one 32-block of outputs 2g (x) and 2g + 1 (y). */
@@ -54,6 +55,14 @@ template <> struct RecordOf<DTYPE_Q5_K> {
 template <> struct RecordOf<DTYPE_Q6_K> {
     typedef RecordQ6K Type;
 };
+template <> struct RecordOf<DTYPE_F8_E4M3> {
+    typedef RecordF8 Type;
+};
+/* 32-blocks of a record. */
+__device__ __forceinline__ constexpr unsigned record_blocks(Dtype type)
+{
+    return is_k_type(type) ? 8 : type == DTYPE_F8_E4M3 ? 4 : 1;
+}
 
 /* 32-block b of a record (0 where a record is one block). */
 template <Dtype T>
@@ -108,6 +117,46 @@ __device__ __forceinline__ void unpack(const Stored &s, unsigned t, uint32_t a[4
         a[1] = (s.q.y & 0x0f0f0f0fu) | upper_bits<T>(s.high.y, 2 * t);
         a[2] = (s.q.x >> 4 & 0x0f0f0f0fu) | upper_bits<T>(s.high.x, 2 * t + 1);
         a[3] = (s.q.y >> 4 & 0x0f0f0f0fu) | upper_bits<T>(s.high.y, 2 * t + 1);
+    }
+}
+
+/* ---- 8-bit floats ----
+ * Rows of a record are 32 bytes: pairs of k of 16 outputs; a lane's four bytes of one are two k of
+ * outputs 2g and 2g + 1. Of a 32-block's 16 rows it has four: t, t + 4, ..., so that a warp's load
+ * is one line of the cache; or 4t, 4t + 1, ...: k 8t..8t+7. */
+struct StoredF8 {
+    uint32_t q[4];
+};
+enum F8Rows { F8_LINES, F8_ADJACENT };
+
+template <F8Rows R>
+__device__ __forceinline__ StoredF8 load_f8(const RecordF8 *r, unsigned b, unsigned g, unsigned t)
+{
+    StoredF8 s;
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = 16 * b + (R == F8_LINES ? 4 * i + t : 4 * t + i);
+        s.q[i] = *reinterpret_cast<const uint32_t *>(r->q[row][2 * g]);
+    }
+    return s;
+}
+
+/* Where those who load lines find element k of an activation row: a lane's eight are adjacent. */
+__host__ __device__ static inline uint32_t f8_position(uint32_t k)
+{
+    const uint32_t pair = k % 32 / 2;
+    return k / 32 * 32 + pair % 4 * 8 + pair / 4 * 2 + k % 2;
+}
+
+/* w[o][i]: output 2g + o, the lane's pair i, as f16. */
+__device__ __forceinline__ void widen_f8(const StoredF8 &s, uint32_t w[2][4])
+{
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t both[2];
+        f16_of_e4m3(s.q[i], both);
+        w[0][i] = both[0];
+        w[1][i] = both[1];
     }
 }
 

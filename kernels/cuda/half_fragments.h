@@ -9,7 +9,8 @@
 /* One 32-block as it is stored: quants and the block's numbers, or floats. */
 template <Dtype T> struct HalfStored {
     Stored q;
-    uint32_t d, m;     /* f16 of outputs 2g (low) and 2g + 1 */
+    StoredF8 f8;
+    uint32_t d, m;     /* f16 of outputs 2g (low) and 2g + 1; F8_E4M3: f32 of each */
     uint32_t sc, mins; /* K-quants: bytes of outputs 2g, 2g + 1 */
     uint32_t floats[T == DTYPE_BF16 || T == DTYPE_F16 ? 8 : 1];
 };
@@ -54,11 +55,18 @@ __device__ __forceinline__ HalfStored<T> load_half(const uint8_t *panel, uint32_
         load_floats<T>(panel, block, n_in, g, t, s.floats);
     } else {
         typedef typename RecordOf<T>::Type Record;
-        const unsigned b = is_k_type(T) ? block % 8 : 0;
-        const Record *r =
-            reinterpret_cast<const Record *>(panel) + (is_k_type(T) ? block / 8 : block);
-        s.q = load_stored<T>(reinterpret_cast<const uint8_t *>(r), b, g, t);
-        s.d = load_scales(r->d, g);
+        const unsigned b = block % record_blocks(T);
+        const Record *r = reinterpret_cast<const Record *>(panel) + block / record_blocks(T);
+        if constexpr (T == DTYPE_F8_E4M3) {
+            const uint2 both = load_vector<uint2>(r->scale + 2 * g);
+            s.f8 = load_f8<F8_ADJACENT>(r, b, g, t);
+            s.d = both.x;
+            s.m = both.y;
+            return s;
+        } else {
+            s.q = load_stored<T>(reinterpret_cast<const uint8_t *>(r), b, g, t);
+            s.d = load_scales(r->d, g);
+        }
         if constexpr (T == DTYPE_Q4_1 || T == DTYPE_Q5_1) {
             s.m = load_scales(r->m, g);
         }
@@ -123,6 +131,13 @@ __device__ __forceinline__ uint32_t bf16_of_two_f16(uint32_t first, uint32_t sec
                      f32_of_f16((uint16_t)(second >> shift)));
 }
 
+/* Both f16 times the scale. */
+__device__ __forceinline__ uint32_t bf16_of_scaled(uint32_t both, float scale)
+{
+    return pack_bf16(scale * f32_of_f16((uint16_t)both),
+                     scale * f32_of_f16((uint16_t)(both >> 16)));
+}
+
 /* w[o][i]: output 2g + o, k 8t + 2i and + 1, rounded to nearest even. */
 template <Dtype T>
 __device__ __forceinline__ void half_values(const HalfStored<T> &s, uint32_t w[2][4])
@@ -138,6 +153,13 @@ __device__ __forceinline__ void half_values(const HalfStored<T> &s, uint32_t w[2
         for (unsigned i = 0; i < 4; i++) {
             w[0][i] = bf16_of_two_f16(s.floats[2 * i], s.floats[2 * i + 1], 0);
             w[1][i] = bf16_of_two_f16(s.floats[2 * i], s.floats[2 * i + 1], 16);
+        }
+    } else if constexpr (T == DTYPE_F8_E4M3) {
+        widen_f8(s.f8, w);
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++) {
+            w[0][i] = bf16_of_scaled(w[0][i], float_of_bits(s.d));
+            w[1][i] = bf16_of_scaled(w[1][i], float_of_bits(s.m));
         }
     } else {
         uint32_t a[4];

@@ -44,6 +44,10 @@ size_t weft_cuda_row_elements(uint32_t n_in);
  * multiple of 32. rows: [w->n_out][ld], aligned to 16 bytes, ld a multiple of 8. */
 int weft_cuda_unpack(const PackedMatrix *w, uint16_t *rows, size_t ld, WeftCudaStream stream);
 
+/* Panels of F8_E4M3 to plain rows of their codes, and their scales with outputs adjacent. rows:
+ * [w->n_out][w->n_in], aligned to 16 bytes; scales: [w->n_in / 128][w->n_out]. */
+int weft_cuda_unpack_f8(const PackedMatrix *w, uint8_t *rows, float *scales, WeftCudaStream stream);
+
 /* out[i] = the dequantised row ids[i] - first_id of table (specified: packed_get_row), or out[i] +=
  * it. An id that is not there is a row of zeros: a rank holds some of the vocabulary only. out:
  * [n][ld]. */
@@ -59,15 +63,22 @@ static inline size_t weft_cuda_bf16_row(uint32_t n_in)
 }
 
 /* Bytes of the activations of `rows` rows for weights of this type, and their making from f32 rows:
- * Q8_32 and Q8_256 with the numbers of act_quantise; bf16 rounded to nearest even; for F16 weights
- * two f16 a value; F32 weights read x itself and need no call. The buffer is aligned to 128 bytes
- * and serves every product with that (type, rows, n_in). rows <= 65535. */
+ * Q8_32 and Q8_256 with the numbers of act_quantise; bf16 rounded to nearest even; for F16 and
+ * F8_E4M3 weights two f16 a value; F32 weights read x itself and need no call. The buffer is
+ * aligned to 128 bytes and serves every product with that (type, rows, n_in). rows <= 65535. */
 size_t weft_cuda_activation_bytes(Dtype weight, uint32_t rows, uint32_t n_in);
 /* For which type a product of `rows` rows reads its activations: `weight`, or BF16 where class fast
  * has its 16-bit kernel (kernels/cuda/matmul_half.cu). */
 Dtype weft_cuda_activation_type(Dtype weight, uint32_t rows, bool fast);
 int weft_cuda_quantise(Dtype weight, const float *x, size_t x_ld, uint32_t rows, uint32_t n_in,
                        void *activations, WeftCudaStream stream);
+
+/* f32 rows rounded to e4m3 in blocks of 128, as a library's product with such weights wants them:
+ * scale = amax / 448, code = the nearest of x * (448 / amax), even on ties; a block below 2^-100 is
+ * zeros, one with a value that is not finite has the scale NaN. codes: [rows][n_in], aligned to 4
+ * bytes; scales: [n_in / 128][rows]. n_in is a multiple of 128. */
+int weft_cuda_quantise_f8(const float *x, size_t x_ld, uint32_t rows, uint32_t n_in, uint8_t *codes,
+                          float *scales, WeftCudaStream stream);
 
 /* out = W x, or out = out + (W x + bias). The contraction of a unit is cut into spans of 256, each
  * a chain from +0, added in order (kernels/cuda/matmul.h): a row's bits depend on nothing but the

@@ -2,12 +2,13 @@
 #include "kernels/cuda/matmul.h"
 
 /* Rows from which on 16-bit matrix instructions win by estimate (kernels.md): those of float
- * weights soon, for their other kernel reads the weights again for every 8 rows. */
+ * weights soon, for their other kernels read the weights again for every 8 rows (F8_E4M3: 32, with
+ * two instructions for one). */
 enum { HALF_ROWS = 256, HALF_ROWS_OF_FLOATS = 33 };
 
 static bool takes_half(Dtype weight, uint32_t rows, bool fast)
 {
-    const bool floats = weight == DTYPE_BF16 || weight == DTYPE_F16;
+    const bool floats = weight == DTYPE_BF16 || weight == DTYPE_F16 || weight == DTYPE_F8_E4M3;
     return fast && weight != DTYPE_F32 && rows >= (floats ? HALF_ROWS_OF_FLOATS : HALF_ROWS);
 }
 
@@ -69,5 +70,7 @@ extern "C" int weft_cuda_matmul(const CudaMatmul *m, WeftCudaStream stream)
     if (shape.k <= 2) {
         return product_float(args, stream);
     }
-    return shape.k == 32 ? product_q32(args, stream) : product_k(args, stream);
+    return shape.k == 32    ? product_q32(args, stream)
+           : shape.k == 128 ? product_f8(args, stream)
+                            : product_k(args, stream);
 }

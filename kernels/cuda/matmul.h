@@ -119,5 +119,6 @@ __device__ __forceinline__ void put_product(const ProductArgs &a, uint32_t row, 
 
 int product_q32(const ProductArgs &args, WeftCudaStream stream);
 int product_k(const ProductArgs &args, WeftCudaStream stream);
+int product_f8(const ProductArgs &args, WeftCudaStream stream);
 int product_float(const ProductArgs &args, WeftCudaStream stream);
 int product_half(const ProductArgs &args, WeftCudaStream stream);

@@ -154,6 +154,8 @@ int product_half(const ProductArgs &args, WeftCudaStream stream)
         return product<DTYPE_Q5_K>(args, stream);
     case DTYPE_Q6_K:
         return product<DTYPE_Q6_K>(args, stream);
+    case DTYPE_F8_E4M3:
+        return product<DTYPE_F8_E4M3>(args, stream);
     default:
         return (int)cudaErrorInvalidValue;
     }
@@ -229,6 +231,8 @@ extern "C" int weft_cuda_unpack(const PackedMatrix *w, uint16_t *rows, size_t ld
         return start_unpack<DTYPE_Q5_K>(args, stream);
     case DTYPE_Q6_K:
         return start_unpack<DTYPE_Q6_K>(args, stream);
+    case DTYPE_F8_E4M3:
+        return start_unpack<DTYPE_F8_E4M3>(args, stream);
     default:
         return (int)cudaErrorInvalidValue;
     }

@@ -16,6 +16,12 @@ template <int NT, int P> __host__ __device__ constexpr unsigned narrow_tile()
     return P * NT * 8 * PANEL_ROWS;
 }
 
+/* 32-blocks whose loads are under way together: whole records of 8-bit floats. */
+template <Dtype T> __host__ __device__ constexpr int narrow_ahead(int tiles)
+{
+    return tiles == 1 ? 8 : T == DTYPE_F8_E4M3 ? 4 : 2;
+}
+
 template <Dtype T, int NT, int P>
 static __global__ void __launch_bounds__(NARROW_THREADS, 2)
     narrow_kernel(const __grid_constant__ ProductArgs a)
@@ -39,7 +45,7 @@ static __global__ void __launch_bounds__(NARROW_THREADS, 2)
             }
             float acc[P][NT][4] = {};
             const DeviceSource source = {a, row0, range};
-            span_product<T, NT, P, NT * P == 1 ? 8 : 2>(source, panels, range.n, acc);
+            span_product<T, NT, P, narrow_ahead<T>(NT * P)>(source, panels, range.n, acc);
             float *mine = buffer + warp_index() * TILE;
 #pragma unroll
             for (int p = 0; p < P; p++) {

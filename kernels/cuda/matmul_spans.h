@@ -38,6 +38,18 @@ struct DeviceSource {
     {
         return {number(a.act.d, j, 0, length, block), number(a.act.d, j, 1, length, block)};
     }
+    /* F8_E4M3: eight f16 of column 8j + g, and the rows' scales. */
+    __device__ __forceinline__ uint4 halves(const uint16_t *x, int j, uint32_t k) const
+    {
+        const uint32_t row = row0 + 8 * j + lane_index() / 4;
+        return row < a.rows ? load_vector<uint4>(x + (size_t)row * a.act_ld + range.k + k)
+                            : make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ Pair row_scale(int j) const
+    {
+        const uint32_t row = row0 + 8 * j + lane_index() % 4 * 2;
+        return {row < a.rows ? a.act.d[row] : 0.0f, row + 1 < a.rows ? a.act.d[row + 1] : 0.0f};
+    }
     __device__ __forceinline__ Pair scaled_sum(int j, uint32_t block) const
     {
         return {number(a.act.ds, j, 0, 32, block), number(a.act.ds, j, 1, 32, block)};
@@ -232,11 +244,92 @@ __device__ __forceinline__ void span256(const Source &source, const uint8_t *con
     }
 }
 
+/* One record of 8-bit floats, `block` its first 32-block in the span. Products with the high and
+ * with the low f16 of each activation, summed apart, k ascending; then
+ * acc = fmaf(scale, (high + low) * row scale, acc). */
+template <int NT, int P>
+__device__ __forceinline__ void record_f8(const DeviceSource &source, const StoredF8 (*stored)[P],
+                                          const float2 scales[P], uint32_t block,
+                                          float (*acc)[NT][4])
+{
+    const unsigned t = lane_index() % 4;
+    float high[P][NT][4] = {}, low[P][NT][4] = {};
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+        uint32_t w[P][2][4];
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            widen_f8(stored[i][p], w[p]);
+        }
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            const uint4 h = source.halves(source.a.act.high, j, 32 * (block + i) + 8 * t);
+            const uint4 l = source.halves(source.a.act.low, j, 32 * (block + i) + 8 * t);
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                const uint32_t first[4] = {w[p][0][0], w[p][1][0], w[p][0][1], w[p][1][1]};
+                const uint32_t second[4] = {w[p][0][2], w[p][1][2], w[p][0][3], w[p][1][3]};
+                mma_f16(high[p][j], first, h.x, h.y);
+                mma_f16(high[p][j], second, h.z, h.w);
+                mma_f16(low[p][j], first, l.x, l.y);
+                mma_f16(low[p][j], second, l.z, l.w);
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+        const Pair row = source.row_scale(j);
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            float *to = acc[p][j];
+            const float *h = high[p][j], *l = low[p][j];
+            to[0] = fmaf(scales[p].x, (h[0] + l[0]) * row.x, to[0]);
+            to[1] = fmaf(scales[p].x, (h[1] + l[1]) * row.y, to[1]);
+            to[2] = fmaf(scales[p].y, (h[2] + l[2]) * row.x, to[2]);
+            to[3] = fmaf(scales[p].y, (h[3] + l[3]) * row.y, to[3]);
+        }
+    }
+}
+
+/* One span of n 32-blocks of 8-bit floats: one record or two. */
+template <int NT, int P, int AHEAD>
+__device__ __forceinline__ void span_f8(const DeviceSource &source, const uint8_t *const *panels,
+                                        uint32_t n, float (*acc)[NT][4])
+{
+    static_assert(AHEAD % 4 == 0, "whole records");
+    const unsigned g = lane_index() / 4, t = lane_index() % 4;
+    for (uint32_t i0 = 0; i0 < n; i0 += AHEAD) {
+        StoredF8 stored[AHEAD][P];
+        float2 scales[AHEAD / 4][P] = {};
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                const RecordF8 *r = reinterpret_cast<const RecordF8 *>(panels[p]) + (i0 + i) / 4;
+                if (i0 + i < n) {
+                    stored[i][p] = load_f8<F8_LINES>(r, i % 4, g, t);
+                    if (i % 4 == 0) {
+                        scales[i / 4][p] = load_vector<float2>(r->scale + 2 * g);
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i += 4) {
+            if (i0 + i < n) {
+                record_f8<NT, P>(source, stored + i, scales[i / 4], i0 + i, acc);
+            }
+        }
+    }
+}
+
 template <Dtype T, int NT, int P, int AHEAD, typename Source>
 __device__ __forceinline__ void span_product(const Source &source, const uint8_t *const *panels,
                                              uint32_t n, float (*acc)[NT][4])
 {
-    if constexpr (is_k_type(T)) {
+    if constexpr (T == DTYPE_F8_E4M3) {
+        span_f8<NT, P, AHEAD>(source, panels, n / 32, acc);
+    } else if constexpr (is_k_type(T)) {
         span256<T, NT, P, AHEAD>(source, panels, acc);
     } else {
         span32<T, NT, P, AHEAD>(source, panels, n / 32, acc);
@@ -249,5 +342,5 @@ __device__ __forceinline__ const uint8_t *span_records(const ProductArgs &a, uin
                                                        uint32_t k)
 {
     return a.w.data + panel * a.w.panel_bytes +
-           (size_t)(k / (is_k_type(T) ? 256 : 32)) * sizeof(typename RecordOf<T>::Type);
+           (size_t)(k / (32 * record_blocks(T))) * sizeof(typename RecordOf<T>::Type);
 }

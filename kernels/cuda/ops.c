@@ -11,6 +11,11 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 255) & ~(size_t)255;
+}
+
 static bool has_weight(Dtype type)
 {
     switch (type) {
@@ -25,6 +30,7 @@ static bool has_weight(Dtype type)
     case DTYPE_Q4_K:
     case DTYPE_Q5_K:
     case DTYPE_Q6_K:
+    case DTYPE_F8_E4M3:
         return true;
     default:
         return false;
@@ -59,12 +65,12 @@ static size_t strip_bytes(uint32_t n_in, uint32_t n_out)
     const size_t row = weft_cuda_row_elements(n_in) * sizeof(uint16_t);
     const size_t all = row * n_out, least = row * PANEL_ROWS;
     const size_t bytes = all < DENSE_STRIP_BYTES ? all : larger(DENSE_STRIP_BYTES, least);
-    return (bytes + 255) & ~(size_t)255;
+    return aligned(bytes);
 }
 
 static size_t dense_act_bytes(uint32_t rows, uint32_t n_in)
 {
-    return (weft_cuda_activation_bytes(DTYPE_BF16, rows, n_in) + 255) & ~(size_t)255;
+    return aligned(weft_cuda_activation_bytes(DTYPE_BF16, rows, n_in));
 }
 
 static size_t dense_bytes(uint32_t rows, uint32_t n_in, uint32_t n_out)
@@ -119,6 +125,15 @@ static int own_product(WeftCudaStream stream, const DeviceMatmul *m, const Packe
     return error;
 }
 
+/* w's outputs from `first` on, at most n of them. */
+static PackedMatrix outputs_of(const PackedMatrix *w, uint32_t first, uint32_t n)
+{
+    PackedMatrix part = *w;
+    part.n_out = w->n_out - first < n ? w->n_out - first : n;
+    part.data += (size_t)(first / PANEL_ROWS) * w->panel_bytes;
+    return part;
+}
+
 /* Strip by strip through the library; what it does not take is done by a kernel of ours, which
  * reads the same activations. */
 static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMatmul *m)
@@ -128,9 +143,7 @@ static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMa
     uint8_t *strip = (uint8_t *)m->workspace + dense_act_bytes(m->rows, w->n_in);
     int error = 0;
     for (uint32_t first = 0; first < w->n_out && error == 0; first += outputs) {
-        PackedMatrix part = *w;
-        part.n_out = w->n_out - first < outputs ? w->n_out - first : outputs;
-        part.data += (size_t)(first / PANEL_ROWS) * w->panel_bytes;
+        const PackedMatrix part = outputs_of(w, first, outputs);
         const CudaDenseProduct args = {
             .type = DTYPE_BF16,
             .w = strip,
@@ -155,6 +168,134 @@ static int dense_product(WeftCudaStream stream, CudaDense *dense, const DeviceMa
     return error;
 }
 
+/* ---- e4m3 with e4m3, where the host asked for it (dense.h) ---- */
+
+typedef struct F8Operands {
+    uint8_t *x, *w;
+    float *x_scales, *w_scales;
+    uint32_t rows; /* the library's: a multiple of 4 */
+} F8Operands;
+
+/* Half of what bf16 takes, and 4 bytes for each 128. */
+static F8Operands f8_operands(const DeviceMatmul *m)
+{
+    const PackedMatrix *w = m->w;
+    const uint32_t rows = m->rows / 4 * 4;
+    uint8_t *x = m->workspace, *strip = x + dense_act_bytes(m->rows, w->n_in);
+    return (F8Operands){
+        .x = x,
+        .w = strip,
+        .x_scales = (float *)(void *)(x + aligned((size_t)rows * w->n_in)),
+        .w_scales =
+            (float *)(void *)(strip + aligned((size_t)strip_outputs(w->n_in, w->n_out) * w->n_in)),
+        .rows = rows};
+}
+
+/* Strips until one is refused; *done: the outputs that are finished. */
+static int f8_strips(WeftCudaStream stream, CudaDense *dense, const DeviceMatmul *m,
+                     const F8Operands *f8, uint32_t *done)
+{
+    const uint32_t n_in = m->w->n_in, outputs = strip_outputs(n_in, m->w->n_out);
+    int error = 0;
+    for (*done = 0; *done < m->w->n_out && error == 0;) {
+        const PackedMatrix part = outputs_of(m->w, *done, outputs);
+        float *out = m->out + *done;
+        const float *bias = m->bias != NULL ? m->bias + *done : NULL;
+        const CudaDenseProduct args = {.type = DTYPE_F8_E4M3,
+                                       .w = f8->w,
+                                       .w_ld = n_in,
+                                       .w_scales = f8->w_scales,
+                                       .x = f8->x,
+                                       .x_ld = n_in,
+                                       .x_scales = f8->x_scales,
+                                       .rows = f8->rows,
+                                       .n_out = part.n_out,
+                                       .n_in = n_in,
+                                       .out = out,
+                                       .ld = m->out_ld,
+                                       .accumulate = m->accumulate,
+                                       .workspace = f8->w + strip_bytes(n_in, m->w->n_out),
+                                       .workspace_bytes = DEVICE_LIBRARY_BYTES};
+        error = weft_cuda_unpack_f8(&part, f8->w, f8->w_scales, stream);
+        if (error != 0 || cuda_dense_product(dense, &args, stream) != 0) {
+            break;
+        }
+        if (m->gelu) {
+            error =
+                weft_cuda_gelu(out, m->out_ld, bias, f8->rows, part.n_out, out, m->out_ld, stream);
+        } else if (bias != NULL) {
+            error = weft_cuda_add_bias(out, m->out_ld, bias, f8->rows, part.n_out, stream);
+        }
+        *done += part.n_out;
+    }
+    return error;
+}
+
+/* The last one to three rows, which the library does not take, of the first `outputs` outputs. */
+static int f8_last_rows(WeftCudaStream stream, const DeviceMatmul *m, const F8Operands *f8,
+                        uint32_t outputs)
+{
+    const PackedMatrix w = outputs_of(m->w, 0, outputs);
+    DeviceMatmul last = *m;
+    last.rows = m->rows - f8->rows;
+    last.x += f8->rows * m->x_ld;
+    last.out += f8->rows * m->out_ld;
+    last.workspace = f8->w;
+    if (last.rows == 0 || outputs == 0) {
+        return 0;
+    }
+    const int error = weft_cuda_quantise(DTYPE_F8_E4M3, last.x, last.x_ld, last.rows, w.n_in,
+                                         last.workspace, stream);
+    return error != 0 ? error : own_product(stream, &last, &w, 0);
+}
+
+/* What the library refuses is done in bf16, this time and from now on. */
+static int f8_product(WeftCudaStream stream, CudaDense *dense, const DeviceMatmul *m)
+{
+    CudaDenseF8 *state = cuda_dense_f8(dense);
+    const F8Operands f8 = f8_operands(m);
+    uint32_t done = 0;
+    int error = 0;
+    if (!m->same_x || !state->left) {
+        error =
+            weft_cuda_quantise_f8(m->x, m->x_ld, f8.rows, m->w->n_in, f8.x, f8.x_scales, stream);
+        state->left = true;
+    }
+    if (error == 0) {
+        error = f8_strips(stream, dense, m, &f8, &done);
+    }
+    if (error == 0) {
+        error = f8_last_rows(stream, m, &f8, done);
+    }
+    if (error != 0 || done == m->w->n_out) {
+        return error;
+    }
+    const PackedMatrix w = outputs_of(m->w, done, m->w->n_out);
+    DeviceMatmul rest = *m;
+    rest.w = &w;
+    rest.out += done;
+    rest.bias = m->bias != NULL ? m->bias + done : NULL;
+    state->wanted = state->left = false;
+    error = weft_cuda_quantise(DTYPE_BF16, m->x, m->x_ld, m->rows, w.n_in, m->workspace, stream);
+    return error != 0 ? error : dense_product(stream, dense, &rest);
+}
+
+static bool is_f8(CudaDense *dense, const DeviceMatmul *m)
+{
+    return dense != NULL && cuda_dense_f8(dense)->wanted && m->w->type == DTYPE_F8_E4M3 &&
+           m->w->n_out % 4 == 0;
+}
+
+/* Whether the last product left e4m3 there; this one leaves bf16. */
+static bool left_f8(CudaDense *dense)
+{
+    const bool left = dense != NULL && cuda_dense_f8(dense)->left;
+    if (left) {
+        cuda_dense_f8(dense)->left = false;
+    }
+    return left;
+}
+
 static bool is_dense(const DeviceMatmul *m)
 {
     return m->fast && m->n_units == 0 && m->rows >= DEVICE_LIBRARY_ROWS &&
@@ -172,7 +313,12 @@ static DeviceStatus matmul(DeviceStream *stream, const DeviceMatmul *m)
         m->workspace_bytes < weft_cuda_activation_bytes(type, m->rows, m->w->n_in)) {
         return DEVICE_UNSUPPORTED;
     }
-    if (type != DTYPE_F32 && !m->same_x) {
+    if (is_f8(dense, m)) {
+        return cuda_result(stream, f8_product(s, dense, m));
+    }
+    const bool was_f8 = left_f8(dense);
+    const bool there = m->same_x && !was_f8;
+    if (type != DTYPE_F32 && !there) {
         error = weft_cuda_quantise(type, m->x, m->x_ld, m->rows, m->w->n_in, m->workspace, s);
     }
     if (error == 0) {

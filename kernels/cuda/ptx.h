@@ -72,6 +72,14 @@ __device__ __forceinline__ uint32_t pack_f16(float low, float high)
     return both;
 }
 
+/* Two f16 times 2^8. */
+__device__ __forceinline__ uint32_t times_256(uint32_t both)
+{
+    uint32_t product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(both), "r"(0x5c005c00u));
+    return product;
+}
+
 /* 2^x within 2 units of the last place; subnormal results are 0. Class fast only. */
 __device__ __forceinline__ float fast_exp2(float x)
 {
@@ -100,3 +108,20 @@ template <int N> __device__ __forceinline__ void wait_copies()
 }
 
 #endif
+
+/* Four e4m3 as f16, exactly: w[0] the lower two, w[1] the upper two. */
+__device__ __forceinline__ void f16_of_e4m3(uint32_t four, uint32_t w[2])
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm("{\n.reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, high;\n}"
+        : "=r"(w[0]), "=r"(w[1])
+        : "r"(four));
+#else /* into the f16's bits, whose value is 2^-8 of it */
+    const uint32_t low = __byte_perm(four, 0, 0x1404), high = __byte_perm(four, 0, 0x3424);
+    w[0] = times_256((low & 0x80008000u) | (low >> 1 & 0x3f803f80u));
+    w[1] = times_256((high & 0x80008000u) | (high >> 1 & 0x3f803f80u));
+#endif
+}

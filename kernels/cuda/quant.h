@@ -35,6 +35,8 @@ __host__ __device__ static inline RecordShape packed_shape(Dtype type)
         return {256, sizeof(RecordQ5K)};
     case DTYPE_Q6_K:
         return {256, sizeof(RecordQ6K)};
+    case DTYPE_F8_E4M3:
+        return {128, sizeof(RecordF8)};
     default:
         return {0, 0};
     }
@@ -104,6 +106,10 @@ __device__ static inline float quant_element(Dtype type, const uint8_t *panel, u
         const float scale = f32_of_f16(r->d[lane]) * (float)r->sc[b][lane][e / 16];
         const int high = r->qh[b][e / 16][4 * lane + e % 4] >> 2 * (e / 4 % 4) & 3;
         return scale * (float)((nibble_of(r->q[b], lane, e) | high << 4) - 32);
+    }
+    case DTYPE_F8_E4M3: {
+        const RecordF8 *r = reinterpret_cast<const RecordF8 *>(record);
+        return r->scale[lane] * f32_of_e4m3(r->q[i / 2][lane][i % 2]);
     }
     default:
         return 0.0f;

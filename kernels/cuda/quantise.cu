@@ -1,6 +1,7 @@
 /* Activations as the weights' products want them, from f32 rows. The numbers are those of
  * kernels/generic/quant.c; the layout is this room's own (activations.h). */
 #include "kernels/cuda/activations.h"
+#include "kernels/cuda/fragments.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
 
@@ -100,8 +101,9 @@ static __global__ void __launch_bounds__(THREADS) split_f16_kernel(QuantiseArgs 
     for (uint32_t k = threadIdx.x; k < ld; k += THREADS) {
         const float v = k < a.n_in && most < INFINITY ? x[k] * inverse : 0.0f;
         const uint16_t high = f16_of_f32(v);
-        a.act.high[blockIdx.x * ld + k] = high;
-        a.act.low[blockIdx.x * ld + k] = f16_of_f32(v - f32_of_f16(high));
+        const size_t at = blockIdx.x * ld + (a.act.kind == ACTIVATIONS_F8 ? f8_position(k) : k);
+        a.act.high[at] = high;
+        a.act.low[at] = f16_of_f32(v - f32_of_f16(high));
     }
     if (threadIdx.x == 0) {
         a.act.d[blockIdx.x] = scale;
@@ -129,6 +131,7 @@ extern "C" int weft_cuda_quantise(Dtype weight, const float *x, size_t x_ld, uin
         return launch(round_bf16_kernel, dim3(blocks_of(ld, THREADS), rows), THREADS, 0, stream,
                       args, ld);
     case ACTIVATIONS_F16_PAIR:
+    case ACTIVATIONS_F8:
         return launch(split_f16_kernel, dim3(rows), THREADS, WARPS * sizeof(float), stream, args,
                       ld);
     case ACTIVATIONS_Q8_32:

@@ -47,6 +47,13 @@ struct CudaDense *cuda_dense(DeviceStream *stream)
     return NULL;
 }
 
+CudaDenseF8 *cuda_dense_f8(CudaDense *dense)
+{
+    static CudaDenseF8 never;
+    (void)dense;
+    return &never;
+}
+
 int cuda_dense_product(CudaDense *dense, const CudaDenseProduct *args, WeftCudaStream stream)
 {
     (void)dense, (void)args, (void)stream;
@@ -234,13 +241,18 @@ static void run_layout(const Gguf *g, const Device *first, const Device *second,
     local_replica_free(r);
 }
 
-static void run(const Gguf *g, const Device *device, uint32_t tp, uint32_t kv_type,
+static void run(const Gguf *g, const Device *device, uint32_t tp, uint32_t kv_type, Dtype matrices,
                 LocalResult *result)
 {
     const EngineRequest request = {
         .prompt = PROMPT, .n_prompt = N_PROMPT, .max_tokens = N_TOKENS, .want_logits = true};
     run_layout(g, device, NULL,
-               (LocalLayout){.pp = 1, .tp = {tp}, .context = 128, .streams = 1, .kv_type = kv_type},
+               (LocalLayout){.pp = 1,
+                             .tp = {tp},
+                             .context = 128,
+                             .streams = 1,
+                             .kv_type = kv_type,
+                             .matrices = matrices},
                &request, result);
 }
 
@@ -258,12 +270,18 @@ static void assert_close(const LocalResult *a, const LocalResult *b, double most
     }
 }
 
+/* No GGUF file has 8-bit floats: the layout rounds one of F32. */
+static Dtype rounded_to(Dtype type)
+{
+    return type == DTYPE_F8_E4M3 ? type : DTYPE_F32;
+}
+
 static Gguf *model(Dtype type, ModelFamily family)
 {
     g_autoptr(GError) error = NULL;
     GgufBuilderConfig config;
     gguf_builder_defaults(&config);
-    gguf_builder_set_type(&config, type);
+    gguf_builder_set_type(&config, type == DTYPE_F8_E4M3 ? DTYPE_F32 : type);
     config.family = family;
     config.n_layers = 2;
     config.width = 256;
@@ -291,8 +309,8 @@ static void check(Dtype type, ModelFamily family, uint32_t tp, KvType kv_type, d
     g_autoptr(Device) device = emulated_device(&ops);
     g_autoptr(Gguf) g = model(type, family);
     LocalResult host, emulated;
-    run(g, NULL, 1, kv_type, &host);
-    run(g, device, tp, kv_type, &emulated);
+    run(g, NULL, 1, kv_type, rounded_to(type), &host);
+    run(g, device, tp, kv_type, rounded_to(type), &emulated);
     assert_close(&host, &emulated, most);
     local_result_clear(&host);
     local_result_clear(&emulated);
@@ -322,6 +340,12 @@ static void test_q4_k(void **state)
     check(DTYPE_Q4_K, FAMILY_LLAMA, 1, KV_Q8, 0.03);
 }
 
+static void test_f8(void **state)
+{
+    (void)state;
+    check(DTYPE_F8_E4M3, FAMILY_LLAMA, 2, KV_F16, 1e-3);
+}
+
 static void test_gpt2(void **state)
 {
     (void)state;
@@ -333,12 +357,12 @@ static void test_gpt2(void **state)
  * not depend on tensor ranks or chunks. */
 static void test_exact(void **state)
 {
-    static const LocalLayout layouts[] = {
+    LocalLayout layouts[] = {
         {.pp = 1, .tp = {1}, .context = 128, .streams = 1},
         {.pp = 1, .tp = {1}, .context = 128, .streams = 1, .max_rows = 9},
         {.pp = 1, .tp = {2}, .context = 128, .streams = 1, .max_rows = 34},
     };
-    static const Dtype types[] = {DTYPE_Q8_0, DTYPE_BF16};
+    static const Dtype types[] = {DTYPE_Q8_0, DTYPE_BF16, DTYPE_F8_E4M3};
     DeviceOps ops;
     g_autoptr(Device) device = emulated_device(&ops);
     const EngineRequest request = {.prompt = PROMPT,
@@ -350,6 +374,9 @@ static void test_exact(void **state)
     for (unsigned t = 0; t < G_N_ELEMENTS(types); t++) {
         g_autoptr(Gguf) g = model(types[t], t == 0 ? FAMILY_GPT2 : FAMILY_LLAMA);
         LocalResult first, other;
+        for (unsigned i = 0; i < G_N_ELEMENTS(layouts); i++) {
+            layouts[i].matrices = rounded_to(types[t]);
+        }
         run_layout(g, device, device, layouts[0], &request, &first);
         for (unsigned i = 1; i < G_N_ELEMENTS(layouts); i++) {
             run_layout(g, device, device, layouts[i], &request, &other);
@@ -363,11 +390,11 @@ static void test_exact(void **state)
     }
 }
 
-/* Class fast: attention by matrix instructions, and 35 rows are enough for 16-bit products of bf16.
- */
+/* Class fast: attention by matrix instructions, and 35 rows are enough for 16-bit products of
+ * bf16 and of 8-bit floats. */
 static void test_fast(void **state)
 {
-    static const Dtype types[] = {DTYPE_Q4_0, DTYPE_BF16};
+    static const Dtype types[] = {DTYPE_Q4_0, DTYPE_BF16, DTYPE_F8_E4M3};
     DeviceOps ops;
     g_autoptr(Device) device = emulated_device(&ops);
     LocalLayout layout = {.pp = 1, .tp = {1}, .context = 128, .streams = 1};
@@ -377,6 +404,7 @@ static void test_fast(void **state)
     for (unsigned t = 0; t < G_N_ELEMENTS(types); t++) {
         g_autoptr(Gguf) g = model(types[t], FAMILY_LLAMA);
         LocalResult host, emulated;
+        layout.matrices = rounded_to(types[t]);
         layout.numerics = NUMERICS_EXACT;
         run_layout(g, NULL, NULL, layout, &request, &host);
         layout.numerics = NUMERICS_FAST;
@@ -394,6 +422,7 @@ int main(void)
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_q8_0_beside_a_host),
         cmocka_unit_test(test_q4_k),
+        cmocka_unit_test(test_f8),
         cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_fast),

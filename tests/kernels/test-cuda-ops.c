@@ -250,8 +250,8 @@ static void test_embed(void **state)
 {
     enum { N_OUT = 37, IDS = 6, FIRST = 100 };
     const uint32_t ids[IDS] = {FIRST, FIRST + 36, FIRST + 17, FIRST + 37, 0, FIRST + 16};
-    for (unsigned t = 0; t < sizeof weight_types / sizeof weight_types[0]; t++) {
-        const Dtype type = weight_types[t];
+    for (unsigned t = 0; t < sizeof host_types / sizeof host_types[0]; t++) {
+        const Dtype type = host_types[t];
         const uint32_t n_in = dtype_info(type)->block == 1 ? 75 : 512;
         MatmulCase c;
         matmul_case_init(&c, type, 1, N_OUT, n_in, VALUES_EXTREME, t);
@@ -288,8 +288,8 @@ static void test_embed(void **state)
 static void test_unpack(void **state)
 {
     enum { N_OUT = 19 };
-    for (unsigned t = 1; t < sizeof weight_types / sizeof weight_types[0]; t++) {
-        const Dtype type = weight_types[t];
+    for (unsigned t = 1; t < sizeof host_types / sizeof host_types[0]; t++) {
+        const Dtype type = host_types[t];
         const uint32_t n_in = dtype_info(type)->block == 1 ? 75 : 512;
         MatmulCase c;
         matmul_case_init(&c, type, 1, N_OUT, n_in, VALUES_NORMAL, t);

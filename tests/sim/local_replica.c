@@ -2,6 +2,7 @@
 
 #include "kernels/kernels.h"
 #include "proto/base/error.h"
+#include "proto/model/blocks.h"
 #include "transport/daemon/daemon.h"
 
 #include <string.h>
@@ -9,6 +10,7 @@
 struct LocalReplica {
     const Gguf *gguf;
     ModelSpec *spec;
+    Dtype matrices;
     Plan *plan;
     uint32_t n;
     Shard **shards;
@@ -75,6 +77,42 @@ static Plan *layout_plan(const ModelSpec *spec, const LocalLayout *layout)
     return plan;
 }
 
+/* ---- the file's tensors, or what they are rounded to ---- */
+
+static bool round_spec(ModelSpec *spec, Dtype type, GError **error)
+{
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        TensorSpec *t = &spec->tensors[i];
+        size_t row_bytes = 0;
+        if (t->rows > 1 && t->role != ROLE_POSITION_EMBD) {
+            dtype_row_bytes(type, t->columns, &row_bytes);
+            t->type = type;
+            t->size_bytes = (uint64_t)t->rows * row_bytes;
+        }
+    }
+    return model_spec_finish(spec, error);
+}
+
+static void *slice_bytes(const LocalReplica *l, const TensorSpec *t, uint32_t slice)
+{
+    uint8_t *bytes = g_malloc(model_spec_slice_bytes(l->spec, t, slice));
+    if (l->matrices == 0 || t->type != l->matrices) {
+        gguf_copy_slice(l->gguf, l->spec, t, slice, bytes);
+        return bytes;
+    }
+    const SliceRect rect = model_spec_slice(l->spec, t, slice);
+    g_autofree float *floats = g_new(float, (size_t)rect.n_rows *rect.n_cols);
+    TensorSpec stored = *t;
+    size_t row_bytes = 0;
+    stored.type = DTYPE_F32;
+    gguf_copy_slice(l->gguf, l->spec, &stored, slice, floats);
+    dtype_row_bytes(t->type, rect.n_cols, &row_bytes);
+    for (uint32_t r = 0; r < rect.n_rows; r++) {
+        quantise_row(t->type, floats + (size_t)r * rect.n_cols, rect.n_cols, bytes + r * row_bytes);
+    }
+    return bytes;
+}
+
 static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, const Device *device,
                          GError **error)
 {
@@ -86,8 +124,7 @@ static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, const D
     for (guint i = 0; i < slices->len; i++) {
         const SliceRef ref = g_array_index(slices, SliceRef, i);
         const TensorSpec *t = &l->spec->tensors[ref.tensor];
-        g_autofree void *bytes = g_malloc(model_spec_slice_bytes(l->spec, t, ref.slice));
-        gguf_copy_slice(l->gguf, l->spec, t, ref.slice, bytes);
+        g_autofree void *bytes = slice_bytes(l, t, ref.slice);
         shard_put(shard, ref.tensor, ref.slice, bytes);
     }
     if (!shard_finish(shard, error)) {
@@ -147,7 +184,8 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, con
     l->gguf = gguf;
     l->loop = main_loop_new();
     l->spec = gguf_model_spec(gguf, error);
-    if (l->spec == NULL) {
+    l->matrices = layout->matrices;
+    if (l->spec == NULL || (l->matrices != 0 && !round_spec(l->spec, l->matrices, error))) {
         local_replica_free(l);
         return NULL;
     }

@@ -23,7 +23,8 @@ typedef struct LocalLayout {
     bool plain;                          /* links unsealed */
     uint32_t shift;                      /* page numbers start here: other placement of KV pages */
     const struct Device *const *devices; /* by global rank, NULL = the host; or NULL: all hosts */
-    double predicted_step_s;             /* 0 = 1: the step deadline is 5 of these, at least 2 s */
+    Dtype matrices;          /* not 0: those of an F32 file are rounded to it (F8_E4M3, say) */
+    double predicted_step_s; /* 0 = 1: the step deadline is 5 of these, at least 2 s */
 } LocalLayout;
 
 typedef struct LocalReplica LocalReplica;

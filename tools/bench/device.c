@@ -77,7 +77,7 @@ static DeviceStatus run_product(Bench *b, const void *args)
 
 static void products(Bench *b, uint32_t rows_most)
 {
-    static const Dtype types[] = {DTYPE_BF16, DTYPE_F16,  DTYPE_Q8_0,
+    static const Dtype types[] = {DTYPE_BF16, DTYPE_F16,  DTYPE_F8_E4M3, DTYPE_Q8_0,
                                   DTYPE_Q4_0, DTYPE_Q4_K, DTYPE_Q6_K};
     static const uint32_t rows[] = {1, 8, 32, 128, 512, 2048};
     printf("## Products, %u x %u: us, GB/s of weights, Tflop/s\n\n| type | rows | exact | fast |\n"

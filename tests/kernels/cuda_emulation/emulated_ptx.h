@@ -103,6 +103,11 @@ static inline uint32_t pack_f16(float low, float high)
 {
     return emulated_to_f16(low) | emulated_to_f16(high) << 16;
 }
+static inline uint32_t times_256(uint32_t both)
+{
+    return emulated_to_f16(emulated_f16((uint16_t)both) * 256) |
+           emulated_to_f16(emulated_f16((uint16_t)(both >> 16)) * 256) << 16;
+}
 static inline float fast_exp2(float x)
 {
     return exp2f(x);

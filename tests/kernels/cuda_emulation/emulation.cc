@@ -292,8 +292,13 @@ float emulated_f16(uint16_t bits)
     if (exponent == 31) {
         return mantissa != 0 ? NAN : sign * INFINITY;
     }
-    return sign * (exponent == 0 ? std::ldexp((float)mantissa, -24)
-                                 : std::ldexp((float)(mantissa + 1024), (int)exponent - 25));
+    if (exponent == 0) {
+        return sign * (float)mantissa * 0x1p-24f;
+    }
+    const uint32_t power = (exponent + 102) << 23; /* 2^(exponent - 25) */
+    float unit;
+    std::memcpy(&unit, &power, sizeof unit);
+    return sign * (float)(mantissa + 1024) * unit;
 }
 
 uint32_t emulated_to_bf16(float f)
