@@ -1,9 +1,9 @@
 /* Any bytes as datagrams at a link, sealed or not: each is handed on once, or dropped and counted.
  * First byte: 1 = sealed. Then records whose kind says what is put right in them first, as nobody
  * guesses a checksum: the handle, the length, the sequence number, and then CRC or seal. */
+#include "proto/base/crc32c.h"
 #include "tests/fuzz/calls.h"
 #include "transport/crypto/aead.h"
-#include "transport/link/crc32c.h"
 #include "transport/link/link.h"
 
 #include <string.h>

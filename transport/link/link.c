@@ -15,9 +15,9 @@
 #include "transport/link/link.h"
 
 #include "proto/base/checked.h"
+#include "proto/base/crc32c.h"
 #include "proto/base/error.h"
 #include "transport/crypto/aead.h"
-#include "transport/link/crc32c.h"
 #include "transport/link/fill.h"
 #include "transport/link/link_clock.h"
 #include "transport/link/replay_window.h"

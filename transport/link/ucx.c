@@ -14,11 +14,11 @@
  * UCX calls back inside progress only; callbacks record, and act on nothing that UCX is walking
  * over. */
 #include "transport/link/buffer_pool.h"
-#include "transport/link/crc32c.h"
 #include "transport/link/fill.h"
 #include "transport/link/link_clock.h"
 #include "transport/link/tag_table.h"
 
+#include "proto/base/crc32c.h"
 #include "proto/base/error.h"
 
 #include <endian.h>

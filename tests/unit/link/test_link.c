@@ -2,8 +2,8 @@
  * is counted. One thread; the other end is a port of its own, or a bare port of the fill that sends
  * whatever a test makes up. */
 #include "proto/base/checked.h"
+#include "proto/base/crc32c.h"
 #include "transport/crypto/aead.h"
-#include "transport/link/crc32c.h"
 #include "transport/link/link.h"
 #include "transport/link/replay_window.h"
 #include "transport/link/tag_table.h"

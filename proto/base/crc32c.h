@@ -1,4 +1,5 @@
-/* CRC32C (Castagnoli; RFC 3720 appendix B.4), what guards a message whose payload is not sealed. */
+/* CRC32C (Castagnoli; RFC 3720 appendix B.4), what guards a message whose payload is not sealed:
+ * computed by the link, and by the device that a payload lies on. */
 #pragma once
 
 #include <stddef.h>

@@ -5,7 +5,7 @@
  * three streams of STREAM_BYTES side by side. The CRC is linear: crc(A|B) = shift(crc(A), |B|) ^
  * crc0(B), where shift multiplies by x^(8|B|); shift over STREAM_BYTES is a table of 4 x 256 words.
  */
-#include "transport/link/crc32c.h"
+#include "proto/base/crc32c.h"
 
 #include <glib.h>
 #include <pthread.h>
