@@ -111,6 +111,14 @@ int weft_cuda_fold(const uint16_t *operand, const uint8_t *merges, uint32_t n_op
                    bool flushes, const float *gathered, size_t n, float *out,
                    WeftCudaStream stream);
 
+/* ---- checksums ---- */
+
+/* *out = the CRC32C of n_words words (specified: crc32c(0, data, 4 * n_words)), for any grid.
+ * workspace: WEFT_CUDA_CHECKSUM_BYTES. */
+#define WEFT_CUDA_CHECKSUM_BYTES 1024u
+int weft_cuda_checksum(const void *data, size_t n_words, uint32_t *out, void *workspace,
+                       WeftCudaStream stream);
+
 /* ---- element-wise and norms ---- */
 
 /* x[r][i] += y[r][i] (specified: add). */

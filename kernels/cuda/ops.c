@@ -434,6 +434,18 @@ static DeviceStatus sample(DeviceStream *stream, const DeviceSample *a)
     return cuda_result(stream, error);
 }
 
+_Static_assert(WEFT_CUDA_CHECKSUM_BYTES <= DEVICE_CHECKSUM_BYTES, "a workspace has room");
+
+static DeviceStatus checksum(DeviceStream *stream, const void *data, size_t n_words, uint32_t *out,
+                             void *workspace, size_t workspace_bytes)
+{
+    if (workspace_bytes < WEFT_CUDA_CHECKSUM_BYTES) {
+        return DEVICE_UNSUPPORTED;
+    }
+    return cuda_result(stream,
+                       weft_cuda_checksum(data, n_words, out, workspace, cuda_stream(stream)));
+}
+
 const DeviceOps cuda_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceOps),
@@ -448,4 +460,5 @@ const DeviceOps cuda_ops = {
     .add = add,
     .add_bias = add_bias,
     .sample = sample,
+    .checksum = checksum,
 };

@@ -5,6 +5,7 @@
 #include "kernels/device/ops.h"
 
 #include "kernels/kernels.h"
+#include "proto/base/crc32c.h"
 #include "proto/base/hash.h"
 
 #include <math.h>
@@ -416,6 +417,29 @@ static DeviceStatus sample(DeviceStream *stream, const DeviceSample *args)
     return device_cpu_enqueue(stream, run_sample, args, sizeof *args);
 }
 
+/* ---- checksums ---- */
+
+typedef struct ChecksumArgs {
+    const void *data;
+    size_t n_words;
+    uint32_t *out;
+} ChecksumArgs;
+
+static void run_checksum(void *user)
+{
+    const ChecksumArgs *a = user;
+    *a->out = crc32c(0, a->data, sizeof(uint32_t) * a->n_words);
+}
+
+static DeviceStatus checksum(DeviceStream *stream, const void *data, size_t n_words, uint32_t *out,
+                             void *workspace, size_t workspace_bytes)
+{
+    const ChecksumArgs args = {data, n_words, out};
+    (void)workspace;
+    (void)workspace_bytes;
+    return device_cpu_enqueue(stream, run_checksum, &args, sizeof args);
+}
+
 const DeviceOps device_cpu_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceOps),
@@ -430,6 +454,7 @@ const DeviceOps device_cpu_ops = {
     .add = add,
     .add_bias = add_bias,
     .sample = sample,
+    .checksum = checksum,
 };
 
 const DeviceModule *device_module_cpu(void)

@@ -152,4 +152,8 @@ typedef struct DeviceOps {
     DeviceStatus (*add_bias)(DeviceStream *stream, float *x, const float *bias, uint32_t rows,
                              uint32_t n);
     DeviceStatus (*sample)(DeviceStream *stream, const DeviceSample *args);
+    /* *out = the CRC32C (proto/base/crc32c.h) of n_words words of 4 bytes, as they lie in memory;
+     * workspace: DEVICE_CHECKSUM_BYTES. */
+    DeviceStatus (*checksum)(DeviceStream *stream, const void *data, size_t n_words, uint32_t *out,
+                             void *workspace, size_t workspace_bytes);
 } DeviceOps;

@@ -71,6 +71,7 @@ uint64_t device_workspace_bytes(const DeviceLimits *l)
     bytes = MAX(bytes, attention_bytes(l, 1, l->max_rows));
     bytes = MAX(bytes, host_attention_bytes(l));
     bytes = MAX(bytes, candidate_bytes(l));
+    bytes = MAX(bytes, DEVICE_CHECKSUM_BYTES);
     if (l->fast && l->max_rows >= DEVICE_LIBRARY_ROWS) {
         bytes = MAX(bytes, library_bytes(l));
     }

@@ -25,6 +25,7 @@ typedef struct DeviceLimits {
     uint32_t sampled_rows, vocabulary; /* of one sample(); 0 = none */
     bool fast;                         /* class fast */
 } DeviceLimits;
+#define DEVICE_CHECKSUM_BYTES 1024u /* of the workspace, for a checksum */
 /* The workspace that every device's ops make do with under these limits. */
 uint64_t device_workspace_bytes(const DeviceLimits *limits);
 

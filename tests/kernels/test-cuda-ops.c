@@ -2,6 +2,7 @@
  * on awkward shapes. */
 #include "tests/kernels/cuda_case.h"
 #include "tests/kernels/matmul_case.h"
+#include "proto/base/crc32c.h"
 #include "proto/model/blocks.h"
 
 static const Kernels *generic;
@@ -382,15 +383,47 @@ static void test_kv_write(void **state)
     }
 }
 
+/* Words of none to several of each thread; a last block's that not all threads have. */
+static void test_checksum(void **state)
+{
+    static const size_t counts[] = {0,    1,    2,    255,   256,    257,        1000,
+                                    8191, 8192, 8193, 12289, 300007, 256 * 4096, 256 * 4096 + 5003};
+    (void)state;
+    for (unsigned c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        const size_t n = counts[c];
+        uint32_t *words = malloc(sizeof *words * (n + 1)), x = 1, got;
+        for (size_t i = 0; i <= n; i++) {
+            x = x * 1664525u + 1013904223u;
+            words[i] = i % 1000 < 20 ? 0 : x;
+        }
+        FOR_EACH_ORDER
+        {
+            uint32_t *data = device_of(words, sizeof *words * (n + 1)),
+                     *out = device_of(NULL, sizeof *out);
+            void *workspace = device_of(NULL, WEFT_CUDA_CHECKSUM_BYTES);
+            run(weft_cuda_checksum(data, n, out, workspace, NULL));
+            device_read(&got, out, sizeof got);
+            assert_int_equal(got, crc32c(0, words, sizeof *words * n));
+            device_free_all();
+        }
+        free(words);
+    }
+}
+
 int main(void)
 {
     leave_without_device();
     generic = kernels_get(ISA_GENERIC);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_add),      cmocka_unit_test(test_activations),
-        cmocka_unit_test(test_norms),    cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_embed),    cmocka_unit_test(test_unpack),
-        cmocka_unit_test(test_kv_write), cmocka_unit_test(test_norm_of_chosen_rows),
+        cmocka_unit_test(test_add),
+        cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_norms),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_checksum),
+        cmocka_unit_test(test_kv_write),
+        cmocka_unit_test(test_norm_of_chosen_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
