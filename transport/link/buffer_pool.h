@@ -13,7 +13,8 @@ typedef struct LinkBuffer {
     size_t capacity, size;
     uint64_t tag; /* for the fill */
     void *owner;  /* for the fill */
-    uint64_t unused[3];
+    size_t head;  /* for the fill */
+    uint64_t unused[2];
 } LinkBuffer;
 
 #define BUFFER_POOL_KEPT 16u /* of at most 1 MiB: a decode step's messages in flight */

@@ -2,8 +2,9 @@
  *
  * Each port has an inbox that senders of any thread append to under its lock; its own thread takes
  * the whole list at once. A buffer goes back to its sender's pool when the receiver has handled it.
- * A port that sleeps says so (armed, under the same lock), so that senders write to its eventfd
- * only then.
+ * A region is copied to a buffer when it is sent, so its sender's part ends there; the buffer is
+ * the offer. A port that sleeps says so (armed, under the same lock), so that senders write to its
+ * eventfd only then.
  *
  * Lifetimes: a port is held by its opener, by every connection to it and by the bus until it
  * closes; a pool is held by its connection and by every datagram in flight. Locks in this order:
@@ -24,6 +25,7 @@
 
 #define IN_FLIGHT_LIMIT 256u
 #define IN_FLIGHT_BYTES (128u << 20)
+#define REGION_AT 64u /* in its buffer */
 
 typedef struct Bus {
     OwnedFill owned;
@@ -68,6 +70,7 @@ typedef struct Raw {
     uint64_t tag;
     void *link_user;
     SharedPool *pool;
+    GPtrArray *offers; /* LinkBuffer */
     bool dead;
 } Raw;
 
@@ -192,6 +195,7 @@ static void port_notify(Port *peer, NoticeKind kind, uint64_t tag_or_port)
 
 static void raw_free(Raw *raw)
 {
+    g_ptr_array_unref(raw->offers);
     tag_table_remove(&raw->port->tags, raw->tag);
     g_ptr_array_remove_fast(raw->port->raws, raw);
     port_unref(raw->peer);
@@ -277,7 +281,12 @@ static LinkRaw *inproc_connect(LinkRawPort *raw_port, GBytes *address, uint64_t 
     pthread_mutex_init(&pool->lock, NULL);
     pool->pool.out_limit = IN_FLIGHT_LIMIT;
     pool->pool.bytes_out_limit = IN_FLIGHT_BYTES;
-    *raw = (Raw){.port = port, .peer = peer, .tag = tag, .link_user = link_user, .pool = pool};
+    *raw = (Raw){.port = port,
+                 .peer = peer,
+                 .tag = tag,
+                 .link_user = link_user,
+                 .pool = pool,
+                 .offers = g_ptr_array_new_with_free_func((GDestroyNotify)buffer_return)};
     g_ptr_array_add(port->raws, raw);
     return (LinkRaw *)raw;
 }
@@ -298,6 +307,7 @@ static void *inproc_buffer(LinkRaw *link, size_t size)
     }
     atomic_fetch_add(&raw->pool->references, 1);
     buffer->owner = raw->pool;
+    buffer->head = 0;
     return buffer_data(buffer);
 }
 
@@ -324,6 +334,65 @@ static LinkStatus inproc_send(LinkRaw *link, void *data, size_t size)
         port_wake(peer);
     }
     return closed ? LINK_PEER_DEAD : LINK_OK;
+}
+
+/* A region's buffer has the head first. */
+static void *region_of(LinkBuffer *buffer)
+{
+    return (uint8_t *)buffer_data(buffer) + REGION_AT;
+}
+
+static bool inproc_has_memory(LinkRawPort *port, LinkMemory memory)
+{
+    (void)port;
+    return memory == LINK_MEMORY_HOST;
+}
+
+static LinkStatus inproc_send_region(LinkRaw *link, const void *head, size_t head_size,
+                                     const LinkRegion *region, void *transfer)
+{
+    Port *port = ((Raw *)link)->port;
+    g_assert(head_size <= REGION_AT);
+    void *data = inproc_buffer(link, REGION_AT + region->size);
+    if (data == NULL) {
+        return LINK_AGAIN;
+    }
+    buffer_of(data)->head = head_size;
+    memcpy(data, head, head_size);
+    memcpy(region_of(buffer_of(data)), region->data, region->size);
+    const LinkStatus status = inproc_send(link, data, REGION_AT + region->size);
+    if (status == LINK_OK) {
+        port->events->transferred(transfer, LINK_OK, port->user);
+    }
+    return status;
+}
+
+/* Takes the buffer if it is wanted. */
+static bool port_offer(Port *port, LinkBuffer *buffer)
+{
+    Raw *raw = (Raw *)tag_table_find(&port->tags, buffer->tag);
+    const bool kept =
+        port->events->offered((LinkRaw *)raw, buffer_data(buffer), buffer->head,
+                              buffer->size - REGION_AT, (LinkOffer *)buffer, port->user);
+    if (kept) {
+        g_ptr_array_add(raw->offers, buffer);
+    }
+    return kept;
+}
+
+static void inproc_drop(LinkRaw *link, LinkOffer *offer)
+{
+    g_ptr_array_remove_fast(((Raw *)link)->offers, offer);
+}
+
+static LinkStatus inproc_take(LinkRaw *link, LinkOffer *offer, const LinkRegion *region,
+                              void *transfer)
+{
+    Port *port = ((Raw *)link)->port;
+    memcpy(region->data, region_of((LinkBuffer *)offer), region->size);
+    inproc_drop(link, offer);
+    port->events->transferred(transfer, LINK_OK, port->user);
+    return LINK_OK;
 }
 
 static void port_deliver(Port *port, LinkBuffer *buffer)
@@ -377,8 +446,12 @@ static unsigned inproc_progress(LinkRawPort *raw_port)
     while (buffers != NULL) {
         LinkBuffer *buffer = buffers;
         buffers = buffer->next;
-        port_deliver(port, buffer);
-        buffer_return(buffer);
+        if (buffer->head == 0) {
+            port_deliver(port, buffer);
+            buffer_return(buffer);
+        } else if (!port_offer(port, buffer)) {
+            buffer_return(buffer);
+        }
         n++;
     }
     while (notices != NULL) {
@@ -428,6 +501,10 @@ static const LinkOps inproc_ops = {
     .fd = inproc_fd,
     .interrupt = inproc_interrupt,
     .close = inproc_close,
+    .has_memory = inproc_has_memory,
+    .send_region = inproc_send_region,
+    .take = inproc_take,
+    .drop = inproc_drop,
 };
 
 LinkFill *link_fill_inproc_new(void)

@@ -9,94 +9,25 @@
  *      corrupt;
  *   4. the number is new, else replayed. Asked last: only authentic numbers move the window.
  *
+ * A region passes 1, 2 and 3 with its header, the payload's checksum under the header's, and 4; its
+ * payload passes 3 when it has arrived, by whoever can read it (link_region.c).
+ *
  * Invariants: a number (the AEAD's nonce) is taken only when a buffer is held and is never given
  * back, so that none repeats under one key; user callbacks run only inside progress, and progress
  * is never entered twice. */
-#include "transport/link/link.h"
+#include "transport/link/link_state.h"
 
 #include "proto/base/checked.h"
-#include "proto/base/crc32c.h"
 #include "proto/base/error.h"
-#include "transport/crypto/aead.h"
 #include "transport/link/fill.h"
 #include "transport/link/link_clock.h"
-#include "transport/link/replay_window.h"
 
-#include <endian.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #define PAYLOAD_ALIGN 16u
 #define SCRATCH_LEAST (64u << 10)
-
-struct LinkPort {
-    const LinkOps *ops;
-    LinkRawPort *raw;
-    LinkReceive receive;
-    LinkDead dead;
-    void *user;
-    bool crowded;
-    bool progressing;
-    GPtrArray *links;   /* of Link, owned */
-    GPtrArray *closing; /* of Link, owned: closed inside a callback, ended when progress leaves */
-    void *scratch;      /* payloads that did not arrive aligned */
-    size_t scratch_bytes;
-    LinkCounters counters;
-    atomic_bool interrupted;
-};
-
-struct Link {
-    LinkPort *port;
-    LinkRaw *raw;
-    uint64_t handle;
-    uint32_t peer;
-    bool dead, closed;
-    AeadKey *send_key, *receive_key; /* NULL: not sealed */
-    uint64_t next_seq;
-    ReplayWindow window;
-    LinkTraffic traffic;
-};
-
-/* ---- header ---- */
-
-typedef struct WireHeader {
-    uint64_t handle;
-    uint32_t step;
-    uint16_t op, flags;
-    uint64_t seq;
-    uint32_t length, crc;
-} WireHeader;
-_Static_assert(sizeof(WireHeader) == LINK_HEADER_BYTES, "32 bytes on the wire");
-
-static WireHeader header_encode(const LinkHeader *h)
-{
-    return (WireHeader){.handle = htole64(h->handle),
-                        .step = htole32(h->step),
-                        .op = htole16(h->op),
-                        .flags = htole16(h->flags),
-                        .seq = htole64(h->seq),
-                        .length = htole32(h->length),
-                        .crc = htole32(h->crc)};
-}
-
-static LinkHeader header_decode(const WireHeader *w)
-{
-    return (LinkHeader){.handle = le64toh(w->handle),
-                        .step = le32toh(w->step),
-                        .op = le16toh(w->op),
-                        .flags = le16toh(w->flags),
-                        .seq = le64toh(w->seq),
-                        .length = le32toh(w->length),
-                        .crc = le32toh(w->crc)};
-}
-
-static uint32_t header_checksum(WireHeader wire, const void *payload, size_t size)
-{
-    wire.crc = 0;
-    return crc32c(crc32c(0, &wire, sizeof wire), payload, size);
-}
 
 /* ---- receiving ---- */
 
@@ -119,6 +50,7 @@ static void link_died(Link *link, const char *why)
 {
     if (!link->dead && !link->closed) {
         link->dead = true;
+        link_region_end(link, LINK_PEER_DEAD);
         if (link->port->dead != NULL) {
             link->port->dead(link, why, link->port->user);
         }
@@ -226,6 +158,24 @@ static void port_on_receive(LinkRaw *raw, void *data, size_t size, void *user)
     }
 }
 
+static bool port_on_offered(LinkRaw *raw, const void *head, size_t head_size, size_t size,
+                            LinkOffer *offer, void *user)
+{
+    LinkPort *port = user;
+    Link *link = raw != NULL ? port->ops->link_user(raw) : NULL;
+    if (link == NULL || link->closed || link->dead) {
+        port->counters.dropped_stale++;
+        return false;
+    }
+    return link_region_offered(link, head, head_size, size, offer);
+}
+
+static void port_on_transferred(void *transfer, LinkStatus status, void *user)
+{
+    (void)user;
+    link_region_transferred(transfer, status);
+}
+
 static void port_on_dead(LinkRaw *raw, const char *why, void *user)
 {
     LinkPort *port = user;
@@ -236,7 +186,10 @@ static void port_on_dead(LinkRaw *raw, const char *why, void *user)
 
 LinkPort *link_port_open(const LinkPortOptions *options, GError **error)
 {
-    static const LinkRawEvents events = {.receive = port_on_receive, .dead = port_on_dead};
+    static const LinkRawEvents events = {.receive = port_on_receive,
+                                         .dead = port_on_dead,
+                                         .offered = port_on_offered,
+                                         .transferred = port_on_transferred};
     LinkPort *port = g_new0(LinkPort, 1);
     port->ops = options->fill->ops;
     port->receive = options->receive;
@@ -278,6 +231,7 @@ void link_close(Link *link)
     }
     LinkPort *port = link->port;
     link->closed = true;
+    link_region_end(link, LINK_CLOSED);
     g_ptr_array_remove_fast(port->links, link);
     g_ptr_array_add(port->closing, link);
     if (!port->progressing) {
@@ -428,18 +382,25 @@ LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
     return link_post(link, buffer, header, parts, n_parts);
 }
 
+bool link_wait_for_room(Link *link)
+{
+    LinkPort *port = link->port;
+    if (port->progressing || atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
+        return false;
+    }
+    uint64_t start = link_clock_ns();
+    if (link_port_progress(port) == 0) {
+        sched_yield();
+        port->counters.send_ns += link_clock_ns() - start;
+    }
+    return true;
+}
+
 LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, const LinkPart *parts,
                      unsigned n_parts)
 {
-    LinkPort *port = link->port;
     LinkStatus status = link_send_try(link, op, flags, step, parts, n_parts);
-    while (status == LINK_AGAIN && !port->progressing &&
-           !atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
-        uint64_t start = link_clock_ns();
-        if (link_port_progress(port) == 0) {
-            sched_yield();
-            port->counters.send_ns += link_clock_ns() - start;
-        }
+    while (status == LINK_AGAIN && link_wait_for_room(link)) {
         status = link_send_try(link, op, flags, step, parts, n_parts);
     }
     return status;
@@ -459,6 +420,9 @@ unsigned link_port_progress(LinkPort *port)
             link_clock_ns() - start - (link_counters_busy_ns(&port->counters) - busy);
     }
     port_end_closing(port);
+    if (port->n_offers > 0) {
+        link_region_match_all(port);
+    }
     return n;
 }
 

@@ -35,6 +35,7 @@ typedef enum LinkOp {
     LINK_OP_TRAIN_FORWARD = 10,
     LINK_OP_TRAIN_BACKWARD = 11,
     LINK_OP_TRAIN_TIED = 12,
+    LINK_OP_ACTIVATIONS = 13, /* a region: a step's activations, which its message lacks */
 } LinkOp;
 
 /* On the wire, 32 B little-endian (DESIGN 7.3): u64 handle, u32 step, u16 op, u16 flags, u64 seq,
@@ -76,6 +77,23 @@ static inline uint64_t link_counters_busy_ns(const LinkCounters *c)
 typedef struct LinkPort LinkPort;
 typedef struct Link Link;
 
+/* Whose memory a region lies in. A fill sends from there and receives into it by itself: what is
+ * in it is neither copied nor read by the host. */
+typedef enum LinkMemory { LINK_MEMORY_HOST, LINK_MEMORY_CUDA } LinkMemory;
+typedef struct LinkRegion {
+    LinkMemory memory;
+    void *data;
+    size_t size;
+} LinkRegion;
+/* A region under way, to or from a peer. The caller's, as the region's memory: neither is freed,
+ * nor the memory used, before it is done. */
+typedef struct LinkTransfer {
+    bool done;         /* set once, at the latest by link_port_close(): nothing refers to it now */
+    LinkStatus status; /* then: LINK_OK, or why it did not come to an end */
+    size_t size;       /* of what came */
+    uint32_t crc;      /* CRC32C of what was sent */
+} LinkTransfer;
+
 /* A message arrived on `link` and passed every check. payload is borrowed for the duration of the
  * callback and 16-byte aligned. Called inside link_port_progress() only. */
 typedef void (*LinkReceive)(Link *link, const LinkHeader *header, const void *payload, void *user);
@@ -85,12 +103,20 @@ typedef void (*LinkDead)(Link *link, const char *why, void *user);
 /* ---- what a fill provides ---- */
 typedef struct LinkRawPort LinkRawPort;
 typedef struct LinkRaw LinkRaw;
+typedef struct LinkOffer LinkOffer; /* a region that waits for a place; the fill's */
 typedef struct LinkRawEvents {
     /* One whole datagram; data borrowed during the callback and writable. raw is this side's end of
      * the pair that the datagram's tag names. NULL: that pair was closed here, or never connected
      * while more came than the fill keeps; only to be counted. */
     void (*receive)(LinkRaw *raw, void *data, size_t size, void *user);
     void (*dead)(LinkRaw *raw, const char *why, void *user);
+    /* A region of `size` bytes is to come; head borrowed, raw as in receive. True: kept, until take
+     * or drop, or the connection's end. False: refused; for its sender it was taken. */
+    bool (*offered)(LinkRaw *raw, const void *head, size_t head_size, size_t size, LinkOffer *offer,
+                    void *user);
+    /* What send_region or take began has ended: the fill refers neither to the region nor to
+     * `transfer` any more. Once each, inside that call, progress or port_close. */
+    void (*transferred)(void *transfer, LinkStatus status, void *user);
 } LinkRawEvents;
 typedef struct LinkOps {
     const char *name; /* "ucx", "inproc", "fault" */
@@ -116,6 +142,16 @@ typedef struct LinkOps {
     int (*fd)(LinkRawPort *port);
     void (*interrupt)(LinkRawPort *port); /* any thread: makes the fd readable */
     void (*close)(LinkRaw *raw);
+    /* Whether regions in such memory are sent and taken. NULL: none are, nor any of the next three
+     * is called. */
+    bool (*has_memory)(LinkRawPort *port, LinkMemory memory);
+    /* Copies the head. Unless it returns LINK_OK nothing was begun. Never blocks. Regions and
+     * datagrams may overtake each other. */
+    LinkStatus (*send_region)(LinkRaw *raw, const void *head, size_t head_size,
+                              const LinkRegion *region, void *transfer);
+    /* As large as the offer. Takes the offer always; else likewise. Not inside `offered`. */
+    LinkStatus (*take)(LinkRaw *raw, LinkOffer *offer, const LinkRegion *region, void *transfer);
+    void (*drop)(LinkRaw *raw, LinkOffer *offer); /* refuses it after all */
 } LinkOps;
 
 typedef struct LinkFill { /* a fill and its context */
@@ -191,6 +227,24 @@ LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, con
  * handler. */
 LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
                          const LinkPart *parts, unsigned n_parts);
+
+/* Whether this port's fill sends from and receives into such memory; whether UCX knows CUDA's is
+ * found at run time. Links that are sealed carry no regions: whoever seals reads. */
+bool link_port_has_memory(const LinkPort *port, LinkMemory memory);
+/* Sends a region, whose bytes have this CRC32C, as a message of its own; where link_send() would
+ * copy, this borrows: see LinkTransfer. Waits as link_send() does. Unless it returns LINK_OK
+ * nothing was begun. */
+LinkStatus link_send_region(Link *link, uint16_t op, uint32_t step, const LinkRegion *region,
+                            uint32_t crc, LinkTransfer *transfer);
+/* Names the place for the region of this op and step, which may have come or not; one at a time on
+ * a link, in the order of steps: what is offered for earlier ones is dropped as stale, and so is
+ * what is offered while LINK_OFFERS wait. A larger one than the place is corrupt. */
+#define LINK_OFFERS 16u
+LinkStatus link_receive_region(Link *link, uint16_t op, uint32_t step, const LinkRegion *place,
+                               LinkTransfer *transfer);
+/* The last gate, for the owner of the memory: whether the bytes that came have the CRC32C that was
+ * sent with them. Counts the message as received, or drops it as corrupt. */
+bool link_check_region(Link *link, const LinkTransfer *transfer, uint32_t crc);
 
 unsigned link_port_progress(LinkPort *port);
 /* Changes the waiting policy of LinkPortOptions.crowded. */

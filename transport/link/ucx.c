@@ -6,6 +6,10 @@
  * their size (rendezvous costs a round trip, shared/WIRE.md, and would let a later message
  * overtake); UCP puts fragments together again (WHOLE_MSG).
  *
+ * Regions (UCP calls it rendezvous) go in three: an active message announces them, whose descriptor
+ * is kept as the offer; the place is named to UCP; UCP moves the payload between the two memories
+ * by what the transports there can do. Until it says so by a callback, both are UCP's.
+ *
  * A connection ends in this order, because its buffers and the callbacks' argument must outlive the
  * endpoint:
  *     open -> (peer dies: failed, told to the user once) -> closed by the user: its tag is retired
@@ -35,6 +39,7 @@
 #define IN_FLIGHT_BYTES (128u << 20)
 #define FLUSH_LIMIT_US 100000
 #define CLOSE_LIMIT_US 1000000
+#define REGION_HEAD_LIMIT 64u
 #define DEVICE_LIMIT_US 3000000
 #define DEVICE_PAUSE_MS 20
 
@@ -47,9 +52,20 @@ typedef struct Port {
     TagTable tags;
     GPtrArray *open;     /* of Raw, owned */
     GPtrArray *ending;   /* of Raw, owned: closed by the user */
+    GPtrArray *passages; /* of Passage, owned: regions that UCP has */
+    uint64_t memory_types;
     unsigned n_failed;   /* open ones whose death was not told yet */
     unsigned n_messages; /* in the running progress */
 } Port;
+
+/* A region on its way, either way. */
+typedef struct Passage {
+    struct Raw *raw;
+    void *transfer;
+    uint64_t tag; /* of a sent one, with the head behind it: UCP reads both until the end */
+    uint8_t head[REGION_HEAD_LIMIT];
+} Passage;
+_Static_assert(offsetof(Passage, head) == offsetof(Passage, tag) + sizeof(uint64_t), "one header");
 
 typedef struct Raw {
     Port *port;
@@ -57,7 +73,8 @@ typedef struct Raw {
     uint64_t tag;
     void *link_user;
     BufferPool pool;
-    unsigned n_sending;
+    unsigned n_sending;   /* regions that come among them */
+    GPtrArray *offers;    /* UCP's descriptors */
     ucs_status_t failure; /* UCS_OK: alive */
     bool told;            /* of the failure, or closed by the user */
     int64_t closed_us;
@@ -129,13 +146,34 @@ static const ucp_address_t *address_parse(GBytes *bytes, GError **error)
 
 /* ---- port ---- */
 
+/* UCS_INPROGRESS keeps the descriptor; without, UCP tells the sender that the region was taken. */
+static ucs_status_t on_offer(Port *port, const void *header, size_t header_size, void *descriptor,
+                             size_t size)
+{
+    uint64_t tag;
+    Raw *raw = NULL;
+    if (header_size >= sizeof tag) {
+        memcpy(&tag, header, sizeof tag);
+        raw = (Raw *)tag_table_find(&port->tags, le64toh(tag));
+    }
+    if (!port->events->offered((LinkRaw *)raw, (const uint8_t *)header + sizeof tag,
+                               header_size - sizeof tag, size, descriptor, port->user)) {
+        return UCS_OK;
+    }
+    g_ptr_array_add(raw->offers, descriptor);
+    return UCS_INPROGRESS;
+}
+
 static ucs_status_t on_message(void *arg, const void *header, size_t header_size, void *data,
                                size_t size, const ucp_am_recv_param_t *param)
 {
     Port *port = arg;
     uint64_t tag;
     port->n_messages++;
-    if (header_size != sizeof tag || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
+    if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
+        return on_offer(port, header, header_size, data, size);
+    }
+    if (header_size != sizeof tag) {
         port->events->receive(NULL, NULL, 0, port->user); /* none of ours sends that */
         return UCS_OK;
     }
@@ -201,6 +239,11 @@ static ucs_status_t port_create_worker(Port *port)
         status = ucp_init(&context, config, &port->context);
         ucp_config_release(config);
     }
+    ucp_context_attr_t attributes = {.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES};
+    if (status == UCS_OK) {
+        status = ucp_context_query(port->context, &attributes);
+        port->memory_types = attributes.memory_types;
+    }
     if (status == UCS_OK) {
         status = ucp_worker_create(port->context, &worker, &port->worker);
     }
@@ -221,6 +264,7 @@ static void port_free(Port *port)
     tag_table_clear(&port->tags);
     g_ptr_array_unref(port->open);
     g_ptr_array_unref(port->ending);
+    g_ptr_array_unref(port->passages);
     g_free(port);
 }
 
@@ -232,6 +276,7 @@ static LinkRawPort *ucx_port_open(void *fill, const LinkRawEvents *events, void 
     port->user = user;
     port->open = g_ptr_array_new();
     port->ending = g_ptr_array_new();
+    port->passages = g_ptr_array_new_with_free_func(g_free);
     tag_table_init(&port->tags);
     ucs_status_t status = port_create_worker(port);
     if (status != UCS_OK) {
@@ -248,6 +293,14 @@ static LinkRawPort *ucx_port_open(void *fill, const LinkRawEvents *events, void 
 }
 
 /* ---- connecting ---- */
+
+static void raw_free(gpointer data)
+{
+    Raw *raw = data;
+    buffer_pool_clear(&raw->pool);
+    g_ptr_array_unref(raw->offers);
+    g_free(raw);
+}
 
 static void on_failure(void *arg, ucp_ep_h endpoint, ucs_status_t status)
 {
@@ -284,7 +337,7 @@ static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag
         return NULL;
     }
     Raw *raw = g_new0(Raw, 1);
-    *raw = (Raw){.port = port, .tag = tag, .link_user = link_user};
+    *raw = (Raw){.port = port, .tag = tag, .link_user = link_user, .offers = g_ptr_array_new()};
     raw->pool.out_limit = IN_FLIGHT_LIMIT;
     raw->pool.bytes_out_limit = IN_FLIGHT_BYTES;
     ucs_status_t status = raw_create_endpoint(raw, worker_address);
@@ -293,7 +346,7 @@ static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag
                     "cannot connect a link: %s: check that both hosts name an interface of one "
                     "network with --link-device",
                     ucs_status_string(status));
-        g_free(raw);
+        raw_free(raw);
         return NULL;
     }
     tag_table_add(&port->tags, tag, (LinkRaw *)raw);
@@ -353,6 +406,120 @@ static LinkStatus ucx_send(LinkRaw *link, void *data, size_t size)
     return LINK_OK;
 }
 
+/* ---- regions ---- */
+
+static bool ucx_has_memory(LinkRawPort *port, LinkMemory memory)
+{
+    return memory == LINK_MEMORY_HOST ||
+           (((Port *)port)->memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0;
+}
+
+static ucs_memory_type_t memory_type(const LinkRegion *region)
+{
+    return region->memory == LINK_MEMORY_CUDA ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+}
+
+static Passage *passage_new(Raw *raw, void *transfer)
+{
+    Passage *passage = g_new0(Passage, 1);
+    *passage = (Passage){.raw = raw, .transfer = transfer, .tag = htole64(raw->tag)};
+    g_ptr_array_add(raw->port->passages, passage);
+    raw->n_sending++;
+    return passage;
+}
+
+/* UCP is through with it. */
+static void passage_end(Passage *passage, LinkStatus status)
+{
+    Raw *raw = passage->raw;
+    Port *port = raw->port;
+    void *transfer = passage->transfer;
+    raw->n_sending--;
+    port->n_messages++; /* something to look at */
+    g_ptr_array_remove_fast(port->passages, passage);
+    port->events->transferred(transfer, status, port->user);
+}
+
+static LinkStatus status_of_region(ucs_status_t status)
+{
+    return status == UCS_OK ? LINK_OK : status == UCS_ERR_CANCELED ? LINK_CLOSED : LINK_PEER_DEAD;
+}
+
+static void on_region_sent(void *request, ucs_status_t status, void *user)
+{
+    ucp_request_free(request);
+    passage_end(user, status_of_region(status));
+}
+
+static void on_region_received(void *request, ucs_status_t status, size_t size, void *user)
+{
+    ucp_request_free(request);
+    passage_end(user, status_of_region(status));
+}
+
+/* What UCP said to the start of a region. */
+static LinkStatus passage_begun(Passage *passage, ucs_status_ptr_t request)
+{
+    Raw *raw = passage->raw;
+    if (UCS_PTR_IS_ERR(request)) {
+        raw->n_sending--;
+        g_ptr_array_remove_fast(raw->port->passages, passage);
+        on_failure(raw, raw->endpoint, UCS_PTR_STATUS(request));
+        return LINK_PEER_DEAD;
+    }
+    if (request == NULL) { /* done at once, without a callback */
+        passage_end(passage, LINK_OK);
+    }
+    return LINK_OK;
+}
+
+static LinkStatus ucx_send_region(LinkRaw *link, const void *head, size_t head_size,
+                                  const LinkRegion *region, void *transfer)
+{
+    Raw *raw = (Raw *)link;
+    g_assert(head_size <= REGION_HEAD_LIMIT);
+    if (raw->failure != UCS_OK) {
+        return LINK_PEER_DEAD;
+    }
+    Passage *passage = passage_new(raw, transfer);
+    memcpy(passage->head, head, head_size);
+    const ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
+                        UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE,
+        .flags = UCP_AM_SEND_FLAG_RNDV,
+        .cb.send = on_region_sent,
+        .user_data = passage,
+        .memory_type = memory_type(region),
+    };
+    return passage_begun(passage, ucp_am_send_nbx(raw->endpoint, MESSAGE_ID, &passage->tag,
+                                                  sizeof passage->tag + head_size, region->data,
+                                                  region->size, &param));
+}
+
+static LinkStatus ucx_take(LinkRaw *link, LinkOffer *offer, const LinkRegion *region,
+                           void *transfer)
+{
+    Raw *raw = (Raw *)link;
+    g_ptr_array_remove_fast(raw->offers, offer);
+    Passage *passage = passage_new(raw, transfer);
+    const ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                        UCP_OP_ATTR_FIELD_MEMORY_TYPE,
+        .cb.recv_am = on_region_received,
+        .user_data = passage,
+        .memory_type = memory_type(region),
+    };
+    return passage_begun(passage, ucp_am_recv_data_nbx(raw->port->worker, offer, region->data,
+                                                       region->size, &param));
+}
+
+static void ucx_drop(LinkRaw *link, LinkOffer *offer)
+{
+    Raw *raw = (Raw *)link;
+    g_ptr_array_remove_fast(raw->offers, offer);
+    ucp_am_data_release(raw->port->worker, offer);
+}
+
 /* ---- ending connections ---- */
 
 static void raw_force_close(Raw *raw)
@@ -380,13 +547,6 @@ static bool raw_has_ended(Raw *raw, int64_t now_us)
     return raw->endpoint == NULL && raw->close_request == NULL && raw->n_sending == 0;
 }
 
-static void raw_free(gpointer data)
-{
-    Raw *raw = data;
-    buffer_pool_clear(&raw->pool);
-    g_free(raw);
-}
-
 static void port_end_some(Port *port)
 {
     int64_t now = link_clock_us();
@@ -405,6 +565,9 @@ static void ucx_close(LinkRaw *link)
     raw->told = true;
     raw->closed_us = link_clock_us();
     tag_table_remove(&port->tags, raw->tag);
+    while (raw->offers->len > 0) {
+        ucx_drop(link, g_ptr_array_index(raw->offers, raw->offers->len - 1));
+    }
     g_ptr_array_remove_fast(port->open, raw);
     g_ptr_array_add(port->ending, raw);
 }
@@ -429,9 +592,13 @@ static void ucx_port_close(LinkRawPort *raw_port)
         ucp_worker_progress(port->worker);
         port_end_some(port);
     }
-    /* What is left has sends that UCX has not completed; the worker's end completes them. */
+    /* What is left has sends that UCX has not completed; the worker's end completes them, or at
+     * least nothing moves after it. */
     ucp_worker_destroy(port->worker);
     port->worker = NULL;
+    while (port->passages->len > 0) {
+        passage_end(g_ptr_array_index(port->passages, port->passages->len - 1), LINK_CLOSED);
+    }
     g_ptr_array_set_free_func(port->ending, raw_free);
     port_free(port);
 }
@@ -496,6 +663,10 @@ static const LinkOps ucx_ops = {
     .fd = ucx_fd,
     .interrupt = ucx_interrupt,
     .close = ucx_close,
+    .has_memory = ucx_has_memory,
+    .send_region = ucx_send_region,
+    .take = ucx_take,
+    .drop = ucx_drop,
 };
 
 static void ucx_release(OwnedFill *fill)

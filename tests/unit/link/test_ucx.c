@@ -4,6 +4,7 @@
  *
  *     parent  <-- control socket -->  child
  *     parent  <====== link ========>  child */
+#include "proto/base/crc32c.h"
 #include "transport/link/link.h"
 
 #include <errno.h>
@@ -390,6 +391,198 @@ static void a_frozen_peer_does_not_hold_the_close(void **state)
     pair_end(&pair, SIGKILL);
 }
 
+/* ---- regions ---- */
+
+#define REGIONS 60u
+
+static size_t region_size(uint32_t i)
+{
+    static const size_t sizes[] = {65536, 4, 1u << 20, 300004, 8192, BIG};
+    return sizes[i % 11 == 5 ? 5 : i % 5];
+}
+
+static LinkStatus region_send(End *end, uint32_t i, LinkTransfer *transfer)
+{
+    const LinkRegion region = {LINK_MEMORY_HOST, (void *)message_data(i), region_size(i)};
+    return link_send_region(end->link, LINK_OP_ACTIVATIONS, i, &region,
+                            crc32c(0, region.data, region.size), transfer);
+}
+
+static bool region_wait(End *end, const LinkTransfer *transfer)
+{
+    int64_t until = now_us() + WAIT_US;
+    while (!transfer->done && now_us() < until) {
+        link_port_wait(end->port, 100000, 200);
+    }
+    return transfer->done;
+}
+
+/* Asks for region i into memory of its own, and looks at what came. */
+static bool region_receive(End *end, uint32_t i)
+{
+    g_autofree uint8_t *memory = g_malloc0(BIG + 64);
+    const LinkRegion place = {LINK_MEMORY_HOST, memory, BIG};
+    LinkTransfer transfer;
+    const size_t size = region_size(i);
+    return link_receive_region(end->link, LINK_OP_ACTIVATIONS, i, &place, &transfer) == LINK_OK &&
+           region_wait(end, &transfer) && transfer.status == LINK_OK && transfer.size == size &&
+           link_check_region(end->link, &transfer, crc32c(0, memory, size)) &&
+           memcmp(memory, message_data(i), size) == 0 && memory[size] == 0;
+}
+
+static bool child_receives_regions(End *end)
+{
+    bool right = end_open(end) && end_connect(end);
+    for (uint32_t i = 0; right && i < REGIONS; i++) {
+        right = region_receive(end, i) && end_send(end, i);
+    }
+    const LinkCounters *c = link_port_counters(end->port);
+    right = right && end_wait_for(end, REGIONS) &&
+            c->dropped_corrupt + c->dropped_replayed + c->dropped_stale == 0;
+    return child_leaves(end) && right;
+}
+
+/* Regions and messages mixed; offers come before their places, and after. */
+static void regions_go_from_memory_to_memory(void **state)
+{
+    Pair pair;
+    LinkTransfer transfers[REGIONS];
+    big_pattern();
+    pair_start(&pair, false, child_receives_regions);
+    End *end = &pair.parent;
+    assert_true(end_open(end) && end_connect(end));
+    assert_true(link_port_has_memory(end->port, LINK_MEMORY_HOST));
+    for (uint32_t i = 0; i < REGIONS; i++) {
+        if (i % 2 == 0) { /* else the message went with the region before */
+            assert_int_equal(region_send(end, i, &transfers[i]), LINK_OK);
+            assert_true(end_send(end, i) && end_send(end, i + 1));
+        } else {
+            assert_int_equal(region_send(end, i, &transfers[i]), LINK_OK);
+        }
+        assert_true(region_wait(end, &transfers[i]));
+        assert_int_equal(transfers[i].status, LINK_OK);
+    }
+    assert_true(end_wait_for(end, REGIONS));
+    assert_true(meet(end));
+    pair_end(&pair, 0);
+}
+
+/* Takes offers in, names no place. */
+static bool child_takes_nothing(End *end)
+{
+    bool right = end_open(end) && end_connect(end) && end_wait_for(end, 1) && end_send(end, 0);
+    while (right) {
+        link_port_wait(end->port, 1000000, 0);
+    }
+    return false;
+}
+
+static void offer_to_child(Pair *pair, LinkTransfer *transfer)
+{
+    pair_start(pair, false, child_takes_nothing);
+    End *end = &pair->parent;
+    assert_true(end_open(end) && end_connect(end));
+    assert_int_equal(region_send(end, 2, transfer), LINK_OK);
+    assert_true(end_send(end, 0) && end_wait_for(end, 1));
+    assert_false(transfer->done);
+}
+
+static void a_killed_receiver_ends_the_transfer(void **state)
+{
+    Pair pair;
+    LinkTransfer transfer;
+    offer_to_child(&pair, &transfer);
+    End *end = &pair.parent;
+    assert_int_equal(kill(pair.child, SIGKILL), 0);
+    pair_reap(&pair, SIGKILL);
+    assert_true(region_wait(end, &transfer));
+    assert_int_equal(transfer.status, LINK_PEER_DEAD);
+    while (end->dead_us == 0) {
+        link_port_wait(end->port, 100000, 0);
+    }
+    assert_int_equal(region_send(end, 3, &transfer), LINK_PEER_DEAD);
+    end_close(end);
+}
+
+static void a_frozen_receiver_does_not_hold_the_close_either(void **state)
+{
+    Pair pair;
+    LinkTransfer transfer;
+    int status;
+    offer_to_child(&pair, &transfer);
+    End *end = &pair.parent;
+    assert_int_equal(kill(pair.child, SIGSTOP), 0);
+    assert_int_equal(waitpid(pair.child, &status, WUNTRACED), pair.child);
+    link_port_close(end->port);
+    end->port = NULL;
+    assert_true(transfer.done && transfer.status != LINK_OK);
+    assert_int_equal(kill(pair.child, SIGKILL), 0);
+    pair_end(&pair, SIGKILL);
+}
+
+/* Offers, and waits until it is killed or told to leave. */
+static bool child_offers(End *end)
+{
+    LinkTransfer transfer;
+    big_pattern();
+    bool right = end_open(end) && end_connect(end) && region_send(end, 5, &transfer) == LINK_OK &&
+                 end_send(end, 0);
+    while (right && !transfer.done) {
+        link_port_wait(end->port, 1000000, 0);
+    }
+    return child_leaves(end) && right;
+}
+
+static void offer_from_child(Pair *pair)
+{
+    big_pattern();
+    pair_start(pair, false, child_offers);
+    End *end = &pair->parent;
+    assert_true(end_open(end) && end_connect(end) && end_wait_for(end, 1));
+}
+
+/* Killed or frozen before its payload moved, or while it does; then the port closes, and memory may
+ * go. A place that is never named must not hold anything either. */
+static void a_sender_may_end_at_any_time(void **state)
+{
+    enum { KILL, FREEZE, WAYS };
+    for (unsigned way = 0; way < WAYS; way++) {
+        for (unsigned turns = 0; turns < 4; turns++) { /* of progress, after the place was named */
+            Pair pair;
+            LinkTransfer transfer = {0};
+            uint8_t *memory = g_malloc(BIG);
+            const LinkRegion place = {LINK_MEMORY_HOST, memory, BIG};
+            int status;
+            offer_from_child(&pair);
+            End *end = &pair.parent;
+            if (turns > 0) {
+                assert_int_equal(
+                    link_receive_region(end->link, LINK_OP_ACTIVATIONS, 5, &place, &transfer),
+                    LINK_OK);
+            }
+            for (unsigned i = 1; i < turns; i++) {
+                link_port_progress(end->port);
+            }
+            assert_int_equal(kill(pair.child, way == KILL ? SIGKILL : SIGSTOP), 0);
+            if (way == KILL) {
+                pair_reap(&pair, SIGKILL);
+                assert_true(turns == 0 || region_wait(end, &transfer));
+            } else {
+                assert_int_equal(waitpid(pair.child, &status, WUNTRACED), pair.child);
+            }
+            link_port_close(end->port);
+            end->port = NULL;
+            assert_true(turns == 0 || transfer.done);
+            g_free(memory);
+            if (way == FREEZE) {
+                assert_int_equal(kill(pair.child, SIGKILL), 0);
+                pair_reap(&pair, SIGKILL);
+            }
+            end_close(end);
+        }
+    }
+}
+
 /* ---- waking up ---- */
 
 static void *interrupt_main(void *data)
@@ -451,6 +644,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(early_messages_are_kept),
         cmocka_unit_test(a_killed_peer_is_reported),
         cmocka_unit_test(a_frozen_peer_does_not_hold_the_close),
+        cmocka_unit_test(regions_go_from_memory_to_memory),
+        cmocka_unit_test(a_killed_receiver_ends_the_transfer),
+        cmocka_unit_test(a_frozen_receiver_does_not_hold_the_close_either),
+        cmocka_unit_test(a_sender_may_end_at_any_time),
         cmocka_unit_test(an_interrupt_ends_a_wait),
         cmocka_unit_test(foreign_addresses_are_refused),
     };
