@@ -612,7 +612,9 @@ static void print_between_devices(const DeviceModule *module)
     printf("sums among devices of this host: %s%s\n", group,
            usable ? "" : "; they go through pinned host memory");
     link_ucx_knows_cuda(direct);
-    printf("activations to other hosts: through pinned host memory, sealed there; %s\n", direct);
+    printf("activations to other hosts: through pinned host memory; from device to device where "
+           "payloads are not sealed and UCX of both hosts knows their memory: %s\n",
+           direct);
 }
 
 /* A line a device; "no device: why" where there is no CUDA device. */

@@ -86,7 +86,8 @@ static DeviceInput input_of(uint64_t rows, uint32_t context)
     in.draws = aligned(4 * sizeof(uint32_t) * rows);
     in.segments = aligned(in.draws + DEVICE_DRAW_BYTES * rows);
     in.pages = aligned(in.segments + DEVICE_SEGMENT_BYTES * rows);
-    in.bytes = aligned(in.pages + sizeof(uint32_t) * rows * in.pages_ld);
+    in.sum = aligned(in.pages + sizeof(uint32_t) * rows * in.pages_ld);
+    in.bytes = in.sum + ALIGN;
     return in;
 }
 
@@ -139,6 +140,7 @@ DeviceSizes device_sizes(const Plan *plan, const ModelSpec *spec, const PlanRepl
     z.draws = z.vocabulary > 0 && (z.vocabulary - 1) % VOCAB_CHUNK + 1 >= DEVICE_SHORTEST_CHUNK;
     z.logits_rows = MAX(DEVICE_LOGITS_ROWS_DOWN, MIN(rows, DEVICE_LOGITS_ROWS));
     z.x = aligned(vector);
+    z.arriving = stage == &replica->stages[0] ? 0 : z.x;
     z.q = aligned(row * q);
     z.kv = aligned(row * kv);
     z.ffn = aligned(row * ffn);
@@ -164,8 +166,8 @@ DeviceSizes device_sizes(const Plan *plan, const ModelSpec *spec, const PlanRepl
 
 uint64_t device_sizes_total(const DeviceSizes *z)
 {
-    return 2 * (z->x + z->q + z->kv + z->ffn + z->rope) + z->partial + z->gathered + z->logits +
-           z->drawn + z->input.bytes + z->workspace;
+    return 2 * (z->x + z->q + z->kv + z->ffn + z->rope) + z->arriving + z->partial + z->gathered +
+           z->logits + z->drawn + z->input.bytes + z->workspace;
 }
 
 uint64_t device_beside_bytes(const PlanMember *member, bool grouped)

@@ -33,12 +33,14 @@ uint64_t device_workspace_bytes(const DeviceLimits *limits);
 typedef struct DeviceInput {
     uint64_t draws, segments, pages; /* where they begin */
     uint32_t pages_ld;               /* entries of a page table */
+    uint64_t sum;                    /* a checksum, which comes down */
     uint64_t bytes;
 } DeviceInput;
 
 /* Bytes of the buffers, each rounded up to 256. */
 typedef struct DeviceSizes {
     uint64_t x;          /* h is as large: [rows][width] */
+    uint64_t arriving;   /* the next x from the stage before; 0 on the first */
     uint64_t q, kv, ffn; /* so are attn; v; up: [rows][own] */
     uint64_t partial;    /* [subtrees][rows][width] */
     uint64_t gathered;   /* class exact: those of all ranks */

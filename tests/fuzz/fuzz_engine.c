@@ -6,6 +6,7 @@
 #include "tests/sim/sim_loop.h"
 #include "tests/unit/worker/tiny_model.h"
 #include "transport/crypto/keys.h"
+#include "worker/serve/direct.h"
 #include "worker/serve/engine.h"
 #include "worker/shard/shard.h"
 
@@ -20,6 +21,7 @@ enum {
     WITH_ACTIVATIONS = 16, /* zeroes for as many rows as the step message says */
     SUBMIT = 32,           /* two requests at the leader first */
     CANCEL = 64,           /* the first of them afterwards */
+    APART = 128,           /* activations are to come apart, which was not agreed */
     STEP_N_ROWS_AT = 12    /* of a step message */
 };
 enum { SECOND_STAGE = 1, NOT_GREETED = 2 };
@@ -87,10 +89,11 @@ static void turn(World *w)
     sim_world_run_for(w->sim, 1000);
 }
 
-static void send(World *w, uint16_t op, uint32_t step, const LinkPart *bodies, unsigned n)
+static void send(World *w, uint8_t kind, uint32_t step, const LinkPart *bodies, unsigned n)
 {
     if (w->link != NULL) {
-        link_send_try(w->link, op, 0, step, bodies, n);
+        const uint16_t flags = kind & APART ? DIRECT_STEP_APART : 0;
+        link_send_try(w->link, kind & OP_MASK, flags, step, bodies, n);
     }
 }
 
@@ -185,7 +188,7 @@ static void play(World *w, const Record *record)
         g_autofree float *zeroes = g_new0(float, (gsize)n_rows *width + 1);
         const LinkPart bodies[2] = {{record->bytes + 4, record->size - 4},
                                     {zeroes, sizeof(float) * n_rows * width}};
-        send(w, record->kind & OP_MASK, step, bodies, 2);
+        send(w, record->kind, step, bodies, 2);
     }
     turn(w);
     if (record->kind & CANCEL) {

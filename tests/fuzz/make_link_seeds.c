@@ -148,7 +148,7 @@ static void steps(void)
 
 /* ---- engines ---- */
 
-enum { WITH_ACTIVATIONS = 16, SUBMIT = 32, CANCEL = 64 }; /* fuzz_engine.c */
+enum { WITH_ACTIVATIONS = 16, SUBMIT = 32, CANCEL = 64, APART = 128 }; /* fuzz_engine.c */
 
 static void start_engine_seed(GByteArray *out, uint8_t how)
 {
@@ -204,6 +204,11 @@ static void engines(void)
     step->n_segments = 0;
     add_step(out, LINK_OP_STEP | WITH_ACTIVATIONS, 1, step);
     write_seed("engine", "last-stage-bad-step", out);
+
+    start_engine_seed(out, 1);
+    fill_first(step);
+    add_step(out, LINK_OP_STEP | APART, 1, step);
+    write_seed("engine", "last-stage-apart", out);
 
     start_engine_seed(out, 0); /* the leader: its first step has both prompts */
     g_byte_array_set_size(bytes, 0);

@@ -217,6 +217,7 @@ LocalReplica *local_replica_new(const Gguf *gguf, const LocalLayout *layout, con
                 .kernels = layout->kernels,
                 .fill = fill,
                 .crowded = true,
+                .direct_trivial = layout->direct,
                 .predicted_step_s = layout->predicted_step_s > 0 ? layout->predicted_step_s : 1};
             l->engines[i] = l->shards[i] != NULL ? engine_new(&options, error) : NULL;
             if (l->engines[i] == NULL) {

@@ -21,6 +21,7 @@ typedef struct LocalLayout {
     KvType kv_type;
     NumericsClass numerics;              /* 0 = exact */
     bool plain;                          /* links unsealed */
+    size_t direct;                       /* EngineOptions.direct_trivial */
     uint32_t shift;                      /* page numbers start here: other placement of KV pages */
     const struct Device *const *devices; /* by global rank, NULL = the host; or NULL: all hosts */
     Dtype matrices;          /* not 0: those of an F32 file are rounded to it (F8_E4M3, say) */

@@ -298,6 +298,13 @@ static void started(const GError *error, void *user)
     log_info(d->table->o.log,
              "job %s replica %u epoch %" G_GUINT64_FORMAT " ready: stage %u rank %u", d->job,
              d->replica, d->epoch, d->stage, d->rank);
+    EngineStatus status;
+    engine_status(d->engine, &status);
+    if (status.activations != NULL) {
+        log_info(d->table->o.log,
+                 "job %s replica %u epoch %" G_GUINT64_FORMAT ": activations go %s", d->job,
+                 d->replica, d->epoch, status.activations);
+    }
     Weft__V1__StartResponse response = WEFT__V1__START_RESPONSE__INIT;
     deployment_answer(d->start_calls, &response.base, NULL);
 }

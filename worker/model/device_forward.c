@@ -237,7 +237,7 @@ static void enqueue(DeviceRun *p)
     device_run_copy(d, d->input, d->host_input, input, DEVICE_COPY_UP, "a step's numbers");
     if (p->shape.embed) {
         embed_all(p);
-    } else {
+    } else if (!p->shape.here) {
         device_run_copy(d, d->x, s->x, x_bytes, DEVICE_COPY_UP, "activations");
     }
     for (uint32_t l = 0; l < s->o.shard->n_layers && p->status == GROUP_OK && layer(p, l); l++) {
@@ -249,6 +249,9 @@ static void enqueue(DeviceRun *p)
     logits_down(d, p->shape.n_draws, p->shape.n_outputs);
     if (p->shape.give) {
         device_run_copy(d, s->x, d->x, x_bytes, DEVICE_COPY_DOWN, "activations");
+    }
+    if (p->shape.sum) {
+        device_stage_sum(d, d->x, x_bytes);
     }
 }
 
@@ -286,7 +289,9 @@ static DevicePass shape_of(DeviceStage *d, const StageRun *run)
     DevicePass shape = {.n_rows = step->n_rows,
                         .n_segments = step->n_segments,
                         .embed = d->embed_pending,
-                        .give = !shard->has_head};
+                        .here = run->x_here,
+                        .give = !shard->has_head && !run->x_stays,
+                        .sum = run->x_sum};
     for (uint32_t i = 0; i < step->n_segments; i++) {
         const StepSegment *g = &step->segments[i];
         shape.longest_segment = MAX(shape.longest_segment, g->n_rows);

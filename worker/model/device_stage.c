@@ -47,6 +47,7 @@ static void place(DeviceStage *d)
     uint8_t *at = d->arena;
     d->x = take(&at, z->x);
     d->h = take(&at, z->x);
+    d->arriving = z->arriving > 0 ? take(&at, z->arriving) : NULL;
     d->q = take(&at, z->q);
     d->attn = take(&at, z->q);
     d->k = take(&at, z->kv);
@@ -282,7 +283,8 @@ static bool same_pass(const DevicePass *a, const DevicePass *b)
     return a->n_rows == b->n_rows && a->n_segments == b->n_segments &&
            a->longest_segment == b->longest_segment && a->max_keys == b->max_keys &&
            a->n_draws == b->n_draws && a->keep == b->keep && a->n_top == b->n_top &&
-           a->n_outputs == b->n_outputs && a->embed == b->embed && a->give == b->give;
+           a->n_outputs == b->n_outputs && a->embed == b->embed && a->here == b->here &&
+           a->give == b->give && a->sum == b->sum;
 }
 
 DeviceStepGraph *device_stage_graph(DeviceStage *d, const DevicePass *pass)

@@ -18,7 +18,9 @@ typedef struct DevicePass {
     uint32_t keep, n_top; /* of these; keep rounded up: device_stage_keep() */
     uint32_t n_outputs;   /* rows whose logits the pass ends with; 0 = none */
     bool embed;           /* else x comes up */
+    bool here;            /* x is there already: neither embedded nor brought up */
     bool give;            /* x goes down at the end */
+    bool sum;             /* its checksum does */
 } DevicePass;
 
 typedef struct DeviceStepGraph {
@@ -50,6 +52,7 @@ typedef struct DeviceStage {
     DeviceKv kv;
     bool fast; /* the plan's numerics class */
     float *x, *h, *q, *k, *v, *attn, *gate, *up, *logits, *cos, *sin;
+    float *arriving; /* [rows][width]: the next x, while this one is worked on; NULL: first stage */
     float *partial;  /* [subtrees][rows][width] of this rank, the sum in the first after it */
     float *gathered; /* class exact: those of all ranks */
     void *workspace;
@@ -93,5 +96,7 @@ uint32_t device_stage_keep(uint32_t n);
 bool device_stage_ok(DeviceStage *d, DeviceStatus status, const char *what);
 /* Waits for all that was enqueued, progressing the links, at most deadline_us. */
 bool device_stage_wait(DeviceStage *d, int64_t deadline_us, const char *what);
+/* Enqueues the checksum of `bytes` of x or arriving: stage_checksum() when it was waited for. */
+bool device_stage_sum(DeviceStage *d, const float *x, size_t bytes);
 /* The graph of this pass, or a place for it (the least recently used one's is emptied). */
 DeviceStepGraph *device_stage_graph(DeviceStage *d, const DevicePass *pass);

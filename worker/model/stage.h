@@ -98,6 +98,9 @@ typedef struct StageRun {
     int64_t deadline_us;                /* of each wait inside, relative to its start */
     const StageDraws *draws;            /* NULL = none; only where stage_draws() */
     StageTrace *trace;                  /* NULL = nothing is traced */
+    /* On a device: x is there already (stage_take()), not in stage->x; nobody wants it in stage->x
+     * after the pass; its checksum is wanted. */
+    bool x_here, x_stays, x_sum;
     int64_t
         flip_layer; /* fail point "engine-flip": a bit of x is wrong after this layer; -1 = none */
 } StageRun;
@@ -115,6 +118,20 @@ void stage_logits(Stage *stage, const uint32_t *rows, uint32_t n);
 /* `mine`: the rows of the step's tokens that this rank owns, in order; all of them go to stage->x
  * on every rank. mine may be stage->x. */
 GroupStatus stage_gather_embedding(Stage *stage, const StageRun *run, const float *mine);
+
+/* Where x of a stage on a device leaves from and arrives without passing the host. */
+typedef struct StageMemory {
+    const char *kind; /* DeviceInfo.kind, borrowed */
+    void *x;          /* whole when a pass is done, and until the next embeds, takes or runs */
+    void *arriving;   /* place of the next x, free while none is to be taken; NULL: first stage */
+    size_t bytes;     /* of each */
+} StageMemory;
+bool stage_memory(const Stage *stage, StageMemory *out); /* false: on the host */
+/* The first `bytes` of what arrived become x; then their checksum is stage_checksum(), and another
+ * may arrive. False: the device failed. */
+bool stage_take(Stage *stage, size_t bytes, int64_t deadline_us);
+/* CRC32C of x after a pass with x_sum, or of what was taken last. */
+uint32_t stage_checksum(const Stage *stage);
 
 /* Whether this rank can draw tokens (StageRun.draws): on a device whose vocabulary it can hash. */
 bool stage_draws(const Stage *stage);

@@ -143,6 +143,7 @@ static void close_all(Engine *e)
     executor_free(e->executor);
     group_free(e->group);
     link_port_close(e->port);
+    direct_free(e->direct); /* now that nothing is on its way to or from the stage's memory */
     stage_free(e->stage);
     pool_free(e->pool);
     step_free(e->step);

@@ -33,6 +33,7 @@ typedef struct EngineOptions {
     const LinkFill *fill;
     bool crowded;            /* more ranks than cores on this host: yield instead of spinning */
     bool inline_run;         /* no thread: the test calls engine_step() */
+    size_t direct_trivial;   /* test: DirectOptions.trivial_bytes */
     double predicted_step_s; /* step deadline = max(2 s, 5 x this) */
 } EngineOptions;
 
@@ -144,7 +145,9 @@ typedef struct EngineStatus {
     uint64_t compute_us, wait_us, wire_us, seal_us; /* engine_counters.h says what is what */
     uint64_t op_us[STAGE_OP_LIMIT];
     LinkCounters link;
-    bool leads; /* load is meaningful */
+    const char *activations; /* how they go to and from other stages (direct.h); NULL: nothing to
+                                say, or not running yet; static */
+    bool leads;              /* load is meaningful */
     EngineLoad load;
 } EngineStatus;
 void engine_status(Engine *engine, EngineStatus *out);

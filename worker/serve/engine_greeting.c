@@ -92,6 +92,18 @@ static void open_group(Engine *e)
     stage_set_group(e->stage, e->group);
 }
 
+static void open_direct(Engine *e)
+{
+    const DirectOptions options = {.port = e->port,
+                                   .stage = e->stage,
+                                   .position = e->position,
+                                   .links = e->links,
+                                   .n_due = engine_limits_inbox(engine_replica(e)),
+                                   .sealed = e->greeting->seal,
+                                   .trivial_bytes = e->o.direct_trivial};
+    e->direct = direct_new(&options);
+}
+
 static void send_hellos(Engine *e)
 {
     GError *error = NULL;
@@ -102,8 +114,8 @@ static void send_hellos(Engine *e)
     }
     const LinkPart part = {hello->data, hello->len};
     for (uint32_t r = 0; r < e->n_ranks; r++) {
-        if (e->links[r] != NULL &&
-            link_send(e->links[r], LINK_OP_HELLO, 0, 0, &part, hello->len > 0) != LINK_OK) {
+        if (e->links[r] != NULL && link_send(e->links[r], LINK_OP_HELLO, direct_hello(e->direct), 0,
+                                             &part, hello->len > 0) != LINK_OK) {
             engine_fail_waiting(e, r, "hello", e->greeting_since_us, "cannot be reached");
             return;
         }
@@ -129,13 +141,16 @@ void engine_greeting_begin(Engine *e, Greeting *g)
         }
     }
     open_group(e);
+    open_direct(e);
     const ExecutorOptions options = {.stage = e->stage,
                                      .limits = e->limits,
                                      .position = e->position,
                                      .links = e->links,
+                                     .direct = e->direct,
                                      .wait = engine_steps_wait,
                                      .user = e,
-                                     .deadline_us = e->step_deadline_us};
+                                     .deadline_us = e->step_deadline_us,
+                                     .flight_deadline_us = engine_flight_deadline_us(e)};
     e->executor = executor_new(&options);
     send_hellos(e);
 }
@@ -153,6 +168,7 @@ void engine_greeting_check(Engine *e)
     if (!engine_group_open(e)) {
         return;
     }
+    atomic_store(&e->activations, direct_describe(e->direct));
     e->state = STATE_RUNNING;
     e->idle_since_us = g_get_monotonic_time();
     atomic_store(&e->running, true);

@@ -20,6 +20,12 @@ static void on_step_message(Engine *e, const LinkHeader *header, const void *pay
     GError *error = NULL;
     if (!inbox_push(&e->inbox, header->step, payload, header->length, &error)) {
         engine_fail(e, error, true);
+    } else if ((header->flags & DIRECT_STEP_APART) != 0 && !direct_due(e->direct, header->step)) {
+        engine_fail(e,
+                    g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                                "the activations of step %u come apart, which was not agreed",
+                                header->step),
+                    true);
     }
 }
 
@@ -62,6 +68,9 @@ void engine_links_receive(Link *link, const LinkHeader *header, const void *payl
     case LINK_OP_HELLO:
         e->greeted[from] = true;
         engine_group_heard(e, from, payload, header->length);
+        if (e->direct != NULL) {
+            direct_heard(e->direct, from, header->flags);
+        }
         break;
     case LINK_OP_STEP:
         on_step_message(e, header, payload);

@@ -92,6 +92,7 @@ void engine_status(Engine *e, EngineStatus *out)
         .wait_expired = atomic_load(&e->wait_expired),
         .step_deadline_us = e->step_deadline_us,
         .flight_deadline_us = engine_flight_deadline_us(e),
+        .activations = atomic_load(&e->activations),
         .leads = position_leads(&e->position),
     };
     describe_operation(e, out);

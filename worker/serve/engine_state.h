@@ -78,6 +78,7 @@ struct Engine {
     Stage *stage;
     Group *group;
     Executor *executor;
+    Direct *direct;
     Leader *leader;
     Link *links[PLAN_RANKS_LIMIT];
     char *names[PLAN_RANKS_LIMIT]; /* node ids by global rank */
@@ -112,6 +113,7 @@ struct Engine {
     EngineCounters counters;
     atomic_bool crowded, abort, running, failed, waiting, wait_expired;
     atomic_ullong step_now; /* number << 32 | rows of the step that is run; 0 = between steps */
+    _Atomic(const char *) activations; /* EngineStatus.activations */
     atomic_uint waits_stage, waits_rank;
     atomic_llong waits_since_us;
     atomic_ullong progress, next_request;

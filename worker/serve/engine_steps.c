@@ -86,8 +86,10 @@ static bool run_inbox(Engine *e)
         return true;
     }
     e->step->number = slot->number;
-    const size_t want =
-        e->position.stage == 0 ? 0 : sizeof(float) * e->step->n_rows * (size_t)e->o.spec->width;
+    const bool apart = direct_is_due(e->direct, slot->number);
+    const size_t want = e->position.stage == 0 || apart
+                            ? 0
+                            : sizeof(float) * e->step->n_rows * (size_t)e->o.spec->width;
     if (slot->size - used != want) {
         engine_fail(e,
                     g_error_new(WEFT_ERROR, WEFT_ERROR_PROTOCOL,
@@ -96,7 +98,7 @@ static bool run_inbox(Engine *e)
                     true);
         return true;
     }
-    run_step(e, (const float *)(slot->data + used));
+    run_step(e, apart ? NULL : (const float *)(slot->data + used));
     inbox_pop(&e->inbox);
     return true;
 }

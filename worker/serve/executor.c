@@ -123,18 +123,78 @@ static ExecutorStatus send_followers(Executor *e, const Step *step, size_t wire_
     return EXECUTOR_OK;
 }
 
+static size_t x_bytes(const Executor *e, const Step *step)
+{
+    return sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width;
+}
+
+/* The step, and x behind it by itself. */
+static bool send_apart(Executor *e, uint32_t to, const Step *step, size_t wire_size)
+{
+    const LinkPart part = {e->wire, wire_size};
+    return link_send(e->o.links[to], LINK_OP_STEP, DIRECT_STEP_APART, step->number, &part, 1) ==
+               LINK_OK &&
+           direct_send(e->o.direct, to, step->number, x_bytes(e, step)) == LINK_OK;
+}
+
 static ExecutorStatus send_next_stage(Executor *e, const Step *step, size_t wire_size)
 {
     const Position *p = &e->o.position;
+    const size_t size = x_bytes(e, step);
     for (uint32_t j = p->rank; j < p->tp_next; j += p->tp) {
-        const LinkPart parts[2] = {
-            {e->wire, wire_size},
-            {e->o.stage->x, sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width}};
-        if (!send_to(e, p->base_next + j, LINK_OP_STEP, step->number, parts, 2)) {
-            return blame(e, p->base_next + j, "sending activations", EXECUTOR_LINK);
+        const uint32_t to = p->base_next + j;
+        const LinkPart parts[2] = {{e->wire, wire_size}, {e->o.stage->x, size}};
+        if (!(direct_serves(e->o.direct, to, size)
+                  ? send_apart(e, to, step, wire_size)
+                  : send_to(e, to, LINK_OP_STEP, step->number, parts, 2))) {
+            return blame(e, to, "sending activations", EXECUTOR_LINK);
         }
     }
     return EXECUTOR_OK;
+}
+
+/* How x of this step leaves: by itself, and whether any of it through the host. */
+static void plan_leaving(const Executor *e, const Step *step, StageRun *run)
+{
+    const Position *p = &e->o.position;
+    run->x_stays = true;
+    for (uint32_t j = p->rank; j < p->tp_next; j += p->tp) {
+        const bool direct = direct_serves(e->o.direct, p->base_next + j, x_bytes(e, step));
+        run->x_sum |= direct;
+        run->x_stays &= direct;
+    }
+}
+
+/* Nothing may write x while it is still on its way from the step before. */
+static ExecutorStatus wait_until_left(Executor *e)
+{
+    uint32_t to;
+    const bool *done;
+    while (e->o.direct != NULL && (done = direct_sending(e->o.direct, &to)) != NULL) {
+        if (!e->o.wait(done, e->o.flight_deadline_us, to, "taking activations over", e->o.user)) {
+            return blame(e, to, "taking activations over", EXECUTOR_LINK);
+        }
+    }
+    return EXECUTOR_OK;
+}
+
+/* x by itself, into the device. What was spoilt counts as not come. */
+static ExecutorStatus take_apart(Executor *e, const Step *step)
+{
+    uint32_t from;
+    DirectTaken taken = DIRECT_SPOILT;
+    const int64_t end = g_get_monotonic_time() + e->o.deadline_us;
+    while (taken == DIRECT_SPOILT) {
+        const bool *done = direct_coming(e->o.direct, &from);
+        const int64_t left = end - g_get_monotonic_time();
+        if (!*done && !e->o.wait(done, left, from, "activations", e->o.user)) {
+            return blame(e, from, "activations", EXECUTOR_LINK);
+        }
+        taken = direct_take(e->o.direct, x_bytes(e, step), e->o.deadline_us);
+    }
+    return taken == DIRECT_TAKEN    ? EXECUTOR_OK
+           : taken == DIRECT_FAILED ? EXECUTOR_DEVICE
+                                    : blame(e, from, "activations", EXECUTOR_LINK);
 }
 
 /* ---- results to the leader ---- */
@@ -448,6 +508,28 @@ static ExecutorStatus meet(Executor *e, const Step *step)
                : blame_group(e);
 }
 
+/* x before the first layer: embedded, or from the stage before. */
+static ExecutorStatus begin_x(Executor *e, const StageRun *run, const float *activations)
+{
+    Stage *stage = e->o.stage;
+    const Step *step = run->step;
+    const ExecutorStatus status = wait_until_left(e);
+    if (status != EXECUTOR_OK) {
+        return status;
+    }
+    if (run->x_here) {
+        return take_apart(e, step);
+    }
+    if (e->o.position.stage > 0) {
+        memcpy(stage->x, activations, x_bytes(e, step));
+    } else if (stage_embed(stage, run) != GROUP_OK) {
+        return blame_group(e);
+    } else if (run->trace != NULL) {
+        stage_trace_rows(run->trace, 0, stage->x, stage->o.spec->width, 0, step->n_rows);
+    }
+    return EXECUTOR_OK;
+}
+
 ExecutorStatus executor_run(Executor *e, const Step *step, const float *activations,
                             const RowResult **results, uint32_t *n_results)
 {
@@ -466,21 +548,18 @@ ExecutorStatus executor_run(Executor *e, const Step *step, const float *activati
     sequences_apply(&e->sequences, step);
     e->traced = NULL;
     stage_copy_pages(e->o.stage, step);
-    const StageRun run = {.step = step,
-                          .page_tables = e->sequences.page_tables,
-                          .deadline_us = e->o.deadline_us,
-                          .draws = last ? sampling_draws(e->sampling, step) : NULL,
-                          .trace = trace_begin(e->trace, step, &e->sequences),
-                          .flip_layer = flip_layer(e)};
+    StageRun run = {.step = step,
+                    .page_tables = e->sequences.page_tables,
+                    .deadline_us = e->o.deadline_us,
+                    .draws = last ? sampling_draws(e->sampling, step) : NULL,
+                    .trace = trace_begin(e->trace, step, &e->sequences),
+                    .x_here = !first && activations == NULL,
+                    .flip_layer = flip_layer(e)};
     if (step->n_rows > 0) {
-        if (!first) {
-            memcpy(e->o.stage->x, activations,
-                   sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width);
-        } else if (stage_embed(e->o.stage, &run) != GROUP_OK) {
-            return blame_group(e);
-        } else if (run.trace != NULL) {
-            stage_trace_rows(run.trace, 0, e->o.stage->x, e->o.stage->o.spec->width, 0,
-                             step->n_rows);
+        plan_leaving(e, step, &run);
+        status = begin_x(e, &run, activations);
+        if (status != EXECUTOR_OK) {
+            return status;
         }
         if (stage_layers(e->o.stage, &run) != GROUP_OK) {
             return blame_group(e);

@@ -4,7 +4,8 @@
  *
  * Who sends what, stage s with t ranks, next stage with t' ranks:
  *   leader (0,0)   -> (0,j), j > 0        LINK_OP_STEP   encoded Step
- *   (s,i)          -> (s+1,j), j mod t = i LINK_OP_STEP  encoded Step + x [rows][width] f32
+ *   (s,i)          -> (s+1,j), j mod t = i LINK_OP_STEP  encoded Step + x [rows][width] f32,
+ *                                          or x apart as LINK_OP_ACTIVATIONS (direct.h)
  *   (last,i), i>0  -> (last,0)            LINK_OP_SAMPLE its vocabulary shard's part of each drawn
  * row (last,0)       -> leader              LINK_OP_TOKEN  results of the step, empty for a step
  * without outputs (s,0)          -> (s+1,0) or leader   LINK_OP_TRACE  ahead of these, when rows of
@@ -13,6 +14,7 @@
 
 #include "transport/link/link.h"
 #include "worker/model/stage.h"
+#include "worker/serve/direct.h"
 #include "worker/serve/leader.h"
 #include "worker/serve/position.h"
 #include "worker/serve/sampling.h"
@@ -35,20 +37,23 @@ typedef struct ExecutorOptions {
     StepLimits limits;
     Position position;
     Link *const *links; /* by global rank; NULL where there is none; borrowed */
+    Direct *direct;     /* borrowed; NULL: activations go through the host */
     /* Waits until *done or the deadline; false = gave up (deadline, abort, dead peer). Progresses
      * the port. */
     bool (*wait)(const bool *done, int64_t deadline_us, uint32_t global_rank, const char *operation,
                  void *user);
     void *user;
-    int64_t deadline_us; /* of each wait, relative */
+    int64_t deadline_us;        /* of each wait, relative */
+    int64_t flight_deadline_us; /* of all steps that may fly at once */
 } ExecutorOptions;
 
 Executor *executor_new(const ExecutorOptions *options);
 void executor_free(Executor *executor);
 
 /* Runs one step. activations: x as it arrived ([rows][width], any alignment of 16), NULL on the
- * first stage. On the drawing rank *results and *n_results (borrowed until the next run) are filled
- * when it is also the leader; else they are sent to it. */
+ * first stage and where they come apart (direct_is_due()). On the drawing rank *results and
+ * *n_results (borrowed until the next run) are filled when it is also the leader; else they are
+ * sent to it. */
 ExecutorStatus executor_run(Executor *executor, const Step *step, const float *activations,
                             const RowResult **results, uint32_t *n_results);
 /* Whom the failing operation waited for: global rank, or -1. */
