@@ -127,7 +127,7 @@ static inline int tell_closeness(int status)
 {
     for (unsigned i = 0; i < n_closeness; i++) {
         const Closeness *c = &closeness[i];
-        print_message("closeness: %s | %.2g | %.2g | %s\n", c->op, c->error, c->limit, c->of);
+        print_message("# closeness: %s | %.2g | %.2g | %s\n", c->op, c->error, c->limit, c->of);
     }
     return status;
 }
