@@ -2,25 +2,13 @@
 
 #include "proto/base/error.h"
 #include "proto/model/blocks.h"
+#include "proto/model/hf_config.h"
 
 #include <math.h>
 #include <string.h>
 
 #define BLOCK_ROWS 128u
 #define WHAT_TO_DO "take the model in fp8 (E4M3), BF16 or F16, or a GGUF file of it"
-
-static bool fail(const char *directory, GError **error, const char *format, ...)
-    G_GNUC_PRINTF(3, 4);
-
-static bool fail(const char *directory, GError **error, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    g_autofree char *what = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s: %s", directory, what);
-    return false;
-}
 
 /* ---- quantization_config ---- */
 
@@ -42,10 +30,11 @@ static bool is_block_128(const json_t *size)
 static bool check_block(const char *directory, const json_t *size, GError **error)
 {
     g_autofree char *shown = is_block_128(size) ? NULL : json_dumps(size, JSON_COMPACT);
-    return is_block_128(size) || fail(directory, error,
-                                      "fp8 weights with scales of blocks %.40s are not supported, "
-                                      "[128,128] is; " WHAT_TO_DO,
-                                      shown != NULL ? shown : "");
+    return is_block_128(size) ||
+           hf_fail(directory, error,
+                   "fp8 weights with scales of blocks %.40s are not supported, "
+                   "[128,128] is; " WHAT_TO_DO,
+                   shown != NULL ? shown : "");
 }
 
 /* quant_method fp8: Transformers' and DeepSeek's form. */
@@ -53,8 +42,9 @@ static bool check_fp8(const char *directory, const json_t *q, GError **error)
 {
     static const char *const formats[] = {"", "e4m3", "float8_e4m3fn", NULL};
     return (g_strv_contains(formats, text(q, "fmt")) ||
-            fail(directory, error, "fp8 weights of format '%.40s' are not supported; " WHAT_TO_DO,
-                 text(q, "fmt"))) &&
+            hf_fail(directory, error,
+                    "fp8 weights of format '%.40s' are not supported; " WHAT_TO_DO,
+                    text(q, "fmt"))) &&
            check_block(directory, json_object_get(q, "weight_block_size"), error);
 }
 
@@ -66,10 +56,11 @@ static bool check_group(const char *directory, const char *name, const json_t *w
     const json_int_t bits = json_integer_value(json_object_get(weights, "num_bits"));
     if (bits != 8 || strcmp(text(weights, "type"), "float") != 0 ||
         !g_strv_contains(strategies, text(weights, "strategy"))) {
-        return fail(directory, error,
-                    "compressed-tensors %.40s has weights of %d bits, type '%.20s' and strategy "
-                    "'%.20s'; 8-bit floats by tensor, channel or block are supported; " WHAT_TO_DO,
-                    name, (int)bits, text(weights, "type"), text(weights, "strategy"));
+        return hf_fail(
+            directory, error,
+            "compressed-tensors %.40s has weights of %d bits, type '%.20s' and strategy "
+            "'%.20s'; 8-bit floats by tensor, channel or block are supported; " WHAT_TO_DO,
+            name, (int)bits, text(weights, "type"), text(weights, "strategy"));
     }
     return check_block(directory, json_object_get(weights, "block_structure"), error);
 }
@@ -78,10 +69,10 @@ static bool check_compressed_tensors(const char *directory, const json_t *q, GEr
 {
     static const char *const formats[] = {"float-quantized", "naive-quantized", "dense", NULL};
     if (!g_strv_contains(formats, text(q, "format"))) {
-        return fail(directory, error,
-                    "compressed-tensors of format '%.40s' is not supported, 'float-quantized' "
-                    "is; " WHAT_TO_DO,
-                    text(q, "format"));
+        return hf_fail(directory, error,
+                       "compressed-tensors of format '%.40s' is not supported, 'float-quantized' "
+                       "is; " WHAT_TO_DO,
+                       text(q, "format"));
     }
     const char *name;
     json_t *group;
@@ -113,9 +104,10 @@ bool hf_quantization_check(const char *directory, const json_t *config, GError *
         return true;
     }
     const char *algorithm = text(q, "quant_algo");
-    return fail(directory, error,
-                "its weights are quantised by '%.40s'%s%.40s, which is not supported; " WHAT_TO_DO,
-                method, algorithm[0] != '\0' ? " " : "", algorithm);
+    return hf_fail(
+        directory, error,
+        "its weights are quantised by '%.40s'%s%.40s, which is not supported; " WHAT_TO_DO, method,
+        algorithm[0] != '\0' ? " " : "", algorithm);
 }
 
 /* ---- scales ---- */
@@ -139,11 +131,11 @@ bool hf_scales_check(const char *directory, const Safetensors *file, HfFind find
             g_autofree char *weight = g_strconcat(base, ".weight", NULL);
             const SafetensorsTensor *t = find(user, weight);
             if (t == NULL) {
-                return fail(directory, error, "scale %s has no weight %s; get the files again",
-                            name, weight);
+                return hf_fail(directory, error, "scale %s has no weight %s; get the files again",
+                               name, weight);
             }
             if (!hf_is_fp8(t)) {
-                return fail(
+                return hf_fail(
                     directory, error,
                     "scale %s belongs to a weight of type %s, F8_E4M3 is supported; " WHAT_TO_DO,
                     name, t->kind);
@@ -197,8 +189,8 @@ static bool check_numbers(const char *directory, const SafetensorsTensor *s, GEr
     const size_t n = (size_t)(s->size_bytes / dtype_info(s->type)->block_bytes);
     for (size_t i = 0; i < n; i++) {
         if (!isfinite(number(s, i))) {
-            return fail(directory, error, "number %zu of %s is not finite; get the files again", i,
-                        s->name);
+            return hf_fail(directory, error, "number %zu of %s is not finite; get the files again",
+                           i, s->name);
         }
     }
     return true;
@@ -211,22 +203,24 @@ bool hf_scale_bind(const char *directory, const SafetensorsTensor *weight, HfFin
     g_autofree char *inverse = g_strconcat(weight->name, "_scale_inv", NULL);
     const SafetensorsTensor *blocks = find(user, inverse), *s = find(user, plain);
     if ((s == NULL) == (blocks == NULL)) {
-        return fail(directory, error, "weight %s of type F8_E4M3 has %s; get the files again",
-                    weight->name,
-                    s == NULL ? "no scale (.weight_scale or .weight_scale_inv)"
-                              : "both .weight_scale and .weight_scale_inv");
+        return hf_fail(directory, error, "weight %s of type F8_E4M3 has %s; get the files again",
+                       weight->name,
+                       s == NULL ? "no scale (.weight_scale or .weight_scale_inv)"
+                                 : "both .weight_scale and .weight_scale_inv");
     }
     s = s != NULL ? s : blocks;
     if (s->type == DTYPE_LIMIT) {
-        return fail(directory, error, "scale %s is stored as %s; F32, F16 and BF16 are supported",
-                    s->name, s->kind);
+        return hf_fail(directory, error,
+                       "scale %s is stored as %s; F32, F16 and BF16 are supported", s->name,
+                       s->kind);
     }
     if (!scale_shape(weight, s, blocks != NULL, out)) {
         g_autofree char *have = shape_text(s), *wanted = shape_text(weight);
-        return fail(directory, error,
-                    "scale %s has shape %s, which does not fit a weight of shape %s by tensor, by "
-                    "output or by blocks of 128 x 128; " WHAT_TO_DO,
-                    s->name, have, wanted);
+        return hf_fail(
+            directory, error,
+            "scale %s has shape %s, which does not fit a weight of shape %s by tensor, by "
+            "output or by blocks of 128 x 128; " WHAT_TO_DO,
+            s->name, have, wanted);
     }
     return check_numbers(directory, s, error);
 }

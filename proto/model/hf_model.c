@@ -3,8 +3,10 @@
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 #include "proto/model/blocks.h"
+#include "proto/model/hf_config.h"
 #include "proto/model/hf_fp8.h"
 #include "proto/model/hf_layout.h"
+#include "proto/model/hf_rope.h"
 #include "proto/model/model_config.h"
 #include "proto/model/safetensors.h"
 
@@ -24,20 +26,9 @@ struct HfModel {
     GPtrArray *paths;                  /* of both, in this order */
     const SafetensorsTensor **tensors; /* by tensor of the spec; borrowed from the files */
     HfScale *scales;                   /* of each, where it is fp8 */
+    float *rope_factors;               /* or NULL */
+    SafetensorsTensor rope_tensor;     /* they, as if a file had them */
 };
-
-static bool fail(const char *directory, GError **error, const char *format, ...)
-    G_GNUC_PRINTF(3, 4);
-
-static bool fail(const char *directory, GError **error, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    g_autofree char *what = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "%s: %s", directory, what);
-    return false;
-}
 
 /* ---- config.json ---- */
 
@@ -58,8 +49,8 @@ static json_t *read_json(HfModel *m, const char *name, size_t limit, GError **er
                                                             JSON_REJECT_DUPLICATES, &why)
                                                : NULL;
     if (!json_is_object(object)) {
-        fail(directory, error, "%s is no JSON object of at most %zu bytes: %.80s; get it again",
-             name, limit, why.text);
+        hf_fail(directory, error, "%s is no JSON object of at most %zu bytes: %.80s; get it again",
+                name, limit, why.text);
         g_clear_pointer(&object, json_decref);
     }
     return object;
@@ -76,12 +67,6 @@ static uint32_t count(const json_t *config, const char *key, uint32_t fallback)
     return n >= 0 && n <= G_MAXUINT32 ? (uint32_t)n : 0;
 }
 
-static double number(const json_t *config, const char *key, double fallback)
-{
-    const json_t *value = json_object_get(config, key);
-    return json_is_number(value) ? json_number_value(value) : fallback;
-}
-
 static bool flag(const json_t *config, const char *key, bool fallback)
 {
     const json_t *value = json_object_get(config, key);
@@ -94,7 +79,7 @@ static bool is_known(const char *directory, const json_t *config, const char *ke
 {
     const char *value = json_string_value(json_object_get(config, key));
     return value == NULL || g_strv_contains(values, value) ||
-           fail(directory, error, "%s '%.40s' is not supported; %s is", key, value, values[0]);
+           hf_fail(directory, error, "%s '%.40s' is not supported; %s is", key, value, values[0]);
 }
 
 static bool read_gpt2(const char *directory, const json_t *config, ModelConfig *out, GError **error)
@@ -106,23 +91,21 @@ static bool read_gpt2(const char *directory, const json_t *config, ModelConfig *
     out->heads = count(config, "n_head", 12);
     out->ffn_width = count(config, "n_inner", 0);
     out->context = count(config, "n_positions", 1024);
-    out->norm_eps = (float)number(config, "layer_norm_epsilon", 1e-5);
+    out->norm_eps = (float)hf_number(config, "layer_norm_epsilon", 1e-5);
     out->untied = !flag(config, "tie_word_embeddings", true);
     if (!flag(config, "scale_attn_weights", true) ||
         flag(config, "scale_attn_by_inverse_layer_idx", false)) {
-        return fail(directory, error,
-                    "attention that is scaled otherwise is not supported; take "
-                    "a model with scale_attn_weights alone");
+        return hf_fail(directory, error,
+                       "attention that is scaled otherwise is not supported; take "
+                       "a model with scale_attn_weights alone");
     }
     return is_known(directory, config, "activation_function", gelu, error);
 }
 
-static bool read_llama(const char *directory, const json_t *config, ModelConfig *out,
-                       GError **error)
+static bool read_llama(HfModel *m, const json_t *config, ModelConfig *out, GError **error)
 {
-    static const char *const silu[] = {"silu", "swish", NULL}, *const plain[] = {"default", NULL};
-    const json_t *scaling = json_object_get(config, "rope_scaling"),
-                 *rope = json_object_get(config, "rope_parameters");
+    const char *directory = m->directory;
+    static const char *const silu[] = {"silu", "swish", NULL};
     out->family = FAMILY_LLAMA;
     out->layers = count(config, "num_hidden_layers", 0);
     out->width = count(config, "hidden_size", 0);
@@ -131,18 +114,17 @@ static bool read_llama(const char *directory, const json_t *config, ModelConfig 
     out->head_size = count(config, "head_dim", 0);
     out->ffn_width = count(config, "intermediate_size", 0);
     out->context = count(config, "max_position_embeddings", 0);
-    out->norm_eps = (float)number(config, "rms_norm_eps", 1e-6);
-    out->rope_base = number(json_is_object(rope) ? rope : config, "rope_theta",
-                            number(config, "rope_theta", 1e4));
+    out->norm_eps = (float)hf_number(config, "rms_norm_eps", 1e-6);
     out->untied = !flag(config, "tie_word_embeddings", false);
     out->qkv_bias = flag(config, "attention_bias", false);
     if (flag(config, "mlp_bias", false)) {
-        return fail(directory, error, "biases of the feed-forward network are not supported");
+        return hf_fail(directory, error, "biases of the feed-forward network are not supported");
     }
+    const uint32_t head_size = out->head_size != 0 ? out->head_size
+                               : out->heads != 0   ? out->width / out->heads
+                                                   : 0;
     return is_known(directory, config, "hidden_act", silu, error) &&
-           is_known(directory, scaling, "rope_type", plain, error) &&
-           is_known(directory, scaling, "type", plain, error) &&
-           is_known(directory, rope, "rope_type", plain, error);
+           hf_rope_read(directory, config, head_size, &out->rope, &m->rope_factors, error);
 }
 
 static ModelSpec *read_config(HfModel *m, GError **error)
@@ -165,11 +147,11 @@ static ModelSpec *read_config(HfModel *m, GError **error)
     ModelConfig c = {.vocabulary = count(config, "vocab_size", 0), .name = name};
     const char *type = json_string_value(json_object_get(config, "model_type"));
     bool ok = g_strcmp0(type, "gpt2") == 0    ? read_gpt2(directory, config, &c, error)
-              : g_strcmp0(type, "llama") == 0 ? read_llama(directory, config, &c, error)
-                                              : fail(directory, error,
-                                                     "model_type '%.40s' is not supported; gpt2 "
-                                                     "and llama are",
-                                                     type != NULL ? type : "");
+              : g_strcmp0(type, "llama") == 0 ? read_llama(m, config, &c, error)
+                                              : hf_fail(directory, error,
+                                                        "model_type '%.40s' is not supported; gpt2 "
+                                                        "and llama are",
+                                                        type != NULL ? type : "");
     ok = ok && hf_quantization_check(directory, config, error);
     json_decref(config);
     ModelSpec *spec = ok ? model_spec_from_config(&c, error) : NULL;
@@ -184,7 +166,7 @@ static ModelSpec *read_config(HfModel *m, GError **error)
 static bool add_file(HfModel *m, const char *name, GError **error)
 {
     if (name[0] == '.' || strchr(name, '/') != NULL || m->files->len >= FILES_LIMIT) {
-        return fail(m->directory, error, "its index names the file '%.60s'; get it again", name);
+        return hf_fail(m->directory, error, "its index names the file '%.60s'; get it again", name);
     }
     g_autofree char *path = g_build_filename(m->directory, name, NULL);
     Safetensors *file = safetensors_open(path, error);
@@ -212,7 +194,7 @@ static bool add_files(HfModel *m, GError **error)
         const char *name = json_string_value(value);
         if (ok && (name == NULL || g_hash_table_add(seen, (char *)name))) {
             ok = name != NULL ? add_file(m, name, error)
-                              : fail(m->directory, error, "its index is damaged; get it again");
+                              : hf_fail(m->directory, error, "its index is damaged; get it again");
         }
     }
     json_decref(index);
@@ -239,23 +221,35 @@ static bool check_type(const HfModel *m, const SafetensorsTensor *t, const Tenso
                        const HfPlace *p, GError **error)
 {
     if (t->type == DTYPE_LIMIT && !hf_is_fp8(t)) {
-        return fail(m->directory, error,
-                    "tensor %s is stored as %s; F32, F16, BF16 and F8_E4M3 are supported: take the "
-                    "model in one of them, or a GGUF file of it",
-                    p->name, t->kind);
+        return hf_fail(
+            m->directory, error,
+            "tensor %s is stored as %s; F32, F16, BF16 and F8_E4M3 are supported: take the "
+            "model in one of them, or a GGUF file of it",
+            p->name, t->kind);
     }
     return t->type != DTYPE_LIMIT || (spec->rows > 1 && p->form != HF_COLUMNS) ||
-           fail(m->directory, error,
-                "tensor %s is stored as F8_E4M3; only matrices of llama models may be", p->name);
+           hf_fail(m->directory, error,
+                   "tensor %s is stored as F8_E4M3; only matrices of llama models may be", p->name);
 }
 
 static bool bind_tensor(HfModel *m, uint32_t i, GError **error)
 {
     const TensorSpec *spec = &m->spec->tensors[i];
     const HfPlace p = hf_place(m->spec, spec);
+    if (spec->role == ROLE_ROPE_FACTORS) {
+        m->rope_tensor = (SafetensorsTensor){.name = "rope factors",
+                                             .kind = "F32",
+                                             .type = DTYPE_F32,
+                                             .n_dims = 1,
+                                             .dims = {spec->columns},
+                                             .data = (const uint8_t *)m->rope_factors,
+                                             .size_bytes = spec->columns * sizeof(float)};
+        m->tensors[i] = &m->rope_tensor;
+        return true;
+    }
     const SafetensorsTensor *t = find(m, p.name);
     if (t == NULL) {
-        return fail(m->directory, error, "tensor %s is missing; get the files again", p.name);
+        return hf_fail(m->directory, error, "tensor %s is missing; get the files again", p.name);
     }
     const bool vector = spec->rows == 1 && t->n_dims == 1;
     if (!check_type(m, t, spec, &p, error)) {
@@ -263,11 +257,11 @@ static bool bind_tensor(HfModel *m, uint32_t i, GError **error)
     }
     if (vector ? t->dims[0] != p.columns
                : t->n_dims != 2 || t->dims[0] != p.rows || t->dims[1] != p.columns) {
-        return fail(m->directory, error,
-                    "tensor %s is %" G_GUINT64_FORMAT " x %" G_GUINT64_FORMAT
-                    ", and config.json asks for %u x %u",
-                    p.name, vector ? 1 : t->dims[0], vector ? t->dims[0] : t->dims[1], p.rows,
-                    p.columns);
+        return hf_fail(m->directory, error,
+                       "tensor %s is %" G_GUINT64_FORMAT " x %" G_GUINT64_FORMAT
+                       ", and config.json asks for %u x %u",
+                       p.name, vector ? 1 : t->dims[0], vector ? t->dims[0] : t->dims[1], p.rows,
+                       p.columns);
     }
     m->tensors[i] = t;
     return !hf_is_fp8(t) || hf_scale_bind(m->directory, t, find, m, &m->scales[i], error);
@@ -310,6 +304,7 @@ void hf_model_free(HfModel *m)
     g_ptr_array_unref(m->paths);
     weft_free(m->tensors);
     weft_free(m->scales);
+    g_free(m->rope_factors);
     model_spec_free(m->spec);
     g_free(m->directory);
     g_free(m);
@@ -398,10 +393,10 @@ bool hf_model_read(const void *model, uint32_t tensor, uint32_t row0, uint32_t n
         read_row(m, tensor, &p, row0 + r, to);
         for (uint32_t c = 0; hf_is_fp8(m->tensors[tensor]) && c < t->columns; c++) {
             if (isnan(to[c])) {
-                return fail(m->directory, error,
-                            "weight %s has no number (NaN) in row %u, column %u; get the files "
-                            "again",
-                            p.name, file_row(&p, row0 + r), c);
+                return hf_fail(m->directory, error,
+                               "weight %s has no number (NaN) in row %u, column %u; get the files "
+                               "again",
+                               p.name, file_row(&p, row0 + r), c);
             }
         }
     }
@@ -418,10 +413,10 @@ static bool serve_as(const HfModel *m, uint32_t i, TensorSpec *t, GError **error
     t->type = t->rows == 1 ? DTYPE_F32 : fp8 ? DTYPE_F8_E4M3 : m->tensors[i]->type;
     if (!dtype_row_bytes(t->type, t->columns, &row_bytes) ||
         !sz_mul(row_bytes, t->rows, &size_bytes)) {
-        return fail(m->directory, error,
-                    "weight %s has rows of %u elements, and fp8 weights are served in blocks of "
-                    "%u; write the model as a GGUF file with weft export",
-                    m->tensors[i]->name, t->columns, dtype_info(t->type)->block);
+        return hf_fail(m->directory, error,
+                       "weight %s has rows of %u elements, and fp8 weights are served in blocks of "
+                       "%u; write the model as a GGUF file with weft export",
+                       m->tensors[i]->name, t->columns, dtype_info(t->type)->block);
     }
     t->size_bytes = size_bytes;
     t->offset = i > 0 ? t[-1].offset + t[-1].size_bytes : 0;

@@ -1,7 +1,7 @@
 /* A Hugging Face directory of a GPT-2 or Llama model: config.json and model.safetensors, or several
  * files named by model.safetensors.index.json; weights F32, F16, BF16, and F8_E4M3 with their
- * scales (hf_fp8.h). What is not understood (another architecture, activation, rope scaling or way
- * of quantising) is refused by name. */
+ * scales (hf_fp8.h); rotations plain, linear or llama3 (hf_rope.h). What is not understood (another
+ * architecture, activation, rope scaling or way of quantising) is refused by name. */
 #pragma once
 
 #include "proto/model/gguf_writer.h"

@@ -130,7 +130,7 @@ ModelSpec *model_spec_from_config(const ModelConfig *config, GError **error)
     const size_t n_layer = gpt2 ? G_N_ELEMENTS(gpt2_layer) : G_N_ELEMENTS(llama_layer);
     const size_t n_global = gpt2 ? G_N_ELEMENTS(gpt2_global) : G_N_ELEMENTS(llama_global);
     const size_t n_biases = !gpt2 && config->qkv_bias ? G_N_ELEMENTS(llama_biases) : 0;
-    spec->tensors = weft_alloc(n_global + 1 + (n_layer + n_biases) * config->layers,
+    spec->tensors = weft_alloc(n_global + 2 + (n_layer + n_biases) * config->layers,
                                sizeof *spec->tensors, "the tensors of a model", error);
     if (spec->tensors == NULL) {
         return NULL;
@@ -145,6 +145,9 @@ ModelSpec *model_spec_from_config(const ModelConfig *config, GError **error)
         for (size_t i = 0; i < n_biases; i++) {
             add(spec, &llama_biases[i], (int32_t)l);
         }
+    }
+    if (spec->rope.scaling == ROPE_SCALING_FACTORS) {
+        add(spec, &(const Wanted){ROLE_ROPE_FACTORS, "rope_freqs.weight"}, -1);
     }
     if (config->untied) {
         add(spec, &(const Wanted){ROLE_OUTPUT, "output.weight"}, -1);

@@ -173,6 +173,22 @@ def case_layouts():
     cluster.down()
 
 
+def case_scaled_rotation():
+    """llama3's rotation: served from a directory as from a GGUF file that holds its factors, and not as without it"""
+    tensors, digests = read_file(work / "hf" / "model.safetensors"), []
+    for name in ("turned", "turned-llama3"):
+        path = directory(name, tensors)
+        if name != "turned":
+            config = json.loads((path / "config.json").read_text())
+            config["rope_scaling"] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                      "original_max_position_embeddings": 64}
+            (path / "config.json").write_text(json.dumps(config))
+        weft("export", path, work / (name + ".gguf"), "-q").ok()
+        digests.append([rows_of(p, name)[1]["digest"] for p in (path, work / (name + ".gguf"))])
+    (plain, plain_file), (scaled, scaled_file) = digests
+    assert plain == plain_file and scaled == scaled_file and plain != scaled, digests
+
+
 def case_refused():
     """what is not read is refused in a line that says what to do"""
     fp8, _ = quantised("tensor")
@@ -219,4 +235,4 @@ def case_narrow():
     weft("run", work / "narrow-q8.gguf", "-p", "x", "-n", 2, "--up", 1, "-q").ok()
 
 
-run_cases([case_tensor, case_channel, case_blocks, case_layouts, case_refused, case_narrow])
+run_cases([case_tensor, case_channel, case_blocks, case_layouts, case_scaled_rotation, case_refused, case_narrow])
