@@ -78,6 +78,14 @@ until_true() {
 
 weft() { on c "$BUILD/tools/weft/weft" "$@"; }
 
+# One of those that hold a part of what runs: the leader (0) or another (1); nothing if there is none.
+part() { weft status --json 2>/dev/null | tr '{' '\n' | grep '"state": *"serving"' | grep -o '"name": *"w[0-9]"' | grep -o 'w[0-9]' | sed -n "$(($1 + 1))p"; }
+# Into $victim; false where there is none, as between a job's move and its next epoch.
+find_victim() {
+    victim=$(part "$1")
+    [ "$victim" ]
+}
+
 coordinator_start() {
     ip netns exec "$NET-c" "$BUILD/coordinator/weft-coordinator" --listen 10.83.0.1:7470 --join-listen 10.83.0.1:7471 --health-listen 10.83.0.1:7480 \
         --state "$DIR/coordinator" --models "$DIR/models" >>"$DIR/coordinator.log" 2>&1 &

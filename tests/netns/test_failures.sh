@@ -35,9 +35,6 @@ goes_on() { # WHAT NAMES
 }
 known_lost() { until_true 20 members_are lost "$1" || fail "$1 is not known as lost within 20 s: $(weft status)"; }
 all_back() { until_true 60 members_are "$serving_or_ready" w1 w2 w3 || fail "$1: not all came back: $(weft status)"; }
-# one of those that hold a part of the running request: the leader (0) or the other (1)
-part() { weft status --json 2>/dev/null | tr '{' '\n' | grep '"state": *"serving"' | grep -o '"name": *"w[0-9]"' | grep -o 'w[0-9]' | sed -n "$(($1 + 1))p"; }
-
 strike() { # HOW WORKER
     case $1 in
     killed) worker_kill "$2" KILL ;;
@@ -73,8 +70,7 @@ disturb() { # LAYOUT PART HOW
     local try victim
     for try in 1 2 3; do
         talk "$1"
-        victim=$(part "$2")
-        [ "$victim" ] || fail "nobody serves: $(weft status)"
+        until_true 30 find_victim "$2" || fail "nobody serves: $(weft status)"
         strike "$3" "$victim"
         if [ "$try" -lt 3 ] && moved_away "$victim"; then
             mend "$3" "$victim"

@@ -50,7 +50,6 @@ streams_end() { # WHAT compare|keep
     [ "$2" = keep ] || [ $disturbed -gt 0 ] || fail "$1: no stream was disturbed"
     [ "$2" = keep ] || ok "$1: $N streams, $disturbed of them disturbed: $(grep -h "goes on in epoch" "$DIR"/*.err | sort -t' ' -k7 | tail -n 1)"
 }
-part() { weft status --json 2>/dev/null | tr '{' '\n' | grep '"state": *"serving"' | grep -o '"name": *"w[0-9]"' | grep -o 'w[0-9]' | sed -n "$(($1 + 1))p"; }
 all_back() { until_true 60 members_are "$serving_or_ready" w1 w2 w3 || fail "$1: not all came back: $(weft status)"; }
 
 # the answers, undisturbed, on one worker: the same for every layout
@@ -63,8 +62,7 @@ for harm in kill freeze cut drain stop; do
     streams_begin $layout
     until_true 60 begun 4 || fail "$harm: the streams did not begin: $(cat "$DIR/0.err")"
     [ $harm = kill ] && which=0 || which=1
-    victim=$(part $which)
-    [ "$victim" ] || fail "nobody serves: $(weft status)"
+    until_true 30 find_victim $which || fail "nobody serves: $(weft status)"
     case $harm in
         kill) worker_kill "$victim" KILL ;;
         freeze) worker_kill "$victim" STOP ;;
