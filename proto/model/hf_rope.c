@@ -11,12 +11,11 @@ typedef struct Llama3 {
     double factor, low, high, context;
 } Llama3;
 
-static bool refuse(const char *directory, GError **error, const char *what, const char *type)
+static bool lacks_numbers(const char *directory, GError **error, const char *type)
 {
-    return hf_fail(directory, error,
-                   "config.json: %s '%.40s'; default, linear and llama3 are supported: take a GGUF "
-                   "file of the model",
-                   what, type);
+    return hf_fail(
+        directory, error,
+        "config.json: numbers of rope_type '%s' are missing or out of range; get it again", type);
 }
 
 /* The n-th root of x >= 1 by +, -, *, / and sqrt alone, so that every host has the same bits
@@ -71,8 +70,7 @@ static bool read_llama3(const char *directory, const json_t *scaling, RopeSpec *
                       hf_number(scaling, "original_max_position_embeddings", 0)};
     if (!(l.factor >= 1 && l.factor <= 1e6 && l.low > 0 && l.high > l.low && l.high <= 1e6 &&
           l.context >= 1 && l.context <= 1e9 && rope->freq_base >= 1 && rope->freq_base <= 1e12)) {
-        return refuse(directory, error, "numbers are missing or out of range for rope_type",
-                      "llama3");
+        return lacks_numbers(directory, error, "llama3");
     }
     rope->scaling = ROPE_SCALING_FACTORS;
     *factors = llama3_factors(&l, rope->freq_base, rope->dims / 2);
@@ -104,8 +102,12 @@ bool hf_rope_read(const char *directory, const json_t *config, uint32_t head_siz
     if (g_str_equal(type, "linear")) {
         rope->scaling = ROPE_SCALING_LINEAR;
         rope->factor = hf_number(scaling, "factor", 0);
-        return rope->factor >= 1 ||
-               refuse(directory, error, "the factor is missing for rope_type", type);
+        return rope->factor >= 1 || lacks_numbers(directory, error, type);
     }
-    return g_str_equal(type, "default") || refuse(directory, error, "rope_type", type);
+    return g_str_equal(type, "default") ||
+           hf_fail(
+               directory, error,
+               "rope_type '%.40s' is not supported; default, linear and llama3 are: take a GGUF "
+               "file of the model",
+               type);
 }

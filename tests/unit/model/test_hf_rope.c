@@ -101,7 +101,7 @@ static void test_refused(void **state)
         const char *config, *word;
     } cases[] = {
         {"{\"rope_scaling\": {\"rope_type\": \"longrope\"}}", "longrope"},
-        {"{\"rope_scaling\": {\"type\": \"linear\"}}", "factor"},
+        {"{\"rope_scaling\": {\"type\": \"linear\"}}", "linear"},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", "llama3"},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, "
          "\"high_freq_factor\": 4, \"original_max_position_embeddings\": 8192}}",
