@@ -129,23 +129,30 @@ static void test_pieces_across_a_loss(void **state)
     answer_clear(&want);
 }
 
+/* Asks for large logits and stops reading after 5 pieces; pieces that were begun until nothing
+ * went on. */
+static unsigned begun_unread(SimCluster *s, Answer *a)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        s->workers[i].logits_bytes = MIB;
+    }
+    score(s, a, true);
+    while (a->places->len < 5) {
+        sim_run_for(s, 5000);
+    }
+    rpc_inproc_set_fault(s->transport, "tester", CONTROL, RPC_INPROC_FROZEN);
+    sim_run_for(s, 20 * SECOND);
+    return n_generates(s);
+}
+
 /* A client that does not read for a while: little is begun meanwhile, nothing is lost. */
 static void test_no_faster_than_the_client(void **state)
 {
     SimCluster *s = *state;
     Answer a = {0};
-    for (unsigned i = 0; i < 3; i++) {
-        s->workers[i].logits_bytes = MIB;
-    }
-    score(s, &a, true);
-    while (a.places->len < 5) {
-        sim_run_for(s, 5000);
-    }
-    rpc_inproc_set_fault(s->transport, "tester", CONTROL, RPC_INPROC_FROZEN);
-    sim_run_for(s, 20 * SECOND);
-    const unsigned n = n_generates(s);
-    assert_true(n <
-                16); /* of 36: (5 read + 8 MiB that may wait + 4 pieces that were open) / PIECE */
+    const unsigned n = begun_unread(s, &a);
+    /* of 36: (5 read + 8 MiB that may wait + 4 pieces that were open) / PIECE */
+    assert_true(n < 16);
     sim_run_for(s, 20 * SECOND);
     assert_int_equal(n_generates(s), n);
     assert_false(a.done);
@@ -161,16 +168,7 @@ static void test_cancel_without_room(void **state)
 {
     SimCluster *s = *state;
     Answer a = {0};
-    for (unsigned i = 0; i < 3; i++) {
-        s->workers[i].logits_bytes = MIB;
-    }
-    score(s, &a, true);
-    while (a.places->len < 5) {
-        sim_run_for(s, 5000);
-    }
-    rpc_inproc_set_fault(s->transport, "tester", CONTROL, RPC_INPROC_FROZEN);
-    sim_run_for(s, 20 * SECOND);
-    const unsigned n = n_generates(s);
+    const unsigned n = begun_unread(s, &a);
     rpc_inproc_set_fault(s->transport, "tester", CONTROL, RPC_INPROC_CUT);
     sim_run_for(s, 5 * SECOND);
     assert_true(a.done);

@@ -246,10 +246,11 @@ static void *poll_queue(void *user)
 static void leave_in_use(int status, void *user)
 {
     (void)user;
-    if (engine.users > 0) {
+    if (pthread_mutex_trylock(&engine.mutex) != 0 || engine.users > 0) {
         fflush(NULL);
         _exit(status);
     }
+    pthread_mutex_unlock(&engine.mutex);
 }
 
 grpc_completion_queue *engine_acquire(void)
