@@ -147,43 +147,63 @@ static void assert_product(const MatmulCase *c, const Way *way, const float *bia
     free(w);
 }
 
-static void way_case(const Way *way, uint32_t n_in)
-{
+/* A product as the ops make it, with what its outputs held before. */
+typedef struct Made {
     MatmulCase c;
+    float *old, *got; /* [rows][n_out] */
+    float bias[N_OUT];
+} Made;
+
+/* n_out <= N_OUT. `same_x`: twice, the second time from what the first left of the activations;
+ * `x_goes`: they themselves are not there then. */
+static void make(const Way *way, Dtype type, uint32_t rows, uint32_t n_out, uint32_t n_in,
+                 bool x_goes, Made *made)
+{
     Numbers numbers = {n_in};
-    matmul_case_init(&c, way->type, ROWS, N_OUT, n_in, VALUES_NORMAL, n_in);
+    matmul_case_init(&made->c, type, rows, n_out, n_in, VALUES_NORMAL, n_in);
     const DeviceLimits limits = {
-        .max_rows = ROWS, .widest_in = n_in, .widest_out = N_OUT, .fast = true};
-    const size_t total = (size_t)ROWS * N_OUT, bytes = device_workspace_bytes(&limits);
-    float *old = malloc(total * sizeof *old), *got = malloc(total * sizeof *got), bias[N_OUT];
-    numbers_fill(&numbers, old, total, -2, 2);
-    numbers_fill(&numbers, bias, N_OUT, -1, 1);
-    PackedMatrix w = c.w;
-    w.data = device_of(c.w.data, (N_OUT + 15) / 16 * c.w.panel_bytes);
+        .max_rows = rows, .widest_in = n_in, .widest_out = n_out, .fast = true};
+    const size_t total = (size_t)rows * n_out, bytes = device_workspace_bytes(&limits);
+    made->old = malloc(total * sizeof(float)), made->got = malloc(total * sizeof(float));
+    numbers_fill(&numbers, made->old, total, -2, 2);
+    numbers_fill(&numbers, made->bias, N_OUT, -1, 1);
+    PackedMatrix w = made->c.w;
+    w.data = device_of(made->c.w.data, (n_out + 15) / 16 * made->c.w.panel_bytes);
     DeviceMatmul m = {.w = &w,
-                      .x = device_floats(c.x, (size_t)ROWS * n_in),
+                      .x = device_floats(made->c.x, (size_t)rows * n_in),
                       .x_ld = n_in,
-                      .rows = ROWS,
-                      .out = device_floats(old, total),
-                      .out_ld = N_OUT,
+                      .rows = rows,
+                      .out = device_floats(made->old, total),
+                      .out_ld = n_out,
                       .accumulate = way->accumulate,
-                      .bias = way->bias ? device_floats(bias, N_OUT) : NULL,
+                      .bias = way->bias ? device_floats(made->bias, n_out) : NULL,
                       .gelu = way->gelu,
                       .fast = true,
                       .workspace = device_of(NULL, bytes),
                       .workspace_bytes = bytes};
     assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
-    if (way->same_x) { /* once more, with the activations of the first */
-        cudaMemcpy(m.out, old, total * sizeof *old, cudaMemcpyHostToDevice);
-        m.x = NULL;
+    if (way->same_x) {
+        cudaMemcpy(m.out, made->old, total * sizeof(float), cudaMemcpyHostToDevice);
+        m.x = x_goes ? NULL : m.x;
         m.same_x = true;
         assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
     }
-    device_read(got, m.out, total * sizeof *got);
-    assert_product(&c, way, bias, old, got);
+    device_read(made->got, m.out, total * sizeof(float));
+}
+
+static void made_clear(Made *made)
+{
     device_free_all();
-    free(old), free(got);
-    matmul_case_free(&c);
+    free(made->old), free(made->got);
+    matmul_case_free(&made->c);
+}
+
+static void way_case(const Way *way, uint32_t n_in)
+{
+    Made made;
+    make(way, way->type, ROWS, N_OUT, n_in, true, &made);
+    assert_product(&made.c, way, made.bias, made.old, made.got);
+    made_clear(&made);
 }
 
 static void run_ways(void)
@@ -284,41 +304,11 @@ static void assert_f8_outputs(const MatmulCase *c, const Way *way, const float *
 /* Outputs from `finished` on are in bf16. */
 static void f8_case(const Way *way, uint32_t rows, uint32_t n_out, uint32_t n_in, uint32_t finished)
 {
-    MatmulCase c;
-    Numbers numbers = {n_in};
-    matmul_case_init(&c, DTYPE_F8_E4M3, rows, n_out, n_in, VALUES_NORMAL, n_in);
-    const DeviceLimits limits = {
-        .max_rows = rows, .widest_in = n_in, .widest_out = n_out, .fast = true};
-    const size_t total = (size_t)rows * n_out, bytes = device_workspace_bytes(&limits);
-    float *old = malloc(total * sizeof *old), *got = malloc(total * sizeof *got), bias[N_OUT];
-    numbers_fill(&numbers, old, total, -2, 2);
-    numbers_fill(&numbers, bias, N_OUT, -1, 1);
-    PackedMatrix w = c.w;
-    w.data = device_of(c.w.data, (n_out + 15) / 16 * c.w.panel_bytes);
-    DeviceMatmul m = {.w = &w,
-                      .x = device_floats(c.x, (size_t)rows * n_in),
-                      .x_ld = n_in,
-                      .rows = rows,
-                      .out = device_floats(old, total),
-                      .out_ld = n_out,
-                      .accumulate = way->accumulate,
-                      .bias = way->bias ? device_floats(bias, n_out) : NULL,
-                      .gelu = way->gelu,
-                      .fast = true,
-                      .workspace = device_of(NULL, bytes),
-                      .workspace_bytes = bytes};
-    assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
-    if (way->same_x) {
-        m.same_x = true;
-        cudaMemcpy(m.out, old, total * sizeof *old, cudaMemcpyHostToDevice);
-        assert_int_equal(cuda_ops.matmul(NULL, &m), DEVICE_OK);
-    }
-    device_read(got, m.out, total * sizeof *got);
-    assert_f8_outputs(&c, way, bias, old, got, 0, finished, ROUNDED_F8);
-    assert_f8_outputs(&c, way, bias, old, got, finished, n_out, ROUNDED_BF16);
-    device_free_all();
-    free(old), free(got);
-    matmul_case_free(&c);
+    Made made;
+    make(way, DTYPE_F8_E4M3, rows, n_out, n_in, false, &made);
+    assert_f8_outputs(&made.c, way, made.bias, made.old, made.got, 0, finished, ROUNDED_F8);
+    assert_f8_outputs(&made.c, way, made.bias, made.old, made.got, finished, n_out, ROUNDED_BF16);
+    made_clear(&made);
 }
 
 static const Way f8_ways[] = {
