@@ -1,9 +1,13 @@
-/* What the AVX-512 matmul files share. A tile is R rows x P panels, one vector of 16 lanes a panel.
+/* What the AVX-512 matmul files share. A tile is R rows x P panels, one vector of 16 lanes a panel:
+ * up to two panels on packed records (few rows), three on unpacked ones (many rows: 12 sums cover
+ * the latency of two ports, and 7 loads serve 12 products).
  */
 #pragma once
 
+#define WIDE_PANELS 3u
+#define WIDE_SCRATCH_BYTES 8320u /* 128 k of f32, and their scales */
 #include "kernels/fill.h"
-#include "kernels/ops/matmul_drive.h"
+#include "kernels/ops/matmul_wide.h"
 
 #include <immintrin.h>
 
@@ -15,10 +19,10 @@
 /* Loop bounds are constants after inlining, array dimensions are literally so: gcc 12 keeps the
  * arrays in registers only then. */
 typedef struct Sums {
-    __m512i v[4][2];
+    __m512i v[4][WIDE_PANELS];
 } Sums;
 typedef struct Accs {
-    __m512 v[4][2];
+    __m512 v[4][WIDE_PANELS];
 } Accs;
 
 /* The cache lines of the record that lies PREFETCH_AHEAD behind this one; past the end of the
@@ -34,6 +38,11 @@ ALWAYS_INLINE void prefetch_record(const uint8_t *w, unsigned bytes)
 ALWAYS_INLINE __m512i load512(const void *p)
 {
     return _mm512_loadu_si512(p);
+}
+
+ALWAYS_INLINE void store512(void *p, __m512i v)
+{
+    _mm512_store_ps(p, _mm512_castsi512_ps(v));
 }
 
 ALWAYS_INLINE __m512 load_f16x16(const uint16_t *p)
@@ -53,6 +62,23 @@ ALWAYS_INLINE __m512i broadcast_i32(const uint8_t *p)
     int32_t v;
     __builtin_memcpy(&v, p, sizeof v);
     return _mm512_set1_epi32(v);
+}
+
+/* For a sum to start from: loaded again for each, where a compiler would load once and move. */
+ALWAYS_INLINE __m512i broadcast_each(const uint8_t *p)
+{
+#ifdef WEFT_EMULATE_AVX512
+    return broadcast_i32(p);
+#else
+    __m512i v;
+    __asm__ volatile("vpbroadcastd %1, %0" : "=v"(v) : "m"(*(const uint32_t *)p));
+    return v;
+#endif
+}
+
+ALWAYS_INLINE __m512i shift16(__m512i x, int left)
+{
+    return left >= 0 ? _mm512_slli_epi16(x, (unsigned)left) : _mm512_srli_epi16(x, (unsigned)-left);
 }
 
 ALWAYS_INLINE void sums_clear(Sums *s, unsigned P, unsigned R)
@@ -77,16 +103,18 @@ ALWAYS_INLINE void accs_clear(Accs *a, unsigned P, unsigned R)
     }
 }
 
-/* The merges happen while the sums are in registers. */
-ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
+/* To a level of the stack, [p][r][lane]. Merges with the levels below it (apart: floats) happen
+ * while the sums are in registers. Returns the level that they end up on. */
+ALWAYS_INLINE float *levels_store(Accs *a, float *level, unsigned n_merges, unsigned apart,
+                                  unsigned P, unsigned R)
 {
-    for (; to.n_merges > 0; to.n_merges--) {
-        to.at -= TILE_FLOATS;
+    for (; n_merges > 0; n_merges--) {
+        level -= apart;
         UNROLL
         for (unsigned r = 0; r < R; r++) {
             UNROLL
             for (unsigned p = 0; p < P; p++) {
-                const __m512 left = _mm512_loadu_ps(to.at + (p * R + r) * PANEL_ROWS);
+                const __m512 left = _mm512_loadu_ps(level + (p * R + r) * PANEL_ROWS);
                 a->v[r][p] = _mm512_add_ps(left, a->v[r][p]);
             }
         }
@@ -95,14 +123,20 @@ ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
     for (unsigned r = 0; r < R; r++) {
         UNROLL
         for (unsigned p = 0; p < P; p++) {
-            _mm512_store_ps(to.at + (p * R + r) * PANEL_ROWS, a->v[r][p]);
+            _mm512_store_ps(level + (p * R + r) * PANEL_ROWS, a->v[r][p]);
         }
     }
+    return level;
+}
+
+ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
+{
+    levels_store(a, to.at, to.n_merges, TILE_FLOATS, P, R);
 }
 
 /* body(w, w_stride, act, n_records, to, P, R); a lone row takes P1 panels at once, four rows two.
  */
-#define MATMUL_SLOT(name, body, P1)                                                                \
+#define MATMUL_TILES(name, body, P1)                                                               \
     static void tile1_##name(const uint8_t *w, size_t w_stride, const uint8_t *act,                \
                              uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
@@ -112,11 +146,74 @@ ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
                              uint32_t n_records, TileTo to)                                        \
     {                                                                                              \
         body(w, w_stride, act, n_records, to, 2, 4);                                               \
-    }                                                                                              \
+    }
+
+#define MATMUL_SLOT(name, body, P1)                                                                \
+    MATMUL_TILES(name, body, P1)                                                                   \
     static void matmul_##name(const MatmulArgs *args)                                              \
     {                                                                                              \
         matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, P1, 2});                       \
     }
+
+/* ---- many rows ---- */
+
+ALWAYS_INLINE void wide_tile_load(Accs *a, const float *level, bool fresh, unsigned P, unsigned R)
+{
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        UNROLL
+        for (unsigned p = 0; p < P; p++) {
+            a->v[r][p] =
+                fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(level + (p * R + r) * PANEL_ROWS);
+        }
+    }
+}
+
+/* The merges of a wide tile; returns the level above the one that the sums end up on. */
+ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, unsigned P,
+                                     unsigned R)
+{
+    return levels_store(a, level, n_merges, WIDE_TILE_FLOATS, P, R) + WIDE_TILE_FLOATS;
+}
+
+#define WIDE_TILE(name, body, P, R)                                                                \
+    static void wide##R##x##P##_##name(const uint8_t *scratch, const uint8_t *act,                 \
+                                       const WideChunk *chunk, float *level)                       \
+    {                                                                                              \
+        body(scratch, act, chunk, level, P, R);                                                    \
+    }
+
+/* A type's kernel for many rows, name_wide_avx512, from its unpacking and its tile. */
+#define WIDE_KERNEL(name, body, record_bytes, from)                                                \
+    WIDE_TILE(name, body, 1, 1)                                                                    \
+    WIDE_TILE(name, body, 2, 1)                                                                    \
+    WIDE_TILE(name, body, 3, 1)                                                                    \
+    WIDE_TILE(name, body, 1, 4)                                                                    \
+    WIDE_TILE(name, body, 2, 4)                                                                    \
+    WIDE_TILE(name, body, 3, 4)                                                                    \
+    const WideKernel name##_wide_avx512 = {                                                        \
+        .unpack = name##_unpack,                                                                   \
+        .row1 = {wide1x1_##name, wide1x2_##name, wide1x3_##name},                                  \
+        .row4 = {wide4x1_##name, wide4x2_##name, wide4x3_##name},                                  \
+        .scratch_record_bytes = record_bytes,                                                      \
+        .rows_from = from,                                                                         \
+    };
+
+/* A slot that takes few rows record by record, many on unpacked quants. */
+#define MATMUL_SLOT_WIDE(name, body, P1)                                                           \
+    MATMUL_TILES(name, body, P1)                                                                   \
+    static void matmul_##name(const MatmulArgs *args)                                              \
+    {                                                                                              \
+        if (args->rows >= name##_wide_avx512.rows_from) {                                          \
+            matmul_drive_wide(args, &name##_wide_avx512);                                          \
+        } else {                                                                                   \
+            matmul_drive(args, (TileKernel){tile1_##name, tile4_##name, P1, 2});                   \
+        }                                                                                          \
+    }
+
+extern const WideKernel q4_0_wide_avx512, q4_1_wide_avx512, q5_0_wide_avx512, q5_1_wide_avx512,
+    q8_0_wide_avx512, q4_k_wide_avx512, q5_k_wide_avx512, q6_k_wide_avx512, f32_wide_avx512,
+    f16_wide_avx512, bf16_wide_avx512, f8_wide_avx512;
 
 void matmul_fill_avx512_float(Kernels *kernels);
 void matmul_fill_avx512_f8(Kernels *kernels);

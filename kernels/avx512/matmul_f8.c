@@ -67,7 +67,7 @@ ALWAYS_INLINE void f8_tile(const uint8_t *w, size_t w_stride, const uint8_t *act
     accs_store(to, &acc, P, R);
 }
 
-MATMUL_SLOT(f8, f8_tile, 2)
+MATMUL_SLOT_WIDE(f8, f8_tile, 2)
 
 void matmul_fill_avx512_f8(Kernels *kernels)
 {

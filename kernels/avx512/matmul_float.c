@@ -1,5 +1,6 @@
 /* Products of float weights: F32 and F16 as fmaf chains, BF16 as bf16dot (NUMERICS 10) by two fmas;
  * matmul_bf16.c has it in one instruction. */
+#include "kernels/avx512/flush.h"
 #include "kernels/avx512/matmul.h"
 
 ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, const uint8_t *act,
@@ -22,39 +23,6 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
         }
     }
     accs_store(to, &acc, P, R);
-}
-
-/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
- * arithmetic, inside; the results are tied by result_done(). */
-static inline unsigned flush_begin(void)
-{
-    const unsigned saved = _mm_getcsr(), flush = saved | 0x8040u;
-    __asm__ volatile("ldmxcsr %0" : : "m"(flush) : "memory");
-    return saved;
-}
-
-static inline void flush_end(unsigned saved)
-{
-    __asm__ volatile("ldmxcsr %0" : : "m"(saved) : "memory");
-}
-
-ALWAYS_INLINE void result_done(__m512 *v)
-{
-#ifdef WEFT_EMULATE_AVX512
-    __asm__ volatile("" : "+m"(*v) : : "memory");
-#else
-    __asm__ volatile("" : "+v"(*v) : : "memory");
-#endif
-}
-
-ALWAYS_INLINE __m512 bf16_even(__m512i pairs)
-{
-    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-}
-
-ALWAYS_INLINE __m512 bf16_odd(__m512i pairs)
-{
-    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000u)));
 }
 
 ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *act,
@@ -94,9 +62,9 @@ ALWAYS_INLINE void bf16_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
     float_tile(DTYPE_F16, w, w_stride, act, n_records, to, P, R)
 
 /* A lone row takes two panels: one chain does not cover the latency of fma. */
-MATMUL_SLOT(f32, F32_TILE, 2)
-MATMUL_SLOT(f16, F16_TILE, 2)
-MATMUL_SLOT(bf16, bf16_tile, 2)
+MATMUL_SLOT_WIDE(f32, F32_TILE, 2)
+MATMUL_SLOT_WIDE(f16, F16_TILE, 2)
+MATMUL_SLOT_WIDE(bf16, bf16_tile, 2)
 
 void matmul_fill_avx512_float(Kernels *kernels)
 {

@@ -4,11 +4,6 @@
 
 typedef enum Bits { BITS_4 = 4, BITS_5 = 5, BITS_6 = 6 } Bits;
 
-ALWAYS_INLINE __m512i shift16(__m512i x, int left)
-{
-    return left >= 0 ? _mm512_slli_epi16(x, (unsigned)left) : _mm512_srli_epi16(x, (unsigned)-left);
-}
-
 /* Quants of group g (of 8); bits above the nibbles from qh (Q5: a row a sub-block, Q6: two). */
 ALWAYS_INLINE __m512i group_quants(Bits bits, const uint8_t *q, const uint8_t *qh, unsigned g)
 {
@@ -180,9 +175,9 @@ ALWAYS_INLINE void q6_k_tile(const uint8_t *w, size_t w_stride, const uint8_t *a
     accs_store(to, &acc, P, R);
 }
 
-MATMUL_SLOT(q4_k, q4_k_tile, 1)
-MATMUL_SLOT(q5_k, q5_k_tile, 1)
-MATMUL_SLOT(q6_k, q6_k_tile, 1)
+MATMUL_SLOT_WIDE(q4_k, q4_k_tile, 1)
+MATMUL_SLOT_WIDE(q5_k, q5_k_tile, 1)
+MATMUL_SLOT_WIDE(q6_k, q6_k_tile, 1)
 
 void matmul_fill_avx512_k(Kernels *kernels)
 {

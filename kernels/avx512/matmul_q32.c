@@ -31,11 +31,6 @@ ALWAYS_INLINE void group_add(Sums *s, const __m512i w[2], unsigned g, const uint
     }
 }
 
-ALWAYS_INLINE __m512i shift16(__m512i x, int left)
-{
-    return left >= 0 ? _mm512_slli_epi16(x, (unsigned)left) : _mm512_srli_epi16(x, (unsigned)-left);
-}
-
 /* q, qh: of the first panel; five: the quants have a fifth bit. */
 ALWAYS_INLINE void nibble_block(Sums *s, const uint8_t *q, const uint8_t *qh, bool five,
                                 size_t w_stride, const uint8_t *act, unsigned P, unsigned R)
@@ -126,11 +121,11 @@ Q32_TILE(q5_1, RecordQ51, nibble_block(&s, b->q[0], b->qh, true, w_stride, act, 
 Q32_TILE(q8_0, RecordQ80, byte_block(&s, b->q[0], w_stride, act, P, R), NULL,
          (int)ACT_Q8_32_START128(R))
 
-MATMUL_SLOT(q4_0, q4_0_tile, 1)
-MATMUL_SLOT(q4_1, q4_1_tile, 1)
-MATMUL_SLOT(q5_0, q5_0_tile, 1)
-MATMUL_SLOT(q5_1, q5_1_tile, 1)
-MATMUL_SLOT(q8_0, q8_0_tile, 1)
+MATMUL_SLOT_WIDE(q4_0, q4_0_tile, 1)
+MATMUL_SLOT_WIDE(q4_1, q4_1_tile, 1)
+MATMUL_SLOT_WIDE(q5_0, q5_0_tile, 1)
+MATMUL_SLOT_WIDE(q5_1, q5_1_tile, 1)
+MATMUL_SLOT_WIDE(q8_0, q8_0_tile, 1)
 
 void matmul_fill_avx512_q32(Kernels *kernels)
 {

@@ -1,17 +1,22 @@
 /* The walk of products of many rows: a block of rows at a time, so that its activations stay in the
- * second-level cache, and for each panel a chunk of k unpacked once for all rows of the block. The
- * order of every sum is that of matmul_drive.h: the same bits. Internal to kernels/. */
+ * second-level cache, and for each WIDE_PANELS panels a chunk of k unpacked once for all rows of
+ * the block. The order of every sum is that of matmul_drive.h: the same bits. Internal to kernels/.
+ * A variant says before it includes this how many panels its tiles take at once (WIDE_PANELS) and
+ * what an unpacked chunk of one of them may take of the first-level cache (WIDE_SCRATCH_BYTES). */
 #pragma once
 
 #include "kernels/ops/matmul_drive.h"
 
-#define WIDE_ROWS_LIMIT 128u             /* rows of a block */
-#define WIDE_ACT_BYTES (512u * 1024u)    /* what its activations may take of the cache */
-#define WIDE_SCRATCH_BYTES (12u * 1024u) /* an unpacked chunk */
+#define WIDE_ROWS_LIMIT 128u          /* rows of a block */
+#define WIDE_ACT_BYTES (512u * 1024u) /* what its activations may take of the cache */
+#ifndef WIDE_PANELS
+#define WIDE_PANELS 1u
+#define WIDE_SCRATCH_BYTES (12u * 1024u)
+#endif
 #ifndef WIDE_AHEAD_LOCALITY
 #define WIDE_AHEAD_LOCALITY 2
 #endif
-#define WIDE_TILE_FLOATS (ACT_ROW_GROUP * PANEL_ROWS) /* of a group */
+#define WIDE_TILE_FLOATS (WIDE_PANELS * ACT_ROW_GROUP * PANEL_ROWS) /* of a group */
 
 /* Records of a row of units: what is unpacked at once. A unit that does not fit is several chunks
  * of one run each. */
@@ -30,17 +35,18 @@ typedef struct WideChunk {
 
 /* n_records of one panel into the type's own form. */
 typedef void (*UnpackFn)(const uint8_t *w, uint32_t n_records, uint8_t *scratch);
-/* The runs of a chunk, from the scratch times the R rows of the group, record by record: the first
- * one's sum goes to `level`, each other's to the level above where the one before ended up. */
+/* The runs of a chunk, from the scratches (WIDE_SCRATCH_BYTES apart, a panel each) times the R rows
+ * of the group, record by record: the first one's sums, [panel][row][lane], go to `level`, each
+ * other's to the level above where the one before ended up. */
 typedef void (*WideTileFn)(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
                            float *level);
 
-/* The lines of memory that follow a chunk, for the one that is unpacked next: asked for beside the
- * products, a group's share at a time, for unpacking alone waits for memory as long as reading
- * takes. Past the end of the matrix a prefetch does nothing. */
+/* The lines of memory that follow a chunk of each panel, for the one that is unpacked next: asked
+ * for beside the products, a group's share at a time, for unpacking alone waits for memory as long
+ * as reading takes. Past the end of the matrix a prefetch does nothing. */
 typedef struct WideAhead {
-    const uint8_t *at, *end;
-    uint32_t share; /* bytes, of whole lines */
+    const uint8_t *at, *end; /* of the first panel */
+    uint32_t share;          /* bytes, of whole lines */
 } WideAhead;
 
 static inline WideAhead wide_ahead_of(const uint8_t *chunk, size_t bytes, uint32_t n_groups)
@@ -52,23 +58,25 @@ static inline WideAhead wide_ahead_of(const uint8_t *chunk, size_t bytes, uint32
 }
 
 /* The next group's share. */
-static inline void wide_ahead(WideAhead *ahead)
+static inline void wide_ahead(WideAhead *ahead, size_t panel_bytes, uint32_t n_panels)
 {
     const uint8_t *end = ahead->at + ahead->share;
     for (; ahead->at < end && ahead->at < ahead->end; ahead->at += 64) {
-        __builtin_prefetch(ahead->at, 0, WIDE_AHEAD_LOCALITY);
+        for (uint32_t p = 0; p < n_panels; p++) {
+            __builtin_prefetch(ahead->at + p * panel_bytes, 0, WIDE_AHEAD_LOCALITY);
+        }
     }
 }
 
-/* unpack, and row4 of the first group meanwhile: storing quants and multiplying them go to
- * different ports. */
+/* unpack, and four rows of the first group meanwhile (one panel): storing quants and multiplying
+ * them go to different ports. */
 typedef void (*WideFirstFn)(const uint8_t *w, uint8_t *scratch, const uint8_t *act,
                             const WideChunk *chunk, float *level);
 
 typedef struct WideKernel {
     UnpackFn unpack;
-    WideTileFn row1, row4;
-    WideFirstFn first4; /* NULL: it does not pay */
+    WideTileFn row1[WIDE_PANELS], row4[WIDE_PANELS]; /* [panels - 1] */
+    WideFirstFn first4;                              /* NULL: it does not pay */
     uint32_t scratch_record_bytes;
     uint32_t rows_from; /* fewer rows go the other way */
 } WideKernel;
@@ -88,7 +96,7 @@ static inline bool wide_next(const MatmulArgs *a, uint32_t most, WideWalk *walk,
     chunk->fresh = walk->done == 0;
     while (walk->unit < a->n_units) {
         const MatmulUnit *unit = &a->units[walk->unit];
-        const uint32_t all = unit->n_in / k, left = all - walk->done;
+        const uint32_t all = (unit->n_in + k - 1) / k, left = all - walk->done;
         WideRun *run = &chunk->runs[chunk->n_runs];
         if (chunk->n_runs > 0 &&
             (left > most - chunk->n_records || chunk->n_runs == WIDE_RUNS_LIMIT)) {
@@ -115,34 +123,44 @@ static inline bool wide_next(const MatmulArgs *a, uint32_t most, WideWalk *walk,
     return false;
 }
 
+/* The panels of a tile: where the first one's records are, and how many. */
+typedef struct WidePanels {
+    const uint8_t *w;
+    size_t panel_bytes;
+    uint32_t n;
+} WidePanels;
+
 /* One group x a chunk, which the first one unpacks. */
-static inline void wide_group(const WideKernel *kernel, const uint8_t *w, uint8_t *scratch,
+static inline void wide_group(const WideKernel *kernel, WidePanels from, uint8_t *scratch,
                               const uint8_t *act, const WideChunk *chunk, float *level,
                               bool unpacks, uint32_t R)
 {
     if (unpacks && R != 1 && kernel->first4 != NULL) {
-        kernel->first4(w, scratch, act, chunk, level);
+        kernel->first4(from.w, scratch, act, chunk, level);
         return;
     }
     if (unpacks) {
-        kernel->unpack(w, chunk->n_records, scratch);
+        for (uint32_t p = 0; p < from.n; p++) {
+            kernel->unpack(from.w + p * from.panel_bytes, chunk->n_records,
+                           scratch + p * WIDE_SCRATCH_BYTES);
+        }
     }
-    (R == 1 ? kernel->row1 : kernel->row4)(scratch, act, chunk, level);
+    (R == 1 ? kernel->row1 : kernel->row4)[from.n - 1](scratch, act, chunk, level);
 }
 
 /* Of a group: what waits, level by level. */
 typedef float WideStack[TREE_STACK][WIDE_TILE_FLOATS];
 
-/* One panel x the groups [group0, group1): all units, folded. */
-static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
-                              uint32_t group0, uint32_t group1, WideStack *stacks)
+/* n panels x the groups [group0, group1): all units, folded. */
+static inline void wide_panels(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
+                               uint32_t n, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
-    _Alignas(64) uint8_t scratch[WIDE_SCRATCH_BYTES];
+    _Alignas(64) uint8_t scratch[WIDE_PANELS * WIDE_SCRATCH_BYTES];
     const RecordShape record = record_shape(a->w->type);
     const ActKind kind = act_kind_of(a->w->type);
     const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
                  record_act_bytes = record.k / act_tile_k(kind) * act_tile_row_bytes(kind);
-    const uint8_t *w = a->w->data + (size_t)panel * a->w->panel_bytes;
+    WidePanels from = {a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n};
     float *out = a->out;
     WideWalk walk = {0};
     WideChunk chunk;
@@ -151,20 +169,20 @@ static inline void wide_panel(const MatmulArgs *a, const WideKernel *kernel, uin
         const bool emits =
             wide_next(a, WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes, &walk, &chunk);
         const size_t chunk_bytes = (size_t)chunk.n_records * record.bytes;
-        WideAhead ahead = wide_ahead_of(w, chunk_bytes, group1 - group0);
+        WideAhead ahead = wide_ahead_of(from.w, chunk_bytes, group1 - group0);
         for (uint32_t g = group0; g < group1; g++) {
             const uint32_t R = act_group_rows(a->rows, g), row0 = g * ACT_ROW_GROUP;
             const uint8_t *act = (const uint8_t *)a->act + row0 * row_bytes +
                                  (size_t)k_record * record_act_bytes * R;
             float(*stack)[WIDE_TILE_FLOATS] = stacks[g - group0];
-            wide_ahead(&ahead);
-            wide_group(kernel, w, scratch, act, &chunk, stack[level], g == group0, R);
+            wide_ahead(&ahead, from.panel_bytes, n);
+            wide_group(kernel, from, scratch, act, &chunk, stack[level], g == group0, R);
             if (emits) {
-                tile_write(a, stack[walk.level], R, panel, 1, row0,
+                tile_write(a, stack[walk.level], R, panel, n, row0,
                            a->rows - row0 < R ? a->rows - row0 : R, out);
             }
         }
-        w += chunk_bytes;
+        from.w += chunk_bytes;
         out += emits ? a->subtree_stride : 0;
     }
 }
@@ -178,13 +196,21 @@ static inline uint32_t wide_groups(const MatmulArgs *a)
     return fit > most ? most : fit < 8 ? 8 : (uint32_t)fit;
 }
 
+/* Of so many panels, those of the next tile: none is left alone. */
+static inline uint32_t wide_at_once(uint32_t left)
+{
+    return left == WIDE_PANELS + 1 && WIDE_PANELS > 2 ? 2 : left < WIDE_PANELS ? left : WIDE_PANELS;
+}
+
 static inline void matmul_drive_wide(const MatmulArgs *a, const WideKernel *kernel)
 {
     _Alignas(64) WideStack stacks[WIDE_ROWS_LIMIT / ACT_ROW_GROUP];
     const uint32_t n_groups = act_groups(a->rows), step = wide_groups(a);
     for (uint32_t g = 0; g < n_groups; g += step) {
-        for (uint32_t panel = a->panel0; panel < a->panel1; panel++) {
-            wide_panel(a, kernel, panel, g, n_groups - g < step ? n_groups : g + step, stacks);
+        const uint32_t end = n_groups - g < step ? n_groups : g + step;
+        for (uint32_t panel = a->panel0, n; panel < a->panel1; panel += n) {
+            n = wide_at_once(a->panel1 - panel);
+            wide_panels(a, kernel, panel, n, g, end, stacks);
         }
     }
 }
