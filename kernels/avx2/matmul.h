@@ -154,8 +154,14 @@ ALWAYS_INLINE float *wide_tile_store(__m256 acc[4][2], float *level, unsigned n_
     {                                                                                              \
         body(scratch, act, chunk, level, 4);                                                       \
     }                                                                                              \
-    const WideKernel name##_wide_kernel = {name##_unpack, {wide1_##name}, {wide4_##name},          \
-                                           first,         record_bytes,   from};
+    const WideKernel name##_wide_kernel = {                                                        \
+        .unpack = name##_unpack,                                                                   \
+        .row1 = {wide1_##name},                                                                    \
+        .row4 = {wide4_##name},                                                                    \
+        .first4 = first,                                                                           \
+        .scratch_record_bytes = record_bytes,                                                      \
+        .rows_from = from,                                                                         \
+    };
 
 /* A slot that takes few rows record by record, many on unpacked quants. */
 #define MATMUL_SLOT_WIDE(name, body)                                                               \

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#define WIDE_ACT_BYTES (768u * 1024u) /* CPUs with AVX-512 have 1 MB and more */
 #define WIDE_PANELS 3u
 #define WIDE_SCRATCH_BYTES 8320u /* 128 k of f32, and their scales */
 #include "kernels/fill.h"
@@ -183,8 +184,19 @@ ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, u
         body(scratch, act, chunk, level, P, R);                                                    \
     }
 
-/* A type's kernel for many rows, name_wide_avx512, from its unpacking and its tile. */
-#define WIDE_KERNEL(name, body, record_bytes, from)                                                \
+/* pair(scratch, act, act_apart, chunk, level, level_apart, P) */
+#define WIDE_PAIR(name, pair, P)                                                                   \
+    static void wide8x##P##_##name(const uint8_t *scratch, const uint8_t *act, size_t act_apart,   \
+                                   const WideChunk *chunk, float *level, size_t level_apart)       \
+    {                                                                                              \
+        pair(scratch, act, act_apart, chunk, level, level_apart, P);                               \
+    }
+#define WIDE_PAIRS(name, pair)                                                                     \
+    WIDE_PAIR(name, pair, 1) WIDE_PAIR(name, pair, 2) WIDE_PAIR(name, pair, 3)
+
+/* A type's kernel for many rows, name_wide_avx512, from its unpacking and its tile; the last
+ * argument: `.row8 = ...`. */
+#define WIDE_KERNEL(name, body, record_bytes, from, ...)                                           \
     WIDE_TILE(name, body, 1, 1)                                                                    \
     WIDE_TILE(name, body, 2, 1)                                                                    \
     WIDE_TILE(name, body, 3, 1)                                                                    \
@@ -197,6 +209,7 @@ ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, u
         .row4 = {wide4x1_##name, wide4x2_##name, wide4x3_##name},                                  \
         .scratch_record_bytes = record_bytes,                                                      \
         .rows_from = from,                                                                         \
+        __VA_ARGS__,                                                                               \
     };
 
 /* A slot that takes few rows record by record, many on unpacked quants. */

@@ -1,6 +1,6 @@
 /* Products of float weights with many rows: F32, F16, BF16 (by two fmas) and F8_E4M3 on weights
  * widened to f32 once for all rows (ops/matmul_wide.h). The sums are those of matmul_float.c and
- * matmul_f8.c. 12 fmas for 3 loads and 4 broadcasts. */
+ * matmul_f8.c. */
 #include "kernels/avx512/flush.h"
 #include "kernels/avx512/matmul.h"
 #include "kernels/vector/f8_act.h"
@@ -58,8 +58,40 @@ static void f8_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
     }
 }
 
-/* sum += one k: w [16] of each panel times x [R]. */
-ALWAYS_INLINE void step_add(Accs *sum, const uint8_t *w, const uint8_t *x, unsigned P, unsigned R)
+/* G groups of R rows at once: 24 sums of two groups keep both multipliers busy with 11 loads, 12 of
+ * one with 7. */
+typedef struct WideRows {
+    const uint8_t *act;
+    size_t apart; /* bytes from the first group's to the second's */
+    float *level;
+    size_t level_apart; /* floats */
+} WideRows;
+
+ALWAYS_INLINE void rows_load(Accs acc[2], const WideRows *rows, bool fresh, unsigned P, unsigned R,
+                             unsigned G)
+{
+    UNROLL
+    for (unsigned g = 0; g < G; g++) {
+        wide_tile_load(&acc[g], rows->level + g * rows->level_apart, fresh, P, R);
+    }
+}
+
+ALWAYS_INLINE void rows_store(Accs acc[2], WideRows *rows, unsigned n_merges, unsigned P,
+                              unsigned R, unsigned G)
+{
+    float *next = rows->level;
+    UNROLL
+    for (unsigned g = 0; g < G; g++) {
+        float *level =
+            wide_tile_store(&acc[g], rows->level + g * rows->level_apart, n_merges, P, R);
+        next = g == 0 ? level : next;
+    }
+    rows->level = next;
+}
+
+/* acc += one k: w [16] of each panel times x [R]. */
+ALWAYS_INLINE void step_add(Accs acc[2], const uint8_t *w, const uint8_t *x, size_t apart,
+                            unsigned P, unsigned R, unsigned G)
 {
     __m512 weight[WIDE_PANELS];
     UNROLL
@@ -67,43 +99,46 @@ ALWAYS_INLINE void step_add(Accs *sum, const uint8_t *w, const uint8_t *x, unsig
         weight[p] = _mm512_loadu_ps((const float *)(w + p * WIDE_SCRATCH_BYTES));
     }
     UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        const __m512 a = broadcast_f32(x + 4 * r);
+    for (unsigned g = 0; g < G; g++) {
         UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            sum->v[r][p] = _mm512_fmadd_ps(weight[p], a, sum->v[r][p]);
+        for (unsigned r = 0; r < R; r++) {
+            const __m512 a = broadcast_f32(x + g * apart + 4 * r);
+            UNROLL
+            for (unsigned p = 0; p < P; p++) {
+                acc[g].v[r][p] = _mm512_fmadd_ps(weight[p], a, acc[g].v[r][p]);
+            }
         }
     }
 }
 
 /* n of them, one after the other. */
-ALWAYS_INLINE void steps_add(Accs *sum, const uint8_t *w, const uint8_t *x, uint32_t n, unsigned P,
-                             unsigned R)
+ALWAYS_INLINE void steps_add(Accs acc[2], const uint8_t *w, const uint8_t *x, size_t apart,
+                             uint32_t n, unsigned P, unsigned R, unsigned G)
 {
     for (; n > 0; n--, w += sizeof(WideF32), x += 4 * R) {
-        step_add(sum, w, x, P, R);
+        step_add(acc, w, x, apart, P, R, G);
     }
 }
 
-ALWAYS_INLINE void float_wide(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
-                              float *level, unsigned P, unsigned R)
+ALWAYS_INLINE void float_rows(const uint8_t *scratch, WideRows rows, const WideChunk *chunk,
+                              unsigned P, unsigned R, unsigned G)
 {
     for (uint32_t u = 0; u < chunk->n_runs; u++) {
         const uint32_t n = chunk->runs[u].n_records;
-        Accs acc;
-        wide_tile_load(&acc, level, chunk->fresh || u > 0, P, R);
-        steps_add(&acc, scratch, act, n, P, R);
-        level = wide_tile_store(&acc, level, chunk->runs[u].n_merges, P, R);
+        Accs acc[2];
+        rows_load(acc, &rows, chunk->fresh || u > 0, P, R, G);
+        steps_add(acc, scratch, rows.act, rows.apart, n, P, R, G);
+        rows_store(acc, &rows, chunk->runs[u].n_merges, P, R, G);
         scratch += n * sizeof(WideF32);
-        act += (size_t)n * 4 * R;
+        rows.act += (size_t)n * 4 * R;
     }
 }
 
-#define WIDE_PAIRS (WIDE_SCRATCH_BYTES / sizeof(WideBF16))
-/* Rows' pairs as f32. */
+#define WIDE_PAIRS_OF_BF16 (WIDE_SCRATCH_BYTES / sizeof(WideBF16))
+/* A group's pairs as f32. */
 typedef struct WidePairs {
-    _Alignas(64) float odd[(WIDE_PAIRS + 3) / 4 * 4 * ACT_ROW_GROUP];
-    _Alignas(64) float even[(WIDE_PAIRS + 3) / 4 * 4 * ACT_ROW_GROUP];
+    _Alignas(64) float odd[WIDE_PAIRS_OF_BF16 * ACT_ROW_GROUP];
+    _Alignas(64) float even[WIDE_PAIRS_OF_BF16 * ACT_ROW_GROUP];
 } WidePairs;
 
 ALWAYS_INLINE void pairs_widen(const uint8_t *act, uint32_t n, WidePairs *to)
@@ -123,60 +158,84 @@ ALWAYS_INLINE void pairs_widen(const uint8_t *act, uint32_t n, WidePairs *to)
     }
 }
 
-ALWAYS_INLINE void bf16_wide(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
-                             float *level, unsigned P, unsigned R)
+ALWAYS_INLINE void bf16_rows(const uint8_t *scratch, WideRows rows, const WideChunk *chunk,
+                             unsigned P, unsigned R, unsigned G)
 {
-    WidePairs wide;
-    const uint8_t *odd = (const uint8_t *)wide.odd, *even = (const uint8_t *)wide.even;
-    pairs_widen(act, chunk->n_records * R, &wide);
+    WidePairs wide[2];
+    const uint8_t *odd = (const uint8_t *)wide[0].odd, *even = (const uint8_t *)wide[0].even;
+    UNROLL
+    for (unsigned g = 0; g < G; g++) {
+        pairs_widen(rows.act + g * rows.apart, chunk->n_records * R, &wide[g]);
+    }
     for (uint32_t u = 0; u < chunk->n_runs; u++) {
-        Accs acc;
-        wide_tile_load(&acc, level, chunk->fresh || u > 0, P, R);
+        Accs acc[2];
+        rows_load(acc, &rows, chunk->fresh || u > 0, P, R, G);
         const unsigned saved = flush_begin();
         for (uint32_t i = chunk->runs[u].n_records; i > 0;
              i--, scratch += sizeof(WideBF16), odd += 4 * R, even += 4 * R) {
-            step_add(&acc, scratch + offsetof(WideBF16, odd), odd, P, R);
-            step_add(&acc, scratch + offsetof(WideBF16, even), even, P, R);
+            step_add(acc, scratch + offsetof(WideBF16, odd), odd, sizeof wide[0], P, R, G);
+            step_add(acc, scratch + offsetof(WideBF16, even), even, sizeof wide[0], P, R, G);
         }
         UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            UNROLL
-            for (unsigned p = 0; p < P; p++) {
-                result_done(&acc.v[r][p]);
-            }
+        for (unsigned i = 0; i < G * R * P; i++) {
+            result_done(&acc[i / (R * P)].v[i / P % R][i % P]);
         }
         flush_end(saved);
-        level = wide_tile_store(&acc, level, chunk->runs[u].n_merges, P, R);
+        rows_store(acc, &rows, chunk->runs[u].n_merges, P, R, G);
     }
 }
 
-ALWAYS_INLINE void f8_wide(const uint8_t *scratch, const uint8_t *act, const WideChunk *chunk,
-                           float *level, unsigned P, unsigned R)
+ALWAYS_INLINE void f8_rows(const uint8_t *scratch, WideRows rows, const WideChunk *chunk,
+                           unsigned P, unsigned R, unsigned G)
 {
     for (uint32_t u = 0; u < chunk->n_runs; u++) {
-        Accs acc;
-        wide_tile_load(&acc, level, chunk->fresh || u > 0, P, R);
-        for (uint32_t i = chunk->runs[u].n_records; i > 0; i--) {
-            Accs sum;
-            accs_clear(&sum, P, R);
-            steps_add(&sum, scratch + offsetof(WideF8, w), act, F8_BLOCK, P, R);
+        Accs acc[2];
+        rows_load(acc, &rows, chunk->fresh || u > 0, P, R, G);
+        for (uint32_t i = chunk->runs[u].n_records; i > 0;
+             i--, scratch += sizeof(WideF8), rows.act += F8_BLOCK * 4 * R) {
+            Accs sum[2];
+            accs_clear(&sum[0], P, R);
+            accs_clear(&sum[1], P, R);
+            steps_add(sum, scratch + offsetof(WideF8, w), rows.act, rows.apart, F8_BLOCK, P, R, G);
             UNROLL
             for (unsigned p = 0; p < P; p++) {
                 const __m512 scale =
                     _mm512_loadu_ps((const float *)(scratch + p * WIDE_SCRATCH_BYTES));
                 UNROLL
-                for (unsigned r = 0; r < R; r++) {
-                    acc.v[r][p] = _mm512_fmadd_ps(scale, sum.v[r][p], acc.v[r][p]);
+                for (unsigned j = 0; j < G * R; j++) {
+                    acc[j / R].v[j % R][p] =
+                        _mm512_fmadd_ps(scale, sum[j / R].v[j % R][p], acc[j / R].v[j % R][p]);
                 }
             }
-            scratch += sizeof(WideF8);
-            act += F8_BLOCK * 4 * R;
         }
-        level = wide_tile_store(&acc, level, chunk->runs[u].n_merges, P, R);
+        rows_store(acc, &rows, chunk->runs[u].n_merges, P, R, G);
     }
 }
 
-WIDE_KERNEL(f32, float_wide, sizeof(WideF32), 16)
-WIDE_KERNEL(f16, float_wide, sizeof(WideF32), 16)
-WIDE_KERNEL(bf16, bf16_wide, sizeof(WideBF16), 16)
-WIDE_KERNEL(f8, f8_wide, sizeof(WideF8), 16)
+/* One group; two. */
+#define ROWS_WIDE(name, rows)                                                                      \
+    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act,                     \
+                                   const WideChunk *chunk, float *level, unsigned P, unsigned R)   \
+    {                                                                                              \
+        rows(scratch, (WideRows){.act = act, .level = level}, chunk, P, R, 1);                     \
+    }                                                                                              \
+    ALWAYS_INLINE void name##_pair(const uint8_t *scratch, const uint8_t *act, size_t act_apart,   \
+                                   const WideChunk *chunk, float *level, size_t level_apart,       \
+                                   unsigned P)                                                     \
+    {                                                                                              \
+        rows(scratch, (WideRows){act, act_apart, level, level_apart}, chunk, P, 4, 2);             \
+    }
+
+ROWS_WIDE(float, float_rows)
+ROWS_WIDE(bf16, bf16_rows)
+ROWS_WIDE(f8, f8_rows)
+
+#define FLOAT_KERNEL(name, type, record_bytes, from)                                               \
+    WIDE_PAIRS(name, type##_pair)                                                                  \
+    WIDE_KERNEL(name, type##_wide, record_bytes, from,                                             \
+                .row8 = {wide8x1_##name, wide8x2_##name, wide8x3_##name})
+
+FLOAT_KERNEL(f32, float, sizeof(WideF32), 20)
+FLOAT_KERNEL(f16, float, sizeof(WideF32), 20)
+FLOAT_KERNEL(bf16, bf16, sizeof(WideBF16), 20)
+FLOAT_KERNEL(f8, f8, sizeof(WideF8), 8)

@@ -104,8 +104,8 @@ ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint8_t *panel, boo
     __m512 of_panel[WIDE_PANELS];
     UNROLL
     for (unsigned p = 0; p < P; p++) {
-        of_panel[p] = _mm512_loadu_ps(
-            (const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, d)));
+        of_panel[p] =
+            _mm512_loadu_ps((const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, d)));
     }
     UNROLL
     for (unsigned r = 0; r < R; r++) {
@@ -121,8 +121,8 @@ ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint8_t *panel, boo
     }
     UNROLL
     for (unsigned p = 0; p < P; p++) {
-        of_panel[p] = _mm512_loadu_ps(
-            (const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, m)));
+        of_panel[p] =
+            _mm512_loadu_ps((const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, m)));
     }
     UNROLL
     for (unsigned r = 0; r < R; r++) {
@@ -159,8 +159,8 @@ ALWAYS_INLINE void quants_wide(const uint8_t *scratch, const uint8_t *act, const
 #define MINIMA_WIDE(scratch, act, chunk, level, P, R)                                              \
     quants_wide(scratch, act, chunk, level, true, -1, P, R)
 
-WIDE_KERNEL(q4_0, Q4_0_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q4_1, MINIMA_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q5_0, Q5_0_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q5_1, MINIMA_WIDE, sizeof(WideQ32), 16)
-WIDE_KERNEL(q8_0, Q8_0_WIDE, sizeof(WideQ32), 16)
+WIDE_KERNEL(q4_0, Q4_0_WIDE, sizeof(WideQ32), 24, .row8 = {NULL})
+WIDE_KERNEL(q4_1, MINIMA_WIDE, sizeof(WideQ32), 24, .row8 = {NULL})
+WIDE_KERNEL(q5_0, Q5_0_WIDE, sizeof(WideQ32), 16, .row8 = {NULL})
+WIDE_KERNEL(q5_1, MINIMA_WIDE, sizeof(WideQ32), 16, .row8 = {NULL})
+WIDE_KERNEL(q8_0, Q8_0_WIDE, sizeof(WideQ32), 16, .row8 = {NULL})

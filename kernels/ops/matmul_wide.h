@@ -8,7 +8,9 @@
 #include "kernels/ops/matmul_drive.h"
 
 #define WIDE_ROWS_LIMIT 128u          /* rows of a block */
+#ifndef WIDE_ACT_BYTES
 #define WIDE_ACT_BYTES (512u * 1024u) /* what its activations may take of the cache */
+#endif
 #ifndef WIDE_PANELS
 #define WIDE_PANELS 1u
 #define WIDE_SCRATCH_BYTES (12u * 1024u)
@@ -73,10 +75,16 @@ static inline void wide_ahead(WideAhead *ahead, size_t panel_bytes, uint32_t n_p
 typedef void (*WideFirstFn)(const uint8_t *w, uint8_t *scratch, const uint8_t *act,
                             const WideChunk *chunk, float *level);
 
+/* Two groups of four rows at once, the second's activations and levels so many bytes and floats
+ * behind the first's. */
+typedef void (*WidePairFn)(const uint8_t *scratch, const uint8_t *act, size_t act_apart,
+                           const WideChunk *chunk, float *level, size_t level_apart);
+
 typedef struct WideKernel {
     UnpackFn unpack;
     WideTileFn row1[WIDE_PANELS], row4[WIDE_PANELS]; /* [panels - 1] */
     WideFirstFn first4;                              /* NULL: it does not pay */
+    WidePairFn row8[WIDE_PANELS];                    /* NULL: as two groups */
     uint32_t scratch_record_bytes;
     uint32_t rows_from; /* fewer rows go the other way */
 } WideKernel;
@@ -130,36 +138,61 @@ typedef struct WidePanels {
     uint32_t n;
 } WidePanels;
 
-/* One group x a chunk, which the first one unpacks. */
-static inline void wide_group(const WideKernel *kernel, WidePanels from, uint8_t *scratch,
-                              const uint8_t *act, const WideChunk *chunk, float *level,
-                              bool unpacks, uint32_t R)
-{
-    if (unpacks && R != 1 && kernel->first4 != NULL) {
-        kernel->first4(from.w, scratch, act, chunk, level);
-        return;
-    }
-    if (unpacks) {
-        for (uint32_t p = 0; p < from.n; p++) {
-            kernel->unpack(from.w + p * from.panel_bytes, chunk->n_records,
-                           scratch + p * WIDE_SCRATCH_BYTES);
-        }
-    }
-    (R == 1 ? kernel->row1 : kernel->row4)[from.n - 1](scratch, act, chunk, level);
-}
-
 /* Of a group: what waits, level by level. */
 typedef float WideStack[TREE_STACK][WIDE_TILE_FLOATS];
+
+static inline void wide_unpack(const WideKernel *kernel, WidePanels from, const WideChunk *chunk,
+                               uint8_t *scratch)
+{
+    for (uint32_t p = 0; p < from.n; p++) {
+        kernel->unpack(from.w + p * from.panel_bytes, chunk->n_records,
+                       scratch + p * WIDE_SCRATCH_BYTES);
+    }
+}
+
+/* A chunk of n panels times the groups [group0, group1), from activations that begin k_record
+ * records into their rows. */
+static inline void wide_chunk(const MatmulArgs *a, const WideKernel *kernel, WidePanels from,
+                              uint8_t *scratch, const WideChunk *chunk, uint32_t k_record,
+                              uint32_t group0, uint32_t group1, uint32_t level, WideStack *stacks)
+{
+    const ActKind kind = act_kind_of(a->w->type);
+    const RecordShape record = record_shape(a->w->type);
+    const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
+                 k_bytes =
+                     (size_t)k_record * (record.k / act_tile_k(kind)) * act_tile_row_bytes(kind);
+    const bool pairs = kernel->row8[from.n - 1] != NULL;
+    WideAhead ahead =
+        wide_ahead_of(from.w, (size_t)chunk->n_records * record.bytes, group1 - group0);
+    for (uint32_t g = group0, n; g < group1; g += n) {
+        const uint32_t R = act_group_rows(a->rows, g);
+        const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes + k_bytes * R;
+        float *at = stacks[g - group0][level];
+        n = pairs && R != 1 && g + 1 < group1 && act_group_rows(a->rows, g + 1) != 1 ? 2 : 1;
+        for (uint32_t i = 0; i < n; i++) {
+            wide_ahead(&ahead, from.panel_bytes, from.n);
+        }
+        if (g == group0 && n == 1 && R != 1 && kernel->first4 != NULL) {
+            kernel->first4(from.w, scratch, act, chunk, at);
+            continue;
+        }
+        if (g == group0) {
+            wide_unpack(kernel, from, chunk, scratch);
+        }
+        if (n == 2) {
+            kernel->row8[from.n - 1](scratch, act, ACT_ROW_GROUP * row_bytes, chunk, at,
+                                     sizeof(WideStack) / sizeof(float));
+        } else {
+            (R == 1 ? kernel->row1 : kernel->row4)[from.n - 1](scratch, act, chunk, at);
+        }
+    }
+}
 
 /* n panels x the groups [group0, group1): all units, folded. */
 static inline void wide_panels(const MatmulArgs *a, const WideKernel *kernel, uint32_t panel,
                                uint32_t n, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
     _Alignas(64) uint8_t scratch[WIDE_PANELS * WIDE_SCRATCH_BYTES];
-    const RecordShape record = record_shape(a->w->type);
-    const ActKind kind = act_kind_of(a->w->type);
-    const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
-                 record_act_bytes = record.k / act_tile_k(kind) * act_tile_row_bytes(kind);
     WidePanels from = {a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n};
     float *out = a->out;
     WideWalk walk = {0};
@@ -168,22 +201,17 @@ static inline void wide_panels(const MatmulArgs *a, const WideKernel *kernel, ui
         const uint32_t level = walk.level;
         const bool emits =
             wide_next(a, WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes, &walk, &chunk);
-        const size_t chunk_bytes = (size_t)chunk.n_records * record.bytes;
-        WideAhead ahead = wide_ahead_of(from.w, chunk_bytes, group1 - group0);
-        for (uint32_t g = group0; g < group1; g++) {
-            const uint32_t R = act_group_rows(a->rows, g), row0 = g * ACT_ROW_GROUP;
-            const uint8_t *act = (const uint8_t *)a->act + row0 * row_bytes +
-                                 (size_t)k_record * record_act_bytes * R;
-            float(*stack)[WIDE_TILE_FLOATS] = stacks[g - group0];
-            wide_ahead(&ahead, from.panel_bytes, n);
-            wide_group(kernel, from, scratch, act, &chunk, stack[level], g == group0, R);
-            if (emits) {
-                tile_write(a, stack[walk.level], R, panel, n, row0,
-                           a->rows - row0 < R ? a->rows - row0 : R, out);
+        wide_chunk(a, kernel, from, scratch, &chunk, k_record, group0, group1, level, stacks);
+        if (emits) {
+            for (uint32_t g = group0; g < group1; g++) {
+                const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0,
+                               R = act_group_rows(a->rows, g);
+                tile_write(a, stacks[g - group0][walk.level], R, panel, n, row0,
+                           left < R ? left : R, out);
             }
+            out += a->subtree_stride;
         }
-        from.w += chunk_bytes;
-        out += emits ? a->subtree_stride : 0;
+        from.w += (size_t)chunk.n_records * record_shape(a->w->type).bytes;
     }
 }
 
