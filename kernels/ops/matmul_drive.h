@@ -44,13 +44,13 @@ static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t t
                               uint32_t panel, uint32_t n_panels, uint32_t row0, uint32_t n_rows,
                               float *out)
 {
-    for (uint32_t p = 0; p < n_panels; p++) {
-        uint32_t n0 = (panel + p) * PANEL_ROWS;
-        uint32_t n = a->w->n_out - n0 < PANEL_ROWS ? a->w->n_out - n0 : PANEL_ROWS;
-        for (uint32_t r = 0; r < n_rows; r++) {
+    const uint32_t n0 = panel * PANEL_ROWS, left = a->w->n_out - n0;
+    for (uint32_t r = 0; r < n_rows; r++) { /* what is adjacent in memory is written together */
+        float *to = out + (row0 + r) * a->ld + n0;
+        for (uint32_t p = 0; p < n_panels; p++, to += PANEL_ROWS) {
             const float *from = tile + (p * tile_rows + r) * PANEL_ROWS;
-            float *to = out + (row0 + r) * a->ld + n0;
-            if (n == PANEL_ROWS) {
+            const uint32_t n = left - p * PANEL_ROWS;
+            if (n >= PANEL_ROWS) {
                 __builtin_memcpy(to, from, PANEL_ROWS * sizeof(float));
             } else {
                 __builtin_memcpy(to, from, n * sizeof(float));

@@ -7,7 +7,7 @@
 
 #include "kernels/ops/matmul_drive.h"
 
-#define WIDE_ROWS_LIMIT 128u          /* rows of a block */
+#define WIDE_ROWS_LIMIT 128u /* rows of a block */
 #ifndef WIDE_ACT_BYTES
 #define WIDE_ACT_BYTES (512u * 1024u) /* what its activations may take of the cache */
 #endif
@@ -141,49 +141,85 @@ typedef struct WidePanels {
 /* Of a group: what waits, level by level. */
 typedef float WideStack[TREE_STACK][WIDE_TILE_FLOATS];
 
-static inline void wide_unpack(const WideKernel *kernel, WidePanels from, const WideChunk *chunk,
-                               uint8_t *scratch)
+static inline void wide_unpack(const WideKernel *kernel, const WidePanels *from,
+                               const WideChunk *chunk, uint8_t *scratch)
 {
-    for (uint32_t p = 0; p < from.n; p++) {
-        kernel->unpack(from.w + p * from.panel_bytes, chunk->n_records,
+    for (uint32_t p = 0; p < from->n; p++) {
+        kernel->unpack(from->w + p * from->panel_bytes, chunk->n_records,
                        scratch + p * WIDE_SCRATCH_BYTES);
     }
 }
 
-/* A chunk of n panels times the groups [group0, group1), from activations that begin k_record
- * records into their rows. */
-static inline void wide_chunk(const MatmulArgs *a, const WideKernel *kernel, WidePanels from,
-                              uint8_t *scratch, const WideChunk *chunk, uint32_t k_record,
-                              uint32_t group0, uint32_t group1, uint32_t level, WideStack *stacks)
+/* A chunk of `from` times the groups [group0, group1). */
+typedef struct WideStep {
+    WidePanels from;
+    WideChunk chunk;
+    uint32_t panel;      /* the first one's number */
+    uint32_t k_record;   /* records of k that lie before the chunk */
+    uint32_t level;      /* where its first run's sums go */
+    uint32_t emit_level; /* where the sums of a subtree end up, which go to `out` */
+    float *out;          /* NULL: none ends here */
+} WideStep;
+
+/* The lines that a group's sums will be written to. */
+static inline void wide_out_ahead(const MatmulArgs *a, const WideStep *step, uint32_t g)
+{
+    const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0;
+    for (uint32_t r = 0; r < ACT_ROW_GROUP && r < left; r++) {
+        const float *row = step->out + (row0 + r) * a->ld + step->panel * PANEL_ROWS;
+        for (uint32_t p = 0; p < step->from.n; p++) {
+            __builtin_prefetch(row + p * PANEL_ROWS, 1);
+        }
+    }
+}
+
+static inline void wide_emit(const MatmulArgs *a, const WideStep *step, uint32_t g,
+                             const WideStack *stack)
+{
+    const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0, R = act_group_rows(a->rows, g);
+    tile_write(a, (*stack)[step->emit_level], R, step->panel, step->from.n, row0,
+               left < R ? left : R, step->out);
+}
+
+static inline void wide_step(const MatmulArgs *a, const WideKernel *kernel, const WideStep *step,
+                             uint8_t *scratch, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
     const ActKind kind = act_kind_of(a->w->type);
     const RecordShape record = record_shape(a->w->type);
+    const WidePanels *from = &step->from;
+    const WideChunk *chunk = &step->chunk;
     const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
-                 k_bytes =
-                     (size_t)k_record * (record.k / act_tile_k(kind)) * act_tile_row_bytes(kind);
-    const bool pairs = kernel->row8[from.n - 1] != NULL;
+                 k_bytes = (size_t)step->k_record * (record.k / act_tile_k(kind)) *
+                           act_tile_row_bytes(kind);
+    const WidePairFn row8 = kernel->row8[from->n - 1];
     WideAhead ahead =
-        wide_ahead_of(from.w, (size_t)chunk->n_records * record.bytes, group1 - group0);
+        wide_ahead_of(from->w, (size_t)chunk->n_records * record.bytes, group1 - group0);
     for (uint32_t g = group0, n; g < group1; g += n) {
         const uint32_t R = act_group_rows(a->rows, g);
         const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes + k_bytes * R;
-        float *at = stacks[g - group0][level];
-        n = pairs && R != 1 && g + 1 < group1 && act_group_rows(a->rows, g + 1) != 1 ? 2 : 1;
+        float *level = stacks[g - group0][step->level];
+        n = row8 && R != 1 && g + 1 < group1 && act_group_rows(a->rows, g + 1) != 1 ? 2 : 1;
         for (uint32_t i = 0; i < n; i++) {
-            wide_ahead(&ahead, from.panel_bytes, from.n);
+            wide_ahead(&ahead, from->panel_bytes, from->n);
+            if (step->out) {
+                wide_out_ahead(a, step, g + i);
+            }
         }
         if (g == group0 && n == 1 && R != 1 && kernel->first4 != NULL) {
-            kernel->first4(from.w, scratch, act, chunk, at);
-            continue;
-        }
-        if (g == group0) {
-            wide_unpack(kernel, from, chunk, scratch);
-        }
-        if (n == 2) {
-            kernel->row8[from.n - 1](scratch, act, ACT_ROW_GROUP * row_bytes, chunk, at,
-                                     sizeof(WideStack) / sizeof(float));
+            kernel->first4(from->w, scratch, act, chunk, level);
         } else {
-            (R == 1 ? kernel->row1 : kernel->row4)[from.n - 1](scratch, act, chunk, at);
+            if (g == group0) {
+                wide_unpack(kernel, from, chunk, scratch);
+            }
+            if (n == 2) {
+                row8(scratch, act, ACT_ROW_GROUP * row_bytes, chunk, level,
+                     sizeof(WideStack) / sizeof(float));
+            } else {
+                (R == 1 ? kernel->row1 : kernel->row4)[from->n - 1](scratch, act, chunk, level);
+            }
+        }
+        for (uint32_t i = 0; i < n && step->out; i++) {
+            wide_emit(a, step, g + i, &stacks[g + i - group0]);
         }
     }
 }
@@ -193,25 +229,19 @@ static inline void wide_panels(const MatmulArgs *a, const WideKernel *kernel, ui
                                uint32_t n, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
     _Alignas(64) uint8_t scratch[WIDE_PANELS * WIDE_SCRATCH_BYTES];
-    WidePanels from = {a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n};
+    const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
+    WideStep step = {.from = {a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n},
+                     .panel = panel};
     float *out = a->out;
     WideWalk walk = {0};
-    WideChunk chunk;
-    for (uint32_t k_record = 0; walk.unit < a->n_units; k_record += chunk.n_records) {
-        const uint32_t level = walk.level;
-        const bool emits =
-            wide_next(a, WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes, &walk, &chunk);
-        wide_chunk(a, kernel, from, scratch, &chunk, k_record, group0, group1, level, stacks);
-        if (emits) {
-            for (uint32_t g = group0; g < group1; g++) {
-                const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0,
-                               R = act_group_rows(a->rows, g);
-                tile_write(a, stacks[g - group0][walk.level], R, panel, n, row0,
-                           left < R ? left : R, out);
-            }
-            out += a->subtree_stride;
-        }
-        from.w += (size_t)chunk.n_records * record_shape(a->w->type).bytes;
+    while (walk.unit < a->n_units) {
+        step.level = walk.level;
+        step.out = wide_next(a, most, &walk, &step.chunk) ? out : NULL;
+        step.emit_level = walk.level;
+        wide_step(a, kernel, &step, scratch, group0, group1, stacks);
+        out += step.out ? a->subtree_stride : 0;
+        step.k_record += step.chunk.n_records;
+        step.from.w += (size_t)step.chunk.n_records * record_shape(a->w->type).bytes;
     }
 }
 
