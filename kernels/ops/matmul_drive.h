@@ -40,21 +40,24 @@ static inline void tile_merge(TileTo to, unsigned n)
     }
 }
 
+/* What is adjacent in memory is written together. */
 static inline void tile_write(const MatmulArgs *a, const float *tile, uint32_t tile_rows,
                               uint32_t panel, uint32_t n_panels, uint32_t row0, uint32_t n_rows,
                               float *out)
 {
-    const uint32_t n0 = panel * PANEL_ROWS, left = a->w->n_out - n0;
-    for (uint32_t r = 0; r < n_rows; r++) { /* what is adjacent in memory is written together */
-        float *to = out + (row0 + r) * a->ld + n0;
-        for (uint32_t p = 0; p < n_panels; p++, to += PANEL_ROWS) {
-            const float *from = tile + (p * tile_rows + r) * PANEL_ROWS;
-            const uint32_t n = left - p * PANEL_ROWS;
-            if (n >= PANEL_ROWS) {
-                __builtin_memcpy(to, from, PANEL_ROWS * sizeof(float));
-            } else {
-                __builtin_memcpy(to, from, n * sizeof(float));
-            }
+    const uint32_t n0 = panel * PANEL_ROWS, before = (n_panels - 1) * PANEL_ROWS;
+    const uint32_t left = a->w->n_out - n0 - before; /* outputs of the last panel */
+    const float *last = tile + before * tile_rows;
+    float *to = out + row0 * a->ld + n0;
+    for (uint32_t r = 0; r < n_rows; r++, to += a->ld) {
+        for (uint32_t p = 0; p < n_panels - 1; p++) {
+            __builtin_memcpy(to + p * PANEL_ROWS, tile + (p * tile_rows + r) * PANEL_ROWS,
+                             PANEL_ROWS * sizeof(float));
+        }
+        if (left >= PANEL_ROWS) {
+            __builtin_memcpy(to + before, last + r * PANEL_ROWS, PANEL_ROWS * sizeof(float));
+        } else {
+            __builtin_memcpy(to + before, last + r * PANEL_ROWS, left * sizeof(float));
         }
     }
 }

@@ -64,7 +64,7 @@ static inline void wide_ahead(WideAhead *ahead, size_t panel_bytes, uint32_t n_p
 {
     const uint8_t *end = ahead->at + ahead->share;
     for (; ahead->at < end && ahead->at < ahead->end; ahead->at += 64) {
-        for (uint32_t p = 0; p < n_panels; p++) {
+        for (uint32_t p = 0; p < (WIDE_PANELS == 1 ? 1 : n_panels); p++) {
             __builtin_prefetch(ahead->at + p * panel_bytes, 0, WIDE_AHEAD_LOCALITY);
         }
     }
@@ -150,18 +150,19 @@ static inline void wide_unpack(const WideKernel *kernel, const WidePanels *from,
     }
 }
 
-/* A chunk of `from` times the groups [group0, group1). */
+/* A chunk of `from` times the groups of a block of rows. */
 typedef struct WideStep {
     WidePanels from;
     WideChunk chunk;
-    uint32_t panel;      /* the first one's number */
-    uint32_t k_record;   /* records of k that lie before the chunk */
+    uint32_t panel; /* the first one's number */
+    size_t chunk_bytes, act_row_bytes;
+    size_t act_k_bytes;  /* of a row's activations that lie before the chunk */
     uint32_t level;      /* where its first run's sums go */
     uint32_t emit_level; /* where the sums of a subtree end up, which go to `out` */
     float *out;          /* NULL: none ends here */
 } WideStep;
 
-/* The lines that a group's sums will be written to. */
+/* The lines that a group's sums will be written to: with several panels they are many at once. */
 static inline void wide_out_ahead(const MatmulArgs *a, const WideStep *step, uint32_t g)
 {
     const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0;
@@ -173,53 +174,45 @@ static inline void wide_out_ahead(const MatmulArgs *a, const WideStep *step, uin
     }
 }
 
-static inline void wide_emit(const MatmulArgs *a, const WideStep *step, uint32_t g,
-                             const WideStack *stack)
-{
-    const uint32_t row0 = g * ACT_ROW_GROUP, left = a->rows - row0, R = act_group_rows(a->rows, g);
-    tile_write(a, (*stack)[step->emit_level], R, step->panel, step->from.n, row0,
-               left < R ? left : R, step->out);
-}
-
 static inline void wide_step(const MatmulArgs *a, const WideKernel *kernel, const WideStep *step,
                              uint8_t *scratch, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
-    const ActKind kind = act_kind_of(a->w->type);
-    const RecordShape record = record_shape(a->w->type);
     const WidePanels *from = &step->from;
     const WideChunk *chunk = &step->chunk;
-    const size_t row_bytes = act_row_bytes(kind, a->w->n_in),
-                 k_bytes = (size_t)step->k_record * (record.k / act_tile_k(kind)) *
-                           act_tile_row_bytes(kind);
     const WidePairFn row8 = kernel->row8[from->n - 1];
-    WideAhead ahead =
-        wide_ahead_of(from->w, (size_t)chunk->n_records * record.bytes, group1 - group0);
+    WideAhead ahead = wide_ahead_of(from->w, step->chunk_bytes, group1 - group0);
     for (uint32_t g = group0, n; g < group1; g += n) {
-        const uint32_t R = act_group_rows(a->rows, g);
-        const uint8_t *act = (const uint8_t *)a->act + g * ACT_ROW_GROUP * row_bytes + k_bytes * R;
-        float *level = stacks[g - group0][step->level];
+        const uint32_t R = act_group_rows(a->rows, g), row0 = g * ACT_ROW_GROUP;
+        const uint8_t *act =
+            (const uint8_t *)a->act + row0 * step->act_row_bytes + step->act_k_bytes * R;
+        float(*stack)[WIDE_TILE_FLOATS] = stacks[g - group0];
         n = row8 && R != 1 && g + 1 < group1 && act_group_rows(a->rows, g + 1) != 1 ? 2 : 1;
         for (uint32_t i = 0; i < n; i++) {
             wide_ahead(&ahead, from->panel_bytes, from->n);
-            if (step->out) {
+            if (WIDE_PANELS > 1 && step->out) {
                 wide_out_ahead(a, step, g + i);
             }
         }
         if (g == group0 && n == 1 && R != 1 && kernel->first4 != NULL) {
-            kernel->first4(from->w, scratch, act, chunk, level);
+            kernel->first4(from->w, scratch, act, chunk, stack[step->level]);
         } else {
             if (g == group0) {
                 wide_unpack(kernel, from, chunk, scratch);
             }
             if (n == 2) {
-                row8(scratch, act, ACT_ROW_GROUP * row_bytes, chunk, level,
+                row8(scratch, act, ACT_ROW_GROUP * step->act_row_bytes, chunk, stack[step->level],
                      sizeof(WideStack) / sizeof(float));
             } else {
-                (R == 1 ? kernel->row1 : kernel->row4)[from->n - 1](scratch, act, chunk, level);
+                (R == 1 ? kernel->row1 : kernel->row4)[from->n - 1](scratch, act, chunk,
+                                                                    stack[step->level]);
             }
         }
-        for (uint32_t i = 0; i < n && step->out; i++) {
-            wide_emit(a, step, g + i, &stacks[g + i - group0]);
+        if (step->out) {
+            for (uint32_t i = 0; i < n; i++, stack += TREE_STACK) {
+                const uint32_t at = row0 + i * ACT_ROW_GROUP;
+                tile_write(a, stack[step->emit_level], R, step->panel, from->n, at,
+                           a->rows - at < R ? a->rows - at : R, step->out);
+            }
         }
     }
 }
@@ -229,19 +222,26 @@ static inline void wide_panels(const MatmulArgs *a, const WideKernel *kernel, ui
                                uint32_t n, uint32_t group0, uint32_t group1, WideStack *stacks)
 {
     _Alignas(64) uint8_t scratch[WIDE_PANELS * WIDE_SCRATCH_BYTES];
+    const RecordShape record = record_shape(a->w->type);
+    const ActKind kind = act_kind_of(a->w->type);
+    const size_t record_act_bytes = record.k / act_tile_k(kind) * act_tile_row_bytes(kind);
     const uint32_t most = WIDE_SCRATCH_BYTES / kernel->scratch_record_bytes;
-    WideStep step = {.from = {a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n},
-                     .panel = panel};
     float *out = a->out;
     WideWalk walk = {0};
+    WideStep step;
+    step.from = (WidePanels){a->w->data + (size_t)panel * a->w->panel_bytes, a->w->panel_bytes, n};
+    step.panel = panel;
+    step.act_row_bytes = act_row_bytes(kind, a->w->n_in);
+    step.act_k_bytes = 0;
     while (walk.unit < a->n_units) {
         step.level = walk.level;
         step.out = wide_next(a, most, &walk, &step.chunk) ? out : NULL;
         step.emit_level = walk.level;
+        step.chunk_bytes = (size_t)step.chunk.n_records * record.bytes;
         wide_step(a, kernel, &step, scratch, group0, group1, stacks);
         out += step.out ? a->subtree_stride : 0;
-        step.k_record += step.chunk.n_records;
-        step.from.w += (size_t)step.chunk.n_records * record_shape(a->w->type).bytes;
+        step.act_k_bytes += step.chunk.n_records * record_act_bytes;
+        step.from.w += step.chunk_bytes;
     }
 }
 
