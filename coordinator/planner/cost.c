@@ -5,7 +5,7 @@
  * (weights once a step, KV once a sequence) and computing (2 operations per weight and row;
  * attention 4 per row, key and query element), and a constant per op for dispatch and barriers. The
  * vocabulary projection is one more part; a stage boundary is one message; FORMULAS 7a gives the
- * bytes of an exchange. */
+ * bytes of an exchange, by the partial sums that the cut of attention or FFN makes of each rank. */
 #include "coordinator/planner/planner.h"
 
 #include "coordinator/planner/cost.h"
@@ -196,28 +196,55 @@ static double close_part(const Part *parts, uint32_t n_ranks, double n_ops, Plan
     return MAX(worst.memory_s, worst.compute_s) + overhead;
 }
 
-/* FORMULAS 7a: everybody to everybody, or reduce-scatter and all-gather, whichever is shorter. */
-static double exchange_s(const Context *c, uint32_t rows, uint32_t subtrees)
+/* What the ranks of a stage send each other of a sum: vectors, or their rows' bytes. */
+typedef struct Sums {
+    double most, all; /* of one rank, of all */
+} Sums;
+
+static Sums sums_of(const Context *c, uint32_t (*subtrees)(const ModelSpec *, const PlanRank *))
+{
+    Sums sums = {0};
+    for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
+        double own = subtrees(c->spec, &c->stage->ranks[k]);
+        sums.most = MAX(sums.most, own);
+        sums.all += own;
+    }
+    return sums;
+}
+
+static void stage_link(const Context *c, double *latency_s, double *bytes_per_s)
+{
+    group_link_of(c->ranks, c->stage->n_ranks, latency_s, bytes_per_s);
+    *latency_s += c->crowded ? SWITCH_S : 0.0;
+}
+
+/* FORMULAS 7a, as the ranks' group does it: everybody to everybody, or reduce-scatter and
+ * all-gather where those send less of what is large. *sent_bytes grows by what all ranks send. */
+static double exchange_s(const Context *c, uint32_t rows, Sums subtrees, double *sent_bytes)
 {
     double n = c->stage->n_ranks, latency, bandwidth;
     if (c->stage->n_ranks < 2) {
         return 0.0;
     }
-    group_link_of(c->ranks, c->stage->n_ranks, &latency, &bandwidth);
-    latency += c->crowded ? SWITCH_S : 0.0;
-    double bytes = 4.0 * rows * c->spec->width;
-    double one_shot = (n - 1) * (latency + subtrees * bytes / bandwidth);
-    double two_shot = 2 * (n - 1) * latency + (n - 1) / n * (subtrees + 1) * bytes / bandwidth;
-    return MIN(one_shot, two_shot);
+    stage_link(c, &latency, &bandwidth);
+    const double bytes = 4.0 * rows * c->spec->width;
+    const Sums one = {(n - 1) * subtrees.most * bytes, (n - 1) * subtrees.all * bytes},
+               two = {(n - 1) / n * (subtrees.most + 1) * bytes,
+                      (n - 1) / n * (subtrees.all + n) * bytes};
+    const bool in_two = bytes >= PLAN_TWO_SHOT_BYTES && two.all < one.all;
+    *sent_bytes += in_two ? two.all : one.all;
+    return (in_two ? 2 : 1) * (n - 1) * latency + (in_two ? two.most : one.most) / bandwidth;
 }
 
-static uint32_t worst_subtrees(const Context *c)
+/* Rows of the embedding, each from its one owner to all others. */
+static double gather_s(const Context *c, uint32_t rows)
 {
-    uint32_t worst = 1;
-    for (uint32_t k = 0; k < c->stage->n_ranks; k++) {
-        worst = MAX(worst, rank_subtrees(c->spec, &c->stage->ranks[k]));
+    double n = c->stage->n_ranks, latency, bandwidth;
+    if (c->stage->n_ranks < 2) {
+        return 0.0;
     }
-    return worst;
+    stage_link(c, &latency, &bandwidth);
+    return (n - 1) * (latency + MAX(rows / n, 1.0) * 4.0 * c->spec->width / bandwidth);
 }
 
 /* Roles [first, last] of a layer on every rank. */
@@ -283,11 +310,14 @@ static double stage_s(const Context *c, const Step *step, PlanCost *cost)
 {
     bool is_first = c->stage == &c->replica->stages[0];
     bool is_last = c->stage == &c->replica->stages[c->replica->n_stages - 1];
-    double exchange = exchange_s(c, step->rows, worst_subtrees(c));
-    double seconds = layers_s(c, step, cost);
-    double link = 2 * exchange * (c->stage->layer_last - c->stage->layer_first + 1);
+    const uint32_t n_layers = c->stage->layer_last - c->stage->layer_first + 1;
+    double layer_bytes = 0.0, seconds = layers_s(c, step, cost);
+    double link =
+        n_layers * (exchange_s(c, step->rows, sums_of(c, rank_attn_subtrees), &layer_bytes) +
+                    exchange_s(c, step->rows, sums_of(c, rank_ffn_subtrees), &layer_bytes));
+    cost->sums_bytes += n_layers * layer_bytes;
     if (is_first) {
-        link += exchange_s(c, step->rows, 1); /* embedding rows from their owners */
+        link += gather_s(c, step->rows);
     }
     if (is_last) {
         double latency = 0.0, bandwidth;

@@ -5,14 +5,26 @@
 #include <stdbool.h>
 
 typedef struct Best {
-    double slowest;    /* of the ranks so far */
-    uint32_t subtrees; /* in all */
-    uint32_t from;     /* where the last rank begins */
+    double slowest;    /* of the ranks so far; INFINITY: they cannot end here */
+    uint32_t subtrees; /* of all of them */
+    uint32_t from;     /* where the last one begins */
 } Best;
 
-static bool is_better(double slowest, uint32_t subtrees, const Best *than)
+typedef struct Search {
+    const SubtreeTable *table;
+    const double *unit_s;
+    uint32_t n_ranks;
+    double subtree_s;
+    Best *best; /* [n_ranks + 1][table->n + 1]: of so many ranks that end there */
+} Search;
+
+/* Where any duration will do, the shortest; else the fewest subtrees. */
+static bool is_better(double slowest, uint32_t subtrees, double limit, const Best *than)
 {
-    return slowest < than->slowest || (slowest == than->slowest && subtrees < than->subtrees);
+    if (isinf(limit) || subtrees == than->subtrees || isinf(than->slowest)) {
+        return slowest < than->slowest;
+    }
+    return subtrees < than->subtrees;
 }
 
 void subtree_table_init(SubtreeTable *table, uint32_t n)
@@ -26,35 +38,44 @@ void subtree_table_init(SubtreeTable *table, uint32_t n)
     }
 }
 
-/* Dynamic programme over (rank, end of its range). */
-void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s,
-               uint32_t *cuts)
+/* Dynamic programme over (rank, end of its range), of cuts without a rank slower than the limit.
+ * Returns how long the best one lasts. */
+static double search(const Search *c, double limit)
 {
-    uint32_t n = table->n, width = n + 1;
-    g_assert(n_ranks >= 1 && n_ranks <= n);
-    g_autofree Best *best = g_new(Best, (gsize)(n_ranks + 1) * width);
-    for (uint32_t i = 0; i < (n_ranks + 1) * width; i++) {
-        best[i] = (Best){INFINITY, 0, 0};
+    uint32_t n = c->table->n, width = n + 1;
+    for (uint32_t i = 0; i < (c->n_ranks + 1) * width; i++) {
+        c->best[i] = (Best){INFINITY, 0, 0};
     }
-    best[0] = (Best){0.0, 0, 0};
+    c->best[0] = (Best){0.0, 0, 0};
     for (uint32_t first = 0; first < n; first++) {
         for (uint32_t end = first + 1; end <= n; end++) {
-            uint32_t subtrees = table->count[first][end];
-            for (uint32_t r = 0; r < n_ranks; r++) {
-                const Best *before = &best[r * width + first];
-                Best *after = &best[(r + 1) * width + end];
+            uint32_t subtrees = c->table->count[first][end];
+            for (uint32_t r = 0; r < c->n_ranks; r++) {
+                const Best *before = &c->best[r * width + first];
+                Best *after = &c->best[(r + 1) * width + end];
                 double slowest =
-                    MAX(before->slowest, (end - first) * unit_s[r] + subtrees * subtree_s);
-                if (!isinf(before->slowest) &&
-                    is_better(slowest, before->subtrees + subtrees, after)) {
+                    MAX(before->slowest, (end - first) * c->unit_s[r] + subtrees * c->subtree_s);
+                if (!isinf(slowest) && slowest <= limit &&
+                    is_better(slowest, before->subtrees + subtrees, limit, after)) {
                     *after = (Best){slowest, before->subtrees + subtrees, first};
                 }
             }
         }
     }
+    return c->best[c->n_ranks * width + n].slowest;
+}
+
+void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s,
+               double margin, uint32_t *cuts)
+{
+    uint32_t n = table->n;
+    g_assert(n_ranks >= 1 && n_ranks <= n);
+    g_autofree Best *best = g_new(Best, (gsize)(n_ranks + 1) * (n + 1));
+    const Search c = {table, unit_s, n_ranks, subtree_s, best};
+    search(&c, search(&c, INFINITY) * (1.0 + margin));
     cuts[n_ranks] = n;
     for (uint32_t r = n_ranks; r > 0; r--) {
-        cuts[r - 1] = best[r * width + cuts[r]].from;
+        cuts[r - 1] = best[r * (n + 1) + cuts[r]].from;
     }
 }
 

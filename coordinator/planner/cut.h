@@ -12,12 +12,13 @@ typedef struct SubtreeTable {
 } SubtreeTable;
 void subtree_table_init(SubtreeTable *table, uint32_t n);
 
-/* Contiguous ranges of table->n units over n_ranks, each at least one: minimises, over all such
- * cuts, the slowest rank's units x unit_s[rank] + s_r x subtree_s, where s_r is the number of
- * maximal subtrees of its range (FORMULAS 7a); where two beginnings of a cut are equally good the
- * one with fewer subtrees is kept. Fills cuts[0..n_ranks]. */
+/* Contiguous ranges of table->n units over n_ranks, each at least one. A cut lasts as long as its
+ * slowest rank's units x unit_s[rank] + s_r x subtree_s, where s_r is the number of maximal
+ * subtrees of its range (FORMULAS 7a). Of all cuts that last at most `margin` (>= 0, a share of
+ * it) longer than the shortest possible, the one with the fewest subtrees, all ranks together; of
+ * such ones the shortest. Fills cuts[0..n_ranks]. */
 void cut_units(const SubtreeTable *table, const double *unit_s, uint32_t n_ranks, double subtree_s,
-               uint32_t *cuts);
+               double margin, uint32_t *cuts);
 
 /* Layers over stages, each at least one: layer after layer to the stage that would then be done
  * first, given what it has to do anyway (base_s) and a layer's seconds there. counts[n_stages] sum

@@ -1,6 +1,7 @@
-/* Cuts follow speed first. Where a rank then passes its member's memory, its speed is marked down
- * and everything is cut again: its units move to the other ranks of the stage, or, when the whole
- * stage is too full, its layers to the other stages. Each round is deterministic and there are at
+/* Cuts follow speed first, and fewer partial sums where speeds hardly differ. Where a rank then
+ * passes its member's memory, they follow speed alone; after that its speed is marked down and
+ * everything is cut again: its units move to the other ranks of the stage, or, when the whole stage
+ * is too full, its layers to the other stages. Each round is deterministic and there are at
  * most FIT_ROUNDS of them. */
 #include "coordinator/planner/layout.h"
 
@@ -19,6 +20,9 @@
  * quarter, nothing: prompts by 1.67, 1.76, 2 of one worker at most; a step of 4 streams longer by 4
  * and 13 % than at a half, whose streams share its reading. */
 #define HEAD_SHARE 0.25
+/* Measurements of equal members differ by this much and more where some are taken under load. A cut
+ * for fewer partial sums may last so much longer than the one by measured speed. */
+#define SPEED_NOISE 0.05
 #define PREDICT_DEPTH 512u /* decode is predicted in the middle of a context, at most here */
 
 typedef struct Try {
@@ -30,6 +34,7 @@ typedef struct Try {
     double *rank_factor;  /* [pp*tp], <= 1: what memory leaves of the speed */
     double *crowding;     /* [pp*tp], among the ranks of the stage: cost.h */
     double *stage_factor; /* [pp] */
+    double *margin;       /* [pp], of cut_units(); 0 where memory needs the cut by speed */
     bool *is_cut;         /* [pp]: the stage's units fit its ranks' factors */
 } Try;
 
@@ -120,8 +125,8 @@ static void assign_units(Try *t, uint32_t s)
         attn_s[k] = attn_bytes / speed[k];
         ffn_s[k] = ffn_bytes / speed[k];
     }
-    cut_units(&t->task->attn, attn_s, tp, subtree_s(t, s), attn);
-    cut_units(&t->task->ffn, ffn_s, tp, subtree_s(t, s), ffn);
+    cut_units(&t->task->attn, attn_s, tp, subtree_s(t, s), t->margin[s], attn);
+    cut_units(&t->task->ffn, ffn_s, tp, subtree_s(t, s), t->margin[s], ffn);
     plan_cut(has_vocab ? spec->n_vocab_chunks : 0, speed, tp, 0, vocab);
     for (uint32_t k = 0; k < tp; k++) {
         PlanRank *rank = &stage->ranks[k];
@@ -137,8 +142,8 @@ static void assign_units(Try *t, uint32_t s)
 /* ---- fitting to memory ------------------------------------------------------------------------
  */
 
-/* Marks down what is too full in one stage; the stage as a whole, or single ranks. True if all fit.
- */
+/* Marks down what is too full in one stage, once it is cut by speed alone: the stage as a whole, or
+ * single ranks. True if all fit. */
 static bool mark_down_stage(Try *t, uint32_t s)
 {
     const PlanStage *stage = &t->replica->stages[s];
@@ -152,6 +157,11 @@ static bool mark_down_stage(Try *t, uint32_t s)
     }
     if (fits) {
         return true;
+    }
+    if (t->margin[s] > 0.0) {
+        t->margin[s] = 0.0;
+        t->is_cut[s] = false;
+        return false;
     }
     if (need > have || stage->n_ranks == 1) {
         t->stage_factor[s] *= MAX(0.2, MIN(0.93, have / need));
@@ -216,29 +226,52 @@ static void name_ranks(Try *t)
     }
 }
 
+/* Of replica r, nothing marked down. */
+static Try try_new(const Task *task, Layout layout, const PlanMember *const *members, Plan *plan,
+                   uint32_t r, double margin)
+{
+    uint32_t pp = layout.pp, tp = layout.tp, n = pp * tp;
+    Try t = {.task = task,
+             .layout = layout,
+             .members = members,
+             .plan = plan,
+             .replica = &plan->replicas[r],
+             .rank_factor = g_new(double, n),
+             .crowding = g_new(double, n),
+             .stage_factor = g_new(double, pp),
+             .margin = g_new(double, pp),
+             .is_cut = g_new0(bool, pp)};
+    for (uint32_t i = 0; i < n; i++) {
+        t.rank_factor[i] = 1.0;
+    }
+    for (uint32_t s = 0; s < pp; s++) {
+        t.stage_factor[s] = 1.0;
+        t.margin[s] = tp > 1 ? margin : 0.0;
+        crowding_of(members + s * tp, tp, t.crowding + s * tp);
+    }
+    return t;
+}
+
+static void try_clear(Try *t)
+{
+    g_free(t->rank_factor);
+    g_free(t->crowding);
+    g_free(t->stage_factor);
+    g_free(t->margin);
+    g_free(t->is_cut);
+}
+
 /* Cuts every replica for the plan's present KV pages. */
 static bool fit_plan(Plan *plan, const Task *task, Layout layout, const PlanMember *const *order)
 {
-    uint32_t n = layout.pp * layout.tp;
     bool fits = true;
     for (uint32_t r = 0; r < layout.dp; r++) {
-        g_autofree double *rank_factor = g_new(double, n);
-        g_autofree double *crowding = g_new(double, n);
-        g_autofree double *stage_factor = g_new(double, layout.pp);
-        g_autofree bool *is_cut = g_new0(bool, layout.pp);
-        Try t = {task,        layout,   order + r * n, plan,  &plan->replicas[r],
-                 rank_factor, crowding, stage_factor,  is_cut};
-        for (uint32_t i = 0; i < n; i++) {
-            rank_factor[i] = 1.0;
-        }
-        for (uint32_t s = 0; s < layout.pp; s++) {
-            stage_factor[s] = 1.0;
-            crowding_of(t.members + s * layout.tp, layout.tp, crowding + s * layout.tp);
-        }
+        Try t = try_new(task, layout, order + r * layout.pp * layout.tp, plan, r, SPEED_NOISE);
         if (t.replica->stages == NULL) {
             name_ranks(&t);
         }
         fits = fit_replica(&t) && fits;
+        try_clear(&t);
     }
     return fits;
 }
@@ -335,6 +368,31 @@ static uint64_t missing_memory(const Plan *plan, const Task *task)
         }
     }
     return missing;
+}
+
+Plan *layout_by_speed(const Task *task, const Plan *plan)
+{
+    Layout layout;
+    Plan *copy = plan_copy(plan);
+    plan_layout(plan, &layout.dp, &layout.pp, &layout.tp);
+    const uint32_t n = layout.pp * layout.tp;
+    g_autofree const PlanMember **members = g_new(const PlanMember *, n);
+    for (uint32_t i = 0; i < n; i++) {
+        const PlanRank *rank = &plan->replicas[0].stages[i / layout.tp].ranks[i % layout.tp];
+        members[i] = plan_member_find(task->members, task->n_members, rank->worker, rank->device);
+    }
+    Try t = try_new(task, layout, members, copy, 0, 0.0);
+    for (uint32_t s = 0; s < layout.pp; s++) {
+        assign_units(&t, s);
+    }
+    try_clear(&t);
+    plan_measure(copy, task->spec, task->members, task->n_members);
+    if (missing_memory(copy, task) == 0) {
+        predict(copy, task);
+        return copy;
+    }
+    plan_free(copy);
+    return NULL;
 }
 
 Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order,

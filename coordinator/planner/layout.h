@@ -27,3 +27,7 @@ void layout_task_init(Task *task);
  * the plan is predicted too. Needs dp*pp*tp members, pp <= layers, tp <= plan_tp_limit(). */
 Plan *layout_try(const Task *task, Layout layout, const PlanMember *const *order,
                  uint64_t *missing_bytes);
+
+/* For explanations: a tried plan with replica 0's units cut by measured speed alone; NULL if its
+ * ranks' memory would not do. Returned, plan_free(). */
+Plan *layout_by_speed(const Task *task, const Plan *plan);

@@ -363,31 +363,86 @@ static void explain_devices(Plan *plan, const Task *task)
     }
 }
 
-/* One sentence for each stage whose ranks, and one for the replica whose stages, are not alike. */
-static void explain_cuts(Plan *plan)
+/* "16/11, 16/11": attention and FFN units of each rank; returned. */
+static char *units_text(const PlanStage *stage)
+{
+    GString *text = g_string_new(NULL);
+    for (uint32_t k = 0; k < stage->n_ranks; k++) {
+        g_string_append_printf(text, "%s%u/%u", k > 0 ? ", " : "", stage->ranks[k].attn_count,
+                               stage->ranks[k].ffn_count);
+    }
+    return g_string_free(text, FALSE);
+}
+
+static bool is_even(const PlanStage *stage)
+{
+    bool even = true;
+    for (uint32_t k = 1; k < stage->n_ranks; k++) {
+        even = even && stage->ranks[k].attn_count == stage->ranks[0].attn_count &&
+               stage->ranks[k].ffn_count == stage->ranks[0].ffn_count;
+    }
+    return even;
+}
+
+/* One sentence for a stage whose ranks are not alike, or would not be by measured speed alone. */
+static bool explain_units(Plan *plan, uint32_t s, const PlanStage *by_speed)
+{
+    const PlanStage *stage = &plan->replicas[0].stages[s];
+    g_autofree char *units = units_text(stage);
+    g_autofree char *others = by_speed != NULL ? units_text(by_speed) : NULL;
+    if (others != NULL && strcmp(units, others) != 0) {
+        reason(plan,
+               "stage %u shares its attention/FFN units %s for fewer partial sums: %s, by measured "
+               "speed, would gain less than what measurements vary by",
+               s, units, others);
+        return true;
+    }
+    if (!is_even(stage)) {
+        reason(plan,
+               "stage %u shares its attention/FFN units %s: by measured speed, memory and the "
+               "number of partial sums that each cut sends",
+               s, units);
+    }
+    return false;
+}
+
+/* Of a token through replica 0. */
+static double sums_bytes(const Plan *plan, const Task *task)
+{
+    return planner_cost(plan, task->spec, task->members, task->n_members, 0, 1, 0).sums_bytes;
+}
+
+static void explain_sums(Plan *plan, const Plan *by_speed, const Task *task)
+{
+    const double bytes = sums_bytes(plan, task), more = sums_bytes(by_speed, task);
+    g_autofree char *bytes_text = units_format_size((uint64_t)bytes);
+    g_autofree char *more_text = units_format_size((uint64_t)more);
+    reason(
+        plan,
+        "its partial sums are %s a token; by measured speed %s, for %.1f instead of %.1f tokens/s "
+        "decode",
+        bytes_text, more_text, by_speed->predicted.decode_tokens_per_s,
+        plan->predicted.decode_tokens_per_s);
+}
+
+/* Of units, and one sentence for a replica whose stages are not alike. */
+static void explain_cuts(Plan *plan, const Task *task)
 {
     const PlanReplica *replica = &plan->replicas[0];
     uint32_t fewest = G_MAXUINT32, most = 0;
+    bool is_other = false;
+    g_autoptr(Plan) by_speed = layout_by_speed(task, plan);
     for (uint32_t s = 0; s < replica->n_stages; s++) {
-        const PlanStage *stage = &replica->stages[s];
-        uint32_t n_layers = stage->layer_last - stage->layer_first + 1;
+        uint32_t n_layers = replica->stages[s].layer_last - replica->stages[s].layer_first + 1;
         fewest = MIN(fewest, n_layers);
         most = MAX(most, n_layers);
-        g_autoptr(GString) units = g_string_new(NULL);
-        bool even = true;
-        for (uint32_t k = 0; k < stage->n_ranks; k++) {
-            g_string_append_printf(units, "%s%u/%u", k > 0 ? ", " : "", stage->ranks[k].attn_count,
-                                   stage->ranks[k].ffn_count);
-            even = even && stage->ranks[k].attn_count == stage->ranks[0].attn_count &&
-                   stage->ranks[k].ffn_count == stage->ranks[0].ffn_count;
+        if (s < 4) {
+            is_other |=
+                explain_units(plan, s, by_speed != NULL ? &by_speed->replicas[0].stages[s] : NULL);
         }
-        if (!even && s < 4) {
-            reason(plan,
-                   "stage %u shares its attention/FFN units %s: by measured speed, memory and the "
-                   "number of partial "
-                   "sums that each cut sends",
-                   s, units->str);
-        }
+    }
+    if (is_other) {
+        explain_sums(plan, by_speed, task);
     }
     if (most > fewest) {
         reason(plan,
@@ -758,7 +813,7 @@ static void explain(Plan *plan, Task *task, const PlanWish *wish)
     Pool pool = pool_of(task);
     explain_choice(plan, task, wish, &pool);
     explain_devices(plan, task);
-    explain_cuts(plan);
+    explain_cuts(plan, task);
     explain_memory(plan);
     explain_seal(plan, wish);
     pool_clear(&pool);

@@ -51,6 +51,7 @@ Plan *planner_plan(const ModelSpec *spec, const PlanMember *members, uint32_t n_
 typedef struct PlanCost {
     double latency_s, slowest_stage_s;
     double memory_s, compute_s, link_s; /* shares of latency */
+    double sums_bytes;                  /* of partial sums that all ranks send (FORMULAS 7a) */
 } PlanCost;
 PlanCost planner_cost(const Plan *plan, const ModelSpec *spec, const PlanMember *members,
                       uint32_t n_members, uint32_t replica, uint32_t rows, uint32_t depth);

@@ -338,11 +338,21 @@ static uint32_t subtrees_of(uint32_t n_leaves, SliceSpan span)
     return tree_subtrees(n_leaves, span.first, span.first + span.count);
 }
 
+uint32_t rank_attn_subtrees(const ModelSpec *spec, const PlanRank *rank)
+{
+    return subtrees_of(spec->n_attn_units,
+                       span_clipped(rank->attn_first, rank->attn_count, spec->n_attn_units));
+}
+
+uint32_t rank_ffn_subtrees(const ModelSpec *spec, const PlanRank *rank)
+{
+    return subtrees_of(spec->n_ffn_units,
+                       span_clipped(rank->ffn_first, rank->ffn_count, spec->n_ffn_units));
+}
+
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank)
 {
-    SliceSpan attn = span_clipped(rank->attn_first, rank->attn_count, spec->n_attn_units);
-    SliceSpan ffn = span_clipped(rank->ffn_first, rank->ffn_count, spec->n_ffn_units);
-    return MAX(subtrees_of(spec->n_attn_units, attn), subtrees_of(spec->n_ffn_units, ffn));
+    return MAX(rank_attn_subtrees(spec, rank), rank_ffn_subtrees(spec, rank));
 }
 
 /* Floats per row beside the layers' own buffers: steps that wait (all in flight and one more), a

@@ -22,7 +22,11 @@ uint64_t packed_span_bytes(const ModelSpec *spec, const TensorSpec *t, SliceSpan
                            const PlanMember *member);
 /* Elements of a span. */
 uint64_t span_elements(const ModelSpec *spec, const TensorSpec *t, SliceSpan span);
-/* s_r of FORMULAS 7a: the larger of attention and FFN. */
+/* Partial sums of so many bytes or more go in two steps, where those send less (GroupOptions). */
+#define PLAN_TWO_SHOT_BYTES (256u << 10)
+/* s_r of FORMULAS 7a: of attention, of FFN, the larger of them. */
+uint32_t rank_attn_subtrees(const ModelSpec *spec, const PlanRank *rank);
+uint32_t rank_ffn_subtrees(const ModelSpec *spec, const PlanRank *rank);
 uint32_t rank_subtrees(const ModelSpec *spec, const PlanRank *rank);
 /* What a leader keeps to find n_pages KV pages by their content, and to give them out: exactly what
  * the worker allocates (worker/serve/leader.h): n_pages x 201 + 4 x the least power of two that is

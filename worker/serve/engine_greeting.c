@@ -2,6 +2,7 @@
 #include "worker/serve/engine_state.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/rank_span.h"
 #include "transport/group/group.h"
 #include "worker/peer_link.h"
 
@@ -86,7 +87,7 @@ static void open_group(Engine *e)
         .abort = &e->abort,
         .spin_us = ENGINE_SPIN_US,
         .yield = e->crowded,
-        .two_shot_bytes = 256 << 10,
+        .two_shot_bytes = PLAN_TWO_SHOT_BYTES,
     };
     e->group = group_new(&options);
     stage_set_group(e->stage, e->group);

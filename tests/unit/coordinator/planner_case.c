@@ -40,6 +40,11 @@ ModelSpec *smol(void)
     return spec_of(&(Shape){30, 576, 9, 3, 1536, 49152, DTYPE_Q4_1, DTYPE_Q8_0, .tied = true});
 }
 
+ModelSpec *middle(void)
+{
+    return spec_of(&(Shape){22, 2048, 32, 8, 8192, 32000, DTYPE_Q4_1, DTYPE_Q8_0, .tied = false});
+}
+
 ModelSpec *large(void)
 {
     return spec_of(&(Shape){32, 4096, 32, 8, 14336, 128256, DTYPE_Q4_K, DTYPE_Q4_K, .tied = false});

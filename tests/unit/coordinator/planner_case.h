@@ -8,8 +8,9 @@
 
 #define MIB (1ull << 20)
 
-ModelSpec *smol(void);  /* SmolLM2-135M's shape */
-ModelSpec *large(void); /* Llama-3-8B's shape in Q4_K: 5.4 GB */
+ModelSpec *smol(void);   /* SmolLM2-135M's shape */
+ModelSpec *middle(void); /* a Llama of 1.4 B in Q4_1: 8 attention and 32 FFN units */
+ModelSpec *large(void);  /* Llama-3-8B's shape in Q4_K: 5.4 GB */
 
 void assert_legal(const Plan *plan, const ModelSpec *spec, const PlanMember *members, uint32_t n);
 /* A legal plan. */

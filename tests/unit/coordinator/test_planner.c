@@ -174,6 +174,97 @@ static void test_units_by_speed(void **state)
     assert_int_equal(ranks[0].vocab_count, 32);
 }
 
+/* Vectors that all ranks of the stage hand over, in a layer's sums of attention and FFN. */
+static void count_subtrees(const ModelSpec *spec, const PlanStage *stage, uint32_t *attn,
+                           uint32_t *ffn)
+{
+    *attn = *ffn = 0;
+    for (uint32_t k = 0; k < stage->n_ranks; k++) {
+        const PlanRank *r = &stage->ranks[k];
+        *attn += tree_subtrees(spec->n_attn_units, r->attn_first, r->attn_first + r->attn_count);
+        *ffn += tree_subtrees(spec->n_ffn_units, r->ffn_first, r->ffn_first + r->ffn_count);
+    }
+}
+
+/* Over a link so fast that vectors cost next to nothing. */
+static Plan *plan_two(const ModelSpec *spec, PlanMember *members, double faster)
+{
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
+    plan_builder_members(members, 2);
+    members[1].read_bytes_per_s = faster * members[0].read_bytes_per_s;
+    members[0].link_bytes_per_s = members[1].link_bytes_per_s = 2e10;
+    return plan_ok(spec, members, 2, &wish);
+}
+
+/* Two equal hosts, one measured under load: each holds half of the tree, and the plan says so where
+ * speed alone would have cut otherwise. */
+static void test_equal_hosts_are_cut_at_nodes(void **state)
+{
+    static const double faster[] = {1.0, 1.03, 1.05, 1.08};
+    g_autoptr(ModelSpec) mid = middle();
+    g_autoptr(ModelSpec) big = large();
+    const ModelSpec *const specs[] = {mid, big};
+    for (size_t i = 0; i < G_N_ELEMENTS(specs) * G_N_ELEMENTS(faster); i++) {
+        const ModelSpec *spec = specs[i % 2];
+        PlanMember members[2];
+        g_autoptr(Plan) plan = plan_two(spec, members, faster[i / 2]);
+        const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+        for (int k = 0; k < 2; k++) {
+            assert_int_equal(ranks[k].attn_count, spec->n_attn_units / 2);
+            assert_int_equal(ranks[k].ffn_count, spec->n_ffn_units / 2);
+        }
+        const PlanCost cost = planner_cost(plan, spec, members, 2, 0, 1, 0);
+        assert_true(cost.sums_bytes == spec->n_layers * 2.0 * 2.0 * 4.0 * spec->width);
+        assert_true(has_reason(plan, "for fewer partial sums") ==
+                    (faster[i / 2] > (spec == big ? 1.04 : 1.07)));
+    }
+}
+
+/* 17 and 15 FFN units would be six vectors instead of two. */
+static void test_reason_tells_what_speed_would_send(void **state)
+{
+    g_autoptr(ModelSpec) spec = middle();
+    PlanMember members[2];
+    g_autoptr(Plan) plan = plan_two(spec, members, 1.08);
+    assert_true(has_reason(plan, "shares its attention/FFN units 4/16, 4/16 for fewer partial "
+                                 "sums: 4/17, 4/15, by measured speed"));
+    assert_true(has_reason(plan, "partial sums are 704 KiB a token; by measured speed 1.4 MiB"));
+}
+
+static void test_unequal_hosts_keep_their_shares(void **state)
+{
+    g_autoptr(ModelSpec) mid = middle();
+    g_autoptr(ModelSpec) big = large();
+    const ModelSpec *const specs[] = {mid, big};
+    for (int i = 0; i < 4; i++) {
+        const ModelSpec *spec = specs[i % 2];
+        const double faster = i < 2 ? 2.0 : 1.5;
+        PlanMember members[2];
+        g_autoptr(Plan) plan = plan_two(spec, members, faster);
+        const PlanRank *ranks = plan->replicas[0].stages[0].ranks;
+        const double share = faster / (1.0 + faster);
+        assert_string_equal(ranks[0].worker, "w1");
+        assert_true(fabs(ranks[0].attn_count - share * spec->n_attn_units) < 2.5);
+        assert_true(fabs(ranks[0].ffn_count - share * spec->n_ffn_units) < 2.5);
+    }
+}
+
+/* Half of the tree is a little more than the slower one can hold: it gets less than half. */
+static void test_memory_before_nodes(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    PlanMember members[2];
+    PlanWish wish = {.pp = 1, .tp = 2, .streams = 1};
+    g_autoptr(Plan) roomy = plan_two(spec, members, 1.05);
+    const PlanRank *slower = &roomy->replicas[0].stages[0].ranks[1];
+    assert_string_equal(slower->worker, "w0");
+    members[0].memory_bytes = slower->peak_bytes - MIB;
+    g_autoptr(Plan) tight = plan_ok(spec, members, 2, &wish);
+    const PlanRank *ranks = tight->replicas[0].stages[0].ranks;
+    assert_int_equal(ranks[1].ffn_count, 27); /* by speed alone, 29 and 27, it fits */
+    assert_true(has_reason(tight, "by measured speed, memory and the number of partial sums"));
+}
+
 /* The fast one has little memory: units move to the slow one until they fit. */
 static void test_memory_moves_units(void **state)
 {
@@ -459,8 +550,42 @@ static void test_cost_follows_rates_of_types(void **state)
     assert_true(fast > 0.49 * base && fast < 0.53 * base);
 }
 
-/* FORMULAS 7a on three ranks: each sends its s_r vectors to two others, one-shot or in two steps.
- */
+/* FORMULAS 7a: what n ranks send each other of a sum of so many subtrees, in one step or in two. */
+static double sum_bytes(double n, double subtrees, double bytes)
+{
+    const double one_shot = (n - 1) * subtrees * bytes,
+                 two_shot = (n - 1) / n * (subtrees + n) * bytes;
+    return bytes >= 256 << 10 ? MIN(one_shot, two_shot) : one_shot;
+}
+
+/* Whatever the cut is. */
+static void test_sums_are_counted(void **state)
+{
+    g_autoptr(ModelSpec) spec = large();
+    RandomSeeded random;
+    random_seeded_init(&random, 5);
+    for (int i = 0; i < 60; i++) {
+        PlanMember members[8];
+        plan_builder_members(members, 8);
+        g_autoptr(Plan) plan = plan_builder_random(&random.base, spec, 1, 2, 4);
+        for (uint32_t rows = 1; rows <= 64; rows *= 64) {
+            double wanted = 0.0;
+            for (uint32_t s = 0; s < 2; s++) {
+                const PlanStage *stage = &plan->replicas[0].stages[s];
+                const double bytes = 4.0 * spec->width * rows;
+                uint32_t attn, ffn;
+                count_subtrees(spec, stage, &attn, &ffn);
+                wanted += (stage->layer_last - stage->layer_first + 1) *
+                          (sum_bytes(stage->n_ranks, attn, bytes) +
+                           sum_bytes(stage->n_ranks, ffn, bytes));
+            }
+            PlanCost cost = planner_cost(plan, spec, members, 8, 0, rows, 0);
+            assert_true(fabs(cost.sums_bytes - wanted) <= 1e-9 * wanted);
+        }
+    }
+}
+
+/* The same on three ranks, in time: each sends its s_r vectors to two others. */
 static void test_exchange_of_three(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -468,18 +593,22 @@ static void test_exchange_of_three(void **state)
     plan_builder_members(members, 3);
     PlanWish wish = {.pp = 1, .tp = 3, .streams = 1};
     g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
-    uint32_t s = 1;
+    uint32_t most[2] = {0, 0};
     for (uint32_t k = 0; k < 3; k++) {
         const PlanRank *rank = &plan->replicas[0].stages[0].ranks[k];
-        s = MAX(s, tree_subtrees(9, rank->attn_first, rank->attn_first + rank->attn_count));
-        s = MAX(s, tree_subtrees(12, rank->ffn_first, rank->ffn_first + rank->ffn_count));
+        most[0] =
+            MAX(most[0], tree_subtrees(9, rank->attn_first, rank->attn_first + rank->attn_count));
+        most[1] =
+            MAX(most[1], tree_subtrees(12, rank->ffn_first, rank->ffn_first + rank->ffn_count));
     }
     for (uint32_t rows = 1; rows <= 512; rows *= 8) {
         double bytes = 4.0 * 576 * rows;
-        double one_shot = 2 * (10e-6 + s * bytes / 2e9), one_copy = 2 * (10e-6 + bytes / 2e9);
-        double two_shot = 4 * 10e-6 + 2.0 / 3 * (s + 1) * bytes / 2e9,
-               two_copy = 4 * 10e-6 + 2.0 / 3 * 2 * bytes / 2e9;
-        double wanted = 60 * MIN(one_shot, two_shot) + MIN(one_copy, two_copy) + 10e-6;
+        double wanted = 2 * (10e-6 + MAX(rows / 3.0, 1.0) * 4.0 * 576 / 2e9) + 10e-6;
+        for (int i = 0; i < 2; i++) {
+            double one_shot = 2 * (10e-6 + most[i] * bytes / 2e9);
+            double two_shot = 4 * 10e-6 + 2.0 / 3 * (most[i] + 1) * bytes / 2e9;
+            wanted += 30 * (bytes >= 256 << 10 ? two_shot : one_shot);
+        }
         PlanCost cost = planner_cost(plan, spec, members, 3, 0, rows, 0);
         assert_true(fabs(cost.link_s - wanted) < 1e-9 + 1e-6 * wanted);
     }
@@ -622,6 +751,10 @@ int main(void)
         cmocka_unit_test(test_fastest_worker_is_taken),
         cmocka_unit_test(test_too_large_for_one),
         cmocka_unit_test(test_units_by_speed),
+        cmocka_unit_test(test_equal_hosts_are_cut_at_nodes),
+        cmocka_unit_test(test_reason_tells_what_speed_would_send),
+        cmocka_unit_test(test_unequal_hosts_keep_their_shares),
+        cmocka_unit_test(test_memory_before_nodes),
         cmocka_unit_test(test_memory_moves_units),
         cmocka_unit_test(test_memory_moves_layers),
         cmocka_unit_test(test_layers_by_work),
@@ -635,6 +768,7 @@ int main(void)
         cmocka_unit_test(test_missing_memory_is_exact),
         cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_roof),
+        cmocka_unit_test(test_sums_are_counted),
         cmocka_unit_test(test_exchange_of_three),
         cmocka_unit_test(test_cost_follows_speed_and_depth),
         cmocka_unit_test(test_cost_follows_rates_of_types),
