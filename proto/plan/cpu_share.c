@@ -64,3 +64,20 @@ double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own)
     }
     return shared ? MAX(1.0, (double)threads / cpus) : 1.0;
 }
+
+uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint32_t n)
+{
+    double at_once = 0.0;
+    for (uint32_t i = 0; i < n; i++) {
+        double worst = cpu_crowding(shares, n, i);
+        bool first = true; /* of its stage */
+        for (uint32_t j = 0; j < n; j++) {
+            if (stages[j] == stages[i]) {
+                first = first && j >= i;
+                worst = MAX(worst, cpu_crowding(shares, n, j));
+            }
+        }
+        at_once += first ? 1.0 / worst : 0.0;
+    }
+    return (uint32_t)MAX(at_once + 0.5, 1.0);
+}

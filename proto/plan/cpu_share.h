@@ -20,3 +20,8 @@ typedef struct CpuShare {
 /* Compute threads per CPU where shares[own] runs when all n of them compute at once: the threads of
  * those that share a CPU with it over the CPUs of these; 1 at least. */
 double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own);
+
+/* How many pipeline stages find CPUs at the same time, 1 at least: all of them, or fewer where
+ * they share CPUs. stages[i] is the stage that shares[i] works for; a stage computes when all of
+ * its shares do. */
+uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint32_t n);

@@ -346,17 +346,23 @@ static bool check_ranks(const Deployment *d, const Weft__V1__StartRequest *reque
     return true;
 }
 
-/* The replica has more compute threads than CPUs where this rank runs. */
-static bool is_crowded(const Deployment *d, const Weft__V1__StartRequest *request)
+/* What the engine is to know of CPUs that ranks of the replica share. */
+static void tell_sharing(const Deployment *d, const Weft__V1__StartRequest *request)
 {
-    g_autofree CpuShare *shares = g_new(CpuShare, request->n_ranks);
+    const uint32_t n = (uint32_t)request->n_ranks;
+    g_autofree CpuShare *shares = g_new(CpuShare, n);
+    g_autofree uint32_t *stages = g_new(uint32_t, n);
     uint32_t own = 0;
-    for (size_t i = 0; i < request->n_ranks; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         const Weft__V1__RankAddress *rank = request->ranks[i];
-        own = rank->stage == d->stage && rank->rank == d->rank ? (uint32_t)i : own;
+        own = rank->stage == d->stage && rank->rank == d->rank ? i : own;
         shares[i] = (CpuShare){rank->host, rank->threads, rank->cpus, (uint32_t)rank->n_cpus};
+        stages[i] = rank->stage;
     }
-    return cpu_crowding(shares, (uint32_t)request->n_ranks, own) > 1.0;
+    if (cpu_crowding(shares, n, own) > 1.0) {
+        engine_set_crowded(d->engine);
+    }
+    engine_set_stages_at_once(d->engine, cpu_stages_at_once(shares, stages, n));
 }
 
 static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
@@ -372,9 +378,7 @@ static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)
         memcpy(peers[i].boot_id, rank->boot_id.data, BOOT_ID_BYTES);
     }
     d->state = DEPLOY_STARTING;
-    if (is_crowded(d, request)) {
-        engine_set_crowded(d->engine);
-    }
+    tell_sharing(d, request);
     engine_start(d->engine, request->secret.data, d->table->o.boot_id, d->seal, peers,
                  (uint32_t)request->n_ranks, d->table->o.loop, started, d);
     for (size_t i = 0; i < request->n_ranks; i++) {

@@ -177,6 +177,7 @@ Engine *engine_new(const EngineOptions *options, GError **error)
     const PlanReplica *replica = &options->plan->replicas[options->replica];
     e->o = *options;
     atomic_init(&e->crowded, options->crowded);
+    atomic_init(&e->stages_at_once, UINT32_MAX);
     e->position = position_of(options->plan, options->replica, options->stage, options->rank);
     e->limits = engine_limits(options->plan, options->spec);
     for (uint32_t s = 0; s < replica->n_stages; s++) {
@@ -241,6 +242,11 @@ GBytes *engine_address(Engine *e)
 void engine_set_crowded(Engine *e)
 {
     atomic_store(&e->crowded, true);
+}
+
+void engine_set_stages_at_once(Engine *e, uint32_t n)
+{
+    atomic_store(&e->stages_at_once, n);
 }
 
 bool engine_step(Engine *e)

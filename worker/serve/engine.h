@@ -60,9 +60,12 @@ typedef struct EnginePeer {
 void engine_start(Engine *engine, const uint8_t secret[32], const uint8_t own_boot_id[16],
                   bool seal, const EnginePeer *peers, uint32_t n_peers, Loop *loop,
                   void (*ready)(const GError *error, void *user), void *user);
-/* More ranks than cores turned out to share this host: waits yield instead of spinning (WIRE.md,
- * "Waiting"). Before engine_start(), which is when the hosts are known. */
+/* Before engine_start(), which is when the hosts are known. More ranks than cores turned out to
+ * share this host: waits yield instead of spinning (WIRE.md, "Waiting"). */
 void engine_set_crowded(Engine *engine);
+/* Of the replica's stages only n find CPUs at the same time (scheduler.h; all unless it is told).
+ */
+void engine_set_stages_at_once(Engine *engine, uint32_t n);
 /* inline_run: does what is there to do; true if anything was done. */
 bool engine_step(Engine *engine);
 

@@ -129,6 +129,9 @@ void engine_greeting_begin(Engine *e, Greeting *g)
     e->greeting = g;
     e->greeting_since_us = g_get_monotonic_time();
     link_port_set_crowded(e->port, e->crowded);
+    if (e->leader != NULL) {
+        leader_set_stages_at_once(e->leader, atomic_load(&e->stages_at_once));
+    }
     e->state = STATE_GREETING;
     for (uint32_t i = 0; i < g->n_peers; i++) {
         const EnginePeer *peer = &g->peers[i];

@@ -111,6 +111,7 @@ struct Engine {
         char waits_operation[64];
     } shared;
     EngineCounters counters;
+    atomic_uint stages_at_once;
     atomic_bool crowded, abort, running, failed, waiting, wait_expired;
     atomic_ullong step_now; /* number << 32 | rows of the step that is run; 0 = between steps */
     _Atomic(const char *) activations; /* EngineStatus.activations */

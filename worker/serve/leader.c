@@ -54,6 +54,11 @@ size_t leader_bytes(uint64_t kv_pages)
     return scheduler_bytes(kv_pages);
 }
 
+void leader_set_stages_at_once(Leader *l, uint32_t n)
+{
+    scheduler_set_stages_at_once(l->scheduler, n);
+}
+
 static int64_t now_us(const Leader *l)
 {
     return l->o.now_us != NULL ? l->o.now_us(l->o.user) : g_get_monotonic_time();

@@ -51,6 +51,9 @@ void leader_free(Leader *leader, const GError *error);
 /* Bytes that leader_new() allocates for pages and their index. */
 size_t leader_bytes(uint64_t kv_pages);
 
+/* scheduler.h */
+void leader_set_stages_at_once(Leader *leader, uint32_t n);
+
 /* Takes the request. */
 void leader_submit(Leader *leader, LeaderRequest *request /* taken */);
 void leader_cancel(Leader *leader, uint64_t request_id);

@@ -20,6 +20,7 @@ struct Scheduler {
     uint64_t
         step_serial; /* entries of the cache from here on are of the step that is being built */
     uint32_t decode_turn, prompt_turn; /* slots that are served first */
+    uint32_t decode_steps;             /* in flight, at most (invariant 5) */
     uint32_t logits_left;              /* rows of the step that is being built (invariant 6) */
     StepPace pace;
     EngineLoad load; /* its totals */
@@ -30,6 +31,7 @@ Scheduler *scheduler_new(const SchedulerOptions *options)
     Scheduler *s = g_new0(Scheduler, 1);
     const uint32_t n_slots = options->limits.max_slots;
     s->o = *options;
+    s->decode_steps = options->n_stages;
     prefix_cache_init(&s->cache, options->kv_pages, &options->definition);
     s->waiting = fair_queue_new();
     s->slots = g_new0(LeaderRequest *, n_slots);
@@ -74,6 +76,11 @@ void scheduler_enqueue(Scheduler *s, LeaderRequest *q)
     s->queue.n_tokens += q->n_known;
     fair_queue_join(s->waiting, q);
     fair_queue_push(s->waiting, q);
+}
+
+void scheduler_set_stages_at_once(Scheduler *s, uint32_t n)
+{
+    s->decode_steps = CLAMP(n, 1u, s->o.n_stages);
 }
 
 SchedulerQueue scheduler_queue(const Scheduler *s)
@@ -417,8 +424,8 @@ static uint32_t count_decoding(const Scheduler *s)
 static void add_decoding(Scheduler *s, Step *step, uint32_t n_decoding, uint32_t decoding_steps)
 {
     const uint32_t n_slots = s->o.limits.max_slots, first = s->decode_turn;
-    uint32_t room = (n_decoding + s->o.n_stages - 1) / s->o.n_stages;
-    room = decoding_steps < s->o.n_stages ? MIN(room, s->o.limits.max_rows) : 0;
+    uint32_t room = (n_decoding + s->decode_steps - 1) / s->decode_steps;
+    room = decoding_steps < s->decode_steps ? MIN(room, s->o.limits.max_rows) : 0;
     for (uint32_t i = 0; i < n_slots && room > 0; i++) {
         LeaderRequest *q = s->slots[(first + i) % n_slots];
         if (q != NULL && leader_request_decodes(q) && leader_request_pending(q) == 1 &&

@@ -18,7 +18,9 @@
  * prompt of which one row is left, because the cache has the others, draws with that row: it counts
  * as one that decodes, so that all of them get their first token from one step.
  *   5. With S stages the decoding sequences are spread over S steps in flight: a step takes at most
- * ceil(n / S) of them, so that each stage has one of the S steps to work on. While none decodes the
+ * ceil(n / S) of them, so that each stage has one of the S steps to work on. Where stages share
+ * CPUs, over as many steps as find CPUs at once: each more would only read the weights once more
+ * (scheduler_set_stages_at_once()). While none decodes the
  * prompts go in equal steps, for the stages idle as long as the longest one takes: of a
  * PIPELINE_CHUNKS (S - 1)-th of the rows of all prompts that are being read, in whole pages; of
  * half a page where these are fewer than PIPELINE_FEW_PAGES (S - 1) pages.
@@ -64,6 +66,9 @@ typedef struct SchedulerQueue {
     uint64_t n_tokens;
 } SchedulerQueue;
 SchedulerQueue scheduler_queue(const Scheduler *scheduler);
+
+/* Of the stages only so many find CPUs at the same time; before, all of them. */
+void scheduler_set_stages_at_once(Scheduler *scheduler, uint32_t n);
 
 /* The request waits; it stays its owner's. */
 void scheduler_enqueue(Scheduler *scheduler, LeaderRequest *request);

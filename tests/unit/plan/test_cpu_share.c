@@ -53,6 +53,28 @@ static void test_unknown(void **state)
     assert_crowding(&alone, 1, 0, 1.0);
 }
 
+static void test_stages_at_once(void **state)
+{
+    static const uint32_t two[] = {2, 3}, own_stage[] = {0, 1, 2, 3}, by_two[] = {0, 0, 1, 1};
+    const CpuShare apart[] = {
+        {"a", 1, zero, 1}, {"a", 1, one, 1}, {"b", 1, zero, 1}, {"b", 1, one, 1}};
+    assert_int_equal(cpu_stages_at_once(apart, own_stage, 4), 4);
+    assert_int_equal(cpu_stages_at_once(apart, by_two, 4), 2);
+    const CpuShare together[] = {
+        {"a", 1, both, 2}, {"a", 1, both, 2}, {"a", 1, both, 2}, {"a", 1, both, 2}};
+    assert_int_equal(cpu_stages_at_once(together, own_stage, 4), 2);
+    assert_int_equal(cpu_stages_at_once(together, own_stage, 3), 2);
+    assert_int_equal(cpu_stages_at_once(together, own_stage, 2), 2);
+    assert_int_equal(cpu_stages_at_once(together, by_two, 4), 1);
+    const CpuShare mixed[] = {
+        {"a", 2, both, 2}, {"a", 2, both, 2}, {"a", 2, two, 2}, {"b", 2, both, 2}};
+    assert_int_equal(cpu_stages_at_once(mixed, own_stage, 4), 3); /* two of them in turns */
+    const CpuShare one_cpu[] = {{"a", 4, zero, 1}, {"a", 4, zero, 1}};
+    assert_int_equal(cpu_stages_at_once(one_cpu, own_stage, 2), 1);
+    const CpuShare unknown[] = {{NULL, 4, zero, 1}, {NULL, 4, zero, 1}};
+    assert_int_equal(cpu_stages_at_once(unknown, own_stage, 2), 2);
+}
+
 static void test_rank_threads(void **state)
 {
     static const struct {
@@ -70,7 +92,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_own_cpus),     cmocka_unit_test(test_same_cpu),
         cmocka_unit_test(test_parts),        cmocka_unit_test(test_unknown),
-        cmocka_unit_test(test_rank_threads),
+        cmocka_unit_test(test_rank_threads), cmocka_unit_test(test_stages_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -394,6 +394,39 @@ static void test_no_stage_idles(void **state)
     }
 }
 
+/* Four stages that find CPUs for two: two steps of half the sequences, and no third beside them. */
+static void test_stages_that_share_cpus(void **state)
+{
+    World w;
+    Client c[8];
+    StepLimits limits = LIMITS;
+    limits.max_slots = 8;
+    world_open(&w, &limits, 40, 4);
+    leader_set_stages_at_once(w.leader, 2);
+    const EngineRequest r = world_request(5, 60);
+    for (uint32_t i = 0; i < 8; i++) {
+        world_submit(&w, i, &r, &c[i]);
+    }
+    for (uint32_t i = 0; i < 40; i++) { /* the prompts, and the order of the first steps */
+        while (world_build(&w)) {
+        }
+        world_return(&w);
+    }
+    for (uint32_t i = 0; i < 40; i++) {
+        while (world_build(&w)) {
+            assert_int_equal(w.step->n_rows, 4);
+        }
+        assert_int_equal(leader_steps_in_flight(w.leader), 2);
+        world_return(&w);
+    }
+    world_run(&w);
+    for (uint32_t i = 0; i < 8; i++) {
+        world_drain(&w, &c[i]);
+        world_assert_tokens(&w, &c[i], &r, 60);
+    }
+    world_close(&w);
+}
+
 enum { PROMPT = 1024 };
 
 /* Of a prompt alone: the time, in rows, until the last stage has done it, where a row takes each
@@ -551,6 +584,7 @@ int main(void)
         cmocka_unit_test(test_isolation_and_eviction),
         cmocka_unit_test(test_fair_order),
         cmocka_unit_test(test_no_stage_idles),
+        cmocka_unit_test(test_stages_that_share_cpus),
         cmocka_unit_test(test_prompts_fill_the_pipeline),
         cmocka_unit_test(test_a_failed_row_is_not_shared),
         cmocka_unit_test(test_failure_ends_everything),
