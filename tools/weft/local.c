@@ -300,8 +300,9 @@ static uint64_t memory_share(unsigned n_workers)
     return available_kib * 1024 / 10 * 9 / n_workers;
 }
 
-/* The CPUs of worker i, as --cpu-list: those that this process may use, in equal shares or as many
- * as it is to have threads, in turns where they do not suffice. */
+/* The CPUs of worker i, as --cpu-list: of those that this process may use, in equal shares or as
+ * many as it is to have threads. NULL where they do not suffice for all: pinned, two workers that
+ * compute at the same time could have one CPU between them while another idles. */
 static char *cpus_of(unsigned i, const LocalOptions *o, unsigned *threads)
 {
     g_autoptr(GArray) cpus = daemon_cpus();
@@ -309,12 +310,15 @@ static char *cpus_of(unsigned i, const LocalOptions *o, unsigned *threads)
         g_array_append_val(cpus, cpu);
     }
     const unsigned share = o->n_threads > 0 ? o->n_threads : MAX(1u, cpus->len / o->n_workers);
+    *threads = share;
+    if (share * o->n_workers > cpus->len) {
+        return NULL;
+    }
     GString *text = g_string_new(NULL);
     for (unsigned k = 0; k < share; k++) {
         g_string_append_printf(text, "%s%u", k > 0 ? "," : "",
-                               g_array_index(cpus, uint32_t, (i * share + k) % cpus->len));
+                               g_array_index(cpus, uint32_t, i * share + k));
     }
-    *threads = share;
     return g_string_free(text, FALSE);
 }
 
@@ -333,30 +337,25 @@ static bool start_worker(const char *state, unsigned i, const LocalOptions *o,
     g_auto(GStrv) environment =
         g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token,
                          TRUE); /* command lines are for all users to read */
-    char *argv[] = {"weft-worker",
-                    "--name",
-                    name,
-                    "--state",
-                    own,
-                    "--cache",
-                    cache,
-                    "--threads",
-                    thread_text,
-                    "--cpu-list",
-                    cpus,
-                    "--memory",
-                    memory,
-                    "--listen",
-                    "127.0.0.1:0",
-                    "--join",
-                    token->join_address,
-                    "--ca-hash",
-                    (char *)ca_hash,
-                    NULL};
-    if (token->token[0] == '\0') {
-        argv[15] = NULL; /* it has its certificate */
+    char *always[] = {"weft-worker", "--name",   name,         "--state",   own,
+                      "--cache",     cache,      "--threads",  thread_text, "--memory",
+                      memory,        "--listen", "127.0.0.1:0"};
+    g_autoptr(GPtrArray) argv = g_ptr_array_new();
+    for (size_t k = 0; k < G_N_ELEMENTS(always); k++) {
+        g_ptr_array_add(argv, always[k]);
     }
-    return start_process(state, name, argv, environment, o->detach, list, error);
+    if (cpus != NULL) {
+        g_ptr_array_add(argv, "--cpu-list");
+        g_ptr_array_add(argv, cpus);
+    }
+    if (token->token[0] != '\0') { /* else it has its certificate */
+        g_ptr_array_add(argv, "--join");
+        g_ptr_array_add(argv, token->join_address);
+        g_ptr_array_add(argv, "--ca-hash");
+        g_ptr_array_add(argv, (char *)ca_hash);
+    }
+    g_ptr_array_add(argv, NULL);
+    return start_process(state, name, (char **)argv->pdata, environment, o->detach, list, error);
 }
 
 static bool ask_token(Client *client, unsigned n, Weft__V1__CreateTokenResponse **token,
