@@ -27,7 +27,7 @@ def programs(folder, targets, options=()):
         fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", source, "llama-cpp-python"]
         subprocess.run(fetch, check=True, stdout=log, stderr=log)
         with tarfile.open(glob.glob(source + "/*.tar.gz")[0]) as archive:
-            archive.extractall(source, filter="data")
+            archive.extractall(source, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python of Debian 12 may lack it
         tree = glob.glob(source + "/*/vendor/llama.cpp")[0]
         for command in (["cmake", "-S", tree, "-B", build, *CMAKE, *options], ["cmake", "--build", build, "--target", *targets, "-j2"]):
             if subprocess.run(command, stdout=log, stderr=log).returncode != 0:
