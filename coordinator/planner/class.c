@@ -2,6 +2,7 @@
  * Class fast takes all that computes, so its search comes first; a plan of it without a device is
  * planned again as the exact one that it ought to be. */
 #include "coordinator/planner/class.h"
+#include "coordinator/planner/pool.h"
 
 typedef struct Refusal {
     GPtrArray *violations, *alternatives;

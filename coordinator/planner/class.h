@@ -7,5 +7,3 @@
 Plan *planner_plan_class(const ModelSpec *spec, const PlanMember *members, uint32_t n_members,
                          const PlanWish *wish, GPtrArray **violations, GPtrArray **alternatives,
                          GError **error);
-/* Why a member cannot serve this model in wish->numerics at all; NULL: it can. Static. */
-const char *planner_refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish);
