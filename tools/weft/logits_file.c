@@ -182,6 +182,9 @@ static bool reserve(LogitsWriter *w, GError **error)
     return false;
 }
 
+#define OWN_FILES "/proc/self/fd"
+
+/* Without a name where that can be: whoever is killed leaves nothing behind. */
 static bool open_temporary(LogitsWriter *w, GError **error)
 {
     struct stat there;
@@ -190,7 +193,12 @@ static bool open_temporary(LogitsWriter *w, GError **error)
                     "%s is no regular file: name another for the logits", w->path);
         return false;
     }
-    w->temporary = g_strconcat(w->path, ".XXXXXX", NULL);
+    g_autofree char *folder = g_path_get_dirname(w->path);
+    w->fd = access(OWN_FILES, X_OK) == 0 ? open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666) : -1;
+    if (w->fd >= 0) {
+        return true;
+    }
+    w->temporary = g_strconcat(w->path, ".XXXXXX", NULL); /* not offered there */
     w->fd = g_mkstemp_full(w->temporary, O_RDWR | O_CLOEXEC, 0666);
     if (w->fd < 0) {
         const int code = errno;
@@ -198,6 +206,23 @@ static bool open_temporary(LogitsWriter *w, GError **error)
         return fail_io(error, w->path, "cannot be made", code);
     }
     return true;
+}
+
+/* A name beside the one that it is to get: linking replaces nothing, renaming does. */
+static bool name_temporary(LogitsWriter *w, GError **error)
+{
+    g_autofree char *own = g_strdup_printf(OWN_FILES "/%d", w->fd);
+    for (int tries = 0; tries < 100; tries++) {
+        g_autofree char *name = g_strdup_printf("%s.%06x", w->path, g_random_int() & 0xffffffu);
+        if (linkat(AT_FDCWD, own, AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0) {
+            w->temporary = g_steal_pointer(&name);
+            return true;
+        }
+        if (errno != EEXIST) {
+            break;
+        }
+    }
+    return fail_io(error, w->path, "cannot be given a name", errno);
 }
 
 LogitsWriter *logits_writer_new(const char *path, const LogitsKind *kind, GError **error)
@@ -237,6 +262,9 @@ bool logits_writer_finish(LogitsWriter *w, GError **error)
     }
     if (fsync(w->fd) != 0) {
         return fail_io(error, w->path, "cannot write", errno);
+    }
+    if (w->temporary == NULL && !name_temporary(w, error)) {
+        return false;
     }
     if (rename(w->temporary, w->path) != 0) {
         return fail_io(error, w->path, "cannot be given its name", errno);
