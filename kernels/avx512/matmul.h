@@ -177,6 +177,37 @@ ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, u
     return levels_store(a, level, n_merges, WIDE_TILE_FLOATS, P, R) + WIDE_TILE_FLOATS;
 }
 
+/* G groups of R rows at once: 24 sums of two groups keep both multipliers busy with 11 loads, 12 of
+ * one with 7. */
+typedef struct WideRows {
+    const uint8_t *act;
+    size_t apart; /* bytes from the first group's to the second's */
+    float *level;
+    size_t level_apart; /* floats */
+} WideRows;
+
+ALWAYS_INLINE void rows_load(Accs acc[2], const WideRows *rows, bool fresh, unsigned P, unsigned R,
+                             unsigned G)
+{
+    UNROLL
+    for (unsigned g = 0; g < G; g++) {
+        wide_tile_load(&acc[g], rows->level + g * rows->level_apart, fresh, P, R);
+    }
+}
+
+ALWAYS_INLINE void rows_store(Accs acc[2], WideRows *rows, unsigned n_merges, unsigned P,
+                              unsigned R, unsigned G)
+{
+    float *next = rows->level;
+    UNROLL
+    for (unsigned g = 0; g < G; g++) {
+        float *level =
+            wide_tile_store(&acc[g], rows->level + g * rows->level_apart, n_merges, P, R);
+        next = g == 0 ? level : next;
+    }
+    rows->level = next;
+}
+
 #define WIDE_TILE(name, body, P, R)                                                                \
     static void wide##R##x##P##_##name(const uint8_t *scratch, const uint8_t *act,                 \
                                        const WideChunk *chunk, float *level)                       \
@@ -212,6 +243,26 @@ ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, u
         __VA_ARGS__,                                                                               \
     };
 
+/* A tile of floats for one group, name_wide, and for two, name_pair. */
+#define ROWS_WIDE(name, rows)                                                                      \
+    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act,                     \
+                                   const WideChunk *chunk, float *level, unsigned P, unsigned R)   \
+    {                                                                                              \
+        rows(scratch, (WideRows){.act = act, .level = level}, chunk, P, R, 1);                     \
+    }                                                                                              \
+    ALWAYS_INLINE void name##_pair(const uint8_t *scratch, const uint8_t *act, size_t act_apart,   \
+                                   const WideChunk *chunk, float *level, size_t level_apart,       \
+                                   unsigned P)                                                     \
+    {                                                                                              \
+        rows(scratch, (WideRows){act, act_apart, level, level_apart}, chunk, P, 4, 2);             \
+    }
+
+/* Its kernel. */
+#define WIDE_KERNEL_PAIRS(name, type, record_bytes, from)                                          \
+    WIDE_PAIRS(name, type##_pair)                                                                  \
+    WIDE_KERNEL(name, type##_wide, record_bytes, from,                                             \
+                .row8 = {wide8x1_##name, wide8x2_##name, wide8x3_##name})
+
 /* A slot that takes few rows record by record, many on unpacked quants. */
 #define MATMUL_SLOT_WIDE(name, body, P1)                                                           \
     MATMUL_TILES(name, body, P1)                                                                   \
@@ -226,7 +277,7 @@ ALWAYS_INLINE float *wide_tile_store(Accs *a, float *level, unsigned n_merges, u
 
 extern const WideKernel q4_0_wide_avx512, q4_1_wide_avx512, q5_0_wide_avx512, q5_1_wide_avx512,
     q8_0_wide_avx512, q4_k_wide_avx512, q5_k_wide_avx512, q6_k_wide_avx512, f32_wide_avx512,
-    f16_wide_avx512, bf16_wide_avx512, f8_wide_avx512;
+    f16_wide_avx512, bf16_wide_avx512, bf16_dots_wide_avx512, f8_wide_avx512;
 
 void matmul_fill_avx512_float(Kernels *kernels);
 void matmul_fill_avx512_f8(Kernels *kernels);

@@ -58,37 +58,6 @@ static void f8_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
     }
 }
 
-/* G groups of R rows at once: 24 sums of two groups keep both multipliers busy with 11 loads, 12 of
- * one with 7. */
-typedef struct WideRows {
-    const uint8_t *act;
-    size_t apart; /* bytes from the first group's to the second's */
-    float *level;
-    size_t level_apart; /* floats */
-} WideRows;
-
-ALWAYS_INLINE void rows_load(Accs acc[2], const WideRows *rows, bool fresh, unsigned P, unsigned R,
-                             unsigned G)
-{
-    UNROLL
-    for (unsigned g = 0; g < G; g++) {
-        wide_tile_load(&acc[g], rows->level + g * rows->level_apart, fresh, P, R);
-    }
-}
-
-ALWAYS_INLINE void rows_store(Accs acc[2], WideRows *rows, unsigned n_merges, unsigned P,
-                              unsigned R, unsigned G)
-{
-    float *next = rows->level;
-    UNROLL
-    for (unsigned g = 0; g < G; g++) {
-        float *level =
-            wide_tile_store(&acc[g], rows->level + g * rows->level_apart, n_merges, P, R);
-        next = g == 0 ? level : next;
-    }
-    rows->level = next;
-}
-
 /* acc += one k: w [16] of each panel times x [R]. */
 ALWAYS_INLINE void step_add(Accs acc[2], const uint8_t *w, const uint8_t *x, size_t apart,
                             unsigned P, unsigned R, unsigned G)
@@ -212,30 +181,11 @@ ALWAYS_INLINE void f8_rows(const uint8_t *scratch, WideRows rows, const WideChun
     }
 }
 
-/* One group; two. */
-#define ROWS_WIDE(name, rows)                                                                      \
-    ALWAYS_INLINE void name##_wide(const uint8_t *scratch, const uint8_t *act,                     \
-                                   const WideChunk *chunk, float *level, unsigned P, unsigned R)   \
-    {                                                                                              \
-        rows(scratch, (WideRows){.act = act, .level = level}, chunk, P, R, 1);                     \
-    }                                                                                              \
-    ALWAYS_INLINE void name##_pair(const uint8_t *scratch, const uint8_t *act, size_t act_apart,   \
-                                   const WideChunk *chunk, float *level, size_t level_apart,       \
-                                   unsigned P)                                                     \
-    {                                                                                              \
-        rows(scratch, (WideRows){act, act_apart, level, level_apart}, chunk, P, 4, 2);             \
-    }
-
 ROWS_WIDE(float, float_rows)
 ROWS_WIDE(bf16, bf16_rows)
 ROWS_WIDE(f8, f8_rows)
 
-#define FLOAT_KERNEL(name, type, record_bytes, from)                                               \
-    WIDE_PAIRS(name, type##_pair)                                                                  \
-    WIDE_KERNEL(name, type##_wide, record_bytes, from,                                             \
-                .row8 = {wide8x1_##name, wide8x2_##name, wide8x3_##name})
-
-FLOAT_KERNEL(f32, float, sizeof(WideF32), 20)
-FLOAT_KERNEL(f16, float, sizeof(WideF32), 20)
-FLOAT_KERNEL(bf16, bf16, sizeof(WideBF16), 20)
-FLOAT_KERNEL(f8, f8, sizeof(WideF8), 8)
+WIDE_KERNEL_PAIRS(f32, float, sizeof(WideF32), 20)
+WIDE_KERNEL_PAIRS(f16, float, sizeof(WideF32), 20)
+WIDE_KERNEL_PAIRS(bf16, bf16, sizeof(WideBF16), 20)
+WIDE_KERNEL_PAIRS(f8, f8, sizeof(WideF8), 8)
