@@ -3,6 +3,7 @@ belong together, and that nothing is left of what was not finished."""
 import json
 import math
 import os
+import pathlib
 import shutil
 import signal
 import struct
@@ -177,20 +178,33 @@ def case_disk_full():
     assert (work / "listing").read_text() == "logits\nold\n", (work / "listing").read_text()
 
 
+def holds_file_in(process, place):
+    """A file that it writes there has no name where the file system offers that."""
+    for number in pathlib.Path(f"/proc/{process.pid}/fd").glob("*"):
+        try:
+            if os.readlink(number).startswith(str(place)):
+                return True
+        except OSError:
+            pass  # closed meanwhile
+    return False
+
+
 def case_interrupted():
-    """Ctrl-C while logits are written: exit code 130, nothing is left"""
+    """Ctrl-C while logits are written: exit code 130; killed: neither leaves anything"""
     place = work / "interrupted"
     place.mkdir()
     many = work / "many.txt"
     many.write_text(text.read_text() * 60)
-    process = subprocess.Popen([str(w) for w in (WEFT, "perplexity", fine, "-f", many, "--ctx", CTX, "-q", "--save-logits", place / "logits")],
-                               env=clean_environment(three.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    harness._processes.append(process)
-    wait_for("the file to be begun", lambda: list(place.iterdir()) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=harness.GUARD_S)
-    assert (process.returncode, out) == (130, b""), (process.returncode, out, err)
-    assert list(place.iterdir()) == []
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = subprocess.Popen([str(w) for w in (WEFT, "perplexity", fine, "-f", many, "--ctx", CTX, "-q", "--save-logits", place / "logits")],
+                                   env=clean_environment(three.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        harness._processes.append(process)
+        wait_for("the file to be begun", lambda: process.poll() is not None or holds_file_in(process, place))
+        is_named = list(place.iterdir()) != []
+        process.send_signal(number)
+        out, err = process.communicate(timeout=harness.GUARD_S)
+        assert (process.returncode, out) == (code, b""), (process.returncode, out, err)
+        assert list(place.iterdir()) == [] or (is_named and number == signal.SIGKILL), list(place.iterdir())
 
 
 def case_announced():
