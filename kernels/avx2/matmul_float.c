@@ -2,6 +2,7 @@
  * rows x one panel; a lone row takes two panels at once, because one chain a lane does not cover
  * the latency of fma. */
 #include "kernels/avx2/matmul.h"
+#include "kernels/vector/flush.h"
 
 ALWAYS_INLINE void floats_load(Dtype type, const uint8_t *w, __m256 out[2])
 {
@@ -36,20 +37,6 @@ ALWAYS_INLINE void float_tile(Dtype type, const uint8_t *w, size_t w_stride, con
         }
     }
     tile_store(to, acc, P * R);
-}
-
-/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
- * arithmetic, inside; the results are tied by results_done(). */
-static inline unsigned flush_begin(void)
-{
-    const unsigned saved = _mm_getcsr(), flush = saved | 0x8040u;
-    __asm__ volatile("ldmxcsr %0" : : "m"(flush) : "memory");
-    return saved;
-}
-
-static inline void flush_end(unsigned saved)
-{
-    __asm__ volatile("ldmxcsr %0" : : "m"(saved) : "memory");
 }
 
 ALWAYS_INLINE void result_done(__m256 *v)

@@ -3,20 +3,7 @@
 #pragma once
 
 #include "kernels/avx512/matmul.h"
-
-/* FTZ and DAZ for the fmas between these two. The memory clobbers keep loads, and by them the
- * arithmetic, inside; the results are tied by result_done(). */
-static inline unsigned flush_begin(void)
-{
-    const unsigned saved = _mm_getcsr(), flush = saved | 0x8040u;
-    __asm__ volatile("ldmxcsr %0" : : "m"(flush) : "memory");
-    return saved;
-}
-
-static inline void flush_end(unsigned saved)
-{
-    __asm__ volatile("ldmxcsr %0" : : "m"(saved) : "memory");
-}
+#include "kernels/vector/flush.h"
 
 ALWAYS_INLINE void result_done(__m512 *v)
 {

@@ -65,18 +65,6 @@ ALWAYS_INLINE __m512i broadcast_i32(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* For a sum to start from: loaded again for each, where a compiler would load once and move. */
-ALWAYS_INLINE __m512i broadcast_each(const uint8_t *p)
-{
-#ifdef WEFT_EMULATE_AVX512
-    return broadcast_i32(p);
-#else
-    __m512i v;
-    __asm__ volatile("vpbroadcastd %1, %0" : "=v"(v) : "m"(*(const uint32_t *)p));
-    return v;
-#endif
-}
-
 ALWAYS_INLINE __m512i shift16(__m512i x, int left)
 {
     return left >= 0 ? _mm512_slli_epi16(x, (unsigned)left) : _mm512_srli_epi16(x, (unsigned)-left);
@@ -89,6 +77,34 @@ ALWAYS_INLINE void sums_clear(Sums *s, unsigned P, unsigned R)
         UNROLL
         for (unsigned p = 0; p < P; p++) {
             s->v[r][p] = _mm512_setzero_si512();
+        }
+    }
+}
+
+/* start: offset of the start values in the activation tile, -1 = zero. */
+ALWAYS_INLINE void sums_start(Sums *s, int start, const uint8_t *act, unsigned P, unsigned R)
+{
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        const __m512i from =
+            start >= 0 ? broadcast_i32(act + (unsigned)start + 4 * r) : _mm512_setzero_si512();
+        UNROLL
+        for (unsigned p = 0; p < P; p++) {
+            s->v[r][p] = from;
+        }
+    }
+}
+
+/* s += the products of group g, whose quants are w[p]. */
+ALWAYS_INLINE void group_add(Sums *s, const __m512i *w, unsigned g, const uint8_t *act, unsigned P,
+                             unsigned R)
+{
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        const __m512i a = broadcast_i32(act + (g * R + r) * 4);
+        UNROLL
+        for (unsigned p = 0; p < P; p++) {
+            s->v[r][p] = _mm512_dpbusd_epi32(s->v[r][p], w[p], a);
         }
     }
 }
@@ -157,6 +173,30 @@ ALWAYS_INLINE void accs_store(TileTo to, Accs *a, unsigned P, unsigned R)
     }
 
 /* ---- many rows ---- */
+
+/* Of each panel of the scratch, the vector that lies where `at` does in the first. */
+ALWAYS_INLINE void panels_load(__m512 *out, const void *at, unsigned P)
+{
+    UNROLL
+    for (unsigned p = 0; p < P; p++) {
+        out[p] = _mm512_loadu_ps((const float *)((const uint8_t *)at + p * WIDE_SCRATCH_BYTES));
+    }
+}
+
+/* s += n groups of quants that lie unpacked, a cache line each, from q on. */
+ALWAYS_INLINE void wide_groups_add(Sums *s, const uint8_t *q, unsigned n, const uint8_t *act,
+                                   unsigned P, unsigned R)
+{
+    UNROLL
+    for (unsigned g = 0; g < n; g++) {
+        __m512i w[WIDE_PANELS];
+        UNROLL
+        for (unsigned p = 0; p < P; p++) {
+            w[p] = load512(q + p * WIDE_SCRATCH_BYTES + 64 * g);
+        }
+        group_add(s, w, g, act, P, R);
+    }
+}
 
 ALWAYS_INLINE void wide_tile_load(Accs *a, const float *level, bool fresh, unsigned P, unsigned R)
 {

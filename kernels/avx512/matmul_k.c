@@ -34,14 +34,7 @@ ALWAYS_INLINE void groups_add(Bits bits, Sums *total, const uint8_t *q, const ui
             w[p] =
                 group_quants(bits, q + p * w_stride, bits == BITS_4 ? NULL : qh + p * w_stride, g);
         }
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            const __m512i a = broadcast_i32(act + (g * R + r) * 4);
-            UNROLL
-            for (unsigned p = 0; p < P; p++) {
-                s.v[r][p] = _mm512_dpbusd_epi32(s.v[r][p], w[p], a);
-            }
-        }
+        group_add(&s, w, g, act, P, R);
     }
     UNROLL
     for (unsigned r = 0; r < R; r++) {

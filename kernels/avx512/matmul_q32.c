@@ -3,34 +3,6 @@
  * is where the sum starts (start_c of the activation tile). */
 #include "kernels/avx512/matmul.h"
 
-/* start: offset of the start values in the activation tile, -1 = zero. */
-ALWAYS_INLINE void sums_start(Sums *s, int start, const uint8_t *act, unsigned P, unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        const __m512i from =
-            start >= 0 ? broadcast_i32(act + (unsigned)start + 4 * r) : _mm512_setzero_si512();
-        UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            s->v[r][p] = from;
-        }
-    }
-}
-
-/* s += the products of group g. */
-ALWAYS_INLINE void group_add(Sums *s, const __m512i w[2], unsigned g, const uint8_t *act,
-                             unsigned P, unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        const __m512i a = broadcast_i32(act + (g * R + r) * 4);
-        UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            s->v[r][p] = _mm512_dpbusd_epi32(s->v[r][p], w[p], a);
-        }
-    }
-}
-
 /* q, qh: of the first panel; five: the quants have a fifth bit. */
 ALWAYS_INLINE void nibble_block(Sums *s, const uint8_t *q, const uint8_t *qh, bool five,
                                 size_t w_stride, const uint8_t *act, unsigned P, unsigned R)

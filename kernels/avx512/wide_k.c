@@ -111,28 +111,6 @@ ALWAYS_INLINE void pairs_fuse(__m512i *to, __m512i a, __m512i b)
 #endif
 }
 
-/* s += n groups of quants at q. */
-ALWAYS_INLINE void groups_add(Sums *s, const uint8_t *q, unsigned n, const uint8_t *act, unsigned P,
-                              unsigned R)
-{
-    UNROLL
-    for (unsigned g = 0; g < n; g++) {
-        __m512i w[WIDE_PANELS];
-        UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            w[p] = load512(q + p * WIDE_SCRATCH_BYTES + 64 * g);
-        }
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            const __m512i a = broadcast_i32(act + (g * R + r) * 4);
-            UNROLL
-            for (unsigned p = 0; p < P; p++) {
-                s->v[r][p] = _mm512_dpbusd_epi32(s->v[r][p], w[p], a);
-            }
-        }
-    }
-}
-
 /* total += scale * (8 groups of quants at q, less their offset, as i16): offset holds minus it, for
  * the half of the pair of activation sums at `sums` that is this block's. */
 ALWAYS_INLINE void part_add(Sums *total, const uint8_t *q, const uint8_t *act, const uint8_t *sums,
@@ -148,7 +126,7 @@ ALWAYS_INLINE void part_add(Sums *total, const uint8_t *q, const uint8_t *act, c
             s.v[r][p] = start;
         }
     }
-    groups_add(&s, q, 8, act, P, R);
+    wide_groups_add(&s, q, 8, act, P, R);
     UNROLL
     for (unsigned p = 0; p < P; p++) {
         const __m512i sc = load512((const uint8_t *)scale + p * WIDE_SCRATCH_BYTES);
@@ -165,7 +143,7 @@ ALWAYS_INLINE void long_add(Sums *total, const uint8_t *q, unsigned n, const uin
 {
     Sums s;
     sums_clear(&s, P, R);
-    groups_add(&s, q, n, act, P, R);
+    wide_groups_add(&s, q, n, act, P, R);
     UNROLL
     for (unsigned p = 0; p < P; p++) {
         const __m512i sc = load512((const uint8_t *)scale + p * WIDE_SCRATCH_BYTES);

@@ -64,49 +64,13 @@ static void q8_0_unpack(const uint8_t *w, uint32_t n_records, uint8_t *scratch)
 
 /* ---- products ---- */
 
-/* The block at `panel` of P panels x R rows: start: offset of where the sums start in the
- * activation tile, -1 = zero. */
-ALWAYS_INLINE void block_sums(Sums *s, const uint8_t *panel, const uint8_t *act, int start,
-                              unsigned P, unsigned R)
-{
-    UNROLL
-    for (unsigned r = 0; r < R; r++) {
-        const __m512i from =
-            start >= 0 ? broadcast_i32(act + (unsigned)start + 4 * r) : _mm512_setzero_si512();
-        UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            s->v[r][p] = from;
-        }
-    }
-    UNROLL
-    for (unsigned g = 0; g < 8; g++) {
-        __m512i w[WIDE_PANELS];
-        UNROLL
-        for (unsigned p = 0; p < P; p++) {
-            w[p] = load512(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, q) + 64 * g);
-        }
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            const __m512i a = broadcast_i32(act + (g * R + r) * 4);
-            UNROLL
-            for (unsigned p = 0; p < P; p++) {
-                s->v[r][p] = _mm512_dpbusd_epi32(s->v[r][p], w[p], a);
-            }
-        }
-    }
-}
-
 /* acc = fmaf((float)s, d_w * d_a, acc), then the minimum: fmaf(m_w, d_a * sum_a, acc). What
  * belongs to a panel stays in registers: loads are as scarce as products. */
 ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint8_t *panel, bool minimum,
                              const uint8_t *act, unsigned P, unsigned R)
 {
     __m512 of_panel[WIDE_PANELS];
-    UNROLL
-    for (unsigned p = 0; p < P; p++) {
-        of_panel[p] =
-            _mm512_loadu_ps((const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, d)));
-    }
+    panels_load(of_panel, panel + offsetof(WideQ32, d), P);
     UNROLL
     for (unsigned r = 0; r < R; r++) {
         const __m512 da = broadcast_f32(act + ACT_Q8_32_D(R) + 4 * r);
@@ -119,11 +83,7 @@ ALWAYS_INLINE void block_add(Accs *acc, const Sums *s, const uint8_t *panel, boo
     if (!minimum) {
         return;
     }
-    UNROLL
-    for (unsigned p = 0; p < P; p++) {
-        of_panel[p] =
-            _mm512_loadu_ps((const float *)(panel + p * WIDE_SCRATCH_BYTES + offsetof(WideQ32, m)));
-    }
+    panels_load(of_panel, panel + offsetof(WideQ32, m), P);
     UNROLL
     for (unsigned r = 0; r < R; r++) {
         const __m512 ds = broadcast_f32(act + ACT_Q8_32_DS(R) + 4 * r);
@@ -143,7 +103,8 @@ ALWAYS_INLINE void quants_wide(const uint8_t *scratch, const uint8_t *act, const
         for (uint32_t i = chunk->runs[u].n_records; i > 0;
              i--, scratch += sizeof(WideQ32), act += ACT_Q8_32_TILE(R)) {
             Sums s;
-            block_sums(&s, scratch, act, start, P, R);
+            sums_start(&s, start, act, P, R);
+            wide_groups_add(&s, scratch + offsetof(WideQ32, q), 8, act, P, R);
             block_add(&acc, &s, scratch, minimum, act, P, R);
         }
         level = wide_tile_store(&acc, level, chunk->runs[u].n_merges, P, R);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/ops/gemm.h"
+#include "kernels/vector/flush.h"
 #include "kernels/vector/rows.h"
 #include "kernels/vector/turn.h"
 
@@ -271,14 +272,6 @@ VEC_FN void gemm_sums(const float *a, size_t a_four, const float *b, uint32_t le
 
 /* ---- flush modes (NUMERICS 10) ---- */
 
-#define GEMM_FLUSH 0x8040u /* FTZ and DAZ */
-
-/* The memory clobber keeps loads and stores, and by them the arithmetic, on their side. */
-VEC_FN void gemm_set_modes(unsigned modes)
-{
-    __asm__ volatile("ldmxcsr %0" : : "m"(modes) : "memory");
-}
-
 /* Leaves fold without flushing, their chains and units with it. */
 VEC_FN bool gemm_folds_apart(const GemmWalk *w, const GemmRun *run)
 {
@@ -323,7 +316,7 @@ static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, con
         {
             vec_done(&acc[r][v]);
         }
-        gemm_set_modes(w->modes);
+        flush_set_modes(w->modes);
     }
     for (uint32_t k = 0; k < run->n_merges; k++) {
         slot -= w->level_floats;
@@ -338,7 +331,7 @@ static void gemm_tile(const GemmWalk *w, const GemmRun *run, const float *a, con
         vec_store(to.at + r * to.ld + v * VEC_LANES, acc[r][v]);
     }
     if (apart) {
-        gemm_set_modes(w->modes | GEMM_FLUSH);
+        flush_set_modes(w->modes | FLUSH_MODES);
     }
 }
 
@@ -564,9 +557,9 @@ static void gemm_all(const GemmArgs *args, GemmKind kind, unsigned modes)
 static void gemm_bf16_vector(const GemmArgs *args)
 {
     const unsigned modes = _mm_getcsr();
-    gemm_set_modes(modes | GEMM_FLUSH);
+    flush_set_modes(modes | FLUSH_MODES);
     gemm_all(args, GEMM_BF16, modes);
-    gemm_set_modes(modes);
+    flush_set_modes(modes);
 }
 
 #ifndef GEMM_DOT

@@ -67,14 +67,18 @@ double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own)
 
 uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint32_t n)
 {
+    g_autofree double *crowding = g_new(double, n);
     double at_once = 0.0;
     for (uint32_t i = 0; i < n; i++) {
-        double worst = cpu_crowding(shares, n, i);
+        crowding[i] = cpu_crowding(shares, n, i);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        double worst = 1.0;
         bool first = true; /* of its stage */
         for (uint32_t j = 0; j < n; j++) {
             if (stages[j] == stages[i]) {
                 first = first && j >= i;
-                worst = MAX(worst, cpu_crowding(shares, n, j));
+                worst = MAX(worst, crowding[j]);
             }
         }
         at_once += first ? 1.0 / worst : 0.0;
