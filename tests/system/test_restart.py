@@ -1,5 +1,6 @@
 """Daemons that are killed and come back: nothing that was known is forgotten, nobody has to be told."""
 import os
+import pathlib
 import signal
 import socket
 
@@ -172,6 +173,24 @@ def case_supervised():
     cluster.down()
     for name, pid in pids.items():
         assert not os.path.exists(f"/proc/{pid}/exe"), f"{name} outlives weft down"
+
+
+def case_pins():
+    """workers that have a CPU each are pinned to it; more than there are CPUs are pinned to none"""
+    mine = os.sched_getaffinity(0)
+    for n in (1, 2):
+        crowded = Cluster(start=False)
+        os.sched_setaffinity(0, {min(mine)})
+        try:
+            crowded.weft("up", "--workers", n, "-q").ok()
+        finally:
+            os.sched_setaffinity(0, mine)
+        for i in range(n):
+            words = pathlib.Path(f"/proc/{crowded.pid(f'worker-{i + 1}')}/cmdline").read_text().split("\0")
+            assert ("--cpu-list" in words) == (n == 1), words
+        if n == 1:
+            assert words[words.index("--cpu-list") + 1] == str(min(mine)), words
+        crowded.down().ok()
 
 
 def case_up_after_deaths():
