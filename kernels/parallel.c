@@ -218,6 +218,21 @@ Pool *pool_new(unsigned n_threads, const int *cpus, bool pin_caller, int64_t spi
     return pool;
 }
 
+void pool_roam(Pool *pool, const uint32_t *cpus, uint32_t n_cpus)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (uint32_t i = 0; i < n_cpus; i++) {
+        if (cpus[i] < CPU_SETSIZE) {
+            CPU_SET(cpus[i], &set);
+        }
+    }
+    for (unsigned i = 1; i <= pool->n_started; i++) {
+        pthread_setaffinity_np(pool->threads[i].handle, sizeof set, &set);
+    }
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
 void pool_free(Pool *pool)
 {
     if (pool == NULL) {

@@ -13,6 +13,8 @@ typedef struct Pool Pool;
  * are blocked on the new threads. */
 Pool *pool_new(unsigned n_threads, const int *cpus, bool pin_caller, int64_t spin_us);
 void pool_free(Pool *pool); /* NULL-safe; not inside a region */
+/* All its threads, and the caller's, may run on these cpus from now on, each on any. */
+void pool_roam(Pool *pool, const uint32_t *cpus, uint32_t n_cpus);
 unsigned pool_threads(const Pool *pool);
 
 /* Sets MXCSR = 0x1F80 on the calling thread, as pool_run does inside regions: for arithmetic

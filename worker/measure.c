@@ -7,6 +7,7 @@
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
 #include "proto/base/version.h"
+#include "worker/host_turn.h"
 
 #include <arpa/inet.h>
 #include <math.h>
@@ -14,7 +15,6 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -323,29 +323,16 @@ static void measure_link(Measure *out)
 
 /* ---- public ---- */
 
-/* Workers of one host that start together would measure each other's noise: an abstract socket name
- * is the turn; the kernel gives it back when the process ends in any way. -1 = no turn after that
- * time. */
+/* Workers of one host that start together would measure each other's noise. HOST_TURN_NONE after
+ * wait_ms. */
 static int take_turn(const char *name, unsigned wait_ms)
 {
-    struct sockaddr_un at = {.sun_family = AF_UNIX}; /* its path begins with NUL: no file */
-    const size_t length = MIN(strlen(name), sizeof at.sun_path - 1);
-    memcpy(at.sun_path + 1, name, length);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    for (unsigned waited = 0; fd >= 0; waited += 10) {
-        if (bind(fd, (struct sockaddr *)&at,
-                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) == 0) {
-            return fd;
-        }
-        if (waited >= wait_ms) {
-            break;
-        }
+    int turn = host_turn_try(name);
+    for (unsigned waited = 0; turn == HOST_TURN_NONE && waited < wait_ms; waited += 10) {
         g_usleep(10000);
+        turn = host_turn_try(name);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return -1;
+    return turn;
 }
 
 static bool measure_now(const MeasureOptions *options, Measure *out, GError **error)
@@ -494,14 +481,12 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
     Measure kept;
     const bool known = load(path, key, kernels, options->now_s, &kept);
     const int turn = take_turn(options->turn, known ? 0 : TURN_WAIT_MS);
-    if (known && turn < 0) {
+    if (known && turn == HOST_TURN_NONE) {
         *out = kept;
         return true;
     }
     bool ok = measure_now(options, out, known ? NULL : error);
-    if (turn >= 0) {
-        close(turn);
-    }
+    host_turn_end(turn);
     if (ok && known) {
         take_better(out, &kept);
     } else if (known) { /* there is no memory to measure with now */

@@ -84,6 +84,25 @@ void crowding_of(const PlanMember *const *members, uint32_t n_members, double *o
     }
 }
 
+void stage_crowding_of(const PlanMember *const *members, const uint32_t *n_ranks, uint32_t n_stages,
+                       double *out)
+{
+    double within[PLAN_RANKS_LIMIT];
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < n_stages; s++) {
+        n += n_ranks[s];
+    }
+    g_autofree double *crowding = g_new(double, n);
+    crowding_of(members, n, crowding);
+    for (uint32_t s = 0, at = 0; s < n_stages; at += n_ranks[s++]) {
+        crowding_of(members + at, n_ranks[s], within);
+        out[s] = 1.0;
+        for (uint32_t k = 0; k < n_ranks[s]; k++) {
+            out[s] = MAX(out[s], crowding[at + k] / within[k]);
+        }
+    }
+}
+
 static const PlanMember *member_of_rank(const PlanMember *members, uint32_t n_members,
                                         const PlanRank *rank)
 {
@@ -376,30 +395,25 @@ static double hop_s(const Context *c, const PlanStage *from, const PlanStage *to
     return latency + bytes / bandwidth;
 }
 
-/* Of stages that run at once: one whose CPUs other stages use, too, takes as much longer as they
- * are crowded. */
+/* Of stages that run at once. */
 static double slowest_stage_s(const Context *c, const double *seconds)
 {
+    const uint32_t n_stages = c->replica->n_stages;
     g_autoptr(GPtrArray) all = g_ptr_array_new();
+    g_autofree uint32_t *n_ranks = g_new(uint32_t, n_stages);
+    g_autofree double *crowding = g_new(double, n_stages);
     double slowest = 0.0;
-    for (uint32_t s = 0; s < c->replica->n_stages; s++) {
+    for (uint32_t s = 0; s < n_stages; s++) {
         const PlanStage *stage = &c->replica->stages[s];
+        n_ranks[s] = stage->n_ranks;
         for (uint32_t k = 0; k < stage->n_ranks; k++) {
             g_ptr_array_add(all,
                             (void *)member_of_rank(c->members, c->n_members, &stage->ranks[k]));
         }
     }
-    const PlanMember *const *members = (const PlanMember *const *)all->pdata;
-    g_autofree double *crowding = g_new(double, all->len);
-    crowding_of(members, all->len, crowding);
-    for (uint32_t s = 0, at = 0; s < c->replica->n_stages; at += c->replica->stages[s++].n_ranks) {
-        double within[PLAN_RANKS_LIMIT], factor = 1.0;
-        uint32_t n_ranks = c->replica->stages[s].n_ranks;
-        crowding_of(members + at, n_ranks, within);
-        for (uint32_t k = 0; k < n_ranks; k++) {
-            factor = MAX(factor, crowding[at + k] / within[k]);
-        }
-        slowest = MAX(slowest, seconds[s] * factor);
+    stage_crowding_of((const PlanMember *const *)all->pdata, n_ranks, n_stages, crowding);
+    for (uint32_t s = 0; s < n_stages; s++) {
+        slowest = MAX(slowest, seconds[s] * crowding[s]);
     }
     return slowest;
 }

@@ -15,6 +15,11 @@ Speed speed_shared(Speed speed, double crowding);
 /* CPU crowding of each of these members when all compute at once; fills out[n_members]. NULL
  * members share with nobody. */
 void crowding_of(const PlanMember *const *members, uint32_t n_members, double *out);
+/* How much longer each stage takes when all stages compute at once than when it computes alone:
+ * members are the ranks of stage 0, then of stage 1, ..., n_ranks[n_stages]; fills out[n_stages].
+ */
+void stage_crowding_of(const PlanMember *const *members, const uint32_t *n_ranks, uint32_t n_stages,
+                       double *out);
 /* The link between the members of a group: the slowest of them; shared memory when all are on one
  * known host. */
 void link_of(const PlanMember *const *members, uint32_t n_members, double *latency_s,

@@ -175,9 +175,8 @@ static void explain_cuts(Plan *plan, const Task *task)
     }
     if (most > fewest) {
         reason(plan,
-               "stages hold %u to %u layers: by measured speed and memory, the last one also has "
-               "the vocabulary "
-               "projection",
+               "stages hold %u to %u layers: by measured speed, the CPUs that stages share, and "
+               "memory; the last one also has the vocabulary projection",
                fewest, most);
     }
 }

@@ -33,7 +33,8 @@ typedef struct Try {
     PlanReplica *replica;
     double *rank_factor;  /* [pp*tp], <= 1: what memory leaves of the speed */
     double *crowding;     /* [pp*tp], among the ranks of the stage: cost.h */
-    double *stage_factor; /* [pp] */
+    double *stage_factor; /* [pp], as rank_factor */
+    double *stages_crowd; /* [pp], what stages that compute at once leave each other: cost.h */
     double *margin;       /* [pp], of cut_units(); 0 where memory needs the cut by speed */
     bool *is_cut;         /* [pp]: the stage's units fit its ranks' factors */
 } Try;
@@ -71,13 +72,15 @@ static double rank_speed(const Try *t, uint32_t s, uint32_t k)
     return member_speed(t, i) * t->rank_factor[i];
 }
 
+/* Of a stage while all compute: requests that follow each other keep them busy, and for one alone
+ * any cut among the same CPUs is as good. */
 static double stage_speed(const Try *t, uint32_t s)
 {
     double sum = 0.0;
     for (uint32_t k = 0; k < t->layout.tp; k++) {
         sum += member_speed(t, s * t->layout.tp + k);
     }
-    return sum * t->stage_factor[s];
+    return sum * t->stage_factor[s] / t->stages_crowd[s];
 }
 
 static void assign_layers(Try *t)
@@ -239,16 +242,20 @@ static Try try_new(const Task *task, Layout layout, const PlanMember *const *mem
              .rank_factor = g_new(double, n),
              .crowding = g_new(double, n),
              .stage_factor = g_new(double, pp),
+             .stages_crowd = g_new(double, pp),
              .margin = g_new(double, pp),
              .is_cut = g_new0(bool, pp)};
     for (uint32_t i = 0; i < n; i++) {
         t.rank_factor[i] = 1.0;
     }
+    g_autofree uint32_t *n_ranks = g_new(uint32_t, pp);
     for (uint32_t s = 0; s < pp; s++) {
+        n_ranks[s] = tp;
         t.stage_factor[s] = 1.0;
         t.margin[s] = tp > 1 ? margin : 0.0;
         crowding_of(members + s * tp, tp, t.crowding + s * tp);
     }
+    stage_crowding_of(members, n_ranks, pp, t.stages_crowd);
     return t;
 }
 
@@ -257,6 +264,7 @@ static void try_clear(Try *t)
     g_free(t->rank_factor);
     g_free(t->crowding);
     g_free(t->stage_factor);
+    g_free(t->stages_crowd);
     g_free(t->margin);
     g_free(t->is_cut);
 }

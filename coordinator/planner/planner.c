@@ -60,6 +60,7 @@ static bool same_order(const PlanMember *const *a, const PlanMember *const *b, u
 static void try_layout(const Task *task, const Pool *pool, Layout layout, Found *found)
 {
     uint32_t n = layout.dp * layout.pp * layout.tp;
+    g_autofree const PlanMember **members = g_new(const PlanMember *, n);
     bool is_found = false;
     for (int i = 0; i < 3; i++) {
         if ((i > 0 && same_order(pool->order[i], pool->order[0], n)) ||
@@ -70,7 +71,8 @@ static void try_layout(const Task *task, const Pool *pool, Layout layout, Found 
         if (i == 2 && is_found) {
             break; /* by memory only where speed leads nowhere */
         }
-        g_autoptr(Plan) plan = layout_try(task, layout, pool->order[i], &missing);
+        pool_take(pool, i, layout, members);
+        g_autoptr(Plan) plan = layout_try(task, layout, members, &missing);
         if (missing == 0 && is_legal(plan, task)) {
             is_found = true;
             double least = found->plan != NULL ? found->plan->predicted.decode_tokens_per_s : 0.0;

@@ -105,6 +105,32 @@ static void spread_over_cpus(const PlanMember **order, uint32_t n)
     memcpy(order, spread, n * sizeof *order);
 }
 
+/* Ranks of one stage, or stages of one rank each, that share CPUs become neighbours: they are cut
+ * like one that has these CPUs alone, and steps in flight are on CPUs of their own. */
+static void gather_by_cpus(const PlanMember **members, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t next = i + 1;
+        for (uint32_t j = next; j < n; j++) {
+            if (share_cpus(members[i], members[j])) {
+                const PlanMember *mate = members[j];
+                memmove(members + next + 1, members + next, (j - next) * sizeof *members);
+                members[next++] = mate;
+            }
+        }
+        i = next - 1;
+    }
+}
+
+void pool_take(const Pool *pool, int order, Layout layout, const PlanMember **out)
+{
+    const uint32_t n = layout.pp * layout.tp;
+    memcpy(out, pool->order[order], layout.dp * n * sizeof *out);
+    for (uint32_t r = 0; r < layout.dp && (layout.pp == 1 || layout.tp == 1); r++) {
+        gather_by_cpus(out + r * n, n);
+    }
+}
+
 void pool_clear(Pool *pool)
 {
     for (int i = 0; i < 3; i++) {

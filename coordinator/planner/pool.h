@@ -11,6 +11,8 @@ typedef struct Pool {
 /* Of the task's class and kind; pool_clear(). */
 Pool pool_of(const Task *task);
 void pool_clear(Pool *pool);
+/* The first members of an order as the ranks of a layout: fills out[dp * pp * tp]. */
+void pool_take(const Pool *pool, int order, Layout layout, const PlanMember **out);
 
 /* Why a member cannot serve this model in wish->numerics at all; NULL: it can. Static. */
 const char *planner_refusal(const PlanMember *m, const ModelSpec *spec, const PlanWish *wish);

@@ -15,14 +15,19 @@ uint32_t cpu_rank_threads(uint32_t threads, size_t n_devices)
     return (uint32_t)MAX(threads / MAX(n_devices, 1u), 1u);
 }
 
+static void add_set(CpuSet *set, const CpuShare *share)
+{
+    for (uint32_t i = 0; i < share->n_cpus; i++) {
+        if (share->cpus[i] < CPU_LIMIT) {
+            set->words[share->cpus[i] / 64] |= UINT64_C(1) << share->cpus[i] % 64;
+        }
+    }
+}
+
 static CpuSet set_of(const CpuShare *share)
 {
     CpuSet set = {{0}};
-    for (uint32_t i = 0; i < share->n_cpus; i++) {
-        if (share->cpus[i] < CPU_LIMIT) {
-            set.words[share->cpus[i] / 64] |= UINT64_C(1) << share->cpus[i] % 64;
-        }
-    }
+    add_set(&set, share);
     return set;
 }
 
@@ -35,6 +40,15 @@ static bool overlap(const CpuSet *a, const CpuSet *b)
     return common != 0;
 }
 
+static uint32_t cpus_in(const CpuSet *set)
+{
+    uint32_t n = 0;
+    for (uint32_t w = 0; w < WORDS; w++) {
+        n += (uint32_t)__builtin_popcountll(set->words[w]);
+    }
+    return n;
+}
+
 static bool same_host(const CpuShare *a, const CpuShare *b)
 {
     return a->host != NULL && b->host != NULL && *a->host != '\0' && strcmp(a->host, b->host) == 0;
@@ -44,7 +58,7 @@ double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own)
 {
     const CpuSet mine = set_of(&shares[own]);
     CpuSet all = mine;
-    uint32_t cpus = 0, threads = shares[own].threads;
+    uint32_t threads = shares[own].threads;
     bool shared = false;
     for (uint32_t i = 0; i < n; i++) {
         if (i == own || !same_host(&shares[i], &shares[own])) {
@@ -54,15 +68,10 @@ double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own)
         if (overlap(&mine, &other)) {
             shared = true;
             threads += shares[i].threads;
-            for (uint32_t w = 0; w < WORDS; w++) {
-                all.words[w] |= other.words[w];
-            }
+            add_set(&all, &shares[i]);
         }
     }
-    for (uint32_t w = 0; w < WORDS; w++) {
-        cpus += (uint32_t)__builtin_popcountll(all.words[w]);
-    }
-    return shared ? MAX(1.0, (double)threads / cpus) : 1.0;
+    return shared ? MAX(1.0, (double)threads / cpus_in(&all)) : 1.0;
 }
 
 uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint32_t n)
@@ -84,4 +93,64 @@ uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint
         at_once += first ? 1.0 / worst : 0.0;
     }
     return (uint32_t)MAX(at_once + 0.5, 1.0);
+}
+
+char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own)
+{
+    const CpuSet mine = set_of(&shares[own]);
+    bool shared = false;
+    if (cpus_in(&mine) >= 2 * shares[own].threads) {
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            if (stages[i] == stages[j]) {
+                return NULL;
+            }
+        }
+        if (i != own && same_host(&shares[i], &shares[own])) {
+            const CpuSet other = set_of(&shares[i]);
+            const bool overlaps = overlap(&mine, &other);
+            if (overlaps && memcmp(&mine, &other, sizeof mine) != 0) {
+                return NULL;
+            }
+            shared = shared || overlaps;
+        }
+    }
+    if (!shared) {
+        return NULL;
+    }
+    GString *name = g_string_new("weft-cpus");
+    for (uint32_t cpu = 0; cpu < CPU_LIMIT; cpu++) {
+        if ((mine.words[cpu / 64] >> cpu % 64 & 1u) != 0) {
+            g_string_append_printf(name, "-%u", cpu);
+        }
+    }
+    return g_string_free(name, FALSE);
+}
+
+uint32_t cpu_roam(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own,
+                  uint32_t *out)
+{
+    CpuSet all = set_of(&shares[own]);
+    uint32_t n_out = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i != own && stages[i] == stages[own]) {
+            return 0;
+        }
+    }
+    if (cpu_crowding(shares, n, own) <= 1.0) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (same_host(&shares[i], &shares[own])) {
+            add_set(&all, &shares[i]);
+        }
+    }
+    for (uint32_t cpu = 0; cpu < CPU_LIMIT; cpu++) {
+        if ((all.words[cpu / 64] >> cpu % 64 & 1u) != 0) {
+            out[n_out++] = cpu;
+        }
+    }
+    return n_out;
 }

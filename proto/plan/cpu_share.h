@@ -25,3 +25,18 @@ double cpu_crowding(const CpuShare *shares, uint32_t n, uint32_t own);
  * they share CPUs. stages[i] is the stage that shares[i] works for; a stage computes when all of
  * its shares do. */
 uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint32_t n);
+
+/* Name of the CPUs that shares[own] computes on in turns, a step each, with the other stages that
+ * have them; NULL: it needs no turn. In a pipeline whose stages have CPUs between them in fair
+ * parts two steps that meet there meet again at every stage, while other CPUs idle; in turns they
+ * part. Only where a stage has one rank (ranks of one compute at the same time) on CPUs for one at
+ * a time that others have, all of them, or not at all. g_free(). */
+char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own);
+
+/* The CPUs over which shares[own] is to roam instead of staying on its own ones; fills
+ * out[CPU_LIMIT] and returns how many, 0 = it stays. Ranks alone in their stage do not always
+ * compute at the same time: pinned, two could have one CPU between them while another idles, so
+ * where they share CPUs they roam over those of all ranks on their host. Ranks of one stage compute
+ * at the same time and are cut by what each has: they stay. */
+uint32_t cpu_roam(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own,
+                  uint32_t *out);

@@ -176,20 +176,19 @@ def case_supervised():
 
 
 def case_pins():
-    """workers that have a CPU each are pinned to it; more than there are CPUs are pinned to none"""
-    mine = os.sched_getaffinity(0)
-    for n in (1, 2):
+    """weft up pins every worker; where there are fewer CPUs, neighbours have one between them"""
+    mine = sorted(os.sched_getaffinity(0))
+    for cpus, options, want in ((mine[:1], ["--workers", 1], mine[:1]), (mine[:1], ["--workers", 2], mine[:1] * 2),
+                                (mine[:2], ["--workers", 3], [mine[0], mine[0], mine[1]] if len(mine) > 1 else mine * 3)):
         crowded = Cluster(start=False)
-        os.sched_setaffinity(0, {min(mine)})
+        os.sched_setaffinity(0, cpus)
         try:
-            crowded.weft("up", "--workers", n, "-q").ok()
+            crowded.weft("up", *options, "-q").ok()
         finally:
             os.sched_setaffinity(0, mine)
-        for i in range(n):
+        for i, cpu in enumerate(want):
             words = pathlib.Path(f"/proc/{crowded.pid(f'worker-{i + 1}')}/cmdline").read_text().split("\0")
-            assert ("--cpu-list" in words) == (n == 1), words
-        if n == 1:
-            assert words[words.index("--cpu-list") + 1] == str(min(mine)), words
+            assert words[words.index("--cpu-list") + 1] == str(cpu), words
         crowded.down().ok()
 
 

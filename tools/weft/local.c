@@ -301,8 +301,8 @@ static uint64_t memory_share(unsigned n_workers)
 }
 
 /* The CPUs of worker i, as --cpu-list: of those that this process may use, in equal shares or as
- * many as it is to have threads. NULL where they do not suffice for all: pinned, two workers that
- * compute at the same time could have one CPU between them while another idles. */
+ * many as it is to have threads. Where they do not suffice for all, neighbours share a set: the
+ * planner sees it and cuts by it (cpu_share.h). NULL where a worker has more threads than CPUs. */
 static char *cpus_of(unsigned i, const LocalOptions *o, unsigned *threads)
 {
     g_autoptr(GArray) cpus = daemon_cpus();
@@ -310,14 +310,16 @@ static char *cpus_of(unsigned i, const LocalOptions *o, unsigned *threads)
         g_array_append_val(cpus, cpu);
     }
     const unsigned share = o->n_threads > 0 ? o->n_threads : MAX(1u, cpus->len / o->n_workers);
+    const unsigned n_sets = MIN(cpus->len / share, o->n_workers);
     *threads = share;
-    if (share * o->n_workers > cpus->len) {
+    if (n_sets == 0) {
         return NULL;
     }
+    const unsigned first = i * n_sets / o->n_workers * share;
     GString *text = g_string_new(NULL);
     for (unsigned k = 0; k < share; k++) {
         g_string_append_printf(text, "%s%u", k > 0 ? "," : "",
-                               g_array_index(cpus, uint32_t, i * share + k));
+                               g_array_index(cpus, uint32_t, first + k));
     }
     return g_string_free(text, FALSE);
 }

@@ -363,6 +363,8 @@ static void tell_sharing(const Deployment *d, const Weft__V1__StartRequest *requ
         engine_set_crowded(d->engine);
     }
     engine_set_stages_at_once(d->engine, cpu_stages_at_once(shares, stages, n));
+    g_autofree char *turn = cpu_turn_name(shares, stages, n, own);
+    engine_set_cpu_turn(d->engine, turn);
 }
 
 static void start_engine(Deployment *d, const Weft__V1__StartRequest *request)

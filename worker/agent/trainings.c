@@ -607,17 +607,23 @@ static bool check_ranks(const TrainCall *t, const Weft__V1__TrainStart *start, G
     return ok;
 }
 
-/* More compute threads than CPUs share this worker's host. */
-static bool is_crowded(const TrainCall *t, const Weft__V1__TrainStart *start)
+/* What the engine is to know of CPUs that ranks of the job share. */
+static void tell_sharing(const TrainCall *t, const Weft__V1__TrainStart *start)
 {
-    g_autofree CpuShare *shares = g_new(CpuShare, start->n_ranks);
-    uint32_t own = 0;
+    const uint32_t n = (uint32_t)start->n_ranks;
+    g_autofree CpuShare *shares = g_new(CpuShare, n);
+    g_autofree uint32_t *cuts = g_new(uint32_t, n);
+    uint32_t own = 0, cpus[CPU_LIMIT];
     for (size_t i = 0; i < start->n_ranks; i++) {
         const Weft__V1__RankAddress *rank = start->ranks[i];
         own = strcmp(rank->worker, t->owner->o.name) == 0 ? (uint32_t)i : own;
         shares[i] = (CpuShare){rank->host, rank->threads, rank->cpus, (uint32_t)rank->n_cpus};
+        cuts[i] = (uint32_t)i; /* even ones, so that ranks of a stage roam, too */
     }
-    return cpu_crowding(shares, (uint32_t)start->n_ranks, own) > 1.0;
+    if (cpu_crowding(shares, n, own) > 1.0) {
+        train_engine_set_crowded(t->engine);
+    }
+    train_engine_set_roam(t->engine, cpus, cpu_roam(shares, cuts, n, own, cpus));
 }
 
 static void train_call_start(TrainCall *t, const Weft__V1__TrainStart *start)
@@ -638,9 +644,7 @@ static void train_call_start(TrainCall *t, const Weft__V1__TrainStart *start)
         memcpy(peers[i].boot_id, rank->boot_id.data, BOOT_ID_BYTES);
     }
     t->started = true;
-    if (is_crowded(t, start)) {
-        train_engine_set_crowded(t->engine);
-    }
+    tell_sharing(t, start);
     train_engine_start(t->engine, start->secret.data, t->owner->o.boot_id, t->seal, peers,
                        (uint32_t)start->n_ranks);
     for (size_t i = 0; i < start->n_ranks; i++) {

@@ -228,6 +228,7 @@ void engine_free(Engine *e)
     for (uint32_t r = 0; r < PLAN_RANKS_LIMIT; r++) {
         g_free(e->names[r]);
     }
+    g_free(e->cpu_turn);
     g_clear_pointer(&e->shared.address, g_bytes_unref);
     pthread_mutex_destroy(&e->shared.mutex);
     pthread_cond_destroy(&e->shared.opened);
@@ -247,6 +248,12 @@ void engine_set_crowded(Engine *e)
 void engine_set_stages_at_once(Engine *e, uint32_t n)
 {
     atomic_store(&e->stages_at_once, n);
+}
+
+void engine_set_cpu_turn(Engine *e, const char *name)
+{
+    g_free(e->cpu_turn);
+    e->cpu_turn = g_strdup(name);
 }
 
 bool engine_step(Engine *e)

@@ -66,6 +66,9 @@ void engine_set_crowded(Engine *engine);
 /* Of the replica's stages only n find CPUs at the same time (scheduler.h; all unless it is told).
  */
 void engine_set_stages_at_once(Engine *engine, uint32_t n);
+/* Steps are computed in turns with other ranks of this host that were told the same name
+ * (cpu_share.h, host_turn.h). Copied; NULL: none. */
+void engine_set_cpu_turn(Engine *engine, const char *name);
 /* inline_run: does what is there to do; true if anything was done. */
 bool engine_step(Engine *engine);
 

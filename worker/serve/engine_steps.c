@@ -3,6 +3,10 @@
 #include "kernels/parallel.h"
 #include "proto/base/error.h"
 #include "transport/group/group.h"
+#include "worker/host_turn.h"
+
+#define TURN_US 1000000  /* for the CPUs of several stages, then without */
+#define TURN_LOOK_US 50u /* between two looks */
 
 bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_rank,
                        const char *operation, void *user)
@@ -36,6 +40,23 @@ static uint64_t waited_us(const Engine *e)
     return e->waited_us + (e->group != NULL ? group_counters(e->group)->wait_us : 0);
 }
 
+/* Its CPUs for one step, where other stages have them, too (cpu_share.h). After a while without:
+ * whoever has them may have been stopped. */
+static int take_cpus(Engine *e)
+{
+    const int64_t start_us = g_get_monotonic_time();
+    int64_t waited_us = 0;
+    int turn = HOST_TURN_NONE;
+    while (e->cpu_turn != NULL && (turn = host_turn_try(e->cpu_turn)) == HOST_TURN_NONE &&
+           waited_us < TURN_US && !atomic_load(&e->abort) && e->state != STATE_FAILED) {
+        g_usleep(TURN_LOOK_US);
+        engine_report_progress(e);
+        waited_us = g_get_monotonic_time() - start_us;
+    }
+    e->waited_us += (uint64_t)waited_us;
+    return turn;
+}
+
 static void run_step(Engine *e, const float *activations)
 {
     const RowResult *results;
@@ -46,7 +67,9 @@ static void run_step(Engine *e, const float *activations)
     engine_report_wait(e, -1, "", 0);
     atomic_store(&e->step_now, (uint64_t)e->step->number << 32 | e->step->n_rows);
     pool_float_control(); /* for what this thread computes between regions: lookups, draws */
+    const int turn = take_cpus(e);
     const ExecutorStatus status = executor_run(e->executor, e->step, activations, &results, &n);
+    host_turn_end(turn);
     atomic_store(&e->step_now, 0);
     const uint64_t took = net_time_us(&net, e->port), waited = waited_us(e) - waited_before;
     engine_counters_step(&e->counters, e->step->n_rows, took > waited ? took - waited : 0, waited);

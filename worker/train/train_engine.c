@@ -225,6 +225,9 @@ bool train_engine_build(TrainEngine *e, GError **error)
                     e->o.threads);
         return false;
     }
+    if (e->n_roam > 0 && e->o.cpus != NULL) {
+        pool_roam(e->pool, e->roam, e->n_roam);
+    }
     e->holding = holding_new(e->o.spec, e->o.plan, e->o.replica, e->o.stage, e->o.rank);
     g_autoptr(Parameters) weights = parameters_new_part(e->holding, false, error);
     if (weights == NULL) {
@@ -363,6 +366,7 @@ void train_engine_free(TrainEngine *e)
     g_thread_join(e->thread);
     train_greeting_free(e->shared.greeting);
     g_clear_error(&e->shared.why);
+    g_free(e->roam);
     g_clear_pointer(&e->shared.address, g_bytes_unref);
     pthread_mutex_destroy(&e->shared.mutex);
     pthread_cond_destroy(&e->shared.changed);
@@ -377,6 +381,13 @@ GBytes *train_engine_address(TrainEngine *e)
 void train_engine_set_crowded(TrainEngine *e)
 {
     atomic_store(&e->crowded, true);
+}
+
+void train_engine_set_roam(TrainEngine *e, const uint32_t *cpus, uint32_t n_cpus)
+{
+    g_free(e->roam);
+    e->roam = g_memdup2(cpus, n_cpus * sizeof *cpus);
+    e->n_roam = n_cpus;
 }
 
 void train_engine_start(TrainEngine *e, const uint8_t secret[32], const uint8_t own_boot_id[16],

@@ -127,6 +127,9 @@ void train_engine_start(TrainEngine *e, const uint8_t secret[32], const uint8_t 
                         bool seal, const TrainPeer *peers, uint32_t n_peers);
 /* More compute threads than cores turned out to share this host. Before train_engine_start(). */
 void train_engine_set_crowded(TrainEngine *e);
+/* Its threads, where pinned, are to roam over these CPUs instead (cpu_share.h). Copied. Before
+ * train_engine_start(). */
+void train_engine_set_roam(TrainEngine *e, const uint32_t *cpus, uint32_t n_cpus);
 /* The epoch is over: every wait ends at once, ended() follows with `why`. */
 void train_engine_abort(TrainEngine *e, const GError *why);
 /* The last snapshot is out of the way. */

@@ -32,6 +32,8 @@ struct TrainEngine {
     TrainPosition position;
     uint32_t own; /* train_global() */
     GThread *thread;
+    uint32_t *roam; /* [n_roam], written before the greeting is given; 0: stays pinned */
+    uint32_t n_roam;
     /* engine thread */
     LinkPort *port;
     Pool *pool;

@@ -123,6 +123,49 @@ static void test_crowded_stages(void **state)
     assert_true(ratio > 1.99 && ratio < 2.01);
 }
 
+static uint32_t n_layers(const PlanStage *stage)
+{
+    return stage->layer_last - stage->layer_first + 1;
+}
+
+/* Stages on one CPU hold together what the stage on the other does, and follow each other, whatever
+ * the order of their speeds: so do ranks, whose cuts then fall on nodes. */
+static void test_stages_share_cpus(void **state)
+{
+    g_autoptr(ModelSpec) spec = smol();
+    PlanMember members[3];
+    for (int faster = 0; faster < 3; faster++) {
+        three_on_two_cpus(members);
+        members[faster].read_bytes_per_s *= 1.001;
+        PlanWish wish = {.pp = 3, .tp = 1, .streams = 1, .one_host_shared = true};
+        g_autoptr(Plan) plan = plan_ok(spec, members, 3, &wish);
+        const PlanStage *stages = plan->replicas[0].stages;
+        assert_string_not_equal(stages[1].ranks[0].worker, "w2");
+        for (int s = 0; s < 3; s++) {
+            const bool is_alone = strcmp(stages[s].ranks[0].worker, "w2") == 0;
+            assert_in_range(n_layers(&stages[s]), is_alone ? 13 : 5, is_alone ? 17 : 9);
+        }
+        wish = (PlanWish){.pp = 1, .tp = 3, .streams = 1, .one_host_shared = true};
+        g_autoptr(Plan) ranks = plan_ok(spec, members, 3, &wish);
+        assert_string_not_equal(ranks->replicas[0].stages[0].ranks[1].worker, "w2");
+    }
+    PlanMember four[4]; /* in two pairs, their speeds mixed */
+    plan_builder_members(four, 4);
+    for (int i = 0; i < 4; i++) {
+        four[i].host = "machine";
+        four[i].threads = four[i].n_cpus = 1;
+        four[i].cpus = i < 2 ? cpu0 : cpu1;
+        four[i].read_bytes_per_s *= 1.0 + 0.001 * (i % 2);
+    }
+    const PlanWish wish = {.pp = 4, .tp = 1, .streams = 1, .one_host_shared = true};
+    g_autoptr(Plan) plan = plan_ok(spec, four, 4, &wish);
+    for (int s = 0; s < 4; s += 2) {
+        const char *one = plan->replicas[0].stages[s].ranks[0].worker,
+                   *next = plan->replicas[0].stages[s + 1].ranks[0].worker;
+        assert_int_equal(one[1] < '2', next[1] < '2');
+    }
+}
+
 static void test_fastest_worker_is_taken(void **state)
 {
     g_autoptr(ModelSpec) spec = smol();
@@ -748,6 +791,7 @@ int main(void)
         cmocka_unit_test(test_ranks_take_own_cpus),
         cmocka_unit_test(test_crowded_ranks),
         cmocka_unit_test(test_crowded_stages),
+        cmocka_unit_test(test_stages_share_cpus),
         cmocka_unit_test(test_fastest_worker_is_taken),
         cmocka_unit_test(test_too_large_for_one),
         cmocka_unit_test(test_units_by_speed),

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
@@ -75,6 +76,53 @@ static void test_stages_at_once(void **state)
     assert_int_equal(cpu_stages_at_once(unknown, own_stage, 2), 2);
 }
 
+static void assert_turns(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own,
+                         const char *want)
+{
+    char *name = cpu_turn_name(shares, stages, n, own);
+    if (want == NULL) {
+        assert_null(name);
+    } else {
+        assert_string_equal(name, want);
+    }
+    free(name);
+}
+
+static void test_turns(void **state)
+{
+    static const uint32_t own_stage[] = {0, 1, 2, 3}, by_two[] = {0, 0, 1, 1};
+    const CpuShare pairs[] = {
+        {"a", 1, zero, 1}, {"a", 1, zero, 1}, {"a", 1, one, 1}, {"b", 1, one, 1}};
+    assert_turns(pairs, own_stage, 4, 0, "weft-cpus-0");
+    assert_turns(pairs, own_stage, 4, 1, "weft-cpus-0");
+    assert_turns(pairs, own_stage, 4, 2, NULL); /* alone there: the fourth is on another host */
+    assert_turns(pairs, own_stage, 4, 3, NULL);
+    assert_turns(pairs, by_two, 4, 0, NULL); /* ranks of one stage wait for each other */
+    const CpuShare wide[] = {{"a", 2, both, 2}, {"a", 2, both, 2}, {"a", 1, zero, 1}};
+    assert_turns(wide, own_stage, 2, 0, "weft-cpus-0-1");
+    assert_turns(wide, own_stage, 3, 0, NULL); /* has but a part of them */
+    const CpuShare roomy[] = {{"a", 1, both, 2}, {"a", 1, both, 2}, {"a", 1, both, 2}};
+    assert_turns(roomy, own_stage, 3, 0, NULL); /* two at a time find a CPU each */
+    const CpuShare unknown[] = {
+        {NULL, 1, zero, 1}, {NULL, 1, zero, 1}, {"a", 1, NULL, 0}, {"a", 1, NULL, 0}};
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_turns(unknown, own_stage, 4, i, NULL);
+    }
+}
+
+static void test_roaming(void **state)
+{
+    static const uint32_t own_stage[] = {0, 1, 2, 3}, by_two[] = {0, 0, 1, 1};
+    static uint32_t cpus[CPU_LIMIT];
+    const CpuShare pairs[] = {
+        {"a", 1, zero, 1}, {"a", 1, zero, 1}, {"a", 1, one, 1}, {"b", 1, far, 3}};
+    assert_int_equal(cpu_roam(pairs, own_stage, 4, 0, cpus), 2);
+    assert_memory_equal(cpus, both, sizeof both);
+    assert_int_equal(cpu_roam(pairs, own_stage, 4, 2, cpus), 0); /* not crowded */
+    assert_int_equal(cpu_roam(pairs, own_stage, 4, 3, cpus), 0);
+    assert_int_equal(cpu_roam(pairs, by_two, 4, 0, cpus), 0);
+}
+
 static void test_rank_threads(void **state)
 {
     static const struct {
@@ -93,6 +141,7 @@ int main(void)
         cmocka_unit_test(test_own_cpus),     cmocka_unit_test(test_same_cpu),
         cmocka_unit_test(test_parts),        cmocka_unit_test(test_unknown),
         cmocka_unit_test(test_rank_threads), cmocka_unit_test(test_stages_at_once),
+        cmocka_unit_test(test_turns),        cmocka_unit_test(test_roaming),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
