@@ -598,7 +598,7 @@ static double sum_bytes(double n, double subtrees, double bytes)
 {
     const double one_shot = (n - 1) * subtrees * bytes,
                  two_shot = (n - 1) / n * (subtrees + n) * bytes;
-    return bytes >= 256 << 10 ? MIN(one_shot, two_shot) : one_shot;
+    return bytes >= 64 << 10 ? MIN(one_shot, two_shot) : one_shot;
 }
 
 /* Whatever the cut is. */
@@ -650,7 +650,7 @@ static void test_exchange_of_three(void **state)
         for (int i = 0; i < 2; i++) {
             double one_shot = 2 * (10e-6 + most[i] * bytes / 2e9);
             double two_shot = 4 * 10e-6 + 2.0 / 3 * (most[i] + 1) * bytes / 2e9;
-            wanted += 30 * (bytes >= 256 << 10 ? two_shot : one_shot);
+            wanted += 30 * (bytes >= 64 << 10 ? two_shot : one_shot);
         }
         PlanCost cost = planner_cost(plan, spec, members, 3, 0, rows, 0);
         assert_true(fabs(cost.link_s - wanted) < 1e-9 + 1e-6 * wanted);
