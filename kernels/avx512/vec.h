@@ -127,6 +127,44 @@ VEC_FN float vec_fold(const Vec v[32 / VEC_LANES])
     return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
 }
 
+/* The highest lane of each of four. */
+VEC_FN void vec_max_lanes_4(const Vec v[4], float out[4])
+{
+    const Vec ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    const Vec cd = _mm512_max_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    /* in each fourth of the lanes a, b, c, d */
+    const Vec all = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const Vec half = _mm512_max_ps(all, _mm512_shuffle_f32x4(all, all, 0x0e));
+    const Vec whole = _mm512_max_ps(half, _mm512_shuffle_f32x4(half, half, 0x01));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(whole));
+}
+
+/* Sums of lanes 2 i and 2 i + 1: in each fourth two of a, then two of b. */
+VEC_FN Vec vec_pair_sums(Vec a, Vec b)
+{
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+/* The same for fourths of a, then of b. */
+VEC_FN Vec vec_pair_sums_of_fourths(Vec a, Vec b)
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* vec_fold() of each of four. */
+VEC_FN void vec_fold_4(const Vec (*v)[2], float out[4])
+{
+    Vec fours[2]; /* fourth f: of each of the four, lanes 4 f to 4 f + 3 */
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        fours[h] = vec_pair_sums(vec_pair_sums(v[0][h], v[1][h]), vec_pair_sums(v[2][h], v[3][h]));
+    }
+    const Vec eights = vec_pair_sums_of_fourths(fours[0], fours[1]);
+    const Vec halves = vec_pair_sums_of_fourths(eights, eights);
+    const Vec whole = _mm512_add_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0x01));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(whole));
+}
+
 VEC_FN Vec vec_exp(Vec x)
 {
     const Vec t = vec_fma(x, vec_all(EXP32_LOG2E), vec_all(EXP32_MAGIC));
@@ -139,11 +177,11 @@ VEC_FN Vec vec_exp(Vec x)
     p = vec_fma(p, r, vec_all(1.0f));
     p = vec_fma(p, r, vec_all(1.0f));
     const VecInt shifted = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    const Vec y = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), shifted));
     const __mmask16 above = _mm512_cmp_ps_mask(x, vec_all(EXP32_HIGHEST), _CMP_NLE_UQ);
-    const __mmask16 below = _mm512_cmp_ps_mask(x, vec_all(EXP32_LOWEST), _CMP_LT_OQ);
-    const Vec bounded = _mm512_mask_blend_ps(above, y, vec_add(x, vec_all(INFINITY)));
-    return _mm512_mask_blend_ps(below, bounded, vec_zero());
+    const __mmask16 not_below = _mm512_cmp_ps_mask(x, vec_all(EXP32_LOWEST), _CMP_NLT_UQ);
+    const Vec y =
+        _mm512_castsi512_ps(_mm512_maskz_add_epi32(not_below, _mm512_castps_si512(p), shifted));
+    return _mm512_mask_add_ps(y, above, x, vec_all(INFINITY));
 }
 
 VEC_FN Vec vec_log(Vec x)

@@ -42,8 +42,8 @@ size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size)
 {
     const size_t items = ATTENTION_TILE, padded = (head_size + 15u) & ~15u;
     (void)n_q;                                  /* heads beyond the tile are done in turns */
-    return 2 * KV_BLOCK * padded                /* a block of K and of V as f32 */
-           + items * KV_BLOCK                   /* its scores */
+    return 3 * KV_BLOCK * padded                /* two blocks of K and one of V as f32 */
+           + 2 * items * KV_BLOCK               /* scores of two */
            + items * (ATTENTION_LEVELS + 1) * 2 /* m and s, and the block's own */
            + items * ATTENTION_LEVELS * padded  /* o */
            + items * ATTENTION_LEVELS * 2       /* factors of merges */

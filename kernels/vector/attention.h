@@ -4,6 +4,8 @@
  * arithmetic is that of generic/attention.c: the tile shares loads, never sums.
  *
  *   for each block:  scores  K block [head_size][32]  x  q of a group of items -> p [item][32]
+ *                            (16 lanes: of two blocks at once, so that a load of q serves four
+ *                            vectors; those of the second wait in p_next)
  *                    softmax of each item's visible lanes                      -> m, s, p
  *                    factors of the merges by the binary counter (generic/attention.c), the
  *                            exponentials of all items at once                 -> m, s, e
@@ -22,7 +24,8 @@ enum {
     RUN = ATTENTION_LEVELS, /* of m and s: the block at hand */
     GROUP = 6,              /* items whose sums are in registers at once */
     BLOCK_VECS = 32 / VEC_LANES,
-    CONVERT_ABOVE = 2 * GROUP, /* items that read a 16-bit block: convert it once */
+    BLOCKS_AT_ONCE = VEC_LANES == 16 ? 2 : 1, /* of scores */
+    CONVERT_ABOVE = 2 * GROUP,                /* items that read a 16-bit block: convert it once */
 };
 
 /* Vectors of 32 keys, or of the head, that a group of n items holds sums of: at least 8 sums hide
@@ -48,12 +51,13 @@ typedef struct Factors {
 typedef struct Tile {
     const AttentionArgs *args;
     uint32_t n_items;
-    size_t o_ld;      /* floats from item to item in o */
-    float *k, *v;     /* the block at hand as f32, [head_size][32] and [32][head_size] */
-    float *p;         /* [TILE][32] */
-    float *m, *s;     /* [RUN + 1][TILE] */
-    float *o;         /* [RUN][n_items][o_ld] */
-    Factors *factors; /* [RUN] */
+    size_t o_ld;            /* floats from item to item in o */
+    float *k, *v;           /* the block at hand as f32, [head_size][32] and [32][head_size] */
+    float *p;               /* [TILE][32] */
+    float *k_next, *p_next; /* of the block after it */
+    float *m, *s;           /* [RUN + 1][TILE] */
+    float *o;               /* [RUN][n_items][o_ld] */
+    Factors *factors;       /* [RUN] */
     Item items[TILE];
 } Tile;
 
@@ -62,6 +66,12 @@ VEC_FN Vec kv_load(KvType type, const void *block, size_t index)
     return type == KV_F16    ? vec_load_f16((const uint16_t *)block + index)
            : type == KV_BF16 ? vec_load_bf16((const uint16_t *)block + index)
                              : vec_load((const float *)block + index);
+}
+
+/* Bytes of one that is read unconverted. */
+VEC_FN size_t kv_element(KvType type)
+{
+    return type == KV_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
 VEC_FN Vec kv_load_first(KvType type, const void *block, size_t index, uint32_t n)
@@ -118,15 +128,23 @@ VEC_FN void kv_convert_q8_v(const void *block, uint32_t head_size, float *out)
     }
 }
 
-VEC_FN void kv_convert_blocks(const Tile *tile, KvType type, const void *k, const void *v)
+VEC_FN void kv_convert_k(const Tile *tile, KvType type, const void *k, float *out)
 {
     const uint32_t head_size = tile->args->head_size;
     if (type == KV_Q8) {
-        kv_convert_q8_k(k, head_size, tile->k);
-        kv_convert_q8_v(v, head_size, tile->v);
+        kv_convert_q8_k(k, head_size, out);
     } else {
-        kv_convert(type, k, (size_t)head_size * KV_BLOCK, tile->k);
-        kv_convert(type, v, (size_t)head_size * KV_BLOCK, tile->v);
+        kv_convert(type, k, (size_t)head_size * KV_BLOCK, out);
+    }
+}
+
+VEC_FN void kv_convert_v(const Tile *tile, KvType type, const void *v, float *out)
+{
+    const uint32_t head_size = tile->args->head_size;
+    if (type == KV_Q8) {
+        kv_convert_q8_v(v, head_size, out);
+    } else {
+        kv_convert(type, v, (size_t)head_size * KV_BLOCK, out);
     }
 }
 
@@ -140,17 +158,18 @@ VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t fir
     Vec acc[GROUP][BLOCK_VECS];
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
-        q[i] = tile->items[first + i].q;
+        q[i] = tile->items[first + i].q + head_size; /* its end: d counts up to 0 */
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
             acc[i][v] = vec_zero();
         }
     }
-    for (uint32_t d = 0; d < head_size; d++) {
+    const uint8_t *at = (const uint8_t *)k + key * kv_element(type);
+    for (ptrdiff_t d = -(ptrdiff_t)head_size; d != 0; d++, at += KV_BLOCK * kv_element(type)) {
         Vec keys[BLOCK_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
-            keys[v] = kv_load(type, k, (size_t)d * KV_BLOCK + key + v * VEC_LANES);
+            keys[v] = kv_load(type, at, v * VEC_LANES);
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
@@ -172,6 +191,49 @@ VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t fir
     }
 }
 
+/* Scores of a whole group for two blocks. */
+VEC_FN void scores_of_pair(const Tile *tile, const float *k, const float *k_next, uint32_t first)
+{
+    enum { VECS = 2 * BLOCK_VECS };
+    const uint32_t head_size = tile->args->head_size;
+    const float *q[GROUP];
+    Vec acc[GROUP][VECS];
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < GROUP; i++) {
+        q[i] = tile->items[first + i].q;
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < VECS; v++) {
+            acc[i][v] = vec_zero();
+        }
+    }
+    for (uint32_t d = 0; d < head_size; d++) {
+        Vec keys[VECS];
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < VECS; v++) {
+            keys[v] = vec_load((v < BLOCK_VECS ? k : k_next) + (size_t)d * KV_BLOCK +
+                               v % BLOCK_VECS * VEC_LANES);
+        }
+#pragma GCC unroll 8
+        for (unsigned i = 0; i < GROUP; i++) {
+            const Vec query = vec_all(q[i][d]);
+#pragma GCC unroll 8
+            for (unsigned v = 0; v < VECS; v++) {
+                acc[i][v] = vec_fma(query, keys[v], acc[i][v]);
+            }
+        }
+    }
+    const Vec scale = vec_all(tile->args->scale);
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < GROUP; i++) {
+#pragma GCC unroll 8
+        for (unsigned v = 0; v < VECS; v++) {
+            float *p = v < BLOCK_VECS ? tile->p : tile->p_next;
+            vec_store(p + (first + i) * KV_BLOCK + v % BLOCK_VECS * VEC_LANES,
+                      vec_mul(acc[i][v], scale));
+        }
+    }
+}
+
 VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32_t first,
                             const unsigned n)
 {
@@ -180,7 +242,8 @@ VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32
     }
 }
 
-VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first, uint32_t end)
+VEC_FN void scores_of_type(const Tile *tile, KvType type, const void *k, uint32_t first,
+                           uint32_t end)
 {
     for (; first + GROUP <= end; first += GROUP) {
         scores_of_group(tile, type, k, first, GROUP);
@@ -206,6 +269,22 @@ VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first,
     }
 }
 
+/* Functions of their own: within tile_run() gcc lacks integer registers for the pointers. */
+#define SCORES(name, type)                                                                         \
+    static __attribute__((noinline, unused)) void name(const Tile *tile, const void *k,            \
+                                                       uint32_t first, uint32_t end)               \
+    {                                                                                              \
+        scores_of_type(tile, type, k, first, end);                                                 \
+    }
+SCORES(scores_f16, KV_F16)
+SCORES(scores_bf16, KV_BF16)
+SCORES(scores_f32, KV_F32)
+
+VEC_FN void scores(const Tile *tile, KvType type, const void *k, uint32_t first, uint32_t end)
+{
+    (type == KV_F16 ? scores_f16 : type == KV_BF16 ? scores_bf16 : scores_f32)(tile, k, first, end);
+}
+
 /* Keys [low, high) of a block are visible. */
 VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
 {
@@ -227,6 +306,32 @@ VEC_FN void softmax(const Tile *tile, uint32_t item, int low, int high)
     tile->m[RUN * TILE + item] = m;
     tile->s[RUN * TILE + item] = vec_fold(x);
 }
+
+#if VEC_LANES == 16
+/* Of four items that see the whole block. */
+VEC_FN void softmax_4(const Tile *tile, uint32_t item)
+{
+    float *p = tile->p + (size_t)item * KV_BLOCK;
+    Vec x[4][BLOCK_VECS], top[4];
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; i++) {
+        top[i] = vec_max(vec_load(p + i * KV_BLOCK), vec_all(-INFINITY));
+        top[i] = vec_max(vec_load(p + i * KV_BLOCK + VEC_LANES), top[i]);
+    }
+    float *m = tile->m + RUN * TILE + item;
+    vec_max_lanes_4(top, m);
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; i++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < BLOCK_VECS; v++) {
+            float *at = p + i * KV_BLOCK + v * VEC_LANES;
+            x[i][v] = vec_exp(vec_sub(vec_load(at), vec_all(m[i])));
+            vec_store(at, x[i][v]);
+        }
+    }
+    vec_fold_4(x, tile->s + RUN * TILE + item);
+}
+#endif
 
 VEC_FN float *slot_o(const Tile *tile, uint32_t slot, uint32_t item)
 {
@@ -257,17 +362,19 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, const 
             acc[i][v] = vec_zero();
         }
     }
-    for (uint32_t j = group->low; j < group->high; j++) {
+    const size_t step = kv_element(type) * head_size;
+    const uint8_t *row = (const uint8_t *)v_block + group->low * step + d * kv_element(type);
+    const float *const past = p + group->high;
+    for (ptrdiff_t j = (ptrdiff_t)group->low - (ptrdiff_t)group->high; j != 0; j++, row += step) {
         Vec value[MOST_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
-            const size_t at = (size_t)j * head_size + d + v * VEC_LANES;
-            value[v] = rest == VEC_LANES ? kv_load(type, v_block, at)
-                                         : kv_load_first(type, v_block, at, rest);
+            value[v] = rest == VEC_LANES ? kv_load(type, row, v * VEC_LANES)
+                                         : kv_load_first(type, row, v * VEC_LANES, rest);
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
-            const Vec weight = vec_all(p[i * KV_BLOCK + j]);
+            const Vec weight = vec_all(past[(ptrdiff_t)(i * KV_BLOCK) + j]);
 #pragma GCC unroll 8
             for (unsigned v = 0; v < n_vecs; v++) {
                 acc[i][v] = vec_fma(weight, value[v], acc[i][v]);
@@ -331,6 +438,27 @@ VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
     return item->last - start < KV_BLOCK ? item->last - start : KV_BLOCK;
 }
 
+/* Of items [first, end). */
+static __attribute__((noinline)) void softmaxes(const Tile *tile, uint32_t first, uint32_t end,
+                                                uint32_t start)
+{
+    for (uint32_t i = first; i < end; i++) {
+#if VEC_LANES == 16
+        /* visible keys begin and end with the row, so with the item */
+        for (; i + 4 <= end && tile->items[i + 3].first <= start &&
+               tile->items[i].last >= start + KV_BLOCK;
+             i += 4) {
+            softmax_4(tile, i);
+        }
+        if (i == end) {
+            break;
+        }
+#endif
+        softmax(tile, i, (int)visible_low(&tile->items[i], start),
+                (int)visible_high(&tile->items[i], start));
+    }
+}
+
 /* Whether two items see the same keys of the block and merge alike. */
 VEC_FN bool alike(const Item *a, const Item *b, uint32_t start)
 {
@@ -338,8 +466,8 @@ VEC_FN bool alike(const Item *a, const Item *b, uint32_t start)
            visible_high(a, start) == visible_high(b, start) && a->merges == b->merges;
 }
 
-VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t target,
-                   uint32_t first, uint32_t end, uint32_t start)
+VEC_FN void values_of_type(const Tile *tile, KvType type, const void *v_block, uint32_t target,
+                           uint32_t first, uint32_t end, uint32_t start)
 {
     for (unsigned n; first < end; first += n) {
         const Item *item = &tile->items[first];
@@ -373,6 +501,25 @@ VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t 
             break;
         }
     }
+}
+
+#define VALUES(name, type)                                                                         \
+    static inline __attribute__((always_inline, unused)) void name(                                \
+        const Tile *tile, const void *v, uint32_t target, uint32_t first, uint32_t end,            \
+        uint32_t start)                                                                            \
+    {                                                                                              \
+        values_of_type(tile, type, v, target, first, end, start);                                  \
+    }
+VALUES(values_f16, KV_F16)
+VALUES(values_bf16, KV_BF16)
+VALUES(values_f32, KV_F32)
+
+VEC_FN void values(const Tile *tile, KvType type, const void *v, uint32_t target, uint32_t first,
+                   uint32_t end, uint32_t start)
+{
+    (type == KV_F16    ? values_f16
+     : type == KV_BF16 ? values_bf16
+                       : values_f32)(tile, v, target, first, end, start);
 }
 
 /* The block of items [first, end) takes in slot `level` where it holds an operand: m and s, and the
@@ -467,10 +614,30 @@ VEC_FN void finish(Tile *tile, uint32_t i)
     }
 }
 
+/* Scores of the block at hand for items [first, end), and of the next one for as many groups of
+ * them as see it; returns the end of these, or first. */
+VEC_FN uint32_t scores_ahead(const Tile *tile, const float *k, const float *k_next, uint32_t first,
+                             uint32_t end)
+{
+    for (; first + GROUP <= end; first += GROUP) {
+        scores_of_pair(tile, k, k_next, first);
+    }
+    scores(tile, KV_F32, k, first, end);
+    return first;
+}
+
+VEC_FN void swap(float **a, float **b)
+{
+    float *const c = *a;
+    *a = *b;
+    *b = c;
+}
+
 VEC_FN void tile_run(Tile *tile, KvType type)
 {
     const AttentionArgs *args = tile->args;
     uint32_t first = 0, end = 0; /* active items: those that see a key of the block */
+    uint32_t ahead = 0;          /* p_next has the scores of the block for [first, ahead) */
     for (uint32_t block = tile->items[0].first / KV_BLOCK; first < tile->n_items; block++) {
         const uint32_t start = block * KV_BLOCK;
         while (end < tile->n_items && tile->items[end].first < start + KV_BLOCK) {
@@ -480,18 +647,33 @@ VEC_FN void tile_run(Tile *tile, KvType type)
         const bool convert = type == KV_Q8 || (type != KV_F32 && end - first > CONVERT_ABOVE);
         const uint32_t target =
             (uint32_t)__builtin_ctz(~block); /* where the counter's carry ends */
-        if (convert) {
-            kv_convert_blocks(tile, type, k, v);
-            scores(tile, KV_F32, tile->k, first, end);
+        if (BLOCKS_AT_ONCE == 2 && ahead > first) {
+            swap(&tile->p, &tile->p_next);
+            swap(&tile->k, &tile->k_next);
+            scores(tile, KV_F32, convert ? tile->k : k, ahead, end);
+            ahead = first;
         } else {
-            scores(tile, type, k, first, end);
+            const bool two = BLOCKS_AT_ONCE == 2 && (convert || type == KV_F32) &&
+                             end - first >= GROUP && tile->items[first].last > start + KV_BLOCK;
+            const void *next = two ? args->k_blocks[block + 1] : NULL;
+            if (convert) {
+                kv_convert_k(tile, type, k, tile->k);
+                k = tile->k;
+                if (two) {
+                    kv_convert_k(tile, type, next, tile->k_next);
+                    next = tile->k_next;
+                }
+            }
+            if (two) {
+                ahead = scores_ahead(tile, k, next, first, end);
+            } else {
+                scores(tile, convert ? KV_F32 : type, k, first, end);
+            }
         }
-        for (uint32_t i = first; i < end; i++) {
-            softmax(tile, i, (int)visible_low(&tile->items[i], start),
-                    (int)visible_high(&tile->items[i], start));
-        }
+        softmaxes(tile, first, end, start);
         push(tile, target, first, end);
         if (convert) {
+            kv_convert_v(tile, type, v, tile->v);
             values(tile, KV_F32, tile->v, target, first, end, start);
         } else {
             values(tile, type, v, target, first, end, start);
@@ -535,9 +717,11 @@ VEC_FN void attention_vector(const AttentionArgs *args, KvType type)
 {
     Tile tile = {.args = args, .o_ld = (args->head_size + 15u) & ~15u};
     tile.k = args->scratch;
-    tile.v = tile.k + KV_BLOCK * tile.o_ld;
+    tile.k_next = tile.k + KV_BLOCK * tile.o_ld;
+    tile.v = tile.k_next + KV_BLOCK * tile.o_ld;
     tile.p = tile.v + KV_BLOCK * tile.o_ld;
-    tile.m = tile.p + TILE * KV_BLOCK;
+    tile.p_next = tile.p + TILE * KV_BLOCK;
+    tile.m = tile.p_next + TILE * KV_BLOCK;
     tile.s = tile.m + (RUN + 1) * TILE;
     tile.o = tile.s + (RUN + 1) * TILE;
     tile.factors = (Factors *)(tile.o + (size_t)RUN * TILE * tile.o_ld);

@@ -15,6 +15,10 @@ EMU_PS(emu_sqrt_ps, (__m512 a), sqrtf(F32(a)[i]))
 EMU_PS(emu_max_ps, (__m512 a, __m512 b), F32(a)[i] > F32(b)[i] ? F32(a)[i] : F32(b)[i])
 EMU_PS(emu_mask_blend_ps, (__mmask16 k, __m512 a, __m512 b),
        (k >> i & 1) != 0 ? F32(b)[i] : F32(a)[i])
+EMU_PS(emu_mask_add_ps, (__m512 from, __mmask16 k, __m512 a, __m512 b),
+       (k >> i & 1) != 0 ? F32(a)[i] + F32(b)[i] : F32(from)[i])
+EMU_SI(emu_maskz_add_epi32, (__mmask16 k, __m512i a, __m512i b), 16, u32,
+       (k >> i & 1) != 0 ? U32(a)[i] + U32(b)[i] : 0u)
 EMU_PS(emu_moveldup_ps, (__m512 a), F32(a)[i & ~1])
 EMU_PS(emu_movehdup_ps, (__m512 a), F32(a)[i | 1])
 EMU_PS(emu_permutexvar_ps, (__m512i index, __m512 a), F32(a)[U32(index)[i] & 15])
@@ -82,9 +86,10 @@ EMU_MASK(emu_cmp_unordered, (__m512 a, __m512 b), F32(a)[i] != F32(a)[i] || F32(
 
 EMU __mmask16 emu_cmp_ps_mask(__m512 a, __m512 b, int predicate)
 {
-    return predicate == _CMP_NLE_UQ  ? emu_cmp_nle(a, b)
-           : predicate == _CMP_LT_OQ ? emu_cmp_lt(a, b)
-                                     : emu_cmp_unordered(a, b);
+    return predicate == _CMP_NLE_UQ   ? emu_cmp_nle(a, b)
+           : predicate == _CMP_LT_OQ  ? emu_cmp_lt(a, b)
+           : predicate == _CMP_NLT_UQ ? (__mmask16)~emu_cmp_lt(a, b)
+                                      : emu_cmp_unordered(a, b);
 }
 
 EMU __m512i emu_set_epi32(int f, int e, int d, int c, int b, int a, int n9, int n8, int n7, int n6,
@@ -171,6 +176,8 @@ EMU __m256i emu_cvtepi32_epi16(__m512i a)
 #define _mm512_max_ps emu_max_ps
 #define _mm512_sqrt_ps emu_sqrt_ps
 #define _mm512_mask_blend_ps emu_mask_blend_ps
+#define _mm512_mask_add_ps emu_mask_add_ps
+#define _mm512_maskz_add_epi32 emu_maskz_add_epi32
 #define _mm512_moveldup_ps emu_moveldup_ps
 #define _mm512_movehdup_ps emu_movehdup_ps
 #define _mm512_permutexvar_ps emu_permutexvar_ps
@@ -198,5 +205,6 @@ EMU __m256i emu_cvtepi32_epi16(__m512i a)
 #define _mm512_castps_si512(a) (((Emu){.ps = (a)}).si)
 #define _mm512_castps_pd(a) (a)
 #define _mm512_castps512_ps256(a) emu_half(a, 0)
+#define _mm512_castps512_ps128(a) _mm256_castps256_ps128(emu_half(a, 0))
 #define _mm512_extractf64x4_pd(a, upper) _mm256_castps_pd(emu_half(a, upper))
 #define _mm512_castps256_ps512 emu_widen

@@ -27,6 +27,8 @@
     X(fmadd_ps, true, PUT_PS(_mm512_fmadd_ps(PS(a), PS(b), PS(c))))                                \
     X(fnmadd_ps, true, PUT_PS(_mm512_fnmadd_ps(PS(a), PS(b), PS(c))))                              \
     X(mask_blend_ps, false, PUT_PS(_mm512_mask_blend_ps(MASK, PS(a), PS(b))))                      \
+    X(mask_add_ps, true, PUT_PS(_mm512_mask_add_ps(PS(a), MASK, PS(b), PS(c))))                    \
+    X(maskz_add_epi32, false, PUT_SI(_mm512_maskz_add_epi32(MASK, SI(a), SI(b))))                  \
     X(moveldup_ps, false, PUT_PS(_mm512_moveldup_ps(PS(a))))                                       \
     X(movehdup_ps, false, PUT_PS(_mm512_movehdup_ps(PS(a))))                                       \
     X(permutexvar_ps, false, PUT_PS(_mm512_permutexvar_ps(SI(a), PS(b))))                          \
@@ -34,13 +36,18 @@
     X(unpackhi_ps, false, PUT_PS(_mm512_unpackhi_ps(PS(a), PS(b))))                                \
     X(shuffle_ps_44, false, PUT_PS(_mm512_shuffle_ps(PS(a), PS(b), 0x44)))                         \
     X(shuffle_ps_ee, false, PUT_PS(_mm512_shuffle_ps(PS(a), PS(b), 0xee)))                         \
+    X(shuffle_ps_88, false, PUT_PS(_mm512_shuffle_ps(PS(a), PS(b), 0x88)))                         \
+    X(shuffle_ps_dd, false, PUT_PS(_mm512_shuffle_ps(PS(a), PS(b), 0xdd)))                         \
     X(shuffle_f32x4_44, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0x44)))                   \
     X(shuffle_f32x4_ee, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0xee)))                   \
     X(shuffle_f32x4_88, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0x88)))                   \
     X(shuffle_f32x4_dd, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0xdd)))                   \
+    X(shuffle_f32x4_0e, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0x0e)))                   \
+    X(shuffle_f32x4_01, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0x01)))                   \
     X(shuffle_f32x4_08, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0x08)))                   \
     X(shuffle_f32x4_b1, false, PUT_PS(_mm512_shuffle_f32x4(PS(a), PS(b), 0xb1)))                   \
     X(castps512_ps256, false, _mm256_storeu_ps(out->f32, _mm512_castps512_ps256(PS(a))))           \
+    X(castps512_ps128, false, _mm_storeu_ps(out->f32, _mm512_castps512_ps128(PS(a))))              \
     X(castps256_ps512, false,                                                                      \
       _mm256_storeu_ps(out->f32, _mm512_castps512_ps256(                                           \
                                      _mm512_castps256_ps512(_mm256_castsi256_ps(SI256(a))))))      \
@@ -78,6 +85,7 @@
     X(cmplt_epi32_mask, false, PUT_MASK(_mm512_cmplt_epi32_mask(SI(a), SI(b))))                    \
     X(cmp_ps_mask_nle, false, PUT_MASK(_mm512_cmp_ps_mask(PS(a), PS(b), _CMP_NLE_UQ)))             \
     X(cmp_ps_mask_lt, false, PUT_MASK(_mm512_cmp_ps_mask(PS(a), PS(b), _CMP_LT_OQ)))               \
+    X(cmp_ps_mask_nlt, false, PUT_MASK(_mm512_cmp_ps_mask(PS(a), PS(b), _CMP_NLT_UQ)))             \
     X(cmp_ps_mask_unord, false, PUT_MASK(_mm512_cmp_ps_mask(PS(a), PS(b), _CMP_UNORD_Q)))          \
     X(maskz_loadu_ps, false, PUT_PS(_mm512_maskz_loadu_ps(MASK, a->f32)))                          \
     X(mask_storeu_ps, false, _mm512_mask_storeu_ps(out->f32, MASK, PS(a)))                         \
