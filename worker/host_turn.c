@@ -1,5 +1,6 @@
 #include "worker/host_turn.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,15 +16,16 @@ int host_turn_try(const char *name)
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd >= 0 && bind(fd, (struct sockaddr *)&at,
                         (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) != 0) {
+        const int why = errno;
         close(fd);
-        return HOST_TURN_NONE;
+        return why == EADDRINUSE ? HOST_TURN_TAKEN : HOST_TURN_WITHOUT;
     }
-    return fd >= 0 ? fd : HOST_TURN_NONE;
+    return fd >= 0 ? fd : HOST_TURN_WITHOUT;
 }
 
 void host_turn_end(int turn)
 {
-    if (turn != HOST_TURN_NONE) {
+    if (turn >= 0) {
         close(turn);
     }
 }

@@ -2,9 +2,9 @@
  * gives back when the process ends in any way. Within a network namespace. */
 #pragma once
 
-#define HOST_TURN_NONE (-1)
+#define HOST_TURN_TAKEN (-1)   /* another process has it */
+#define HOST_TURN_WITHOUT (-2) /* the system cannot say: go on without */
 
-/* Takes the turn, or HOST_TURN_NONE at once if another process has it. Give it back with
- * host_turn_end(). */
+/* Takes the turn at once, or one of the above. Give it back with host_turn_end(). */
 int host_turn_try(const char *name);
-void host_turn_end(int turn); /* HOST_TURN_NONE: nothing */
+void host_turn_end(int turn); /* none: nothing */

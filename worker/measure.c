@@ -323,12 +323,12 @@ static void measure_link(Measure *out)
 
 /* ---- public ---- */
 
-/* Workers of one host that start together would measure each other's noise. HOST_TURN_NONE after
+/* Workers of one host that start together would measure each other's noise. HOST_TURN_TAKEN after
  * wait_ms. */
 static int take_turn(const char *name, unsigned wait_ms)
 {
     int turn = host_turn_try(name);
-    for (unsigned waited = 0; turn == HOST_TURN_NONE && waited < wait_ms; waited += 10) {
+    for (unsigned waited = 0; turn == HOST_TURN_TAKEN && waited < wait_ms; waited += 10) {
         g_usleep(10000);
         turn = host_turn_try(name);
     }
@@ -481,7 +481,7 @@ bool measure_get(const char *state_dir, const MeasureOptions *options, Measure *
     Measure kept;
     const bool known = load(path, key, kernels, options->now_s, &kept);
     const int turn = take_turn(options->turn, known ? 0 : TURN_WAIT_MS);
-    if (known && turn == HOST_TURN_NONE) {
+    if (known && turn < 0) {
         *out = kept;
         return true;
     }

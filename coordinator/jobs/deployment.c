@@ -33,6 +33,7 @@
 
 #include "proto/base/error.h"
 #include "proto/base/units.h"
+#include "proto/plan/cpu_share.h"
 #include "transport/crypto/keys.h"
 
 #include <string.h>
@@ -408,7 +409,8 @@ static void replica_start(ReplicaState *replica)
         const Weft__V1__Hello *hello =
             member_hello(members_find(jobs->options.members, rank->worker));
         addresses[k].host = hello->host;
-        addresses[k].threads = hello->threads;
+        addresses[k].threads = cpu_rank_threads(hello->threads, hello->n_devices);
+        addresses[k].on_device = hello->n_devices > 0;
         addresses[k].cpus = hello->cpus;
         addresses[k].n_cpus = hello->n_cpus;
         list[k] = &addresses[k];

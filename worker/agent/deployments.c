@@ -362,6 +362,11 @@ static void tell_sharing(const Deployment *d, const Weft__V1__StartRequest *requ
     if (cpu_crowding(shares, n, own) > 1.0) {
         engine_set_crowded(d->engine);
     }
+    for (uint32_t i = 0; i < n; i++) {
+        if (request->ranks[i]->on_device) { /* leaves the cores alone */
+            shares[i] = (CpuShare){0};
+        }
+    }
     engine_set_stages_at_once(d->engine, cpu_stages_at_once(shares, stages, n));
     g_autofree char *turn = cpu_turn_name(shares, stages, n, own);
     engine_set_cpu_turn(d->engine, turn);

@@ -113,6 +113,7 @@ struct Engine {
     EngineCounters counters;
     atomic_uint stages_at_once;
     char *cpu_turn; /* engine_set_cpu_turn(), before the thread is told to start; or NULL */
+    int64_t no_turn_until_us;
     atomic_bool crowded, abort, running, failed, waiting, wait_expired;
     atomic_ullong step_now; /* number << 32 | rows of the step that is run; 0 = between steps */
     _Atomic(const char *) activations; /* EngineStatus.activations */

@@ -5,8 +5,9 @@
 #include "transport/group/group.h"
 #include "worker/host_turn.h"
 
-#define TURN_US 1000000  /* for the CPUs of several stages, then without */
-#define TURN_LOOK_US 50u /* between two looks */
+#define TURN_US 1000000       /* for the CPUs of several stages, ... */
+#define TURN_REST_US 10000000 /* ... then without for so long */
+#define TURN_LOOK_US 50u      /* between two looks */
 
 bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_rank,
                        const char *operation, void *user)
@@ -40,18 +41,24 @@ static uint64_t waited_us(const Engine *e)
     return e->waited_us + (e->group != NULL ? group_counters(e->group)->wait_us : 0);
 }
 
-/* Its CPUs for one step, where other stages have them, too (cpu_share.h). After a while without:
- * whoever has them may have been stopped. */
+/* Its CPUs for one step, where other stages have them, too (cpu_share.h): a turn for
+ * host_turn_end(). Whoever has them for long may have been stopped: then without. */
 static int take_cpus(Engine *e)
 {
     const int64_t start_us = g_get_monotonic_time();
     int64_t waited_us = 0;
-    int turn = HOST_TURN_NONE;
-    while (e->cpu_turn != NULL && (turn = host_turn_try(e->cpu_turn)) == HOST_TURN_NONE &&
-           waited_us < TURN_US && !atomic_load(&e->abort) && e->state != STATE_FAILED) {
+    int turn = HOST_TURN_WITHOUT;
+    if (e->cpu_turn == NULL || start_us < e->no_turn_until_us) {
+        return turn;
+    }
+    while ((turn = host_turn_try(e->cpu_turn)) == HOST_TURN_TAKEN && waited_us < TURN_US &&
+           !atomic_load(&e->abort) && e->state != STATE_FAILED) {
         g_usleep(TURN_LOOK_US);
         engine_report_progress(e);
         waited_us = g_get_monotonic_time() - start_us;
+    }
+    if (waited_us >= TURN_US) {
+        e->no_turn_until_us = start_us + waited_us + TURN_REST_US;
     }
     e->waited_us += (uint64_t)waited_us;
     return turn;
