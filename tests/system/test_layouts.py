@@ -1,4 +1,8 @@
 """One digest over layouts and worker counts, recomputed from the dumped logits (NUMERICS 13), for a random model and for the real one."""
+import os
+import socket
+import time
+
 import harness
 from harness import Cluster, folder, recomputed_digest, tiny_model
 
@@ -24,6 +28,29 @@ def case_tiny():
 def case_workers():
     """a cluster of one worker gives the digest that three give"""
     assert run(one, model, "-n", 12)["digest"] == run(three, model, "-n", 12, "--tp", 3)["digest"]
+
+
+def case_turns():
+    """stages on one CPU compute in turns; whoever never gives his back is not waited for for ever, and no bit changes"""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        crowded = Cluster(workers=2)
+    finally:
+        os.sched_setaffinity(0, mine)
+    want = run(one, model, "-n", 12)["digest"]
+    assert run(crowded, model, "-n", 12, "--pp", 2)["digest"] == want
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
+        while True:  # a stage may just have it
+            try:
+                holder.bind(f"\0weft-cpus-{min(mine)}")
+                break
+            except OSError:
+                time.sleep(0.001)
+        start = time.monotonic()
+        assert run(crowded, model, "-n", 12, "--pp", 2)["digest"] == want
+        assert time.monotonic() - start >= 1.0, "no stage waited for its turn"
+    crowded.down().ok()
 
 
 def case_recomputed():
