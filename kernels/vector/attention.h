@@ -35,6 +35,14 @@ enum {
 #define VALUE_VECS(n) ((n) == 1 ? 8 : VEC_LANES == 16 || (n) == 2 ? 4 : (n) == 3 ? 3 : 2)
 #define MOST_VECS 8
 
+/* With 16 lanes the loops are functions of their own: inlined into the walk over blocks, gcc lacks
+ * integer registers for their pointers. With 8 inlining is 1-2 % faster. */
+#if VEC_LANES == 16
+#define ATTENTION_FN static __attribute__((noinline, unused))
+#else
+#define ATTENTION_FN VEC_FN
+#endif
+
 typedef struct Item {
     const float *q;
     float *out;           /* or the partial */
@@ -269,10 +277,8 @@ VEC_FN void scores_of_type(const Tile *tile, KvType type, const void *k, uint32_
     }
 }
 
-/* Functions of their own: within tile_run() gcc lacks integer registers for the pointers. */
 #define SCORES(name, type)                                                                         \
-    static __attribute__((noinline, unused)) void name(const Tile *tile, const void *k,            \
-                                                       uint32_t first, uint32_t end)               \
+    ATTENTION_FN void name(const Tile *tile, const void *k, uint32_t first, uint32_t end)          \
     {                                                                                              \
         scores_of_type(tile, type, k, first, end);                                                 \
     }
@@ -439,8 +445,7 @@ VEC_FN uint32_t visible_high(const Item *item, uint32_t start)
 }
 
 /* Of items [first, end). */
-static __attribute__((noinline)) void softmaxes(const Tile *tile, uint32_t first, uint32_t end,
-                                                uint32_t start)
+ATTENTION_FN void softmaxes(const Tile *tile, uint32_t first, uint32_t end, uint32_t start)
 {
     for (uint32_t i = first; i < end; i++) {
 #if VEC_LANES == 16
@@ -466,8 +471,8 @@ VEC_FN bool alike(const Item *a, const Item *b, uint32_t start)
            visible_high(a, start) == visible_high(b, start) && a->merges == b->merges;
 }
 
-VEC_FN void values_of_type(const Tile *tile, KvType type, const void *v_block, uint32_t target,
-                           uint32_t first, uint32_t end, uint32_t start)
+VEC_FN void values(const Tile *tile, KvType type, const void *v_block, uint32_t target,
+                   uint32_t first, uint32_t end, uint32_t start)
 {
     for (unsigned n; first < end; first += n) {
         const Item *item = &tile->items[first];
@@ -501,25 +506,6 @@ VEC_FN void values_of_type(const Tile *tile, KvType type, const void *v_block, u
             break;
         }
     }
-}
-
-#define VALUES(name, type)                                                                         \
-    static inline __attribute__((always_inline, unused)) void name(                                \
-        const Tile *tile, const void *v, uint32_t target, uint32_t first, uint32_t end,            \
-        uint32_t start)                                                                            \
-    {                                                                                              \
-        values_of_type(tile, type, v, target, first, end, start);                                  \
-    }
-VALUES(values_f16, KV_F16)
-VALUES(values_bf16, KV_BF16)
-VALUES(values_f32, KV_F32)
-
-VEC_FN void values(const Tile *tile, KvType type, const void *v, uint32_t target, uint32_t first,
-                   uint32_t end, uint32_t start)
-{
-    (type == KV_F16    ? values_f16
-     : type == KV_BF16 ? values_bf16
-                       : values_f32)(tile, v, target, first, end, start);
 }
 
 /* The block of items [first, end) takes in slot `level` where it holds an operand: m and s, and the
@@ -659,6 +645,9 @@ VEC_FN void tile_run(Tile *tile, KvType type)
             if (convert) {
                 kv_convert_k(tile, type, k, tile->k);
                 k = tile->k;
+                if (BLOCKS_AT_ONCE == 1) { /* 2 % faster than after the scores */
+                    kv_convert_v(tile, type, v, tile->v);
+                }
                 if (two) {
                     kv_convert_k(tile, type, next, tile->k_next);
                     next = tile->k_next;
@@ -673,7 +662,9 @@ VEC_FN void tile_run(Tile *tile, KvType type)
         softmaxes(tile, first, end, start);
         push(tile, target, first, end);
         if (convert) {
-            kv_convert_v(tile, type, v, tile->v);
+            if (BLOCKS_AT_ONCE == 2) {
+                kv_convert_v(tile, type, v, tile->v);
+            }
             values(tile, KV_F32, tile->v, target, first, end, start);
         } else {
             values(tile, type, v, target, first, end, start);
