@@ -157,27 +157,28 @@ VEC_FN void kv_convert_v(const Tile *tile, KvType type, const void *v, float *ou
 }
 
 /* p[i][j] = (q_i . k_j) * scale for n items from `first` on and n_vecs vectors of keys from `key`
- * on (n, n_vecs constant). */
-VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t first,
-                      const unsigned n, uint32_t key, const unsigned n_vecs)
+ * on (n, n_vecs constant). Vectors from BLOCK_VECS on are of the next block (key is 0 then), for
+ * p_next. */
+VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, const void *k_next,
+                      uint32_t first, const unsigned n, uint32_t key, const unsigned n_vecs)
 {
     const uint32_t head_size = tile->args->head_size;
     const float *q[GROUP];
-    Vec acc[GROUP][BLOCK_VECS];
+    Vec acc[GROUP][2 * BLOCK_VECS];
 #pragma GCC unroll 8
     for (unsigned i = 0; i < n; i++) {
-        q[i] = tile->items[first + i].q + head_size; /* its end: d counts up to 0 */
+        q[i] = tile->items[first + i].q;
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
             acc[i][v] = vec_zero();
         }
     }
-    const uint8_t *at = (const uint8_t *)k + key * kv_element(type);
-    for (ptrdiff_t d = -(ptrdiff_t)head_size; d != 0; d++, at += KV_BLOCK * kv_element(type)) {
-        Vec keys[BLOCK_VECS];
+    for (uint32_t d = 0; d < head_size; d++) {
+        Vec keys[2 * BLOCK_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
-            keys[v] = kv_load(type, at, v * VEC_LANES);
+            keys[v] = kv_load(type, v < BLOCK_VECS ? k : k_next,
+                              (size_t)d * KV_BLOCK + key + v % BLOCK_VECS * VEC_LANES);
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
@@ -193,50 +194,8 @@ VEC_FN void scores_of(const Tile *tile, KvType type, const void *k, uint32_t fir
     for (unsigned i = 0; i < n; i++) {
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
-            vec_store(tile->p + (first + i) * KV_BLOCK + key + v * VEC_LANES,
-                      vec_mul(acc[i][v], scale));
-        }
-    }
-}
-
-/* Scores of a whole group for two blocks. */
-VEC_FN void scores_of_pair(const Tile *tile, const float *k, const float *k_next, uint32_t first)
-{
-    enum { VECS = 2 * BLOCK_VECS };
-    const uint32_t head_size = tile->args->head_size;
-    const float *q[GROUP];
-    Vec acc[GROUP][VECS];
-#pragma GCC unroll 8
-    for (unsigned i = 0; i < GROUP; i++) {
-        q[i] = tile->items[first + i].q;
-#pragma GCC unroll 8
-        for (unsigned v = 0; v < VECS; v++) {
-            acc[i][v] = vec_zero();
-        }
-    }
-    for (uint32_t d = 0; d < head_size; d++) {
-        Vec keys[VECS];
-#pragma GCC unroll 8
-        for (unsigned v = 0; v < VECS; v++) {
-            keys[v] = vec_load((v < BLOCK_VECS ? k : k_next) + (size_t)d * KV_BLOCK +
-                               v % BLOCK_VECS * VEC_LANES);
-        }
-#pragma GCC unroll 8
-        for (unsigned i = 0; i < GROUP; i++) {
-            const Vec query = vec_all(q[i][d]);
-#pragma GCC unroll 8
-            for (unsigned v = 0; v < VECS; v++) {
-                acc[i][v] = vec_fma(query, keys[v], acc[i][v]);
-            }
-        }
-    }
-    const Vec scale = vec_all(tile->args->scale);
-#pragma GCC unroll 8
-    for (unsigned i = 0; i < GROUP; i++) {
-#pragma GCC unroll 8
-        for (unsigned v = 0; v < VECS; v++) {
             float *p = v < BLOCK_VECS ? tile->p : tile->p_next;
-            vec_store(p + (first + i) * KV_BLOCK + v % BLOCK_VECS * VEC_LANES,
+            vec_store(p + (first + i) * KV_BLOCK + key + v % BLOCK_VECS * VEC_LANES,
                       vec_mul(acc[i][v], scale));
         }
     }
@@ -246,7 +205,7 @@ VEC_FN void scores_of_group(const Tile *tile, KvType type, const void *k, uint32
                             const unsigned n)
 {
     for (uint32_t key = 0; key < KV_BLOCK; key += SCORE_VECS(n) * VEC_LANES) {
-        scores_of(tile, type, k, first, n, key, SCORE_VECS(n));
+        scores_of(tile, type, k, NULL, first, n, key, SCORE_VECS(n));
     }
 }
 
@@ -370,8 +329,7 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, const 
     }
     const size_t step = kv_element(type) * head_size;
     const uint8_t *row = (const uint8_t *)v_block + group->low * step + d * kv_element(type);
-    const float *const past = p + group->high;
-    for (ptrdiff_t j = (ptrdiff_t)group->low - (ptrdiff_t)group->high; j != 0; j++, row += step) {
+    for (uint32_t j = group->low; j < group->high; j++, row += step) {
         Vec value[MOST_VECS];
 #pragma GCC unroll 8
         for (unsigned v = 0; v < n_vecs; v++) {
@@ -380,7 +338,7 @@ VEC_FN void values_of(const Tile *tile, KvType type, const void *v_block, const 
         }
 #pragma GCC unroll 8
         for (unsigned i = 0; i < n; i++) {
-            const Vec weight = vec_all(past[(ptrdiff_t)(i * KV_BLOCK) + j]);
+            const Vec weight = vec_all(p[i * KV_BLOCK + j]);
 #pragma GCC unroll 8
             for (unsigned v = 0; v < n_vecs; v++) {
                 acc[i][v] = vec_fma(weight, value[v], acc[i][v]);
@@ -606,7 +564,7 @@ VEC_FN uint32_t scores_ahead(const Tile *tile, const float *k, const float *k_ne
                              uint32_t end)
 {
     for (; first + GROUP <= end; first += GROUP) {
-        scores_of_pair(tile, k, k_next, first);
+        scores_of(tile, KV_F32, k, k_next, first, GROUP, 0, 2 * BLOCK_VECS);
     }
     scores(tile, KV_F32, k, first, end);
     return first;

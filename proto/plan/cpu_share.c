@@ -129,16 +129,10 @@ char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, 
     return g_string_free(name, FALSE);
 }
 
-uint32_t cpu_roam(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own,
-                  uint32_t *out)
+uint32_t cpu_roam(const CpuShare *shares, uint32_t n, uint32_t own, uint32_t *out)
 {
     CpuSet all = set_of(&shares[own]);
     uint32_t n_out = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (i != own && stages[i] == stages[own]) {
-            return 0;
-        }
-    }
     if (cpu_crowding(shares, n, own) <= 1.0) {
         return 0;
     }

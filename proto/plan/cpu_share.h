@@ -34,9 +34,7 @@ uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint
 char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own);
 
 /* The CPUs over which shares[own] is to roam instead of staying on its own ones; fills
- * out[CPU_LIMIT] and returns how many, 0 = it stays. Ranks alone in their stage do not always
- * compute at the same time: pinned, two could have one CPU between them while another idles, so
- * where they share CPUs they roam over those of all ranks on their host. Ranks of one stage compute
- * at the same time and are cut by what each has: they stay. */
-uint32_t cpu_roam(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own,
-                  uint32_t *out);
+ * out[CPU_LIMIT] and returns how many, 0 = it stays. For ranks of equal work: pinned, two could
+ * have one CPU between them while another idles, so where they share CPUs they roam over those of
+ * all ranks on their host. */
+uint32_t cpu_roam(const CpuShare *shares, uint32_t n, uint32_t own, uint32_t *out);

@@ -607,23 +607,21 @@ static bool check_ranks(const TrainCall *t, const Weft__V1__TrainStart *start, G
     return ok;
 }
 
-/* What the engine is to know of CPUs that ranks of the job share. */
+/* What the engine is to know of CPUs that ranks of the job share. Training cuts evenly. */
 static void tell_sharing(const TrainCall *t, const Weft__V1__TrainStart *start)
 {
     const uint32_t n = (uint32_t)start->n_ranks;
     g_autofree CpuShare *shares = g_new(CpuShare, n);
-    g_autofree uint32_t *cuts = g_new(uint32_t, n);
     uint32_t own = 0, cpus[CPU_LIMIT];
     for (size_t i = 0; i < start->n_ranks; i++) {
         const Weft__V1__RankAddress *rank = start->ranks[i];
         own = strcmp(rank->worker, t->owner->o.name) == 0 ? (uint32_t)i : own;
         shares[i] = (CpuShare){rank->host, rank->threads, rank->cpus, (uint32_t)rank->n_cpus};
-        cuts[i] = (uint32_t)i; /* even ones, so that ranks of a stage roam, too */
     }
     if (cpu_crowding(shares, n, own) > 1.0) {
         train_engine_set_crowded(t->engine);
     }
-    train_engine_set_roam(t->engine, cpus, cpu_roam(shares, cuts, n, own, cpus));
+    train_engine_set_roam(t->engine, cpus, cpu_roam(shares, n, own, cpus));
 }
 
 static void train_call_start(TrainCall *t, const Weft__V1__TrainStart *start)
