@@ -44,7 +44,7 @@ size_t attention_scratch_floats(uint32_t n_q, uint32_t head_size)
     (void)n_q;                                  /* heads beyond the tile are done in turns */
     return 3 * KV_BLOCK * padded                /* two blocks of K and one of V as f32 */
            + 2 * items * KV_BLOCK               /* scores of two */
-           + items * (ATTENTION_LEVELS + 1) * 2 /* m and s, and the block's own */
+           + items * (ATTENTION_LEVELS + 2) * 2 /* m and s, and those of two blocks */
            + items * ATTENTION_LEVELS * padded  /* o */
            + items * ATTENTION_LEVELS * 2       /* factors of merges */
            + 64;

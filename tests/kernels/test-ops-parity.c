@@ -322,7 +322,7 @@ static void compare(Bench *b, KvType type, uint32_t head_size, uint32_t n_q, uin
 }
 
 static const uint32_t head_sizes[] = {16, 32, 64, 80, 96, 128, 256, 20, 4, 72};
-static const uint32_t group_sizes[] = {1, 2, 3, 4, 8, 9};
+static const uint32_t group_sizes[] = {1, 2, 3, 4, 7, 8, 9};
 static const uint32_t key_counts[] = {1, 31, 32, 33, 63, 64, 65, 1000};
 
 /* One row over many keys. */
@@ -333,7 +333,7 @@ static void test_attention_decode(void **state)
     for (KvType type = KV_F16; type < KV_TYPE_LIMIT; type++) {
         for (unsigned h = 0; h < sizeof head_sizes / sizeof head_sizes[0]; h++) {
             for (unsigned k = 0; k < sizeof key_counts / sizeof key_counts[0]; k++) {
-                const uint32_t n_q = group_sizes[(h + k + type) % 6];
+                const uint32_t n_q = group_sizes[(h + k + type) % 7];
                 if (key_counts[k] == 1000 && h % KV_TYPE_LIMIT != (unsigned)type) {
                     continue; /* generic takes its time */
                 }
@@ -353,7 +353,7 @@ static void test_attention_prefill(void **state)
     Numbers numbers = {7};
     for (uint32_t rows = 1; rows <= 40; rows++) {
         const KvType type = (KvType)(rows % KV_TYPE_LIMIT);
-        const uint32_t head_size = head_sizes[rows % 8], n_q = group_sizes[rows % 6];
+        const uint32_t head_size = head_sizes[rows % 8], n_q = group_sizes[rows % 7];
         for (unsigned k = 0; k < 7; k += 1 + rows % 2) {
             const uint32_t n_keys = key_counts[k] + rows - 1;
             bench_fill(b, type, head_size, n_keys, &numbers);
