@@ -76,7 +76,16 @@ void model_unref(Model *model)
     g_free(model->first_slice);
     g_free(model->name);
     g_free(model->path);
+    g_free(model->root);
     g_free(model);
+}
+
+/* Of a file, beneath the directory. */
+static char *inner_path(const char *root, const char *path)
+{
+    const size_t n = strcmp(root, "/") == 0 ? 0 : strlen(root);
+    return strncmp(path, root, n) == 0 && path[n] == '/' ? g_strdup(path + n + 1)
+                                                         : g_path_get_basename(path);
 }
 
 Weft__V1__Model *model_message(const Model *model, bool with_tensors)
@@ -91,7 +100,7 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
     for (uint32_t i = 0; model_files_are_raw(model->files) && i < model_files_n(model->files);
          i++) {
-        g_ptr_array_add(names, g_path_get_basename(model_files_path(model->files, i)));
+        g_ptr_array_add(names, inner_path(model->root, model_files_path(model->files, i)));
     }
     model_message_set_files(message, (const char *const *)names->pdata, names->len);
     return message;
@@ -235,28 +244,88 @@ static size_t largest_slice(const ModelSpec *spec)
     return largest;
 }
 
-static bool model_hash_slices(Model *model, GError **error)
+/* Hashes of a model, by several threads: job 0 is the whole of its files, job 1 + i tensor i. */
+typedef struct Hashing {
+    Model *model;
+    size_t largest; /* bytes of a slice */
+    gint next;      /* job */
+    GMutex lock;
+    GError *error; /* the first one; ends it */
+} Hashing;
+
+#define HASH_THREADS 8u
+
+static void hashing_fail(Hashing *h, GError *error)
 {
-    const ModelSpec *spec = model->spec;
-    g_autofree uint8_t *buffer = g_try_malloc(largest_slice(spec));
-    if (buffer == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for a slice of model %s",
-                    model->name);
-        return false;
+    g_mutex_lock(&h->lock);
+    if (h->error == NULL) {
+        h->error = error;
+    } else {
+        g_error_free(error);
     }
-    model->slice_hashes = g_malloc0((gsize)model->first_slice[spec->n_tensors] * HASH_BYTES);
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        const TensorSpec *tensor = &spec->tensors[i];
-        for (uint32_t s = 0; s < tensor->n_slices; s++) {
-            if (!model_files_copy_slice(model->files, spec, i, s, buffer, error)) {
-                return false;
-            }
-            Hash128 hash = hash128(buffer, model_spec_slice_bytes(spec, tensor, s));
-            memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES,
-                   hash.bytes, HASH_BYTES);
+    g_mutex_unlock(&h->lock);
+    g_atomic_int_set(&h->next, G_MAXINT / 2);
+}
+
+static bool hash_tensor(const Model *model, uint32_t i, uint8_t *buffer, GError **error)
+{
+    const TensorSpec *tensor = &model->spec->tensors[i];
+    for (uint32_t s = 0; s < tensor->n_slices; s++) {
+        if (!model_files_copy_slice(model->files, model->spec, i, s, buffer, error)) {
+            return false;
+        }
+        Hash128 hash = hash128(buffer, model_spec_slice_bytes(model->spec, tensor, s));
+        memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES, hash.bytes,
+               HASH_BYTES);
+    }
+    return true;
+}
+
+static void *hashing_run(void *user)
+{
+    Hashing *h = user;
+    Model *model = h->model;
+    GError *error = NULL;
+    g_autofree uint8_t *buffer = g_try_malloc(h->largest);
+    if (buffer == NULL) {
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_MEMORY, "no memory for a slice of model %s",
+                    model->name);
+    }
+    for (guint job;
+         error == NULL && (job = (guint)g_atomic_int_add(&h->next, 1)) <= model->spec->n_tensors;) {
+        if (job == 0) {
+            model_files_hash(model->files, &model->spec->file_hash, &error);
+        } else {
+            hash_tensor(model, job - 1, buffer, &error);
         }
     }
-    return model_files_hash(model->files, &model->spec->file_hash, error);
+    if (error != NULL) {
+        hashing_fail(h, error);
+    }
+    return NULL;
+}
+
+static bool model_hash_slices(Model *model, GError **error)
+{
+    Hashing h = {.model = model, .largest = largest_slice(model->spec)};
+    GThread *threads[HASH_THREADS];
+    const guint n = MIN(g_get_num_processors(), HASH_THREADS) - 1; /* beside this one */
+    g_mutex_init(&h.lock);
+    model->slice_hashes = g_malloc0((gsize)model->first_slice[model->spec->n_tensors] * HASH_BYTES);
+    for (guint i = 0; i < n; i++) {
+        threads[i] = g_thread_try_new("hash", hashing_run, &h, NULL); /* or this one does all */
+    }
+    hashing_run(&h);
+    for (guint i = 0; i < n; i++) {
+        if (threads[i] != NULL) {
+            g_thread_join(threads[i]);
+        }
+    }
+    g_mutex_clear(&h.lock);
+    if (h.error != NULL) {
+        g_propagate_error(error, h.error);
+    }
+    return h.error == NULL;
 }
 
 static bool model_take_manifest(Model *model, GBytes *manifest)
@@ -296,6 +365,7 @@ static Model *model_load(ModelTask *task, const char *path)
     Model *model = g_new0(Model, 1);
     g_atomic_ref_count_init(&model->refs);
     model->path = g_strdup(path);
+    model->root = resolve_existing(task->dir);
     model->files = model_files_open(path, &task->error);
     model->spec = model->files != NULL ? model_files_spec(model->files, &task->error) : NULL;
     task->identity = model->spec != NULL ? files_identity(model->files, &task->error) : NULL;

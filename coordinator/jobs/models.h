@@ -17,6 +17,7 @@
 typedef struct Model {
     gatomicrefcount refs;
     char *path, *name; /* resolved path; general.name or the base name */
+    char *root;        /* the resolved --models directory, which path lies in */
     ModelFiles *files;
     ModelSpec *spec;      /* file_hash set */
     Tokenizer *tokenizer; /* NULL: tokenizer_error says why */
@@ -29,8 +30,8 @@ typedef struct Model {
 Model *model_ref(Model *model); /* any thread */
 void model_unref(Model *model); /* NULL-safe, any thread */
 
-/* As it travels: with tensors, their slice hashes and the base names of files that tensors lie in
- * as they are (to a worker), or without (for people). Returned; message_free(). */
+/* As it travels: with tensors, their slice hashes and the paths, beneath --models, of files that
+ * tensors lie in as they are (to a worker), or without (for people). Returned; message_free(). */
 Weft__V1__Model *model_message(const Model *model, bool with_tensors);
 
 typedef struct Models Models;

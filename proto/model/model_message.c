@@ -88,9 +88,42 @@ Weft__V1__Model *model_to_message(const ModelSpec *spec, bool with_tensors)
     return m;
 }
 
+static bool text_is_good(const char *text)
+{
+    size_t length = text != NULL ? strlen(text) : 0;
+    if (length > NAME_LIMIT || (length > 0 && !g_utf8_validate(text, (gssize)length, NULL))) {
+        return false;
+    }
+    for (size_t i = 0; i < length; i++) {
+        if (g_ascii_iscntrl(text[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A path that stays inside whatever directory it is put behind. */
+static bool is_inner_path(const char *path)
+{
+    if (path == NULL || !text_is_good(path)) {
+        return false;
+    }
+    g_auto(GStrv) parts = g_strsplit(path, "/", -1);
+    bool good = parts[0] != NULL;
+    for (char **part = parts; *part != NULL; part++) {
+        good = good && **part != '\0' && strcmp(*part, ".") != 0 && strcmp(*part, "..") != 0;
+    }
+    return good;
+}
+
 void model_message_set_files(Weft__V1__Model *message, const char *const *names, uint32_t n_names)
 {
     g_assert(message->n_file_names == 0);
+    for (uint32_t i = 0; i < n_names; i++) {
+        if (!is_inner_path(names[i])) {
+            return;
+        }
+    }
     message->file_names = g_new0(char *, n_names);
     message->n_file_names = n_names;
     for (uint32_t i = 0; i < n_names; i++) {
@@ -126,35 +159,14 @@ static bool malformed(GError **error, const char *format, ...)
     return false;
 }
 
-static bool text_is_good(const char *text)
-{
-    size_t length = text != NULL ? strlen(text) : 0;
-    if (length > NAME_LIMIT || (length > 0 && !g_utf8_validate(text, (gssize)length, NULL))) {
-        return false;
-    }
-    for (size_t i = 0; i < length; i++) {
-        if (g_ascii_iscntrl(text[i])) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* A name that stays inside whatever directory it is put behind. */
-static bool is_base_name(const char *name)
-{
-    return text_is_good(name) && name != NULL && name[0] != '\0' && name[0] != '.' &&
-           strchr(name, '/') == NULL;
-}
-
 static bool check_files(const Weft__V1__Model *m, GError **error)
 {
     if (m->n_file_names > FILES_LIMIT) {
         return malformed(error, "it names %zu files", m->n_file_names);
     }
     for (size_t i = 0; i < m->n_file_names; i++) {
-        if (!is_base_name(m->file_names[i])) {
-            return malformed(error, "the name of file %zu is no base name", i);
+        if (!is_inner_path(m->file_names[i])) {
+            return malformed(error, "the name of file %zu is no path inside a directory", i);
         }
     }
     for (size_t i = 0; m->n_file_names > 0 && i < m->n_tensors; i++) {

@@ -339,9 +339,9 @@ static bool start_worker(const char *state, unsigned i, const LocalOptions *o,
     g_auto(GStrv) environment =
         g_environ_setenv(g_get_environ(), "WEFT_TOKEN", token->token,
                          TRUE); /* command lines are for all users to read */
-    char *always[] = {"weft-worker", "--name",   name,         "--state",   own,
-                      "--cache",     cache,      "--threads",  thread_text, "--memory",
-                      memory,        "--listen", "127.0.0.1:0"};
+    char *always[] = {"weft-worker", "--name",   name,          "--state",   own,
+                      "--cache",     cache,      "--threads",   thread_text, "--memory",
+                      memory,        "--listen", "127.0.0.1:0", "--models",  "/"};
     g_autoptr(GPtrArray) argv = g_ptr_array_new();
     for (size_t k = 0; k < G_N_ELEMENTS(always); k++) {
         g_ptr_array_add(argv, always[k]);

@@ -28,7 +28,8 @@
 #include <string.h>
 
 #define PROGRESS_US 100000
-#define SILENCE_US 10000000 /* a source that sends nothing for this long is left */
+#define OWN_FILE_BYTES ((size_t)4 << 20) /* of a tensor, read at once */
+#define SILENCE_US 10000000              /* a source that sends nothing for this long is left */
 #define BATCH_DEADLINE_MS 300000
 #define ROUNDS 4u
 #define ROUND_PAUSE_US 500000
@@ -152,14 +153,9 @@ typedef struct LocalTask {
 
 /* An own file that was changed since is noticed by its hashes: after a few wrong slices it is not
  * asked again. */
-static bool read_own_file(Fetch *f, const Slice *s, void *buffer)
+static bool own_file_is_right(Fetch *f, const Slice *s, const void *bytes)
 {
-    const TensorSpec *t = &f->o.spec->tensors[s->ref.tensor];
-    if (!f->files || atomic_load(&f->own_file_wrong) >= 4 ||
-        !slice_files_read(f->files, f->o.spec, t, s->ref.slice, buffer)) {
-        return false;
-    }
-    Hash128 hash = hash128(buffer, s->bytes);
+    Hash128 hash = hash128(bytes, s->bytes);
     if (hash128_equal(&hash, &s->hash)) {
         return true;
     }
@@ -167,36 +163,78 @@ static bool read_own_file(Fetch *f, const Slice *s, void *buffer)
         log_warn(f->o.log,
                  "own copy of the model in %s differs from the coordinator's: tensor %s: slices "
                  "come from elsewhere",
-                 f->o.models_dir, t->name);
+                 f->o.models_dir, f->o.spec->tensors[s->ref.tensor].name);
     }
     return false;
+}
+
+static void put_own(LocalTask *task, Slice *s, const void *bytes, uint64_t *count)
+{
+    put(task->fetch, s, bytes);
+    s->state = SLICE_PUT;
+    *count += s->bytes;
+    task->n_put++;
+}
+
+static void from_cache(LocalTask *task, uint8_t *buffer)
+{
+    Fetch *f = task->fetch;
+    for (uint32_t i = task->first; i < task->last && !atomic_load(&f->cancelled); i++) {
+        Slice *s = &f->slices[i];
+        SliceId id = slice_id(f, s);
+        if (slice_store_read(f->o.store, &id, &s->hash, buffer, s->bytes)) {
+            put_own(task, s, buffer, &task->from_cache);
+        }
+    }
+}
+
+/* Those that the cache lacked, as many at a time as the buffer holds, at least one. */
+static void from_own_file(LocalTask *task, uint8_t *buffer, size_t capacity)
+{
+    Fetch *f = task->fetch;
+    const TensorSpec *tensor = &f->o.spec->tensors[f->slices[task->first].ref.tensor];
+    const uint32_t most = task->last - task->first;
+    g_autofree uint32_t *wanted = g_new(uint32_t, most), *numbers = g_new(uint32_t, most);
+    g_autofree void **out = g_new(void *, most);
+    for (uint32_t i = task->first, n;
+         i < task->last && !atomic_load(&f->cancelled) && atomic_load(&f->own_file_wrong) < 4;) {
+        size_t bytes = 0;
+        for (n = 0; i < task->last && bytes + f->slices[i].bytes <= capacity; i++) {
+            if (f->slices[i].state == SLICE_WANTED) {
+                wanted[n] = i;
+                numbers[n] = f->slices[i].ref.slice;
+                out[n++] = buffer + bytes;
+                bytes += f->slices[i].bytes;
+            }
+        }
+        if (n > 0 && !slice_files_read(f->files, f->o.spec, tensor, numbers, n, out)) {
+            return;
+        }
+        for (uint32_t k = 0; k < n; k++) {
+            Slice *s = &f->slices[wanted[k]];
+            if (own_file_is_right(f, s, out[k])) {
+                put_own(task, s, out[k], &task->from_disk);
+            }
+        }
+    }
 }
 
 static void local_run(void *user)
 {
     LocalTask *task = user;
     Fetch *f = task->fetch;
-    size_t largest = 0;
+    size_t largest = 0, all = 0;
     for (uint32_t i = task->first; i < task->last; i++) {
         largest = MAX(largest, f->slices[i].bytes);
+        all += f->slices[i].bytes;
     }
-    uint8_t *buffer = weft_alloc(1, largest, "slice", &task->error);
-    for (uint32_t i = task->first; buffer && i < task->last && !atomic_load(&f->cancelled); i++) {
-        Slice *s = &f->slices[i];
-        SliceId id = slice_id(f, s);
-        if (slice_store_read(f->o.store, &id, &s->hash, buffer, s->bytes)) {
-            task->from_cache += s->bytes;
-        } else if (read_own_file(f, s, buffer)) {
-            task->from_disk += s->bytes;
-        } else {
-            continue;
-        }
-        put(f, s, buffer);
-        s->state = SLICE_PUT;
-        task->n_put++;
+    const size_t capacity = f->files ? MAX(largest, MIN(all, OWN_FILE_BYTES)) : largest;
+    uint8_t *buffer = weft_alloc(1, capacity, "slices", &task->error);
+    if (buffer) {
+        from_cache(task, buffer);
     }
-    if (f->files) {
-        slice_files_forget(f->files, &f->o.spec->tensors[f->slices[task->first].ref.tensor]);
+    if (buffer && f->files) {
+        from_own_file(task, buffer, capacity);
     }
     weft_free(buffer);
 }

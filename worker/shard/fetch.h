@@ -3,8 +3,8 @@
  * (peers, last the coordinator). Nothing is packed before its hash equals the manifest's.
  *
  * All functions and callbacks: loop thread. Disk, hashes and packing run in the TaskPool. Memory
- * beyond the shard: one slice for each pool thread, and FETCH_FLIGHTS batches of at most
- * max(FETCH_BATCH_BYTES, one slice) on their way over the network. */
+ * beyond the shard: one slice for each pool thread (4 MiB with an own file), and FETCH_FLIGHTS
+ * batches of at most max(FETCH_BATCH_BYTES, one slice) on their way over the network. */
 #pragma once
 
 #include "proto/base/log.h"

@@ -109,7 +109,6 @@ bool slice_store_read(SliceStore *store, const SliceId *id, const Hash128 *expec
         return false;
     }
     bool whole = there == size && read_whole(fd, out, size, 0);
-    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
     if (!whole) {
         drop_cached(store, id, "has another size");
@@ -132,7 +131,6 @@ GBytes *slice_store_read_any(SliceStore *store, const SliceId *id, size_t limit)
     }
     void *data = size > 0 && size <= limit ? g_try_malloc(size) : NULL;
     bool ok = data && read_whole(fd, data, size, 0);
-    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
     if (!ok) {
         g_free(data);
@@ -156,8 +154,8 @@ static bool write_whole(int fd, const void *data, size_t size)
     return true;
 }
 
-/* Writes `data` to `aside`; errno tells why not. The pages must reach the disk before they can be
- * given back. */
+/* Writes `data` to `aside`; errno tells why not. Writing back begins at once: a model's worth of
+ * dirty pages would hold up who comes later. */
 static bool write_aside(const char *aside, const void *data, size_t size)
 {
     int fd = open(aside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -168,7 +166,6 @@ static bool write_aside(const char *aside, const void *data, size_t size)
     int why = errno;
     if (ok) {
         sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     }
     if (close(fd) != 0 && ok) {
         why = errno;
@@ -222,13 +219,21 @@ void slice_files_free(SliceFiles *files)
     g_free(files);
 }
 
-static int open_model_file(const char *models_dir, const char *name, uint64_t *size_out)
+/* Whether a name that came over the network stays inside the directory that it is put behind. */
+static bool stays_inside(const char *name)
 {
-    if (name[0] == '\0' || name[0] == '.' || strchr(name, '/')) {
-        return -1;
+    g_auto(GStrv) parts = g_strsplit(name, "/", -1);
+    bool inside = parts[0] != NULL;
+    for (char **part = parts; *part != NULL; part++) {
+        inside = inside && **part != '\0' && strcmp(*part, ".") != 0 && strcmp(*part, "..") != 0;
     }
+    return inside;
+}
+
+static int open_regular(const char *models_dir, const char *name, uint64_t *size_out)
+{
     g_autofree char *path = g_build_filename(models_dir, name, NULL);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
     struct stat st;
     if (fd >= 0 && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) {
         close(fd);
@@ -236,6 +241,17 @@ static int open_model_file(const char *models_dir, const char *name, uint64_t *s
     }
     *size_out = fd >= 0 ? (uint64_t)st.st_size : 0;
     return fd;
+}
+
+/* Where the coordinator has it beneath its own directory, or in the directory itself. */
+static int open_model_file(const char *models_dir, const char *name, uint64_t *size_out)
+{
+    if (!stays_inside(name)) {
+        return -1;
+    }
+    const int fd = open_regular(models_dir, name, size_out);
+    const char *slash = strrchr(name, '/');
+    return fd < 0 && slash ? open_regular(models_dir, slash + 1, size_out) : fd;
 }
 
 SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec,
@@ -265,32 +281,82 @@ SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec,
     return files;
 }
 
-bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec *tensor,
-                      uint32_t slice, void *out)
+/* Bytes of each row that go to one slice. */
+typedef struct Columns {
+    size_t before, n;
+    uint8_t *out; /* rows packed */
+} Columns;
+
+#define STRIP_BYTES ((size_t)256 << 10)
+
+/* Columns of n_rows rows from `at` on: rows are read whole, many at a time, where half of them is
+ * wanted, else the stretch that is. */
+static bool read_columns(int fd, off_t at, size_t row_bytes, uint32_t n_rows,
+                         const Columns *columns, uint32_t n)
 {
-    SliceRect rect = model_spec_slice(spec, tensor, slice);
-    size_t row_bytes, before, part;
-    if (!dtype_row_bytes(tensor->type, tensor->columns, &row_bytes) ||
-        !dtype_row_bytes(tensor->type, rect.col0, &before) ||
-        !dtype_row_bytes(tensor->type, rect.n_cols, &part)) {
+    size_t from = row_bytes, to = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        from = MIN(from, columns[i].before);
+        to = MAX(to, columns[i].before + columns[i].n);
+    }
+    if (2 * (to - from) >= row_bytes) {
+        from = 0;
+        to = row_bytes;
+    }
+    const size_t span = to - from, rows_at_once = MAX(STRIP_BYTES / span, 1);
+    g_autofree uint8_t *strip = g_try_malloc(rows_at_once * span);
+    for (uint32_t row = 0, rows; strip && row < n_rows; row += rows) {
+        rows = (uint32_t)MIN(rows_at_once, n_rows - row);
+        bool ok = span == row_bytes && read_whole(fd, strip, rows * span, at);
+        for (uint32_t r = 0; span != row_bytes && r < rows; r++) {
+            ok = read_whole(fd, strip + r * span, span, at + (off_t)(r * row_bytes + from));
+            if (!ok) {
+                break;
+            }
+        }
+        if (!ok) {
+            return false;
+        }
+        at += (off_t)(rows * row_bytes);
+        for (uint32_t i = 0; i < n; i++) {
+            const Columns *c = &columns[i];
+            for (uint32_t r = 0; r < rows; r++) {
+                memcpy(c->out + (row + r) * c->n, strip + r * span + c->before - from, c->n);
+            }
+        }
+    }
+    return strip != NULL;
+}
+
+bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec *tensor,
+                      const uint32_t *slices, uint32_t n, void *const *out)
+{
+    const int fd = files->fds[tensor->file];
+    size_t row_bytes;
+    if (!dtype_row_bytes(tensor->type, tensor->columns, &row_bytes)) {
         return false;
     }
-    int fd = files->fds[tensor->file];
-    off_t at = (off_t)(tensor->offset + (uint64_t)rect.row0 * row_bytes + before);
-    if (part == row_bytes) {
-        return read_whole(fd, out, (size_t)rect.n_rows * row_bytes, at);
-    }
-    for (uint32_t r = 0; r < rect.n_rows; r++) {
-        if (!read_whole(fd, (char *)out + (size_t)r * part, part,
-                        at + (off_t)((uint64_t)r * row_bytes))) {
+    g_autofree Columns *columns = g_new(Columns, n + 1);
+    for (uint32_t i = 0, same; i < n; i += same) {
+        const SliceRect first = model_spec_slice(spec, tensor, slices[i]);
+        for (same = 0; i + same < n; same++) { /* slices of the same rows */
+            const SliceRect rect = model_spec_slice(spec, tensor, slices[i + same]);
+            Columns *c = &columns[same];
+            c->out = out[i + same];
+            if (rect.row0 != first.row0 || rect.n_rows != first.n_rows) {
+                break;
+            }
+            if (!dtype_row_bytes(tensor->type, rect.col0, &c->before) ||
+                !dtype_row_bytes(tensor->type, rect.n_cols, &c->n)) {
+                return false;
+            }
+        }
+        const off_t at = (off_t)(tensor->offset + (uint64_t)first.row0 * row_bytes);
+        if (!(columns[0].n == row_bytes
+                  ? read_whole(fd, columns[0].out, (size_t)first.n_rows * row_bytes, at)
+                  : read_columns(fd, at, row_bytes, first.n_rows, columns, same))) {
             return false;
         }
     }
     return true;
-}
-
-void slice_files_forget(SliceFiles *files, const TensorSpec *tensor)
-{
-    posix_fadvise(files->fds[tensor->file], (off_t)tensor->offset, (off_t)tensor->size_bytes,
-                  POSIX_FADV_DONTNEED);
 }

@@ -45,15 +45,14 @@ GBytes *slice_store_read_any(SliceStore *store, const SliceId *id, size_t limit)
 /* ---- the worker's own copy of the model ---- */
 
 typedef struct SliceFiles SliceFiles;
-/* Opens MODELS_DIR/<base name> for each of the model's files; NULL when one is missing or too short
- * for its tensors, or models_dir is NULL. Names with a directory part are refused: they come from
- * the coordinator and must not lead elsewhere. */
+/* Opens MODELS_DIR/NAME for each of the model's files, or where that is not there MODELS_DIR/<base
+ * name>; NULL when one is missing or too short for its tensors, or models_dir is NULL. Names that
+ * lead out of the directory are refused: they come from the coordinator. */
 SliceFiles *slice_files_open(const char *models_dir, const ModelSpec *spec,
                              const char *const *file_names, size_t n_files);
 void slice_files_free(SliceFiles *files); /* NULL-safe */
-/* The file bytes of one slice, rows packed (model_spec_slice_bytes). False on any read error or
- * short file: the caller goes elsewhere. */
+/* The file bytes of n slices of a tensor, each one's rows packed (model_spec_slice_bytes); slices
+ * of the same rows are read together. False on any read error or short file: the caller goes
+ * elsewhere. */
 bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec *tensor,
-                      uint32_t slice, void *out);
-/* Gives the pages of one tensor back to the kernel once its slices were read. */
-void slice_files_forget(SliceFiles *files, const TensorSpec *tensor);
+                      const uint32_t *slices, uint32_t n, void *const *out);

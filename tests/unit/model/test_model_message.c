@@ -110,9 +110,12 @@ static void set_text(char **field, const char *text)
     *field = g_strdup(text);
 }
 
+/* What no coordinator of ours would send. */
 static void set_file(Weft__V1__Model *m, const char *name)
 {
-    model_message_set_files(m, &name, 1);
+    const char *good = "good.gguf";
+    model_message_set_files(m, &good, 1);
+    set_text(&m->file_names[0], name);
 }
 
 static void short_hash(Weft__V1__Model *m)
@@ -164,6 +167,18 @@ static void path_hidden(Weft__V1__Model *m)
 {
     set_file(m, "..");
 }
+static void path_inside_up(Weft__V1__Model *m)
+{
+    set_file(m, "models/../../secret");
+}
+static void path_of_nothing(Weft__V1__Model *m)
+{
+    set_file(m, "models//m.gguf");
+}
+static void path_of_dot(Weft__V1__Model *m)
+{
+    set_file(m, "./m.gguf");
+}
 static void path_empty(Weft__V1__Model *m)
 {
     set_file(m, "");
@@ -194,12 +209,34 @@ static void huge_layers(Weft__V1__Model *m)
     m->n_layers = UINT32_MAX;
 }
 
+/* Paths beneath a directory travel; of names that may not none does. */
+static void test_file_names(void **state)
+{
+    (void)state;
+    g_autoptr(ModelSpec) spec = sample();
+    const char *nested = ".cache/llama/v1/m.gguf", *const bad[] = {"a.gguf", "b\xff.gguf"};
+    Weft__V1__Model *m = model_to_message(spec, true);
+    model_message_set_files(m, &nested, 1);
+    assert_int_equal(m->n_file_names, 1);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(ModelSpec) back = model_from_message(m, &error);
+    assert_non_null(back);
+    weft__v1__model__free_unpacked(m, NULL);
+    m = model_to_message(spec, true);
+    model_message_set_files(m, bad, 2);
+    assert_int_equal(m->n_file_names, 0);
+    g_autoptr(ModelSpec) without = model_from_message(m, &error);
+    assert_non_null(without);
+    weft__v1__model__free_unpacked(m, NULL);
+}
+
 static void test_refusals(void **state)
 {
     static const BreakFn breaks[] = {
-        short_hash,  bad_name,       control_name, long_name,     bad_tensor_name, no_rope,
-        swapped,     partial_hashes, path_up,      path_absolute, path_hidden,     path_empty,
-        file_beyond, wrong_rows,     wrong_role,   wrong_type,    wrong_family,    huge_layers};
+        short_hash,     bad_name,        control_name, long_name,     bad_tensor_name, no_rope,
+        swapped,        partial_hashes,  path_up,      path_absolute, path_hidden,     path_empty,
+        file_beyond,    wrong_rows,      wrong_role,   wrong_type,    wrong_family,    huge_layers,
+        path_inside_up, path_of_nothing, path_of_dot};
     g_autoptr(ModelSpec) spec = sample();
     for (size_t i = 0; i < G_N_ELEMENTS(breaks); i++) {
         Weft__V1__Model *m = model_to_message(spec, true);
@@ -252,9 +289,8 @@ static void test_damaged_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_description_only),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_description_only),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_file_names),
         cmocka_unit_test(test_damaged_bytes),
     };
     return cmocka_run_group_tests_name("model-message", tests, NULL, NULL);

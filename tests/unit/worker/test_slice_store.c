@@ -148,6 +148,30 @@ static void test_without_a_cache(void **state)
     slice_store_free(broken);
 }
 
+/* Every `step`-th slice of each tensor, so many at a time. */
+static void check_own_slices(SliceFiles *files, const TinyModel *model, uint32_t step, uint32_t most)
+{
+    for (uint32_t t = 0; t < model->spec->n_tensors; t++) {
+        const TensorSpec *tensor = &model->spec->tensors[t];
+        for (uint32_t s = 0; s < tensor->n_slices;) {
+            uint32_t slices[64], n = 0;
+            size_t sizes[64];
+            void *expected[64], *got[64];
+            for (; n < most && s < tensor->n_slices; s += step, n++) {
+                slices[n] = s;
+                expected[n] = tiny_model_slice(model, t, s, &sizes[n]);
+                got[n] = g_malloc0(sizes[n]);
+            }
+            assert_true(slice_files_read(files, model->spec, tensor, slices, n, got));
+            for (uint32_t i = 0; i < n; i++) {
+                assert_memory_equal(expected[i], got[i], sizes[i]);
+                g_free(expected[i]);
+                g_free(got[i]);
+            }
+        }
+    }
+}
+
 static void test_own_files(void **state)
 {
     (void)state;
@@ -157,27 +181,40 @@ static void test_own_files(void **state)
     g_autofree char *dir = g_dir_make_tmp("weft-models-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(dir, "m.gguf", NULL);
     tiny_model_write(model, path);
-    const char *name = "m.gguf", *up = "../m.gguf", *other = "n.gguf";
+    const char *name = "m.gguf", *other = "n.gguf";
+    const char *outside[] = {"../m.gguf", "a/../m.gguf", "/m.gguf", "./m.gguf", "a//m.gguf", ""};
     assert_null(slice_files_open(NULL, model->spec, &name, 1));
-    assert_null(slice_files_open(dir, model->spec, &up, 1));
     assert_null(slice_files_open(dir, model->spec, &other, 1));
+    for (size_t i = 0; i < G_N_ELEMENTS(outside); i++) {
+        assert_null(slice_files_open(dir, model->spec, &outside[i], 1));
+    }
     SliceFiles *files = slice_files_open(dir, model->spec, &name, 1);
     assert_non_null(files);
-    for (uint32_t t = 0; t < model->spec->n_tensors; t++) {
-        for (uint32_t s = 0; s < model->spec->tensors[t].n_slices; s++) {
-            size_t size;
-            g_autofree void *expected = tiny_model_slice(model, t, s, &size);
-            g_autofree void *got = g_malloc(size);
-            assert_true(slice_files_read(files, model->spec, &model->spec->tensors[t], s, got));
-            assert_memory_equal(expected, got, size);
-        }
-        slice_files_forget(files, &model->spec->tensors[t]);
-    }
+    check_own_slices(files, model, 1, 1);
+    check_own_slices(files, model, 1, 64);
+    check_own_slices(files, model, 3, 2);
+    /* beneath the coordinator's directory: found flat, and where it lies as there */
+    const char *nested = "tiny/v1/m.gguf";
+    SliceFiles *flat = slice_files_open(dir, model->spec, &nested, 1);
+    assert_non_null(flat);
+    slice_files_free(flat);
+    g_autofree char *inner = g_build_filename(dir, "tiny", "v1", NULL);
+    g_autofree char *inner_path = g_build_filename(inner, "m.gguf", NULL);
+    assert_int_equal(g_mkdir_with_parents(inner, 0700), 0);
+    assert_int_equal(rename(path, inner_path), 0);
+    assert_null(slice_files_open(dir, model->spec, &name, 1));
+    SliceFiles *same = slice_files_open(dir, model->spec, &nested, 1);
+    assert_non_null(same);
+    check_own_slices(same, model, 1, 5);
+    slice_files_free(same);
+    assert_int_equal(rename(inner_path, path), 0);
     /* Cut short while open: an error, not a crash. */
     assert_int_equal(truncate(path, 200), 0);
     g_autofree void *got = g_malloc(1 << 20);
+    const uint32_t first = 0;
     assert_false(slice_files_read(files, model->spec,
-                                  &model->spec->tensors[model->spec->n_tensors - 1], 0, got));
+                                  &model->spec->tensors[model->spec->n_tensors - 1], &first, 1,
+                                  &got));
     slice_files_free(files);
     assert_null(slice_files_open(dir, model->spec, &name, 1));
     tiny_model_free(model);
