@@ -1,6 +1,6 @@
 /* One process of a host at a time, by name: an abstract socket's name is the turn, which the kernel
- * gives back when the process ends in any way. Within a network namespace. Of a
- * name the first 107 bytes count. */
+ * gives back when the process ends in any way. Within a network namespace. Names
+ * have at most 107 bytes. */
 #pragma once
 
 #define HOST_TURN_TAKEN (-1)   /* another process has it */

@@ -1,5 +1,7 @@
 #include "proto/plan/cpu_share.h"
 
+#include "proto/base/hash.h"
+
 #include <glib.h>
 #include <stdbool.h>
 #include <string.h>
@@ -95,6 +97,39 @@ uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint
     return (uint32_t)MAX(at_once + 0.5, 1.0);
 }
 
+static bool has_cpu(const CpuSet *set, uint32_t cpu)
+{
+    return cpu < CPU_LIMIT && (set->words[cpu / 64] >> cpu % 64 & 1u) != 0;
+}
+
+/* "weft-cpus-0-3,8"; what is longer than a name may be is hashed. */
+static char *name_of(const CpuSet *set)
+{
+    GString *name = g_string_new("weft-cpus-");
+    const size_t prefix = name->len;
+    for (uint32_t cpu = 0, last; cpu < CPU_LIMIT; cpu = last + 1) {
+        last = cpu;
+        if (!has_cpu(set, cpu)) {
+            continue;
+        }
+        while (has_cpu(set, last + 1)) {
+            last++;
+        }
+        g_string_append_printf(name, name->len > prefix ? ",%u" : "%u", cpu);
+        if (last > cpu) {
+            g_string_append_printf(name, "-%u", last);
+        }
+    }
+    if (name->len > CPU_TURN_NAME_LIMIT) {
+        const Hash128 hash = hash128(set, sizeof *set);
+        char hex[33];
+        hash128_hex(&hash, hex);
+        g_string_truncate(name, prefix);
+        g_string_append(name, hex);
+    }
+    return g_string_free(name, FALSE);
+}
+
 char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own)
 {
     const CpuSet mine = set_of(&shares[own]);
@@ -120,13 +155,7 @@ char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, 
     if (!shared) {
         return NULL;
     }
-    GString *name = g_string_new("weft-cpus");
-    for (uint32_t cpu = 0; cpu < CPU_LIMIT; cpu++) {
-        if ((mine.words[cpu / 64] >> cpu % 64 & 1u) != 0) {
-            g_string_append_printf(name, "-%u", cpu);
-        }
-    }
-    return g_string_free(name, FALSE);
+    return name_of(&mine);
 }
 
 uint32_t cpu_roam(const CpuShare *shares, uint32_t n, uint32_t own, uint32_t *out)

@@ -30,7 +30,9 @@ uint32_t cpu_stages_at_once(const CpuShare *shares, const uint32_t *stages, uint
  * have them; NULL: it needs no turn. In a pipeline whose stages have CPUs between them in fair
  * parts two steps that meet there meet again at every stage, while other CPUs idle; in turns they
  * part. Only where a stage has one rank (ranks of one compute at the same time) on CPUs for one at
- * a time that others have, all of them, or not at all. g_free(). */
+ * a time that others have, all of them, or not at all. At most CPU_TURN_NAME_LIMIT bytes; g_free().
+ */
+#define CPU_TURN_NAME_LIMIT 100u
 char *cpu_turn_name(const CpuShare *shares, const uint32_t *stages, uint32_t n, uint32_t own);
 
 /* The CPUs over which shares[own] is to roam instead of staying on its own ones; fills

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -110,6 +111,28 @@ static void test_turns(void **state)
     }
 }
 
+/* CPUs that a name has no room for still have one of their own. */
+static void test_long_names(void **state)
+{
+    static uint32_t even[100], other[100];
+    static const uint32_t stages[] = {0, 1};
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++) {
+        even[i] = other[i] = 2 * i;
+    }
+    other[99]++;
+    const CpuShare a[] = {{"a", 100, even, 100}, {"a", 100, even, 100}},
+                   b[] = {{"a", 100, other, 100}, {"a", 100, other, 100}};
+    char *first = cpu_turn_name(a, stages, 2, 0), *same = cpu_turn_name(a, stages, 2, 1),
+         *second = cpu_turn_name(b, stages, 2, 0);
+    assert_string_equal(first, same);
+    assert_string_not_equal(first, second);
+    assert_true(strlen(first) <= CPU_TURN_NAME_LIMIT);
+    free(first);
+    free(same);
+    free(second);
+}
+
 static void test_roaming(void **state)
 {
     static uint32_t cpus[CPU_LIMIT];
@@ -139,7 +162,8 @@ int main(void)
         cmocka_unit_test(test_own_cpus),     cmocka_unit_test(test_same_cpu),
         cmocka_unit_test(test_parts),        cmocka_unit_test(test_unknown),
         cmocka_unit_test(test_rank_threads), cmocka_unit_test(test_stages_at_once),
-        cmocka_unit_test(test_turns),        cmocka_unit_test(test_roaming),
+        cmocka_unit_test(test_turns),        cmocka_unit_test(test_long_names),
+        cmocka_unit_test(test_roaming),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
