@@ -740,7 +740,7 @@ VEC_FN void scores_of_two(const Tile *tile, KvType type, const Blocks *at)
     scores(tile, type, at->k[1], 1, first, at->end);
 }
 
-/* The blocks at hand whose memory is of `type`, `converted` of what arithmetic reads. */
+/* Scores, softmax and values of the blocks at hand, which lie in memory as `type`. */
 VEC_FN void blocks_run(Tile *tile, KvType type, Blocks *at)
 {
     const bool convert = type == KV_Q8 || (type != KV_F32 && at->end - at->first > CONVERT_ABOVE);
