@@ -108,9 +108,9 @@ size_t exchange_take(HttpExchange *x, char *buffer, size_t max, bool *ended, boo
 {
     g_mutex_lock(&x->lock);
     size_t n = MIN(max, x->out->len - x->out_read);
-    memcpy(buffer, x->out->data + x->out_read, n);
-    x->out_read += n;
     if (n > 0) {
+        memcpy(buffer, x->out->data + x->out_read, n);
+        x->out_read += n;
         x->moved_us = loop_now_us(http_server_loop(x->server));
     }
     if (x->out_read == x->out->len) {
