@@ -1,6 +1,6 @@
 /* Packing: file rows to panels of 16 outputs and back. One implementation for every ISA; the bytes
  * are documented in ops/packed.h. */
-#include "proto/model/blocks.h"
+#include "proto/model/block_read.h"
 #include "kernels/ops/packed.h"
 
 #include <assert.h>
@@ -142,7 +142,9 @@ static inline void two_bit_row_get(const uint8_t *row, unsigned lane, uint8_t *q
 
 /* ---- records ---- */
 
-void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *v)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE void lane_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *v)
 {
     switch (type) {
     case DTYPE_Q4_0: {
@@ -226,6 +228,11 @@ void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *v
     default:
         assert(!"a quantised type");
     }
+}
+
+void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *v)
+{
+    lane_put(type, record, lane, v);
 }
 
 void record_get(Dtype type, const uint8_t *record, unsigned lane, BlockValues *v)
@@ -338,8 +345,8 @@ static void put_floats(PackedMatrix *m, const uint8_t *src, uint32_t row, uint32
     }
 }
 
-/* Inlined per type, so that the switches in block_read and record_put fall away. */
-static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, size_t row_bytes,
+/* Inlined per type, so that the switches fall away. */
+ALWAYS_INLINE void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, size_t row_bytes,
                               uint32_t row0, uint32_t n_rows, uint32_t col0, uint32_t n_cols)
 {
     const DtypeInfo *info = dtype_info(type);
@@ -354,8 +361,8 @@ static inline void put_blocks(Dtype type, PackedMatrix *m, const uint8_t *src, s
         const uint8_t *from = src + r * row_bytes;
         for (uint32_t c = 0; c < n_cols / info->block; c++) {
             for (uint32_t i = 0; i < n; i++) {
-                block_read(type, from + i * row_bytes + c * info->block_bytes, &values);
-                record_put(type, record, lane + i, &values);
+                block_read_inline(type, from + i * row_bytes + c * info->block_bytes, &values);
+                lane_put(type, record, lane + i, &values);
             }
             record += record_bytes;
         }
@@ -373,7 +380,24 @@ void packed_put(PackedMatrix *m, const void *src, size_t row_bytes, uint32_t row
         }
         return;
     }
-    put_blocks(m->type, m, from, row_bytes, row0, n_rows, col0, n_cols);
+    switch (m->type) {
+#define TYPE(type)                                                                                 \
+    case type:                                                                                     \
+        put_blocks(type, m, from, row_bytes, row0, n_rows, col0, n_cols);                          \
+        break
+        TYPE(DTYPE_Q4_0);
+        TYPE(DTYPE_Q4_1);
+        TYPE(DTYPE_Q5_0);
+        TYPE(DTYPE_Q5_1);
+        TYPE(DTYPE_Q8_0);
+        TYPE(DTYPE_Q4_K);
+        TYPE(DTYPE_Q5_K);
+        TYPE(DTYPE_Q6_K);
+        TYPE(DTYPE_F8_E4M3);
+#undef TYPE
+    default:
+        assert(!"a quantised type");
+    }
 }
 
 void packed_get_row(const PackedMatrix *m, uint32_t row, float *out)
