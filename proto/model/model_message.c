@@ -102,8 +102,7 @@ static bool text_is_good(const char *text)
     return true;
 }
 
-/* A path that stays inside whatever directory it is put behind. */
-static bool is_inner_path(const char *path)
+bool model_file_path_is_inner(const char *path)
 {
     if (path == NULL || !text_is_good(path)) {
         return false;
@@ -120,7 +119,7 @@ void model_message_set_files(Weft__V1__Model *message, const char *const *names,
 {
     g_assert(message->n_file_names == 0);
     for (uint32_t i = 0; i < n_names; i++) {
-        if (!is_inner_path(names[i])) {
+        if (!model_file_path_is_inner(names[i])) {
             return;
         }
     }
@@ -165,7 +164,7 @@ static bool check_files(const Weft__V1__Model *m, GError **error)
         return malformed(error, "it names %zu files", m->n_file_names);
     }
     for (size_t i = 0; i < m->n_file_names; i++) {
-        if (!is_inner_path(m->file_names[i])) {
+        if (!model_file_path_is_inner(m->file_names[i])) {
             return malformed(error, "the name of file %zu is no path inside a directory", i);
         }
     }

@@ -12,8 +12,11 @@
  * without slice hashes and file names: see below. Without tensors it is a description for people,
  * which model_from_message() refuses. */
 Weft__V1__Model *model_to_message(const ModelSpec *spec, bool with_tensors);
+/* Whether a file's path may travel: it stays inside whatever directory it is put behind, is UTF-8
+ * without control characters and at most 1 KiB long. */
+bool model_file_path_is_inner(const char *path);
 /* The paths of the split files in order, beneath a directory; copied. None is set when one may not
- * travel (longer than 1 KiB, no UTF-8, control characters): workers fetch the slices. */
+ * travel: workers fetch the slices. */
 void model_message_set_files(Weft__V1__Model *message, const char *const *names, uint32_t n_names);
 /* The hashes of one tensor's slices, n_slices of them; copied. */
 void model_message_set_hashes(Weft__V1__Model *message, uint32_t tensor, const Hash128 *hashes,

@@ -2,6 +2,8 @@
  * fails in any way only costs the network again. */
 #include "worker/shard/slice_store.h"
 
+#include "proto/model/model_message.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -219,17 +221,6 @@ void slice_files_free(SliceFiles *files)
     g_free(files);
 }
 
-/* Whether a name that came over the network stays inside the directory that it is put behind. */
-static bool stays_inside(const char *name)
-{
-    g_auto(GStrv) parts = g_strsplit(name, "/", -1);
-    bool inside = parts[0] != NULL;
-    for (char **part = parts; *part != NULL; part++) {
-        inside = inside && **part != '\0' && strcmp(*part, ".") != 0 && strcmp(*part, "..") != 0;
-    }
-    return inside;
-}
-
 static int open_regular(const char *models_dir, const char *name, uint64_t *size_out)
 {
     g_autofree char *path = g_build_filename(models_dir, name, NULL);
@@ -246,7 +237,7 @@ static int open_regular(const char *models_dir, const char *name, uint64_t *size
 /* Where the coordinator has it beneath its own directory, or in the directory itself. */
 static int open_model_file(const char *models_dir, const char *name, uint64_t *size_out)
 {
-    if (!stays_inside(name)) {
+    if (!model_file_path_is_inner(name)) {
         return -1;
     }
     const int fd = open_regular(models_dir, name, size_out);
