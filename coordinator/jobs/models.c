@@ -80,12 +80,13 @@ void model_unref(Model *model)
     g_free(model);
 }
 
-/* Of a file, beneath the directory. */
+/* Of a file, beneath the directory (NULL: it went away while the file was opened). */
 static char *inner_path(const char *root, const char *path)
 {
-    const size_t n = strcmp(root, "/") == 0 ? 0 : strlen(root);
-    return strncmp(path, root, n) == 0 && path[n] == '/' ? g_strdup(path + n + 1)
-                                                         : g_path_get_basename(path);
+    const size_t n = root == NULL || strcmp(root, "/") == 0 ? 0 : strlen(root);
+    return root != NULL && strncmp(path, root, n) == 0 && path[n] == '/'
+               ? g_strdup(path + n + 1)
+               : g_path_get_basename(path);
 }
 
 Weft__V1__Model *model_message(const Model *model, bool with_tensors)

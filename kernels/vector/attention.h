@@ -479,7 +479,7 @@ VEC_FN void values_of(const Tile *tile, KvType type, const Blocks *at, const Gro
     const size_t step = kv_element(type) * tile->args->head_size;
     float *const waiting = slot_o(tile, 0, 0, 0);
     ValueSums sum;
-    /* Two loops instead of one that runs twice: gcc 12 spills in the second. */
+    /* One loop that runs twice, for of two gcc 12 spills the sums in the second. */
     for (uint32_t b = 0, low = group->low;; b++, low = 0) {
         const uint32_t high = b + 1 == at->n ? group->high : KV_BLOCK;
         const uint8_t *row = (const uint8_t *)at->v[b] + low * step + d * kv_element(type);

@@ -149,7 +149,8 @@ static void test_without_a_cache(void **state)
 }
 
 /* Every `step`-th slice of each tensor, so many at a time. */
-static void check_own_slices(SliceFiles *files, const TinyModel *model, uint32_t step, uint32_t most)
+static void check_own_slices(SliceFiles *files, const TinyModel *model, uint32_t step,
+                             uint32_t most)
 {
     for (uint32_t t = 0; t < model->spec->n_tensors; t++) {
         const TensorSpec *tensor = &model->spec->tensors[t];
@@ -188,6 +189,10 @@ static void test_own_files(void **state)
     for (size_t i = 0; i < G_N_ELEMENTS(outside); i++) {
         assert_null(slice_files_open(dir, model->spec, &outside[i], 1));
     }
+    g_autofree char *pipe_path = g_build_filename(dir, "p.gguf", NULL);
+    const char *pipe_name = "p.gguf";
+    assert_int_equal(mkfifo(pipe_path, 0600), 0);
+    assert_null(slice_files_open(dir, model->spec, &pipe_name, 1)); /* nor waited for */
     SliceFiles *files = slice_files_open(dir, model->spec, &name, 1);
     assert_non_null(files);
     check_own_slices(files, model, 1, 1);
@@ -212,9 +217,8 @@ static void test_own_files(void **state)
     assert_int_equal(truncate(path, 200), 0);
     g_autofree void *got = g_malloc(1 << 20);
     const uint32_t first = 0;
-    assert_false(slice_files_read(files, model->spec,
-                                  &model->spec->tensors[model->spec->n_tensors - 1], &first, 1,
-                                  &got));
+    assert_false(slice_files_read(
+        files, model->spec, &model->spec->tensors[model->spec->n_tensors - 1], &first, 1, &got));
     slice_files_free(files);
     assert_null(slice_files_open(dir, model->spec, &name, 1));
     tiny_model_free(model);
