@@ -6,7 +6,9 @@
  * identity of the files it was read from.
  * 2. A Model is immutable once published; requests hold references, so that a replaced file does
  * not pull the old mapping away.
- * 3. Pool threads see only the task and, under its lock, the manifest table. */
+ * 3. Pool threads see only the task and, under its lock, the manifest table.
+ * 4. A model whose files turn out not to have its slices is stale: it serves nobody again, and its
+ * name is read anew at the next open. */
 #include "coordinator/jobs/models.h"
 
 #include "proto/base/error.h"
@@ -36,7 +38,7 @@ typedef struct ModelWaiter {
 typedef struct ModelEntry {
     Model *model;
     char *identity;
-    bool loading;
+    bool loading, stale;
     GArray *waiters; /* of ModelWaiter */
 } ModelEntry;
 
@@ -80,6 +82,11 @@ void model_unref(Model *model)
     g_free(model);
 }
 
+static uint8_t *slice_hash(const Model *model, uint32_t tensor, uint32_t slice)
+{
+    return model->slice_hashes + (size_t)(model->first_slice[tensor] + slice) * HASH_BYTES;
+}
+
 /* Of a file, beneath the directory (NULL: it went away while the file was opened). */
 static char *inner_path(const char *root, const char *path)
 {
@@ -94,9 +101,8 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     const ModelSpec *spec = model->spec;
     Weft__V1__Model *message = model_to_message(spec, with_tensors);
     for (uint32_t i = 0; with_tensors && i < spec->n_tensors; i++) {
-        const Hash128 *hashes =
-            (const Hash128 *)(model->slice_hashes + (size_t)model->first_slice[i] * HASH_BYTES);
-        model_message_set_hashes(message, i, hashes, spec->tensors[i].n_slices);
+        model_message_set_hashes(message, i, (const Hash128 *)slice_hash(model, i, 0),
+                                 spec->tensors[i].n_slices);
     }
     g_autoptr(GPtrArray) names = g_ptr_array_new_with_free_func(g_free);
     for (uint32_t i = 0; model_files_are_raw(model->files) && i < model_files_n(model->files);
@@ -105,6 +111,19 @@ Weft__V1__Model *model_message(const Model *model, bool with_tensors)
     }
     model_message_set_files(message, (const char *const *)names->pdata, names->len);
     return message;
+}
+
+bool model_copy_slice(const Model *model, uint32_t tensor, uint32_t slice, uint8_t *out,
+                      bool *changed, GError **error)
+{
+    *changed = false;
+    if (!model_files_copy_slice(model->files, model->spec, tensor, slice, out, error)) {
+        return false;
+    }
+    const TensorSpec *spec = &model->spec->tensors[tensor];
+    const Hash128 hash = hash128(out, model_spec_slice_bytes(model->spec, spec, slice));
+    *changed = memcmp(hash.bytes, slice_hash(model, tensor, slice), HASH_BYTES) != 0;
+    return !*changed;
 }
 
 /* ---- names ---- */
@@ -276,8 +295,7 @@ static bool hash_tensor(const Model *model, uint32_t i, uint8_t *buffer, GError 
             return false;
         }
         Hash128 hash = hash128(buffer, model_spec_slice_bytes(model->spec, tensor, s));
-        memcpy(model->slice_hashes + (size_t)(model->first_slice[i] + s) * HASH_BYTES, hash.bytes,
-               HASH_BYTES);
+        memcpy(slice_hash(model, i, s), hash.bytes, HASH_BYTES);
     }
     return true;
 }
@@ -444,6 +462,7 @@ static void models_publish(Models *models, ModelTask *task, ModelEntry *entry)
         entry->model = g_steal_pointer(&task->model);
         g_free(entry->identity);
         entry->identity = g_steal_pointer(&task->identity);
+        entry->stale = false;
     }
 }
 
@@ -517,21 +536,50 @@ void models_open(Models *models, const char *name, ModelOpened done, void *user)
     task->models = models;
     task->name = g_strdup(name);
     task->dir = g_strdup(models->dir);
-    task->known_identity = g_strdup(entry->identity);
+    task->known_identity = entry->stale ? NULL : g_strdup(entry->identity);
     work_pool_run_full(models->pool, model_task_work, model_task_done, model_task_free, task);
 }
 
-Model *models_by_hash(const Models *models, const uint8_t hash[16])
+Model *models_by_hash(const Models *models, const uint8_t hash[16], GError **error)
+{
+    const Model *stale = NULL;
+    GHashTableIter iter;
+    void *value;
+    g_hash_table_iter_init(&iter, models->open);
+    while (g_hash_table_iter_next(&iter, NULL, &value)) {
+        ModelEntry *entry = value;
+        if (entry->model == NULL ||
+            memcmp(entry->model->spec->file_hash.bytes, hash, HASH_BYTES) != 0) {
+            continue;
+        }
+        if (!entry->stale) {
+            return entry->model;
+        }
+        stale = entry->model;
+    }
+    if (stale != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO,
+                    "model %s was changed since it was hashed: try again, it is read anew",
+                    stale->path);
+    } else {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
+                    "no open model file has the hash that was asked for");
+    }
+    return NULL;
+}
+
+void models_mark_stale(Models *models, const Model *model)
 {
     GHashTableIter iter;
     void *value;
     g_hash_table_iter_init(&iter, models->open);
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
         ModelEntry *entry = value;
-        if (entry->model != NULL &&
-            memcmp(entry->model->spec->file_hash.bytes, hash, HASH_BYTES) == 0) {
-            return entry->model;
+        if (entry->model == model && !entry->stale) {
+            entry->stale = true;
+            g_mutex_lock(&models->lock);
+            g_hash_table_remove(models->manifests, entry->identity);
+            g_mutex_unlock(&models->lock);
         }
     }
-    return NULL;
 }

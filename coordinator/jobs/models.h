@@ -47,8 +47,15 @@ typedef void (*ModelOpened)(Model *model, const GError *error, void *user);
  * may be left out. NOT_FOUND, DENIED
  * (outside the directory), INVALID (what is wrong in the file). */
 void models_open(Models *models, const char *name, ModelOpened done, void *user);
-/* The open model with these bytes, or NULL. Borrowed. */
-Model *models_by_hash(const Models *models, const uint8_t hash[16]);
+/* The open model with these bytes, borrowed; or NULL, with an error. */
+Model *models_by_hash(const Models *models, const uint8_t hash[16], GError **error);
+/* On the pool. False for a slice that cannot be read (error), and for one whose bytes are not those
+ * of the manifest (*changed). */
+bool model_copy_slice(const Model *model, uint32_t tensor, uint32_t slice, uint8_t *out,
+                      bool *changed, GError **error);
+/* Its files were changed, though size and time are as before: it is no longer found by its hash,
+ * and who opens its name next has the files read and hashed again. */
+void models_mark_stale(Models *models, const Model *model);
 
 /* On the calling thread: the resolved path of a name. */
 char *models_resolve(const char *dir, const char *name, GError **error);

@@ -35,6 +35,7 @@ typedef struct Fetch {
     uint8_t *bytes;
     size_t capacity, offset, slice_offset;
     GError *error;
+    bool changed; /* the model's files have other bytes than its hashes */
     bool cancelled;
     LoopTimer *timer;
 } Fetch;
@@ -96,8 +97,8 @@ static void fetch_read(void *user)
     size_t offset = 0;
     for (uint32_t i = 0; i < f->n_batch; i++) {
         const SliceRef *ref = &f->slices[f->first + i];
-        if (!model_files_copy_slice(f->model->files, f->model->spec, ref->tensor, ref->slice,
-                                    f->bytes + offset, &f->error)) {
+        if (!model_copy_slice(f->model, ref->tensor, ref->slice, f->bytes + offset, &f->changed,
+                              &f->error)) {
             return;
         }
         offset += f->sizes[i];
@@ -166,6 +167,22 @@ static void fetch_send(void *user)
     }
 }
 
+/* The model's files have changed: the batch again from another file of the same bytes, if one is
+ * open. */
+static void fetch_turn(Fetch *f)
+{
+    models_mark_stale(f->service->models, f->model);
+    Model *other = models_by_hash(f->service->models, f->model->spec->file_hash.bytes, &f->error);
+    if (other == NULL) {
+        fetch_finish(f, f->error);
+        return;
+    }
+    model_unref(f->model);
+    f->model = model_ref(other);
+    f->next = f->first;
+    fetch_begin_batch(f);
+}
+
 static void fetch_on_batch(void *user)
 {
     Fetch *f = user;
@@ -174,6 +191,8 @@ static void fetch_on_batch(void *user)
     f->slice_offset = 0;
     if (f->cancelled) {
         fetch_free(f);
+    } else if (f->changed) {
+        fetch_turn(f);
     } else if (f->error != NULL) {
         fetch_finish(f, f->error);
     } else {
@@ -192,15 +211,15 @@ static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)
     SlicesService *service = user;
     const Weft__V1__FetchRequest *request = (const Weft__V1__FetchRequest *)message;
     g_autoptr(GError) error = NULL;
-    Model *model = request->file_hash.len == 16
-                       ? models_by_hash(service->models, request->file_hash.data)
-                       : NULL;
+    Model *model = NULL;
     if (request->n_slices > SLICES_LIMIT) {
         g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "fetch of %zu slices: at most %u at once", request->n_slices, SLICES_LIMIT);
-    } else if (model == NULL) {
-        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
-                    "no open model file has the hash that was asked for");
+    } else if (request->file_hash.len != 16) {
+        g_set_error(&error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "fetch: the hash of a file has 16 bytes, not %zu", request->file_hash.len);
+    } else {
+        model = models_by_hash(service->models, request->file_hash.data, &error);
     }
     if (error != NULL) {
         rpc_call_finish(call, error);

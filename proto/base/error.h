@@ -23,10 +23,13 @@ typedef enum WeftErrorCode {
     WEFT_ERROR_CANCELLED = 105,   /* exit 130 */
     WEFT_ERROR_FULL = 106,        /* as many wait as may: try again later; exit 4 */
     WEFT_ERROR_TOO_LONG = 107,    /* a prompt that the context cannot hold: exit 2 */
-    WEFT_ERROR_UNREACHABLE = 200, /* exit 5 */
+    WEFT_ERROR_UNREACHABLE = 200, /* the host that was asked: exit 5 */
     WEFT_ERROR_PROTOCOL = 201,    /* malformed or out of order: exit 1 */
     WEFT_ERROR_VERSION = 202,     /* version skew; both versions in the message: exit 1 */
     WEFT_ERROR_STALE = 203,       /* stamped with an old epoch or generation: exit 1 */
+    /* Who was asked answers, but a host that it needs cannot be reached, or has not what is needed:
+     * exit 1 */
+    WEFT_ERROR_PEER_UNREACHABLE = 204,
     WEFT_ERROR_WORKER_LOST = 300, /* exit 1 */
     WEFT_ERROR_NOT_READY = 301,   /* exit 4 */
     WEFT_ERROR_MEMORY = 302,      /* exit 1 */

@@ -1,5 +1,6 @@
 """Bad input: one clear line each, the documented exit code, the daemons alive after."""
 import contextlib
+import os
 import pathlib
 import random
 import socket
@@ -127,6 +128,37 @@ def case_flipped_weights():
     assert got.code in (0, 1), got
     if got.code == 1:
         got.fails(1, "layer")
+
+
+def case_changed_weights():
+    """weights that changed under a manifest that is kept: the slice is named, the coordinator is not called unreachable"""
+    def change(path, byte):
+        stat = path.stat()
+        with path.open("r+b") as file:
+            file.seek(len(good) // 2)
+            file.write(bytes([byte]) * 64)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    def tokens(path):
+        return weft("run", path, "-p", "x", "-n", 3, "--json", "-q").ok().json()["tokens"]
+    path = work / "changed.gguf"
+    path.write_bytes(good)
+    change(path, 1)
+    weft("plan", path).ok()  # the manifest, which serves for files of this size and time
+    change(path, 2)
+    got = weft("run", path, "-p", "x", "-n", 2, "-q").fails(1, "slice", "tensor", "changed.gguf", "hash")
+    assert "is it running" not in got.err, got
+    fresh = work / "fresh.gguf"
+    fresh.write_bytes(path.read_bytes())
+    assert tokens(path) == tokens(fresh)  # read anew
+
+    twin = work / "twin.gguf"  # the same bytes under two names: the right one serves
+    for name in (path, twin):
+        name.write_bytes(good)
+        change(name, 3)
+        weft("plan", name).ok()
+    change(path, 4)
+    assert tokens(path) == tokens(twin)
 
 
 def case_range():

@@ -244,6 +244,14 @@ static void cancel_call(void *user)
     }
 }
 
+/* The transport's words begin with the method (rpc.h); what the coordinator itself says does not.
+ */
+static bool none_answered(const Waiting *w)
+{
+    return g_error_matches(w->error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE) &&
+           g_str_has_prefix(w->error->message, w->service->name);
+}
+
 /* gRPC's account of a failed connection has the reason at its end; --verbose shows all of it. */
 static void say_unreachable(const Client *c, GError *e)
 {
@@ -300,7 +308,7 @@ static bool wait_for_call(Client *c, Waiting *w, GError **error)
     if (c->interrupted) {
         g_clear_error(&w->error);
         w->error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
-    } else if (g_error_matches(w->error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE)) {
+    } else if (none_answered(w)) {
         say_unreachable(c, w->error);
     }
     g_propagate_error(error, w->error);

@@ -264,7 +264,7 @@ static LinkRaw *inproc_connect(LinkRawPort *raw_port, GBytes *address, uint64_t 
     Port *port = (Port *)raw_port;
     Port *peer = bus_find(port->bus, address);
     if (peer == NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PEER_UNREACHABLE,
                     "no port with that address is open: the peer has closed it");
         return NULL;
     }

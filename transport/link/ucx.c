@@ -342,7 +342,7 @@ static LinkRaw *ucx_connect(LinkRawPort *raw_port, GBytes *address, uint64_t tag
     raw->pool.bytes_out_limit = IN_FLIGHT_BYTES;
     ucs_status_t status = raw_create_endpoint(raw, worker_address);
     if (status != UCS_OK) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PEER_UNREACHABLE,
                     "cannot connect a link: %s: check that both hosts name an interface of one "
                     "network with --link-device",
                     ucs_status_string(status));

@@ -150,7 +150,7 @@ void rpc_channel_free(RpcChannel *channel);
 typedef struct RpcCallbacks {
     void (*on_message)(const ProtobufCMessage *response, void *user); /* borrowed; may be NULL */
     /* Once, last. error NULL = OK; else borrowed WEFT_ERROR (weft_error_from_status). UNREACHABLE
-     * when no connection. */
+     * when no connection. What the peer did not say itself begins with the method's full name. */
     void (*on_done)(const GError *error, void *user);
 } RpcCallbacks;
 

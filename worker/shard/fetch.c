@@ -537,7 +537,7 @@ static void fail_without_source(Fetch *f, const Slice *s)
         wanted += f->slices[i].state != SLICE_PUT;
     }
     GError *why = NULL;
-    g_set_error(&why, WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+    g_set_error(&why, WEFT_ERROR, WEFT_ERROR_PEER_UNREACHABLE,
                 "%u of %u slices could not be had, first slice %u of tensor %s: %s: check the "
                 "sources and load again",
                 wanted, f->n_slices, s->ref.slice, f->o.spec->tensors[s->ref.tensor].name,

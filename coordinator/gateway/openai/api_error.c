@@ -61,6 +61,7 @@ static const Mapping mappings[] = {
     {WEFT_ERROR_WORKER_LOST, 503, SERVER_ERROR, "worker_lost", true},
     {WEFT_ERROR_NOT_READY, 503, SERVER_ERROR, "not_ready", true},
     {WEFT_ERROR_UNREACHABLE, 503, SERVER_ERROR, "unreachable", false},
+    {WEFT_ERROR_PEER_UNREACHABLE, 503, SERVER_ERROR, "unreachable", false},
     {WEFT_ERROR_STALE, 503, SERVER_ERROR, "stale", false},
     {WEFT_ERROR_NUMERICS, 500, SERVER_ERROR, "numerics", true},
 };

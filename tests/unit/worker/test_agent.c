@@ -273,12 +273,12 @@ static void test_slices_come_from_whoever_has_them(void **state)
     }
     peer->missing = env->c->missing = true;
     peer->silent = false;
-    env_assert_fails(env, env_load_from(env, 20, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE,
+    env_assert_fails(env, env_load_from(env, 20, plan, 0, sources, 3), WEFT_ERROR_PEER_UNREACHABLE,
                      "could not be had", "tensor");
     /* Nothing but wrong bytes is no model either. */
     env->c->missing = peer->missing = false;
     env->c->corrupt_slices = peer->corrupt_slices = -1;
-    env_assert_fails(env, env_load_from(env, 21, plan, 0, sources, 3), WEFT_ERROR_UNREACHABLE,
+    env_assert_fails(env, env_load_from(env, 21, plan, 0, sources, 3), WEFT_ERROR_PEER_UNREACHABLE,
                      "wrong hash", "tensor");
     env->c->corrupt_slices = 0;
     peer->corrupt_slices = 0;
