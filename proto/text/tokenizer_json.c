@@ -9,11 +9,13 @@
 #define FILE_LIMIT (64u << 20)
 #define TOKENS_LIMIT (4u << 20)
 #define CONFIG_NAME "tokenizer_config.json"
+#define CHAT_TEMPLATE_NAME "chat_template.jinja"
 
 struct JsonVocab {
     TokenizerVocab vocab;
     json_t *file, *config; /* what the vocabulary points into */
     GStringChunk *texts;
+    const char *chat_template; /* of a file of its own; or NULL */
     VocabText *tokens, *merges;
     int64_t *kinds;
 };
@@ -286,8 +288,10 @@ JsonVocab *json_vocab_load(const char *path, GError **error)
         is_folder ? g_build_filename(path, "tokenizer.json", NULL) : g_strdup(path);
     g_autofree char *folder = g_path_get_dirname(file);
     g_autofree char *beside = g_build_filename(folder, CONFIG_NAME, NULL);
+    g_autofree char *template_file = g_build_filename(folder, CHAT_TEMPLATE_NAME, NULL);
     g_autoptr(GMappedFile) text = g_mapped_file_new(file, FALSE, NULL),
-                           config = g_mapped_file_new(beside, FALSE, NULL);
+                           config = g_mapped_file_new(beside, FALSE, NULL),
+                           template = g_mapped_file_new(template_file, FALSE, NULL);
     if (text == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND,
                     "%s is not there; name a tokenizer.json or its directory", file);
@@ -299,6 +303,9 @@ JsonVocab *json_vocab_load(const char *path, GError **error)
                          config != NULL ? g_mapped_file_get_length(config) : 0, error);
     if (v == NULL) {
         g_prefix_error(error, "%s: ", folder);
+    } else if (template != NULL) {
+        v->chat_template = g_string_chunk_insert_len(v->texts, g_mapped_file_get_contents(template),
+                                                     (gssize)g_mapped_file_get_length(template));
     }
     return v;
 }
@@ -310,7 +317,20 @@ const TokenizerVocab *json_vocab_get(const JsonVocab *v)
 
 const char *json_vocab_chat_template(const JsonVocab *v)
 {
-    return json_string_value(json_object_get(v->config, "chat_template"));
+    const json_t *of_config = json_object_get(v->config, "chat_template");
+    if (v->chat_template != NULL || !json_is_array(of_config)) {
+        return v->chat_template != NULL ? v->chat_template : json_string_value(of_config);
+    }
+    size_t i;
+    json_t *named;
+    json_array_foreach(of_config, i, named)
+    {
+        const char *name = json_string_value(json_object_get(named, "name"));
+        if (name != NULL && strcmp(name, "default") == 0) {
+            return json_string_value(json_object_get(named, "template"));
+        }
+    }
+    return NULL;
 }
 
 void json_vocab_free(JsonVocab *v)

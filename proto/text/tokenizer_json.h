@@ -12,10 +12,12 @@ typedef struct JsonVocab JsonVocab;
  * NULL. INVALID. Returned. */
 JsonVocab *json_vocab_parse(const char *text, size_t length, const char *config,
                             size_t config_length, GError **error);
-/* The file, or the one in the directory, with its tokenizer_config.json beside it. NOT_FOUND. */
+/* The file, or the one in the directory, with its tokenizer_config.json and chat_template.jinja
+ * beside it. NOT_FOUND. */
 JsonVocab *json_vocab_load(const char *path, GError **error);
 const TokenizerVocab *json_vocab_get(const JsonVocab *v);
-/* From tokenizer_config.json; NULL if there is none. Borrowed. */
+/* The file chat_template.jinja, else what tokenizer_config.json has (of several by name, the
+ * "default" one); NULL if there is none. Borrowed. */
 const char *json_vocab_chat_template(const JsonVocab *v);
 void json_vocab_free(JsonVocab *v); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(JsonVocab, json_vocab_free)

@@ -361,6 +361,40 @@ static void test_tokenizer_json_refuses(void **state)
     assert_int_equal(json_vocab_get(v)->kinds[2], TOKEN_UNUSED);
 }
 
+/* A file of its own comes first, then the configuration's only one or its "default". */
+static void test_chat_templates(void **state)
+{
+    World *w = *state;
+    static const char tokenizer[] = "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0}},"
+                                    "\"pre_tokenizer\":{\"type\":\"ByteLevel\"}}";
+    static const char *const cases[][3] = {
+        {"{}", NULL, NULL},
+        {"{\"chat_template\":\"one\"}", NULL, "one"},
+        {"{\"chat_template\":[{\"name\":\"tools\",\"template\":\"t\"},"
+         "{\"name\":\"default\",\"template\":\"d\"}]}",
+         NULL, "d"},
+        {"{\"chat_template\":[{\"name\":\"tools\",\"template\":\"t\"},3,{}]}", NULL, NULL},
+        {"{\"chat_template\":7}", NULL, NULL},
+        {"{\"chat_template\":\"one\"}", "{{ file }}\n", "{{ file }}\n"},
+        {"{}", "{{ file }}\n", "{{ file }}\n"},
+    };
+    put(w->directory, "tokenizer.json", tokenizer);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        put(w->directory, "tokenizer_config.json", cases[i][0]);
+        if (cases[i][1] != NULL) {
+            put(w->directory, "chat_template.jinja", cases[i][1]);
+        }
+        g_autoptr(JsonVocab) v = json_vocab_load(w->directory, NULL);
+        assert_non_null(v);
+        const char *got = json_vocab_chat_template(v);
+        if (cases[i][2] == NULL) {
+            assert_null(got);
+        } else {
+            assert_string_equal(got, cases[i][2]);
+        }
+    }
+}
+
 #define CASE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -371,6 +405,7 @@ int main(void)
         CASE(test_directory),
         CASE(test_directory_refuses),
         cmocka_unit_test(test_tokenizer_json_refuses),
+        CASE(test_chat_templates),
     };
     return cmocka_run_group_tests_name("model_source", tests, NULL, NULL);
 }
