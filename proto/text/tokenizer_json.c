@@ -303,7 +303,7 @@ JsonVocab *json_vocab_load(const char *path, GError **error)
                          config != NULL ? g_mapped_file_get_length(config) : 0, error);
     if (v == NULL) {
         g_prefix_error(error, "%s: ", folder);
-    } else if (template != NULL) {
+    } else if (template != NULL && g_mapped_file_get_length(template) > 0) {
         v->chat_template = g_string_chunk_insert_len(v->texts, g_mapped_file_get_contents(template),
                                                      (gssize)g_mapped_file_get_length(template));
     }
