@@ -167,7 +167,7 @@ static double rate(Bench *b, WorkFn fn, unsigned thread, unsigned n_threads)
 
 static void bench_type(Bench *b, unsigned thread, unsigned n_threads)
 {
-    const uint32_t n_in = (uint32_t)option_n_in, n_large = 256 * n_threads;
+    const uint32_t n_in = (uint32_t)option_n_in, n_large = 384 * n_threads;
     const size_t panel = packed_panel_bytes(b->type, n_in);
     const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
     double gops[64], of_peak[64], rates[64], ratios[64], packing = 0, best = 0, best_peak = 0;
