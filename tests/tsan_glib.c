@@ -36,6 +36,21 @@ void(g_mutex_unlock)(GMutex *mutex)
     REAL(g_mutex_unlock)(mutex);
 }
 
+void(g_cond_wait)(GCond *cond, GMutex *mutex)
+{
+    release(mutex);
+    REAL(g_cond_wait)(cond, mutex);
+    acquire(mutex);
+}
+
+gboolean(g_cond_wait_until)(GCond *cond, GMutex *mutex, gint64 end_time)
+{
+    release(mutex);
+    const gboolean signalled = REAL(g_cond_wait_until)(cond, mutex, end_time);
+    acquire(mutex);
+    return signalled;
+}
+
 void(g_async_queue_push)(GAsyncQueue *queue, gpointer data)
 {
     release(queue);
@@ -83,17 +98,40 @@ static gpointer run(gpointer user)
     return result;
 }
 
-GThread *(g_thread_new)(const char *name, GThreadFunc fn, gpointer data)
+static Started *started_new(GThreadFunc fn, gpointer data)
 {
     Started *s = g_new0(Started, 1);
     *s = (Started){fn, data, 0};
-    GThread *thread = REAL(g_thread_new)(name, run, s);
+    return s;
+}
+
+static void keep(GThread *thread, Started *s)
+{
     REAL(g_mutex_lock)(&guard);
     if (started == NULL) {
         started = g_hash_table_new(NULL, NULL);
     }
     g_hash_table_insert(started, thread, s);
     REAL(g_mutex_unlock)(&guard);
+}
+
+GThread *(g_thread_new)(const char *name, GThreadFunc fn, gpointer data)
+{
+    Started *s = started_new(fn, data);
+    GThread *thread = REAL(g_thread_new)(name, run, s);
+    keep(thread, s);
+    return thread;
+}
+
+GThread *(g_thread_try_new)(const char *name, GThreadFunc fn, gpointer data, GError **error)
+{
+    Started *s = started_new(fn, data);
+    GThread *thread = REAL(g_thread_try_new)(name, run, s, error);
+    if (thread == NULL) {
+        g_free(s);
+        return NULL;
+    }
+    keep(thread, s);
     return thread;
 }
 
@@ -120,9 +158,10 @@ typedef struct Pooled {
 
 static void run_pooled(gpointer data, gpointer user)
 {
-    const Pooled *p = user;
+    Pooled *p = user;
     acquire(data);
     p->fn(data, p->user);
+    release(p);
 }
 
 GThreadPool *(g_thread_pool_new)(GFunc fn, gpointer user, gint most, gboolean exclusive,
@@ -137,4 +176,13 @@ gboolean(g_thread_pool_push)(GThreadPool *pool, gpointer data, GError **error)
 {
     release(data);
     return REAL(g_thread_pool_push)(pool, data, error);
+}
+
+void(g_thread_pool_free)(GThreadPool *pool, gboolean at_once, gboolean waits)
+{
+    Pooled *p = pool->user_data;
+    REAL(g_thread_pool_free)(pool, at_once, waits);
+    if (waits) {
+        acquire(p);
+    }
 }
