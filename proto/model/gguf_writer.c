@@ -206,8 +206,8 @@ static void vocab_keys(Keys *k, const TokenizerVocab *v, uint32_t size)
     if (v->adds_bos != VOCAB_DEFAULT) {
         key_bool(k, "tokenizer.ggml.add_bos_token", v->adds_bos == VOCAB_YES);
     }
-    if (v->adds_space_prefix != VOCAB_DEFAULT) {
-        key_bool(k, "tokenizer.ggml.add_space_prefix", v->adds_space_prefix == VOCAB_YES);
+    if (v->space_prefix != SPACE_PREFIX_DEFAULT) { /* FIRST is not among GGUF's */
+        key_bool(k, "tokenizer.ggml.add_space_prefix", v->space_prefix != SPACE_PREFIX_NEVER);
     }
 }
 

@@ -127,6 +127,22 @@ static bool read_llama(HfModel *m, const json_t *config, ModelConfig *out, GErro
            hf_rope_read(directory, config, head_size, &out->rope, &m->rope_factors, error);
 }
 
+/* Llama's network where no token looks back a part of the context alone. */
+static bool read_mistral(HfModel *m, const json_t *config, ModelConfig *out, GError **error)
+{
+    if (!read_llama(m, config, out, error)) {
+        return false;
+    }
+    const uint32_t window = count(config, "sliding_window", 0);
+    if (window != 0 && window < out->context) {
+        return hf_fail(m->directory, error,
+                       "a sliding_window of %u tokens in a context of %u is not supported; take a "
+                       "model without one",
+                       window, out->context);
+    }
+    return true;
+}
+
 static ModelSpec *read_config(HfModel *m, GError **error)
 {
     const char *directory = m->directory;
@@ -146,12 +162,13 @@ static ModelSpec *read_config(HfModel *m, GError **error)
     g_autofree char *base = g_path_get_basename(directory), *name = g_utf8_make_valid(base, -1);
     ModelConfig c = {.vocabulary = count(config, "vocab_size", 0), .name = name};
     const char *type = json_string_value(json_object_get(config, "model_type"));
-    bool ok = g_strcmp0(type, "gpt2") == 0    ? read_gpt2(directory, config, &c, error)
-              : g_strcmp0(type, "llama") == 0 ? read_llama(m, config, &c, error)
-                                              : hf_fail(directory, error,
-                                                        "model_type '%.40s' is not supported; gpt2 "
-                                                        "and llama are",
-                                                        type != NULL ? type : "");
+    bool ok = g_strcmp0(type, "gpt2") == 0      ? read_gpt2(directory, config, &c, error)
+              : g_strcmp0(type, "llama") == 0   ? read_llama(m, config, &c, error)
+              : g_strcmp0(type, "mistral") == 0 ? read_mistral(m, config, &c, error)
+                                                : hf_fail(directory, error,
+                                                          "model_type '%.40s' is not supported; "
+                                                          "gpt2, llama and mistral are",
+                                                          type != NULL ? type : "");
     ok = ok && hf_quantization_check(directory, config, error);
     json_decref(config);
     ModelSpec *spec = ok ? model_spec_from_config(&c, error) : NULL;

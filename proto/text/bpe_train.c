@@ -376,7 +376,7 @@ BpeVocab *bpe_trainer_finish(BpeTrainer *t, uint32_t size, GError **error)
                                 .eom = -1,
                                 .unk = -1,
                                 .adds_bos = VOCAB_NO,
-                                .adds_space_prefix = VOCAB_NO};
+                                .space_prefix = SPACE_PREFIX_NEVER};
     return v;
 }
 

@@ -19,7 +19,7 @@ Detokenizer *detokenizer_new(const Tokenizer *t, bool special)
     Detokenizer *d = g_new0(Detokenizer, 1);
     d->tokenizer = t;
     d->special = special;
-    d->at_start = t->adds_space_prefix;
+    d->at_start = t->space_prefix != SPACE_PREFIX_NEVER;
     return d;
 }
 

@@ -139,7 +139,7 @@ bool tokenizer_bpe_build(Tokenizer *t, const TokenizerVocab *vocab, GError **err
                     "the model with a newer converter");
         return false;
     }
-    if (vocab->adds_space_prefix == VOCAB_YES) {
+    if (vocab->space_prefix > SPACE_PREFIX_NEVER) {
         g_set_error(
             error, WEFT_ERROR, WEFT_ERROR_INVALID,
             "tokenizer.ggml.add_space_prefix is true, which is not supported for model gpt2");

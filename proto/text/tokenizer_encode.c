@@ -80,6 +80,7 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
             at++;
             continue;
         }
+        run->begun = plain > 0;
         if (!encode_plain(run, text + plain, at - plain, error) ||
             !tokenizer_has_room(run, 0, error)) {
             return false;
@@ -89,6 +90,7 @@ static bool encode_text(EncodeRun *run, const char *text, size_t length, bool pa
         at += t->piece_slices[id].length;
         plain = at;
     }
+    run->begun = plain > 0;
     return encode_plain(run, text + plain, length - plain, error);
 }
 

@@ -154,6 +154,7 @@ static bool refuse_normalization(const Gguf *g, GError **error)
 bool gguf_vocab_read(const Gguf *g, GgufVocab *v, GError **error)
 {
     TokenizerVocab *vocab = &v->vocab;
+    VocabChoice prefix = VOCAB_DEFAULT;
     if (!read_name(g, "tokenizer.ggml.model", &v->model, error) ||
         !read_name(g, "tokenizer.ggml.pre", &v->pre, error)) {
         return false;
@@ -172,10 +173,13 @@ bool gguf_vocab_read(const Gguf *g, GgufVocab *v, GError **error)
         !read_id(g, "tokenizer.ggml.eom_token_id", &vocab->eom, error) ||
         !read_id(g, "tokenizer.ggml.unknown_token_id", &vocab->unk, error) ||
         !read_choice(g, "tokenizer.ggml.add_bos_token", &vocab->adds_bos, error) ||
-        !read_choice(g, "tokenizer.ggml.add_space_prefix", &vocab->adds_space_prefix, error) ||
+        !read_choice(g, "tokenizer.ggml.add_space_prefix", &prefix, error) ||
         !refuse_normalization(g, error)) {
         return false;
     }
+    vocab->space_prefix = prefix == VOCAB_DEFAULT ? SPACE_PREFIX_DEFAULT
+                          : prefix == VOCAB_YES   ? SPACE_PREFIX_ALWAYS
+                                                  : SPACE_PREFIX_NEVER;
     vocab->model = v->model;
     vocab->pre = v->pre;
     vocab->tokens = v->tokens;

@@ -1,6 +1,8 @@
 #include "proto/text/tokenizer_json.h"
 
 #include "proto/base/error.h"
+#include "proto/text/tokenizer_model.h"
+#include "proto/text/utf8.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -18,6 +20,7 @@ struct JsonVocab {
     const char *chat_template; /* of a file of its own; or NULL */
     VocabText *tokens, *merges;
     int64_t *kinds;
+    double *scores; /* SentencePiece's */
 };
 
 /* Pre-tokenizers by what weft calls them, as a canonical text (describe_pre()) and as JSON. */
@@ -211,11 +214,9 @@ static bool take_merges(JsonVocab *v, const json_t *merges, GError **error)
     return true;
 }
 
-/* A token of the configuration: its text, or an object with it. */
-static int64_t find_special(const JsonVocab *v, const char *key)
+/* Among those that are not made of text; -1 for NULL and for what is none. */
+static int64_t find_added(const JsonVocab *v, const char *text)
 {
-    const json_t *value = json_object_get(v->config, key);
-    const char *text = json_is_object(value) ? text_of(value, "content") : json_string_value(value);
     for (uint64_t id = 0; text != NULL && id < v->vocab.n_tokens; id++) {
         if (v->kinds[id] != TOKEN_NORMAL && strcmp(v->tokens[id].text, text) == 0) {
             return (int64_t)id;
@@ -224,37 +225,207 @@ static int64_t find_special(const JsonVocab *v, const char *key)
     return -1;
 }
 
-static bool read_vocab(JsonVocab *v, GError **error)
+/* A token of the configuration: its text, or an object with it. */
+static int64_t find_special(const JsonVocab *v, const char *key)
 {
-    const json_t *model = json_object_get(v->file, "model"),
-                 *add_bos = json_object_get(v->config, "add_bos_token");
-    const char *type = text_of(model, "type");
-    if (strcmp(type, "BPE") != 0 || json_is_true(json_object_get(model, "byte_fallback"))) {
-        return fail(error,
-                    "model '%.40s'%s is not supported, byte-level BPE is; convert it to GGUF", type,
-                    type[0] == 'B' ? " with byte_fallback" : "");
+    const json_t *value = json_object_get(v->config, key);
+    return find_added(v,
+                      json_is_object(value) ? text_of(value, "content") : json_string_value(value));
+}
+
+/* What the post-processor puts before a text. */
+static int64_t find_first(const JsonVocab *v)
+{
+    const json_t *post = json_object_get(v->file, "post_processor"),
+                 *list = json_object_get(post, "processors");
+    for (size_t i = 0; i < MAX(json_array_size(list), 1); i++) {
+        const json_t *step = json_is_array(list) ? json_array_get(list, i) : post,
+                     *first = json_array_get(json_object_get(step, "single"), 0),
+                     *special = json_object_get(first, "SpecialToken");
+        if (special != NULL) {
+            return find_added(v, text_of(special, "id"));
+        }
     }
-    const char *pre = find_pre(v->file, error);
-    if (pre == NULL ||
-        !take_tokens(v, json_object_get(model, "vocab"), json_object_get(v->file, "added_tokens"),
-                     error) ||
-        !take_merges(v, json_object_get(model, "merges"), error)) {
+    return -1;
+}
+
+/* The configuration says whether a text begins with a token, else the post-processor does. */
+static void read_begin(JsonVocab *v)
+{
+    const json_t *adds = json_object_get(v->config, "add_bos_token");
+    const int64_t first = find_first(v);
+    TokenizerVocab *out = &v->vocab;
+    out->bos = find_special(v, "bos_token");
+    if (json_is_boolean(adds)) {
+        out->adds_bos = json_is_true(adds) ? VOCAB_YES : VOCAB_NO;
+    } else if (first >= 0) {
+        out->adds_bos = VOCAB_YES;
+        out->bos = first;
+    } else {
+        out->adds_bos = strcmp(out->model, "llama") == 0 ? VOCAB_NO : VOCAB_DEFAULT;
+    }
+}
+
+/* ---- SentencePiece's BPE: one list of characters, spaces as U+2581, bytes for what is missing
+ * ----
+ */
+
+#define SPACE_MARK "\xE2\x96\x81"
+
+/* Replaces each space by the mark. */
+static bool marks_spaces(const json_t *stage)
+{
+    return strcmp(text_of(stage, "type"), "Replace") == 0 &&
+           strcmp(text_of(json_object_get(stage, "pattern"), "String"), " ") == 0 &&
+           strcmp(text_of(stage, "content"), SPACE_MARK) == 0;
+}
+
+static bool is_null(const json_t *value)
+{
+    return value == NULL || json_is_null(value);
+}
+
+/* By a normalizer: [Prepend,] Replace. By a pre-tokenizer: Metaspace that does not split. */
+static bool read_spaces(const json_t *file, SpacePrefix *out, GError **error)
+{
+    const json_t *pre = json_object_get(file, "pre_tokenizer"),
+                 *normalizer = json_object_get(file, "normalizer"),
+                 *stages = json_object_get(normalizer, "normalizers"),
+                 *first = json_array_get(stages, 0);
+    const char *scheme = text_of(pre, "prepend_scheme");
+    if (is_null(pre) && marks_spaces(normalizer)) {
+        *out = SPACE_PREFIX_NEVER;
+    } else if (is_null(pre) && json_array_size(stages) == 1 && marks_spaces(first)) {
+        *out = SPACE_PREFIX_NEVER;
+    } else if (is_null(pre) && json_array_size(stages) == 2 &&
+               strcmp(text_of(first, "type"), "Prepend") == 0 &&
+               strcmp(text_of(first, "prepend"), SPACE_MARK) == 0 &&
+               marks_spaces(json_array_get(stages, 1))) {
+        *out = SPACE_PREFIX_ALWAYS;
+    } else if (is_null(normalizer) && strcmp(text_of(pre, "type"), "Metaspace") == 0 &&
+               strcmp(text_of(pre, "replacement"), SPACE_MARK) == 0 &&
+               json_is_false(json_object_get(pre, "split")) &&
+               (strcmp(scheme, "first") == 0 || strcmp(scheme, "never") == 0)) {
+        *out = scheme[0] == 'f' ? SPACE_PREFIX_FIRST : SPACE_PREFIX_NEVER;
+    } else {
+        return fail(error, "its normalizer and pre_tokenizer mark spaces otherwise than Llama 2's "
+                           "and Mistral's do; convert the model to GGUF");
+    }
+    return true;
+}
+
+/* Of all cuts of a token into two, those into two tokens. */
+static uint64_t count_halves(const json_t *vocab, const char *text)
+{
+    const size_t length = strlen(text);
+    uint64_t n = 0;
+    uint32_t code;
+    for (size_t at = 0; at < length;) {
+        const int step = utf8_decode(text + at, length - at, &code);
+        at += step > 0 ? (size_t)step : 1;
+        n += at < length && json_object_getn(vocab, text, at) != NULL &&
+             json_object_get(vocab, text + at) != NULL;
+    }
+    return n;
+}
+
+/* SentencePiece joins the two neighbours that make the token of the highest score, tokenizer.json
+ * those of the first merge. That is the same where a file has a merge for every way to make a token
+ * of two, and those of a token follow one another: the rank of the first is its score. */
+static bool take_scores(JsonVocab *v, const json_t *vocab, GError **error)
+{
+    const uint64_t n = v->vocab.n_merges;
+    uint64_t n_halves = 0, last = UINT64_MAX;
+    const char *text;
+    json_t *value;
+    v->scores = g_new(double, v->vocab.n_tokens);
+    for (uint64_t id = 0; id < v->vocab.n_tokens; id++) {
+        v->scores[id] = -(double)n;
+    }
+    g_autoptr(GString) joined = g_string_new(NULL);
+    for (uint64_t i = 0; i < n; i++) {
+        const VocabText m = v->merges[i];
+        const char *space = m.length > 1 ? memchr(m.text + 1, ' ', m.length - 1) : NULL;
+        g_string_truncate(joined, 0);
+        g_string_append_len(joined, m.text, space != NULL ? space - m.text : 0);
+        g_string_append(joined, space != NULL ? space + 1 : "");
+        const json_t *made = json_object_get(vocab, joined->str);
+        if (made == NULL) {
+            return fail(error, "merge %" G_GUINT64_FORMAT " makes no token of the vocabulary", i);
+        }
+        const uint64_t id = (uint64_t)json_integer_value(made);
+        if (id != last && v->scores[id] != -(double)n) {
+            return fail(error,
+                        "the merges that make token %" G_GUINT64_FORMAT " are apart, which "
+                        "SentencePiece's are not; convert the model to GGUF",
+                        id);
+        }
+        v->scores[id] = id != last ? -(double)i : v->scores[id];
+        last = id;
+    }
+    json_object_foreach((json_t *)vocab, text, value)
+    {
+        n_halves += count_halves(vocab, text);
+    }
+    return n_halves == n ||
+           fail(error,
+                "it has %" G_GUINT64_FORMAT " merges, SentencePiece's vocabulary would have "
+                "%" G_GUINT64_FORMAT "; convert the model to GGUF",
+                n, n_halves);
+}
+
+static bool read_sentencepiece(JsonVocab *v, const json_t *model, GError **error)
+{
+    const json_t *vocab = json_object_get(model, "vocab");
+    const char *unknown = text_of(model, "unk_token");
+    if (!read_spaces(v->file, &v->vocab.space_prefix, error) || !take_scores(v, vocab, error)) {
         return false;
     }
+    for (uint64_t id = 0; id < v->vocab.n_tokens; id++) {
+        const VocabText t = v->tokens[id];
+        if (unknown[0] != '\0' && strcmp(t.text, unknown) == 0) {
+            v->kinds[id] = TOKEN_UNKNOWN;
+        } else if (v->kinds[id] == TOKEN_NORMAL && tokenizer_spm_byte(t.text, t.length) >= 0) {
+            v->kinds[id] = TOKEN_BYTE;
+        }
+    }
+    v->vocab.model = "llama";
+    v->vocab.scores = v->scores;
+    v->vocab.n_merges = 0; /* the scores say it */
+    return true;
+}
+
+static bool read_byte_level(JsonVocab *v, GError **error)
+{
+    v->vocab.model = "gpt2";
+    v->vocab.pre = find_pre(v->file, error);
+    return v->vocab.pre != NULL;
+}
+
+static bool read_vocab(JsonVocab *v, GError **error)
+{
+    const json_t *model = json_object_get(v->file, "model");
+    const char *type = text_of(model, "type");
     TokenizerVocab *out = &v->vocab;
-    out->model = "gpt2";
-    out->pre = pre;
+    out->space_prefix = SPACE_PREFIX_DEFAULT;
+    if (strcmp(type, "BPE") != 0) {
+        return fail(error, "model '%.40s' is not supported, BPE is; convert it to GGUF", type);
+    }
+    const bool pieces = json_is_true(json_object_get(model, "byte_fallback"));
+    if ((!pieces && !read_byte_level(v, error)) ||
+        !take_tokens(v, json_object_get(model, "vocab"), json_object_get(v->file, "added_tokens"),
+                     error) ||
+        !take_merges(v, json_object_get(model, "merges"), error) ||
+        (pieces && !read_sentencepiece(v, model, error))) {
+        return false;
+    }
     out->tokens = v->tokens;
     out->kinds = v->kinds;
     out->merges = v->merges;
-    out->bos = find_special(v, "bos_token");
+    read_begin(v);
     out->eos = find_special(v, "eos_token");
     out->unk = find_special(v, "unk_token");
     out->eot = out->eom = -1;
-    out->adds_bos = json_is_true(add_bos)    ? VOCAB_YES
-                    : json_is_false(add_bos) ? VOCAB_NO
-                                             : VOCAB_DEFAULT;
-    out->adds_space_prefix = VOCAB_DEFAULT;
     return true;
 }
 
@@ -342,6 +513,7 @@ void json_vocab_free(JsonVocab *v)
         g_free(v->tokens);
         g_free(v->merges);
         g_free(v->kinds);
+        g_free(v->scores);
         g_free(v);
     }
 }

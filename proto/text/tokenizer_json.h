@@ -1,6 +1,6 @@
-/* tokenizer.json (Hugging Face tokenizers) of byte-level BPE: to a vocabulary and back. What would
- * cut texts otherwise than the file says (a normalizer, another pre-tokenizer, another model) is
- * refused by name. */
+/* tokenizer.json (Hugging Face tokenizers) of byte-level BPE, to a vocabulary and back, and of
+ * SentencePiece's BPE (Llama 2's, Mistral's), to a vocabulary. What would cut texts otherwise than
+ * the file says (a normalizer, another pre-tokenizer, another model) is refused by name. */
 #pragma once
 
 #include "proto/text/tokenizer_vocab.h"

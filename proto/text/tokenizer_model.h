@@ -20,7 +20,8 @@ typedef struct MergePair {
 
 struct Tokenizer {
     bool is_bpe; /* byte-level BPE, else SentencePiece */
-    bool adds_bos, adds_space_prefix, has_unused;
+    bool adds_bos, has_unused;
+    SpacePrefix space_prefix; /* never DEFAULT */
     uint32_t n_tokens;
     int64_t bos, eos, unk;
 
@@ -55,6 +56,7 @@ typedef struct EncodeRun {
     const Tokenizer *tokenizer;
     GArray *ids;   /* uint32_t */
     uint32_t most; /* of them; 0: any number */
+    bool begun;    /* some of the text is behind */
     MergeQueue queue;
     PreTokenizerScratch *scratch; /* BPE */
     GString *normalized;

@@ -124,7 +124,8 @@ bool tokenizer_spm_build(Tokenizer *t, const TokenizerVocab *vocab, GError **err
         return false;
     }
     t->adds_bos = vocab->adds_bos != VOCAB_NO;
-    t->adds_space_prefix = vocab->adds_space_prefix != VOCAB_NO;
+    t->space_prefix =
+        vocab->space_prefix == SPACE_PREFIX_DEFAULT ? SPACE_PREFIX_ALWAYS : vocab->space_prefix;
     for (uint32_t id = 0; id < t->n_tokens && t->unk < 0; id++) {
         t->unk = t->kinds[id] == TOKEN_UNKNOWN ? (int64_t)id : -1;
     }
@@ -202,10 +203,21 @@ static void spm_emit_text(SpmRun *spm, const char *text, size_t length)
     spm_emit_text(spm, text + left, length - left);
 }
 
-static void spm_normalize(const Tokenizer *t, const char *text, size_t length, GString *out)
+static bool spm_gets_prefix(const EncodeRun *run, const char *text, size_t length)
+{
+    const SpacePrefix rule = run->tokenizer->space_prefix;
+    if (rule != SPACE_PREFIX_FIRST) {
+        return rule == SPACE_PREFIX_ALWAYS;
+    }
+    const bool marked =
+        length >= SPACE_MARK_LENGTH && memcmp(text, SPACE_MARK, SPACE_MARK_LENGTH) == 0;
+    return !run->begun && text[0] != ' ' && !marked;
+}
+
+static void spm_normalize(const EncodeRun *run, const char *text, size_t length, GString *out)
 {
     g_string_truncate(out, 0);
-    if (t->adds_space_prefix) {
+    if (spm_gets_prefix(run, text, length)) {
         g_string_append_len(out, SPACE_MARK, SPACE_MARK_LENGTH);
     }
     for (size_t at = 0; at < length;) {
@@ -249,7 +261,7 @@ static bool spm_start(MergeQueue *queue, const GString *text, GError **error)
 bool tokenizer_spm_encode(EncodeRun *run, const char *text, size_t length, GError **error)
 {
     GString *normalized = run->normalized;
-    spm_normalize(run->tokenizer, text, length, normalized);
+    spm_normalize(run, text, length, normalized);
     if (!tokenizer_has_room(run, normalized->len, error) ||
         !spm_start(&run->queue, normalized, error)) {
         return false;

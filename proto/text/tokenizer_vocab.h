@@ -21,6 +21,14 @@ typedef struct VocabText {
 
 typedef enum VocabChoice { VOCAB_DEFAULT = -1, VOCAB_NO = 0, VOCAB_YES = 1 } VocabChoice;
 
+/* Which pieces of a text, cut at special tokens, get a space before them. */
+typedef enum SpacePrefix {
+    SPACE_PREFIX_DEFAULT = -1,
+    SPACE_PREFIX_NEVER = 0,
+    SPACE_PREFIX_ALWAYS = 1,
+    SPACE_PREFIX_FIRST = 2, /* what a text begins with, if that is no space */
+} SpacePrefix;
+
 typedef struct TokenizerVocab {
     const char *model, *pre; /* pre: NULL if the file has none */
     uint64_t n_tokens, n_merges;
@@ -29,7 +37,8 @@ typedef struct TokenizerVocab {
     const double *scores;            /* n_tokens or NULL */
     const VocabText *merges;         /* n_merges: "left right" */
     int64_t bos, eos, eot, eom, unk; /* -1: none */
-    VocabChoice adds_bos, adds_space_prefix;
+    VocabChoice adds_bos;
+    SpacePrefix space_prefix;
 } TokenizerVocab;
 
 /* Copies what it needs (all borrowed). INVALID names the key, the value and what is supported;

@@ -20,6 +20,7 @@ enum {
     FLAG_NO_SPACE = 8,
     FLAG_NO_KINDS = 16,
     FLAG_BOS = 32,
+    FLAG_FIRST = 64,
     TOKENS_MAX = 512
 };
 
@@ -70,8 +71,9 @@ static uint8_t read_input(Input *in)
     in->vocab.bos = flags & FLAG_BOS ? (int64_t)pre * 3 : 0;
     in->vocab.eos = -1;
     in->vocab.adds_bos = flags & FLAG_BOS ? VOCAB_YES : VOCAB_NO;
-    in->vocab.adds_space_prefix =
-        flags & FLAG_NO_SPACE || !(flags & FLAG_LLAMA) ? VOCAB_NO : VOCAB_YES;
+    in->vocab.space_prefix = flags & FLAG_NO_SPACE || !(flags & FLAG_LLAMA) ? SPACE_PREFIX_NEVER
+                             : flags & FLAG_FIRST                           ? SPACE_PREFIX_FIRST
+                                                                            : SPACE_PREFIX_ALWAYS;
     if (flags & FLAG_BYTES) {
         add_byte_tokens(in, (flags & FLAG_LLAMA) != 0);
     }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Golden data of the tokenizers. References: the packages `tokenizers` and `sentencepiece`, which are independent implementations.
 
-usage: make_tokenizer.py OUT_DIR [MODEL.gguf ...]     needs: tokenizers, sentencepiece (and gguf for MODEL files)
+usage: make_tokenizer.py OUT_DIR [MODEL.gguf ...]     needs: tokenizers, sentencepiece, gguf
 
 Writes
   words-NAME.txt            pre-tokenizer NAME: one line a text, hex bytes, then the byte length of each word
   bpe-NAME.gguf, .ids       a small byte-level BPE vocabulary and ids of texts under it
   spm-NAME.gguf, .ids       the same for SentencePiece
+  spm-json-RULE.json, .ids  a SentencePiece vocabulary as tokenizer.json has it, by how spaces are marked; ids by `tokenizers`
   FILE.ids                  ids of texts under each MODEL's own vocabulary
 An .ids line: p (special tokens are parsed) or - , hex bytes, ids.
 """
@@ -191,6 +192,40 @@ def write_spm(out, name, byte_fallback, unused, dummy_prefix):
                 file.write(f"- {text.encode().hex()} {' '.join(map(str, processor.encode(text)))}\n")
 
 
+SPACE_RULES = {
+    "prepend": (normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]), None),
+    "replace": (normalizers.Replace(" ", "\u2581"), None),
+    "first": (None, pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first", split=False)),
+}
+
+
+def write_spm_json(out, rule):
+    """As transformers converts SentencePiece's models: a merge for each way to make a piece of two, best piece first."""
+    sys.path.insert(0, os.path.dirname(__file__))
+    from gguf import GGUFReader
+    fields = GGUFReader(os.path.join(out, "spm-bytes.gguf")).fields
+    get = lambda key: fields["tokenizer.ggml." + key].contents()
+    tokens, scores, kinds = get("tokens"), get("scores"), get("token_type")
+    vocab = {t: i for i, t in enumerate(tokens)}
+    merges = []
+    for piece, score in zip(tokens, scores):
+        halves = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab]
+        merges += [(pair, score) for pair in sorted(halves, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+    merges = [pair for pair, _ in sorted(merges, key=lambda merge: -merge[1])]
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    normalizer, pre = SPACE_RULES[rule]
+    if normalizer is not None:
+        tok.normalizer = normalizer
+    if pre is not None:
+        tok.pre_tokenizer = pre
+    tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, kinds) if kind in (2, 3)])
+    tok.save(os.path.join(out, f"spm-json-{rule}.json"), pretty=False)
+    samples = texts.AWKWARD + texts.random_texts(37, 120) + ["a" * 3000, "ab " * 500, " " * 500, "\u4f60" * 300, "</s>after", "before</s> between <s>", "<s> x"]
+    with open(os.path.join(out, f"spm-json-{rule}.ids"), "w") as file:
+        for text in samples:
+            file.write(f"p {text.encode().hex()} {' '.join(map(str, tok.encode(text, add_special_tokens=False).ids))}\n")
+
+
 def main():
     out = sys.argv[1]
     os.makedirs(out, exist_ok=True)
@@ -200,6 +235,8 @@ def main():
     write_spm(out, "bytes", True, False, True)
     write_spm(out, "unknown", False, False, True)
     write_spm(out, "unused", True, True, False)
+    for rule in SPACE_RULES:
+        write_spm_json(out, rule)
     for path in sys.argv[2:]:
         write_real(out, path)
 

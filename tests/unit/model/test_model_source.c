@@ -268,6 +268,43 @@ static void put(const char *directory, const char *name, const char *text)
     assert_true(g_file_set_contents(path, text, -1, NULL));
 }
 
+/* Mistral's are Llama's with another name; not with a window. */
+static void test_mistral(void **state)
+{
+    const World *w = *state;
+    static const struct {
+        const char *windows;
+        bool taken;
+    } cases[] = {{"", true},
+                 {"\"sliding_window\": null, ", true},
+                 {"\"sliding_window\": 1000000, ", true},
+                 {"\"sliding_window\": 1, ", false}};
+    const ModelConfig *llama = configs;
+    while (llama->family != FAMILY_LLAMA) {
+        llama++;
+    }
+    g_autoptr(ModelSpec) spec = model_spec_from_config(llama, NULL);
+    const ModelContents contents = {spec, read_values, spec, NULL, NULL};
+    assert_true(hf_model_write(w->directory, &contents, DTYPE_F32, NULL));
+    g_autofree char *path = g_build_filename(w->directory, "config.json", NULL), *text = NULL;
+    assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GString) config = g_string_new(text);
+        g_autofree char *type = g_strconcat(cases[i].windows, "\"model_type\": \"mistral\"", NULL);
+        assert_int_equal(g_string_replace(config, "\"model_type\": \"llama\"", type, 0), 1);
+        put(w->directory, "config.json", config->str);
+        g_autoptr(GError) error = NULL;
+        g_autoptr(ModelSource) s = model_source_open(w->directory, &error);
+        assert_int_equal(s != NULL, cases[i].taken);
+        if (s != NULL) {
+            check_dimensions(spec, model_source_spec(s));
+            check_values(spec, s, DTYPE_F32, true);
+        } else {
+            assert_non_null(strstr(error->message, "sliding_window of 1 tokens"));
+        }
+    }
+}
+
 static void test_directory_refuses(void **state)
 {
     const World *w = *state;
@@ -321,13 +358,29 @@ static void test_directory_refuses(void **state)
     assert_int_equal(error->code, WEFT_ERROR_NOT_FOUND);
 }
 
+/* SentencePiece's BPE as tokenizer.json has it. */
+#define PIECES_OF(merges)                                                                          \
+    "{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"merges\":[" merges                      \
+    "],\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"ac\":3}}"
+#define PIECES PIECES_OF("")
+#define MARKS                                                                                      \
+    ",\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":"            \
+    "\"\xE2\x96\x81\"}"
+
 static void test_tokenizer_json_refuses(void **state)
 {
     static const char *const cases[][2] = {
         {"", "no JSON object"},
-        {"{}", "model '' is not supported"},
+        {"{}", "model '' is not supported, BPE is"},
         {"{\"model\":{\"type\":\"Unigram\"}}", "'Unigram' is not supported"},
-        {"{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true}}", "with byte_fallback"},
+        {"{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true}}", "it has no tokens"},
+        {PIECES "}", "mark spaces otherwise"},
+        {PIECES ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\","
+                "\"prepend_scheme\":\"first\",\"split\":true}}",
+         "mark spaces otherwise"},
+        {PIECES MARKS "}", "0 merges, SentencePiece's vocabulary would have 1"},
+        {PIECES_OF("[\"a\",\"b\"],[\"b\",\"b\"]") MARKS "}", "merge 1 makes no token"},
+        {PIECES_OF("[\"a\",\"b\"],[\"a\",\"c\"],[\"a\",\"b\"]") MARKS "}", "token 2 are apart"},
         {"{\"model\":{\"type\":\"BPE\"}}", "pre_tokenizer"},
         {"{\"model\":{\"type\":\"BPE\"},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}",
          "Whitespace is not supported"},
@@ -359,6 +412,44 @@ static void test_tokenizer_json_refuses(void **state)
     g_autoptr(JsonVocab) v = json_vocab_parse(holes, sizeof holes - 1, NULL, 0, NULL);
     assert_int_equal(json_vocab_get(v)->n_tokens, 4);
     assert_int_equal(json_vocab_get(v)->kinds[2], TOKEN_UNUSED);
+}
+
+/* By the configuration, else by the post-processor. */
+static void test_what_begins_a_text(void **state)
+{
+    World *w = *state;
+#define BEGINS                                                                                     \
+    ",\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},"         \
+    "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":"  \
+    "0}},"                                                                                         \
+    "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}]}]}"
+#define ADDED                                                                                      \
+    ",\"added_tokens\":[{\"id\":4,\"content\":\"<s>\",\"special\":true},"                          \
+    "{\"id\":5,\"content\":\"<b>\",\"special\":true}]"
+    static const struct {
+        const char *tokenizer, *config;
+        int64_t bos;
+        VocabChoice adds;
+    } cases[] = {
+        {PIECES_OF("\"a b\"") MARKS ADDED "}", "{}", -1, VOCAB_NO},
+        {PIECES_OF("\"a b\"") MARKS ADDED BEGINS "}", "{}", 4, VOCAB_YES},
+        {PIECES_OF("\"a b\"") MARKS ADDED BEGINS "}", "{\"bos_token\":\"<b>\"}", 4, VOCAB_YES},
+        {PIECES_OF("\"a b\"") MARKS ADDED BEGINS "}",
+         "{\"bos_token\":\"<b>\",\"add_bos_token\":true}", 5, VOCAB_YES},
+        {PIECES_OF("\"a b\"") MARKS ADDED BEGINS "}",
+         "{\"bos_token\":{\"content\":\"<b>\"},\"add_bos_token\":false}", 5, VOCAB_NO},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GError) error = NULL;
+        put(w->directory, "tokenizer.json", cases[i].tokenizer);
+        put(w->directory, "tokenizer_config.json", cases[i].config);
+        g_autoptr(JsonVocab) v = json_vocab_load(w->directory, &error);
+        if (v == NULL) {
+            fail_msg("case %zu: %s", i, error->message);
+        }
+        assert_int_equal(json_vocab_get(v)->bos, cases[i].bos);
+        assert_int_equal(json_vocab_get(v)->adds_bos, cases[i].adds);
+    }
 }
 
 /* A file of its own comes first, then the configuration's only one or its "default". */
@@ -403,8 +494,10 @@ int main(void)
         CASE(test_gguf),
         CASE(test_gguf_refuses),
         CASE(test_directory),
+        CASE(test_mistral),
         CASE(test_directory_refuses),
         cmocka_unit_test(test_tokenizer_json_refuses),
+        CASE(test_what_begins_a_text),
         CASE(test_chat_templates),
     };
     return cmocka_run_group_tests_name("model_source", tests, NULL, NULL);

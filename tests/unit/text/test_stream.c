@@ -42,7 +42,7 @@ static Tokenizer *byte_tokenizer(void)
                             .eom = -1,
                             .unk = -1,
                             .adds_bos = VOCAB_DEFAULT,
-                            .adds_space_prefix = VOCAB_DEFAULT};
+                            .space_prefix = SPACE_PREFIX_DEFAULT};
     return tokenizer_from_vocab(&vocab, NULL);
 }
 

@@ -58,7 +58,7 @@ static HandVocab *hand_new(const char *model)
                                 .eom = -1,
                                 .unk = -1,
                                 .adds_bos = VOCAB_DEFAULT,
-                                .adds_space_prefix = VOCAB_DEFAULT};
+                                .space_prefix = SPACE_PREFIX_DEFAULT};
     return h;
 }
 
@@ -298,7 +298,7 @@ static void what_is_not_known_is_refused_by_name(void **state)
     add_token(score, "x", TOKEN_NORMAL, NAN);
     assert_refused(score, "scores[7]");
     g_autoptr(HandVocab) prefix = bpe_vocab();
-    prefix->vocab.adds_space_prefix = VOCAB_YES;
+    prefix->vocab.space_prefix = SPACE_PREFIX_ALWAYS;
     assert_refused(prefix, "add_space_prefix");
     g_autoptr(HandVocab) empty = hand_new("gpt2");
     assert_refused(empty, "0 tokens");

@@ -7,6 +7,7 @@
 
 #include "proto/text/pre_tokenizer.h"
 #include "proto/text/tokenizer.h"
+#include "proto/text/tokenizer_json.h"
 #include "tests/unit/text/golden.h"
 
 static bool collect_word(void *user, const char *word, size_t length, GError **error)
@@ -95,6 +96,17 @@ static void check_ids(const Tokenizer *t, const char *file, const char *line, bo
     }
 }
 
+static void check_all_ids(const Tokenizer *t, const char *ids_name, bool round_trip)
+{
+    g_autofree char *all = golden_read(ids_name);
+    g_auto(GStrv) lines = g_strsplit(all, "\n", -1);
+    unsigned n = 0;
+    for (char **line = lines; *line != NULL && **line != '\0'; line++, n++) {
+        check_ids(t, ids_name, *line, round_trip);
+    }
+    assert_true(n > 100);
+}
+
 static void check_file(const char *gguf_path, const char *ids_name, bool round_trip)
 {
     g_autoptr(GError) error = NULL;
@@ -106,13 +118,7 @@ static void check_file(const char *gguf_path, const char *ids_name, bool round_t
     if (t == NULL) {
         fail_msg("%s: %s", gguf_path, error->message);
     }
-    g_autofree char *all = golden_read(ids_name);
-    g_auto(GStrv) lines = g_strsplit(all, "\n", -1);
-    unsigned n = 0;
-    for (char **line = lines; *line != NULL && **line != '\0'; line++, n++) {
-        check_ids(t, ids_name, *line, round_trip);
-    }
-    assert_true(n > 100);
+    check_all_ids(t, ids_name, round_trip);
 }
 
 static void ids_are_the_references(void **state)
@@ -127,6 +133,23 @@ static void ids_are_the_references(void **state)
         g_autofree char *gguf = g_strdup_printf("%s/%s.gguf", GOLDEN_DIR, models[i].name),
                         *ids = g_strdup_printf("%s.ids", models[i].name);
         check_file(gguf, ids, models[i].round_trip);
+    }
+}
+
+/* SentencePiece's vocabularies as tokenizer.json has them, by how spaces are marked. */
+static void ids_of_json_are_the_references(void **state)
+{
+    static const char *const rules[] = {"prepend", "replace", "first"};
+    for (size_t i = 0; i < G_N_ELEMENTS(rules); i++) {
+        g_autofree char *path = g_strdup_printf("%s/spm-json-%s.json", GOLDEN_DIR, rules[i]),
+                        *ids = g_strdup_printf("spm-json-%s.ids", rules[i]);
+        g_autoptr(GError) error = NULL;
+        g_autoptr(JsonVocab) v = json_vocab_load(path, &error);
+        g_autoptr(Tokenizer) t = v != NULL ? tokenizer_from_vocab(json_vocab_get(v), &error) : NULL;
+        if (t == NULL) {
+            fail_msg("%s: %s", path, error->message);
+        }
+        check_all_ids(t, ids, false);
     }
 }
 
@@ -173,6 +196,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(words_are_the_references),
         cmocka_unit_test(ids_are_the_references),
+        cmocka_unit_test(ids_of_json_are_the_references),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
