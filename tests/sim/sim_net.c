@@ -262,7 +262,8 @@ static LinkRaw *net_connect(LinkRawPort *raw_port, GBytes *bytes, uint64_t tag, 
     gsize size;
     const uint64_t *address = g_bytes_get_data(bytes, &size);
     if (size != 2 * sizeof *address || address[1] >= SIM_NET_HOSTS) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE, "an address of %zu bytes", size);
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_PEER_UNREACHABLE, "an address of %zu bytes",
+                    size);
         return NULL;
     }
     Raw *raw = g_new0(Raw, 1);

@@ -132,6 +132,7 @@ static bool may_be_refused(const GError *error)
     case WEFT_ERROR_IO:
         return strstr(error->message, "simulated disk failure") != NULL;
     case WEFT_ERROR_UNREACHABLE:
+    case WEFT_ERROR_PEER_UNREACHABLE:
     case WEFT_ERROR_IMPOSSIBLE:
     case WEFT_ERROR_NOT_READY:
     case WEFT_ERROR_STALE:
