@@ -141,6 +141,7 @@ static void open_saving(TrainJob *job)
                                         .disk = checkpoint_disk(),
                                         .directory = job->spec->checkpoint_directory,
                                         .job = job->text,
+                                        .definition = job->definition,
                                         .tokenizer_json = job->input->tokenizer_json,
                                         .spec = job->input->spec,
                                         .keep = (unsigned)job->spec->checkpoint_keep,

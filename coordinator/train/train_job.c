@@ -383,6 +383,12 @@ static void open_done(void *user)
             return;
         }
         train_job_sayf(job, "goes on from step %" G_GUINT64_FORMAT, state->step);
+        if (state->definition != NULL && strcmp(state->definition, job->definition) != 0) {
+            train_job_sayf(job,
+                           "settings that define the result are not those of %s any more: no run "
+                           "from the beginning gives the same",
+                           checkpoint_path(job->checkpoint));
+        }
     }
     take_epoch(job);
 }
@@ -404,6 +410,9 @@ static void job_settle_numerics(TrainJob *job, NumericsClass numerics)
     job->any_numerics = false;
     job->spec->numerics = numerics;
     train_log_set_class(job->log, numerics);
+    const Hash128 definition = job_spec_definition(job->spec);
+    hash128_hex(&definition, job->definition);
+    train_log_set_definition(job->log, job->definition);
 }
 
 static void job_choose_numerics(TrainJob *job)

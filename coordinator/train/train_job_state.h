@@ -46,6 +46,7 @@ struct TrainJob {
     TrainSaving *saving; /* of the epoch; NULL: no epoch, or no checkpoints */
     LoopTimer *timer;
     uint32_t working, fruitless;
+    char definition[33];   /* hex, once the numerics class is settled */
     uint64_t steps_before; /* that were said when the epoch began */
     int64_t entered_us;    /* this state */
     bool dead, may_shrink, started;

@@ -20,7 +20,8 @@ struct TrainLog {
     GArray *losses; /* float's bits, by step */
     GArray *points; /* of TrainPoint */
     NumericsClass numerics;
-    bool begun; /* a line says of which class */
+    char *definition; /* or NULL */
+    bool begun;       /* a line says of which class */
     bool ended;
     uint64_t steps;
     double share; /* train_log_set_course() */
@@ -112,6 +113,7 @@ void train_log_free(TrainLog *l)
     g_ptr_array_unref(l->lines);
     g_array_unref(l->losses);
     g_array_unref(l->points);
+    g_free(l->definition);
     g_free(l);
 }
 
@@ -166,6 +168,21 @@ static bool is_close(uint32_t before, float now)
 void train_log_set_class(TrainLog *l, NumericsClass numerics)
 {
     l->numerics = numerics;
+}
+
+void train_log_set_definition(TrainLog *l, const char *definition)
+{
+    g_free(l->definition);
+    l->definition = g_strdup(definition);
+}
+
+/* What every line that holds a result says of it. */
+static void add_definition(const TrainLog *l, json_t *object)
+{
+    json_object_set_new(object, "numerics", json_string(numerics_name(l->numerics)));
+    if (l->definition != NULL) {
+        json_object_set_new(object, "definition", json_string(l->definition));
+    }
 }
 
 void train_log_set_course(TrainLog *l, uint64_t steps, double share)
@@ -249,7 +266,7 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
     if (s->validated) {
         json_object_set_new(object, "validation_loss", number((double)s->validation));
     }
-    json_object_set_new(object, "numerics", json_string(numerics_name(l->numerics)));
+    add_definition(l, object);
     if (sample != NULL) {
         json_object_set_new(object, "sample", json_string(sample));
     }
@@ -276,6 +293,6 @@ const char *train_log_end(TrainLog *l, const TrainEnd *end)
     json_object_set_new(object, "step_s", number(end->measured_s > 0 ? end->measured_s : NAN));
     json_object_set_new(object, "predicted_step_s",
                         number(end->predicted_s > 0 ? end->predicted_s : NAN));
-    json_object_set_new(object, "numerics", json_string(numerics_name(l->numerics)));
+    add_definition(l, object);
     return append(l, object);
 }

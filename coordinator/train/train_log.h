@@ -16,6 +16,8 @@ typedef struct TrainLog TrainLog;
 TrainLog *train_log_open(const char *path, GError **error);
 void train_log_free(TrainLog *l);                              /* NULL-safe */
 void train_log_set_class(TrainLog *l, NumericsClass numerics); /* at first exact */
+/* Of what its lines are results (job_spec_definition(), hex); copied. */
+void train_log_set_definition(TrainLog *l, const char *definition);
 /* What steps' lines say besides: what is left of so many, and the share of the workers' rate, of
  * which a token a second is `share` (0: not known). */
 void train_log_set_course(TrainLog *l, uint64_t steps, double share);

@@ -163,6 +163,7 @@ static bool commit(TrainSaving *s, GError **error)
     hash128_hex(&first->digest, digest);
     CheckpointState state = first->state;
     state.job = (char *)s->o.job;
+    state.definition = (char *)s->o.definition;
     state.weights_digest = digest;
     return check_parts(s, error) && write_tokenizer(s, error) &&
            checkpoint_commit(s->o.disk, s->o.directory, &state, s->o.spec,

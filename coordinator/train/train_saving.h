@@ -19,6 +19,7 @@ typedef struct TrainSavingOptions { /* borrowed for its life */
     WorkPool *pool;
     CheckpointDisk *disk;
     const char *directory, *job, *tokenizer_json; /* the job's text; NULL: no such file */
+    const char *definition;
     const ModelSpec *spec;
     unsigned keep;
     uint32_t n_ranks;

@@ -4,6 +4,7 @@
 #include "proto/config/job_table.h"
 
 #include "proto/base/error.h"
+#include "proto/base/version.h"
 
 #include <string.h>
 
@@ -505,11 +506,15 @@ static int print_sections(const char *name, const char *before, GString *out)
     return depth;
 }
 
+static const Option *table_of(const JobSpec *spec)
+{
+    return spec->kind == JOB_TRAIN ? JOB_TRAIN_TABLE : JOB_SERVE_TABLE;
+}
+
 void job_spec_print(const JobSpec *spec, GString *out)
 {
-    const Option *table = spec->kind == JOB_TRAIN ? JOB_TRAIN_TABLE : JOB_SERVE_TABLE;
     const char *before = "";
-    for (const Option *row = table; row->name != NULL; row++) {
+    for (const Option *row = table_of(spec); row->name != NULL; row++) {
         if (!applies(spec, row)) {
             continue;
         }
@@ -527,4 +532,18 @@ void job_spec_print(const JobSpec *spec, GString *out)
         g_string_append(out, first ? "" : second ? "]\n" : "\n");
         before = row->name;
     }
+}
+
+Hash128 job_spec_definition(const JobSpec *spec)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    g_string_printf(text, "numerics_version: %u\n", WEFT_NUMERICS_VERSION);
+    for (const Option *row = table_of(spec); row->name != NULL; row++) {
+        if (row->defines_result && applies(spec, row)) {
+            g_string_append_printf(text, "%s: ", row->name);
+            print_value(spec, row, text);
+            g_string_append_c(text, '\n');
+        }
+    }
+    return hash128(text->str, text->len);
 }

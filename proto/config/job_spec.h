@@ -4,6 +4,7 @@
  * whoever plans the job. */
 #pragma once
 
+#include "proto/base/hash.h"
 #include "proto/model/model_config.h"
 
 #include <glib.h>
@@ -137,6 +138,9 @@ uint64_t job_spec_least_samples(const JobSpec *spec);
 
 /* Appends the job as a file with every setting that applies; reading that gives an equal job. */
 void job_spec_print(const JobSpec *spec, GString *out);
+/* Of the settings that define the result (NUMERICS, "Definition") and the version of the numerics:
+ * two jobs with the same one compute the same of the same weights and texts, in whatever layout. */
+Hash128 job_spec_definition(const JobSpec *spec);
 /* Relative paths become relative to `directory`, that of the job file. */
 void job_spec_resolve(JobSpec *spec, const char *directory);
 /* The model of a job without model.from; vocabulary: of its tokenizer, where the spec has none. */

@@ -7,7 +7,8 @@
         name, 0, OPTION_##type, offsetof(JobSpec, field), NULL, help, NULL, least, most, choices,  \
             false                                                                                  \
     }
-/* A row that defines the result (NUMERICS, "Definition"). */
+/* A row that defines the result (NUMERICS, "Definition"); which weights and texts it is a function
+ * of is no part of that. */
 #define RESULT(name, type, field, least, most, choices, help)                                      \
     {                                                                                              \
         name, 0, OPTION_##type, offsetof(JobSpec, field), NULL, help, NULL, least, most, choices,  \
@@ -26,7 +27,7 @@
 /* clang-format off */
 const Option JOB_TRAIN_TABLE[] = {
     KIND_ROWS,
-    RESULT("model.from", STRING, model.from, 0, 0, NULL, "a GGUF file or a Hugging Face directory to start from"),
+    ROW("model.from", STRING, model.from, 0, 0, NULL, "a GGUF file or a Hugging Face directory to start from"),
     RESULT("model.config.family", CHOICE, model.family, 0, 0, "llama|gpt2", "the architecture"),
     RESULT("model.config.layers", COUNT, model.layers, 1, 4096, NULL, "blocks"),
     RESULT("model.config.width", COUNT, model.width, 1, 1 << 20, NULL, "elements of a hidden state"),
@@ -38,7 +39,7 @@ const Option JOB_TRAIN_TABLE[] = {
     RESULT("model.config.untied", FLAG, model.untied, 0, 0, NULL, "an output projection of its own"),
     RESULT("model.config.norm_eps", NUMBER, model.norm_eps, 1e-12, 0.1, NULL, "epsilon of the norms"),
     RESULT("model.config.rope_base", NUMBER, model.rope_base, 1, 1e12, NULL, "base of the rotary positions (llama)"),
-    RESULT("data.train", STRING, data.train, 0, 0, NULL, "the file to train on"),
+    ROW("data.train", STRING, data.train, 0, 0, NULL, "the file to train on"),
     ROW("data.validation", STRING, data.validation, 0, 0, NULL, "the file to validate on"),
     RESULT("data.format", CHOICE, data.format, 0, 0, "text|jsonl|tokens", "what the files are"),
     RESULT("data.packing", CHOICE, data.packing, 0, 0, "stream|documents", "how documents fill a sequence"),
@@ -49,7 +50,7 @@ const Option JOB_TRAIN_TABLE[] = {
     RESULT("data.text", STRING, data.text, 0, 0, NULL, "jsonl: the member that is trained on whole"),
     RESULT("data.prompt", STRING, data.prompt, 0, 0, NULL, "jsonl: the member that is read without a loss"),
     RESULT("data.response", STRING, data.response, 0, 0, NULL, "jsonl: the member that follows it, with a loss"),
-    RESULT("data.tokenizer.from", STRING, data.tokenizer_from, 0, 0, NULL, "a GGUF file, tokenizer.json or its directory"),
+    ROW("data.tokenizer.from", STRING, data.tokenizer_from, 0, 0, NULL, "a GGUF file, tokenizer.json or its directory"),
     RESULT("data.tokenizer.train", COUNT, data.tokenizer_train, 257, 1 << 20, NULL, "train a byte-level BPE of so many ids"),
     RESULT("batch.sequences", COUNT, sequences, 1, 1 << 20, NULL, "of a step"),
     RESULT("batch.length", COUNT, length, 1, 1 << 20, NULL, "tokens of a sequence"),
@@ -106,7 +107,7 @@ const Option JOB_TRAIN_TABLE[] = {
 
 const Option JOB_SERVE_TABLE[] = {
     KIND_ROWS,
-    RESULT("model.from", STRING, model.from, 0, 0, NULL, "a GGUF file or a Hugging Face directory"),
+    ROW("model.from", STRING, model.from, 0, 0, NULL, "a GGUF file or a Hugging Face directory"),
     LAYOUT_ROWS,
     RESULT("limits.context", COUNT, context, 1, 1 << 24, "auto", "positions of a sequence"),
     ROW("limits.streams", COUNT, streams, 1, 1024, "auto", "sequences at once"),

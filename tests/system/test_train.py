@@ -39,6 +39,7 @@ def result(out):
     steps, end = lines[:-1], lines[-1]
     assert [s["step"] for s in steps] == list(range(1, end["steps"] + 1)), [s["step"] for s in steps]
     assert all(s["version"] == 1 and s["tokens_per_s"] > 0 and s["samples_seen"] == 6 * s["step"] for s in steps), steps[0]
+    assert all(s["definition"] == end["definition"] for s in steps) and len(end["definition"]) == 32, (steps[0], end)
     return [(s["loss"], s["grad_norm"]) for s in steps], [s["validation_loss"] for s in steps if "validation_loss" in s], end
 
 
@@ -51,6 +52,7 @@ def reference(family, steps):
 def assert_same(got, want):
     assert got[0] == want[0] and got[1] == want[1], (got, want)
     assert got[2]["weights_digest"] == want[2]["weights_digest"], (got[2], want[2])
+    assert (got[2]["definition"] == want[2]["definition"]) == (got[2]["numerics"] == want[2]["numerics"]), (got[2], want[2])
 
 
 class Run:
@@ -99,6 +101,17 @@ def case_device():
             assert_same(result(devices.weft("train", path, "--json", "-q").ok().out), alone)
     finally:
         devices.down()
+
+
+def case_definition():
+    """a run that goes on under other settings than it began with says so"""
+    said = "settings that define the result"
+    path = spec("moved", steps=4, every=2)
+    whole = weft("train", path, "--json").ok()
+    assert said not in whole.err, whole
+    assert result(whole.out)[2]["definition"] in (work / "ck-moved/step-0000000004/manifest.json").read_text()
+    path.write_text(path.read_text().replace("steps: 4", "steps: 6").replace("lr: 3e-3", "lr: 2e-3"))
+    assert said in weft("train", path).ok().err
 
 
 def case_devices_of_one_worker():
@@ -499,5 +512,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_definition, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
            case_documents, case_cancelled])

@@ -152,6 +152,38 @@ static void test_print(void **state)
     assert_null(strstr(printed->str, "trace"));
 }
 
+/* What only says where and how it runs is no part of the definition. */
+static void test_definition(void **state)
+{
+    static const struct {
+        const char *more;
+        bool same;
+    } cases[] = {
+        {"name: other\n", true},
+        {"layout: {dp: 2, pp: 2, schedule: gpipe, recompute: full}\n", true},
+        {"checkpoint: {directory: /c, every: 7, keep: 2}\n", true},
+        {"validation: {every: 3}\nsample: {every: 4}\n", true},
+        {"seed: 2\n", false},
+        {"precision: bf16\n", false},
+        {"dropout: 0.1\n", false},
+        {"numerics: fast\n", false},
+    };
+    static const char base[] = "kind: train\nmodel: {from: m.gguf}\n"
+                               "data: {train: %s, validation: v.txt}\nsteps: 10\n"
+                               "batch: {sequences: 4, length: 8}\noptimizer: {lr: 0.1}\n%s";
+    g_autofree char *plain = g_strdup_printf(base, "t.txt", "");
+    g_autoptr(JobSpec) first = read_job(plain);
+    const Hash128 definition = job_spec_definition(first);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autofree char *text = g_strdup_printf(base, "elsewhere/t.txt", cases[i].more);
+        g_autoptr(JobSpec) s = read_job(text);
+        const Hash128 got = job_spec_definition(s);
+        if (hash128_equal(&got, &definition) != cases[i].same) {
+            fail_msg("%s", cases[i].more);
+        }
+    }
+}
+
 static void test_resolve(void **state)
 {
     g_autoptr(JobSpec) s = read_job(train_text);
@@ -427,6 +459,7 @@ int main(void)
         cmocka_unit_test(test_serve),
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_print),
+        cmocka_unit_test(test_definition),
         cmocka_unit_test(test_resolve),
         cmocka_unit_test(test_all_errors_at_once),
         cmocka_unit_test(test_names),
