@@ -194,17 +194,17 @@ def case_served():
 
 
 def case_documents():
-    """attention and positions inside documents: another result than without, the same on every layout; a text that is sampled on the way is one document"""
+    """attention and positions inside documents: another result than without, the same on every layout and however leaves share micro-batches; a text that is sampled on the way is one document"""
     keys = 'format: text, separator: "\\n\\n", packing: documents'
     texts = {}
 
-    def within(name, more, layout="{dp: 1, pp: 1, tp: 1}"):
-        out = weft("train", documents_spec(name, f"{keys}{more}", layout), "--json", "-q").ok().out
+    def within(name, more, layout="{dp: 1, pp: 1, tp: 1}", family="llama"):
+        out = weft("train", documents_spec(name, f"{keys}{more}", layout, family), "--json", "-q").ok().out
         texts[name] = [line["sample"] for line in map(json.loads, out.splitlines()) if "sample" in line]
         return result(out)
 
-    def documents_spec(name, data, layout):
-        path = spec(name, "llama", layout=layout, sample="{every: 12, prompt: The, tokens: 12, temperature: 0.8}")
+    def documents_spec(name, data, layout, family="llama"):
+        path = spec(name, family, layout=layout, sample="{every: 12, prompt: The, tokens: 12, temperature: 0.8}")
         path.write_text(path.read_text().replace(f"validation: {TEXT}}}", f"validation: {TEXT}, {data}}}"))
         return path
 
@@ -216,6 +216,8 @@ def case_documents():
     weft("export", work / "ck-anew", work / "anew.gguf", "-q").ok()
     said = weft("run", work / "anew.gguf", "-p", "The", "-n", 12, "--temp", 0.8, "--seed", 3, "--kv", "f32", "--json", "-q").ok().json()["text"]
     assert texts["anew"] == texts["anew-2"] == [said], (texts, said)
+    learnt = [within(f"anew-learnt-{micro}", ", attention: documents, positions: documents", f"{{dp: 1, pp: 1, tp: 1, micro: {micro}}}", "gpt2") for micro in (1, 6)]
+    assert_same(*learnt)
     weft("train", documents_spec("bad-anew", keys + ", positions: documents", "{dp: 1, pp: 1, tp: 1}"), "-q").fails(2, "add data.attention")
 
 

@@ -40,21 +40,35 @@ void host_embed(Pass *p, float *x)
     mark(p, TRAIN_OP_EMBEDDING);
 }
 
-/* Chains of rows with the same own id: a row is its id's first or the next of one before. By one
+/* By what a row's gradients are summed: its id, counted from the first own one, or its position.
+ * Those of other ranks are not below keys_of(): unsigned. */
+static uint32_t key_of(const Pass *p, bool by_position, uint32_t r)
+{
+    return by_position ? position_of(p, r) : p->batch->tokens[r] - p->m->h->vocab_first;
+}
+
+static uint32_t keys_of(const Pass *p, bool by_position)
+{
+    return by_position ? p->batch->length : p->m->h->vocab;
+}
+
+/* Chains of rows with the same key: a row is its key's first or the next of one before. By one
  * thread. */
-static void chain_ids(Pass *p)
+static void chain_rows(Pass *p, bool by_position)
 {
     Training *m = p->m;
-    const uint32_t *ids = p->batch->tokens, first = m->h->vocab_first, n = m->h->vocab;
+    const uint32_t n = keys_of(p, by_position);
     for (uint32_t r = 0; r < p->rows; r++) {
-        if (ids[r] - first < n) { /* also where it is below: unsigned */
-            m->first_row[ids[r] - first] = ROW_NONE;
+        const uint32_t key = key_of(p, by_position, r);
+        if (key < n) {
+            m->first_row[key] = ROW_NONE;
         }
     }
     for (uint32_t r = p->rows; r-- > 0;) {
-        if (ids[r] - first < n) {
-            m->next_row[r] = m->first_row[ids[r] - first];
-            m->first_row[ids[r] - first] = r;
+        const uint32_t key = key_of(p, by_position, r);
+        if (key < n) {
+            m->next_row[r] = m->first_row[key];
+            m->first_row[key] = r;
         }
     }
 }
@@ -62,8 +76,7 @@ static void chain_ids(Pass *p)
 /* Of a chain of rows from row r on, channels [0, n) of dy: sums leaf by leaf, folded, to `to`. A
  * leaf without a row of it is no operand: sums that began at +0 are never -0, so that adding its
  * zeros would change nothing. */
-static void fold_chain(Pass *p, const float *dy, uint32_t r, const uint32_t *next, uint32_t step,
-                       uint32_t n, float *to)
+static void fold_chain(Pass *p, const float *dy, uint32_t r, uint32_t n, float *to)
 {
     const AddFn add = p->m->o.kernels->add;
     float *stack = p->m->scratch[p->t];
@@ -76,7 +89,7 @@ static void fold_chain(Pass *p, const float *dy, uint32_t r, const uint32_t *nex
         memset(top, 0, n * sizeof *top);
         while (r < end) {
             add(top, dy + (size_t)r * p->m->width, n);
-            r = next != NULL ? next[r] : r + step;
+            r = p->m->next_row[r];
         }
         for (uint32_t k = 0; k < p->batch->leaves->steps[leaf].n_merges; k++) {
             depth--;
@@ -92,20 +105,25 @@ static void fold_chain(Pass *p, const float *dy, uint32_t r, const uint32_t *nex
     memcpy(to, stack, n * sizeof *to);
 }
 
-/* Several leaves: this thread's channels [at, at + n). */
-static void embed_leaves(Pass *p, const float *dy, uint32_t at, uint32_t n, float *table,
-                         float *positions)
+/* Several leaves: this thread's channels of all rows of a table. */
+static void embed_leaves(Pass *p, const float *dy, bool by_position, float *table)
 {
     const Training *m = p->m;
-    const Holding *h = m->h;
-    for (uint32_t r = 0; r < p->rows; r++) {
-        const uint32_t id = p->batch->tokens[r] - h->vocab_first;
-        if (id < h->vocab && m->first_row[id] == r) {
-            fold_chain(p, dy + at, r, m->next_row, 0, n, table + (size_t)id * m->width + at);
-        }
+    const uint32_t n_keys = keys_of(p, by_position);
+    uint32_t first, last;
+    if (p->t == 0) {
+        chain_rows(p, by_position);
     }
-    for (uint32_t i = 0; positions != NULL && i < p->batch->length; i++) {
-        fold_chain(p, dy + at, i, NULL, p->batch->length, n, positions + (size_t)i * m->width + at);
+    meet(p);
+    pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
+    for (; first < last; first += FOLD_COLUMNS) {
+        const uint32_t n = MIN(FOLD_COLUMNS, last - first);
+        for (uint32_t r = 0; r < p->rows; r++) {
+            const uint32_t key = key_of(p, by_position, r);
+            if (key < n_keys && m->first_row[key] == r) {
+                fold_chain(p, dy + first, r, n, table + (size_t)key * m->width + first);
+            }
+        }
     }
 }
 
@@ -116,17 +134,15 @@ void host_embed_backward(Pass *p, const float *dy)
     float *table = p->g->lookup != NULL ? p->g->lookup : gradient(p, ROLE_TOKEN_EMBD, -1);
     float *positions = gradient(p, ROLE_POSITION_EMBD, -1);
     uint32_t first, last;
-    pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
     if (leaves_of(p) > 1) {
-        if (p->t == 0) {
-            chain_ids(p);
-        }
-        meet(p);
-        for (; first < last; first += FOLD_COLUMNS) {
-            embed_leaves(p, dy, first, MIN(FOLD_COLUMNS, last - first), table, positions);
+        embed_leaves(p, dy, false, table);
+        if (positions != NULL) {
+            meet(p); /* the chains of ids are done with */
+            embed_leaves(p, dy, true, positions);
         }
         return;
     }
+    pool_share(m->width, 16, p->t, p->n_threads, &first, &last);
     for (uint32_t r = 0; first < last && r < p->rows; r++) {
         const float *dx = dy + (size_t)r * m->width + first;
         const size_t id = p->batch->tokens[r], position = position_of(p, r);

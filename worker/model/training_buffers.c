@@ -148,7 +148,7 @@ static size_t lay_out(Training *t)
     }
     t->stats = carve(t, &used, 2 * rows);
     if (t->h->is_first && !on_device(&t->o)) {
-        t->first_row = (uint32_t *)carve(t, &used, t->vocab);
+        t->first_row = (uint32_t *)carve(t, &used, MAX(t->vocab, t->o.length));
         t->next_row = (uint32_t *)carve(t, &used, rows);
     }
     t->cos = carve(t, &used, table);

@@ -74,8 +74,9 @@ struct Training {
     float *dx, *dh;           /* [rows][width] */
     LayerGradients d;         /* of the running layer, where weights are not apart */
     float *stats;             /* [rows][2] */
-    uint32_t *first_row;      /* [vocab]: the first row with the id; only of ids in the batch */
-    uint32_t *next_row;       /* [rows]: the next row with the same id, or ROW_NONE */
+    uint32_t *first_row;      /* [vocab, or length if more]: the first row with the id, or at the
+                                 position; only of those in the batch */
+    uint32_t *next_row;       /* [rows]: the next row with the same one, or ROW_NONE */
     float **scratch;          /* per thread */
     GemmSegment **segments;   /* per thread: enough for every product */
     const uint8_t ***pages;   /* per thread: blocks of k, then of v */

@@ -1,8 +1,9 @@
 /* Documents that share a window and not their attention: each one's losses are those that it has
  * beside any others, and, with positions of its own, those that it has alone; so are the gradients
- * of all of them together. */
+ * of all of them together. Whole leaves give the fold of what each leaf gives. */
 #include "tests/unit/worker/toy_training.h"
 
+#include "proto/plan/tree.h"
 #include "worker/model/training.h"
 
 #include <setjmp.h>
@@ -32,11 +33,13 @@ static void texts_make(Texts *t, uint32_t vocabulary, uint32_t seed)
     }
 }
 
-/* All documents in one sequence. */
-static void texts_pack(const Texts *t, uint32_t *tokens, uint32_t *targets, uint32_t *begins)
+/* All documents in one sequence, from document `first` on around. */
+static void texts_pack(const Texts *t, uint32_t first, uint32_t *tokens, uint32_t *targets,
+                       uint32_t *begins)
 {
     uint32_t at = 0;
-    for (uint32_t d = 0; d < DOCUMENTS; d++) {
+    for (uint32_t k = 0; k < DOCUMENTS; k++) {
+        const uint32_t d = (first + k) % DOCUMENTS;
         for (uint32_t i = 0; i < LENGTHS[d]; i++) {
             tokens[at + i] = t->tokens[d][i];
             targets[at + i] = t->targets[d][i];
@@ -90,7 +93,7 @@ static void run_packed(World *w, const Texts *texts, bool within, bool restart, 
                        Parameters *gradients)
 {
     uint32_t tokens[LENGTH], targets[LENGTH], begins[LENGTH];
-    texts_pack(texts, tokens, targets, begins);
+    texts_pack(texts, 0, tokens, targets, begins);
     const TrainBatch batch = {.tokens = tokens,
                               .targets = targets,
                               .begins = within ? begins : NULL,
@@ -159,9 +162,84 @@ static void test_neighbours(void **state)
     neighbours(&toy_llama);
 }
 
+/* ---- leaves ---- */
+
+enum { LEAVES = 3, SEQUENCES = 4 };
+
+static const uint32_t FIRST[LEAVES + 1] = {0, 1, 3, SEQUENCES};
+
+/* The documents of each sequence lie elsewhere in it. */
+typedef struct Packed {
+    uint32_t tokens[SEQUENCES][LENGTH], targets[SEQUENCES][LENGTH], begins[SEQUENCES][LENGTH];
+} Packed;
+
+static TrainBatch packed_batch(const Packed *packed, uint32_t first, uint32_t last, bool restart)
+{
+    return (TrainBatch){.tokens = packed->tokens[first],
+                        .targets = packed->targets[first],
+                        .begins = packed->begins[first],
+                        .restart = restart,
+                        .n_sequences = last - first,
+                        .length = LENGTH};
+}
+
+/* Leaf after leaf, folded behind the passes. Returned. */
+static Parameters *fold_of_leaves(World *w, const Packed *packed, bool restart,
+                                  const TreeStep *steps, float *losses)
+{
+    Parameters *stack[LEAVES + 1];
+    uint32_t depth = 0;
+    for (uint32_t leaf = 0; leaf < LEAVES; leaf++) {
+        const TrainBatch batch = packed_batch(packed, FIRST[leaf], FIRST[leaf + 1], restart);
+        stack[depth] = parameters_new(w->spec, true, NULL);
+        run(w, &batch, losses + FIRST[leaf] * LENGTH, stack[depth++]);
+        for (uint32_t k = 0; k < steps[leaf].n_merges; k++) {
+            depth--;
+            parameters_add(stack[depth - 1], stack[depth], w->pool,
+                           kernels_get(kernels_best_isa())->add);
+            parameters_free(stack[depth]);
+        }
+    }
+    assert_int_equal(depth, 1);
+    return stack[0];
+}
+
+static void leaves(const Toy *toy, bool restart)
+{
+    World w = world_new(toy);
+    Packed packed;
+    for (uint32_t s = 0; s < SEQUENCES; s++) {
+        Texts texts;
+        texts_make(&texts, w.spec->vocab_size, 5 + 2 * s);
+        texts_pack(&texts, s, packed.tokens[s], packed.targets[s], packed.begins[s]);
+    }
+    BatchLeaves all = {.n = LEAVES};
+    memcpy(all.first, FIRST, sizeof FIRST);
+    tree_program(LEAVES, 0, LEAVES, all.steps);
+    float together[SEQUENCES * LENGTH], apart[SEQUENCES * LENGTH];
+    g_autoptr(Parameters) a = parameters_new(w.spec, true, NULL);
+    TrainBatch batch = packed_batch(&packed, 0, SEQUENCES, restart);
+    batch.leaves = &all;
+    run(&w, &batch, together, a);
+    g_autoptr(Parameters) b = fold_of_leaves(&w, &packed, restart, all.steps, apart);
+    assert_memory_equal(together, apart, sizeof together);
+    for (size_t i = 0; i < a->n_floats; i++) {
+        assert_true(a->floats[i] == b->floats[i]);
+    }
+    world_free(&w);
+}
+
+static void test_leaves(void **state)
+{
+    leaves(&toy_gpt2, true);
+    leaves(&toy_gpt2, false);
+    leaves(&toy_llama, true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_alone),
-                                       cmocka_unit_test(test_neighbours)};
+                                       cmocka_unit_test(test_neighbours),
+                                       cmocka_unit_test(test_leaves)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

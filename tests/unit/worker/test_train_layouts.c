@@ -67,6 +67,14 @@ static void test_llama(void **state)
     assert_equal_runs(&toy_llama, eight_leaves);
 }
 
+/* Positions that count from each document's begin: leaves meet at other rows. */
+static void test_documents(void **state)
+{
+    Toy toy = toy_gpt2;
+    toy.bounds = BOUNDS_POSITIONS;
+    assert_equal_runs(&toy, eight_leaves);
+}
+
 /* Leaves of two and three samples: micro-batches go on in a leaf's chain. */
 static void wide_leaves(TrainRankOptions *options)
 {
@@ -453,6 +461,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_documents),
         cmocka_unit_test(test_wide_leaves),
         cmocka_unit_test(test_sgd),
         cmocka_unit_test(test_more_replicas),
