@@ -57,7 +57,8 @@ typedef struct ReplicaState {
     uint64_t epoch;
     bool live;  /* ranks may hold it under this epoch */
     bool ready; /* started on all ranks */
-    uint32_t n_ranks, n_active;
+    uint32_t n_ranks;
+    uint32_t n_active;  /* requests on it: leases, but those that only stand */
     RankState *ranks;   /* stage-major */
     LoopTimer *verdict; /* something is wrong: the detector gets a moment to name the culprit */
     GError *suspicion;
@@ -80,10 +81,11 @@ struct Deployment {
     Plan *plan;
     ReplicaState *replicas;
     uint32_t n_replicas;
-    unsigned n_pending; /* ranks that have not answered in LOADING and STARTING */
-    GQueue waiting;     /* of Lease: not yet given a replica */
-    GQueue active;      /* of Lease: on a replica */
-    Affinity *affinity; /* NULL while there is one replica */
+    unsigned n_pending;  /* ranks that have not answered in LOADING and STARTING */
+    GQueue waiting;      /* of Lease: not yet given a replica */
+    GList *next_waiting; /* of a walk over them, whose calls may release any; leases.c */
+    GQueue active;       /* of Lease: on a replica */
+    Affinity *affinity;  /* NULL while there is one replica */
     int64_t created_us, used_us, asked_us;
     double load_s;
     Recovery recovery;
@@ -102,6 +104,7 @@ struct Lease {
     LeaseState state;
     int64_t since_us;  /* when it came into this state */
     bool resumes;      /* it was interrupted and waits */
+    bool struck;       /* it is still to hear of that */
     uint64_t n_tokens; /* that it then has to compute again */
     uint32_t replica;
     PromptPages *pages; /* of what it will ask; NULL: nothing to be found again */
@@ -232,7 +235,6 @@ void recovery_revival_free(void *revival);
 void plan_task_free(void *task);
 
 /* ---- leases.c ---- */
-void lease_fail(Lease *lease, const GError *error);
 void deployment_fail_waiting(Deployment *d, const GError *error);
 /* Every waiting request hears how far it is. */
 void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker);

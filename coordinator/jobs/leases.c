@@ -1,5 +1,9 @@
 /* The leases of a deployment: who waits for a replica, who is on which, and what becomes of them
- * when its epoch ends (deployment.c, invariant 7). */
+ * when its epoch ends (deployment.c, invariant 7).
+ *
+ * What is called may release any lease, not its own alone: a client's request of several prompts
+ * has one for each, and what ends one of them ends all. So nothing is held across a call but the
+ * queues themselves and d->next_waiting, which lease_unqueue() moves on. */
 #include "coordinator/jobs/deployment.h"
 
 #define AFFINITY_SLACK 4u /* requests that a replica may have beside twice the least */
@@ -15,11 +19,22 @@ void lease_expect(Lease *lease, const uint32_t *ids, uint32_t n_ids, const char 
     }
 }
 
+/* It waits no more. */
+static void lease_unqueue(Lease *lease)
+{
+    Deployment *d = lease->deployment;
+    GList *link = g_queue_find(&d->waiting, lease);
+    if (link == d->next_waiting) {
+        d->next_waiting = link->next;
+    }
+    g_queue_delete_link(&d->waiting, link);
+}
+
 void lease_release(Lease *lease)
 {
     Deployment *d = lease->deployment;
     if (lease->state == LEASE_WAITING) {
-        g_queue_remove(&d->waiting, lease);
+        lease_unqueue(lease);
     } else if (lease->state == LEASE_ACTIVE) {
         g_queue_remove(&d->active, lease);
         d->replicas[lease->replica].n_active--;
@@ -45,15 +60,9 @@ void lease_report(Lease *lease, const GError *error)
 
 /* ---- what becomes of them ---- */
 
-void lease_fail(Lease *lease, const GError *error)
+static void lease_fail(Lease *lease, const GError *error)
 {
-    Deployment *d = lease->deployment;
-    if (lease->state == LEASE_WAITING) {
-        g_queue_remove(&d->waiting, lease);
-    } else if (lease->state == LEASE_ACTIVE) {
-        g_queue_remove(&d->active, lease);
-        d->replicas[lease->replica].n_active--;
-    }
+    lease_unqueue(lease);
     lease->deployment = NULL;
     lease->state = LEASE_FAILED;
     lease->callbacks.failed(error, lease->user);
@@ -62,18 +71,23 @@ void lease_fail(Lease *lease, const GError *error)
 void deployment_fail_waiting(Deployment *d, const GError *error)
 {
     g_autoptr(GError) own = g_error_copy(error);
-    GQueue waiting = d->waiting;
-    g_queue_init(&d->waiting);
     Lease *lease;
-    while ((lease = g_queue_pop_head(&waiting)) != NULL) {
+    while ((lease = g_queue_peek_head(&d->waiting)) != NULL) {
         lease_fail(lease, own);
     }
 }
 
-/* A lease may be released inside its own callback, no other is. */
+/* The next that waits, of a walk that begins with d->next_waiting at the head; NULL at its end. */
+static Lease *next_waiting(Deployment *d)
+{
+    GList *link = d->next_waiting;
+    d->next_waiting = link != NULL ? link->next : NULL;
+    return link != NULL ? link->data : NULL;
+}
+
 void deployment_interrupt_leases(Deployment *d, uint32_t replica, const GError *why)
 {
-    g_autoptr(GPtrArray) hit = g_ptr_array_new();
+    bool any = false;
     for (GList *l = d->active.tail; l != NULL;) {
         Lease *lease = l->data;
         l = l->prev;
@@ -83,29 +97,33 @@ void deployment_interrupt_leases(Deployment *d, uint32_t replica, const GError *
             lease->state = LEASE_WAITING;
             lease->since_us = loop_now_us(d->jobs->options.loop);
             lease->resumes = true;
+            lease->struck = true;
             lease->n_tokens = 0;
             g_queue_push_head(&d->waiting, lease);
-            g_ptr_array_insert(hit, 0, lease);
+            any = true;
         }
     }
-    if (hit->len > 0) {
+    if (any) {
         recovery_begin(d, why);
     }
-    for (guint i = 0; i < hit->len; i++) {
-        Lease *lease = g_ptr_array_index(hit, i);
+    Lease *lease;
+    d->next_waiting = d->waiting.head;
+    while ((lease = next_waiting(d)) != NULL && lease->struck) {
         uint64_t n_tokens = 0;
+        lease->struck = false;
         bool stays = lease->callbacks.interrupted(why, lease->user, &n_tokens);
         if (stays) {
             lease->n_tokens = n_tokens;
         }
     }
+    d->next_waiting = NULL;
 }
 
 void deployment_tell_waiting(Deployment *d, const char *text, double fraction, const char *worker)
 {
-    for (GList *l = d->waiting.head, *next; l != NULL; l = next) {
-        Lease *lease = l->data;
-        next = l->next; /* who hears it may release its lease: a client that does not read */
+    Lease *lease;
+    d->next_waiting = d->waiting.head;
+    while ((lease = next_waiting(d)) != NULL) {
         if (lease->callbacks.progress != NULL) {
             lease->callbacks.progress(text, fraction, worker, lease->user);
         }
@@ -177,9 +195,11 @@ static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
 
 bool deployment_grant_next(Deployment *d)
 {
-    ReplicaState *replica = replica_for(d, g_queue_peek_head(&d->waiting));
+    Lease *lease = g_queue_peek_head(&d->waiting);
+    ReplicaState *replica = replica_for(d, lease);
     if (replica != NULL) {
-        lease_grant(d, g_queue_pop_head(&d->waiting), replica);
+        lease_unqueue(lease);
+        lease_grant(d, lease, replica);
     }
     return replica != NULL;
 }
