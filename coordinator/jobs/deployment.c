@@ -28,7 +28,8 @@
  * order (recovery.c has how long).
  * 8. A draining member is left as soon as can be: by a plan without it; where there is none, each
  * of its replicas ends when it is idle, and at once when another replica can go on with what is on
- * it. The others serve meanwhile. Only requests that no one else could take hold a member. */
+ * it. The others serve meanwhile. Only requests that no one else could take hold a member, not a
+ * lease that only stands. */
 #include "coordinator/jobs/deployment.h"
 
 #include "proto/base/error.h"
@@ -655,6 +656,31 @@ static void leave_draining(Deployment *d)
     }
 }
 
+static bool has_requests(const Deployment *d)
+{
+    for (uint32_t r = 0; r < d->n_replicas; r++) {
+        if (d->replicas[r].n_active > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Nobody is on it; who only stands waits again. */
+static void deployment_begin_anew(Deployment *d)
+{
+    deployment_forget_planning(d);
+    if (d->active.length > 0) {
+        g_autoptr(GError) why = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s drains",
+                                            deployment_draining(d));
+        deployment_move(d, why);
+    } else {
+        deployment_drop_all(d, true);
+        deployment_enter(d, DEPLOYMENT_IDLE);
+    }
+    d->pump_again = true;
+}
+
 /* READY: gives out replicas, or begins anew when members drain or a replica is gone and nobody is
  * on the rest. Requests on a draining member move as soon as there is a plan without it. */
 static void deployment_serve(Deployment *d)
@@ -667,13 +693,9 @@ static void deployment_serve(Deployment *d)
         }
     }
     const bool drains = deployment_draining(d) != NULL;
-    bool anew =
-        (drains && !has_staying_replica(d)) || (d->waiting.length > 0 && deployment_repairable(d));
-    if (anew && d->active.length == 0) {
-        deployment_forget_planning(d);
-        deployment_drop_all(d, true);
-        deployment_enter(d, DEPLOYMENT_IDLE);
-        d->pump_again = true;
+    const bool is_left = drains && !has_staying_replica(d) && !has_requests(d);
+    if (is_left || (d->waiting.length > 0 && d->active.length == 0 && deployment_repairable(d))) {
+        deployment_begin_anew(d);
         return;
     }
     if (moves && d->task == NULL) {

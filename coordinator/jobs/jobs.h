@@ -89,6 +89,9 @@ typedef struct LeaseCallbacks {
     /* It could not be had, or not again in time: says what is missing. At most once, nothing
      * follows; lease_release is still due. */
     void (*failed)(const GError *error, void *user);
+    /* Nothing is computed under it: it keeps the deployment from being given up for another, and
+     * holds no member that drains. */
+    bool stands;
 } LeaseCallbacks;
 
 /* Never calls back inside. model: a reference is taken. */

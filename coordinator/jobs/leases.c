@@ -30,6 +30,14 @@ static void lease_unqueue(Lease *lease)
     g_queue_delete_link(&d->waiting, link);
 }
 
+static void lease_count(const Lease *lease, bool on)
+{
+    ReplicaState *replica = &lease->deployment->replicas[lease->replica];
+    if (!lease->callbacks.stands) {
+        replica->n_active += on ? 1 : -1u;
+    }
+}
+
 void lease_release(Lease *lease)
 {
     Deployment *d = lease->deployment;
@@ -37,7 +45,7 @@ void lease_release(Lease *lease)
         lease_unqueue(lease);
     } else if (lease->state == LEASE_ACTIVE) {
         g_queue_remove(&d->active, lease);
-        d->replicas[lease->replica].n_active--;
+        lease_count(lease, false);
         d->used_us = loop_now_us(lease->jobs->options.loop);
         d->load_s = 0;
         deployment_kick(d);
@@ -93,7 +101,7 @@ void deployment_interrupt_leases(Deployment *d, uint32_t replica, const GError *
         l = l->prev;
         if (lease->replica == replica) {
             g_queue_remove(&d->active, lease);
-            d->replicas[replica].n_active--;
+            lease_count(lease, false);
             lease->state = LEASE_WAITING;
             lease->since_us = loop_now_us(d->jobs->options.loop);
             lease->resumes = true;
@@ -175,7 +183,7 @@ static void lease_grant(Deployment *d, Lease *lease, ReplicaState *replica)
         d->affinity = d->affinity != NULL ? d->affinity : affinity_new();
         affinity_enter(d->affinity, lease->pages, replica->index, replica->epoch);
     }
-    replica->n_active++;
+    lease_count(lease, true);
     g_queue_push_tail(&d->active, lease);
     d->used_us = loop_now_us(d->jobs->options.loop);
     lease->since_us = d->used_us;

@@ -185,7 +185,8 @@ static void served_acquire(Served *s)
     LeaseCallbacks callbacks = {.progress = on_progress,
                                 .ready = on_ready,
                                 .interrupted = on_interrupted,
-                                .failed = on_failed};
+                                .failed = on_failed,
+                                .stands = true};
     s->state = SERVED_LOADING;
     s->lease = jobs_acquire(s->book->jobs, s->model, &s->wish, callbacks, s);
 }

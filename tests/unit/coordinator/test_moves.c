@@ -200,6 +200,119 @@ static void test_drain_without_a_place_to_go(void **state)
     answer_clear(&want);
 }
 
+static void assert_left(SimCluster *s, FakeWorker *w)
+{
+    assert_int_equal(w->held->len, 0);
+    assert_string_equal(state_of(s, w->name), "draining");
+}
+
+static void serve(SimCluster *s)
+{
+    Answer a = {0};
+    Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
+    request.spec = (char *)"kind: serve\nname: chat\nmodel: {from: tiny.gguf}\n";
+    sim_cluster_model(s);
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
+    sim_answer(s, &a, 5 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    sim_run_for(s, 2 * SECOND);
+}
+
+static void assert_served(SimCluster *s, const char *state)
+{
+    Answer a = {0};
+    Weft__V1__ListJobsRequest request = WEFT__V1__LIST_JOBS_REQUEST__INIT;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "ListJobs", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    assert_string_equal(((const Weft__V1__ListJobsResponse *)a.message)->jobs[0]->state, state);
+    answer_clear(&a);
+}
+
+/* Of the served model's deployment; the answer is the same on whichever worker. */
+static void ask_served(SimCluster *s, Answer *a)
+{
+    SimRequest request;
+    sim_request_init(s, &request, "hello", N_TOKENS, 0, 0, 0);
+    request.run.streams = 0;
+    sim_request_begin(s, a, &request);
+}
+
+/* A served model on which nobody is does not hold the only worker that has it: it is not ready, and
+ * who asks is told so after the time that is waited for workers, not kept for ever. */
+static void test_drain_of_a_served_model(void **state)
+{
+    SimCluster *s = *state;
+    Answer want = {0}, a = {0};
+    start_workers(s, 1);
+    serve(s);
+    assert_served(s, "ready");
+    ask_served(s, &want);
+    sim_answer(s, &want, 10 * SECOND);
+    g_assert_no_error(want.error);
+    assert_int_equal(s->workers[0].n_loads, 1);
+    drain(s, "w0");
+    sim_run_for(s, SECOND);
+    assert_left(s, &s->workers[0]);
+    assert_served(s, "loading");
+    ask_served(s, &a);
+    sim_answer(s, &a, 62 * SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_NOT_READY);
+    answer_clear(&a);
+    undrain(s, "w0");
+    sim_run_for(s, 8 * SECOND);
+    assert_served(s, "ready");
+    ask_served(s, &a);
+    assert_ends_same(s, &a, &want);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
+/* With a request on it, it goes when that has ended; the next one waits for it no longer. */
+static void test_drain_of_a_served_model_in_use(void **state)
+{
+    SimCluster *s = *state;
+    Answer want = {0}, a = {0}, b = {0};
+    start_workers(s, 1);
+    serve(s);
+    ask_served(s, &want);
+    sim_answer(s, &want, 10 * SECOND);
+    ask_served(s, &a);
+    sim_run_for(s, SECOND / 2);
+    drain(s, "w0");
+    ask_served(s, &b);
+    assert_ends_same(s, &a, &want);
+    assert_int_equal(a.run_done->recoveries, 0);
+    sim_run_for(s, SECOND);
+    assert_left(s, &s->workers[0]);
+    sim_answer(s, &b, 62 * SECOND);
+    assert_int_equal(b.error->code, WEFT_ERROR_NOT_READY);
+    answer_clear(&a);
+    answer_clear(&b);
+    answer_clear(&want);
+}
+
+/* Where there is another worker it moves there. */
+static void test_drain_moves_a_served_model(void **state)
+{
+    SimCluster *s = *state;
+    Answer want = {0}, a = {0};
+    start_workers(s, 2);
+    serve(s);
+    ask_served(s, &want);
+    sim_answer(s, &want, 10 * SECOND);
+    FakeWorker *has = &s->workers[s->workers[0].held->len > 0 ? 0 : 1];
+    drain(s, has->name);
+    sim_run_for(s, 2 * SECOND);
+    assert_left(s, has);
+    assert_served(s, "ready");
+    ask_served(s, &a);
+    assert_ends_same(s, &a, &want);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 /* ---- replicas of workers that go ---- */
 
 static void undisturbed_replicas(SimCluster *s, SimRequest *request, Answer *want)
@@ -209,12 +322,6 @@ static void undisturbed_replicas(SimCluster *s, SimRequest *request, Answer *wan
     sim_request_begin(s, want, request);
     sim_answer(s, want, 10 * SECOND);
     g_assert_no_error(want->error);
-}
-
-static void assert_left(SimCluster *s, FakeWorker *w)
-{
-    assert_int_equal(w->held->len, 0);
-    assert_string_equal(state_of(s, w->name), "draining");
 }
 
 /* Two replicas, and no plan with as many without the worker that goes. Idle, it is let go at once,
@@ -397,6 +504,12 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_problem_is_told, cluster_set_up, cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_drain_without_a_place_to_go, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_of_a_served_model, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_of_a_served_model_in_use, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_drain_moves_a_served_model, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_goodbye_of_an_idle_replica, cluster_set_up,
                                         cluster_tear_down),
