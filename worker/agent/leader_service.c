@@ -118,7 +118,7 @@ static void on_token(const EngineToken *token, void *user)
         size_t waiting = send_event(g, token);
         if (waiting > LEADER_PENDING_LIMIT && !token->done) {
             g_autoptr(GError) why = g_error_new(
-                WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
+                WEFT_ERROR, WEFT_ERROR_FULL,
                 "request %s: the reader is too slow, %zu bytes wait for it", g->request, waiting);
             log_warn(g->service->log, "%s: its stream is ended", why->message);
             end_call(g, why);

@@ -6,7 +6,8 @@
 #include "weft/v1/serve.pb-c.h"
 #include "worker/agent/deployments.h"
 
-/* A reader with more than this waiting loses its stream: tokens must not pile up in memory. */
+/* A reader with more than this waiting loses its stream (FULL, behind the tokens that wait): they
+ * must not pile up in memory. It may ask for the rest. */
 #define LEADER_PENDING_LIMIT (4u << 20)
 
 typedef struct LeaderService LeaderService;

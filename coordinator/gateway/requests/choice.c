@@ -11,6 +11,8 @@
  * 5. After a loss the new leader is given all tokens that came but the last, and draws that one
  * again: so each recovery compares a row of the old layout with one of the new (invariant 1), and a
  * sequence that was just complete ends by the leader's own rule.
+ * 6. A leader ends a call for which too much waits (FULL, behind what waits). That is no fault of a
+ * worker: the rest is asked for in another call, if this one brought a token at all.
  */
 #include "coordinator/gateway/requests/run.h"
 
@@ -25,6 +27,7 @@ typedef struct Attempt {
     Run *run;
     Choice *choice; /* NULL: detached */
     RpcClientCall *call;
+    bool advanced; /* a new token came */
 } Attempt;
 
 void choice_clear(Choice *c)
@@ -267,7 +270,8 @@ static void choice_take_done(Choice *c, const Weft__V1__TokenEvent *e)
 
 static void on_token(const ProtobufCMessage *message, void *user)
 {
-    Choice *c = ((Attempt *)user)->choice;
+    Attempt *attempt = user;
+    Choice *c = attempt->choice;
     const Weft__V1__TokenEvent *e = (const Weft__V1__TokenEvent *)message;
     if (c == NULL) {
         return;
@@ -275,6 +279,7 @@ static void on_token(const ProtobufCMessage *message, void *user)
     if (e->done) {
         choice_take_done(c, e);
     } else if (choice_admit(c, e)) {
+        attempt->advanced = true;
         choice_take(c, e);
     }
 }
@@ -286,10 +291,14 @@ static void on_generate_done(const GError *error, void *user)
     Attempt *attempt = user;
     Choice *c = attempt->choice;
     Run *run = attempt->run;
+    const bool goes_on = attempt->advanced && g_error_matches(error, WEFT_ERROR, WEFT_ERROR_FULL);
     g_free(attempt);
     if (c != NULL) {
         c->attempt = NULL;
-        if (error != NULL) {
+        if (goes_on) {
+            log_info(run->owner->options.log, "%s: the rest is asked for again", error->message);
+            choice_submit(c);
+        } else if (error != NULL) {
             choice_on_error(c, error);
         } else {
             g_autoptr(GError) cut = g_error_new(

@@ -22,7 +22,7 @@ typedef struct Stream {
     FakeWorker *worker;
     RpcCall *call; /* referenced */
     char *request;
-    uint32_t choice, position, end, score_end;
+    uint32_t choice, position, end, score_end, n_sent;
     size_t logits_bytes;
     uint32_t *prompt;
     LoopTimer *timer;
@@ -179,6 +179,16 @@ static void stream_send(Stream *s, uint32_t id)
     }
 }
 
+/* Too much waits for its reader: worker/agent/leader_service.c. */
+static void stream_end_full(Stream *s)
+{
+    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_FULL,
+                                          "request %s: the reader is too slow", s->request);
+    rpc_call_on_cancel(s->call, NULL, NULL);
+    rpc_call_finish(s->call, error);
+    stream_end(s);
+}
+
 static void stream_tick(void *user)
 {
     Stream *s = user;
@@ -188,7 +198,12 @@ static void stream_tick(void *user)
         s->timer = loop_timer_start(s->worker->loop, TOKEN_US, stream_tick, s);
         return;
     }
+    if (s->worker->full_after > 0 && s->n_sent >= s->worker->full_after) {
+        stream_end_full(s);
+        return;
+    }
     if (s->position < (score ? s->score_end : s->end)) {
+        s->n_sent++;
         stream_send(s, score ? s->prompt[s->position] : fake_token(s, s->position));
         s->position++;
         s->timer = loop_timer_start(s->worker->loop, TOKEN_US, stream_tick, s);

@@ -56,6 +56,7 @@ typedef struct FakeWorker {
     unsigned n_fences;
     bool stands;         /* its generations make no progress: another rank is gone */
     bool lies;           /* its tokens are none of the model's */
+    unsigned full_after; /* tokens of a call: then its reader is too slow; 0: never */
     size_t logits_bytes; /* with each token of a request that wants logits */
     int fail_generate;   /* error code that each generation ends with at once; 0: none */
     GError *refused;     /* how its attachment ended */

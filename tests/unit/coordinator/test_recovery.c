@@ -335,6 +335,37 @@ static void test_server_that_goes_down(void **state)
     answer_clear(&want);
 }
 
+/* A leader that ends a call for its slow reader is at no fault: the rest is asked for again, and
+ * nobody else's stream is touched. A call that brings nothing new is not repeated. */
+static void test_too_slow_for_a_leader(void **state)
+{
+    SimCluster *s = *state;
+    FakeWorker *w = &s->workers[0];
+    start_workers(s, 1);
+    Answer want = {0}, a = {0}, beside = {0};
+    undisturbed(s, &want, 1, 1);
+    begin(s, &beside, 1, 1);
+    sim_run_for(s, SECOND / 10); /* it has more than one token by now, */
+    w->full_after = 2;           /* and is ended too */
+    begin(s, &a, 1, 1);
+    sim_run_for(s, SECOND / 5);
+    assert_false(beside.done);
+    w->full_after = 7;
+    assert_ends_same(s, &a, &want);
+    assert_ends_same(s, &beside, &want);
+    assert_int_equal(a.run_done->recoveries + beside.run_done->recoveries, 0);
+    assert_int_equal(w->n_starts, 1);
+    assert_true(w->n_resumed > 10);
+    w->full_after = 1; /* the one that is drawn again */
+    begin(s, &a, 1, 1);
+    sim_answer(s, &a, SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_FULL);
+    assert_int_equal(w->n_starts, 1);
+    answer_clear(&a);
+    answer_clear(&beside);
+    answer_clear(&want);
+}
+
 static void test_client_leaves_while_it_waits(void **state)
 {
     SimCluster *s = *state;
@@ -553,6 +584,8 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_poison_ends, cluster_set_up, cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_server_that_goes_down, cluster_set_up,
+                                        cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_too_slow_for_a_leader, cluster_set_up,
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_client_leaves_while_it_waits, cluster_set_up,
                                         cluster_tear_down),

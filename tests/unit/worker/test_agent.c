@@ -511,7 +511,7 @@ static void test_slow_reader_loses_its_stream(void **state)
     rpc_inproc_set_fault(env->transport, "caller", NULL, RPC_INPROC_FROZEN);
     env_run(env, SECOND);
     rpc_inproc_set_fault(env->transport, "caller", NULL, RPC_INPROC_UP);
-    env_assert_fails(env, slow, WEFT_ERROR_UNREACHABLE, "reader is too slow", "r1");
+    env_assert_fails(env, slow, WEFT_ERROR_FULL, "reader is too slow", "r1");
     FakeReply *next = env_generate(env, 1, 3, 1, "coordinator");
     env_wait_for(env, &next->done);
     g_assert_no_error(next->error);
