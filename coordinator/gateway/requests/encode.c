@@ -1,5 +1,5 @@
 /* From what a client sent to the token ids of each sequence. Runs on the pool: touches only its own
- * run. */
+ * run, whose owner may be gone meanwhile. */
 #include "coordinator/gateway/requests/run.h"
 
 #include "proto/base/error.h"
@@ -88,9 +88,10 @@ static GArray *random_ids(Run *run, uint32_t n)
 {
     GArray *ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), n);
     const Tokenizer *t = run->model->tokenizer;
+    RandomSeeded random;
+    random_seeded_init(&random, run->ids_seed);
     while (ids->len < n) {
-        uint32_t id =
-            (uint32_t)(random_u64(run->owner->options.random) % run->model->spec->vocab_size);
+        uint32_t id = (uint32_t)(random_u64(&random.base) % run->model->spec->vocab_size);
         if (t == NULL || id >= tokenizer_size(t) || !tokenizer_is_control(t, id)) {
             g_array_append_val(ids, id);
         }

@@ -629,6 +629,7 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
     run->seed = request->seed_given && request->sampler != NULL
                     ? request->sampler->seed
                     : random_u64(requests->options.random) & SEED_MASK;
+    run->ids_seed = request->random_prompt > 0 ? random_u64(requests->options.random) : 0;
     snprintf(run->id, sizeof run->id, "r-%08x", (unsigned)random_u64(requests->options.random));
     if (request->deadline_ms > 0 && request->deadline_ms < (uint64_t)INT64_MAX / 1000) {
         run->deadline = loop_timer_start(

@@ -72,6 +72,7 @@ struct Run {
     char *share_key; /* NULL: none */
     char *client_id; /* NULL: none */
     uint64_t seed;
+    uint64_t ids_seed; /* of a random prompt */
     int64_t begun_us;
     ModelStats
         *stats;  /* from the model's opening on, or, where it was given a name, from its start */

@@ -1,8 +1,8 @@
 /* Requests to the coordinator as a whole under virtual time: what they get, what is refused, how
  * they end. */
-#include "tests/unit/coordinator/sim_streams.h"
-
+#include "coordinator/gateway/requests/run.h"
 #include "proto/base/error.h"
+#include "tests/unit/coordinator/sim_streams.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -248,6 +248,27 @@ static void test_deadline(void **state)
     answer_clear(&a);
 }
 
+/* The pool is still at it when the requests are freed, and the random source with them. */
+static void test_random_prompt_of_an_orphan(void **state)
+{
+    Weft__V1__RunRequest request = WEFT__V1__RUN_REQUEST__INIT;
+    ModelSpec spec = {.vocab_size = 100};
+    Model model = {.spec = &spec};
+    request.random_prompt = 40;
+    request.streams = 3;
+    Run run = {.owner = NULL, .request = &request, .model = &model, .context = 64, .ids_seed = 5};
+    run_encode(&run);
+    g_assert_no_error(run.error);
+    assert_int_equal(run.n_choices, 3);
+    assert_int_equal(run.n_ids, 120);
+    assert_memory_not_equal(run.choices[0].prompt, run.choices[1].prompt, 40 * sizeof(uint32_t));
+    for (uint32_t i = 0; i < run.n_ids; i++) {
+        assert_true(run.ids[i] < spec.vocab_size);
+    }
+    g_free(run.choices);
+    g_free(run.ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +282,7 @@ int main(void)
         CASE(test_duplicate_tokens),
         CASE(test_cancel_reaches_the_leader),
         CASE(test_deadline),
+        cmocka_unit_test(test_random_prompt_of_an_orphan),
     };
     return cmocka_run_group_tests_name("coordinator requests", tests, NULL, NULL);
 }
