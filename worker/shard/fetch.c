@@ -4,7 +4,7 @@
  *            local_run/local_done)
  *   REMOTE   flights: a batch of missing slices asked from one source; chunks are put together on
  *            the loop, each whole slice goes to the pool (hash, pack, cache) (next_flights ->
- *            flight_* -> landed_*)
+ *            flight_* -> landed_*); between two rounds a pause (settle -> pause_over)
  *   ENDING   failed or cancelled: flights are cancelled, tasks run out (fail)
  *   done     on_done, freed (settle)
  *
@@ -70,6 +70,7 @@ struct Fetch {
     Slice *slices; /* tensors ascending, as plan_rank_slices() gives them */
     uint32_t n_slices, n_put;
     uint32_t first_open; /* every slice before it is put */
+    uint32_t round;      /* flights carry slices of this one and of those before */
     SliceFiles *files;
     pthread_mutex_t tensor_locks[LOCKS];
     atomic_bool cancelled; /* read by tasks */
@@ -84,7 +85,6 @@ struct Fetch {
     bool remote;
 };
 
-static void next_flights(Fetch *f);
 static void settle(Fetch *f);
 
 static void fetch_free(Fetch *f)
@@ -551,7 +551,7 @@ static void pause_over(void *user)
 {
     Fetch *f = user;
     f->pause = NULL;
-    next_flights(f);
+    f->round++;
     settle(f);
 }
 
@@ -565,7 +565,7 @@ static bool any_flight(const Fetch *f)
     return false;
 }
 
-/* Gives every free flight a batch. A new round waits for all flights of the last and pauses. */
+/* Gives every free flight a batch of this round. */
 static void next_flights(Fetch *f)
 {
     for (unsigned i = 0; i < FETCH_FLIGHTS && !f->error && !f->pause; i++) {
@@ -576,6 +576,9 @@ static void next_flights(Fetch *f)
         }
         if (s->round >= ROUNDS || f->n_sources == 0) {
             fail_without_source(f, s);
+            return;
+        }
+        if (s->round > f->round) {
             return;
         }
         uint32_t round = s->round, source = s->source;
@@ -602,15 +605,11 @@ static void settle(Fetch *f)
         return;
     }
     f->remote = true;
-    if (!f->error && f->n_put < f->n_slices && !f->pause) {
-        const Slice *s = first_wanted(f);
-        if (s && s->round > 0 && s->round < ROUNDS && s->source == 0 && !any_flight(f)) {
-            f->pause = loop_timer_start(f->o.loop, ROUND_PAUSE_US, pause_over, f);
-        } else {
-            next_flights(f);
-        }
-    }
+    next_flights(f);
     bool ended = f->error || f->n_put == f->n_slices;
+    if (!ended && !f->pause && !any_flight(f)) { /* what is left is of the next round */
+        f->pause = loop_timer_start(f->o.loop, ROUND_PAUSE_US, pause_over, f);
+    }
     if (!ended || f->n_tasks > 0 || any_flight(f)) {
         return;
     }

@@ -5,6 +5,7 @@
 #include "tests/unit/worker/agent_env.h"
 #include "transport/crypto/x509.h"
 #include "worker/agent/attach.h"
+#include "worker/shard/fetch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -284,6 +285,24 @@ static void test_slices_come_from_whoever_has_them(void **state)
     peer->corrupt_slices = 0;
     env_make_ready(env, 22);
     fake_coordinator_free(peer);
+    env_free(env);
+}
+
+/* A source that comes to have its slices later is waited for, however many flights fail meanwhile:
+ * between two rounds there is a pause. */
+static void test_waits_for_a_source_that_begins(void **state)
+{
+    (void)state;
+    Env *env = env_new_with(&wide_shape, NULL);
+    env_wait_attached(env, 1);
+    env->c->missing = true;
+    FakeReply *l = env_load(env, 1);
+    env_run(env, SECOND);
+    assert_false(l->done);
+    assert_true(env->c->n_fetches > FETCH_FLIGHTS);
+    env->c->missing = false;
+    env_loaded(env, l);
+    fake_reply_free(l);
     env_free(env);
 }
 
@@ -647,6 +666,7 @@ int main(void)
         cmocka_unit_test(test_drop_and_keep),
         cmocka_unit_test(test_load_refuses_what_is_not_ours),
         cmocka_unit_test(test_slices_come_from_whoever_has_them),
+        cmocka_unit_test(test_waits_for_a_source_that_begins),
         cmocka_unit_test(test_serves_its_cache_to_peers),
         cmocka_unit_test(test_generate),
         cmocka_unit_test(test_another_kind_is_refused),
