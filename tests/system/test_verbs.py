@@ -158,6 +158,28 @@ def case_run_file():
     assert len(digests) == 1, digests
 
 
+def case_run_bad_prompt():
+    """run: a prompt with a NUL byte, one that cannot be read and two of them are refused, none is cut or dropped"""
+    path = work / "cut.txt"
+    path.write_bytes(b"the first\0the rest")
+    weft("run", model, "-f", path, "-q").fails(2, "byte 9", "NUL")
+    weft("run", model, "-f", "-", "-q", stdin=b"\0").fails(2, "byte 0", "NUL")
+    weft("chat", model, "-q", stdin=b"one\0two\n").fails(2, "byte 3", "NUL")
+    weft("run", model, "-p", "one", "-f", path, "-q").fails(2, "not both")
+    unreadable = os.open(work, os.O_RDONLY)
+    got = subprocess.run([str(WEFT), "run", str(model), "-f", "-", "-q"], env=clean_environment(cluster.env), stdin=unreadable, capture_output=True,
+                         timeout=harness.GUARD_S)
+    os.close(unreadable)
+    assert got.returncode == 2 and b"directory" in got.stderr, got
+
+
+def case_no_dry_run():
+    """--dry-run is refused by verbs that would have to ignore it"""
+    for verb in ("run", "chat", "bench", "verify", "perplexity"):
+        weft(verb, model, "--dry-run").fails(2, "dry-run")
+    assert "would" in weft("login", "nowhere:1", "--token", "t", "--ca-hash", "h", "--dry-run").ok().out
+
+
 def case_run_stop():
     """run --stop ends the answer before the stop text"""
     whole = weft("run", model, "-p", "abc", "-n", 12, "--json").ok().json()["text"]
@@ -382,6 +404,20 @@ def case_interrupt():
     out, err = process.communicate(timeout=harness.GUARD_S)
     assert process.returncode == 130 and len(err.decode().strip().splitlines()) == 1, (process.returncode, err)
     wait_for("the cluster to drop the request", lambda: not any(j["active_requests"] for j in cluster.status()["jobs"]))
+
+
+def case_chat_interrupt():
+    """chat is left at its prompt by SIGINT and SIGTERM: exit 130"""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        terminal, end = os.openpty()
+        process = subprocess.Popen([str(WEFT), "chat", str(model), "-q"], env=clean_environment(cluster.env), stdin=end, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        assert process.stderr.read(1) == b">"
+        process.send_signal(number)
+        err = process.communicate(timeout=harness.GUARD_S)[1]
+        assert process.returncode == 130 and b"interrupted" in err, (process.returncode, err)
+        os.close(end)
+        os.close(terminal)
 
 
 def case_own_cluster():

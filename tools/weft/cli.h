@@ -19,8 +19,9 @@ typedef struct CommonOptions {
     bool json, quiet, verbose, dry_run;
     uint64_t up; /* --up N: a cluster for this command alone */
 } CommonOptions;
-/* Rows for the verb's table; `type` has a member `common`. */
-#define COMMON_OPTIONS(type)                                                                       \
+/* Rows for the verb's table; `type` has a member `common`. Without --dry-run, for a verb that does
+ * what it does only while it runs: */
+#define COMMON_OPTIONS_BUT_DRY_RUN(type)                                                           \
     {"cluster",                                                                                    \
      0,                                                                                            \
      OPTION_STRING,                                                                                \
@@ -62,12 +63,13 @@ typedef struct CommonOptions {
          false},                                                                                   \
         {"quiet", 'q',  OPTION_FLAG, offsetof(type, common.quiet), "", "no progress", NULL, 0,     \
          0,       NULL, false},                                                                    \
-        {"verbose",   'v',                                                                         \
-         OPTION_FLAG, offsetof(type, common.verbose),                                              \
-         "",          "details of errors",                                                         \
-         NULL,        0,                                                                           \
-         0,           NULL,                                                                        \
-         false},                                                                                   \
+    {                                                                                              \
+        "verbose", 'v', OPTION_FLAG, offsetof(type, common.verbose), "", "details of errors",      \
+            NULL, 0, 0, NULL, false                                                                \
+    }
+/* With it: the verb says what it would do. */
+#define COMMON_OPTIONS(type)                                                                       \
+    COMMON_OPTIONS_BUT_DRY_RUN(type),                                                              \
     {                                                                                              \
         "dry-run", 0, OPTION_FLAG, offsetof(type, common.dry_run), "", "say what would be done",   \
             NULL, 0, 0, NULL, false                                                                \
@@ -104,7 +106,7 @@ typedef struct Client {
     MainLoop *loop;
     RpcChannel *channel;
     char *address;
-    bool interrupted; /* SIGINT arrived */
+    bool interrupted; /* SIGINT or SIGTERM arrived */
     bool verbose;     /* errors in full */
     void (*on_interrupt)(void *user);
     void *interrupt_user;

@@ -278,6 +278,10 @@ static int login_run(const Verb *verb, void *values, GPtrArray *rest)
     const char *address = rest->pdata[0];
     g_autofree char *ca = NULL;
     char *key = NULL;
+    if (o->common.dry_run) {
+        printf("would log in to %s\n", address);
+        return 0;
+    }
     if (!x509_parse_hash(o->ca_hash, hash, &error) ||
         (ca = x509_fetch_ca(address, hash, 5000, &error)) == NULL ||
         (key = x509_new_key(&error)) == NULL) {

@@ -33,7 +33,7 @@ static const Option BENCH_OPTIONS[] = {
      "runs of each test; the median counts", NULL, 1, 1000, NULL, false},
     LAYOUT_OPTIONS(BenchOptions),
     UP_OPTION(BenchOptions),
-    COMMON_OPTIONS(BenchOptions),
+    COMMON_OPTIONS_BUT_DRY_RUN(BenchOptions),
     {0},
 };
 

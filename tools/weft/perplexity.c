@@ -38,7 +38,7 @@ static const Option PERPLEXITY_OPTIONS[] = {
      NULL, 0, 0, NULL, false},
     LAYOUT_OPTIONS(PerplexityOptions),
     UP_OPTION(PerplexityOptions),
-    COMMON_OPTIONS(PerplexityOptions),
+    COMMON_OPTIONS_BUT_DRY_RUN(PerplexityOptions),
     {0},
 };
 

@@ -8,7 +8,7 @@
 
 typedef struct RequestOptions {
     double temperature, top_p, min_p, repeat_penalty;
-    uint64_t top_k, penalty_window, seed, n, context;
+    uint64_t top_k, penalty_window, n, context;
     char *seed_text; /* NULL = random */
     uint64_t dp, pp, tp;
     char *numerics, *kv;

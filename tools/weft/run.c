@@ -4,6 +4,7 @@
 
 #include "proto/base/error.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -34,7 +35,7 @@ static const Option RUN_OPTIONS[] = {
     SAMPLER_OPTIONS(RunOptions),
     LAYOUT_OPTIONS(RunOptions),
     UP_OPTION(RunOptions),
-    COMMON_OPTIONS(RunOptions),
+    COMMON_OPTIONS_BUT_DRY_RUN(RunOptions),
     {0},
 };
 
@@ -43,7 +44,18 @@ static void run_defaults(void *values)
     request_defaults(&((RunOptions *)values)->request);
 }
 
-static bool read_stdin(char **text, GError **error)
+/* A text ends at its first NUL byte. */
+static bool has_no_nul(const char *what, const char *text, size_t length, GError **error)
+{
+    const char *nul = memchr(text, '\0', length);
+    if (nul != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s: byte %zu is NUL: a prompt is text in UTF-8", what, (size_t)(nul - text));
+    }
+    return nul == NULL;
+}
+
+static bool read_stdin(char **text, size_t *length, GError **error)
 {
     GString *all = g_string_new(NULL);
     char buffer[4096];
@@ -51,26 +63,33 @@ static bool read_stdin(char **text, GError **error)
     while ((n = fread(buffer, 1, sizeof buffer, stdin)) > 0) {
         g_string_append_len(all, buffer, (gssize)n);
     }
+    const bool whole = !ferror(stdin);
+    if (!whole) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID, "the prompt on stdin: %s",
+                    g_strerror(errno));
+    }
+    *length = all->len;
     *text = g_string_free(all, FALSE);
-    return true;
+    return whole;
 }
 
 static bool read_prompt(RunOptions *o, GError **error)
 {
+    size_t length;
     if (o->file == NULL) {
         return true;
     }
-    g_clear_pointer(&o->prompt, g_free);
     if (strcmp(o->file, "-") == 0) {
-        return read_stdin(&o->prompt, error);
+        return read_stdin(&o->prompt, &length, error) &&
+               has_no_nul("the prompt on stdin", o->prompt, length, error);
     }
     GError *why = NULL;
-    if (!g_file_get_contents(o->file, &o->prompt, NULL, &why)) {
+    if (!g_file_get_contents(o->file, &o->prompt, &length, &why)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND, "prompt file: %s", why->message);
         g_error_free(why);
         return false;
     }
-    return true;
+    return has_no_nul(o->file, o->prompt, length, error);
 }
 
 static json_t *workers_json(const Weft__V1__Plan *plan)
@@ -90,7 +109,7 @@ static double rate(double n, double seconds)
     return seconds > 0 ? n / seconds : 0;
 }
 
-static void print_run_json(const RunOptions *o, const char *model, const RunOutcome *out)
+static void print_run_json(const char *model, const RunOutcome *out)
 {
     json_t *object = cli_json_new();
     json_t *ids = json_array();
@@ -187,7 +206,7 @@ static bool run_once(RunOptions *o, const char *model, GError **error)
     }
     ok = ok && (o->logits == NULL || dump_logits(o->logits, &out, error));
     if (ok && o->common.json) {
-        print_run_json(o, model, &out);
+        print_run_json(model, &out);
     } else if (ok) {
         print_run_speed(o, &out);
     }
@@ -206,6 +225,9 @@ static int run_run(const Verb *verb, void *values, GPtrArray *rest)
     }
     if (o->prompt == NULL && o->file == NULL) {
         return cli_usage(verb, "a prompt is needed: -p TEXT or -f FILE");
+    }
+    if (o->prompt != NULL && o->file != NULL) {
+        return cli_usage(verb, "one prompt is expected: -p TEXT or -f FILE, not both");
     }
     if (o->top_logprobs > 0 && !o->common.json) {
         return cli_usage(verb, "--top-logprobs is shown by --json alone: give both");
@@ -237,7 +259,7 @@ static const Option CHAT_OPTIONS[] = {
     SAMPLER_OPTIONS(ChatOptions),
     LAYOUT_OPTIONS(ChatOptions),
     UP_OPTION(ChatOptions),
-    COMMON_OPTIONS(ChatOptions),
+    COMMON_OPTIONS_BUT_DRY_RUN(ChatOptions),
     {0},
 };
 
@@ -264,21 +286,71 @@ static void add_message(GPtrArray *history, const char *role, const char *conten
     g_ptr_array_add(history, m);
 }
 
-static char *read_line(void)
+/* stdin, a line at a time. The loop runs while a line is waited for: a signal ends the wait. */
+typedef struct Input {
+    Client *client;
+    GString *text; /* read and not given out yet */
+    bool ended;
+} Input;
+
+static void set_true(void *user)
 {
-    GString *line = g_string_new(NULL);
-    int c;
+    *(bool *)user = true;
+}
+
+static bool wait_for_input(Client *client, GError **error)
+{
+    bool over = client->interrupted;
+    const unsigned watch = main_loop_watch_fd(client->loop, STDIN_FILENO, set_true, &over);
+    client->on_interrupt = set_true;
+    client->interrupt_user = &over;
+    main_loop_run_until(client->loop, &over, -1);
+    client->on_interrupt = NULL;
+    main_loop_unwatch(client->loop, watch);
+    if (client->interrupted) {
+        if (isatty(STDIN_FILENO)) {
+            fprintf(stderr, "\n"); /* below the prompt */
+        }
+        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
+    }
+    return !client->interrupted;
+}
+
+static bool read_more(Input *input, GError **error)
+{
+    char buffer[4096];
+    if (!wait_for_input(input->client, error)) {
+        return false;
+    }
+    const ssize_t n = read(STDIN_FILENO, buffer, sizeof buffer);
+    if (n < 0 && errno != EINTR && errno != EAGAIN) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "stdin: %s", g_strerror(errno));
+        return false;
+    }
+    input->ended = n == 0;
+    g_string_append_len(input->text, buffer, MAX(n, 0));
+    return true;
+}
+
+/* Returned, without its line feed; NULL at the end, and with an error. */
+static char *read_line(Input *input, GError **error)
+{
+    const char *feed;
     if (isatty(STDIN_FILENO)) {
         fprintf(stderr, "> ");
     }
-    while ((c = getchar()) != EOF && c != '\n') {
-        g_string_append_c(line, (char)c);
+    while ((feed = memchr(input->text->str, '\n', input->text->len)) == NULL && !input->ended) {
+        if (!read_more(input, error)) {
+            return NULL;
+        }
     }
-    if (c == EOF && line->len == 0) {
-        g_string_free(line, TRUE);
+    const size_t length = feed != NULL ? (size_t)(feed - input->text->str) : input->text->len;
+    if ((feed == NULL && length == 0) || !has_no_nul("stdin", input->text->str, length, error)) {
         return NULL;
     }
-    return g_string_free(line, FALSE);
+    char *line = g_strndup(input->text->str, length);
+    g_string_erase(input->text, 0, (gssize)(length + (feed != NULL)));
+    return line;
 }
 
 static bool converse(ChatOptions *o, const char *model, GError **error)
@@ -293,9 +365,11 @@ static bool converse(ChatOptions *o, const char *model, GError **error)
     if (o->system != NULL) {
         add_message(history, "system", o->system);
     }
+    Input input = {.client = client, .text = g_string_new(NULL)};
+    GError *failed = NULL;
     bool ok = true;
     char *line;
-    while (ok && (line = read_line()) != NULL) {
+    while (ok && (line = read_line(&input, &failed)) != NULL) {
         Weft__V1__RunRequest message = WEFT__V1__RUN_REQUEST__INIT;
         Weft__V1__Sampler sampler;
         Weft__V1__Layout layout;
@@ -316,6 +390,11 @@ static bool converse(ChatOptions *o, const char *model, GError **error)
             run_outcome_clear(&out);
         }
     }
+    if (failed != NULL) {
+        g_propagate_error(error, failed);
+        ok = false;
+    }
+    g_string_free(input.text, TRUE);
     client_free(client);
     return ok;
 }

@@ -23,7 +23,7 @@ static const Option VERIFY_OPTIONS[] = {
     SAMPLER_OPTIONS(VerifyOptions),
     LAYOUT_OPTIONS(VerifyOptions),
     UP_OPTION(VerifyOptions),
-    COMMON_OPTIONS(VerifyOptions),
+    COMMON_OPTIONS_BUT_DRY_RUN(VerifyOptions),
     {0},
 };
 
