@@ -382,7 +382,8 @@ LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
     return link_post(link, buffer, header, parts, n_parts);
 }
 
-bool link_wait_for_room(Link *link)
+/* LINK_AGAIN: makes progress once; false when that is not allowed here, or was interrupted. */
+static bool wait_for_room(Link *link)
 {
     LinkPort *port = link->port;
     if (port->progressing || atomic_load_explicit(&port->interrupted, memory_order_acquire)) {
@@ -400,7 +401,7 @@ LinkStatus link_send(Link *link, uint16_t op, uint16_t flags, uint32_t step, con
                      unsigned n_parts)
 {
     LinkStatus status = link_send_try(link, op, flags, step, parts, n_parts);
-    while (status == LINK_AGAIN && link_wait_for_room(link)) {
+    while (status == LINK_AGAIN && wait_for_room(link)) {
         status = link_send_try(link, op, flags, step, parts, n_parts);
     }
     return status;

@@ -216,7 +216,8 @@ bool link_is_dead(const Link *link);
 
 /* Sends header (op, step, flags set by the caller) + payload gathered from n parts; copies them
  * (and seals) before it returns, so the caller's memory is free again. Blocks only by progressing
- * its own port while LINK_AGAIN, until interrupted or dead. */
+ * its own port while LINK_AGAIN, until interrupted or dead: for what is sent seldom. Whoever has
+ * deadlines, or is interrupted for other reasons, tries. */
 typedef struct LinkPart {
     const void *data;
     size_t size;
@@ -232,7 +233,7 @@ LinkStatus link_send_try(Link *link, uint16_t op, uint16_t flags, uint32_t step,
  * found at run time. Links that are sealed carry no regions: whoever seals reads. */
 bool link_port_has_memory(const LinkPort *port, LinkMemory memory);
 /* Sends a region, whose bytes have this CRC32C, as a message of its own; where link_send() would
- * copy, this borrows: see LinkTransfer. Waits as link_send() does. Unless it returns LINK_OK
+ * copy, this borrows: see LinkTransfer. Does not wait: LINK_AGAIN. Unless it returns LINK_OK
  * nothing was begun. */
 LinkStatus link_send_region(Link *link, uint16_t op, uint32_t step, const LinkRegion *region,
                             uint32_t crc, LinkTransfer *transfer);

@@ -53,13 +53,9 @@ LinkStatus link_send_region(Link *link, uint16_t op, uint32_t step, const LinkRe
                                                      .seq = link->next_seq++,
                                                      .length = (uint32_t)region->size},
                                         crc);
-    LinkStatus status;
     *transfer = (LinkTransfer){.size = region->size, .crc = crc};
-    do {
-        status = link->dead
-                     ? LINK_PEER_DEAD
-                     : port->ops->send_region(link->raw, &head, sizeof head, region, transfer);
-    } while (status == LINK_AGAIN && link_wait_for_room(link));
+    const LinkStatus status =
+        port->ops->send_region(link->raw, &head, sizeof head, region, transfer);
     if (status == LINK_OK) {
         port->counters.messages_sent++;
         port->counters.bytes_sent += region->size;

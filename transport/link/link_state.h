@@ -94,11 +94,6 @@ static inline uint32_t header_checksum(WireHeader wire, const void *payload, siz
     return crc32c(crc32c(0, &wire, sizeof wire), payload, size);
 }
 
-/* ---- link.c ---- */
-
-/* LINK_AGAIN: makes progress once; false when that is not allowed here, or was interrupted. */
-bool link_wait_for_room(Link *link);
-
 /* ---- link_region.c ---- */
 
 /* The raw events of a port, but for the first two. */

@@ -152,6 +152,7 @@ void engine_greeting_begin(Engine *e, Greeting *g)
                                      .links = e->links,
                                      .direct = e->direct,
                                      .wait = engine_steps_wait,
+                                     .wait_for_room = engine_steps_wait_for_room,
                                      .user = e,
                                      .deadline_us = e->step_deadline_us,
                                      .flight_deadline_us = engine_flight_deadline_us(e)};

@@ -5,12 +5,13 @@
 
 #include <string.h>
 
+/* A peer without room for it takes nothing, and finds out by its own deadline. */
 void engine_links_tell(Engine *e, const char *why)
 {
     const LinkPart part = {why, strlen(why)};
     for (uint32_t r = 0; r < e->n_ranks; r++) {
         if (e->links[r] != NULL && !link_is_dead(e->links[r])) {
-            link_send(e->links[r], LINK_OP_ABORT, 0, 0, &part, 1);
+            link_send_try(e->links[r], LINK_OP_ABORT, 0, 0, &part, 1);
         }
     }
 }

@@ -180,6 +180,9 @@ uint32_t engine_steps_token_rank(const Engine *engine);
 /* ExecutorOptions.wait. `user` is the engine. */
 bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global,
                        const char *operation, void *user);
+/* ExecutorOptions.wait_for_room. */
+bool engine_steps_wait_for_room(int64_t since_us, uint32_t global, const char *operation,
+                                void *user);
 
 /* ---- engine_commands.c ---- */
 

@@ -8,6 +8,7 @@
 #define TURN_US 1000000       /* for the CPUs of several stages, ... */
 #define TURN_REST_US 10000000 /* ... then without for so long */
 #define TURN_LOOK_US 50u      /* between two looks */
+#define ROOM_LOOK_US 1000     /* room in a link makes nobody wake */
 
 bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_rank,
                        const char *operation, void *user)
@@ -34,6 +35,25 @@ bool engine_steps_wait(const bool *done, int64_t deadline_us, uint32_t global_ra
         engine_report_wait(e, -1, "", 0);
     }
     return *done;
+}
+
+bool engine_steps_wait_for_room(int64_t since_us, uint32_t global_rank, const char *operation,
+                                void *user)
+{
+    Engine *e = user;
+    if (atomic_load(&e->abort) || e->state == STATE_FAILED ||
+        g_get_monotonic_time() - since_us >= e->step_deadline_us) {
+        return false;
+    }
+    const NetTime net = net_time_begin(e->port);
+    engine_report_wait(e, (int)global_rank, operation, since_us);
+    link_port_wait(e->port, ROOM_LOOK_US, ENGINE_SPIN_US);
+    engine_report_wait(e, -1, "", 0);
+    atomic_fetch_add(&e->progress, 1);
+    const uint64_t waited = net_time_us(&net, e->port);
+    e->waited_us += waited;
+    engine_counters_peer_wait(&e->counters, global_rank, waited);
+    return true;
 }
 
 static uint64_t waited_us(const Engine *e)

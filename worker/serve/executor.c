@@ -101,12 +101,41 @@ static ExecutorStatus blame(Executor *e, uint32_t global_rank, const char *opera
     return status;
 }
 
-static bool send_to(Executor *e, uint32_t global_rank, LinkOp op, uint32_t step,
-                    const LinkPart *parts, unsigned n)
+/* The link has no room: whether to try again, as long as its peer may make some. *since_us: since
+ * when, 0 at first. */
+static bool try_again(Executor *e, LinkStatus status, uint32_t to, const char *operation,
+                      int64_t *since_us)
 {
-    Link *link = e->o.links[global_rank];
+    if (status != LINK_AGAIN) {
+        return false;
+    }
+    *since_us = *since_us == 0 ? g_get_monotonic_time() : *since_us;
+    return e->o.wait_for_room(*since_us, to, operation, e->o.user);
+}
+
+static ExecutorStatus sent(Executor *e, LinkStatus status, uint32_t to, const char *operation)
+{
+    return status == LINK_OK ? EXECUTOR_OK : blame(e, to, operation, EXECUTOR_LINK);
+}
+
+static ExecutorStatus send_flagged(Executor *e, uint32_t to, LinkOp op, uint16_t flags,
+                                   uint32_t step, const LinkPart *parts, unsigned n,
+                                   const char *operation)
+{
+    Link *link = e->o.links[to];
+    LinkStatus status;
+    int64_t since_us = 0;
     g_assert(link != NULL);
-    return link_send(link, op, 0, step, parts, n) == LINK_OK;
+    do {
+        status = link_send_try(link, op, flags, step, parts, n);
+    } while (try_again(e, status, to, operation, &since_us));
+    return sent(e, status, to, operation);
+}
+
+static ExecutorStatus send_to(Executor *e, uint32_t to, LinkOp op, uint32_t step,
+                              const LinkPart *parts, unsigned n, const char *operation)
+{
+    return send_flagged(e, to, op, 0, step, parts, n, operation);
 }
 
 /* ---- handing on ---- */
@@ -114,13 +143,12 @@ static bool send_to(Executor *e, uint32_t global_rank, LinkOp op, uint32_t step,
 static ExecutorStatus send_followers(Executor *e, const Step *step, size_t wire_size)
 {
     const Position *p = &e->o.position;
-    for (uint32_t j = 1; j < p->tp; j++) {
-        const LinkPart part = {e->wire, wire_size};
-        if (!send_to(e, p->base + j, LINK_OP_STEP, step->number, &part, 1)) {
-            return blame(e, p->base + j, "sending a step", EXECUTOR_LINK);
-        }
+    const LinkPart part = {e->wire, wire_size};
+    ExecutorStatus status = EXECUTOR_OK;
+    for (uint32_t j = 1; j < p->tp && status == EXECUTOR_OK; j++) {
+        status = send_to(e, p->base + j, LINK_OP_STEP, step->number, &part, 1, "sending a step");
     }
-    return EXECUTOR_OK;
+    return status;
 }
 
 static size_t x_bytes(const Executor *e, const Step *step)
@@ -128,29 +156,38 @@ static size_t x_bytes(const Executor *e, const Step *step)
     return sizeof(float) * step->n_rows * (size_t)e->o.stage->o.spec->width;
 }
 
+#define SENDING_X "sending activations"
+
 /* The step, and x behind it by itself. */
-static bool send_apart(Executor *e, uint32_t to, const Step *step, size_t wire_size)
+static ExecutorStatus send_apart(Executor *e, uint32_t to, const Step *step, size_t wire_size)
 {
     const LinkPart part = {e->wire, wire_size};
-    return link_send(e->o.links[to], LINK_OP_STEP, DIRECT_STEP_APART, step->number, &part, 1) ==
-               LINK_OK &&
-           direct_send(e->o.direct, to, step->number, x_bytes(e, step)) == LINK_OK;
+    const ExecutorStatus head =
+        send_flagged(e, to, LINK_OP_STEP, DIRECT_STEP_APART, step->number, &part, 1, SENDING_X);
+    LinkStatus status;
+    int64_t since_us = 0;
+    if (head != EXECUTOR_OK) {
+        return head;
+    }
+    do {
+        status = direct_send(e->o.direct, to, step->number, x_bytes(e, step));
+    } while (try_again(e, status, to, SENDING_X, &since_us));
+    return sent(e, status, to, SENDING_X);
 }
 
 static ExecutorStatus send_next_stage(Executor *e, const Step *step, size_t wire_size)
 {
     const Position *p = &e->o.position;
     const size_t size = x_bytes(e, step);
-    for (uint32_t j = p->rank; j < p->tp_next; j += p->tp) {
+    ExecutorStatus status = EXECUTOR_OK;
+    for (uint32_t j = p->rank; j < p->tp_next && status == EXECUTOR_OK; j += p->tp) {
         const uint32_t to = p->base_next + j;
         const LinkPart parts[2] = {{e->wire, wire_size}, {e->o.stage->x, size}};
-        if (!(direct_serves(e->o.direct, to, size)
-                  ? send_apart(e, to, step, wire_size)
-                  : send_to(e, to, LINK_OP_STEP, step->number, parts, 2))) {
-            return blame(e, to, "sending activations", EXECUTOR_LINK);
-        }
+        status = direct_serves(e->o.direct, to, size)
+                     ? send_apart(e, to, step, wire_size)
+                     : send_to(e, to, LINK_OP_STEP, step->number, parts, 2, SENDING_X);
     }
-    return EXECUTOR_OK;
+    return status;
 }
 
 /* How x of this step leaves: by itself, and whether any of it through the host. */
@@ -304,12 +341,12 @@ static const GByteArray *take_sample(Executor *e, uint32_t from, uint32_t step,
 static ExecutorStatus send_verdict(Executor *e, const Step *step, uint32_t n_candidates)
 {
     const LinkPart part = {&n_candidates, sizeof n_candidates};
-    for (uint32_t r = 1; r < e->o.position.tp; r++) {
-        if (!send_to(e, e->o.position.base + r, LINK_OP_SAMPLE, step->number, &part, 1)) {
-            return blame(e, e->o.position.base + r, "sending the sampling verdict", EXECUTOR_LINK);
-        }
+    ExecutorStatus status = EXECUTOR_OK;
+    for (uint32_t r = 1; r < e->o.position.tp && status == EXECUTOR_OK; r++) {
+        status = send_to(e, e->o.position.base + r, LINK_OP_SAMPLE, step->number, &part, 1,
+                         "sending the sampling verdict");
     }
-    return EXECUTOR_OK;
+    return status;
 }
 
 static ExecutorStatus draw(Executor *e, const Step *step, const RowResult **results,
@@ -361,8 +398,10 @@ static ExecutorStatus contribute(Executor *e, const Step *step)
             return EXECUTOR_DEVICE;
         }
         const LinkPart part = {e->own_part->data, e->own_part->len};
-        if (!send_to(e, p->base, LINK_OP_SAMPLE, step->number, &part, 1)) {
-            return blame(e, p->base, "sending a vocabulary shard", EXECUTOR_LINK);
+        const ExecutorStatus status = send_to(e, p->base, LINK_OP_SAMPLE, step->number, &part, 1,
+                                              "sending a vocabulary shard");
+        if (status != EXECUTOR_OK) {
+            return status;
         }
         if (!sampling_may_repeat(e->sampling, step)) {
             return EXECUTOR_OK;
@@ -405,9 +444,7 @@ static ExecutorStatus finish_step(Executor *e, const Step *step, const RowResult
     }
     encode_results(e, *results, *n_results);
     const LinkPart part = {e->token_message->data, e->token_message->len};
-    return send_to(e, 0, LINK_OP_TOKEN, step->number, &part, 1)
-               ? EXECUTOR_OK
-               : blame(e, 0, "sending tokens", EXECUTOR_LINK);
+    return send_to(e, 0, LINK_OP_TOKEN, step->number, &part, 1, "sending tokens");
 }
 
 /* ---- a step ---- */
@@ -462,9 +499,7 @@ static ExecutorStatus hand_on_trace(Executor *e, const Step *step)
     }
     const uint32_t to = position_is_last(p) ? 0 : p->base_next;
     const LinkPart part = {message->data, message->len};
-    return send_to(e, to, LINK_OP_TRACE, step->number, &part, 1)
-               ? EXECUTOR_OK
-               : blame(e, to, "sending a trace", EXECUTOR_LINK);
+    return send_to(e, to, LINK_OP_TRACE, step->number, &part, 1, "sending a trace");
 }
 
 static int64_t flip_layer(const Executor *e)

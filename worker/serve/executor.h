@@ -1,15 +1,21 @@
+/* clang-format off */
 /* Executor: runs Steps on one rank: keeps the table of sequences that all ranks share, computes the
  * stage's part, hands activations to the next stage, draws tokens on the last (DESIGN 3). Engine
  * thread only.
  *
  * Who sends what, stage s with t ranks, next stage with t' ranks:
- *   leader (0,0)   -> (0,j), j > 0        LINK_OP_STEP   encoded Step
- *   (s,i)          -> (s+1,j), j mod t = i LINK_OP_STEP  encoded Step + x [rows][width] f32,
- *                                          or x apart as LINK_OP_ACTIVATIONS (direct.h)
- *   (last,i), i>0  -> (last,0)            LINK_OP_SAMPLE its vocabulary shard's part of each drawn
- * row (last,0)       -> leader              LINK_OP_TOKEN  results of the step, empty for a step
- * without outputs (s,0)          -> (s+1,0) or leader   LINK_OP_TRACE  ahead of these, when rows of
- * the step are traced (trace.h) */
+ *   leader (0,0)     -> (0,j), j > 0            LINK_OP_STEP    encoded Step
+ *   (s,i)            -> (s+1,j), j mod t = i    LINK_OP_STEP    encoded Step + x [rows][width] f32,
+ *                                               or x apart as LINK_OP_ACTIVATIONS (direct.h)
+ *   (last,i), i > 0  -> (last,0)                LINK_OP_SAMPLE  its vocabulary shard's part of each
+ *                                               drawn row
+ *   (last,0)         -> (last,i), i > 0         LINK_OP_SAMPLE  the verdict, where a draw may need
+ *                                               more candidates
+ *   (last,0)         -> leader                  LINK_OP_TOKEN   results of the step, empty for a
+ *                                               step without outputs
+ *   (s,0)            -> (s+1,0) or leader       LINK_OP_TRACE   ahead of these, when rows of the
+ *                                               step are traced (trace.h) */
+/* clang-format on */
 #pragma once
 
 #include "transport/link/link.h"
@@ -42,6 +48,9 @@ typedef struct ExecutorOptions {
      * the port. */
     bool (*wait)(const bool *done, int64_t deadline_us, uint32_t global_rank, const char *operation,
                  void *user);
+    /* A link has had no room since then: progresses the port a little; false = gave up, as wait. */
+    bool (*wait_for_room)(int64_t since_us, uint32_t global_rank, const char *operation,
+                          void *user);
     void *user;
     int64_t deadline_us;        /* of each wait, relative */
     int64_t flight_deadline_us; /* of all steps that may fly at once */
