@@ -157,19 +157,21 @@ static TrainWorkers all_workers(const TrainPlacing *p)
                                 (uint32_t)p->spec.precision);
 }
 
-/* Devices alone do not do: hosts' cores take part, where there are any. True: another try began. */
+/* Devices alone do not do: hosts' cores take part, where there are any. True: another try began,
+ * and p may be gone. */
 static bool try_with_hosts(TrainPlacing *p)
 {
     if (p->with_hosts) {
         return false;
     }
     TrainWorkers workers = all_workers(p);
-    p->with_hosts = workers.n_on_device > 0 && workers.n_on_device < workers.seats->len;
+    const bool may = workers.n_on_device > 0 && workers.n_on_device < workers.seats->len;
     train_workers_clear(&workers);
-    if (p->with_hosts) {
+    if (may) {
+        p->with_hosts = true;
         try_stages(p, 0);
     }
-    return p->with_hosts;
+    return may;
 }
 
 /* Whether the spec leaves it to us to take one stage more, and there are workers for it. */

@@ -229,6 +229,20 @@ static void test_exact_beside_hosts(void **state)
     answer_clear(&a);
 }
 
+/* A layout that is larger than devices and hosts together is refused, once, at once. */
+static void test_too_large_beside_hosts(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start_gpu(s, 1u << JOB_F32, 2, whole());
+    ask_plan(s, &a, "{dp: 8, pp: 1, tp: 1}", "numerics: exact\n");
+    g_assert_no_error(a.error);
+    const Weft__V1__PlanTrainingResponse *r = (const Weft__V1__PlanTrainingResponse *)a.message;
+    assert_int_equal(r->n_violations, 1);
+    assert_non_null(strstr(r->violations[0], "needs 8 workers and there are 2"));
+    answer_clear(&a);
+}
+
 int main(void)
 {
 #define ROW(test) cmocka_unit_test_setup_teardown(test, cluster_set_up, cluster_tear_down)
@@ -241,6 +255,7 @@ int main(void)
         ROW(test_exact_on_a_device),
         ROW(test_exact_leaves_devices_out),
         ROW(test_exact_beside_hosts),
+        ROW(test_too_large_beside_hosts),
     };
 #undef ROW
     return cmocka_run_group_tests(tests, NULL, NULL);
