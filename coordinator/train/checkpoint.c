@@ -131,12 +131,17 @@ void checkpoint_abandon(const char *directory, uint64_t step)
     remove_folder(path);
 }
 
-/* What is older than the `keep` newest, and what was left unfinished up to step `newest`. Under a
- * hidden name first: a folder that is being removed is no checkpoint any more. */
+/* What is older than the `keep` newest up to step `newest`, and what was left unfinished up to
+ * there: a later one was passed over as damaged. Under a hidden name first: a folder that is being
+ * removed is no checkpoint any more. */
 static void prune(const char *directory, uint64_t newest, unsigned keep)
 {
     g_autoptr(GArray) steps = checkpoint_steps(directory);
-    for (unsigned i = 0; i + MAX(keep, 1) < steps->len; i++) {
+    guint n = steps->len;
+    while (n > 0 && g_array_index(steps, uint64_t, n - 1) > newest) {
+        n--;
+    }
+    for (guint i = 0; i + MAX(keep, 1) < n; i++) {
         const uint64_t step = g_array_index(steps, uint64_t, i);
         g_autofree char *name = checkpoint_name(step),
                         *path = g_build_filename(directory, name, NULL),
@@ -307,14 +312,17 @@ static bool publish(CheckpointDisk *disk, const char *directory, const char *fol
     g_autofree char *old = g_strconcat(folder, "-old", NULL);
     remove_folder(old);
     const bool replaces = g_rename(path, old) == 0;
-    if (g_rename(folder, path) != 0) {
-        fail(error, "cannot name", path);
-        if (replaces) {
-            g_rename(old, path);
-        }
-        return false;
+    const bool named = g_rename(folder, path) == 0 || fail(error, "cannot name", path);
+    if (named && sync_folder(disk, directory, error)) {
+        return true;
     }
-    return sync_folder(disk, directory, error);
+    if (named) {
+        g_rename(path, folder);
+    }
+    if (replaces) {
+        g_rename(old, path);
+    }
+    return false;
 }
 
 bool checkpoint_commit(CheckpointDisk *disk, const char *directory, const CheckpointState *state,
