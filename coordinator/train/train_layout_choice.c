@@ -1,19 +1,11 @@
 #include "coordinator/train/train_layout_choice.h"
 
+#include "coordinator/train/train_cost.h"
 #include "proto/base/error.h"
 #include "proto/plan/train_layout.h"
 
 #define MICRO_PER_STAGE 4u
 #define NEIGHBOURS 3u /* that an error names */
-
-static uint64_t parameters_of(const ModelSpec *model)
-{
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < model->n_tensors; i++) {
-        n += (uint64_t)model->tensors[i].rows * model->tensors[i].columns;
-    }
-    return n;
-}
 
 static uint32_t tensor_ranks(const JobSpec *job)
 {
@@ -23,7 +15,7 @@ static uint32_t tensor_ranks(const JobSpec *job)
 uint32_t train_layout_least_stages(const JobSpec *job, const ModelSpec *model,
                                    uint64_t least_memory)
 {
-    const uint64_t need = parameters_of(model) * TRAIN_LEAST_BYTES / tensor_ranks(job);
+    const uint64_t need = train_parameters(model) * TRAIN_LEAST_BYTES / tensor_ranks(job);
     const uint64_t stages = least_memory > 0 ? need / least_memory : 1;
     return (uint32_t)CLAMP(stages, 1, model->n_layers);
 }
