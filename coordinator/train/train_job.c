@@ -4,7 +4,9 @@
  *   2. `working` counts what runs in the pool or the store, and savings that are not closed: the
  *      job is freed after the last of them, and no epoch begins before.
  *   3. A step is said once, whatever is repeated; told again with another loss it ends the job.
- *   4. A job that asked for no numerics class gets that of its first place, and its log says which:
+ *   4. What is over stays over: a job that is done or failed is so, for the same reason, after a
+ *      restart of the coordinator; its log says so.
+ *   5. A job that asked for no numerics class gets that of its first place, and its log says which:
  *      no later place, and no restart of the coordinator, changes it. */
 #include "coordinator/train/train_job_state.h"
 
@@ -123,17 +125,26 @@ static void job_over(TrainJob *job, JobState state)
     }
 }
 
+/* error: taken. */
+static void job_over_by(TrainJob *job, GError *error)
+{
+    g_clear_error(&job->problem);
+    job->problem = error;
+    train_job_sayf(job, "failed: %s", error->message);
+    job_over(job, JOB_FAILED);
+}
+
 void train_job_fail(TrainJob *job, GError *error)
 {
     if (train_job_is_over(job)) {
         g_error_free(error);
         return;
     }
-    g_clear_error(&job->problem);
-    job->problem = error;
     log_warn(job->o.log, "job %s failed: %s", job->spec->name, error->message);
-    train_job_sayf(job, "failed: %s", error->message);
-    job_over(job, JOB_FAILED);
+    if (job->log != NULL) { /* invariant 4 */
+        train_log_fail(job->log, error);
+    }
+    job_over_by(job, error);
 }
 
 bool train_error_is_final(const GError *error)
@@ -378,7 +389,7 @@ static void open_done(void *user)
         const CheckpointState *state = checkpoint_state(job->checkpoint);
         g_free(job->saved);
         job->saved = g_strdup(checkpoint_path(job->checkpoint));
-        if (state->step >= job->spec->steps && state->weights_digest != NULL) {
+        if (state->step == job->spec->steps && state->weights_digest != NULL) {
             train_job_finish(job, state->weights_digest);
             return;
         }
@@ -404,7 +415,7 @@ static void job_wait(TrainJob *job, GError *why)
     train_job_plan_later(job, TRAIN_LOOK_US);
 }
 
-/* Invariant 4. */
+/* Invariant 5. */
 static void job_settle_numerics(TrainJob *job, NumericsClass numerics)
 {
     job->any_numerics = false;
@@ -497,6 +508,10 @@ static void log_done(void *user)
     }
     if (train_log_ended(job->log)) {
         job_over(job, JOB_DONE);
+        return;
+    }
+    if (train_log_failure(job->log) != NULL) {
+        job_over_by(job, g_error_copy(train_log_failure(job->log)));
         return;
     }
     train_job_say(job, "reads its data");

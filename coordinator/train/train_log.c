@@ -23,6 +23,7 @@ struct TrainLog {
     char *definition; /* or NULL */
     bool begun;       /* a line says of which class */
     bool ended;
+    GError *failure;
     uint64_t steps;
     double share; /* train_log_set_course() */
 };
@@ -45,6 +46,30 @@ static void add_point(TrainLog *l, const json_t *object)
     g_array_append_val(l->points, point);
 }
 
+/* The loss of step `step` (from 0), the first that is not known yet: those between, of a checkpoint
+ * that came without its log, stay unknown. */
+static void add_loss(TrainLog *l, uint64_t step, uint32_t bits)
+{
+    const uint32_t unknown = UNKNOWN;
+    while (l->losses->len < step) {
+        g_array_append_val(l->losses, unknown);
+    }
+    g_array_append_val(l->losses, bits);
+}
+
+/* The job's last line is no line of its steps. False: it is another. */
+static bool take_failure(TrainLog *l, const json_t *object)
+{
+    const char *message = json_string_value(json_object_get(object, "failed"));
+    if (message == NULL) {
+        return false;
+    }
+    const int code = (int)json_integer_value(json_object_get(object, "code"));
+    g_clear_error(&l->failure);
+    l->failure = g_error_new_literal(WEFT_ERROR, code > 0 ? code : WEFT_ERROR_FAILED, message);
+    return true;
+}
+
 static void take_line(TrainLog *l, char *line /* taken */)
 {
     json_t *object = json_loads(line, 0, NULL);
@@ -55,14 +80,18 @@ static void take_line(TrainLog *l, char *line /* taken */)
         const bool fast = strcmp(numerics, numerics_name(NUMERICS_FAST)) == 0;
         l->numerics = fast ? NUMERICS_FAST : NUMERICS_EXACT;
     }
-    if (loss != NULL) {
-        const uint32_t bits = (uint32_t)json_integer_value(loss);
-        g_array_append_val(l->losses, bits);
+    const json_int_t step = json_integer_value(json_object_get(object, "step"));
+    if (loss != NULL && step > 0 && (uint64_t)step > l->losses->len) {
+        add_loss(l, (uint64_t)step - 1, (uint32_t)json_integer_value(loss));
         add_point(l, object);
     }
     l->ended = l->ended || json_object_get(object, "weights_digest") != NULL;
+    if (take_failure(l, object)) {
+        g_free(line);
+    } else {
+        g_ptr_array_add(l->lines, line);
+    }
     json_decref(object);
-    g_ptr_array_add(l->lines, line);
 }
 
 static void take_lines(TrainLog *l, const char *text, size_t length, size_t *whole)
@@ -89,8 +118,14 @@ TrainLog *train_log_open(const char *path, GError **error)
     if (path == NULL) {
         return l;
     }
-    if (g_file_get_contents(path, &text, &length, NULL)) {
+    g_autoptr(GError) unread = NULL;
+    if (g_file_get_contents(path, &text, &length, &unread)) {
         take_lines(l, text, length, &whole);
+    } else if (!g_error_matches(unread, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "the job's log cannot be read: %s",
+                    unread->message);
+        train_log_free(l);
+        return NULL;
     }
     l->file = fopen(path, "a");
     if (l->file == NULL || ftruncate(fileno(l->file), (off_t)whole) != 0) {
@@ -114,6 +149,7 @@ void train_log_free(TrainLog *l)
     g_array_unref(l->losses);
     g_array_unref(l->points);
     g_free(l->definition);
+    g_clear_error(&l->failure);
     g_free(l);
 }
 
@@ -137,8 +173,13 @@ bool train_log_ended(const TrainLog *l)
     return l->ended;
 }
 
-/* Object is taken. */
-static const char *append(TrainLog *l, json_t *object)
+const GError *train_log_failure(const TrainLog *l)
+{
+    return l->failure;
+}
+
+/* Object is taken. Returned: free(). */
+static char *write_line(TrainLog *l, json_t *object)
 {
     char *text = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(object);
@@ -146,6 +187,13 @@ static const char *append(TrainLog *l, json_t *object)
         fprintf(l->file, "%s\n", text);
         fflush(l->file);
     }
+    return text;
+}
+
+/* Object is taken. */
+static const char *append(TrainLog *l, json_t *object)
+{
+    char *text = write_line(l, object);
     g_ptr_array_add(l->lines, g_strdup(text));
     free(text);
     return l->lines->pdata[l->lines->len - 1];
@@ -243,11 +291,7 @@ const char *train_log_step(TrainLog *l, const Weft__V1__TrainProgress *s, uint64
         }
         return NULL;
     }
-    while (l->losses->len < s->step) { /* of a checkpoint that came without its log */
-        const uint32_t unknown = UNKNOWN;
-        g_array_append_val(l->losses, unknown);
-    }
-    g_array_append_val(l->losses, bits);
+    add_loss(l, s->step, bits);
     json_t *object = json_object();
     json_object_set_new(object, "version", json_integer(1));
     json_object_set_new(object, "step", json_integer((json_int_t)s->step + 1));
@@ -295,4 +339,17 @@ const char *train_log_end(TrainLog *l, const TrainEnd *end)
                         number(end->predicted_s > 0 ? end->predicted_s : NAN));
     add_definition(l, object);
     return append(l, object);
+}
+
+void train_log_fail(TrainLog *l, const GError *why)
+{
+    const bool known = why->domain == WEFT_ERROR;
+    g_autofree char *message = g_utf8_make_valid(why->message, -1);
+    json_t *object = json_object();
+    g_clear_error(&l->failure);
+    l->failure = g_error_copy(why);
+    json_object_set_new(object, "version", json_integer(1));
+    json_object_set_new(object, "failed", json_string(message));
+    json_object_set_new(object, "code", json_integer(known ? why->code : WEFT_ERROR_FAILED));
+    free(write_line(l, object));
 }

@@ -42,3 +42,7 @@ typedef struct TrainEnd {
 /* The last line: the job is done. Borrowed. */
 const char *train_log_end(TrainLog *l, const TrainEnd *end);
 bool train_log_ended(const TrainLog *l);
+/* The last line: the job failed. It is none of train_log_lines(). */
+void train_log_fail(TrainLog *l, const GError *why);
+/* Why the job failed; NULL: it did not. Borrowed. */
+const GError *train_log_failure(const TrainLog *l);

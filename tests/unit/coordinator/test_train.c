@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -148,6 +149,60 @@ static void steps_before_the_log(void **state)
     train_log_free(l);
 }
 
+/* The same, and the coordinator is started again: a step is known by its number, not by its line.
+ */
+static void steps_before_the_log_after_a_restart(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    const Weft__V1__TrainProgress told[] = {step_of(100, 2.0f), step_of(101, 1.5f)},
+                                  before = step_of(0, 9.0f), other = step_of(101, 1.25f);
+    TrainLog *l = train_log_open(path, NULL);
+    assert_non_null(train_log_step(l, &told[0], 1, NULL, &error));
+    assert_non_null(train_log_step(l, &told[1], 1, NULL, &error));
+    train_log_free(l);
+    l = train_log_open(path, NULL);
+    assert_int_equal(train_log_steps(l), 102);
+    assert_int_equal(train_log_points(l)->len, 2);
+    for (guint i = 0; i < G_N_ELEMENTS(told); i++) {
+        assert_null(train_log_step(l, &told[i], 1, NULL, &error));
+        assert_null(error);
+    }
+    assert_null(train_log_step(l, &before, 1, NULL, &error));
+    assert_null(error);
+    assert_null(train_log_step(l, &other, 1, NULL, &error));
+    assert_int_equal(error->code, WEFT_ERROR_NUMERICS);
+    train_log_free(l);
+    g_unlink(path);
+    g_rmdir(folder);
+}
+
+/* A log that cannot be read is an error, and stays as it is. */
+static void unread_log_stays(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    const uid_t account = geteuid();
+    assert_true(g_file_set_contents(path, "{}\n", 3, NULL));
+    assert_int_equal(g_chmod(path, 0222), 0);
+    assert_int_equal(g_chmod(folder, 0777), 0);
+    if (account == 0 && seteuid(1) != 0) {
+        print_message("root reads every file\n");
+        skip();
+    }
+    assert_null(train_log_open(path, &error));
+    assert_int_equal(seteuid(account), 0);
+    assert_int_equal(error->code, WEFT_ERROR_IO);
+    assert_non_null(strstr(error->message, "cannot be read"));
+    GStatBuf status;
+    assert_int_equal(g_stat(path, &status), 0);
+    assert_int_equal(status.st_size, 3);
+    g_unlink(path);
+    g_rmdir(folder);
+}
+
 /* A repeated step of class fast may come near, not far; what was not finite stays so. */
 static void steps_of_class_fast(void **state)
 {
@@ -172,6 +227,32 @@ static void steps_of_class_fast(void **state)
     const TrainEnd end = {NULL, NULL, "abcd", "dp 1", 0.0, 0.0};
     assert_non_null(strstr(train_log_end(l, &end), "\"numerics\":\"fast\""));
     train_log_free(l);
+}
+
+/* A job that failed is known again by its log, with its reason; that is no line of its steps. */
+static void failure_outlives_the_coordinator(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    g_autoptr(GError) why =
+        g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NUMERICS, "step 2 had \"another\" loss");
+    const Weft__V1__TrainProgress step = step_of(0, 4.0f);
+    TrainLog *l = train_log_open(path, NULL);
+    assert_non_null(train_log_step(l, &step, 1, NULL, &error));
+    assert_null(train_log_failure(l));
+    train_log_fail(l, why);
+    assert_int_equal(train_log_lines(l)->len, 1);
+    train_log_free(l);
+    l = train_log_open(path, NULL);
+    assert_int_equal(train_log_lines(l)->len, 1);
+    assert_int_equal(train_log_steps(l), 1);
+    assert_false(train_log_ended(l));
+    assert_true(g_error_matches(train_log_failure(l), WEFT_ERROR, WEFT_ERROR_NUMERICS));
+    assert_string_equal(train_log_failure(l)->message, why->message);
+    train_log_free(l);
+    g_unlink(path);
+    g_rmdir(folder);
 }
 
 /* The class of a log's steps is known again when it is opened: a job keeps it. */
@@ -305,7 +386,10 @@ int main(void)
         cmocka_unit_test(rate_is_learnt),
         cmocka_unit_test(steps_outlive_the_coordinator),
         cmocka_unit_test(steps_before_the_log),
+        cmocka_unit_test(steps_before_the_log_after_a_restart),
+        cmocka_unit_test(unread_log_stays),
         cmocka_unit_test(steps_of_class_fast),
+        cmocka_unit_test(failure_outlives_the_coordinator),
         cmocka_unit_test(class_of_the_log),
         cmocka_unit_test(curves_of_any_run),
     };
