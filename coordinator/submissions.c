@@ -4,12 +4,15 @@
  *            row is durable              cancel          row is gone
  *   STORING ───────────────▶ RUNNING ─────────────▶ ENDING ─────────▶ freed
  *      │ disk fails             ▲  │ cannot be (FAILED shows in its Served)
- *      └──▶ freed               └──┘ kept, with its reason, until it is cancelled
+ *      └──▶ freed               └──┘ kept, with its reason, until it is cancelled; a training that
+ *                                    is over until its name is taken by another, too
  *
  * 1. The submitter hears of a job when its row is durable, the canceller when the row is gone: at
  * no time does a restart bring back what was told to be over, or lose what was told to be there.
  * 2. A Served exists in RUNNING and ENDING after its start; it tries again by itself.
- * 3. What was restored begins when the listeners are there: a job is offered where it was. */
+ * 3. What was restored begins when the listeners are there: a job is offered where it was. A
+ * training that was over, done or failed, still is: its log says how it ended.
+ * 4. A training that is over stays until the row of the one that takes its name is durable. */
 #include "coordinator/submissions.h"
 
 #include "coordinator/gateway/requests/request_check.h"
@@ -38,9 +41,11 @@ typedef struct Line {
     char *text;
 } Line;
 
-typedef struct Submission {
+typedef struct Submission Submission;
+struct Submission {
     Submissions *owner;
     State state;
+    Submission *before; /* STORING: of the same name, over; it is back if the disk fails */
     JobSpec *spec;
     char *text, *submitter; /* the job file */
     int64_t submitted_us;   /* Unix time */
@@ -53,7 +58,7 @@ typedef struct Submission {
     GQueue followers; /* of RpcCall, referenced */
     StoreDone done;   /* of the write under way; NULL: none */
     void *user;
-} Submission;
+};
 
 struct Submissions {
     SubmissionsOptions options;
@@ -176,12 +181,16 @@ static const GError *train_error(const Submission *s)
     return s->train != NULL && train_job_failed(s->train) ? train_job_problem(s->train) : NULL;
 }
 
+static void drop_followers(Submission *s, const GError *why)
+{
+    while (s->followers.head != NULL) {
+        follower_drop(s, s->followers.head->data, why);
+    }
+}
+
 static void on_train_ended(void *user)
 {
-    Submission *s = user;
-    while (s->followers.head != NULL) {
-        follower_drop(s, s->followers.head->data, train_error(s));
-    }
+    drop_followers(user, train_error(user));
 }
 
 static void train_begin(Submission *s)
@@ -217,9 +226,11 @@ static void submission_begin(Submission *s)
 static void submission_free(void *data)
 {
     Submission *s = data;
-    while (s->followers.head != NULL) {
-        follower_drop(s, s->followers.head->data, NULL);
+    if (s == NULL) {
+        return;
     }
+    drop_followers(s, train_error(s)); /* of others it was said why */
+    submission_free(s->before);
     if (s->served != NULL) {
         api_service_drop(s->owner->options.api, s->served);
         served_remove(s->served);
@@ -242,7 +253,8 @@ Submissions *submissions_new(const SubmissionsOptions *options)
     return submissions;
 }
 
-/* What is on its way to disk arrives there; who asked for it is told to look again. */
+/* What is on its way to disk arrives there; who asked for it, or follows a job, is told to look
+ * again. */
 static void end_pending(Submissions *submissions)
 {
     g_autoptr(GError) error =
@@ -252,6 +264,9 @@ static void end_pending(Submissions *submissions)
         Submission *s = g_ptr_array_index(submissions->all, i);
         if (s->done != NULL) {
             s->done(error, s->user);
+        }
+        if (s->train == NULL || !train_job_is_over(s->train)) {
+            drop_followers(s, error);
         }
     }
 }
@@ -387,9 +402,16 @@ static void on_stored(const GError *error, void *user)
     StoreDone done = s->done;
     void *done_user = s->user;
     s->done = NULL;
+    Submission *before = g_steal_pointer(&s->before);
     if (error != NULL) {
-        g_ptr_array_remove(s->owner->all, s);
+        Submissions *submissions = s->owner;
+        drop_followers(s, error);
+        g_ptr_array_remove(submissions->all, s);
+        if (before != NULL) {
+            submission_insert(submissions, before);
+        }
     } else {
+        submission_free(before);
         log_info(s->owner->options.log, "job %s submitted by %s", s->spec->name, s->submitter);
         submission_say(s, g_strdup_printf("submitted by %s", s->submitter));
         submission_begin(s);
@@ -397,28 +419,52 @@ static void on_stored(const GError *error, void *user)
     done(error, done_user);
 }
 
-bool submissions_submit(Submissions *submissions, const char *spec, const char *owner,
+/* The training that is over under this name, which the new one may take. NULL without an error:
+ * the name is free. */
+static Submission *find_before(Submissions *submissions, const char *name, const char *who,
+                               bool any, GError **error)
+{
+    Submission *s = find(submissions, name);
+    const bool over = s != NULL && strcmp(s->spec->name, name) == 0 &&
+                      s->state == SUBMISSION_RUNNING && s->train != NULL &&
+                      train_job_is_over(s->train);
+    if ((s != NULL && !over) ||
+        served_find(api_service_served(submissions->options.api), name) != NULL) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "a job named %s is there already: give this one another name, or weft cancel "
+                    "that one",
+                    name);
+        return NULL;
+    }
+    if (over && !any && strcmp(s->submitter, who) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_DENIED,
+                    "job %s was submitted by %s: that account or an administrator may take its "
+                    "name, give this one another",
+                    name, s->submitter);
+        return NULL;
+    }
+    return s;
+}
+
+bool submissions_submit(Submissions *submissions, const char *spec, const char *owner, bool any,
                         StoreDone done, void *user, GError **error)
 {
+    GError *taken = NULL;
     Submission *s =
         submission_new(submissions, spec, owner, loop_wall_us(submissions->options.loop), error);
     if (s == NULL) {
         return false;
     }
     const char *name = s->spec->name;
-    Submission *before = find(submissions, name);
-    if (before != NULL && before->train != NULL && before->state == SUBMISSION_RUNNING &&
-        train_job_is_over(before->train)) {
-        g_ptr_array_remove(submissions->all, before); /* its row is replaced */
-    }
-    if (find(submissions, name) != NULL ||
-        served_find(api_service_served(submissions->options.api), name) != NULL) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                    "a job named %s is there already: give this one another name, or weft cancel "
-                    "that one",
-                    name);
+    guint at;
+    s->before = find_before(submissions, name, owner, any, &taken);
+    if (taken != NULL) {
+        g_propagate_error(error, taken);
         submission_free(s);
         return false;
+    }
+    if (s->before != NULL && g_ptr_array_find(submissions->all, s->before, &at)) {
+        g_ptr_array_steal_index(submissions->all, at);
     }
     s->done = done;
     s->user = user;
@@ -444,7 +490,10 @@ static void on_removed(const GError *error, void *user)
         const char *job = s->served != NULL ? served_job(s->served) : NULL;
         g_autofree char *id = g_strdup(job);
         uint32_t n;
+        g_autoptr(GError) why =
+            g_error_new(WEFT_ERROR, WEFT_ERROR_CANCELLED, "job %s was cancelled", s->spec->name);
         submission_say(s, g_strdup("cancelled"));
+        drop_followers(s, why);
         if (s->train != NULL) {
             train_job_forget(&submissions->options.train, s->spec->name);
         }

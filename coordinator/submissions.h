@@ -32,9 +32,11 @@ bool submissions_restore(Submissions *submissions, const StoreRow *row, GError *
 /* The HTTP listeners are there: what was restored is taken up. */
 void submissions_start(Submissions *submissions);
 
-/* spec: a job file. done(NULL) once it is durable; never inside this call. INVALID for what cannot
- * be (a kind that this release does not run, a name that is taken): then done is not called. */
-bool submissions_submit(Submissions *submissions, const char *spec, const char *owner,
+/* spec: a job file. done(NULL) once it is durable; never inside this call. It takes the name of a
+ * training that is over, which then goes with its log; any: it may be somebody else's. INVALID for
+ * what cannot be (a kind that this release does not run, a name that is taken), DENIED: then done
+ * is not called. */
+bool submissions_submit(Submissions *submissions, const char *spec, const char *owner, bool any,
                         StoreDone done, void *user, GError **error);
 /* Ends it for good; done once that is durable. name: the job's, or that of its deployment. any: it
  * may be somebody else's. NOT_FOUND with the nearest name; DENIED. */
@@ -44,7 +46,8 @@ bool submissions_cancel(Submissions *submissions, const char *name, const char *
 void submissions_each(const Submissions *submissions,
                       void (*fn)(const Weft__V1__Submission *job, void *user), void *user);
 /* What happened to it so far, and with `follow` from now on: lines go into the call, which then
- * ends with the job. The call is finished in any case. */
+ * ends with the job: without an error when it is done, else with what ended it (CANCELLED), or why
+ * it is not told further (UNREACHABLE: the coordinator stops). The call is finished in any case. */
 void submissions_logs(Submissions *submissions, const char *name, bool follow, RpcCall *call);
 /* Curves of a training job, an SVG picture of *steps steps; returned. NOT_FOUND with the nearest
  * name; INVALID: it does not train. */

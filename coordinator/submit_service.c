@@ -36,10 +36,11 @@ void submit_service_submit(RpcCall *call, const ProtobufCMessage *message, void 
     static const Weft__V1__SubmitResponse response = WEFT__V1__SUBMIT_RESPONSE__INIT;
     Parts *parts = user;
     const Weft__V1__SubmitRequest *r = (const Weft__V1__SubmitRequest *)message;
+    const RpcPeer *peer = rpc_call_peer(call);
     SubmitCall *s = submit_call_new(call, &response.base);
     g_autoptr(GError) error = NULL;
-    if (!submissions_submit(parts->submissions, r->spec, rpc_call_peer(call)->name, submit_call_end,
-                            s, &error)) {
+    if (!submissions_submit(parts->submissions, r->spec, peer->name,
+                            (peer->role & RPC_ROLE_ADMIN) != 0, submit_call_end, s, &error)) {
         submit_call_end(error, s);
     }
 }

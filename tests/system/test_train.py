@@ -494,9 +494,21 @@ def case_cancelled():
     run.until_step(6)
     weft("cancel", "stopped", "-q").ok()
     run.process.stdout.read()
-    run.process.wait(GUARD_S)
+    assert run.process.wait(GUARD_S) == 130, run.errors.read_text()
+    assert run.errors.read_text().endswith("weft: job stopped was cancelled\n"), run.errors.read_text()
     assert all(j["name"] != "stopped" for j in weft("jobs", "--json").ok().json()["jobs"])
     assert any((work / "ck-stopped").iterdir())
+
+
+def case_coordinator_stopped():
+    """who follows a job hears that its coordinator stops, and does not take that for the job's end"""
+    mine = Cluster(workers=1)
+    run = Run(spec("left", steps=1000000), mine)
+    run.until_step(6)
+    mine.down()
+    run.process.stdout.read()
+    assert run.process.wait(GUARD_S) == 5, run.errors.read_text()
+    assert "weft: the coordinator is stopping" in run.errors.read_text(), run.errors.read_text()
 
 
 def case_coordinator_killed():
@@ -514,5 +526,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_definition, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed,
+run_cases([case_layouts, case_definition, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_coordinator_stopped,
            case_documents, case_cancelled])
