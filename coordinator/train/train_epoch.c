@@ -112,6 +112,12 @@ static void on_taken(uint32_t rank, uint64_t bytes, void *user)
 static void on_saved(uint64_t step, const GError *error, void *user)
 {
     TrainJob *job = user;
+    if (g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NUMERICS)) {
+        if (!job->dead) {
+            train_job_fail(job, g_error_copy(error));
+        }
+        return;
+    }
     if (error != NULL) {
         train_job_sayf(
             job, "checkpoint of step %" G_GUINT64_FORMAT " was not written: %s; the last one stays",
@@ -153,19 +159,45 @@ static void open_saving(TrainJob *job)
     }
 }
 
+static bool all_done(const TrainJob *job)
+{
+    for (guint i = 0; i < job->calls->len; i++) {
+        if (!((TrainCall *)job->calls->pdata[i])->done) {
+            return false;
+        }
+    }
+    return job->calls->len > 0;
+}
+
+/* Of ranks that are done: one that has not the first one's weights. NULL: all have. */
+static GError *other_weights(const TrainJob *job)
+{
+    const TrainCall *first = job->calls->pdata[0];
+    for (guint i = 1; i < job->calls->len; i++) {
+        const TrainCall *call = job->calls->pdata[i];
+        if (!hash128_equal(&call->digest, &first->digest)) {
+            return g_error_new(WEFT_ERROR, WEFT_ERROR_NUMERICS,
+                               "worker %s (rank %u) ends with other weights than worker %s (rank "
+                               "0): one of them computes wrongly",
+                               call->worker, i, first->worker);
+        }
+    }
+    return NULL;
+}
+
 /* All ranks have the last weights, and they are saved. */
 static void finish_if_done(TrainJob *job)
 {
     char digest[33];
-    for (guint i = 0; i < job->calls->len; i++) {
-        const TrainCall *call = job->calls->pdata[i];
-        if (!call->done ||
-            !hash128_equal(&call->digest, &((TrainCall *)job->calls->pdata[0])->digest)) {
-            return;
-        }
+    if (job->state != JOB_RUNNING || !all_done(job)) {
+        return;
     }
-    if (job->calls->len == 0 || job->state != JOB_RUNNING || job->tracing ||
-        (job->saving != NULL && !train_saving_is_idle(job->saving))) {
+    GError *error = other_weights(job);
+    if (error != NULL) {
+        train_job_fail(job, error);
+        return;
+    }
+    if (job->tracing || (job->saving != NULL && !train_saving_is_idle(job->saving))) {
         return;
     }
     hash128_hex(&((TrainCall *)job->calls->pdata[0])->digest, digest);
@@ -252,8 +284,10 @@ static void on_failed(TrainCall *call, const GError *error, void *user)
     const bool final = train_error_is_final(error);
     g_autoptr(GError) lost = final ? NULL : train_call_lost(call, job->o.members, LOAD_STALL_US);
     if (!final && lost == NULL && strstr(error->message, "worker ") == NULL) {
-        lost = g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker %s is gone: %s",
-                           call->worker, error->message);
+        const bool gone = g_error_matches(error, WEFT_ERROR, WEFT_ERROR_WORKER_LOST) ||
+                          g_error_matches(error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE);
+        lost = g_error_new(error->domain, error->code, "worker %s%s: %s", call->worker,
+                           gone ? " is gone" : "", error->message);
     }
     job_end_epoch(job, lost != NULL ? lost : error);
 }

@@ -128,6 +128,13 @@ bool train_checkpoint_check(const JobSpec *job, const ModelSpec *model, const Ch
             return false;
         }
     }
+    if (checkpoint_state(c)->step > job->steps) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                    "%s is of step %" G_GUINT64_FORMAT ", and the job has steps: %" G_GUINT64_FORMAT
+                    ": ask for more steps, or name another checkpoint.directory",
+                    checkpoint_path(c), checkpoint_state(c)->step, job->steps);
+        return false;
+    }
     if (job->resume == JOB_RESUME_NONE && !started) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
                     "%s is there already and checkpoint.resume is none: remove it, or name another "

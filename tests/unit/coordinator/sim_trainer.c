@@ -51,6 +51,12 @@ static Hash128 digest_of(uint64_t step)
     return hash128(&step, sizeof step);
 }
 
+/* Of the last rank, if so wished, that of other weights. */
+static Hash128 digest_told(const SimRank *r, bool other)
+{
+    return digest_of(r->step + (other && r->index + 1 == r->n ? 1 : 0));
+}
+
 static SliceRect share(const SimRank *r, const TensorSpec *t)
 {
     const uint32_t first = (uint32_t)((uint64_t)t->rows * r->index / r->n);
@@ -281,11 +287,13 @@ static void send_piece(SimRank *r, uint32_t at)
 
 static void save(SimRank *r)
 {
-    Hash128 digest = digest_of(r->step);
+    SimTraining *all = r->owner->training;
+    Hash128 digest = digest_told(r, all->other_part);
     Weft__V1__TrainPart part = WEFT__V1__TRAIN_PART__INIT;
     Weft__V1__TrainState state = WEFT__V1__TRAIN_STATE__INIT;
-    g_autoptr(GArray) tensors = piece_tensors(r, r->owner->training->piece_twice);
-    r->owner->training->piece_twice = false;
+    g_autoptr(GArray) tensors = piece_tensors(r, all->piece_twice);
+    all->piece_twice = false;
+    all->other_part = all->other_part && r->index + 1 != r->n;
     tell_begin(r, tensors);
     for (guint i = 0; i < tensors->len; i++) {
         send_piece(r, g_array_index(tensors, uint32_t, i));
@@ -340,10 +348,26 @@ static void tell_trace(SimRank *r, uint64_t step)
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_TRACE, &trace);
 }
 
+/* True: the rank is gone. */
+static bool fail_as_wished(SimRank *r)
+{
+    SimTraining *all = r->owner->training;
+    if (all->fails == 0 || r->index + 1 != r->n) {
+        return false;
+    }
+    g_autoptr(GError) why = g_error_new_literal(WEFT_ERROR, all->fails, "so it was wished");
+    all->fails = 0;
+    rank_end(r, why);
+    return true;
+}
+
 static void tick(void *user)
 {
     SimRank *r = user;
     r->timer = NULL;
+    if (fail_as_wished(r)) {
+        return;
+    }
     if (!may_go_on(r)) {
         r->timer = loop_timer_start(r->owner->worker->loop, STEP_US / 10, tick, r);
         return;
@@ -365,7 +389,7 @@ static void tick(void *user)
     if (r->owner->training->ends_unsaid) {
         return;
     }
-    Hash128 digest = digest_of(r->step);
+    Hash128 digest = digest_told(r, r->owner->training->other_end);
     Weft__V1__TrainDone done = WEFT__V1__TRAIN_DONE__INIT;
     done.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_DONE, &done);

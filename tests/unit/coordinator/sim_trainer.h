@@ -26,6 +26,9 @@ typedef struct SimTraining {
     bool piece_twice; /* the next save sends a piece once more */
     bool ends_unsaid; /* ranks that are done do not say so */
     bool puppets;     /* ranks do nothing by themselves */
+    bool other_end;   /* the last rank ends with other weights than the others */
+    bool other_part;  /* it saves others, once */
+    int fails;        /* error code that the last rank ends with at its next step, once; 0: none */
 } SimTraining;
 
 SimTrainer *sim_trainer_new(struct FakeWorker *w, SimTraining *training);

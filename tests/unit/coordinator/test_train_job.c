@@ -35,7 +35,8 @@ static char *path_in(const SimCluster *s, const char *name)
     return g_build_filename(s->dir, name, NULL);
 }
 
-static void submit(SimCluster *s, const Toy *t)
+/* The error's code, or 0. */
+static int try_submit(SimCluster *s, const Toy *t)
 {
     g_autofree char *data = path_in(s, "text.txt"), *checkpoints = path_in(s, "ck");
     g_autofree char *layout =
@@ -63,8 +64,39 @@ static void submit(SimCluster *s, const Toy *t)
     request.spec = t->trace_steps > 0 ? traced : spec;
     sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
     sim_answer(s, &a, 5 * SECOND);
-    g_assert_no_error(a.error);
+    const int code = a.error != NULL ? a.error->code : 0;
     answer_clear(&a);
+    return code;
+}
+
+static void submit(SimCluster *s, const Toy *t)
+{
+    assert_int_equal(try_submit(s, t), 0);
+}
+
+/* The same by another account, which may submit. */
+static int try_submit_as_other(SimCluster *s, const Toy *t)
+{
+    RpcChannel *admin = s->admin;
+    g_autofree char *certificate = rpc_inproc_certificate("other", "submit", NULL);
+    const RpcChannelOptions options = {
+        .target = CONTROL,
+        .credentials = {.ca_pem = s->ca_pem, .certificate_pem = certificate, .key_pem = "key"},
+        .server_name = "weft-coordinator"};
+    s->admin = rpc_channel_new(s->transport, s->client_loop, &options, NULL);
+    const int code = try_submit(s, t);
+    rpc_channel_free(s->admin);
+    s->admin = admin;
+    return code;
+}
+
+static void follow(SimCluster *s, Answer *a)
+{
+    Weft__V1__LogsRequest request = WEFT__V1__LOGS_REQUEST__INIT;
+    request.name = (char *)"toy";
+    request.follow = true;
+    *a = (Answer){0};
+    sim_call(s, a, &weft__v1__admin__descriptor, "Logs", &request);
 }
 
 /* Its state, and why; valid until the next call. */
@@ -379,6 +411,181 @@ static void test_other_numbers(void **state)
     assert_int_equal(s->training.ranks->len, 0);
 }
 
+static void restart(SimCluster *s)
+{
+    sim_cluster_stop(s);
+    sim_run_for(s, 2 * SECOND);
+    sim_cluster_start(s);
+    sim_run_for(s, 10 * SECOND);
+}
+
+static void assert_failed(SimCluster *s, const char *reason)
+{
+    const char *why = NULL;
+    g_assert_cmpstr(job_state(s, &why), ==, "failed");
+    if (strstr(why, reason) == NULL) {
+        fail_msg("'%s' lacks '%s'", why, reason);
+    }
+}
+
+/* A job that failed is not taken up again: it has failed, for the same reason, until its name is
+ * given to another. */
+static void test_failed_stays_failed(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    s->training.wrong_loss = true;
+    sim_worker_kill(&s->workers[1]);
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, "step 21 had another loss");
+    const unsigned n_epochs = s->training.n_epochs;
+    for (int i = 0; i < 2; i++) {
+        restart(s);
+        assert_failed(s, "step 21 had another loss");
+        assert_int_equal(s->training.n_epochs, n_epochs);
+        follow(s, &a);
+        sim_answer(s, &a, SECOND);
+        assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_NUMERICS));
+        answer_clear(&a);
+    }
+    s->training.wrong_loss = false;
+    heal(s, &s->workers[1], KILL);
+    sim_run_for(s, SECOND);
+    submit(s, &toy); /* from its newest checkpoint, with a log of its own */
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, NULL), "done");
+    assert_true(steps_told(s) < toy.steps);
+    check_checkpoint(s, &toy);
+}
+
+/* Ranks that end with other weights than the first: nobody's are the job's. */
+static void test_other_weights(void **state)
+{
+    SimCluster *s = *state;
+    const Toy t = {2, 2, 1, 25, 10};
+    start_workers(s, 4);
+    s->training.other_end = true;
+    submit(s, &t);
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, "worker w3 (rank 3) ends with other weights than worker w0 (rank 0)");
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->training.ranks->len, 0);
+}
+
+/* The same in the middle, found when they are saved. */
+static void test_other_weights_saved(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 15);
+    s->training.other_part = true;
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, "rank 3 is at step 20 with other weights than the first");
+    g_autofree char *lost = path_in(s, "ck/step-0000000020"),
+                    *kept = path_in(s, "ck/step-0000000010");
+    assert_false(g_file_test(lost, G_FILE_TEST_EXISTS));
+    assert_true(g_file_test(kept, G_FILE_TEST_EXISTS));
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->training.ranks->len, 0);
+}
+
+/* A worker that says what went wrong is there: it is named, and so is that. */
+static void test_worker_says_why(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    s->training.fails = WEFT_ERROR_MEMORY;
+    run_to_end(s, 30 * SECOND);
+    assert_non_null(strstr(s->log->str, "epoch 1 ended: worker w3: so it was wished"));
+    check_done(s, &toy);
+    assert_int_equal(s->training.n_epochs, 2);
+}
+
+/* Weights of more steps than the file asks for are not its result. */
+static void test_checkpoint_beyond_the_end(void **state)
+{
+    SimCluster *s = *state;
+    const Toy less = {2, 2, 1, 59, 10};
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+    submit(s, &less);
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, "step-0000000060 is of step 60, and the job has steps: 59");
+    submit(s, &toy);
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, NULL), "done");
+}
+
+/* A name is free when its training is over, for the account that submitted it; that one stays, with
+ * its log, until the new row is durable. */
+static void test_name_is_taken_again(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    assert_int_equal(try_submit(s, &toy), WEFT_ERROR_INVALID);
+    run_to_end(s, 30 * SECOND);
+    assert_int_equal(try_submit_as_other(s, &toy), WEFT_ERROR_DENIED);
+    check_done(s, &toy);
+    store_disk_fail_after(s->disk, 0);
+    assert_int_equal(try_submit(s, &toy), WEFT_ERROR_IO);
+    store_disk_fail_after(s->disk, -1);
+    check_done(s, &toy);
+    restart(s);
+    check_done(s, &toy);
+    submit(s, &toy);
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, NULL), "done");
+    assert_int_equal(steps_told(s), 0);
+}
+
+/* Who follows a job that does not come to its end hears why. */
+static void test_followers_of_a_cancelled_job(void **state)
+{
+    SimCluster *s = *state;
+    Answer a, cancelled = {0};
+    Weft__V1__CancelJobRequest request = WEFT__V1__CANCEL_JOB_REQUEST__INIT;
+    request.name = (char *)"toy";
+    start_workers(s, 4);
+    submit(s, &toy);
+    follow(s, &a);
+    run_to_step(s, 25);
+    assert_false(a.done);
+    sim_call(s, &cancelled, &weft__v1__admin__descriptor, "CancelJob", &request);
+    sim_answer(s, &cancelled, 5 * SECOND);
+    g_assert_no_error(cancelled.error);
+    sim_answer(s, &a, SECOND);
+    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_CANCELLED));
+    assert_string_equal(((const Weft__V1__JobLine *)a.message)->text, "cancelled");
+    answer_clear(&cancelled);
+    answer_clear(&a);
+}
+
+static void test_followers_when_the_coordinator_stops(void **state)
+{
+    SimCluster *s = *state;
+    Answer a;
+    start_workers(s, 4);
+    submit(s, &toy);
+    follow(s, &a);
+    run_to_step(s, 25);
+    sim_cluster_stop(s);
+    sim_answer(s, &a, 5 * SECOND);
+    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE));
+    answer_clear(&a);
+    sim_cluster_start(s);
+    run_to_end(s, 30 * SECOND);
+    check_done(s, &toy);
+}
+
 /* A checkpoint that is no whole one is not written, and said; the one before is gone on from. */
 static void test_damaged_save(void **state)
 {
@@ -507,6 +714,14 @@ int main(void)
         CASE(test_coordinator_killed),
         CASE(test_waits_for_workers),
         CASE(test_other_numbers),
+        CASE(test_failed_stays_failed),
+        CASE(test_other_weights),
+        CASE(test_other_weights_saved),
+        CASE(test_worker_says_why),
+        CASE(test_checkpoint_beyond_the_end),
+        CASE(test_name_is_taken_again),
+        CASE(test_followers_of_a_cancelled_job),
+        CASE(test_followers_when_the_coordinator_stops),
         CASE(test_trace_of_a_resumed_run),
         CASE(test_trace_of_nonsense),
         CASE(test_damaged_save),
