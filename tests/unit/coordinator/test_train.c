@@ -189,7 +189,7 @@ static void unread_log_stays(void **state)
     assert_int_equal(g_chmod(path, 0222), 0);
     assert_int_equal(g_chmod(folder, 0777), 0);
     if (account == 0 && seteuid(1) != 0) {
-        print_message("root reads every file\n");
+        print_message("# root reads every file\n");
         skip();
     }
     assert_null(train_log_open(path, &error));
