@@ -398,6 +398,14 @@ def case_bad_input():
     unheld = spec("unheld")
     unheld.write_text(unheld.read_text().replace(f"validation: {TEXT}", f"validation: {short}"))
     weft("train", unheld, "-q").fails(2, "data.validation: ")
+    low, high = work / "low.tokens", work / "high.tokens"
+    low.write_bytes(bytes([1, 0, 63, 0] * 200))
+    high.write_bytes(bytes([1, 0, 64, 0] * 200))
+    few = f"{MODELS['gpt2'][:-1]}, vocabulary: 64}}"
+    for i, (train, held, prompt, said) in enumerate(((high, low, "0", "data.train: token 1 has id 64,"), (low, high, "0", "data.validation: token 1 has id 64,"), (low, low, "0a", "sample.prompt: token 1 has id 97,"))):
+        path = spec(f"few-{i}", model=few, sample=f"{{every: 6, prompt: \"{prompt}\", tokens: 4}}")
+        path.write_text(path.read_text().replace(f"train: {TEXT}, validation: {TEXT}", f"train: {train}, validation: {held}, format: tokens"))
+        weft("train", path, "-q").fails(2, said, "and the model a vocabulary of 64 ids; use the model's tokenizer")
     odd = spec("odd")
     odd.write_text(odd.read_text().replace("name: odd", "name: ../odd"))
     weft("train", odd, "-q").fails(2, "odd.yaml:2: name cannot be a file's")

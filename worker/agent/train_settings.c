@@ -95,11 +95,12 @@ static TrainProgress state_of(const Weft__V1__TrainSettings *m)
 
 static bool check_prompt(const Weft__V1__TrainSettings *m, const ModelSpec *spec, GError **error)
 {
-    for (size_t i = 0; i < m->n_sample_prompt; i++) {
+    for (size_t i = 0; m->sample_every > 0 && i < m->n_sample_prompt; i++) {
         if (m->sample_prompt[i] >= spec->vocab_size) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
-                        "training settings: id %u of the text to go on from is not below %u",
-                        m->sample_prompt[i], spec->vocab_size);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "sample.prompt: token %zu has id %u, and the model a vocabulary of %u ids; "
+                        "use the model's tokenizer, or another prompt",
+                        i, m->sample_prompt[i], spec->vocab_size);
             return false;
         }
     }

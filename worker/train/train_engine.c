@@ -92,6 +92,28 @@ static TrainGreeting *take_greeting(TrainEngine *e)
 
 /* ---- loading ---- */
 
+static const char *data_name(bool validation)
+{
+    return validation ? "validation" : "train";
+}
+
+/* Ids index the embedding: none may be beyond it. */
+static bool check_ids(const TrainEngine *e, bool validation, const Documents *d, GError **error)
+{
+    const uint32_t vocabulary = e->o.spec->vocab_size;
+    for (uint64_t i = 0; i < d->n; i++) {
+        if (d->ids[i] >= vocabulary) {
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "data.%s: token %" G_GUINT64_FORMAT
+                        " has id %u, and the model a vocabulary of %u ids; use the model's "
+                        "tokenizer, or a larger model.config.vocabulary",
+                        data_name(validation), i, d->ids[i], vocabulary);
+            return false;
+        }
+    }
+    return true;
+}
+
 static TokenData *read_tokens(TrainEngine *e, bool validation, uint64_t n, GError **error)
 {
     Documents d = {.n = n, .capacity = n};
@@ -103,9 +125,11 @@ static TokenData *read_tokens(TrainEngine *e, bool validation, uint64_t n, GErro
             d.flags[i] = (uint8_t)(d.ids[i] >> TRAIN_ID_BITS);
             d.ids[i] &= (1u << TRAIN_ID_BITS) - 1;
         }
-        data = token_data_from(&d, e->o.work.length, e->o.work.packing, error);
-        if (data == NULL) {
-            g_prefix_error(error, "data.%s: ", validation ? "validation" : "train");
+        if (check_ids(e, validation, &d, error)) {
+            data = token_data_from(&d, e->o.work.length, e->o.work.packing, error);
+            if (data == NULL) {
+                g_prefix_error(error, "data.%s: ", data_name(validation));
+            }
         }
     }
     weft_free(d.ids);

@@ -18,6 +18,7 @@ enum {
     STEPS = 4,
     RANKS_LIMIT = 4,
     TOKENS = 900,
+    BAD_AT = 70,
     SAMPLED = 21,
     TRACE_FIRST = 1,
     TRACE_STEPS = 2,
@@ -45,6 +46,7 @@ typedef struct World {
     ModelSpec *spec;
     Plan *plan;
     uint32_t ids[TOKENS];
+    uint32_t bad_id[2]; /* in the data, in those of validation; 0: none */
     uint32_t n_ranks;
     Rank ranks[RANKS_LIMIT];
     const GPtrArray *from; /* of TrainSnapshot: what the restored state is read from */
@@ -67,7 +69,9 @@ static bool feed_tokens(void *user, bool validation, uint64_t first, uint64_t n,
     const World *w = user;
     assert_true(first + n <= TOKENS);
     for (uint64_t i = 0; i < n; i++) {
-        out[i] = w->ids[first + i] | (uint32_t)DOCUMENT_LOSS << TRAIN_ID_BITS;
+        const bool bad = first + i == BAD_AT && w->bad_id[validation] != 0;
+        out[i] = (bad ? w->bad_id[validation] : w->ids[first + i]) | (uint32_t)DOCUMENT_LOSS
+                                                                         << TRAIN_ID_BITS;
     }
     return true;
 }
@@ -606,6 +610,25 @@ static void ends_before_the_start(void **state)
     world_free(w);
 }
 
+/* Before anything is computed, by every rank. */
+static void an_id_beyond_the_vocabulary_is_refused(void **state)
+{
+    static const char *const names[] = {"data.train", "data.validation"};
+    const uint32_t vocabulary = (uint32_t)toy_gpt2.config.vocabulary;
+    for (unsigned i = 0; i < 2; i++) {
+        World *w = world_new(&toy_gpt2, 1, 1, 2);
+        w->bad_id[i] = vocabulary;
+        run(w, 0, 0);
+        g_autofree char *id = g_strdup_printf("token 70 has id %u", vocabulary);
+        for (uint32_t r = 0; r < 2; r++) {
+            assert_false(w->ranks[r].loaded);
+            assert_says(&w->ranks[r], (const char *[]){names[i], id, NULL});
+            assert_int_equal(w->ranks[r].error->code, WEFT_ERROR_INVALID);
+        }
+        world_free(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -615,6 +638,7 @@ int main(void)
         cmocka_unit_test(a_rank_that_leaves_is_named),
         cmocka_unit_test(a_rank_that_falls_silent_is_named),
         cmocka_unit_test(ends_before_the_start),
+        cmocka_unit_test(an_id_beyond_the_vocabulary_is_refused),
         cmocka_unit_test(a_dead_device_is_named_and_the_job_goes_on),
         cmocka_unit_test(a_group_that_ends_names_the_rank),
         cmocka_unit_test(a_stream_that_stands),
