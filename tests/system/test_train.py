@@ -328,6 +328,18 @@ def case_traced():
             assert at("send forward", 0)["ts"] <= ends(at("receive forward", 1)) <= at("forward", 1)["ts"], order
 
 
+def case_traced_without_samples():
+    """a replica that has no sample has steps in the trace, and nothing in them"""
+    path = spec("idle", layout="{dp: 2, pp: 1, tp: 1}", trace="{file: idle.json, first: 2, steps: 2}")
+    path.write_text(path.read_text().replace("sequences: 6, length: 32, leaves: 4", "sequences: 2, length: 32, leaves: 3"))
+    done = weft("train", path, "--json").ok()
+    assert f"trace {work}/idle.json\n" in done.err, done
+    spans = [e for e in json.loads((work / "idle.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    steps = sorted((e["pid"], e["args"]["step"]) for e in spans if e["name"].startswith("step "))
+    assert steps == [(replica, step) for replica in (0, 1) for step in (2, 3)], steps
+    assert len({e["pid"] for e in spans if "micro" in e["args"]}) == 1, spans
+
+
 def case_trace_not_written():
     """a trace that the disk cannot take is said once; the job goes on to the same weights, and what was there before stays"""
     path = spec("heavy", steps=LONG, every=LONG, layout="{dp: 1, pp: 2, tp: 1, micro: 3}", trace=f"{{file: heavy.json, first: 1, steps: {LONG - 100}}}")
@@ -534,5 +546,5 @@ def case_coordinator_killed():
     assert_same(result("\n".join(line for line in lines if line.startswith("{"))), reference("gpt2", LONG))
 
 
-run_cases([case_layouts, case_definition, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_coordinator_stopped,
+run_cases([case_layouts, case_definition, case_device, case_devices_of_one_worker, case_shown, case_sampled, case_planned, case_progress, case_seen, case_traced, case_traced_without_samples, case_trace_not_written, case_memory, case_served, case_bad_input, case_interleaved, case_f16, case_not_written, case_slow_disk, case_worker_killed, case_worker_frozen, case_coordinator_killed, case_coordinator_stopped,
            case_documents, case_cancelled])

@@ -223,11 +223,14 @@ static void tell_trace(TrainCall *t, const TrainReport *r, uint32_t first)
     send_report(t, &report);
 }
 
+/* At least one message: a replica without samples has done nothing, and says so. */
 static void tell_traces(TrainCall *t, const TrainReport *r)
 {
-    for (uint32_t first = 0; r->trace != NULL && first < r->n_trace; first += TRACE_OPS) {
+    uint32_t first = 0;
+    do {
         tell_trace(t, r, first);
-    }
+        first += TRACE_OPS;
+    } while (first < r->n_trace);
 }
 
 static void on_step(const TrainReport *r, void *user)
@@ -235,7 +238,9 @@ static void on_step(const TrainReport *r, void *user)
     TrainCall *t = user;
     if (!t->closing) {
         tell_times(t, r);
-        tell_traces(t, r);
+        if (r->traced) {
+            tell_traces(t, r);
+        }
     }
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainProgress progress = WEFT__V1__TRAIN_PROGRESS__INIT;

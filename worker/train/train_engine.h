@@ -64,7 +64,8 @@ typedef struct TrainReport {
     float validation;       /* mean loss, after the step */
     const uint32_t *sample; /* [n_sample] ids, drawn after the step; NULL: none. Borrowed */
     uint32_t n_sample;
-    const PipelineOpTime *trace; /* [n_trace] what the rank did in a step that is traced */
+    bool traced;                 /* the step is */
+    const PipelineOpTime *trace; /* [n_trace] what the rank did in it; none without samples */
     uint32_t n_trace;
     int64_t begin_us, end_us; /* link_clock_us(): of the step, without validation and checkpoint */
     double seconds;           /* of the step, without validation and checkpoint */

@@ -46,7 +46,8 @@ static void end_trace(const TrainEngine *e, TrainReport *out)
 {
     const TrainWork *w = &e->o.work;
     const uint64_t step = out->step.step;
-    if (step >= w->trace_first && step - w->trace_first < w->trace_steps) {
+    out->traced = step >= w->trace_first && step - w->trace_first < w->trace_steps;
+    if (out->traced) {
         out->trace = (const PipelineOpTime *)(const void *)e->trace->data;
         out->n_trace = e->trace->len;
     }

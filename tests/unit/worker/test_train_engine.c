@@ -58,7 +58,9 @@ typedef struct World {
     Device *devices[RANKS_LIMIT]; /* of the ranks; NULL: the host */
     const char *point;            /* a fail point set with stop_rank's step stop_step; NULL: none */
     int64_t argument;
-    bool settled; /* all started engines have ended */
+    bool settled;       /* all started engines have ended */
+    uint32_t leaves;    /* 0: the toy's */
+    uint32_t idle_rank; /* has no samples */
 } World;
 
 /* ---- what an engine asks and tells ---- */
@@ -147,12 +149,13 @@ static void on_running(void *user)
 }
 
 /* Of the steps that are traced, and of these all that was done, in order. */
-static void check_trace(const TrainReport *report)
+static void check_trace(const TrainReport *report, bool has_samples)
 {
     const uint64_t step = report->step.step;
     const bool traced = step >= TRACE_FIRST && step < TRACE_FIRST + TRACE_STEPS;
     int64_t at = report->begin_us, work[PIPELINE_WEIGHTS + 1] = {0};
-    assert_true(traced == (report->trace != NULL) && traced == (report->n_trace > 0));
+    assert_true(report->traced == traced);
+    assert_true((traced && has_samples) == (report->n_trace > 0));
     for (uint32_t i = 0; i < report->n_trace; i++) {
         assert_true(report->trace[i].begin_us >= at);
         at = report->trace[i].end_us;
@@ -183,7 +186,7 @@ static void on_step(const TrainReport *report, void *user)
         memcpy(rank->samples++ == 0 ? rank->first_sample : rank->sample, report->sample,
                sizeof rank->sample);
     }
-    check_trace(report);
+    check_trace(report, rank != w->ranks + w->idle_rank);
     assert_true(report->seconds > 0 && report->waited >= 0 &&
                 report->waited <= report->seconds + 1e-3);
     if (rank == &w->ranks[w->stop_rank] && report->step.step == w->stop_step) {
@@ -243,6 +246,7 @@ static World *world_new(const Toy *toy, uint32_t dp, uint32_t pp, uint32_t tp)
     w->stop_rank = RANKS_LIMIT - 1;
     w->stop_step = UINT32_MAX;
     w->steps = STEPS;
+    w->idle_rank = RANKS_LIMIT;
     for (uint32_t i = 0; i < TOKENS; i++) {
         w->ids[i] = (i * 7919 + i * i) % toy->config.vocabulary;
     }
@@ -276,7 +280,7 @@ static TrainEngineOptions engine_options(World *w, uint32_t r, uint64_t first_st
         .epoch = 5,
         .work = {.sequences = w->toy->sequences,
                  .length = w->toy->length,
-                 .leaves = toy.leaves,
+                 .leaves = w->leaves > 0 ? w->leaves : toy.leaves,
                  .micro_sequences = 1,
                  .steps = w->steps,
                  .seed = 9,
@@ -379,6 +383,21 @@ static void any_layout_gives_the_same(void **state)
         }
         world_free(alone);
     }
+}
+
+/* Two samples in three leaves: the first replica has none, and is traced like the other. */
+static void a_replica_without_samples(void **state)
+{
+    Toy toy = toy_gpt2;
+    toy.sequences = 2;
+    World *w = world_new(&toy, 2, 1, 1), *alone = world_new(&toy, 1, 1, 1);
+    w->leaves = alone->leaves = 3;
+    w->idle_rank = 0;
+    run(w, 0, 0);
+    run(alone, 0, 0);
+    assert_same(w, alone, 0);
+    world_free(w);
+    world_free(alone);
 }
 
 /* What four ranks had after three steps, a process alone goes on from, and the reverse. */
@@ -633,6 +652,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_layout_gives_the_same),
+        cmocka_unit_test(a_replica_without_samples),
         cmocka_unit_test(goes_on_from_any_layout),
         cmocka_unit_test(f16_goes_on_with_its_scale),
         cmocka_unit_test(a_rank_that_leaves_is_named),
