@@ -440,13 +440,6 @@ static bool start_control(Coordinator *c, GError **error)
     return true;
 }
 
-#define RECOVERY_WAIT_MS 60000u
-
-static uint32_t recovery_wait_ms(const CoordinatorOptions *options)
-{
-    return options->recovery_wait_ms != 0 ? options->recovery_wait_ms : RECOVERY_WAIT_MS;
-}
-
 /* What the parts share that work with members and models. */
 #define SHARED_PARTS(p)                                                                            \
     .loop = (p)->options.loop, .log = (p)->options.log, .random = (p)->options.random,             \
@@ -483,7 +476,7 @@ static bool start_jobs(Coordinator *c, GError **error)
                            .cluster = p->cluster,
                            .control_address = p->control_address,
                            .seal_off = p->options.seal_off,
-                           .recovery_wait_us = (int64_t)recovery_wait_ms(&p->options) * 1000};
+                           .recovery_wait_us = p->options.recovery_wait_us};
     p->jobs = jobs_new(&options);
     RequestsOptions requests = {SHARED_PARTS(p), .jobs = p->jobs, .cluster = p->cluster};
     p->requests = requests_new(&requests);

@@ -32,7 +32,7 @@ typedef struct CoordinatorOptions {
     bool http_isolate_keys;       /* prefixes are shared within an API key only */
     bool seal_off;    /* trusted fabrics: workers' payloads travel unsealed, with CRC32C only */
     unsigned threads; /* of the work pool; 0 = on the loop */
-    uint32_t recovery_wait_ms;    /* after a loss requests wait so long for workers; 0: 60,000 */
+    int64_t recovery_wait_us; /* after a loss requests wait so long for workers; 0: not at all */
     double (*lag_ms)(void *user); /* loop lag for status; NULL: 0 */
     void *lag_user;
     LoopFn on_stop; /* an administrator asked the coordinator to stop */

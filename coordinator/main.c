@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define DAY_US (INT64_C(86400) * 1000000)
+#define RECOVERY_WAIT_US (INT64_C(60) * 1000000)
 
 typedef struct Settings {
     char *listen, *join_listen, *health_listen, *advertise, *state, *models, *seal, *config;
@@ -43,7 +44,8 @@ static const Option coordinator_options[] = {
      "fabrics",
      "WEFT_SEAL", 0, 0, "on|off", false},
     {"recovery-wait", 0, OPTION_DURATION, FIELD(recovery_wait_us), "TIME",
-     "after a loss, requests that cannot be placed wait so long for workers (default 60s)",
+     "after a loss, requests that cannot be placed wait so long for workers (default 60s, 0s = not "
+     "at all)",
      "WEFT_RECOVERY_WAIT"},
     {"http", 0, OPTION_STRING, FIELD(http), "ADDR:PORT",
      "OpenAI-compatible HTTP for the models that are served (default: none)", "WEFT_HTTP"},
@@ -189,7 +191,7 @@ static int serve(const Settings *s, GError **error)
         .http_limits = &http.limits,
         .http_isolate_keys = g_strcmp0(s->http_cache, "key") == 0,
         .seal_off = g_strcmp0(s->seal, "off") == 0,
-        .recovery_wait_ms = (uint32_t)(CLAMP(s->recovery_wait_us, 0, DAY_US) / 1000),
+        .recovery_wait_us = MIN(s->recovery_wait_us, DAY_US),
         .threads = MAX(2u, daemon_n_cpus() / 2),
         .lag_ms = lag_ms,
         .lag_user = d.loop,
@@ -219,7 +221,7 @@ int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GPtrArray) rest = g_ptr_array_new();
-    Settings s = {0};
+    Settings s = {.recovery_wait_us = RECOVERY_WAIT_US};
     bool help = false;
     int code = 0;
     daemon_prepare();

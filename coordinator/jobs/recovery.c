@@ -53,14 +53,15 @@ static GError *waited_in_vain(const Deployment *d)
                        d->error != NULL ? d->error->message : "none came");
 }
 
-/* Invariant 1. A try that is under way is let go on: its end tells who waits. */
+/* Invariant 1. A try that is under way, or due now, is let go on: its end tells who waits. */
 static void recovery_on_patience(void *user)
 {
     Deployment *d = user;
     d->recovery.patience = NULL;
     recovery_stop(d);
-    bool trying = d->state != DEPLOYMENT_IDLE && d->state != DEPLOYMENT_FAILED &&
-                  d->state != DEPLOYMENT_STORED;
+    bool trying =
+        d->kick != NULL || (d->state != DEPLOYMENT_IDLE && d->state != DEPLOYMENT_FAILED &&
+                            d->state != DEPLOYMENT_STORED);
     if (!trying && d->waiting.length > 0) {
         g_autoptr(GError) error = waited_in_vain(d);
         log_warn(d->jobs->options.log, "job %s: %s", d->id, error->message);

@@ -60,7 +60,7 @@ void whole_start_coordinator(Whole *w)
                                         .listen = WHOLE_CONTROL,
                                         .join_listen = JOIN,
                                         .models_dir = w->foundation->dir,
-                                        .recovery_wait_ms = w->recovery_wait_ms};
+                                        .recovery_wait_us = (int64_t)w->recovery_wait_ms * 1000};
     w->n_incarnations++;
     w->coordinator_started = false;
     store_disk_fail_after(w->disk, -1);

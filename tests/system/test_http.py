@@ -554,14 +554,15 @@ def case_deadline_and_slow_reader():
 
 
 def case_error_event():
-    """a stream whose workers are gone for longer than requests wait ends with an event that says what is missing, and without [DONE]; later ones are served"""
+    """a stream of several prompts whose workers are gone for longer than requests wait ends with an event that says what is missing, and without [DONE]; later
+    ones are served; with the only worker drained they are refused"""
     other = Cluster(workers=1, env={"WEFT_RECOVERY_WAIT": "1s"})
     log = work / "event.log"
     process = spawn([WEFT, "serve", model, "--name", "t", "--listen", "127.0.0.1:0", "--context", CONTEXT, "--json"], log, env=other.env)
     said = wait_for("weft serve", lambda: next((json.loads(l) for l in log.read_text().splitlines() if l.startswith("{")), None))
     address = said["address"].split("//")[1]
     connection = dial(address)
-    connection.request("POST", "/v1/completions", json.dumps({"prompt": "go on", "max_tokens": 16000, "ignore_eos": True, "stream": True}),
+    connection.request("POST", "/v1/completions", json.dumps({"prompt": ["go on", "and on", "on", "and"], "max_tokens": 16000, "ignore_eos": True, "stream": True}),
                        {"Content-Type": "application/json"})
     stream = connection.getresponse()
     assert stream.status == 200 and stream.readline().startswith(b"data: {"), stream
@@ -575,7 +576,14 @@ def case_error_event():
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "server_error" and error["code"] == "not_ready", error
     assert "worker worker-1 lost" in error["message"] and "there is no worker" in error["message"], error
     wait_for("readiness", lambda: call("GET", "/ready", at=address)[0] == 200)
-    assert call("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}, at=address)[0] == 200
+    ask = {"prompt": "x", "max_tokens": 1}
+    assert call("POST", "/v1/completions", ask, at=address)[0] == 200
+    other.weft("drain", "worker-1").ok()
+    wait_for("no readiness", lambda: call("GET", "/ready", at=address)[0] == 503)
+    assert call("POST", "/v1/completions", ask, at=address)[0] == 503
+    other.weft("undrain", "worker-1").ok()
+    wait_for("readiness", lambda: call("GET", "/ready", at=address)[0] == 200)
+    assert call("POST", "/v1/completions", ask, at=address)[0] == 200
     process.send_signal(signal.SIGINT)
     assert process.wait(GUARD_S) == 130
     other.down()

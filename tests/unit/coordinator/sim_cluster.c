@@ -182,8 +182,8 @@ static void stream_send(Stream *s, uint32_t id)
 /* Too much waits for its reader: worker/agent/leader_service.c. */
 static void stream_end_full(Stream *s)
 {
-    g_autoptr(GError) error = g_error_new(WEFT_ERROR, WEFT_ERROR_FULL,
-                                          "request %s: the reader is too slow", s->request);
+    g_autoptr(GError) error =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_FULL, "request %s: the reader is too slow", s->request);
     rpc_call_on_cancel(s->call, NULL, NULL);
     rpc_call_finish(s->call, error);
     stream_end(s);
@@ -533,7 +533,7 @@ void sim_cluster_start(SimCluster *s)
                                   .state_dir = s->dir,
                                   .models_dir = s->dir,
                                   .seal_off = s->seal_off,
-                                  .recovery_wait_ms = s->recovery_wait_ms};
+                                  .recovery_wait_us = (int64_t)s->recovery_wait_ms * 1000};
     Started started = {0};
     s->coordinator = coordinator_new(&options);
     coordinator_start(s->coordinator, on_started, &started);
@@ -556,6 +556,7 @@ SimCluster *sim_cluster_new(uint64_t seed)
     s->transport = rpc_transport_inproc_new();
     rpc_inproc_set_delay(s->transport, 200);
     s->disk = store_disk_new();
+    s->recovery_wait_ms = 60000;
     s->dir = g_dir_make_tmp("weft-coordinator-XXXXXX", NULL);
     s->log = g_string_new(NULL);
     s->log_seam = (Log){.min_level = LOG_LEVEL_DEBUG, .write = log_write};

@@ -560,6 +560,29 @@ static void test_waits_a_bounded_time(void **state)
     answer_clear(&other);
 }
 
+/* Who is not to wait is told at once, but what can be had without waiting is had. */
+static void test_does_not_wait(void **state)
+{
+    SimCluster *s = *state;
+    sim_cluster_stop(s);
+    s->recovery_wait_ms = 0;
+    sim_cluster_start(s);
+    start_workers(s, 3);
+    Answer want = {0}, a = {0};
+    begin_after(s, &want, &a, 2, 1);
+    sim_worker_kill(leader_of(s));
+    assert_ends_same(s, &a, &want);
+    assert_int_equal(a.run_done->recoveries, 1);
+    begin(s, &a, 2, 1);
+    sim_run_for(s, SECOND / 2);
+    sim_worker_kill(leader_of(s));
+    sim_answer(s, &a, SECOND);
+    assert_int_equal(a.error->code, WEFT_ERROR_IMPOSSIBLE);
+    assert_non_null(strstr(a.error->message, "needs 2 workers and 1 can be used"));
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -600,6 +623,7 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_waits_a_bounded_time, cluster_set_up,
                                         cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_does_not_wait, cluster_set_up, cluster_tear_down),
     };
     return cmocka_run_group_tests_name("coordinator recovery", tests, NULL, NULL);
 }
