@@ -575,6 +575,11 @@ def case_error_event():
     error = json.loads(events[-1][len("data: "):])["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "server_error" and error["code"] == "not_ready", error
     assert "worker worker-1 lost" in error["message"] and "there is no worker" in error["message"], error
+    told = other.logs()["coordinator.log"]
+    assert told.count("cancelled: another prompt of its call failed") == 3 and "by its client" not in told, told[-3000:]
+    ended = {line.split('finished_reason="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+             for line in call("GET", "/metrics", at=address)[2].splitlines() if line.startswith("vllm:request_success_total{")}
+    assert (ended["error"], ended["cancelled"], ended["abort"]) == (1, 3, 0), ended
     wait_for("readiness", lambda: call("GET", "/ready", at=address)[0] == 200)
     ask = {"prompt": "x", "max_tokens": 1}
     assert call("POST", "/v1/completions", ask, at=address)[0] == 200

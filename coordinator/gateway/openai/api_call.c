@@ -1,5 +1,5 @@
-/* Problem: one POST becomes up to sixteen runs, after two pieces of work that must not be done on
- * the loop, for a client that may leave at any time.
+/* Problem: one POST becomes a run for each of its prompts, after two pieces of work that must not
+ * be done on the loop, for a client that may leave at any time.
  *
  *            parsed             ids there (echo,          a run each prompt:
  *   PARSING ───────▶ checked ──  tokenize) ─▶ ENCODING ──▶ [score ▶] generate ──▶ over
@@ -73,14 +73,15 @@ static void call_free(ApiCall *c)
     g_free(c);
 }
 
-/* The exchange is answered or gone. The call may be freed here. */
-static void call_over(ApiCall *c)
+/* The exchange is answered or gone. The call may be freed here. why: of runs that are still open,
+ * for the log; NULL: the client left, or none is. */
+static void call_over(ApiCall *c, const char *why)
 {
     ApiService *service = c->service;
     c->over = true;
     for (guint i = 0; i < c->n_parts; i++) {
         if (c->parts[i].run != NULL) {
-            run_cancel(g_steal_pointer(&c->parts[i].run));
+            run_cancel(g_steal_pointer(&c->parts[i].run), why);
         }
     }
     loop_timer_cancel(service->options.loop, c->keep_alive);
@@ -99,7 +100,7 @@ static void on_gone(void *user)
 {
     ApiCall *c = user;
     c->service->n_gone++;
-    call_over(c);
+    call_over(c, NULL);
 }
 
 /* ---- what is sent ---- */
@@ -141,7 +142,7 @@ static void on_keep_alive(void *user)
     arm_keep_alive(c, interval - silent);
 }
 
-static void call_fail(ApiCall *c, const ApiError *error)
+static void call_end(ApiCall *c, const ApiError *error, const char *why)
 {
     if (!c->streaming) {
         api_reply_error(c->service, c->x, error);
@@ -153,7 +154,12 @@ static void call_fail(ApiCall *c, const ApiError *error)
         send_frames(c, frames);
         http_end(c->x);
     }
-    call_over(c);
+    call_over(c, why);
+}
+
+static void call_fail(ApiCall *c, const ApiError *error)
+{
+    call_end(c, error, "another prompt of its call failed");
 }
 
 static void call_finish(ApiCall *c)
@@ -167,7 +173,7 @@ static void call_finish(ApiCall *c)
     } else {
         api_reply(c->service, c->x, 200, JSON_TYPE, g_string_free(text, FALSE));
     }
-    call_over(c);
+    call_over(c, NULL);
 }
 
 /* ---- runs ---- */
@@ -478,7 +484,7 @@ static void encode_done(void *user)
         call_fail(c, said);
     } else if (c->text != NULL) {
         api_reply(c->service, c->x, 200, JSON_TYPE, g_steal_pointer(&c->text));
-        call_over(c);
+        call_over(c, NULL);
     } else {
         call_run(c);
     }
@@ -593,7 +599,7 @@ void api_calls_drop(ApiService *service, const Served *served)
             api_error_set(&error, 503, "server_error", "stopped", NULL,
                           served != NULL ? "the model is no longer served"
                                          : "the server is stopping");
-            call_fail(c, error);
+            call_end(c, error, error->message);
         }
     }
 }

@@ -20,7 +20,8 @@ typedef struct ModelStats {
     Histogram prompt_length, tokens_asked, sequences_asked, generated_length, most_generated;
 } ModelStats;
 
-/* stop, length, abort (the client left), cancelled, refused (its own fault), error. */
+/* stop, length, abort (the client left), cancelled (its call or its model is over), refused (its
+ * own fault), error. */
 extern const char *const stats_reasons[STATS_REASONS];
 
 typedef struct RequestStats RequestStats;

@@ -57,8 +57,9 @@ typedef struct RunSetting {
 Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
                     const RunSetting *setting /* NULL: none */, const RunSink *sink,
                     void *sink_user, GError **error);
-/* The client left: everything that the run holds is given back at once. */
-void run_cancel(Run *run);
+/* Nobody wants it any more: everything that it holds is given back at once. why: for the log; NULL:
+ * its client left. */
+void run_cancel(Run *run, const char *why);
 const char *run_id(const Run *run); /* "r-0123abcd"; borrowed */
 
 /* Runs that are open: those that have a replica, and those that wait for one; also into the stats

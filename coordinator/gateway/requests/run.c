@@ -9,8 +9,8 @@
  *      └─────────────────────┴────────────────┴─────────────────┴────────────────┘
  *                                error, cancel, deadline
  *
- * 1. A run is answered exactly once (run_fail, run_complete: sink.finish) or was cancelled by its
- * client (run_cancel); then it is ENDED and its sink is not touched again.
+ * 1. A run is answered exactly once (run_fail, run_complete: sink.finish) or was cancelled by whose
+ * it is (run_cancel); then it is ENDED and its sink is not touched again.
  * 2. It is freed when ENDED and nobody (opening, encoding, reaping, n_calls) refers to it.
  * 3. The lease is held from WAITING to ENDED and released exactly once; a failed lease ends the
  * run, an interrupted one does not (resume.c).
@@ -188,10 +188,11 @@ void run_fail(Run *run, const GError *error)
     run->sink->finish(run->sink_user, own);
 }
 
-void run_cancel(Run *run)
+void run_cancel(Run *run, const char *why)
 {
-    log_info(run->owner->options.log, "request %s cancelled by its client", run->id);
-    run_count_end(run, "abort");
+    log_info(run->owner->options.log, "request %s cancelled%s%s", run->id,
+             why != NULL ? ": " : " by its client", why != NULL ? why : "");
+    run_count_end(run, why != NULL ? "cancelled" : "abort");
     run_end_and_reap(run);
 }
 

@@ -33,7 +33,7 @@ static void call_finish(void *user, const GError *error)
 static void on_cancel(void *user)
 {
     RpcCall *call = user;
-    run_cancel(rpc_call_data(call));
+    run_cancel(rpc_call_data(call), NULL);
     rpc_call_unref(call);
 }
 
