@@ -13,11 +13,11 @@
 #include "proto/base/error.h"
 #include "proto/base/units.h"
 #include "proto/plan/cpu_share.h"
+#include "proto/plan/plan_context.h"
 #include "proto/plan/plan_message.h"
 
 #include <string.h>
 
-#define CONTEXT_DEFAULT 8192u
 #define ENDED_LIMIT 50u
 
 /* ---- epochs ---- */
@@ -398,11 +398,6 @@ bool jobs_restore(Jobs *jobs, const StoreRow *row, GError **error)
 
 /* ---- which deployment ---- */
 
-static uint32_t effective_context(const Model *model, const JobWish *wish)
-{
-    return wish->context != 0 ? wish->context : MIN(model->spec->context, CONTEXT_DEFAULT);
-}
-
 static bool on_devices(const Jobs *jobs, const Deployment *d)
 {
     for (uint32_t r = 0; r < d->n_replicas; r++) {
@@ -440,7 +435,7 @@ static bool deployment_fits(const Deployment *d, const Model *model, const JobWi
     bool memory = wish->kv_memory == 0 || wish->kv_memory == d->wish.kv_memory || d->restored;
     return d->state != DEPLOYMENT_STOPPED && room && memory &&
            hash128_equal(&d->file_hash, &model->spec->file_hash) &&
-           d->context == effective_context(model, wish) && same_numerics(d, wish) &&
+           d->context == plan_context(model->spec, wish->context) && same_numerics(d, wish) &&
            d->wish.kv_type == wish->kv_type && d->wish.dp == wish->dp && d->wish.pp == wish->pp &&
            d->wish.tp == wish->tp;
 }
@@ -490,7 +485,7 @@ static Deployment *jobs_deployment(Jobs *jobs, Model *model, const JobWish *wish
     d->model = model_ref(model);
     d->model_path = g_strdup(model->path);
     d->wish = *wish;
-    d->context = effective_context(model, wish);
+    d->context = plan_context(model->spec, wish->context);
     d->file_hash = model->spec->file_hash;
     g_ptr_array_add(jobs->deployments, d);
     return d;

@@ -9,11 +9,11 @@
 #include "coordinator/planner/pool.h"
 #include "proto/base/error.h"
 #include "proto/base/units.h"
+#include "proto/plan/plan_context.h"
 #include "proto/plan/rank_span.h"
 
 #include <string.h>
 
-#define CONTEXT_DEFAULT 8192u
 #define ROWS_MOST 512u
 #define ROWS_LEAST 128u /* a block of the products of many rows */
 #define ROWS_BUFFER_BYTES                                                                          \
@@ -514,13 +514,12 @@ Plan *planner_plan_class(const ModelSpec *spec, const PlanMember *members, uint3
     }
     filled.max_rows =
         wish->max_rows != 0 ? wish->max_rows : rows_of_a_step(spec, members, n_members);
-    uint32_t context = wish->context != 0 ? wish->context : MIN(spec->context, CONTEXT_DEFAULT);
     g_autofree Task *task = g_new0(Task, 1);
     task->spec = spec;
     task->members = own;
     task->n_members = n_members;
     task->wish = &filled;
-    task->context = context;
+    task->context = plan_context(spec, wish->context);
     layout_task_init(task);
     g_autoptr(GPtrArray) found = new_violations(), others = new_texts();
     Plan *plan = plan_kinds(task, wish, &found, others, error);

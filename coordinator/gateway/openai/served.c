@@ -13,11 +13,11 @@
 
 #include "coordinator/gateway/openai/key_shares.h"
 #include "proto/base/error.h"
+#include "proto/plan/plan_context.h"
 
 #include <string.h>
 
 #define NAME_LIMIT 128u
-#define CONTEXT_DEFAULT 8192u
 #define RETRY_LEAST_US (INT64_C(200) * 1000)
 #define RETRY_MOST_US (INT64_C(5000) * 1000)
 
@@ -320,8 +320,7 @@ Model *served_model(const Served *s)
 
 uint32_t served_context(const Served *s)
 {
-    uint32_t limit = s->model != NULL ? s->model->spec->context : 0;
-    return s->wish.context != 0 ? s->wish.context : MIN(limit, CONTEXT_DEFAULT);
+    return s->model != NULL ? plan_context(s->model->spec, s->wish.context) : s->wish.context;
 }
 
 bool served_is_ready(const Served *s)

@@ -19,12 +19,12 @@
 
 #include "coordinator/message.h"
 #include "proto/base/error.h"
+#include "proto/plan/plan_context.h"
 #include "proto/plan/plan_message.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define CONTEXT_DEFAULT 8192u
 #define WINDOWS_AT_ONCE 4u
 #define SHARE_KEY_BYTES 64u
 #define SEED_MASK ((UINT64_C(1) << 53) - 1) /* exact in JSON */
@@ -569,7 +569,7 @@ static bool run_check_context(Run *run, GError **error)
                     run->request->context, limit);
         return false;
     }
-    run->context = run->request->context != 0 ? run->request->context : MIN(limit, CONTEXT_DEFAULT);
+    run->context = plan_context(run->model->spec, run->request->context);
     return true;
 }
 
