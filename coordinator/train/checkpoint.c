@@ -163,20 +163,6 @@ static void prune(const char *directory, uint64_t newest, unsigned keep)
 
 /* ---- parts ---- */
 
-static bool write_rows(Output *o, const CheckpointPiece *p, GError **error)
-{
-    const SliceRect r = p->rect;
-    if (p->ld == r.n_cols) {
-        return output_write(o, p->data, (size_t)r.n_rows * r.n_cols * sizeof(float), error);
-    }
-    for (uint32_t row = 0; row < r.n_rows; row++) {
-        if (!output_write(o, p->data + row * p->ld, r.n_cols * sizeof(float), error)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* What stands before the pieces in their file. */
 static bool write_header(Output *o, const CheckpointPiece *pieces, size_t n, GError **error)
 {
@@ -274,19 +260,6 @@ void checkpoint_part_abandon(CheckpointPart *p)
         close_file(&p->file, false, NULL, NULL);
         part_free(p);
     }
-}
-
-char *checkpoint_write(CheckpointDisk *disk, const char *directory, uint64_t step, uint32_t rank,
-                       const CheckpointPiece *pieces, size_t n, GError **error)
-{
-    CheckpointPart *p = checkpoint_part_open(disk, directory, step, rank, pieces, n, error);
-    for (size_t i = 0; p != NULL && i < n; i++) {
-        if (!write_rows(&p->file, &pieces[i], error)) {
-            checkpoint_part_abandon(p);
-            return NULL;
-        }
-    }
-    return p != NULL ? checkpoint_part_close(p, error) : NULL;
 }
 
 char *checkpoint_write_file(CheckpointDisk *disk, const char *directory, uint64_t step,

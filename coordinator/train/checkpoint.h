@@ -31,9 +31,6 @@ bool checkpoint_part_write(CheckpointPart *p, const void *bytes, size_t size, GE
 char *checkpoint_part_close(CheckpointPart *p, GError **error);
 /* Removes what there is of it. Frees; NULL-safe. */
 void checkpoint_part_abandon(CheckpointPart *p);
-/* The three in one, for pieces that are all there. */
-char *checkpoint_write(CheckpointDisk *disk, const char *directory, uint64_t step, uint32_t rank,
-                       const CheckpointPiece *pieces, size_t n, GError **error);
 /* Another file of the checkpoint (the tokenizer), bytes as given; returned as above. */
 char *checkpoint_write_file(CheckpointDisk *disk, const char *directory, uint64_t step,
                             const char *name, const void *bytes, size_t size, GError **error);

@@ -5,6 +5,7 @@
 #include "coordinator/train/checkpoint.h"
 #include "proto/model/model_source.h"
 #include "tests/unit/remove_tree.h"
+#include "tests/unit/write_part.h"
 
 #include <errno.h>
 #include <glib/gstdio.h>
@@ -116,8 +117,8 @@ static bool save(const World *w, CheckpointDisk *disk, uint64_t step, uint32_t r
     for (uint32_t rank = 0; ok && rank < ranks; rank++) {
         Owned o = own(w, rank, ranks, (float)step);
         char *part =
-            checkpoint_write(disk, w->directory, step, rank,
-                             (const CheckpointPiece *)(void *)o.pieces->data, o.pieces->len, error);
+            write_part(disk, w->directory, step, rank,
+                       (const CheckpointPiece *)(void *)o.pieces->data, o.pieces->len, error);
         ok = part != NULL;
         g_ptr_array_add(parts, part);
         owned_clear(&o);

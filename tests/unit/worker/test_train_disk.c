@@ -6,6 +6,7 @@
 #include "tests/unit/worker/toy_training.h"
 #include "coordinator/train/checkpoint.h"
 #include "tests/unit/remove_tree.h"
+#include "tests/unit/write_part.h"
 #include "worker/train/train_snapshot.h"
 
 #include <glib/gstdio.h>
@@ -100,14 +101,14 @@ static void commit(const World *w, const TrainRank *t, GPtrArray *parts)
     }
 }
 
-static char *write_part(const World *w, TrainRank *t, uint32_t number)
+static char *save_part(const World *w, TrainRank *t, uint32_t number)
 {
     g_autoptr(GError) error = NULL;
     const Hash128 none = {{0}};
     TrainSnapshot *s = train_snapshot_take(t, w->spec, 0, &none, &error);
     char *part = s == NULL ? NULL
-                           : checkpoint_write(checkpoint_disk(), w->directory, s->at.step, number,
-                                              s->pieces, s->n_pieces, &error);
+                           : write_part(checkpoint_disk(), w->directory, s->at.step, number,
+                                        s->pieces, s->n_pieces, &error);
     if (part == NULL) {
         fail_msg("%s", error->message);
     }
@@ -118,7 +119,7 @@ static char *write_part(const World *w, TrainRank *t, uint32_t number)
 static void save_alone(const World *w, TrainRank *t)
 {
     g_autoptr(GPtrArray) parts = g_ptr_array_new_with_free_func(g_free);
-    g_ptr_array_add(parts, write_part(w, t, 0));
+    g_ptr_array_add(parts, save_part(w, t, 0));
     commit(w, t, parts);
 }
 
@@ -159,7 +160,7 @@ static void through_layout(World *w, uint32_t dp, uint32_t pp, uint32_t tp, bool
     for (uint32_t i = 0; i < dp * pp * tp; i++) {
         TrainRank *t = rank_new(w, plan, i / (pp * tp), i / tp % pp, i % tp, sgd);
         restore(w, t);
-        g_ptr_array_add(parts, write_part(w, t, i));
+        g_ptr_array_add(parts, save_part(w, t, i));
         if (first == NULL) {
             first = t;
         } else {
