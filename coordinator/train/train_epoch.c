@@ -15,6 +15,7 @@
 
 /* ---- LOADING ---- */
 
+static void job_end_epoch(TrainJob *job, const GError *why);
 static void on_failed(TrainCall *call, const GError *error, void *user);
 
 static void want_work(void *user)
@@ -77,6 +78,13 @@ static void on_step(const Weft__V1__TrainProgress *step, void *user)
 {
     TrainJob *job = user;
     GError *error = NULL;
+    if (step->step >= job->spec->steps) {
+        g_autoptr(GError) odd = g_error_new(
+            WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+            "the first rank tells of a step after the last, %" G_GUINT64_FORMAT, job->spec->steps);
+        job_end_epoch(job, odd);
+        return;
+    }
     g_autofree char *sample =
         step->n_sample > 0 ? train_input_text(job->input, step->sample, step->n_sample) : NULL;
     train_pace_step(&job->pace, step->step, step->seconds);

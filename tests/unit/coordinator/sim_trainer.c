@@ -317,6 +317,10 @@ static void tell_step(SimRank *r)
     if (all->wrong_loss) {
         step.loss = nextafterf(step.loss, 0);
     }
+    if (all->wrong_step) {
+        step.step = r->steps;
+        all->wrong_step = false;
+    }
     step.seconds = STEP_US / 1e6;
     all->steps_computed++;
     tell(r, WEFT__V1__TRAIN_REPORT__REPORT_STEP, &step);

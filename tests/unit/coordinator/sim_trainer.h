@@ -22,6 +22,7 @@ typedef struct SimTraining {
     uint64_t steps_computed; /* by first ranks, those again included */
     unsigned n_epochs, n_restored;
     bool wrong_loss;  /* the next step told is not what it was */
+    bool wrong_step;  /* the next step told is none of the job's, once */
     bool wrong_trace; /* the next trace goes on after its step */
     bool piece_twice; /* the next save sends a piece once more */
     bool ends_unsaid; /* ranks that are done do not say so */

@@ -507,6 +507,20 @@ static void test_worker_says_why(void **state)
     assert_int_equal(s->training.n_epochs, 2);
 }
 
+/* A step that the job has not is nonsense, and none of its log. */
+static void test_step_after_the_last(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 15);
+    s->training.wrong_step = true;
+    run_to_end(s, 30 * SECOND);
+    assert_non_null(strstr(s->log->str, "tells of a step after the last, 60"));
+    check_done(s, &toy);
+    assert_int_equal(s->training.n_epochs, 2);
+}
+
 /* Weights of more steps than the file asks for are not its result. */
 static void test_checkpoint_beyond_the_end(void **state)
 {
@@ -718,6 +732,7 @@ int main(void)
         CASE(test_other_weights),
         CASE(test_other_weights_saved),
         CASE(test_worker_says_why),
+        CASE(test_step_after_the_last),
         CASE(test_checkpoint_beyond_the_end),
         CASE(test_name_is_taken_again),
         CASE(test_followers_of_a_cancelled_job),
