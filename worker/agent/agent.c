@@ -1,15 +1,16 @@
+/* clang-format off */
 /* Wiring: who hears what from whom. The state machines are elsewhere (attach.c, deployment.h,
  * leader_service.c); here is only
  *
- *   coordinator --Worker, Leader--> listener --> deployments, leader service          (refused
- * while fenced) attach --welcome, ack, fenced--> deployments;  deployments --held, waiting,
- * counters--> attach certificate at 2/3 of its life --Renew--> identity on disk --> attach,
- * channels, and the listener when nobody uses it
+ *   coordinator --Worker, Leader--> listener --> deployments, leader service (refused while fenced)
+ *   attach --welcome, ack, fenced--> deployments;  deployments --held, waiting, counters--> attach
+ *   certificate at 2/3 of its life --Renew--> identity on disk --> attach, channels, listener
  *
  * Invariants
  *   1. While fenced no call of the coordinator is served: its epoch may be over.
  *   2. The boot id is drawn once per agent: it names this process to peers' keys and to the
  * coordinator. */
+/* clang-format on */
 #include "worker/agent/agent.h"
 
 #include "kernels/device/ops.h"
@@ -33,7 +34,7 @@
 #include <string.h>
 
 #define RENEW_RETRY_US 60000000
-#define SWAP_LOOK_US 1000000
+#define ATTACHED_LOOK_US 1000000
 #define STOP_LOOK_US 10000
 #define SERVER_GRACE_MS 200
 
@@ -54,9 +55,10 @@ struct Agent {
     Health *health;
     Attach *attach;
     RpcServer *server, *health_server;
-    GHashTable *channels; /* source address -> RpcChannel * */
-    GHashTable *revoked;  /* certificate serials */
-    LoopTimer *renew, *swap, *leaving, *stopping;
+    GHashTable *channels;        /* source address -> RpcChannel * */
+    GHashTable *channels_before; /* the last renewal, for what goes on over them; or NULL */
+    GHashTable *revoked;         /* certificate serials */
+    LoopTimer *renew, *leaving, *stopping;
     int64_t leave_until_us;
     char *renewed_key; /* of the request on its way */
     LoopFn stopped;
@@ -136,6 +138,12 @@ static bool is_revoked(const char *serial, void *user)
 
 /* ---- listeners ---- */
 
+static RpcCredentials own_credentials(const Agent *a)
+{
+    return (RpcCredentials){a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem,
+                            true};
+}
+
 static RpcServer *open_server(Agent *a, const char *listen, GError **error)
 {
     static const RpcMethod worker[] = {{"Load", on_load, RPC_ROLE_COORDINATOR},
@@ -148,7 +156,7 @@ static RpcServer *open_server(Agent *a, const char *listen, GError **error)
                                         {NULL}};
     RpcServerOptions options = {
         .listen = listen,
-        .credentials = {a->identity.ca_pem, a->identity.certificate_pem, a->identity.key_pem, true},
+        .credentials = own_credentials(a),
         .health = true,
         .reflection = true,
         .is_revoked = is_revoked,
@@ -199,6 +207,11 @@ static char *peer_address(const Agent *a)
 
 /* ---- channels to sources of slices ---- */
 
+static GHashTable *channels_new(void)
+{
+    return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)rpc_channel_free);
+}
+
 static RpcChannel *channel_to(const char *source, bool is_last, void *user)
 {
     Agent *a = user;
@@ -239,24 +252,18 @@ static void plan_renewal(Agent *a)
     a->renew = loop_timer_start(a->o.loop, MAX(0, due - loop_wall_us(a->o.loop)), renew_due, a);
 }
 
-/* The listener takes the new certificate when no call is open; until then the old one is still good
- * for a third of its life. */
-static void swap_due(void *user)
+/* What is open stays, also a fetch, until the next renewal. */
+static void use_new_certificate(Agent *a)
 {
-    Agent *a = user;
-    a->swap = NULL;
-    if (deployments_is_busy(a->deployments) || !trainings_is_empty(a->trainings)) {
-        a->swap = loop_timer_start(a->o.loop, SWAP_LOOK_US, swap_due, a);
-        return;
-    }
-    g_autofree char *listen = g_strdup(rpc_server_address(a->server));
-    close_server(a, g_steal_pointer(&a->server), 0);
+    const RpcCredentials own = own_credentials(a);
     g_autoptr(GError) error = NULL;
-    a->server = open_server(a, listen, &error);
-    if (!a->server) {
-        log_error(a->o.log, "listener %s could not be opened again with the new certificate: %s",
-                  listen, error->message);
-        a->o.refused(error, a->o.user);
+    attach_set_identity(a->attach, &a->identity);
+    g_clear_pointer(&a->channels_before, g_hash_table_unref);
+    a->channels_before = a->channels;
+    a->channels = channels_new();
+    if (!rpc_server_set_credentials(a->server, &own, &error)) {
+        log_error(a->o.log, "listener %s goes on with the old certificate: %s",
+                  rpc_server_address(a->server), error->message);
     }
 }
 
@@ -294,8 +301,7 @@ static void on_renew_done(const GError *error, void *user)
         a->renew = loop_timer_start(a->o.loop, RENEW_RETRY_US, renew_due, a);
         return;
     }
-    attach_set_identity(a->attach, &a->identity);
-    a->swap = loop_timer_start(a->o.loop, SWAP_LOOK_US, swap_due, a);
+    use_new_certificate(a);
     plan_renewal(a);
 }
 
@@ -310,7 +316,8 @@ static void renew_due(void *user)
     if (!request ||
         !attach_renew(a->attach, request, (RpcCallbacks){on_renewed, on_renew_done}, a)) {
         x509_free_key(g_steal_pointer(&a->renewed_key));
-        a->renew = loop_timer_start(a->o.loop, SWAP_LOOK_US, renew_due, a); /* not attached now */
+        a->renew =
+            loop_timer_start(a->o.loop, ATTACHED_LOOK_US, renew_due, a); /* not attached now */
     }
 }
 
@@ -512,8 +519,7 @@ static void open_objects(Agent *a)
     a->trainings = trainings_new(&options, a->deployments);
     a->leader = leader_service_new(o->loop, o->log, a->deployments);
     a->health = health_new(o->loop, a->deployments);
-    a->channels =
-        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, (GDestroyNotify)rpc_channel_free);
+    a->channels = channels_new();
     a->revoked = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 }
 
@@ -595,7 +601,6 @@ static void end_now(Agent *a)
     health_follow(a->health, NULL);
     attach_free(g_steal_pointer(&a->attach));
     loop_timer_cancel(a->o.loop, g_steal_pointer(&a->renew));
-    loop_timer_cancel(a->o.loop, g_steal_pointer(&a->swap));
     deployments_shut_down(a->deployments);
     trainings_shut_down(a->trainings);
     stopping_due(a);
@@ -642,12 +647,12 @@ void agent_free(Agent *a)
         attach_free(a->attach);
     }
     loop_timer_cancel(a->o.loop, a->renew);
-    loop_timer_cancel(a->o.loop, a->swap);
     loop_timer_cancel(a->o.loop, a->stopping);
     loop_timer_cancel(a->o.loop, a->leaving);
     close_server(a, a->server, SERVER_GRACE_MS);
     close_server(a, a->health_server, 0);
     g_hash_table_unref(a->channels);
+    g_clear_pointer(&a->channels_before, g_hash_table_unref);
     leader_service_free(a->leader);
     trainings_free(a->trainings);
     deployments_free(a->deployments);

@@ -663,17 +663,6 @@ bool deployments_is_empty(const Deployments *table)
     return table->all->len == 0;
 }
 
-bool deployments_is_busy(const Deployments *table)
-{
-    for (guint i = 0; i < table->all->len; i++) {
-        const Deployment *d = table->all->pdata[i];
-        if (d->load_calls->len > 0 || d->start_calls->len > 0 || d->watches->len > 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 void deployments_free(Deployments *table)
 {
     if (!table) {

@@ -47,8 +47,6 @@ Deployments *deployments_new(const DeploymentsOptions *options);
  * deployments_is_empty() before deployments_free(). */
 void deployments_shut_down(Deployments *table);
 bool deployments_is_empty(const Deployments *table);
-/* A call or a load is open. */
-bool deployments_is_busy(const Deployments *table);
 void deployments_free(Deployments *table); /* NULL-safe */
 
 /* The coordinator's generation, from its welcome: stamps of another one are stale. */

@@ -610,6 +610,25 @@ static void test_revoked_peers_are_not_served(void **state)
 
 /* ---- the certificate ---- */
 
+/* Notes with what certificate slices are asked for; answers nothing itself. */
+static bool note_serial(RpcCall *call, void *user)
+{
+    char **serial = user;
+    g_free(*serial);
+    *serial = g_strdup(rpc_call_peer(call)->serial);
+    return false;
+}
+
+static void load_and_drop(Env *env, uint64_t epoch)
+{
+    FakeReply *l = env_load(env, epoch);
+    env_loaded(env, l);
+    fake_reply_free(l);
+    FakeReply *d = env_drop(env, epoch, false);
+    env_wait_for(env, &d->done);
+    fake_reply_free(d);
+}
+
 static void test_renews_at_two_thirds(void **state)
 {
     (void)state;
@@ -640,6 +659,10 @@ static void test_renews_at_two_thirds(void **state)
     env_start_agent(env, &identity, 1u << 30);
     identity_clear(&identity);
     env_wait_attached(env, 1);
+    g_autofree char *first = NULL, *second = NULL;
+    env->c->answer_fetch = note_serial;
+    env->c->answer_user = &first;
+    load_and_drop(env, 1);
     sim_world_run_for(env->world, 1990 * SECOND);
     assert_int_equal(env->c->n_renewed, 0);
     sim_world_run_for(env->world, 20 * SECOND);
@@ -647,8 +670,11 @@ static void test_renews_at_two_thirds(void **state)
     assert_int_equal(env->c->n_attached, 2); /* with the new certificate */
     env_run(env, 5 * SECOND);
     assert_true(agent_is_attached(env->agent));
-    assert_int_equal(env_health(env, "weft.v1.Worker"),
-                     SERVING); /* the listener was opened again */
+    assert_int_equal(env_health(env, "weft.v1.Worker"), SERVING);
+    env->c->answer_user = &second;
+    load_and_drop(env, 2); /* what asks for slices has the new certificate, too */
+    assert_true(first != NULL && second != NULL && *first != '\0');
+    assert_string_not_equal(first, second);
     sim_world_run_for(env->world, 4000 * SECOND);
     assert_in_range(env->c->n_renewed, 2, 4);
     env_free(env);

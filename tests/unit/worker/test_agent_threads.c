@@ -112,24 +112,30 @@ static void env_free(Env *env)
     g_free(env);
 }
 
-static FakeReply *load(Env *env, const Plan *plan, uint64_t epoch, uint32_t stage, uint32_t rank,
-                       unsigned worker)
+static FakeReply *load_on(FakeCoordinator *c, const Agent *agent, const Plan *plan, uint64_t epoch,
+                          uint32_t stage, uint32_t rank)
 {
-    Weft__V1__Stamp stamp = fake_stamp(env->c[worker], epoch);
+    Weft__V1__Stamp stamp = fake_stamp(c, epoch);
     Weft__V1__LoadRequest request = WEFT__V1__LOAD_REQUEST__INIT;
     request.stamp = &stamp;
     request.plan = plan_to_message(plan);
-    request.model = tiny_model_message(env->model, "tiny.gguf");
+    request.model = tiny_model_message(c->model, "tiny.gguf");
     request.stage = stage;
     request.rank = rank;
-    request.sources = &env->c[worker]->address;
+    request.sources = &c->address;
     request.n_sources = 1;
     request.seal = true;
-    FakeReply *reply = fake_call(env->c[worker], agent_address(env->agents[worker]), "coordinator",
+    FakeReply *reply = fake_call(c, agent_address(agent), "coordinator",
                                  &weft__v1__worker__descriptor, "Load", &request.base);
     weft__v1__plan__free_unpacked(request.plan, NULL);
     weft__v1__model__free_unpacked(request.model, NULL);
     return reply;
+}
+
+static FakeReply *load(Env *env, const Plan *plan, uint64_t epoch, uint32_t stage, uint32_t rank,
+                       unsigned worker)
+{
+    return load_on(env->c[worker], env->agents[worker], plan, epoch, stage, rank);
 }
 
 static FakeReply *start(Env *env, uint64_t epoch, Weft__V1__RankAddress **ranks, size_t n,
@@ -239,12 +245,13 @@ typedef struct Watch {
     FakeCoordinator *c;
     Agent *agent;
     int64_t old_end_us;
-    FakeReply *reply;
+    const Plan *plan;
+    FakeReply *load, *reply;
     bool done;
 } Watch;
 
 /* Until a new connection succeeds after the first certificate's end: then the listener shows the
- * renewed one. */
+ * renewed one. It does so while a load is open. */
 static void look_at_listener(void *user)
 {
     Watch *w = user;
@@ -256,6 +263,10 @@ static void look_at_listener(void *user)
     if (!w->done && !w->reply && agent_is_attached(w->agent)) {
         Weft__V1__Stamp stamp = fake_stamp(w->c, 1);
         Weft__V1__DropRequest request = WEFT__V1__DROP_REQUEST__INIT;
+        if (!w->load) {
+            w->load = load_on(w->c, w->agent, w->plan, 1, 0, 0);
+        }
+        stamp.job = "another";
         request.stamp = &stamp;
         w->reply = fake_call(w->c, agent_address(w->agent), "coordinator",
                              &weft__v1__worker__descriptor, "Drop", &request.base);
@@ -297,9 +308,15 @@ static void test_renewed_certificate_is_used_by_both_sides(void **state)
     GError *error = NULL;
     Agent *agent = agent_new(&options, &error);
     g_assert_no_error(error);
-    Watch watch = {loop, c, agent, now + 2 * SECOND, NULL, false};
+    TinyModel *model = tiny_model_new(&shape, 11);
+    g_autoptr(Plan) plan = tiny_plan(model->spec, 1, (uint32_t[]){1}, (double[]){1});
+    Watch watch = {loop, c, agent, now + 2 * SECOND, plan, NULL, NULL, false};
+    c->model = model;
+    c->silent = true;
     look_at_listener(&watch);
     assert_true(main_loop_run_until(main_loop, &watch.done, 30 * SECOND));
+    assert_non_null(watch.load);
+    assert_false(watch.load->done);
     assert_int_equal(c->n_renewed, 1);
     assert_true(c->n_attached >= 2);
     Identity kept;
@@ -311,10 +328,12 @@ static void test_renewed_certificate_is_used_by_both_sides(void **state)
     bool stopped = false;
     agent_stop(agent, on_done, &stopped);
     assert_true(main_loop_run_until(main_loop, &stopped, 10 * SECOND));
+    fake_reply_free(watch.load);
     agent_free(agent);
     fake_coordinator_free(c);
     main_loop_free(main_loop);
     link_fill_free(fill);
+    tiny_model_free(model);
     const char *names[] = {"node.pem", "node.conf", "ca.pem"};
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
         g_autofree char *path = g_build_filename(dir, names[i], NULL);
