@@ -59,6 +59,7 @@ struct Deployment {
     Fetch *fetch;
     FetchProgress progress;
     bool task_running, keep_weights;
+    bool task_unmaps; /* what the task that frees the engine was told: it may not look above */
     GPtrArray *load_calls, *start_calls; /* of DeploymentCall */
     GArray *watches;                     /* of EndWatch */
     uint64_t next_watch, listed_since;

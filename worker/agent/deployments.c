@@ -98,7 +98,7 @@ static void engine_free_run(void *user)
 {
     Deployment *d = user;
     engine_free(d->engine);
-    if (!d->keep_weights) {
+    if (d->task_unmaps) {
         weights_free(g_steal_pointer(&d->weights)); /* unmapping takes long: here */
     }
 }
@@ -110,6 +110,10 @@ static void engine_free_done(void *user)
     Deployments *table = d->table;
     d->engine = NULL;
     d->task_running = false;
+    if (d->weights && !d->keep_weights) { /* they are not to be kept after all */
+        deployment_closing(d);
+        return;
+    }
     for (guint i = 0; i < d->watches->len; i++) {
         EndWatch *watch = &g_array_index(d->watches, EndWatch, i);
         if (watch->ended) {
@@ -133,6 +137,7 @@ bool deployment_closing(Deployment *d)
         reports_add_links(d, d->table->gone_links);
     }
     d->task_running = true;
+    d->task_unmaps = !d->keep_weights;
     task_pool_run(d->table->o.pool, engine_free_run, engine_free_done, d);
     return true;
 }

@@ -31,7 +31,7 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     unsigned threads;
     const int *cpus; /* `threads` of them or NULL */
     KernelIsa isa;
-    const Device *device; /* where shards lie and layers run; NULL = the host */
+    const Device *device;         /* where shards lie and layers run; NULL = the host */
     const Device *const *devices; /* [n_devices]: as in agent.h */
     unsigned n_devices;
     uint64_t device_bytes;

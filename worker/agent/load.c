@@ -23,16 +23,10 @@
 
 /* ---- checks ---- */
 
-/* What a rank of this worker computes on; NULL: its cores. */
-static const Device *device_at(const Deployments *table, uint32_t place)
-{
-    return place < table->o.n_devices ? table->o.devices[place] : table->o.device;
-}
-
 /* Where this worker's own rank computes, and whose exact bits it gives. */
 static void imagine_place(const Deployments *table, PlanMember *m)
 {
-    const Device *device = device_at(table, m->device_index);
+    const Device *device = deployments_device(table, m->device_index);
     m->device = device != NULL ? device->info.name : NULL;
     m->exact_kind = device != NULL ? device->info.exact_kind : NULL;
 }
