@@ -2,13 +2,13 @@
  * a little is on its way.
  *
  *   READING (pool: up to BATCH_BYTES) ──▶ SENDING (loop: chunks) ──all sent──▶ finished
- *      ▲                                     │ ▲ └─ call full: a timer tries again
+ *      ▲                                     │ ▲ └─ no room in the call: goes on when there is
  *      └───────────── batch sent ────────────┘
  *
  * 1. A fetch is in exactly one of READING and SENDING; its batch buffer belongs to the pool in the
  * first, to the loop in the second.
- * 2. After the call was cancelled the fetch is freed at its next turn on the loop; the call is
- * referenced until then. */
+ * 2. After the call was cancelled the fetch is freed: at once where it waits for room, else at its
+ * next turn on the loop; the call is referenced until then. */
 #include "coordinator/jobs/slices_service.h"
 
 #include "proto/base/error.h"
@@ -21,7 +21,6 @@
 #define CHUNK_BYTES (1u << 20)
 #define BATCH_BYTES (4u << 20)
 #define PENDING_LIMIT ((size_t)8 << 20)
-#define RETRY_US 2000
 
 typedef struct Fetch {
     SlicesService *service;
@@ -36,6 +35,7 @@ typedef struct Fetch {
     size_t capacity, offset, slice_offset;
     GError *error;
     bool changed; /* the model's files have other bytes than its hashes */
+    bool waits;   /* for room in the call */
     bool cancelled;
     LoopTimer *timer;
 } Fetch;
@@ -112,12 +112,9 @@ static void fetch_begin_batch(Fetch *f)
     work_pool_run_full(f->service->pool, fetch_read, fetch_on_batch, fetch_free, f);
 }
 
-/* One chunk; false when the batch is sent. *pending: bytes that wait in the call. */
-static bool fetch_send_chunk(Fetch *f, size_t *pending)
+/* One chunk of the batch. */
+static void fetch_send_chunk(Fetch *f)
 {
-    if (f->index >= f->n_batch) {
-        return false;
-    }
     size_t left = f->sizes[f->index] - f->slice_offset;
     size_t n = MIN(left, CHUNK_BYTES);
     Weft__V1__FetchChunk chunk = WEFT__V1__FETCH_CHUNK__INIT;
@@ -125,31 +122,31 @@ static bool fetch_send_chunk(Fetch *f, size_t *pending)
     chunk.data.data = f->bytes + f->offset;
     chunk.data.len = n;
     chunk.last = n == left;
-    *pending = rpc_call_send(f->call, &chunk.base);
+    rpc_call_send(f->call, &chunk.base);
     f->offset += n;
     f->slice_offset += n;
     if (chunk.last) {
         f->index++;
         f->slice_offset = 0;
     }
-    return true;
 }
 
 static void fetch_send(void *user)
 {
     Fetch *f = user;
     f->timer = NULL;
+    f->waits = false;
     if (f->cancelled) {
         fetch_free(f);
         return;
     }
     /* At most one batch a turn: 4 MiB are packed in about a millisecond. */
-    size_t pending = 0;
-    while (fetch_send_chunk(f, &pending)) {
-        if (pending > PENDING_LIMIT) {
-            f->timer = loop_timer_start(f->service->loop, RETRY_US, fetch_send, f);
+    while (f->index < f->n_batch) {
+        f->waits = !rpc_call_has_room(f->call, PENDING_LIMIT - CHUNK_BYTES, fetch_send, f);
+        if (f->waits) {
             return;
         }
+        fetch_send_chunk(f);
     }
     size_t size;
     if (f->next == f->n_slices) {
@@ -204,6 +201,9 @@ static void fetch_on_cancel(void *user)
 {
     Fetch *f = user;
     f->cancelled = true;
+    if (f->waits) { /* which nothing ends now */
+        fetch_free(f);
+    }
 }
 
 static void on_fetch(RpcCall *call, const ProtobufCMessage *message, void *user)

@@ -1,11 +1,12 @@
+/* clang-format off */
 /* One Serving for each call: read a slice in the pool, send it in chunks, next slice.
  *
- *   READING --(bytes or NULL)--> SENDING --(slice sent)--> READING ... --(all sent | cancelled |
- * reader too slow)--> freed
+ *   READING --(bytes or NULL)--> SENDING --(slice sent)--> READING ... --(all sent | cancelled)--> freed
+ *                                  |  ^
+ *                                  '--' no room in the call: goes on when there is, freed when cancelled
  *
- * Invariant: at most one slice, and SEND_LIMIT bytes in the call's queue, are in memory for a call.
- * There is no "drained" event, so a full queue is waited for with a timer; a reader that lets it
- * grow past STALL_LIMIT is left. */
+ * Invariant: at most one slice, and SEND_LIMIT bytes in the call's queue, are in memory for a call. */
+/* clang-format on */
 #include "worker/shard/slice_server.h"
 
 #include "proto/base/error.h"
@@ -16,8 +17,6 @@
 
 #define SLICE_LIMIT (256u << 20)
 #define SEND_LIMIT (4u << 20)
-#define STALL_LIMIT (32u << 20)
-#define FULL_PAUSE_US 5000
 
 struct SliceServer {
     Loop *loop;
@@ -33,6 +32,7 @@ typedef struct Serving {
     uint32_t n, at;
     GBytes *slice; /* NULL = the cache does not have it */
     size_t sent;
+    bool waits; /* for room in the call */
     bool cancelled;
 } Serving;
 
@@ -51,10 +51,13 @@ static void on_cancel(void *user)
 {
     Serving *s = user;
     s->cancelled = true;
+    if (s->waits) { /* which nothing ends now */
+        serving_free(s);
+    }
 }
 
-/* Sends one chunk of the slice at hand; returns the bytes that wait in the call. */
-static size_t send_chunk(Serving *s)
+/* Sends one chunk of the slice at hand. */
+static void send_chunk(Serving *s)
 {
     Weft__V1__FetchChunk chunk = WEFT__V1__FETCH_CHUNK__INIT;
     size_t size = 0;
@@ -65,38 +68,24 @@ static size_t send_chunk(Serving *s)
     chunk.data = (ProtobufCBinaryData){n, n ? (uint8_t *)data + s->sent : NULL};
     s->sent += n;
     chunk.last = s->sent == size;
-    size_t waiting = rpc_call_send(s->call, &chunk.base);
+    rpc_call_send(s->call, &chunk.base);
     if (chunk.last) {
         g_clear_pointer(&s->slice, g_bytes_unref);
         s->sent = 0;
         s->at++;
     }
-    return waiting;
 }
 
 static void send_some(void *user)
 {
     Serving *s = user;
-    if (s->cancelled) {
-        serving_free(s);
-        return;
-    }
-    uint32_t at = s->at;
-    while (s->at == at) {
-        size_t waiting = send_chunk(s);
-        if (waiting > STALL_LIMIT) {
-            g_autoptr(GError) why =
-                g_error_new(WEFT_ERROR, WEFT_ERROR_UNREACHABLE,
-                            "slices: the reader is too slow: %zu bytes wait", waiting);
-            rpc_call_finish(s->call, why);
-            serving_free(s);
+    s->waits = false;
+    for (const uint32_t at = s->at; s->at == at && !s->cancelled;) {
+        s->waits = !rpc_call_has_room(s->call, SEND_LIMIT - FETCH_CHUNK_BYTES, send_some, s);
+        if (s->waits) {
             return;
         }
-        if (waiting > SEND_LIMIT) {
-            loop_timer_start(s->server->loop, FULL_PAUSE_US,
-                             s->at == at ? send_some : (LoopFn)read_next, s);
-            return;
-        }
+        send_chunk(s);
     }
     read_next(s);
 }

@@ -160,6 +160,74 @@ static void test_slices_are_the_files_bytes(void **state)
     g_error_free(other.error);
 }
 
+static void count_chunk(const ProtobufCMessage *message, void *user)
+{
+    *(uint64_t *)user += ((const Weft__V1__FetchChunk *)message)->data.len;
+}
+
+typedef struct Counted {
+    uint64_t n_bytes; /* first: see count_chunk() */
+    bool done;
+    GError *error;
+} Counted;
+
+static void on_counted(const GError *error, void *user)
+{
+    Counted *c = user;
+    c->done = true;
+    c->error = error != NULL ? g_error_copy(error) : NULL;
+}
+
+/* The asker stands still for a second, with far more on its way than may wait for it. */
+static RpcClientCall *fetch_standing_still(SimCluster *s, RpcChannel *channel,
+                                           const Weft__V1__FetchRequest *request, Counted *c)
+{
+    *c = (Counted){0};
+    RpcClientCall *call =
+        rpc_call_start(channel, &weft__v1__slices__descriptor, "Fetch", &request->base, 0, true,
+                       (RpcCallbacks){count_chunk, on_counted}, c);
+    sim_loop_freeze(s->workers[0].loop, true);
+    sim_world_run_for(s->world, SECOND);
+    sim_loop_freeze(s->workers[0].loop, false);
+    assert_false(c->done);
+    return call;
+}
+
+/* More than may wait for an asker comes whole once it reads; one that leaves meanwhile is left. */
+static void test_slices_wait_for_their_asker(void **state)
+{
+    enum { N = 512 };
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    Answer a = {0};
+    ask_plan(s, &a, 1, 1); /* opens the model */
+    answer_clear(&a);
+    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL);
+    g_autoptr(Gguf) gguf = gguf_open(path, NULL);
+    g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
+    Hash128 hash = gguf_hash(gguf);
+    Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *list[N];
+    for (unsigned i = 0; i < N; i++) {
+        list[i] = &ref;
+    }
+    const uint64_t n_bytes = N * (uint64_t)model_spec_slice_bytes(spec, &spec->tensors[0], 0);
+    assert_true(n_bytes > 32u << 20);
+    Weft__V1__FetchRequest request = WEFT__V1__FETCH_REQUEST__INIT;
+    request.file_hash = (ProtobufCBinaryData){16, hash.bytes};
+    request.slices = list;
+    request.n_slices = N;
+    Counted c;
+    RpcClientCall *call = fetch_standing_still(s, s->workers[0].channel, &request, &c);
+    rpc_client_cancel(call);
+    assert_true(sim_world_run_until(s->world, &c.done, 5 * SECOND));
+    assert_int_equal(c.error->code, WEFT_ERROR_CANCELLED);
+    g_clear_error(&c.error);
+    fetch_standing_still(s, s->workers[0].channel, &request, &c);
+    assert_true(sim_world_run_until(s->world, &c.done, 5 * SECOND));
+    g_assert_no_error(c.error);
+    assert_true(c.n_bytes == n_bytes);
+}
+
 /* ---- renewal ---- */
 
 static void test_renew_gives_the_same_name(void **state)
@@ -333,6 +401,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_impossible_plan_says_why_and_what_else, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_slices_are_the_files_bytes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_slices_wait_for_their_asker, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_renew_gives_the_same_name, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_epoch_without_a_disk, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_token_without_a_disk, set_up, tear_down),

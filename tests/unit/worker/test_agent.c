@@ -306,11 +306,22 @@ static void test_waits_for_a_source_that_begins(void **state)
     env_free(env);
 }
 
-/* What this worker has cached it gives to its peers, byte for byte, and says what it lacks. */
-static void test_serves_its_cache_to_peers(void **state)
+/* The peer stands still for a second after it has asked; one that is freed meanwhile ended so. */
+static FakeReply *ask_and_stand_still(Env *env, const Weft__V1__FetchRequest *request)
 {
-    (void)state;
-    Env *env = env_new_with(&env_shape, g_dir_make_tmp("weft-cache-XXXXXX", NULL));
+    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "worker",
+                                 &weft__v1__slices__descriptor, "Fetch", &request->base);
+    sim_loop_freeze(env->c->loop, true);
+    env_run(env, SECOND);
+    assert_false(reply->done);
+    return reply;
+}
+
+/* What this worker has cached it gives to its peers, byte for byte, and says what it lacks; also
+ * when it is more than may wait for a peer. */
+static void serves_its_cache(const TinyShape *of)
+{
+    Env *env = env_new_with(of, g_dir_make_tmp("weft-cache-XXXXXX", NULL));
     env_wait_attached(env, 1);
     env_make_ready(env, 1);
     const ModelSpec *spec = env->model->spec;
@@ -328,8 +339,10 @@ static void test_serves_its_cache_to_peers(void **state)
     request.file_hash = (ProtobufCBinaryData){16, (uint8_t *)spec->file_hash.bytes};
     request.n_slices = refs->len;
     request.slices = (Weft__V1__SliceRef **)refs->pdata;
-    FakeReply *reply = fake_call(env->c, agent_address(env->agent), "worker",
-                                 &weft__v1__slices__descriptor, "Fetch", &request.base);
+    fake_reply_free(ask_and_stand_still(env, &request));
+    sim_loop_freeze(env->c->loop, false);
+    FakeReply *reply = ask_and_stand_still(env, &request);
+    sim_loop_freeze(env->c->loop, false);
     env_wait_for(env, &reply->done);
     g_assert_no_error(reply->error);
     guint at = 0;
@@ -366,6 +379,13 @@ static void test_serves_its_cache_to_peers(void **state)
     assert_int_equal(env->c->n_slices_asked, asked);
     fake_reply_free(again);
     env_free(env);
+}
+
+static void test_serves_its_cache_to_peers(void **state)
+{
+    (void)state;
+    serves_its_cache(&env_shape);
+    serves_its_cache(&wide_shape);
 }
 
 /* ---- generate ---- */
