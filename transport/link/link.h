@@ -28,7 +28,7 @@ typedef enum LinkOp {
     LINK_OP_SAMPLE = 4,  /* vocabulary shard's candidates to the sampling rank */
     LINK_OP_TOKEN = 5,   /* sampled tokens back to the leader */
     LINK_OP_PROBE = 6,   /* latency and bandwidth measurement */
-    LINK_OP_ABORT = 7,   /* sender leaves the epoch; payload: text why */
+    LINK_OP_ABORT = 7,   /* sender leaves the epoch; payload: text why; flags: its code, or 0 */
     LINK_OP_TRACE = 8,   /* hashes of a step's traced rows, ahead of its step or tokens */
     /* collectives of training beside LINK_OP_PARTIAL: worker/train/train_links.h */
     LINK_OP_TRAIN_WORLD = 9,

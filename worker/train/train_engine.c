@@ -342,7 +342,7 @@ static gpointer thread_main(gpointer user)
         e->ended = true;
         if (!done) {
             error = first_reason(e, error);
-            train_greeting_tell(e, error->message);
+            train_greeting_tell(e, error);
         }
         post_ended(e, &digest, error);
         while (!atomic_load(&e->quit)) {

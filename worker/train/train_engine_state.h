@@ -79,7 +79,7 @@ void train_greeting_free(TrainGreeting *g); /* NULL-safe; erases its keys; any t
 void train_links_on_message(Link *link, const LinkHeader *header, const void *payload, void *user);
 void train_links_on_dead(Link *link, const char *why, void *user);
 /* Every peer: this engine has failed. */
-void train_greeting_tell(TrainEngine *e, const char *why);
+void train_greeting_tell(TrainEngine *e, const GError *why);
 
 /* ---- train_run.c ---- */
 

@@ -130,17 +130,34 @@ bool train_greeting_built(TrainEngine *e, GError **error)
     return say_hello(e, HELLO_BUILT, error) && hear_all(e, e->built, 0, error);
 }
 
-void train_greeting_tell(TrainEngine *e, const char *why)
+void train_greeting_tell(TrainEngine *e, const GError *why)
 {
-    const LinkPart part = {why, strlen(why)};
+    const LinkPart part = {why->message, strlen(why->message)};
+    const uint16_t code = why->domain == WEFT_ERROR ? (uint16_t)why->code : 0;
     for (uint32_t r = 0; r < train_world(&e->position); r++) {
         if (e->peers[r] != NULL && !link_is_dead(e->peers[r])) {
-            link_send_try(e->peers[r], LINK_OP_ABORT, 0, 0, &part, 1);
+            link_send_try(e->peers[r], LINK_OP_ABORT, code, 0, &part, 1);
         }
     }
 }
 
 /* ---- what arrives ---- */
+
+/* What would end the job at any other rank, too, is the same error here; of all else, and of a
+ * release that tells no code, the sender is lost. */
+static WeftErrorCode code_here(uint16_t told)
+{
+    switch (told) {
+    case WEFT_ERROR_INVALID:
+    case WEFT_ERROR_IMPOSSIBLE:
+    case WEFT_ERROR_MEMORY:
+    case WEFT_ERROR_IO:
+    case WEFT_ERROR_NUMERICS:
+        return (WeftErrorCode)told;
+    default:
+        return WEFT_ERROR_WORKER_LOST;
+    }
+}
 
 void train_links_on_message(Link *link, const LinkHeader *header, const void *payload, void *user)
 {
@@ -151,7 +168,7 @@ void train_links_on_message(Link *link, const LinkHeader *header, const void *pa
         e->built[from] = e->built[from] || (header->flags & HELLO_BUILT) != 0;
     } else if (header->op == LINK_OP_ABORT) {
         g_autofree char *why = g_strndup(payload, MIN(header->length, 300u));
-        train_engine_stop_with(e, g_error_new_literal(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, why));
+        train_engine_stop_with(e, g_error_new_literal(WEFT_ERROR, code_here(header->flags), why));
     } else if (e->links != NULL) {
         train_links_receive(e->links, link, header, payload);
     }

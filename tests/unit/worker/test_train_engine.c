@@ -648,6 +648,65 @@ static void an_id_beyond_the_vocabulary_is_refused(void **state)
     }
 }
 
+typedef struct Failure {
+    int code, arrives;
+} Failure;
+
+static bool feed_fails_with(void *user, const char *tensor, SliceRect rect, float *out, size_t ld,
+                            GError **error)
+{
+    g_set_error(error, WEFT_ERROR, *(const int *)user, "no weights today");
+    return false;
+}
+
+static bool feed_zeros(void *user, const char *tensor, SliceRect rect, float *out, size_t ld,
+                       GError **error)
+{
+    for (uint32_t r = 0; r < rect.n_rows; r++) {
+        memset(out + r * ld, 0, rect.n_cols * sizeof *out);
+    }
+    return true;
+}
+
+static bool feed_learnt(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
+                        GError **error)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        out[i] = (uint32_t)DOCUMENT_LOSS << TRAIN_ID_BITS;
+    }
+    return true;
+}
+
+/* Whoever hears of it ends with the same error, where another worker would not help; a worker that
+ * left is lost to the others. */
+static void a_failure_arrives_as_what_it_is(void **state)
+{
+    static const Failure failures[] = {{WEFT_ERROR_NUMERICS, WEFT_ERROR_NUMERICS},
+                                       {WEFT_ERROR_INVALID, WEFT_ERROR_INVALID},
+                                       {WEFT_ERROR_MEMORY, WEFT_ERROR_MEMORY},
+                                       {WEFT_ERROR_CANCELLED, WEFT_ERROR_WORKER_LOST},
+                                       {WEFT_ERROR_STALE, WEFT_ERROR_WORKER_LOST}};
+    for (size_t i = 0; i < G_N_ELEMENTS(failures); i++) {
+        World *w = world_new(&toy_gpt2, 1, 2, 1);
+        for (uint32_t r = 0; r < 2; r++) {
+            TrainEngineOptions options = engine_options(w, r, 0);
+            options.work.given = true;
+            options.feed = (TrainFeed){feed_learnt, r == 0 ? feed_fails_with : feed_zeros,
+                                       (void *)&failures[i].code};
+            w->ranks[r].engine = train_engine_new(&options, NULL);
+            assert_non_null(w->ranks[r].engine);
+        }
+        assert_true(main_loop_run_until(w->main, &w->settled, PATIENCE_US));
+        const int codes[] = {failures[i].code, failures[i].arrives};
+        for (uint32_t r = 0; r < 2; r++) {
+            assert_says(&w->ranks[r], (const char *[]){"no weights today", NULL});
+            assert_int_equal(w->ranks[r].error->code, codes[r]);
+            train_engine_free(g_steal_pointer(&w->ranks[r].engine));
+        }
+        world_free(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -659,6 +718,7 @@ int main(void)
         cmocka_unit_test(a_rank_that_falls_silent_is_named),
         cmocka_unit_test(ends_before_the_start),
         cmocka_unit_test(an_id_beyond_the_vocabulary_is_refused),
+        cmocka_unit_test(a_failure_arrives_as_what_it_is),
         cmocka_unit_test(a_dead_device_is_named_and_the_job_goes_on),
         cmocka_unit_test(a_group_that_ends_names_the_rank),
         cmocka_unit_test(a_stream_that_stands),
