@@ -360,6 +360,7 @@ TrainEngine *train_engine_new(const TrainEngineOptions *options, GError **error)
     TrainEngine *e = g_new0(TrainEngine, 1);
     e->o = *options;
     e->position = train_position(options->plan, options->replica, options->stage, options->rank);
+    e->wait_us = options->wait_deadline_us > 0 ? options->wait_deadline_us : TRAIN_WAIT_DEADLINE_US;
     e->own = train_global(&e->position, options->replica, options->stage, options->rank);
     atomic_init(&e->crowded, options->crowded);
     pthread_mutex_init(&e->shared.mutex, NULL);

@@ -46,6 +46,9 @@ struct TrainEngine {
     GArray *trace; /* of PipelineOpTime: of the last step; NULL: no step is traced */
     Link *peers[PLAN_RANKS_LIMIT];
     bool greeted[PLAN_RANKS_LIMIT], built[PLAN_RANKS_LIMIT];
+    uint64_t saves[PLAN_RANKS_LIMIT]; /* checkpoints that each rank has begun; the own one's too */
+    int64_t heard_us[PLAN_RANKS_LIMIT]; /* g_get_monotonic_time() of the last hello */
+    int64_t wait_us;                    /* the deadline of each wait for a peer */
     bool ended;
     uint64_t resident_before; /* of the process: what TrainReport counts from */
     /* shared */
@@ -75,6 +78,11 @@ bool train_engine_build(TrainEngine *e, GError **error);
 bool train_greeting_run(TrainEngine *e, const TrainGreeting *greeting, GError **error);
 /* Says that this rank has its state, and waits until every other one says so. */
 bool train_greeting_built(TrainEngine *e, GError **error);
+/* Says that this rank begins its next checkpoint, and waits until every other one says so; one that
+ * says that it still has its last one is waited for. */
+bool train_greeting_saves(TrainEngine *e, GError **error);
+/* To every peer: this rank is alive and still has its last checkpoint. */
+bool train_greeting_holds(TrainEngine *e, GError **error);
 void train_greeting_free(TrainGreeting *g); /* NULL-safe; erases its keys; any thread */
 void train_links_on_message(Link *link, const LinkHeader *header, const void *payload, void *user);
 void train_links_on_dead(Link *link, const char *why, void *user);

@@ -8,7 +8,9 @@
 
 enum {
     HELLO_DEADLINE_US = 10000000,
-    HELLO_BUILT = 1, /* flag of a hello: the sender has its state, too */
+    /* flags of a hello: */
+    HELLO_BUILT = 1, /* the sender has its state, too */
+    HELLO_SAVES = 2, /* it begins its next checkpoint */
 };
 
 void train_greeting_free(TrainGreeting *g)
@@ -65,7 +67,7 @@ static void open_links(TrainEngine *e)
         .position = e->position,
         .plan = e->o.plan,
         .abort = &e->abort,
-        .deadline_us = e->o.wait_deadline_us > 0 ? e->o.wait_deadline_us : TRAIN_WAIT_DEADLINE_US,
+        .deadline_us = e->wait_us,
         .spin_us = TRAIN_SPIN_US,
         .yield = atomic_load(&e->crowded),
     };
@@ -85,12 +87,29 @@ static bool say_hello(TrainEngine *e, uint16_t flags, GError **error)
     return true;
 }
 
-/* Until said[r] of all others; deadline_us 0: none, but an abort or a dead link. */
-static bool hear_all(TrainEngine *e, const bool *said, int64_t deadline_us, GError **error)
+static bool has_greeted(const TrainEngine *e, uint32_t r)
+{
+    return e->greeted[r];
+}
+
+static bool has_built(const TrainEngine *e, uint32_t r)
+{
+    return e->built[r];
+}
+
+static bool has_saved(const TrainEngine *e, uint32_t r)
+{
+    return e->saves[r] >= e->saves[e->own];
+}
+
+/* Until `said` of all others; deadline_us: since a rank's last hello, 0: none, but an abort or a
+ * dead link. */
+static bool hear_all(TrainEngine *e, bool (*said)(const TrainEngine *e, uint32_t r),
+                     const char *during, int64_t deadline_us, GError **error)
 {
     const int64_t since = g_get_monotonic_time();
     for (uint32_t r = 0; r < train_world(&e->position);) {
-        if (e->peers[r] == NULL || said[r]) {
+        if (e->peers[r] == NULL || said(e, r)) {
             r++;
             continue;
         }
@@ -99,10 +118,10 @@ static bool hear_all(TrainEngine *e, const bool *said, int64_t deadline_us, GErr
                         "the wait for worker %s was aborted", worker_of(e, r));
             return false;
         }
-        if (deadline_us > 0 && g_get_monotonic_time() - since > deadline_us) {
+        if (deadline_us > 0 && g_get_monotonic_time() - MAX(since, e->heard_us[r]) > deadline_us) {
             g_set_error(error, WEFT_ERROR, WEFT_ERROR_WORKER_LOST,
-                        "worker %s did not answer during hello (%d ms)", worker_of(e, r),
-                        (int)(deadline_us / 1000));
+                        "worker %s did not answer during %s (%" G_GINT64_FORMAT " ms)",
+                        worker_of(e, r), during, deadline_us / 1000);
             return false;
         }
         train_engine_rest(e);
@@ -122,12 +141,24 @@ bool train_greeting_run(TrainEngine *e, const TrainGreeting *g, GError **error)
         return false;
     }
     open_links(e);
-    return say_hello(e, 0, error) && hear_all(e, e->greeted, HELLO_DEADLINE_US, error);
+    return say_hello(e, 0, error) && hear_all(e, has_greeted, "hello", HELLO_DEADLINE_US, error);
 }
 
 bool train_greeting_built(TrainEngine *e, GError **error)
 {
-    return say_hello(e, HELLO_BUILT, error) && hear_all(e, e->built, 0, error);
+    return say_hello(e, HELLO_BUILT, error) && hear_all(e, has_built, "hello", 0, error);
+}
+
+bool train_greeting_saves(TrainEngine *e, GError **error)
+{
+    e->saves[e->own]++;
+    return say_hello(e, HELLO_SAVES, error) &&
+           hear_all(e, has_saved, "a checkpoint's begin", e->wait_us, error);
+}
+
+bool train_greeting_holds(TrainEngine *e, GError **error)
+{
+    return say_hello(e, 0, error);
 }
 
 void train_greeting_tell(TrainEngine *e, const GError *why)
@@ -165,7 +196,9 @@ void train_links_on_message(Link *link, const LinkHeader *header, const void *pa
     const uint32_t from = link_peer(link);
     if (header->op == LINK_OP_HELLO) {
         e->greeted[from] = true;
+        e->heard_us[from] = g_get_monotonic_time();
         e->built[from] = e->built[from] || (header->flags & HELLO_BUILT) != 0;
+        e->saves[from] += (header->flags & HELLO_SAVES) != 0;
     } else if (header->op == LINK_OP_ABORT) {
         g_autofree char *why = g_strndup(payload, MIN(header->length, 300u));
         train_engine_stop_with(e, g_error_new_literal(WEFT_ERROR, code_here(header->flags), why));

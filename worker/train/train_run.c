@@ -98,11 +98,19 @@ static bool sample(TrainEngine *e, TrainReport *report, uint32_t **out, GError *
     return true;
 }
 
-/* The owner has the last one until then: its writing is slower than the training. */
+/* The owner has the last one until then: its writing is slower than the training, by however much.
+ * So that other ranks wait for this one all the while, it says that it lives. */
 static bool wait_for_snapshot(TrainEngine *e, GError **error)
 {
+    int64_t said_us = g_get_monotonic_time();
     while (atomic_load(&e->snapshot_out) && !atomic_load(&e->abort)) {
         train_engine_rest(e);
+        if (g_get_monotonic_time() - said_us > e->wait_us / 4) {
+            said_us = g_get_monotonic_time();
+            if (!train_greeting_holds(e, error)) {
+                return false;
+            }
+        }
     }
     if (atomic_load(&e->abort)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "training was aborted");
@@ -117,7 +125,8 @@ static bool checkpoint(TrainEngine *e, const TrainReport *report, GError **error
     if (!is_due(report->step.step + 1, e->o.work.checkpoint_every, e->o.work.steps)) {
         return true;
     }
-    if (!wait_for_snapshot(e, error) || !train_rank_digest(e->rank, &digest, error)) {
+    if (!wait_for_snapshot(e, error) || !train_greeting_saves(e, error) ||
+        !train_rank_digest(e->rank, &digest, error)) {
         return false;
     }
     TrainSnapshot *snapshot =

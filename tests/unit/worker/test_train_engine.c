@@ -22,6 +22,8 @@ enum {
     SAMPLED = 21,
     TRACE_FIRST = 1,
     TRACE_STEPS = 2,
+    WAIT_US = 3 * 1000 * 1000,
+    HOLD_US = 5 * 1000 * 1000,
     PATIENCE_US = 240 * 1000 * 1000
 };
 
@@ -61,6 +63,7 @@ typedef struct World {
     bool settled;       /* all started engines have ended */
     uint32_t leaves;    /* 0: the toy's */
     uint32_t idle_rank; /* has no samples */
+    uint32_t slow_rank; /* whose first checkpoint is taken late */
 } World;
 
 /* ---- what an engine asks and tells ---- */
@@ -201,11 +204,22 @@ static void on_step(const TrainReport *report, void *user)
     }
 }
 
+static void taken_late(void *user)
+{
+    Rank *rank = user;
+    if (rank->engine != NULL) {
+        train_engine_taken(rank->engine);
+    }
+}
+
 static void on_snapshot(TrainSnapshot *snapshot, void *user)
 {
     Rank *rank = user;
     g_ptr_array_add(rank->snapshots, snapshot);
-    if (rank->engine != NULL) {
+    const bool late = rank == rank->world->ranks + rank->world->slow_rank;
+    if (late && rank->snapshots->len == 1) { /* longer than a rank is waited for */
+        loop_timer_start(main_loop_loop(rank->world->main), HOLD_US, taken_late, rank);
+    } else if (rank->engine != NULL) {
         train_engine_taken(rank->engine);
     }
 }
@@ -246,7 +260,7 @@ static World *world_new(const Toy *toy, uint32_t dp, uint32_t pp, uint32_t tp)
     w->stop_rank = RANKS_LIMIT - 1;
     w->stop_step = UINT32_MAX;
     w->steps = STEPS;
-    w->idle_rank = RANKS_LIMIT;
+    w->idle_rank = w->slow_rank = RANKS_LIMIT;
     for (uint32_t i = 0; i < TOKENS; i++) {
         w->ids[i] = (i * 7919 + i * i) % toy->config.vocabulary;
     }
@@ -396,6 +410,19 @@ static void a_replica_without_samples(void **state)
     run(w, 0, 0);
     run(alone, 0, 0);
     assert_same(w, alone, 0);
+    world_free(w);
+    world_free(alone);
+}
+
+/* One rank's checkpoint is on its way for longer than a rank is waited for that says nothing. */
+static void a_slow_checkpoint_is_waited_for(void **state)
+{
+    World *w = world_new(&toy_gpt2, 1, 2, 1), *alone = world_new(&toy_gpt2, 1, 1, 1);
+    w->slow_rank = 1;
+    run(w, 0, WAIT_US);
+    run(alone, 0, 0);
+    assert_same(w, alone, 0);
+    assert_int_equal(w->ranks[1].snapshots->len, 2);
     world_free(w);
     world_free(alone);
 }
@@ -712,6 +739,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_layout_gives_the_same),
         cmocka_unit_test(a_replica_without_samples),
+        cmocka_unit_test(a_slow_checkpoint_is_waited_for),
         cmocka_unit_test(goes_on_from_any_layout),
         cmocka_unit_test(f16_goes_on_with_its_scale),
         cmocka_unit_test(a_rank_that_leaves_is_named),
