@@ -87,6 +87,8 @@ static void run(World *w, unsigned which, const GroupWait *wait)
     uint8_t bytes[RANKS][32];
     void *places[RANKS] = {bytes[0], bytes[1], bytes[2]};
     const void *sends[RANKS] = {mine, mine, mine};
+    const GroupOperands operands = {LEAVES, 0, cuts, (const float *const[]){mine}};
+    GroupSent sent = {0};
     switch (which % 6) {
     case 0:
         group_all_reduce(w->group, wait, LEAVES, cuts, mine, VALUES, 8, out);
@@ -101,9 +103,9 @@ static void run(World *w, unsigned which, const GroupWait *wait)
         group_broadcast(w->group, wait, 1, bytes, 40);
         return;
     case 4:
-        group_reduce_scatter(w->group, wait,
-                             &(const GroupOperands){LEAVES, 0, cuts, (const float *const[]){mine}},
-                             first, out);
+        group_scatter_send(w->group, wait, &operands, first, true, &sent);
+        group_scatter_arrived(w->group, wait, &operands, first);
+        group_scatter_receive(w->group, wait, &operands, first, out);
         return;
     default:
         group_all_to_all(w->group, wait, sends, sizes, places, sizes);

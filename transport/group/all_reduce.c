@@ -213,8 +213,8 @@ static bool advance(Group *group)
     Running *run = &group->running;
     const uint64_t n_messages = group->counters.messages_sent;
     const size_t n_summed = run->n_summed;
-    if (run->status == GROUP_OK && group->mismatch) {
-        run->status = GROUP_MISMATCH;
+    if (run->status == GROUP_OK && (group->lost != GROUP_OK || group->mismatch)) {
+        run->status = group->lost != GROUP_OK ? group->lost : GROUP_MISMATCH;
     }
     if (run->status == GROUP_OK) {
         send_blocks(group);

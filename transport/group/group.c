@@ -6,7 +6,8 @@
  *      transfer are appended as they come.
  *   2. A message for the running collective goes to its destination at once; one for a later
  *      collective (a peer that is ahead) waits in `early`; one for an earlier collective (of a call
- *      that was given up) is dropped.
+ *      that was given up) is dropped. Once one could not be kept, nothing of that peer can be
+ *      believed: the call that runs and all later ones end with the reason.
  *   3. Expectations exist only while a call runs: after it nothing points into the caller's memory.
  *   4. Destinations are written before the own data has been sent only where the caller keeps them
  *      apart from what it sends. */
@@ -16,10 +17,10 @@
 
 #include "proto/base/checked.h"
 
+#include <limits.h>
 #include <sched.h>
 #include <string.h>
 
-#define EARLY_MESSAGES_LIMIT 4096u
 #define EARLY_BYTES_LIMIT (256u << 20)
 #define YIELD_US 2000
 /* Progress now and then even when nothing comes: UCX looks after silent peers inside it. */
@@ -34,8 +35,9 @@ Group *group_new(const GroupOptions *options)
     group->options.links = NULL;
     group->options.op = options->op != 0 ? options->op : LINK_OP_PARTIAL;
     memcpy(group->links, options->links, options->n_ranks * sizeof *group->links);
-    group->early_pool.out_limit = EARLY_MESSAGES_LIMIT;
-    group->early_pool.bytes_out_limit = EARLY_BYTES_LIMIT;
+    group->early_pool.out_limit = UINT_MAX; /* the smallest buffer counts for its bytes, too */
+    group->early_pool.bytes_out_limit =
+        options->early_bytes > 0 ? options->early_bytes : EARLY_BYTES_LIMIT;
     atomic_init(&group->waits_for, -1);
     return group;
 }
@@ -55,6 +57,21 @@ void group_free(Group *group)
     }
     buffer_pool_clear(&group->early_pool);
     g_free(group);
+}
+
+void group_set_ahead(Group *group, uint64_t n_transfers, size_t bytes)
+{
+    size_t all; /* capacities of buffers: at most twice the bytes, and of a transfer's last one */
+    BufferPool *pool = &group->early_pool;
+    if (!sz_mul(2 * (bytes + BUFFER_LEAST_BYTES), n_transfers, &all)) {
+        all = SIZE_MAX / 2;
+    }
+    pool->bytes_out_limit = MAX(pool->bytes_out_limit, all);
+}
+
+size_t group_early_bytes(const Group *group)
+{
+    return group->early_pool.bytes_out;
 }
 
 static uint16_t flags_of(uint16_t site, Phase phase)
@@ -83,18 +100,23 @@ static bool expectation_takes(const Group *group, const Expectation *expected, u
 
 static void early_keep(Group *group, uint32_t rank, const LinkHeader *header, const void *payload)
 {
-    LinkBuffer *message = buffer_pool_get(&group->early_pool, header->length);
+    BufferPool *pool = &group->early_pool;
+    LinkBuffer *message = group->lost == GROUP_OK ? buffer_pool_get(pool, header->length) : NULL;
     if (message == NULL) {
-        group->mismatch = true;
+        if (group->lost == GROUP_OK) {
+            group->lost = buffer_pool_is_full(pool, header->length) ? GROUP_AHEAD : GROUP_NO_MEMORY;
+            group->lost_rank = rank;
+        }
         return;
     }
     memcpy(buffer_data(message), payload, header->length);
     message->tag = (uint64_t)header->step << 16 | header->flags;
-    LinkBuffer **tail = &group->early[rank];
-    while (*tail != NULL) {
-        tail = &(*tail)->next;
+    if (group->early[rank] == NULL) {
+        group->early[rank] = message;
+    } else {
+        group->early_last[rank]->next = message;
     }
-    *tail = message;
+    group->early_last[rank] = message;
 }
 
 void group_receive(Group *group, Link *link, const LinkHeader *header, const void *payload)
@@ -126,7 +148,7 @@ void group_expect(Group *group, uint32_t r, unsigned which, Phase phase, void *t
 {
     Expectation *expected = &group->expected[r][which];
     *expected = (Expectation){.to = to, .size = size, .flags = flags_of(group->wait->site, phase)};
-    LinkBuffer **at = &group->early[r];
+    LinkBuffer **at = &group->early[r], *last = NULL;
     while (*at != NULL) {
         LinkBuffer *message = *at;
         bool takes = expectation_takes(group, expected, (uint32_t)(message->tag >> 16),
@@ -138,9 +160,11 @@ void group_expect(Group *group, uint32_t r, unsigned which, Phase phase, void *t
             *at = message->next;
             buffer_pool_put(&group->early_pool, message);
         } else {
+            last = message;
             at = &message->next;
         }
     }
+    group->early_last[r] = last;
 }
 
 /* ---- waiting ---- */
@@ -186,6 +210,9 @@ GroupStatus group_gives_up(const Group *group, int64_t now_us)
     if (group->options.abort != NULL &&
         atomic_load_explicit(group->options.abort, memory_order_acquire)) {
         return GROUP_ABORTED;
+    }
+    if (group->lost != GROUP_OK) {
+        return group->lost;
     }
     if (group->mismatch) {
         return GROUP_MISMATCH;
@@ -325,6 +352,10 @@ void group_begin(Group *group, const GroupWait *wait)
 
 GroupStatus group_end(Group *group, GroupStatus status)
 {
+    if (group->lost != GROUP_OK) {
+        group_report(group, (int)group->lost_rank, link_clock_us());
+        status = group->lost;
+    }
     memset(group->expected, 0, group->options.n_ranks * sizeof *group->expected);
     group->wait = NULL;
     if (status == GROUP_OK) {
@@ -433,16 +464,6 @@ static bool group_expect_subtrees(Group *group, const Reduction *reduction, size
     return true;
 }
 
-static GroupStatus group_send_subtrees(Group *group, uint32_t to, Subtrees mine,
-                                       uint32_t n_subtrees, size_t first, size_t n)
-{
-    LinkPart parts[TREE_SUBTREES_LIMIT];
-    for (uint32_t k = 0; k < n_subtrees; k++) {
-        parts[k] = (LinkPart){.data = mine[k] + first, .size = n * sizeof(float)};
-    }
-    return group_send(group, to, PHASE_SCATTER, parts, n_subtrees);
-}
-
 /* Everybody's subtrees in tree order: own ones where they lie, the others' in their slots. */
 static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, size_t first,
                       size_t n, float *out)
@@ -458,32 +479,7 @@ static void group_sum(Group *group, const Reduction *reduction, Subtrees mine, s
     reduction_sum(reduction, operands, n, out);
 }
 
-/* first[r] .. first[r+1]: the elements that rank r sums up. */
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
-                                 const size_t *first, float *out)
-{
-    const Reduction *reduction = reduction_find(&group->reductions, mine->n_leaves, mine->missing,
-                                                mine->cuts, group->options.n_ranks);
-    const uint32_t rank = group->options.rank;
-    const size_t n = first[rank + 1] - first[rank];
-    group_begin(group, wait);
-    if (!group_expect_subtrees(group, reduction, n)) {
-        return group_end(group, GROUP_NO_MEMORY);
-    }
-    GroupStatus status = GROUP_OK;
-    for (uint32_t i = 1; i < group->options.n_ranks && status == GROUP_OK; i++) {
-        const uint32_t to = group_peer(group, i);
-        status = group_send_subtrees(group, to, mine->subtrees, reduction->n_subtrees[rank],
-                                     first[to], first[to + 1] - first[to]);
-    }
-    status = status == GROUP_OK ? group_await(group) : status;
-    if (status == GROUP_OK) {
-        group_sum(group, reduction, mine->subtrees, first[rank], n, out);
-    }
-    return group_end(group, status);
-}
-
-/* ---- the halves of a reduce-scatter ---- */
+/* ---- the halves of a reduce-scatter; first[r] .. first[r+1]: what rank r sums up ---- */
 
 static const Reduction *reduction_of(Group *group, const GroupOperands *mine)
 {

@@ -20,9 +20,11 @@ typedef enum GroupStatus {
     GROUP_DEADLINE = -1,
     GROUP_PEER_DEAD = -2,
     GROUP_ABORTED = -3,
-    GROUP_MISMATCH = -4, /* a peer sent more than this rank expects, or ran too far ahead: the ranks
-                            do not run one program */
+    GROUP_MISMATCH = -4, /* a peer sent more than this rank expects: the ranks do not run one
+                            program */
     GROUP_NO_MEMORY = -5,
+    GROUP_AHEAD = -6, /* a peer ran further ahead than is kept, and what it sent is lost: like
+                         memory that was short for it, final, and how all later calls end */
 } GroupStatus;
 
 typedef struct GroupOptions {
@@ -37,9 +39,16 @@ typedef struct GroupOptions {
                         spin_us */
     size_t two_shot_bytes; /* from this S on two-shot, where that sends fewer bytes, all ranks
                               together (part of no definition: same bits) */
+    size_t early_bytes;    /* of messages for later calls that are kept, at most; 0: 256 MiB */
 } GroupOptions;
 Group *group_new(const GroupOptions *options);
 void group_free(Group *group);
+
+/* Peers may be ahead by so many transfers of up to so many bytes: as much is kept, too, if it is
+ * more than early_bytes. */
+void group_set_ahead(Group *group, uint64_t n_transfers, size_t bytes);
+/* What is kept now of messages for later calls: bytes of their buffers. */
+size_t group_early_bytes(const Group *group);
 
 /* The receive handler of the port hands messages of the group's op here. Copies the payload. */
 void group_receive(Group *group, Link *link, const LinkHeader *header, const void *payload);
@@ -95,12 +104,9 @@ typedef struct GroupOperands {
     const uint32_t *cuts;
     const float *const *subtrees; /* own ones that are there, in leaf order: whole vectors */
 } GroupOperands;
-/* Each rank keeps elements [first[r], first[r+1]) of the root vector: the first half of the
- * two-shot all-reduce. out may be that part of a subtree. */
-GroupStatus group_reduce_scatter(Group *group, const GroupWait *wait, const GroupOperands *mine,
-                                 const size_t *first, float *out);
-/* Its halves apart, so that several may be under way: sends in ascending order of sites, receives
- * too; the same operands and cuts in both. */
+/* A reduce-scatter: each rank keeps elements [first[r], first[r+1]) of the root vector. Its halves
+ * apart, so that several may be under way: sends in ascending order of sites, receives too; the
+ * same operands and cuts in both. */
 typedef struct GroupSent { /* zeros before the first call */
     uint32_t peer, subtree;
     size_t at; /* bytes */
@@ -112,6 +118,7 @@ GroupStatus group_scatter_send(Group *group, const GroupWait *wait, const GroupO
 /* Whether all has arrived that group_scatter_receive() would wait for. */
 bool group_scatter_arrived(Group *group, const GroupWait *wait, const GroupOperands *mine,
                            const size_t *first);
+/* out may be the own part of a subtree. */
 GroupStatus group_scatter_receive(Group *group, const GroupWait *wait, const GroupOperands *mine,
                                   const size_t *first, float *out);
 /* send[r] (send_sizes[r] bytes) to rank r, receive[r] (receive_sizes[r]) from rank r. */
@@ -128,6 +135,8 @@ typedef struct GroupCut {
     uint64_t missing;
     const uint32_t *cuts;
 } GroupCut;
+/* Subtrees of all peers. */
+uint32_t group_arriving(const GroupCut *cut);
 /* All-reduces of n floats: arriving subtrees, and messages. */
 uint64_t group_all_reduce_bytes(const GroupCut *cut, size_t n, size_t two_shot_bytes);
 /* Reduce-scatters of elements first[0] .. first[n_ranks], up to `window` of them under way. */

@@ -7,8 +7,7 @@ static uint32_t subtrees_of(const GroupCut *cut, uint32_t rank)
     return tree_subtrees_missing(cut->n_leaves, cut->missing, cut->cuts[rank], cut->cuts[rank + 1]);
 }
 
-/* Subtrees of all peers. */
-static uint32_t arriving(const GroupCut *cut)
+uint32_t group_arriving(const GroupCut *cut)
 {
     uint32_t n = 0;
     for (uint32_t r = 0; r < cut->n_ranks; r++) {
@@ -24,7 +23,7 @@ uint64_t group_message_bytes(uint64_t size)
 
 uint64_t group_all_reduce_bytes(const GroupCut *cut, size_t n, size_t two_shot_bytes)
 {
-    const uint32_t n_arriving = arriving(cut), own = subtrees_of(cut, cut->rank);
+    const uint32_t n_arriving = group_arriving(cut), own = subtrees_of(cut, cut->rank);
     const bool two_shots = group_two_shots_pay(cut->n_ranks, n_arriving + own, n, two_shot_bytes);
     const uint64_t part = (two_shots ? n / cut->n_ranks : n) * sizeof(float);
     return n_arriving * part + (cut->n_ranks - 1) * group_message_bytes(own * part);
@@ -35,7 +34,7 @@ uint64_t group_scatter_bytes(const GroupCut *cut, const size_t *first, uint32_t 
     const size_t own = first[cut->rank + 1] - first[cut->rank];
     const uint64_t sent =
         subtrees_of(cut, cut->rank) * (uint64_t)(first[cut->n_ranks] - first[0] - own);
-    return window * arriving(cut) * own * sizeof(float) +
+    return window * group_arriving(cut) * own * sizeof(float) +
            (cut->n_ranks - 1) *
                group_message_bytes(window * sent / (cut->n_ranks - 1) * sizeof(float));
 }

@@ -43,8 +43,11 @@ struct Group {
     Link *links[TREE_LEAVES_LIMIT];
     const GroupWait *wait;                      /* of the running call, else NULL */
     Expectation expected[TREE_LEAVES_LIMIT][2]; /* the second: of a second phase */
-    bool mismatch;
-    LinkBuffer *early[TREE_LEAVES_LIMIT]; /* in order of arrival; tag = step << 16 | flags */
+    bool mismatch;                              /* of the running call */
+    GroupStatus lost; /* OK, or why an early message was not kept: final */
+    uint32_t lost_rank;
+    /* in order of arrival; tag = step << 16 | flags; last: where there is a first */
+    LinkBuffer *early[TREE_LEAVES_LIMIT], *early_last[TREE_LEAVES_LIMIT];
     BufferPool early_pool;
     Slot slots[TREE_LEAVES_LIMIT]; /* arriving subtrees, by rank */
     Running running;

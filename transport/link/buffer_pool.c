@@ -4,13 +4,12 @@
 
 #define SMALL_BYTES (1u << 20)
 #define KEPT_LARGE 2u /* two sets, used in turn */
-#define CAPACITY_LEAST 512u
 
 _Static_assert(sizeof(LinkBuffer) == 64, "the data behind the head is 64-byte aligned");
 
 static size_t capacity_for(size_t size)
 {
-    size_t capacity = CAPACITY_LEAST;
+    size_t capacity = BUFFER_LEAST_BYTES;
     while (capacity < size) {
         capacity *= 2;
     }
@@ -40,10 +39,15 @@ static LinkBuffer *take_kept(BufferPool *pool, size_t size)
     return buffer;
 }
 
+bool buffer_pool_is_full(const BufferPool *pool, size_t size)
+{
+    return pool->n_out > 0 &&
+           (pool->n_out >= pool->out_limit || pool->bytes_out + size > pool->bytes_out_limit);
+}
+
 LinkBuffer *buffer_pool_get(BufferPool *pool, size_t size)
 {
-    if (pool->n_out > 0 &&
-        (pool->n_out >= pool->out_limit || pool->bytes_out + size > pool->bytes_out_limit)) {
+    if (buffer_pool_is_full(pool, size)) {
         return NULL;
     }
     LinkBuffer *buffer = take_kept(pool, size);

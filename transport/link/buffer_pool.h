@@ -36,8 +36,12 @@ static inline LinkBuffer *buffer_of(void *data)
     return (LinkBuffer *)data - 1;
 }
 
+#define BUFFER_LEAST_BYTES 512u /* what the smallest has room for; others are powers of two */
+
 /* A buffer of at least size bytes, or NULL when the limits are reached or memory is short. */
 LinkBuffer *buffer_pool_get(BufferPool *pool, size_t size);
+/* The limits leave no room for one of so many bytes. */
+bool buffer_pool_is_full(const BufferPool *pool, size_t size);
 /* Gives it back; kept for the next get unless enough are. */
 void buffer_pool_put(BufferPool *pool, LinkBuffer *buffer);
 /* Frees those that are kept; those still out are their holder's to buffer_free(). */

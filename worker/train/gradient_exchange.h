@@ -1,8 +1,8 @@
-/* What replicas exchange in a step: folded gradients to their owners, then to everybody what the
- * owners made of them. With one replica there is nothing to do.
+/* What ranks exchange in a step beside the fold of gradients (gradient_stream.h): among replicas
+ * what the owners made of them, and the smaller exchanges.
  *
- * Wire, dp ranks, this one handing over s subtrees, S bytes of the rank's gradients, O of them its
- * own: exchange_reduce() sends s x (S - O), exchange_share() (dp - 1) x O (FORMULAS 7a). */
+ * Wire, dp ranks, O bytes of weights the rank's own: exchange_share() sends (dp - 1) x O (FORMULAS
+ * 7a). */
 #pragma once
 
 #include "worker/model/parameters.h"

@@ -2,9 +2,9 @@
  * the arena's end on, each as soon as it is final: a backward pass ends the last layer's gradients
  * first, so most of the exchange runs beside it. One thread, that of the rank's links.
  *
- * Wire: s x (S - O) bytes as exchanged at once (gradient_exchange.h). A rank is at most
- * STREAM_WINDOW buckets ahead of what it has received: so much, times peers and their subtrees, may
- * lie in the links. */
+ * Wire: of S bytes of gradients, O of them its own, a rank that hands over s subtrees sends
+ * s x (S - O) (FORMULAS 7a), however many buckets they are. It is at most STREAM_WINDOW buckets
+ * ahead of what it has received: so much, times peers and their subtrees, may lie in the links. */
 #pragma once
 
 #include "worker/train/gradient_exchange.h"

@@ -2,7 +2,10 @@
  * 1. A leaf's gradients are one chain over its tokens: a micro-batch is some samples of one leaf,
  *    and goes on with its buffers, or all leaves of a node of the tree, folded as they come.
  * 2. Each chunk of the stage's layers sees the micro-batches in order, forward and backward. A
- *    micro-batch comes back to chunk 0 last: then its gradients are complete. */
+ *    micro-batch comes back to chunk 0 last: then its gradients are complete.
+ * 3. A stage is ahead of the next one by no more than what it keeps for backward passes, or, where
+ *    nothing comes back, by ALONE_AHEAD sequences: the links keep as much (train_links_set_ahead).
+ */
 #include "worker/train/micro_runner.h"
 
 #include "proto/base/checked.h"
@@ -11,6 +14,8 @@
 
 #include <math.h>
 #include <string.h>
+
+enum { ALONE_AHEAD = 4, TENSOR_AHEAD = 4 };
 
 /* Samples [first, first + n) of the global batch, inside one leaf; or those of a node's leaves. */
 typedef struct MicroBatch {
@@ -201,6 +206,34 @@ static size_t complete_from(const Holding *h, uint32_t layer)
     return from;
 }
 
+/* Bytes of a residual stream, or its gradient. */
+static size_t stream_bytes(const MicroRunner *r, uint32_t n_sequences)
+{
+    return (size_t)n_sequences * r->o.source->length * r->o.weights->spec->width * sizeof(float);
+}
+
+/* Neighbouring stages: what the earlier one of two keeps. Tensor ranks: a sum that this rank has
+ * not come to, and those before it to which it brings nothing, where nobody waits for it: looked up
+ * rows, the sums of a sub-layer, gradients of shared KV heads. */
+static void prepare_links(const MicroRunner *r)
+{
+    const Holding *h = r->o.weights->holding;
+    const size_t bytes = stream_bytes(r, r->o.micro_sequences);
+    const GroupCut cuts[] = {
+        {h->tp, h->rank, h->spec->n_attn_units, 0, h->attn_cuts},
+        {h->tp, h->rank, h->spec->n_ffn_units, 0, h->ffn_cuts},
+        {h->tp, h->rank, h->spec->n_vocab_chunks, 0, h->vocab_cuts},
+    };
+    uint32_t ahead = ALONE_AHEAD, arriving = 0;
+    for (uint32_t s = 0; s < r->o.position.pp; s++) {
+        ahead = MAX(ahead, pipeline_in_flight(r->pipeline, s));
+    }
+    for (size_t i = 0; h->tp > 1 && i < G_N_ELEMENTS(cuts); i++) {
+        arriving = MAX(arriving, group_arriving(&cuts[i]));
+    }
+    train_links_set_ahead(r->o.links, ahead, TENSOR_AHEAD * MAX(arriving, h->tp - 1), bytes);
+}
+
 MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
 {
     g_autoptr(MicroRunner) r = g_new0(MicroRunner, 1);
@@ -209,6 +242,9 @@ MicroRunner *micro_runner_new(const MicroRunnerOptions *options, GError **error)
     r->complete_from = g_new(size_t, h->spec->n_layers);
     for (uint32_t l = 0; l < h->spec->n_layers; l++) {
         r->complete_from[l] = complete_from(h, l);
+    }
+    if (options->links != NULL) {
+        prepare_links(r);
     }
     r->training = training_new(&training, error);
     return r->training != NULL && allocate(r, error) ? g_steal_pointer(&r) : NULL;
@@ -321,12 +357,6 @@ static bool passed(MicroRunner *r, GroupStatus status, GError **error)
 }
 
 /* ---- operations ---- */
-
-/* Bytes of a residual stream, or its gradient. */
-static size_t stream_bytes(const MicroRunner *r, uint32_t n_sequences)
-{
-    return (size_t)n_sequences * r->o.source->length * r->o.weights->spec->width * sizeof(float);
-}
 
 /* Leaves without samples before `leaf`. */
 static void fold_empty_leaves(MicroRunner *r, uint32_t leaf)
@@ -546,15 +576,44 @@ bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, Gradien
     return true;
 }
 
-/* Slot 0's one sequence through one chunk; losses and logits after the last. */
-static bool pass_alone(MicroRunner *r, uint32_t chunk, const TrainBatch *batch, GError **error)
+/* In a row of forward passes, before every ALONE_AHEAD-th each stage waits for the word that the
+ * next one has come so far. (With chunks the way round the stages holds them together.) */
+static bool is_told(const MicroRunner *r, uint64_t number)
+{
+    return r->o.position.chunks == 1 && number > 0 && number % ALONE_AHEAD == 0;
+}
+
+static bool say_here(MicroRunner *r, uint32_t chunk, uint64_t number, GError **error)
+{
+    TrainLinks *l = r->o.links;
+    const uint8_t word = 1;
+    return is_first(r, chunk) || !is_told(r, number) ||
+           train_channel_send(l, &l->to_previous, "word for the stage before", &word, sizeof word,
+                              error);
+}
+
+static bool hear_next(MicroRunner *r, uint32_t chunk, uint64_t number, GError **error)
+{
+    TrainLinks *l = r->o.links;
+    uint8_t word;
+    return is_last(r, chunk) || !is_told(r, number) ||
+           train_channel_receive(l, &l->from_next, "word of the next stage", &word, sizeof word,
+                                 error);
+}
+
+/* Slot 0's one sequence, number `number` of a row, through one chunk; losses and logits after the
+ * last. */
+static bool pass_alone(MicroRunner *r, uint32_t chunk, const TrainBatch *batch, uint64_t number,
+                       GError **error)
 {
     const size_t bytes = stream_bytes(r, 1);
     TrainLinks *l = r->o.links;
-    return (is_first(r, chunk) ||
+    return say_here(r, chunk, number, error) &&
+           (is_first(r, chunk) ||
             train_channel_receive(l, &l->from_previous, "activations of the stage before",
                                   training_input(r->training, 0), bytes, error)) &&
            passed(r, training_forward(r->training, 0, batch), error) &&
+           hear_next(r, chunk, number, error) &&
            (is_last(r, chunk) ||
             train_channel_send(l, &l->to_next, "activations for the next stage",
                                training_output(r->training, 0), bytes, error)) &&
@@ -569,7 +628,7 @@ bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t 
     for (uint32_t c = 0; c < r->o.position.chunks; c++) {
         const TrainBatch batch = batch_of(r, 0, c, 1);
         read_batch(r, source, &(const Place){0, c}, sample, 1);
-        if (!pass_alone(r, c, &batch, error)) {
+        if (!pass_alone(r, c, &batch, sample, error)) {
             return false;
         }
         *loss = is_last(r, c) ? sample_loss(r, &batch, 0) : 0.0f;
@@ -588,8 +647,8 @@ bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, con
     }
     for (uint32_t c = 0; c < r->o.position.chunks; c++) {
         TrainBatch batch = batch_of(r, 0, c, 1);
-        batch.begins = NULL; /* one text, whatever documents the slot held */
-        if (!pass_alone(r, c, &batch, error)) {
+        batch.begins = NULL;                       /* one text, whatever documents the slot held */
+        if (!pass_alone(r, c, &batch, 0, error)) { /* the next one waits for what this gives */
             return false;
         }
         if (is_last(r, c)) {
@@ -608,6 +667,12 @@ size_t micro_runner_plan_bytes(const Holding *holding, const MicroRunnerOptions 
     const TrainingOptions training = prepare(r, options);
     const size_t passes = training_plan_bytes(holding, &training, threads, error);
     return passes > 0 ? passes + (options->plan_ops == NULL ? own_bytes(r) : 0) : 0;
+}
+
+uint32_t micro_runner_plan_count(const MicroRunnerOptions *options)
+{
+    g_autoptr(GArray) micro_batches = cut_micro_batches(options);
+    return micro_batches->len;
 }
 
 /* The fold's stack, of which only matters what is there. */

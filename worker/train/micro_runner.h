@@ -50,8 +50,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(MicroRunner, micro_runner_free)
  * target, are those of the replica's samples. */
 bool micro_runner_step(MicroRunner *r, uint64_t step, float loss_factor, GradientFold *fold,
                        float *sample_losses, uint64_t *valid, GError **error);
-/* Forward alone of one sample of another source. On the last stage *loss is its sum of losses;
- * elsewhere 0. */
+/* Forward alone of one sample of another source, all of them in a row from 0. On the last stage
+ * *loss is its sum of losses; elsewhere 0. */
 bool micro_runner_validate(MicroRunner *r, const SampleSource *source, uint64_t sample, float *loss,
                            uint64_t *valid, GError **error);
 /* Forward alone of a sequence that begins with these n tokens, n from 1 to the length. On the last
@@ -66,6 +66,9 @@ uint32_t leaf_begin(uint32_t leaf, uint32_t n_leaves, uint32_t sequences);
 size_t micro_runner_plan_bytes(const Holding *holding, const MicroRunnerOptions *options,
                                unsigned threads, GError **error);
 uint32_t micro_runner_plan_sets(const MicroRunnerOptions *options);
+/* Micro-batches of a step of the replica: of leaves, sequences, micro_sequences and devices alone.
+ */
+uint32_t micro_runner_plan_count(const MicroRunnerOptions *options);
 /* Bytes of tapes and buffers; micro-batches of a step. */
 size_t micro_runner_bytes(const MicroRunner *r);
 uint32_t micro_runner_count(const MicroRunner *r);

@@ -1,6 +1,12 @@
 #include "worker/train/train_links.h"
 
 #include "proto/base/error.h"
+#include "proto/base/units.h"
+
+static bool is_set_ahead(const TrainLinks *l, const TrainGroup *g)
+{
+    return g == &l->from_previous || g == &l->from_next || g == &l->tensor;
+}
 
 /* members: globals, filled. */
 static void open_group(TrainLinks *l, TrainGroup *g, uint16_t op)
@@ -24,7 +30,8 @@ static void open_group(TrainLinks *l, TrainGroup *g, uint16_t op)
                                   .abort = l->o.abort,
                                   .spin_us = l->o.spin_us,
                                   .yield = l->o.yield,
-                                  .two_shot_bytes = TRAIN_TWO_SHOT_BYTES};
+                                  .two_shot_bytes = TRAIN_TWO_SHOT_BYTES,
+                                  .early_bytes = is_set_ahead(l, g) ? l->o.early_bytes : 0};
     g->turns.group = group_new(&options);
 }
 
@@ -154,6 +161,17 @@ static const char *text_of(GroupStatus status)
                                        : "nothing came in time";
 }
 
+static void set_ahead_error(const TrainGroup *group, const char *operation, const char *worker,
+                            GError **error)
+{
+    g_autofree char *kept = units_format_size(group_early_bytes(group->turns.group));
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
+                "training: %s, worker %s: it is further ahead than this rank keeps messages for "
+                "(%s wait here); give all workers one version of weft, or make micro-batches "
+                "smaller (layout.micro: more of them)",
+                operation, worker, kept);
+}
+
 bool train_links_check(TrainLinks *l, const TrainGroup *group, GroupStatus status, GError **error)
 {
     if (status == GROUP_OK) {
@@ -162,11 +180,15 @@ bool train_links_check(TrainLinks *l, const TrainGroup *group, GroupStatus statu
     const char *operation = "a collective";
     int64_t since = link_clock_us();
     const int rank = group_waits_for(group->turns.group, &operation, &since);
+    const char *worker = rank < 0 ? "(none)" : name_of(l, group->globals[rank]);
     l->failed = group;
+    if (status == GROUP_AHEAD) {
+        set_ahead_error(group, operation, worker, error);
+        return false;
+    }
     g_set_error(error, WEFT_ERROR, code_of(status),
-                "training: %s, worker %s: %s after %" G_GINT64_FORMAT " ms", operation,
-                rank < 0 ? "(none)" : name_of(l, group->globals[rank]), text_of(status),
-                (link_clock_us() - since) / 1000);
+                "training: %s, worker %s: %s after %" G_GINT64_FORMAT " ms", operation, worker,
+                text_of(status), (link_clock_us() - since) / 1000);
     return false;
 }
 
@@ -186,6 +208,17 @@ bool train_channel_receive(TrainLinks *l, TrainChannel *c, const char *operation
     const GroupWait wait = group_turn(&c->turns, operation);
     return train_links_check(l, c, group_broadcast(c->turns.group, &wait, 1 - c->rank, data, size),
                              error);
+}
+
+void train_links_set_ahead(TrainLinks *l, uint32_t n_stage, uint32_t n_tensor, size_t bytes)
+{
+    TrainGroup *const groups[] = {&l->from_previous, &l->from_next, &l->tensor};
+    for (size_t i = 0; i < G_N_ELEMENTS(groups); i++) {
+        if (groups[i]->turns.group != NULL) {
+            group_set_ahead(groups[i]->turns.group, groups[i] == &l->tensor ? n_tensor : n_stage,
+                            bytes);
+        }
+    }
 }
 
 /* ---- counting ---- */

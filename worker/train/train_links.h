@@ -24,6 +24,7 @@ typedef struct TrainLinksOptions {
     int64_t deadline_us;      /* of each wait; 0 = none */
     int64_t spin_us;
     bool yield;
+    size_t early_bytes; /* GroupOptions, of the groups that train_links_set_ahead() is about */
 } TrainLinksOptions;
 
 typedef struct TrainGroup {
@@ -50,8 +51,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(TrainLinks, train_links_free)
 /* The port's receive handler hands every message of training here. */
 void train_links_receive(TrainLinks *l, Link *link, const LinkHeader *header, const void *payload);
 
-/* OK: true. Else WORKER_LOST, CANCELLED or PROTOCOL names whom the group waited for, in what and
- * how long. */
+/* OK: true. Else WORKER_LOST, CANCELLED, MEMORY or PROTOCOL names whom the group waited for, in
+ * what and how long. */
 bool train_links_check(TrainLinks *l, const TrainGroup *group, GroupStatus status, GError **error);
 
 /* Bytes to the channel's other end; from it: exactly `size`. */
@@ -59,6 +60,10 @@ bool train_channel_send(TrainLinks *l, TrainChannel *c, const char *operation, c
                         size_t size, GError **error);
 bool train_channel_receive(TrainLinks *l, TrainChannel *c, const char *operation, void *data,
                            size_t size, GError **error);
+
+/* A neighbouring stage may be ahead by so many transfers of up to so many bytes, the tensor ranks
+ * all together by so many others. */
+void train_links_set_ahead(TrainLinks *l, uint32_t n_stage, uint32_t n_tensor, size_t bytes);
 
 /* Payload sent so far, by what for. */
 typedef struct TrainTraffic {

@@ -820,6 +820,15 @@ bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainM
     return plan_memory(&t, threads, out, error);
 }
 
+uint32_t train_micro_batches_plan(const TrainRankOptions *options)
+{
+    TrainRank t = {.o = *options};
+    t.position = train_position(options->plan, options->replica, options->stage, options->rank);
+    t.leaves = leaf_cuts(options->sequences, options->leaves, t.position.dp);
+    const MicroRunnerOptions runner = runner_options(&t, NULL);
+    return micro_runner_plan_count(&runner);
+}
+
 TrainMemory train_rank_memory(const TrainRank *t)
 {
     const Holding *h = t->weights->holding;

@@ -99,6 +99,8 @@ static inline uint64_t train_memory_total(const TrainMemory *m)
  * are not read) with so many threads. INVALID: as train_rank_new(). */
 bool train_memory_plan(const TrainRankOptions *options, unsigned threads, TrainMemory *out,
                        GError **error);
+/* Micro-batches of a step of the rank's replica: as of train_memory_plan(), which has said yes. */
+uint32_t train_micro_batches_plan(const TrainRankOptions *options);
 /* What it holds now: after a step equal to the plan. */
 TrainMemory train_rank_memory(const TrainRank *t);
 

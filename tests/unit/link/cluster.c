@@ -76,7 +76,8 @@ Cluster *cluster_new(const ClusterOptions *options)
                               .links = rank->links,
                               .abort = &rank->abort,
                               .yield = options->yield,
-                              .two_shot_bytes = options->two_shot_bytes};
+                              .two_shot_bytes = options->two_shot_bytes,
+                              .early_bytes = options->early_bytes};
         rank->group = group_new(&group);
     }
     return cluster;

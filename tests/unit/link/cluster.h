@@ -27,6 +27,7 @@ typedef struct ClusterOptions {
     uint32_t n_ranks;
     bool seal;
     size_t two_shot_bytes;
+    size_t early_bytes;
     bool yield;
 } ClusterOptions;
 

@@ -386,15 +386,13 @@ static uint32_t subtrees_missing(uint32_t a, uint32_t b, uint32_t first, uint32_
     return k + subtrees_missing(m, b, first, last, missing, out + k);
 }
 
-enum { APART = 3 };
-
-/* Several at once: all are sent, as far as the links have room, before the first is received. */
-static GroupStatus scatter_apart(ClusterRank *rank, GroupWait *wait, const GroupOperands *operands,
-                                 const size_t *first, float *out)
+/* n at once: all are sent, as far as the links have room, before the first is received. */
+static GroupStatus reduce_scatter(ClusterRank *rank, GroupWait *wait, const GroupOperands *operands,
+                                  const size_t *first, unsigned n, float *out)
 {
     const uint16_t site = wait->site;
     GroupStatus status = GROUP_OK;
-    for (unsigned i = 0; i < APART; i++, wait->site++) {
+    for (unsigned i = 0; i < n; i++, wait->site++) {
         GroupSent sent = {0};
         status = group_scatter_send(rank->group, wait, operands, first, i == 1, &sent);
         if (status == GROUP_OK && !sent.done) {
@@ -402,7 +400,7 @@ static GroupStatus scatter_apart(ClusterRank *rank, GroupWait *wait, const Group
         }
         rank_check(rank, status == GROUP_OK && sent.done);
     }
-    for (wait->site = site; wait->site < site + APART; wait->site++) {
+    for (wait->site = site; wait->site < site + n; wait->site++) {
         GroupWait again = *wait;
         status = group_scatter_receive(rank->group, &again, operands, first, out);
         rank_check(rank, status == GROUP_OK);
@@ -411,7 +409,8 @@ static GroupStatus scatter_apart(ClusterRank *rank, GroupWait *wait, const Group
     return status;
 }
 
-static void rank_reduce_scatters(ClusterRank *rank, GroupWait *wait, uint64_t missing, bool apart)
+static void rank_reduce_scatters(ClusterRank *rank, GroupWait *wait, uint64_t missing,
+                                 unsigned at_once)
 {
     uint32_t n_ranks = rank->cluster->n_ranks, me = rank->rank, cuts[CLUSTER_RANKS + 1];
     size_t first[CLUSTER_RANKS + 1];
@@ -427,17 +426,14 @@ static void rank_reduce_scatters(ClusterRank *rank, GroupWait *wait, uint64_t mi
     }
     const GroupOperands operands = {13, missing, cuts, pointers};
     const uint64_t before = group_counters(rank->group)->bytes_sent;
-    rank_check(rank, (apart ? scatter_apart(rank, wait, &operands, first, out)
-                            : group_reduce_scatter(rank->group, wait, &operands, first, out)) ==
-                         GROUP_OK);
+    rank_check(rank, reduce_scatter(rank, wait, &operands, first, at_once, out) == GROUP_OK);
     for (size_t i = first[me]; i < first[me + 1]; i++) {
         bool there;
         const float want = node_missing(0, 13, missing, i, &there);
         rank_check(rank, there && memcmp(&out[i - first[me]], &want, sizeof want) == 0);
     }
     const size_t foreign = SCATTERED - (first[me + 1] - first[me]);
-    rank_check(rank, group_counters(rank->group)->bytes_sent - before ==
-                         (apart ? APART : 1) * n * foreign * 4);
+    rank_check(rank, group_counters(rank->group)->bytes_sent - before == at_once * n * foreign * 4);
 }
 
 static void rank_does_all(ClusterRank *rank, void *user)
@@ -452,11 +448,11 @@ static void rank_does_all(ClusterRank *rank, void *user)
         for (uint32_t root = 0; root < rank->cluster->n_ranks; root++, wait.site++) {
             rank_broadcasts(rank, &wait, root);
         }
-        for (unsigned apart = 0; apart < 2; apart++) {
-            rank_reduce_scatters(rank, &wait, 0, apart == 1);
+        for (unsigned at_once = 1; at_once <= 3; at_once += 2) {
+            rank_reduce_scatters(rank, &wait, 0, at_once);
             wait.site++;
             /* leaves 0, 4, 7, 9 and 11 are missing */
-            rank_reduce_scatters(rank, &wait, 0x0a91, apart == 1);
+            rank_reduce_scatters(rank, &wait, 0x0a91, at_once);
             wait.site++;
         }
     }
@@ -502,6 +498,74 @@ static void what_is_over_is_forgotten(void **state)
         }
     }
     assert_string_equal(cluster->ranks[1].failure, "");
+    cluster_free(cluster);
+}
+
+enum { AHEAD = 200, AHEAD_BYTES = 1024, EARLY_BYTES = 64 << 10 };
+
+static GroupStatus ahead_broadcast(ClusterRank *rank, GroupWait *wait, uint8_t *data)
+{
+    wait->deadline_us = test_clock_us() + 20000000;
+    return group_broadcast(rank->group, wait, 0, data, AHEAD_BYTES);
+}
+
+/* Rank 0 is AHEAD broadcasts ahead, all of which have come to rank 1. */
+static void run_ahead(Cluster *cluster, GroupWait *wait)
+{
+    uint8_t data[AHEAD_BYTES];
+    for (wait->site = 0; wait->site < AHEAD; wait->site++) {
+        memset(data, wait->site, sizeof data);
+        assert_int_equal(ahead_broadcast(&cluster->ranks[0], wait, data), GROUP_OK);
+        while (link_port_progress(cluster->ranks[1].port) > 0) {
+        }
+    }
+}
+
+/* Then each call says so, whatever it would wait for: nothing of that peer can be believed. */
+static void too_far_ahead_is_final(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 3, .early_bytes = EARLY_BYTES});
+    Group *group = cluster->ranks[1].group;
+    GroupWait wait = {.step = 1, .operation = "far ahead"};
+    uint8_t data[AHEAD_BYTES];
+    const char *operation;
+    run_ahead(cluster, &wait);
+    assert_in_range(group_early_bytes(group), EARLY_BYTES - AHEAD_BYTES, EARLY_BYTES);
+    for (wait.site = 0; wait.site < 3; wait.site++) { /* also what has come */
+        assert_int_equal(ahead_broadcast(&cluster->ranks[1], &wait, data), GROUP_AHEAD);
+        assert_int_equal(group_waits_for(group, &operation, NULL), 0);
+        assert_string_equal(operation, "far ahead");
+    }
+    static const uint32_t cuts[] = {0, 1, 2, 3};
+    static const size_t first[] = {0, 1, 2, 3};
+    float mine[3] = {0}, out[3];
+    const float *const subtrees[] = {mine};
+    const GroupOperands operands = {3, 0, cuts, subtrees};
+    GroupSent sent = {0};
+    wait = (GroupWait){.step = 2, .operation = "later", .deadline_us = test_clock_us() + 20000000};
+    assert_int_equal(group_all_reduce(group, &wait, 3, cuts, mine, 3, 3, out), GROUP_AHEAD);
+    wait.site++;
+    assert_int_equal(group_scatter_send(group, &wait, &operands, first, false, &sent), GROUP_AHEAD);
+    assert_int_equal(group_scatter_receive(group, &wait, &operands, first, out), GROUP_AHEAD);
+    assert_int_equal(group_waits_for(group, &operation, NULL), 0);
+    assert_string_equal(operation, "later");
+    cluster_free(cluster);
+}
+
+/* What the caller says may be under way is kept whole. */
+static void as_far_ahead_as_was_said_is_kept(void **state)
+{
+    Cluster *cluster = cluster_new(&(ClusterOptions){.n_ranks = 2, .early_bytes = EARLY_BYTES});
+    GroupWait wait = {.step = 1, .operation = "ahead"};
+    group_set_ahead(cluster->ranks[1].group, AHEAD, AHEAD_BYTES);
+    run_ahead(cluster, &wait);
+    for (wait.site = 0; wait.site < AHEAD; wait.site++) {
+        uint8_t data[AHEAD_BYTES], want[AHEAD_BYTES];
+        memset(want, wait.site, sizeof want);
+        assert_int_equal(ahead_broadcast(&cluster->ranks[1], &wait, data), GROUP_OK);
+        assert_memory_equal(data, want, sizeof want);
+    }
+    assert_int_equal(group_early_bytes(cluster->ranks[1].group), 0);
     cluster_free(cluster);
 }
 
@@ -717,6 +781,8 @@ int main(void)
         cmocka_unit_test(every_collective_moves_its_bytes),
         cmocka_unit_test(a_root_may_run_ahead),
         cmocka_unit_test(what_is_over_is_forgotten),
+        cmocka_unit_test(too_far_ahead_is_final),
+        cmocka_unit_test(as_far_ahead_as_was_said_is_kept),
         cmocka_unit_test(a_deadline_ends_the_wait_and_names_the_rank),
         cmocka_unit_test(an_abort_ends_the_wait),
         cmocka_unit_test(a_dead_peer_ends_the_wait_and_is_named),

@@ -456,6 +456,15 @@ static void test_trace(void **state)
     }
 }
 
+/* ---- validation ---- */
+
+/* Nothing comes back of a forward pass, and yet the first stage is never far ahead. */
+static void test_slow_end(void **state)
+{
+    const RunSpread spread = {.pp = 2, .isa = kernels_best_isa(), .slow_end = true};
+    run_toy(&toy_gpt2, &spread, 1, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -469,6 +478,7 @@ int main(void)
         cmocka_unit_test(test_overlap),
         cmocka_unit_test(test_selective_memory),
         cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_slow_end),
         cmocka_unit_test(test_what_defines_a_run),
         cmocka_unit_test(test_non_finite_loss),
         cmocka_unit_test(test_non_finite_loss_skipped),

@@ -1,6 +1,10 @@
 #include "tests/unit/worker/train_runs.h"
 
+#include "proto/base/error.h"
+
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <math.h>
@@ -8,7 +12,11 @@
 
 #include <cmocka.h>
 
-enum { VALIDATED = 3 };
+enum {
+    VALIDATED = 5,
+    VALIDATED_SLOWLY = 11,
+    HELLO_BYTES = 4096, /* early messages before ranks say what may be ahead */
+};
 
 typedef struct RunRank {
     struct Run *run;
@@ -30,6 +38,10 @@ typedef struct Run {
     const TokenData *data;
     Plan *plan;
     LinkFill *fill;
+    atomic_uint_fast64_t begun[2]; /* the sample that a stage validates: of RunSpread.slow_end */
+    atomic_bool too_far;
+    atomic_bool failed; /* some rank: the others do not wait for it */
+    pthread_barrier_t built;
     RunRank ranks[RUN_RANKS_LIMIT];
 } Run;
 
@@ -77,7 +89,9 @@ static void open_ranks(Run *run)
                                          .links = rank->links,
                                          .position = rank->position,
                                          .plan = run->plan,
-                                         .yield = true};
+                                         .abort = &run->failed,
+                                         .yield = true,
+                                         .early_bytes = HELLO_BYTES};
         rank->train_links = train_links_new(&links);
     }
 }
@@ -177,6 +191,53 @@ static void load_state(TrainRank *t, const RunState *s)
     train_rank_restore(t, &s->progress);
 }
 
+/* ---- a validation whose last stage is slow ---- */
+
+typedef struct SlowSource {
+    RunRank *rank;
+    const SampleSource *of;
+} SlowSource;
+
+static bool first_stage_stands(const Run *run)
+{
+    const Group *group = run->ranks[0].train_links->from_next.turns.group;
+    return atomic_load(&run->begun[0]) == VALIDATED_SLOWLY - 1 ||
+           group_waits_for(group, NULL, NULL) >= 0;
+}
+
+static void read_slowly(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets)
+{
+    const SlowSource *slow = user;
+    Run *run = slow->rank->run;
+    const uint32_t stage = slow->rank->position.stage;
+    atomic_store(&run->begun[stage], sample);
+    if (stage == 0 && sample > atomic_load(&run->begun[1]) + RUN_AHEAD) {
+        atomic_store(&run->too_far, true);
+    }
+    while (stage == 1 && !first_stage_stands(run)) {
+        link_port_progress(slow->rank->port);
+        sched_yield();
+    }
+    slow->of->read(slow->of->user, sample % VALIDATED, tokens, targets);
+}
+
+static bool validate_slowly(RunRank *rank, TrainRank *t, const SampleSource *source)
+{
+    float loss;
+    SlowSource slow = {rank, source};
+    SampleSource slowly = *source;
+    slowly.user = &slow;
+    slowly.read = read_slowly;
+    if (!train_rank_validate(t, &slowly, VALIDATED_SLOWLY, &loss, &rank->error)) {
+        return false;
+    }
+    if (atomic_load(&rank->run->too_far)) {
+        g_set_error(&rank->error, G_FILE_ERROR, 0, "the first stage was more than %d samples ahead",
+                    RUN_AHEAD);
+    }
+    return rank->error == NULL;
+}
+
 static bool run_steps(RunRank *rank, TrainRank *t)
 {
     RunResult *result = &rank->result;
@@ -197,6 +258,7 @@ static bool run_steps(RunRank *rank, TrainRank *t)
         .data = rank->run->data, .in_order = true, .bounds = rank->run->toy->bounds};
     const SampleSource source = token_samples_source(&samples);
     return train_rank_validate(t, &source, VALIDATED, &result->validation, &rank->error) &&
+           (!rank->run->spread->slow_end || validate_slowly(rank, t, &source)) &&
            train_rank_digest(t, &result->digest, &rank->error);
 }
 
@@ -224,6 +286,22 @@ static bool memory_is_planned(RunRank *rank, const TrainRankOptions *options, co
     return true;
 }
 
+/* So are the micro-batches that it ran. */
+static bool micro_batches_are_planned(RunRank *rank, const TrainRankOptions *options)
+{
+    const uint32_t planned = train_micro_batches_plan(options) * rank->run->n_steps;
+    uint32_t n = 0;
+    for (guint i = 0; i < options->trace->len; i++) {
+        const PipelineOp *op = &g_array_index(options->trace, PipelineOpTime, i).op;
+        n += op->kind == PIPELINE_FORWARD && op->chunk == 0;
+    }
+    if (n != planned) {
+        g_set_error(&rank->error, G_FILE_ERROR, 0, "%u micro-batches in all, planned %u", n,
+                    planned);
+    }
+    return n == planned;
+}
+
 static void *rank_main(void *user)
 {
     RunRank *rank = user;
@@ -243,9 +321,10 @@ static void *rank_main(void *user)
     options.stage = p->stage;
     options.rank = p->rank;
     options.links = rank->train_links;
-    if (spread->traces != NULL) {
-        options.trace = spread->traces[train_global(p, p->replica, p->stage, p->rank)];
-    }
+    g_autoptr(GArray) trace = g_array_new(FALSE, FALSE, sizeof(PipelineOpTime));
+    options.trace = spread->traces != NULL
+                        ? spread->traces[train_global(p, p->replica, p->stage, p->rank)]
+                        : trace;
     if (run->define != NULL) {
         run->define(&options);
     }
@@ -256,12 +335,16 @@ static void *rank_main(void *user)
         spread->change(&options);
     }
     TrainRank *t = train_rank_new(&options, weights_of(run, holding), &rank->error);
+    pthread_barrier_wait(&rank->run->built);
     if (t != NULL && spread->load != NULL) {
         load_state(t, spread->load);
     }
     if (t != NULL && run_steps(rank, t) && memory_is_planned(rank, &options, t) &&
-        spread->save != NULL) {
+        micro_batches_are_planned(rank, &options) && spread->save != NULL) {
         save_state(t, spread->save, train_global(p, p->replica, p->stage, p->rank) == 0);
+    }
+    if (rank->error != NULL) {
+        atomic_store(&rank->run->failed, true);
     }
     train_rank_free(t);
     pool_free(pool);
@@ -274,7 +357,8 @@ static RunResult gather(const Run *run)
     all.n_steps = run->n_steps;
     for (uint32_t r = 0; r < run->n_ranks; r++) {
         const RunRank *rank = &run->ranks[r];
-        if (rank->error != NULL) {
+        if (rank->error != NULL &&
+            !g_error_matches(rank->error, WEFT_ERROR, WEFT_ERROR_CANCELLED)) {
             fail_msg("rank %u: %s", r, rank->error->message);
         }
         assert_memory_equal(rank->result.losses, all.losses, sizeof all.losses);
@@ -314,12 +398,14 @@ RunResult run_toy(const Toy *toy, const RunSpread *spread, uint32_t n_steps,
         spread->edit(run->plan);
     }
     open_ranks(run);
+    pthread_barrier_init(&run->built, NULL, run->n_ranks);
     for (uint32_t r = 0; r < run->n_ranks; r++) {
         assert_int_equal(pthread_create(&run->ranks[r].thread, NULL, rank_main, &run->ranks[r]), 0);
     }
     for (uint32_t r = 0; r < run->n_ranks; r++) {
         pthread_join(run->ranks[r].thread, NULL);
     }
+    pthread_barrier_destroy(&run->built);
     const RunResult result = gather(run);
     close_ranks(run);
     return result;

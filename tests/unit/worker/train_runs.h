@@ -3,7 +3,7 @@
 
 #include "tests/unit/worker/toy_training.h"
 
-enum { RUN_STEPS_LIMIT = 8, RUN_RANKS_LIMIT = 16 };
+enum { RUN_STEPS_LIMIT = 8, RUN_RANKS_LIMIT = 16, RUN_AHEAD = 4 };
 
 /* What a checkpoint has, by logical tensor of the whole model: filled from the ranks' pieces. */
 typedef struct RunState {
@@ -25,6 +25,8 @@ typedef struct RunSpread { /* what must change no bit; zeros: one of each */
     const RunState *load;                      /* to go on from; NULL: the toy's first weights */
     RunState *save;                            /* after the last step; NULL: not */
     GArray *const *traces;                     /* by rank: TrainRankOptions.trace; NULL: none */
+    bool slow_end; /* of two stages the last one validates as slowly as it can; fails if the first
+                      one is more than RUN_AHEAD samples ahead */
 } RunSpread;
 
 typedef struct RunResult {
