@@ -122,7 +122,9 @@ static void explain(PlanTraining *p)
     if (place_of(p)->n_on_device > 0) {
         explain_devices(p, place_of(p));
     }
-    if (wish->micro > 0) {
+    if (wish->micro == n) {
+        add_reason(p, "%u micro-batches: as the file says", n);
+    } else if (wish->micro > 0) {
         add_reason(p, "%u micro-batches: the file says %" G_GUINT64_FORMAT ", cut at leaves", n,
                    wish->micro);
     } else {

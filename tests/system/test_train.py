@@ -303,8 +303,10 @@ def case_seen():
 
 
 def case_traced():
-    """the trace of a run on two stages: every pass of every traced step on both, each after what it needs, by one clock; losses and weights as without"""
-    path = spec("traced", layout="{dp: 1, pp: 2, tp: 1, micro: 3}", trace="{file: seen/traced.json, first: 4, steps: 3}")
+    """the trace of a run on two stages: every pass of every traced step on both, each after what it needs, by one clock, as many as planned; losses and
+    weights as without"""
+    path = spec("traced", layout="{dp: 1, pp: 2, tp: 1, micro: 2}",  # of two leaves each
+                trace="{file: seen/traced.json, first: 4, steps: 3}")
     done = weft("train", path, "--json").ok()
     assert_same(result(done.out), reference("gpt2", 12))
     assert f"\ntrace {work}/seen/traced.json\n" in done.err, done.err
@@ -319,7 +321,9 @@ def case_traced():
     assert all(steps[e["tid"], e["args"]["step"]]["ts"] <= e["ts"] and ends(e) <= ends(steps[e["tid"], e["args"]["step"]]) for e in spans)
     by = {(e["name"], e["tid"], e["args"]["step"], e["args"]["micro"]): e for e in spans if "micro" in e["args"]}
     n_micro = 1 + max(micro for name, stage, step, micro in by)
-    assert n_micro > 1 and len(by) == 3 * 8 * n_micro == sum("micro" in e["args"] for e in spans), (len(by), n_micro)
+    plan = weft("plan", path, "--json").ok().json()
+    assert plan["micro_batches"] == n_micro == 2 and "2 micro-batches: as the file says" in plan["reasons"], (n_micro, plan)
+    assert len(by) == 3 * 8 * n_micro == sum("micro" in e["args"] for e in spans), (len(by), n_micro)
     for step in (4, 5, 6):
         for micro in range(n_micro):
             at = lambda name, stage: by[name, stage, step, micro]

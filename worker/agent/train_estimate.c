@@ -22,7 +22,7 @@ typedef struct Estimate {
     PlanMember seen;       /* of it what this worker's device was seen to hold */
     uint64_t beside_bytes; /* of a rank on a device, what that holds beside what is counted */
     PipelineCost cost;
-    uint32_t micro_batches;
+    uint32_t micro_batches; /* of the replica that has most */
     GError *error;
 } Estimate;
 
@@ -36,23 +36,6 @@ static void estimate_free(Estimate *e)
     g_free(e->on_device);
     g_free(e->memory);
     g_free(e);
-}
-
-/* Micro-batches of the replica that has most. */
-static uint32_t count_micro_batches(const Estimate *e, const TrainPosition *all)
-{
-    const LeafCuts leaves = leaf_cuts(e->work.sequences, e->work.leaves, all->dp);
-    uint32_t most = 1;
-    for (uint32_t d = 0; d < all->dp; d++) {
-        uint32_t n = 0;
-        for (uint32_t leaf = leaves.cuts[d]; leaf < leaves.cuts[d + 1]; leaf++) {
-            const uint32_t own = leaf_begin(leaf + 1, e->work.leaves, e->work.sequences) -
-                                 leaf_begin(leaf, e->work.leaves, e->work.sequences);
-            n += (own + e->work.micro_sequences - 1) / e->work.micro_sequences;
-        }
-        most = MAX(most, n);
-    }
-    return most;
 }
 
 /* Documents' bounds are there; nobody reads them. */
@@ -74,8 +57,8 @@ static void estimate_run(void *user)
         if (!train_memory_plan(&options, e->threads[g], &e->memory[g], &e->error)) {
             return;
         }
+        e->micro_batches = MAX(e->micro_batches, train_micro_batches_plan(&options));
     }
-    e->micro_batches = count_micro_batches(e, &at);
     g_autoptr(Pipeline) pipeline =
         pipeline_new(e->work.schedule, at.pp, at.chunks, e->micro_batches);
     e->cost = pipeline_simulate(pipeline, &e->times);
