@@ -1,11 +1,11 @@
 #include "coordinator/train/train_input.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/train_limits.h"
 #include "proto/text/tokenizer_json.h"
 
 #include <string.h>
 
-#define FLAGS_SHIFT 30u
 #define BYTE_VOCABULARY 257u
 
 static DocumentOptions document_options(const JobSpec *job, const Tokenizer *tokenizer)
@@ -167,7 +167,7 @@ bool train_input_tokens(const TrainInput *in, bool validation, uint64_t first, u
         return false;
     }
     for (uint64_t i = 0; i < n; i++) {
-        out[i] = d->ids[first + i] | (uint32_t)d->flags[first + i] << FLAGS_SHIFT;
+        out[i] = d->ids[first + i] | (uint32_t)d->flags[first + i] << TRAIN_ID_BITS;
     }
     return true;
 }

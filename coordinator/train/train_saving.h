@@ -12,8 +12,7 @@
 #include "coordinator/train/checkpoint.h"
 #include "coordinator/train/train_part.h"
 #include "coordinator/work_pool.h"
-
-#define TRAIN_SAVING_WINDOW (4u << 20) /* bytes, as the worker has it (weft/v1/train.proto) */
+#include "proto/plan/train_limits.h"
 
 typedef struct TrainSavingOptions { /* borrowed for its life */
     WorkPool *pool;

@@ -3,12 +3,12 @@
 #include "coordinator/train/train_file.h"
 #include "proto/base/error.h"
 #include "proto/plan/train_layout.h"
+#include "proto/plan/train_limits.h"
 
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
 
-#define OPS_IN_MESSAGE 4096u          /* weft/v1/train.proto */
 #define TIME_LIMIT (INT64_C(1) << 53) /* of a clock that is believed: no sum of times overflows */
 
 static const char *const op_names[] = {"receive forward",  "forward",  "send forward",
@@ -117,7 +117,7 @@ static bool refuse(GError **error, const TraceRank *r, const Weft__V1__TrainTrac
     g_set_error(error, WEFT_ERROR, WEFT_ERROR_PROTOCOL,
                 "worker %s tells of step %" PRIu64 " what cannot be: %" PRIu64
                 " is traced next, in operations of an order, %u in a message",
-                r->worker, m->step, r->next, OPS_IN_MESSAGE);
+                r->worker, m->step, r->next, TRAIN_TRACE_OPS);
     return false;
 }
 
@@ -126,7 +126,7 @@ static bool check_ops(const Weft__V1__TrainTrace *m)
 {
     int64_t at = m->begin_us;
     bool ok = m->begin_us >= 0 && m->end_us >= m->begin_us && m->now_us >= m->end_us &&
-              m->now_us <= TIME_LIMIT && m->n_ops <= OPS_IN_MESSAGE && (m->n_ops > 0 || m->last);
+              m->now_us <= TIME_LIMIT && m->n_ops <= TRAIN_TRACE_OPS && (m->n_ops > 0 || m->last);
     for (size_t i = 0; ok && i < m->n_ops; i++) {
         const Weft__V1__TrainTraceOp *op = m->ops[i];
         ok = op->kind < G_N_ELEMENTS(op_names) && op->begin_us >= at &&

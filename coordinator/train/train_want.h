@@ -5,9 +5,8 @@
 
 #include "coordinator/train/train_input.h"
 #include "proto/model/checkpoint.h"
+#include "proto/plan/train_limits.h"
 #include "weft/v1/train.pb-c.h"
-
-#define TRAIN_WANT_LIMIT ((uint64_t)256 << 10) /* elements */
 
 typedef struct TrainWant {
     uint64_t id;

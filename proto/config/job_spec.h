@@ -92,8 +92,6 @@ typedef struct JobLayout {
     uint32_t recompute;
 } JobLayout;
 
-#define JOB_TRACE_STEPS_LIMIT 1000
-
 typedef struct JobSpec {
     uint32_t kind; /* JobKind */
     char *name;

@@ -1,11 +1,10 @@
 #include "worker/agent/train_feed.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/train_limits.h"
 
 #include <pthread.h>
 #include <string.h>
-
-enum { WANT_LIMIT = 256 << 10 }; /* elements */
 
 struct TrainFeedPipe {
     Loop *loop;
@@ -94,7 +93,7 @@ static bool read_tokens(void *user, bool validation, uint64_t first, uint64_t n,
                         GError **error)
 {
     for (uint64_t at = 0; at < n;) {
-        const uint64_t chunk = MIN(n - at, (uint64_t)WANT_LIMIT);
+        const uint64_t chunk = MIN(n - at, TRAIN_WANT_LIMIT);
         Question *q = question_new();
         q->want.validation = validation;
         q->want.first = first + at;
@@ -126,8 +125,8 @@ static bool read_rect(TrainFeedPipe *p, const char *tensor, SliceRect rect, floa
 static bool read_floats(void *user, const char *tensor, SliceRect rect, float *out, size_t ld,
                         GError **error)
 {
-    const uint32_t cols = MIN(rect.n_cols, (uint32_t)WANT_LIMIT),
-                   rows = MAX((uint32_t)WANT_LIMIT / MAX(cols, 1u), 1u);
+    const uint32_t cols = MIN(rect.n_cols, (uint32_t)TRAIN_WANT_LIMIT),
+                   rows = MAX((uint32_t)TRAIN_WANT_LIMIT / MAX(cols, 1u), 1u);
     for (uint32_t r = 0; r < rect.n_rows; r += rows) {
         for (uint32_t c = 0; c < rect.n_cols; c += cols) {
             const SliceRect part = {rect.row0 + r, MIN(rows, rect.n_rows - r), rect.col0 + c,

@@ -1,15 +1,11 @@
 #include "worker/agent/train_settings.h"
 
 #include "proto/base/error.h"
+#include "proto/plan/train_limits.h"
 
 #include <math.h>
 
-#define SEQUENCES_LIMIT (1u << 20)
-#define LEAVES_LIMIT 64u
 #define TOKENS_LIMIT (UINT64_C(1) << 34)
-#define SAMPLE_LIMIT (1u << 16)
-#define TRACE_LIMIT 1000u
-#define STEPS_LIMIT (UINT64_C(1) << 40)
 
 typedef struct Bound {
     const char *name;
@@ -136,11 +132,11 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
         return false;
     }
     const Bound bounds[] = {
-        {"sequences", m->sequences, 1, SEQUENCES_LIMIT},
+        {"sequences", m->sequences, 1, TRAIN_SEQUENCES_LIMIT},
         {"length", m->length, 1, spec->context},
-        {"leaves", m->leaves, 1, LEAVES_LIMIT},
-        {"micro-batch", m->micro_sequences, 1, SEQUENCES_LIMIT},
-        {"steps", m->steps, 1, STEPS_LIMIT},
+        {"leaves", m->leaves, 1, TRAIN_LEAVES_LIMIT},
+        {"micro-batch", m->micro_sequences, 1, TRAIN_SEQUENCES_LIMIT},
+        {"steps", m->steps, 1, TRAIN_STEPS_LIMIT},
         {"first step", m->first_step, 0, m->steps},
         {"schedule", m->schedule, 0, PIPELINE_KIND_LIMIT - 1},
         {"recompute", m->recompute, 0, RECOMPUTE_LIMIT - 1},
@@ -150,9 +146,9 @@ bool train_settings_read(const Weft__V1__TrainSettings *m, const ModelSpec *spec
         {"precision", m->precision, 0, PRECISION_LIMIT - 1},
         {"bounds", m->bounds, 0, BOUNDS_POSITIONS},
         {"rate schedule", m->optimizer->schedule, 0, 2},
-        {"sampled tokens", m->sample_tokens, m->sample_every > 0, SAMPLE_LIMIT},
-        {"traced steps", m->trace_steps, 0, TRACE_LIMIT},
-        {"tokens to go on from", m->n_sample_prompt, m->sample_every > 0, SAMPLE_LIMIT},
+        {"sampled tokens", m->sample_tokens, m->sample_every > 0, TRAIN_SAMPLE_LIMIT},
+        {"traced steps", m->trace_steps, 0, TRAIN_TRACE_STEPS_LIMIT},
+        {"tokens to go on from", m->n_sample_prompt, m->sample_every > 0, TRAIN_SAMPLE_LIMIT},
     };
     if (!check(bounds, G_N_ELEMENTS(bounds), error) || !check_numbers(m, error) ||
         !check_scaling(m, error) || !check_prompt(m, spec, error)) {

@@ -3,9 +3,9 @@
  * worker, or its cores, to itself.
  *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended,
  * which is waited for in the pool; what it had posted ran before that is known here.
- *   3. What waits to be sent in a call is bounded by PIECES_WINDOW and one report: of a snapshot so
- *      many bytes are on their way that the coordinator has not written, and the engine makes no
- *      other one before all of it is written. */
+ *   3. What waits to be sent in a call is bounded by TRAIN_SAVING_WINDOW and one report: so many
+ * bytes of a snapshot are on their way that the coordinator has not written, and the engine makes
+ * no other one before all of it is written. */
 #include "worker/agent/trainings.h"
 
 #include "kernels/device/train_ops.h"
@@ -14,6 +14,7 @@
 #include "proto/model/model_message.h"
 #include "proto/plan/cpu_share.h"
 #include "proto/plan/plan_message.h"
+#include "proto/plan/train_limits.h"
 #include "transport/crypto/keys.h"
 #include "worker/agent/deployment.h"
 #include "worker/agent/train_feed.h"
@@ -22,10 +23,8 @@
 #include <string.h>
 
 enum {
-    PIECES_WINDOW = 4 << 20, /* bytes; weft/v1/train.proto */
     PIECE_FLOATS = 256 << 10,
     TIMES_US = 1000000,
-    TRACE_OPS = 4096, /* of a message; weft/v1/train.proto */
 };
 
 typedef struct TrainCall {
@@ -202,7 +201,7 @@ static Weft__V1__TrainTraceOp trace_op(const PipelineOpTime *time)
 /* What the rank did in a step that is traced: begins at op `first`. */
 static void tell_trace(TrainCall *t, const TrainReport *r, uint32_t first)
 {
-    const uint32_t n = MIN(r->n_trace - first, (uint32_t)TRACE_OPS);
+    const uint32_t n = MIN(r->n_trace - first, TRAIN_TRACE_OPS);
     g_autofree Weft__V1__TrainTraceOp *ops = g_new(Weft__V1__TrainTraceOp, n + 1);
     g_autofree Weft__V1__TrainTraceOp **pointers = g_new(Weft__V1__TrainTraceOp *, n + 1);
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
@@ -229,7 +228,7 @@ static void tell_traces(TrainCall *t, const TrainReport *r)
     uint32_t first = 0;
     do {
         tell_trace(t, r, first);
-        first += TRACE_OPS;
+        first += TRAIN_TRACE_OPS;
     } while (first < r->n_trace);
 }
 
@@ -328,7 +327,7 @@ static bool send_piece(TrainCall *t)
                  n = MIN(total - t->at, (size_t)PIECE_FLOATS);
     Weft__V1__TrainReport report = WEFT__V1__TRAIN_REPORT__INIT;
     Weft__V1__TrainPiece message = WEFT__V1__TRAIN_PIECE__INIT;
-    if (t->on_way + n * sizeof(float) > PIECES_WINDOW) {
+    if (t->on_way + n * sizeof(float) > TRAIN_SAVING_WINDOW) {
         return false;
     }
     message.step = t->snapshot->at.step;

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "proto/base/loop.h"
+#include "proto/plan/train_limits.h"
 #include "transport/link/link.h"
 #include "worker/train/token_data.h"
 #include "worker/train/train_rank.h"
@@ -46,11 +47,8 @@ typedef struct TrainWork {
 TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, const Plan *plan,
                                     uint32_t replica, uint32_t stage, uint32_t rank);
 
-/* A token of the feed: its id and, in the highest bits, DOCUMENT_LOSS and DOCUMENT_BEGIN. */
-#define TRAIN_ID_BITS 30u
-
-/* Where the rank's data and state come from; called on its thread, may block, false when it is
- * interrupted. */
+/* Where the rank's data and state come from (tokens: TRAIN_ID_BITS); called on its thread, may
+ * block, false when it is interrupted. */
 typedef struct TrainFeed {
     bool (*tokens)(void *user, bool validation, uint64_t first, uint64_t n, uint32_t *out,
                    GError **error);
