@@ -351,6 +351,18 @@ static void fill_progress(const Choice *c, Weft__V1__GenerateRequest *g)
     }
 }
 
+/* What is left of the run's time, 0: it has no end. The run's own timer comes first; a leader that
+ * nobody cancels any more ends it by this. */
+static uint64_t time_left_ms(const Run *run)
+{
+    if (run->deadline == NULL) {
+        return 0;
+    }
+    const int64_t end_us = run->begun_us + (int64_t)run->request->deadline_ms * 1000,
+                  left_us = end_us - loop_now_us(run->owner->options.loop);
+    return (uint64_t)MAX(1, (left_us + 999) / 1000);
+}
+
 void choice_submit(Choice *c)
 {
     Run *run = c->run;
@@ -383,6 +395,7 @@ void choice_submit(Choice *c)
     g.top_logprobs = r->top_logprobs;
     g.trace = r->trace;
     g.fresh = r->fresh;
+    g.deadline_ms = time_left_ms(run);
     if (run->cache_key != NULL) {
         g.cache_key = (ProtobufCBinaryData){strlen(run->cache_key), (uint8_t *)run->cache_key};
     }

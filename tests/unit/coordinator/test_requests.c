@@ -231,18 +231,35 @@ static void test_cancel_reaches_the_leader(void **state)
     answer_clear(&a);
 }
 
+/* Notes the deadline that a leader is told; answers nothing itself. */
+static bool note_deadline(RpcCall *call, const ProtobufCMessage *request, void *user)
+{
+    if (request->descriptor == &weft__v1__generate_request__descriptor) {
+        *(uint64_t *)user = ((const Weft__V1__GenerateRequest *)request)->deadline_ms;
+    }
+    return false;
+}
+
 static void test_deadline(void **state)
 {
     SimCluster *s = *state;
     start_workers(s, 1);
+    uint64_t told = 1;
+    Answer a = {0};
+    s->workers[0].answer = note_deadline;
+    s->workers[0].answer_user = &told;
+    run_ok(s, &a, 1, 1);
+    answer_clear(&a);
+    assert_true(told == 0);
     s->workers[0].silent = true;
     SimRequest request;
     sim_request_init(s, &request, "x", 3, 0, 0, 0);
     request.run.deadline_ms = 1500;
-    Answer a = {0};
+    a = (Answer){0};
     sim_request_begin(s, &a, &request);
     sim_answer(s, &a, 2 * SECOND);
     assert_int_equal(a.error->code, WEFT_ERROR_DEADLINE);
+    assert_in_range(told, 1, 1500); /* what was left when it was asked */
     sim_run_for(s, SECOND);
     assert_int_equal(s->workers[0].streams->len, 0);
     answer_clear(&a);
