@@ -215,6 +215,27 @@ TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, c
                               .recompute = w->recompute};
 }
 
+/* Floating-point operations a second of all ranks together: of a core or two, of a small device. */
+#define SLOWEST_HOSTS 4e9
+#define SLOWEST_DEVICES 4e11
+#define LONGEST_WAIT_S 1e9
+
+/* A forward pass has two operations a parameter and token, a step three times as many (Kaplan et
+ * al. 2020, arXiv 2001.08361, section 2.1). */
+int64_t train_work_wait_us(const TrainWork *w, const ModelSpec *spec)
+{
+    double parameters = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        parameters += (double)spec->tensors[i].rows * spec->tensors[i].columns;
+    }
+    const double step = 3.0 * w->sequences,
+                 validation = w->validation_every > 0 ? (double)w->validation_sequences : 0,
+                 text = w->sample_every > 0 ? (double)w->sample.n_tokens : 0,
+                 operations = 2 * parameters * w->length * MAX(step, MAX(validation, text)),
+                 seconds = operations / (w->devices ? SLOWEST_DEVICES : SLOWEST_HOSTS);
+    return MAX((int64_t)(MIN(seconds, LONGEST_WAIT_S) * 1e6), TRAIN_WAIT_DEADLINE_US);
+}
+
 static bool make_rank(TrainEngine *e, Parameters *weights /* taken on success */, GError **error)
 {
     TrainRankOptions options =
@@ -360,7 +381,8 @@ TrainEngine *train_engine_new(const TrainEngineOptions *options, GError **error)
     TrainEngine *e = g_new0(TrainEngine, 1);
     e->o = *options;
     e->position = train_position(options->plan, options->replica, options->stage, options->rank);
-    e->wait_us = options->wait_deadline_us > 0 ? options->wait_deadline_us : TRAIN_WAIT_DEADLINE_US;
+    e->wait_us = options->wait_deadline_us > 0 ? options->wait_deadline_us
+                                               : train_work_wait_us(&options->work, options->spec);
     e->own = train_global(&e->position, options->replica, options->stage, options->rank);
     atomic_init(&e->crowded, options->crowded);
     pthread_mutex_init(&e->shared.mutex, NULL);

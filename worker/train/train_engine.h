@@ -47,6 +47,11 @@ typedef struct TrainWork {
 TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, const Plan *plan,
                                     uint32_t replica, uint32_t stage, uint32_t rank);
 
+/* Microseconds that a rank of this work is waited for: 120 s, or what the longest of a step, a
+ * validation and a text takes at the slowest pace that is believed. Who is dead is known before,
+ * by other means. */
+int64_t train_work_wait_us(const TrainWork *w, const ModelSpec *spec);
+
 /* Where the rank's data and state come from (tokens: TRAIN_ID_BITS); called on its thread, may
  * block, false when it is interrupted. */
 typedef struct TrainFeed {
@@ -100,7 +105,7 @@ typedef struct TrainEngineOptions {
     const Device *device; /* where the rank computes; NULL: the host */
     const LinkFill *fill;
     bool crowded;             /* yield instead of spinning */
-    int64_t wait_deadline_us; /* of each wait for a peer; 0: 120 s */
+    int64_t wait_deadline_us; /* of each wait for a peer; 0: train_work_wait_us() */
     Loop *loop;
     TrainEvents events;
 } TrainEngineOptions;

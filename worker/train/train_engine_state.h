@@ -16,7 +16,7 @@
 enum {
     TRAIN_SPIN_US = 200,
     TRAIN_IDLE_WAIT_US = 100000,
-    TRAIN_WAIT_DEADLINE_US = 120000000,
+    TRAIN_WAIT_DEADLINE_US = 120000000, /* at least */
 };
 
 typedef struct TrainGreeting {

@@ -675,6 +675,36 @@ static void an_id_beyond_the_vocabulary_is_refused(void **state)
     }
 }
 
+/* A step of GPT-2 that takes minutes on any host; a model of thousands of parameters. */
+static void slow_steps_are_waited_for(void **state)
+{
+    const ModelConfig gpt2 = {.family = FAMILY_GPT2,
+                              .layers = 12,
+                              .width = 768,
+                              .heads = 12,
+                              .ffn_width = 3072,
+                              .vocabulary = 50257,
+                              .context = 1024};
+    g_autoptr(ModelSpec) large = model_spec_from_config(&gpt2, NULL);
+    g_autoptr(ModelSpec) small = toy_spec(&toy_gpt2);
+    TrainWork w = {.sequences = 64, .length = 1024};
+    const int64_t step_us = train_work_wait_us(&w, large);
+    assert_true(step_us > INT64_C(6) * 124 * 1000000 * 64 * 1024 / 4000);
+    w.length = 20;
+    assert_int_equal(train_work_wait_us(&w, small), 120 * INT64_C(1000000));
+    w = (TrainWork){.sequences = 64, .length = 1024, .devices = true};
+    assert_in_range(train_work_wait_us(&w, large), step_us / 101, step_us / 99);
+    w = (TrainWork){.sequences = 1,
+                    .length = 1024,
+                    .validation_every = 1,
+                    .validation_sequences = 192,
+                    .sample_every = 1,
+                    .sample = {.n_tokens = 10}};
+    assert_int_equal(train_work_wait_us(&w, large), step_us);
+    w.sample.n_tokens = 384;
+    assert_in_range(train_work_wait_us(&w, large), 2 * step_us, 2 * step_us + 1);
+}
+
 typedef struct Failure {
     int code, arrives;
 } Failure;
@@ -746,6 +776,7 @@ int main(void)
         cmocka_unit_test(a_rank_that_falls_silent_is_named),
         cmocka_unit_test(ends_before_the_start),
         cmocka_unit_test(an_id_beyond_the_vocabulary_is_refused),
+        cmocka_unit_test(slow_steps_are_waited_for),
         cmocka_unit_test(a_failure_arrives_as_what_it_is),
         cmocka_unit_test(a_dead_device_is_named_and_the_job_goes_on),
         cmocka_unit_test(a_group_that_ends_names_the_rank),
