@@ -706,7 +706,7 @@ static void test_random(void **state)
     const uint64_t first = only != NULL ? g_ascii_strtoull(only, NULL, 10) : 1;
     const uint64_t n = only != NULL ? 1 : many != NULL ? g_ascii_strtoull(many, NULL, 10) : 20;
     for (uint64_t seed = first; seed < first + n; seed++) {
-        print_message("trial %" G_GUINT64_FORMAT "\n", seed);
+        print_message("# trial %" G_GUINT64_FORMAT "\n", seed);
         random_trial(seed);
     }
 }
