@@ -1,9 +1,9 @@
 /* Diagram: trainings.h. Invariants
- *   1. Trainings of a job that are not CLOSING are of one epoch, and each has a device of this
+ * 1. Trainings of a job that are not CLOSING are of one epoch, and each has a device of this
  * worker, or its cores, to itself.
- *   2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended,
- * which is waited for in the pool; what it had posted ran before that is known here.
- *   3. What waits to be sent in a call is bounded by TRAIN_SAVING_WINDOW and one report: so many
+ * 2. `engine`, `feed`, `plan`, `spec` and `prompt` live until the engine's thread has ended, which
+ * is waited for in the pool; what it had posted ran before that is known here.
+ * 3. What waits to be sent in a call is bounded by TRAIN_SAVING_WINDOW and one report: so many
  * bytes of a snapshot are on their way that the coordinator has not written, and the engine makes
  * no other one before all of it is written. */
 #include "worker/agent/trainings.h"

@@ -647,8 +647,9 @@ bool micro_runner_logits(MicroRunner *r, const uint32_t *tokens, uint32_t n, con
     }
     for (uint32_t c = 0; c < r->o.position.chunks; c++) {
         TrainBatch batch = batch_of(r, 0, c, 1);
-        batch.begins = NULL;                       /* one text, whatever documents the slot held */
-        if (!pass_alone(r, c, &batch, 0, error)) { /* the next one waits for what this gives */
+        /* One text, whatever documents the slot held, and no row of them: 0. */
+        batch.begins = NULL;
+        if (!pass_alone(r, c, &batch, 0, error)) {
             return false;
         }
         if (is_last(r, c)) {

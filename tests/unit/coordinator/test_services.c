@@ -120,15 +120,21 @@ static void fetch(SimCluster *s, Fetched *f, const uint8_t *hash, Weft__V1__Slic
     assert_true(sim_world_run_until(s->world, &f->done, 5 * SECOND));
 }
 
+/* A worker may fetch slices of it. Returned: the same file. */
+static Gguf *open_model(SimCluster *s)
+{
+    start_workers(s, 1);
+    Answer a = {0};
+    ask_plan(s, &a, 1, 1); /* the coordinator opens it */
+    answer_clear(&a);
+    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL);
+    return gguf_open(path, NULL);
+}
+
 static void test_slices_are_the_files_bytes(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 1);
-    Answer a = {0};
-    ask_plan(s, &a, 1, 1); /* opens the model */
-    answer_clear(&a);
-    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL);
-    g_autoptr(Gguf) gguf = gguf_open(path, NULL);
+    g_autoptr(Gguf) gguf = open_model(s);
     g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
     Hash128 hash = gguf_hash(gguf);
     Weft__V1__SliceRef refs[3] = {WEFT__V1__SLICE_REF__INIT, WEFT__V1__SLICE_REF__INIT,
@@ -198,12 +204,7 @@ static void test_slices_wait_for_their_asker(void **state)
 {
     enum { N = 512 };
     SimCluster *s = *state;
-    start_workers(s, 1);
-    Answer a = {0};
-    ask_plan(s, &a, 1, 1); /* opens the model */
-    answer_clear(&a);
-    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL);
-    g_autoptr(Gguf) gguf = gguf_open(path, NULL);
+    g_autoptr(Gguf) gguf = open_model(s);
     g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
     Hash128 hash = gguf_hash(gguf);
     Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *list[N];
