@@ -15,7 +15,7 @@
 
 #include "kernels/ops/sample.h"
 #include "proto/model/model_config.h"
-#include "worker/train/train_rank.h"
+#include "worker/train/train_memory.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -14,7 +14,7 @@
 #include "proto/plan/train_limits.h"
 #include "transport/link/link.h"
 #include "worker/train/token_data.h"
-#include "worker/train/train_rank.h"
+#include "worker/train/train_memory.h"
 #include "worker/train/train_snapshot.h"
 
 /* What all ranks of a job share. */

@@ -3,7 +3,7 @@
 
 #include "proto/model/model_config.h"
 #include "worker/train/token_data.h"
-#include "worker/train/train_rank.h"
+#include "worker/train/train_memory.h"
 
 typedef struct Toy {
     ModelConfig config;
