@@ -632,7 +632,8 @@ Run *requests_start(Requests *requests, const Weft__V1__RunRequest *request,
                     : random_u64(requests->options.random) & SEED_MASK;
     run->ids_seed = request->random_prompt > 0 ? random_u64(requests->options.random) : 0;
     snprintf(run->id, sizeof run->id, "r-%08x", (unsigned)random_u64(requests->options.random));
-    if (request->deadline_ms > 0 && request->deadline_ms < (uint64_t)INT64_MAX / 1000) {
+    const uint64_t longest_ms = (uint64_t)(INT64_MAX - run->begun_us) / 1000; /* beyond: no end */
+    if (request->deadline_ms > 0 && request->deadline_ms < longest_ms) {
         run->deadline = loop_timer_start(
             requests->options.loop, (int64_t)request->deadline_ms * 1000, run_on_deadline, run);
     }

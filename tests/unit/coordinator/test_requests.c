@@ -263,6 +263,12 @@ static void test_deadline(void **state)
     sim_run_for(s, SECOND);
     assert_int_equal(s->workers[0].streams->len, 0);
     answer_clear(&a);
+    s->workers[0].silent = false;
+    request.run.deadline_ms = INT64_MAX / 1000 - 1; /* later than the clock can say: none */
+    sim_request_begin(s, &a, &request);
+    sim_answer(s, &a, 20 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
 }
 
 /* The pool is still at it when the requests are freed, and the random source with them. */
