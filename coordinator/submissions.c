@@ -196,7 +196,8 @@ static void on_train_ended(void *user)
 static void train_begin(Submission *s)
 {
     static const TrainJobCallbacks callbacks = {on_train_line, on_train_ended};
-    s->train = train_job_new(&s->owner->options.train, s->text, s->restored, callbacks, s);
+    s->train = train_job_new(&s->owner->options.train, s->text, s->submitted_us, s->restored,
+                             callbacks, s);
 }
 
 static void submission_begin(Submission *s)
@@ -411,6 +412,9 @@ static void on_stored(const GError *error, void *user)
             submission_insert(submissions, before);
         }
     } else {
+        if (before != NULL) { /* whatever takes its name */
+            train_job_forget(&s->owner->options.train, s->spec->name);
+        }
         submission_free(before);
         log_info(s->owner->options.log, "job %s submitted by %s", s->spec->name, s->submitter);
         submission_say(s, g_strdup_printf("submitted by %s", s->submitter));

@@ -109,44 +109,6 @@ void train_job_free(TrainJob *job)
     }
 }
 
-static void ended_due(void *user)
-{
-    TrainJob *job = user;
-    job->timer = NULL;
-    job->callbacks.ended(job->user);
-}
-
-static void job_over(TrainJob *job, JobState state)
-{
-    train_job_end_calls(job);
-    train_job_enter(job, state);
-    if (!job->dead) {
-        job->timer = loop_timer_start(job->o.loop, 0, ended_due, job);
-    }
-}
-
-/* error: taken. */
-static void job_over_by(TrainJob *job, GError *error)
-{
-    g_clear_error(&job->problem);
-    job->problem = error;
-    train_job_sayf(job, "failed: %s", error->message);
-    job_over(job, JOB_FAILED);
-}
-
-void train_job_fail(TrainJob *job, GError *error)
-{
-    if (train_job_is_over(job)) {
-        g_error_free(error);
-        return;
-    }
-    log_warn(job->o.log, "job %s failed: %s", job->spec->name, error->message);
-    if (job->log != NULL) { /* invariant 4 */
-        train_log_fail(job->log, error);
-    }
-    job_over_by(job, error);
-}
-
 bool train_error_is_final(const GError *error)
 {
     return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID) ||
@@ -206,6 +168,61 @@ void job_task_dropped(void *user)
     JobTask *task = user;
     task->job->dead = true;
     job_task_end(task);
+}
+
+/* ---- the end ---- */
+
+static void sync_work(void *user)
+{
+    JobTask *task = user;
+    if (task->job->log != NULL) {
+        train_log_sync(task->job->log, &task->error);
+    }
+}
+
+static void sync_done(void *user)
+{
+    JobTask *task = user;
+    TrainJob *job = task->job;
+    if (task->error != NULL) {
+        log_warn(job->o.log, "job %s may go on after a restart: %s", job->spec->name,
+                 task->error->message);
+    }
+    if (job_task_end(task)) {
+        job->callbacks.ended(job->user);
+    }
+}
+
+/* Whoever waits for it hears of it when that is on the disk (invariant 4). */
+static void job_over(TrainJob *job, JobState state)
+{
+    train_job_end_calls(job);
+    train_job_enter(job, state);
+    if (!job->dead) {
+        work_pool_run_full(job->o.pool, sync_work, sync_done, job_task_dropped, job_task_new(job));
+    }
+}
+
+/* error: taken. */
+static void job_over_by(TrainJob *job, GError *error)
+{
+    g_clear_error(&job->problem);
+    job->problem = error;
+    train_job_sayf(job, "failed: %s", error->message);
+    job_over(job, JOB_FAILED);
+}
+
+void train_job_fail(TrainJob *job, GError *error)
+{
+    if (train_job_is_over(job)) {
+        g_error_free(error);
+        return;
+    }
+    log_warn(job->o.log, "job %s failed: %s", job->spec->name, error->message);
+    if (job->log != NULL) { /* invariant 4 */
+        train_log_fail(job->log, error);
+    }
+    job_over_by(job, error);
 }
 
 /* ---- DONE: the curves, then the last line ---- */
@@ -484,7 +501,7 @@ static void log_work(void *user)
 {
     JobTask *task = user;
     g_autofree char *path = train_file_log(task->job->o.state_dir, task->job->spec->name);
-    task->log = train_log_open(path, &task->error);
+    task->log = train_log_open(path, task->job->submitted_us, &task->error);
 }
 
 static void log_done(void *user)
@@ -531,13 +548,14 @@ static void begin_due(void *user)
     work_pool_run_full(job->o.pool, log_work, log_done, job_task_dropped, job_task_new(job));
 }
 
-TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool restored,
-                        TrainJobCallbacks callbacks, void *user)
+TrainJob *train_job_new(const TrainJobOptions *options, const char *text, int64_t submitted_us,
+                        bool restored, TrainJobCallbacks callbacks, void *user)
 {
     TrainJob *job = g_new0(TrainJob, 1);
     job->o = *options;
     job->spec = job_spec_parse(text, strlen(text), "job file", NULL);
     job->text = g_strdup(text);
+    job->submitted_us = submitted_us;
     g_assert(job->spec != NULL);
     job->callbacks = callbacks;
     job->user = user;

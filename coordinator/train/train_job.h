@@ -50,10 +50,10 @@ typedef struct TrainJobCallbacks {
 
 typedef struct TrainJob TrainJob;
 
-/* spec: kind train; borrowed for the job's life, with its text. restored: found at the
- * coordinator's start. What is wrong shows as FAILED. Returned. */
-TrainJob *train_job_new(const TrainJobOptions *options, const char *text, bool restored,
-                        TrainJobCallbacks callbacks, void *user);
+/* text: of kind train; copied. submitted_us: Unix time. restored: found at the coordinator's start.
+ * What is wrong shows as FAILED. Returned. */
+TrainJob *train_job_new(const TrainJobOptions *options, const char *text, int64_t submitted_us,
+                        bool restored, TrainJobCallbacks callbacks, void *user);
 /* Ends its ranks; says nothing more. NULL-safe. */
 void train_job_free(TrainJob *job);
 /* preparing | planning | loading | running | done | failed */

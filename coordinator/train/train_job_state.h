@@ -28,6 +28,7 @@ struct TrainJob {
     TrainJobOptions o;
     JobSpec *spec; /* own: the pool reads it, whatever becomes of its submission */
     char *text;
+    int64_t submitted_us; /* Unix time */
     TrainJobCallbacks callbacks;
     void *user;
     JobState state;

@@ -13,6 +13,7 @@
 #define UNKNOWN UINT32_MAX /* a NaN, which no told loss is */
 
 #define RECENT_STEPS 20u
+#define OWNER "submitted_us" /* the first line's only member: when its job was submitted */
 
 struct TrainLog {
     FILE *file;
@@ -86,7 +87,7 @@ static void take_line(TrainLog *l, char *line /* taken */)
         add_point(l, object);
     }
     l->ended = l->ended || json_object_get(object, "weights_digest") != NULL;
-    if (take_failure(l, object)) {
+    if (take_failure(l, object) || json_object_get(object, OWNER) != NULL) {
         g_free(line);
     } else {
         g_ptr_array_add(l->lines, line);
@@ -107,7 +108,31 @@ static void take_lines(TrainLog *l, const char *text, size_t length, size_t *who
     }
 }
 
-TrainLog *train_log_open(const char *path, GError **error)
+/* Of a job of the same name before this one: its row went, and the coordinator ended before the log
+ * did. A log of a release that wrote no owner is ours. */
+static bool is_of_another(const char *text, size_t length, int64_t submitted_us)
+{
+    const char *end = memchr(text, '\n', length);
+    json_t *first = end != NULL ? json_loadb(text, (size_t)(end - text), 0, NULL) : NULL;
+    const json_t *owner = json_object_get(first, OWNER);
+    const bool another = owner != NULL && json_integer_value(owner) != submitted_us;
+    json_decref(first);
+    return another;
+}
+
+/* Object is taken. Returned: free(). */
+static char *write_line(TrainLog *l, json_t *object)
+{
+    char *text = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(object);
+    if (l->file != NULL) { /* a full disk loses lines, not the job */
+        fprintf(l->file, "%s\n", text);
+        fflush(l->file);
+    }
+    return text;
+}
+
+TrainLog *train_log_open(const char *path, int64_t submitted_us, GError **error)
 {
     TrainLog *l = g_new0(TrainLog, 1);
     g_autofree char *text = NULL;
@@ -120,7 +145,9 @@ TrainLog *train_log_open(const char *path, GError **error)
     }
     g_autoptr(GError) unread = NULL;
     if (g_file_get_contents(path, &text, &length, &unread)) {
-        take_lines(l, text, length, &whole);
+        if (!is_of_another(text, length, submitted_us)) {
+            take_lines(l, text, length, &whole);
+        }
     } else if (!g_error_matches(unread, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "the job's log cannot be read: %s",
                     unread->message);
@@ -133,6 +160,9 @@ TrainLog *train_log_open(const char *path, GError **error)
                     g_strerror(errno));
         train_log_free(l);
         return NULL;
+    }
+    if (whole == 0) {
+        free(write_line(l, json_pack("{s:i,s:I}", "version", 1, OWNER, (json_int_t)submitted_us)));
     }
     return l;
 }
@@ -176,18 +206,6 @@ bool train_log_ended(const TrainLog *l)
 const GError *train_log_failure(const TrainLog *l)
 {
     return l->failure;
-}
-
-/* Object is taken. Returned: free(). */
-static char *write_line(TrainLog *l, json_t *object)
-{
-    char *text = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    json_decref(object);
-    if (l->file != NULL) { /* a full disk loses lines, not the job */
-        fprintf(l->file, "%s\n", text);
-        fflush(l->file);
-    }
-    return text;
 }
 
 /* Object is taken. */
@@ -339,6 +357,16 @@ const char *train_log_end(TrainLog *l, const TrainEnd *end)
                         number(end->predicted_s > 0 ? end->predicted_s : NAN));
     add_definition(l, object);
     return append(l, object);
+}
+
+bool train_log_sync(TrainLog *l, GError **error)
+{
+    if (l->file == NULL || (!ferror(l->file) && fdatasync(fileno(l->file)) == 0)) {
+        return true;
+    }
+    g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "the job's log was not written whole: %s",
+                ferror(l->file) ? "the disk may be full" : g_strerror(errno));
+    return false;
 }
 
 void train_log_fail(TrainLog *l, const GError *why)

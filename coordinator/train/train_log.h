@@ -12,8 +12,9 @@
 
 typedef struct TrainLog TrainLog;
 
-/* Reads what is there and cuts off a torn last line. path NULL: memory only. IO. Returned. */
-TrainLog *train_log_open(const char *path, GError **error);
+/* Reads what is there and cuts off a torn last line; nothing of it, if it is of another job of that
+ * name, which was submitted at another time (Unix time). path NULL: memory only. IO. Returned. */
+TrainLog *train_log_open(const char *path, int64_t submitted_us, GError **error);
 void train_log_free(TrainLog *l);                              /* NULL-safe */
 void train_log_set_class(TrainLog *l, NumericsClass numerics); /* at first exact */
 /* Of what its lines are results (job_spec_definition(), hex); copied. */
@@ -44,5 +45,7 @@ const char *train_log_end(TrainLog *l, const TrainEnd *end);
 bool train_log_ended(const TrainLog *l);
 /* The last line: the job failed. It is none of train_log_lines(). */
 void train_log_fail(TrainLog *l, const GError *why);
+/* Its lines are on the disk then. IO. */
+bool train_log_sync(TrainLog *l, GError **error);
 /* Why the job failed; NULL: it did not. Borrowed. */
 const GError *train_log_failure(const TrainLog *l);

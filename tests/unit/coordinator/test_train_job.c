@@ -14,6 +14,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -27,6 +28,20 @@ typedef struct Toy {
 } Toy;
 
 static const Toy toy = {2, 2, 1, 60, 10, 24, 4};
+
+/* Size and file of the last one that was synced: what a power failure leaves of the job's log. */
+static off_t synced_size;
+static ino_t synced_file;
+
+int fdatasync(int fd)
+{
+    struct stat status;
+    if (fstat(fd, &status) == 0) {
+        synced_size = status.st_size;
+        synced_file = status.st_ino;
+    }
+    return 0;
+}
 
 /* ---- the job ---- */
 
@@ -162,7 +177,8 @@ static void check_lines(SimCluster *s, const Toy *t)
 {
     g_autofree char *path = path_in(s, "train-toy.jsonl"), *text = NULL;
     assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    g_auto(GStrv) lines = g_strsplit(g_strchomp(text), "\n", -1);
+    g_auto(GStrv) all = g_strsplit(g_strchomp(text), "\n", -1), lines = g_strdupv(all + 1);
+    g_assert_nonnull(strstr(all[0], "\"submitted_us\""));
     g_assert_cmpuint(g_strv_length(lines), ==, t->steps + 1);
     for (uint64_t i = 0; i < t->steps; i++) {
         json_t *o = json_loads(lines[i], 0, NULL);
@@ -561,6 +577,75 @@ static void test_name_is_taken_again(void **state)
     assert_int_equal(steps_told(s), 0);
 }
 
+/* The coordinator ends when the new row is durable, and the log of the job before is there yet:
+ * that one's failure is not the new one's. */
+static void test_log_of_the_one_before(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *path = path_in(s, "train-toy.jsonl"), *log = NULL;
+    gsize size;
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_step(s, 25);
+    s->training.wrong_loss = true;
+    sim_worker_kill(&s->workers[1]);
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, "step 21 had another loss");
+    assert_true(g_file_get_contents(path, &log, &size, NULL));
+    s->training.wrong_loss = false;
+    heal(s, &s->workers[1], KILL);
+    sim_run_for(s, SECOND);
+    submit(s, &toy);
+    sim_cluster_stop(s);
+    assert_true(g_file_set_contents(path, log, (gssize)size, NULL));
+    sim_cluster_start(s);
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, NULL), "done");
+    assert_true(steps_told(s) < toy.steps);
+    check_checkpoint(s, &toy);
+}
+
+/* A name that goes to a job of another kind takes the log with it, too. */
+static void test_name_is_taken_by_another_kind(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *path = path_in(s, "train-toy.jsonl");
+    Answer a = {0};
+    Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
+    request.spec = (char *)"kind: serve\nname: toy\nmodel: {from: there-is-none.gguf}\n";
+    start_workers(s, 4);
+    submit(s, &toy);
+    run_to_end(s, 30 * SECOND);
+    assert_true(g_file_test(path, G_FILE_TEST_EXISTS));
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
+    sim_answer(s, &a, 5 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
+}
+
+/* Who follows a job hears its end when the log that says so is on the disk. */
+static void test_end_is_durable(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *path = path_in(s, "train-toy.jsonl");
+    struct stat status;
+    Answer a;
+    start_workers(s, 4);
+    submit(s, &toy);
+    follow(s, &a);
+    run_to_step(s, 25);
+    s->training.wrong_loss = true;
+    sim_worker_kill(&s->workers[1]);
+    synced_file = 0;
+    sim_answer(s, &a, 30 * SECOND);
+    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_NUMERICS));
+    answer_clear(&a);
+    assert_int_equal(stat(path, &status), 0);
+    assert_true(synced_file == status.st_ino);
+    assert_int_equal(synced_size, status.st_size);
+}
+
 /* Who follows a job that does not come to its end hears why. */
 static void test_followers_of_a_cancelled_job(void **state)
 {
@@ -735,6 +820,9 @@ int main(void)
         CASE(test_step_after_the_last),
         CASE(test_checkpoint_beyond_the_end),
         CASE(test_name_is_taken_again),
+        CASE(test_log_of_the_one_before),
+        CASE(test_name_is_taken_by_another_kind),
+        CASE(test_end_is_durable),
         CASE(test_followers_of_a_cancelled_job),
         CASE(test_followers_when_the_coordinator_stops),
         CASE(test_trace_of_a_resumed_run),
