@@ -178,7 +178,7 @@ static void answer(PlanTraining *p, bool placed)
     r.schedule = (char *)schedule_name(p);
     r.micro_sequences = place->layout.micro_sequences;
     r.chunks = place->layout.chunks;
-    r.parameters = train_parameters(p->input->spec);
+    r.parameters = model_spec_parameters(p->input->spec);
     r.flops = place->cost.flops;
     r.numerics = (char *)numerics_name((NumericsClass)p->spec->numerics);
     rpc_call_reply(p->call, &r.base);

@@ -7,15 +7,6 @@
 #define UPDATE_BYTES                                                                               \
     (7 * FLOAT_BYTES) /* an element: gradient, two moments, weight, read and written */
 
-uint64_t train_parameters(const ModelSpec *model)
-{
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < model->n_tensors; i++) {
-        n += (uint64_t)model->tensors[i].rows * model->tensors[i].columns;
-    }
-    return n;
-}
-
 /* Of one layer, or of the head (layer -1). */
 static uint64_t matrix_elements(const ModelSpec *model, int32_t layer)
 {
@@ -85,7 +76,7 @@ static uint32_t layers_of(const ModelSpec *model, const PlanReplica *replica, ui
 static void step_ends(const ModelSpec *model, const TrainLayoutChoice *layout, bool zero,
                       const PlanMember *const *members, const double *crowding, TrainCost *out)
 {
-    const double elements = (double)train_parameters(model) / (layout->pp * layout->tp),
+    const double elements = (double)model_spec_parameters(model) / (layout->pp * layout->tp),
                  others = (double)(layout->dp - 1) / layout->dp;
     const uint32_t n = layout->dp * layout->pp * layout->tp;
     double latency, bytes_per_s, slowest = 0;

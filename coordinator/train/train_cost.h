@@ -16,7 +16,6 @@ typedef struct TrainCost {
 /* members: of every rank, by number, [dp x pp x tp]. */
 TrainCost train_cost(const JobSpec *job, const ModelSpec *model, const TrainLayoutChoice *layout,
                      const Plan *plan, const PlanMember *const *members, double efficiency);
-uint64_t train_parameters(const ModelSpec *model);
 /* Multiply-adds x 2 of a forward and backward pass over one token, recomputation not counted: what
  * MFU is held to. */
 double train_flops_per_token(const ModelSpec *model, uint32_t length);

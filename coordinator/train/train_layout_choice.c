@@ -1,6 +1,5 @@
 #include "coordinator/train/train_layout_choice.h"
 
-#include "coordinator/train/train_cost.h"
 #include "proto/base/error.h"
 #include "proto/plan/train_layout.h"
 
@@ -15,7 +14,7 @@ static uint32_t tensor_ranks(const JobSpec *job)
 uint32_t train_layout_least_stages(const JobSpec *job, const ModelSpec *model,
                                    uint64_t least_memory)
 {
-    const uint64_t need = train_parameters(model) * TRAIN_LEAST_BYTES / tensor_ranks(job);
+    const uint64_t need = model_spec_parameters(model) * TRAIN_LEAST_BYTES / tensor_ranks(job);
     const uint64_t stages = least_memory > 0 ? need / least_memory : 1;
     return (uint32_t)CLAMP(stages, 1, model->n_layers);
 }

@@ -477,6 +477,15 @@ const TensorSpec *model_spec_tensor(const ModelSpec *spec, TensorRole role, int3
     return bsearch(&wanted, spec->tensors, spec->n_tensors, sizeof wanted, compare_canonical);
 }
 
+uint64_t model_spec_parameters(const ModelSpec *spec)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < spec->n_tensors; i++) {
+        n += (uint64_t)spec->tensors[i].rows * spec->tensors[i].columns;
+    }
+    return n;
+}
+
 /* ---- slices -----------------------------------------------------------------------------------
  */
 

@@ -131,6 +131,9 @@ void model_spec_shape(const ModelSpec *spec, TensorRole role, uint32_t *rows, ui
 /* The tensor with this role (layer -1 for globals), or NULL. */
 const TensorSpec *model_spec_tensor(const ModelSpec *spec, TensorRole role, int32_t layer);
 
+/* The numbers in all tensors together. */
+uint64_t model_spec_parameters(const ModelSpec *spec);
+
 /* The rectangle of slice `slice` of a tensor: rows [row0, row0+n_rows), columns [col0,
  * col0+n_cols). */
 typedef struct SliceRect {

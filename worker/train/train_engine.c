@@ -224,11 +224,7 @@ TrainRankOptions train_work_options(const TrainWork *w, const ModelSpec *spec, c
  * al. 2020, arXiv 2001.08361, section 2.1). */
 int64_t train_work_wait_us(const TrainWork *w, const ModelSpec *spec)
 {
-    double parameters = 0;
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        parameters += (double)spec->tensors[i].rows * spec->tensors[i].columns;
-    }
-    const double step = 3.0 * w->sequences,
+    const double parameters = (double)model_spec_parameters(spec), step = 3.0 * w->sequences,
                  validation = w->validation_every > 0 ? (double)w->validation_sequences : 0,
                  text = w->sample_every > 0 ? (double)w->sample.n_tokens : 0,
                  operations = 2 * parameters * w->length * MAX(step, MAX(validation, text)),

@@ -28,11 +28,7 @@ static uint64_t whole(void)
                                 .vocabulary = 300,
                                 .context = 16};
     g_autoptr(ModelSpec) spec = model_spec_from_config(&config, NULL);
-    uint64_t n = 0;
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        n += (uint64_t)spec->tensors[i].rows * spec->tensors[i].columns;
-    }
-    return 16 * n;
+    return 16 * model_spec_parameters(spec);
 }
 
 static void start(SimCluster *s, unsigned n, uint64_t memory_bytes)

@@ -263,10 +263,7 @@ static void memory_is_bounded(void **state)
 {
     World w;
     world_open(&w, 49000, checkpoint_disk());
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < w.model->n_tensors; i++) {
-        bytes += 12 * (uint64_t)w.model->tensors[i].rows * w.model->tensors[i].columns;
-    }
+    const uint64_t bytes = 12 * model_spec_parameters(w.model);
     assert_true(bytes > 4 * RANKS * TRAIN_SAVING_WINDOW);
     assert_true(begin(&w.ranks[0], 7, NULL) && begin(&w.ranks[1], 7, NULL));
     for (bool all = false; !all; world_run(&w)) {

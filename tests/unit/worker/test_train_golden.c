@@ -23,12 +23,9 @@ static Golden golden_load(const char *name, const ModelSpec *spec)
 {
     Golden g = {0};
     gsize size;
-    size_t n = 0;
     g_autofree char *path = g_build_filename(GOLDEN_DIR, name, NULL);
     assert_true(g_file_get_contents(path, &g.bytes, &size, NULL));
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        n += (size_t)spec->tensors[i].rows * spec->tensors[i].columns;
-    }
+    const size_t n = model_spec_parameters(spec);
     assert_int_equal(size, 2 * STEPS * sizeof(double) + 2 * n * sizeof(float));
     g.losses = (const double *)(void *)g.bytes;
     g.norms = g.losses + STEPS;

@@ -160,11 +160,8 @@ static void assert_data_bytes(const Toy *toy, uint32_t dp, bool whole)
         assert_true(o->n_owned <= run.floats[d] / dp + 2048); /* by whole rows of tiles */
         ownership_free(o);
     }
-    size_t parameters = 0;
-    for (uint32_t i = 0; i < spec->n_tensors; i++) {
-        parameters += (size_t)spec->tensors[i].rows * spec->tensors[i].columns;
-    }
-    assert_int_equal(owned_by_all, parameters); /* each once; ZeRO-1's moments: parameters / dp */
+    /* each once; ZeRO-1's moments: parameters / dp */
+    assert_int_equal(owned_by_all, model_spec_parameters(spec));
 }
 
 static void test_data_bytes(void **state)
