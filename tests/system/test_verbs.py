@@ -15,6 +15,7 @@ model = tiny_model(work)
 cluster = Cluster(start=False)
 weft = cluster.weft
 LAYOUT = {"dp": int, "pp": int, "tp": int}
+ALONE = ("--dp", 1, "--pp", 1, "--tp", 1)
 SECRETS = []  # tokens and prompts of this run; none may be in a log
 
 
@@ -259,6 +260,33 @@ def case_bench():
     assert [(r["test"], r["threads"]) for r in got["rows"]] == [(test, n) for n in counts for test in ("pp16", "tg4")]
     for wrong in ("0", "1,", "two", "100000"):
         weft("bench", model, "-t", wrong).fails(2, "--threads", wrong)
+
+
+def bench_until(n):
+    """A long bench on one worker; SIGTERM when n of its requests are done: it ends, and they do."""
+    log = cluster.state / "coordinator.log"
+    at = log.stat().st_size
+    process = subprocess.Popen([str(w) for w in (WEFT, "bench", model, "-p", 16, "-n", 200, "-r", 1000, *ALONE, "-q")],
+                               env=clean_environment(cluster.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    harness._processes.append(process)
+    wait_for(f"{n} requests", lambda: process.poll() is not None or log.read_bytes()[at:].count(b" prompt tokens, ") >= n)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=harness.GUARD_S)
+    assert (process.returncode, out, err) == (130, b"", b"weft: interrupted\n"), (process.returncode, out, err)
+    wait_for("its requests to end", lambda: weft("top", "--json").ok().json()["requests"] == {"running": 0, "waiting": 0})
+
+
+def case_bench_interrupted():
+    """bench: SIGTERM ends it with 130, while it computes and while it waits for the members' counters"""
+    used = weft("run", model, "-p", "x", "-n", 1, *ALONE, "--json").ok().json()["workers"]
+    silent = cluster.pid(next(name for name in ("worker-1", "worker-2", "worker-3") if name not in used))
+    bench_until(5)
+    os.kill(silent, signal.SIGSTOP)  # its counters are waited for, between the first request and the second
+    try:
+        bench_until(1)
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    cluster.wait_members(3)
 
 
 def case_verify():

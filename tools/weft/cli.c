@@ -294,8 +294,13 @@ static void call_once(Client *c, Waiting *w)
     c->on_interrupt = NULL;
 }
 
+/* An interrupt that came between two calls ends the next one before it begins. */
 static bool wait_for_call(Client *c, Waiting *w, GError **error)
 {
+    if (c->interrupted) {
+        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
+        return false;
+    }
     call_once(c, w);
     for (int tries = 1; tries < BUSY_TRIES && !c->interrupted && was_busy(w->error); tries++) {
         g_clear_error(&w->error);
