@@ -238,6 +238,21 @@ def case_full_leader():
     stop(at)
 
 
+def case_left_while_encoded():
+    """whoever leaves while his prompt is made into ids takes nobody along"""
+    if os.environ.get("WEFT_FAILPOINTS") != "true":
+        return
+    at = serve("queue=64", env={"WEFT_FAILPOINT": "encode-slow=1000"})
+    for _ in range(3):
+        s = at.dial()
+        s.sendall(load.request(load.stream_body(4)))
+        wait_for("the request", lambda: at.metric("vllm:num_requests_waiting") > 0)
+        s.close()
+        at.wait_idle()
+    taken(at, {"prompt": "x"})
+    stop(at)
+
+
 def begun(s):
     """A stream whose first bytes are there."""
     s.setblocking(False)
@@ -334,5 +349,5 @@ def case_caps_are_named():
         harness.command([harness.COORDINATOR, "--http-limits", bad, "--state", work / "none", "--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0"]).fails(2)
 
 
-harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_full_leader, case_keys_in_turn,
+harness.run_cases([case_never_read, case_slow_readers, case_cancelled, case_hostile, case_caps_of_bodies, case_caps_of_sockets, case_full_leader, case_left_while_encoded, case_keys_in_turn,
                    case_cached_prefixes, case_caps_of_times, case_caps_are_named])

@@ -180,7 +180,7 @@ static bool choice_send(Choice *c, const char *text,
         delta.position = e->position;
         delta.row_hash = e->row_hash;
         delta.logits = e->logits;
-        delta.window = is_score(c) ? c->index / c->run->n_pieces : 0;
+        delta.window = is_score(c) ? c->index / c->run->encoded.n_pieces : 0;
         delta.trace = e->trace;
         delta.top = pointers;
         delta.n_top = choice_top(c, e, top, pointers);

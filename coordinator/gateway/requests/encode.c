@@ -1,5 +1,6 @@
-/* From what a client sent to the token ids of each sequence. Runs on the pool: touches only its own
- * run, whose owner may be gone meanwhile. */
+/* From what a client sent to the token ids of each sequence. Runs on the pool: reads what of its
+ * run stays as it is (the request, the model, the context; its owner may be gone meanwhile) and
+ * writes what it makes to an Encoded of its own: the loop may end or explain the run meanwhile. */
 #include "coordinator/gateway/requests/run.h"
 
 #include "proto/base/error.h"
@@ -84,7 +85,7 @@ static GArray *copy_ids(const Model *model, const Weft__V1__RunRequest *r, GErro
     return g_array_append_vals(ids, r->prompt_ids, (guint)r->n_prompt_ids);
 }
 
-static GArray *random_ids(Run *run, uint32_t n)
+static GArray *random_ids(const Run *run, uint32_t n)
 {
     GArray *ids = g_array_sized_new(FALSE, FALSE, sizeof(uint32_t), n);
     const Tokenizer *t = run->model->tokenizer;
@@ -113,36 +114,40 @@ GArray *request_encode(const Model *model, const Weft__V1__RunRequest *r, Reques
                                            r->raw_special || r->parse_special, how.context, error);
 }
 
-static void take_ids(Run *run, GArray *ids /* taken */)
+static void take_ids(Encoded *out, GArray *ids /* taken */)
 {
-    run->n_ids = ids->len;
-    run->ids = (uint32_t *)(void *)g_array_free(ids, FALSE);
+    out->n_ids = ids->len;
+    out->ids = (uint32_t *)(void *)g_array_free(ids, FALSE);
 }
 
-static void make_choices(Run *run, uint32_t n, uint32_t length, bool same_prompt)
+static void make_choices(Run *run, Encoded *out, uint32_t n, uint32_t length, bool same_prompt)
 {
-    run->n_choices = n;
-    run->n_pieces = 1;
-    run->choices = g_new0(Choice, n);
+    int64_t slow_ms;
+    out->n_choices = n;
+    out->n_pieces = 1;
+    if (failpoint("encode-slow", &slow_ms)) {
+        g_usleep((gulong)slow_ms * 1000);
+    }
+    out->choices = g_new0(Choice, n);
     for (uint32_t i = 0; i < n; i++) {
-        Choice *c = &run->choices[i];
+        Choice *c = &out->choices[i];
         c->run = run;
         c->index = i;
-        c->prompt = run->ids + (same_prompt ? 0 : (size_t)i * length);
+        c->prompt = out->ids + (same_prompt ? 0 : (size_t)i * length);
         c->n_prompt = length;
         c->score_from = 1;
     }
 }
 
-static void encode_random(Run *run)
+static void encode_random(Run *run, Encoded *out)
 {
     uint32_t n = MAX(run->request->streams, 1), length = run->request->random_prompt;
-    if (!request_check_length(length, run->context, &run->error)) {
+    if (!request_check_length(length, run->context, &out->error)) {
         return;
     }
-    take_ids(run, random_ids(run, n * length));
-    run->n_text = length;
-    make_choices(run, n, length, false);
+    take_ids(out, random_ids(run, n * length));
+    out->n_text = length;
+    make_choices(run, out, n, length, false);
 }
 
 /* Lengths and bytes of all pieces: equal for models whose ids mean the same. */
@@ -173,16 +178,16 @@ static uint32_t rows_of_piece(const Run *run, uint32_t n_scored)
 }
 
 /* One choice a window; with logits, one for each piece of it (run.h). */
-static void make_windows(Run *run, uint32_t n_windows, uint32_t window)
+static void make_windows(Run *run, Encoded *out, uint32_t n_windows, uint32_t window)
 {
     const uint32_t from = window / 2, n_scored = window - from, rows = rows_of_piece(run, n_scored);
     const uint32_t n_pieces = (n_scored + rows - 1) / rows;
-    make_choices(run, n_windows * n_pieces, window, true);
-    run->n_pieces = n_pieces;
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        Choice *c = &run->choices[i];
-        const uint32_t first = i % run->n_pieces * rows;
-        c->prompt = run->ids + (size_t)(i / run->n_pieces) * window;
+    make_choices(run, out, n_windows * n_pieces, window, true);
+    out->n_pieces = n_pieces;
+    for (uint32_t i = 0; i < out->n_choices; i++) {
+        Choice *c = &out->choices[i];
+        const uint32_t first = i % out->n_pieces * rows;
+        c->prompt = out->ids + (size_t)(i / out->n_pieces) * window;
         c->score_from = from + first;
         c->n_prompt = from + MIN(first + rows, n_scored);
     }
@@ -190,11 +195,11 @@ static void make_windows(Run *run, uint32_t n_windows, uint32_t window)
 
 /* Non-overlapping windows, the rest is left out; the first token of each is BOS if the model adds
  * one; the second half is scored. */
-static void encode_windows(Run *run, GArray *ids /* taken */)
+static void encode_windows(Run *run, Encoded *out, GArray *ids /* taken */)
 {
     uint32_t window = run->request->score_window;
     if (ids->len < window || window > run->context) {
-        run->error = window > run->context
+        out->error = window > run->context
                          ? g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
                                        "window of %u tokens does not fit the context of %u", window,
                                        run->context)
@@ -205,74 +210,74 @@ static void encode_windows(Run *run, GArray *ids /* taken */)
         g_array_unref(ids);
         return;
     }
-    run->n_text = ids->len;
-    take_ids(run, ids);
-    uint32_t n = run->n_ids / window;
+    out->n_text = ids->len;
+    take_ids(out, ids);
+    uint32_t n = out->n_ids / window;
     const Tokenizer *t = run->model->tokenizer;
     for (uint32_t i = 0; t != NULL && tokenizer_adds_bos(t) && tokenizer_bos(t) >= 0 && i < n;
          i++) {
-        run->ids[(size_t)i * window] = (uint32_t)tokenizer_bos(t);
+        out->ids[(size_t)i * window] = (uint32_t)tokenizer_bos(t);
     }
-    make_windows(run, n, window);
+    make_windows(run, out, n, window);
     if (run->request->want_logits && t != NULL) {
-        run->vocabulary = hash_vocabulary(t);
-        run->windows = hash128(run->ids, sizeof *run->ids * n * (size_t)window);
+        out->vocabulary = hash_vocabulary(t);
+        out->windows = hash128(out->ids, sizeof *out->ids * n * (size_t)window);
     }
 }
 
-static void encode_one(Run *run, GArray *ids /* taken */)
+static void encode_one(Run *run, Encoded *out, GArray *ids /* taken */)
 {
     bool score = run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
     uint32_t least = score ? 2 : 1;
     if (ids->len < least) {
-        run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
+        out->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
                                  "prompt of %u tokens is too short: at least %u", ids->len, least);
     } else {
-        request_check_length(score ? ids->len - 1 : ids->len, run->context, &run->error);
+        request_check_length(score ? ids->len - 1 : ids->len, run->context, &out->error);
     }
-    if (run->error != NULL) {
+    if (out->error != NULL) {
         g_array_unref(ids);
         return;
     }
-    run->n_text = ids->len;
-    take_ids(run, ids);
-    make_choices(run, score ? 1 : MAX(run->request->streams, 1), run->n_ids, true);
+    out->n_text = ids->len;
+    take_ids(out, ids);
+    make_choices(run, out, score ? 1 : MAX(run->request->streams, 1), out->n_ids, true);
 }
 
 /* An id that the model does not have would be a mistake of the client that nobody tells it. */
-static bool check_bias(Run *run)
+static bool check_bias(const Run *run, GError **error)
 {
     const Weft__V1__Sampler *s = run->request->sampler;
     for (size_t i = 0; s != NULL && i < s->n_logit_bias; i++) {
         if (s->logit_bias[i]->id >= run->model->spec->vocab_size) {
-            run->error = g_error_new(WEFT_ERROR, WEFT_ERROR_INVALID,
-                                     "logit bias id %u is out of range: the vocabulary has %u",
-                                     s->logit_bias[i]->id, run->model->spec->vocab_size);
+            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
+                        "logit bias id %u is out of range: the vocabulary has %u",
+                        s->logit_bias[i]->id, run->model->spec->vocab_size);
             return false;
         }
     }
     return true;
 }
 
-void run_encode(Run *run)
+void run_encode(Run *run, Encoded *out)
 {
     const Weft__V1__RunRequest *r = run->request;
-    if (!check_bias(run)) {
+    if (!check_bias(run, &out->error)) {
         return;
     }
     if (r->random_prompt > 0 && r->kind == WEFT__V1__REQUEST_KIND__GENERATE) {
-        encode_random(run);
+        encode_random(run, out);
         return;
     }
     const bool windows = r->kind == WEFT__V1__REQUEST_KIND__SCORE && r->score_window > 0;
     const RequestEncoding how = {.context = windows ? 0 : run->context};
-    GArray *ids = request_encode(run->model, r, how, &run->error);
+    GArray *ids = request_encode(run->model, r, how, &out->error);
     if (ids == NULL) {
         return;
     }
     if (windows) {
-        encode_windows(run, ids);
+        encode_windows(run, out, ids);
     } else {
-        encode_one(run, ids);
+        encode_one(run, out, ids);
     }
 }

@@ -30,8 +30,9 @@ static int64_t choice_since(const Choice *c)
 static void explain_choice(const Run *run, const Choice *c, Weft__V1__Reason *reason)
 {
     unsigned next = c->ids != NULL ? c->ids->len + 1 : 1;
-    char *what = run->n_choices > 1 ? g_strdup_printf("token %u of choice %u", next, c->index)
-                                    : g_strdup_printf("token %u", next);
+    char *what = run->encoded.n_choices > 1
+                     ? g_strdup_printf("token %u of choice %u", next, c->index)
+                     : g_strdup_printf("token %u", next);
     reason_wait(reason, run->id, run->info.leader, what, ms_since(run, choice_since(c)));
 }
 
@@ -40,8 +41,8 @@ static void explain_running(const Run *run, Weft__V1__Reason *reason)
     unsigned n_open = 0;
     int64_t newest_us = 0;
     reason_set(&reason->state, g_strdup(run->resume.stalled ? "resuming" : "running"));
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        const Choice *c = &run->choices[i];
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        const Choice *c = &run->encoded.choices[i];
         if (!choice_has_begun(c)) {
             continue;
         }
@@ -53,7 +54,7 @@ static void explain_running(const Run *run, Weft__V1__Reason *reason)
     reason->state_ms = ms_since(run, newest_us);
     reason_set(&reason->text,
                g_strdup_printf("worker %s leads it: %u of %u sequences are open", run->info.leader,
-                               run->n_choices - run->n_done, run->n_choices));
+                               run->encoded.n_choices - run->n_done, run->encoded.n_choices));
 }
 
 static void explain_resume(const Run *run, Weft__V1__Reason *reason)
@@ -100,8 +101,8 @@ static void explain_state(const Run *run, Weft__V1__Reason *reason)
 static uint32_t tokens_told(const Run *run)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        n += choice_has_begun(&run->choices[i]) ? run->choices[i].ids->len : 0;
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        n += choice_has_begun(&run->encoded.choices[i]) ? run->encoded.choices[i].ids->len : 0;
     }
     return n;
 }

@@ -67,9 +67,9 @@ bool run_on_interrupted(const GError *why, void *user, uint64_t *n_tokens)
     r->stalled = true;
     r->interrupted_us = loop_now_us(run->owner->options.loop);
     *n_tokens = 0;
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        choice_detach(&run->choices[i]);
-        *n_tokens += choice_tokens(&run->choices[i]);
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        choice_detach(&run->encoded.choices[i]);
+        *n_tokens += choice_tokens(&run->encoded.choices[i]);
     }
     g_autofree char *text = g_strdup_printf("%s: the request goes on elsewhere", why->message);
     notice(run, text, 0, 0);

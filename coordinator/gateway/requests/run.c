@@ -34,12 +34,12 @@ static void run_free(Run *run)
     if (run->owner != NULL) {
         g_queue_unlink(&run->owner->runs, &run->link);
     }
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        choice_clear(&run->choices[i]);
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        choice_clear(&run->encoded.choices[i]);
     }
-    g_free(run->choices);
-    g_free(run->ids);
-    g_clear_error(&run->error);
+    g_free(run->encoded.choices);
+    g_free(run->encoded.ids);
+    g_clear_error(&run->encoded.error);
     g_free(run->cache_key);
     g_free(run->share_key);
     g_free(run->client_id);
@@ -67,8 +67,8 @@ static void run_end(Run *run)
     if (run->lease != NULL) {
         lease_release(g_steal_pointer(&run->lease));
     }
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        choice_detach(&run->choices[i]);
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        choice_detach(&run->encoded.choices[i]);
     }
 }
 
@@ -107,12 +107,12 @@ static void run_count_tokens(Run *run, const Weft__V1__RunEvent *event)
         run->request->kind != WEFT__V1__REQUEST_KIND__GENERATE) {
         return;
     }
-    Choice *c = &run->choices[event->delta->choice];
+    Choice *c = &run->encoded.choices[event->delta->choice];
     int64_t now = loop_now_us(run->owner->options.loop);
     if (c->told_us == 0) {
         histogram_add(&run->stats->first_token_s, (double)(now - run->begun_us) / 1e6);
         histogram_add(&run->stats->prefill_s, (double)(now - c->begun_us) / 1e6);
-        run->stats->prompt_tokens += c->index == 0 ? run->n_text : 0;
+        run->stats->prompt_tokens += c->index == 0 ? run->encoded.n_text : 0;
     } else {
         histogram_add(&run->stats->inter_token_s, (double)(now - c->told_us) / 1e6);
     }
@@ -138,13 +138,13 @@ static void run_count_choice(Run *run, const Choice *c)
 static void run_count_lengths(Run *run)
 {
     unsigned most = 0;
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        const Choice *c = &run->choices[i];
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        const Choice *c = &run->encoded.choices[i];
         most = MAX(most, c->ids != NULL ? c->ids->len : 0);
     }
-    histogram_add(&run->stats->prompt_length, run->n_text);
+    histogram_add(&run->stats->prompt_length, run->encoded.n_text);
     histogram_add(&run->stats->tokens_asked, run->request->max_tokens);
-    histogram_add(&run->stats->sequences_asked, run->n_choices);
+    histogram_add(&run->stats->sequences_asked, run->encoded.n_choices);
     histogram_add(&run->stats->most_generated, most);
 }
 
@@ -155,8 +155,8 @@ static void run_count_end(Run *run, const char *reason)
         return;
     }
     int64_t now = loop_now_us(run->owner->options.loop);
-    for (uint32_t i = 0; i < MAX(run->n_choices, 1); i++) {
-        const Choice *c = run->n_choices > 0 ? &run->choices[i] : NULL;
+    for (uint32_t i = 0; i < MAX(run->encoded.n_choices, 1); i++) {
+        const Choice *c = run->encoded.n_choices > 0 ? &run->encoded.choices[i] : NULL;
         model_stats_end(run->stats, c != NULL && c->done ? c->finish_reason : reason);
         if (c != NULL && c->done) {
             run_count_choice(run, c);
@@ -203,7 +203,7 @@ static void run_on_deadline(void *user)
     g_autoptr(GError) error = g_error_new(
         WEFT_ERROR, WEFT_ERROR_DEADLINE,
         "request %s did not finish within %" G_GUINT64_FORMAT " ms (%u of %u sequences done)",
-        run->id, run->request->deadline_ms, run->n_done, run->n_choices);
+        run->id, run->request->deadline_ms, run->n_done, run->encoded.n_choices);
     run_fail(run, error);
 }
 
@@ -302,8 +302,9 @@ static Weft__V1__Counters counters_since(const Run *run)
 static Hash128 run_digest(const Run *run)
 {
     Hasher *hasher = hasher_new();
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        hasher_update(hasher, run->choices[i].hashes->data, run->choices[i].hashes->len);
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        hasher_update(hasher, run->encoded.choices[i].hashes->data,
+                      run->encoded.choices[i].hashes->len);
     }
     Hash128 digest = hasher_finish(hasher);
     hasher_free(hasher);
@@ -327,14 +328,15 @@ static void run_complete(Run *run)
     Weft__V1__RunDone done = WEFT__V1__RUN_DONE__INIT;
     Weft__V1__Counters counters = counters_since(run);
     bool score = run->request->kind == WEFT__V1__REQUEST_KIND__SCORE;
-    done.finish_reason = (char *)run->choices[0].finish_reason;
+    done.finish_reason = (char *)run->encoded.choices[0].finish_reason;
     done.digest = (ProtobufCBinaryData){sizeof digest.bytes, digest.bytes};
     done.counters = &counters;
     done.recoveries = run->resume.n_recoveries;
     done.stall_s = run->resume.stall_s;
-    for (uint32_t i = 0; i < run->n_choices; i++) {
-        const Choice *c = &run->choices[i];
-        done.prefill_tokens += i % run->n_pieces == 0 ? c->n_prompt : c->n_prompt - c->score_from;
+    for (uint32_t i = 0; i < run->encoded.n_choices; i++) {
+        const Choice *c = &run->encoded.choices[i];
+        done.prefill_tokens +=
+            i % run->encoded.n_pieces == 0 ? c->n_prompt : c->n_prompt - c->score_from;
         done.wire_bytes += c->wire_bytes;
         choice_times(c, &done.prefill_s, &done.decode_s);
         if (score) {
@@ -362,9 +364,9 @@ static void run_complete(Run *run)
 static uint32_t choices_at_once(const Run *run)
 {
     if (run->request->kind == WEFT__V1__REQUEST_KIND__SCORE) {
-        return MIN(run->n_choices, CLAMP(run->info.plan->streams, 1, WINDOWS_AT_ONCE));
+        return MIN(run->encoded.n_choices, CLAMP(run->info.plan->streams, 1, WINDOWS_AT_ONCE));
     }
-    return run->n_choices;
+    return run->encoded.n_choices;
 }
 
 /* The choice that is begun as the k-th. Windows in pieces are taken n_abreast at a time, a piece of
@@ -372,11 +374,12 @@ static uint32_t choices_at_once(const Run *run)
  */
 static Choice *run_choice_at(const Run *run, uint32_t k)
 {
-    const uint32_t group = run->n_abreast * run->n_pieces, first = k / group * run->n_abreast,
-                   n_windows = run->n_choices / run->n_pieces,
+    const uint32_t group = run->n_abreast * run->encoded.n_pieces,
+                   first = k / group * run->n_abreast,
+                   n_windows = run->encoded.n_choices / run->encoded.n_pieces,
                    n = MIN(run->n_abreast, n_windows - first), window = first + k % group % n,
                    piece = k % group / n;
-    return &run->choices[window * run->n_pieces + piece];
+    return &run->encoded.choices[window * run->encoded.n_pieces + piece];
 }
 
 static void run_begin_choices(Run *run);
@@ -403,7 +406,7 @@ static bool run_has_room(Run *run)
 /* As many as may be open. */
 static void run_begin_choices(Run *run)
 {
-    while (run->state == RUN_RUNNING && run->n_begun < run->n_choices &&
+    while (run->state == RUN_RUNNING && run->n_begun < run->encoded.n_choices &&
            run->n_begun - run->n_done < choices_at_once(run) && run_has_room(run)) {
         choice_submit(run_choice_at(run, run->n_begun++));
     }
@@ -429,14 +432,15 @@ void run_choice_done(Choice *choice)
         !run_send_choice_done(run, choice)) {
         return;
     }
-    if (run->n_done == run->n_choices) {
+    if (run->n_done == run->encoded.n_choices) {
         run_complete(run);
         return;
     }
-    if (run->n_begun < run->n_choices) {
-        g_autofree char *text = g_strdup_printf(
-            "scored %u of %u windows", run->n_done / run->n_pieces, run->n_choices / run->n_pieces);
-        run_progress(text, (double)run->n_done / run->n_choices, "", run);
+    if (run->n_begun < run->encoded.n_choices) {
+        g_autofree char *text =
+            g_strdup_printf("scored %u of %u windows", run->n_done / run->encoded.n_pieces,
+                            run->encoded.n_choices / run->encoded.n_pieces);
+        run_progress(text, (double)run->n_done / run->encoded.n_choices, "", run);
         run_begin_choices(run);
     }
 }
@@ -449,7 +453,7 @@ static void run_send_started(Run *run)
     Weft__V1__RunStarted started = WEFT__V1__RUN_STARTED__INIT;
     started.request = run->id;
     started.plan = plan_to_message(run->info.plan);
-    started.prompt_tokens = run->n_text;
+    started.prompt_tokens = run->encoded.n_text;
     started.definition = (ProtobufCBinaryData){sizeof definition.bytes, definition.bytes};
     started.seed = run->seed;
     started.load_s = run->info.load_s;
@@ -457,9 +461,10 @@ static void run_send_started(Run *run)
     started.replica = run->info.replica;
     if (run->request->want_logits && run->request->score_window > 0) {
         started.vocab_size = run->model->spec->vocab_size;
-        started.vocabulary =
-            (ProtobufCBinaryData){sizeof run->vocabulary.bytes, run->vocabulary.bytes};
-        started.windows = (ProtobufCBinaryData){sizeof run->windows.bytes, run->windows.bytes};
+        started.vocabulary = (ProtobufCBinaryData){sizeof run->encoded.vocabulary.bytes,
+                                                   run->encoded.vocabulary.bytes};
+        started.windows =
+            (ProtobufCBinaryData){sizeof run->encoded.windows.bytes, run->encoded.windows.bytes};
     }
     Weft__V1__RunEvent event = WEFT__V1__RUN_EVENT__INIT;
     event.event_case = WEFT__V1__RUN_EVENT__EVENT_STARTED;
@@ -530,24 +535,33 @@ static void run_acquire(Run *run)
     };
     run->state = RUN_WAITING;
     run->lease = jobs_acquire(run->owner->options.jobs, run->model, &wish, callbacks, run);
-    if (!run->request->fresh && run->n_choices > 0) {
-        lease_expect(run->lease, run->choices[0].prompt, run->choices[0].n_prompt, run->cache_key);
+    if (!run->request->fresh && run->encoded.n_choices > 0) {
+        lease_expect(run->lease, run->encoded.choices[0].prompt, run->encoded.choices[0].n_prompt,
+                     run->cache_key);
     }
 }
 
 static void encode_work(void *user)
 {
-    run_encode(user);
+    Run *run = user;
+    run_encode(run, &run->encoding_out);
+}
+
+/* The pool is done with it. */
+static void run_take_encoded(Run *run)
+{
+    run->encoding = false;
+    run->encoded = run->encoding_out;
 }
 
 static void encode_done(void *user)
 {
     Run *run = user;
-    run->encoding = false;
+    run_take_encoded(run);
     if (run->state == RUN_ENDED) {
         run_free_if_unused(run);
-    } else if (run->error != NULL) {
-        run_fail(run, run->error);
+    } else if (run->encoded.error != NULL) {
+        run_fail(run, run->encoded.error);
     } else {
         run_acquire(run);
     }
@@ -557,7 +571,7 @@ static void encode_done(void *user)
 static void encode_dropped(void *user)
 {
     Run *run = user;
-    run->encoding = false;
+    run_take_encoded(run);
     run_free_if_unused(run);
 }
 

@@ -52,6 +52,21 @@ typedef struct RunResume {
     double stall_s; /* the longest */
 } RunResume;
 
+/* What the pool makes of a request. Its own until the loop has it back: others may end, count or
+ * explain the run meanwhile, and see no choice yet. */
+typedef struct Encoded {
+    GError *error;
+    uint32_t *ids; /* every choice's prompt, one after another */
+    uint32_t n_ids;
+    uint32_t n_text; /* tokens of the whole text (SCORE) or the prompt */
+    /* Of a scored text with its logits each window comes in pieces of so few rows as are on their
+     * way at once; a window's are neighbours here, and each begins where the last one has ended. */
+    Choice *choices;
+    uint32_t n_choices;
+    uint32_t n_pieces;           /* of a window; else 1 */
+    Hash128 vocabulary, windows; /* of a scored text with its logits */
+} Encoded;
+
 struct Run {
     Requests *owner;
     GList link;          /* of owner->runs */
@@ -78,18 +93,11 @@ struct Run {
         *stats;  /* from the model's opening on, or, where it was given a name, from its start */
     bool leased; /* once */
     uint32_t context;
-    GError *error; /* from the pool */
-    uint32_t *ids; /* every choice's prompt, one after another */
-    uint32_t n_ids;
-    uint32_t n_text; /* tokens of the whole text (SCORE) or the prompt */
-    /* Of a scored text with its logits each window comes in pieces of so few rows as are on their
-     * way at once; a window's are neighbours here, and each begins where the last one has ended. */
-    Choice *choices;
-    uint32_t n_choices, n_begun, n_done;
-    uint32_t n_pieces;   /* of a window; else 1 */
-    uint32_t n_abreast;  /* windows whose pieces are begun in turn; set with the first lease */
-    bool waits_for_room; /* the sink tells when the next piece may begin */
-    Hash128 vocabulary, windows;   /* of a scored text with its logits */
+    Encoded encoding_out;     /* the pool's, while encoding */
+    Encoded encoded;          /* afterwards; all zero before */
+    uint32_t n_begun, n_done; /* of its choices */
+    uint32_t n_abreast;       /* windows whose pieces are begun in turn; set with the first lease */
+    bool waits_for_room;      /* the sink tells when the next piece may begin */
     uint64_t counters[N_COUNTERS]; /* of the replica's members when it was given */
     uint64_t spent[N_COUNTERS];    /* of replicas that it ran on before */
     RunResume resume;
@@ -122,8 +130,8 @@ bool run_resume(Run *run);
 /* A new token has come. */
 void run_advanced(Run *run, int64_t now_us);
 
-/* encode.c: on the pool. Fills ids, n_ids, n_text and choices, or error. */
-void run_encode(Run *run);
+/* encode.c: on the pool. Fills *out, which is all zero, or its error. */
+void run_encode(Run *run, Encoded *out);
 /* choice.c */
 /* Calls the leader: from the prompt, or from the last token that came. */
 void choice_submit(Choice *choice);
