@@ -91,7 +91,6 @@ typedef struct RecordShape {
 } RecordShape;
 RecordShape record_shape(Dtype type);
 
-void record_put(Dtype type, uint8_t *record, unsigned lane, const BlockValues *values);
 void record_get(Dtype type, const uint8_t *record, unsigned lane, BlockValues *out);
 
 /* ---- activation tiles

@@ -2,7 +2,8 @@
  * in cache), the same beside the peak loop of its arithmetic, the best run beside the best peak (a
  * neighbour on the core's other thread takes from products more than from the loop), GB/s with few
  * rows over weights that do not fit the caches, the same beside a plain read loop over the same
- * buffer (medians of interleaved pairs), and GB/s of packing. --limits prints the peaks alone. */
+ * buffer (medians of interleaved pairs), GB/s of packed bytes written from file rows in cache, and
+ * the same beside copying packed bytes there. --limits prints the peaks alone. */
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "tools/bench/peaks.h"
@@ -52,8 +53,17 @@ static void *alloc(size_t n)
     return p;
 }
 
-/* A matrix of n_out rows, all from the same 16 file rows. Returns the seconds that packing took. */
-static double make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatrix *m)
+static void pack_panels(PackedMatrix *m, const uint8_t *file, uint32_t first, uint32_t last)
+{
+    const DtypeInfo *info = dtype_info(m->type);
+    const size_t row_bytes = (size_t)m->n_in / info->block * info->block_bytes;
+    for (uint32_t panel = first; panel < last; panel++) {
+        packed_put(m, file, row_bytes, panel * PANEL_ROWS, PANEL_ROWS, 0, m->n_in);
+    }
+}
+
+/* A matrix of n_out rows, all from the same 16 file rows, which are returned. */
+static uint8_t *make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatrix *m)
 {
     const DtypeInfo *info = dtype_info(type);
     const size_t row_bytes = n_in / info->block * info->block_bytes;
@@ -68,28 +78,24 @@ static double make_matrix(Dtype type, uint32_t n_out, uint32_t n_in, PackedMatri
     *m = (PackedMatrix){
         .type = type, .n_out = n_out, .n_in = n_in, .panel_bytes = packed_panel_bytes(type, n_in)};
     m->data = alloc((n_out + 15) / 16 * m->panel_bytes);
-    const double start = peaks_now_s();
-    for (uint32_t n = 0; n < n_out; n += 16) {
-        packed_put(m, file, row_bytes, n, n_out - n < 16 ? n_out - n : 16, 0, n_in);
-    }
-    const double seconds = peaks_now_s() - start;
+    pack_panels(m, file, 0, n_out / PANEL_ROWS);
     free(x);
-    free(file);
-    return seconds;
+    return file;
 }
 
 typedef struct Product {
     PackedMatrix w;
+    uint8_t *file; /* PANEL_ROWS rows, from which each panel is packed */
     MatmulUnit unit;
     MatmulArgs args;
     MatmulFn fn;
 } Product;
 
-static double product_init(Product *p, const Kernels *k, Dtype type, uint32_t rows, uint32_t n_out,
-                           uint32_t n_in)
+static void product_init(Product *p, const Kernels *k, Dtype type, uint32_t rows, uint32_t n_out,
+                         uint32_t n_in)
 {
     const ActKind kind = act_kind_of(type);
-    const double packing = make_matrix(type, n_out, n_in, &p->w);
+    p->file = make_matrix(type, n_out, n_in, &p->w);
     float *x = alloc((size_t)rows * n_in * 4);
     void *act = alloc(act_bytes(kind, rows, n_in));
     for (size_t i = 0; i < (size_t)rows * n_in; i++) {
@@ -107,12 +113,12 @@ static double product_init(Product *p, const Kernels *k, Dtype type, uint32_t ro
                            .ld = n_out,
                            .panel1 = (n_out + 15) / 16};
     p->fn = k->matmul[type];
-    return packing;
 }
 
 static void product_clear(Product *p)
 {
     free(p->w.data);
+    free(p->file);
     free((void *)p->args.act);
     free(p->args.out);
 }
@@ -146,6 +152,26 @@ static double work_read(Bench *b, unsigned thread, unsigned n_threads)
     return (double)(last - first) * (double)w->panel_bytes;
 }
 
+static double work_pack(Bench *b, unsigned thread, unsigned n_threads)
+{
+    uint32_t first, last;
+    pool_share(b->p.args.panel1, 1, thread, n_threads, &first, &last);
+    pack_panels(&b->p.w, b->p.file, first, last);
+    return (double)(last - first) * (double)b->p.w.panel_bytes;
+}
+
+/* What packing would be if it were for nothing: a thread's first panel to all of its others. */
+static double work_copy(Bench *b, unsigned thread, unsigned n_threads)
+{
+    uint32_t first, last;
+    const PackedMatrix *w = &b->p.w;
+    pool_share(b->p.args.panel1, 1, thread, n_threads, &first, &last);
+    for (uint32_t panel = first + 1; panel < last; panel++) {
+        memcpy(w->data + panel * w->panel_bytes, w->data + first * w->panel_bytes, w->panel_bytes);
+    }
+    return (double)(last - first) * (double)w->panel_bytes;
+}
+
 /* The peak that bounds a product of this type. */
 static double work_peak(Bench *b, unsigned thread, unsigned n_threads)
 {
@@ -170,7 +196,8 @@ static void bench_type(Bench *b, unsigned thread, unsigned n_threads)
     const uint32_t n_in = (uint32_t)option_n_in, n_large = 384 * n_threads;
     const size_t panel = packed_panel_bytes(b->type, n_in);
     const uint32_t n_out = (uint32_t)((size_t)option_size_mb * 1000000 / panel) * 16;
-    double gops[64], of_peak[64], rates[64], ratios[64], packing = 0, best = 0, best_peak = 0;
+    double gops[64], of_peak[64], rates[64], ratios[64], packing[64], of_copy[64], best = 0,
+                                                                                   best_peak = 0;
     if (thread == 0) {
         product_init(&b->p, b->k, b->type, (uint32_t)option_rows, n_large, n_in);
     }
@@ -184,7 +211,7 @@ static void bench_type(Bench *b, unsigned thread, unsigned n_threads)
     pool_barrier(b->pool);
     if (thread == 0) {
         product_clear(&b->p);
-        packing = product_init(&b->p, b->k, b->type, (uint32_t)option_decode_rows, n_out, n_in);
+        product_init(&b->p, b->k, b->type, (uint32_t)option_decode_rows, n_out, n_in);
     }
     for (int i = 0; i < option_runs; i++) {
         const double read = rate(b, work_read, thread, n_threads),
@@ -193,14 +220,19 @@ static void bench_type(Bench *b, unsigned thread, unsigned n_threads)
         rates[i] = 1e-9 * n_threads * bytes;
         ratios[i] = bytes / read;
     }
+    for (int i = 0; i < option_runs; i++) {
+        const double copy = rate(b, work_copy, thread, n_threads);
+        packing[i] = 1e-9 * n_threads * rate(b, work_pack, thread, n_threads);
+        of_copy[i] = 1e9 * packing[i] / (n_threads * copy);
+    }
     pool_barrier(b->pool);
     if (thread == 0) {
         product_clear(&b->p);
-        printf("%-6s %12.0f %7.0f%% %7.0f%% %12.1f %7.0f%% %10.2f\n", dtype_info(b->type)->name,
-               peaks_median(gops, option_runs), 100 * peaks_median(of_peak, option_runs),
-               1e11 * best / (n_threads * best_peak), peaks_median(rates, option_runs),
-               100 * peaks_median(ratios, option_runs),
-               1e-9 * (double)panel * n_out / 16 / packing);
+        printf("%-6s %12.0f %7.0f%% %7.0f%% %12.1f %7.0f%% %10.2f %7.0f%%\n",
+               dtype_info(b->type)->name, peaks_median(gops, option_runs),
+               100 * peaks_median(of_peak, option_runs), 1e11 * best / (n_threads * best_peak),
+               peaks_median(rates, option_runs), 100 * peaks_median(ratios, option_runs),
+               peaks_median(packing, option_runs), 100 * peaks_median(of_copy, option_runs));
         fflush(stdout);
     }
 }
@@ -286,9 +318,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "no %d threads to measure with\n", option_threads);
         return 1;
     }
-    printf("isa %s, n_in %d, %d threads from CPU %d\n%-6s %12s %8s %8s %12s %8s %10s\n",
+    printf("isa %s, n_in %d, %d threads from CPU %d\n%-6s %12s %8s %8s %12s %8s %10s "
+           "%8s\n",
            kernels_isa_name(isa), option_n_in, option_threads, option_cpu, "type", "GOP/s large",
-           "of peak", "best", "GB/s memory", "of read", "GB/s pack");
+           "of peak", "best", "GB/s memory", "of read", "GB/s pack", "of copy");
     pool_run(b.pool, bench, &b);
     pool_free(b.pool);
     return 0;
