@@ -8,7 +8,8 @@
  *                           └─ failed ▶ WAITING
  *
  * 1. A lease is held in LOADING and READY; it keeps the deployment from being given up for another.
- * 2. WAITING has a timer and nothing else; the pause grows to a bound. */
+ * 2. WAITING has a timer and nothing else; the pause grows to a bound. Where no file has the
+ * model's bytes any more, the next try begins with OPENING: it is served as it is then. */
 #include "coordinator/gateway/openai/served.h"
 
 #include "coordinator/gateway/openai/key_shares.h"
@@ -111,12 +112,17 @@ void served_book_free(ServedBook *book)
 /* ---- the lease ---- */
 
 static void served_acquire(Served *s);
+static void served_open(Served *s);
 
 static void on_retry(void *user)
 {
     Served *s = user;
     s->retry = NULL;
-    served_acquire(s);
+    if (models_by_hash(s->book->models, s->model->spec->file_hash.bytes, NULL) != NULL) {
+        served_acquire(s);
+    } else {
+        served_open(s);
+    }
 }
 
 static void set_problem(Served *s, const char *text)
@@ -199,14 +205,26 @@ static void on_opened(Model *model, const GError *error, void *user)
         served_free(s);
         return;
     }
+    if (error != NULL && s->model != NULL) {
+        on_failed(error, s); /* the file may come back */
+        return;
+    }
     if (error != NULL) {
         s->state = SERVED_FAILED;
         set_problem(s, error->message);
         s->callbacks.waiting(error, true, s->user);
         return;
     }
+    model_unref(s->model);
     s->model = model_ref(model);
     served_acquire(s);
+}
+
+static void served_open(Served *s)
+{
+    s->state = SERVED_OPENING;
+    s->opening = true;
+    models_open(s->book->models, s->asked, on_opened, s);
 }
 
 /* ---- making ---- */
@@ -257,9 +275,8 @@ Served *served_add(ServedBook *book, const char *model, const char *name, const 
     s->since_s = loop_wall_us(book->loop) / G_USEC_PER_SEC;
     s->problem = g_strdup("it is being opened");
     s->open = key_shares_new();
-    s->opening = true;
     g_ptr_array_add(book->all, s);
-    models_open(book->models, s->asked, on_opened, s);
+    served_open(s);
     return s;
 }
 

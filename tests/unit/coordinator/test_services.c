@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -164,6 +165,79 @@ static void test_slices_are_the_files_bytes(void **state)
     fetch(s, &other, hash.bytes, list, 3);
     assert_int_equal(other.error->code, WEFT_ERROR_NOT_FOUND);
     g_error_free(other.error);
+}
+
+/* A worker that has not the old file's slices, and hears that nobody has. */
+static bool refuse_old(RpcCall *call, const ProtobufCMessage *request, void *user)
+{
+    if (request->descriptor != &weft__v1__load_request__descriptor ||
+        memcmp(((const Weft__V1__LoadRequest *)request)->model->file_hash.data, user, 16) != 0) {
+        return false;
+    }
+    g_autoptr(GError) error = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_IO, "it was changed");
+    rpc_call_finish(call, error);
+    return true;
+}
+
+/* One byte of tensor 2, in place. */
+static void change_file(SimCluster *s, const Gguf *gguf, const ModelSpec *spec)
+{
+    const size_t size = model_spec_slice_bytes(spec, &spec->tensors[2], 0);
+    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL), *bytes = NULL;
+    g_autofree uint8_t *slice = g_malloc(size);
+    gsize length;
+    gguf_copy_slice(gguf, spec, &spec->tensors[2], 0, slice);
+    assert_true(g_file_get_contents(path, &bytes, &length, NULL));
+    const char *at = memmem(bytes, length, slice, size);
+    assert_non_null(at);
+    FILE *file = fopen(path, "r+");
+    fseek(file, at - bytes, SEEK_SET);
+    fputc(slice[0] ^ 1, file);
+    fclose(file);
+}
+
+static const char *served_state(SimCluster *s)
+{
+    static char state[16];
+    Answer a = {0};
+    Weft__V1__ListJobsRequest request = WEFT__V1__LIST_JOBS_REQUEST__INIT;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "ListJobs", &request);
+    sim_answer(s, &a, SECOND);
+    g_assert_no_error(a.error);
+    g_strlcpy(state, ((const Weft__V1__ListJobsResponse *)a.message)->jobs[0]->state, sizeof state);
+    answer_clear(&a);
+    return state;
+}
+
+/* A model that is served and whose file was changed before all workers had it is read anew: trying
+ * again with what was read before would be in vain for ever. */
+static void test_served_model_that_changed(void **state)
+{
+    SimCluster *s = *state;
+    g_autoptr(Gguf) gguf = open_model(s);
+    g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
+    Hash128 hash = gguf_hash(gguf);
+    Answer a = {0};
+    Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
+    request.spec = (char *)"kind: serve\nname: chat\nmodel: {from: tiny.gguf}\n";
+    s->workers[0].answer = refuse_old;
+    s->workers[0].answer_user = hash.bytes;
+    sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
+    sim_answer(s, &a, 5 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    sim_run_for(s, 10 * SECOND);
+    assert_string_not_equal(served_state(s), "ready");
+    assert_true(s->workers[0].n_loads > 1);
+    change_file(s, gguf, spec);
+    Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *list[] = {&ref};
+    ref.tensor = 2;
+    Fetched f = {0};
+    fetch(s, &f, hash.bytes, list, 1);
+    assert_int_equal(f.error->code, WEFT_ERROR_IO);
+    g_error_free(f.error);
+    sim_run_for(s, 10 * SECOND);
+    assert_string_equal(served_state(s), "ready");
 }
 
 static void count_chunk(const ProtobufCMessage *message, void *user)
@@ -402,6 +476,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_impossible_plan_says_why_and_what_else, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_slices_are_the_files_bytes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_served_model_that_changed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slices_wait_for_their_asker, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_renew_gives_the_same_name, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_epoch_without_a_disk, set_up, tear_down),
