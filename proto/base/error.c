@@ -4,7 +4,15 @@
 
 #include <string.h>
 
-G_DEFINE_QUARK(weft - error - quark, weft_error)
+/* Any threads may ask first: with G_DEFINE_QUARK() they race. */
+GQuark weft_error_quark(void)
+{
+    static gsize quark;
+    if (g_once_init_enter(&quark)) {
+        g_once_init_leave(&quark, g_quark_from_static_string("weft-error-quark"));
+    }
+    return (GQuark)quark;
+}
 
 /* grpc/status.h numbering; that header stays inside transport/rpc. */
 enum {

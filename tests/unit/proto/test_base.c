@@ -11,8 +11,10 @@
 
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +51,29 @@ static const struct {
     {WEFT_ERROR_FULL, WEFT_GROUP_REQUEST, 4},
     {WEFT_ERROR_TOO_LONG, WEFT_GROUP_REQUEST, 2},
 };
+
+static void *ask_domain(void *go)
+{
+    while (!atomic_load((atomic_bool *)go)) {
+    }
+    return GUINT_TO_POINTER(WEFT_ERROR);
+}
+
+/* Before anybody else asks. That they do not race, ThreadSanitizer says. */
+static void test_domain_of_many_threads(void **state)
+{
+    pthread_t threads[4];
+    atomic_bool go = false;
+    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, ask_domain, &go), 0);
+    }
+    atomic_store(&go, true);
+    for (size_t i = 0; i < G_N_ELEMENTS(threads); i++) {
+        void *domain;
+        assert_int_equal(pthread_join(threads[i], &domain), 0);
+        assert_string_equal(g_quark_to_string(GPOINTER_TO_UINT(domain)), "weft-error-quark");
+    }
+}
 
 static void test_error_groups_and_exit_codes(void **state)
 {
@@ -452,6 +477,7 @@ static void test_failpoints(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_domain_of_many_threads),
         cmocka_unit_test(test_error_groups_and_exit_codes),
         cmocka_unit_test(test_error_survives_a_status),
         cmocka_unit_test(test_foreign_statuses),
