@@ -1,10 +1,13 @@
 /* A process that exits while a channel is open ends with its own status, its output written, and
- * before exit() takes away what gRPC's threads use. */
+ * before exit() takes away what gRPC's threads use. A channel that gRPC lets go too late leaves its
+ * loop alone. */
+#include "proto/base/failpoint.h"
 #include "transport/daemon/daemon.h"
 #include "transport/rpc/rpc.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,14 +38,60 @@ static void leave(int out, bool give_back)
     exit(7);
 }
 
-static void assert_left(bool give_back, const char *wanted)
+/* A loop that counts who comes when it is gone. */
+typedef struct GoneLoop {
+    Loop base;
+    Loop *real;
+    atomic_bool gone;
+    atomic_int n_late;
+} GoneLoop;
+
+static int64_t gone_now_us(Loop *loop)
+{
+    return loop_now_us(((GoneLoop *)loop)->real);
+}
+
+static void gone_post(Loop *loop, LoopFn fn, void *user)
+{
+    GoneLoop *l = (GoneLoop *)loop;
+    if (atomic_load(&l->gone)) {
+        atomic_fetch_add(&l->n_late, 1);
+    } else {
+        loop_post(l->real, fn, user);
+    }
+}
+
+/* In a child: what is outstanding completes when the channel and its loop are gone. */
+static void leave_late(int out, bool give_back)
+{
+    static const LoopOps ops = {.now_us = gone_now_us, .post = gone_post};
+    dup2(out, STDOUT_FILENO);
+    MainLoop *loop = main_loop_new();
+    GoneLoop l = {.base = {&ops}, .real = main_loop_loop(loop)};
+    const RpcChannelOptions options = {.target = "127.0.0.1:1"};
+#ifdef WEFT_FAILPOINTS
+    failpoint_set("grpc-late", true, 0);
+#endif
+    rpc_channel_free(rpc_channel_new(rpc_transport_grpc(), &l.base, &options, NULL));
+    atomic_store(&l.gone, true);
+#ifdef WEFT_FAILPOINTS
+    failpoint_set("grpc-late", false, 0);
+#endif
+    /* one thread completes in order: what another channel waits for comes after it */
+    rpc_channel_free(rpc_channel_new(rpc_transport_grpc(), l.real, &options, NULL));
+    printf("%d late", atomic_load(&l.n_late));
+    exit(7);
+}
+
+static void assert_left(void (*leave_by)(int out, bool give_back), bool give_back,
+                        const char *wanted)
 {
     int ends[2], status = 0;
     char said[32] = "";
     assert_int_equal(pipe(ends), 0);
     const pid_t child = fork(); /* before this process has any thread */
     if (child == 0) {
-        leave(ends[1], give_back);
+        leave_by(ends[1], give_back);
     }
     close(ends[1]);
     size_t n = 0;
@@ -59,18 +108,25 @@ static void assert_left(bool give_back, const char *wanted)
 static void test_in_use(void **state)
 {
     (void)state;
-    assert_left(false, "said,");
+    assert_left(leave, false, "said,");
 }
 
 static void test_given_back(void **state)
 {
     (void)state;
-    assert_left(true, "latesaid,"); /* stdio writes out last */
+    assert_left(leave, true, "latesaid,"); /* stdio writes out last */
+}
+
+static void test_let_go_late(void **state)
+{
+    (void)state;
+    assert_left(leave_late, true, "0 late");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_in_use),
-                                       cmocka_unit_test(test_given_back)};
+                                       cmocka_unit_test(test_given_back),
+                                       cmocka_unit_test(test_let_go_late)};
     return cmocka_run_group_tests_name("rpc_exit", tests, NULL, NULL);
 }

@@ -391,6 +391,7 @@ void grpc_channel_fill_free(RpcChannel *base)
     bool gone = event_sink_run_until(channel->sink, no_wires, channel, until_us);
     grpc_channel_destroy(channel->channel);
     if (!gone || !event_sink_run_until(channel->sink, not_watching, channel, until_us)) {
+        event_sink_close(channel->sink);
         return; /* memory that gRPC may still write to is not given back */
     }
     event_sink_free(channel->sink);

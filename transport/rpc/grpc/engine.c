@@ -13,6 +13,8 @@
  *      leaves at once: the polling thread is inside gRPC, whose globals exit() would take away. */
 #include "transport/rpc/grpc/engine.h"
 
+#include "proto/base/failpoint.h"
+
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
 #include <pthread.h>
@@ -125,12 +127,17 @@ EventSink *event_sink_new(Loop *loop)
     return sink;
 }
 
-void event_sink_free(EventSink *sink)
+void event_sink_close(EventSink *sink)
 {
     pthread_mutex_lock(&sink->mutex);
-    g_assert(!sink->head);
     sink->loop = NULL;
     pthread_mutex_unlock(&sink->mutex);
+}
+
+void event_sink_free(EventSink *sink)
+{
+    event_sink_close(sink);
+    g_assert(!sink->head);
     sink_unref(sink);
 }
 
@@ -168,7 +175,7 @@ static void drain(void *user)
     EventSink *sink = user;
     pthread_mutex_lock(&sink->mutex);
     sink->posted = false;
-    for (int n = 0; n < DRAIN_BATCH && sink->head; n++) {
+    for (int n = 0; n < DRAIN_BATCH && sink->loop && sink->head; n++) {
         EventTag *tag = sink_pop(sink);
         pthread_mutex_unlock(&sink->mutex);
         tag->fn(tag, tag->ok);
@@ -238,6 +245,9 @@ static void *poll_queue(void *user)
         }
         if (event.type == GRPC_OP_COMPLETE) {
             TSAN_ACQUIRE(event.tag);
+            while (failpoint("grpc-late", NULL)) {
+                g_usleep(1000);
+            }
             sink_push(event.tag, event.success != 0);
         }
     }

@@ -36,6 +36,9 @@ struct EventTag {
 EventSink *event_sink_new(Loop *loop);
 /* Nothing is outstanding any more; the Loop may go away after this. */
 void event_sink_free(EventSink *sink);
+/* Something is still outstanding, for which the sink stays: it runs nowhere when it completes. The
+ * Loop may go away after this. */
+void event_sink_close(EventSink *sink);
 void event_tag_init(EventTag *tag, EventSink *sink, EventFn fn, void *owner);
 /* Runs completions on the calling thread (the Loop's own, while it is blocked in a destructor)
  * until until_us of the Loop's clock or until done(user). True when done. */

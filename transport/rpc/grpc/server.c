@@ -505,6 +505,7 @@ void grpc_server_fill_free(RpcServer *base, int grace_ms)
     if (!event_sink_run_until(server->sink, all_gone, server,
                               loop_now_us(base->loop) + END_GRACE_US)) {
         /* memory that gRPC may still write to is not given back */
+        event_sink_close(server->sink);
         log_error(base->log, "server at %s left behind: %u calls did not end within 1 s",
                   base->address, server->n_wires);
         return;
