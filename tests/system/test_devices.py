@@ -107,13 +107,17 @@ def case_recovery():
         process = subprocess.Popen([str(w) for w in (WEFT, "run", model, "-p", "The sky is", "--seed", 7, "--numerics", "fast", "-n", 32000, "--context", 32768, "--tp", 2)],
                                    env=clean_environment(pair.env), stdout=out, stderr=err)
     harness._processes.append(process)
-    wait_for("the answer to begin", lambda: said.stat().st_size > len(start))
+
+    def written(least):
+        assert process.poll() is None, (process.poll(), told.read_text(), said.read_text(errors="replace")[-200:])
+        return said.stat().st_size > least
+    wait_for("the answer to begin", lambda: written(len(start)))
     fails.touch()
     wait_for("the failure to be named", lambda: "rank 0: fail point device-group-fail" in log.read_text())
     fails.unlink()
     wait_for("the stream to go on", lambda: b"goes on in epoch" in told.read_bytes())
     before = said.stat().st_size
-    wait_for("more text", lambda: said.stat().st_size > before)
+    wait_for("more text", lambda: written(before))
     process.terminate()
     process.wait()
     assert said.read_text(errors="replace").startswith(start), (start, said.read_text(errors="replace")[:200])
