@@ -252,10 +252,8 @@ int main(int argc, char **argv)
         exact_gemm = kernels.train.gemm;
         kernels.train.gemm = loose_gemm;
     }
-    const SampleSource source = {.user = &s.length,
-                                 .read = read_sample,
-                                 .vocabulary = vocabulary,
-                                 .length = (uint32_t)s.length};
+    const SampleSource source = {
+        .user = &s.length, .read = read_sample, .length = (uint32_t)s.length};
     for (uint32_t i = 0; i < spec->n_tensors; i++) {
         const TensorSpec *t = &spec->tensors[i];
         if (t->rows > 1 && t->role != ROLE_POSITION_EMBD) {

@@ -44,8 +44,7 @@ static void no_begins(void *user, uint64_t sample, uint32_t *out) {}
 static void estimate_run(void *user)
 {
     Estimate *e = user;
-    const SampleSource source = {.vocabulary = e->spec->vocab_size,
-                                 .length = e->work.length,
+    const SampleSource source = {.length = e->work.length,
                                  .begins = e->work.bounds != BOUNDS_NONE ? no_begins : NULL};
     TrainPosition at;
     for (uint32_t g = 0; g < e->n_ranks; g++) {

@@ -9,11 +9,11 @@
 typedef struct SampleSource {
     void *user;
     /* Sample number `sample` (0, 1, ... over all steps): `length` tokens and the target of each,
-     * TARGET_NONE where there is no loss. Ids are below `vocabulary`. */
+     * TARGET_NONE where there is no loss. Ids are below the model's vocab_size. */
     void (*read)(void *user, uint64_t sample, uint32_t *tokens, uint32_t *targets);
     /* The position at which the document of each of the sample's positions begins: attention stays
      * inside it. NULL: a sample is one document. */
     void (*begins)(void *user, uint64_t sample, uint32_t *begins);
     bool restart; /* positions count from there */
-    uint32_t vocabulary, length;
+    uint32_t length;
 } SampleSource;

@@ -22,7 +22,7 @@ struct TokenData {
     uint32_t *ids;
     uint8_t *flags; /* DOCUMENT_*; NULL: all are learnt, one document */
     size_t n;
-    uint32_t length, vocabulary;
+    uint32_t length;
     GArray *windows; /* Window; NULL: a stream */
 };
 
@@ -40,9 +40,6 @@ static TokenData *data_new(const uint32_t *ids, const uint8_t *flags, size_t n, 
     memcpy(d->ids, ids, n * sizeof *ids);
     if (flags != NULL) {
         memcpy(d->flags, flags, n);
-    }
-    for (size_t i = 0; i < n; i++) {
-        d->vocabulary = MAX(d->vocabulary, ids[i] + 1);
     }
     return g_steal_pointer(&d);
 }
@@ -134,11 +131,6 @@ void token_data_free(TokenData *d)
 uint64_t token_data_windows(const TokenData *d)
 {
     return d->windows != NULL ? d->windows->len : (d->n - 1) / d->length;
-}
-
-uint32_t token_data_vocabulary(const TokenData *d)
-{
-    return d->vocabulary;
 }
 
 static uint64_t feistel(uint64_t seed, uint64_t epoch, unsigned half_bits, uint64_t x)
@@ -237,6 +229,5 @@ SampleSource token_samples_source(TokenSamples *samples)
                           .read = read_sample,
                           .begins = samples->bounds != BOUNDS_NONE ? read_begins : NULL,
                           .restart = samples->bounds == BOUNDS_POSITIONS,
-                          .vocabulary = token_data_vocabulary(samples->data),
                           .length = samples->data->length};
 }

@@ -30,8 +30,6 @@ static inline uint64_t token_data_bytes(uint64_t n)
     return n * (sizeof(uint32_t) + sizeof(uint8_t));
 }
 uint64_t token_data_windows(const TokenData *d);
-/* 1 + the highest id: what a vocabulary must hold. */
-uint32_t token_data_vocabulary(const TokenData *d);
 /* The window of sample number `sample` (0, 1, ... over all steps). */
 uint64_t token_data_window_of(const TokenData *d, uint64_t seed, uint64_t sample);
 /* Its tokens and targets, `length` each; TARGET_NONE (training.h) where there is none. */

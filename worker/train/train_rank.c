@@ -49,10 +49,6 @@ bool train_rank_check(const TrainRankOptions *o, const TrainPosition *p, GError 
     char *refusal = class_refusal(o);
     g_autofree char *what =
         refusal != NULL ? refusal
-        : o->source->vocabulary > o->spec->vocab_size
-            ? g_strdup_printf("the data has ids up to %u, the model a vocabulary of %u; use the "
-                              "model's tokenizer",
-                              o->source->vocabulary - 1, o->spec->vocab_size)
         : o->leaves < 1 || o->leaves > TREE_LEAVES_LIMIT
             ? g_strdup_printf("%u leaves; choose 1 to %u", o->leaves, TREE_LEAVES_LIMIT)
         : p->dp > o->leaves ? g_strdup_printf("%u replicas share %u leaves; choose dp 1 to %u",
