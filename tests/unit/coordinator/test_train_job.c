@@ -252,17 +252,103 @@ static void check_done(SimCluster *s, const Toy *t)
     g_assert_cmpuint(s->training.ranks->len, ==, 0);
 }
 
+static void assert_failed(SimCluster *s, const char *reason)
+{
+    const char *why = NULL;
+    g_assert_cmpstr(job_state(s, &why), ==, "failed");
+    if (strstr(why, reason) == NULL) {
+        fail_msg("'%s' lacks '%s'", why, reason);
+    }
+}
+
+static void restart(SimCluster *s)
+{
+    sim_cluster_stop(s);
+    sim_run_for(s, 2 * SECOND);
+    sim_cluster_start(s);
+    sim_run_for(s, 10 * SECOND);
+}
+
+/* The job runs on four workers and has told of so many steps. */
+static void run_toy(SimCluster *s, const Toy *t, uint64_t step)
+{
+    start_workers(s, 4);
+    submit(s, t);
+    run_to_step(s, step);
+}
+
+static void run_to_done(SimCluster *s, const Toy *t, unsigned n_epochs)
+{
+    run_to_end(s, 30 * SECOND);
+    check_done(s, t);
+    assert_int_equal(s->training.n_epochs, n_epochs);
+}
+
+static void run_to_failure(SimCluster *s, const char *reason)
+{
+    run_to_end(s, 30 * SECOND);
+    assert_failed(s, reason);
+    sim_run_for(s, SECOND);
+    assert_int_equal(s->training.ranks->len, 0);
+}
+
+/* A job that was taken up from a checkpoint, or found nothing left to do: its log is its own. */
+static void run_to_done_from_checkpoint(SimCluster *s)
+{
+    run_to_end(s, 30 * SECOND);
+    assert_string_equal(job_state(s, NULL), "done");
+    assert_true(steps_told(s) < toy.steps);
+    check_checkpoint(s, &toy);
+}
+
+/* What is computed again after a worker's death is not what was told. */
+static void begin_other_numbers(SimCluster *s)
+{
+    s->training.wrong_loss = true;
+    sim_worker_kill(&s->workers[1]);
+}
+
+static void end_other_numbers(SimCluster *s)
+{
+    s->training.wrong_loss = false;
+    heal(s, &s->workers[1], KILL);
+    sim_run_for(s, SECOND);
+}
+
+/* Step 10 was saved, step 20 was not. */
+static void assert_save_lost(SimCluster *s)
+{
+    g_autofree char *lost = path_in(s, "ck/step-0000000020"),
+                    *kept = path_in(s, "ck/step-0000000010");
+    assert_false(g_file_test(lost, G_FILE_TEST_EXISTS));
+    assert_true(g_file_test(kept, G_FILE_TEST_EXISTS));
+}
+
+static void ask(SimCluster *s, const char *method, const void *request)
+{
+    Answer a = {0};
+    sim_call(s, &a, &weft__v1__admin__descriptor, method, request);
+    sim_answer(s, &a, 5 * SECOND);
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+}
+
+/* A call that is open ends so. */
+static void assert_ends(SimCluster *s, Answer *a, int64_t limit_us, int code)
+{
+    sim_answer(s, a, limit_us);
+    assert_true(g_error_matches(a->error, WEFT_ERROR, code));
+    answer_clear(a);
+}
+
 /* ---- one harm ---- */
 
 static void test_undisturbed(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    run_toy(s, &toy, 0);
+    run_to_done(s, &toy, 1);
     check_trace(s, &toy, 4, toy.trace_first);
-    assert_int_equal(s->training.n_epochs, 1);
     assert_int_equal(s->training.steps_computed, toy.steps);
 }
 
@@ -273,9 +359,7 @@ static void survive(SimCluster *s, Harm how, unsigned victim, int64_t most_us)
                                           [FREEZE] =
                                               "lost during training: no heartbeat for 4500 ms",
                                           [CUT] = "lost during training: no heartbeat for 4500 ms"};
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
+    run_toy(s, &toy, 25);
     harm(&s->workers[victim], how);
     const int64_t from_us = sim_world_now_us(s->world);
     while (strstr(s->log->str, "epoch 1 ended: worker w") == NULL) {
@@ -321,16 +405,12 @@ static void test_cut_off(void **state)
 static void test_killed_at_the_end(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
     s->training.ends_unsaid = true;
-    run_to_step(s, toy.steps);
+    run_toy(s, &toy, toy.steps);
     sim_run_for(s, SECOND);
     assert_string_equal(job_state(s, NULL), "running");
     sim_worker_kill(&s->workers[2]);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
-    assert_int_equal(s->training.n_epochs, 1);
+    run_to_done(s, &toy, 1);
     assert_int_equal(s->training.steps_computed, toy.steps);
 }
 
@@ -339,12 +419,9 @@ static void test_trace_of_a_resumed_run(void **state)
 {
     SimCluster *s = *state;
     const Toy t = {2, 2, 1, 60, 10, 18, 10};
-    start_workers(s, 4);
-    submit(s, &t);
-    run_to_step(s, 25);
+    run_toy(s, &t, 25);
     sim_worker_kill(&s->workers[1]);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &t);
+    run_to_done(s, &t, 2);
     check_trace(s, &t, 2, 21);
 }
 
@@ -352,48 +429,30 @@ static void test_trace_of_a_resumed_run(void **state)
 static void test_trace_of_nonsense(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 10);
+    run_toy(s, &toy, 10);
     s->training.wrong_trace = true;
-    run_to_end(s, 30 * SECOND);
+    run_to_done(s, &toy, 2);
     assert_non_null(strstr(s->log->str, "tells of step 23 what cannot be"));
-    check_done(s, &toy);
     check_trace(s, &toy, 4, toy.trace_first);
-    assert_int_equal(s->training.n_epochs, 2);
 }
 
 static void test_drained(void **state)
 {
     SimCluster *s = *state;
-    Answer a = {0};
     Weft__V1__DrainRequest request = WEFT__V1__DRAIN_REQUEST__INIT;
     request.node = (char *)"w1";
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
-    sim_call(s, &a, &weft__v1__admin__descriptor, "Drain", &request);
-    sim_answer(s, &a, SECOND);
-    g_assert_no_error(a.error);
-    answer_clear(&a);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    run_toy(s, &toy, 25);
+    ask(s, "Drain", &request);
+    run_to_done(s, &toy, 2);
     assert_non_null(strstr(s->log->str, "worker w1 is drained"));
-    assert_int_equal(s->training.n_epochs, 2);
 }
 
 static void test_coordinator_killed(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
-    sim_cluster_stop(s);
-    sim_run_for(s, 2 * SECOND);
-    sim_cluster_start(s);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
-    assert_int_equal(s->training.n_epochs, 2);
+    run_toy(s, &toy, 25);
+    restart(s);
+    run_to_done(s, &toy, 2);
     assert_true(s->training.steps_computed <= toy.steps + toy.every);
 }
 
@@ -406,75 +465,29 @@ static void test_waits_for_workers(void **state)
     assert_string_equal(job_state(s, &why), "planning");
     assert_non_null(strstr(why, "no worker is usable"));
     start_workers(s, 4);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    run_to_done(s, &toy, 1);
 }
 
-/* Another loss for a step that was told: the job stops, whoever is wrong. */
-static void test_other_numbers(void **state)
-{
-    SimCluster *s = *state;
-    const char *why = NULL;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
-    s->training.wrong_loss = true;
-    sim_worker_kill(&s->workers[1]);
-    run_to_end(s, 30 * SECOND);
-    assert_string_equal(job_state(s, &why), "failed");
-    assert_non_null(strstr(why, "step 21"));
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->training.ranks->len, 0);
-}
-
-static void restart(SimCluster *s)
-{
-    sim_cluster_stop(s);
-    sim_run_for(s, 2 * SECOND);
-    sim_cluster_start(s);
-    sim_run_for(s, 10 * SECOND);
-}
-
-static void assert_failed(SimCluster *s, const char *reason)
-{
-    const char *why = NULL;
-    g_assert_cmpstr(job_state(s, &why), ==, "failed");
-    if (strstr(why, reason) == NULL) {
-        fail_msg("'%s' lacks '%s'", why, reason);
-    }
-}
-
-/* A job that failed is not taken up again: it has failed, for the same reason, until its name is
- * given to another. */
+/* Another loss for a step that was told: the job stops, whoever is wrong. It is not taken up again:
+ * it has failed, for the same reason, until its name is given to another. */
 static void test_failed_stays_failed(void **state)
 {
     SimCluster *s = *state;
     Answer a;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
-    s->training.wrong_loss = true;
-    sim_worker_kill(&s->workers[1]);
-    run_to_end(s, 30 * SECOND);
-    assert_failed(s, "step 21 had another loss");
+    run_toy(s, &toy, 25);
+    begin_other_numbers(s);
+    run_to_failure(s, "step 21 had another loss");
     const unsigned n_epochs = s->training.n_epochs;
     for (int i = 0; i < 2; i++) {
         restart(s);
         assert_failed(s, "step 21 had another loss");
         assert_int_equal(s->training.n_epochs, n_epochs);
         follow(s, &a);
-        sim_answer(s, &a, SECOND);
-        assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_NUMERICS));
-        answer_clear(&a);
+        assert_ends(s, &a, SECOND, WEFT_ERROR_NUMERICS);
     }
-    s->training.wrong_loss = false;
-    heal(s, &s->workers[1], KILL);
-    sim_run_for(s, SECOND);
-    submit(s, &toy); /* from its newest checkpoint, with a log of its own */
-    run_to_end(s, 30 * SECOND);
-    assert_string_equal(job_state(s, NULL), "done");
-    assert_true(steps_told(s) < toy.steps);
-    check_checkpoint(s, &toy);
+    end_other_numbers(s);
+    submit(s, &toy);
+    run_to_done_from_checkpoint(s);
 }
 
 /* Ranks that end with other weights than the first: nobody's are the job's. */
@@ -482,59 +495,39 @@ static void test_other_weights(void **state)
 {
     SimCluster *s = *state;
     const Toy t = {2, 2, 1, 25, 10};
-    start_workers(s, 4);
     s->training.other_end = true;
-    submit(s, &t);
-    run_to_end(s, 30 * SECOND);
-    assert_failed(s, "worker w3 (rank 3) ends with other weights than worker w0 (rank 0)");
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->training.ranks->len, 0);
+    run_toy(s, &t, 0);
+    run_to_failure(s, "worker w3 (rank 3) ends with other weights than worker w0 (rank 0)");
 }
 
 /* The same in the middle, found when they are saved. */
 static void test_other_weights_saved(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 15);
+    run_toy(s, &toy, 15);
     s->training.other_part = true;
-    run_to_end(s, 30 * SECOND);
-    assert_failed(s, "rank 3 is at step 20 with other weights than the first");
-    g_autofree char *lost = path_in(s, "ck/step-0000000020"),
-                    *kept = path_in(s, "ck/step-0000000010");
-    assert_false(g_file_test(lost, G_FILE_TEST_EXISTS));
-    assert_true(g_file_test(kept, G_FILE_TEST_EXISTS));
-    sim_run_for(s, SECOND);
-    assert_int_equal(s->training.ranks->len, 0);
+    run_to_failure(s, "rank 3 is at step 20 with other weights than the first");
+    assert_save_lost(s);
 }
 
 /* A worker that says what went wrong is there: it is named, and so is that. */
 static void test_worker_says_why(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
+    run_toy(s, &toy, 25);
     s->training.fails = WEFT_ERROR_MEMORY;
-    run_to_end(s, 30 * SECOND);
+    run_to_done(s, &toy, 2);
     assert_non_null(strstr(s->log->str, "epoch 1 ended: worker w3: so it was wished"));
-    check_done(s, &toy);
-    assert_int_equal(s->training.n_epochs, 2);
 }
 
 /* A step that the job has not is nonsense, and none of its log. */
 static void test_step_after_the_last(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 15);
+    run_toy(s, &toy, 15);
     s->training.wrong_step = true;
-    run_to_end(s, 30 * SECOND);
+    run_to_done(s, &toy, 2);
     assert_non_null(strstr(s->log->str, "tells of a step after the last, 60"));
-    check_done(s, &toy);
-    assert_int_equal(s->training.n_epochs, 2);
 }
 
 /* Weights of more steps than the file asks for are not its result. */
@@ -542,16 +535,12 @@ static void test_checkpoint_beyond_the_end(void **state)
 {
     SimCluster *s = *state;
     const Toy less = {2, 2, 1, 59, 10};
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    run_toy(s, &toy, 0);
+    run_to_done(s, &toy, 1);
     submit(s, &less);
-    run_to_end(s, 30 * SECOND);
-    assert_failed(s, "step-0000000060 is of step 60, and the job has steps: 59");
+    run_to_failure(s, "step-0000000060 is of step 60, and the job has steps: 59");
     submit(s, &toy);
-    run_to_end(s, 30 * SECOND);
-    assert_string_equal(job_state(s, NULL), "done");
+    run_to_done_from_checkpoint(s);
 }
 
 /* A name is free when its training is over, for the account that submitted it; that one stays, with
@@ -559,8 +548,7 @@ static void test_checkpoint_beyond_the_end(void **state)
 static void test_name_is_taken_again(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
+    run_toy(s, &toy, 0);
     assert_int_equal(try_submit(s, &toy), WEFT_ERROR_INVALID);
     run_to_end(s, 30 * SECOND);
     assert_int_equal(try_submit_as_other(s, &toy), WEFT_ERROR_DENIED);
@@ -572,8 +560,7 @@ static void test_name_is_taken_again(void **state)
     restart(s);
     check_done(s, &toy);
     submit(s, &toy);
-    run_to_end(s, 30 * SECOND);
-    assert_string_equal(job_state(s, NULL), "done");
+    run_to_done_from_checkpoint(s);
     assert_int_equal(steps_told(s), 0);
 }
 
@@ -584,25 +571,16 @@ static void test_log_of_the_one_before(void **state)
     SimCluster *s = *state;
     g_autofree char *path = path_in(s, "train-toy.jsonl"), *log = NULL;
     gsize size;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 25);
-    s->training.wrong_loss = true;
-    sim_worker_kill(&s->workers[1]);
-    run_to_end(s, 30 * SECOND);
-    assert_failed(s, "step 21 had another loss");
+    run_toy(s, &toy, 25);
+    begin_other_numbers(s);
+    run_to_failure(s, "step 21 had another loss");
     assert_true(g_file_get_contents(path, &log, &size, NULL));
-    s->training.wrong_loss = false;
-    heal(s, &s->workers[1], KILL);
-    sim_run_for(s, SECOND);
+    end_other_numbers(s);
     submit(s, &toy);
     sim_cluster_stop(s);
     assert_true(g_file_set_contents(path, log, (gssize)size, NULL));
     sim_cluster_start(s);
-    run_to_end(s, 30 * SECOND);
-    assert_string_equal(job_state(s, NULL), "done");
-    assert_true(steps_told(s) < toy.steps);
-    check_checkpoint(s, &toy);
+    run_to_done_from_checkpoint(s);
 }
 
 /* A name that goes to a job of another kind takes the log with it, too. */
@@ -610,17 +588,12 @@ static void test_name_is_taken_by_another_kind(void **state)
 {
     SimCluster *s = *state;
     g_autofree char *path = path_in(s, "train-toy.jsonl");
-    Answer a = {0};
     Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
     request.spec = (char *)"kind: serve\nname: toy\nmodel: {from: there-is-none.gguf}\n";
-    start_workers(s, 4);
-    submit(s, &toy);
+    run_toy(s, &toy, 0);
     run_to_end(s, 30 * SECOND);
     assert_true(g_file_test(path, G_FILE_TEST_EXISTS));
-    sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
-    sim_answer(s, &a, 5 * SECOND);
-    g_assert_no_error(a.error);
-    answer_clear(&a);
+    ask(s, "Submit", &request);
     assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
 }
 
@@ -631,16 +604,12 @@ static void test_end_is_durable(void **state)
     g_autofree char *path = path_in(s, "train-toy.jsonl");
     struct stat status;
     Answer a;
-    start_workers(s, 4);
-    submit(s, &toy);
+    run_toy(s, &toy, 0);
     follow(s, &a);
     run_to_step(s, 25);
-    s->training.wrong_loss = true;
-    sim_worker_kill(&s->workers[1]);
+    begin_other_numbers(s);
     synced_file = 0;
-    sim_answer(s, &a, 30 * SECOND);
-    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_NUMERICS));
-    answer_clear(&a);
+    assert_ends(s, &a, 30 * SECOND, WEFT_ERROR_NUMERICS);
     assert_int_equal(stat(path, &status), 0);
     assert_true(synced_file == status.st_ino);
     assert_int_equal(synced_size, status.st_size);
@@ -650,57 +619,42 @@ static void test_end_is_durable(void **state)
 static void test_followers_of_a_cancelled_job(void **state)
 {
     SimCluster *s = *state;
-    Answer a, cancelled = {0};
+    Answer a;
     Weft__V1__CancelJobRequest request = WEFT__V1__CANCEL_JOB_REQUEST__INIT;
     request.name = (char *)"toy";
-    start_workers(s, 4);
-    submit(s, &toy);
+    run_toy(s, &toy, 0);
     follow(s, &a);
     run_to_step(s, 25);
     assert_false(a.done);
-    sim_call(s, &cancelled, &weft__v1__admin__descriptor, "CancelJob", &request);
-    sim_answer(s, &cancelled, 5 * SECOND);
-    g_assert_no_error(cancelled.error);
+    ask(s, "CancelJob", &request);
     sim_answer(s, &a, SECOND);
-    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_CANCELLED));
     assert_string_equal(((const Weft__V1__JobLine *)a.message)->text, "cancelled");
-    answer_clear(&cancelled);
-    answer_clear(&a);
+    assert_ends(s, &a, SECOND, WEFT_ERROR_CANCELLED);
 }
 
 static void test_followers_when_the_coordinator_stops(void **state)
 {
     SimCluster *s = *state;
     Answer a;
-    start_workers(s, 4);
-    submit(s, &toy);
+    run_toy(s, &toy, 0);
     follow(s, &a);
     run_to_step(s, 25);
     sim_cluster_stop(s);
-    sim_answer(s, &a, 5 * SECOND);
-    assert_true(g_error_matches(a.error, WEFT_ERROR, WEFT_ERROR_UNREACHABLE));
-    answer_clear(&a);
+    assert_ends(s, &a, 5 * SECOND, WEFT_ERROR_UNREACHABLE);
     sim_cluster_start(s);
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    run_to_done(s, &toy, 2);
 }
 
 /* A checkpoint that is no whole one is not written, and said; the one before is gone on from. */
 static void test_damaged_save(void **state)
 {
     SimCluster *s = *state;
-    start_workers(s, 4);
-    submit(s, &toy);
-    run_to_step(s, 15);
+    run_toy(s, &toy, 15);
     s->training.piece_twice = true;
     run_to_step(s, 25);
     assert_false(s->training.piece_twice);
-    g_autofree char *lost = path_in(s, "ck/step-0000000020"),
-                    *kept = path_in(s, "ck/step-0000000010");
-    assert_false(g_file_test(lost, G_FILE_TEST_EXISTS));
-    assert_true(g_file_test(kept, G_FILE_TEST_EXISTS));
-    run_to_end(s, 30 * SECOND);
-    check_done(s, &toy);
+    assert_save_lost(s);
+    run_to_done(s, &toy, 1);
 }
 
 /* ---- many ---- */
@@ -812,7 +766,6 @@ int main(void)
         CASE(test_drained),
         CASE(test_coordinator_killed),
         CASE(test_waits_for_workers),
-        CASE(test_other_numbers),
         CASE(test_failed_stays_failed),
         CASE(test_other_weights),
         CASE(test_other_weights_saved),
