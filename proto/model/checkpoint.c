@@ -1,7 +1,7 @@
 /* The manifest is {"checkpoint": {...}, "xxh3_128": H}: H is the hash of the inner object's compact
  * text with sorted keys, so that white space is free and any other change is seen. Whoever writes
- * the manifest (coordinator/train/checkpoint.c) does so last, in a folder that gets its name only then:
- * a folder with a name and without a whole manifest was damaged afterwards. */
+ * the manifest (coordinator/train/checkpoint.c) does so last, in a folder that gets its name only
+ * then: a folder with a name and without a whole manifest was damaged afterwards. */
 #include "proto/model/checkpoint.h"
 
 #include "proto/base/checked.h"
@@ -27,7 +27,6 @@ struct Checkpoint {
     CheckpointState state;
     ModelSpec *model;
     GPtrArray *files; /* Safetensors, those of them that hold pieces */
-    GPtrArray *names; /* char *, all files */
     GArray *pieces;   /* Piece, sorted by tensor, then place */
 };
 
@@ -413,7 +412,6 @@ static bool read_file(Checkpoint *c, const json_t *entry, GError **error)
     if (checked == NULL) {
         return false;
     }
-    g_ptr_array_add(c->names, g_strdup(name));
     if (json_array_size(list) == 0) {
         return true;
     }
@@ -480,7 +478,6 @@ Checkpoint *checkpoint_open(const char *path, GError **error)
     g_autoptr(Checkpoint) c = g_new0(Checkpoint, 1);
     c->path = g_strdup(path);
     c->files = g_ptr_array_new_with_free_func((GDestroyNotify)safetensors_free);
-    c->names = g_ptr_array_new_with_free_func(g_free);
     c->pieces = pieces_new();
     json_t *inner = read_manifest(path, error);
     const bool ok = inner != NULL && read_inner(c, inner, error);
@@ -521,7 +518,6 @@ void checkpoint_free(Checkpoint *c)
         return;
     }
     g_ptr_array_unref(c->files);
-    g_ptr_array_unref(c->names);
     g_array_unref(c->pieces);
     model_spec_free(c->model);
     g_free(c->state.job);
@@ -582,11 +578,4 @@ bool checkpoint_read(const Checkpoint *c, const char *tensor, SliceRect rect, fl
         copy_common(&pieces[i], rect, out, ld);
     }
     return true;
-}
-
-char *checkpoint_file(const Checkpoint *c, const char *name)
-{
-    return g_ptr_array_find_with_equal_func(c->names, name, g_str_equal, NULL)
-               ? g_build_filename(c->path, name, NULL)
-               : NULL;
 }

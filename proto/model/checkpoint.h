@@ -56,8 +56,6 @@ bool checkpoint_has(const Checkpoint *c, const char *tensor, uint32_t rows, uint
  * does not lie in it. */
 bool checkpoint_read(const Checkpoint *c, const char *tensor, SliceRect rect, float *out, size_t ld,
                      GError **error);
-/* The path of another file of it, NULL if it has none of that name; returned. */
-char *checkpoint_file(const Checkpoint *c, const char *name);
 
 /* ---- for whoever writes them (coordinator/train/checkpoint.h) ---- */
 

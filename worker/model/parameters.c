@@ -1,7 +1,6 @@
 #include "worker/model/parameters.h"
 
 #include "kernels/ops/act.h"
-#include "proto/model/blocks.h"
 #include "kernels/ops/sample.h"
 #include "proto/base/checked.h"
 #include "proto/base/error.h"
@@ -99,18 +98,6 @@ void parameters_free(Parameters *p)
     weft_free(p->roles);
     holding_free(p->own_holding);
     g_free(p);
-}
-
-void parameters_cut(Parameters *part, const Parameters *whole)
-{
-    for (uint32_t i = 0; i < part->spec->n_tensors; i++) {
-        const SliceRect *r = &part->holding->rects[i];
-        for (uint32_t row = 0; row < r->n_rows; row++) {
-            memcpy(part->tensors[i] + (size_t)row * r->n_cols,
-                   whole->floats + holding_at(whole->holding, i, r->row0 + row, r->col0),
-                   r->n_cols * sizeof(float));
-        }
-    }
 }
 
 /* ---- over everything, threads sharing it ---- */
@@ -289,48 +276,4 @@ void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool)
 {
     Initialise job = {p, seed};
     pool_run(pool, initialise_region, &job);
-}
-
-/* ---- from a file ---- */
-
-/* The held part of tensor i, whose rows begin at `data`; row: room for one of them. */
-static void load_part(Parameters *p, uint32_t i, const uint8_t *data, size_t row_bytes, float *row)
-{
-    const SliceRect *part = &p->holding->rects[i];
-    const TensorSpec *t = &p->spec->tensors[i];
-    for (uint32_t r = 0; r < part->n_rows; r++) {
-        dequantise_row(t->type, data + (part->row0 + r) * row_bytes, t->columns, row);
-        memcpy(p->tensors[i] + (size_t)r * part->n_cols, row + part->col0,
-               part->n_cols * sizeof(float));
-    }
-}
-
-bool parameters_load(Parameters *p, const Gguf *g, GError **error)
-{
-    for (uint32_t i = 0; i < p->spec->n_tensors; i++) {
-        const TensorSpec *t = &p->spec->tensors[i];
-        if (dtype_info(t->type)->block != 1) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                        "model %s: tensor %s is stored as %s, which training cannot start from; "
-                        "give a file of F32, F16 or BF16",
-                        p->spec->name, t->name, dtype_info(t->type)->name);
-            return false;
-        }
-        size_t size = 0, row_bytes = 0;
-        const uint8_t *data = t->file < gguf_n_files(g) ? gguf_file_data(g, t->file, &size) : NULL;
-        if (data == NULL || t->offset > size || t->size_bytes > size - t->offset ||
-            !dtype_row_bytes(t->type, t->columns, &row_bytes)) {
-            g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                        "model %s: tensor %s does not lie in its file; fetch the file again",
-                        p->spec->name, t->name);
-            return false;
-        }
-        float *row = weft_alloc(t->columns, sizeof *row, "a row of weights", error);
-        if (row == NULL) {
-            return false;
-        }
-        load_part(p, i, data + t->offset, row_bytes, row);
-        weft_free(row);
-    }
-    return true;
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/parallel.h"
-#include "proto/model/gguf.h"
+#include "proto/model/model_spec.h"
 #include "worker/model/device_work.h"
 #include "worker/model/holding.h"
 
@@ -39,8 +39,6 @@ static inline float *parameters_at(const Parameters *p, TensorRole role, int32_t
 {
     return p->roles[(size_t)(layer + 1) * ROLE_LIMIT + role];
 }
-/* Copies what `part` holds from the parameters of the whole model. */
-void parameters_cut(Parameters *part, const Parameters *whole);
 /* The output projection: a tensor of its own, or the embedding. */
 static inline float *parameters_head(const Parameters *p)
 {
@@ -60,7 +58,3 @@ void parameters_add(Parameters *to, const Parameters *from, Pool *pool,
  * (Radford et al. 2019, section 2.3); norm weights 1, biases 0. Box and Muller's transform of
  * Philox words in double (det_*), rounded once. */
 void parameters_initialise(Parameters *p, uint64_t seed, Pool *pool);
-
-/* The held weights from a file whose matrices are F32, F16 or BF16: exactly those values. p->spec
- * is that of the file. INVALID for block types: their units are others (NUMERICS 3). */
-bool parameters_load(Parameters *p, const Gguf *g, GError **error);

@@ -483,12 +483,6 @@ float *training_gradient(Training *t)
     return t->device != NULL ? training_device_gradient(t) : t->dx;
 }
 
-const float *training_logits(const Training *t)
-{
-    g_assert(t->device == NULL);
-    return t->logits;
-}
-
 const float *training_logits_row(Training *t, uint32_t row)
 {
     return t->device != NULL ? training_device_logits(t, row) : t->logits + row * t->logits_ld;

@@ -115,11 +115,8 @@ const float *training_output(Training *t, uint32_t slot);
 /* Last chunk of the last stage: losses of the batch's tokens, [rows], 0 where there is no target,
  * NaN where a logit is not finite. The same on all tensor ranks. */
 GroupStatus training_loss(Training *t, uint32_t slot, const TrainBatch *batch, float *losses);
-/* Own logits of the last training_loss(), [rows][own vocabulary], until backward uses them up.
- * Host.
- */
-const float *training_logits(const Training *t);
-/* One row of them, wherever the pass runs; until the next call. */
+/* A row of own logits of the last training_loss(), [own vocabulary], until the next call or until
+ * backward uses them up. */
 const float *training_logits_row(Training *t, uint32_t row);
 
 /* The gradient of the chunk's output before training_backward() (not of the last chunk on the last

@@ -14,27 +14,12 @@
 
 #include "proto/base/error.h"
 
-#include <string.h>
-
 static const char *const names[PIPELINE_KIND_LIMIT] = {"1f1b", "gpipe", "zero-bubble",
                                                        "interleaved"};
 
 const char *pipeline_name(PipelineKind kind)
 {
     return names[kind];
-}
-
-bool pipeline_parse(const char *name, PipelineKind *out, GError **error)
-{
-    for (uint32_t i = 0; i < PIPELINE_KIND_LIMIT; i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *out = (PipelineKind)i;
-            return true;
-        }
-    }
-    g_set_error(error, WEFT_ERROR, WEFT_ERROR_INVALID,
-                "schedule %s is unknown; choose 1f1b, gpipe, zero-bubble or interleaved", name);
-    return false;
 }
 
 /* ---- making ---- */

@@ -17,8 +17,7 @@ typedef enum PipelineKind {
     PIPELINE_INTERLEAVED = 3, /* stages of several chunks of layers (arXiv 2104.04473, 2.2) */
 } PipelineKind;
 #define PIPELINE_KIND_LIMIT 4u
-const char *pipeline_name(PipelineKind kind);                             /* static */
-bool pipeline_parse(const char *name, PipelineKind *out, GError **error); /* INVALID: unknown */
+const char *pipeline_name(PipelineKind kind); /* static */
 
 typedef enum PipelineOpKind {
     PIPELINE_RECEIVE_FORWARD,

@@ -108,14 +108,6 @@ TokenData *token_data_from(const Documents *documents, uint32_t length, TokenPac
     return d;
 }
 
-TokenData *token_data_load(const char *path, const Tokenizer *tokenizer, uint32_t length,
-                           GError **error)
-{
-    const DocumentOptions options = {.format = DOCUMENT_TEXT, .tokenizer = tokenizer};
-    g_autoptr(Documents) documents = documents_load(path, &options, error);
-    return documents != NULL ? token_data_from(documents, length, TOKENS_STREAM, error) : NULL;
-}
-
 void token_data_free(TokenData *d)
 {
     if (d != NULL) {

@@ -18,9 +18,6 @@ TokenData *token_data_new(const uint32_t *ids, size_t n, uint32_t length, GError
 /* The ids of documents (copied), those without LOSS as no targets. INVALID as above. */
 TokenData *token_data_from(const Documents *documents, uint32_t length, TokenPacking packing,
                            GError **error);
-/* A text file: its tokens, or its bytes when there is no tokenizer (borrowed for the call). */
-TokenData *token_data_load(const char *path, const Tokenizer *tokenizer, uint32_t length,
-                           GError **error);
 void token_data_free(TokenData *d); /* NULL-safe */
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TokenData, token_data_free)
 

@@ -57,7 +57,6 @@ static TrainRank *rank_new(World *w, const Plan *plan, uint32_t replica, uint32_
     Holding *holding =
         plan != NULL ? holding_new(w->spec, plan, replica, stage, rank) : holding_whole(w->spec);
     g_ptr_array_add(w->holdings, holding);
-    g_autoptr(Parameters) whole = toy_weights(w->toy, w->spec);
     TrainRankOptions options = toy_options(w->toy, w->spec, &w->source);
     options.kernels = kernels_get(kernels_best_isa());
     options.pool = w->pool;
@@ -67,9 +66,7 @@ static TrainRank *rank_new(World *w, const Plan *plan, uint32_t replica, uint32_
     options.rank = rank;
     options.optimizer.kind = sgd ? OPTIMIZER_SGD : OPTIMIZER_ADAMW;
     options.scaling = (LossScaleRule){.dynamic = true, .initial = 0x1p20f, .window = 3};
-    Parameters *part = parameters_new_part(holding, false, NULL);
-    parameters_cut(part, whole);
-    TrainRank *t = train_rank_new(&options, part, &error);
+    TrainRank *t = train_rank_new(&options, toy_part(w->toy, w->spec, holding), &error);
     if (t == NULL) {
         fail_msg("%s", error->message);
     }

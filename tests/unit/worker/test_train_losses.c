@@ -2,9 +2,9 @@
  * (tests/golden/train/make_text.py): the same first weights and order of samples, another
  * implementation. Skipped where Debian's copy of the text is not the one that the losses are of. */
 #include "tests/unit/kernels/numbers.h"
+#include "tests/unit/worker/text_data.h"
 
 #include "proto/model/model_config.h"
-#include "worker/train/token_data.h"
 #include "worker/train/train_rank.h"
 
 #include <math.h>
@@ -59,7 +59,7 @@ static double distance(ModelFamily family, Precision precision)
                                 .context = LENGTH};
     g_autoptr(GError) error = NULL;
     g_autoptr(ModelSpec) spec = model_spec_from_config(&config, &error);
-    g_autoptr(TokenData) data = token_data_load(TEXT, NULL, LENGTH, &error);
+    g_autoptr(TokenData) data = text_data(TEXT, LENGTH, &error);
     g_autofree char *path =
         g_build_filename(GOLDEN_DIR, gpt2 ? "gpt2.losses" : "llama.losses", NULL);
     g_autofree char *golden = NULL;

@@ -1,5 +1,6 @@
 /* The parts of a training step by themselves: order of samples, schedules, tiles, first weights,
  * the fold of gradients, and the training forward pass beside what defines it. */
+#include "tests/unit/worker/text_data.h"
 #include "tests/unit/worker/toy_training.h"
 #include "worker/train/gradient_fold.h"
 #include "worker/train/tiles.h"
@@ -68,14 +69,14 @@ static void test_text_as_bytes(void **state)
     g_autofree char *path = NULL;
     const int fd = g_file_open_tmp("weft-train-XXXXXX", &path, NULL);
     assert_true(g_close(fd, NULL) && g_file_set_contents(path, "abc\xff\n", 5, NULL));
-    g_autoptr(TokenData) data = token_data_load(path, NULL, 4, &error);
+    g_autoptr(TokenData) data = text_data(path, 4, &error);
     assert_non_null(data);
     token_data_read(data, 0, tokens, targets);
     assert_int_equal(tokens[0], 'a');
     assert_int_equal(tokens[3], 0xff);
     assert_int_equal(targets[3], '\n');
     g_remove(path);
-    assert_null(token_data_load(path, NULL, 4, &error));
+    assert_null(text_data(path, 4, &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_NOT_FOUND));
 }
 

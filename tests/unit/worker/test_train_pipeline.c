@@ -284,18 +284,6 @@ static void test_refused(void **state)
     assert_refused(p, "for ever");
 }
 
-static void test_names(void **state)
-{
-    PipelineKind kind;
-    g_autoptr(GError) error = NULL;
-    for (PipelineKind k = PIPELINE_1F1B; k < PIPELINE_KIND_LIMIT; k++) {
-        assert_true(pipeline_parse(pipeline_name(k), &kind, &error));
-        assert_int_equal(kind, k);
-    }
-    assert_false(pipeline_parse("2f2b", &kind, &error));
-    assert_non_null(strstr(error->message, "choose 1f1b, gpipe, zero-bubble or interleaved"));
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -303,7 +291,7 @@ int main(void)
         cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers),
         cmocka_unit_test(test_interleaved), cmocka_unit_test(test_interleaved_uneven),
         cmocka_unit_test(test_slots),       cmocka_unit_test(test_comparison),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_names),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,8 +3,9 @@
  * of single bytes, which only a model that reads what came before can; also on the windows that it
  * is validated on.
  */
+#include "tests/unit/worker/text_data.h"
+
 #include "proto/model/model_config.h"
-#include "worker/train/token_data.h"
 #include "worker/train/train_rank.h"
 
 #include <math.h>
@@ -44,7 +45,7 @@ static void check(ModelFamily family)
                                 .context = LENGTH};
     g_autoptr(GError) error = NULL;
     g_autoptr(ModelSpec) spec = model_spec_from_config(&config, &error);
-    g_autoptr(TokenData) data = token_data_load(TEXT, NULL, LENGTH, &error);
+    g_autoptr(TokenData) data = text_data(TEXT, LENGTH, &error);
     assert_non_null(data);
     Pool *pool = pool_new(2, NULL, false, 0);
     Parameters *weights = parameters_new(spec, false, &error);

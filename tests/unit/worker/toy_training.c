@@ -100,6 +100,26 @@ Parameters *toy_weights(const Toy *toy, const ModelSpec *spec)
     return p;
 }
 
+void toy_cut(Parameters *part, const Parameters *whole)
+{
+    for (uint32_t i = 0; i < part->spec->n_tensors; i++) {
+        const SliceRect *r = &part->holding->rects[i];
+        for (uint32_t row = 0; row < r->n_rows; row++) {
+            memcpy(part->tensors[i] + (size_t)row * r->n_cols,
+                   whole->floats + holding_at(whole->holding, i, r->row0 + row, r->col0),
+                   r->n_cols * sizeof(float));
+        }
+    }
+}
+
+Parameters *toy_part(const Toy *toy, const ModelSpec *spec, const Holding *holding)
+{
+    g_autoptr(Parameters) whole = toy_weights(toy, spec);
+    Parameters *part = parameters_new_part(holding, false, NULL);
+    toy_cut(part, whole);
+    return part;
+}
+
 TokenData *toy_data(const Toy *toy)
 {
     const size_t n = (size_t)toy->length * 40 + 7;

@@ -20,6 +20,10 @@ extern const Toy toy_wide_gpt2, toy_wide_llama;
 
 ModelSpec *toy_spec(const Toy *toy);
 Parameters *toy_weights(const Toy *toy, const ModelSpec *spec);
+/* What `part` holds, from those of the whole model. */
+void toy_cut(Parameters *part, const Parameters *whole);
+/* toy_weights() of a rank. */
+Parameters *toy_part(const Toy *toy, const ModelSpec *spec, const Holding *holding);
 TokenData *toy_data(const Toy *toy);
 /* Everything but kernels, pool and how the work is spread (micro-batches of 1, one rank). */
 TrainRankOptions toy_options(const Toy *toy, const ModelSpec *spec, const SampleSource *source);

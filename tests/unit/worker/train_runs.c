@@ -106,15 +106,6 @@ static void close_ranks(Run *run)
     plan_free(run->plan);
 }
 
-/* The part of the toy's weights that a rank has. */
-static Parameters *weights_of(const Run *run, const Holding *holding)
-{
-    g_autoptr(Parameters) whole = toy_weights(run->toy, run->spec);
-    Parameters *part = parameters_new_part(holding, false, NULL);
-    parameters_cut(part, whole);
-    return part;
-}
-
 /* ---- state by logical tensor ---- */
 
 RunState *run_state_new(const ModelSpec *spec)
@@ -182,7 +173,7 @@ static void load_state(TrainRank *t, const RunState *s)
 {
     const GArray *pieces = train_rank_ownership(t)->pieces;
     Optimizer *optimizer = train_rank_optimizer(t);
-    parameters_cut(train_rank_weights_to_restore(t), s->weights);
+    toy_cut(train_rank_weights_to_restore(t), s->weights);
     for (uint32_t i = 0; i < pieces->len; i++) {
         const OwnedPiece *piece = &g_array_index(pieces, OwnedPiece, i);
         copy_piece(piece, s->first, optimizer_first(optimizer) + piece->kept, false);
@@ -334,7 +325,7 @@ static void *rank_main(void *user)
     if (spread->change != NULL) {
         spread->change(&options);
     }
-    TrainRank *t = train_rank_new(&options, weights_of(run, holding), &rank->error);
+    TrainRank *t = train_rank_new(&options, toy_part(run->toy, run->spec, holding), &rank->error);
     pthread_barrier_wait(&rank->run->built);
     if (t != NULL && spread->load != NULL) {
         load_state(t, spread->load);
