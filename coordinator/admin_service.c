@@ -199,7 +199,7 @@ static void plan_call_opened(Model *model, const GError *error, void *user)
         p->wish.pp = layout->pp;
         p->wish.tp = layout->tp;
     }
-    work_pool_run_full(p->parts->pool, plan_call_work, plan_call_done, plan_call_free, p);
+    work_pool_run(p->parts->pool, plan_call_work, plan_call_done, plan_call_free, p);
 }
 
 static void on_plan(RpcCall *call, const ProtobufCMessage *message, void *user)

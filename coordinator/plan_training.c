@@ -251,5 +251,5 @@ void plan_training_answer(RpcCall *call, const ProtobufCMessage *message, void *
     p->spec = g_steal_pointer(&spec);
     p->violations = g_ptr_array_new_with_free_func(g_free);
     p->alternatives = g_ptr_array_new_with_free_func(g_free);
-    work_pool_run_full(p->parts->pool, input_work, input_done, plan_training_free, p);
+    work_pool_run(p->parts->pool, input_work, input_done, plan_training_free, p);
 }

@@ -137,7 +137,7 @@ static void run_on(WorkPool *pool, GThreadPool *threads, WorkFn work, WorkFn don
     }
 }
 
-void work_pool_run_full(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
+void work_pool_run(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
 {
     run_on(pool, pool->threads, work, done, dropped, user);
 }
@@ -145,11 +145,6 @@ void work_pool_run_full(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped
 void work_pool_run_heavy(WorkPool *pool, WorkFn work, WorkFn done, WorkFn dropped, void *user)
 {
     run_on(pool, pool->heavy, work, done, dropped, user);
-}
-
-void work_pool_run(WorkPool *pool, WorkFn work, WorkFn done, void *user)
-{
-    work_pool_run_full(pool, work, done, NULL, user);
 }
 
 void work_pool_free(WorkPool *pool)

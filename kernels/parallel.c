@@ -35,8 +35,6 @@
 #include <immintrin.h>
 #endif
 
-#define IDLE_PERIOD_NS 20000       /* between calls of the idle hook while spinning */
-#define IDLE_SLEEP_NS 500000       /* and while sleeping */
 #define PAUSES_PER_LOOK 32u        /* spins between two looks at the clock */
 #define FLOAT_CONTROL 0x1F80u      /* all exceptions masked, round to nearest, no FTZ, no DAZ */
 #define FLOAT_CONTROL_MASK 0xFFC0u /* without the sticky flags */
@@ -56,11 +54,8 @@ typedef struct PoolThread {
 struct Pool {
     unsigned n_threads;
     int64_t spin_ns;
-    void (*idle)(void *user);
-    void *idle_user;
     PoolFn fn; /* NULL in a region: the threads end */
     void *user;
-    pthread_t first_thread; /* of this region: whoever called pool_run */
     Gate region, done, phase;
     alignas(64) atomic_uint arrived;
     unsigned n_started; /* of threads[1..] */
@@ -101,11 +96,10 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void gate_sleep(Gate *gate, unsigned old, int64_t timeout_ns)
+static void gate_sleep(Gate *gate, unsigned old)
 {
-    const struct timespec t = {.tv_nsec = (long)timeout_ns};
     atomic_fetch_add(&gate->sleepers, 1);
-    syscall(SYS_futex, &gate->word, FUTEX_WAIT_PRIVATE, old, timeout_ns > 0 ? &t : NULL, NULL, 0);
+    syscall(SYS_futex, &gate->word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
     atomic_fetch_sub(&gate->sleepers, 1);
 }
 
@@ -116,12 +110,10 @@ static void gate_wake(Gate *gate)
     }
 }
 
-/* Returns once gate->word is no longer `old`: spins for spin_us, then sleeps. Thread 0 calls the
- * idle hook on the way. */
-static void gate_wait(Pool *pool, Gate *gate, unsigned old, bool is_first_thread)
+/* Returns once gate->word is no longer `old`: spins for spin_us, then sleeps. */
+static void gate_wait(Pool *pool, Gate *gate, unsigned old)
 {
-    const bool idles = is_first_thread && pool->idle != NULL;
-    int64_t start = 0, last_idle = 0;
+    int64_t start = 0;
     for (;;) {
         for (unsigned i = 0; i < PAUSES_PER_LOOK; i++) {
             if (atomic_load_explicit(&gate->word, memory_order_acquire) != old) {
@@ -131,12 +123,8 @@ static void gate_wait(Pool *pool, Gate *gate, unsigned old, bool is_first_thread
         }
         const int64_t now = now_ns();
         start = start != 0 ? start : now;
-        if (idles && now - last_idle >= IDLE_PERIOD_NS) {
-            pool->idle(pool->idle_user);
-            last_idle = now;
-        }
         if (now - start >= pool->spin_ns) {
-            gate_sleep(gate, old, idles ? IDLE_SLEEP_NS : 0);
+            gate_sleep(gate, old);
         }
     }
 }
@@ -156,7 +144,7 @@ static void *thread_main(void *user)
     snprintf(name, sizeof name, "weft-cpu-%u", self->index);
     pthread_setname_np(pthread_self(), name);
     for (unsigned seen = 0;; seen++) {
-        gate_wait(pool, &pool->region, seen, false);
+        gate_wait(pool, &pool->region, seen);
         if (pool->fn == NULL) {
             return NULL;
         }
@@ -252,12 +240,6 @@ unsigned pool_threads(const Pool *pool)
     return pool->n_threads;
 }
 
-void pool_set_idle(Pool *pool, void (*idle)(void *user), void *user)
-{
-    pool->idle = idle;
-    pool->idle_user = user;
-}
-
 void pool_float_control(void)
 {
     float_control_set(FLOAT_CONTROL);
@@ -268,7 +250,6 @@ void pool_run(Pool *pool, PoolFn fn, void *user)
     const unsigned caller_control = float_control_get();
     pool->fn = fn;
     pool->user = user;
-    pool->first_thread = pthread_self();
     if (pool->n_threads > 1) {
         atomic_store(&pool->done.word, 0);
         atomic_fetch_add(&pool->region.word, 1);
@@ -277,7 +258,7 @@ void pool_run(Pool *pool, PoolFn fn, void *user)
     run_part(pool, 0);
     unsigned done;
     while ((done = atomic_load(&pool->done.word)) != pool->n_threads - 1) {
-        gate_wait(pool, &pool->done, done, true);
+        gate_wait(pool, &pool->done, done);
     }
     float_control_set(caller_control);
 }
@@ -294,5 +275,5 @@ void pool_barrier(Pool *pool)
         gate_wake(&pool->phase);
         return;
     }
-    gate_wait(pool, &pool->phase, phase, pthread_equal(pthread_self(), pool->first_thread) != 0);
+    gate_wait(pool, &pool->phase, phase);
 }

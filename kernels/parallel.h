@@ -21,15 +21,11 @@ unsigned pool_threads(const Pool *pool);
  * outside them. */
 void pool_float_control(void);
 
-/* fn(user, thread, n_threads) on every thread; returns when all are done. The idle hook of thread 0
- * runs while it waits for the others. */
+/* fn(user, thread, n_threads) on every thread; returns when all are done. */
 typedef void (*PoolFn)(void *user, unsigned thread, unsigned n_threads);
 void pool_run(Pool *pool, PoolFn fn, void *user);
 /* Inside a region: all threads meet. */
 void pool_barrier(Pool *pool);
-/* Called by thread 0 now and then while it waits (link progress, DESIGN 5: never more than 1 ms
- * apart). Not inside a region. */
-void pool_set_idle(Pool *pool, void (*idle)(void *user), void *user);
 
 /* The contiguous share of `n` items for thread t of T: [first, last), items cut at multiples of
  * `grain`. */

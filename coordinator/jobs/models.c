@@ -537,7 +537,7 @@ void models_open(Models *models, const char *name, ModelOpened done, void *user)
     task->name = g_strdup(name);
     task->dir = g_strdup(models->dir);
     task->known_identity = entry->stale ? NULL : g_strdup(entry->identity);
-    work_pool_run_full(models->pool, model_task_work, model_task_done, model_task_free, task);
+    work_pool_run(models->pool, model_task_work, model_task_done, model_task_free, task);
 }
 
 Model *models_by_hash(const Models *models, const uint8_t hash[16], GError **error)

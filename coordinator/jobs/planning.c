@@ -285,8 +285,7 @@ static PlanTask *plan_task_new(Deployment *d)
 
 static void plan_task_begin(PlanTask *task)
 {
-    work_pool_run_full(task->jobs->options.pool, plan_task_work, plan_task_done, plan_task_free,
-                       task);
+    work_pool_run(task->jobs->options.pool, plan_task_work, plan_task_done, plan_task_free, task);
 }
 
 void deployment_begin_planning(Deployment *d)

@@ -109,7 +109,7 @@ static void fetch_on_batch(void *user);
 
 static void fetch_begin_batch(Fetch *f)
 {
-    work_pool_run_full(f->service->pool, fetch_read, fetch_on_batch, fetch_free, f);
+    work_pool_run(f->service->pool, fetch_read, fetch_on_batch, fetch_free, f);
 }
 
 /* One chunk of the batch. */

@@ -57,7 +57,7 @@ static void on_want(TrainCall *call, const Weft__V1__TrainWant *want, void *user
     task->epoch = job->epoch;
     task->rank = call->index;
     call->asking = true;
-    work_pool_run_full(job->o.pool, want_work, want_done, job_task_dropped, task);
+    work_pool_run(job->o.pool, want_work, want_done, job_task_dropped, task);
 }
 
 static void on_loaded(TrainCall *call, void *user)
@@ -244,7 +244,7 @@ static void on_trace(TrainCall *call, const Weft__V1__TrainTrace *trace, void *u
         JobTask *task = job_task_new(job);
         task->trace = g_steal_pointer(&job->trace);
         job->tracing = true;
-        work_pool_run_full(job->o.pool, trace_work, trace_done, job_task_dropped, task);
+        work_pool_run(job->o.pool, trace_work, trace_done, job_task_dropped, task);
     }
 }
 

@@ -199,7 +199,7 @@ static void job_over(TrainJob *job, JobState state)
     train_job_end_calls(job);
     train_job_enter(job, state);
     if (!job->dead) {
-        work_pool_run_full(job->o.pool, sync_work, sync_done, job_task_dropped, job_task_new(job));
+        work_pool_run(job->o.pool, sync_work, sync_done, job_task_dropped, job_task_new(job));
     }
 }
 
@@ -294,7 +294,7 @@ void train_job_finish(TrainJob *job, const char *digest)
     task->path =
         train_file_curves(job->o.state_dir, job->spec->checkpoint_directory, job->spec->name);
     task->text = train_job_curves(job);
-    work_pool_run_full(job->o.pool, curves_work, curves_done, job_task_dropped, task);
+    work_pool_run(job->o.pool, curves_work, curves_done, job_task_dropped, task);
 }
 
 /* ---- PREPARING ---- */
@@ -470,7 +470,7 @@ static void on_placed(TrainPlacing *placing, const GError *error, void *user)
     }
     train_placing_free(g_steal_pointer(&job->placing));
     if (fits) {
-        work_pool_run_full(job->o.pool, open_work, open_done, job_task_dropped, job_task_new(job));
+        work_pool_run(job->o.pool, open_work, open_done, job_task_dropped, job_task_new(job));
     } else if (train_error_is_final(why) && (error != NULL || !job->may_shrink)) {
         train_job_fail(job, why);
     } else { /* workers that are lost may come back */
@@ -532,8 +532,7 @@ static void log_done(void *user)
         return;
     }
     train_job_say(job, "reads its data");
-    work_pool_run_full(job->o.pool, prepare_work, prepare_done, job_task_dropped,
-                       job_task_new(job));
+    work_pool_run(job->o.pool, prepare_work, prepare_done, job_task_dropped, job_task_new(job));
 }
 
 static void begin_due(void *user)
@@ -545,7 +544,7 @@ static void begin_due(void *user)
         train_job_fail(job, error);
         return;
     }
-    work_pool_run_full(job->o.pool, log_work, log_done, job_task_dropped, job_task_new(job));
+    work_pool_run(job->o.pool, log_work, log_done, job_task_dropped, job_task_new(job));
 }
 
 TrainJob *train_job_new(const TrainJobOptions *options, const char *text, int64_t submitted_us,

@@ -310,7 +310,7 @@ static void close_now(TrainSaving *s)
         return;
     }
     s->running = true;
-    work_pool_run_full(s->o.pool, remove_work, remove_done, saving_dropped, s);
+    work_pool_run(s->o.pool, remove_work, remove_done, saving_dropped, s);
 }
 
 static void saving_next(TrainSaving *s)
@@ -326,7 +326,7 @@ static void saving_next(TrainSaving *s)
     if (!g_queue_is_empty(&s->batch)) {
         s->running = true;
         s->commits = is_whole(s);
-        work_pool_run_full(s->o.pool, saving_work, saving_done, saving_dropped, s);
+        work_pool_run(s->o.pool, saving_work, saving_done, saving_dropped, s);
     }
 }
 

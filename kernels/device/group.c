@@ -33,7 +33,7 @@ bool device_tree_init_missing(DeviceTree *tree, uint32_t n_leaves, uint64_t miss
         n_subtrees[r] = tree_subtrees_missing(n_leaves, missing, cuts[r], cuts[r + 1]);
         tree->most = MAX(tree->most, n_subtrees[r]);
     }
-    const uint32_t n = tree_completion_missing(n_leaves, missing, cuts, n_ranks, merges);
+    const uint32_t n = tree_completion(n_leaves, missing, cuts, n_ranks, merges);
     if (n > TREE_LEAVES_LIMIT) {
         return false;
     }

@@ -310,11 +310,6 @@ const SafetensorsTensor *safetensors_find(const Safetensors *s, const char *name
     return bsearch(&wanted, s->tensors, s->n, sizeof wanted, compare_names);
 }
 
-const char *safetensors_metadata(const Safetensors *s, const char *key)
-{
-    return json_string_value(json_object_get(json_object_get(s->header, "__metadata__"), key));
-}
-
 /* ---- writing ---- */
 
 static json_t *entry_json(const SafetensorsEntry *e, uint64_t begin, uint64_t end)

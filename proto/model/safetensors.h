@@ -39,8 +39,6 @@ size_t safetensors_n(const Safetensors *s);
 const SafetensorsTensor *safetensors_at(const Safetensors *s, size_t i);
 /* NULL if there is none. */
 const SafetensorsTensor *safetensors_find(const Safetensors *s, const char *name);
-/* A text of __metadata__; NULL if there is none. Borrowed. */
-const char *safetensors_metadata(const Safetensors *s, const char *key);
 
 /* The header of a file to be written: tensors in order, each after the one before. */
 typedef struct SafetensorsEntry {

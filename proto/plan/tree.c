@@ -113,13 +113,8 @@ static bool complete(Completion *c, uint32_t a, uint32_t b)
     return left || right;
 }
 
-uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks, uint8_t *merges)
-{
-    return tree_completion_missing(n_leaves, 0, cuts, n_ranks, merges);
-}
-
-uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
-                                 uint32_t n_ranks, uint8_t *merges)
+uint32_t tree_completion(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
+                         uint32_t n_ranks, uint8_t *merges)
 {
     g_assert(n_leaves <= TREE_CHUNKS_LIMIT && cuts[0] == 0 && cuts[n_ranks] == n_leaves);
     Completion c = {missing, cuts, n_ranks, 0, merges};

@@ -35,13 +35,10 @@ uint32_t tree_subtrees(uint32_t n_leaves, uint32_t first, uint32_t last);
 /* Completing the tree from everybody's subtrees, which arrive ordered by their first leaf:
  * cuts[0..n_ranks] are the rank boundaries (cuts[0] = 0, cuts[n_ranks] = n_leaves; empty ranks
  * allowed). Fills merges[i] for each subtree i in order: pops-and-adds after it was pushed. Returns
- * the number of subtrees. The last merge leaves one value: the sum. */
-uint32_t tree_completion(uint32_t n_leaves, const uint32_t *cuts, uint32_t n_ranks,
-                         uint8_t *merges);
-
-/* The same where some leaves have no operand (bit i of `missing`: leaf i < 64): a subtree without
- * any is none, and a node with one such child is the other one. The programs of ranges stay the
- * same. */
+ * the number of subtrees. The last merge leaves one value: the sum. Some leaves may have no operand
+ * (bit i of `missing`: leaf i < 64): a subtree without any is none, and a node with one such child
+ * is the other one. The programs of ranges stay the same. */
+uint32_t tree_completion(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
+                         uint32_t n_ranks, uint8_t *merges);
+/* tree_subtrees() where some leaves have no operand. */
 uint32_t tree_subtrees_missing(uint32_t n_leaves, uint64_t missing, uint32_t first, uint32_t last);
-uint32_t tree_completion_missing(uint32_t n_leaves, uint64_t missing, const uint32_t *cuts,
-                                 uint32_t n_ranks, uint8_t *merges);

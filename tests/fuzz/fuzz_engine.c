@@ -65,7 +65,7 @@ static const Parts *parts(void)
     p.plan = tiny_plan(p.model->spec, 2, (uint32_t[]){1, 1}, even);
     for (uint32_t s = 0; s < 2; s++) {
         g_autoptr(GArray) slices = plan_rank_slices(p.plan, p.model->spec, 0, s, 0);
-        p.shards[s] = shard_new(p.model->spec, p.plan, 0, s, 0, NULL);
+        p.shards[s] = shard_new(NULL, p.model->spec, p.plan, 0, s, 0, NULL);
         for (guint i = 0; i < slices->len; i++) {
             const SliceRef ref = g_array_index(slices, SliceRef, i);
             size_t size;

@@ -116,7 +116,7 @@ static void *slice_bytes(const LocalReplica *l, const TensorSpec *t, uint32_t sl
 static Shard *load_shard(LocalReplica *l, uint32_t stage, uint32_t rank, const Device *device,
                          GError **error)
 {
-    Shard *shard = shard_new_on(device, l->spec, l->plan, 0, stage, rank, error);
+    Shard *shard = shard_new(device, l->spec, l->plan, 0, stage, rank, error);
     if (shard == NULL) {
         return NULL;
     }

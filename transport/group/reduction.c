@@ -20,8 +20,7 @@ static void reduction_init(Reduction *reduction, uint32_t n_leaves, uint64_t mis
             (uint8_t)tree_subtrees_missing(n_leaves, missing, cuts[r], cuts[r + 1]);
         n += reduction->n_subtrees[r];
     }
-    reduction->n_operands =
-        tree_completion_missing(n_leaves, missing, cuts, n_ranks, reduction->merges);
+    reduction->n_operands = tree_completion(n_leaves, missing, cuts, n_ranks, reduction->merges);
     g_assert(reduction->n_operands == n);
 }
 

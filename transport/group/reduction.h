@@ -13,7 +13,7 @@ typedef struct Reduction {
     uint64_t missing;           /* bit i: leaf i has no operand */
     uint32_t cuts[TREE_LEAVES_LIMIT + 1];
     uint8_t n_subtrees[TREE_LEAVES_LIMIT]; /* s_r: by rank */
-    uint8_t merges[TREE_OPERANDS_LIMIT];   /* tree_completion_missing() */
+    uint8_t merges[TREE_OPERANDS_LIMIT];   /* tree_completion() */
     uint32_t n_operands;                   /* the sum of n_subtrees */
 } Reduction;
 

@@ -344,8 +344,8 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard = shard_new_on(deployments_device(d->table, d->place), d->weights->spec,
-                                     d->plan, d->replica, d->stage, d->rank, &task->error);
+    d->weights->shard = shard_new(deployments_device(d->table, d->place), d->weights->spec, d->plan,
+                                  d->replica, d->stage, d->rank, &task->error);
 }
 
 static void map_done(void *user)

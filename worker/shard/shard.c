@@ -365,8 +365,8 @@ static bool host_rope_factors(Shard *shard, GError **error)
     return true;
 }
 
-Shard *shard_new_on(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
-                    uint32_t stage, uint32_t rank, GError **error)
+Shard *shard_new(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                 uint32_t stage, uint32_t rank, GError **error)
 {
     Shard *shard = weft_alloc(1, sizeof *shard, "shard", error);
     if (!shard) {
@@ -407,12 +407,6 @@ Shard *shard_new_on(const Device *device, const ModelSpec *spec, const Plan *pla
         return NULL;
     }
     return shard;
-}
-
-Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
-                 uint32_t rank, GError **error)
-{
-    return shard_new_on(NULL, spec, plan, replica, stage, rank, error);
 }
 
 bool shard_finish(Shard *shard, GError **error)

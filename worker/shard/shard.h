@@ -47,13 +47,11 @@ typedef struct Shard {
     struct ShardUpload *upload; /* until shard_finish() */
 } Shard;
 
-/* Lays out and maps an empty shard for a rank of a checked plan: every matrix sized and zeroed. */
-Shard *shard_new(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
-                 uint32_t rank, GError **error);
-/* The same on a device, borrowed for the shard's life; NULL: the host. The bytes of the arena are
- * those that the host's would have. IMPOSSIBLE where the model cannot be cut for a device. */
-Shard *shard_new_on(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
-                    uint32_t stage, uint32_t rank, GError **error);
+/* Lays out and maps an empty shard for a rank of a checked plan: every matrix sized and zeroed. On
+ * a device, borrowed for the shard's life, or (NULL) on the host: the bytes of the arena are the
+ * same. IMPOSSIBLE where the model cannot be cut for a device. */
+Shard *shard_new(const Device *device, const ModelSpec *spec, const Plan *plan, uint32_t replica,
+                 uint32_t stage, uint32_t rank, GError **error);
 /* After the last shard_put(): every byte is where it belongs. */
 bool shard_finish(Shard *shard, GError **error);
 void shard_free(Shard *shard); /* NULL-safe */

@@ -454,7 +454,7 @@ static void to_pool(ApiCall *c, WorkFn work, WorkFn done)
     if (c->body_bytes > WORK_HEAVY_BYTES) {
         work_pool_run_heavy(c->service->options.pool, work, done, pool_dropped, c);
     } else {
-        work_pool_run_full(c->service->options.pool, work, done, pool_dropped, c);
+        work_pool_run(c->service->options.pool, work, done, pool_dropped, c);
     }
 }
 

@@ -614,7 +614,7 @@ static void run_on_model(Model *model, const GError *error, void *user)
         work_pool_run_heavy(run->owner->options.pool, encode_work, encode_done, encode_dropped,
                             run);
     } else {
-        work_pool_run_full(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
+        work_pool_run(run->owner->options.pool, encode_work, encode_done, encode_dropped, run);
     }
 }
 

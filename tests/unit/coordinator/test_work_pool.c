@@ -77,7 +77,7 @@ static void test_heavy_work_delays_nobody(void **state)
     }
     for (unsigned i = 0; i < G_N_ELEMENTS(light); i++) {
         light[i] = (Item){.gate = &gate, .index = 100 + i};
-        work_pool_run(pool, work, done, &light[i]);
+        work_pool_run(pool, work, done, NULL, &light[i]);
     }
     main_loop_run_until(loop, &light[2].done, PATIENCE_US);
     assert_true(light[2].done);
@@ -111,7 +111,7 @@ static void test_dropped_at_the_end(void **state)
     WorkPool *pool = work_pool_new(main_loop_loop(loop), 1);
     Item heavy = {.gate = &gate}, light = {.gate = &gate};
     work_pool_run_heavy(pool, work, done, drop, &heavy);
-    work_pool_run_full(pool, work, done, drop, &light);
+    work_pool_run(pool, work, done, drop, &light);
     work_pool_free(pool);
     assert_false(heavy.done || light.done);
     assert_int_equal(heavy.index, 7);

@@ -116,7 +116,7 @@ static void check_completion(uint32_t n, const uint32_t *cuts, uint32_t n_ranks)
             run_program(n, cuts[r], cuts[r + 1], subtrees);
         }
     }
-    assert_int_equal(tree_completion(n, cuts, n_ranks, merges), subtrees->len);
+    assert_int_equal(tree_completion(n, 0, cuts, n_ranks, merges), subtrees->len);
     for (guint i = 0; i < subtrees->len; i++) {
         push(&stack, subtrees->pdata[i]);
         for (uint32_t k = 0; k < merges[i]; k++) {
@@ -196,7 +196,7 @@ static void test_limits(void **state)
         cuts[r] =
             r * (TREE_CHUNKS_LIMIT / TREE_LEAVES_LIMIT) + (r % TREE_LEAVES_LIMIT != 0 ? 85 : 0);
     }
-    const uint32_t n = tree_completion(TREE_CHUNKS_LIMIT, cuts, TREE_LEAVES_LIMIT, merges);
+    const uint32_t n = tree_completion(TREE_CHUNKS_LIMIT, 0, cuts, TREE_LEAVES_LIMIT, merges);
     assert_true(n > 400 && n <= TREE_OPERANDS_LIMIT);
 }
 

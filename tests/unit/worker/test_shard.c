@@ -185,7 +185,8 @@ static void test_union_is_the_model(void **state)
             for (uint32_t s = 0; s < layouts[l].n_stages; s++) {
                 for (uint32_t r = 0; r < layouts[l].n_ranks[s]; r++) {
                     GError *error = NULL;
-                    Shard *shard = shards[n++] = shard_new(model->spec, plan, 0, s, r, &error);
+                    Shard *shard = shards[n++] =
+                        shard_new(NULL, model->spec, plan, 0, s, r, &error);
                     assert_null(error);
                     put_all(shard, model, plan, s, r);
                     check_shard(model, shard);
@@ -213,8 +214,8 @@ static void test_a_device_holds_the_same(void **state)
             g_autoptr(Plan) plan =
                 tiny_plan(model->spec, layouts[l].n_stages, layouts[l].n_ranks, layouts[l].weight);
             const uint32_t s = layouts[l].n_stages - 1, r = layouts[l].n_ranks[s] - 1;
-            Shard *host = shard_new(model->spec, plan, 0, s, r, NULL),
-                  *there = shard_new_on(device, model->spec, plan, 0, s, r, NULL);
+            Shard *host = shard_new(NULL, model->spec, plan, 0, s, r, NULL),
+                  *there = shard_new(device, model->spec, plan, 0, s, r, NULL);
             put_all(host, model, plan, s, r);
             put_all(there, model, plan, s, r);
             assert_true(shard_finish(host, NULL) && shard_finish(there, NULL));
@@ -238,7 +239,7 @@ static void test_a_device_that_fails(void **state)
     TinyModel *model = tiny_model_new(&shapes[1], 3);
     g_autoptr(Plan) plan = tiny_plan(model->spec, 1, (uint32_t[]){1}, (double[]){1});
     (void)state;
-    Shard *shard = shard_new_on(device, model->spec, plan, 0, 0, 0, NULL);
+    Shard *shard = shard_new(device, model->spec, plan, 0, 0, 0, NULL);
     failpoint_set("device-fail", true, -(int64_t)DEVICE_LOST);
     put_all(shard, model, plan, 0, 0);
     failpoint_set("device-fail", false, 0);
@@ -246,7 +247,7 @@ static void test_a_device_that_fails(void **state)
     assert_non_null(strstr(error->message, "weights: lost from the bus"));
     shard_free(shard);
     g_clear_error(&error);
-    assert_null(shard_new_on(device, model->spec, plan, 0, 0, 0, &error)); /* it stays lost */
+    assert_null(shard_new(device, model->spec, plan, 0, 0, 0, &error)); /* it stays lost */
     assert_int_equal(error->code, WEFT_ERROR_WORKER_LOST);
     tiny_model_free(model);
 }
@@ -282,13 +283,13 @@ static void test_plan_outside_the_model(void **state)
         uint32_t right = *fields[i];
         *fields[i] = UINT32_MAX;
         g_autoptr(GError) error = NULL;
-        assert_null(shard_new(model->spec, plan, 0, 0, 1, &error));
+        assert_null(shard_new(NULL, model->spec, plan, 0, 0, 1, &error));
         assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID));
         assert_int_equal(shard_bytes(model->spec, plan, 0, 0, 1), 0);
         *fields[i] = right;
     }
     g_autoptr(GError) error = NULL;
-    assert_null(shard_new(model->spec, plan, 0, 0, 2, &error));
+    assert_null(shard_new(NULL, model->spec, plan, 0, 0, 2, &error));
     assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID));
     tiny_model_free(model);
 }
