@@ -7,6 +7,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* OpenSSL's end is among exit()'s handlers from here on: those that come later run before it. Any
+ * thread, any number of times. */
+void x509_init(void);
+
 /* A fresh key, PKCS#8 PEM. */
 char *x509_new_key(GError **error);
 void x509_free_key(char *key_pem);

@@ -14,6 +14,7 @@
 #include "transport/rpc/grpc/engine.h"
 
 #include "proto/base/failpoint.h"
+#include "transport/crypto/x509.h"
 
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
@@ -267,6 +268,7 @@ grpc_completion_queue *engine_acquire(void)
 {
     pthread_mutex_lock(&engine.mutex);
     if (!engine.watches_exit) {
+        x509_init(); /* gRPC's threads may be in a handshake: we leave before OpenSSL ends */
         engine.watches_exit = on_exit(leave_in_use, NULL) == 0;
     }
     if (engine.users++ == 0) {
