@@ -294,9 +294,17 @@ static bool uses_gone_worker(const Deployment *d)
     return false;
 }
 
+/* A worker that was fenced, restarted or lost another one may say so before this coordinator sees
+ * it. */
+static bool tells_of_a_loss(const GError *error)
+{
+    return g_error_matches(error, WEFT_ERROR, WEFT_ERROR_STALE) ||
+           g_error_matches(error, WEFT_ERROR, WEFT_ERROR_WORKER_LOST);
+}
+
 void deployment_fail(Deployment *d, const GError *why)
 {
-    bool gone = uses_gone_worker(d) || g_error_matches(why, WEFT_ERROR, WEFT_ERROR_STALE);
+    bool gone = uses_gone_worker(d) || tells_of_a_loss(why);
     bool again = d->n_attempts < ATTEMPTS_LIMIT && d->waiting.length > 0 && gone;
     if (!recovery_is_patient(d) || d->replicas != NULL) {
         log_warn(d->jobs->options.log, "job %s %s failed: %s", d->id, deployment_state_text(d),

@@ -493,6 +493,35 @@ static void test_worker_forgets_before_it_starts(void **state)
     answer_clear(&a);
 }
 
+/* Once, while it loads. */
+static bool say_fenced(RpcCall *call, const ProtobufCMessage *request, void *user)
+{
+    bool *said = user;
+    if (*said || request->descriptor != &weft__v1__load_request__descriptor) {
+        return false;
+    }
+    *said = true;
+    g_autoptr(GError) error =
+        g_error_new(WEFT_ERROR, WEFT_ERROR_WORKER_LOST, "worker w0 was fenced");
+    rpc_call_finish(call, error);
+    return true;
+}
+
+/* The same while it loads: it says so itself, and is still attached for the coordinator. */
+static void test_worker_is_fenced_while_it_loads(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 1);
+    bool said = false;
+    Answer a = {0};
+    s->workers[0].answer = say_fenced;
+    s->workers[0].answer_user = &said;
+    run_ok(s, &a, 1, 1);
+    assert_true(said);
+    assert_int_equal(s->workers[0].n_loads, 2);
+    answer_clear(&a);
+}
+
 static void test_restarted_coordinator_adopts(void **state)
 {
     SimCluster *s = *state;
@@ -595,6 +624,7 @@ int main(void)
         CASE(test_drained_while_idle),
         CASE(test_load_failure_names_worker_and_operation),
         CASE(test_worker_forgets_before_it_starts),
+        CASE(test_worker_is_fenced_while_it_loads),
         CASE(test_restarted_coordinator_adopts),
         CASE(test_seal_setting),
         CASE(test_restarted_coordinator_and_worker),
