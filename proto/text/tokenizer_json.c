@@ -1,8 +1,8 @@
 #include "proto/text/tokenizer_json.h"
 
 #include "proto/base/error.h"
+#include "proto/text/token_halves.h"
 #include "proto/text/tokenizer_model.h"
-#include "proto/text/utf8.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -314,19 +314,17 @@ static bool read_spaces(const json_t *file, SpacePrefix *out, GError **error)
     return true;
 }
 
-/* Of all cuts of a token into two, those into two tokens. */
-static uint64_t count_halves(const json_t *vocab, const char *text)
+static uint64_t count_halves(const json_t *vocab)
 {
-    const size_t length = strlen(text);
-    uint64_t n = 0;
-    uint32_t code;
-    for (size_t at = 0; at < length;) {
-        const int step = utf8_decode(text + at, length - at, &code);
-        at += step > 0 ? (size_t)step : 1;
-        n += at < length && json_object_getn(vocab, text, at) != NULL &&
-             json_object_get(vocab, text + at) != NULL;
+    g_autoptr(GArray) texts = g_array_new(FALSE, FALSE, sizeof(VocabText));
+    const char *text;
+    json_t *value;
+    json_object_foreach((json_t *)vocab, text, value)
+    {
+        const VocabText one = {text, strlen(text)};
+        g_array_append_val(texts, one);
     }
-    return n;
+    return token_halves_count((const VocabText *)(const void *)texts->data, texts->len);
 }
 
 /* SentencePiece joins the two neighbours that make the token of the highest score, tokenizer.json
@@ -335,9 +333,7 @@ static uint64_t count_halves(const json_t *vocab, const char *text)
 static bool take_scores(JsonVocab *v, const json_t *vocab, GError **error)
 {
     const uint64_t n = v->vocab.n_merges;
-    uint64_t n_halves = 0, last = UINT64_MAX;
-    const char *text;
-    json_t *value;
+    uint64_t last = UINT64_MAX;
     v->scores = g_new(double, v->vocab.n_tokens);
     for (uint64_t id = 0; id < v->vocab.n_tokens; id++) {
         v->scores[id] = -(double)n;
@@ -363,10 +359,7 @@ static bool take_scores(JsonVocab *v, const json_t *vocab, GError **error)
         v->scores[id] = id != last ? -(double)i : v->scores[id];
         last = id;
     }
-    json_object_foreach((json_t *)vocab, text, value)
-    {
-        n_halves += count_halves(vocab, text);
-    }
+    const uint64_t n_halves = count_halves(vocab);
     return n_halves == n ||
            fail(error,
                 "it has %" G_GUINT64_FORMAT " merges, SentencePiece's vocabulary would have "
