@@ -3,6 +3,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -429,6 +430,7 @@ def case_interrupt():
     assert process.stdout.read(1), process.stderr.read()
     assert any(j["active_requests"] for j in cluster.status()["jobs"])
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # a second one changes nothing
     out, err = process.communicate(timeout=harness.GUARD_S)
     assert process.returncode == 130 and len(err.decode().strip().splitlines()) == 1, (process.returncode, err)
     wait_for("the cluster to drop the request", lambda: not any(j["active_requests"] for j in cluster.status()["jobs"]))
@@ -455,6 +457,48 @@ def case_own_cluster():
     assert sorted(got["workers"]) == ["worker-1", "worker-2"]
     left = [n for n in set(os.listdir("/tmp")) - before if n.startswith("weft-up-")]
     assert not left, left
+
+
+def beside_weft(place, **daemons):
+    """A weft in a folder of its own, with these beside it: a program of the build, or None: one that writes its pid and never comes up."""
+    place.mkdir(parents=True)
+    shutil.copy(WEFT, place / "weft")
+    for name, program in daemons.items():
+        path = place / f"weft-{name}"
+        if program is not None:
+            path.symlink_to(program)
+        else:
+            path.write_text(f"#!/bin/sh\necho $$ >{place}/pid.new && mv {place}/pid.new {place}/pid && exec sleep 300\n")
+            path.chmod(0o755)
+    return place / "weft"
+
+
+def interrupted_start(place, numbers, *words, **daemons):
+    """A verb that starts daemons, until the one that never comes up is there; then the signals. Nothing is left of what it started."""
+    temporary, state, pid = place / "tmp", place / "state", place / "pid"
+    program = beside_weft(place, **daemons)
+    temporary.mkdir()
+    process = subprocess.Popen([str(w) for w in (program, *words, "-q")], env=clean_environment({"TMPDIR": str(temporary), "WEFT_STATE": str(state)}),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    harness._processes.append(process)
+    wait_for("the daemon", lambda: process.poll() is not None or pid.exists())
+    started = int(pid.read_text())
+    for number in numbers:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=harness.GUARD_S)
+    assert (process.returncode, out, err) == (130, b"", b"weft: interrupted\n"), (words, process.returncode, out, err)
+    assert not os.path.exists(f"/proc/{started}/exe"), words
+    assert not list(temporary.iterdir()) and not (state / "up").exists(), words
+
+
+def case_start_interrupted():
+    """a signal while daemons come up: exit 130, and nothing is left of them"""
+    run = ("run", model, "-p", "x", "--up", 1)
+    for numbers in ((signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)):
+        place = work / "-".join(map(str, ("interrupted", *numbers)))
+        interrupted_start(place / "run", numbers, *run, coordinator=None)
+        interrupted_start(place / "up", numbers, "up", "--workers", 1, coordinator=None)
+        interrupted_start(place / "worker", numbers, *run, coordinator=harness.COORDINATOR, worker=None)
 
 
 def case_no_secrets():

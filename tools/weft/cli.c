@@ -2,7 +2,6 @@
 
 #include "proto/base/error.h"
 
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,10 +51,10 @@ char *cli_state_directory(const CommonOptions *common)
 
 /* ---- connection ---- */
 
-static void on_sigint(void *user)
+static void on_signal(void *user)
 {
     Client *c = user;
-    c->interrupted = true;
+    c->interrupted |= interrupts_take(&c->interrupts);
     if (c->on_interrupt != NULL) {
         c->on_interrupt(c->interrupt_user);
     }
@@ -64,7 +63,12 @@ static void on_sigint(void *user)
 Client *client_new_with(const char *address, const char *ca_pem, const char *certificate_pem,
                         const char *key_pem, const char *server_name, GError **error)
 {
+    Interrupts interrupts;
+    if (!interrupts_open(&interrupts, error)) { /* before there are threads of the channel */
+        return NULL;
+    }
     Client *c = g_new0(Client, 1);
+    c->interrupts = interrupts;
     c->loop = main_loop_new();
     c->address = g_strdup(address);
     const RpcChannelOptions options = {
@@ -76,8 +80,7 @@ Client *client_new_with(const char *address, const char *ca_pem, const char *cer
         client_free(c);
         return NULL;
     }
-    main_loop_on_signal(c->loop, SIGINT, on_sigint, c);
-    main_loop_on_signal(c->loop, SIGTERM, on_sigint, c);
+    main_loop_watch_fd(c->loop, c->interrupts.fd, on_signal, c);
     return c;
 }
 
@@ -188,6 +191,7 @@ void client_free(Client *c)
         rpc_channel_free(c->channel);
     }
     main_loop_free(c->loop);
+    interrupts_close(&c->interrupts);
     g_free(c->address);
     g_free(c);
 }

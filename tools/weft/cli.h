@@ -3,6 +3,8 @@
  * what failed: the values: what to do`. */
 #pragma once
 
+#include "tools/weft/interrupts.h"
+
 #include "proto/config/options.h"
 #include "transport/daemon/daemon.h"
 #include "transport/rpc/rpc.h"
@@ -106,6 +108,7 @@ typedef struct Client {
     MainLoop *loop;
     RpcChannel *channel;
     char *address;
+    Interrupts interrupts;
     bool interrupted; /* SIGINT or SIGTERM arrived */
     bool verbose;     /* errors in full */
     void (*on_interrupt)(void *user);
@@ -168,7 +171,8 @@ typedef struct LocalOptions {
     bool unsupervised;     /* with detach: this process will supervise them itself */
 } LocalOptions;
 /* Starts coordinator and workers with their state in `state`, waits until all are ready. Of a
- * cluster that is alive in part, what has ended is started again, as many workers as there were. */
+ * cluster that is alive in part, what has ended is started again, as many workers as there were.
+ * Holds signals (interrupts.h): one that comes meanwhile is CANCELLED. */
 LocalCluster *local_cluster_start(const char *state, const LocalOptions *o,
                                   const CommonOptions *common, GError **error);
 /* Whether the processes recorded in `state` are alive. */

@@ -11,6 +11,7 @@
  * What arrived is noted in the write callback, so that times are those of the bytes. */
 #include "tools/weft/load.h"
 
+#include "tools/weft/interrupts.h"
 #include "tools/weft/load_http.h"
 #include "tools/weft/sse.h"
 #include "tools/weft/stream_answer.h"
@@ -21,9 +22,7 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 enum {
@@ -424,45 +423,22 @@ static void load_clear(Load *l)
     curl_multi_cleanup(l->multi);
 }
 
-/* SIGINT and SIGTERM become readable bytes for the time of a run. */
-static int open_signals(sigset_t *before)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, before);
-    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-static void close_signals(int fd, const sigset_t *before)
-{
-    struct signalfd_siginfo taken;
-    while (read(fd, &taken, sizeof taken) > 0) {
-    }
-    close(fd);
-    sigprocmask(SIG_SETMASK, before, NULL);
-}
-
 LoadResult *load_run(const LoadOptions *o, GError **error)
 {
     Load l = {0};
-    sigset_t before;
-    const int signal_fd = open_signals(&before);
-    if (signal_fd < 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "signals: %s", g_strerror(errno));
-        sigprocmask(SIG_SETMASK, &before, NULL);
+    Interrupts interrupts;
+    if (!interrupts_open(&interrupts, error)) {
         return NULL;
     }
     load_init(&l, o);
-    const bool ok = run_loop(&l, signal_fd, error);
+    const bool ok = run_loop(&l, interrupts.fd, error);
     l.r->cancelled = l.n_busy;
     if (l.n_busy > 0) {
         l.end_us = g_get_monotonic_time();
     }
     l.r->duration_s = (double)(l.end_us - l.begin_us) / 1e6;
     load_clear(&l);
-    close_signals(signal_fd, &before);
+    interrupts_close(&interrupts);
     if (!ok) {
         load_result_free(l.r);
         return NULL;

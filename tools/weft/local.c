@@ -259,7 +259,9 @@ static char *control_listen(const char *endpoint)
     return g_strdup("127.0.0.1:0");
 }
 
-static bool start_coordinator(const char *state, bool detach, GPtrArray *list, GError **error)
+/* interruptible: a signal ends the wait; the supervisor first sees the coordinator up. */
+static bool start_coordinator(const char *state, bool detach, bool interruptible, GPtrArray *list,
+                              GError **error)
 {
     g_autofree char *own = g_build_filename(state, "coordinator", NULL);
     g_autofree char *endpoint = g_build_filename(own, "endpoint", NULL);
@@ -273,7 +275,7 @@ static bool start_coordinator(const char *state, bool detach, GPtrArray *list, G
     }
     const gint64 limit = g_get_monotonic_time() + START_TIMEOUT_US;
     while (!g_file_test(endpoint, G_FILE_TEST_EXISTS)) {
-        if (!all_alive(state, list, error)) {
+        if (!all_alive(state, list, error) || (interruptible && !interrupts_none_waits(error))) {
             return false;
         }
         if (g_get_monotonic_time() > limit) {
@@ -458,6 +460,14 @@ static bool start_missing(const char *state, const LocalOptions *o,
     return ok;
 }
 
+static bool not_interrupted(const Client *client, GError **error)
+{
+    if (client->interrupted) {
+        g_set_error_literal(error, WEFT_ERROR, WEFT_ERROR_CANCELLED, "interrupted");
+    }
+    return !client->interrupted;
+}
+
 /* The workers that are not in the list; then all must come up. */
 static bool start_workers(LocalCluster *cluster, const LocalOptions *o, const CommonOptions *common,
                           GPtrArray *list, GError **error)
@@ -470,7 +480,8 @@ static bool start_workers(LocalCluster *cluster, const LocalOptions *o, const Co
     const bool ok = client != NULL && (n_new == 0 || ask_token(client, n_new, &token, error)) &&
                     start_missing(state, o, token != NULL ? token : &nobody, list, error) &&
                     write_processes(state, list, error) &&
-                    wait_for_members(cluster, client, o->n_workers, list, common, error);
+                    wait_for_members(cluster, client, o->n_workers, list, common, error) &&
+                    not_interrupted(client, error); /* since its last call */
     if (token != NULL) {
         protobuf_c_message_free_unpacked(&token->base, NULL);
     }
@@ -580,7 +591,7 @@ bool local_cluster_revive(const char *state, const char *name, const LocalOption
     unsigned i = 0;
     bool ok = sscanf(name, "worker-%u", &i) == 1
                   ? start_worker(state, i - 1, &o, &nobody, "", fresh, error)
-                  : start_coordinator(state, true, fresh, error);
+                  : start_coordinator(state, true, false, fresh, error);
     Process *old = find_process(all, name);
     if (fresh->len > 0 && old != NULL) { /* also when it did not come up in time */
         const Process *now = g_ptr_array_index(fresh, 0);
@@ -667,6 +678,7 @@ bool local_cluster_stop(const char *state, GError **error)
 LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish,
                                   const CommonOptions *common, GError **error)
 {
+    interrupts_hold();
     stop_supervisor(state);
     g_autoptr(GPtrArray) list = read_processes(state);
     LocalOptions o = *wish;
@@ -685,7 +697,7 @@ LocalCluster *local_cluster_start(const char *state, const LocalOptions *wish,
     cluster->state = g_strdup(state);
     cluster->temporary = !o.detach;
     cluster->drained = g_ptr_array_new_with_free_func(g_free);
-    if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, list, error)) ||
+    if ((!in_list(list, "coordinator") && !start_coordinator(state, o.detach, true, list, error)) ||
         !write_processes(state, list, error) || !start_workers(cluster, &o, common, list, error) ||
         (o.detach && !o.unsupervised && !start_supervisor(state, wish, list, error))) {
         write_processes(state, list, NULL);
@@ -754,6 +766,7 @@ LocalCluster *local_cluster_with(CommonOptions *common, unsigned n_threads, GErr
     if (common->up == 0) {
         return NULL;
     }
+    interrupts_hold(); /* before there is something to remove */
     g_autofree char *template = g_build_filename(g_get_tmp_dir(), "weft-up-XXXXXX", NULL);
     if (g_mkdtemp(template) == NULL) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "cannot make a directory in %s: %s",
