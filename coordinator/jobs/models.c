@@ -7,8 +7,9 @@
  * 2. A Model is immutable once published; requests hold references, so that a replaced file does
  * not pull the old mapping away.
  * 3. Pool threads see only the task and, under its lock, the manifest table.
- * 4. A model whose files turn out not to have its slices is stale: it serves nobody again, and its
- * name is read anew at the next open. */
+ * 4. A model whose files turn out not to have its slices is stale: it serves nobody again, its
+ * manifest is forgotten, and its name is read anew at the next open; also by a task that began
+ * before, and relied on either. */
 #include "coordinator/jobs/models.h"
 
 #include "proto/base/error.h"
@@ -49,6 +50,7 @@ typedef struct ModelTask {
     /* results */
     Model *model;
     char *identity;
+    GBytes *taken;    /* the manifest that was known; NULL: none */
     GBytes *manifest; /* new, to be stored */
     GError *error;
 } ModelTask;
@@ -396,10 +398,10 @@ static Model *model_load(ModelTask *task, const char *path)
     Models *models = task->models;
     g_mutex_lock(&models->lock);
     GBytes *known = g_hash_table_lookup(models->manifests, task->identity);
-    g_autoptr(GBytes) manifest = known != NULL ? g_bytes_ref(known) : NULL;
+    task->taken = known != NULL ? g_bytes_ref(known) : NULL;
     g_mutex_unlock(&models->lock);
     bool ok = model_index_slices(model, &task->error);
-    if (ok && (manifest == NULL || !model_take_manifest(model, manifest))) {
+    if (ok && (task->taken == NULL || !model_take_manifest(model, task->taken))) {
         ok = model_hash_slices(model, &task->error);
         task->manifest = ok ? model_manifest(model) : NULL;
     }
@@ -434,14 +436,20 @@ static void model_entry_free(void *data)
     g_free(entry);
 }
 
+static void model_task_clear(ModelTask *task)
+{
+    g_clear_pointer(&task->model, model_unref);
+    g_clear_pointer(&task->identity, g_free);
+    g_clear_pointer(&task->taken, g_bytes_unref);
+    g_clear_pointer(&task->manifest, g_bytes_unref);
+    g_clear_error(&task->error);
+}
+
 static void model_task_free(void *user)
 {
     ModelTask *task = user;
-    model_unref(task->model);
-    g_clear_pointer(&task->manifest, g_bytes_unref);
-    g_clear_error(&task->error);
+    model_task_clear(task);
     g_free(task->known_identity);
-    g_free(task->identity);
     g_free(task->name);
     g_free(task->dir);
     g_free(task);
@@ -466,11 +474,32 @@ static void models_publish(Models *models, ModelTask *task, ModelEntry *entry)
     }
 }
 
+/* Invariant 4. A manifest that it made itself is of the files that it read. */
+static bool model_task_overtaken(const ModelTask *task, const ModelEntry *entry)
+{
+    if (task->error != NULL || task->manifest != NULL) {
+        return false;
+    }
+    if (task->model == NULL) {
+        return entry->stale;
+    }
+    g_mutex_lock(&task->models->lock);
+    const bool known = g_hash_table_lookup(task->models->manifests, task->identity) == task->taken;
+    g_mutex_unlock(&task->models->lock);
+    return !known;
+}
+
 static void model_task_done(void *user)
 {
     ModelTask *task = user;
     Models *models = task->models;
     ModelEntry *entry = g_hash_table_lookup(models->open, task->name);
+    if (model_task_overtaken(task, entry)) {
+        model_task_clear(task);
+        g_clear_pointer(&task->known_identity, g_free);
+        work_pool_run(models->pool, model_task_work, model_task_done, model_task_free, task);
+        return;
+    }
     models_publish(models, task, entry);
     entry->loading = false;
     GArray *waiters = entry->waiters;
@@ -580,6 +609,7 @@ void models_mark_stale(Models *models, const Model *model)
             g_mutex_lock(&models->lock);
             g_hash_table_remove(models->manifests, entry->identity);
             g_mutex_unlock(&models->lock);
+            store_put(models->store, STORE_MANIFESTS, entry->identity, NULL, NULL, NULL);
         }
     }
 }
