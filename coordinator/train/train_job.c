@@ -496,12 +496,13 @@ static void job_plan(TrainJob *job)
 
 /* ---- beginning ---- */
 
-/* The log may be long: it is read in the pool. */
+/* The log may be long: it is read in the pool, where a job that was cancelled may still be behind
+ * one that has taken its name. So only the loop writes. */
 static void log_work(void *user)
 {
     JobTask *task = user;
     g_autofree char *path = train_file_log(task->job->o.state_dir, task->job->spec->name);
-    task->log = train_log_open(path, task->job->submitted_us, &task->error);
+    task->log = train_log_read(path, task->job->submitted_us, &task->error);
 }
 
 static void log_done(void *user)
@@ -512,6 +513,11 @@ static void log_done(void *user)
         job->log = task->log;
     }
     if (!task_succeeded(task)) {
+        return;
+    }
+    GError *error = NULL;
+    if (!train_log_begin(job->log, &error)) {
+        train_job_fail(job, error);
         return;
     }
     NumericsClass begun;

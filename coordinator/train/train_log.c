@@ -16,7 +16,10 @@
 #define OWNER "submitted_us" /* the first line's only member: when its job was submitted */
 
 struct TrainLog {
-    FILE *file;
+    char *path; /* NULL: memory only */
+    int64_t submitted_us;
+    gsize whole; /* bytes that were read and stay */
+    FILE *file;  /* NULL: not begun, or memory only */
     GPtrArray *lines;
     GArray *losses; /* float's bits, by step */
     GArray *points; /* of TrainPoint */
@@ -132,21 +135,23 @@ static char *write_line(TrainLog *l, json_t *object)
     return text;
 }
 
-TrainLog *train_log_open(const char *path, int64_t submitted_us, GError **error)
+TrainLog *train_log_read(const char *path, int64_t submitted_us, GError **error)
 {
     TrainLog *l = g_new0(TrainLog, 1);
     g_autofree char *text = NULL;
-    gsize length = 0, whole = 0;
+    g_autoptr(GError) unread = NULL;
+    gsize length = 0;
+    l->path = g_strdup(path);
+    l->submitted_us = submitted_us;
     l->lines = g_ptr_array_new_with_free_func(g_free);
     l->losses = g_array_new(FALSE, FALSE, sizeof(uint32_t));
     l->points = g_array_new(FALSE, FALSE, sizeof(TrainPoint));
     if (path == NULL) {
         return l;
     }
-    g_autoptr(GError) unread = NULL;
     if (g_file_get_contents(path, &text, &length, &unread)) {
         if (!is_of_another(text, length, submitted_us)) {
-            take_lines(l, text, length, &whole);
+            take_lines(l, text, length, &l->whole);
         }
     } else if (!g_error_matches(unread, G_FILE_ERROR, G_FILE_ERROR_NOENT)) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "the job's log cannot be read: %s",
@@ -154,17 +159,25 @@ TrainLog *train_log_open(const char *path, int64_t submitted_us, GError **error)
         train_log_free(l);
         return NULL;
     }
-    l->file = fopen(path, "a");
-    if (l->file == NULL || ftruncate(fileno(l->file), (off_t)whole) != 0) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", path,
-                    g_strerror(errno));
-        train_log_free(l);
-        return NULL;
-    }
-    if (whole == 0) {
-        free(write_line(l, json_pack("{s:i,s:I}", "version", 1, OWNER, (json_int_t)submitted_us)));
-    }
     return l;
+}
+
+bool train_log_begin(TrainLog *l, GError **error)
+{
+    if (l->path == NULL) {
+        return true;
+    }
+    l->file = fopen(l->path, "a");
+    if (l->file == NULL || ftruncate(fileno(l->file), (off_t)l->whole) != 0) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s cannot be written: %s", l->path,
+                    g_strerror(errno));
+        return false;
+    }
+    if (l->whole == 0) {
+        free(write_line(l,
+                        json_pack("{s:i,s:I}", "version", 1, OWNER, (json_int_t)l->submitted_us)));
+    }
+    return true;
 }
 
 void train_log_free(TrainLog *l)
@@ -178,6 +191,7 @@ void train_log_free(TrainLog *l)
     g_ptr_array_unref(l->lines);
     g_array_unref(l->losses);
     g_array_unref(l->points);
+    g_free(l->path);
     g_free(l->definition);
     g_clear_error(&l->failure);
     g_free(l);

@@ -12,9 +12,12 @@
 
 typedef struct TrainLog TrainLog;
 
-/* Reads what is there and cuts off a torn last line; nothing of it, if it is of another job of that
- * name, which was submitted at another time (Unix time). path NULL: memory only. IO. Returned. */
-TrainLog *train_log_open(const char *path, int64_t submitted_us, GError **error);
+/* Reads what is there; nothing of it, if it is of another job of that name, which was submitted at
+ * another time (Unix time). Changes nothing. path NULL: memory only. IO. Returned; any thread. */
+TrainLog *train_log_read(const char *path, int64_t submitted_us, GError **error);
+/* From now on its lines go to the file, after what was read: the rest, such as a torn last line, is
+ * cut off. IO. */
+bool train_log_begin(TrainLog *l, GError **error);
 void train_log_free(TrainLog *l);                              /* NULL-safe */
 void train_log_set_class(TrainLog *l, NumericsClass numerics); /* at first exact */
 /* Of what its lines are results (job_spec_definition(), hex); copied. */

@@ -8,8 +8,10 @@
 #include <glib/gstdio.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -84,12 +86,22 @@ static Weft__V1__TrainProgress step_of(uint64_t step, float loss)
     return s;
 }
 
+/* Read, then begun, as a job does it. */
+static TrainLog *open_log(const char *path, int64_t submitted_us, GError **error)
+{
+    TrainLog *l = train_log_read(path, submitted_us, error);
+    if (l != NULL && !train_log_begin(l, error)) {
+        g_clear_pointer(&l, train_log_free);
+    }
+    return l;
+}
+
 static void steps_outlive_the_coordinator(void **state)
 {
     g_autofree char *folder = g_dir_make_tmp("weft-train-log-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(folder, "train-a.jsonl", NULL);
     g_autoptr(GError) error = NULL;
-    TrainLog *l = train_log_open(path, 7, NULL);
+    TrainLog *l = open_log(path, 7, NULL);
     for (uint64_t i = 0; i < 3; i++) {
         const Weft__V1__TrainProgress s = step_of(i, 4.0f - (float)i);
         assert_non_null(train_log_step(l, &s, 100, NULL, &error));
@@ -99,7 +111,7 @@ static void steps_outlive_the_coordinator(void **state)
     fputs("{\"version\":1,\"step\":4,\"lo", torn);
     fclose(torn);
 
-    l = train_log_open(path, 7, NULL);
+    l = open_log(path, 7, NULL);
     assert_int_equal(train_log_steps(l), 3);
     assert_int_equal(train_log_lines(l)->len, 3);
     assert_non_null(strstr(train_log_lines(l)->pdata[2], "\"step\":3,\"loss\":2.0"));
@@ -124,7 +136,7 @@ static void steps_outlive_the_coordinator(void **state)
         strstr(last, "\"step_s\":0.25,\"predicted_step_s\":null,\"numerics\":\"exact\""));
     train_log_free(l);
 
-    l = train_log_open(path, 7, NULL);
+    l = open_log(path, 7, NULL);
     assert_true(train_log_ended(l));
     assert_int_equal(train_log_points(l)->len, 4);
     const TrainPoint *point = &g_array_index(train_log_points(l), TrainPoint, 3);
@@ -139,7 +151,7 @@ static void steps_outlive_the_coordinator(void **state)
 /* A checkpoint that came without its log: steps before it are unknown, not wrong. */
 static void steps_before_the_log(void **state)
 {
-    TrainLog *l = train_log_open(NULL, 7, NULL);
+    TrainLog *l = open_log(NULL, 7, NULL);
     g_autoptr(GError) error = NULL;
     const Weft__V1__TrainProgress far = step_of(9, 2.0f), before = step_of(4, 3.0f);
     assert_non_null(train_log_step(l, &far, 1, NULL, &error));
@@ -158,11 +170,11 @@ static void steps_before_the_log_after_a_restart(void **state)
     g_autoptr(GError) error = NULL;
     const Weft__V1__TrainProgress told[] = {step_of(100, 2.0f), step_of(101, 1.5f)},
                                   before = step_of(0, 9.0f), other = step_of(101, 1.25f);
-    TrainLog *l = train_log_open(path, 7, NULL);
+    TrainLog *l = open_log(path, 7, NULL);
     assert_non_null(train_log_step(l, &told[0], 1, NULL, &error));
     assert_non_null(train_log_step(l, &told[1], 1, NULL, &error));
     train_log_free(l);
-    l = train_log_open(path, 7, NULL);
+    l = open_log(path, 7, NULL);
     assert_int_equal(train_log_steps(l), 102);
     assert_int_equal(train_log_points(l)->len, 2);
     for (guint i = 0; i < G_N_ELEMENTS(told); i++) {
@@ -192,7 +204,7 @@ static void unread_log_stays(void **state)
         print_message("# root reads every file\n");
         skip();
     }
-    assert_null(train_log_open(path, 7, &error));
+    assert_null(open_log(path, 7, &error));
     assert_int_equal(seteuid(account), 0);
     assert_int_equal(error->code, WEFT_ERROR_IO);
     assert_non_null(strstr(error->message, "cannot be read"));
@@ -203,10 +215,48 @@ static void unread_log_stays(void **state)
     g_rmdir(folder);
 }
 
+/* A log that cannot be written is an error, also where its folder is gone. */
+static void unwritten_log(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    assert_int_equal(g_rmdir(folder), 0);
+    assert_null(open_log(path, 7, &error));
+    assert_int_equal(error->code, WEFT_ERROR_IO);
+    assert_non_null(strstr(error->message, "cannot be written: No such file"));
+}
+
+/* A full disk: the job goes on, and its log says that it is not whole. */
+static void log_on_a_full_disk(void **state)
+{
+    g_autofree char *folder = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(folder, "log.jsonl", NULL);
+    g_autoptr(GError) error = NULL;
+    const Weft__V1__TrainProgress step = step_of(0, 4.0f);
+    struct rlimit all, none;
+    TrainLog *l = open_log(path, 7, NULL);
+    assert_true(train_log_sync(l, &error));
+    getrlimit(RLIMIT_FSIZE, &all);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = all.rlim_max};
+    signal(SIGXFSZ, SIG_IGN); /* daemon_prepare() */
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
+    const bool told = train_log_step(l, &step, 1, NULL, &error) != NULL;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &all), 0);
+    assert_true(told);
+    assert_null(error);
+    assert_false(train_log_sync(l, &error));
+    assert_int_equal(error->code, WEFT_ERROR_IO);
+    assert_non_null(strstr(error->message, "the disk may be full"));
+    train_log_free(l);
+    g_unlink(path);
+    g_rmdir(folder);
+}
+
 /* A repeated step of class fast may come near, not far; what was not finite stays so. */
 static void steps_of_class_fast(void **state)
 {
-    TrainLog *l = train_log_open(NULL, 7, NULL);
+    TrainLog *l = open_log(NULL, 7, NULL);
     g_autoptr(GError) error = NULL;
     const Weft__V1__TrainProgress told[] = {step_of(0, 4.0f), step_of(1, INFINITY)},
                                   near[] = {step_of(0, 4.1f), step_of(0, 3.9f), step_of(1, NAN)},
@@ -238,13 +288,13 @@ static void failure_outlives_the_coordinator(void **state)
     g_autoptr(GError) why =
         g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NUMERICS, "step 2 had \"another\" loss");
     const Weft__V1__TrainProgress step = step_of(0, 4.0f);
-    TrainLog *l = train_log_open(path, 7, NULL);
+    TrainLog *l = open_log(path, 7, NULL);
     assert_non_null(train_log_step(l, &step, 1, NULL, &error));
     assert_null(train_log_failure(l));
     train_log_fail(l, why);
     assert_int_equal(train_log_lines(l)->len, 1);
     train_log_free(l);
-    l = train_log_open(path, 7, NULL);
+    l = open_log(path, 7, NULL);
     assert_int_equal(train_log_lines(l)->len, 1);
     assert_int_equal(train_log_steps(l), 1);
     assert_false(train_log_ended(l));
@@ -265,12 +315,12 @@ static void log_of_another_job(void **state)
     g_autoptr(GError) error = NULL;
     g_autoptr(GError) why = g_error_new_literal(WEFT_ERROR, WEFT_ERROR_NUMERICS, "no");
     const Weft__V1__TrainProgress step = step_of(0, 4.0f), other = step_of(0, 3.0f);
-    TrainLog *l = train_log_open(path, 7, NULL);
+    TrainLog *l = open_log(path, 7, NULL);
     assert_non_null(train_log_step(l, &step, 1, NULL, &error));
     train_log_fail(l, why);
     train_log_free(l);
     for (int i = 0; i < 2; i++) { /* it stays the second one's */
-        l = train_log_open(path, 8, NULL);
+        l = open_log(path, 8, NULL);
         assert_null(train_log_failure(l));
         assert_int_equal(train_log_steps(l), i);
         assert_int_equal(train_log_lines(l)->len, i);
@@ -280,7 +330,7 @@ static void log_of_another_job(void **state)
         train_log_free(l);
     }
     assert_true(g_file_set_contents(path, old, -1, NULL));
-    l = train_log_open(path, 7, NULL);
+    l = open_log(path, 7, NULL);
     assert_non_null(train_log_failure(l));
     train_log_free(l);
     g_unlink(path);
@@ -296,12 +346,12 @@ static void class_of_the_log(void **state)
     const Weft__V1__TrainProgress step = step_of(0, 4.0f);
     NumericsClass numerics;
     for (NumericsClass c = NUMERICS_EXACT; c <= NUMERICS_FAST; c++) {
-        TrainLog *l = train_log_open(path, 7, NULL);
+        TrainLog *l = open_log(path, 7, NULL);
         assert_false(train_log_class(l, &numerics));
         train_log_set_class(l, c);
         assert_non_null(train_log_step(l, &step, 1, NULL, &error));
         train_log_free(l);
-        l = train_log_open(path, 7, NULL);
+        l = open_log(path, 7, NULL);
         assert_true(train_log_class(l, &numerics));
         assert_int_equal(numerics, c);
         train_log_free(l);
@@ -420,6 +470,8 @@ int main(void)
         cmocka_unit_test(steps_before_the_log),
         cmocka_unit_test(steps_before_the_log_after_a_restart),
         cmocka_unit_test(unread_log_stays),
+        cmocka_unit_test(unwritten_log),
+        cmocka_unit_test(log_on_a_full_disk),
         cmocka_unit_test(steps_of_class_fast),
         cmocka_unit_test(failure_outlives_the_coordinator),
         cmocka_unit_test(log_of_another_job),

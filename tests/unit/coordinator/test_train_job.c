@@ -3,10 +3,13 @@
  * compute is a function of the step (sim_trainer.h). */
 #include "tests/unit/coordinator/sim_streams.h"
 
+#include "coordinator/train/train_job.h"
+#include "coordinator/train/train_log.h"
 #include "proto/base/error.h"
 #include "proto/base/hash.h"
 #include "proto/model/checkpoint.h"
 
+#include <errno.h>
 #include <glib/gstdio.h>
 #include <jansson.h>
 #include <math.h>
@@ -32,14 +35,17 @@ static const Toy toy = {2, 2, 1, 60, 10, 24, 4};
 /* Size and file of the last one that was synced: what a power failure leaves of the job's log. */
 static off_t synced_size;
 static ino_t synced_file;
+static ino_t broken_file; /* cannot be synced */
 
 int fdatasync(int fd)
 {
     struct stat status;
-    if (fstat(fd, &status) == 0) {
-        synced_size = status.st_size;
-        synced_file = status.st_ino;
+    if (fstat(fd, &status) != 0 || status.st_ino == broken_file) {
+        errno = EIO;
+        return -1;
     }
+    synced_size = status.st_size;
+    synced_file = status.st_ino;
     return 0;
 }
 
@@ -615,6 +621,62 @@ static void test_end_is_durable(void **state)
     assert_int_equal(synced_size, status.st_size);
 }
 
+/* On a disk that keeps nothing any more, the end is told all the same. */
+static void test_end_that_is_not_durable(void **state)
+{
+    SimCluster *s = *state;
+    g_autofree char *path = path_in(s, "train-toy.jsonl");
+    struct stat status;
+    Answer a;
+    run_toy(s, &toy, 0);
+    follow(s, &a);
+    run_to_step(s, 25);
+    assert_int_equal(stat(path, &status), 0);
+    broken_file = status.st_ino;
+    sim_answer(s, &a, 30 * SECOND);
+    broken_file = 0;
+    g_assert_no_error(a.error);
+    answer_clear(&a);
+    check_done(s, &toy);
+    assert_non_null(strstr(s->log->str, "job toy may go on after a restart: the job's log was not "
+                                        "written whole: Input/output error"));
+}
+
+/* A job that is freed while its log waits to be read: it makes none, and leaves the one that a job
+ * of its name has begun meanwhile. */
+static void test_freed_before_its_log(void **state)
+{
+    static const char later[] = "{\"version\":1,\"submitted_us\":8}\n{\"version\":1,\"step\":1}\n";
+    static const char spec[] =
+        "kind: train\nname: toy\n"
+        "model: {config: {family: gpt2, layers: 1, width: 16, heads: 2, "
+        "context: 16}}\n"
+        "data: {train: /nowhere, tokenizer: {train: 270}}\n"
+        "batch: {sequences: 1, length: 16}\nsteps: 1\noptimizer: {lr: 1e-3}\n";
+    static const TrainJobCallbacks nobody = {0};
+    for (int taken = 0; taken < 2; taken++) {
+        g_autofree char *dir = g_dir_make_tmp("weft-train-XXXXXX", NULL);
+        g_autofree char *path = g_build_filename(dir, "train-toy.jsonl", NULL), *text = NULL;
+        SimWorld *world = sim_world_new(1);
+        Loop *loop = sim_world_loop(world);
+        WorkPool *pool = work_pool_new(loop, 0);
+        const TrainJobOptions options = {.loop = loop, .pool = pool, .state_dir = dir};
+        TrainJob *job = train_job_new(&options, spec, 7, false, nobody, NULL);
+        assert_true(sim_world_step(world, SECOND)); /* its timer, which has the log read */
+        train_job_free(job);
+        if (taken) {
+            assert_true(g_file_set_contents(path, later, -1, NULL));
+        }
+        sim_world_run_for(world, SECOND);
+        assert_int_equal(g_file_get_contents(path, &text, NULL, NULL), taken);
+        assert_true(!taken || strcmp(text, later) == 0);
+        work_pool_free(pool);
+        sim_world_free(world);
+        g_unlink(path);
+        g_rmdir(dir);
+    }
+}
+
 /* Who follows a job that does not come to its end hears why. */
 static void test_followers_of_a_cancelled_job(void **state)
 {
@@ -776,6 +838,8 @@ int main(void)
         CASE(test_log_of_the_one_before),
         CASE(test_name_is_taken_by_another_kind),
         CASE(test_end_is_durable),
+        CASE(test_end_that_is_not_durable),
+        cmocka_unit_test(test_freed_before_its_log),
         CASE(test_followers_of_a_cancelled_job),
         CASE(test_followers_when_the_coordinator_stops),
         CASE(test_trace_of_a_resumed_run),
