@@ -504,6 +504,9 @@ void grpc_server_fill_free(RpcServer *base, int grace_ms)
     engine_remove_log(base->log);
     if (!event_sink_run_until(server->sink, all_gone, server,
                               loop_now_us(base->loop) + END_GRACE_US)) {
+        while (base->calls.head) { /* for their handlers they end here all the same */
+            rpc_call_closed(base->calls.head->data);
+        }
         /* memory that gRPC may still write to is not given back */
         event_sink_close(server->sink);
         log_error(base->log, "server at %s left behind: %u calls did not end within 1 s",
