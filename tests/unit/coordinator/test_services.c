@@ -196,48 +196,89 @@ static void change_file(SimCluster *s, const Gguf *gguf, const ModelSpec *spec)
     fclose(file);
 }
 
-static const char *served_state(SimCluster *s)
+/* Its state, and what is said of it; valid until the next call. */
+static const char *served_state(SimCluster *s, const char **reason)
 {
-    static char state[16];
+    static char state[16], why[512];
     Answer a = {0};
     Weft__V1__ListJobsRequest request = WEFT__V1__LIST_JOBS_REQUEST__INIT;
     sim_call(s, &a, &weft__v1__admin__descriptor, "ListJobs", &request);
     sim_answer(s, &a, SECOND);
     g_assert_no_error(a.error);
-    g_strlcpy(state, ((const Weft__V1__ListJobsResponse *)a.message)->jobs[0]->state, sizeof state);
+    const Weft__V1__Submission *job = ((const Weft__V1__ListJobsResponse *)a.message)->jobs[0];
+    g_strlcpy(state, job->state, sizeof state);
+    g_strlcpy(why, job->reason, sizeof why);
     answer_clear(&a);
+    if (reason != NULL) {
+        *reason = why;
+    }
     return state;
 }
 
-/* A model that is served and whose file was changed before all workers had it is read anew: trying
- * again with what was read before would be in vain for ever. */
-static void test_served_model_that_changed(void **state)
+/* A job that serves a model whose file is changed before all workers have it; nobody asks for a
+ * changed slice yet. hash: the file's before. */
+static void serve_what_changes(SimCluster *s, Hash128 *hash)
 {
-    SimCluster *s = *state;
     g_autoptr(Gguf) gguf = open_model(s);
     g_autoptr(ModelSpec) spec = gguf_model_spec(gguf, NULL);
-    Hash128 hash = gguf_hash(gguf);
     Answer a = {0};
     Weft__V1__SubmitRequest request = WEFT__V1__SUBMIT_REQUEST__INIT;
     request.spec = (char *)"kind: serve\nname: chat\nmodel: {from: tiny.gguf}\n";
+    *hash = gguf_hash(gguf);
     s->workers[0].answer = refuse_old;
-    s->workers[0].answer_user = hash.bytes;
+    s->workers[0].answer_user = hash->bytes;
     sim_call(s, &a, &weft__v1__admin__descriptor, "Submit", &request);
     sim_answer(s, &a, 5 * SECOND);
     g_assert_no_error(a.error);
     answer_clear(&a);
     sim_run_for(s, 10 * SECOND);
-    assert_string_not_equal(served_state(s), "ready");
+    assert_string_not_equal(served_state(s, NULL), "ready");
     assert_true(s->workers[0].n_loads > 1);
     change_file(s, gguf, spec);
+}
+
+static void fetch_what_changed(SimCluster *s, const Hash128 *hash)
+{
     Weft__V1__SliceRef ref = WEFT__V1__SLICE_REF__INIT, *list[] = {&ref};
     ref.tensor = 2;
     Fetched f = {0};
-    fetch(s, &f, hash.bytes, list, 1);
+    fetch(s, &f, hash->bytes, list, 1);
     assert_int_equal(f.error->code, WEFT_ERROR_IO);
     g_error_free(f.error);
+}
+
+/* It is read anew: trying again with what was read before would be in vain for ever. */
+static void test_served_model_that_changed(void **state)
+{
+    SimCluster *s = *state;
+    Hash128 hash;
+    serve_what_changes(s, &hash);
+    fetch_what_changed(s, &hash);
     sim_run_for(s, 10 * SECOND);
-    assert_string_equal(served_state(s), "ready");
+    assert_string_equal(served_state(s, NULL), "ready");
+}
+
+/* Its file is gone when it is to be read anew: the job waits for it, and says so. */
+static void test_served_model_that_is_gone(void **state)
+{
+    SimCluster *s = *state;
+    Hash128 hash;
+    const char *why;
+    serve_what_changes(s, &hash);
+    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL),
+                    *away = g_strconcat(path, ".away", NULL);
+    assert_int_equal(rename(path, away), 0);
+    fetch_what_changed(s, &hash);
+    for (int i = 0; i < 3; i++) { /* again and again */
+        sim_run_for(s, 10 * SECOND);
+        assert_string_equal(served_state(s, &why), "waiting");
+        assert_non_null(strstr(why, "no such model file"));
+    }
+    const unsigned n_loads = s->workers[0].n_loads;
+    assert_int_equal(rename(away, path), 0);
+    sim_run_for(s, 10 * SECOND);
+    assert_string_equal(served_state(s, NULL), "ready");
+    assert_int_equal(s->workers[0].n_loads, n_loads + 1);
 }
 
 static void count_chunk(const ProtobufCMessage *message, void *user)
@@ -477,6 +518,7 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_slices_are_the_files_bytes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_served_model_that_changed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_served_model_that_is_gone, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slices_wait_for_their_asker, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_renew_gives_the_same_name, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_no_epoch_without_a_disk, set_up, tear_down),
