@@ -551,6 +551,14 @@ static void set_health(RpcServer *server)
     }
 }
 
+/* NULL without --http. */
+static const char *http_address(const Coordinator *c)
+{
+    const HttpServer *server =
+        c->http_listen != NULL && c->parts.api != NULL ? api_service_listener(c->parts.api) : NULL;
+    return server != NULL ? http_server_address(server) : NULL;
+}
+
 static bool write_endpoint(Coordinator *c, GError **error)
 {
     if (c->state_dir == NULL) {
@@ -560,9 +568,8 @@ static bool write_endpoint(Coordinator *c, GError **error)
     g_autofree char *health = p->health != NULL
                                   ? g_strdup_printf("health %s\n", rpc_server_address(p->health))
                                   : g_strdup("");
-    const char *http_address = coordinator_http_address(c);
-    g_autofree char *http =
-        http_address != NULL ? g_strdup_printf("http %s\n", http_address) : g_strdup("");
+    const char *address = http_address(c);
+    g_autofree char *http = address != NULL ? g_strdup_printf("http %s\n", address) : g_strdup("");
     g_autofree char *text =
         g_strdup_printf("control %s\njoin %s\n%s%spid %ld\ncluster %s\n", p->control_address,
                         p->join_address, health, http, (long)getpid(), p->cluster);
@@ -660,11 +667,4 @@ void coordinator_start(Coordinator *c, void (*started)(const GError *error, void
 const char *coordinator_control_address(const Coordinator *c)
 {
     return c->parts.control_address;
-}
-
-const char *coordinator_http_address(const Coordinator *c)
-{
-    const HttpServer *server =
-        c->http_listen != NULL && c->parts.api != NULL ? api_service_listener(c->parts.api) : NULL;
-    return server != NULL ? http_server_address(server) : NULL;
 }

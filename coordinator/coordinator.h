@@ -50,6 +50,5 @@ void coordinator_start(Coordinator *c, void (*started)(const GError *error, void
                        void *user);
 void coordinator_free(Coordinator *c); /* NULL-safe; ends calls, finishes writes */
 
-/* Addresses really bound; borrowed, NULL before it serves. */
+/* Really bound; borrowed, NULL before it serves. */
 const char *coordinator_control_address(const Coordinator *c);
-const char *coordinator_http_address(const Coordinator *c); /* NULL without --http */

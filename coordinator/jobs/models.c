@@ -138,7 +138,8 @@ static char *resolve_existing(const char *path)
     return copy;
 }
 
-char *models_resolve(const char *dir, const char *name, GError **error)
+/* Returned. */
+static char *models_resolve(const char *dir, const char *name, GError **error)
 {
     if (dir == NULL) {
         g_set_error(

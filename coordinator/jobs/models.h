@@ -56,6 +56,3 @@ bool model_copy_slice(const Model *model, uint32_t tensor, uint32_t slice, uint8
 /* Its files were changed, though size and time are as before: it is no longer found by its hash,
  * and who opens its name next has the files read and hashed again. */
 void models_mark_stale(Models *models, const Model *model);
-
-/* On the calling thread: the resolved path of a name. */
-char *models_resolve(const char *dir, const char *name, GError **error);

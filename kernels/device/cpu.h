@@ -4,7 +4,6 @@
 #include "kernels/device/device.h"
 
 extern const DeviceApi device_cpu_api;
-extern const struct DeviceOps device_cpu_ops;
 extern const struct DeviceGroupApi device_cpu_group;
 extern const struct DeviceTrainOps device_cpu_train_ops;
 

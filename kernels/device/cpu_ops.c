@@ -440,7 +440,7 @@ static DeviceStatus checksum(DeviceStream *stream, const void *data, size_t n_wo
     return device_cpu_enqueue(stream, run_checksum, &args, sizeof args);
 }
 
-const DeviceOps device_cpu_ops = {
+static const DeviceOps device_cpu_ops = {
     .abi = DEVICE_ABI,
     .bytes = sizeof(DeviceOps),
     .has_weight = has_weight,

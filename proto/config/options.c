@@ -267,8 +267,9 @@ static void yaml_pair(YamlReader *r, yaml_document_t *document, const yaml_node_
     }
 }
 
-bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
-                        const char *origin, GError **error)
+/* origin: names the text in messages. */
+static bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
+                               const char *origin, GError **error)
 {
     yaml_parser_t parser;
     yaml_document_t document;

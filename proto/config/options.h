@@ -39,9 +39,6 @@ typedef struct Option {
  * checked then). */
 bool options_parse(const Option *table, void *values, int argc, char **argv, GPtrArray *rest,
                    bool *help_out, GError **error);
-/* Applies a YAML text alone; `origin` names it in messages. */
-bool options_parse_yaml(const Option *table, void *values, const char *text, size_t length,
-                        const char *origin, GError **error);
 /* Sets one field from a text; INVALID names the option, the text and what it may be. */
 bool options_set(const Option *option, void *values, const char *text, GError **error);
 void options_clear(const Option *table, void *values);

@@ -171,7 +171,7 @@ static void scales_write(const uint8_t *sc, const uint8_t *mins, uint8_t *dst)
 /* File layouts: Q4_0 {d, 16}, Q4_1 {d, m, 16}, Q5_0 {d, 4, 16}, Q5_1 {d, m, 4, 16}, Q8_0 {d, 32},
  * Q4_K {d, dmin, 12, 128}, Q5_K {d, dmin, 12, 32, 128}, Q6_K {128 low, 64 high, 16 scales, d},
  * F8_E4M3 {scale, 128}; numbers are bytes. */
-void block_read(Dtype type, const uint8_t *src, BlockValues *out)
+static void block_read(Dtype type, const uint8_t *src, BlockValues *out)
 {
     switch (type) {
     case DTYPE_Q4_0:
@@ -242,7 +242,7 @@ void block_read(Dtype type, const uint8_t *src, BlockValues *out)
     }
 }
 
-void block_write(Dtype type, const BlockValues *v, uint8_t *dst)
+static void block_write(Dtype type, const BlockValues *v, uint8_t *dst)
 {
     switch (type) {
     case DTYPE_Q4_0:

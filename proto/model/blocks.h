@@ -47,6 +47,4 @@ typedef struct BlockValues {
 } BlockValues;
 
 /* Quantised types only. */
-void block_read(Dtype type, const uint8_t *file_block, BlockValues *out);
-void block_write(Dtype type, const BlockValues *values, uint8_t *file_block);
 void block_dequantise(Dtype type, const BlockValues *values, float *out);

@@ -2,7 +2,8 @@
 
 #include "proto/base/error.h"
 
-ModelConfig model_config_of(const ModelSpec *spec)
+/* What gives a spec of these dimensions. */
+static ModelConfig model_config_of(const ModelSpec *spec)
 {
     return (ModelConfig){
         .family = spec->family,

@@ -9,5 +9,3 @@
 json_t *model_to_json(const ModelSpec *spec);
 /* All tensors f32, with the names that GGUF files use. INVALID; returned. */
 ModelSpec *model_from_json(const json_t *object, GError **error);
-/* The config that gives a spec of these dimensions. */
-ModelConfig model_config_of(const ModelSpec *spec);

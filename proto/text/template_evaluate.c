@@ -412,7 +412,8 @@ static Value loop_attribute(Render *r, Value v, Text name)
     return template_method(r, v, name);
 }
 
-Value render_attribute(Render *r, Value v, Text name)
+/* value.name, then value["name"]. */
+static Value render_attribute(Render *r, Value v, Text name)
 {
     if (v.kind == VALUE_UNDEFINED) {
         render_fail_undefined(r, v);

@@ -59,8 +59,6 @@ Value render_expression(Render *r, const Expression *e);
 void render_statements(Render *r, const Block *block);
 Value render_macro(Render *r, const MacroValue *macro, const Arguments *arguments);
 Value render_call(Render *r, Value callee, const Arguments *arguments);
-/* value.name, then value["name"]. */
-Value render_attribute(Render *r, Value v, Text name);
 /* value[key], then value.key. */
 Value render_element(Render *r, Value v, Value key);
 Value render_arithmetic(Render *r, Operator op, Value a, Value b);

@@ -45,7 +45,7 @@ bool text_equal(Text a, Text b)
     return a.length == b.length && (a.length == 0 || memcmp(a.data, b.data, a.length) == 0);
 }
 
-int text_compare(Text a, Text b)
+static int text_compare(Text a, Text b)
 {
     size_t shared = MIN(a.length, b.length);
     int order = shared > 0 ? memcmp(a.data, b.data, shared) : 0;

@@ -183,7 +183,6 @@ size_t text_count(Text text);
 /* Byte offset of the i-th character, at most text.length. */
 size_t text_offset(Text text, size_t i);
 bool text_equal(Text a, Text b);
-int text_compare(Text a, Text b);
 /* Offset of the first occurrence at or after `from`; -1 if none. */
 gssize text_find(Text haystack, Text needle, size_t from);
 Text text_strip(Text text, const Text *characters /* NULL: white space */, bool left, bool right);

@@ -17,9 +17,7 @@ void watch_check_quiet(History *history);
 /* ---- between the files of the watch ---- */
 
 History *watch_history(void); /* NULL: nobody watches */
-/* The coordinator's newest epoch of a replica, as far as it was seen; 0 = none. */
-uint64_t watch_epoch(const char *job, uint32_t replica);
-/* When that epoch was taken. */
+/* When the coordinator took that epoch of a replica, as far as it was seen; 0 = it did not. */
 int64_t watch_epoch_us(const char *job, uint32_t replica, uint64_t epoch);
 /* Whether the coordinator has this in force. */
 bool watch_is_live(const char *job, uint32_t replica, uint64_t epoch);

@@ -77,7 +77,8 @@ static char *epoch_key(const char *job, uint32_t replica, uint64_t epoch)
     return g_strdup_printf("%s/%u/%" G_GUINT64_FORMAT, job, replica, epoch);
 }
 
-uint64_t watch_epoch(const char *job, uint32_t replica)
+/* The newest of a replica, as far as it was seen; 0 = none. */
+static uint64_t newest_epoch(const char *job, uint32_t replica)
 {
     g_autofree char *key = g_strdup_printf("%s/%u", job, replica);
     return (uint64_t)get_time(now.newest, key);
@@ -312,7 +313,7 @@ bool __wrap_run_send(Run *run, Weft__V1__RunEvent *event)
         event->event_case == WEFT__V1__RUN_EVENT__EVENT_DELTA && event->delta->n_ids > 0;
     const LeaderCall *call = now.speaking;
     if (token && call && watch_history()) {
-        const uint64_t newest = watch_epoch(call->job, call->replica);
+        const uint64_t newest = newest_epoch(call->job, call->replica);
         if (newest > call->epoch) {
             history_violate(watch_history(), "nothing of an old epoch has an effect",
                             "request %s: a token of epoch %" G_GUINT64_FORMAT

@@ -47,7 +47,7 @@ RpcRole rpc_role_parse(const char *text)
     return RPC_ROLE_NONE;
 }
 
-const char *rpc_role_name(RpcRole role)
+static const char *role_name(RpcRole role)
 {
     for (size_t i = 0; i < G_N_ELEMENTS(role_names); i++) {
         if (role == role_names[i].role) {
@@ -226,7 +226,8 @@ static void report_cancel_later(void *user)
     rpc_call_unref(call);
 }
 
-void rpc_call_finish_status(RpcCall *call, int status, const char *message)
+/* A bare status: also of answers that are no WEFT_ERROR, as UNIMPLEMENTED. */
+static void finish_status(RpcCall *call, int status, const char *message)
 {
     if (!call->finished && !call->closed) {
         call->finished = true;
@@ -260,9 +261,9 @@ static bool check_peer(RpcCall *call)
     if (call->route->roles != 0 && !(call->route->roles & peer->role)) {
         g_autofree char *roles = format_roles(call->route->roles);
         log_warn(server->log, "refused %s from %s at %s: role %s", call->route->name,
-                 *peer->name ? peer->name : "a peer", peer->address, rpc_role_name(peer->role));
+                 *peer->name ? peer->name : "a peer", peer->address, role_name(peer->role));
         refuse(call, WEFT_ERROR_DENIED, "role %s may not call %s; it takes role %s",
-               rpc_role_name(peer->role), call->route->name, roles);
+               role_name(peer->role), call->route->name, roles);
         return false;
     }
     return true;
@@ -274,7 +275,7 @@ bool rpc_call_accept(RpcCall *call, const char *path)
     if (!call->route || !call->route->handler) {
         g_autofree char *message =
             g_strdup_printf("%s is not served at %s", path, call->server->address);
-        rpc_call_finish_status(call, RPC_STATUS_UNIMPLEMENTED, message);
+        finish_status(call, RPC_STATUS_UNIMPLEMENTED, message);
         return false;
     }
     return check_peer(call);
@@ -405,12 +406,12 @@ void rpc_call_finish(RpcCall *call, const GError *error)
 {
     call->on_cancel = NULL;
     if (!error) {
-        rpc_call_finish_status(call, RPC_STATUS_OK, "");
+        finish_status(call, RPC_STATUS_OK, "");
         return;
     }
     g_autofree char *message = NULL;
     int status = weft_error_to_status(error, &message);
-    rpc_call_finish_status(call, status, message);
+    finish_status(call, status, message);
 }
 
 void rpc_call_reply(RpcCall *call, const ProtobufCMessage *response)
@@ -482,7 +483,7 @@ void rpc_server_kick(RpcServer *server, const char *name_or_serial)
         RpcCall *call = at->data;
         at = at->next;
         if (is_peer(call, name_or_serial) && !call->finished) {
-            rpc_call_finish_status(call, status, message);
+            finish_status(call, status, message);
             loop_post(server->loop, report_cancel_later, rpc_call_ref(call));
         }
     }

@@ -131,11 +131,8 @@ void rpc_call_message(RpcCall *call, const uint8_t *bytes, size_t n_bytes);
 void rpc_call_closed(RpcCall *call);
 /* Fewer bytes wait than before: tells who waits for room. */
 void rpc_call_drained(RpcCall *call);
-/* Finishes with a bare status (for answers that are no WEFT_ERROR, as UNIMPLEMENTED). */
-void rpc_call_finish_status(RpcCall *call, int status, const char *message);
 /* Reports a role from a certificate's OU; RPC_ROLE_NONE for unknown texts. */
 RpcRole rpc_role_parse(const char *text);
-const char *rpc_role_name(RpcRole role);
 
 /* Serves `service`'s methods under another full name (same messages on the wire). */
 void rpc_server_add_as(RpcServer *server, const char *service_name,

@@ -424,8 +424,13 @@ void pass_linear_dw(Pass *p, const LinearGradient *list, unsigned n)
     }
 }
 
-void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
-                      void *user, float *const *to)
+/* Adds rows of a leaf to out [parts][n], for columns [column, column + n). */
+typedef void (*LeafSums)(void *user, uint32_t row, uint32_t n_rows, uint32_t column, uint32_t n,
+                         float *out);
+
+/* By this thread; the leaves' folded sums come to to[part] + column. */
+static void fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
+                        void *user, float *const *to)
 {
     const AddFn add = p->m->o.kernels->add;
     float *stack = p->m->scratch[p->t];
@@ -471,7 +476,7 @@ static void host_bias_gradient(Pass *p, const float *dy, uint32_t n, float *dbia
         return;
     }
     if (leaves_of(p) > 1) {
-        pass_fold_leaves(p, first, last, 1, bias_sums, &s, (float *const[]){dbias});
+        fold_leaves(p, first, last, 1, bias_sums, &s, (float *const[]){dbias});
     } else {
         s.sum_rows(dy + first, n, p->rows, last - first, dbias + first);
     }
@@ -512,8 +517,8 @@ static void host_norm_backward(Pass *p, const float *x, const float *w, float *d
     pool_share(width, COLUMN_GRAIN, p->t, p->n_threads, &first, &last);
     if (first < last && leaves_of(p) > 1) {
         NormSums s = {m, x, dbias != NULL};
-        pass_fold_leaves(p, first, last, dbias != NULL ? 2 : 1, norm_sums, &s,
-                         (float *const[]){dw, dbias});
+        fold_leaves(p, first, last, dbias != NULL ? 2 : 1, norm_sums, &s,
+                    (float *const[]){dw, dbias});
     } else if (first < last) {
         k->norm_weight_backward(x + first, m->dh + first, width, m->stats, p->rows, last - first,
                                 dw + first, dbias != NULL ? dbias + first : NULL);

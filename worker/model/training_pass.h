@@ -174,12 +174,6 @@ static inline uint32_t leaf_end(const Pass *p, uint32_t leaf)
     return p->batch->leaves != NULL ? p->batch->leaves->first[leaf + 1] * p->batch->length
                                     : p->rows;
 }
-/* By this thread: sums(user, first row, rows, column, n, out) adds rows of a leaf to out [parts][n]
- * for columns [column, column + n); the leaves' folded sums come to to[part] + column. */
-typedef void (*LeafSums)(void *user, uint32_t row, uint32_t n_rows, uint32_t column, uint32_t n,
-                         float *out);
-void pass_fold_leaves(Pass *p, uint32_t first, uint32_t last, unsigned parts, LeafSums sums,
-                      void *user, float *const *to);
 enum { FOLD_COLUMNS = 512 }; /* of one block of vectors that are folded */
 
 /* ---- exchange among tensor ranks: training_exchange.c; nothing where there is one ---- */

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-uint32_t step_pages_capacity(const StepLimits *limits)
+static uint32_t pages_capacity(const StepLimits *limits)
 {
     return limits->max_rows / 32 + 2 * limits->max_slots + STEP_REUSE_PAGES;
 }
@@ -17,7 +17,7 @@ Step *step_new(const StepLimits *limits)
     step->releases = g_new0(uint32_t, limits->max_slots);
     step->segments = g_new0(StepSegment, limits->max_slots);
     step->rows = g_new0(StepRow, limits->max_rows);
-    step->pages = g_new0(uint32_t, step_pages_capacity(limits));
+    step->pages = g_new0(uint32_t, pages_capacity(limits));
     step->reuses = g_new0(StepReuse, step_reuses_capacity(limits));
     step->copies = g_new0(StepCopy, limits->max_slots);
     step->tokens = g_new0(uint32_t, 32 * STEP_REUSE_PAGES);
@@ -65,7 +65,7 @@ size_t step_wire_limit(const StepLimits *limits)
 {
     return HEAD_BYTES + REUSE_BYTES * (size_t)step_reuses_capacity(limits) +
            (size_t)limits->max_slots * (ADMIT_BYTES + 4 + SEGMENT_BYTES + COPY_BYTES) +
-           (size_t)limits->max_rows * ROW_BYTES + 4 * (size_t)step_pages_capacity(limits) +
+           (size_t)limits->max_rows * ROW_BYTES + 4 * (size_t)pages_capacity(limits) +
            4 * 32 * (size_t)STEP_REUSE_PAGES + BIAS_BYTES * (size_t)SAMPLE_BIAS_LIMIT;
 }
 
@@ -307,7 +307,7 @@ static bool decode_counts(Step *step, ByteReader *r, const StepLimits *limits, G
     if (step->n_rows > limits->max_rows) {
         return refuse(error, "count of rows", step->n_rows, limits->max_rows);
     }
-    const uint32_t pages = step_pages_capacity(limits);
+    const uint32_t pages = pages_capacity(limits);
     return step->n_pages <= pages || refuse(error, "count of pages", step->n_pages, pages);
 }
 

@@ -89,7 +89,7 @@ typedef struct Step {
     uint32_t *releases;    /* slots; capacity max_slots; done before the admits */
     StepSegment *segments; /* capacity max_slots */
     StepRow *rows;         /* capacity max_rows */
-    uint32_t *pages;       /* capacity step_pages_capacity() */
+    uint32_t *pages;       /* capacity pages_capacity(), step.c */
     StepReuse *reuses;     /* capacity step_reuses_capacity() */
     StepCopy *copies;      /* capacity max_slots */
     uint32_t *tokens;      /* capacity 32 x STEP_REUSE_PAGES */
@@ -101,7 +101,6 @@ void step_free(Step *step);
 void step_clear(Step *step);
 /* Upper bound of the encoded size. */
 size_t step_wire_limit(const StepLimits *limits);
-uint32_t step_pages_capacity(const StepLimits *limits);
 /* A slot's pages that were there before the step, then those that the step's own rows fill. */
 static inline uint32_t step_reuses_capacity(const StepLimits *limits)
 {

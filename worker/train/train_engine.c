@@ -255,7 +255,8 @@ uint64_t train_engine_resident(void)
     return resident != NULL ? g_ascii_strtoull(resident, NULL, 10) * (uint64_t)getpagesize() : 0;
 }
 
-bool train_engine_build(TrainEngine *e, GError **error)
+/* The TrainRank with its weights; `links` are there. */
+static bool build(TrainEngine *e, GError **error)
 {
     const TrainWork *w = &e->o.work;
     e->resident_before = train_engine_resident();
@@ -303,7 +304,7 @@ static bool run_all(TrainEngine *e, Hash128 *digest, GError **error)
     }
     const bool greeted = greeting != NULL && train_greeting_run(e, greeting, error);
     train_greeting_free(greeting);
-    if (!greeted || !train_engine_build(e, error) || !train_greeting_built(e, error)) {
+    if (!greeted || !build(e, error) || !train_greeting_built(e, error)) {
         return false;
     }
     post_plain(e, e->o.events.running);

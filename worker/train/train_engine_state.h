@@ -69,8 +69,6 @@ struct TrainEngine {
 void train_engine_stop_with(TrainEngine *e, GError *error);
 /* Waits for something of the port or the owner, TRAIN_IDLE_WAIT_US at most. */
 void train_engine_rest(TrainEngine *e);
-/* Builds the TrainRank with its weights; `links` are there. */
-bool train_engine_build(TrainEngine *e, GError **error);
 
 /* ---- train_greeting.c ---- */
 

@@ -229,7 +229,7 @@ bool run_send(Run *run, Weft__V1__RunEvent *event)
     return false;
 }
 
-void run_progress(const char *text, double fraction, const char *worker, void *user)
+static void run_progress(const char *text, double fraction, const char *worker, void *user)
 {
     Weft__V1__RunProgress progress = WEFT__V1__RUN_PROGRESS__INIT;
     progress.text = (char *)text;

@@ -118,7 +118,6 @@ void run_choice_done(Choice *choice);
 bool run_send(Run *run, Weft__V1__RunEvent *event);
 /* A leader call is over for good. */
 void run_call_over(Run *run);
-void run_progress(const char *text, double fraction, const char *worker, void *user);
 /* Into sum: what the replica's members count now. While RUNNING. */
 void run_add_counters(const Run *run, uint64_t sum[N_COUNTERS]);
 

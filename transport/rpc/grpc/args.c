@@ -94,7 +94,7 @@ grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, 
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-const RpcTransportOps *grpc_ops(void)
+static const RpcTransportOps *grpc_ops(void)
 {
     static const RpcTransportOps ops = {
         .server_new = grpc_server_fill_new,

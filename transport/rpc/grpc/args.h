@@ -29,7 +29,6 @@ grpc_slice buffer_join(grpc_byte_buffer *buffer);
 bool credentials_check(const RpcCredentials *credentials, GError **error);
 grpc_channel_credentials *credentials_client(const RpcCredentials *credentials, GError **error);
 
-const RpcTransportOps *grpc_ops(void);
 RpcServer *grpc_server_fill_new(RpcTransport *transport, Loop *loop,
                                 const RpcServerOptions *options, GError **error);
 bool grpc_server_fill_set_credentials(RpcServer *server, const RpcCredentials *credentials,

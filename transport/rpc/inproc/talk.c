@@ -142,6 +142,25 @@ void inproc_announce(InprocTransport *transport)
     pthread_mutex_unlock(&transport->mutex);
 }
 
+/* ---- the transport's life: its owner's reference, and one a talk ---- */
+
+static InprocTransport *transport_ref(InprocTransport *transport)
+{
+    atomic_fetch_add(&transport->refs, 1);
+    return transport;
+}
+
+static void transport_unref(InprocTransport *transport)
+{
+    if (atomic_fetch_sub(&transport->refs, 1) == 1) {
+        g_hash_table_unref(transport->servers);
+        g_ptr_array_unref(transport->channels);
+        g_array_unref(transport->faults);
+        pthread_mutex_destroy(&transport->mutex);
+        g_free(transport);
+    }
+}
+
 /* ---- talks ----------------------------------------------------------------------------------- */
 
 static void parcel_clear(Parcel *parcel)
@@ -155,7 +174,7 @@ Talk *talk_new(InprocTransport *transport, End *client, End *server)
 {
     Talk *talk = g_new0(Talk, 1);
     atomic_init(&talk->refs, 1);
-    talk->transport = inproc_ref(transport);
+    talk->transport = transport_ref(transport);
     talk->ends[TO_SERVER] = end_ref(server);
     talk->ends[TO_CLIENT] = end_ref(client);
     g_queue_init(&talk->lanes[TO_SERVER]);
@@ -199,7 +218,7 @@ void talk_unref(Talk *talk)
     g_free(talk->peer_serial);
     g_free(talk->peer_address);
     g_free(talk);
-    inproc_unref(transport);
+    transport_unref(transport);
 }
 
 static void tell_room(void *user)
@@ -420,23 +439,6 @@ static void fault_clear(void *data)
     g_free(fault->server);
 }
 
-InprocTransport *inproc_ref(InprocTransport *transport)
-{
-    atomic_fetch_add(&transport->refs, 1);
-    return transport;
-}
-
-void inproc_unref(InprocTransport *transport)
-{
-    if (atomic_fetch_sub(&transport->refs, 1) == 1) {
-        g_hash_table_unref(transport->servers);
-        g_ptr_array_unref(transport->channels);
-        g_array_unref(transport->faults);
-        pthread_mutex_destroy(&transport->mutex);
-        g_free(transport);
-    }
-}
-
 RpcTransport *rpc_transport_inproc_new(void)
 {
     static const RpcTransportOps ops = {
@@ -475,6 +477,6 @@ void rpc_transport_inproc_free(RpcTransport *base)
     if (base) {
         InprocTransport *transport = (InprocTransport *)base;
         g_assert(g_hash_table_size(transport->servers) == 0 && transport->channels->len == 0);
-        inproc_unref(transport);
+        transport_unref(transport);
     }
 }

@@ -79,9 +79,6 @@ struct InprocTransport {
     unsigned next_port;
 };
 
-InprocTransport *inproc_ref(InprocTransport *transport);
-void inproc_unref(InprocTransport *transport);
-
 End *end_new(Loop *loop, const RpcCredentials *credentials, const char *name, void *owner);
 void end_close(InprocTransport *transport, End *end);
 void end_unref(End *end);
