@@ -157,6 +157,9 @@ static void on_revival_opened(Model *model, const GError *error, void *user)
     Deployment *d = jobs_find(revival->jobs, revival->job);
     bool same = model != NULL && d != NULL && d->state == DEPLOYMENT_STORED &&
                 d->waiting.length == 0 && hash128_equal(&d->file_hash, &model->spec->file_hash);
+    if (error != NULL && d != NULL) {
+        log_warn(d->jobs->options.log, "job %s is not brought back: %s", d->id, error->message);
+    }
     if (same) {
         log_info(d->jobs->options.log, "job %s is brought back: no worker holds it any more",
                  d->id);

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -491,6 +492,30 @@ static void test_job_returns_by_itself(void **state)
     answer_clear(&want);
 }
 
+/* Its file is gone then: that is said, and a request brings the job back when the file is. */
+static void test_job_without_its_file_returns_when_asked_for(void **state)
+{
+    SimCluster *s = *state;
+    start_workers(s, 2);
+    Answer want = {0}, a = {0};
+    undisturbed(s, &want, 2, 1);
+    g_autofree char *path = g_build_filename(s->dir, sim_cluster_model(s), NULL),
+                    *away = g_strconcat(path, ".away", NULL);
+    sim_cluster_stop(s);
+    sim_run_for(s, 10 * SECOND);
+    assert_int_equal(rename(path, away), 0);
+    sim_cluster_start(s);
+    sim_run_for(s, 30 * SECOND);
+    assert_string_equal(state_of(s, "w0"), "ready");
+    assert_non_null(strstr(s->log->str, "is not brought back: no such model file"));
+    assert_null(strstr(s->log->str, "is brought back"));
+    assert_int_equal(rename(away, path), 0);
+    begin(s, &a, 2, 1);
+    assert_ends_same(s, &a, &want);
+    answer_clear(&a);
+    answer_clear(&want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -523,6 +548,8 @@ int main(void)
                                         cluster_tear_down),
         cmocka_unit_test_setup_teardown(test_job_returns_by_itself, cluster_set_up,
                                         cluster_tear_down),
+        cmocka_unit_test_setup_teardown(test_job_without_its_file_returns_when_asked_for,
+                                        cluster_set_up, cluster_tear_down),
     };
     return cmocka_run_group_tests_name("coordinator moves", tests, NULL, NULL);
 }
