@@ -621,7 +621,7 @@ def case_tls_and_restart():
     process.send_signal(signal.SIGINT)
     process.wait(GUARD_S)
     log = work / "tls.log"
-    spawn([WEFT, "serve", model, "--name", "tls", "--listen", "127.0.0.1:0", "--json"], log, env=cluster.env)
+    process = spawn([WEFT, "serve", model, "--name", "tls", "--listen", "127.0.0.1:0", "--json"], log, env=cluster.env)
     answer = wait_for("weft serve", lambda: next((json.loads(l) for l in log.read_text().splitlines() if l.startswith("{")), None))
     assert answer["address"].startswith("https://"), answer
     address = answer["address"].split("//")[1]
@@ -633,6 +633,10 @@ def case_tls_and_restart():
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert b"200" not in plain.recv(4096)
+    cluster.weft("down").ok()
+    wait_for("weft serve to look for its coordinator", lambda: "trying again: the cluster" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(GUARD_S) == 130
 
 
 harness.run_cases([case_chat, case_same_as_weft_run, case_choices_and_prompts, case_context, case_stop, case_sampler_settings, case_echo_and_logprobs, case_tokens,

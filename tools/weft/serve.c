@@ -115,6 +115,7 @@ static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModel
 {
     g_auto(Serving) s = {.options = o};
     bool interrupted = false, again;
+    interrupts_hold(); /* also between two tries */
     do {
         GError *error = NULL;
         s.was_heard = false;
@@ -124,19 +125,18 @@ static int serve_until_stopped(const ServeOptions *o, const Weft__V1__ServeModel
         }
         cli_progress_end(&o->common);
         again = error != NULL && !interrupted && is_worth_a_retry(&s, error);
+        if (!again && !interrupted) {
+            return error != NULL ? cli_fail(error) : 0;
+        }
         if (again) {
             s.was_ready = false;
             cli_progress(&o->common, "trying again: %s", error->message);
-            g_error_free(error);
             pause_between_tries();
-        } else if (interrupted) {
-            g_clear_error(&error);
-            return 130;
-        } else {
-            return error != NULL ? cli_fail(error) : 0;
+            again = interrupts_none_waits(NULL);
         }
+        g_clear_error(&error);
     } while (again);
-    return 0;
+    return 130;
 }
 
 static int serve_run(const Verb *verb, void *values, GPtrArray *rest)
