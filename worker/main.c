@@ -23,12 +23,14 @@
 
 #define LEAVE_MS 5000 /* for the coordinator to move what runs here */
 #define STOP_LIMIT_S 10
+#define PACKED_AFTER_US 10000000
 
 typedef struct Settings {
     char *join, *token, *ca_hash, *name, *state, *cache, *models, *isa, *cpu_list, *numerics,
         *listen, *advertise, *health_listen, *link, *link_device, *data_port, *device, *config;
     uint64_t threads, memory;
-    bool version, verbose, devices;
+    int64_t packed_after;
+    bool version, verbose, devices, no_packed;
 } Settings;
 
 #define FIELD(name) offsetof(Settings, name)
@@ -46,6 +48,12 @@ static const Option worker_options[] = {
     {"cache", 0, OPTION_STRING, FIELD(cache), "DIR",
      "slices of models, may be shared by the workers of a host (default $XDG_CACHE_HOME/weft)",
      "WEFT_CACHE"},
+    {"packed-after", 0, OPTION_DURATION, FIELD(packed_after), "TIME",
+     "weights in memory for so long are kept in the cache as they are packed, for the next start "
+     "to map (default 10s)",
+     "WEFT_PACKED_AFTER"},
+    {"no-packed", 0, OPTION_FLAG, FIELD(no_packed), "",
+     "keep and use no packed weights: read and pack slices at each start", "WEFT_NO_PACKED"},
     {"models", 0, OPTION_STRING, FIELD(models), "DIR",
      "own copies of model files, used where their bytes fit (default: none)", NULL},
     {"threads", 't', OPTION_COUNT, FIELD(threads), "N",
@@ -470,6 +478,8 @@ static bool start_agent(Daemon *d, Log *log, GError **error)
         .identity = &d->identity,
         .state_dir = s->state,
         .cache_dir = s->cache,
+        .packed_images = !s->no_packed,
+        .packed_after_us = s->packed_after,
         .models_dir = s->models,
         .listen = s->listen != NULL ? s->listen : "0.0.0.0:0",
         .advertise = own,
@@ -647,7 +657,7 @@ int main(int argc, char **argv)
 {
     g_autoptr(GError) error = NULL;
     g_autoptr(GPtrArray) rest = g_ptr_array_new();
-    Settings s = {0};
+    Settings s = {.packed_after = PACKED_AFTER_US};
     bool help = false;
     int code = 0;
     if (!options_parse(worker_options, &s, argc, argv, rest, &help, &error)) {

@@ -48,6 +48,7 @@ struct Agent {
     char *address; /* what peers use */
     TaskPool *pool;
     SliceStore *store;
+    PackedImages *images; /* or NULL */
     SliceServer *slices;
     Deployments *deployments;
     Trainings *trainings;
@@ -491,11 +492,15 @@ static void open_objects(Agent *a)
     const AgentOptions *o = &a->o;
     a->pool = task_pool_new(o->loop, o->io_threads);
     a->store = slice_store_new(o->cache_dir, o->log);
+    if (o->packed_images) {
+        a->images = packed_images_new(slice_store_dir(a->store), o->packed_after_us, o->log);
+    }
     a->slices = slice_server_new(o->loop, a->pool, a->store);
     DeploymentsOptions options = {
         .loop = o->loop,
         .pool = a->pool,
         .store = a->store,
+        .images = a->images,
         .log = o->log,
         .fill = o->fill,
         .name = a->identity.name,
@@ -503,6 +508,7 @@ static void open_objects(Agent *a)
         .models_dir = a->models_dir,
         .memory_bytes = o->memory_bytes,
         .threads = o->threads,
+        .io_threads = o->io_threads,
         .cpus = a->cpus,
         .isa = o->isa,
         .device = o->device,
@@ -659,6 +665,7 @@ void agent_free(Agent *a)
     health_free(a->health);
     task_pool_free(a->pool);
     slice_server_free(a->slices);
+    packed_images_free(a->images);
     slice_store_free(a->store);
     g_hash_table_unref(a->revoked);
     identity_clear(&a->identity);

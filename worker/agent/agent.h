@@ -20,6 +20,8 @@ typedef struct AgentOptions { /* texts and arrays are copied, objects borrowed *
     const Identity *identity;
     const char *state_dir;     /* where a renewed certificate goes; NULL = nowhere */
     const char *cache_dir;     /* or NULL */
+    bool packed_images;        /* keeps weights in cache_dir as they are packed, */
+    int64_t packed_after_us;   /* so long after a load */
     const char *models_dir;    /* or NULL */
     const char *listen;        /* of the mutual TLS listener; port 0 = any */
     const char *advertise;     /* host under which peers reach it; NULL = as in listen */

@@ -59,7 +59,9 @@ struct Deployment {
     Fetch *fetch;
     FetchProgress progress;
     bool task_running, keep_weights;
-    bool task_unmaps; /* what the task that frees the engine was told: it may not look above */
+    ImageWork image;    /* of the task that maps weights */
+    LoopTimer *mapping; /* tells how far it is */
+    bool task_unmaps;   /* what the task that frees the engine was told: it may not look above */
     GPtrArray *load_calls, *start_calls; /* of DeploymentCall */
     GArray *watches;                     /* of EndWatch */
     uint64_t next_watch, listed_since;

@@ -149,6 +149,7 @@ void deployment_close(Deployment *d, bool keep_weights, const GError *why)
         return;
     }
     d->state = DEPLOY_CLOSING;
+    atomic_store(&d->image.stop, true);
     d->keep_weights = keep_weights;
     g_clear_error(&d->error);
     d->error = g_error_copy(why);

@@ -12,6 +12,7 @@
 #include "transport/rpc/rpc.h"
 #include "weft/v1/cluster.pb-c.h"
 #include "worker/serve/engine.h"
+#include "worker/shard/packed_images.h"
 #include "worker/shard/slice_store.h"
 #include "worker/task_pool.h"
 
@@ -22,6 +23,7 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     Loop *loop;
     TaskPool *pool;
     SliceStore *store;
+    PackedImages *images; /* or NULL */
     Log *log;
     const LinkFill *fill;
     const char *name;       /* own node id */
@@ -29,7 +31,8 @@ typedef struct DeploymentsOptions { /* everything is borrowed for the table's li
     const char *models_dir; /* or NULL */
     uint64_t memory_bytes;
     unsigned threads;
-    const int *cpus; /* `threads` of them or NULL */
+    unsigned io_threads; /* of the pool */
+    const int *cpus;     /* `threads` of them or NULL */
     KernelIsa isa;
     const Device *device;         /* where shards lie and layers run; NULL = the host */
     const Device *const *devices; /* [n_devices]: as in agent.h */

@@ -1,7 +1,8 @@
 /* Load: from a request to an open engine.
  *
  *   check ─► wait until whatever is closing is gone ─┬─► the shelf has the part ──────────────┐
- *                                                    └─► map (pool) ─► fetch (pool, network) ─┤
+ *                                                    └─► map (pool) ┬─► its image is there ───┤
+ *                                                                   └─► fetch (pool, network) ┤
  *                            LOADED ◄─ open engine (pool) ◄───────────────────────────────────┘
  *
  * A request of the same epoch joins the load that runs, or is answered at once; one of a failed
@@ -224,6 +225,7 @@ typedef struct LoadTask {
     GError *error;
 } LoadTask;
 
+#define MAPPING_TOLD_US 1000000
 #define STEP_LIMIT_S 3600.0 /* whatever a plan predicts */
 
 /* The longest step: a full prefill chunk, or a token. */
@@ -286,6 +288,7 @@ static void open_done(void *user)
              " loaded: stage %u rank %u, %s of weights",
              d->job, d->replica, d->epoch, d->stage, d->rank, size);
     answer_loaded(d);
+    weights_keep(d->weights, d->table->o.images);
 }
 
 static LoadTask *load_task_new(Deployment *d)
@@ -344,8 +347,38 @@ static void map_run(void *user)
 {
     LoadTask *task = user;
     Deployment *d = task->d;
-    d->weights->shard = shard_new(deployments_device(d->table, d->place), d->weights->spec, d->plan,
-                                  d->replica, d->stage, d->rank, &task->error);
+    const DeploymentsOptions *o = &d->table->o;
+    Weights *w = d->weights;
+    w->shard = shard_new(deployments_device(d->table, d->place), w->spec, d->plan, d->replica,
+                         d->stage, d->rank, &task->error);
+    w->mapped =
+        w->shard && packed_images_load(o->images, w->part, w->shard, o->io_threads, &d->image);
+}
+
+/* A load that says nothing for long is given up by the coordinator. */
+static void tell_mapping(void *user)
+{
+    Deployment *d = user;
+    const size_t done = atomic_load(&d->image.done);
+    d->mapping = loop_timer_start(d->table->o.loop, MAPPING_TOLD_US, tell_mapping, d);
+    if (done > d->progress.bytes_done) {
+        const FetchProgress progress = {.bytes_done = done, .bytes_from_cache = done};
+        on_progress(&progress, d);
+    }
+}
+
+/* Nothing is left to be fetched. */
+static void open_mapped(Deployment *d)
+{
+    const uint64_t bytes = d->weights->shard->arena_bytes;
+    d->weights->complete = true;
+    d->progress =
+        (FetchProgress){.bytes_done = bytes, .bytes_total = bytes, .bytes_from_cache = bytes};
+    weft__v1__load_request__free_unpacked(g_steal_pointer(&d->request), NULL);
+    log_info(d->table->o.log,
+             "job %s replica %u epoch %" G_GUINT64_FORMAT ": weights are packed on the disk",
+             d->job, d->replica, d->epoch);
+    open_engine(d);
 }
 
 static void map_done(void *user)
@@ -355,6 +388,7 @@ static void map_done(void *user)
     GError *error = task->error;
     g_free(task);
     d->task_running = false;
+    loop_timer_cancel(d->table->o.loop, g_steal_pointer(&d->mapping));
     if (deployment_closing(d)) {
         g_clear_error(&error);
         return;
@@ -363,7 +397,11 @@ static void map_done(void *user)
         deployment_give_up(d, error);
         return;
     }
-    fetch_slices(d);
+    if (d->weights->mapped) {
+        open_mapped(d);
+    } else {
+        fetch_slices(d);
+    }
 }
 
 static bool any_closing(const Deployments *table)
@@ -424,6 +462,7 @@ static void begin(Deployment *d)
     d->weights = g_new0(Weights, 1);
     d->weights->spec = g_steal_pointer(&d->spec);
     d->weights->part = g_steal_pointer(&part);
+    d->mapping = loop_timer_start(table->o.loop, MAPPING_TOLD_US, tell_mapping, d);
     task_pool_run(table->o.pool, map_run, map_done, load_task_new(d));
 }
 

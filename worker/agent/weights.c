@@ -24,9 +24,17 @@ char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, ui
                            last ? " head" : "");
 }
 
+void weights_keep(Weights *weights, PackedImages *images)
+{
+    if (images && weights->complete && !weights->mapped && !weights->keeper) {
+        weights->keeper = image_keeper_start(images, weights->part, weights->shard);
+    }
+}
+
 void weights_free(Weights *weights)
 {
     if (weights) {
+        image_keeper_stop(weights->keeper);
         shard_free(weights->shard);
         model_spec_free(weights->spec);
         g_free(weights->part);

@@ -3,20 +3,25 @@
  * Loop thread. */
 #pragma once
 
+#include "worker/shard/packed_images.h"
 #include "worker/shard/shard.h"
 #include "worker/task_pool.h"
 
 typedef struct Weights {
     ModelSpec *spec;
     Shard *shard;
-    bool complete; /* every slice is in */
-    char *part;    /* what it is: equal texts = equal bytes; NULL when the file has no hash */
+    bool complete;       /* every slice is in */
+    bool mapped;         /* from the image of its part */
+    ImageKeeper *keeper; /* writes that image; or NULL */
+    char *part;          /* what it is: equal texts = equal bytes; NULL when the file has no hash */
     int64_t kept_since_us;
 } Weights;
 
 /* The text for a rank's part of a model; NULL when the file hash is unknown. Returned. */
 char *weights_part(const ModelSpec *spec, const Plan *plan, uint32_t replica, uint32_t stage,
                    uint32_t rank);
+/* Complete ones that were packed become an image in the background, once; images may be NULL. */
+void weights_keep(Weights *weights, PackedImages *images);
 void weights_free(Weights *weights); /* NULL-safe */
 
 /* ---- weights that no deployment uses at the moment ---- */

@@ -409,6 +409,78 @@ Shard *shard_new(const Device *device, const ModelSpec *spec, const Plan *plan, 
     return shard;
 }
 
+/* ---- the layout's hash ---- */
+
+/* What becomes of fixed bytes of the type: another way of packing gives another hash. */
+static void hash_packing(Hasher *hasher, Dtype type, bool is_vector)
+{
+    enum { ROWS = PANEL_ROWS + 1, COLUMNS = 256 };
+    uint8_t file[ROWS * COLUMNS * sizeof(float)];
+    _Alignas(ALIGNMENT) uint8_t packed[2 * PANEL_ROWS * COLUMNS * sizeof(float)] = {0};
+    uint32_t x = 1;
+    for (size_t i = 0; i < sizeof file; i++) {
+        x = x * 1664525u + 1013904223u;
+        file[i] = (uint8_t)(x >> 24);
+    }
+    size_t row_bytes = 0;
+    if (!dtype_row_bytes(type, COLUMNS, &row_bytes)) {
+        return;
+    }
+    if (is_vector) {
+        float values[COLUMNS];
+        dequantise_row(type, file, COLUMNS, values);
+        hasher_update(hasher, values, sizeof values);
+        return;
+    }
+    PackedMatrix m = {.type = type,
+                      .n_out = ROWS,
+                      .n_in = COLUMNS,
+                      .data = packed,
+                      .panel_bytes = packed_panel_bytes(type, COLUMNS)};
+    g_assert(2 * m.panel_bytes <= sizeof packed);
+    packed_put(&m, file, row_bytes, 0, ROWS, 0, COLUMNS);
+    hasher_update(hasher, packed, sizeof packed);
+}
+
+Hash128 shard_layout_hash(const Shard *shard)
+{
+    bool seen[2][DTYPE_LIMIT] = {0};
+    Hasher *hasher = hasher_new();
+    for (uint32_t i = 0; i < shard->spec->n_tensors; i++) {
+        const TensorSpec *t = &shard->spec->tensors[i];
+        const SliceRect rect = held_rect(shard, t);
+        LayerWeights none = {0}, *layer = &none;
+        if (rect.n_rows == 0) {
+            continue;
+        }
+        if (t->layer >= 0) {
+            layer = &shard->layers[(uint32_t)t->layer - shard->layer_first];
+        }
+        float **vector = vector_of((Shard *)shard, layer, t->role);
+        const PackedMatrix *m = matrix_of((Shard *)shard, layer, t->role);
+        const void *at = vector ? (const void *)*vector : m ? m->data : NULL;
+        if (at) {
+            const uint64_t place[] = {t->role,
+                                      t->type,
+                                      rect.row0,
+                                      rect.n_rows,
+                                      rect.col0,
+                                      rect.n_cols,
+                                      m ? m->panel_bytes : 0,
+                                      (uint64_t)((const uint8_t *)at - (uint8_t *)shard->arena)};
+            hasher_update(hasher, place, sizeof place);
+        }
+        if (at && !seen[vector != NULL][t->type]) {
+            seen[vector != NULL][t->type] = true;
+            hash_packing(hasher, t->type, vector != NULL);
+        }
+    }
+    hasher_update(hasher, &shard->arena_bytes, sizeof shard->arena_bytes);
+    const Hash128 hash = hasher_finish(hasher);
+    hasher_free(hasher);
+    return hash;
+}
+
 bool shard_finish(Shard *shard, GError **error)
 {
     const bool ok = !shard->upload || shard_upload_finish(shard->upload, error);

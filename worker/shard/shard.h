@@ -5,6 +5,7 @@
 
 #include "kernels/device/device.h"
 #include "kernels/ops/matmul.h"
+#include "proto/base/hash.h"
 #include "proto/model/model_spec.h"
 #include "proto/plan/plan.h"
 
@@ -61,5 +62,8 @@ size_t shard_bytes(const ModelSpec *spec, const Plan *plan, uint32_t replica, ui
 /* Packs the file bytes of one slice (model_spec_slice_bytes) to its place. Threads may put
  * different slices of different tensors. */
 void shard_put(Shard *shard, uint32_t tensor_index, uint32_t slice, const void *bytes);
+/* Of where everything lies in the arena and of how this build packs it: arenas of one part and one
+ * hash have the same bytes. */
+Hash128 shard_layout_hash(const Shard *shard);
 /* The packed head: output, or the tied embedding. */
 const PackedMatrix *shard_head(const Shard *shard);

@@ -2,6 +2,7 @@
  * fails in any way only costs the network again. */
 #include "worker/shard/slice_store.h"
 
+#include "proto/base/whole_io.h"
 #include "proto/model/model_message.h"
 
 #include <errno.h>
@@ -43,6 +44,11 @@ void slice_store_free(SliceStore *store)
     }
 }
 
+const char *slice_store_dir(const SliceStore *store)
+{
+    return store->dir;
+}
+
 void slice_store_retry(SliceStore *store)
 {
     atomic_store(&store->writes_off, false);
@@ -59,21 +65,6 @@ static char *tensor_dir(const SliceStore *store, const SliceId *id)
     char hex[33];
     hash128_hex(&id->file_hash, hex);
     return g_strdup_printf("%s/%s/%u", store->dir, hex, id->tensor);
-}
-
-static bool read_whole(int fd, void *out, size_t size, off_t offset)
-{
-    for (size_t done = 0; done < size;) {
-        ssize_t n = pread(fd, (char *)out + done, size - done, offset + (off_t)done);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return false;
-        }
-        done += (size_t)n;
-    }
-    return true;
 }
 
 /* An open descriptor and the file's size, or -1. */
@@ -110,7 +101,7 @@ bool slice_store_read(SliceStore *store, const SliceId *id, const Hash128 *expec
     if (fd < 0) {
         return false;
     }
-    bool whole = there == size && read_whole(fd, out, size, 0);
+    bool whole = there == size && io_read_whole(fd, out, size, 0);
     close(fd);
     if (!whole) {
         drop_cached(store, id, "has another size");
@@ -132,28 +123,13 @@ GBytes *slice_store_read_any(SliceStore *store, const SliceId *id, size_t limit)
         return NULL;
     }
     void *data = size > 0 && size <= limit ? g_try_malloc(size) : NULL;
-    bool ok = data && read_whole(fd, data, size, 0);
+    bool ok = data && io_read_whole(fd, data, size, 0);
     close(fd);
     if (!ok) {
         g_free(data);
         return NULL;
     }
     return g_bytes_new_take(data, size);
-}
-
-static bool write_whole(int fd, const void *data, size_t size)
-{
-    for (size_t done = 0; done < size;) {
-        ssize_t n = write(fd, (const char *)data + done, size - done);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return false;
-        }
-        done += (size_t)n;
-    }
-    return true;
 }
 
 /* Writes `data` to `aside`; errno tells why not. Writing back begins at once: a model's worth of
@@ -164,7 +140,7 @@ static bool write_aside(const char *aside, const void *data, size_t size)
     if (fd < 0) {
         return false;
     }
-    bool ok = write_whole(fd, data, size);
+    bool ok = io_write_whole(fd, data, size, 0);
     int why = errno;
     if (ok) {
         sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
@@ -298,9 +274,9 @@ static bool read_columns(int fd, off_t at, size_t row_bytes, uint32_t n_rows,
     g_autofree uint8_t *strip = g_try_malloc(rows_at_once * span);
     for (uint32_t row = 0, rows; strip && row < n_rows; row += rows) {
         rows = (uint32_t)MIN(rows_at_once, n_rows - row);
-        bool ok = span == row_bytes && read_whole(fd, strip, rows * span, at);
+        bool ok = span == row_bytes && io_read_whole(fd, strip, rows * span, at);
         for (uint32_t r = 0; span != row_bytes && r < rows; r++) {
-            ok = read_whole(fd, strip + r * span, span, at + (off_t)(r * row_bytes + from));
+            ok = io_read_whole(fd, strip + r * span, span, at + (off_t)(r * row_bytes + from));
             if (!ok) {
                 break;
             }
@@ -344,7 +320,7 @@ bool slice_files_read(SliceFiles *files, const ModelSpec *spec, const TensorSpec
         }
         const off_t at = (off_t)(tensor->offset + (uint64_t)first.row0 * row_bytes);
         if (!(columns[0].n == row_bytes
-                  ? read_whole(fd, columns[0].out, (size_t)first.n_rows * row_bytes, at)
+                  ? io_read_whole(fd, columns[0].out, (size_t)first.n_rows * row_bytes, at)
                   : read_columns(fd, at, row_bytes, first.n_rows, columns, same))) {
             return false;
         }

@@ -28,6 +28,8 @@ typedef struct SliceId {
  * then as NULL. Log is borrowed, may be NULL. */
 SliceStore *slice_store_new(const char *cache_dir, Log *log);
 void slice_store_free(SliceStore *store); /* NULL-safe */
+/* Where it keeps them; NULL = nowhere. Borrowed. */
+const char *slice_store_dir(const SliceStore *store);
 
 /* Reads a cached slice of exactly `size` bytes whose hash is *expected. False: not there. A file of
  * another size or hash is removed (one warning). */
