@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define PIECE_CHUNKS ((size_t)16) /* of a take-over; and as many may wait for the disk */
+#define CHUNKS_BEHIND ((size_t)16) /* that may wait for the disk */
 #define MAX_THREADS 64u
 
 static const char magic[8] = "weftimg1";
@@ -77,9 +77,9 @@ static void write_back(int fd, size_t chunk)
 {
     (void)sync_file_range(fd, (off_t)(chunk * IMAGE_CHUNK_BYTES), IMAGE_CHUNK_BYTES,
                           SYNC_FILE_RANGE_WRITE);
-    if (chunk >= PIECE_CHUNKS) {
+    if (chunk >= CHUNKS_BEHIND) {
         (void)sync_file_range(
-            fd, (off_t)((chunk - PIECE_CHUNKS) * IMAGE_CHUNK_BYTES), IMAGE_CHUNK_BYTES,
+            fd, (off_t)((chunk - CHUNKS_BEHIND) * IMAGE_CHUNK_BYTES), IMAGE_CHUNK_BYTES,
             SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
     }
 }
@@ -277,8 +277,8 @@ bool image_map(const ImageFile *image, uint8_t *arena, unsigned n_threads, Image
 bool image_take_over(const ImageFile *image, uint8_t *arena, ImageWork *work, GError **error)
 {
     const size_t n = n_chunks_of(image->bytes);
-    for (size_t i = 0; i < n; i += PIECE_CHUNKS) {
-        if (!replace(image, arena, i, MIN(PIECE_CHUNKS, n - i), 1, work, error)) {
+    for (size_t i = 0; i < n; i++) {
+        if (!replace(image, arena, i, 1, 1, work, error)) {
             return false;
         }
     }
@@ -300,10 +300,7 @@ bool image_write(int fd, const Hash128 *key, uint8_t *arena, size_t bytes, Image
             return false;
         }
         write_back(fd, i);
-        const size_t written = i % PIECE_CHUNKS + 1;
-        if (takes && (written == PIECE_CHUNKS || i + 1 == n)) {
-            takes = replace(&image, arena, i + 1 - written, written, 1, work, NULL);
-        }
+        takes = takes && replace(&image, arena, i, 1, 1, work, NULL);
     }
     const Footer footer = footer_of(key, bytes, sums);
     return write_part(fd, sums, n * sizeof *sums, sums_at(bytes), error) &&

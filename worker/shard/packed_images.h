@@ -30,7 +30,7 @@ bool packed_images_load(PackedImages *images, const char *part, Shard *shard, un
                         ImageWork *work);
 
 /* Writes the image of a complete shard in the background, at the lowest priority, then gives the
- * memory of the arena back for the file's pages, a piece at a time: the bytes stay where they are
+ * memory of the arena back for the file's pages, a chunk at a time: the bytes stay where they are
  * and what they are. NULL where nothing is to be done. The shard must outlive the keeper. */
 typedef struct ImageKeeper ImageKeeper;
 ImageKeeper *image_keeper_start(PackedImages *images, const char *part, Shard *shard);

@@ -22,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MANY_BYTES ((size_t)150 << 20 | 12345) /* three pieces */
+#define MANY_BYTES ((size_t)150 << 20 | 12345)
 
 static const Hash128 key = {{1, 2, 3}}, other_key = {{1, 2, 4}};
 
