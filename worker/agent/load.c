@@ -362,7 +362,9 @@ static void tell_mapping(void *user)
     const size_t done = atomic_load(&d->image.done);
     d->mapping = loop_timer_start(d->table->o.loop, MAPPING_TOLD_US, tell_mapping, d);
     if (done > d->progress.bytes_done) {
-        const FetchProgress progress = {.bytes_done = done, .bytes_from_cache = done};
+        const PlanRank *own = &d->plan->replicas[d->replica].stages[d->stage].ranks[d->rank];
+        const FetchProgress progress = {
+            .bytes_done = done, .bytes_total = own->weight_bytes, .bytes_from_cache = done};
         on_progress(&progress, d);
     }
 }
