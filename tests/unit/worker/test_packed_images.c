@@ -12,6 +12,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,6 +74,16 @@ static bool is_file(const uint8_t *arena, size_t bytes)
         }
     }
     return false;
+}
+
+/* Bytes that this process has locked. */
+static size_t locked(void)
+{
+    g_autofree char *status = NULL;
+    assert_true(g_file_get_contents("/proc/self/status", &status, NULL, NULL));
+    const char *line = strstr(status, "VmLck:");
+    assert_non_null(line);
+    return (size_t)g_ascii_strtoull(line + strlen("VmLck:"), NULL, 10) << 10;
 }
 
 static int new_file(void)
@@ -162,13 +174,36 @@ static void test_damage_is_seen(void **state)
         }
         assert_int_equal(pwrite(fd, &right, 1, places[i]), 1);
     }
-    const off_t sizes[] = {st.st_size - 1, st.st_size + 1, 0};
+    const off_t sizes[] = {st.st_size + 1, st.st_size - 1, 0};
     for (size_t i = 0; i < G_N_ELEMENTS(sizes); i++) {
         g_autoptr(GError) error = NULL;
         assert_int_equal(ftruncate(fd, sizes[i]), 0);
         assert_false(map_file(fd, &key, arena, bytes, &error));
         assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID));
     }
+    assert_int_equal(locked(), 0);
+    weft_unmap(arena, bytes);
+    close(fd);
+}
+
+/* A page that the disk does not give is an error, not a signal. */
+static void test_a_file_that_cannot_be_read(void **state)
+{
+    const size_t bytes = 2 * IMAGE_CHUNK_BYTES;
+    (void)state;
+    needs_images(2 * bytes);
+    const int fd = written(bytes, 8);
+    uint8_t *arena = weft_map(bytes, "arena", NULL);
+    g_autoptr(GError) error = NULL;
+    ImageWork work = {false};
+    ImageFile image;
+    assert_true(image_open(fd, &key, bytes, &image, &error));
+    assert_int_equal(ftruncate(fd, (off_t)IMAGE_CHUNK_BYTES + 4096), 0);
+    assert_false(image_map(&image, arena, 2, &work, &error));
+    assert_true(g_error_matches(error, WEFT_ERROR, WEFT_ERROR_IO));
+    arena[bytes - 1] = 1;
+    assert_int_equal(locked(), 0);
+    image_close(&image);
     weft_unmap(arena, bytes);
     close(fd);
 }
@@ -415,6 +450,18 @@ static unsigned n_images(const World *w, char **one)
     return n;
 }
 
+/* All images that are there were used last so many seconds after 1970. */
+static void set_used(const World *w, time_t seconds)
+{
+    g_autofree char *path = g_build_filename(w->dir, "packed", NULL);
+    const struct timespec times[2] = {{seconds, 0}, {seconds, 0}};
+    g_autoptr(GDir) dir = g_dir_open(path, 0, NULL);
+    for (const char *name; (name = g_dir_read_name(dir)) != NULL;) {
+        g_autofree char *image = g_build_filename(path, name, NULL);
+        assert_int_equal(utimensat(AT_FDCWD, image, times, 0), 0);
+    }
+}
+
 /* A keeper's whole work; true: the shard lies in a file now. */
 static bool keep_whole(World *w, const char *part, Shard *shard)
 {
@@ -476,6 +523,7 @@ static void test_a_shard_comes_back(void **state)
     /* A second owner of the same part takes the file that is there. */
     Shard *again = full_shard(w, 1);
     assert_true(keep_whole(w, "one", again));
+    assert_non_null(strstr(w->log.last, " are used"));
     assert_int_equal(n_images(w, NULL), 2);
     assert_memory_equal(again->arena, shards[1]->arena, again->arena_bytes);
     assert_int_equal(atomic_load(&w->log.n_warnings), 0);
@@ -490,20 +538,38 @@ static void test_what_is_not_believed(void **state)
     (void)state;
     needs_images((size_t)64 << 20);
     World *w = world_new(0);
-    g_autofree char *path = NULL, *aside = NULL;
+    g_autofree char *path = NULL, *aside = NULL, *name = NULL;
     Shard *shard = full_shard(w, 0);
     assert_true(keep_whole(w, "it", shard));
     shard_free(shard);
     assert_int_equal(n_images(w, &path), 1);
-    assert_int_equal(chmod(path, 0420), 0); /* others may have written it */
-    assert_null(loaded(w, "it", 0));
+    const mode_t writable[] = {0420, 0402}; /* others may have written it */
+    for (size_t i = 0; i < G_N_ELEMENTS(writable); i++) {
+        assert_int_equal(chmod(path, writable[i]), 0);
+        assert_null(loaded(w, "it", 0));
+    }
     assert_int_equal(chmod(path, 0400), 0);
+    if (geteuid() == 0) {
+        assert_int_equal(chown(path, 65534, (gid_t)-1), 0);
+        assert_null(loaded(w, "it", 0));
+        assert_int_equal(chown(path, 0, (gid_t)-1), 0);
+    }
     aside = g_strconcat(path, ".aside", NULL);
+    name = g_path_get_basename(aside);
     assert_int_equal(rename(path, aside), 0);
-    assert_int_equal(symlink(aside, path), 0);
+    assert_int_equal(symlink(name, path), 0);
+    assert_int_equal(access(path, R_OK), 0);
+    assert_null(loaded(w, "it", 0));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0400), 0);
     assert_null(loaded(w, "it", 0));
     assert_int_equal(rename(aside, path), 0);
     check_loaded(w, "it", 0);
+    ImageWork stop = {.stop = true}; /* nor removed */
+    shard = empty_shard(w, 0);
+    assert_false(packed_images_load(w->images, "it", shard, 2, &stop));
+    shard_free(shard);
+    assert_int_equal(n_images(w, NULL), 1);
     assert_int_equal(atomic_load(&w->log.n_warnings), 0);
 
     assert_int_equal(chmod(path, 0600), 0);
@@ -539,6 +605,7 @@ static void test_room(void **state)
     shard = full_shard(w, 0);
     assert_true(keep_whole(w, "b", shard));
     shard_free(shard);
+    set_used(w, 1000000000); /* clocks of files are coarse: what follows is later than this */
     check_loaded(w, "a", 0);
     shard = full_shard(w, 0);
     assert_true(keep_whole(w, "c", shard));
@@ -575,11 +642,128 @@ static void test_a_keeper_that_is_stopped(void **state)
     world_free(w);
 }
 
+/* The disk is full before an image is whole: nobody finds half of one. */
+static int kept_with_a_full_disk(int fd, size_t bytes)
+{
+    (void)fd;
+    (void)bytes;
+    World *w = world_new(0);
+    Shard *shard = full_shard(w, 0);
+    const Hash128 before = hash128(shard->arena, shard->arena_bytes);
+    const struct rlimit low = {shard->arena_bytes / 2, shard->arena_bytes / 2};
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &low);
+    ImageKeeper *keeper = image_keeper_start(w->images, "it", shard);
+    while (atomic_load(&w->log.n_warnings) == 0) {
+        g_usleep(1000);
+    }
+    image_keeper_stop(keeper);
+    const Hash128 after = hash128(shard->arena, shard->arena_bytes);
+    const bool ok = n_images(w, NULL) == 0 && hash128_equal(&before, &after);
+    shard_free(shard);
+    world_free(w);
+    return ok ? 0 : 1;
+}
+
+/* Waits for the line that says why nothing is kept. */
+static bool is_refused(World *w, const char *why)
+{
+    Shard *shard = full_shard(w, 0);
+    ImageKeeper *keeper = image_keeper_start(w->images, "it", shard);
+    while (atomic_load(&w->log.n_infos) == 0) {
+        g_usleep(1000);
+    }
+    image_keeper_stop(keeper);
+    shard_free(shard);
+    return strstr(w->log.last, why) && n_images(w, NULL) == 0;
+}
+
+/* What cannot be mapped later is not written, for nothing, at each start. */
+static int kept_without_locking(int fd, size_t bytes)
+{
+    (void)fd;
+    (void)bytes;
+    World *w = world_new(0);
+    const struct rlimit low = {65536, 65536};
+    const uid_t own = geteuid();
+    setrlimit(RLIMIT_MEMLOCK, &low);
+    if (chmod(w->dir, 0777) != 0 || (own == 0 && seteuid(65534) != 0)) {
+        return 1;
+    }
+    const bool ok = is_refused(w, "may not lock");
+    if (own == 0 && seteuid(0) != 0) {
+        return 2;
+    }
+    world_free(w);
+    return ok ? 0 : 3;
+}
+
+static void test_limits_of_a_keeper(void **state)
+{
+    (void)state;
+    needs_images((size_t)64 << 20);
+    assert_int_equal(in_child(kept_with_a_full_disk, -1, 0), 0);
+    assert_int_equal(in_child(kept_without_locking, -1, 0), 0);
+}
+
+/* Each of the places that the hash is of. */
+static void test_layout_hash(void **state)
+{
+    (void)state;
+    World *w = world_new(0);
+    Shard *shard = empty_shard(w, 0), *same = full_shard(w, 0);
+    const Hash128 hash = shard_layout_hash(shard), other = shard_layout_hash(same);
+    PackedMatrix *k = &shard->layers[1].k;
+    float **norm = &shard->layers[1].ffn_norm;
+    Hash128 moved[4];
+    assert_true(hash128_equal(&hash, &other));
+    k->data += 64;
+    moved[0] = shard_layout_hash(shard);
+    k->data -= 64;
+    k->panel_bytes += 64;
+    moved[1] = shard_layout_hash(shard);
+    k->panel_bytes -= 64;
+    *norm += 16;
+    moved[2] = shard_layout_hash(shard);
+    *norm -= 16;
+    shard->arena_bytes += 64;
+    moved[3] = shard_layout_hash(shard);
+    shard->arena_bytes -= 64;
+    for (size_t i = 0; i < G_N_ELEMENTS(moved); i++) {
+        assert_false(hash128_equal(&moved[i], &hash));
+    }
+    const Hash128 again = shard_layout_hash(shard);
+    assert_true(hash128_equal(&again, &hash));
+    shard_free(shard);
+    shard_free(same);
+    world_free(w);
+}
+
+static void test_memory_is_no_disk(void **state)
+{
+    (void)state;
+    needs_images((size_t)64 << 20);
+    char dir[] = "/dev/shm/packed-images-XXXXXX";
+    struct statfs fs;
+    if (!g_mkdtemp(dir) || statfs(dir, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
+        rmdir(dir);
+        print_message("skipped: no file system in memory at /dev/shm\n");
+        skip();
+    }
+    World *w = world_new(0);
+    packed_images_free(w->images);
+    w->images = packed_images_new(dir, 0, &w->log.base);
+    assert_true(is_refused(w, "in memory"));
+    remove_tree(dir);
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_damage_is_seen),
+        cmocka_unit_test(test_a_file_that_cannot_be_read),
         cmocka_unit_test(test_replaced_under_a_reader),
         cmocka_unit_test(test_stopped),
         cmocka_unit_test(test_limits),
@@ -587,6 +771,9 @@ int main(void)
         cmocka_unit_test(test_what_is_not_believed),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_a_keeper_that_is_stopped),
+        cmocka_unit_test(test_limits_of_a_keeper),
+        cmocka_unit_test(test_layout_hash),
+        cmocka_unit_test(test_memory_is_no_disk),
     };
     return cmocka_run_group_tests_name("packed images", tests, NULL, NULL);
 }
