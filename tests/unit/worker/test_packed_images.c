@@ -59,21 +59,26 @@ static void fill(uint8_t *arena, size_t bytes, uint32_t seed)
     }
 }
 
-/* One mapping of a file holds all of it, and cannot be written. */
-static bool is_file(const uint8_t *arena, size_t bytes)
+/* The inode of the file of which one mapping, not to be written, holds all of it; 0: none. */
+static unsigned long file_of(const uint8_t *arena, size_t bytes)
 {
     g_autofree char *maps = NULL;
     assert_true(g_file_get_contents("/proc/self/maps", &maps, NULL, NULL));
     g_auto(GStrv) lines = g_strsplit(maps, "\n", -1);
     for (char **line = lines; *line; line++) {
-        unsigned long from, to;
+        unsigned long from, to, inode;
         char rights[8];
-        if (sscanf(*line, "%lx-%lx %7s", &from, &to, rights) == 3 && (uintptr_t)arena >= from &&
-            (uintptr_t)arena + bytes <= to) {
-            return strcmp(rights, "r--s") == 0;
+        if (sscanf(*line, "%lx-%lx %7s %*s %*s %lu", &from, &to, rights, &inode) == 4 &&
+            (uintptr_t)arena >= from && (uintptr_t)arena + bytes <= to) {
+            return strcmp(rights, "r--s") == 0 ? inode : 0;
         }
     }
-    return false;
+    return 0;
+}
+
+static bool is_file(const uint8_t *arena, size_t bytes)
+{
+    return file_of(arena, bytes) != 0;
 }
 
 /* Bytes that this process has locked. */
@@ -524,6 +529,8 @@ static void test_a_shard_comes_back(void **state)
     Shard *again = full_shard(w, 1);
     assert_true(keep_whole(w, "one", again));
     assert_non_null(strstr(w->log.last, " are used"));
+    assert_int_equal(file_of(again->arena, again->arena_bytes),
+                     file_of(shards[1]->arena, again->arena_bytes));
     assert_int_equal(n_images(w, NULL), 2);
     assert_memory_equal(again->arena, shards[1]->arena, again->arena_bytes);
     assert_int_equal(atomic_load(&w->log.n_warnings), 0);
