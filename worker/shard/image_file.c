@@ -151,6 +151,10 @@ static bool read_in(uint8_t *at, size_t bytes)
     do {
         rc = madvise(at, bytes, MADV_POPULATE_READ);
     } while (rc != 0 && errno == EINTR);
+    if (rc != 0 && errno == EINVAL) { /* before Linux 5.14; locking reads them in, too */
+        rc = mlock(at, bytes);
+        errno = rc != 0 && errno == ENOMEM ? EIO : errno; /* its word for what cannot be read */
+    }
     return rc == 0;
 }
 
