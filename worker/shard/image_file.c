@@ -295,6 +295,11 @@ bool image_write(int fd, const Hash128 *key, uint8_t *arena, size_t bytes, Image
     const size_t n = n_chunks_of(bytes);
     g_autofree Hash128 *sums = g_new(Hash128, n);
     const ImageFile image = {.fd = fd, .bytes = bytes, .sums = sums};
+    /* A disk that is full says so before pages of the file are in use. */
+    if (fallocate(fd, 0, 0, sums_at(bytes)) != 0 && errno != EOPNOTSUPP) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
+        return false;
+    }
     bool takes = true;
     for (size_t i = 0; i < n; i++) {
         const uint8_t *chunk = arena + i * IMAGE_CHUNK_BYTES;

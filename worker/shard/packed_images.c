@@ -86,13 +86,29 @@ static bool is_usable(const PackedImages *images, const char *part, const Shard 
 
 /* ---- reading ---- */
 
+/* A disk of this host. Memory would hold the weights twice; pages of a network's file system, or of
+ * one in user space, may be dropped although they are locked. */
+static bool on_own_disk(int fd)
+{
+    static const uint32_t others[] = {TMPFS_MAGIC,     RAMFS_MAGIC,      NFS_SUPER_MAGIC,
+                                      SMB_SUPER_MAGIC, SMB2_SUPER_MAGIC, CIFS_SUPER_MAGIC,
+                                      V9FS_MAGIC,      FUSE_SUPER_MAGIC, CEPH_SUPER_MAGIC,
+                                      AFS_SUPER_MAGIC, AFS_FS_MAGIC,     CODA_SUPER_MAGIC};
+    struct statfs fs;
+    bool own = fstatfs(fd, &fs) == 0;
+    for (size_t i = 0; own && i < G_N_ELEMENTS(others); i++) {
+        own = (uint32_t)fs.f_type != others[i];
+    }
+    return own;
+}
+
 /* An image at `path` that nobody else can have written; -1: there is none. */
 static int open_own(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     struct stat st;
     if (fd >= 0 && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
-                    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)) {
+                    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0 || !on_own_disk(fd))) {
         close(fd);
         return -1;
     }
@@ -110,17 +126,14 @@ static void tell_once(PackedImages *images, const char *why)
 #define MAY_NOT_LOCK                                                                               \
     "this process may not lock as much memory: raise its limit (ulimit -l, LimitMEMLOCK=)"
 
-/* What cannot be locked or read now may be right. */
+/* What cannot be locked now may be right. */
 static void tell_failure(PackedImages *images, const char *path, const GError *error)
 {
     if (g_error_matches(error, WEFT_ERROR, WEFT_ERROR_MEMORY)) {
         tell_once(images, MAY_NOT_LOCK);
-    } else if (g_error_matches(error, WEFT_ERROR, WEFT_ERROR_INVALID)) {
+    } else if (!g_error_matches(error, WEFT_ERROR, WEFT_ERROR_CANCELLED)) {
         unlink(path);
         log_warn(images->log, "packed weights %s: %s: removed, slices are packed anew", path,
-                 error->message);
-    } else if (!g_error_matches(error, WEFT_ERROR, WEFT_ERROR_CANCELLED)) {
-        log_warn(images->log, "packed weights %s: %s: slices are packed anew", path,
                  error->message);
     }
 }
@@ -209,13 +222,6 @@ static bool make_room(const PackedImages *images, uint64_t bytes)
     return sum + bytes <= images->limit;
 }
 
-static bool in_memory(int fd)
-{
-    struct statfs fs;
-    return fstatfs(fd, &fs) == 0 &&
-           ((unsigned long)fs.f_type == TMPFS_MAGIC || (unsigned long)fs.f_type == RAMFS_MAGIC);
-}
-
 static bool disk_has(const char *dir, uint64_t bytes)
 {
     struct statvfs fs;
@@ -245,10 +251,12 @@ static const char *obstacle(ImageKeeper *k)
     if (g_mkdir_with_parents(k->images->dir, 0700) != 0) {
         return "the cache cannot be written";
     }
-    if (!disk_has(k->images->dir, bytes)) {
-        return "the cache's disk has less than twice the room for them";
+    if (!make_room(k->images, bytes)) {
+        return "they are larger than this host's memory, or older ones cannot be removed";
     }
-    return make_room(k->images, bytes) ? NULL : "they are larger than this host's memory";
+    return disk_has(k->images->dir, bytes)
+               ? NULL
+               : "the cache's disk has less than twice the room for them";
 }
 
 /* An open file without a name, or -1: it will not be written. */
@@ -256,8 +264,8 @@ static int open_nameless(ImageKeeper *k)
 {
     const char *why = obstacle(k);
     const int fd = why ? -1 : open(k->images->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0400);
-    if (!why && (fd < 0 || in_memory(fd))) {
-        why = "the cache's file system is in memory, or cannot be written so (O_TMPFILE)";
+    if (!why && (fd < 0 || !on_own_disk(fd))) {
+        why = "the cache's file system is no disk of this host, or knows no O_TMPFILE";
     }
     if (!why) {
         return fd;
@@ -269,32 +277,17 @@ static int open_nameless(ImageKeeper *k)
     return -1;
 }
 
-/* False: the disk; errno. Who was first with the same image is as good. */
 static bool give_name(int fd, const char *path)
 {
     g_autofree char *open_file = g_strdup_printf("/proc/self/fd/%d", fd);
-    return linkat(AT_FDCWD, open_file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) == 0 || errno == EEXIST;
-}
-
-static bool write_image(ImageKeeper *k, GError **error)
-{
-    const int fd = open_nameless(k);
-    if (fd < 0) {
-        return false;
-    }
-    bool ok = image_write(fd, &k->key, k->shard->arena, k->shard->arena_bytes, &k->work, error);
-    if (ok && !give_name(fd, k->path)) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
-        ok = false;
-    }
-    close(fd);
-    return ok;
+    return linkat(AT_FDCWD, open_file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) == 0;
 }
 
 static bool take_over(ImageKeeper *k, GError **error)
 {
     const int fd = open_own(k->path);
     if (fd < 0) {
+        tell_once(k->images, "a file of the cache is not this user's alone");
         return false;
     }
     ImageFile image;
@@ -305,6 +298,22 @@ static bool take_over(ImageKeeper *k, GError **error)
     }
     close(fd);
     return ok;
+}
+
+static bool write_image(ImageKeeper *k, GError **error)
+{
+    const int fd = open_nameless(k);
+    if (fd < 0) {
+        return false;
+    }
+    bool ok = image_write(fd, &k->key, k->shard->arena, k->shard->arena_bytes, &k->work, error);
+    const bool named = ok && give_name(fd, k->path), overtaken = ok && !named && errno == EEXIST;
+    if (ok && !named && !overtaken) {
+        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
+        ok = false;
+    }
+    close(fd);
+    return overtaken ? take_over(k, error) : ok; /* one file for all who hold the part */
 }
 
 static void keep(ImageKeeper *k)
@@ -342,8 +351,7 @@ static void *keeper_main(void *user)
     ImageKeeper *k = user;
     const pid_t self = (pid_t)syscall(SYS_gettid);
     (void)setpriority(PRIO_PROCESS, (id_t)self, 19);
-    (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, self,
-                  IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0));
+    (void)syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, self, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, 7));
     if (wait_for_turn(k)) {
         keep(k);
     }

@@ -540,6 +540,37 @@ static void test_a_shard_comes_back(void **state)
     world_free(w);
 }
 
+/* Both find none and write; whoever is second takes the first one's. */
+static void test_two_owners_at_once(void **state)
+{
+    (void)state;
+    needs_images((size_t)64 << 20);
+    for (int times = 0; times < 5; times++) {
+        World *w = world_new(0);
+        Shard *shards[2] = {full_shard(w, 0), full_shard(w, 0)};
+        ImageKeeper *keepers[2];
+        unsigned long inodes[2];
+        for (int i = 0; i < 2; i++) {
+            keepers[i] = image_keeper_start(w->images, "it", shards[i]);
+        }
+        for (int i = 0; i < 4000 && atomic_load(&w->log.n_infos) < 2; i++) {
+            g_usleep(5000);
+        }
+        for (int i = 0; i < 2; i++) {
+            image_keeper_stop(keepers[i]);
+            inodes[i] = file_of(shards[i]->arena, shards[i]->arena_bytes);
+        }
+        assert_int_not_equal(inodes[0], 0);
+        assert_int_equal(inodes[0], inodes[1]);
+        assert_memory_equal(shards[0]->arena, shards[1]->arena, shards[0]->arena_bytes);
+        assert_int_equal(n_images(w, NULL), 1);
+        assert_int_equal(atomic_load(&w->log.n_warnings), 0);
+        shard_free(shards[0]);
+        shard_free(shards[1]);
+        world_free(w);
+    }
+}
+
 static void test_what_is_not_believed(void **state)
 {
     (void)state;
@@ -760,7 +791,7 @@ static void test_memory_is_no_disk(void **state)
     World *w = world_new(0);
     packed_images_free(w->images);
     w->images = packed_images_new(dir, 0, &w->log.base);
-    assert_true(is_refused(w, "in memory"));
+    assert_true(is_refused(w, "no disk of this host"));
     remove_tree(dir);
     world_free(w);
 }
@@ -775,6 +806,7 @@ int main(void)
         cmocka_unit_test(test_stopped),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_a_shard_comes_back),
+        cmocka_unit_test(test_two_owners_at_once),
         cmocka_unit_test(test_what_is_not_believed),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_a_keeper_that_is_stopped),
