@@ -3,10 +3,10 @@
  *
  *   DIR/packed/<hash of the part and of the arena's layout>      image_file.h
  *
- * A file is whole or absent. It is believed where it belongs to this user alone, says what it is and
- * its chunks have the hashes that it names; what is damaged or cannot be read is removed with one
- * warning. All images together are at most as large as the host's memory; the ones unused for longest
- * go first, so that those of a plan that cuts otherwise now go by themselves.
+ * A file is whole or absent. It is believed where it belongs to this user alone, says what it is
+ * and its chunks have the hashes that it names; what is damaged or cannot be read is removed with
+ * one warning. All images together are at most as large as the host's memory; the ones unused for
+ * longest go first, so that those of a plan that cuts otherwise now go by themselves.
  *
  * None is written where half of the free disk would not hold it, or where this process may not lock
  * as much memory. None is used on file systems of a network, of user space or in memory, nor on a
