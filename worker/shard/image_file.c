@@ -296,7 +296,7 @@ bool image_write(int fd, const Hash128 *key, uint8_t *arena, size_t bytes, Image
     g_autofree Hash128 *sums = g_new(Hash128, n);
     const ImageFile image = {.fd = fd, .bytes = bytes, .sums = sums};
     /* A disk that is full says so before pages of the file are in use. */
-    if (fallocate(fd, 0, 0, sums_at(bytes)) != 0 && errno != EOPNOTSUPP) {
+    if (fallocate(fd, 0, 0, sums_at(bytes)) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
         g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
         return false;
     }

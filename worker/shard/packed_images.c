@@ -16,6 +16,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#define LONGEST_AFTER_US (366 * 86400 * (int64_t)1000000)
+
 struct PackedImages {
     char *dir; /* NULL = none are used */
     int64_t after_us;
@@ -32,11 +34,22 @@ static bool several_memory_nodes(void)
            strpbrk(nodes, "-,") != NULL;
 }
 
+/* As much as this user may have. */
+static void raise_lock_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_MEMLOCK, &limit);
+    }
+}
+
 PackedImages *packed_images_new(const char *dir, int64_t after_us, Log *log)
 {
     PackedImages *images = g_new0(PackedImages, 1);
-    images->after_us = after_us;
+    images->after_us = MIN(after_us, LONGEST_AFTER_US);
     images->log = log;
+    raise_lock_limit();
     images->limit = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     if (dir && several_memory_nodes()) {
         log_info(log, "this host has several memory nodes: weights are packed anew at each start");
@@ -300,20 +313,25 @@ static bool take_over(ImageKeeper *k, GError **error)
     return ok;
 }
 
+/* False with an error: another's file is there and does not serve; without one, it was told. */
 static bool write_image(ImageKeeper *k, GError **error)
 {
     const int fd = open_nameless(k);
     if (fd < 0) {
         return false;
     }
-    bool ok = image_write(fd, &k->key, k->shard->arena, k->shard->arena_bytes, &k->work, error);
+    g_autoptr(GError) why = NULL;
+    const bool ok =
+        image_write(fd, &k->key, k->shard->arena, k->shard->arena_bytes, &k->work, &why);
     const bool named = ok && give_name(fd, k->path), overtaken = ok && !named && errno == EEXIST;
     if (ok && !named && !overtaken) {
-        g_set_error(error, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
-        ok = false;
+        g_set_error(&why, WEFT_ERROR, WEFT_ERROR_IO, "%s", g_strerror(errno));
     }
     close(fd);
-    return overtaken ? take_over(k, error) : ok; /* one file for all who hold the part */
+    if (why && !g_error_matches(why, WEFT_ERROR, WEFT_ERROR_CANCELLED)) {
+        log_warn(k->images->log, "packed weights %s: cannot be written: %s", k->path, why->message);
+    }
+    return overtaken ? take_over(k, error) : named; /* one file for all who hold the part */
 }
 
 static void keep(ImageKeeper *k)

@@ -662,6 +662,36 @@ static void test_room(void **state)
     world_free(w);
 }
 
+/* The disk takes less than there is: a warning, and the shard stays what and where it is. */
+static void test_a_disk_that_fails(void **state)
+{
+    (void)state;
+    needs_images((size_t)64 << 20);
+    struct rlimit before;
+    World *w = world_new(0);
+    Shard *shard = full_shard(w, 0);
+    const Hash128 right = hash128(shard->arena, shard->arena_bytes);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    const struct rlimit low = {shard->arena_bytes / 2, before.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0);
+    ImageKeeper *keeper = image_keeper_start(w->images, "it", shard);
+    for (int i = 0; i < 4000 && atomic_load(&w->log.n_warnings) == 0; i++) {
+        g_usleep(5000);
+    }
+    image_keeper_stop(keeper);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(atomic_load(&w->log.n_warnings), 1);
+    assert_non_null(strstr(w->log.last, ": cannot be written: File too large"));
+    assert_int_equal(n_images(w, NULL), 0);
+    assert_false(is_file(shard->arena, shard->arena_bytes));
+    const Hash128 after = hash128(shard->arena, shard->arena_bytes);
+    assert_true(hash128_equal(&right, &after));
+    shard_free(shard);
+    world_free(w);
+}
+
 static void test_a_keeper_that_is_stopped(void **state)
 {
     (void)state;
@@ -809,6 +839,7 @@ int main(void)
         cmocka_unit_test(test_two_owners_at_once),
         cmocka_unit_test(test_what_is_not_believed),
         cmocka_unit_test(test_room),
+        cmocka_unit_test(test_a_disk_that_fails),
         cmocka_unit_test(test_a_keeper_that_is_stopped),
         cmocka_unit_test(test_limits_of_a_keeper),
         cmocka_unit_test(test_layout_hash),
