@@ -493,7 +493,7 @@ static void open_objects(Agent *a)
     a->pool = task_pool_new(o->loop, o->io_threads);
     a->store = slice_store_new(o->cache_dir, o->log);
     if (o->packed_images) {
-        a->images = packed_images_new(slice_store_dir(a->store), o->packed_after_us, o->log);
+        a->images = packed_images_new(slice_store_dir(a->store), 0, o->packed_after_us, o->log);
     }
     a->slices = slice_server_new(o->loop, a->pool, a->store);
     DeploymentsOptions options = {

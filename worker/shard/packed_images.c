@@ -44,13 +44,15 @@ static void raise_lock_limit(void)
     }
 }
 
-PackedImages *packed_images_new(const char *dir, int64_t after_us, Log *log)
+PackedImages *packed_images_new(const char *dir, uint64_t limit_bytes, int64_t after_us, Log *log)
 {
     PackedImages *images = g_new0(PackedImages, 1);
     images->after_us = MIN(after_us, LONGEST_AFTER_US);
     images->log = log;
     raise_lock_limit();
-    images->limit = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    images->limit = limit_bytes > 0
+                        ? limit_bytes
+                        : (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     if (dir && several_memory_nodes()) {
         log_info(log, "this host has several memory nodes: weights are packed anew at each start");
     } else {
@@ -65,11 +67,6 @@ void packed_images_free(PackedImages *images)
         g_free(images->dir);
         g_free(images);
     }
-}
-
-void packed_images_set_limit(PackedImages *images, uint64_t bytes)
-{
-    images->limit = bytes;
 }
 
 /* ---- names ---- */

@@ -20,11 +20,10 @@
 
 typedef struct PackedImages PackedImages;
 
-/* dir: the cache's, copied; NULL: no images. Written after_us after a load. Log is borrowed. */
-PackedImages *packed_images_new(const char *dir, int64_t after_us, Log *log);
+/* dir: the cache's, copied; NULL: no images. limit_bytes bounds all images together; 0: the host's
+ * memory. Written after_us after a load. Log is borrowed. */
+PackedImages *packed_images_new(const char *dir, uint64_t limit_bytes, int64_t after_us, Log *log);
 void packed_images_free(PackedImages *images); /* NULL-safe */
-/* The bound on all images, instead of the host's memory (tests). */
-void packed_images_set_limit(PackedImages *images, uint64_t bytes);
 
 /* Fills an empty shard of the host from the image of its part (weights_part(); NULL = none), read
  * by n_threads threads. False: there is none that can be used, and the shard is empty still. Any

@@ -283,6 +283,14 @@ static void run_toy(SimCluster *s, const Toy *t, uint64_t step)
     run_to_step(s, step);
 }
 
+/* The toy job, from its submission on, with somebody who follows it. */
+static void follow_to_step(SimCluster *s, Answer *a, uint64_t step)
+{
+    run_toy(s, &toy, 0);
+    follow(s, a);
+    run_to_step(s, step);
+}
+
 static void run_to_done(SimCluster *s, const Toy *t, unsigned n_epochs)
 {
     run_to_end(s, 30 * SECOND);
@@ -610,9 +618,7 @@ static void test_end_is_durable(void **state)
     g_autofree char *path = path_in(s, "train-toy.jsonl");
     struct stat status;
     Answer a;
-    run_toy(s, &toy, 0);
-    follow(s, &a);
-    run_to_step(s, 25);
+    follow_to_step(s, &a, 25);
     begin_other_numbers(s);
     synced_file = 0;
     assert_ends(s, &a, 30 * SECOND, WEFT_ERROR_NUMERICS);
@@ -628,9 +634,7 @@ static void test_end_that_is_not_durable(void **state)
     g_autofree char *path = path_in(s, "train-toy.jsonl");
     struct stat status;
     Answer a;
-    run_toy(s, &toy, 0);
-    follow(s, &a);
-    run_to_step(s, 25);
+    follow_to_step(s, &a, 25);
     assert_int_equal(stat(path, &status), 0);
     broken_file = status.st_ino;
     sim_answer(s, &a, 30 * SECOND);
@@ -684,9 +688,7 @@ static void test_followers_of_a_cancelled_job(void **state)
     Answer a;
     Weft__V1__CancelJobRequest request = WEFT__V1__CANCEL_JOB_REQUEST__INIT;
     request.name = (char *)"toy";
-    run_toy(s, &toy, 0);
-    follow(s, &a);
-    run_to_step(s, 25);
+    follow_to_step(s, &a, 25);
     assert_false(a.done);
     ask(s, "CancelJob", &request);
     sim_answer(s, &a, SECOND);
@@ -698,9 +700,7 @@ static void test_followers_when_the_coordinator_stops(void **state)
 {
     SimCluster *s = *state;
     Answer a;
-    run_toy(s, &toy, 0);
-    follow(s, &a);
-    run_to_step(s, 25);
+    follow_to_step(s, &a, 25);
     sim_cluster_stop(s);
     assert_ends(s, &a, 5 * SECOND, WEFT_ERROR_UNREACHABLE);
     sim_cluster_start(s);

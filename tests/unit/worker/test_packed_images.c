@@ -28,9 +28,12 @@
 
 static const Hash128 key = {{1, 2, 3}}, other_key = {{1, 2, 4}};
 
+/* Beside the test program: /tmp may be memory, and a test that fails leaves it. */
 static char *new_dir(void)
 {
-    char *dir = g_strdup("packed-images-XXXXXX"); /* not in /tmp, which may be memory */
+    g_autofree char *self = g_file_read_link("/proc/self/exe", NULL);
+    g_autofree char *beside = g_path_get_dirname(self);
+    char *dir = g_build_filename(beside, "packed-images-XXXXXX", NULL);
     assert_non_null(g_mkdtemp(dir));
     return dir;
 }
@@ -406,8 +409,15 @@ static World *world_new(int64_t after_us)
     w->model = tiny_model_new(&shape, 5);
     w->plan = tiny_plan(w->model->spec, 1, (uint32_t[]){2}, (double[]){1, 2});
     w->log.base.write = count_line;
-    w->images = packed_images_new(w->dir, after_us, &w->log.base);
+    w->images = packed_images_new(w->dir, 0, after_us, &w->log.base);
     return w;
+}
+
+/* As a worker that was started with this bound. */
+static void limit_images(World *w, uint64_t bytes)
+{
+    packed_images_free(w->images);
+    w->images = packed_images_new(w->dir, bytes, 0, &w->log.base);
 }
 
 static void world_free(World *w)
@@ -637,7 +647,7 @@ static void test_room(void **state)
     needs_images((size_t)64 << 20);
     World *w = world_new(0);
     Shard *shard = full_shard(w, 0);
-    packed_images_set_limit(w->images, shard->arena_bytes * 5 / 2);
+    limit_images(w, shard->arena_bytes * 5 / 2);
     assert_true(keep_whole(w, "a", shard));
     shard_free(shard);
     shard = full_shard(w, 0);
@@ -654,7 +664,7 @@ static void test_room(void **state)
     shard_free(shard);
 
     shard = full_shard(w, 0);
-    packed_images_set_limit(w->images, shard->arena_bytes / 2);
+    limit_images(w, shard->arena_bytes / 2);
     assert_false(keep_whole(w, "d", shard));
     assert_non_null(strstr(w->log.last, "packed anew at each start: they are larger"));
     shard_free(shard);
@@ -820,7 +830,7 @@ static void test_memory_is_no_disk(void **state)
     }
     World *w = world_new(0);
     packed_images_free(w->images);
-    w->images = packed_images_new(dir, 0, &w->log.base);
+    w->images = packed_images_new(dir, 0, 0, &w->log.base);
     assert_true(is_refused(w, "no disk of this host"));
     remove_tree(dir);
     world_free(w);
